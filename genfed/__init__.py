@@ -1,0 +1,1 @@
+"""genfed: generative federated learning."""

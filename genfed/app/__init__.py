@@ -1,0 +1,1 @@
+"""Configuration, the registry, the run loop and the command line."""

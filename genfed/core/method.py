@@ -1,0 +1,225 @@
+"""What a method's author meets: a method is a list of phases; a phase is send → work → update, some rounds long."""
+
+import math
+import typing
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from genfed.core.aggregate import Aggregate, ClientInfo
+from genfed.core.errors import GenfedError
+from genfed.core.rng import stream
+
+if TYPE_CHECKING:
+    from torch import nn
+
+S = TypeVar("S")
+D = TypeVar("D")
+U = TypeVar("U")
+R = TypeVar("R")
+Weights = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is learned: known to the server and to every client."""
+
+    kind: Literal["image", "table"]
+    shape: tuple[int, ...]
+    """One example: (C, H, W) or (features,)."""
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Data:
+    """Labelled examples: x uint8 [n, C, H, W], or float32 [n, *shape] that is used as it is; y int64 [n]."""
+
+    x: Tensor
+    y: Tensor
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def __getitem__(self, rows: Tensor | slice) -> "Data":
+        return Data(self.x[rows], self.y[rows])
+
+    def to(self, device: torch.device) -> "Data":
+        """The same examples on `device`."""
+        return Data(self.x.to(device), self.y.to(device))
+
+
+class Slot(Generic[R]):
+    """A named place for something a client keeps for itself; it outlives the phase that wrote it."""
+
+    def __init__(self, name: str, kind: type[R]) -> None:
+        self.name, self.kind = name, kind
+
+
+class Kept(Protocol):
+    """A client's private records. A step reads what was kept before it, however often it is repeated."""
+
+    def get(self, slot: Slot[R]) -> R | None:
+        """The record last put there; None before the first."""
+
+    def put(self, slot: Slot[R], record: R) -> None:
+        """Keeps a record for later steps."""
+
+
+@dataclass(frozen=True)
+class Client:
+    """Who is asked: all that `work` may touch."""
+
+    info: ClientInfo
+    task: Task
+    data: Data
+    """Its training examples, on `device`."""
+    kept: Kept
+    rng: torch.Generator
+    """Draws of this (phase, round, client)."""
+    seed: int
+    device: torch.device
+    precision: Literal["float32", "bfloat16"]
+    new_network: "Callable[[torch.Generator], nn.Module]"
+    """Its own classifier, initialised from the generator; on `device`."""
+
+    def common(self, *path: str | int) -> torch.Generator:
+        """A stream that the server and all clients derive alike (initial weights)."""
+        return stream(self.seed, "common", *path)
+
+
+@dataclass(frozen=True)
+class Server:
+    """Where server functions run. It knows what clients are, and cannot reach what they have."""
+
+    task: Task
+    clients: tuple[ClientInfo, ...]
+    round: int
+    rng: torch.Generator
+    seed: int
+    device: torch.device
+    precision: Literal["float32", "bfloat16"]
+    new_network: "Callable[[str, torch.Generator], nn.Module]"
+    """A classifier by architecture, initialised from the generator; on `device`."""
+
+    @property
+    def architectures(self) -> tuple[str, ...]:
+        """Those present, sorted."""
+        return tuple(sorted({c.architecture for c in self.clients}))
+
+    def common(self, *path: str | int) -> torch.Generator:
+        """A stream that the server and all clients derive alike (initial weights)."""
+        return stream(self.seed, "common", *path)
+
+
+@dataclass(frozen=True)
+class Reply(Generic[U]):
+    """What a client gives back."""
+
+    upload: U
+    weight: float = 1.0
+    """What it counts for in a weighted mean: above 0."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Numbers for the log, e.g. the last epoch's loss."""
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """An empty record: nothing is sent, or nothing is uploaded."""
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """What the clients' uploads came to: one value per upload field, as the phase's aggregates made it."""
+
+    values: Mapping[str, Any]
+    clients: tuple[ClientInfo, ...]
+    """Those whose reply is in it, by id."""
+
+    def __getitem__(self, name: str) -> Any:
+        return self.values[name]
+
+
+@dataclass(frozen=True)
+class Phase(Generic[S]):
+    """`rounds` times: send a record to each client taking part, have it work, reduce the uploads, update the state.
+
+    The annotations of `work(client, sent: D) -> Reply[U]` are the wire protocol. Without `work` the server is alone.
+    """
+
+    name: str
+    update: Callable[[Server, S, Reduced], S]
+    send: Callable[[Server, S, ClientInfo], Any] | None = None
+    work: Callable[[Client, Any], Reply[Any]] | None = None
+    aggregate: Mapping[str, Aggregate] = field(default_factory=dict)
+    """How each field of the upload is reduced; a field that is not named is refused."""
+    rounds: int | Callable[[S], int] = 1
+    """A function of the state is asked once, on entry."""
+    slots: tuple[Slot[Any], ...] = ()
+    """What of the client's own it reads or writes."""
+
+    @property
+    def kinds(self) -> tuple[type[Any], type[Any]]:
+        """The record types (sent, uploaded), read from the annotations of `work`."""
+        hints = typing.get_type_hints(self.work)
+        (upload,) = typing.get_args(hints["return"])
+        sent = next(hint for name, hint in hints.items() if name not in ("return", "client"))
+        return sent, upload
+
+
+@dataclass(frozen=True)
+class Repeat(Generic[S]):
+    """Several phases in turn, `times` over. Rounds go on counting per phase name."""
+
+    times: int
+    phases: "Sequence[Phase[S] | Repeat[S]]"
+
+
+def leaves(plan: "Sequence[Phase[S] | Repeat[S]]") -> Iterator[Phase[S]]:
+    """The phases in the order in which they run, repeats unrolled."""
+    for item in plan:
+        if isinstance(item, Repeat):
+            for _ in range(item.times):
+                yield from leaves(item.phases)
+        else:
+            yield item
+
+
+class Method(ABC, Generic[S]):
+    """A federated method: hyper-parameters (its fields), a state record and a list of phases."""
+
+    state: ClassVar[type[Any]]
+    """The type of its state record."""
+    pooled: ClassVar[bool] = False
+    """True: one client per architecture holds everybody's data (a ceiling, not a federation)."""
+    needs_every_class: ClassVar[bool] = False
+    """True: a client that lacks a class is refused before training."""
+
+    @abstractmethod
+    def init(self, server: Server) -> S:
+        """The state before the first round."""
+
+    @abstractmethod
+    def phases(self) -> "Sequence[Phase[S] | Repeat[S]]":
+        """The algorithm."""
+
+    @abstractmethod
+    def send_classifier(self, server: Server, state: S, info: ClientInfo) -> Any:
+        """What a client needs to classify, besides what it kept."""
+
+    @abstractmethod
+    def classifier(self, client: Client, sent: Any) -> "nn.Module":
+        """What is scored; runs on the client and may read every slot of `client.kept`."""
+
+
+def participants(clients: Sequence[ClientInfo], sample: float, rng: torch.Generator) -> list[ClientInfo]:
+    """Who takes part in a round: ⌈sample · n⌉ clients without replacement, by id; 1.0 is everybody."""
+    count = math.ceil(round(sample * len(clients), 9))
+    if not 1 <= count <= len(clients):
+        raise GenfedError(f"sample = {sample} of {len(clients)} clients is {count}; at least one must take part")
+    if count == len(clients):
+        return list(clients)
+    return sorted((clients[i] for i in torch.randperm(len(clients), generator=rng)[:count]), key=lambda c: c.id)

@@ -1,0 +1,253 @@
+"""Records: the typed values that travel between server and clients and go to disk.
+
+A record is a frozen dataclass of tensors, numbers, strings, None, tuples, dicts and records. `pack` splits it into
+named tensors and a JSON skeleton; a checkpoint file (safetensors) and a network message are thin wrappers of that
+pair. Nothing is ever pickled.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import types
+import typing
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from genfed.core.errors import RecordError
+
+R = TypeVar("R")
+_SCALARS = (int, float, str, bool)
+
+
+class Packed(NamedTuple):
+    """A record on its way: tensors by path, and the rest as JSON."""
+
+    tensors: dict[str, Tensor]
+    skeleton: str
+
+    @property
+    def nbytes(self) -> int:
+        """What it weighs on a wire, in bytes."""
+        return sum(t.numel() * t.element_size() for t in self.tensors.values()) + len(self.skeleton.encode())
+
+
+def pack(record: object) -> Packed:
+    """Splits a record. The tensors are views where they can be: contiguous, on the CPU, and not overlapping one
+    another; so what is packed must not be changed in place before it has been written or copied.
+
+    Raises:
+        RecordError: names the path of a value that no record may hold.
+    """
+    tensors: dict[str, Tensor] = {}
+    ranges: dict[int, list[tuple[int, int]]] = {}  # storage -> byte ranges already taken
+
+    def own(tensor: Tensor) -> Tensor:
+        tensor = tensor.detach().cpu().contiguous()
+        begin, size = tensor.data_ptr(), tensor.numel() * tensor.element_size()
+        taken = ranges.setdefault(tensor.untyped_storage().data_ptr(), [])
+        if any(begin < stop and start < begin + size for start, stop in taken):
+            return tensor.clone()  # a file holds every tensor once; two fields may name the same one
+        taken.append((begin, begin + size))
+        return tensor
+
+    def walk(value: Any, path: str) -> Any:
+        if isinstance(value, Tensor):
+            tensors[path] = own(value)
+            return {"tensor": path}
+        if value is None or type(value) in _SCALARS:
+            return value
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return {f.name: walk(getattr(value, f.name), f"{path}.{f.name}") for f in dataclasses.fields(value)}
+        if isinstance(value, dict):
+            if bad := [k for k in value if type(k) not in (str, int)]:
+                raise RecordError(f"{path}: a record's dict has str or int keys, not {bad[0]!r}")
+            # repr keeps 1 and "1" apart, and a key with a dot in it cannot look like another path
+            return [[k, walk(v, f"{path}[{k!r}]")] for k, v in value.items()]
+        if isinstance(value, tuple):
+            return [walk(v, f"{path}[{i}]") for i, v in enumerate(value)]
+        raise RecordError(f"{path}: a record cannot hold a {type(value).__name__}")
+
+    if not dataclasses.is_dataclass(record) or isinstance(record, type):
+        raise RecordError(f"a record is a dataclass instance, not a {type(record).__name__}")
+    return Packed(tensors, json.dumps(walk(record, type(record).__name__)))
+
+
+def unpack(kind: type[R], packed: Packed) -> R:
+    """Rebuilds a `kind` from what `pack` returned; the tensors are used as they are, not copied.
+
+    Raises:
+        RecordError: names the path at which the input is not a `kind`.
+    """
+    try:
+        node = json.loads(packed.skeleton)
+    except (ValueError, RecursionError) as error:
+        raise RecordError(f"{kind.__name__}: the skeleton is not JSON ({error})") from None
+    unread = dict(packed.tensors)
+    record = _reader(typing.cast(typing.Hashable, kind), kind.__name__)(node, kind.__name__, unread)
+    if unread:
+        raise RecordError(f"{kind.__name__}: unexpected tensor {min(unread)}")
+    return typing.cast(R, record)
+
+
+_Reader = Callable[[Any, str, dict[str, Tensor]], Any]
+
+
+@functools.cache
+def _reader(hint: Any, at: str) -> _Reader:
+    """A function that reads one node of a skeleton as the type `hint`; `at` says where the type stands."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Tensor:
+        return _read_tensor
+    if hint in _SCALARS:
+        return functools.partial(_read_scalar, hint)
+    if origin in (types.UnionType, typing.Union) and len(args) == 2 and types.NoneType in args:
+        some = _reader(next(a for a in args if a is not types.NoneType), at)
+        return lambda node, path, unread: None if node is None else some(node, path, unread)
+    if origin is dict and args[0] in (str, int):
+        return functools.partial(_read_dict, args[0], _reader(args[1], at))
+    if origin is tuple and len(args) == 2 and args[1] is ...:
+        return functools.partial(_read_tuple, _reader(args[0], at), None)
+    if origin is tuple:
+        return functools.partial(_read_tuple, None, tuple(_reader(a, at) for a in args))
+    generic = origin or hint
+    if dataclasses.is_dataclass(generic) and isinstance(generic, type):
+        bound = dict(zip(getattr(generic, "__parameters__", ()), args, strict=False))
+        hints = typing.get_type_hints(generic)
+        readers = {
+            f.name: _reader(bound.get(hints[f.name], hints[f.name]), f"{at}.{f.name}")
+            for f in dataclasses.fields(generic)
+        }
+        return functools.partial(_read_record, generic, readers)
+    raise RecordError(f"{at}: a record field cannot be of type {hint}")
+
+
+def _read_tensor(node: Any, path: str, unread: dict[str, Tensor]) -> Tensor:
+    if not isinstance(node, dict) or node.get("tensor") != path or path not in unread:
+        raise RecordError(f"{path}: the tensor is missing")
+    return unread.pop(path)
+
+
+def _read_scalar(kind: type, node: Any, path: str, unread: dict[str, Tensor]) -> Any:
+    if kind is float and type(node) is int:
+        return float(node)
+    if type(node) is not kind:
+        raise RecordError(f"{path}: expected {kind.__name__}, got {type(node).__name__}")
+    return node
+
+
+def _read_dict(key: type, value: _Reader, node: Any, path: str, unread: dict[str, Tensor]) -> Any:
+    if not isinstance(node, list) or not all(isinstance(p, list) and len(p) == 2 for p in node):
+        raise RecordError(f"{path}: expected a dict, got {type(node).__name__}")
+    if bad := [k for k, _ in node if type(k) is not key]:
+        raise RecordError(f"{path}: expected keys of type {key.__name__}, got {bad[0]!r}")
+    read = {k: value(v, f"{path}[{k!r}]", unread) for k, v in node}
+    if len(read) != len(node):
+        raise RecordError(f"{path}: a key stands twice")
+    return read
+
+
+def _read_tuple(
+    each: _Reader | None, fixed: tuple[_Reader, ...] | None, node: Any, path: str, unread: dict[str, Tensor]
+) -> Any:
+    if not isinstance(node, list):
+        raise RecordError(f"{path}: expected a tuple, got {type(node).__name__}")
+    readers = fixed if each is None else (each,) * len(node)
+    assert readers is not None
+    if len(readers) != len(node):
+        raise RecordError(f"{path}: expected {len(readers)} items, got {len(node)}")
+    return tuple(r(v, f"{path}[{i}]", unread) for i, (r, v) in enumerate(zip(readers, node, strict=True)))
+
+
+def _read_record(kind: type, readers: dict[str, _Reader], node: Any, path: str, unread: dict[str, Tensor]) -> Any:
+    if not isinstance(node, dict):
+        raise RecordError(f"{path}: expected a {kind.__name__}, got {type(node).__name__}")
+    if missing := readers.keys() - node.keys():
+        raise RecordError(f"{path}: {kind.__name__} lacks {min(missing)}")
+    if unknown := node.keys() - readers.keys():
+        raise RecordError(f"{path}: {kind.__name__} has no field {min(unknown)}")
+    return kind(**{name: read(node[name], f"{path}.{name}", unread) for name, read in readers.items()})
+
+
+def to_bytes(packed: Packed) -> bytes:
+    """The pair as one message; `from_bytes` reads it."""
+    return safetensors.torch.save(packed.tensors, {"record": packed.skeleton})
+
+
+def from_bytes(data: bytes) -> Packed:
+    """Reads `to_bytes`.
+
+    Raises:
+        RecordError: truncated or foreign bytes.
+    """
+    try:
+        tensors = safetensors.torch.load(data)
+        size = int.from_bytes(data[:8], "little")
+        return Packed(tensors, json.loads(data[8 : 8 + size])["__metadata__"]["record"])
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise RecordError(f"not a packed record ({error})") from None
+
+
+def save(record: object, path: Path) -> None:
+    """Writes the record as one safetensors file, atomically: a temporary name, fsync, rename. The file bears a
+    checksum.
+
+    Raises:
+        RecordError: a value that no record may hold.
+        OSError: the disk is full or not writable; whatever stood at `path` still does.
+    """
+    packed = pack(record)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        about = {"record": packed.skeleton, "crc32": str(_checksum(packed))}
+        safetensors.torch.save_file(packed.tensors, part, about)
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        part.replace(path)
+    except safetensors.SafetensorError as error:
+        raise OSError(f"cannot write {path}: {error}") from None
+    finally:
+        part.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the rename itself must survive a power cut
+    finally:
+        os.close(folder)
+
+
+def load(kind: type[R], path: Path) -> R:
+    """Reads what `save` wrote; tensors are mapped from the file, not read into memory at once.
+
+    Raises:
+        RecordError: the file is missing, truncated, damaged or holds something else.
+    """
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            about = file.metadata() or {}
+            packed = Packed({k: file.get_tensor(k) for k in file.keys()}, about.get("record", ""))  # noqa: SIM118
+    except FileNotFoundError:
+        raise RecordError(f"{path}: no such file") from None
+    except (safetensors.SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise RecordError(f"{path} is damaged ({error})") from None
+    if about.get("crc32") != str(_checksum(packed)):
+        raise RecordError(f"{path} is damaged (the checksum does not match)")
+    try:
+        return unpack(kind, packed)
+    except RecordError as error:
+        raise RecordError(f"{path}: {error}") from None
+
+
+def _checksum(packed: Packed) -> int:
+    crc = zlib.crc32(packed.skeleton.encode())
+    for name in sorted(packed.tensors):
+        tensor = packed.tensors[name]
+        crc = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), crc)
+        crc = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, crc)
+    return crc

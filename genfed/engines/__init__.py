@@ -1,0 +1,1 @@
+"""Engines move records between server and clients; they know no method."""

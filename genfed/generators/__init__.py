@@ -1,0 +1,1 @@
+"""Conditional generators, one file each."""

@@ -1,0 +1,45 @@
+"""What a generator is: settings that make a network, and a network that can be trained and sampled."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from genfed.core.method import Task, Weights
+from genfed.learn.fit import Player
+
+
+class GeneratorNetwork(nn.Module, ABC):
+    """A conditional generator of one task's examples."""
+
+    @abstractmethod
+    def players(self) -> Sequence[Player]:
+        """Who trains it, each with a new optimiser; stepped in turn by `learn.fit`."""
+
+    @abstractmethod
+    def sample(self, y: Tensor, rng: torch.Generator) -> Tensor:
+        """One example per label: y [n] → x [n, *shape] on the scale of `learn.fit.scaled`, in eval mode and without
+        gradients. The draws come from `rng` (CPU), the result lies on y's device.
+        """
+
+    def travels(self, name: str) -> bool:
+        """Whether the state-dict entry `name` leaves the client; by default all do."""
+        return True
+
+
+class Generator(ABC):
+    """The settings of a kind of generator (one file each)."""
+
+    @abstractmethod
+    def new(self, task: Task, rng: torch.Generator) -> GeneratorNetwork:
+        """A network with weights initialised from `rng`.
+
+        Raises:
+            GenfedError: the task's examples are of a kind or size that it cannot make.
+        """
+
+
+def travelling(network: GeneratorNetwork) -> Weights:
+    """The part of its state dict that is uploaded, on the CPU."""
+    return {k: v.detach().cpu() for k, v in network.state_dict().items() if network.travels(k)}

@@ -1,0 +1,116 @@
+"""Local training: players, each with its parameters, its loss and its optimiser, stepped over batches of data."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genfed.core.method import Data
+from genfed.core.rng import seeded
+
+Loss = Callable[[Tensor, Tensor, torch.Generator], Tensor]
+
+
+@dataclass(frozen=True)
+class Player:
+    """One who minimises its own loss: a classifier, a VAE, or one side of a GAN."""
+
+    loss: Loss
+    """(x [n, *shape] scaled, y [n], rng) → one loss per example [n]."""
+    optimiser: torch.optim.Optimizer
+    """Over its own parameters alone."""
+    penalty: Callable[[], Tensor] | None = None
+    """Added to the batch's mean loss; a scalar that does not depend on the batch."""
+
+
+def scaled(x: Tensor) -> Tensor:
+    """The one scale of all models, real and generated alike: uint8 [0, 255] → float32 [−1, 1]; floats as they are."""
+    return x.float().mul_(2 / 255).sub_(1) if x.dtype == torch.uint8 else x
+
+
+def batches(n: int, size: int, rng: torch.Generator) -> Iterator[Tensor]:
+    """Rows [≤ size] of one shuffled epoch. A last batch of one joins the batch before it: BatchNorm has no
+    variance of one example.
+    """
+    parts = list(torch.split(torch.randperm(n, generator=rng), size))
+    if len(parts) > 1 and len(parts[-1]) == 1:
+        parts[-2:] = [torch.cat(parts[-2:])]
+    yield from parts
+
+
+def fit(
+    players: Sequence[Player],
+    data: Data,
+    *,
+    epochs: int,
+    batch_size: int,
+    rng: torch.Generator,
+    precision: str = "float32",
+) -> float:
+    """Trains for `epochs` over the data, the players in turn on each batch; 0 epochs change nothing.
+
+    Returns the mean loss per example of the last epoch, summed over players (0.0 without an epoch).
+    """
+    total, device = 0.0, data.y.device
+    with seeded(rng):  # dropout
+        for _ in range(epochs):
+            losses = []
+            for rows in batches(len(data), batch_size, rng):
+                rows = rows.to(device)
+                x, y = scaled(data.x[rows]), data.y[rows]
+                losses += [step(player, x, y, rng, precision) for player in players]
+            total = float(torch.stack(losses).sum()) / len(data)
+    return total
+
+
+def step(player: Player, x: Tensor, y: Tensor, rng: torch.Generator, precision: str = "float32") -> Tensor:
+    """One optimiser step on one batch; returns the batch's summed loss, detached."""
+    with mixed(x.device, precision):
+        loss = player.loss(x, y, rng)
+    objective = loss.float().mean()
+    if player.penalty is not None:
+        objective = objective + player.penalty()
+    player.optimiser.zero_grad(set_to_none=True)
+    objective.backward()  # type: ignore[no-untyped-call]
+    player.optimiser.step()
+    return loss.detach().float().sum()
+
+
+def mixed(device: torch.device, precision: str) -> contextlib.AbstractContextManager[object]:
+    """Autocast to bfloat16 where `precision` says so; weights and optimisers stay float32."""
+    if precision == "float32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
+
+
+def cross_entropy(network: nn.Module) -> Loss:
+    """The loss of a classifier, one per example."""
+
+    def loss(x: Tensor, y: Tensor, rng: torch.Generator) -> Tensor:
+        logits: Tensor = network(x)
+        return F.cross_entropy(logits, y, reduction="none")
+
+    return loss
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What an optimiser remembers between rounds: by parameter number, then by name."""
+
+    values: dict[int, dict[str, Tensor]]
+
+
+def moments_of(optimiser: torch.optim.Optimizer) -> Moments:
+    """The optimiser's memory as a record."""
+    state = optimiser.state_dict()["state"]
+    return Moments({i: {k: v for k, v in s.items() if isinstance(v, Tensor)} for i, s in state.items()})
+
+
+def restore(optimiser: torch.optim.Optimizer, moments: Moments | None) -> None:
+    """Gives the memory back; None leaves the optimiser new."""
+    if moments is not None:
+        groups = optimiser.state_dict()["param_groups"]
+        optimiser.load_state_dict({"state": moments.values, "param_groups": groups})
