@@ -51,13 +51,8 @@ class Mean(Aggregate):
     """
 
     by: Literal["architecture"] | None = None
-    weighted: bool = True
-    """False: every client counts the same, whatever weight its reply bears."""
 
     def lift(self, value: Any, weight: float, info: ClientInfo) -> Any:
-        weight = weight if self.weighted else 1.0
-        if not weight > 0:
-            raise GenfedError(f"client {info.id}: a weight must be above 0, not {weight}")
         group = info.architecture if self.by else ""
         return {group: (weight, _map(lambda leaf: _times(leaf, weight), value), _map(_dtype, value))}
 

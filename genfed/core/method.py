@@ -160,6 +160,8 @@ class Phase(Generic[S]):
     """A function of the state is asked once, on entry."""
     slots: tuple[Slot[Any], ...] = ()
     """What of the client's own it reads or writes."""
+    changes_classifier: bool = True
+    """False: what is scored does not change in it, so it is not evaluated."""
 
     @property
     def kinds(self) -> tuple[type[Any], type[Any]]:
@@ -197,6 +199,8 @@ class Method(ABC, Generic[S]):
     """True: one client per architecture holds everybody's data (a ceiling, not a federation)."""
     needs_every_class: ClassVar[bool] = False
     """True: a client that lacks a class is refused before training."""
+    generates: ClassVar[bool] = False
+    """True: `generate` makes examples from the state."""
 
     @abstractmethod
     def init(self, server: Server) -> S:
@@ -213,6 +217,10 @@ class Method(ABC, Generic[S]):
     @abstractmethod
     def classifier(self, client: Client, sent: Any) -> "nn.Module":
         """What is scored; runs on the client and may read every slot of `client.kept`."""
+
+    def generate(self, server: Server, state: S, y: Tensor) -> Tensor:
+        """One example per label: y [n] → [n, *shape] on the scale of `learn.fit.scaled`."""
+        raise GenfedError(f"{type(self).__name__} has no generator to sample from")
 
 
 def participants(clients: Sequence[ClientInfo], sample: float, rng: torch.Generator) -> list[ClientInfo]:

@@ -7,6 +7,7 @@ pair. Nothing is ever pickled.
 
 import dataclasses
 import functools
+import hashlib
 import json
 import os
 import types
@@ -86,14 +87,15 @@ def unpack(kind: type[R], packed: Packed) -> R:
     Raises:
         RecordError: names the path at which the input is not a `kind`.
     """
+    name = (typing.get_origin(kind) or kind).__name__
     try:
         node = json.loads(packed.skeleton)
     except (ValueError, RecursionError) as error:
-        raise RecordError(f"{kind.__name__}: the skeleton is not JSON ({error})") from None
+        raise RecordError(f"{name}: the skeleton is not JSON ({error})") from None
     unread = dict(packed.tensors)
-    record = _reader(typing.cast(typing.Hashable, kind), kind.__name__)(node, kind.__name__, unread)
+    record = _reader(typing.cast(typing.Hashable, kind), name)(node, name, unread)
     if unread:
-        raise RecordError(f"{kind.__name__}: unexpected tensor {min(unread)}")
+        raise RecordError(f"{name}: unexpected tensor {min(unread)}")
     return typing.cast(R, record)
 
 
@@ -195,9 +197,9 @@ def from_bytes(data: bytes) -> Packed:
         raise RecordError(f"not a packed record ({error})") from None
 
 
-def save(record: object, path: Path) -> None:
-    """Writes the record as one safetensors file, atomically: a temporary name, fsync, rename. The file bears a
-    checksum.
+def save(record: object, path: Path, *, durable: bool = True) -> None:
+    """Writes the record as one safetensors file, atomically: a temporary name, then a rename. The file bears a
+    checksum. If `durable` it is also on the disk on return, and survives a power cut.
 
     Raises:
         RecordError: a value that no record may hold.
@@ -208,18 +210,23 @@ def save(record: object, path: Path) -> None:
     try:
         about = {"record": packed.skeleton, "crc32": str(_checksum(packed))}
         safetensors.torch.save_file(packed.tensors, part, about)
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
+        if durable:
+            _sync(part)
         part.replace(path)
     except safetensors.SafetensorError as error:
         raise OSError(f"cannot write {path}: {error}") from None
     finally:
         part.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
+    if durable:
+        _sync(path.parent)  # the rename too
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(folder)  # the rename itself must survive a power cut
+        os.fsync(handle)
     finally:
-        os.close(folder)
+        os.close(handle)
 
 
 def load(kind: type[R], path: Path) -> R:
@@ -244,10 +251,24 @@ def load(kind: type[R], path: Path) -> R:
         raise RecordError(f"{path}: {error}") from None
 
 
+def digest(packed: Packed) -> str:
+    """A fingerprint of everything in it: equal records have equal ones, on every engine."""
+    hashed = hashlib.blake2b(packed.skeleton.encode(), digest_size=16)
+    for name in sorted(packed.tensors):
+        tensor = packed.tensors[name]
+        hashed.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        hashed.update(_bytes_of(tensor))
+    return hashed.hexdigest()
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
+
+
 def _checksum(packed: Packed) -> int:
     crc = zlib.crc32(packed.skeleton.encode())
     for name in sorted(packed.tensors):
         tensor = packed.tensors[name]
         crc = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), crc)
-        crc = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, crc)
+        crc = zlib.crc32(_bytes_of(tensor), crc)
     return crc

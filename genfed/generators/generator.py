@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from genfed.core.method import Task, Weights
 from genfed.learn.fit import Player
+from genfed.learn.weights import weights_of
 
 
 class GeneratorNetwork(nn.Module, ABC):
@@ -42,4 +43,9 @@ class Generator(ABC):
 
 def travelling(network: GeneratorNetwork) -> Weights:
     """The part of its state dict that is uploaded, on the CPU."""
-    return {k: v.detach().cpu() for k, v in network.state_dict().items() if network.travels(k)}
+    return {k: v for k, v in weights_of(network).items() if network.travels(k)}
+
+
+def staying(network: GeneratorNetwork) -> Weights:
+    """The part of its state dict that the client keeps, on the CPU."""
+    return {k: v for k, v in weights_of(network).items() if not network.travels(k)}

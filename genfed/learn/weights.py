@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from genfed.core.method import Weights
+from genfed.core.method import Client, Server, Weights
 
 
 def weights_of(network: nn.Module) -> Weights:
@@ -23,3 +23,13 @@ def squared_distance(network: nn.Module, anchor: Weights) -> Tensor:
     near = {name: value.to(device) for name, value in anchor.items()}
     parts = [(p - near[name]).square().sum() for name, p in network.named_parameters()]
     return torch.stack(parts).sum()
+
+
+def initial_weights(client: Client) -> Weights:
+    """The initial weights of the client's classifier: the same for every method and all clients of its architecture."""
+    return weights_of(client.new_network(client.common("classifier", client.info.architecture)))
+
+
+def initial_classifiers(server: Server) -> dict[str, Weights]:
+    """The initial weights of every architecture present, as `initial_weights` has them."""
+    return {a: weights_of(server.new_network(a, server.common("classifier", a))) for a in server.architectures}

@@ -1,0 +1,5 @@
+"""`python -m genfed` is the `genfed` command."""
+
+from genfed.app.cli import main
+
+main()

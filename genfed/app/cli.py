@@ -1,0 +1,147 @@
+"""The command line. Imports torch only inside commands, so that `--help` answers at once."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal, NoReturn
+
+import typer
+from rich.console import Console
+
+from genfed.core.errors import GenfedError
+
+app = typer.Typer(
+    name="genfed",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Generative federated learning: clients that share neither data nor a model architecture learn from each "
+    "other through generative models.\n\n"
+    "A run is one TOML file: data, clients, methods, seeds. Start with `genfed run configs/demo.toml`, look at the "
+    "report.html that it names, then change the file or set a value with `--set federation.clients=5`.",
+)
+RunFolder = Annotated[Path, typer.Argument(help="The folder of a run, such as runs/demo.", show_default=False)]
+
+
+@app.command()
+def run(
+    config: Annotated[
+        str, typer.Argument(help="A TOML file, or the folder of a run whose settings to use.", show_default=False)
+    ],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Overrides a setting, e.g. method.gefl.rounds=10; repeatable."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the results.", show_default="runs/NAME")] = None,
+    data_root: Annotated[Path | None, typer.Option(help="Folder that relative data paths start from.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where the run in that folder stopped.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Delete the run in that folder first.")] = False,
+) -> None:
+    """Run the methods of a config on the same clients, seed by seed, and write a report.
+
+    The folder then holds config.toml (every setting resolved), metrics.jsonl, report.json, report.html and a checkpoint
+    per method and seed. A run that was stopped or killed goes on with --resume and ends with the same bits.
+    """
+    overrides = list(set_ or [])
+    if data_root is not None:
+        overrides.append(f"data_root='{data_root}'")
+    from genfed.app import run as runs
+    from genfed.app.config import read
+    from genfed.app.progress import Watch
+    from genfed.report.table import summary_table
+
+    settings = read(config, overrides)
+    folder = out or Path("runs") / settings.name
+    console = Console(stderr=True)
+    try:
+        with Watch(console, trials=len(settings.labels) * len(settings.seeds)) as watch:
+            report = runs.run(settings, out=folder, resume=resume, fresh=fresh, notify=watch)
+    except KeyboardInterrupt:
+        again = _again()
+        console.print(f"stopped; every finished round is kept. Go on with:\n  {again}", highlight=False, soft_wrap=True)
+        raise typer.Exit(130) from None
+    output = Console()
+    output.print(summary_table(report))
+    for trial in report.trials:
+        for failure in trial.failures:
+            console.print(f"{trial.method}, seed {trial.seed}: {failure}", style="yellow", highlight=False)
+    output.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of finished runs.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder for compare.html and compare.md.")] = Path("runs/compare"),
+) -> None:
+    """Set runs side by side: one table here, in compare.md and in compare.html."""
+    from genfed.report.page import compare_page
+    from genfed.report.results import from_json
+    from genfed.report.table import compare_table, to_markdown
+
+    reports = []
+    for folder in runs:
+        file = folder / "report.json"
+        if not file.exists():
+            state = "has not finished" if (folder / "config.toml").exists() else "is not the folder of a run"
+            raise GenfedError(f"{folder} {state}: it has no report.json")
+        reports.append((str(folder), from_json(file.read_text("utf-8"), str(file))))
+    table = compare_table(reports)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "compare.html").write_text(compare_page(reports), "utf-8")
+    (out / "compare.md").write_text(to_markdown(table), "utf-8")
+    console = Console()
+    console.print(table)
+    console.print(f"page: {out / 'compare.html'}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def sample(
+    run: RunFolder,
+    out: Annotated[Path, typer.Option(help="Folder (png) or file (npz) to write.", show_default=False)],
+    n: Annotated[int, typer.Option("-n", min=1, help="How many images, the classes in turn.")] = 100,
+    method: Annotated[str | None, typer.Option(help="Label of the method.", show_default="the only one")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the trial.", show_default="the first")] = None,
+    draw: Annotated[int, typer.Option(help="Another number draws other images.")] = 0,
+    form: Annotated[
+        Literal["png", "npz"] | None, typer.Option("--format", help="png or npz.", show_default="by the name of --out")
+    ] = None,
+) -> None:
+    """Write labelled synthetic images, made by the generator that a run trained."""
+    from genfed.app.samples import write_samples
+
+    count = write_samples(run, out, n, method, seed, draw, form)
+    Console().print(f"{count} images: {out}", highlight=False, soft_wrap=True)
+
+
+@app.command(name="list")
+def list_(
+    what: Annotated[
+        Literal["methods", "data", "partitions", "architectures", "generators", "settings"],
+        typer.Argument(help="What to explain.", show_default=False),
+    ],
+    name: Annotated[str | None, typer.Argument(help="Only this one, with its settings.", show_default=False)] = None,
+) -> None:
+    """Explain what can be named in a config, with every setting and its default."""
+    from genfed.app.listing import listing
+
+    Console().print(listing(what, name))
+
+
+def _again() -> str:
+    words = [a for a in sys.argv[1:] if a not in ("--fresh", "--resume")]
+    return " ".join(["genfed", *words, "--resume"])
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """The `genfed` command: exit code 0, 2 for bad input (one line on standard error), 130 for Ctrl-C."""
+    try:
+        app(args=None if arguments is None else list(arguments), prog_name="genfed")
+    except GenfedError as error:
+        Console(stderr=True).print(
+            f"genfed: {' '.join(str(error).split())}", highlight=False, markup=False, soft_wrap=True
+        )
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    sys.exit(0)

@@ -1,0 +1,237 @@
+"""A run's settings: a TOML file, `key=value` on top, checked before anything is done."""
+
+import dataclasses
+import tomllib
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import pydantic
+import tomli_w
+from pydantic import Field, InstanceOf
+
+from genfed.app import registry
+from genfed.core.errors import GenfedError
+from genfed.core.method import Method
+from genfed.core.settings import settings
+from genfed.data.dataset import Source
+from genfed.data.partition import IID, Partitioner
+
+T = TypeVar("T")
+Table = dict[str, Any]
+
+
+@settings
+class Federation:
+    """Who takes part, and with what."""
+
+    clients: Annotated[int, Field(ge=1)] = 10
+    """How many clients there are (K)."""
+    architectures: tuple[str, ...] | dict[str, float] = ("cnn3",)
+    """Names that are given out in turn (one name per client says it for each), or a table of name = weight; the user's
+    own are "package.module:Class"."""
+    examples: Annotated[int, Field(ge=1)] | None = None
+    """Training examples that all clients have together, drawn at random for each seed; left out: the whole part."""
+    sample: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Fraction of the clients that take part in a round, drawn anew for each."""
+    quorum: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Fraction of those asked that must answer; with fewer the run stops at its last checkpoint."""
+
+
+@settings
+class Evaluation:
+    """When and on what classifiers are scored. The last round always is."""
+
+    every: Annotated[int, Field(ge=0)] = 10
+    """Rounds between evaluations; 0: only the last."""
+    part: Literal["test", "validation"] = "test"
+    """Choose settings on "validation"; report "test"."""
+
+
+@settings
+class Compute:
+    """The machine."""
+
+    workers: Annotated[int, Field(ge=0)] | None = None
+    """Worker processes; 0: all in one process; left out: one per core. The outcome is the same to the bit."""
+    threads: Annotated[int, Field(ge=1)] = 1
+    """Of each process. Another number may change the last bits."""
+    device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] = "cpu"
+    """"cpu", "cuda" or "cuda:1"."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the arithmetic of training ("bfloat16": mixed precision); weights are float32."""
+
+
+@settings
+class Config:
+    """One run: some methods on the same clients, for each of some seeds."""
+
+    name: str
+    """Of the run; its results go to runs/NAME."""
+    methods: tuple[str, ...]
+    """Labels: a method's name, or any word whose table [method.WORD] says `kind = "name"`."""
+    beside: tuple[str, ...] = ("local", "centralised")
+    """Further labels, run beside the others unless they are among them: floor and ceiling."""
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
+    """Each gives its own clients, initial weights and draws."""
+    data_root: str = ""
+    """Folder that a relative path in [data] starts from; empty: the working directory."""
+    data: InstanceOf[Source]
+    """`kind` names the source."""
+    partition: InstanceOf[Partitioner] = Field(default_factory=IID)
+    """`kind` names how the training part is shared out."""
+    federation: Federation = Field(default_factory=Federation)
+    """The clients."""
+    evaluation: Evaluation = Field(default_factory=Evaluation)
+    """Scoring."""
+    compute: Compute = Field(default_factory=Compute)
+    """The machine."""
+    method: dict[str, InstanceOf[Method[Any]]]
+    """A table of settings per label."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """All methods of the run, in order."""
+        return tuple(dict.fromkeys(self.methods + self.beside))
+
+
+def read(source: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> Config:
+    """Reads a TOML file, a run's folder (its resolved config) or a table of settings; `overrides` are "key=value" with
+    a dotted key and a TOML value (a bare word is a string).
+
+    Raises:
+        GenfedError: no such file, not TOML, or a setting that is unknown, missing, of a wrong type or out of bounds.
+    """
+    if isinstance(source, Mapping):
+        table = {k: _mutable(v) for k, v in source.items()}
+    else:
+        path = Path(source)
+        path = path / "config.toml" if path.is_dir() else path
+        try:
+            table = {"name": path.stem} | tomllib.loads(path.read_text("utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            why = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+            raise GenfedError(f"{path}: {why}; give a TOML file or the folder of a run") from None
+        except tomllib.TOMLDecodeError as error:
+            raise GenfedError(f"{path}: not TOML: {error}") from None
+    for override in overrides:
+        _override(table, override)
+    return _config(table)
+
+
+def to_toml(config: Config) -> str:
+    """The resolved settings, every default written out; `read` gives the same config from it."""
+    return tomli_w.dumps(_dump(config))
+
+
+def _config(table: Table) -> Config:
+    defaults = _table(table.pop("defaults", {}), "defaults")
+    own = _table(table.pop("method", {}), "method")
+    labels = dict.fromkeys((*_labels(table, "methods"), *_labels(table, "beside", Config.beside)))
+    for label in own:
+        if label not in labels:
+            raise GenfedError(registry.unknown(label, labels, f"method.{label}: not among the run's methods"))
+    built, used = {}, set()
+    for label in labels:
+        given = _table(own.get(label, {}), f"method.{label}")
+        cls = registry.find(registry.METHODS, given.get("kind", label))
+        fields = {f.name for f in dataclasses.fields(cls)}
+        used |= fields & defaults.keys()
+        merged = _merge({k: v for k, v in defaults.items() if k in fields}, given)
+        built[label] = _build(cls, {k: v for k, v in merged.items() if k != "kind"}, f"method.{label}.")
+    for key in defaults.keys() - used:
+        raise GenfedError(f"defaults.{key}: no method of the run has such a setting")
+    return _build(Config, table | {"method": built}, "")
+
+
+def _labels(table: Table, key: str, default: tuple[str, ...] = ()) -> tuple[str, ...]:
+    value = table.get(key, default)
+    if not isinstance(value, list | tuple) or not all(isinstance(v, str) for v in value):
+        raise GenfedError(f'{key} = {value!r}: expected a list of names, such as {key} = ["gefl"]')
+    return tuple(value)
+
+
+def _build(cls: type[T], table: Table, at: str) -> T:
+    """A settings object from a table; `at` is the dotted key of the table, with a dot at its end."""
+    hints = typing.get_type_hints(cls)
+    fields = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    values = {}
+    for key, value in table.items():
+        if key not in fields:
+            raise GenfedError(registry.unknown(key, fields, f"{at}{key}: no such setting"))
+        values[key] = _value(hints[key], value, f"{at}{key}")
+    try:
+        return cls(**values)
+    except pydantic.ValidationError as error:
+        raise GenfedError("; ".join(_complaint(at, e) for e in error.errors())) from None
+
+
+def _value(hint: Any, value: Any, at: str) -> Any:
+    if isinstance(hint, type) and isinstance(value, dict):
+        for family in registry.FAMILIES:
+            if hint is family.base:
+                if not isinstance(kind := value.get("kind"), str):
+                    raise GenfedError(f"{at}.kind: says which of {', '.join(sorted(registry.catalogue(family)))}")
+                rest = {k: v for k, v in value.items() if k != "kind"}
+                return _build(registry.find(family, kind), rest, f"{at}.")
+        if dataclasses.is_dataclass(hint):
+            return _build(hint, value, f"{at}.")
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _complaint(at: str, error: Any) -> str:
+    key = at + ".".join(str(part) for part in error["loc"] if not _is_branch(part))
+    if error["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
+        return f"{key}: this setting is required"
+    return f"{key} = {error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
+
+
+def _is_branch(part: Any) -> bool:
+    """Whether pydantic names the branch of a union rather than a key."""
+    return (isinstance(part, str) and any(mark in part for mark in "[(")) or part in ("int", "none", "float", "str")
+
+
+def _override(table: Table, text: str) -> None:
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise GenfedError(f"--set {text!r}: expected key=value, such as federation.clients=5")
+    try:
+        parsed = tomllib.loads(f"x = {value}")["x"]
+    except tomllib.TOMLDecodeError:
+        parsed = value.strip()
+    *path, last = key.strip().split(".")
+    for part in path:
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            raise GenfedError(f"--set {text!r}: {part} is not a table")
+    table[last] = parsed
+
+
+def _table(value: Any, at: str) -> Table:
+    if not isinstance(value, dict):
+        raise GenfedError(f"{at} = {value!r}: expected a table, such as [{at}]")
+    return value
+
+
+def _merge(under: Table, over: Table) -> Table:
+    merged = dict(under)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict) and "kind" not in value
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _mutable(value: Any) -> Any:
+    return {k: _mutable(v) for k, v in value.items()} if isinstance(value, Mapping) else value
+
+
+def _dump(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        family = next((f for f in registry.FAMILIES if isinstance(value, f.base)), None)
+        kind = {"kind": registry.name_of(family, type(value))} if family else {}
+        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        return kind | {name: _dump(v) for name, v in fields.items() if v is not None}
+    if isinstance(value, dict):
+        return {k: _dump(v) for k, v in value.items()}
+    return [_dump(v) for v in value] if isinstance(value, tuple) else value

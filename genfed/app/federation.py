@@ -1,0 +1,132 @@
+"""From a data set to clients: shares the training part out, hands out architectures, refuses what cannot work."""
+
+import torch
+from torch import Tensor
+
+from genfed.app import registry
+from genfed.app.config import Config
+from genfed.core.aggregate import ClientInfo
+from genfed.core.errors import GenfedError
+from genfed.core.method import Data, Task
+from genfed.core.rng import stream
+from genfed.data.dataset import Dataset
+from genfed.data.partition import subset
+from genfed.engines.site import Shards
+from genfed.learn.fit import scaled
+
+
+def share_out(config: Config, dataset: Dataset, seed: int) -> Shards:
+    """The clients of one seed: the same for every method of the run.
+
+    Raises:
+        GenfedError: the partition or an architecture does not fit the data.
+    """
+    federation = config.federation
+    y, columns = dataset.train.y, dataset.columns
+    rows = torch.arange(len(y))
+    if federation.examples is not None:
+        rows = subset(y, federation.examples, stream(seed, "examples"))
+        columns = {name: tuple(values[i] for i in rows.tolist()) for name, values in columns.items()}
+    parts = config.partition.split(y[rows], federation.clients, stream(seed, "partition"), columns)
+    names = assign(federation.architectures, federation.clients)
+    clients = tuple(ClientInfo(i, name, len(part)) for i, (name, part) in enumerate(zip(names, parts, strict=True)))
+    stops = torch.tensor([len(part) for part in parts]).cumsum(0).tolist()
+    held_out = dataset.test if config.evaluation.part == "test" else dataset.validation
+    if len(held_out) == 0:
+        raise GenfedError(f"evaluation.part = {config.evaluation.part!r}: the data set has no such part")
+    return Shards(
+        dataset.task,
+        clients,
+        tuple(zip([0, *stops[:-1]], stops, strict=True)),
+        dataset.train[rows[torch.cat(parts)]],
+        held_out,
+    )
+
+
+def pooled(shards: Shards) -> Shards:
+    """One client per architecture, each holding all the training examples."""
+    names = sorted({c.architecture for c in shards.clients})
+    everything = (0, len(shards.train))
+    clients = tuple(ClientInfo(i, name, len(shards.train)) for i, name in enumerate(names))
+    return Shards(shards.task, clients, (everything,) * len(names), shards.train, shards.held_out)
+
+
+def assign(architectures: tuple[str, ...] | dict[str, float], clients: int) -> list[str]:
+    """One architecture per client: names in turn, or in blocks in proportion to their weights (largest remainders).
+
+    Raises:
+        GenfedError: no names, more names than clients, or weights that are not all above 0.
+    """
+    if not architectures:
+        raise GenfedError("federation.architectures is empty: name at least one (`genfed list architectures`)")
+    if len(architectures) > clients:
+        raise GenfedError(
+            f"federation.architectures names {len(architectures)} for federation.clients = {clients}: "
+            "have at least as many clients as architectures"
+        )
+    if isinstance(architectures, tuple):
+        return [architectures[i % len(architectures)] for i in range(clients)]
+    if bad := [name for name, weight in architectures.items() if not weight > 0]:
+        raise GenfedError(f"federation.architectures.{bad[0]} = {architectures[bad[0]]}: a weight is above 0")
+    total = sum(architectures.values())
+    shares = {name: clients * weight / total for name, weight in architectures.items()}
+    counts = {name: int(share) for name, share in shares.items()}
+    for name in sorted(shares, key=lambda n: counts[n] - shares[n])[: clients - sum(counts.values())]:
+        counts[name] += 1
+    return [name for name, count in counts.items() for _ in range(count)]
+
+
+def class_counts(shards: Shards) -> tuple[tuple[int, ...], ...]:
+    """For every client, its examples of each class."""
+    classes = len(shards.task.classes)
+    parts = (shards.train.y[slice(*r)] for r in shards.ranges)
+    return tuple(tuple(torch.bincount(y, minlength=classes).tolist()) for y in parts)
+
+
+def check(config: Config, shards: Shards) -> None:
+    """Refuses before training what would fail in it.
+
+    Raises:
+        GenfedError: an architecture that does not fit the examples, a class missing where a method needs it, a device
+            that is not there.
+    """
+    check_device(config.compute.device)
+    for name in sorted({c.architecture for c in shards.clients}):
+        check_architecture(name, shards.task, shards.train)
+    counts = class_counts(shards)
+    for label, method in config.method.items():
+        if method.needs_every_class and (lacking := _lacking(counts)) is not None:
+            client, place = lacking
+            raise GenfedError(
+                f"{label} needs every class at every client, and client {client} has no example of "
+                f"{shards.task.classes[place]!r}: choose another partition or method"
+            )
+
+
+def check_device(device: str) -> None:
+    """Refuses a GPU that is not there."""
+    if device.startswith("cuda"):
+        count, place = torch.cuda.device_count(), int(device.partition(":")[2] or 0)
+        if place >= count:
+            raise GenfedError(f'compute.device = {device!r}: this machine has {count} CUDA devices; use "cpu"')
+
+
+def check_architecture(name: str, task: Task, data: Data) -> None:
+    """Refuses a network that does not take two of these examples to one score per class."""
+    network = registry.new_network(name, task, torch.Generator().manual_seed(0)).eval()
+    try:
+        with torch.no_grad():
+            scores: Tensor = network(scaled(data.x[:2]))
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise GenfedError(
+            f"architecture {name} does not fit examples of shape {task.shape}: {str(error).splitlines()[0]}"
+        ) from None
+    expected = (min(2, len(data)), len(task.classes))
+    if tuple(scores.shape) != expected:
+        raise GenfedError(
+            f"architecture {name} gives scores of shape {tuple(scores.shape)} where {expected} is expected"
+        )
+
+
+def _lacking(counts: tuple[tuple[int, ...], ...]) -> tuple[int, int] | None:
+    return next(((k, c) for k, row in enumerate(counts) for c, n in enumerate(row) if n == 0), None)

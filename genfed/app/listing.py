@@ -1,0 +1,87 @@
+"""What `genfed list` shows: names, what they are, and every setting."""
+
+import dataclasses
+import inspect
+import typing
+from typing import Any
+
+import torch
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+from genfed.app import registry
+from genfed.app.config import Compute, Config, Evaluation, Federation
+from genfed.core.errors import GenfedError
+from genfed.core.method import Task
+from genfed.learn.training import Training
+
+
+def listing(what: str, name: str | None = None) -> RenderableType:
+    """All of a kind in a table; one alone, or "settings", with its settings.
+
+    Raises:
+        GenfedError: no such name.
+    """
+    if what == "settings":
+        tables = {"": Config, "federation": Federation, "evaluation": Evaluation, "compute": Compute}
+        return Group(*(_settings(cls, f"[{key}]" if key else "the top of the file") for key, cls in tables.items()))
+    if what == "architectures":
+        return _architectures(name)
+    family = next(f for f in registry.FAMILIES if f.plural == what)
+    if name is not None:
+        cls = registry.find(family, name)
+        parts: list[RenderableType] = [f"{name}: {_about(cls)}", "", _settings(cls, "settings")]
+        if any(f.name == "training" for f in dataclasses.fields(cls)):
+            parts.append(_settings(Training, "training"))
+        return Group(*parts)
+    table = Table("name", "what it is", "settings")
+    for key, cls in sorted(registry.catalogue(family).items()):
+        table.add_row(key, _about(cls), ", ".join(f.name for f in dataclasses.fields(cls)) or "–")
+    closing = f'`genfed list {what} NAME` explains one with its settings; your own is "package.module:Class".'
+    return Group(table, closing)
+
+
+def _architectures(name: str | None) -> RenderableType:
+    table = Table("name", "parameters (1×32×32, 10 classes)", "on a table of 16 features")
+    known = registry.architectures()
+    if name is not None and name not in known:
+        raise GenfedError(registry.unknown(name, known, "no such architecture"))
+    image = Task("image", (1, 32, 32), tuple("0123456789"))
+    features = Task("table", (16,), ("no", "yes"))
+    for key in known if name is None else [name]:
+        table.add_row(key, _parameters(key, image), _parameters(key, features))
+    return Group(table, 'Your own is "package.module:Class", called with the task (kind, shape, classes).')
+
+
+def _parameters(name: str, task: Task) -> str:
+    try:
+        network = registry.new_network(name, task, torch.Generator().manual_seed(0))
+    except GenfedError:
+        return "–"
+    return f"{sum(p.numel() for p in network.parameters()):,}"
+
+
+def _settings(cls: type[Any], title: str) -> Table:
+    table = Table("setting", "type", "default", "what it is", title=title, title_justify="left")
+    for field in dataclasses.fields(cls):
+        about = cls.__pydantic_fields__[field.name]
+        hint = typing.get_type_hints(cls)[field.name]
+        table.add_row(field.name, _type(hint), _default(about), about.description or "")
+    return table
+
+
+def _type(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint).replace("typing.", "")
+
+
+def _default(field: Any) -> str:
+    value = field.get_default(call_default_factory=True)
+    if field.is_required():
+        return "required"
+    if dataclasses.is_dataclass(value):
+        return type(value).__name__
+    return "left out" if value is None else repr(value)
+
+
+def _about(cls: type[Any]) -> str:
+    return " ".join((inspect.getdoc(cls) or "").split())

@@ -1,0 +1,56 @@
+"""What a person sees while a run goes on."""
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from genfed.app import trial
+
+
+class Watch:
+    """Live bars on a terminal; elsewhere a line when a trial begins and at most one every half minute."""
+
+    def __init__(self, console: Console, trials: int) -> None:
+        """`trials` is how many there will be: methods × seeds."""
+        self._console, self._trials = console, trials
+        self._seen: list[tuple[str, int]] = []
+        self._said = 0.0
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._all: TaskID = self._bars.add_task("all", total=trials)
+        self._now: TaskID = self._bars.add_task("starting", total=1)
+
+    def __call__(self, progress: trial.Progress) -> None:
+        key = progress.label, progress.seed
+        if new := key not in self._seen:
+            self._seen.append(key)
+        scored = "" if progress.accuracy is None else f" · accuracy {100 * progress.accuracy:.1f} %"
+        where = (
+            f"{progress.label} · seed {progress.seed} · {progress.phase} round {progress.round + 1}/{progress.rounds}"
+            f" · client {progress.client}/{progress.clients}{scored}"
+        )
+        done = (progress.step + progress.client / max(1, progress.clients)) / max(1, progress.steps)
+        trials = f"trial {len(self._seen)}/{self._trials}"
+        self._bars.update(self._all, completed=len(self._seen) - 1 + min(1, done), description=trials)
+        self._bars.update(self._now, completed=min(1, done), description=where)
+        if not self._console.is_terminal and (new or time.monotonic() - self._said > 30):
+            self._said = time.monotonic()
+            self._console.print(f"{trials}: {where}", highlight=False, soft_wrap=True)
+
+    def __enter__(self) -> "Watch":
+        self._bars.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._bars.stop()

@@ -1,0 +1,329 @@
+"""A whole run: every method with every seed on the same clients, and the report of it."""
+
+import contextlib
+import datetime
+import fcntl
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import shutil
+import sys
+import tomllib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from genfed.app import federation, registry
+from genfed.app.config import Config, read, to_toml
+from genfed.app.trial import Progress, Run, Trial, counts_for, read_checkpoint, server_of, with_evaluation
+from genfed.core.errors import GenfedError
+from genfed.core.record import digest, load, pack, save
+from genfed.data.dataset import Dataset
+from genfed.engines.embedded import InProcess, Workers
+from genfed.engines.site import Shards, Site, threads
+from genfed.report.metrics import Metrics, retain
+from genfed.report.metrics import read as read_metrics
+from genfed.report.page import Grid, page
+from genfed.report.results import Environment, Report, Row, summarise, to_json
+from genfed.report.tensorboard import TensorBoard, open_tensorboard
+
+log = logging.getLogger(__name__)
+
+
+def run(
+    config: str | Path | Mapping[str, Any] | Config,
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    fresh: bool = False,
+    overrides: Iterable[str] = (),
+    notify: Callable[[Progress], None] | None = None,
+    command: str | None = None,
+) -> Report:
+    """Runs a config and returns its report.
+
+    Args:
+        config: a TOML file, a run's folder, a table of settings or a `Config`, which says what can be set.
+        overrides: "key=value" on top of it, as `genfed.app.config.read` has them.
+        out: the folder for its results; None: runs/NAME.
+        resume: goes on where the run in that folder stopped; starts it where there is none.
+        fresh: deletes the run in that folder first.
+        notify: called with what is going on.
+        command: what the report says it was started with; None: this process's command line.
+
+    Raises:
+        GenfedError: something in the config, the data or the folder is wrong; what was done before stays done.
+    """
+    settings = config if isinstance(config, Config) else read(config, overrides)
+    folder = Path(out if out is not None else Path("runs") / settings.name)
+    dataset = load_data(settings)
+    for seed in settings.seeds:
+        federation.check(settings, federation.share_out(settings, dataset, seed))
+    started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    with _claimed(folder, settings, resume=resume, fresh=fresh), _logged(folder), threads(settings.compute.threads):
+        try:
+            return _run(settings, dataset, folder, notify or (lambda _: None), command or _command(), started)
+        except OSError as error:
+            raise GenfedError(f"{error}; nothing that was saved is lost: mend it, then go on with --resume") from None
+
+
+def load_data(config: Config) -> Dataset:
+    """Reads the data set, a relative path starting from `data_root`."""
+    source = config.data
+    if config.data_root and isinstance(path := getattr(source, "path", None), str):
+        source = replace(source, path=str(Path(config.data_root) / path))  # type: ignore[type-var]
+    return source.load()
+
+
+def worker_count(config: Config) -> int:
+    """The worker processes a run has: one per core unless said otherwise, and never more than clients."""
+    cores = len(os.sched_getaffinity(0))
+    return min(cores if config.compute.workers is None else config.compute.workers, config.federation.clients)
+
+
+def _run(
+    config: Config,
+    dataset: Dataset,
+    folder: Path,
+    notify: Callable[[Progress], None],
+    command: str,
+    started: str,
+) -> Report:
+    partition: dict[str, tuple[tuple[int, ...], ...]] = {}
+    grids: dict[str, Grid] = {}
+    data = folder / "data"
+    data.mkdir(exist_ok=True)
+    retain(folder / "metrics.jsonl", _counting(config, folder))
+    with (
+        Metrics(folder / "metrics.jsonl") as metrics,
+        _tensorboard(folder) as board,
+        _workers(config, folder) as workers,
+    ):
+
+        def record(rows: list[Row]) -> None:
+            metrics.write(rows)
+            metrics.flush()  # rows without their checkpoint are dropped on resume; the reverse would be a hole
+            if board:
+                board.write(rows)
+
+        for seed in config.seeds:
+            shards = federation.share_out(config, dataset, seed)
+            partition[str(seed)] = federation.class_counts(shards)
+            fingerprint = digest(pack(shards))
+            if workers:
+                save(shards, _shards_file(folder, seed), durable=False)
+            for label, method in config.method.items():
+                trial = _trial(config, folder, label, seed, shards, fingerprint)
+                if workers:
+                    workers.open(json.dumps({"run": str(folder.resolve()), "label": label, "seed": seed}))
+                engine = workers or InProcess(_site(trial))
+                state = Run(trial, engine, record, notify).finish()
+                if method.generates and seed == config.seeds[0]:
+                    grids[label] = _grid(label, trial, state)
+            _shards_file(folder, seed).unlink(missing_ok=True)
+        died = tuple(workers.died) if workers else ()
+    rows = read_metrics(folder / "metrics.jsonl")
+    trials = tuple(summarise(rows, label, seed) for label in config.labels for seed in config.seeds)
+    report = Report(
+        name=config.name,
+        config=to_toml(config),
+        classes=dataset.task.classes,
+        shape=dataset.task.shape,
+        environment=_environment(config, command, started),
+        trials=(replace(trials[0], failures=trials[0].failures + died), *trials[1:]) if died else trials,
+        partition=partition,
+        scored_on=config.evaluation.part,
+    )
+    (folder / "report.json").write_text(to_json(report), "utf-8")
+    (folder / "report.html").write_text(page(report, grids), "utf-8")
+    shutil.rmtree(data, ignore_errors=True)
+    return report
+
+
+def _trial(config: Config, folder: Path, label: str, seed: int, shards: Shards, fingerprint: str) -> Trial:
+    method = config.method[label]
+    about = replace(config, methods=(label,), beside=(), method={label: method}, seeds=(seed,), name="", data_root="")
+    about = replace(about, compute=replace(config.compute, workers=None))  # the outcome does not depend on it
+    return Trial(
+        label=label,
+        seed=seed,
+        method=method,
+        shards=federation.pooled(shards) if method.pooled else shards,
+        folder=trial_folder(folder, label, seed),
+        identity=f"{fingerprint} {to_toml(about)}",
+        federation=config.federation,
+        compute=config.compute,
+        evaluate_every=config.evaluation.every,
+    )
+
+
+def trial_folder(folder: Path, label: str, seed: int) -> Path:
+    """Where a trial's checkpoint is, and what its clients keep."""
+    return folder / "trials" / label / f"seed-{seed}"
+
+
+def _site(trial: Trial) -> Site:
+    return Site(
+        with_evaluation(trial.method, trial.shards.held_out),
+        trial.shards,
+        trial.folder / "clients",
+        trial.seed,
+        registry.new_network,
+        trial.compute.device,
+        trial.compute.precision,
+    )
+
+
+def site_of(text: str) -> Site:
+    """A worker's view of a trial, from what `_run` tells it."""
+    about = json.loads(text)
+    folder, seed = Path(about["run"]), about["seed"]
+    shards = load(Shards, _shards_file(folder, seed))
+    return _site(_trial(read(folder), folder, about["label"], seed, shards, ""))
+
+
+def _shards_file(folder: Path, seed: int) -> Path:
+    return folder / "data" / f"seed-{seed}.safetensors"
+
+
+def _counting(config: Config, folder: Path) -> Callable[[dict[str, Any]], bool]:
+    at = {
+        (label, seed): read_checkpoint(method, trial_folder(folder, label, seed))
+        for label, method in config.method.items()
+        for seed in config.seeds
+    }
+    return lambda row: counts_for(row, at.get((row["method"], row["seed"])))
+
+
+@contextlib.contextmanager
+def _workers(config: Config, folder: Path) -> Iterator[Workers | None]:
+    count = worker_count(config)
+    if count == 0:
+        yield None
+        return
+    command = [sys.executable, "-m", "genfed.app.worker", str(config.compute.threads)]
+    # A worker finds what this process can import: the user's own methods and architectures.
+    paths = os.pathsep.join(p or str(Path.cwd()) for p in sys.path)
+    with (folder / "workers.log").open("ab") as output:
+        workers = Workers(command, count, output, os.environ | {"PYTHONPATH": paths})
+        try:
+            yield workers
+        finally:
+            workers.close()
+
+
+@contextlib.contextmanager
+def _tensorboard(folder: Path) -> Iterator[TensorBoard | None]:
+    board = open_tensorboard(folder / "tensorboard", read_metrics(folder / "metrics.jsonl"))
+    try:
+        yield board
+    finally:
+        if board:
+            board.close()
+
+
+@contextlib.contextmanager
+def _claimed(folder: Path, config: Config, *, resume: bool, fresh: bool) -> Iterator[None]:
+    """Makes the run's folder, or refuses one that is another's or in use."""
+    mine = folder / "config.toml"
+    if folder.exists() and any(folder.iterdir()):
+        if not mine.exists():
+            raise GenfedError(f"{folder} holds files that are no run of genfed; choose another --out")
+        if resume == fresh:
+            raise GenfedError(
+                f"{folder} holds a run already: go on with --resume, delete it with --fresh, or use --out"
+            )
+        if resume:
+            _same(read(mine), config, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise GenfedError(f"{folder} is being written by another process; wait for it or use --out") from None
+        if fresh:
+            for entry in folder.iterdir():
+                if entry.name != ".lock":
+                    shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        mine.write_text(to_toml(config), "utf-8")
+        yield
+
+
+def _same(before: Config, now: Config, folder: Path) -> None:
+    def flat(table: dict[str, Any], at: str = "") -> dict[str, Any]:
+        pairs = ((f"{at}{k}", v) for k, v in table.items())
+        return {k2: v2 for k, v in pairs for k2, v2 in (flat(v, f"{k}.") if isinstance(v, dict) else {k: v}).items()}
+
+    old, new = (flat(tomllib.loads(to_toml(c))) for c in (before, now))
+    free = ("name", "data_root", "compute.workers")  # these do not change the outcome
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) != new.get(key) and key not in free:
+            raise GenfedError(
+                f"{folder} was started with {key} = {old.get(key)!r}, not {new.get(key)!r}: "
+                "resume it as it was, start anew with --fresh, or use --out"
+            )
+
+
+@contextlib.contextmanager
+def _logged(folder: Path) -> Iterator[None]:
+    handler = logging.FileHandler(folder / "run.log", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger = logging.getLogger("genfed")
+    logger.addHandler(handler)
+    before, logger.propagate = logger.propagate, False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = before
+        handler.close()
+
+
+def _grid(label: str, trial: Trial, state: Any, each: int = 10) -> Grid:
+    """Ten generated and ten held-out examples of every class."""
+    classes = len(trial.shards.task.classes)
+    y = torch.arange(classes).repeat_interleave(each)
+    made = trial.method.generate(server_of(trial, 0, "grid"), state, y)
+    held_out = trial.shards.held_out
+    rows = [torch.nonzero(held_out.y == c).flatten()[:each] for c in range(classes)]
+    real = torch.stack([held_out.x[r] for r in rows]) if all(len(r) == each for r in rows) else None
+    return Grid(label, to_uint8(made).unflatten(0, (classes, each)), real)
+
+
+def to_uint8(x: Tensor) -> Tensor:
+    """From the scale of models, [−1, 1], back to pixels [0, 255]; on the CPU."""
+    return x.float().add(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8).cpu()
+
+
+def _environment(config: Config, command: str, started: str) -> Environment:
+    libraries = ("genfed", "torch", "numpy", "safetensors", "scikit-learn")
+    versions = {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in libraries}
+    return Environment(
+        command=command,
+        started=started,
+        versions=versions,
+        processor=_processor(),
+        cores=len(os.sched_getaffinity(0)),
+        workers=worker_count(config),
+        threads=config.compute.threads,
+        device=config.compute.device,
+        precision=config.compute.precision,
+    )
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _command() -> str:
+    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])

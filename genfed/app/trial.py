@@ -1,0 +1,270 @@
+"""One method with one seed: the loop over its phases, with a checkpoint after every round."""
+
+import logging
+import time
+import typing
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+
+from genfed.app import registry
+from genfed.app.config import Compute, Federation
+from genfed.core.aggregate import ClientInfo, Collect
+from genfed.core.errors import GenfedError, RecordError
+from genfed.core.method import Client, Method, Phase, Reduced, Reply, Server, Task, leaves, participants
+from genfed.core.record import load, save
+from genfed.core.rng import stream
+from genfed.engines.ask import Ask, Engine
+from genfed.engines.site import Shards, Step
+from genfed.learn.evaluate import Counts, count
+from genfed.report.results import Row
+
+S = TypeVar("S")
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Checkpoint(Generic[S]):
+    """Where a trial stands after a round."""
+
+    trial: str
+    """What it is a checkpoint of; another trial's is refused."""
+    task: Task
+    step: int
+    """Rounds done, over all phases."""
+    rounds: tuple[int, ...]
+    """Of each phase entered so far, in the order in which they run."""
+    evaluations: int
+    """How many were made."""
+    scored: int
+    """Rounds that had been done at the last evaluation; −1 before the first."""
+    state: S
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What is going on, for whoever watches."""
+
+    label: str
+    seed: int
+    phase: str
+    round: int
+    """Of this phase, from 0."""
+    rounds: int
+    step: int
+    """Rounds done over all phases."""
+    steps: int
+    """Rounds in all, as far as is known."""
+    client: int
+    """Clients done in this round."""
+    clients: int
+    accuracy: float | None
+    """Mean over clients at the last evaluation made in this process; None before the first."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What is run."""
+
+    label: str
+    seed: int
+    method: Method[Any]
+    shards: Shards
+    folder: Path
+    """Holds its checkpoint and what its clients keep."""
+    identity: str
+    """Names settings and data; a checkpoint with another one is refused."""
+    federation: Federation
+    compute: Compute
+    evaluate_every: int
+
+
+def with_evaluation(method: Method[Any], held_out: Any) -> dict[str, Phase[Any]]:
+    """A method's phases by name, and the phase that scores its classifiers: clients tell counts per class only.
+
+    Raises:
+        GenfedError: two different phases of one name.
+    """
+    phases: dict[str, Phase[Any]] = {}
+    for phase in leaves(method.phases()):
+        if phases.setdefault(phase.name, phase) != phase or phase.name == "evaluate":
+            raise GenfedError(f"{type(method).__name__} has two phases named {phase.name!r}")
+
+    def evaluate(client: Client, sent: Any) -> Reply[Counts]:
+        network = method.classifier(client, sent)
+        return Reply(count(network, held_out.to(client.device), len(client.task.classes), client.precision))
+
+    evaluate.__annotations__["sent"] = typing.get_type_hints(method.classifier)["sent"]
+    phases["evaluate"] = Phase(
+        "evaluate",
+        lambda server, state, reduced: state,
+        method.send_classifier,
+        evaluate,
+        aggregate={"correct": Collect(), "total": Collect()},
+    )
+    return phases
+
+
+class Run:
+    """The loop of one trial."""
+
+    def __init__(
+        self,
+        trial: Trial,
+        engine: Engine,
+        record: Callable[[list[Row]], None],
+        notify: Callable[[Progress], None],
+    ) -> None:
+        """`record` takes the rows of a round and puts them on disk before its checkpoint is; `notify` is called
+        whenever a client has answered.
+        """
+        self._trial, self._engine, self._record, self._notify = trial, engine, record, notify
+        self._phases = with_evaluation(trial.method, trial.shards.held_out)
+        self._accuracy: float | None = None
+
+    def finish(self) -> Any:
+        """Does what is left to do, from the last checkpoint on, and returns the final state."""
+        at = read_checkpoint(self._trial.method, self._trial.folder) or self._begin()
+        if at.trial != self._trial.identity:
+            raise GenfedError(f"{self._trial.folder} is of other settings or data; choose another --out, or --fresh")
+        step, rounds_of = 0, Counter[str]()
+        for place, phase in enumerate(leaves(self._trial.method.phases())):
+            if place == len(at.rounds):
+                entered = phase.rounds(at.state) if callable(phase.rounds) else phase.rounds
+                at = replace(at, rounds=(*at.rounds, entered))
+            for _ in range(at.rounds[place]):
+                if step >= at.step:
+                    at = self._round(at, phase, rounds_of[phase.name])
+                rounds_of[phase.name] += 1
+                step += 1
+        if at.scored < at.step:
+            at, rows = self._evaluated(at)
+            self._keep(at, rows)
+        return at.state
+
+    def _begin(self) -> Checkpoint[Any]:
+        state = self._trial.method.init(server_of(self._trial, 0, "init"))
+        at = Checkpoint(self._trial.identity, self._trial.shards.task, 0, (), 0, -1, state)
+        self._trial.folder.mkdir(parents=True, exist_ok=True)
+        self._keep(at, [])
+        return at
+
+    def _round(self, at: Checkpoint[Any], phase: Phase[Any], number: int) -> Checkpoint[Any]:
+        state, rows = self._ask(phase, Step(phase.name, number, at.step), at)
+        at = replace(at, step=at.step + 1, state=state)
+        every = self._trial.evaluate_every
+        if every and phase.changes_classifier and (number + 1) % every == 0:
+            at, more = self._evaluated(at)
+            rows += more
+        self._keep(at, rows)
+        return at
+
+    def _evaluated(self, at: Checkpoint[Any]) -> tuple[Checkpoint[Any], list[dict[str, Any]]]:
+        _, rows = self._ask(self._phases["evaluate"], Step("evaluate", at.evaluations, at.step), at)
+        scores = [sum(row["correct"]) / sum(row["total"]) for row in rows if row["client"] is not None]
+        self._accuracy = sum(scores) / len(scores)
+        return replace(at, evaluations=at.evaluations + 1, scored=at.step), rows
+
+    def _keep(self, at: Checkpoint[Any], rows: list[Row]) -> None:
+        self._record(rows)
+        save(at, self._trial.folder / "state.safetensors")
+
+    def _ask(self, phase: Phase[Any], step: Step, at: Checkpoint[Any]) -> tuple[Any, list[dict[str, Any]]]:
+        trial = self._trial
+        head: dict[str, Any] = {"method": trial.label, "seed": trial.seed}
+        head |= {"step": step.number, "phase": step.phase, "round": step.round}
+        server = server_of(self._trial, step.round, step.phase, step.round, "update")
+        if phase.work is None:
+            started = time.perf_counter()
+            state = phase.update(server, at.state, Reduced({}, ()))
+            return state, [head | {"client": None, "seconds": time.perf_counter() - started, "failed": {}}]
+        # Everybody is scored, whoever took part.
+        sample = 1.0 if step.phase == "evaluate" else trial.federation.sample
+        asked = participants(trial.shards.clients, sample, stream(trial.seed, step.phase, step.round, "sample"))
+        sender = server_of(self._trial, step.round, step.phase, step.round, "send")
+        ask = Ask(self._engine, phase, step, sender, at.state, asked, trial.federation.quorum)
+        rows: list[dict[str, Any]] = []
+        self._tell(at, phase, step, 0, len(asked))
+        for done in ask:
+            about = {"client": done.info.id, "architecture": done.info.architecture, "examples": done.info.examples}
+            costs = {"up_bytes": done.up_bytes, "down_bytes": done.down_bytes, "seconds": round(done.seconds, 6)}
+            rows.append(head | about | costs | done.metrics)
+            self._tell(at, phase, step, len(rows), len(asked))
+        rows.sort(key=lambda row: int(row["client"]))
+        for client, reason in sorted(ask.failures.items()):
+            log.warning("%s, seed %d: client %d left out of %s: %s", trial.label, trial.seed, client, step, reason)
+        reduced = ask.reduced
+        if step.phase == "evaluate":
+            for row in rows:
+                row |= {name: reduced[name][row["client"]].tolist() for name in ("correct", "total")}
+        failed = {str(client): reason for client, reason in sorted(ask.failures.items())}
+        rows.append(head | {"client": None, "seconds": round(ask.seconds, 6), "failed": failed})
+        return phase.update(server, at.state, reduced), rows
+
+    def _tell(self, at: Checkpoint[Any], phase: Phase[Any], step: Step, client: int, clients: int) -> None:
+        plan = list(leaves(self._trial.method.phases()))
+        known = [*at.rounds, *(p.rounds for p in plan[len(at.rounds) :] if isinstance(p.rounds, int))]
+        rounds = sum(r for r, p in zip(known, plan, strict=False) if p.name == phase.name) or 1
+        self._notify(
+            Progress(
+                self._trial.label,
+                self._trial.seed,
+                step.phase,
+                step.round,
+                rounds,
+                at.step,
+                sum(known),
+                client,
+                clients,
+                self._accuracy,
+            )
+        )
+
+
+def server_of(trial: Trial, number: int, *path: str | int) -> Server:
+    """Where a server function of this trial runs, its draws named by `path`."""
+    return new_server(trial.shards.task, trial.shards.clients, trial.compute, trial.seed, number, *path)
+
+
+def new_server(
+    task: Task, clients: tuple[ClientInfo, ...], compute: Compute, seed: int, number: int, *path: str | int
+) -> Server:
+    """A server in round `number`, its draws named by `path`."""
+    device = torch.device(compute.device)
+    return Server(
+        task=task,
+        clients=clients,
+        round=number,
+        rng=stream(seed, *path, "server"),
+        seed=seed,
+        device=device,
+        precision=compute.precision,
+        new_network=lambda architecture, rng: registry.new_network(architecture, task, rng).to(device),
+    )
+
+
+def read_checkpoint(method: Method[Any], folder: Path) -> Checkpoint[Any] | None:
+    """The last checkpoint of the trial in `folder`; None where there is none.
+
+    Raises:
+        GenfedError: it is damaged.
+    """
+    file = folder / "state.safetensors"
+    if not file.exists():
+        return None
+    try:
+        at: Checkpoint[Any] = load(Checkpoint[method.state], file)  # type: ignore[name-defined]
+    except RecordError as error:
+        raise GenfedError(f"{error}; delete {folder} to do this trial again from its start") from None
+    return at
+
+
+def counts_for(row: Row, at: Checkpoint[Any] | None) -> bool:
+    """Whether a row of metrics.jsonl belongs to what the checkpoint holds."""
+    if at is None:
+        return False
+    return bool(row["step"] <= at.scored if row["phase"] == "evaluate" else row["step"] < at.step)

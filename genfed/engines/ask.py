@@ -1,0 +1,143 @@
+"""One round of one phase, whatever carries the messages: send, check what comes back, fold it."""
+
+import math
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from genfed.core.aggregate import ClientInfo, Fold
+from genfed.core.errors import GenfedError
+from genfed.core.method import Phase, Reduced, Server
+from genfed.core.record import Packed, pack, unpack
+from genfed.engines.site import Answer, Step
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a client is left out of a round."""
+
+    reason: str
+
+
+class Engine(Protocol):
+    """Carries records to clients and back."""
+
+    def exchange(
+        self, step: Step, jobs: Iterable[tuple[ClientInfo, Packed]]
+    ) -> Iterator[tuple[ClientInfo, Answer | Failure]]:
+        """Has every client work on what is sent to it; gives the answers in any order. `jobs` is drawn from only as
+        fast as clients take them.
+        """
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """One client's part in a round, for the log."""
+
+    info: ClientInfo
+    up_bytes: int
+    down_bytes: int
+    seconds: float
+    metrics: dict[str, float]
+
+
+class Ask:
+    """One round: iterate over it for each client's `Exchange` as it is done, then take `reduced` and `failures`."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        phase: Phase[Any],
+        step: Step,
+        server: Server,
+        state: Any,
+        clients: Sequence[ClientInfo],
+        quorum: float,
+    ) -> None:
+        """`quorum` is the fraction of `clients` that must answer."""
+        self._engine, self._phase, self._step, self._server, self._state = engine, phase, step, server, state
+        self._clients, self._quorum = clients, quorum
+        self._fold = Fold(phase.aggregate, list(clients))
+        self._sent: dict[int, Packed] = {}
+        self._answered: list[ClientInfo] = []
+        self.failures: dict[int, str] = {}
+        self.seconds = 0.0
+
+    def _jobs(self) -> Iterator[tuple[ClientInfo, Packed]]:
+        assert self._phase.send is not None
+        for info in self._clients:
+            packed = pack(self._phase.send(self._server, self._state, info))
+            self._sent[info.id] = packed
+            yield info, packed
+
+    def __iter__(self) -> Iterator[Exchange]:
+        started = time.perf_counter()
+        for info, answer in self._engine.exchange(self._step, self._jobs()):
+            sent = self._sent.pop(info.id)
+            try:
+                if isinstance(answer, Failure):
+                    raise GenfedError(answer.reason)
+                self._take(info, sent, answer)
+            except GenfedError as error:
+                self.failures[info.id] = str(error)
+                self._fold.skip(info)
+                continue
+            self._answered.append(info)
+            yield Exchange(info, answer.upload.nbytes, sent.nbytes, answer.seconds, answer.metrics)
+        self.seconds = time.perf_counter() - started
+
+    def _take(self, info: ClientInfo, sent: Packed, answer: Answer) -> None:
+        upload = unpack(self._phase.kinds[1], answer.upload)
+        check(sent, answer)
+        self._fold.add(info, upload, answer.weight)
+
+    @property
+    def reduced(self) -> Reduced:
+        """What the uploads came to.
+
+        Raises:
+            GenfedError: too few clients answered; nothing has been changed.
+        """
+        needed = max(1, math.ceil(round(self._quorum * len(self._clients), 9)))
+        if len(self._answered) < needed:
+            client, reason = next(iter(sorted(self.failures.items())))
+            raise GenfedError(
+                f"{self._step.phase} round {self._step.round}: {len(self._answered)} of {len(self._clients)} clients "
+                f"answered and the quorum is {needed}; client {client}: {reason}"
+            )
+        return Reduced(self._fold.finish(), tuple(sorted(self._answered, key=lambda i: i.id)))
+
+
+def check(sent: Packed, answer: Answer) -> None:
+    """Refuses a reply that would spoil a mean: numbers that are not finite, a weight that is not above 0, or, in an
+    upload field that bears the name of a field that was sent, other tensors than were sent.
+    """
+    if not (math.isfinite(answer.weight) and answer.weight > 0):
+        raise GenfedError(f"its weight is {answer.weight}; a weight is above 0")
+    uploaded = answer.upload.tensors
+    for path, tensor in uploaded.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise GenfedError(f"{path} holds numbers that are not finite")
+    expected, got = _by_field(sent.tensors), _by_field(uploaded)
+    for field in expected.keys() & got.keys():
+        for path in expected[field].keys() ^ got[field].keys():
+            raise GenfedError(f"{path} {'is missing' if path in expected[field] else 'was not asked for'}")
+        for path, tensor in got[field].items():
+            like = expected[field][path]
+            if tensor.shape != like.shape or tensor.dtype != like.dtype:
+                raise GenfedError(
+                    f"{path} is {tensor.dtype} {tuple(tensor.shape)}, not {like.dtype} {tuple(like.shape)}"
+                )
+
+
+def _by_field(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Groups paths such as "Model.classifier['w']" by the field, without the record's name."""
+    fields: dict[str, dict[str, Tensor]] = {}
+    for path, tensor in tensors.items():
+        rest = path.partition(".")[2]
+        fields.setdefault(rest.partition("[")[0].partition(".")[0], {})[rest] = tensor
+    return fields

@@ -1,0 +1,225 @@
+"""All clients on this machine: in this process, or shared out over worker processes.
+
+The outcome is the same to the bit for any number of workers: a client's draws are named after it, each process
+computes with a fixed number of threads, and replies are folded along a fixed tree.
+"""
+
+import contextlib
+import json
+import logging
+import signal
+import socket
+import subprocess
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from genfed.core.aggregate import ClientInfo
+from genfed.core.errors import GenfedError
+from genfed.core.record import Packed, from_bytes, to_bytes
+from genfed.engines.ask import Failure
+from genfed.engines.site import Answer, Site, Step
+
+log = logging.getLogger(__name__)
+Job = tuple[ClientInfo, bytes]
+
+
+def _attempt(site: Site, step: Step, client: int, sent: Packed) -> Answer | Failure:
+    try:
+        return site.work(step, client, sent)
+    except GenfedError as error:
+        return Failure(str(error))
+    except Exception as error:  # a client's own code may fail in any way; the others go on
+        log.warning("client %d failed in %s round %d\n%s", client, step.phase, step.round, traceback.format_exc())
+        return Failure(f"{type(error).__name__}: {error}".splitlines()[0])
+
+
+class InProcess:
+    """Clients one after the other in this process."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+
+    def exchange(
+        self, step: Step, jobs: Iterable[tuple[ClientInfo, Packed]]
+    ) -> Iterator[tuple[ClientInfo, Answer | Failure]]:
+        """See `Engine`."""
+        for info, sent in jobs:
+            # A copy, so that a client that works in place cannot reach the server's state.
+            own = Packed({name: tensor.clone() for name, tensor in sent.tensors.items()}, sent.skeleton)
+            yield info, _attempt(self._site, step, info.id, own)
+
+
+@dataclass
+class _Worker:
+    process: subprocess.Popen[bytes]
+    pipe: Connection
+    job: Job | None = None
+
+
+class Workers:
+    """Worker processes that live as long as this object. Nothing is pickled: messages are JSON and safetensors."""
+
+    def __init__(
+        self, command: Sequence[str], count: int, output: Any = None, environment: Mapping[str, str] | None = None
+    ) -> None:
+        """Starts `command FD` for each worker; it must call `serve` on that file descriptor. `output` is a file that
+        takes what they print; None: they print where this process does. `environment` None: this process's.
+        """
+        self._command, self._output, self._environment = list(command), output, environment
+        self._opening: str | None = None
+        self.died: list[str] = []
+        """A line for each worker that was lost."""
+        self._workers = [self._start() for _ in range(count)]
+
+    def _start(self) -> _Worker:
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            process = subprocess.Popen(
+                [*self._command, str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=self._output,
+                stderr=self._output,
+                env=self._environment,
+                start_new_session=True,  # Ctrl-C is the main process's to handle
+            )
+            pipe = Connection(ours.detach())
+        if self._opening is not None:
+            pipe.send_bytes(self._opening.encode())
+        return _Worker(process, pipe)
+
+    def open(self, trial: str) -> None:
+        """Tells every worker which trial comes next, in the words that `serve`'s `site_of` understands."""
+        self._opening = json.dumps({"open": trial})
+        for place, worker in enumerate(self._workers):
+            try:
+                worker.pipe.send_bytes(self._opening.encode())
+            except OSError:
+                self._workers[place] = self._replace(worker)
+
+    def exchange(
+        self, step: Step, jobs: Iterable[tuple[ClientInfo, Packed]]
+    ) -> Iterator[tuple[ClientInfo, Answer | Failure]]:
+        """See `Engine`. A worker that dies is replaced and its client asked once more."""
+        coming = ((info, _message(step, info, packed)) for info, packed in jobs)
+        again: deque[Job] = deque()
+        retried: set[int] = set()
+        # One job is packed ahead, so that a worker that is done waits only for the bytes.
+        ahead = next(coming, None)
+
+        def give(worker: _Worker) -> None:
+            nonlocal ahead
+            job, worker.job = (again.popleft(), None) if again else (ahead, None)
+            if job is None:
+                return
+            if job is ahead:
+                ahead = None
+            worker.job = job
+            with contextlib.suppress(OSError):  # it is dead; the wait below finds out
+                worker.pipe.send_bytes(job[1])
+
+        while True:
+            for worker in self._workers:
+                if worker.job is None:
+                    give(worker)
+                    ahead = ahead or next(coming, None)
+            busy = {w.pipe: place for place, w in enumerate(self._workers) if w.job}
+            if not busy:
+                return
+            for pipe in wait(list(busy)):
+                assert isinstance(pipe, Connection)
+                place = busy[pipe]
+                worker = self._workers[place]
+                assert worker.job is not None
+                job = worker.job
+                try:
+                    outcome = _receive(pipe)
+                except (EOFError, OSError):
+                    worker = self._workers[place] = self._replace(worker)
+                    if job[0].id not in retried:
+                        retried.add(job[0].id)
+                        again.append(job)
+                        continue
+                    outcome = Failure("its worker process died twice")
+                worker.job = None
+                give(worker)
+                yield job[0], outcome
+                ahead = ahead or next(coming, None)
+
+    def _replace(self, worker: _Worker) -> _Worker:
+        worker.pipe.close()
+        worker.process.kill()
+        code = worker.process.wait()
+        cause = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        about = f" while client {worker.job[0].id} was working" if worker.job else ""
+        hint = "; out of memory?" if code == -signal.SIGKILL else ""
+        self.died.append(f"a worker process died ({cause}{hint}){about}; started another")
+        log.warning(self.died[-1])
+        return self._start()
+
+    def close(self) -> None:
+        """Ends the workers at once."""
+        for worker in self._workers:
+            worker.pipe.close()
+            worker.process.kill()
+            worker.process.wait()
+
+
+def _message(step: Step, info: ClientInfo, sent: Packed) -> bytes:
+    return _framed({"work": asdict(step), "client": info.id}, to_bytes(sent))
+
+
+def _split(message: bytes) -> tuple[dict[str, Any], bytes]:
+    size = int.from_bytes(message[:4], "little")
+    return json.loads(message[4 : 4 + size]), message[4 + size :]
+
+
+def _receive(pipe: Connection) -> Answer | Failure:
+    head, body = _split(pipe.recv_bytes())
+    if "failed" in head:
+        return Failure(head["failed"])
+    return Answer(from_bytes(body), head["weight"], head["metrics"], head["seconds"])
+
+
+def serve(descriptor: int, site_of: Callable[[str], Site]) -> None:
+    """A worker's whole life: opens trials and does clients' work until the pipe closes."""
+    pipe = Connection(descriptor)
+    site: Site | None = None
+    broken = "no trial is open"
+    while True:
+        try:
+            message = pipe.recv_bytes()
+        except (EOFError, OSError):
+            return
+        if message.startswith(b'{"open"'):
+            try:
+                site = site_of(json.loads(message)["open"])
+            except Exception as error:  # told with the first job: opening has no answer of its own
+                site, broken = None, f"a worker cannot open the trial: {error}"
+            continue
+        head, body = _split(message)
+        step = Step(**head["work"])
+        outcome = _attempt(site, step, head["client"], from_bytes(body)) if site else Failure(broken)
+        try:
+            pipe.send_bytes(_answer(outcome))
+        except OSError:
+            return
+
+
+def _answer(outcome: Answer | Failure) -> bytes:
+    head: dict[str, Any]
+    if isinstance(outcome, Failure):
+        head, body = {"failed": outcome.reason}, b""
+    else:
+        body = to_bytes(outcome.upload)
+        head = {"weight": outcome.weight, "metrics": outcome.metrics, "seconds": outcome.seconds}
+    return _framed(head, body)
+
+
+def _framed(head: dict[str, Any], body: bytes) -> bytes:
+    text = json.dumps(head).encode()
+    return len(text).to_bytes(4, "little") + text + body

@@ -1,0 +1,150 @@
+"""Where a client's work is done: in this process, in a worker, or on a machine of its own."""
+
+import contextlib
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import torch
+
+from genfed.core.aggregate import ClientInfo
+from genfed.core.errors import GenfedError
+from genfed.core.method import Client, Data, Phase, Slot, Task
+from genfed.core.record import Packed, load, pack, save, unpack
+from genfed.core.rng import stream
+
+if TYPE_CHECKING:
+    from torch import nn
+
+R = TypeVar("R")
+Precision = Literal["float32", "bfloat16"]
+NewNetwork = Callable[[str, Task, torch.Generator], "nn.Module"]
+"""(architecture, task, rng) → a classifier initialised from rng."""
+
+
+@dataclass(frozen=True)
+class Shards:
+    """The clients and their data. Each client's examples are one range of rows of `train`."""
+
+    task: Task
+    clients: tuple[ClientInfo, ...]
+    ranges: tuple[tuple[int, int], ...]
+    train: Data
+    held_out: Data
+    """The common part on which classifiers are scored."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One round of one phase."""
+
+    phase: str
+    round: int
+    """Counted per phase name over the whole method."""
+    number: int
+    """Counted over all phases. A step reads what clients kept in earlier ones."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A client's reply, packed, and the seconds that its work took."""
+
+    upload: Packed
+    weight: float
+    metrics: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+class KeptOnDisk:
+    """A client's slots as files, one per step that wrote them; the last two survive, so a step that is asked for again
+    still reads what was kept before it.
+    """
+
+    def __init__(self, folder: Path, number: int, slots: tuple[Slot[Any], ...] | None) -> None:
+        """`slots` may be read and written; None: all may be read and none written."""
+        self._folder, self._number = folder, number
+        self._slots = None if slots is None else {s.name for s in slots}
+
+    def get(self, slot: Slot[R]) -> R | None:
+        """What was put there in an earlier step; None before the first."""
+        self._check(slot, writing=False)
+        earlier = [v for v in self._versions(slot) if v < self._number]
+        return load(slot.kind, self._file(slot, max(earlier))) if earlier else None
+
+    def put(self, slot: Slot[R], record: R) -> None:
+        """Writes the slot as of this step."""
+        self._check(slot, writing=True)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        save(record, self._file(slot, self._number), durable=False)  # a step that is lost is done again
+        for old in sorted(v for v in self._versions(slot) if v < self._number)[:-1]:
+            self._file(slot, old).unlink(missing_ok=True)
+
+    def _check(self, slot: Slot[Any], *, writing: bool) -> None:
+        if writing if self._slots is None else slot.name not in self._slots:
+            raise GenfedError(f"slot {slot.name!r} is not declared by the phase that asks for it")
+
+    def _file(self, slot: Slot[Any], number: int) -> Path:
+        return self._folder / f"{slot.name}.{number}.safetensors"
+
+    def _versions(self, slot: Slot[Any]) -> list[int]:
+        return [int(file.name.split(".")[1]) for file in self._folder.glob(f"{slot.name}.*.safetensors")]
+
+
+class Site:
+    """Does the work of some clients of one trial."""
+
+    def __init__(
+        self,
+        phases: Mapping[str, Phase[Any]],
+        shards: Shards,
+        kept: Path,
+        seed: int,
+        new_network: NewNetwork,
+        device: str = "cpu",
+        precision: Precision = "float32",
+    ) -> None:
+        """`kept` is the folder of what clients keep. A phase named "evaluate" may read every slot."""
+        self._phases, self._shards, self._kept, self._seed = phases, shards, kept, seed
+        self._new_network, self._precision = new_network, precision
+        self._device = torch.device(device)
+        self._place = {info.id: i for i, info in enumerate(shards.clients)}
+        self._train = shards.train if self._device.type == "cpu" else shards.train.to(self._device)
+
+    def work(self, step: Step, client: int, sent: Packed) -> Answer:
+        """Has one client do its part of a step. Doing it again gives the same answer."""
+        started = time.perf_counter()
+        phase = self._phases[step.phase]
+        assert phase.work is not None
+        info = self._shards.clients[self._place[client]]
+        task = self._shards.task
+        record = unpack(phase.kinds[0], sent)
+        reply = phase.work(
+            Client(
+                info=info,
+                task=task,
+                data=self._train[slice(*self._shards.ranges[self._place[client]])],
+                kept=KeptOnDisk(
+                    self._kept / str(client), step.number, None if step.phase == "evaluate" else phase.slots
+                ),
+                rng=stream(self._seed, step.phase, step.round, client),
+                seed=self._seed,
+                device=self._device,
+                precision=self._precision,
+                new_network=lambda rng: self._new_network(info.architecture, task, rng).to(self._device),
+            ),
+            record,
+        )
+        return Answer(pack(reply.upload), reply.weight, reply.metrics, time.perf_counter() - started)
+
+
+@contextlib.contextmanager
+def threads(count: int) -> Any:
+    """Inside the block torch computes with `count` threads, which fixes the bits of its sums."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,60 @@
+"""Training without any exchange: the shape that local-only training and the centralised ceiling share."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
+from torch import nn
+
+from genfed.core.aggregate import ClientInfo
+from genfed.core.method import Client, Method, Nothing, Phase, Reduced, Reply, Server, Slot, Weights
+from genfed.core.settings import settings
+from genfed.learn.training import Training, train
+from genfed.learn.weights import initial_weights, load_weights, weights_of
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a client keeps."""
+
+    classifier: Weights
+
+
+MODEL = Slot("model", Model)
+
+
+@settings
+class Alone(Method[Nothing]):
+    """Every client trains its own model on its own data; nothing is sent either way."""
+
+    state = Nothing
+
+    rounds: Annotated[int, Field(ge=0)] = 50
+    """Times that a client trains for `training.epochs`; it goes on from where it was."""
+    training: Training = Field(default_factory=Training)
+    """Local training in a round."""
+
+    def init(self, server: Server) -> Nothing:
+        return Nothing()
+
+    def phases(self) -> list[Phase[Nothing]]:
+        return [Phase("train", self.keep, self.send_classifier, self.train, rounds=self.rounds, slots=(MODEL,))]
+
+    def send_classifier(self, server: Server, state: Nothing, info: ClientInfo) -> Nothing:
+        return Nothing()
+
+    def train(self, client: Client, sent: Nothing) -> Reply[Nothing]:
+        """One round; the model stays in the client's slot."""
+        network = self.classifier(client, sent)
+        loss = train(network, client, self.training)
+        client.kept.put(MODEL, Model(weights_of(network)))
+        return Reply(Nothing(), metrics={"loss": loss})
+
+    def keep(self, server: Server, state: Nothing, reduced: Reduced) -> Nothing:
+        """Nothing came, nothing changes."""
+        return state
+
+    def classifier(self, client: Client, sent: Nothing) -> nn.Module:
+        kept = client.kept.get(MODEL)
+        network = client.new_network(client.rng)
+        return load_weights(network, initial_weights(client) if kept is None else kept.classifier)

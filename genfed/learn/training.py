@@ -1,0 +1,67 @@
+"""Local training of a client's classifier, as every method does it."""
+
+from collections.abc import Callable
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from genfed.core.method import Client, Data
+from genfed.core.settings import settings
+from genfed.learn.fit import Player, cross_entropy, fit
+
+
+@settings
+class Training:
+    """How a client trains its classifier in one round. The optimiser is new in every round."""
+
+    epochs: Annotated[int, Field(ge=0)] = 5
+    """Passes over the client's own examples."""
+    batch_size: Annotated[int, Field(ge=1)] = 64
+    """Examples per step; a client with fewer takes them all."""
+    optimiser: Literal["sgd", "adam"] = "sgd"
+    """SGD, or Adam with PyTorch's default betas."""
+    learning_rate: Annotated[float, Field(gt=0)] = 0.1
+    """Step size."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Of SGD; Adam has its own."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """L2, added to the gradient."""
+
+    def new_optimiser(self, network: nn.Module) -> torch.optim.Optimizer:
+        """A new optimiser over all parameters."""
+        if self.optimiser == "adam":
+            return torch.optim.Adam(
+                network.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay, fused=True
+            )
+        return torch.optim.SGD(
+            network.parameters(),
+            lr=self.learning_rate,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            fused=True,
+        )
+
+
+def train(
+    network: nn.Module,
+    client: Client,
+    training: Training,
+    *,
+    data: Data | None = None,
+    epochs: int | None = None,
+    penalty: Callable[[], Tensor] | None = None,
+) -> float:
+    """Trains in place by cross-entropy, plus `penalty`, on `data` (None: the client's own) for `epochs` (None: the
+    setting's). Returns the mean loss of the last epoch.
+    """
+    player = Player(cross_entropy(network), training.new_optimiser(network.train()), penalty)
+    return fit(
+        [player],
+        client.data if data is None else data,
+        epochs=training.epochs if epochs is None else epochs,
+        batch_size=training.batch_size,
+        rng=client.rng,
+        precision=client.precision,
+    )

@@ -1,0 +1,13 @@
+"""The centralised ceiling: all data in one place, one model per architecture. Not a federation, but what it would give
+if data could be shared.
+"""
+
+from genfed.core.settings import settings
+from genfed.learn.alone import Alone
+
+
+@settings
+class Centralised(Alone):
+    """One model per architecture, trained on everybody's examples."""
+
+    pooled = True

@@ -1,0 +1,14 @@
+"""FedAvg within an architecture. McMahan, Moore, Ramage, Hampson, Agüera y Arcas, Communication-Efficient Learning of
+Deep Networks from Decentralized Data, AISTATS 2017, arXiv 1602.05629, Algorithm 1.
+"""
+
+from genfed.core.settings import settings
+from genfed.learn.averaging import Averaging
+
+
+@settings
+class FedAvg(Averaging):
+    """Federated averaging of classifiers among the clients that share an architecture."""
+
+    # differs from the paper: clients of different architectures cannot average, so each architecture is a
+    # federation of its own.

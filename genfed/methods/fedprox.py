@@ -1,0 +1,25 @@
+"""FedProx within an architecture. Li, Sahu, Zaheer, Sanjabi, Talwalkar, Smith, Federated Optimization in Heterogeneous
+Networks, MLSys 2020, arXiv 1812.06127, Algorithm 2: FedAvg whose local loss adds (μ/2)·‖w − w_t‖².
+"""
+
+from collections.abc import Callable
+from typing import Annotated
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from genfed.core.method import Weights
+from genfed.core.settings import settings
+from genfed.learn.averaging import Averaging
+from genfed.learn.weights import squared_distance
+
+
+@settings
+class FedProx(Averaging):
+    """FedAvg within an architecture, with local training held near the global weights."""
+
+    mu: Annotated[float, Field(ge=0)] = 0.01
+    """Weight of the proximal term (μ); 0 is FedAvg."""
+
+    def penalty(self, network: nn.Module, sent: Weights) -> Callable[[], Tensor]:
+        return lambda: self.mu / 2 * squared_distance(network, sent)  # Eq. 2: a squared norm

@@ -1,0 +1,171 @@
+"""GeFL. Kang, Cha, Kang, GeFL: Model-Agnostic Federated Learning with Generative Models, arXiv 2412.18460,
+Algorithm 1: a generator is trained federatedly, then every client trains its own architecture on generated and on real
+examples.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from pydantic import Field, InstanceOf
+from torch import Tensor, nn
+
+from genfed.core.aggregate import ClientInfo, Mean
+from genfed.core.method import Client, Data, Method, Phase, Reduced, Reply, Server, Slot, Weights
+from genfed.core.settings import settings
+from genfed.generators.cvae import CVAE
+from genfed.generators.generator import Generator, GeneratorNetwork, staying, travelling
+from genfed.learn.fit import Moments, fit, moments_of, restore
+from genfed.learn.training import Training, train
+from genfed.learn.weights import initial_classifiers, load_weights, weights_of
+
+
+@dataclass(frozen=True)
+class State:
+    """The global generator and the global weights of each architecture."""
+
+    generator: Weights
+    classifiers: dict[str, Weights]
+
+
+@dataclass(frozen=True)
+class Generated:
+    """A generator on its way."""
+
+    generator: Weights
+
+
+@dataclass(frozen=True)
+class Both:
+    """What a joint round starts from."""
+
+    generator: Weights
+    classifier: Weights
+
+
+@dataclass(frozen=True)
+class Model:
+    """A classifier on its way."""
+
+    classifier: Weights
+
+
+@dataclass(frozen=True)
+class AtHome:
+    """What stays with the client between generator rounds: the optimisers' moments and the parts that do not travel."""
+
+    moments: tuple[Moments, ...]
+    weights: Weights
+
+
+AT_HOME = Slot("generator", AtHome)
+
+
+@settings
+class GeFL(Method[State]):
+    """A generator trained by all clients augments the data of each, whatever its architecture."""
+
+    state = State
+    generates = True
+
+    generator: InstanceOf[Generator] = Field(default_factory=CVAE)
+    """The conditional generator that all clients train together."""
+    generator_rounds: Annotated[int, Field(ge=0)] = 100
+    """Rounds of generator training before the joint rounds (T_KA)."""
+    generator_epochs: Annotated[int, Field(ge=0)] = 5
+    """Local epochs in a generator round (T_g)."""
+    generator_batch_size: Annotated[int, Field(ge=1)] = 64
+    """Examples per generator step."""
+    rounds: Annotated[int, Field(ge=0)] = 50
+    """Joint rounds, in which the classifiers are trained (T_TN)."""
+    synthetic_epochs: Annotated[int, Field(ge=0)] = 1
+    """In a joint round: epochs on generated examples, as many steps each as an epoch of real ones (T_s)."""
+    training: Training = Field(default_factory=Training)
+    """In a joint round: training on real examples (T_r = epochs); generated ones use the same optimiser settings."""
+
+    def init(self, server: Server) -> State:
+        generator = self.generator.new(server.task, server.common("generator"))
+        return State(travelling(generator), initial_classifiers(server))
+
+    def phases(self) -> list[Phase[State]]:
+        return [
+            Phase(
+                "generator",
+                self.keep_generator,
+                self.send_generator,
+                self.train_generator,
+                aggregate={"generator": Mean()},
+                rounds=self.generator_rounds,
+                slots=(AT_HOME,),
+                changes_classifier=False,
+            ),
+            Phase(
+                "joint",
+                self.keep_classifiers,
+                self.send_both,
+                self.train_classifier,
+                aggregate={"classifier": Mean(by="architecture")},
+                rounds=self.rounds,
+            ),
+        ]
+
+    def send_generator(self, server: Server, state: State, info: ClientInfo) -> Generated:
+        """The global generator."""
+        return Generated(state.generator)
+
+    def train_generator(self, client: Client, sent: Generated) -> Reply[Generated]:
+        """Step 1, on a client: T_g epochs; Adam's moments stay here from round to round."""
+        home = client.kept.get(AT_HOME) or AtHome((), {})
+        network = self._generator(client, sent.generator | home.weights)
+        players = network.players()
+        for player, moments in zip(players, home.moments, strict=False):  # none at first
+            restore(player.optimiser, moments)
+        loss = fit(
+            players,
+            client.data,
+            epochs=self.generator_epochs,
+            batch_size=self.generator_batch_size,
+            rng=client.rng,
+            precision=client.precision,
+        )
+        client.kept.put(AT_HOME, AtHome(tuple(moments_of(p.optimiser) for p in players), staying(network)))
+        return Reply(Generated(travelling(network)), metrics={"loss": loss})  # unweighted, as the paper has it
+
+    def keep_generator(self, server: Server, state: State, reduced: Reduced) -> State:
+        """The mean over all clients."""
+        return State(reduced["generator"], state.classifiers)
+
+    def send_both(self, server: Server, state: State, info: ClientInfo) -> Both:
+        """The generator and the client's architecture."""
+        return Both(state.generator, state.classifiers[info.architecture])
+
+    def train_classifier(self, client: Client, sent: Both) -> Reply[Model]:
+        """Step 2, on a client: T_s epochs on generated, then T_r epochs on real examples."""
+        network = load_weights(client.new_network(client.rng), sent.classifier)
+        batch_size = self.training.batch_size
+        steps = self.synthetic_epochs * max(1, len(client.data) // batch_size)
+        metrics = {}
+        if steps:
+            y = torch.randint(len(client.task.classes), (steps * batch_size,), generator=client.rng).to(client.device)
+            generated = Data(self._generator(client, sent.generator).sample(y, client.rng), y)
+            metrics["synthetic_loss"] = train(network, client, self.training, data=generated, epochs=1)
+        metrics["loss"] = train(network, client, self.training)
+        return Reply(Model(weights_of(network)), weight=len(client.data), metrics=metrics)
+
+    def keep_classifiers(self, server: Server, state: State, reduced: Reduced) -> State:
+        """The means within each architecture; one that nobody answered for keeps its own."""
+        return State(state.generator, state.classifiers | reduced["classifier"])
+
+    def send_classifier(self, server: Server, state: State, info: ClientInfo) -> Model:
+        return Model(state.classifiers[info.architecture])
+
+    def classifier(self, client: Client, sent: Model) -> nn.Module:
+        return load_weights(client.new_network(client.rng), sent.classifier)
+
+    def generate(self, server: Server, state: State, y: Tensor) -> Tensor:
+        return self._generator(server, state.generator).sample(y.to(server.device), server.rng)
+
+    def _generator(self, where: Client | Server, weights: Weights) -> GeneratorNetwork:
+        network = self.generator.new(where.task, where.rng).to(where.device)
+        network.load_state_dict(weights, strict=False)  # a part that never travels is absent at first
+        return network

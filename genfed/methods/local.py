@@ -1,0 +1,9 @@
+"""Local-only training: what each client reaches alone. The floor that every federated method must beat."""
+
+from genfed.core.settings import settings
+from genfed.learn.alone import Alone
+
+
+@settings
+class Local(Alone):
+    """Every client trains alone, from the same initial weights as in the other methods."""
