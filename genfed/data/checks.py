@@ -1,0 +1,36 @@
+"""What the sources say when something of the user's is missing."""
+
+import difflib
+from collections.abc import Collection
+from pathlib import Path
+
+from genfed.core.errors import GenfedError
+
+
+def existing(path: str) -> Path:
+    """The path.
+
+    Raises:
+        GenfedError: nothing stands there.
+    """
+    if not (found := Path(path)).exists():
+        raise GenfedError(f"{path}: no such file or folder")
+    return found
+
+
+def known(name: str, names: Collection[str], where: str) -> str:
+    """`name`, which must be one of `names`; `where` begins the message, e.g. "data.csv: column".
+
+    Raises:
+        GenfedError: it is not; the nearest of `names` is named, or all of them where none is near.
+    """
+    if name in names:
+        return name
+    near = difflib.get_close_matches(name, names, 1, 0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(names) or 'none'}"
+    raise GenfedError(f"{where} {name!r} is not there; {hint}")
+
+
+def reason(error: BaseException) -> str:
+    """The first line of what another library says."""
+    return next(iter(str(error).splitlines()), type(error).__name__)

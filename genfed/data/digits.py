@@ -1,0 +1,24 @@
+"""The 1,797 handwritten digits that come with scikit-learn: nothing to download."""
+
+import torch
+from pydantic import Field
+from sklearn.datasets import load_digits
+
+from genfed.core.method import Data
+from genfed.core.settings import settings
+from genfed.data.dataset import Dataset
+from genfed.data.images import ImageSource
+
+
+@settings
+class Digits(ImageSource):
+    """scikit-learn's digits: 8 × 8 pixels, grey, ten classes."""
+
+    size: int | None = Field(default=32, ge=1)
+    """Images are resized to size × size pixels, bilinear; None: 8 × 8."""
+
+    def load(self) -> Dataset:
+        pixels, labels = load_digits(return_X_y=True)
+        x = torch.from_numpy(pixels).mul(255 / 16).round().to(torch.uint8).view(-1, 1, 8, 8)
+        data = Data(self.converted(x), torch.from_numpy(labels).long())
+        return self.dataset("image", {"train": data}, tuple("0123456789"), {})

@@ -1,0 +1,132 @@
+"""Data sets of the Hugging Face hub, or in their format on disk."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from genfed.core.errors import GenfedError
+from genfed.core.method import Data
+from genfed.core.settings import settings
+from genfed.data.checks import known, reason
+from genfed.data.dataset import Dataset
+from genfed.data.features import Columns, Encoder
+from genfed.data.images import ImageSource
+from genfed.data.labels import encode
+from genfed.data.split import PARTS
+
+
+@settings
+class HuggingFace(ImageSource):
+    """Images, or columns of numbers, of a data set that the `datasets` library can load."""
+
+    path: str
+    """A name on the hub, e.g. "ylecun/mnist", or a folder: what `save_to_disk` wrote, or data files."""
+    subset: str | None = None
+    """Which of the data set's configurations; None: its only one."""
+    revision: str | None = None
+    """A commit or tag of the hub's repository; None: the newest."""
+    label: str = "label"
+    """The column to predict: whole numbers, text or a ClassLabel."""
+    image: str | None = None
+    """The column of images; None: the only one, or a table where there is none."""
+    numeric: list[str] | None = None
+    """The features of a table; None: every column of numbers."""
+    columns: list[str] | None = None
+    """Natural columns to partition by, e.g. ["writer"]; they are no features. None: none."""
+    train_split: str = "train"
+    """The split with the training examples."""
+    validation_split: str | None = None
+    """The split with the validation examples; None: "validation" where there is one, else cut from training."""
+    test_split: str | None = None
+    """The split with the test examples; None: "test" where there is one, else cut from training."""
+    scale: Literal["standard", "range"] = "standard"
+    """A table's numbers get mean 0 and variance 1 ("standard"), or lie in [−1, 1] ("range"), over the training rows."""
+
+    def load(self) -> Dataset:
+        splits = self._splits()
+        for name in (self.label, *(self.columns or []), *(self.numeric or [])):
+            known(name, splits["train"].column_names, f"{self.path}: column")
+        names = getattr(splits["train"].features[self.label], "names", None)  # of a ClassLabel
+        y, classes = encode({part: self._labels(split, part) for part, split in splits.items()}, None, self.path)
+        if names is not None:
+            classes = tuple(names[int(value)] for value in classes)
+        natural = {name: [str(value) for value in splits["train"][name]] for name in self.columns or []}
+        if image := self._image(splits["train"]):
+            x = {part: self.stacked(self._files(split, image, part), len(split)) for part, split in splits.items()}
+            return self.dataset("image", {part: Data(x[part], y[part]) for part in x}, classes, natural)
+        features = {part: self._features(split, splits["train"]) for part, split in splits.items()}
+        encoder = Encoder(features["train"].rows(self.cut(y, classes)["train"][1]), self.scale, self.path)
+        data = {part: Data(encoder(columns), y[part]) for part, columns in features.items()}
+        return self.dataset("table", data, classes, natural)
+
+    def _splits(self) -> dict[str, Any]:
+        """The parts that the data set brings."""
+        found = self._load()
+        names = {"train": self.train_split, "validation": self.validation_split, "test": self.test_split}
+        splits = {}
+        for part in PARTS:
+            if (name := names[part]) is not None or part in found:
+                splits[part] = found[known(name or part, found, f"{self.path}: split")]
+        return splits
+
+    def _load(self) -> dict[str, Any]:
+        try:
+            import datasets
+        except ImportError:
+            raise GenfedError(
+                """Hugging Face data sets need the extra "huggingface": pip install 'genfed[huggingface]'"""
+            ) from None
+        folder = Path(self.path)
+        try:
+            if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
+                found = datasets.load_from_disk(self.path)
+            else:
+                found = datasets.load_dataset(self.path, self.subset, revision=self.revision)
+        except (OSError, ValueError, RuntimeError, KeyError, datasets.exceptions.DatasetsError) as error:
+            raise GenfedError(f"{self.path}: cannot be loaded ({reason(error)})") from None
+        return dict(found) if isinstance(found, datasets.DatasetDict) else {self.train_split: found}
+
+    def _labels(self, split: Any, part: str) -> Any:
+        values = list(split[known(self.label, split.column_names, f"{self.path}: column")])
+        # the hub marks the withheld labels of a test part so
+        if bad := sum(value is None or value == -1 for value in values):
+            raise GenfedError(f"{self.path}: {bad} examples of {part} have no label")
+        return np.array(values)
+
+    def _image(self, split: Any) -> str | None:
+        import datasets
+
+        found = [name for name, feature in split.features.items() if isinstance(feature, datasets.Image)]
+        if self.image is not None:
+            return known(self.image, found, f"{self.path}: image column")
+        if len(found) > 1:
+            raise GenfedError(f"{self.path}: there are several image columns, {', '.join(found)}; set image")
+        return found[0] if found and self.numeric is None else None
+
+    def _files(self, split: Any, column: str, part: str) -> Iterator[tuple[str, Path | bytes]]:
+        """The undecoded images."""
+        import datasets
+
+        rows = split.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+        for i, row in enumerate(rows):
+            stored = row[column] or {"bytes": b"", "path": None}
+            source = Path(stored["path"] or "") if stored["bytes"] is None else stored["bytes"]
+            yield f"{self.path}: image {i} of {part}", source
+
+    def _features(self, split: Any, train: Any) -> Columns:
+        out = (self.label, *(self.columns or []))
+        numbers = [name for name, f in train.features.items() if name not in out and _is_number(f)]
+        found = {}
+        for name in numbers if self.numeric is None else self.numeric:
+            values = split[known(name, split.column_names, f"{self.path}: column")]
+            try:
+                found[name] = np.array([np.nan if value is None else value for value in values], np.float64)
+            except (ValueError, TypeError):
+                raise GenfedError(f"{self.path}: column {name!r} is not of numbers") from None
+        return Columns(found, {})
+
+
+def _is_number(feature: Any) -> bool:
+    return str(getattr(feature, "dtype", "")).startswith(("int", "uint", "float", "bool"))

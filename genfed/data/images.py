@@ -1,0 +1,104 @@
+"""Images as all sources give them: uint8 [n, C, H, W], of one size and one number of channels."""
+
+from abc import abstractmethod
+from collections.abc import Iterable
+from io import BytesIO
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+from pydantic import Field
+from torch import Tensor
+
+from genfed.core.errors import GenfedError
+from genfed.core.settings import settings
+from genfed.data.checks import reason
+from genfed.data.dataset import Dataset
+from genfed.data.split import SplitSource
+
+_LUMA = torch.tensor([0.299, 0.587, 0.114])  # ITU-R BT.601
+_AT_ONCE = 2**24  # numbers in a chunk: 64 MB as float32, however large the data set
+_GREY = ("1", "L", "LA")
+_COLOUR = ("P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
+
+
+@settings
+class ImageSource(SplitSource):
+    """A source that can hold images."""
+
+    size: int | None = Field(
+        default=None,
+        ge=1,
+        description="Images are resized to size × size pixels, bilinear; None: they stay as they are, all of one size.",
+    )
+    channels: Literal[1, 3] | None = Field(
+        default=None, description="1: turned to grey; 3: turned to RGB; None: as they are, all alike."
+    )
+
+    @abstractmethod
+    def load(self) -> Dataset: ...
+
+    def converted(self, x: Tensor) -> Tensor:
+        """The images x [n, C, H, W], uint8 or float, with the channels and size asked for; of the same type.
+
+        Raises:
+            GenfedError: neither grey nor RGB, and `channels` asks for a conversion.
+        """
+        n, have, height, width = x.shape
+        channels, high, wide = self.channels or have, self.size or height, self.size or width
+        if have != channels and have not in (1, 3):
+            raise GenfedError(f"images have {have} channels: only 1 and 3 can be converted; leave channels unset")
+        if (have, height, width) == (channels, high, wide):
+            return x.contiguous()
+        out = torch.empty(n, channels, high, wide, dtype=x.dtype)
+        chunk = max(1, _AT_ONCE // (max(have, channels) * max(height * width, high * wide)))
+        for start in range(0, n, chunk):
+            part = x[start : start + chunk].float()
+            if have > channels:
+                part = torch.einsum("nchw,c->nhw", part, _LUMA)[:, None]
+            if (height, width) != (high, wide):
+                shrinks = high < height or wide < width
+                part = F.interpolate(part, (high, wide), mode="bilinear", antialias=shrinks)
+            # one channel fills three by itself
+            out[start : start + chunk] = part if out.is_floating_point() else part.round_()
+        return out
+
+    def stacked(self, images: Iterable[tuple[str, Path | bytes]], n: int) -> Tensor:
+        """Decodes n image files, each (name, file or its bytes), one at a time → uint8 [n, C, H, W].
+
+        Raises:
+            GenfedError: an unreadable image, or images of different sizes or channels that no setting makes alike.
+        """
+        out, first = torch.empty(0), ""
+        for i, (name, source) in enumerate(images):
+            x = self.converted(_decoded(name, source)[None])[0]
+            if i == 0:
+                out, first = torch.empty(n, *x.shape, dtype=torch.uint8), name
+            if x.shape[0] != out.shape[1]:
+                raise GenfedError(f"{first} has {out.shape[1]} channels and {name} has {x.shape[0]}; set channels")
+            if x.shape[1:] != out.shape[2:]:
+                raise GenfedError(f"{first} is {_size(out[0])} pixels and {name} {_size(x)}; set size")
+            out[i] = x
+        return out
+
+
+def _decoded(name: str, source: Path | bytes) -> Tensor:
+    """One image, uint8 [1 or 3, H, W]: upright, without transparency, the first frame of an animation."""
+    try:
+        with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as image:
+            if image.mode not in _GREY + _COLOUR:
+                raise GenfedError(f"{name}: pixels of mode {image.mode}; 8-bit grey and colour are allowed")
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode in ("P", "PA"):
+                upright = upright.convert("RGBA")  # Pillow warns of a palette with transparency otherwise
+            pixels = np.array(upright.convert("L" if upright.mode in _GREY else "RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise GenfedError(f"{name}: not a readable image ({reason(error)})") from None
+    return torch.from_numpy(pixels).view(*pixels.shape[:2], -1).permute(2, 0, 1)
+
+
+def _size(x: Tensor) -> str:
+    return f"{x.shape[2]} × {x.shape[1]}"

@@ -1,0 +1,55 @@
+"""Labels as they are found → 0..k-1 and the names of the classes."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from genfed.core.errors import GenfedError
+
+Labels = NDArray[np.int64] | NDArray[np.str_]
+
+
+def encode(
+    found: Mapping[str, NDArray[np.generic]], names: Sequence[str] | None, where: str
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Numbers the classes of all parts by sorted value: part → labels [n] (integers or strings) becomes
+    part → y int64 [n]. A class is called after its value, or as `names` says in the same order. `where` begins
+    every message, e.g. the file's name.
+
+    Raises:
+        GenfedError: other labels, no examples, fewer than two classes, a class that "train" lacks, or the wrong
+            number of names.
+    """
+    plain = {part: _plain(labels, f"{where}: labels of {part}") for part, labels in found.items()}
+    if len({labels.dtype.kind for labels in plain.values()}) > 1:
+        raise GenfedError(f"{where}: labels are numbers in one part and text in another")
+    values = np.unique(np.concatenate(list(plain.values())))
+    if len(values) < 2:
+        raise GenfedError(f"{where}: there is one class only ({values[0]}); at least 2 are needed")
+    for part, labels in plain.items():
+        if len(lacking := np.setdiff1d(labels, plain["train"])):
+            raise GenfedError(f"{where}: class {str(lacking[0])!r} is in the {part} part and not in train")
+    if names is not None and len(names) != len(values):
+        raise GenfedError(f"{where}: classes names {len(names)} classes and the labels have {len(values)}")
+    y = {part: torch.from_numpy(np.searchsorted(values, labels).astype(np.int64)) for part, labels in plain.items()}
+    return y, tuple(names or map(str, values))
+
+
+def _plain(labels: NDArray[np.generic], where: str) -> Labels:
+    """As int64 or str."""
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim != 1:
+        raise GenfedError(f"{where} have shape {labels.shape}; one label per example is allowed, (n,)")
+    if not len(labels):
+        raise GenfedError(f"{where}: there are no examples")
+    if labels.dtype.kind == "S":
+        return np.char.decode(labels.astype(np.bytes_), "utf-8")
+    if labels.dtype.kind == "U" or (labels.dtype.kind == "O" and all(isinstance(value, str) for value in labels)):
+        return labels.astype(np.str_)
+    if labels.dtype.kind in "biu" or (labels.dtype.kind == "f" and bool(np.all(np.mod(labels, 1) == 0))):
+        return labels.astype(np.int64)
+    raise GenfedError(f"{where} are of type {labels.dtype} or not whole; integers and strings are allowed")
