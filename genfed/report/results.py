@@ -1,6 +1,20 @@
 """What a run came to, as records: `report.json` is a `Report`, and every table and picture is drawn from one."""
 
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Any, ClassVar
+
+import pydantic
+
+from genfed.core.errors import GenfedError
+
+Row = Mapping[str, Any]
+"""A line of metrics.jsonl: one client in one round of a phase, or (`client` is None) the round as a whole."""
+EVALUATE = "evaluate"
+"""The phase in which classifiers are scored."""
 
 
 @dataclass(frozen=True)
@@ -24,12 +38,13 @@ class Point:
     round: int
     step: int
     """Rounds done before it, over all phases of the method."""
-    value: float
+    value: float | None
+    """None: not a finite number (a loss that diverged); an accuracy never is."""
 
 
 @dataclass(frozen=True)
 class PhaseCost:
-    """What a phase cost over all its rounds."""
+    """What a phase cost over all its rounds. Scoring counts for its time and not for its bytes: they are 0."""
 
     phase: str
     rounds: int
@@ -104,6 +119,8 @@ class Environment:
 class Report:
     """A whole run: every method with every seed, on the same clients per seed."""
 
+    __pydantic_config__: ClassVar[pydantic.ConfigDict] = pydantic.ConfigDict(extra="forbid", strict=True)
+
     name: str
     config: str
     """The resolved config, TOML."""
@@ -124,3 +141,116 @@ class Report:
     def of(self, method: str) -> tuple[Trial, ...]:
         """The trials of a method, by seed."""
         return tuple(sorted((t for t in self.trials if t.method == method), key=lambda t: t.seed))
+
+
+def to_json(report: Report) -> str:
+    """`report.json`, indented."""
+    return pydantic.TypeAdapter(Report).dump_json(report, indent=1).decode()
+
+
+def from_json(text: str, name: str = "the text") -> Report:
+    """Reads `to_json`; `name` is the file in messages.
+
+    Raises:
+        GenfedError: something else, or a report of another version.
+    """
+    try:
+        return pydantic.TypeAdapter(Report).validate_json(text)
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise GenfedError(f"{name} is not a genfed report: {where + ': ' if where else ''}{first['msg']}") from None
+
+
+def summarise(rows: Iterable[Row], method: str, seed: int) -> Trial:
+    """What the rows of one trial come to; rows of others are skipped.
+
+    Raises:
+        GenfedError: the trial was never evaluated, or a client was scored on no examples.
+    """
+    own = [row for row in rows if row["method"] == method and row["seed"] == seed]
+    curve = accuracies(own)
+    if not curve:
+        raise GenfedError(f"{method}, seed {seed}: there is no evaluation in the metrics")
+    last = curve[-1]
+    clients = tuple(
+        sorted(
+            (_score(row) for row in own if _is_client(row, EVALUATE) and row["round"] == last.round),
+            key=lambda score: score.client,
+        )
+    )
+    assert last.value is not None
+    return Trial(method, seed, last.value, clients, curve, losses(own), _costs(own), _failures(own))
+
+
+def accuracies(rows: Sequence[Row]) -> tuple[Point, ...]:
+    """Accuracy at every evaluation of one trial: the mean over architectures of the mean over their clients."""
+    points = []
+    for (phase, round_, step), members in _by_round(row for row in rows if _is_client(row, EVALUATE)).items():
+        groups = defaultdict(list)
+        for score in map(_score, members):
+            groups[score.architecture].append(score.accuracy)
+        points.append(Point(phase, round_, step, fmean(fmean(group) for group in groups.values())))
+    return tuple(sorted(points, key=lambda point: point.round))
+
+
+def losses(rows: Sequence[Row]) -> tuple[Point, ...]:
+    """The mean of the clients' "loss" in every round of one trial that has any; None where one is not finite."""
+    trained = (row for row in rows if row["client"] is not None and row["phase"] != EVALUATE and "loss" in row)
+    points = []
+    for (phase, round_, step), members in _by_round(trained).items():
+        values = [row["loss"] for row in members]
+        finite = all(value is not None and math.isfinite(value) for value in values)
+        points.append(Point(phase, round_, step, fmean(values) if finite else None))
+    return tuple(points)
+
+
+def _is_client(row: Row, phase: str) -> bool:
+    return row["client"] is not None and row["phase"] == phase
+
+
+def _by_round(rows: Iterable[Row]) -> dict[tuple[str, int, int], list[Row]]:
+    rounds = defaultdict(list)
+    for row in rows:
+        rounds[row["phase"], row["round"], row["step"]].append(row)
+    return rounds
+
+
+def _score(row: Row) -> ClientScore:
+    correct, total = row["correct"], row["total"]
+    if not sum(total):
+        raise GenfedError(f"{row['method']}, seed {row['seed']}: client {row['client']} was scored on no examples")
+    recall = tuple(c / t if t else None for c, t in zip(correct, total, strict=True))
+    return ClientScore(row["client"], row["architecture"], row["examples"], sum(correct) / sum(total), recall)
+
+
+def _costs(rows: Sequence[Row]) -> tuple[PhaseCost, ...]:
+    everybody = {row["client"] for row in rows} - {None}  # whoever was never sampled sent nothing, and counts
+    phases: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        phases[row["phase"]].append(row)
+    costs = []
+    for phase, members in phases.items():
+        clients = [row for row in members if row["client"] is not None]
+        whole = [row for row in members if row["client"] is None]
+        counted = [] if phase == EVALUATE else clients
+        costs.append(
+            PhaseCost(
+                phase,
+                rounds=len({row["round"] for row in members}),
+                up_bytes=sum(row["up_bytes"] for row in counted) / len(everybody),
+                down_bytes=sum(row["down_bytes"] for row in counted) / len(everybody),
+                client_seconds=sum((row["seconds"] for row in clients), 0.0),
+                seconds=sum((row["seconds"] for row in whole), 0.0),
+            )
+        )
+    return tuple(costs)
+
+
+def _failures(rows: Sequence[Row]) -> tuple[str, ...]:
+    return tuple(
+        f"{row['phase']} round {row['round']}: client {client} left out: {reason}"
+        for row in rows
+        if row["client"] is None
+        for client, reason in row.get("failed", {}).items()
+    )

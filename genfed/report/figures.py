@@ -1,0 +1,195 @@
+"""The pictures of a report, as SVG that takes its text colour and font from the page around it."""
+
+import io
+import math
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from markupsafe import Markup, escape
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from genfed.report.results import Point, Report, Trial
+from genfed.report.table import CENTRALISED, LOCAL
+
+_INK = "#010203"  # stands for the page's text colour until the SVG is written
+_COLOURS = ("#3b82d6", "#e07b1a", "#2a9d6e", "#9b6bd3", "#d64550", "#2a9fb0", "#a87544", "#d667a8")  # on light and dark
+_SETTINGS: Any = {
+    "svg.fonttype": "none",  # text stays text: it is read aloud, found and scaled
+    "text.parse_math": False,  # a label may hold a $
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK),
+}
+_DOTS = 60  # more clients than this are drawn as a heat map
+
+
+def accuracy_figure(report: Report) -> Markup:
+    """Accuracy by rounds done: a line per method, its mean over seeds in a band from the worst to the best seed.
+    The final value of the baselines goes on as a thin line.
+    """
+    marks = _marks(report.methods)
+
+    def paint(axes: Axes) -> None:
+        for method in report.methods:
+            trials = report.of(method)
+            x, mean = _line(axes, [_values(t.curve, lambda p: p.step, 100) for t in trials], marks[method])
+            if x and (len(x) == 1 or method in (LOCAL, CENTRALISED)):
+                axes.axhline(mean[-1], color=marks[method].get_color(), linestyle=marks[method].get_linestyle(), lw=0.7)
+        axes.set_xlabel("rounds done")
+        axes.set_ylabel(f"accuracy on the {report.scored_on} part, %")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+    return _svg(paint, "Accuracy of every method by rounds done", marks)
+
+
+def loss_figures(report: Report) -> dict[str, Markup]:
+    """By phase: the training loss by round, a line and band per method that has the phase."""
+    phases = dict.fromkeys(point.phase for trial in report.trials for point in trial.losses)
+    return {phase: _loss_figure(report, phase) for phase in phases}
+
+
+def _loss_figure(report: Report, phase: str) -> Markup:
+    curves = {
+        method: [
+            _values([p for p in trial.losses if p.phase == phase], lambda p: p.round + 1) for trial in report.of(method)
+        ]
+        for method in report.methods
+    }
+    all_marks = _marks(report.methods)
+    marks = {method: all_marks[method] for method, curve in curves.items() if any(curve)}
+
+    def paint(axes: Axes) -> None:
+        for method, mark in marks.items():
+            _line(axes, curves[method], mark)
+        axes.set_xlabel("round")
+        axes.set_ylabel("training loss")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+    return _svg(paint, f"Training loss in the phase {phase}, by round", marks)
+
+
+def partition_figure(report: Report, seed: str) -> Markup:
+    """Examples of each class at each client: dots by area, or a heat map for many clients."""
+    counts = np.array(report.partition[seed]).T  # [classes, clients]
+    shades = LinearSegmentedColormap.from_list("", [(*mpl.colors.to_rgb(_COLOURS[0]), alpha) for alpha in (0, 1)])
+
+    def paint(axes: Axes) -> None:
+        if counts.shape[1] <= _DOTS:
+            y, x = np.nonzero(counts)
+            largest = min(90.0, (230 / counts.shape[1]) ** 2)  # points²: neighbours just touch
+            axes.scatter(x, y, largest * counts[y, x] / max(1, counts.max()), color=_COLOURS[0], linewidths=0)
+            axes.set_ylim(-0.7, len(counts) - 0.3)
+            axes.invert_yaxis()
+        else:
+            image = axes.imshow(counts, shades, aspect="auto", interpolation="none")
+            figure = axes.get_figure()
+            assert isinstance(figure, Figure)
+            figure.colorbar(image, label="examples", fraction=0.05, pad=0.02)
+        if len(report.classes) <= 20:
+            axes.set_yticks(range(len(report.classes)), [_short(name) for name in report.classes])
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlabel("client")
+        axes.set_ylabel("class")
+
+    height = min(6.0, max(2.0, 0.9 + 0.2 * len(report.classes)))
+    return _svg(paint, f"Examples of each class at each client, seed {seed}", {}, height)
+
+
+def cost_figure(report: Report, unit: str, of: Callable[[Trial], Mapping[str, float]]) -> Markup:
+    """A bar per method, stacked by phase: what `of` gives for each phase, a mean over seeds; `unit` labels the axis."""
+    totals = {method: [of(trial) for trial in report.of(method)] for method in report.methods}
+    phases = list(dict.fromkeys(phase for each in totals.values() for trial in each for phase, v in trial.items() if v))
+    marks = {
+        phase: Line2D([], [], color=_COLOURS[i % len(_COLOURS)], marker="s", ls="") for i, phase in enumerate(phases)
+    }
+
+    def paint(axes: Axes) -> None:
+        left = np.zeros(len(totals))
+        for phase in phases:
+            width = np.array([fmean(trial.get(phase, 0.0) for trial in each) for each in totals.values()])
+            axes.barh(range(len(totals)), width, 0.6, left, color=marks[phase].get_color())
+            left += width
+        axes.set_yticks(range(len(totals)), [_short(method) for method in totals])
+        axes.set_ylim(len(totals) - 0.5, -0.5)
+        axes.set_xlim(0, left.max() * 1.02 or 1)
+        axes.set_xlabel(unit)
+
+    return _svg(paint, f"{unit[:1].upper()}{unit[1:]}, by method and phase", marks, 1.1 + 0.3 * len(totals))
+
+
+def compare_figure(reports: Sequence[tuple[str, Report]]) -> Markup:
+    """A row per run and method: a dot per seed and a bar at their mean."""
+    rows = [(f"{name}: {method}", report.of(method)) for name, report in reports for method in report.methods]
+
+    def paint(axes: Axes) -> None:
+        for y, (_, trials) in enumerate(rows):
+            values = [100 * trial.accuracy for trial in trials]
+            axes.plot(values, [y] * len(values), "o", color=_COLOURS[0], markersize=5, alpha=0.6, markeredgewidth=0)
+            axes.plot([fmean(values)], [y], "|", color=_INK, markersize=14)
+        axes.set_yticks(range(len(rows)), [_short(label, 32) for label, _ in rows])
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_xlabel("accuracy, %")
+        axes.grid(axis="y", alpha=0.2)
+
+    return _svg(paint, "Accuracy of every run and method, a dot per seed", {}, 0.7 + 0.22 * len(rows))
+
+
+def _marks(methods: Sequence[str]) -> dict[str, Line2D]:
+    """How each method is drawn, the same in every picture."""
+    marks = {LOCAL: Line2D([], [], color="#8a8a8a", ls="--"), CENTRALISED: Line2D([], [], color=_INK, ls=":")}
+    others = [method for method in methods if method not in marks]
+    marks |= {method: Line2D([], [], color=_COLOURS[i % len(_COLOURS)]) for i, method in enumerate(others)}
+    return {method: marks[method] for method in methods}
+
+
+def _values(points: Sequence[Point], x: Callable[[Point], int], scale: float = 1) -> dict[int, float]:
+    return {x(p): math.nan if p.value is None else scale * p.value for p in points}
+
+
+def _line(axes: Axes, curves: Sequence[Mapping[int, float]], mark: Line2D) -> tuple[list[int], list[float]]:
+    """Draws mean and band where every seed has a value; returns the mean's x and y."""
+    x = sorted(set.intersection(*map(set, curves)))
+    y = np.array([[curve[at] for at in x] for curve in curves])  # [seeds, len(x)]
+    mean = y.mean(0)
+    single = "o" if len(x) == 1 else None
+    axes.plot(x, mean, color=mark.get_color(), linestyle=mark.get_linestyle(), marker=single, markersize=4)
+    axes.fill_between(x, y.min(0), y.max(0), color=mark.get_color(), alpha=0.2, linewidth=0)
+    return x, list(mean)
+
+
+def _short(text: str, most: int = 18) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def _svg(paint: Callable[[Axes], None], alt: str, legend: Mapping[str, Line2D], height: float = 3.2) -> Markup:
+    with mpl.rc_context({**_SETTINGS, "svg.hashsalt": alt}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # the browser has the font that we lack
+        figure = Figure(figsize=(5.2, height), layout="constrained")
+        paint(figure.add_subplot())
+        if legend:
+            handles, labels = list(legend.values()), [_short(label, 24) for label in legend]
+            figure.legend(handles, labels, loc="outside lower center", ncols=3)
+        text = _saved(figure)
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    text = re.sub(r' id="[A-Za-z]+[\w.]*_\d+"', "", text)  # names of groups, which would stand twice in the page
+    box = re.search(r'viewBox="[^"]*"', text)
+    assert box
+    body = text[text.index(">") + 1 :].replace(_INK, "currentColor")
+    return Markup(f'<svg {box[0]} role="img" aria-label="{escape(alt)}">{body}')
+
+
+def _saved(figure: Figure) -> str:
+    file = io.StringIO()
+    figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    return file.getvalue()

@@ -1,0 +1,239 @@
+"""The page of a run: one HTML file that loads nothing from anywhere."""
+
+import base64
+import io
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import NamedTuple
+
+import jinja2
+import torch
+from PIL import Image
+from torch import Tensor
+
+from genfed.report import figures
+from genfed.report.results import Report, Trial
+from genfed.report.table import (
+    CENTRALISED,
+    HEADINGS,
+    LOCAL,
+    NONE,
+    accuracy,
+    differences,
+    gain,
+    percent,
+    points,
+    seconds,
+    size,
+    summary_rows,
+)
+
+_CLASSES = 20  # rows of a sample grid that are shown
+_FAILURES = 200  # lines that are shown
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What a generator draws, by class."""
+
+    method: str
+    images: Tensor
+    """uint8 [classes, per_class, C, H, W]; three channels are colours, others are averaged to grey."""
+    real: Tensor | None = None
+    """Training images to show beside them, of the same shape; None: none."""
+
+
+class Cells(NamedTuple):
+    """A table of text."""
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+class Strip(NamedTuple):
+    """One class of a grid: data URLs of PNGs, and the width at which they are shown, in CSS pixels."""
+
+    label: str
+    generated: str
+    real: str | None
+    width: int
+
+
+def page(report: Report, grids: Mapping[str, Grid]) -> str:
+    """HTML with everything a reader needs to judge the run; `grids` by title, empty for none."""
+    seed = next(iter(report.partition), None)
+    failures = [f"{t.method}, seed {t.seed}: {line}" for t in report.trials for line in t.failures]
+    return _templates().get_template("report.html.j2").render(
+        report=report,
+        headlines=headlines(report),
+        setting=_setting(report),
+        summary=Cells(HEADINGS, summary_rows(report)),
+        curve=figures.accuracy_figure(report),
+        architectures=_by_architecture(report),
+        clients=_by_client(report),
+        seed=seed,
+        partition=None if seed is None else figures.partition_figure(report, seed),
+        grids={title: (grid, _strips(grid, report.classes)) for title, grid in grids.items()},
+        classes_shown=_CLASSES,
+        losses=figures.loss_figures(report),
+        costs=_costs(report),
+        sent=figures.cost_figure(report, "MB sent per client, up and down", _megabytes),
+        time=figures.cost_figure(report, "seconds", lambda trial: {c.phase: c.seconds for c in trial.costs}),
+        failures=failures[:_FAILURES],
+        failures_count=len(failures),
+        environment=_environment(report),
+    )  # fmt: skip
+
+
+def compare_page(reports: Sequence[tuple[str, Report]]) -> str:
+    """HTML with named runs side by side."""
+    return (
+        _templates()
+        .get_template("compare.html.j2")
+        .render(
+            names=[name for name, _ in reports],
+            differences=differences([report for _, report in reports]),
+            summary=Cells(("run", *HEADINGS), [(n, *row) for n, report in reports for row in summary_rows(report)]),
+            picture=figures.compare_figure(reports),
+        )
+    )
+
+
+def headlines(report: Report) -> list[str]:
+    """A sentence for every method that is not a baseline (for every method if all are), in the config's order."""
+    chosen = [method for method in report.methods if method not in (LOCAL, CENTRALISED)] or report.methods
+    return [_headline(report, method) for method in chosen]
+
+
+def _headline(report: Report, method: str) -> str:
+    score = accuracy(report.of(method))
+    spread = "" if score.sd is None else f" ± {percent(score.sd)}"
+    parts = []
+    for baseline, words in ((LOCAL, "training alone"), (CENTRALISED, "training on all data in one place")):
+        if more := gain(report, method, baseline):
+            parts.append(f"{points(more.mean).lstrip('+-')} points {'below' if more.mean < 0 else 'above'} {words}")
+    seeds = len(report.of(method))
+    return (
+        f"{method} classifies {percent(score.mean)}{spread} % of the {report.scored_on} examples correctly"
+        f"{', ' + ' and '.join(parts) if parts else ''}: {_setting(report)}, "
+        + (f"mean ± standard deviation of {seeds} seeds." if seeds > 1 else "one seed.")
+    )
+
+
+def _setting(report: Report) -> str:
+    clients = _widest(report).clients
+    kinds = len({c.architecture for c in clients})
+    return f"{_count(len(clients), 'client')} with {_count(kinds, 'architecture')}"
+
+
+def _widest(report: Report) -> Trial:
+    """The first trial with the most clients: a centralised one has fewer than there are."""
+    return max(report.trials, key=lambda trial: len(trial.clients))
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _by_architecture(report: Report) -> Cells:
+    clients = _widest(report).clients
+    names = dict.fromkeys(c.architecture for c in sorted(clients, key=lambda c: c.architecture))
+
+    def cell(method: str, name: str) -> str:
+        groups = [[c.accuracy for c in t.clients if c.architecture == name] for t in report.of(method)]
+        means = [fmean(group) for group in groups if group]
+        return percent(fmean(means)) if means else NONE
+
+    rows = [
+        (name, str(sum(c.architecture == name for c in clients)), *(cell(m, name) for m in report.methods))
+        for name in names
+    ]
+    return Cells(("architecture", "clients", *report.methods), rows)
+
+
+def _by_client(report: Report) -> Cells:
+    """Of the first seed. A method whose clients are others (one client with everybody's data) has no column."""
+    widest = _widest(report)
+    clients = [(c.client, c.architecture, c.examples) for c in widest.clients]
+    columns = {}
+    for method in report.methods:
+        trial = next((t for t in report.of(method) if t.seed == widest.seed), None)
+        scores = {(c.client, c.architecture, c.examples): c.accuracy for c in trial.clients} if trial else {}
+        if scores.keys() & set(clients):
+            columns[method] = scores
+    rows = [
+        (*map(str, client), *(percent(s[client]) if client in s else NONE for s in columns.values()))
+        for client in clients
+    ]
+    return Cells(("client", "architecture", "examples", *columns), rows)
+
+
+def _megabytes(trial: Trial) -> dict[str, float]:
+    return {cost.phase: (cost.up_bytes + cost.down_bytes) / 1e6 for cost in trial.costs}
+
+
+def _costs(report: Report) -> Cells:
+    rows = []
+    for method in report.methods:
+        by_phase = defaultdict(list)
+        for trial in report.of(method):
+            for cost in trial.costs:
+                by_phase[cost.phase].append(cost)
+        for phase, costs in by_phase.items():
+            rows.append(
+                (
+                    method,
+                    phase,
+                    f"{fmean(c.rounds for c in costs):g}",
+                    size(fmean(c.up_bytes for c in costs)),
+                    size(fmean(c.down_bytes for c in costs)),
+                    seconds(fmean(c.client_seconds for c in costs)),
+                    seconds(fmean(c.seconds for c in costs)),
+                )
+            )
+    return Cells(("method", "phase", "rounds", "up per client", "down per client", "client seconds", "seconds"), rows)
+
+
+def _environment(report: Report) -> Cells:
+    at = report.environment
+    rows = [
+        ("started (UTC)", at.started),
+        ("seeds", ", ".join(str(seed) for seed in sorted({t.seed for t in report.trials}))),
+        ("processor", f"{at.processor}, {_count(at.cores, 'core')}"),
+        ("device", f"{at.device}, {at.precision}"),
+        ("workers", f"{at.workers}, {_count(at.threads, 'thread')} each"),
+        ("versions", ", ".join(f"{name} {version}" for name, version in at.versions.items())),
+    ]
+    return Cells((), rows)
+
+
+def _strips(grid: Grid, classes: Sequence[str]) -> list[Strip]:
+    per_class, _, height, width = grid.images.shape[1:]
+    shown = per_class * width * max(1, round(36 / height))
+    return [
+        Strip(name, _png(grid.images[k]), None if grid.real is None else _png(grid.real[k]), shown)
+        for k, name in enumerate(classes[:_CLASSES])
+    ]
+
+
+def _png(images: Tensor) -> str:
+    """Images [n, C, H, W] side by side, a transparent pixel between them, as a data URL."""
+    if images.shape[1] != 3:
+        images = images.float().mean(1, keepdim=True).round().to(torch.uint8).expand(-1, 3, -1, -1)
+    opaque = torch.cat([images, torch.full_like(images[:, :1], 255)], dim=1)
+    row = torch.nn.functional.pad(opaque, (0, 1)).permute(2, 0, 3, 1).flatten(1, 2)[:, :-1]  # [H, n·(W + 1) − 1, 4]
+    file = io.BytesIO()
+    Image.fromarray(row.contiguous().cpu().numpy()).save(file, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def _templates() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("genfed.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )

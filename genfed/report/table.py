@@ -1,0 +1,149 @@
+"""The numbers of a run as a table: one row per method, for the terminal, for docs and for the page."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+from rich.table import Table
+from rich.text import Text
+
+from genfed.report.results import Report, Trial
+
+LOCAL = "local"
+"""The label of the baseline in which every client trains alone."""
+CENTRALISED = "centralised"
+"""The label of the ceiling: all clients' data in one place."""
+NONE = "–"
+HEADINGS = (
+    "method",
+    "seeds",
+    "accuracy %",
+    "gain over local",
+    "worst client %",
+    "up per client",
+    "down per client",
+    "seconds",
+)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A mean over seeds."""
+
+    mean: float
+    sd: float | None
+    """With n − 1; None for a single seed."""
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Spread":
+        """Of at least one value."""
+        return cls(fmean(values), stdev(values) if len(values) > 1 else None, min(values), max(values))
+
+
+def accuracy(trials: Sequence[Trial]) -> Spread:
+    """Of a method's trials, in [0, 1]."""
+    return Spread.of([trial.accuracy for trial in trials])
+
+
+def gain(report: Report, method: str, over: str = LOCAL) -> Spread | None:
+    """Accuracy of `method` less that of `over` with the same seed, in [-1, 1]; None where no seed has both."""
+    before = {trial.seed: trial.accuracy for trial in report.of(over)}
+    gains = [trial.accuracy - before[trial.seed] for trial in report.of(method) if trial.seed in before]
+    return Spread.of(gains) if gains and method != over else None
+
+
+def summary_rows(report: Report) -> list[tuple[str, ...]]:
+    """A row of cells under `HEADINGS` for every method."""
+    return [_row(report, method, report.of(method)) for method in report.methods]
+
+
+def summary_table(report: Report) -> Table:
+    """One row per method: means over seeds, ± standard deviation; gains in points, [least, most]."""
+    return _table(f"{report.name}: accuracy on the {report.scored_on} part", HEADINGS, summary_rows(report))
+
+
+def compare_table(reports: Sequence[tuple[str, Report]]) -> Table:
+    """Named runs side by side; the caption warns where they do not compare like with like."""
+    rows = [(name, *row) for name, report in reports for row in summary_rows(report)]
+    table = _table("Runs side by side", ("run", *HEADINGS), rows)
+    if different := differences([report for _, report in reports]):
+        table.caption = Text(f"These runs do not compare like with like: they differ in {', '.join(different)}.")
+    return table
+
+
+def differences(reports: Sequence[Report]) -> tuple[str, ...]:
+    """What keeps runs from being compared, in words; empty when nothing does."""
+    shared = sorted(set.intersection(*(set(report.partition) for report in reports))) if reports else []
+    facts = [_facts(report, shared) for report in reports]
+    return tuple(name for name in (facts[0] if facts else {}) if any(f[name] != facts[0][name] for f in facts))
+
+
+def to_markdown(table: Table) -> str:
+    """The same content as a Markdown table, the caption under it; ends in a newline."""
+    columns = [[_plain(cell) for cell in (column.header, *column.cells)] for column in table.columns]
+    head, *body = zip(*columns, strict=True)
+    rules = ["---:" if column.justify == "right" else "---" for column in table.columns]
+    lines = [f"| {' | '.join(cells)} |" for cells in (head, rules, *body)]
+    caption = ["", str(table.caption)] if table.caption else []
+    return "\n".join([*lines, *caption]) + "\n"
+
+
+def percent(value: float) -> str:
+    """A share in [0, 1] as 81.2."""
+    return f"{100 * value:.1f}"
+
+
+def points(value: float) -> str:
+    """A difference of shares as +6.3."""
+    return f"{100 * value:+.1f}"
+
+
+def size(count: float) -> str:
+    """Bytes for people, in steps of 1000: 0 B, 999 B, 1.2 kB, 3.4 MB."""
+    units = ("B", "kB", "MB", "GB", "TB")
+    power = next((p for p in range(len(units)) if round(count / 1000**p, 1 if p else 0) < 1000), len(units) - 1)
+    return f"{count / 1000**power:.{1 if power else 0}f} {units[power]}"
+
+
+def seconds(value: float) -> str:
+    """0.4, 12.3, 1,234: in seconds, with decimals while they mean something."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+
+
+def _facts(report: Report, partition_seeds: Sequence[str]) -> dict[str, object]:
+    return {
+        "classes": report.classes,
+        "shape of an example": report.shape,
+        "part scored on": report.scored_on,
+        "seeds": sorted({trial.seed for trial in report.trials}),
+        "partition": [report.partition[seed] for seed in partition_seeds],
+    }
+
+
+def _row(report: Report, method: str, trials: Sequence[Trial]) -> tuple[str, ...]:
+    score, more = accuracy(trials), gain(report, method)
+    return (
+        method,
+        str(len(trials)),
+        f"{percent(score.mean)} ± {NONE if score.sd is None else percent(score.sd)}",
+        NONE if more is None else f"{points(more.mean)} [{points(more.low)}, {points(more.high)}]",
+        percent(fmean(trial.worst for trial in trials)),
+        size(fmean(trial.up_bytes for trial in trials)),
+        size(fmean(trial.down_bytes for trial in trials)),
+        seconds(fmean(trial.seconds for trial in trials)),
+    )
+
+
+def _table(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    table = Table(title=Text(title))
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading in ("run", "method") else "right")
+    for row in rows:
+        table.add_row(*map(Text, row))  # Text, since a label may hold [brackets] that markup would swallow
+    return table
+
+
+def _plain(cell: object) -> str:
+    return str(cell).replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")

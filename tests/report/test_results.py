@@ -1,0 +1,109 @@
+import json
+import math
+from typing import Any
+
+import pytest
+
+from genfed.core.errors import GenfedError
+from genfed.report.results import ClientScore, PhaseCost, Point, Row, from_json, summarise, to_json
+from tests.report.fake import fake_report
+
+
+def row(phase: str, number: int, step: int, client: int | None, **rest: Any) -> Row:
+    return {"method": "m", "seed": 0, "step": step, "phase": phase, "round": number, "client": client, **rest}
+
+
+def of_client(phase: str, number: int, step: int, client: int, **rest: Any) -> Row:
+    architecture = "mlp" if client == 2 else "cnn"
+    cost = {"up_bytes": 10, "down_bytes": 100, "seconds": 0.5}
+    return row(phase, number, step, client, architecture=architecture, examples=7, **cost, **rest)
+
+
+def scores(number: int, step: int, correct: tuple[list[int], ...]) -> list[Row]:
+    total = [2, 2, 0]
+    return [of_client("evaluate", number, step, c, correct=right, total=total) for c, right in enumerate(correct)]
+
+
+ROWS = [
+    of_client("train", 0, 0, 0, loss=1.0),
+    of_client("train", 0, 0, 2, loss=2.0),
+    row("train", 0, 0, None, seconds=0.75, failed={"1": "sent NaN"}),
+    *scores(0, 1, ([0, 0, 0], [2, 0, 0], [2, 2, 0])),
+    row("evaluate", 0, 1, None, seconds=0.25, failed={}),
+    of_client("train", 1, 1, 0, loss=None),
+    of_client("train", 1, 1, 2, loss=1.5),
+    row("train", 1, 1, None, seconds=0.5, failed={}),
+    row("synthesise", 0, 2, None, seconds=4.0, failed={}),
+    *scores(1, 3, ([1, 0, 0], [2, 1, 0], [2, 2, 0])),
+    row("evaluate", 1, 3, None, seconds=0.25, failed={}),
+    {**of_client("train", 0, 0, 0, loss=99.0), "seed": 1},
+    {**of_client("train", 0, 0, 0, loss=99.0), "method": "other"},
+]
+
+
+def test_a_trial_has_the_scores_of_its_last_evaluation() -> None:
+    trial = summarise(ROWS, "m", 0)
+    # cnn: (1/4 + 3/4) / 2; mlp: 4/4
+    assert trial.accuracy == 0.75
+    assert trial.worst == 0.25
+    assert trial.clients[0] == ClientScore(0, "cnn", 7, 0.25, (0.5, 0.0, None))
+    assert [c.client for c in trial.clients] == [0, 1, 2]
+
+
+def test_curves_follow_evaluations_and_rounds() -> None:
+    trial = summarise(ROWS, "m", 0)
+    assert trial.curve == (Point("evaluate", 0, 1, 0.625), Point("evaluate", 1, 3, 0.75))
+    assert trial.losses == (Point("train", 0, 0, 1.5), Point("train", 1, 1, None))
+
+
+def test_costs_are_by_phase_and_scoring_is_free_of_bytes() -> None:
+    trial = summarise(ROWS, "m", 0)
+    # Four replies of 10 bytes, over the three clients there are.
+    assert trial.costs == (
+        PhaseCost("train", 2, 40 / 3, 400 / 3, 2.0, 1.25),
+        PhaseCost("evaluate", 2, 0, 0, 3.0, 0.5),
+        PhaseCost("synthesise", 1, 0, 0, 0.0, 4.0),
+    )
+    assert trial.seconds == 5.75
+
+
+def test_a_client_left_out_is_named() -> None:
+    assert summarise(ROWS, "m", 0).failures == ("train round 0: client 1 left out: sent NaN",)
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_is_none(loss: float) -> None:
+    rows = [of_client("train", 0, 0, 0, loss=loss), *ROWS]
+    assert summarise(rows, "m", 0).losses[0].value is None
+
+
+def test_a_trial_without_an_evaluation_is_refused() -> None:
+    with pytest.raises(GenfedError, match=r"m, seed 1: there is no evaluation"):
+        summarise(ROWS, "m", 1)
+
+
+def test_a_client_scored_on_nothing_is_refused() -> None:
+    rows = [of_client("evaluate", 0, 0, 4, correct=[0], total=[0])]
+    with pytest.raises(GenfedError, match="client 4 was scored on no examples"):
+        summarise(rows, "m", 0)
+
+
+def test_a_report_survives_json() -> None:
+    report = fake_report()
+    text = to_json(report)
+    assert from_json(text) == report
+    assert json.loads(text)["name"] == report.name
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[", "Invalid JSON"),
+        ("{}", "name: Field required"),
+        (to_json(fake_report(1, 1)).replace('"accuracy"', '"best"', 1), "trials.0.accuracy: Field required"),
+        (to_json(fake_report(1, 1)).replace("{", '{"more": 1,', 1), "more: Unexpected"),
+    ],
+)
+def test_what_is_not_a_report_is_named(text: str, message: str) -> None:
+    with pytest.raises(GenfedError, match=rf"^report\.json is not a genfed report: {message}"):
+        from_json(text, "report.json")
