@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from genfed.learn.training import Training, train
     from genfed.report.results import Report
 
+__version__ = "0.1.0"
+
 _HOMES = {
     "genfed.app.config": ("Config",),
     "genfed.app.run": ("run",),

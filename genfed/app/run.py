@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 import fcntl
+import hashlib
 import importlib.metadata
 import json
 import logging
@@ -11,7 +12,7 @@ import platform
 import shutil
 import sys
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from genfed import __version__
 from genfed.app import federation, registry
 from genfed.app.config import Config, read, to_toml
 from genfed.app.trial import Progress, Run, Trial, counts_for, read_checkpoint, server_of, with_evaluation
@@ -106,7 +108,7 @@ def _run(
         _workers(config, folder) as workers,
     ):
 
-        def record(rows: list[Row]) -> None:
+        def record(rows: Sequence[Row]) -> None:
             metrics.write(rows)
             metrics.flush()  # rows without their checkpoint are dropped on resume; the reverse would be a hole
             if board:
@@ -156,7 +158,7 @@ def _trial(config: Config, folder: Path, label: str, seed: int, shards: Shards, 
         method=method,
         shards=federation.pooled(shards) if method.pooled else shards,
         folder=trial_folder(folder, label, seed),
-        identity=f"{fingerprint} {to_toml(about)}",
+        identity=hashlib.blake2b(f"{fingerprint} {to_toml(about)}".encode(), digest_size=16).hexdigest(),
         federation=config.federation,
         compute=config.compute,
         evaluate_every=config.evaluation.every,
@@ -293,7 +295,7 @@ def _grid(label: str, trial: Trial, state: Any, each: int = 10) -> Grid:
     held_out = trial.shards.held_out
     rows = [torch.nonzero(held_out.y == c).flatten()[:each] for c in range(classes)]
     real = torch.stack([held_out.x[r] for r in rows]) if all(len(r) == each for r in rows) else None
-    return Grid(label, to_uint8(made).unflatten(0, (classes, each)), real)
+    return Grid(label, to_uint8(made).reshape(classes, each, *made.shape[1:]), real)
 
 
 def to_uint8(x: Tensor) -> Tensor:
@@ -302,8 +304,9 @@ def to_uint8(x: Tensor) -> Tensor:
 
 
 def _environment(config: Config, command: str, started: str) -> Environment:
-    libraries = ("genfed", "torch", "numpy", "safetensors", "scikit-learn")
-    versions = {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in libraries}
+    libraries = ("torch", "numpy", "safetensors", "scikit-learn")
+    versions = {"genfed": __version__, "python": platform.python_version()}
+    versions |= {name: importlib.metadata.version(name) for name in libraries}
     return Environment(
         command=command,
         started=started,

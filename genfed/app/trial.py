@@ -4,7 +4,7 @@ import logging
 import time
 import typing
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -116,7 +116,7 @@ class Run:
         self,
         trial: Trial,
         engine: Engine,
-        record: Callable[[list[Row]], None],
+        record: Callable[[Sequence[Row]], None],
         notify: Callable[[Progress], None],
     ) -> None:
         """`record` takes the rows of a round and puts them on disk before its checkpoint is; `notify` is called
@@ -169,7 +169,7 @@ class Run:
         self._accuracy = sum(scores) / len(scores)
         return replace(at, evaluations=at.evaluations + 1, scored=at.step), rows
 
-    def _keep(self, at: Checkpoint[Any], rows: list[Row]) -> None:
+    def _keep(self, at: Checkpoint[Any], rows: Sequence[Row]) -> None:
         self._record(rows)
         save(at, self._trial.folder / "state.safetensors")
 

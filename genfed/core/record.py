@@ -36,8 +36,9 @@ class Packed(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """What it weighs on a wire, in bytes."""
-        return sum(t.numel() * t.element_size() for t in self.tensors.values()) + len(self.skeleton.encode())
+        """What it weighs on a wire, in bytes; a record without fields weighs nothing."""
+        text = 0 if self.skeleton == "{}" else len(self.skeleton.encode())
+        return text + sum(t.numel() * t.element_size() for t in self.tensors.values())
 
 
 def pack(record: object) -> Packed:
@@ -110,6 +111,8 @@ def _reader(hint: Any, at: str) -> _Reader:
         return _read_tensor
     if hint in _SCALARS:
         return functools.partial(_read_scalar, hint)
+    if origin is typing.Literal:
+        return functools.partial(_read_literal, args)
     if origin in (types.UnionType, typing.Union) and len(args) == 2 and types.NoneType in args:
         some = _reader(next(a for a in args if a is not types.NoneType), at)
         return lambda node, path, unread: None if node is None else some(node, path, unread)
@@ -142,6 +145,12 @@ def _read_scalar(kind: type, node: Any, path: str, unread: dict[str, Tensor]) ->
         return float(node)
     if type(node) is not kind:
         raise RecordError(f"{path}: expected {kind.__name__}, got {type(node).__name__}")
+    return node
+
+
+def _read_literal(allowed: tuple[Any, ...], node: Any, path: str, unread: dict[str, Tensor]) -> Any:
+    if not any(type(node) is type(value) and node == value for value in allowed):
+        raise RecordError(f"{path}: expected one of {allowed}, got {node!r}")
     return node
 
 

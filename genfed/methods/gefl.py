@@ -68,7 +68,7 @@ class GeFL(Method[State]):
     state = State
     generates = True
 
-    generator: InstanceOf[Generator] = Field(default_factory=CVAE)
+    generator: InstanceOf[Generator] = Field(default_factory=lambda: CVAE())
     """The conditional generator that all clients train together."""
     generator_rounds: Annotated[int, Field(ge=0)] = 100
     """Rounds of generator training before the joint rounds (T_KA)."""

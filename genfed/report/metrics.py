@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -92,3 +92,13 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def retain(path: Path, counts: Callable[[dict[str, Any]], bool]) -> None:
+    """Keeps the rows that count and drops the others, atomically; a file that is not there is made empty."""
+    rows = [row for row in read(path) if counts(row)] if path.exists() else []
+    part = path.with_name(f".{path.name}.part")
+    part.unlink(missing_ok=True)
+    with Metrics(part) as kept:
+        kept.write(rows)
+    part.replace(path)
