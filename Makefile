@@ -1,0 +1,45 @@
+# genfed: `make demo` and `make test` need Python >= 3.11 and nothing else.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+.PHONY: help demo test check format bench clean
+
+help:  ## what can be made
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
+
+demo: $(VENV)/.installed  ## install and run GeFL on real digits beside its baselines (minutes)
+	$(BIN)/genfed run configs/demo.toml --fresh
+
+test: $(VENV)/.installed-dev  ## install with every extra and run all tests
+	$(BIN)/python -m pytest $(TESTS)
+
+check: $(VENV)/.installed-dev  ## format, lint, types, import floors
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.installed-dev  ## format and mend what can be mended
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.installed-dev  ## the benchmarks; results go to benchmarks/results/
+	$(BIN)/python -m benchmarks
+
+clean:  ## delete the environment (runs stay)
+	rm -rf $(VENV)
+
+$(VENV)/bin/python:
+	@command -v "$(PYTHON)" >/dev/null || { echo "genfed: no $(PYTHON) here; install Python 3.11 or later, or say which: make PYTHON=/path/to/python3"; exit 2; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "genfed: $$("$(PYTHON)" --version) is too old; 3.11 or later is needed: make PYTHON=/path/to/python3.11"; exit 2; }
+	@"$(PYTHON)" -c 'import venv, ensurepip' 2>/dev/null || { echo "genfed: $(PYTHON) has no venv module; install it (Debian: apt-get install python3-venv)"; exit 2; }
+	"$(PYTHON)" -m venv $(VENV)
+
+$(VENV)/.installed: $(VENV)/bin/python pyproject.toml
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/bin/python pyproject.toml
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[dev]'
+	@touch $@ $(VENV)/.installed

@@ -1,0 +1,89 @@
+"""What all tests share: a tiny federation, fingerprints of what a run leaves, and no silent skips."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import genfed.app.run as runs
+from genfed.app.config import read
+from genfed.core.record import Packed, digest
+from genfed.report.results import Report
+
+EXPECTED_SKIPS = ("Chromium is not installed", "no CUDA device")
+"""Reasons for which a test may be skipped; any other skip fails the session."""
+_skipped: list[str] = []
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.skipped and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        if not any(expected in reason for expected in EXPECTED_SKIPS):
+            _skipped.append(f"{report.nodeid}: {reason}")
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    if _skipped and exitstatus == 0:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    for line in _skipped:
+        terminalreporter.write_line(f"UNEXPECTED SKIP {line}", red=True)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def tiny(*methods: str, **changes: Any) -> dict[str, Any]:
+    """A config that runs in about a second: 4 clients with 20 digits of 8×8 each, two architectures, 2 rounds."""
+    config: dict[str, Any] = {
+        "name": "tiny",
+        "methods": list(methods),
+        "beside": [],
+        "data": {"kind": "digits", "size": 8},
+        "federation": {"clients": 4, "examples": 80, "architectures": ["linear", "mlp-small"]},
+        "evaluation": {"every": 1},
+        "compute": {"workers": 0},
+        "defaults": {"rounds": 2, "training": {"epochs": 1, "batch_size": 8}},
+    }
+    if "gefl" in methods:
+        small = {"kind": "cvae", "width": 4, "latent": 4}
+        config["method"] = {"gefl": {"generator_rounds": 2, "generator_epochs": 1, "generator": small}}
+    for key, value in changes.items():
+        config[key] = config[key] | value if isinstance(value, dict) and isinstance(config.get(key), dict) else value
+    return config
+
+
+def start(config: dict[str, Any], out: Path, **options: Any) -> Report:
+    """Runs a table of settings into `out`."""
+    return runs.run(read(config), out=out, **options)
+
+
+def left_by(out: Path) -> dict[str, Any]:
+    """What a run left that must be the same to the bit: checkpoints, what clients keep, and metrics but for times."""
+    left: dict[str, Any] = {}
+    for file in sorted(out.rglob("*.safetensors")):
+        left[str(file.relative_to(out))] = fingerprint(file)
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    left["metrics"] = [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+    return left
+
+
+def fingerprint(file: Path) -> str:
+    import safetensors
+
+    with safetensors.safe_open(file, "pt") as opened:
+        about = opened.metadata()
+        return digest(Packed({k: opened.get_tensor(k) for k in opened.keys()}, about["record"]))  # noqa: SIM118
+
+
+Start = Callable[..., Report]

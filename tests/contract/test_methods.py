@@ -1,0 +1,159 @@
+"""What every method must do, whichever it is: one suite for all that the registry knows."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import genfed.app.run as runs
+from genfed.app import registry
+from genfed.app.config import read
+from genfed.app.trial import Run, with_evaluation
+from genfed.core.aggregate import ClientInfo
+from genfed.core.method import leaves
+from genfed.core.record import Packed, digest, from_bytes, pack, to_bytes, unpack
+from genfed.engines.ask import Failure
+from genfed.engines.embedded import InProcess
+from genfed.engines.site import Answer, Site, Step
+from tests.conftest import left_by, start, tiny
+
+METHODS = sorted(registry.catalogue(registry.METHODS))
+pytestmark = pytest.mark.parametrize("method", METHODS)
+
+
+class Stop(Exception):
+    """Stands for a kill: nothing after it runs."""
+
+
+@pytest.fixture(scope="module")
+def once(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """What an undisturbed run of each method leaves."""
+    left = {}
+    for method in METHODS:
+        out = tmp_path_factory.mktemp(method) / "run"
+        start(tiny(method), out)
+        left[method] = left_by(out)
+    return left
+
+
+def test_repeats(method: str, once: dict[str, Any], tmp_path: Path) -> None:
+    start(tiny(method), tmp_path / "run")
+    assert left_by(tmp_path / "run") == once[method]
+
+
+def test_another_seed_differs(method: str, once: dict[str, Any], tmp_path: Path) -> None:
+    start(tiny(method, seeds=[1]), tmp_path / "run")
+    left = left_by(tmp_path / "run")
+    losses = [[row["loss"] for row in rows if "loss" in row] for rows in (left["metrics"], once[method]["metrics"])]
+    assert len(losses[0]) == len(losses[1]) > 0
+    assert all(a != b for a, b in zip(*losses, strict=True))
+
+
+def test_workers_do_not_change_it(method: str, once: dict[str, Any], tmp_path: Path) -> None:
+    start(tiny(method, compute={"workers": 3}), tmp_path / "run")
+    assert left_by(tmp_path / "run") == once[method]
+
+
+def test_resumes_after_a_stop_at_any_client(method: str, once: dict[str, Any], tmp_path: Path) -> None:
+    """Stops at every third client of the run, and each time goes on in a new `run`."""
+    out = tmp_path / "run"
+    stops = 0
+    while True:
+        seen = 0
+
+        def stop(progress: object) -> None:
+            nonlocal seen
+            seen += 1
+            if seen == 7 + stops % 3:  # a round tells 5 times (and scoring 5 more): each restart gets further
+                raise Stop
+
+        try:
+            start(tiny(method), out, resume=True, notify=stop)
+            break
+        except Stop:
+            stops += 1
+            assert stops < 50
+    assert stops >= 1
+    assert left_by(out) == once[method]
+
+
+def test_order_of_completion_does_not_change_it(
+    method: str, once: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Backwards(InProcess):
+        def exchange(
+            self, step: Step, jobs: Iterable[tuple[ClientInfo, Packed]]
+        ) -> Iterator[tuple[ClientInfo, Answer | Failure]]:
+            yield from reversed(list(super().exchange(step, jobs)))
+
+    monkeypatch.setattr(runs, "InProcess", Backwards)
+    start(tiny(method), tmp_path / "run")
+    assert left_by(tmp_path / "run") == once[method]
+
+
+def test_records_round_trip_and_inputs_are_not_mutated(
+    method: str, once: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every record that crosses is watched: it survives the codec, and neither side changes what it was given."""
+    crossed = 0
+    work = Site.work
+
+    def watched(site: Site, step: Step, client: int, sent: Packed) -> Answer:
+        nonlocal crossed
+        before, data = digest(sent), digest(pack(site._shards))
+        answer = work(site, step, client, sent)
+        assert digest(sent) == before, f"{step} changed in place what it was sent"
+        assert digest(pack(site._shards)) == data, f"{step} changed the client's data in place"
+        phase = site._phases[step.phase]
+        for kind, packed in zip(phase.kinds, (sent, answer.upload), strict=True):
+            there = unpack(kind, from_bytes(to_bytes(packed)))
+            assert digest(pack(there)) == digest(packed)
+        assert {f.name for f in _fields(phase.kinds[1])} == phase.aggregate.keys(), "an upload field is not reduced"
+        crossed += 1
+        return answer
+
+    asked = Run._ask
+
+    def unmoved(run: Run, phase: Any, step: Step, at: Any) -> Any:
+        before = digest(pack(at.state))
+        result = asked(run, phase, step, at)
+        assert digest(pack(at.state)) == before, f"{step}: a server function changed the state in place"
+        return result
+
+    monkeypatch.setattr(Site, "work", watched)
+    monkeypatch.setattr(Run, "_ask", unmoved)
+    start(tiny(method), tmp_path / "run")
+    assert crossed > 0
+    assert left_by(tmp_path / "run") == once[method]
+
+
+def test_partial_participation_and_unequal_clients(method: str, tmp_path: Path) -> None:
+    changes = {"federation": {"sample": 0.5}, "partition": {"kind": "quantity_skew", "alpha": 0.5}}
+    report = start(tiny(method, **changes), tmp_path / "run")
+    assert not any(trial.failures for trial in report.trials)
+    rows = left_by(tmp_path / "run")["metrics"]
+    trained = {(r["step"], r["phase"]) for r in rows}
+    for key in trained:
+        clients = [r for r in rows if (r["step"], r["phase"]) == key and r["client"] is not None]
+        pooled = registry.find(registry.METHODS, method).pooled
+        everybody = 2 if pooled else 4
+        assert len(clients) == (everybody if key[1] == "evaluate" else everybody // 2)
+
+
+def test_one_client(method: str, tmp_path: Path) -> None:
+    start(tiny(method, federation={"clients": 1, "architectures": ["linear"]}), tmp_path / "run")
+
+
+def test_every_phase_is_well_formed(method: str) -> None:
+    config = read(tiny(method))
+    phases = with_evaluation(config.method[method], None)
+    assert len(phases) > 1
+    for phase in leaves(config.method[method].phases()):
+        assert phase.name.isidentifier()
+
+
+def _fields(kind: Any) -> Any:
+    import dataclasses
+
+    return dataclasses.fields(kind)
