@@ -109,10 +109,11 @@ def partition_figure(report: Report, seed: str) -> Markup:
 def cost_figure(report: Report, unit: str, of: Callable[[Trial], Mapping[str, float]]) -> Markup:
     """A bar per method, stacked by phase: what `of` gives for each phase, a mean over seeds; `unit` labels the axis."""
     totals = {method: [of(trial) for trial in report.of(method)] for method in report.methods}
-    phases = list(dict.fromkeys(phase for each in totals.values() for trial in each for phase, v in trial.items() if v))
+    phases = dict.fromkeys(phase for each in totals.values() for trial in each for phase in trial)
     marks = {
         phase: Line2D([], [], color=_COLOURS[i % len(_COLOURS)], marker="s", ls="") for i, phase in enumerate(phases)
     }
+    shown = {p for each in totals.values() for trial in each for p, value in trial.items() if value}
 
     def paint(axes: Axes) -> None:
         left = np.zeros(len(totals))
@@ -125,7 +126,8 @@ def cost_figure(report: Report, unit: str, of: Callable[[Trial], Mapping[str, fl
         axes.set_xlim(0, left.max() * 1.02 or 1)
         axes.set_xlabel(unit)
 
-    return _svg(paint, f"{unit[:1].upper()}{unit[1:]}, by method and phase", marks, 1.1 + 0.3 * len(totals))
+    legend = {phase: mark for phase, mark in marks.items() if phase in shown}
+    return _svg(paint, f"{unit[:1].upper()}{unit[1:]}, by method and phase", legend, 1.1 + 0.3 * len(totals))
 
 
 def compare_figure(reports: Sequence[tuple[str, Report]]) -> Markup:
@@ -135,7 +137,7 @@ def compare_figure(reports: Sequence[tuple[str, Report]]) -> Markup:
     def paint(axes: Axes) -> None:
         for y, (_, trials) in enumerate(rows):
             values = [100 * trial.accuracy for trial in trials]
-            axes.plot(values, [y] * len(values), "o", color=_COLOURS[0], markersize=5, alpha=0.6, markeredgewidth=0)
+            axes.plot(values, [y] * len(values), "o", color=_COLOURS[0], markersize=5, alpha=0.8, markeredgewidth=0)
             axes.plot([fmean(values)], [y], "|", color=_INK, markersize=14)
         axes.set_yticks(range(len(rows)), [_short(label, 32) for label, _ in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)

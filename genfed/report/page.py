@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from genfed.core.errors import GenfedError
 from genfed.report import figures
 from genfed.report.results import Report, Trial
 from genfed.report.table import (
@@ -62,7 +63,12 @@ class Strip(NamedTuple):
 
 
 def page(report: Report, grids: Mapping[str, Grid]) -> str:
-    """HTML with everything a reader needs to judge the run; `grids` by title, empty for none."""
+    """HTML with everything a reader needs to judge the run; `grids` by title, empty for none.
+
+    Raises:
+        GenfedError: the report has no trial.
+    """
+    _refuse_empty([(report.name, report)])
     seed = next(iter(report.partition), None)
     failures = [f"{t.method}, seed {t.seed}: {line}" for t in report.trials for line in t.failures]
     return _templates().get_template("report.html.j2").render(
@@ -88,7 +94,12 @@ def page(report: Report, grids: Mapping[str, Grid]) -> str:
 
 
 def compare_page(reports: Sequence[tuple[str, Report]]) -> str:
-    """HTML with named runs side by side."""
+    """HTML with named runs side by side.
+
+    Raises:
+        GenfedError: there is no run, or one has no trial.
+    """
+    _refuse_empty(reports)
     return (
         _templates()
         .get_template("compare.html.j2")
@@ -99,6 +110,14 @@ def compare_page(reports: Sequence[tuple[str, Report]]) -> str:
             picture=figures.compare_figure(reports),
         )
     )
+
+
+def _refuse_empty(reports: Sequence[tuple[str, Report]]) -> None:
+    if not reports:
+        raise GenfedError("there is no run to show")
+    for name, report in reports:
+        if not report.trials:
+            raise GenfedError(f"{name}: the report has no finished trial to show")
 
 
 def headlines(report: Report) -> list[str]:

@@ -128,12 +128,16 @@ def _row(report: Report, method: str, trials: Sequence[Trial]) -> tuple[str, ...
         method,
         str(len(trials)),
         f"{percent(score.mean)} ± {NONE if score.sd is None else percent(score.sd)}",
-        NONE if more is None else f"{points(more.mean)} [{points(more.low)}, {points(more.high)}]",
+        NONE if more is None else points(more.mean) + _range(more),
         percent(fmean(trial.worst for trial in trials)),
         size(fmean(trial.up_bytes for trial in trials)),
         size(fmean(trial.down_bytes for trial in trials)),
         seconds(fmean(trial.seconds for trial in trials)),
     )
+
+
+def _range(spread: Spread) -> str:
+    return "" if spread.sd is None else f" [{points(spread.low)}, {points(spread.high)}]"
 
 
 def _table(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
