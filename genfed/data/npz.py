@@ -127,7 +127,9 @@ def _read(path: str, wanted: Callable[[str], bool]) -> dict[str, Array]:
     """All arrays by name; those not wanted stay unread and are empty."""
     file = existing(path)
     try:
-        with np.load(file, allow_pickle=False) as arrays:
+        # NumPy leaves a file that it opened itself open when that turns out to be damaged
+        with file.open("rb") as stream:
+            arrays = np.load(stream, allow_pickle=False)
             if not isinstance(arrays, NpzFile):
                 raise GenfedError(f"{path}: one array; an .npz file of named arrays is allowed (np.savez)")
             return {name: arrays[name] if wanted(name) else np.empty(0) for name in arrays.files}

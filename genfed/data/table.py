@@ -99,13 +99,14 @@ class Table(SplitSource):
         # the type of a column is guessed from the first block: make that the whole file
         block = min(max(file.stat().st_size + 1, 2**16), 2**31 - 1)
         markers = self._markers
-        return csv.read_csv(
+        table = csv.read_csv(
             file,
             csv.ReadOptions(block_size=block, column_names=self.names),
             csv.ParseOptions(delimiter=self.delimiter or ("\t" if file.suffix.lower() == ".tsv" else ",")),
             # many files have a space after the comma; numbers are trimmed, markers are not
             csv.ConvertOptions(null_values=[*markers, *(f" {m}" for m in markers)], strings_can_be_null=True),
         )
+        return table.rename_columns([name.strip() for name in table.column_names])
 
     @property
     def _markers(self) -> Sequence[str]:

@@ -1,0 +1,127 @@
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from genfed.core.errors import GenfedError
+from genfed.data.huggingface import HuggingFace
+
+
+@pytest.fixture(scope="module")
+def datasets() -> Any:
+    import datasets
+
+    return datasets
+
+
+def pictures(datasets: Any, shades: range) -> Any:
+    """Labels 0 and 1 in turn, called cat and dog; the shade is the pixels' value."""
+    features = datasets.Features(
+        {
+            "img": datasets.Image(),
+            "label": datasets.ClassLabel(names=["cat", "dog"]),
+            "writer": datasets.Value("string"),
+        }
+    )
+    images = [Image.new("L", (4, 3), shade) for shade in shades]
+    columns = {"img": images, "label": [s % 2 for s in shades], "writer": [f"w{s % 3}" for s in shades]}
+    return datasets.Dataset.from_dict(columns, features)
+
+
+def table(datasets: Any, n: int = 20, **more: list[Any]) -> Any:
+    columns = {"a": list(range(n)), "b": [None if i % 5 == 0 else i / 2 for i in range(n)], "y": ["u", "v"] * (n // 2)}
+    return datasets.Dataset.from_dict(columns | more)
+
+
+def test_images_of_a_saved_data_set(datasets: Any, tmp_path: Path) -> None:
+    parts = {"train": pictures(datasets, range(20)), "test": pictures(datasets, range(100, 106))}
+    datasets.DatasetDict(parts).save_to_disk(tmp_path)
+    data = HuggingFace(path=str(tmp_path), columns=["writer"], size=8).load()
+    assert (data.task.kind, data.task.shape, data.task.classes) == ("image", (1, 8, 8), ("cat", "dog"))
+    assert [len(part) for part in (data.train, data.validation, data.test)] == [18, 2, 6]
+    shades = data.train.x[:, 0, 0, 0].tolist()
+    assert data.train.y.tolist() == [shade % 2 for shade in shades]
+    assert data.columns["writer"] == tuple(f"w{shade % 3}" for shade in shades)
+    assert data.test.x[:, 0, 0, 0].tolist() == list(range(100, 106))
+
+
+def test_one_split_is_cut_and_splits_can_be_named(datasets: Any, tmp_path: Path) -> None:
+    pictures(datasets, range(20)).save_to_disk(tmp_path / "one")
+    data = HuggingFace(path=str(tmp_path / "one"), image="img").load()
+    assert [len(part) for part in (data.train, data.validation, data.test)] == [14, 2, 4]
+    parts = {"fit": pictures(datasets, range(20)), "dev": pictures(datasets, range(100, 106))}
+    datasets.DatasetDict(parts).save_to_disk(tmp_path / "two")
+    data = HuggingFace(path=str(tmp_path / "two"), train_split="fit", validation_split="dev").load()
+    assert [len(part) for part in (data.train, data.validation, data.test)] == [16, 6, 4]
+
+
+def test_numbers_are_features_scaled_by_training_rows(datasets: Any, tmp_path: Path) -> None:
+    table(datasets).save_to_disk(tmp_path / "t")
+    data = HuggingFace(path=str(tmp_path / "t"), label="y").load()
+    assert (data.task.kind, data.task.shape, data.task.classes) == ("table", (2,), ("u", "v"))
+    assert torch.allclose(data.train.x.mean(0), torch.zeros(2), atol=1e-6)
+    wild = {"train": table(datasets), "test": table(datasets, 4, a=[10**6] * 4)}
+    tame = {"train": table(datasets), "test": table(datasets, 4)}
+    datasets.DatasetDict(wild).save_to_disk(tmp_path / "wild")
+    datasets.DatasetDict(tame).save_to_disk(tmp_path / "tame")
+    one, two = (HuggingFace(path=str(tmp_path / n), label="y", numeric=["a"]).load() for n in ("wild", "tame"))
+    assert torch.equal(one.train.x, two.train.x)
+    assert float(one.test.x.min()) > 1000
+
+
+def test_a_folder_of_data_files(datasets: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "files"
+    folder.mkdir()
+    (folder / "train.csv").write_text("a,label\n" + "".join(f"{i},{i % 2}\n" for i in range(20)))
+    data = HuggingFace(path=str(folder)).load()
+    assert (data.task.shape, data.task.classes) == ((1,), ("0", "1"))
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"label": "lable"}, "column 'lable' is not there; did you mean 'label'"),
+    ({"columns": ["writers"]}, "column 'writers' is not there; did you mean 'writer'"),
+    ({"image": "writer"}, "image column 'writer' is not there; there are: img"),
+    ({"train_split": "tran"}, "split 'tran' is not there; did you mean 'train'"),
+    ({"test_split": "tset"}, "split 'tset' is not there; did you mean 'test'"),
+    ({"numeric": ["writer"]}, "column 'writer' is not of numbers"),
+    ({"label": "writer", "numeric": []}, "there are no feature columns"),
+]
+
+
+def test_refused(datasets: Any, tmp_path: Path) -> None:
+    parts = {"train": pictures(datasets, range(20)), "test": pictures(datasets, range(100, 106))}
+    datasets.DatasetDict(parts).save_to_disk(tmp_path)
+    for set_to, says in WRONG:
+        with pytest.raises(GenfedError, match=says) as error:
+            HuggingFace(path=str(tmp_path), **set_to).load()
+        assert "\n" not in str(error.value)
+
+
+def test_unlabelled_and_broken_examples_are_refused(datasets: Any, tmp_path: Path) -> None:
+    table(datasets, label=[-1] * 3 + [0, 1] * 8 + [0]).save_to_disk(tmp_path / "t")
+    with pytest.raises(GenfedError, match="3 examples of train have no label"):
+        HuggingFace(path=str(tmp_path / "t")).load()
+    columns = {"img": [{"bytes": b"none", "path": None}] * 2, "label": [0, 1]}
+    features = datasets.Features({"img": datasets.Image(), "label": datasets.Value("int64")})
+    datasets.Dataset.from_dict(columns, features).save_to_disk(tmp_path / "b")
+    with pytest.raises(GenfedError, match="b: image 0 of train: not a readable image"):
+        HuggingFace(path=str(tmp_path / "b")).load()
+
+
+def test_what_cannot_be_loaded_is_refused(datasets: Any, tmp_path: Path) -> None:
+    (tmp_path / "state.json").write_text("{")
+    with pytest.raises(GenfedError, match="cannot be loaded"):
+        HuggingFace(path=str(tmp_path)).load()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(GenfedError, match="empty: cannot be loaded"):
+        HuggingFace(path=str(tmp_path / "empty")).load()
+
+
+def test_the_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(GenfedError, match=r"need the extra \"huggingface\": pip install 'genfed\[huggingface\]'"):
+        HuggingFace(path="ylecun/mnist").load()

@@ -1,0 +1,178 @@
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pyarrow import csv, parquet
+
+from genfed.core.errors import GenfedError
+from genfed.data.table import Table
+
+ROWS = [
+    f"{i}, {'?' if i % 10 == 3 else i * i}, {'red' if i % 3 else 'blue'}, {'AB'[i % 2]}, {'no' if i % 4 < 2 else 'yes'}"
+    for i in range(40)
+]
+HEADER = "age, income,colour,hospital,ill"
+
+
+def write(folder: Path, rows: list[str] = ROWS, header: str = HEADER, name: str = "data.csv") -> str:
+    path = folder / name
+    path.write_text("\n".join([header, *rows]) + "\n")
+    return str(path)
+
+
+def test_numbers_are_scaled_and_categories_coded(tmp_path: Path) -> None:
+    data = Table(path=write(tmp_path), label="ill", columns=["hospital"]).load()
+    assert (data.task.kind, data.task.shape, data.task.classes) == ("table", (4,), ("no", "yes"))
+    assert [len(part) for part in (data.train, data.validation, data.test)] == [28, 4, 8]
+    x = data.train.x
+    assert x.dtype == torch.float32
+    assert torch.allclose(x[:, :2].mean(0), torch.zeros(2), atol=1e-6)
+    assert torch.allclose(x[:, :2].var(0, correction=0), torch.ones(2), atol=1e-5)
+    assert x[:, 2:].sum(1).unique().tolist() == [1.0]  # type: ignore[no-untyped-call]
+    assert set(data.columns) == {"hospital"}
+    assert set(data.columns["hospital"]) == {"A", "B"}
+    assert len(data.columns["hospital"]) == 28
+
+
+def test_by_hand(tmp_path: Path) -> None:
+    train = write(tmp_path, ["1,u,0", "2,u,0", ",v,1", "6,,1"], "a,b,y")
+    test = write(tmp_path, ["2,w,0", "9,,1"], "a,b,y", "test.csv")
+    data = Table(path=train, test_path=test, label="y", validation=0.0, scale="range").load()
+    # the median of 1, 2, 6 stands for what is missing; [1, 6] becomes [−1, 1]; the categories are (missing), u, v
+    expected = [[-1.0, 0, 1, 0], [-0.6, 0, 1, 0], [-0.6, 0, 0, 1], [1.0, 1, 0, 0]]
+    assert torch.allclose(data.train.x, torch.tensor(expected))
+    assert torch.allclose(data.test.x, torch.tensor([[-0.6, 0, 0, 0], [2.2, 1, 0, 0]]))
+
+
+def test_statistics_are_those_of_the_training_rows(tmp_path: Path) -> None:
+    header = f"id,{HEADER}"
+    tame = write(tmp_path, [f"{i},{row}" for i, row in enumerate(ROWS)], header)
+    first = Table(path=tame, label="ill", columns=["id"]).load()
+    train = set(first.columns["id"])
+    assert len(train) == 28
+    # whatever stands in the other rows, training does not change
+    rows = [f"{i},{row if str(i) in train else f'{10**6}, 5, purple, C,' + row[-3:]}" for i, row in enumerate(ROWS)]
+    other = Table(path=write(tmp_path, rows, header, "wild.csv"), label="ill", columns=["id"]).load()
+    assert torch.equal(other.train.x, first.train.x)
+    assert float(other.test.x[:, 0].min()) > 1000
+    assert other.columns == first.columns
+
+
+def test_a_separate_test_file_changes_nothing_in_training(tmp_path: Path) -> None:
+    train = write(tmp_path)
+    tame = Table(path=train, test_path=write(tmp_path, ROWS[:8], name="tame.csv"), label="ill").load()
+    wild = [f"{10**6 * i}, ?, purple, C, {'no' if i % 2 else 'yes'}" for i in range(8)]
+    other = Table(path=train, test_path=write(tmp_path, wild, name="wild.csv"), label="ill").load()
+    assert torch.equal(tame.train.x, other.train.x)
+    assert torch.equal(tame.validation.x, other.validation.x)
+    assert len(other.test) == 8
+    assert len(tame.train) == 36
+
+
+def test_parquet_reads_as_csv_does(tmp_path: Path) -> None:
+    rows = [row.replace("?", "").replace(" ", "") for row in ROWS]
+    path = write(tmp_path, rows)
+    table = csv.read_csv(path)
+    colour = table.column_names.index("colour")
+    table = table.set_column(colour, "colour", table.column("colour").dictionary_encode())
+    parquet.write_table(table, tmp_path / "data.parquet")
+    one, two = (Table(path=str(tmp_path / name), label="ill").load() for name in ("data.csv", "data.parquet"))
+    assert torch.equal(one.train.x, two.train.x)
+    assert one.task == two.task
+
+
+def test_text_files_without_header_and_with_other_delimiters(tmp_path: Path) -> None:
+    names = HEADER.replace(" ", "").split(",")
+    data = Table(path=write(tmp_path, ROWS[1:], ROWS[0], "a.data"), label="ill", names=names).load()
+    expected = Table(path=write(tmp_path), label="ill").load()
+    assert torch.equal(data.train.x, expected.train.x)
+    for suffix, mark, delimiter in ((".tsv", "\t", None), (".txt", ";", ";")):
+        rows = [row.replace(",", mark) for row in ROWS]
+        path = write(tmp_path, rows, HEADER.replace(",", mark), f"a{suffix}")
+        assert torch.equal(Table(path=path, label="ill", delimiter=delimiter).load().train.x, expected.train.x)
+
+
+def test_columns_can_be_chosen(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    assert Table(path=path, label="ill", numeric=["age"], categorical=[]).load().task.shape == (1,)
+    assert Table(path=path, label="ill", numeric=[], categorical=["hospital"]).load().task.shape == (2,)
+    assert Table(path=path, label="ill", drop=["income", "hospital"]).load().task.shape == (3,)
+    as_text = Table(path=path, label="ill", categorical=["colour", "hospital", "age"]).load()
+    assert as_text.task.shape == (1 + 28 + 2 + 2,)
+    assert Table(path=path, label="ill", classes=["well", "ill"]).load().task.classes == ("well", "ill")
+
+
+def test_a_column_without_any_value_becomes_zeros(tmp_path: Path) -> None:
+    rows = [f"{i},,{i % 2}" for i in range(20)]
+    data = Table(path=write(tmp_path, rows, "a,b,y"), label="y").load()
+    assert data.task.shape == (2,)
+    assert not data.train.x[:, 1].any()
+    assert data.task.classes == ("0", "1")
+
+
+def test_markers_of_missing_values_can_be_set(tmp_path: Path) -> None:
+    rows = [f"{'-' if i % 5 == 0 else i},{i % 2}" for i in range(20)]
+    assert Table(path=write(tmp_path, rows, "a,y"), label="y", missing=["-"]).load().task.shape == (1,)
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"label": "il"}, "data.csv: column 'il' is not there; did you mean 'ill'"),
+    ({"label": "zzz"}, "column 'zzz' is not there; there are: age, income, colour, hospital, ill"),
+    ({"label": "ill", "columns": ["hospitals"]}, "column 'hospitals' is not there; did you mean 'hospital'"),
+    ({"label": "ill", "drop": ["ages"]}, "column 'ages' is not there; did you mean 'age'"),
+    ({"label": "ill", "numeric": ["ages"]}, "column 'ages' is not there; did you mean 'age'"),
+    ({"label": "ill", "numeric": ["colour"]}, "column 'colour' is not of numbers"),
+    ({"label": "ill", "numeric": ["ill"]}, "column 'ill' is named twice"),
+    ({"label": "ill", "numeric": [], "categorical": []}, "there are no feature columns"),
+    ({"label": "income"}, "column 'income' lacks 4 values"),
+    ({"label": "ill", "columns": ["income"]}, "column 'income' lacks 4 values"),
+    ({"label": "age"}, "class '0' has 1 examples: too few"),
+    ({"label": "ill", "classes": ["a"]}, "classes names 1 classes and the labels have 2"),
+    ({"label": "ill", "names": ["a"]}, "not a readable table"),
+]
+
+
+@pytest.mark.parametrize(("set_to", "says"), WRONG)
+def test_refused(tmp_path: Path, set_to: dict[str, Any], says: str) -> None:
+    with pytest.raises(GenfedError, match=says) as error:
+        Table(path=write(tmp_path), **set_to).load()
+    assert "\n" not in str(error.value)
+
+
+def test_files_that_are_not_tables_are_refused(tmp_path: Path) -> None:
+    for name, content, says in [
+        ("a.xls", b"", "unknown file type '.xls'; .csv, "),
+        ("a.csv", b"", "not a readable table"),
+        ("a.csv", b"a,b\n", "there are no rows"),
+        ("a.csv", b"a,b\n1,2\n1\n", "not a readable table"),
+        ("a.csv", b"a,a,y\n1,2,3\n", "column 'a' stands twice"),
+        ("a.parquet", b"text", "not a readable table"),
+        ("a.csv", b"a,y\n" + b"inf,0\n1,1\n" * 9, "column 'a' holds infinite values"),
+        ("a.csv", b"a,y\n" + b"2020-01-01,0\n2020-01-02,1\n" * 9, "column 'a' is of type date32.* name it in"),
+        ("a.csv", b"a,y\n" + b"1,0.5\n2,1\n" * 9, "labels of train are of type float64 or not whole"),
+        ("a.csv", b"a,y\n" + b"".join(b"v%d,%d\n" % (i, i % 2) for i in range(2000)), "has 14.. categories; 1000"),
+    ]:
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(GenfedError, match=says):
+            Table(path=str(tmp_path / name), label="y").load()
+    with pytest.raises(GenfedError, match="no such file"):
+        Table(path=str(tmp_path / "none.csv"), label="y").load()
+
+
+def test_a_test_file_must_fit(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    short = write(tmp_path, ["1,no"], "age,ill", "short.csv")
+    with pytest.raises(GenfedError, match=r"short.csv: column 'income' is not there"):
+        Table(path=path, label="ill", test_path=short).load()
+    other = write(tmp_path, [row.replace("no", "no.") for row in ROWS], name="other.csv")
+    with pytest.raises(GenfedError, match=r"class 'no\.' is in the test part and not in train"):
+        Table(path=path, label="ill", test_path=other).load()
+
+
+def test_the_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(GenfedError, match=r"need the extra \"tables\": pip install 'genfed\[tables\]'"):
+        Table(path=path, label="ill").load()
