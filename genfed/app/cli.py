@@ -21,6 +21,13 @@ app = typer.Typer(
     "A run is one TOML file: data, clients, methods, seeds. Start with `genfed run configs/demo.toml`, look at the "
     "report.html that it names, then change the file or set a value with `--set federation.clients=5`.",
 )
+
+
+def _output() -> Console:
+    console = Console()
+    return console if console.is_terminal else Console(width=120)  # a file or a pipe has no width of its own
+
+
 RunFolder = Annotated[Path, typer.Argument(help="The folder of a run, such as runs/demo.", show_default=False)]
 
 
@@ -61,7 +68,7 @@ def run(
         again = _again()
         console.print(f"stopped; every finished round is kept. Go on with:\n  {again}", highlight=False, soft_wrap=True)
         raise typer.Exit(130) from None
-    output = Console()
+    output = _output()
     output.print(summary_table(report))
     for trial in report.trials:
         for failure in trial.failures:
@@ -90,7 +97,7 @@ def compare(
     out.mkdir(parents=True, exist_ok=True)
     (out / "compare.html").write_text(compare_page(reports), "utf-8")
     (out / "compare.md").write_text(to_markdown(table), "utf-8")
-    console = Console()
+    console = _output()
     console.print(table)
     console.print(f"page: {out / 'compare.html'}", highlight=False, soft_wrap=True)
 
@@ -125,7 +132,7 @@ def list_(
     """Explain what can be named in a config, with every setting and its default."""
     from genfed.app.listing import listing
 
-    Console().print(listing(what, name))
+    _output().print(listing(what, name))
 
 
 def _again() -> str:

@@ -1,6 +1,7 @@
 """A run's settings: a TOML file, `key=value` on top, checked before anything is done."""
 
 import dataclasses
+import re
 import tomllib
 import typing
 from collections.abc import Iterable, Mapping
@@ -129,6 +130,8 @@ def _config(table: Table) -> Config:
     defaults = _table(table.pop("defaults", {}), "defaults")
     own = _table(table.pop("method", {}), "method")
     labels = dict.fromkeys((*_labels(table, "methods"), *_labels(table, "beside", Config.beside)))
+    if not labels:
+        raise GenfedError('methods is empty: name at least one, such as methods = ["gefl"]')
     for label in own:
         if label not in labels:
             raise GenfedError(registry.unknown(label, labels, f"method.{label}: not among the run's methods"))
@@ -149,6 +152,8 @@ def _labels(table: Table, key: str, default: tuple[str, ...] = ()) -> tuple[str,
     value = table.get(key, default)
     if not isinstance(value, list | tuple) or not all(isinstance(v, str) for v in value):
         raise GenfedError(f'{key} = {value!r}: expected a list of names, such as {key} = ["gefl"]')
+    if bad := [v for v in value if not re.fullmatch(r"\w[\w.+-]*", v)]:
+        raise GenfedError(f"{key}: {bad[0]!r} is no label: letters, digits and . _ + - (it names a folder)")
     return tuple(value)
 
 

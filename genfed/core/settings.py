@@ -14,4 +14,8 @@ def settings(cls: type[T]) -> type[T]:
     bounds; the string under a field is its description (`genfed list` shows it).
     """
     config = pydantic.ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
-    return cast(type[T], pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=config)(cls))
+    made = pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=config)(cls)
+    for name, field in made.__pydantic_fields__.items():  # pydantic reads the strings of this class alone
+        above = (getattr(base, "__pydantic_fields__", {}).get(name) for base in made.__mro__[1:])
+        field.description = field.description or next((f.description for f in above if f and f.description), None)
+    return cast(type[T], made)

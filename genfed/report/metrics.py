@@ -41,8 +41,10 @@ class Metrics:
     def close(self) -> None:
         """Flushes and closes."""
         if not self._file.closed:
-            self.flush()
-            self._file.close()
+            try:
+                self.flush()
+            finally:
+                self._file.close()
 
     def __enter__(self) -> "Metrics":
         return self

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
@@ -18,11 +19,16 @@ HEADINGS = (
     "method",
     "seeds",
     "accuracy %",
-    "gain over local",
-    "worst client %",
-    "up per client",
-    "down per client",
+    "over local",
+    "worst %",
+    "up",
+    "down",
     "seconds",
+)
+
+EXPLANATION = (
+    "Accuracy after the final round: mean ± sd over seeds. Over local: points gained on the same clients with the same "
+    "seed, [least, most]. Worst: the worst client. Up and down: bytes per client. Seconds: wall time of a seed."
 )
 
 
@@ -61,7 +67,9 @@ def summary_rows(report: Report) -> list[tuple[str, ...]]:
 
 def summary_table(report: Report) -> Table:
     """One row per method: means over seeds, ± standard deviation; gains in points, [least, most]."""
-    return _table(f"{report.name}: accuracy on the {report.scored_on} part", HEADINGS, summary_rows(report))
+    table = _table(f"{report.name}: accuracy on the {report.scored_on} part", HEADINGS, summary_rows(report))
+    table.caption = Text(EXPLANATION)
+    return table
 
 
 def compare_table(reports: Sequence[tuple[str, Report]]) -> Table:
@@ -141,9 +149,10 @@ def _range(spread: Spread) -> str:
 
 
 def _table(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    table = Table(title=Text(title))
+    table = Table(title=Text(title), box=box.SIMPLE_HEAD)
     for heading in headings:
-        table.add_column(heading, justify="left" if heading in ("run", "method") else "right")
+        named = heading in ("run", "method")
+        table.add_column(heading, justify="left" if named else "right", no_wrap=named, overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))  # Text, since a label may hold [brackets] that markup would swallow
     return table

@@ -1,5 +1,8 @@
 """What every method must do, whichever it is: one suite for all that the registry knows."""
 
+import contextlib
+import dataclasses
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -8,13 +11,13 @@ import pytest
 
 import genfed.app.run as runs
 from genfed.app import registry
-from genfed.app.config import read
+from genfed.app.config import Config, read
 from genfed.app.trial import Run, with_evaluation
 from genfed.core.aggregate import ClientInfo
 from genfed.core.method import leaves
 from genfed.core.record import Packed, digest, from_bytes, pack, to_bytes, unpack
 from genfed.engines.ask import Failure
-from genfed.engines.embedded import InProcess
+from genfed.engines.embedded import InProcess, Workers
 from genfed.engines.site import Answer, Site, Step
 from tests.conftest import left_by, start, tiny
 
@@ -22,7 +25,21 @@ METHODS = sorted(registry.catalogue(registry.METHODS))
 pytestmark = pytest.mark.parametrize("method", METHODS)
 
 
-class Stop(Exception):
+@pytest.fixture(autouse=True)
+def _no_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page is tested elsewhere, and takes longer than a tiny run."""
+    monkeypatch.setattr(runs, "page", lambda report, grids: "")
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[Workers]:
+    """Two worker processes that serve every test here: starting them takes longer than a tiny run."""
+    workers = Workers([sys.executable, "-m", "genfed.app.worker", "1"], 2)
+    yield workers
+    workers.close()
+
+
+class StoppedError(Exception):
     """Stands for a kill: nothing after it runs."""
 
 
@@ -50,8 +67,15 @@ def test_another_seed_differs(method: str, once: dict[str, Any], tmp_path: Path)
     assert all(a != b for a, b in zip(*losses, strict=True))
 
 
-def test_workers_do_not_change_it(method: str, once: dict[str, Any], tmp_path: Path) -> None:
-    start(tiny(method, compute={"workers": 3}), tmp_path / "run")
+def test_workers_do_not_change_it(
+    method: str, once: dict[str, Any], pool: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextlib.contextmanager
+    def ours(config: Config, folder: Path) -> Iterator[Workers]:
+        yield pool
+
+    monkeypatch.setattr(runs, "_workers", ours)
+    start(tiny(method, compute={"workers": 2}), tmp_path / "run")
     assert left_by(tmp_path / "run") == once[method]
 
 
@@ -60,18 +84,19 @@ def test_resumes_after_a_stop_at_any_client(method: str, once: dict[str, Any], t
     out = tmp_path / "run"
     stops = 0
     while True:
-        seen = 0
+        # A round and its scoring tell 10 times at most, so each restart gets further than the one before.
+        left = 11 + stops % 8
 
         def stop(progress: object) -> None:
-            nonlocal seen
-            seen += 1
-            if seen == 7 + stops % 3:  # a round tells 5 times (and scoring 5 more): each restart gets further
-                raise Stop
+            nonlocal left
+            left -= 1
+            if left == 0:
+                raise StoppedError
 
         try:
             start(tiny(method), out, resume=True, notify=stop)
             break
-        except Stop:
+        except StoppedError:
             stops += 1
             assert stops < 50
     assert stops >= 1
@@ -109,7 +134,9 @@ def test_records_round_trip_and_inputs_are_not_mutated(
         for kind, packed in zip(phase.kinds, (sent, answer.upload), strict=True):
             there = unpack(kind, from_bytes(to_bytes(packed)))
             assert digest(pack(there)) == digest(packed)
-        assert {f.name for f in _fields(phase.kinds[1])} == phase.aggregate.keys(), "an upload field is not reduced"
+        assert {f.name for f in dataclasses.fields(phase.kinds[1])} == phase.aggregate.keys(), (
+            "an upload field is not reduced"
+        )
         crossed += 1
         return answer
 
@@ -151,9 +178,3 @@ def test_every_phase_is_well_formed(method: str) -> None:
     assert len(phases) > 1
     for phase in leaves(config.method[method].phases()):
         assert phase.name.isidentifier()
-
-
-def _fields(kind: Any) -> Any:
-    import dataclasses
-
-    return dataclasses.fields(kind)

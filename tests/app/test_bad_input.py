@@ -1,0 +1,255 @@
+"""Every mistake that a person can make: one line that says what to do, exit code 2, nothing lost."""
+
+import errno
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tomli_w
+
+import genfed
+from genfed.app import cli
+from genfed.app.config import read, to_toml
+from genfed.core.errors import GenfedError
+from tests.conftest import left_by, start, tiny
+
+TOYS = "tests.app.toys"
+
+
+def refused(config: dict[str, Any], out: Path, **options: Any) -> str:
+    """The one line with which a run is refused; the folder is then as it was."""
+    before = sorted(out.rglob("*")) if out.exists() else None
+    with pytest.raises(GenfedError) as caught:
+        start(config, out, **options)
+    line = str(caught.value)
+    assert line
+    assert "\n" not in line
+    assert (sorted(out.rglob("*")) if out.exists() else None) == before
+    return line
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"seed": [1]}, "seed: no such setting: 'seed'; did you mean 'seeds'?"),
+        ({"federation": {"client": 3}}, "federation.client: no such setting: 'client'; did you mean 'clients'?"),
+        ({"federation": {"clients": "four"}}, "federation.clients = 'four': input should be a valid integer"),
+        ({"federation": {"clients": 0}}, "federation.clients = 0: input should be greater than or equal to 1"),
+        ({"federation": {"sample": True}}, "federation.sample = True: input should be a valid number"),
+        ({"federation": {"quorum": 1.5}}, "federation.quorum = 1.5: input should be less than or equal to 1"),
+        ({"seeds": []}, "seeds = (): "),
+        ({"seeds": 3}, "seeds = 3: "),
+        ({"methods": "gefl"}, "methods = 'gefl': expected a list of names, such as methods = [\"gefl\"]"),
+        ({"methods": ["fedavgg"]}, "no such method: 'fedavgg'; did you mean 'fedavg'?"),
+        ({"methods": ["../up"]}, "methods: '../up' is no label"),
+        ({"methods": []}, "methods is empty"),
+        ({"method": {"gefl": {}}}, "method.gefl: not among the run's methods: 'gefl'"),
+        (
+            {"method": {"fedavg": {"roundz": 3}}},
+            "method.fedavg.roundz: no such setting: 'roundz'; did you mean 'rounds'?",
+        ),
+        ({"method": {"fedavg": {"training": {"optimiser": "lion"}}}}, "method.fedavg.training.optimiser = 'lion': "),
+        ({"method": {"fedavg": 3}}, "method.fedavg = 3: expected a table"),
+        ({"defaults": {"mu": 0.1}}, "defaults.mu: no method of the run has such a setting"),
+        ({"data": {"kind": "digit"}}, "no such data: 'digit'; did you mean 'digits'?"),
+        ({"data": {"kind": 7}}, "data.kind: says which of digits, "),
+        ({"data": {"sise": 8}}, "data.sise: no such setting: 'sise'; did you mean 'size'?"),
+        (
+            {"partition": {"kind": "dirichlett", "alpha": 1.0}},
+            "no such partition: 'dirichlett'; did you mean 'dirichlet'?",
+        ),
+        ({"compute": {"device": "gpu"}}, "compute.device = 'gpu': "),
+        ({"compute": {"device": "cuda:63"}}, "compute.device = 'cuda:63': this machine has "),
+        ({"federation": {"architectures": []}}, "federation.architectures is empty"),
+        ({"federation": {"architectures": ["cnn44"]}}, "no such architecture: 'cnn44'; did you mean 'cnn4'?"),
+        ({"federation": {"architectures": ["cnn8"]}}, "cnn8"),
+        ({"federation": {"architectures": ["linear"] * 5}}, "names 5 for federation.clients = 4"),
+        (
+            {"federation": {"architectures": {"linear": -1.0}}},
+            "federation.architectures.linear = -1.0: a weight is above 0",
+        ),
+        ({"federation": {"architectures": ["no_such_module:Net"]}}, "cannot import no_such_module"),
+        ({"federation": {"architectures": [f"{TOYS}:Nothing"]}}, "has no class Nothing that is a Module"),
+        ({"federation": {"architectures": [f"{TOYS}:unused"]}}, "has no class unused that is a Module"),
+        (
+            {"federation": {"architectures": [f"{TOYS}:TooFew"]}},
+            "gives scores of shape (2, 9) where (2, 10) is expected",
+        ),
+        ({"federation": {"clients": 200}}, "200"),
+        ({"federation": {"examples": 99999}}, "99999"),
+        (
+            {"method": {"fedavg": {"kind": f"{TOYS}:Picky"}}, "partition": {"kind": "pathological", "labels": 2}},
+            "fedavg needs every class at every client, and client 0 has no example of ",
+        ),
+        ({"data": {"kind": "npz", "path": "nowhere.npz"}}, "nowhere.npz"),
+        ({"data": {"kind": "folder", "path": "nowhere"}}, "nowhere"),
+        ({"data": {"kind": "table", "path": "nowhere.csv", "label": "y"}}, "nowhere.csv"),
+    ],
+)
+def test_a_bad_setting_is_refused_before_training(changes: dict[str, Any], says: str, tmp_path: Path) -> None:
+    config = tiny("fedavg", **changes)
+    if config["data"]["kind"] != "digits":
+        config["data"].pop("size", None)
+    line = refused(config, tmp_path / "run")
+    assert says in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_unreadable_and_empty_data(tmp_path: Path) -> None:
+    (tmp_path / "junk.npz").write_bytes(b"not an archive")
+    config = tiny("fedavg") | {"data": {"kind": "npz", "path": str(tmp_path / "junk.npz")}}
+    assert "junk.npz" in refused(config, tmp_path / "run")
+    np.savez(tmp_path / "none.npz", x=np.zeros((0, 8, 8), np.uint8), y=np.zeros(0, np.int64))
+    config = tiny("fedavg") | {"data": {"kind": "npz", "path": str(tmp_path / "none.npz")}}
+    assert "none.npz" in refused(config, tmp_path / "run")
+
+
+def test_a_config_that_is_no_config(tmp_path: Path) -> None:
+    for path, text, says in (
+        (tmp_path / "a.toml", None, "a.toml: No such file"),
+        (tmp_path / "b.toml", "methods = [", "b.toml: not TOML: "),
+        (tmp_path / "c.toml", "methods = ['fedavg']", "data: this setting is required"),
+    ):
+        if text is not None:
+            path.write_text(text)
+        with pytest.raises(GenfedError, match=re.escape(says)):
+            read(path)
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("federation.clients", "expected key=value"),
+        ("federation.clients.more=3", "clients is not a table"),
+        ("federation.clienst=3", "did you mean 'clients'?"),
+    ],
+)
+def test_bad_overrides(override: str, says: str) -> None:
+    with pytest.raises(GenfedError, match=re.escape(says)):
+        read(tiny("fedavg"), [override])
+
+
+def test_overrides_and_defaults_reach_the_methods() -> None:
+    config = read(tiny("gefl", "fedavg"), ["defaults.rounds=7", "method.fedavg.rounds=9", "name=words"])
+    assert (config.method["gefl"].rounds, config.method["fedavg"].rounds, config.name) == (7, 9, "words")  # type: ignore[attr-defined]
+    assert config.method["gefl"].training.epochs == 1  # type: ignore[attr-defined]
+
+
+def test_the_resolved_config_reads_as_itself(tmp_path: Path) -> None:
+    for method in ("gefl", "fedprox", "centralised"):
+        config = read(tiny(method))
+        (tmp_path / "config.toml").write_text(to_toml(config))
+        assert read(tmp_path) == config
+
+
+def test_a_folder_that_holds_something_else(tmp_path: Path) -> None:
+    (tmp_path / "thesis.doc").write_text("years of work")
+    for options in ({}, {"resume": True}, {"fresh": True}):
+        assert "holds files that are no run" in refused(tiny("local"), tmp_path, **options)
+    assert (tmp_path / "thesis.doc").read_text() == "years of work"
+
+
+def test_a_folder_that_holds_another_run(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    start(tiny("local"), out)
+    assert "holds a run" in refused(tiny("local"), out)
+    line = refused(tiny("local", federation={"examples": 40}), out, resume=True)
+    assert "was started with federation.examples = 80, not 40" in line
+    start(tiny("local", federation={"examples": 40}), out, fresh=True)
+    assert read(out).federation.examples == 40
+
+
+def test_a_folder_in_use(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+
+    def meanwhile(progress: object) -> None:
+        assert "is being written by another process" in refused(tiny("local"), out, resume=True)
+
+    start(tiny("local"), out, notify=meanwhile)
+
+
+def test_data_that_changed_since(tmp_path: Path) -> None:
+    """A resumed trial would mix two data sets: its checkpoint knows."""
+    rng = np.random.default_rng(0)
+
+    def write(offset: int) -> None:
+        x = rng.integers(0, 200, (200, 8, 8)).astype(np.uint8)
+        np.savez(tmp_path / "d.npz", x=x + offset, y=np.arange(200) % 10)
+
+    config = tiny("local") | {"data": {"kind": "npz", "path": str(tmp_path / "d.npz")}}
+    write(0)
+    start(config, tmp_path / "run")
+    write(1)
+    with pytest.raises(GenfedError, match="is of other settings or data"):
+        start(config, tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "empty", "foreign"])
+def test_a_corrupt_checkpoint(damage: str, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    start(tiny("fedavg"), out)
+    whole = left_by(out)
+    file = out / "trials" / "fedavg" / "seed-0" / "state.safetensors"
+    content = file.read_bytes()
+    middle = len(content) // 2
+    flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+    file.write_bytes({"truncate": content[:-9], "flip": flipped, "empty": b"", "foreign": b"{}" * 99}[damage])
+    with pytest.raises(GenfedError, match=r"state.safetensors is damaged.*; delete .*seed-0 to do this trial again"):
+        start(tiny("fedavg"), out, resume=True)
+    # What the message says to do works, and ends with the same bits.
+    for left in file.parent.iterdir():
+        left.unlink()
+    file.parent.rmdir()
+    start(tiny("fedavg"), out, resume=True)
+    assert left_by(out) == whole
+
+
+def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk fills up in the second round; when there is room again the run ends with the same bits."""
+    start(tiny("fedavg"), tmp_path / "undisturbed")
+    out, calls, sync = tmp_path / "run", 0, os.fsync
+
+    def full(descriptor: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 6:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(GenfedError, match=r"No space left on device.*--resume"):
+            start(tiny("fedavg"), out)
+    assert (out / "trials" / "fedavg" / "seed-0" / "state.safetensors").exists()
+    start(tiny("fedavg"), out, resume=True)
+    assert left_by(out) == left_by(tmp_path / "undisturbed")
+
+
+def test_the_command_says_it_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text(tomli_w.dumps(tiny("fedavg", federation={"clients": 0})))
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["run", str(file), "--out", str(tmp_path / "run")])
+    assert ended.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == "genfed: federation.clients = 0: input should be greater than or equal to 1\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["run"], ["run", "x.toml", "--sett", "a=1"], ["sample", "runs/none"], ["list", "colours"], ["nonsense"]],
+)
+def test_a_misspelt_command_ends_with_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(words)
+    assert ended.value.code == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_the_python_interface_raises_the_same(tmp_path: Path) -> None:
+    with pytest.raises(genfed.GenfedError, match="did you mean 'seeds'"):
+        genfed.run(tiny("local", sedes=[1]), out=tmp_path / "run")

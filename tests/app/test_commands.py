@@ -1,0 +1,158 @@
+"""The commands as a person uses them, on one finished tiny run."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import genfed
+from genfed.app import cli
+from tests.conftest import left_by, start, tiny
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    start(tiny("gefl", "fedavg", beside=["local", "centralised"], seeds=[0, 1]), out)
+    return out
+
+
+def said(capsys: pytest.CaptureFixture[str], *words: str, code: int = 0) -> str:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(words)
+    out, err = capsys.readouterr()
+    assert ended.value.code == code, err
+    return " ".join((out if code == 0 else err).split())
+
+
+def test_a_run_leaves_what_it_promises(run: Path) -> None:
+    for name in ("config.toml", "metrics.jsonl", "report.json", "report.html", "run.log"):
+        assert (run / name).exists(), name
+    for label in ("gefl", "fedavg", "local", "centralised"):
+        for seed in (0, 1):
+            assert (run / "trials" / label / f"seed-{seed}" / "state.safetensors").exists()
+            assert list((run / "tensorboard" / label / f"seed-{seed}").glob("events*"))
+    assert not (run / "data").exists(), "the copy of the data is not left lying about"
+
+
+def test_rows_of_metrics(run: Path) -> None:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    keys = [(r["method"], r["seed"], r["step"], r["phase"], r["round"], r["client"]) for r in rows]
+    assert len(set(keys)) == len(keys)
+    clients = [r for r in rows if r["client"] is not None]
+    joint = [r for r in clients if (r["method"], r["seed"], r["phase"]) == ("gefl", 0, "joint")]
+    assert [(r["round"], r["client"]) for r in joint] == [(i, k) for i in range(2) for k in range(4)]
+    assert all(r["up_bytes"] > 0 and r["down_bytes"] > r["up_bytes"] and r["seconds"] >= 0 for r in joint)
+    local = [r for r in clients if r["method"] == "local" and r["phase"] == "train"]
+    assert all(r["up_bytes"] == r["down_bytes"] == 0 for r in local)
+
+
+def test_same_clients_for_every_method(run: Path) -> None:
+    report = json.loads((run / "report.json").read_text())
+    assert report["partition"]["0"] != report["partition"]["1"]
+    for seed in (0, 1):
+        federated = [
+            [(c["architecture"], c["examples"]) for c in t["clients"]]
+            for t in report["trials"]
+            if t["seed"] == seed and t["method"] != "centralised"
+        ]
+        assert len(federated) == 3
+        assert federated[0] == federated[1] == federated[2]
+
+
+def test_a_finished_run_resumes_to_its_table(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = left_by(run)
+    assert "report: " in said(capsys, "run", str(run), "--out", str(run), "--resume")
+    assert left_by(run) == before
+
+
+def test_the_api_returns_a_typed_report(tmp_path: Path) -> None:
+    report = genfed.run(tiny("local"), out=tmp_path / "run", overrides=["name=mine"])
+    assert isinstance(report, genfed.Report)
+    assert (report.name, report.methods, report.of("local")[0].seed) == ("mine", ("local",), 0)
+    assert report.environment.threads == 1
+
+
+def test_a_script_needs_no_main_guard(tmp_path: Path) -> None:
+    """Workers are started as commands of their own, so they do not run the script again."""
+    script = tmp_path / "script.py"
+    config = tiny("local", compute={"workers": 2})
+    script.write_text(f"import genfed\nprint('once')\ngenfed.run({config!r}, out={str(tmp_path / 'run')!r})\n")
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "once\n"), done.stderr
+
+
+def test_sample_writes_labelled_images(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said(capsys, "sample", str(run), "-n", "23", "--out", str(tmp_path / "png"))
+    files = sorted((tmp_path / "png").rglob("*.png"))
+    assert len(files) == 23
+    assert {f.parent.name for f in files} == set("0123456789")
+    with Image.open(files[0]) as image:
+        assert (image.size, image.mode) == ((8, 8), "L")
+    said(capsys, "sample", str(run), "-n", "23", "--out", str(tmp_path / "s.npz"))
+    said(capsys, "sample", str(run), "-n", "23", "--out", str(tmp_path / "other.npz"), "--draw", "1")
+    with np.load(tmp_path / "s.npz") as drawn, np.load(tmp_path / "other.npz") as other:
+        assert (drawn["x"].shape, drawn["x"].dtype, drawn["y"].tolist()[:11]) == ((23, 8, 8), np.uint8, [*range(10), 0])
+        assert (drawn["x"] != other["x"]).any()
+        first = drawn["x"][0]
+    with Image.open(tmp_path / "png" / "0" / "000000.png") as image:
+        assert (np.asarray(image) == first).all()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--method", "local"], "local has no generator to sample from"),
+        (["--method", "gefel"], "did you mean 'gefl'?"),
+        (["--seed", "5"], "has no seed 5 (there are: 0, 1)"),
+        (["--out", "."], "exists already"),
+    ],
+)
+def test_sample_refuses(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], says: str
+) -> None:
+    assert says in said(capsys, "sample", str(run), "--out", str(tmp_path / "x"), *words, code=2)
+
+
+def test_compare_writes_table_and_page(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    start(tiny("fedprox"), tmp_path / "prox")
+    out = tmp_path / "compared"
+    table = said(capsys, "compare", str(run), str(tmp_path / "prox"), "--out", str(out))
+    assert "fedprox" in table
+    assert "fedprox" in (out / "compare.md").read_text()
+    assert "<html" in (out / "compare.html").read_text()
+    assert "is not the folder of a run" in said(capsys, "compare", str(tmp_path), code=2)
+
+
+@pytest.mark.parametrize("what", ["methods", "data", "partitions", "architectures", "generators", "settings"])
+def test_list_explains(what: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert len(said(capsys, "list", what)) > 100
+
+
+def test_list_explains_one(capsys: pytest.CaptureFixture[str]) -> None:
+    text = said(capsys, "list", "methods", "gefl")
+    for word in ("generator_rounds", "T_KA", "learning_rate", "synthetic_epochs"):
+        assert word in text
+    assert "did you mean 'gefl'?" in said(capsys, "list", "methods", "gelf", code=2)
+
+
+def test_help_does_not_import_torch() -> None:
+    code = (
+        "import sys\nfrom genfed.app import cli\n"
+        "try:\n    cli.main(['run', '--help'])\nexcept SystemExit:\n    pass\n"
+        "assert 'torch' not in sys.modules and 'numpy' not in sys.modules, 'torch was imported'"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "--resume" in done.stdout
+
+
+def test_every_public_name_is_there() -> None:
+    for name in genfed.__all__:
+        assert getattr(genfed, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = genfed.nothing

@@ -1,0 +1,91 @@
+"""Architectures of a user's own, good and bad, that tests name as "tests.app.toys:Class"."""
+
+import os
+import signal
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from genfed.core.aggregate import ClientInfo
+from genfed.core.method import Client, Reply, Task
+from genfed.core.settings import settings
+from genfed.learn.alone import Alone
+from genfed.learn.averaging import Averaging, Model
+
+
+class Linear(nn.Module):
+    """A plain linear classifier."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__()
+        self.layer = nn.Linear(torch.Size(task.shape).numel(), len(task.classes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.layer(x.flatten(1))
+        return scores
+
+
+class TooFew(Linear):
+    """Gives one score too few."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)[:, 1:]
+
+
+class Raises(Linear):
+    """Fails when it is trained."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            raise ValueError("this network cannot be trained")
+        return super().forward(x)
+
+
+class Diverges(Linear):
+    """Gives NaN when it is trained."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * (float("nan") if self.training else 1.0)
+
+
+class KillsOnce(Linear):
+    """Kills its process in the first training step of all, as an out-of-memory killer would."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        flag = Path(os.environ["GENFED_TEST_KILL"])
+        if self.training and not flag.exists():
+            flag.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().forward(x)
+
+
+class KillsAlways(Linear):
+    """Kills its process whenever it is trained."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().forward(x)
+
+
+@settings
+class Picky(Alone):
+    """A method that needs every class at every client."""
+
+    needs_every_class = True
+
+
+@settings
+class WrongShape(Averaging):
+    """Client 1 uploads tensors of another shape than it was sent."""
+
+    def train(self, client: Client, sent: Model) -> Reply[Model]:
+        reply = super().train(client, sent)
+        if client.info.id != 1:
+            return reply
+        return Reply(Model({k: v[:1] for k, v in reply.upload.classifier.items()}))
+
+
+def unused(info: ClientInfo) -> None:
+    """Not a class: naming it is an error."""
