@@ -1,0 +1,80 @@
+"""The ten small convolutional networks of GeFL (Kang, Cha, Kang; arXiv 2412.18460), one for each kind of client.
+
+Every `extractor` gives maps of one shape (3×16×16 from 1×32×32, 10×16×16 from 3×32×32), so extractors can be averaged
+over all architectures while each `header` goes its own way.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import Tensor, nn
+
+from genfed.core.errors import GenfedError
+from genfed.core.method import Task
+
+WIDTHS = (
+    (16,),
+    (16, 32),
+    (20, 40),
+    (10, 20),
+    (16, 32, 64),
+    (20, 40, 80),
+    (10, 20, 40),
+    (16, 32, 64, 128),
+    (20, 40, 80, 100),
+    (10, 20, 40, 80),
+)
+
+
+class CNN(nn.Module):
+    """[n, C, H, W] → logits [n, classes], as `header(extractor(x))`; the extractor halves the sides once, the header
+    once per width.
+
+    Raises:
+        GenfedError: a table, or images too small to be halved so often.
+    """
+
+    def __init__(self, task: Task, name: str, widths: tuple[int, ...], *, normalised: bool) -> None:
+        super().__init__()
+        if task.kind != "image":
+            raise GenfedError(f"architecture {name}: examples of shape {task.shape}, a table; allowed are images")
+        channels, height, width = task.shape
+        halvings = 1 + len(widths)
+        least = 2**halvings
+        if min(height, width) < least:
+            raise GenfedError(
+                f"architecture {name}: images of {height}×{width}; the smallest that fit are {least}×{least}"
+            )
+        grey = channels == 1
+        normalised = normalised or not grey
+        self.extractor = nn.Sequential(
+            *_convolution(channels, 3, normalised=True),
+            *([] if grey else _convolution(3, 10, normalised=True)),
+            nn.MaxPool2d(2),
+        )
+        before, layers = 3 if grey else 10, list[nn.Module]()
+        for after in widths:
+            layers += [*_convolution(before, after, normalised=normalised), nn.MaxPool2d(2)]
+            before = after
+        features = before * (height >> halvings) * (width >> halvings)
+        self.header = nn.Sequential(*layers, nn.Flatten(), nn.Linear(features, len(task.classes)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.header(self.extractor(x))
+        return logits
+
+
+def _convolution(before: int, after: int, *, normalised: bool) -> list[nn.Module]:
+    norm = [nn.BatchNorm2d(after)] if normalised else []
+    return [nn.Conv2d(before, after, 3, padding=1), *norm, nn.ReLU()]
+
+
+def _named(normalised: bool) -> dict[str, Callable[[Task], nn.Module]]:
+    names = {f"cnn{i}{'-bn' if normalised else ''}": widths for i, widths in enumerate(WIDTHS, 1)}
+    return {name: partial(CNN, name=name, widths=widths, normalised=normalised) for name, widths in names.items()}
+
+
+ARCHITECTURES: dict[str, Callable[[Task], nn.Module]] = _named(False) | _named(True)
+"""cnn1…cnn10, whose headers have BatchNorm for colour images alone (the paper's for MNIST and for CIFAR10), and
+cnn1-bn…cnn10-bn, whose headers always have it (the paper's for Fashion-MNIST).
+"""

@@ -1,0 +1,33 @@
+"""Fully connected networks, of images and of tables."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+from torch import Tensor, nn
+
+from genfed.core.method import Task
+
+
+class MLP(nn.Module):
+    """[n, *shape] → logits [n, classes]: hidden layers with ReLU (none: a linear classifier), then a linear layer."""
+
+    def __init__(self, task: Task, hidden: tuple[int, ...]) -> None:
+        super().__init__()
+        before, layers = math.prod(task.shape), list[nn.Module]()
+        for after in hidden:
+            layers += [nn.Linear(before, after), nn.ReLU()]
+            before = after
+        self.extractor = nn.Sequential(nn.Flatten(), *layers)
+        self.header = nn.Linear(before, len(task.classes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.header(self.extractor(x))
+        return logits
+
+
+ARCHITECTURES: dict[str, Callable[[Task], nn.Module]] = {
+    "mlp": partial(MLP, hidden=(256, 128)),
+    "mlp-small": partial(MLP, hidden=(64,)),
+    "linear": partial(MLP, hidden=()),
+}

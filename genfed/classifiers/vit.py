@@ -1,0 +1,69 @@
+"""A tiny vision transformer after Dosovitskiy et al. ("An Image is Worth 16x16 Words", arXiv 2010.11929)."""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genfed.core.errors import GenfedError
+from genfed.core.method import Task
+
+PATCH, WIDTH, HEADS, DEPTH = 4, 64, 4, 4
+
+
+class ViT(nn.Module):
+    """[n, C, H, W] → logits [n, classes]: patches of 4×4 (the image is padded to whole ones), four pre-norm layers of
+    width 64, their mean, a linear layer; images of any size, no dropout.
+
+    Raises:
+        GenfedError: a table.
+    """
+
+    def __init__(self, task: Task) -> None:
+        super().__init__()
+        if task.kind != "image":
+            raise GenfedError(f"architecture vit-tiny: examples of shape {task.shape}, a table; allowed are images")
+        self.extractor = nn.Sequential(
+            Patches(task.shape),
+            # Made one by one: torch's stack copies one layer, so all would start alike.
+            *(nn.TransformerEncoderLayer(WIDTH, HEADS, 2 * WIDTH, 0.0, F.gelu, 1e-5, True, True) for _ in range(DEPTH)),
+            Pooled(),
+        )
+        self.header = nn.Linear(WIDTH, len(task.classes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.header(self.extractor(x))
+        return logits
+
+
+class Patches(nn.Module):
+    """[n, C, H, W] → [n, patches, 64], positions added."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        channels, height, width = shape
+        self.padding = (0, -width % PATCH, 0, -height % PATCH)
+        self.project = nn.Conv2d(channels, WIDTH, PATCH, PATCH)
+        count = math.ceil(height / PATCH) * math.ceil(width / PATCH)
+        self.positions = nn.Parameter(0.02 * torch.randn(count, WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        patches: Tensor = self.project(F.pad(x, self.padding)).flatten(2).transpose(1, 2)
+        return patches + self.positions
+
+
+class Pooled(nn.Module):
+    """[n, patches, 64] → [n, 64], normalised."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean: Tensor = self.norm(x).mean(1)
+        return mean
+
+
+ARCHITECTURES: dict[str, Callable[[Task], nn.Module]] = {"vit-tiny": ViT}

@@ -1,0 +1,124 @@
+"""The conditional variational autoencoder of GeFL.
+
+Kang, Cha, Kang: "GeFL: Model-Agnostic Federated Learning with Generative Models", arXiv 2412.18460; after Kingma and
+Welling (arXiv 1312.6114) and Sohn, Lee, Yan ("Learning Structured Output Representation using Deep Conditional
+Generative Models", NeurIPS 2015).
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from genfed.core.errors import GenfedError
+from genfed.core.method import Task
+from genfed.core.rng import seeded
+from genfed.core.settings import settings
+from genfed.generators.generator import Generator, GeneratorNetwork
+from genfed.generators.halving import Doubling, Halving
+from genfed.learn.fit import Player
+
+PUBLISHED_BATCH = 64
+CHUNK = 256
+"""Images sampled at once; bounds memory."""
+
+
+@settings
+class CVAE(Generator):
+    """A conditional variational autoencoder of images from 8×8 to 64×64; its samples lie in [−1, 1]."""
+
+    width: int = Field(default=64, ge=1)
+    """Channels after the first halving; each further one doubles them, up to 16 times as many."""
+    latent: int = Field(default=16, ge=1)
+    """Numbers in the code of an image; the paper has 16 for MNIST and 50 for CIFAR10."""
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """Of Adam."""
+    weight_decay: float = Field(default=1e-3, ge=0)
+    """As in the paper, whose losses are sums over a batch of 64; 0 is none."""
+
+    def new(self, task: Task, rng: torch.Generator) -> "CVAENetwork":
+        """A network with weights initialised from `rng`.
+
+        Raises:
+            GenfedError: the task is a table, or its images are not of 8×8 to 64×64.
+        """
+        if task.kind != "image":
+            raise GenfedError(f"generator cvae: examples of shape {task.shape}, a table; allowed are images")
+        _, height, width = task.shape
+        if not (8 <= height <= 64 and 8 <= width <= 64):
+            raise GenfedError(f"generator cvae: images of {height}×{width}; allowed are 8×8 to 64×64")
+        with seeded(rng):
+            return CVAENetwork(task, self)
+
+
+class CVAENetwork(GeneratorNetwork):
+    """Images are halved until the shorter side is 1: five times from 32×32, as in the paper."""
+
+    def __init__(self, task: Task, config: CVAE) -> None:
+        super().__init__()
+        self.config, self.shape, self.classes = config, task.shape, len(task.classes)
+        channels, *sides = task.shape
+        halvings = math.ceil(math.log2(min(sides)))
+        height, width = (-(-side // 2**halvings) * 2**halvings for side in sides)
+        widths = [config.width * min(2**i, 16) for i in range(halvings)]
+        self.deepest = (widths[-1], height >> halvings, width >> halvings)
+        self.padding = (0, width - sides[1], 0, height - sides[0])
+
+        self.planes = nn.Parameter(torch.empty(self.classes, 1, height, width))
+        nn.init.uniform_(self.planes, -(self.classes**-0.5), self.classes**-0.5)
+        down: list[nn.Module] = []
+        up: list[nn.Module] = []
+        for level, outer in enumerate(widths):
+            wide = (height >> level, width >> level)
+            below = widths[level - 1] if level else channels + 1
+            # No biases: the BatchNorm after them would take them away again.
+            down += [Halving(below, outer, wide), nn.BatchNorm2d(outer), nn.ReLU(inplace=True)]
+            if level:
+                up = [Doubling(below, outer, wide), nn.BatchNorm2d(below), nn.ReLU(inplace=True), *up]
+        self.encoder = nn.Sequential(*down, nn.Flatten())
+        self.code = nn.Linear(math.prod(self.deepest), 2 * config.latent)
+        self.start = nn.Linear(config.latent + self.classes, math.prod(self.deepest))
+        self.decoder = nn.Sequential(nn.Unflatten(1, self.deepest), *up, Doubling(channels, widths[0], (height, width)))
+        self.bias = nn.Parameter(torch.zeros(channels, 1, 1))
+
+    def encode(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The code's mean and log-variance, each [n, latent], of images [n, C, H, W] and labels [n]."""
+        seen = torch.cat([F.pad(x, self.padding), self.planes[y]], 1)
+        mean, log_variance = self.code(self.encoder(seen)).float().chunk(2, 1)
+        return mean, log_variance
+
+    def decode(self, z: Tensor, y: Tensor) -> Tensor:
+        """Images [n, C, H, W] in [−1, 1] of codes [n, latent] and labels [n]."""
+        x = self.decoder(self.start(torch.cat([z, F.one_hot(y, self.classes)], 1)))
+        return torch.tanh(x[..., : self.shape[1], : self.shape[2]].float() + self.bias)
+
+    def loss(self, x: Tensor, y: Tensor, rng: torch.Generator) -> Tensor:
+        """Squared error summed over the image + KL(code ‖ N(0, 1)), one per example [n]."""
+        mean, log_variance = self.encode(x, y)
+        noise = torch.randn(mean.shape, generator=rng).to(x.device)
+        z = mean + noise * torch.exp(log_variance / 2)
+        error = (self.decode(z, y) - x).square().flatten(1).sum(1)
+        return error + (mean.square() + log_variance.exp() - log_variance - 1).sum(1) / 2
+
+    def players(self) -> Sequence[Player]:
+        # differs from the paper: its loss is the batch's sum and ours the mean, which Adam takes no notice of save
+        # for the decay that is added to the gradient; so that is divided alike.
+        decay = self.config.weight_decay / PUBLISHED_BATCH
+        adam = torch.optim.Adam(self.parameters(), lr=self.config.learning_rate, weight_decay=decay, fused=True)
+        return [Player(self.loss, adam)]
+
+    def sample(self, y: Tensor, rng: torch.Generator) -> Tensor:
+        z = torch.randn(len(y), self.config.latent, generator=rng).to(y.device)
+        training = self.training
+        self.eval()
+        try:
+            with torch.inference_mode():
+                parts = [
+                    self.decode(*chunk) for chunk in zip(torch.split(z, CHUNK), torch.split(y, CHUNK), strict=True)
+                ]
+        finally:
+            self.train(training)
+        return torch.cat(parts)  # out of inference mode: a classifier may be trained on it

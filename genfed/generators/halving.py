@@ -1,0 +1,124 @@
+"""The 4×4 kernels of stride 2 that halve a map, and their transposes that double it, fast on small maps.
+
+On a map of 4×4 or 2×2 many of the sixteen taps meet padding alone (7 or 12 of 16 per pixel), and a convolution on a
+CPU computes them all the same. Here such a map is one matrix product per tap, over the pixels where the tap is alive;
+larger maps go to torch. Only taps that live anywhere are parameters: a side of 2 has two of the four.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+SMALL = 8
+"""Up to this side of the wide map the products are faster (measured on one thread)."""
+
+# torch multiplies float32 matrices with MKL, which keeps processors not by Intel at half their speed. oneDNN, which
+# torch.compile takes, does not; a torch without it falls back.
+ONEDNN: Callable[..., Tensor] | None = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+
+
+class Halving(nn.Module):
+    """[n, inner, H, W] → [n, outer, H/2, W/2]: a convolution with kernel 4, stride 2, padding 1 and no bias."""
+
+    transposed = False
+
+    def __init__(self, inner: int, outer: int, wide: tuple[int, int]) -> None:
+        super().__init__()
+        rows, columns = (min(side, 4) for side in wide)
+        self.padding = (rows // 2 - 1, columns // 2 - 1)
+        self.small = max(wide) <= SMALL
+        bound = (16 * inner) ** -0.5  # torch's for the whole kernel, so that training is that of the whole kernel
+        self.weight = nn.Parameter(torch.empty(rows, columns, inner, outer).uniform_(-bound, bound))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.small and x.device.type == "cpu":
+            return _products(x, self.weight, self.transposed)
+        convolution = F.conv_transpose2d if self.transposed else F.conv2d
+        return convolution(x, self.weight.permute(3, 2, 0, 1), stride=2, padding=self.padding)
+
+
+class Doubling(Halving):
+    """[n, outer, H/2, W/2] → [n, inner, H, W]: the transpose of `Halving` with the same weight."""
+
+    transposed = True
+
+
+def _products(x: Tensor, weight: Tensor, transposed: bool) -> Tensor:
+    kind = x.device.type
+    if torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+        x, weight = x.to(dtype), weight.to(dtype)
+    y: Tensor = _Products.apply(x.permute(0, 2, 3, 1), weight, transposed)  # type: ignore[no-untyped-call]
+    return y.permute(0, 3, 1, 2)
+
+
+class _Products(torch.autograd.Function):
+    """`_halve` or `_double`, channels last; each is the other's gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, transposed: bool) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.transposed = transposed
+        return _double(x, weight) if transposed else _halve(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        (x, weight), (grad,) = ctx.saved_tensors, grads
+        if ctx.transposed:
+            return _halve(grad, weight), _gradient(grad, x, weight), None
+        return _double(grad, weight), _gradient(x, grad, weight), None
+
+
+def _halve(wide: Tensor, weight: Tensor) -> Tensor:
+    n, height, width, _ = wide.shape
+    narrow = wide.new_zeros(n, height // 2, width // 2, weight.shape[3])
+    for pixels, under, tap in _taps(wide, narrow, weight):
+        under += _product(_rows(pixels), tap.t()).view(under.shape)
+    return narrow
+
+
+def _double(narrow: Tensor, weight: Tensor) -> Tensor:
+    n, height, width, _ = narrow.shape
+    wide = narrow.new_zeros(n, 2 * height, 2 * width, weight.shape[2])
+    for pixels, under, tap in _taps(wide, narrow, weight):
+        pixels += _product(_rows(under), tap).view(pixels.shape)
+    return wide
+
+
+def _gradient(wide: Tensor, narrow: Tensor, weight: Tensor) -> Tensor:
+    grad = torch.empty_like(weight)
+    for pixels, under, tap in _taps(wide, narrow, grad):
+        tap.copy_(_product(_rows(pixels).t(), _rows(under).t()))
+    return grad
+
+
+def _taps(wide: Tensor, narrow: Tensor, weight: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Per tap: the wide pixels [n, h, w, inner] and the narrow ones [n, h, w, outer] that it joins, and its weights
+    [inner, outer]; all views.
+    """
+    for row, (above, at_rows) in enumerate(_lines(weight.shape[0], narrow.shape[1])):
+        for column, (left, at_columns) in enumerate(_lines(weight.shape[1], narrow.shape[2])):
+            yield wide[:, above, left], narrow[:, at_rows, at_columns], weight[row, column]
+
+
+def _lines(taps: int, size: int) -> Iterator[tuple[slice, slice]]:
+    """Per tap along one side: the lines of the wide map that it meets, and those of the narrow one, `size` long."""
+    for offset in range(1 - taps // 2, 1 + taps // 2):  # −1…2, or 0 and 1
+        first, last = int(offset < 0), size - int(offset > 1)
+        yield slice(2 * first + offset, 2 * last + offset - 1, 2), slice(first, last)
+
+
+def _rows(pixels: Tensor) -> Tensor:
+    """[n, h, w, channels] → [n·h·w, channels], in one piece: oneDNN is very slow where rows lie apart."""
+    return pixels.flatten(0, 2).contiguous()
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """Their product a bᵀ, of a [m, k] and b [n, k]."""
+    if ONEDNN is not None and a.dtype == torch.float32:
+        product: Tensor = ONEDNN(a, b, None, "none", [], "")
+        return product
+    return F.linear(a, b)

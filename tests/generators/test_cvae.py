@@ -1,0 +1,171 @@
+import math
+from dataclasses import replace
+
+import pydantic
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+
+from genfed.core.errors import GenfedError
+from genfed.core.method import Data, Task
+from genfed.generators.cvae import CVAE, CVAENetwork
+from genfed.generators.generator import travelling
+from genfed.learn.fit import fit, scaled, step
+
+
+def task(*shape: int, classes: int = 10) -> Task:
+    return Task("image" if len(shape) == 3 else "table", shape, tuple(str(i) for i in range(classes)))
+
+
+def rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def small(*shape: int, classes: int = 10, seed: int = 0) -> CVAENetwork:
+    return CVAE(width=4, latent=3).new(task(*shape, classes=classes), rng(seed))
+
+
+def test_loss_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = CVAE(width=1, latent=2).new(task(1, 8, 8, classes=2), rng())
+    mean = torch.tensor([[0.0, 0.0], [1.0, -2.0]])
+    log_variance = torch.tensor([[0.0, 0.0], [math.log(4.0), 0.0]])
+    drawn = torch.randn(2, 2, generator=rng(7))
+    codes: list[Tensor] = []
+
+    def decode(z: Tensor, y: Tensor) -> Tensor:
+        codes.append(z)
+        return torch.full((2, 1, 8, 8), 0.5)
+
+    monkeypatch.setattr(network, "encode", lambda x, y: (mean, log_variance))
+    monkeypatch.setattr(network, "decode", decode)
+    loss = network.loss(torch.stack([torch.zeros(1, 8, 8), torch.ones(1, 8, 8)]), torch.tensor([0, 1]), rng(7))
+    # 64 pixels, each ½ off: 16. KL: nothing; then ½(1 + 4 − ln 4 − 1) + ½(4 + 1 − 0 − 1).
+    torch.testing.assert_close(loss, torch.tensor([16.0, 16.0 + (4 - math.log(4)) / 2 + 2]))
+    torch.testing.assert_close(
+        codes[0], torch.stack([drawn[0], torch.tensor([1.0, -2.0]) + drawn[1] * torch.tensor([2, 1])])
+    )
+
+
+def test_paper_size() -> None:
+    network = CVAE().new(task(1, 32, 32), rng())
+    assert 9.7e6 < sum(p.numel() for p in network.parameters()) < 9.9e6  # 22.4M less the taps that never train
+    norms = [m.num_features for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert norms == [64, 128, 256, 512, 1024, 512, 256, 128, 64]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    channels=st.integers(1, 4),
+    height=st.integers(8, 64),
+    width=st.integers(8, 64),
+    classes=st.integers(1, 12),
+    n=st.integers(2, 4),
+)
+def test_any_image(channels: int, height: int, width: int, classes: int, n: int) -> None:
+    network = small(channels, height, width, classes=classes)
+    x, y = torch.rand(n, channels, height, width) * 2 - 1, torch.randint(classes, (n,))
+    (player,) = network.players()
+    loss = player.loss(x, y, rng())
+    assert loss.shape == (n,)
+    assert loss.isfinite().all()
+    loss.mean().backward()  # type: ignore[no-untyped-call]
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+    made = network.sample(y, rng())
+    assert made.shape == x.shape
+    assert made.abs().max() <= 1
+
+
+@pytest.mark.parametrize("shape", [(1, 7, 8), (1, 8, 65), (3, 128, 128)])
+def test_sizes_that_do_not_fit(shape: tuple[int, int, int]) -> None:
+    with pytest.raises(GenfedError, match=rf"cvae: images of {shape[1]}×{shape[2]}; allowed are 8×8 to 64×64"):
+        CVAE().new(task(*shape), rng())
+
+
+def test_tables_are_refused() -> None:
+    with pytest.raises(GenfedError, match=r"cvae: examples of shape \(13,\), a table; allowed are images"):
+        CVAE().new(task(13), rng())
+
+
+@pytest.mark.parametrize(
+    "bad", [{"width": 0}, {"latent": 0}, {"learning_rate": 0.0}, {"weight_decay": -1.0}, {"beta": 1}]
+)
+def test_settings_are_checked(bad: dict[str, float]) -> None:
+    with pytest.raises(pydantic.ValidationError):
+        CVAE(**bad)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("change", [{"width": 5}, {"latent": 4}, {"learning_rate": 1e-2}, {"weight_decay": 50.0}])
+def test_every_setting_counts(change: dict[str, float]) -> None:
+    x, y = torch.rand(4, 1, 8, 8, generator=rng()) * 2 - 1, torch.arange(4)
+    made = []
+    for config in (CVAE(width=4, latent=3), replace(CVAE(width=4, latent=3), **change)):  # type: ignore[arg-type]
+        network = config.new(task(1, 8, 8), rng())
+        (player,) = network.players()
+        for _ in range(3):
+            step(player, x, y, rng(1))
+        made.append(network.sample(y, rng(2)))
+    assert not torch.equal(*made)
+
+
+def test_the_decay_is_the_published_one_for_a_batch_of_64() -> None:
+    (player,) = small(1, 8, 8).players()
+    (group,) = player.optimiser.param_groups
+    assert group["weight_decay"] == 1e-3 / 64
+    assert group["lr"] == 1e-3
+
+
+def test_initialisation_and_training_repeat() -> None:
+    x, y = torch.rand(6, 1, 12, 12, generator=rng()) * 2 - 1, torch.arange(6)
+    networks = [small(1, 12, 12, seed=3), small(1, 12, 12, seed=3)]
+    for network in networks:
+        (player,) = network.players()
+        for i in range(2):
+            step(player, x, y, rng(i))
+    first, second = (travelling(network) for network in networks)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not torch.equal(small(1, 12, 12, seed=4).planes, small(1, 12, 12, seed=3).planes)
+
+
+def test_sampling() -> None:
+    network = small(1, 8, 8)
+    y = torch.arange(300) % 10  # more than a chunk
+    before, state = travelling(network), torch.get_rng_state()
+    made = network.sample(y, rng(5))
+    assert network.training
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, before[name]) for name, value in travelling(network).items())
+    assert torch.equal(made, network.sample(y, rng(5)))
+    assert not torch.equal(made, network.sample(y, rng(6)))
+    assert not made.requires_grad
+    assert network.sample(y[:0], rng()).shape == (0, 1, 8, 8)
+    network.eval()
+    network.sample(y[:2], rng())
+    assert not network.training
+    classifier = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    classifier(made).sum().backward()  # samples may be trained on
+
+
+def test_bfloat16_trains_alike() -> None:
+    x, y = torch.rand(8, 1, 16, 16, generator=rng()) * 2 - 1, torch.arange(8)
+    losses = []
+    for precision in ("float32", "bfloat16"):
+        (player,) = small(1, 16, 16).players()
+        losses.append(torch.stack([step(player, x, y, rng(i), precision) for i in range(10)]))
+    torch.testing.assert_close(losses[0], losses[1], rtol=0.05, atol=0)
+
+
+def test_it_learns_digits() -> None:
+    digits = load_digits()
+    x = torch.from_numpy(digits.images * (255 / 16)).round().to(torch.uint8)[:, None]
+    data = Data(x, torch.from_numpy(digits.target).long())
+    network = CVAE(width=16, latent=8).new(task(1, 8, 8), rng())
+    early = fit(network.players(), data, epochs=1, batch_size=64, rng=rng(1))
+    late = fit(network.players(), data, epochs=12, batch_size=64, rng=rng(2))
+    assert late < 0.6 * early
+    means = torch.stack([scaled(x[data.y == c]).mean(0) for c in range(10)]).flatten(1)
+    y = torch.arange(200) % 10
+    nearest = torch.cdist(network.sample(y, rng(3)).flatten(1), means).argmin(1)
+    assert (nearest == y).float().mean() > 0.7
