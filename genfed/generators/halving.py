@@ -2,11 +2,12 @@
 
 On a map of 4×4 or 2×2 many of the sixteen taps meet padding alone (7 or 12 of 16 per pixel), and a convolution on a
 CPU computes them all the same. Here such a map is one matrix product per tap, over the pixels where the tap is alive;
-larger maps go to torch. Only taps that live anywhere are parameters: a side of 2 has two of the four.
+larger maps, and other devices, go to torch. Only taps that live anywhere are parameters: a side of 2 has two of the
+four, and the training is that of all four, for the others would never see a gradient.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,9 @@ from torch import Tensor, nn
 
 SMALL = 8
 """Up to this side of the wide map the products are faster (measured on one thread)."""
+
+FEW = 4
+"""Up to this number of inner channels (those of an image and its label) one product over windows is faster."""
 
 # torch multiplies float32 matrices with MKL, which keeps processors not by Intel at half their speed. oneDNN, which
 # torch.compile takes, does not; a torch without it falls back.
@@ -24,26 +28,41 @@ class Halving(nn.Module):
     """[n, inner, H, W] → [n, outer, H/2, W/2]: a convolution with kernel 4, stride 2, padding 1 and no bias."""
 
     transposed = False
+    _convolution: ClassVar[Callable[..., Tensor]] = staticmethod(F.conv2d)
 
     def __init__(self, inner: int, outer: int, wide: tuple[int, int]) -> None:
         super().__init__()
         rows, columns = (min(side, 4) for side in wide)
         self.padding = (rows // 2 - 1, columns // 2 - 1)
-        self.small = max(wide) <= SMALL
+        self.small, self.few = max(wide) <= SMALL, inner <= FEW
         bound = (16 * inner) ** -0.5  # torch's for the whole kernel, so that training is that of the whole kernel
         self.weight = nn.Parameter(torch.empty(rows, columns, inner, outer).uniform_(-bound, bound))
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.small and x.device.type == "cpu":
+        if x.device.type == "cpu" and self.small:
             return _products(x, self.weight, self.transposed)
-        convolution = F.conv_transpose2d if self.transposed else F.conv2d
-        return convolution(x, self.weight.permute(3, 2, 0, 1), stride=2, padding=self.padding)
+        if x.device.type == "cpu" and self.few:
+            return self._columns(x)
+        return self._convolution(x, self.weight.permute(3, 2, 0, 1), stride=2, padding=self.padding)
+
+    def _columns(self, x: Tensor) -> Tensor:
+        """One product, of every window laid out as a row [inner · taps]."""
+        rows = F.unfold(x, self.weight.shape[:2], padding=self.padding, stride=2).transpose(1, 2)
+        y = rows @ self.weight.permute(2, 0, 1, 3).flatten(0, 2)
+        return y.view(len(x), x.shape[2] // 2, x.shape[3] // 2, self.weight.shape[3]).permute(0, 3, 1, 2)
 
 
 class Doubling(Halving):
     """[n, outer, H/2, W/2] → [n, inner, H, W]: the transpose of `Halving` with the same weight."""
 
     transposed = True
+    _convolution = staticmethod(F.conv_transpose2d)
+
+    def _columns(self, x: Tensor) -> Tensor:
+        height, width = x.shape[2:]
+        rows = x.permute(0, 2, 3, 1).flatten(1, 2) @ self.weight.permute(2, 0, 1, 3).flatten(0, 2).t()
+        size = (2 * height, 2 * width)
+        return F.fold(rows.transpose(1, 2), size, self.weight.shape[:2], padding=self.padding, stride=2)
 
 
 def _products(x: Tensor, weight: Tensor, transposed: bool) -> Tensor:

@@ -1,9 +1,11 @@
+import copy
 import math
 from dataclasses import replace
 
 import pydantic
 import pytest
 import torch
+import torch.nn.functional as functional
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
@@ -13,6 +15,7 @@ from genfed.core.errors import GenfedError
 from genfed.core.method import Data, Task
 from genfed.generators.cvae import CVAE, CVAENetwork
 from genfed.generators.generator import travelling
+from genfed.generators.halving import Halving
 from genfed.learn.fit import fit, scaled, step
 
 
@@ -47,6 +50,37 @@ def test_loss_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(
         codes[0], torch.stack([drawn[0], torch.tensor([1.0, -2.0]) + drawn[1] * torch.tensor([2, 1])])
     )
+
+
+class Whole(nn.Module):
+    """A `Halving` or `Doubling` as torch's 4×4 convolution; the taps that ours lacks are 9, and meet padding alone."""
+
+    def __init__(self, layer: Halving) -> None:
+        super().__init__()
+        weight = layer.weight.detach().permute(3, 2, 0, 1)
+        rows, columns = ((4 - side) // 2 for side in weight.shape[2:])
+        self.weight = functional.pad(weight, (columns, columns, rows, rows), value=9.0)
+        self.transposed = layer.transposed
+
+    def forward(self, x: Tensor) -> Tensor:
+        convolution = functional.conv_transpose2d if self.transposed else functional.conv2d
+        return convolution(x, self.weight, stride=2, padding=1)
+
+
+def with_whole_kernels(network: CVAENetwork) -> CVAENetwork:
+    network = copy.deepcopy(network)
+    for layers in (network.encoder, network.decoder):
+        for i, layer in enumerate(layers):
+            layers[i] = Whole(layer) if isinstance(layer, Halving) else layer
+    return network
+
+
+@pytest.mark.parametrize("sides", [(32, 32), (20, 40)])
+def test_loss_is_that_of_whole_kernels(sides: tuple[int, int]) -> None:
+    network = CVAE(width=8, latent=4).new(task(1, *sides), rng())
+    x, y = torch.rand(6, 1, *sides, generator=rng()) * 2 - 1, torch.arange(6)
+    expected, got = with_whole_kernels(network).loss(x, y, rng(1)), network.loss(x, y, rng(1))
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=0)
 
 
 def test_paper_size() -> None:
