@@ -132,17 +132,16 @@ def _config(table: Table) -> Config:
     labels = dict.fromkeys((*_labels(table, "methods"), *_labels(table, "beside", Config.beside)))
     if not labels:
         raise GenfedError('methods is empty: name at least one, such as methods = ["gefl"]')
-    for label in own:
-        if label not in labels:
-            raise GenfedError(registry.unknown(label, labels, f"method.{label}: not among the run's methods"))
     built, used = {}, set()
-    for label in labels:
+    for label in dict.fromkeys((*labels, *own)):  # a table for a method that is not run is checked all the same
         given = _table(own.get(label, {}), f"method.{label}")
         cls = registry.find(registry.METHODS, given.get("kind", label))
         fields = {f.name for f in dataclasses.fields(cls)}
         used |= fields & defaults.keys()
         merged = _merge({k: v for k, v in defaults.items() if k in fields}, given)
-        built[label] = _build(cls, {k: v for k, v in merged.items() if k != "kind"}, f"method.{label}.")
+        method = _build(cls, {k: v for k, v in merged.items() if k != "kind"}, f"method.{label}.")
+        if label in labels:
+            built[label] = method
     for key in defaults.keys() - used:
         raise GenfedError(f"defaults.{key}: no method of the run has such a setting")
     return _build(Config, table | {"method": built}, "")

@@ -46,7 +46,7 @@ def refused(config: dict[str, Any], out: Path, **options: Any) -> str:
         ({"methods": ["fedavgg"]}, "no such method: 'fedavgg'; did you mean 'fedavg'?"),
         ({"methods": ["../up"]}, "methods: '../up' is no label"),
         ({"methods": []}, "methods is empty"),
-        ({"method": {"gefl": {}}}, "method.gefl: not among the run's methods: 'gefl'"),
+        ({"method": {"gelf": {}}}, "no such method: 'gelf'; did you mean 'gefl'?"),
         (
             {"method": {"fedavg": {"roundz": 3}}},
             "method.fedavg.roundz: no such setting: 'roundz'; did you mean 'rounds'?",

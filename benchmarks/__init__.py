@@ -1,0 +1,1 @@
+"""Benchmarks: `python -m benchmarks` runs them all; each module alone is a command too."""
