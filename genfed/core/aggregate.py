@@ -30,9 +30,13 @@ class Aggregate(ABC):
     holds_all = False
     """Whether every single upload is held until the end (and so cannot be summed on the way, or secretly)."""
 
+    def form(self, value: Any, info: ClientInfo) -> dict[str, Any]:
+        """By group, the names, shapes and types that all values added up in it must have; {}: they may have any."""
+        return {}
+
     @abstractmethod
     def lift(self, value: Any, weight: float, info: ClientInfo) -> Any:
-        """One client's contribution; must not alias `value`."""
+        """One client's contribution. What is summed must not alias `value`."""
 
     @abstractmethod
     def add(self, left: Any, right: Any) -> Any:
@@ -52,9 +56,11 @@ class Mean(Aggregate):
 
     by: Literal["architecture"] | None = None
 
+    def form(self, value: Any, info: ClientInfo) -> dict[str, Any]:
+        return {self._group(info): _map(_form, value)}
+
     def lift(self, value: Any, weight: float, info: ClientInfo) -> Any:
-        group = info.architecture if self.by else ""
-        return {group: (weight, _map(lambda leaf: _times(leaf, weight), value), _map(_dtype, value))}
+        return {self._group(info): (weight, _map(lambda leaf: _times(leaf, weight), value), _map(_dtype, value))}
 
     def add(self, left: Any, right: Any) -> Any:
         out = dict(left)
@@ -72,19 +78,25 @@ class Mean(Aggregate):
         means = {group: divide(*parts) for group, parts in sorted((total or {}).items())}
         return means if self.by else means.get("")
 
+    def _group(self, info: ClientInfo) -> str:
+        return info.architecture if self.by else ""
+
 
 @dataclass(frozen=True)
 class Sum(Aggregate):
-    """Σ value, weights aside; floating-point sums are taken in double precision."""
+    """Σ value, weights aside: floating-point tensors in double precision, integers and booleans as int64."""
+
+    def form(self, value: Any, info: ClientInfo) -> dict[str, Any]:
+        return {"": _map(_form, value)}
 
     def lift(self, value: Any, weight: float, info: ClientInfo) -> Any:
-        return _map(lambda leaf: _times(leaf, 1.0), value), _map(_dtype, value)
+        return _map(_widened, value), _map(_dtype, value)
 
     def add(self, left: Any, right: Any) -> Any:
-        return _map(_plus_all, left[0], right[0]), left[1]
+        return _map(lambda a, b: a + b, left[0], right[0]), left[1]
 
     def finish(self, total: Any) -> Any:
-        return None if total is None else _map(lambda leaf, dtype: _divided(leaf, 1.0, dtype), *total)
+        return None if total is None else _map(_narrowed, *total)
 
 
 @dataclass(frozen=True)
@@ -110,6 +122,8 @@ class Fold:
         self._aggregates = aggregates
         self._place = {info.id: place for place, info in enumerate(sorted(asked, key=lambda i: i.id))}
         self._waiting: dict[tuple[int, int], dict[str, Any] | None] = {}  # (level, index) -> partial; None: empty
+        self._forms: dict[tuple[str, str], Any] = {}  # (field, group) -> that of the first reply
+        self._unheard = set(self._place)
 
     def add(self, info: ClientInfo, upload: object, weight: float) -> None:
         """Folds one reply in.
@@ -117,15 +131,25 @@ class Fold:
         Raises:
             GenfedError: the upload does not fit those before it; the fold is then as it was.
         """
+        forms = {
+            (name, group): form
+            for name, how in self._aggregates.items()
+            for group, form in how.form(getattr(upload, name), info).items()
+        }
+        # Here and not when partial sums are joined, which may be much later and on another's account.
+        for key, form in forms.items():
+            _map(_same, self._forms.get(key, form), form)
         values = {name: how.lift(getattr(upload, name), weight, info) for name, how in self._aggregates.items()}
-        self._place_at(self._place[info.id], values)
+        self._place_at(info, values)
+        self._forms |= forms
 
     def skip(self, info: ClientInfo) -> None:
         """Leaves a client out."""
-        self._place_at(self._place[info.id], None)
+        self._place_at(info, None)
 
-    def _place_at(self, index: int, partial: dict[str, Any] | None) -> None:
-        level, size, joined = 0, len(self._place), []
+    def _place_at(self, info: ClientInfo, partial: dict[str, Any] | None) -> None:
+        assert info.id in self._unheard, f"client {info.id} was not asked, or has been heard already"
+        index, level, size, joined = self._place[info.id], 0, len(self._place), []
         while size > 1:
             if (sibling := index ^ 1) < size:
                 if (level, sibling) not in self._waiting:
@@ -138,6 +162,7 @@ class Fold:
         for key in joined:
             del self._waiting[key]
         self._waiting[level, index] = partial
+        self._unheard.remove(info.id)
 
     def _join(self, left: dict[str, Any] | None, right: dict[str, Any] | None) -> dict[str, Any] | None:
         if left is None or right is None:
@@ -146,7 +171,7 @@ class Fold:
 
     def finish(self) -> dict[str, Any]:
         """The reduced value of every declared field."""
-        assert len(self._waiting) == 1, "a client asked has neither answered nor been skipped"
+        assert not self._unheard, "a client asked has neither answered nor been skipped"
         (total,) = self._waiting.values()
         return {name: how.finish(None if total is None else total[name]) for name, how in self._aggregates.items()}
 
@@ -154,10 +179,9 @@ class Fold:
 def _map(function: Callable[..., Any], *trees: Any) -> Any:
     """Applies to every leaf of dicts that have the same keys."""
     first = trees[0]
-    if isinstance(first, dict):
-        for other in trees[1:]:
-            if not isinstance(other, dict) or other.keys() != first.keys():
-                raise GenfedError("uploads of one group have different names")
+    if any(isinstance(tree, dict) for tree in trees):
+        if not all(isinstance(tree, dict) and tree.keys() == first.keys() for tree in trees):
+            raise GenfedError("uploads of one group have different names")
         return {key: _map(function, *(tree[key] for tree in trees)) for key in first}
     return function(*trees)
 
@@ -169,18 +193,7 @@ def _times(leaf: Any, weight: float) -> Any:
 
 
 def _plus(left: Any, right: Any) -> Any:
-    if isinstance(left, Tensor):
-        if left.shape != right.shape or left.dtype != right.dtype:
-            raise GenfedError(
-                f"uploads of one group have different shapes: {tuple(left.shape)} and {tuple(right.shape)}"
-            )
-        return left + right if left.is_floating_point() else left
-    return left + right
-
-
-def _plus_all(left: Any, right: Any) -> Any:
-    integers = isinstance(left, Tensor) and not left.is_floating_point()
-    return left + right if integers and left.shape == right.shape else _plus(left, right)
+    return left if isinstance(left, Tensor) and not left.is_floating_point() else left + right
 
 
 def _divided(leaf: Any, weight: float, dtype: torch.dtype | None) -> Any:
@@ -191,3 +204,22 @@ def _divided(leaf: Any, weight: float, dtype: torch.dtype | None) -> Any:
 
 def _dtype(leaf: Any) -> torch.dtype | None:
     return leaf.dtype if isinstance(leaf, Tensor) else None
+
+
+def _widened(leaf: Any) -> Any:
+    if isinstance(leaf, Tensor):
+        return leaf.to(torch.float64 if leaf.is_floating_point() else torch.int64, copy=True)
+    return leaf
+
+
+def _narrowed(leaf: Any, dtype: torch.dtype | None) -> Any:
+    return leaf.to(dtype) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+
+
+def _form(leaf: Any) -> str:
+    return f"{leaf.dtype} {tuple(leaf.shape)}" if isinstance(leaf, Tensor) else "a number"
+
+
+def _same(expected: str, found: str) -> None:
+    if found != expected:
+        raise GenfedError(f"uploads of one group have different shapes or types: {expected} and {found}")

@@ -1,6 +1,8 @@
 """What a method's author meets: a method is a list of phases; a phase is send → work → update, some rounds long."""
 
+import dataclasses
 import math
+import re
 import typing
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -56,6 +58,9 @@ class Slot(Generic[R]):
     """A named place for something a client keeps for itself; it outlives the phase that wrote it."""
 
     def __init__(self, name: str, kind: type[R]) -> None:
+        """`name` becomes part of a file's: letters, digits, "-" and "_"."""
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+            raise GenfedError(f"{name!r} cannot name a slot: it takes letters, digits, - and _")
         self.name, self.kind = name, kind
 
 
@@ -163,6 +168,17 @@ class Phase(Generic[S]):
     changes_classifier: bool = True
     """False: what is scored does not change in it, so it is not evaluated."""
 
+    def __post_init__(self) -> None:
+        if self.work is None:
+            return
+        upload = self.kinds[1]
+        fields = {f.name for f in dataclasses.fields(typing.get_origin(upload) or upload)}
+        if unlike := fields ^ self.aggregate.keys():
+            raise GenfedError(
+                f"phase {self.name!r}: {min(unlike)!r} is "
+                + ("uploaded, and no aggregate says how it is reduced" if min(unlike) in fields else "no upload field")
+            )
+
     @property
     def kinds(self) -> tuple[type[Any], type[Any]]:
         """The record types (sent, uploaded), read from the annotations of `work`."""
@@ -229,5 +245,5 @@ def participants(clients: Sequence[ClientInfo], sample: float, rng: torch.Genera
     if not 1 <= count <= len(clients):
         raise GenfedError(f"sample = {sample} of {len(clients)} clients is {count}; at least one must take part")
     if count == len(clients):
-        return list(clients)
+        return sorted(clients, key=lambda c: c.id)
     return sorted((clients[i] for i in torch.randperm(len(clients), generator=rng)[:count]), key=lambda c: c.id)

@@ -26,6 +26,8 @@ from genfed.core.errors import RecordError
 
 R = TypeVar("R")
 _SCALARS = (int, float, str, bool)
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_DTYPES = frozenset((torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, *_FLOATS))
 
 
 class Packed(NamedTuple):
@@ -51,8 +53,12 @@ def pack(record: object) -> Packed:
     tensors: dict[str, Tensor] = {}
     ranges: dict[int, list[tuple[int, int]]] = {}  # storage -> byte ranges already taken
 
-    def own(tensor: Tensor) -> Tensor:
-        tensor = tensor.detach().cpu().contiguous()
+    def own(tensor: Tensor, path: str) -> Tensor:
+        if tensor.dtype not in _DTYPES or tensor.layout != torch.strided or tensor.is_meta:
+            about = f"{tensor.dtype} {tensor.layout} tensor on {tensor.device}"
+            raise RecordError(f"{path}: a record cannot hold a {about}")
+        # A view such as x.conj().imag is negated only when it is read; what is written are its raw bytes.
+        tensor = tensor.detach().cpu().resolve_neg().contiguous()
         begin, size = tensor.data_ptr(), tensor.numel() * tensor.element_size()
         taken = ranges.setdefault(tensor.untyped_storage().data_ptr(), [])
         if any(begin < stop and start < begin + size for start, stop in taken):
@@ -62,7 +68,7 @@ def pack(record: object) -> Packed:
 
     def walk(value: Any, path: str) -> Any:
         if isinstance(value, Tensor):
-            tensors[path] = own(value)
+            tensors[path] = own(value, path)
             return {"tensor": path}
         if value is None or type(value) in _SCALARS:
             return value
@@ -79,7 +85,13 @@ def pack(record: object) -> Packed:
 
     if not dataclasses.is_dataclass(record) or isinstance(record, type):
         raise RecordError(f"a record is a dataclass instance, not a {type(record).__name__}")
-    return Packed(tensors, json.dumps(walk(record, type(record).__name__)))
+    name = type(record).__name__
+    try:
+        return Packed(tensors, json.dumps(walk(record, name)))
+    except RecursionError:
+        raise RecordError(f"{name}: nested too deeply") from None
+    except ValueError as error:  # an int of thousands of digits
+        raise RecordError(f"{name}: cannot be written as JSON ({error})") from None
 
 
 def unpack(kind: type[R], packed: Packed) -> R:
@@ -94,7 +106,10 @@ def unpack(kind: type[R], packed: Packed) -> R:
     except (ValueError, RecursionError) as error:
         raise RecordError(f"{name}: the skeleton is not JSON ({error})") from None
     unread = dict(packed.tensors)
-    record = _reader(typing.cast(typing.Hashable, kind), name)(node, name, unread)
+    try:
+        record = _reader(typing.cast(typing.Hashable, kind), name)(node, name, unread)
+    except RecursionError:
+        raise RecordError(f"{name}: nested too deeply, or a type that contains itself") from None
     if unread:
         raise RecordError(f"{name}: unexpected tensor {min(unread)}")
     return typing.cast(R, record)
@@ -137,12 +152,18 @@ def _reader(hint: Any, at: str) -> _Reader:
 def _read_tensor(node: Any, path: str, unread: dict[str, Tensor]) -> Tensor:
     if not isinstance(node, dict) or node.get("tensor") != path or path not in unread:
         raise RecordError(f"{path}: the tensor is missing")
-    return unread.pop(path)
+    tensor = unread.pop(path)
+    if tensor.dtype not in _DTYPES:
+        raise RecordError(f"{path}: a record cannot hold a {tensor.dtype} tensor")
+    return tensor
 
 
 def _read_scalar(kind: type, node: Any, path: str, unread: dict[str, Tensor]) -> Any:
     if kind is float and type(node) is int:
-        return float(node)
+        try:
+            return float(node)
+        except OverflowError:
+            raise RecordError(f"{path}: an integer too large for a float") from None
     if type(node) is not kind:
         raise RecordError(f"{path}: expected {kind.__name__}, got {type(node).__name__}")
     return node
@@ -248,11 +269,12 @@ def load(kind: type[R], path: Path) -> R:
         with safetensors.safe_open(path, "pt") as file:
             about = file.metadata() or {}
             packed = Packed({k: file.get_tensor(k) for k in file.keys()}, about.get("record", ""))  # noqa: SIM118
+        checksum = _checksum(packed)
     except FileNotFoundError:
         raise RecordError(f"{path}: no such file") from None
     except (safetensors.SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise RecordError(f"{path} is damaged ({error})") from None
-    if about.get("crc32") != str(_checksum(packed)):
+    if about.get("crc32") != str(checksum):
         raise RecordError(f"{path} is damaged (the checksum does not match)")
     try:
         return unpack(kind, packed)
@@ -271,7 +293,8 @@ def digest(packed: Packed) -> str:
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:
-    return tensor.reshape(-1).view(torch.uint8).numpy().data
+    # Contiguous as it is, a tensor of at most one element may still have any strides, which `view` refuses.
+    return tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8).numpy().data
 
 
 def _checksum(packed: Packed) -> int:

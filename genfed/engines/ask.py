@@ -1,5 +1,6 @@
 """One round of one phase, whatever carries the messages: send, check what comes back, fold it."""
 
+import json
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -114,7 +115,7 @@ class Ask:
 
 def check(sent: Packed, answer: Answer) -> None:
     """Refuses a reply that would spoil a mean: numbers that are not finite, a weight that is not above 0, or, in an
-    upload field that bears the name of a field that was sent, other tensors than were sent.
+    upload field that bears the name of a field that was sent with tensors, other tensors than were sent.
     """
     if not (math.isfinite(answer.weight) and answer.weight > 0):
         raise GenfedError(f"its weight is {answer.weight}; a weight is above 0")
@@ -122,16 +123,27 @@ def check(sent: Packed, answer: Answer) -> None:
     for path, tensor in uploaded.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise GenfedError(f"{path} holds numbers that are not finite")
+    fields = json.loads(answer.upload.skeleton)
+    for field, value in fields.items():
+        if not _finite(value):
+            raise GenfedError(f"{field} holds numbers that are not finite")
     expected, got = _by_field(sent.tensors), _by_field(uploaded)
-    for field in expected.keys() & got.keys():
-        for path in expected[field].keys() ^ got[field].keys():
+    for field in sorted(expected.keys() & fields.keys()):
+        there = got.get(field, {})
+        for path in sorted(expected[field].keys() ^ there.keys()):
             raise GenfedError(f"{path} {'is missing' if path in expected[field] else 'was not asked for'}")
-        for path, tensor in got[field].items():
+        for path, tensor in there.items():
             like = expected[field][path]
             if tensor.shape != like.shape or tensor.dtype != like.dtype:
                 raise GenfedError(
                     f"{path} is {tensor.dtype} {tuple(tensor.shape)}, not {like.dtype} {tuple(like.shape)}"
                 )
+
+
+def _finite(value: Any) -> bool:
+    if isinstance(value, dict | list):
+        return all(map(_finite, value.values() if isinstance(value, dict) else value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _by_field(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:

@@ -136,7 +136,9 @@ class Site:
             ),
             record,
         )
-        return Answer(pack(reply.upload), reply.weight, reply.metrics, time.perf_counter() - started)
+        # Plain numbers, whatever the method took them from: an answer may have to travel.
+        metrics = {name: float(value) for name, value in reply.metrics.items()}
+        return Answer(pack(reply.upload), float(reply.weight), metrics, time.perf_counter() - started)
 
 
 @contextlib.contextmanager

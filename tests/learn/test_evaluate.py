@@ -1,0 +1,44 @@
+import pytest
+import torch
+from torch import Tensor, nn
+
+from genfed.core.method import Data
+from genfed.learn.evaluate import count
+
+
+class Says(nn.Module):
+    """The class is the first feature; in training mode it is always 0."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.one_hot(x[:, 0].long() * (not self.training), 4).float()
+
+
+X = torch.tensor([[0.0], [1.0], [1.0], [2.0], [0.0], [1.0]])
+Y = torch.tensor([0, 1, 2, 2, 1, 1])
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 6, 500])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_counts_per_class(batch_size: int, precision: str) -> None:
+    counts = count(Says().train(), Data(X, Y), 4, precision, batch_size)
+    assert counts.correct.tolist() == [1, 2, 1, 0]
+    assert counts.total.tolist() == [1, 3, 2, 0]
+    assert counts.correct.dtype == counts.total.dtype == torch.int64
+
+
+def test_nothing_to_classify() -> None:
+    counts = count(Says(), Data(X[:0], Y[:0]), 4)
+    assert (counts.correct.tolist(), counts.total.tolist()) == ([0] * 4, [0] * 4)
+
+
+def test_pixels_are_scaled_as_in_training() -> None:
+    counts = count(Says(), Data(torch.full((3, 1), 255, dtype=torch.uint8), torch.tensor([1, 1, 0])), 4)
+    assert counts.correct.tolist() == [0, 2, 0, 0]
+
+
+def test_scoring_leaves_weights_and_statistics_alone() -> None:
+    network = nn.Sequential(nn.BatchNorm1d(1), nn.Dropout(0.9), nn.Linear(1, 4))
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    one, other = count(network, Data(X, Y), 4), count(network.train(), Data(X, Y), 4)
+    assert one.correct.tolist() == other.correct.tolist()
+    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
