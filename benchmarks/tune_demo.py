@@ -22,7 +22,9 @@ def main() -> None:
     methods = read(DEMO).labels
     table: dict[tuple[int, float], dict[str, float]] = {}
     for size, rate in itertools.product(BATCH_SIZES, LEARNING_RATES):
-        changes = [f"method.{m}.training.{k}={v}" for m in methods for k, v in (("batch_size", size), ("learning_rate", rate))]
+        changes = [
+            f"method.{m}.training.{k}={v}" for m in methods for k, v in (("batch_size", size), ("learning_rate", rate))
+        ]
         report = genfed.run(
             read(DEMO, [*changes, f"seeds={list(SEEDS)}", "evaluation.part=validation", "evaluation.every=0"]),
             out=Path("runs") / "tune-demo" / f"batch-{size}-rate-{rate}",

@@ -38,6 +38,8 @@ class Federation:
     """Fraction of the clients that take part in a round, drawn anew for each."""
     quorum: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Fraction of those asked that must answer; with fewer the run stops at its last checkpoint."""
+    timeout: Annotated[float, Field(gt=0)] | None = None
+    """Seconds that a client may take for a round before it is left out (with worker processes); left out: for ever."""
 
 
 @settings

@@ -209,11 +209,12 @@ def _workers(config: Config, folder: Path) -> Iterator[Workers | None]:
     if count == 0:
         yield None
         return
-    command = [sys.executable, "-m", "genfed.app.worker", str(config.compute.threads)]
+    command = [sys.executable, "-m", "genfed.app.worker", str(config.compute.threads), str(os.getpid())]
     # A worker finds what this process can import: the user's own methods and architectures.
     paths = os.pathsep.join(p or str(Path.cwd()) for p in sys.path)
     with (folder / "workers.log").open("ab") as output:
-        workers = Workers(command, count, output, os.environ | {"PYTHONPATH": paths})
+        environment = os.environ | {"PYTHONPATH": paths}
+        workers = Workers(command, count, output, environment, config.federation.timeout)
         try:
             yield workers
         finally:
@@ -234,13 +235,11 @@ def _tensorboard(folder: Path) -> Iterator[TensorBoard | None]:
 def _claimed(folder: Path, config: Config, *, resume: bool, fresh: bool) -> Iterator[None]:
     """Makes the run's folder, or refuses one that is another's or in use."""
     mine = folder / "config.toml"
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and {entry.name for entry in folder.iterdir()} - {".lock"}:
         if not mine.exists():
             raise GenfedError(f"{folder} holds files that are no run of genfed; choose another --out")
         if resume == fresh:
-            raise GenfedError(
-                f"{folder} holds a run already: go on with --resume, delete it with --fresh, or use --out"
-            )
+            raise GenfedError(f"{folder} holds a run: go on with --resume, delete it with --fresh, or change --out")
         if resume:
             _same(read(mine), config, folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -249,11 +248,15 @@ def _claimed(folder: Path, config: Config, *, resume: bool, fresh: bool) -> Iter
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise GenfedError(f"{folder} is being written by another process; wait for it or use --out") from None
-        if fresh:
-            for entry in folder.iterdir():
-                if entry.name != ".lock":
-                    shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-        mine.write_text(to_toml(config), "utf-8")
+        # Killed here, the folder must still be a run's: config.toml goes last and comes whole.
+        for entry in sorted(folder.iterdir(), key=lambda e: e == mine) if fresh else ():
+            if entry.name != ".lock":
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        for leftover in folder.rglob(".*.part"):  # of a kill while saving
+            leftover.unlink()
+        part = folder / ".config.toml.part"
+        part.write_text(to_toml(config), "utf-8")
+        part.replace(mine)
         yield
 
 

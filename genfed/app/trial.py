@@ -123,6 +123,7 @@ class Run:
         whenever a client has answered.
         """
         self._trial, self._engine, self._record, self._notify = trial, engine, record, notify
+        self._plan = tuple(leaves(trial.method.phases()))
         self._phases = with_evaluation(trial.method, trial.shards.held_out)
         self._accuracy: float | None = None
 
@@ -132,7 +133,7 @@ class Run:
         if at.trial != self._trial.identity:
             raise GenfedError(f"{self._trial.folder} is of other settings or data; choose another --out, or --fresh")
         step, rounds_of = 0, Counter[str]()
-        for place, phase in enumerate(leaves(self._trial.method.phases())):
+        for place, phase in enumerate(self._plan):
             if place == len(at.rounds):
                 entered = phase.rounds(at.state) if callable(phase.rounds) else phase.rounds
                 at = replace(at, rounds=(*at.rounds, entered))
@@ -192,7 +193,7 @@ class Run:
         for done in ask:
             about = {"client": done.info.id, "architecture": done.info.architecture, "examples": done.info.examples}
             costs = {"up_bytes": done.up_bytes, "down_bytes": done.down_bytes, "seconds": round(done.seconds, 6)}
-            rows.append(head | about | costs | done.metrics)
+            rows.append(done.metrics | head | about | costs)  # a metric cannot pass for one of these
             self._tell(at, phase, step, len(rows), len(asked))
         rows.sort(key=lambda row: int(row["client"]))
         for client, reason in sorted(ask.failures.items()):
@@ -206,7 +207,7 @@ class Run:
         return phase.update(server, at.state, reduced), rows
 
     def _tell(self, at: Checkpoint[Any], phase: Phase[Any], step: Step, client: int, clients: int) -> None:
-        plan = list(leaves(self._trial.method.phases()))
+        plan = self._plan
         known = [*at.rounds, *(p.rounds for p in plan[len(at.rounds) :] if isinstance(p.rounds, int))]
         rounds = sum(r for r, p in zip(known, plan, strict=False) if p.name == phase.name) or 1
         self._notify(

@@ -10,6 +10,7 @@ import logging
 import signal
 import socket
 import subprocess
+import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -58,17 +59,26 @@ class _Worker:
     process: subprocess.Popen[bytes]
     pipe: Connection
     job: Job | None = None
+    since: float = 0.0
+    """When the job was given, on the monotonic clock."""
 
 
 class Workers:
     """Worker processes that live as long as this object. Nothing is pickled: messages are JSON and safetensors."""
 
     def __init__(
-        self, command: Sequence[str], count: int, output: Any = None, environment: Mapping[str, str] | None = None
+        self,
+        command: Sequence[str],
+        count: int,
+        output: Any = None,
+        environment: Mapping[str, str] | None = None,
+        timeout: float | None = None,
     ) -> None:
         """Starts `command FD` for each worker; it must call `serve` on that file descriptor. `output` is a file that
         takes what they print; None: they print where this process does. `environment` None: this process's.
+        `timeout` is the seconds that a client may take for a step; None: for ever.
         """
+        self._timeout = timeout
         self._command, self._output, self._environment = list(command), output, environment
         self._opening: str | None = None
         self.died: list[str] = []
@@ -89,7 +99,8 @@ class Workers:
             )
             pipe = Connection(ours.detach())
         if self._opening is not None:
-            pipe.send_bytes(self._opening.encode())
+            with contextlib.suppress(OSError):  # dead already: whoever gives it a job finds out
+                pipe.send_bytes(self._opening.encode())
         return _Worker(process, pipe)
 
     def open(self, trial: str) -> None:
@@ -99,12 +110,17 @@ class Workers:
             try:
                 worker.pipe.send_bytes(self._opening.encode())
             except OSError:
-                self._workers[place] = self._replace(worker)
+                self._workers[place] = self._replace(worker, "died")
 
     def exchange(
         self, step: Step, jobs: Iterable[tuple[ClientInfo, Packed]]
     ) -> Iterator[tuple[ClientInfo, Answer | Failure]]:
-        """See `Engine`. A worker that dies is replaced and its client asked once more."""
+        """See `Engine`. A worker that dies is replaced and its client asked once more; one that takes too long is
+        replaced and its client left out.
+        """
+        for place, worker in enumerate(self._workers):
+            if worker.job:  # of an exchange that was given up: its answer must not be taken for one to this
+                self._workers[place] = self._replace(worker, "was busy with a round that was given up")
         coming = ((info, _message(step, info, packed)) for info, packed in jobs)
         again: deque[Job] = deque()
         retried: set[int] = set()
@@ -113,14 +129,14 @@ class Workers:
 
         def give(worker: _Worker) -> None:
             nonlocal ahead
-            job, worker.job = (again.popleft(), None) if again else (ahead, None)
-            if job is None:
-                return
-            if job is ahead:
-                ahead = None
-            worker.job = job
-            with contextlib.suppress(OSError):  # it is dead; the wait below finds out
-                worker.pipe.send_bytes(job[1])
+            if again:
+                worker.job = again.popleft()
+            else:
+                worker.job, ahead = ahead, None
+            if worker.job:
+                worker.since = time.monotonic()
+                with contextlib.suppress(OSError):  # it is dead; the wait below finds out
+                    worker.pipe.send_bytes(worker.job[1])
 
         while True:
             for worker in self._workers:
@@ -130,34 +146,50 @@ class Workers:
             busy = {w.pipe: place for place, w in enumerate(self._workers) if w.job}
             if not busy:
                 return
-            for pipe in wait(list(busy)):
+            for pipe in wait(list(busy), self._patience()):
                 assert isinstance(pipe, Connection)
-                place = busy[pipe]
-                worker = self._workers[place]
+                worker = self._workers[busy[pipe]]
                 assert worker.job is not None
-                job = worker.job
+                info = worker.job[0]
                 try:
                     outcome = _receive(pipe)
                 except (EOFError, OSError):
-                    worker = self._workers[place] = self._replace(worker)
-                    if job[0].id not in retried:
-                        retried.add(job[0].id)
-                        again.append(job)
+                    again_once = info.id not in retried
+                    if again_once:
+                        retried.add(info.id)
+                        again.append(worker.job)
+                    worker = self._workers[busy[pipe]] = self._replace(worker, "died")
+                    if again_once:
                         continue
                     outcome = Failure("its worker process died twice")
                 worker.job = None
                 give(worker)
-                yield job[0], outcome
+                yield info, outcome
                 ahead = ahead or next(coming, None)
+            for place, worker in enumerate(self._workers):
+                if worker.job and self._timeout and time.monotonic() - worker.since > self._timeout:
+                    info = worker.job[0]
+                    self._workers[place] = self._replace(worker, "was ended, being too slow,")
+                    yield info, Failure(f"took longer than {self._timeout:g} s")
 
-    def _replace(self, worker: _Worker) -> _Worker:
+    def _patience(self) -> float | None:
+        """Seconds until the first busy worker is out of time; None: no limit."""
+        if self._timeout is None:
+            return None
+        first = min(worker.since for worker in self._workers if worker.job)
+        return max(0.0, first + self._timeout - time.monotonic())
+
+    def _replace(self, worker: _Worker, what: str) -> _Worker:
+        """Starts another in its place and notes why: `what` the worker did or met."""
         worker.pipe.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            worker.process.wait(0.2)  # one that is dying by itself gets to say how
         worker.process.kill()
         code = worker.process.wait()
         cause = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        hint = "; out of memory?" if code == -signal.SIGKILL and what == "died" else ""
         about = f" while client {worker.job[0].id} was working" if worker.job else ""
-        hint = "; out of memory?" if code == -signal.SIGKILL else ""
-        self.died.append(f"a worker process died ({cause}{hint}){about}; started another")
+        self.died.append(f"a worker process {what} ({cause}{hint}){about}; started another")
         log.warning(self.died[-1])
         return self._start()
 

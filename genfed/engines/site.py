@@ -1,6 +1,8 @@
 """Where a client's work is done: in this process, in a worker, or on a machine of its own."""
 
 import contextlib
+import json
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -66,30 +68,38 @@ class KeptOnDisk:
         """`slots` may be read and written; None: all may be read and none written."""
         self._folder, self._number = folder, number
         self._slots = None if slots is None else {s.name for s in slots}
+        self._new: dict[str, object] = {}
 
     def get(self, slot: Slot[R]) -> R | None:
         """What was put there in an earlier step; None before the first."""
-        self._check(slot, writing=False)
-        earlier = [v for v in self._versions(slot) if v < self._number]
-        return load(slot.kind, self._file(slot, max(earlier))) if earlier else None
+        self._check(slot.name, self._slots is None)
+        earlier = [v for v in self._versions(slot.name) if v < self._number]
+        return load(slot.kind, self._file(slot.name, max(earlier))) if earlier else None
 
     def put(self, slot: Slot[R], record: R) -> None:
-        """Writes the slot as of this step."""
-        self._check(slot, writing=True)
-        self._folder.mkdir(parents=True, exist_ok=True)
-        save(record, self._file(slot, self._number), durable=False)  # a step that is lost is done again
-        for old in sorted(v for v in self._versions(slot) if v < self._number)[:-1]:
-            self._file(slot, old).unlink(missing_ok=True)
+        """Keeps the record as of this step, once `commit` is called."""
+        self._check(slot.name, False)
+        self._new[slot.name] = record
 
-    def _check(self, slot: Slot[Any], *, writing: bool) -> None:
-        if writing if self._slots is None else slot.name not in self._slots:
-            raise GenfedError(f"slot {slot.name!r} is not declared by the phase that asks for it")
+    def commit(self) -> None:
+        """Writes what was put. It survives a kill of the process; it is not forced to the disk, so after a power cut
+        a slot may be missing that a checkpoint counts on.
+        """
+        for slot, record in self._new.items():
+            self._folder.mkdir(parents=True, exist_ok=True)
+            save(record, self._file(slot, self._number), durable=False)
+            for old in sorted(v for v in self._versions(slot) if v < self._number)[:-1]:
+                self._file(slot, old).unlink(missing_ok=True)
 
-    def _file(self, slot: Slot[Any], number: int) -> Path:
-        return self._folder / f"{slot.name}.{number}.safetensors"
+    def _check(self, slot: str, allowed: bool) -> None:
+        if not allowed and slot not in (self._slots or ()):
+            raise GenfedError(f"slot {slot!r} is not declared by the phase that asks for it")
 
-    def _versions(self, slot: Slot[Any]) -> list[int]:
-        return [int(file.name.split(".")[1]) for file in self._folder.glob(f"{slot.name}.*.safetensors")]
+    def _file(self, slot: str, number: int) -> Path:
+        return self._folder / f"{slot}.{number}.safetensors"
+
+    def _versions(self, slot: str) -> list[int]:
+        return [int(file.name.split(".")[1]) for file in self._folder.glob(f"{slot}.*.safetensors")]
 
 
 class Site:
@@ -119,26 +129,49 @@ class Site:
         assert phase.work is not None
         info = self._shards.clients[self._place[client]]
         task = self._shards.task
-        record = unpack(phase.kinds[0], sent)
+        kept = KeptOnDisk(self._kept / str(client), step.number, None if step.phase == "evaluate" else phase.slots)
         reply = phase.work(
             Client(
                 info=info,
                 task=task,
                 data=self._train[slice(*self._shards.ranges[self._place[client]])],
-                kept=KeptOnDisk(
-                    self._kept / str(client), step.number, None if step.phase == "evaluate" else phase.slots
-                ),
+                kept=kept,
                 rng=stream(self._seed, step.phase, step.round, client),
                 seed=self._seed,
                 device=self._device,
                 precision=self._precision,
                 new_network=lambda rng: self._new_network(info.architecture, task, rng).to(self._device),
             ),
-            record,
+            unpack(phase.kinds[0], sent),
         )
         # Plain numbers, whatever the method took them from: an answer may have to travel.
         metrics = {name: float(value) for name, value in reply.metrics.items()}
-        return Answer(pack(reply.upload), float(reply.weight), metrics, time.perf_counter() - started)
+        answer = Answer(pack(reply.upload), float(reply.weight), metrics, time.perf_counter() - started)
+        sound(answer)
+        kept.commit()  # only with a reply that can be used: moments that diverged would spoil every later round
+        return answer
+
+
+def sound(answer: Answer) -> None:
+    """Refuses a reply whose numbers would spoil a mean.
+
+    Raises:
+        GenfedError: a weight that is not above 0, or numbers that are not finite.
+    """
+    if not (math.isfinite(answer.weight) and answer.weight > 0):
+        raise GenfedError(f"its weight is {answer.weight}; a weight is above 0")
+    for path, tensor in answer.upload.tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise GenfedError(f"{path} holds numbers that are not finite")
+    for name, value in json.loads(answer.upload.skeleton).items():
+        if not _finite(value):
+            raise GenfedError(f"{name} holds numbers that are not finite")
+
+
+def _finite(value: Any) -> bool:
+    if isinstance(value, dict | list):
+        return all(map(_finite, value.values() if isinstance(value, dict) else value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 @contextlib.contextmanager

@@ -100,6 +100,13 @@ def test_a_client_that_kills_its_worker_twice_is_left_out(tmp_path: Path) -> Non
     assert len(report.trials[0].clients) == 4
 
 
+def test_a_client_that_takes_too_long_is_left_out(tmp_path: Path) -> None:
+    changes = {"architectures": ["linear", "linear", "linear", f"{TOYS}:Sleeps"], "timeout": 8.0}
+    config = tiny("fedavg", federation=changes, compute={"workers": 2}, defaults={"rounds": 1})
+    report = start(config, tmp_path / "run")
+    assert "train round 0: client 3 left out: took longer than 8 s" in report.trials[0].failures
+
+
 def test_clients_that_fail_are_named_and_left_out(tmp_path: Path) -> None:
     for toy, says in (
         ("Raises", "ValueError: this network cannot be trained"),
@@ -111,7 +118,8 @@ def test_clients_that_fail_are_named_and_left_out(tmp_path: Path) -> None:
             f"train round 0: client 3 left out: {says}",
             f"train round 1: client 3 left out: {says}",
         )
-        assert "data" not in (tmp_path / toy / "run.log").read_text()
+        kept = tmp_path / toy / "trials" / "fedavg" / "seed-0" / "clients" / "3"
+        assert not kept.exists(), "nothing is kept of a step whose reply cannot be used"
 
 
 def test_a_reply_of_the_wrong_shape_is_left_out(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import torch
@@ -89,3 +90,12 @@ class WrongShape(Averaging):
 
 def unused(info: ClientInfo) -> None:
     """Not a class: naming it is an error."""
+
+
+class Sleeps(Linear):
+    """Takes for ever when it is trained."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            time.sleep(600)
+        return super().forward(x)

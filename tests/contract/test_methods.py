@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -34,7 +35,7 @@ def _no_page(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def pool() -> Iterator[Workers]:
     """Two worker processes that serve every test here: starting them takes longer than a tiny run."""
-    workers = Workers([sys.executable, "-m", "genfed.app.worker", "1"], 2)
+    workers = Workers([sys.executable, "-m", "genfed.app.worker", "1", str(os.getpid())], 2)
     yield workers
     workers.close()
 

@@ -37,6 +37,11 @@ class Sent:
 NOTE, OTHER = Slot("note", Note), Slot("other-note", Note)
 
 
+def keep(store: KeptOnDisk, slot: Slot[Any], record: Any) -> None:
+    store.put(slot, record)
+    store.commit()
+
+
 def kept(folder: Path, number: int, slots: tuple[Slot[Any], ...] | None = (NOTE, OTHER)) -> KeptOnDisk:
     return KeptOnDisk(folder, number, slots)
 
@@ -47,11 +52,11 @@ def kept(folder: Path, number: int, slots: tuple[Slot[Any], ...] | None = (NOTE,
 def test_a_step_reads_what_was_kept_before_it_however_often_it_is_repeated(tmp_path: Path) -> None:
     for text in ("first", "again"):
         assert kept(tmp_path, 0).get(NOTE) is None
-        kept(tmp_path, 0).put(NOTE, Note(text))
+        keep(kept(tmp_path, 0), NOTE, Note(text))
         assert kept(tmp_path, 0).get(NOTE) is None
     for _ in range(3):
         assert kept(tmp_path, 4).get(NOTE) == Note("again")
-        kept(tmp_path, 4).put(NOTE, Note("fourth"))
+        keep(kept(tmp_path, 4), NOTE, Note("fourth"))
     assert kept(tmp_path, 5).get(NOTE) == Note("fourth")
     assert kept(tmp_path, 4).get(NOTE) == Note("again")
     assert kept(tmp_path, 100).get(NOTE) == Note("fourth")
@@ -59,17 +64,17 @@ def test_a_step_reads_what_was_kept_before_it_however_often_it_is_repeated(tmp_p
 
 def test_the_last_two_survive(tmp_path: Path) -> None:
     for number in (0, 1, 2, 9, 10, 11):  # 10 comes after 9, not after 1
-        kept(tmp_path, number).put(NOTE, Note(str(number)))
+        keep(kept(tmp_path, number), NOTE, Note(str(number)))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["note.10.safetensors", "note.11.safetensors"]
     assert kept(tmp_path, 11).get(NOTE) == Note("10")
     assert kept(tmp_path, 12).get(NOTE) == Note("11")
 
 
 def test_slots_do_not_disturb_one_another(tmp_path: Path) -> None:
-    kept(tmp_path, 0).put(NOTE, Note("mine"))
+    keep(kept(tmp_path, 0), NOTE, Note("mine"))
     assert kept(tmp_path, 1).get(OTHER) is None
     for number in range(5):
-        kept(tmp_path, number).put(OTHER, Note("other"))
+        keep(kept(tmp_path, number), OTHER, Note("other"))
     assert kept(tmp_path, 9).get(NOTE) == Note("mine")
 
 
@@ -85,7 +90,7 @@ def test_any_history_with_kills_ends_like_the_one_without(
             record = kept(folder, number).get(NOTE)
             assert (record.text if record else "") == last
             if writes:
-                kept(folder, number).put(NOTE, Note(f"{last}+{number}"))
+                keep(kept(folder, number), NOTE, Note(f"{last}+{number}"))
         last = f"{last}+{number}" if writes else last
     assert len(list(folder.iterdir())) <= 2
 
@@ -100,25 +105,25 @@ def test_undeclared_slots_are_refused(tmp_path: Path) -> None:
 
 
 def test_evaluation_reads_all_and_writes_nothing(tmp_path: Path) -> None:
-    kept(tmp_path, 0).put(NOTE, Note("mine"))
+    keep(kept(tmp_path, 0), NOTE, Note("mine"))
     assert kept(tmp_path, 1, None).get(NOTE) == Note("mine")
     assert kept(tmp_path, 1, None).get(OTHER) is None
     with pytest.raises(GenfedError, match="not declared"):
-        kept(tmp_path, 1, None).put(NOTE, Note("other"))
+        keep(kept(tmp_path, 1, None), NOTE, Note("other"))
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
-    kept(tmp_path, 0).put(NOTE, Note("mine"))
+    keep(kept(tmp_path, 0), NOTE, Note("mine"))
     (tmp_path / "note.0.safetensors").write_bytes(b"")
     with pytest.raises(RecordError, match=r"note\.0\.safetensors is damaged"):
         kept(tmp_path, 1).get(NOTE)
 
 
 def test_what_a_killed_process_left_half_written_is_not_read(tmp_path: Path) -> None:
-    kept(tmp_path, 0).put(NOTE, Note("mine"))
+    keep(kept(tmp_path, 0), NOTE, Note("mine"))
     (tmp_path / ".note.1.safetensors.123.part").write_bytes(b"half")
     assert kept(tmp_path, 2).get(NOTE) == Note("mine")
-    kept(tmp_path, 2).put(NOTE, Note("two"))
+    keep(kept(tmp_path, 2), NOTE, Note("two"))
 
 
 @pytest.mark.parametrize("name", ["", "a.b", "a/b", "..", "*", "[a]", "a b", "a\n"])
@@ -193,7 +198,7 @@ def test_only_evaluation_may_read_what_it_does_not_declare(tmp_path: Path) -> No
         assert client.kept.get(NOTE) == Note("mine")
         return Reply(Got(torch.zeros(1), torch.zeros(1)))
 
-    KeptOnDisk(tmp_path / "4", 0, (NOTE,)).put(NOTE, Note("mine"))
+    keep(KeptOnDisk(tmp_path / "4", 0, (NOTE,)), NOTE, Note("mine"))
     sent = pack(Sent(torch.zeros(1)))
     site(tmp_path, work, name="evaluate").work(Step("evaluate", 0, 1), 4, sent)
     with pytest.raises(GenfedError, match="slot 'note' is not declared"):

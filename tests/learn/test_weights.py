@@ -201,10 +201,19 @@ def test_training_puts_the_network_in_training_mode(tmp_path: Path) -> None:
 # The shapes of methods.
 
 
+def commit(worked: Client) -> None:
+    assert isinstance(worked.kept, KeptOnDisk)
+    worked.kept.commit()
+
+
 def test_alone_goes_on_from_where_it_was_and_tells_nothing(tmp_path: Path) -> None:
     method = Alone()
-    first: Reply[Any] = method.train(client(tmp_path, step=0), _nothing())
-    method.train(client(tmp_path, step=1), _nothing())
+    before = client(tmp_path, step=0)
+    first: Reply[Any] = method.train(before, _nothing())
+    commit(before)
+    then = client(tmp_path, step=1)
+    method.train(then, _nothing())
+    commit(then)
     after = [weights_of(method.classifier(client(tmp_path, step=s), _nothing())) for s in (0, 1, 2)]
     assert not same(after[0], after[1])
     assert not same(after[1], after[2])

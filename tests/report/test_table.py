@@ -54,7 +54,8 @@ def test_markdown_has_the_same_cells() -> None:
     assert lines[0].startswith("| method | seeds | accuracy % |")
     assert lines[1] == "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
     assert lines[3] == "| a\\|[b] | 2 | 75.0 ± 7.1 | +20.0 [+10.0, +30.0] | 40.0 | 1.5 MB | 3.0 MB | 180 |"
-    assert len(lines) == 5
+    assert len(lines) == 7  # the caption stands below, after an empty line
+    assert lines[6].startswith("Accuracy after the final round")
 
 
 def test_an_empty_table_is_still_markdown() -> None:
