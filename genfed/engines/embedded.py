@@ -26,6 +26,8 @@ from genfed.engines.site import Answer, Site, Step
 
 log = logging.getLogger(__name__)
 Job = tuple[ClientInfo, bytes]
+READY = b"ready"
+"""A worker's first message: it has started up, and clients' time begins to count."""
 
 
 def _attempt(site: Site, step: Step, client: int, sent: Packed) -> Answer | Failure:
@@ -59,8 +61,9 @@ class _Worker:
     process: subprocess.Popen[bytes]
     pipe: Connection
     job: Job | None = None
-    since: float = 0.0
-    """When the job was given, on the monotonic clock."""
+    ready: bool = False
+    since: float | None = None
+    """When it could begin the job, on the monotonic clock; None while it is starting up."""
 
 
 class Workers:
@@ -134,7 +137,7 @@ class Workers:
             else:
                 worker.job, ahead = ahead, None
             if worker.job:
-                worker.since = time.monotonic()
+                worker.since = time.monotonic() if worker.ready else None
                 with contextlib.suppress(OSError):  # it is dead; the wait below finds out
                     worker.pipe.send_bytes(worker.job[1])
 
@@ -152,7 +155,7 @@ class Workers:
                 assert worker.job is not None
                 info = worker.job[0]
                 try:
-                    outcome = _receive(pipe)
+                    message = pipe.recv_bytes()
                 except (EOFError, OSError):
                     again_once = info.id not in retried
                     if again_once:
@@ -161,23 +164,30 @@ class Workers:
                     worker = self._workers[busy[pipe]] = self._replace(worker, "died")
                     if again_once:
                         continue
-                    outcome = Failure("its worker process died twice")
+                    message = _answer(Failure("its worker process died twice"))
+                if message == READY:
+                    worker.ready, worker.since = True, time.monotonic()
+                    continue
                 worker.job = None
                 give(worker)
-                yield info, outcome
+                yield info, _read(message)
                 ahead = ahead or next(coming, None)
             for place, worker in enumerate(self._workers):
-                if worker.job and self._timeout and time.monotonic() - worker.since > self._timeout:
+                if worker.job and self._overdue(worker):
                     info = worker.job[0]
                     self._workers[place] = self._replace(worker, "was ended, being too slow,")
                     yield info, Failure(f"took longer than {self._timeout:g} s")
 
+    def _overdue(self, worker: _Worker) -> bool:
+        now = time.monotonic()
+        return self._timeout is not None and worker.since is not None and now - worker.since > self._timeout
+
     def _patience(self) -> float | None:
         """Seconds until the first busy worker is out of time; None: no limit."""
-        if self._timeout is None:
+        begun = [w.since for w in self._workers if w.job and w.since is not None]
+        if self._timeout is None or not begun:
             return None
-        first = min(worker.since for worker in self._workers if worker.job)
-        return max(0.0, first + self._timeout - time.monotonic())
+        return max(0.0, min(begun) + self._timeout - time.monotonic())
 
     def _replace(self, worker: _Worker, what: str) -> _Worker:
         """Starts another in its place and notes why: `what` the worker did or met."""
@@ -210,8 +220,8 @@ def _split(message: bytes) -> tuple[dict[str, Any], bytes]:
     return json.loads(message[4 : 4 + size]), message[4 + size :]
 
 
-def _receive(pipe: Connection) -> Answer | Failure:
-    head, body = _split(pipe.recv_bytes())
+def _read(message: bytes) -> Answer | Failure:
+    head, body = _split(message)
     if "failed" in head:
         return Failure(head["failed"])
     return Answer(from_bytes(body), head["weight"], head["metrics"], head["seconds"])
@@ -220,6 +230,8 @@ def _receive(pipe: Connection) -> Answer | Failure:
 def serve(descriptor: int, site_of: Callable[[str], Site]) -> None:
     """A worker's whole life: opens trials and does clients' work until the pipe closes."""
     pipe = Connection(descriptor)
+    with contextlib.suppress(OSError):
+        pipe.send_bytes(READY)
     site: Site | None = None
     broken = "no trial is open"
     while True:

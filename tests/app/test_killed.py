@@ -82,7 +82,7 @@ def test_a_worker_that_dies_is_reported_and_its_client_asked_again(
 ) -> None:
     flag = tmp_path / "killed"
     monkeypatch.setenv("GENFED_TEST_KILL", str(flag))
-    changes = {"architectures": [f"{TOYS}:KillsOnce", "linear"]}
+    changes = {"architectures": [f"{TOYS}:KillsOnce", "linear", "linear", "linear"]}
     flag.touch()
     start(tiny("fedavg", federation=changes), tmp_path / "whole")
     flag.unlink()
@@ -101,10 +101,10 @@ def test_a_client_that_kills_its_worker_twice_is_left_out(tmp_path: Path) -> Non
 
 
 def test_a_client_that_takes_too_long_is_left_out(tmp_path: Path) -> None:
-    changes = {"architectures": ["linear", "linear", "linear", f"{TOYS}:Sleeps"], "timeout": 8.0}
+    changes = {"architectures": ["linear", "linear", "linear", f"{TOYS}:Sleeps"], "timeout": 12.0}
     config = tiny("fedavg", federation=changes, compute={"workers": 2}, defaults={"rounds": 1})
     report = start(config, tmp_path / "run")
-    assert "train round 0: client 3 left out: took longer than 8 s" in report.trials[0].failures
+    assert "train round 0: client 3 left out: took longer than 12 s" in report.trials[0].failures
 
 
 def test_clients_that_fail_are_named_and_left_out(tmp_path: Path) -> None:
@@ -124,10 +124,8 @@ def test_clients_that_fail_are_named_and_left_out(tmp_path: Path) -> None:
 
 def test_a_reply_of_the_wrong_shape_is_left_out(tmp_path: Path) -> None:
     report = start(tiny("odd", method={"odd": {"kind": f"{TOYS}:WrongShape"}}), tmp_path / "run")
-    assert (
-        "client 1 left out: classifier['1.weight'] is torch.float32 (1, 64), not torch.float32 (32, 64)"
-        in report.trials[0].failures[0]
-    )
+    (line, *_) = report.trials[0].failures
+    assert "client 1 left out: classifier['extractor.1.weight'] is torch.float32 (1, 64), not " in line
 
 
 def test_too_few_answers_stop_the_run_at_its_last_checkpoint(tmp_path: Path) -> None:
