@@ -13,7 +13,7 @@ from genfed.app.config import read
 
 DEMO = Path(__file__).parent.parent / "configs" / "demo.toml"
 SEEDS = (10, 11)
-BATCH_SIZES = (8, 16)
+BATCH_SIZES = (16, 40)
 LEARNING_RATES = (0.05, 0.1, 0.2)
 
 

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from genfed.core.method import Client, Data, Method, Nothing, Phase, Reduced, Repeat, Reply, Server, Slot, Task
     from genfed.core.settings import settings
     from genfed.generators.generator import Generator, GeneratorNetwork
+    from genfed.learn.fit import Player, fit, scaled
     from genfed.learn.training import Training, train
+    from genfed.learn.weights import Model, initial_weights, load_weights, weights_of
     from genfed.report.results import Report
 
 __version__ = "0.1.0"
@@ -30,7 +32,9 @@ _HOMES = {
     ),
     "genfed.core.settings": ("settings",),
     "genfed.generators.generator": ("Generator", "GeneratorNetwork"),
+    "genfed.learn.fit": ("Player", "fit", "scaled"),
     "genfed.learn.training": ("Training", "train"),
+    "genfed.learn.weights": ("Model", "initial_weights", "load_weights", "weights_of"),
     "genfed.report.results": ("Report",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
@@ -46,8 +50,10 @@ __all__ = [
     "GenfedError",
     "Mean",
     "Method",
+    "Model",
     "Nothing",
     "Phase",
+    "Player",
     "Reduced",
     "Repeat",
     "Reply",
@@ -57,9 +63,14 @@ __all__ = [
     "Sum",
     "Task",
     "Training",
+    "fit",
+    "initial_weights",
+    "load_weights",
     "run",
+    "scaled",
     "settings",
     "train",
+    "weights_of",
 ]
 
 

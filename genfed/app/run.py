@@ -121,10 +121,10 @@ def _run(
             if workers:
                 save(shards, _shards_file(folder, seed), durable=False)
             for label, method in config.method.items():
-                trial = _trial(config, folder, label, seed, shards, fingerprint)
+                trial = new_trial(config, folder, label, seed, shards, fingerprint)
                 if workers:
                     workers.open(json.dumps({"run": str(folder.resolve()), "label": label, "seed": seed}))
-                engine = workers or InProcess(_site(trial))
+                engine = workers or InProcess(new_site(trial))
                 state = Run(trial, engine, record, notify).finish()
                 if method.generates and seed == config.seeds[0]:
                     grids[label] = _grid(label, trial, state)
@@ -148,7 +148,8 @@ def _run(
     return report
 
 
-def _trial(config: Config, folder: Path, label: str, seed: int, shards: Shards, fingerprint: str) -> Trial:
+def new_trial(config: Config, folder: Path, label: str, seed: int, shards: Shards, fingerprint: str) -> Trial:
+    """One method with one seed of a run in `folder`; `fingerprint` names the data."""
     method = config.method[label]
     about = replace(config, methods=(label,), beside=(), method={label: method}, seeds=(seed,), name="", data_root="")
     about = replace(about, compute=replace(config.compute, workers=None))  # the outcome does not depend on it
@@ -170,7 +171,8 @@ def trial_folder(folder: Path, label: str, seed: int) -> Path:
     return folder / "trials" / label / f"seed-{seed}"
 
 
-def _site(trial: Trial) -> Site:
+def new_site(trial: Trial) -> Site:
+    """Where the trial's clients work."""
     return Site(
         with_evaluation(trial.method, trial.shards.held_out),
         trial.shards,
@@ -187,7 +189,7 @@ def site_of(text: str) -> Site:
     about = json.loads(text)
     folder, seed = Path(about["run"]), about["seed"]
     shards = load(Shards, _shards_file(folder, seed))
-    return _site(_trial(read(folder), folder, about["label"], seed, shards, ""))
+    return new_site(new_trial(read(folder), folder, about["label"], seed, shards, ""))
 
 
 def _shards_file(folder: Path, seed: int) -> Path:
@@ -314,7 +316,7 @@ def _environment(config: Config, command: str, started: str) -> Environment:
         command=command,
         started=started,
         versions=versions,
-        processor=_processor(),
+        processor=processor(),
         cores=len(os.sched_getaffinity(0)),
         workers=worker_count(config),
         threads=config.compute.threads,
@@ -323,7 +325,8 @@ def _environment(config: Config, command: str, started: str) -> Environment:
     )
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The name of this machine's processor."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

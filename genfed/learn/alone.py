@@ -1,24 +1,15 @@
 """Training without any exchange: the shape that local-only training and the centralised ceiling share."""
 
-from dataclasses import dataclass
 from typing import Annotated
 
 from pydantic import Field
 from torch import nn
 
 from genfed.core.aggregate import ClientInfo
-from genfed.core.method import Client, Method, Nothing, Phase, Reduced, Reply, Server, Slot, Weights
+from genfed.core.method import Client, Method, Nothing, Phase, Reduced, Reply, Server, Slot
 from genfed.core.settings import settings
 from genfed.learn.training import Training, train
-from genfed.learn.weights import initial_weights, load_weights, weights_of
-
-
-@dataclass(frozen=True)
-class Model:
-    """What a client keeps."""
-
-    classifier: Weights
-
+from genfed.learn.weights import Model, initial_weights, load_weights, weights_of
 
 MODEL = Slot("model", Model)
 

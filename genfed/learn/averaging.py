@@ -11,7 +11,7 @@ from genfed.core.aggregate import ClientInfo, Mean
 from genfed.core.method import Client, Method, Phase, Reduced, Reply, Server, Weights
 from genfed.core.settings import settings
 from genfed.learn.training import Training, train
-from genfed.learn.weights import initial_classifiers, load_weights, weights_of
+from genfed.learn.weights import Model, initial_classifiers, load_weights, weights_of
 
 
 @dataclass(frozen=True)
@@ -19,13 +19,6 @@ class Classifiers:
     """The global weights of each architecture."""
 
     classifiers: dict[str, Weights]
-
-
-@dataclass(frozen=True)
-class Model:
-    """A classifier on its way."""
-
-    classifier: Weights
 
 
 @settings

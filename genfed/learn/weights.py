@@ -1,9 +1,18 @@
 """State dicts as records."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
 from genfed.core.method import Client, Server, Weights
+
+
+@dataclass(frozen=True)
+class Model:
+    """A classifier on its way, or kept."""
+
+    classifier: Weights
 
 
 def weights_of(network: nn.Module) -> Weights:

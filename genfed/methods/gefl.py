@@ -17,7 +17,7 @@ from genfed.generators.cvae import CVAE
 from genfed.generators.generator import Generator, GeneratorNetwork, staying, travelling
 from genfed.learn.fit import Moments, fit, moments_of, restore
 from genfed.learn.training import Training, train
-from genfed.learn.weights import initial_classifiers, load_weights, weights_of
+from genfed.learn.weights import Model, initial_classifiers, load_weights, weights_of
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,6 @@ class Both:
     """What a joint round starts from."""
 
     generator: Weights
-    classifier: Weights
-
-
-@dataclass(frozen=True)
-class Model:
-    """A classifier on its way."""
-
     classifier: Weights
 
 

@@ -12,7 +12,8 @@ from genfed.core.aggregate import ClientInfo
 from genfed.core.method import Client, Reply, Task
 from genfed.core.settings import settings
 from genfed.learn.alone import Alone
-from genfed.learn.averaging import Averaging, Model
+from genfed.learn.averaging import Averaging
+from genfed.learn.weights import Model
 
 
 class Linear(nn.Module):

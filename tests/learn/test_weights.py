@@ -10,9 +10,10 @@ from genfed.core.method import Client, Data, Reduced, Reply, Server, Task
 from genfed.core.rng import seeded, stream
 from genfed.engines.site import KeptOnDisk
 from genfed.learn.alone import Alone
-from genfed.learn.averaging import Averaging, Classifiers, Model
+from genfed.learn.averaging import Averaging, Classifiers
 from genfed.learn.training import Training, train
 from genfed.learn.weights import (
+    Model,
     initial_classifiers,
     initial_weights,
     load_weights,

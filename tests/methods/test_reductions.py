@@ -13,7 +13,7 @@ from genfed.app.trial import Checkpoint, read_checkpoint
 from genfed.core.method import Client, Data
 from genfed.core.record import load
 from genfed.learn import training
-from genfed.learn.alone import Model as Alone
+from genfed.learn.weights import Model
 from genfed.methods import gefl
 from genfed.methods.gefl import GeFL
 from tests.conftest import left_by, start, tiny
@@ -57,7 +57,7 @@ def test_with_one_client_fedavg_is_local_training_and_the_ceiling(tmp_path: Path
     start(tiny("fedavg", "local", "centralised", federation=alone), out)
     averaged = classifiers(out, "fedavg")["mlp-small"]
     for label in ("local", "centralised"):
-        kept = load(Alone, out / "trials" / label / "seed-0" / "clients" / "0" / "model.1.safetensors")
+        kept = load(Model, out / "trials" / label / "seed-0" / "clients" / "0" / "model.1.safetensors")
         assert same(kept.classifier, averaged)
 
 
