@@ -20,13 +20,8 @@ class Metrics:
     def __init__(self, path: Path) -> None:
         if path.exists():
             content = path.read_bytes()
-            truncate(path, content.rfind(b"\n") + 1)
+            os.truncate(path, content.rfind(b"\n") + 1)
         self._file = path.open("ab")
-
-    @property
-    def length(self) -> int:
-        """Of the file in bytes, with what is not yet flushed: what a checkpoint notes, and `truncate` takes."""
-        return self._file.tell()
 
     def write(self, rows: Iterable[Row]) -> None:
         """Appends rows, not yet durably; numbers that are not finite become null, since JSON has none."""
@@ -51,19 +46,6 @@ class Metrics:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
-
-
-def truncate(path: Path, length: int) -> None:
-    """Cuts the file back to `length` bytes: to the rows that a checkpoint has seen.
-
-    Raises:
-        GenfedError: the file is missing or shorter than that.
-    """
-    size = path.stat().st_size if path.exists() else 0
-    if size < length:
-        raise GenfedError(f"{path} has {size} bytes, but its checkpoint was made when it had {length}")
-    if size > length:
-        os.truncate(path, length)
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -158,7 +158,7 @@ def _count(number: int, noun: str) -> str:
 
 def _by_architecture(report: Report) -> Cells:
     clients = _widest(report).clients
-    names = dict.fromkeys(c.architecture for c in sorted(clients, key=lambda c: c.architecture))
+    names = dict.fromkeys(c.architecture for c in clients)
 
     def cell(method: str, name: str) -> str:
         groups = [[c.accuracy for c in t.clients if c.architecture == name] for t in report.of(method)]
