@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from benchmarks.common import alternate, cpu_seconds, workload, write_images
 from genfed.app import federation, registry
 from genfed.app.config import read
-from genfed.app.run import load_data, new_site, new_trial
+from genfed.app.run import load_data
+from genfed.app.site import new_site, new_trial
 from genfed.app.trial import Run
 from genfed.core.rng import stream
 from genfed.engines.embedded import InProcess

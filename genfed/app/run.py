@@ -3,7 +3,6 @@
 import contextlib
 import datetime
 import fcntl
-import hashlib
 import importlib.metadata
 import json
 import logging
@@ -21,14 +20,15 @@ import torch
 from torch import Tensor
 
 from genfed import __version__
-from genfed.app import federation, registry
+from genfed.app import federation
 from genfed.app.config import Config, read, to_toml
-from genfed.app.trial import Progress, Run, Trial, counts_for, read_checkpoint, server_of, with_evaluation
+from genfed.app.site import new_site, new_trial, shards_file, trial_folder
+from genfed.app.trial import Progress, Run, Trial, counts_for, read_checkpoint, server_of
 from genfed.core.errors import GenfedError
-from genfed.core.record import digest, load, pack, save
+from genfed.core.record import digest, pack, save
 from genfed.data.dataset import Dataset
 from genfed.engines.embedded import InProcess, Workers
-from genfed.engines.site import Shards, Site, threads
+from genfed.engines.site import threads
 from genfed.report.metrics import Metrics, retain
 from genfed.report.metrics import read as read_metrics
 from genfed.report.page import Grid, page
@@ -119,7 +119,7 @@ def _run(
             partition[str(seed)] = federation.class_counts(shards)
             fingerprint = digest(pack(shards))
             if workers:
-                save(shards, _shards_file(folder, seed), durable=False)
+                save(shards, shards_file(folder, seed), durable=False)
             for label, method in config.method.items():
                 trial = new_trial(config, folder, label, seed, shards, fingerprint)
                 if workers:
@@ -128,7 +128,7 @@ def _run(
                 state = Run(trial, engine, record, notify).finish()
                 if method.generates and seed == config.seeds[0]:
                     grids[label] = _grid(label, trial, state)
-            _shards_file(folder, seed).unlink(missing_ok=True)
+            shards_file(folder, seed).unlink(missing_ok=True)
         died = tuple(workers.died) if workers else ()
     rows = read_metrics(folder / "metrics.jsonl")
     trials = tuple(summarise(rows, label, seed) for label in config.labels for seed in config.seeds)
@@ -146,54 +146,6 @@ def _run(
     (folder / "report.html").write_text(page(report, grids), "utf-8")
     shutil.rmtree(data, ignore_errors=True)
     return report
-
-
-def new_trial(config: Config, folder: Path, label: str, seed: int, shards: Shards, fingerprint: str) -> Trial:
-    """One method with one seed of a run in `folder`; `fingerprint` names the data."""
-    method = config.method[label]
-    about = replace(config, methods=(label,), beside=(), method={label: method}, seeds=(seed,), name="", data_root="")
-    about = replace(about, compute=replace(config.compute, workers=None))  # the outcome does not depend on it
-    return Trial(
-        label=label,
-        seed=seed,
-        method=method,
-        shards=federation.pooled(shards) if method.pooled else shards,
-        folder=trial_folder(folder, label, seed),
-        identity=hashlib.blake2b(f"{fingerprint} {to_toml(about)}".encode(), digest_size=16).hexdigest(),
-        federation=config.federation,
-        compute=config.compute,
-        evaluate_every=config.evaluation.every,
-    )
-
-
-def trial_folder(folder: Path, label: str, seed: int) -> Path:
-    """Where a trial's checkpoint is, and what its clients keep."""
-    return folder / "trials" / label / f"seed-{seed}"
-
-
-def new_site(trial: Trial) -> Site:
-    """Where the trial's clients work."""
-    return Site(
-        with_evaluation(trial.method, trial.shards.held_out),
-        trial.shards,
-        trial.folder / "clients",
-        trial.seed,
-        registry.new_network,
-        trial.compute.device,
-        trial.compute.precision,
-    )
-
-
-def site_of(text: str) -> Site:
-    """A worker's view of a trial, from what `_run` tells it."""
-    about = json.loads(text)
-    folder, seed = Path(about["run"]), about["seed"]
-    shards = load(Shards, _shards_file(folder, seed))
-    return new_site(new_trial(read(folder), folder, about["label"], seed, shards, ""))
-
-
-def _shards_file(folder: Path, seed: int) -> Path:
-    return folder / "data" / f"seed-{seed}.safetensors"
 
 
 def _counting(config: Config, folder: Path) -> Callable[[dict[str, Any]], bool]:

@@ -9,7 +9,8 @@ from PIL import Image
 
 from genfed.app import registry
 from genfed.app.config import read
-from genfed.app.run import to_uint8, trial_folder
+from genfed.app.run import to_uint8
+from genfed.app.site import trial_folder
 from genfed.app.trial import new_server, read_checkpoint
 from genfed.core.errors import GenfedError
 

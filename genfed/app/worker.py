@@ -8,7 +8,7 @@ import sys
 
 import torch
 
-from genfed.app.run import site_of
+from genfed.app.site import site_of
 from genfed.engines.embedded import serve
 
 PR_SET_PDEATHSIG = 1

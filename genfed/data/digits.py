@@ -2,7 +2,6 @@
 
 import torch
 from pydantic import Field
-from sklearn.datasets import load_digits
 
 from genfed.core.method import Data
 from genfed.core.settings import settings
@@ -18,6 +17,8 @@ class Digits(ImageSource):
     """Images are resized to size × size pixels, bilinear; None: 8 × 8."""
 
     def load(self) -> Dataset:
+        from sklearn.datasets import load_digits  # seconds to import, in every worker that reads a config
+
         pixels, labels = load_digits(return_X_y=True)
         x = torch.from_numpy(pixels).mul(255 / 16).round().to(torch.uint8).view(-1, 1, 8, 8)
         data = Data(self.converted(x), torch.from_numpy(labels).long())

@@ -7,9 +7,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.impute import SimpleImputer
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import MinMaxScaler, OneHotEncoder, StandardScaler
 from torch import Tensor
 
 from genfed.core.errors import GenfedError
@@ -47,6 +44,11 @@ class Encoder:
         Raises:
             GenfedError: no features, an infinite number, or a column with more than 1,000 categories.
         """
+        # Seconds to import, and every worker that reads a config comes by this file.
+        from sklearn.impute import SimpleImputer
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import MinMaxScaler, OneHotEncoder, StandardScaler
+
         self._where, self._steps = where, list[tuple[Any, bool]]()
         if not train.numbers and not train.categories:
             raise GenfedError(f"{where}: there are no feature columns")

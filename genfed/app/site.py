@@ -1,0 +1,61 @@
+"""One trial of a run, as the main process and its workers both see it."""
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from genfed.app import federation, registry
+from genfed.app.config import Config, read, to_toml
+from genfed.app.trial import Trial, with_evaluation
+from genfed.core.record import load
+from genfed.engines.site import Shards, Site
+
+
+def new_trial(config: Config, folder: Path, label: str, seed: int, shards: Shards, fingerprint: str) -> Trial:
+    """One method with one seed of a run in `folder`; `fingerprint` names the data."""
+    method = config.method[label]
+    about = replace(config, methods=(label,), beside=(), method={label: method}, seeds=(seed,), name="", data_root="")
+    about = replace(about, compute=replace(config.compute, workers=None))  # the outcome does not depend on it
+    return Trial(
+        label=label,
+        seed=seed,
+        method=method,
+        shards=federation.pooled(shards) if method.pooled else shards,
+        folder=trial_folder(folder, label, seed),
+        identity=hashlib.blake2b(f"{fingerprint} {to_toml(about)}".encode(), digest_size=16).hexdigest(),
+        federation=config.federation,
+        compute=config.compute,
+        evaluate_every=config.evaluation.every,
+    )
+
+
+def trial_folder(folder: Path, label: str, seed: int) -> Path:
+    """Where a trial's checkpoint is, and what its clients keep."""
+    return folder / "trials" / label / f"seed-{seed}"
+
+
+def new_site(trial: Trial) -> Site:
+    """Where the trial's clients work."""
+    return Site(
+        with_evaluation(trial.method, trial.shards.held_out),
+        trial.shards,
+        trial.folder / "clients",
+        trial.seed,
+        registry.new_network,
+        trial.compute.device,
+        trial.compute.precision,
+    )
+
+
+def site_of(text: str) -> Site:
+    """A worker's view of a trial, from what the main process tells it."""
+    about = json.loads(text)
+    folder, seed = Path(about["run"]), about["seed"]
+    shards = load(Shards, shards_file(folder, seed))
+    return new_site(new_trial(read(folder), folder, about["label"], seed, shards, ""))
+
+
+def shards_file(folder: Path, seed: int) -> Path:
+    """The data of a seed's clients, for workers to map while the run goes on."""
+    return folder / "data" / f"seed-{seed}.safetensors"
