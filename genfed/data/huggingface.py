@@ -31,9 +31,9 @@ class HuggingFace(ImageSource):
     """The column to predict: whole numbers, text or a ClassLabel."""
     image: str | None = None
     """The column of images; None: the only one, or a table where there is none."""
-    numeric: list[str] | None = None
+    numeric: tuple[str, ...] | None = None
     """The features of a table; None: every column of numbers."""
-    columns: list[str] | None = None
+    columns: tuple[str, ...] | None = None
     """Natural columns to partition by, e.g. ["writer"]; they are no features. None: none."""
     train_split: str = "train"
     """The split with the training examples."""

@@ -35,9 +35,9 @@ class Npz(ImageSource):
     """The file."""
     layout: Literal["NHWC", "NCHW"] | None = None
     """Where the channels of four axes stand; None: the axis of size 1 or 3, last or second."""
-    classes: list[str] | None = None
+    classes: tuple[str, ...] | None = None
     """The names of the classes, in the order of their sorted labels; None: the labels themselves."""
-    columns: list[str] | None = None
+    columns: tuple[str, ...] | None = None
     """Arrays of natural columns, e.g. ["subject"], to partition by: NAME_train or NAME; None: none."""
     split: str | None = None
     """The array that says of each row of x which part it is in: "train", "validation" or "test", or 0 (train) and

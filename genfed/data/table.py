@@ -33,21 +33,21 @@ class Table(SplitSource):
     """A file with the validation rows; None: they are cut from `path`."""
     test_path: str | None = None
     """A file with the test rows; None: they are cut from `path`."""
-    numeric: list[str] | None = None
+    numeric: tuple[str, ...] | None = None
     """Columns used as numbers; None: every column of numbers."""
-    categorical: list[str] | None = None
+    categorical: tuple[str, ...] | None = None
     """Columns used as categories; None: every column of text or booleans."""
-    columns: list[str] | None = None
+    columns: tuple[str, ...] | None = None
     """Natural columns, e.g. ["hospital"], to partition by; they are no features. None: none."""
-    drop: list[str] | None = None
+    drop: tuple[str, ...] | None = None
     """Columns left out; None: none."""
-    classes: list[str] | None = None
+    classes: tuple[str, ...] | None = None
     """The names of the classes, in the order of their sorted labels; None: the labels themselves."""
     scale: Literal["standard", "range"] = "standard"
     """Numbers get mean 0 and variance 1 ("standard"), or lie in [−1, 1] ("range"), over the training rows."""
-    missing: list[str] | None = None
+    missing: tuple[str, ...] | None = None
     """Texts that mark a missing value; None: the empty one, ?, NA, N/A, NaN, nan, null, NULL."""
-    names: list[str] | None = None
+    names: tuple[str, ...] | None = None
     """The columns of a text file without a header; None: its first line names them."""
     delimiter: str | None = None
     """What separates the columns of a text file; None: a tab in .tsv, else a comma."""
@@ -137,8 +137,8 @@ class Table(SplitSource):
                     f"{self.path}: column {field.name!r} is of type {kind}; name it in numeric, categorical or drop"
                 )
         return (
-            numeric if self.numeric is None else self.numeric,
-            categorical if self.categorical is None else self.categorical,
+            numeric if self.numeric is None else list(self.numeric),
+            categorical if self.categorical is None else list(self.categorical),
         )
 
     def _numbers(self, table: Any, name: str) -> Any:

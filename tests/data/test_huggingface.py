@@ -22,7 +22,7 @@ def pictures(datasets: Any, shades: range) -> Any:
     features = datasets.Features(
         {
             "img": datasets.Image(),
-            "label": datasets.ClassLabel(names=["cat", "dog"]),
+            "label": datasets.ClassLabel(names=("cat", "dog")),
             "writer": datasets.Value("string"),
         }
     )
@@ -39,7 +39,7 @@ def table(datasets: Any, n: int = 20, **more: list[Any]) -> Any:
 def test_images_of_a_saved_data_set(datasets: Any, tmp_path: Path) -> None:
     parts = {"train": pictures(datasets, range(20)), "test": pictures(datasets, range(100, 106))}
     datasets.DatasetDict(parts).save_to_disk(tmp_path)
-    data = HuggingFace(path=str(tmp_path), columns=["writer"], size=8).load()
+    data = HuggingFace(path=str(tmp_path), columns=("writer",), size=8).load()
     assert (data.task.kind, data.task.shape, data.task.classes) == ("image", (1, 8, 8), ("cat", "dog"))
     assert [len(part) for part in (data.train, data.validation, data.test)] == [18, 2, 6]
     shades = data.train.x[:, 0, 0, 0].tolist()
@@ -67,7 +67,7 @@ def test_numbers_are_features_scaled_by_training_rows(datasets: Any, tmp_path: P
     tame = {"train": table(datasets), "test": table(datasets, 4)}
     datasets.DatasetDict(wild).save_to_disk(tmp_path / "wild")
     datasets.DatasetDict(tame).save_to_disk(tmp_path / "tame")
-    one, two = (HuggingFace(path=str(tmp_path / n), label="y", numeric=["a"]).load() for n in ("wild", "tame"))
+    one, two = (HuggingFace(path=str(tmp_path / n), label="y", numeric=("a",)).load() for n in ("wild", "tame"))
     assert torch.equal(one.train.x, two.train.x)
     assert float(one.test.x.min()) > 1000
 
@@ -83,12 +83,12 @@ def test_a_folder_of_data_files(datasets: Any, tmp_path: Path, monkeypatch: pyte
 
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"label": "lable"}, "column 'lable' is not there; did you mean 'label'"),
-    ({"columns": ["writers"]}, "column 'writers' is not there; did you mean 'writer'"),
+    ({"columns": ("writers",)}, "column 'writers' is not there; did you mean 'writer'"),
     ({"image": "writer"}, "image column 'writer' is not there; there are: img"),
     ({"train_split": "tran"}, "split 'tran' is not there; did you mean 'train'"),
     ({"test_split": "tset"}, "split 'tset' is not there; did you mean 'test'"),
-    ({"numeric": ["writer"]}, "column 'writer' is not of numbers"),
-    ({"label": "writer", "numeric": []}, "there are no feature columns"),
+    ({"numeric": ("writer",)}, "column 'writer' is not of numbers"),
+    ({"label": "writer", "numeric": ()}, "there are no feature columns"),
 ]
 
 

@@ -78,16 +78,16 @@ def test_labels_of_any_kind_are_numbered_in_order(tmp_path: Path) -> None:
     for labels, classes in [(Y * 12 - 3, ("-3", "9")), (Y[:, None].astype(float), ("0", "1")), (names.astype("S"), ())]:
         found = Npz(path=write(tmp_path, x=np.stack([Y, Y], 1), y=labels)).load()
         assert found.task.classes == (classes or ("cat", "dog"))
-    assert Npz(path=write(tmp_path, x=IMAGES, y=Y), classes=["no", "yes"]).load().task.classes == ("no", "yes")
+    assert Npz(path=write(tmp_path, x=IMAGES, y=Y), classes=("no", "yes")).load().task.classes == ("no", "yes")
 
 
 def test_natural_columns_follow_the_training_rows(tmp_path: Path) -> None:
     x = np.stack([np.arange(20)] * 2, 1)
     path = write(tmp_path, x=x, y=Y, site=np.arange(20) * 10)
-    data = Npz(path=path, columns=["site"]).load()
+    data = Npz(path=path, columns=("site",)).load()
     assert data.columns["site"] == tuple(str(int(v) * 10) for v in data.train.x[:, 0])
     path = write(tmp_path, x_train=x, y_train=Y, x_test=x, y_test=Y, site_train=np.arange(20) * 10, site_test=Y)
-    data = Npz(path=path, columns=["site"]).load()
+    data = Npz(path=path, columns=("site",)).load()
     assert data.columns["site"] == tuple(str(int(v) * 10) for v in data.train.x[:, 0])
 
 
@@ -95,7 +95,7 @@ def test_a_split_array_divides_the_rows(tmp_path: Path) -> None:
     x = np.stack([np.arange(20)] * 2, 1)
     for marks in (np.repeat([0, 1], [12, 8]), np.repeat(["train", "test"], [12, 8])):
         path = write(tmp_path, x=x, y=Y, part=marks, site=np.arange(20))
-        data = Npz(path=path, split="part", columns=["site"], validation=0.0).load()
+        data = Npz(path=path, split="part", columns=("site",), validation=0.0).load()
         assert data.train.x[:, 0].tolist() == list(range(12))
         assert data.test.x[:, 0].tolist() == list(range(12, 20))
         assert data.columns["site"] == tuple(map(str, range(12)))
@@ -117,9 +117,9 @@ WRONG: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"x": IMAGES, "y": np.full(20, np.nan)}, {}, "labels of train are of type float64 or not whole"),
     ({"x": IMAGES, "y": Y * 0}, {}, r"there is one class only \(0\)"),
     ({"x": IMAGES[:3], "y": np.array([0, 0, 1])}, {}, "class '0' has 2 examples: too few"),
-    ({"x": IMAGES, "y": Y}, {"classes": ["a"]}, "classes names 1 classes and the labels have 2"),
-    ({"x": IMAGES, "y": Y, "site": Y}, {"columns": ["sites"]}, "array 'sites' is not there; did you mean 'site'"),
-    ({"x": IMAGES, "y": Y, "site": Y[:3]}, {"columns": ["site"]}, r"site has shape \(3,\); the examples have \(20,\)"),
+    ({"x": IMAGES, "y": Y}, {"classes": ("a",)}, "classes names 1 classes and the labels have 2"),
+    ({"x": IMAGES, "y": Y, "site": Y}, {"columns": ("sites",)}, "array 'sites' is not there; did you mean 'site'"),
+    ({"x": IMAGES, "y": Y, "site": Y[:3]}, {"columns": ("site",)}, r"site has shape \(3,\); the examples have \(20,\)"),
     ({"x": IMAGES, "y": Y, "part": Y[:3]}, {"split": "part"}, r"part has shape \(3,\); one mark per row"),
     ({"x": IMAGES, "y": Y, "part": Y + 1}, {"split": "part"}, "part holds '2'; train, validation, test, 0, 1"),
     ({"x": IMAGES, "y": Y, "part": Y * 0 + 1}, {"split": "part"}, "part has no row of train"),

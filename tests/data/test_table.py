@@ -23,7 +23,7 @@ def write(folder: Path, rows: list[str] = ROWS, header: str = HEADER, name: str 
 
 
 def test_numbers_are_scaled_and_categories_coded(tmp_path: Path) -> None:
-    data = Table(path=write(tmp_path), label="ill", columns=["hospital"]).load()
+    data = Table(path=write(tmp_path), label="ill", columns=("hospital",)).load()
     assert (data.task.kind, data.task.shape, data.task.classes) == ("table", (4,), ("no", "yes"))
     assert [len(part) for part in (data.train, data.validation, data.test)] == [28, 4, 8]
     x = data.train.x
@@ -49,12 +49,12 @@ def test_by_hand(tmp_path: Path) -> None:
 def test_statistics_are_those_of_the_training_rows(tmp_path: Path) -> None:
     header = f"id,{HEADER}"
     tame = write(tmp_path, [f"{i},{row}" for i, row in enumerate(ROWS)], header)
-    first = Table(path=tame, label="ill", columns=["id"]).load()
+    first = Table(path=tame, label="ill", columns=("id",)).load()
     train = set(first.columns["id"])
     assert len(train) == 28
     # whatever stands in the other rows, training does not change
     rows = [f"{i},{row if str(i) in train else f'{10**6}, 5, purple, C,' + row[-3:]}" for i, row in enumerate(ROWS)]
-    other = Table(path=write(tmp_path, rows, header, "wild.csv"), label="ill", columns=["id"]).load()
+    other = Table(path=write(tmp_path, rows, header, "wild.csv"), label="ill", columns=("id",)).load()
     assert torch.equal(other.train.x, first.train.x)
     assert float(other.test.x[:, 0].min()) > 1000
     assert other.columns == first.columns
@@ -84,7 +84,7 @@ def test_parquet_reads_as_csv_does(tmp_path: Path) -> None:
 
 
 def test_text_files_without_header_and_with_other_delimiters(tmp_path: Path) -> None:
-    names = HEADER.replace(" ", "").split(",")
+    names = tuple(HEADER.replace(" ", "").split(","))
     data = Table(path=write(tmp_path, ROWS[1:], ROWS[0], "a.data"), label="ill", names=names).load()
     expected = Table(path=write(tmp_path), label="ill").load()
     assert torch.equal(data.train.x, expected.train.x)
@@ -96,12 +96,12 @@ def test_text_files_without_header_and_with_other_delimiters(tmp_path: Path) -> 
 
 def test_columns_can_be_chosen(tmp_path: Path) -> None:
     path = write(tmp_path)
-    assert Table(path=path, label="ill", numeric=["age"], categorical=[]).load().task.shape == (1,)
-    assert Table(path=path, label="ill", numeric=[], categorical=["hospital"]).load().task.shape == (2,)
-    assert Table(path=path, label="ill", drop=["income", "hospital"]).load().task.shape == (3,)
-    as_text = Table(path=path, label="ill", categorical=["colour", "hospital", "age"]).load()
+    assert Table(path=path, label="ill", numeric=("age",), categorical=()).load().task.shape == (1,)
+    assert Table(path=path, label="ill", numeric=(), categorical=("hospital",)).load().task.shape == (2,)
+    assert Table(path=path, label="ill", drop=("income", "hospital")).load().task.shape == (3,)
+    as_text = Table(path=path, label="ill", categorical=("colour", "hospital", "age")).load()
     assert as_text.task.shape == (1 + 28 + 2 + 2,)
-    assert Table(path=path, label="ill", classes=["well", "ill"]).load().task.classes == ("well", "ill")
+    assert Table(path=path, label="ill", classes=("well", "ill")).load().task.classes == ("well", "ill")
 
 
 def test_a_column_without_any_value_becomes_zeros(tmp_path: Path) -> None:
@@ -114,23 +114,23 @@ def test_a_column_without_any_value_becomes_zeros(tmp_path: Path) -> None:
 
 def test_markers_of_missing_values_can_be_set(tmp_path: Path) -> None:
     rows = [f"{'-' if i % 5 == 0 else i},{i % 2}" for i in range(20)]
-    assert Table(path=write(tmp_path, rows, "a,y"), label="y", missing=["-"]).load().task.shape == (1,)
+    assert Table(path=write(tmp_path, rows, "a,y"), label="y", missing=("-",)).load().task.shape == (1,)
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"label": "il"}, "data.csv: column 'il' is not there; did you mean 'ill'"),
     ({"label": "zzz"}, "column 'zzz' is not there; there are: age, income, colour, hospital, ill"),
-    ({"label": "ill", "columns": ["hospitals"]}, "column 'hospitals' is not there; did you mean 'hospital'"),
-    ({"label": "ill", "drop": ["ages"]}, "column 'ages' is not there; did you mean 'age'"),
-    ({"label": "ill", "numeric": ["ages"]}, "column 'ages' is not there; did you mean 'age'"),
-    ({"label": "ill", "numeric": ["colour"]}, "column 'colour' is not of numbers"),
-    ({"label": "ill", "numeric": ["ill"]}, "column 'ill' is named twice"),
-    ({"label": "ill", "numeric": [], "categorical": []}, "there are no feature columns"),
+    ({"label": "ill", "columns": ("hospitals",)}, "column 'hospitals' is not there; did you mean 'hospital'"),
+    ({"label": "ill", "drop": ("ages",)}, "column 'ages' is not there; did you mean 'age'"),
+    ({"label": "ill", "numeric": ("ages",)}, "column 'ages' is not there; did you mean 'age'"),
+    ({"label": "ill", "numeric": ("colour",)}, "column 'colour' is not of numbers"),
+    ({"label": "ill", "numeric": ("ill",)}, "column 'ill' is named twice"),
+    ({"label": "ill", "numeric": (), "categorical": ()}, "there are no feature columns"),
     ({"label": "income"}, "column 'income' lacks 4 values"),
-    ({"label": "ill", "columns": ["income"]}, "column 'income' lacks 4 values"),
+    ({"label": "ill", "columns": ("income",)}, "column 'income' lacks 4 values"),
     ({"label": "age"}, "class '0' has 1 examples: too few"),
-    ({"label": "ill", "classes": ["a"]}, "classes names 1 classes and the labels have 2"),
-    ({"label": "ill", "names": ["a"]}, "not a readable table"),
+    ({"label": "ill", "classes": ("a",)}, "classes names 1 classes and the labels have 2"),
+    ({"label": "ill", "names": ("a",)}, "not a readable table"),
 ]
 
 
