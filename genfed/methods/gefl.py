@@ -6,16 +6,15 @@ examples.
 from dataclasses import dataclass
 from typing import Annotated
 
-import torch
 from pydantic import Field, InstanceOf
 from torch import Tensor, nn
 
 from genfed.core.aggregate import ClientInfo, Mean
-from genfed.core.method import Client, Data, Method, Phase, Reduced, Reply, Server, Slot, Weights
+from genfed.core.method import Client, Method, Phase, Reduced, Reply, Server, Weights
 from genfed.core.settings import settings
 from genfed.generators.cvae import CVAE
-from genfed.generators.generator import Generator, GeneratorNetwork, staying, travelling
-from genfed.learn.fit import Moments, fit, moments_of, restore
+from genfed.generators.federated import AT_HOME, draw, draw_batches, initial, train_round
+from genfed.generators.generator import Generator
 from genfed.learn.training import Training, train
 from genfed.learn.weights import Model, initial_classifiers, load_weights, weights_of
 
@@ -43,17 +42,6 @@ class Both:
     classifier: Weights
 
 
-@dataclass(frozen=True)
-class AtHome:
-    """What stays with the client between generator rounds: the optimisers' moments and the parts that do not travel."""
-
-    moments: tuple[Moments, ...]
-    weights: Weights
-
-
-AT_HOME = Slot("generator", AtHome)
-
-
 @settings
 class GeFL(Method[State]):
     """A generator trained by all clients augments the data of each, whatever its architecture."""
@@ -77,8 +65,7 @@ class GeFL(Method[State]):
     """In a joint round: training on real examples (T_r = epochs); generated ones use the same optimiser settings."""
 
     def init(self, server: Server) -> State:
-        generator = self.generator.new(server.task, server.common("generator"))
-        return State(travelling(generator), initial_classifiers(server))
+        return State(initial(self.generator, server, server.task), initial_classifiers(server))
 
     def phases(self) -> list[Phase[State]]:
         return [
@@ -108,21 +95,16 @@ class GeFL(Method[State]):
 
     def train_generator(self, client: Client, sent: Generated) -> Reply[Generated]:
         """Step 1, on a client: T_g epochs; Adam's moments stay here from round to round."""
-        home = client.kept.get(AT_HOME) or AtHome((), {})
-        network = self._generator(client, sent.generator | home.weights)
-        players = network.players()
-        for player, moments in zip(players, home.moments, strict=False):  # none at first
-            restore(player.optimiser, moments)
-        loss = fit(
-            players,
+        trained, loss = train_round(
+            self.generator,
+            client,
+            client.task,
+            sent.generator,
             client.data,
             epochs=self.generator_epochs,
             batch_size=self.generator_batch_size,
-            rng=client.rng,
-            precision=client.precision,
         )
-        client.kept.put(AT_HOME, AtHome(tuple(moments_of(p.optimiser) for p in players), staying(network)))
-        return Reply(Generated(travelling(network)), metrics={"loss": loss})  # unweighted, as the paper has it
+        return Reply(Generated(trained), metrics={"loss": loss})  # unweighted, as the paper has it
 
     def keep_generator(self, server: Server, state: State, reduced: Reduced) -> State:
         """The mean over all clients."""
@@ -135,12 +117,16 @@ class GeFL(Method[State]):
     def train_classifier(self, client: Client, sent: Both) -> Reply[Model]:
         """Step 2, on a client: T_s epochs on generated, then T_r epochs on real examples."""
         network = load_weights(client.new_network(client.rng), sent.classifier)
-        batch_size = self.training.batch_size
-        steps = self.synthetic_epochs * max(1, len(client.data) // batch_size)
         metrics = {}
-        if steps:
-            y = torch.randint(len(client.task.classes), (steps * batch_size,), generator=client.rng).to(client.device)
-            generated = Data(self._generator(client, sent.generator).sample(y, client.rng), y)
+        if self.synthetic_epochs:
+            generated = draw_batches(
+                self.generator,
+                client,
+                client.task,
+                sent.generator,
+                epochs=self.synthetic_epochs,
+                batch_size=self.training.batch_size,
+            )
             metrics["synthetic_loss"] = train(network, client, self.training, data=generated, epochs=1)
         metrics["loss"] = train(network, client, self.training)
         return Reply(Model(weights_of(network)), weight=len(client.data), metrics=metrics)
@@ -156,9 +142,4 @@ class GeFL(Method[State]):
         return load_weights(client.new_network(client.rng), sent.classifier)
 
     def generate(self, server: Server, state: State, y: Tensor) -> Tensor:
-        return self._generator(server, state.generator).sample(y.to(server.device), server.rng)
-
-    def _generator(self, where: Client | Server, weights: Weights) -> GeneratorNetwork:
-        network = self.generator.new(where.task, where.rng).to(where.device)
-        network.load_state_dict(weights, strict=False)  # a part that never travels is absent at first
-        return network
+        return draw(self.generator, server, server.task, state.generator, y)
