@@ -66,7 +66,10 @@ def run(
     folder = Path(out if out is not None else Path("runs") / settings.name)
     dataset = load_data(settings)
     for seed in settings.seeds:
-        federation.check(settings, federation.share_out(settings, dataset, seed))
+        shards = federation.share_out(settings, dataset, seed)
+        federation.check(settings, shards)
+    for label, method in settings.method.items():  # a generator or architecture that a method cannot use
+        method.init(server_of(new_trial(settings, folder, label, settings.seeds[0], shards, ""), 0, "check"))
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     with _claimed(folder, settings, resume=resume, fresh=fresh), _logged(folder), threads(settings.compute.threads):
         try:

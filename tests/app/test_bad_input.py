@@ -98,6 +98,13 @@ def test_a_bad_setting_is_refused_before_training(changes: dict[str, Any], says:
     assert not (tmp_path / "run").exists()
 
 
+def test_a_generator_that_does_not_fit_is_refused_before_any_method_trains(tmp_path: Path) -> None:
+    rows = [f"{i % 7},{i % 2}" for i in range(90)]
+    (tmp_path / "t.csv").write_text("\n".join(["age,state", *rows]))
+    config = tiny("local", "gefl") | {"data": {"kind": "table", "path": str(tmp_path / "t.csv"), "label": "state"}}
+    assert "generator cvae: examples of shape (1,), a table" in refused(config, tmp_path / "run")
+
+
 def test_unreadable_and_empty_data(tmp_path: Path) -> None:
     (tmp_path / "junk.npz").write_bytes(b"not an archive")
     config = tiny("fedavg") | {"data": {"kind": "npz", "path": str(tmp_path / "junk.npz")}}
