@@ -99,7 +99,7 @@ def test_a_bad_setting_is_refused_before_training(changes: dict[str, Any], says:
 
 
 def test_a_generator_that_does_not_fit_is_refused_before_any_method_trains(tmp_path: Path) -> None:
-    rows = [f"{i % 7},{i % 2}" for i in range(90)]
+    rows = [f"{i % 7},{i % 2}" for i in range(200)]
     (tmp_path / "t.csv").write_text("\n".join(["age,state", *rows]))
     config = tiny("local", "gefl") | {"data": {"kind": "table", "path": str(tmp_path / "t.csv"), "label": "state"}}
     assert "generator cvae: examples of shape (1,), a table" in refused(config, tmp_path / "run")
