@@ -142,6 +142,8 @@ def _again() -> str:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """The `genfed` command: exit code 0, 2 for bad input (one line on standard error), 130 for Ctrl-C."""
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)  # a user's "module:Class" stands where they work; only `python -m` sees it by itself
     try:
         app(args=None if arguments is None else list(arguments), prog_name="genfed")
     except GenfedError as error:
