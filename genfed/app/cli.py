@@ -92,7 +92,7 @@ def compare(
         if not file.exists():
             state = "has not finished" if (folder / "config.toml").exists() else "is not the folder of a run"
             raise GenfedError(f"{folder} {state}: it has no report.json")
-        reports.append((str(folder), from_json(file.read_text("utf-8"), str(file))))
+        reports.append((str(folder), from_json(file.read_text("utf-8", "replace"), str(file))))
     table = compare_table(reports)
     out.mkdir(parents=True, exist_ok=True)
     (out / "compare.html").write_text(compare_page(reports), "utf-8")
@@ -146,10 +146,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         sys.path.append(here)  # a user's "module:Class" stands where they work; only `python -m` sees it by itself
     try:
         app(args=None if arguments is None else list(arguments), prog_name="genfed")
-    except GenfedError as error:
-        Console(stderr=True).print(
-            f"genfed: {' '.join(str(error).split())}", highlight=False, markup=False, soft_wrap=True
-        )
+    except (GenfedError, OSError) as error:  # the latter: a folder that cannot be written, a name too long
+        line = " ".join(str(error).split())
+        Console(stderr=True).print(f"genfed: {line}", highlight=False, markup=False, emoji=False, soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -250,6 +250,28 @@ def test_a_misspelt_command_ends_with_2(words: list[str], capsys: pytest.Capture
     assert "Traceback" not in capsys.readouterr().err
 
 
+def test_what_the_disk_refuses_is_one_line_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, config, report = tmp_path / "file", tmp_path / "c.toml", tmp_path / "run" / "report.json"
+    file.write_text("")
+    config.write_text(tomli_w.dumps(tiny("fedavg")))
+    report.parent.mkdir()
+    report.write_bytes(b"\xff\xfe")
+    for words, says in (
+        (["run", str(config), "--out", str(file)], "file"),
+        (["run", str(config), "--out", str(file / "below")], "file/below"),
+        (["run", str(config), "--out", str(tmp_path / ("a" * 300))], "name too long"),
+        (["run", "a" * 400], "name too long"),
+        (["run", str(config), "--set", f'data={{kind="npz", path="{"a" * 300}"}}'], "name too long"),
+        (["compare", str(report.parent), "--out", str(tmp_path / "page")], "is not a genfed report"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(words)
+        assert ended.value.code == 2
+        err = capsys.readouterr().err
+        assert says in err
+        assert err.count("\n") == 1
+
+
 def test_the_python_interface_raises_the_same(tmp_path: Path) -> None:
     with pytest.raises(genfed.GenfedError, match="did you mean 'seeds'"):
         genfed.run(tiny("local", sedes=[1]), out=tmp_path / "run")
