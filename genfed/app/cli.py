@@ -23,9 +23,14 @@ app = typer.Typer(
 )
 
 
+def _console(stderr: bool = False, width: int | None = None) -> Console:
+    """It shows text as it is: types, paths and what a client's code says hold [brackets] and :colons:."""
+    return Console(stderr=stderr, width=width, markup=False, emoji=False, highlight=False)
+
+
 def _output() -> Console:
-    console = Console()
-    return console if console.is_terminal else Console(width=120)  # a file or a pipe has no width of its own
+    console = _console()
+    return console if console.is_terminal else _console(width=120)  # a file or a pipe has no width of its own
 
 
 RunFolder = Annotated[Path, typer.Argument(help="The folder of a run, such as runs/demo.", show_default=False)]
@@ -60,20 +65,20 @@ def run(
 
     settings = read(config, overrides)
     folder = out or Path("runs") / settings.name
-    console = Console(stderr=True)
+    console = _console(stderr=True)
     try:
         with Watch(console, trials=len(settings.labels) * len(settings.seeds)) as watch:
             report = runs.run(settings, out=folder, resume=resume, fresh=fresh, notify=watch)
     except KeyboardInterrupt:
         again = _again()
-        console.print(f"stopped; every finished round is kept. Go on with:\n  {again}", highlight=False, soft_wrap=True)
+        console.print(f"stopped; every finished round is kept. Go on with:\n  {again}", soft_wrap=True)
         raise typer.Exit(130) from None
     output = _output()
     output.print(summary_table(report))
     for trial in report.trials:
         for failure in trial.failures:
-            console.print(f"{trial.method}, seed {trial.seed}: {failure}", style="yellow", highlight=False)
-    output.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
+            console.print(f"{trial.method}, seed {trial.seed}: {failure}", style="yellow")
+    output.print(f"report: {folder / 'report.html'}", soft_wrap=True)
 
 
 @app.command()
@@ -99,7 +104,7 @@ def compare(
     (out / "compare.md").write_text(to_markdown(table), "utf-8")
     console = _output()
     console.print(table)
-    console.print(f"page: {out / 'compare.html'}", highlight=False, soft_wrap=True)
+    console.print(f"page: {out / 'compare.html'}", soft_wrap=True)
 
 
 @app.command()
@@ -118,7 +123,7 @@ def sample(
     from genfed.app.samples import write_samples
 
     count = write_samples(run, out, n, method, seed, draw, form)
-    Console().print(f"{count} images: {out}", highlight=False, soft_wrap=True)
+    _output().print(f"{count} images: {out}", soft_wrap=True)
 
 
 @app.command(name="list")
@@ -148,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         app(args=None if arguments is None else list(arguments), prog_name="genfed")
     except (GenfedError, OSError) as error:  # the latter: a folder that cannot be written, a name too long
         line = " ".join(str(error).split())
-        Console(stderr=True).print(f"genfed: {line}", highlight=False, markup=False, emoji=False, soft_wrap=True)
+        _console(stderr=True).print(f"genfed: {line}", soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
