@@ -55,6 +55,21 @@ def refused(config: dict[str, Any], out: Path, **options: Any) -> str:
         ({"method": {"fedavg": 3}}, "method.fedavg = 3: expected a table"),
         ({"defaults": {"mu": 0.1}}, "defaults.mu: no method of the run has such a setting"),
         ({"data": {"kind": "digit"}}, "no such data: 'digit'; did you mean 'digits'?"),
+        ({"data": "digits"}, "data = 'digits': expected a table of settings"),
+        ({"compute": "cpu"}, "compute = 'cpu': expected a table of settings"),
+        ({"method": {"fedavg": {"kind": 3}}}, "method.fedavg.kind = 3: expected the name of a method"),
+        ({"method": {"fedavg": {"kind": f"{TOYS}:Undecorated"}}}, "bears @genfed.settings, and this has none"),
+        ({"method": {"fedavg": {"kind": f"{TOYS}:Unfinished"}}}, "it lacks classifier, init, phases, send_classifier"),
+        ({"federation": {"timeout": float("inf")}}, "federation.timeout = inf: input should be a finite number"),
+        ({"federation": {"architectures": {"linear": float("inf")}}}, "linear = inf: a weight is above 0 and finite"),
+        ({"federation": {"architectures": {"linear": 99.0, "mlp": 1.0}}}, "mlp = 1.0 comes to none of 4 clients"),
+        ({"federation": {"architectures": [":Net"]}}, ":Net: cannot import '' (ValueError: "),
+        ({"federation": {"architectures": [f"{TOYS}:TakesNothing"]}}, "cannot be made of the task alone (TypeError: "),
+        ({"federation": {"architectures": [f"{TOYS}:Lost"]}}, "does not fit examples of shape (1, 8, 8) (KeyError: "),
+        (
+            {"federation": {"architectures": [f"{TOYS}:Two"]}},
+            "gives a tuple where scores of shape (2, 10) are expected",
+        ),
         ({"data": {"kind": 7}}, "data.kind: says which of digits, "),
         ({"data": {"sise": 8}}, "data.sise: no such setting: 'sise'; did you mean 'size'?"),
         (
@@ -76,7 +91,7 @@ def refused(config: dict[str, Any], out: Path, **options: Any) -> str:
         ({"federation": {"architectures": [f"{TOYS}:unused"]}}, "has no class unused that is a Module"),
         (
             {"federation": {"architectures": [f"{TOYS}:TooFew"]}},
-            "gives scores of shape (2, 9) where (2, 10) is expected",
+            "gives scores of shape (2, 9) where scores of shape (2, 10) are expected",
         ),
         ({"federation": {"clients": 200}}, "200"),
         ({"federation": {"examples": 99999}}, "99999"),
@@ -91,7 +106,7 @@ def refused(config: dict[str, Any], out: Path, **options: Any) -> str:
 )
 def test_a_bad_setting_is_refused_before_training(changes: dict[str, Any], says: str, tmp_path: Path) -> None:
     config = tiny("fedavg", **changes)
-    if config["data"]["kind"] != "digits":
+    if isinstance(config["data"], dict) and config["data"]["kind"] != "digits":
         config["data"].pop("size", None)
     line = refused(config, tmp_path / "run")
     assert says in line
