@@ -29,6 +29,7 @@ from genfed.core.record import digest, pack, save
 from genfed.data.dataset import Dataset
 from genfed.engines.embedded import InProcess, Workers
 from genfed.engines.site import threads
+from genfed.learn.fit import scaled
 from genfed.report.metrics import Metrics, retain
 from genfed.report.metrics import read as read_metrics
 from genfed.report.page import Grid, page
@@ -251,7 +252,8 @@ def _grid(label: str, trial: Trial, state: Any, each: int = 10) -> Grid:
     made = trial.method.generate(server_of(trial, 0, "grid"), state, y)
     held_out = trial.shards.held_out
     rows = [torch.nonzero(held_out.y == c).flatten()[:each] for c in range(classes)]
-    real = torch.stack([held_out.x[r] for r in rows]) if all(len(r) == each for r in rows) else None
+    enough = all(len(r) == each for r in rows)
+    real = torch.stack([to_uint8(scaled(held_out.x[r])) for r in rows]) if enough else None
     return Grid(label, to_uint8(made).reshape(classes, each, *made.shape[1:]), real)
 
 

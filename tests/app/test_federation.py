@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -104,6 +105,14 @@ def test_a_table_and_natural_clients(tmp_path: Path) -> None:
     report = start(config, tmp_path / "run")
     assert report.classes == ("ill", "well")
     assert report.trials[0].accuracy == 1.0  # the kind says it all
+
+
+def test_images_of_floats_are_shown_like_any(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).uniform(-1, 1, (200, 3, 8, 8)).astype(np.float32)
+    np.savez(tmp_path / "f.npz", x=x, y=np.arange(200) % 2)
+    config = tiny("gefl") | {"data": {"kind": "npz", "path": str(tmp_path / "f.npz")}}
+    start(config, tmp_path / "run")
+    assert "Real images of class 1" in (tmp_path / "run" / "report.html").read_text("utf-8")
 
 
 def test_importing_genfed_imports_nothing_heavy() -> None:
