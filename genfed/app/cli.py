@@ -1,5 +1,7 @@
 """The command line. Imports torch only inside commands, so that `--help` answers at once."""
 
+import json
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,7 +59,7 @@ def run(
     """
     overrides = list(set_ or [])
     if data_root is not None:
-        overrides.append(f"data_root='{data_root}'")
+        overrides.append(f"data_root={json.dumps(str(data_root), ensure_ascii=False)}")
     from genfed.app import run as runs
     from genfed.app.config import read
     from genfed.app.progress import Watch
@@ -142,7 +144,7 @@ def list_(
 
 def _again() -> str:
     words = [a for a in sys.argv[1:] if a not in ("--fresh", "--resume")]
-    return " ".join(["genfed", *words, "--resume"])
+    return shlex.join(["genfed", *words, "--resume"])
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

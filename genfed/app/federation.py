@@ -58,7 +58,7 @@ def assign(architectures: tuple[str, ...] | dict[str, float], clients: int) -> l
     """One architecture per client: names in turn, or in blocks in proportion to their weights (largest remainders).
 
     Raises:
-        GenfedError: no names, more names than clients, weights that are not all above 0, or one that comes to no client.
+        GenfedError: no names, more names than clients, a weight that is not above 0, or one that comes to no client.
     """
     if not architectures:
         raise GenfedError("federation.architectures is empty: name at least one (`genfed list architectures`)")

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import platform
+import shlex
 import shutil
 import sys
 import tomllib
@@ -79,8 +80,10 @@ def run(
 def load_data(config: Config) -> Dataset:
     """Reads the data set, a relative path starting from `data_root`."""
     source = config.data
-    if config.data_root and isinstance(path := getattr(source, "path", None), str):
-        source = replace(source, path=str(Path(config.data_root) / path))  # type: ignore[type-var]
+    if config.data_root:
+        given = {name: getattr(source, name, None) for name in ("path", "validation_path", "test_path")}
+        paths = {name: str(Path(config.data_root) / path) for name, path in given.items() if isinstance(path, str)}
+        source = replace(source, **paths)  # type: ignore[type-var]
     return source.load()
 
 
@@ -289,4 +292,5 @@ def processor() -> str:
 
 
 def _command() -> str:
-    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    name = Path(sys.argv[0]).name
+    return shlex.join(["genfed" if name == "__main__.py" else name, *sys.argv[1:]])

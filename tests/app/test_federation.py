@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tomli_w
 import torch
 
+from genfed.app import cli
 from genfed.app.config import read
 from genfed.app.federation import assign, class_counts, pooled, share_out
-from genfed.app.run import load_data, worker_count
+from genfed.app.run import _command, load_data, worker_count
 from genfed.core.errors import GenfedError
 from tests.conftest import start, tiny
 
@@ -105,6 +107,25 @@ def test_a_table_and_natural_clients(tmp_path: Path) -> None:
     report = start(config, tmp_path / "run")
     assert report.classes == ("ill", "well")
     assert report.trials[0].accuracy == 1.0  # the kind says it all
+
+
+def test_every_path_of_a_table_starts_from_data_root(tmp_path: Path) -> None:
+    root = tmp_path / "it's here"
+    root.mkdir()
+    for name in ("a.csv", "b.csv"):
+        (root / name).write_text("\n".join(["age,state", *(f"{i},{('ill', 'well')[i % 2]}" for i in range(40))]))
+    table = {"kind": "table", "path": "a.csv", "test_path": "b.csv", "label": "state"}
+    (tmp_path / "c.toml").write_text(tomli_w.dumps(tiny("fedavg") | {"data": table, "federation": {"clients": 2}}))
+    words = ["run", str(tmp_path / "c.toml"), "--out", str(tmp_path / "run"), "--data-root", str(root)]
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*words, "--set", "federation.architectures=['linear']"])
+    assert ended.value.code == 0
+
+
+def test_the_command_can_be_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/x/genfed/__main__.py", "run", "a b.toml", "--set", 'methods=["gefl"]'])
+    assert _command() == "genfed run 'a b.toml' --set 'methods=[\"gefl\"]'"
+    assert cli._again() == "genfed run 'a b.toml' --set 'methods=[\"gefl\"]' --resume"
 
 
 def test_images_of_floats_are_shown_like_any(tmp_path: Path) -> None:
