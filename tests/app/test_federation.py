@@ -1,5 +1,6 @@
 """From a data set to clients."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -70,6 +71,13 @@ def test_the_ceiling_has_one_client_per_architecture_with_all_data() -> None:
     made = pooled(shards())
     assert [(c.architecture, c.examples) for c in made.clients] == [("linear", 80), ("mlp-small", 80)]
     assert made.ranges == ((0, 80), (0, 80))
+
+
+def test_the_ceiling_trains_in_every_round_whoever_is_sampled(tmp_path: Path) -> None:
+    start(tiny("local", "centralised", federation={"sample": 0.25}), tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    trained = [r["method"] for r in rows if r["phase"] == "train" and r["client"] is not None]
+    assert (trained.count("local"), trained.count("centralised")) == (2, 4)
 
 
 def test_workers_are_never_more_than_clients() -> None:
