@@ -93,6 +93,12 @@ class Config:
     method: dict[str, InstanceOf[Method[Any]]]
     """A table of settings per label."""
 
+    def __post_init__(self) -> None:
+        if twice := [seed for seed in self.seeds if self.seeds.count(seed) > 1]:
+            raise GenfedError(f"seeds: {twice[0]} stands twice; each seed is one repetition")
+        if not re.fullmatch(r"[^./\\\0][^/\\\0]*", self.name):
+            raise GenfedError(f"name = {self.name!r}: it names a folder of runs/, so no / or \\, and no . at its start")
+
     @property
     def labels(self) -> tuple[str, ...]:
         """All methods of the run, in order."""

@@ -24,7 +24,7 @@ from genfed import __version__
 from genfed.app import federation
 from genfed.app.config import Config, read, to_toml
 from genfed.app.site import new_site, new_trial, shards_file, trial_folder
-from genfed.app.trial import Progress, Run, Trial, counts_for, read_checkpoint, server_of
+from genfed.app.trial import Progress, Run, Trial, counts_for, new_server, read_checkpoint, server_of
 from genfed.core.errors import GenfedError
 from genfed.core.record import digest, pack, save
 from genfed.data.dataset import Dataset
@@ -68,7 +68,10 @@ def run(
     folder = Path(out if out is not None else Path("runs") / settings.name)
     dataset = load_data(settings)
     for seed in settings.seeds:
-        federation.check(settings, federation.share_out(settings, dataset, seed))
+        shards = federation.share_out(settings, dataset, seed)
+        federation.check(settings, shards)
+    for method in settings.method.values():  # a generator that does not fit, before an earlier method has run
+        method.init(new_server(shards.task, shards.clients, settings.compute, seed, 0, "init"))
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     with _claimed(folder, settings, resume=resume, fresh=fresh), _logged(folder), threads(settings.compute.threads):
         try:
