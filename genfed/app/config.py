@@ -38,7 +38,7 @@ class Federation:
     """Fraction of the clients that take part in a round, drawn anew for each."""
     quorum: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Fraction of those asked that must answer; with fewer the run stops at its last checkpoint."""
-    timeout: Annotated[float, Field(gt=0)] | None = None
+    timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Seconds that a client may take for a round before it is left out (with worker processes); left out: for ever."""
 
 
@@ -93,6 +93,12 @@ class Config:
     method: dict[str, InstanceOf[Method[Any]]]
     """A table of settings per label."""
 
+    def __post_init__(self) -> None:
+        if twice := [seed for seed in self.seeds if self.seeds.count(seed) > 1]:
+            raise GenfedError(f"seeds: {twice[0]} stands twice; each seed is one repetition")
+        if not re.fullmatch(r"[^./\\\0][^/\\\0]*", self.name):
+            raise GenfedError(f"name = {self.name!r}: it names a folder of runs/, so no / or \\, and no . at its start")
+
     @property
     def labels(self) -> tuple[str, ...]:
         """All methods of the run, in order."""
@@ -137,7 +143,9 @@ def _config(table: Table) -> Config:
     built, used = {}, set()
     for label in dict.fromkeys((*labels, *own)):  # a table for a method that is not run is checked all the same
         given = _table(own.get(label, {}), f"method.{label}")
-        cls = registry.find(registry.METHODS, given.get("kind", label))
+        if not isinstance(kind := given.get("kind", label), str):
+            raise GenfedError(f"method.{label}.kind = {kind!r}: expected the name of a method")
+        cls = registry.find(registry.METHODS, kind)
         fields = {f.name for f in dataclasses.fields(cls)}
         used |= fields & defaults.keys()
         merged = _merge({k: v for k, v in defaults.items() if k in fields}, given)
@@ -188,6 +196,8 @@ def _value(hint: Any, value: Any, at: str) -> Any:
 
 def _complaint(at: str, error: Any) -> str:
     key = at + ".".join(str(part) for part in error["loc"] if not _is_branch(part))
+    if error["type"] in ("is_instance_of", "dataclass_type", "dataclass_exact_type"):
+        return f"{key} = {error['input']!r}: expected a table of settings"
     if error["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
         return f"{key}: this setting is required"
     return f"{key} = {error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"

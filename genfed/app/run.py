@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import platform
+import shlex
 import shutil
 import sys
 import tomllib
@@ -23,12 +24,13 @@ from genfed import __version__
 from genfed.app import federation
 from genfed.app.config import Config, read, to_toml
 from genfed.app.site import new_site, new_trial, shards_file, trial_folder
-from genfed.app.trial import Progress, Run, Trial, counts_for, read_checkpoint, server_of
+from genfed.app.trial import Progress, Run, Trial, counts_for, new_server, read_checkpoint, server_of
 from genfed.core.errors import GenfedError
 from genfed.core.record import digest, pack, save
 from genfed.data.dataset import Dataset
 from genfed.engines.embedded import InProcess, Workers
 from genfed.engines.site import threads
+from genfed.learn.fit import scaled
 from genfed.report.metrics import Metrics, retain
 from genfed.report.metrics import read as read_metrics
 from genfed.report.page import Grid, page
@@ -68,8 +70,8 @@ def run(
     for seed in settings.seeds:
         shards = federation.share_out(settings, dataset, seed)
         federation.check(settings, shards)
-    for label, method in settings.method.items():  # a generator or architecture that a method cannot use
-        method.init(server_of(new_trial(settings, folder, label, settings.seeds[0], shards, ""), 0, "check"))
+    for method in settings.method.values():  # a generator that does not fit, before an earlier method has run
+        method.init(new_server(shards.task, shards.clients, settings.compute, seed, 0, "init"))
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     with _claimed(folder, settings, resume=resume, fresh=fresh), _logged(folder), threads(settings.compute.threads):
         try:
@@ -81,8 +83,10 @@ def run(
 def load_data(config: Config) -> Dataset:
     """Reads the data set, a relative path starting from `data_root`."""
     source = config.data
-    if config.data_root and isinstance(path := getattr(source, "path", None), str):
-        source = replace(source, path=str(Path(config.data_root) / path))  # type: ignore[type-var]
+    if config.data_root:
+        given = {name: getattr(source, name, None) for name in ("path", "validation_path", "test_path")}
+        paths = {name: str(Path(config.data_root) / path) for name, path in given.items() if isinstance(path, str)}
+        source = replace(source, **paths)  # type: ignore[type-var]
     return source.load()
 
 
@@ -254,7 +258,8 @@ def _grid(label: str, trial: Trial, state: Any, each: int = 10) -> Grid:
     made = trial.method.generate(server_of(trial, 0, "grid"), state, y)
     held_out = trial.shards.held_out
     rows = [torch.nonzero(held_out.y == c).flatten()[:each] for c in range(classes)]
-    real = torch.stack([held_out.x[r] for r in rows]) if all(len(r) == each for r in rows) else None
+    enough = all(len(r) == each for r in rows)
+    real = torch.stack([to_uint8(scaled(held_out.x[r])) for r in rows]) if enough else None
     return Grid(label, to_uint8(made).reshape(classes, each, *made.shape[1:]), real)
 
 
@@ -290,4 +295,5 @@ def processor() -> str:
 
 
 def _command() -> str:
-    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    name = Path(sys.argv[0]).name
+    return shlex.join(["genfed" if name == "__main__.py" else name, *sys.argv[1:]])

@@ -183,8 +183,8 @@ class Run:
             started = time.perf_counter()
             state = phase.update(server, at.state, Reduced({}, ()))
             return state, [head | {"client": None, "seconds": time.perf_counter() - started, "failed": {}}]
-        # Everybody is scored, whoever took part.
-        sample = 1.0 if step.phase == "evaluate" else trial.federation.sample
+        # Everybody is scored, whoever took part; and a ceiling is no federation that could be sampled.
+        sample = 1.0 if step.phase == "evaluate" or trial.method.pooled else trial.federation.sample
         asked = participants(trial.shards.clients, sample, stream(trial.seed, step.phase, step.round, "sample"))
         sender = server_of(self._trial, step.round, step.phase, step.round, "send")
         ask = Ask(self._engine, phase, step, sender, at.state, asked, trial.federation.quorum)
