@@ -58,7 +58,7 @@ class Compute:
 
     workers: Annotated[int, Field(ge=0)] | None = None
     """Worker processes; 0: all in one process; left out: one per core. The outcome is the same to the bit."""
-    threads: Annotated[int, Field(ge=1)] = 1
+    threads: Annotated[int, Field(ge=1, le=1024)] = 1
     """Of each process. Another number may change the last bits."""
     device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] = "cpu"
     """"cpu", "cuda" or "cuda:1"."""
@@ -161,8 +161,8 @@ def _labels(table: Table, key: str, default: tuple[str, ...] = ()) -> tuple[str,
     value = table.get(key, default)
     if not isinstance(value, list | tuple) or not all(isinstance(v, str) for v in value):
         raise GenfedError(f'{key} = {value!r}: expected a list of names, such as {key} = ["gefl"]')
-    if bad := [v for v in value if not re.fullmatch(r"\w[\w.+-]*", v)]:
-        raise GenfedError(f"{key}: {bad[0]!r} is no label: letters, digits and . _ + - (it names a folder)")
+    if bad := [v for v in value if not re.fullmatch(r"\w[\w.+-]{,63}", v)]:
+        raise GenfedError(f"{key}: {bad[0]!r} is no label: up to 64 letters, digits and . _ + - (it names a folder)")
     return tuple(value)
 
 

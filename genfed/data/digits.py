@@ -13,7 +13,7 @@ from genfed.data.images import ImageSource
 class Digits(ImageSource):
     """scikit-learn's digits: 8 × 8 pixels, grey, ten classes."""
 
-    size: int | None = Field(default=32, ge=1)
+    size: int | None = Field(default=32, ge=1, le=4096)
     """Images are resized to size × size pixels, bilinear; None: 8 × 8."""
 
     def load(self) -> Dataset:

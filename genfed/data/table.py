@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from pydantic import Field
 
 from genfed.core.errors import GenfedError
 from genfed.core.method import Data
@@ -49,7 +50,7 @@ class Table(SplitSource):
     """Texts that mark a missing value; None: the empty one, ?, NA, N/A, NaN, nan, null, NULL."""
     names: tuple[str, ...] | None = None
     """The columns of a text file without a header; None: its first line names them."""
-    delimiter: str | None = None
+    delimiter: str | None = Field(default=None, min_length=1, max_length=1)
     """What separates the columns of a text file; None: a tab in .tsv, else a comma."""
 
     def load(self) -> Dataset:

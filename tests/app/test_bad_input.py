@@ -43,6 +43,16 @@ def refused(config: dict[str, Any], out: Path, **options: Any) -> str:
         ({"seeds": []}, "seeds = (): "),
         ({"seeds": 3}, "seeds = 3: "),
         ({"seeds": [1, 2, 1]}, "seeds: 1 stands twice"),
+        (
+            {"compute": {"threads": 10**12}},
+            "compute.threads = 1000000000000: input should be less than or equal to 1024",
+        ),
+        ({"data": {"size": 10**6}}, "data.size = 1000000: input should be less than or equal to 4096"),
+        (
+            {"data": {"kind": "table", "path": "t.csv", "label": "y", "delimiter": ", "}},
+            "data.delimiter = ', ': string should have at most 1 character",
+        ),
+        ({"methods": ["m" * 65]}, "is no label: up to 64 letters"),
         ({"name": ""}, "name = '': it names a folder"),
         ({"name": "../up"}, "name = '../up': it names a folder"),
         ({"name": "a\0b"}, "it names a folder"),
