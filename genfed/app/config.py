@@ -145,6 +145,8 @@ def _config(table: Table) -> Config:
         given = _table(own.get(label, {}), f"method.{label}")
         if not isinstance(kind := given.get("kind", label), str):
             raise GenfedError(f"method.{label}.kind = {kind!r}: expected the name of a method")
+        if kind != label and label in registry.catalogue(registry.METHODS):
+            raise GenfedError(f"method.{label}.kind = {kind!r}: {label} is a method itself; use another label")
         cls = registry.find(registry.METHODS, kind)
         fields = {f.name for f in dataclasses.fields(cls)}
         used |= fields & defaults.keys()
@@ -161,8 +163,8 @@ def _labels(table: Table, key: str, default: tuple[str, ...] = ()) -> tuple[str,
     value = table.get(key, default)
     if not isinstance(value, list | tuple) or not all(isinstance(v, str) for v in value):
         raise GenfedError(f'{key} = {value!r}: expected a list of names, such as {key} = ["gefl"]')
-    if bad := [v for v in value if not re.fullmatch(r"\w[\w.+-]{,63}", v)]:
-        raise GenfedError(f"{key}: {bad[0]!r} is no label: up to 64 letters, digits and . _ + - (it names a folder)")
+    if bad := [v for v in value if not re.fullmatch(r"\w[\w+-]{,63}", v)]:
+        raise GenfedError(f"{key}: {bad[0]!r} is no label: up to 64 letters, digits and _ + - (it names a folder)")
     return tuple(value)
 
 
@@ -178,7 +180,9 @@ def _build(cls: type[T], table: Table, at: str) -> T:
     try:
         return cls(**values)
     except pydantic.ValidationError as error:
-        raise GenfedError("; ".join(_complaint(at, e) for e in error.errors())) from None
+        # Of a union's branches the first says enough.
+        complaints = {line.partition(" = ")[0]: line for line in (_complaint(at, e) for e in error.errors()[::-1])}
+        raise GenfedError("; ".join(reversed(complaints.values()))) from None
 
 
 def _value(hint: Any, value: Any, at: str) -> Any:
@@ -200,7 +204,8 @@ def _complaint(at: str, error: Any) -> str:
         return f"{key} = {error['input']!r}: expected a table of settings"
     if error["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
         return f"{key}: this setting is required"
-    return f"{key} = {error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
+    shown = list(error["input"]) if isinstance(error["input"], tuple) else error["input"]
+    return f"{key} = {shown!r}: {error['msg'][0].lower()}{error['msg'][1:].replace('tuple', 'list')}"
 
 
 def _is_branch(part: Any) -> bool:

@@ -101,10 +101,18 @@ def check(config: Config, shards: Shards) -> None:
             that is not there.
     """
     check_device(config.compute.device)
+    if config.federation.timeout is not None and config.compute.workers == 0:
+        raise GenfedError("federation.timeout needs worker processes: compute.workers is 0")
     for name in sorted({c.architecture for c in shards.clients}):
         check_architecture(name, shards.task, shards.train)
     counts = class_counts(shards)
+    few = min(shards.clients, key=lambda info: info.examples)
     for label, method in config.method.items():
+        if few.examples < method.minimum_examples:
+            raise GenfedError(
+                f"{label} needs {method.minimum_examples} examples at every client, and client {few.id} has "
+                f"{few.examples}: choose another partition, more examples or fewer clients"
+            )
         if method.needs_every_class and (lacking := _lacking(counts)) is not None:
             client, place = lacking
             raise GenfedError(

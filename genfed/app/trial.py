@@ -203,7 +203,10 @@ class Run:
             for row in rows:
                 row |= {name: reduced[name][row["client"]].tolist() for name in ("correct", "total")}
         failed = {str(client): reason for client, reason in sorted(ask.failures.items())}
-        rows.append(head | {"client": None, "seconds": round(ask.seconds, 6), "failed": failed})
+        whole: dict[str, Any] = {"client": None, "seconds": round(ask.seconds, 6), "failed": failed}
+        if lost := self._engine.lost():
+            whole["lost"] = lost
+        rows.append(head | whole)
         return phase.update(server, at.state, reduced), rows
 
     def _tell(self, at: Checkpoint[Any], phase: Phase[Any], step: Step, client: int, clients: int) -> None:

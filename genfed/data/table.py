@@ -86,7 +86,7 @@ class Table(SplitSource):
             raise GenfedError(f"{path}: unknown file type {kind!r}; {', '.join(_CSV + _PARQUET)} are allowed")
         try:
             table = self._text(file) if kind in _CSV else parquet.read_table(file)
-        except (OSError, pyarrow.ArrowException) as error:
+        except (OSError, ValueError, TypeError, pyarrow.ArrowException) as error:
             raise GenfedError(f"{path}: not a readable table ({reason(error)})") from None
         if twice := {name for name in table.column_names if table.column_names.count(name) > 1}:
             raise GenfedError(f"{path}: column {min(twice)!r} stands twice")

@@ -114,8 +114,12 @@ def refused(config: dict[str, Any], out: Path, **options: Any) -> str:
         ({"federation": {"clients": 200}}, "200"),
         ({"federation": {"examples": 99999}}, "99999"),
         (
-            {"method": {"fedavg": {"kind": f"{TOYS}:Picky"}}, "partition": {"kind": "pathological", "labels": 2}},
-            "fedavg needs every class at every client, and client 0 has no example of ",
+            {
+                "methods": ["picky"],
+                "method": {"picky": {"kind": f"{TOYS}:Picky"}},
+                "partition": {"kind": "pathological", "labels": 2},
+            },
+            "picky needs every class at every client, and client 0 has no example of ",
         ),
         ({"data": {"kind": "npz", "path": "nowhere.npz"}}, "nowhere.npz"),
         ({"data": {"kind": "folder", "path": "nowhere"}}, "nowhere"),
