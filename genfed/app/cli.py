@@ -1,5 +1,7 @@
 """The command line. Imports torch only inside commands, so that `--help` answers at once."""
 
+import json
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,9 +25,14 @@ app = typer.Typer(
 )
 
 
+def _console(stderr: bool = False, width: int | None = None) -> Console:
+    """It shows text as it is: types, paths and what a client's code says hold [brackets] and :colons:."""
+    return Console(stderr=stderr, width=width, markup=False, emoji=False, highlight=False)
+
+
 def _output() -> Console:
-    console = Console()
-    return console if console.is_terminal else Console(width=120)  # a file or a pipe has no width of its own
+    console = _console()
+    return console if console.is_terminal else _console(width=120)  # a file or a pipe has no width of its own
 
 
 RunFolder = Annotated[Path, typer.Argument(help="The folder of a run, such as runs/demo.", show_default=False)]
@@ -52,7 +59,7 @@ def run(
     """
     overrides = list(set_ or [])
     if data_root is not None:
-        overrides.append(f"data_root='{data_root}'")
+        overrides.append(f"data_root={json.dumps(str(data_root), ensure_ascii=False)}")
     from genfed.app import run as runs
     from genfed.app.config import read
     from genfed.app.progress import Watch
@@ -60,20 +67,20 @@ def run(
 
     settings = read(config, overrides)
     folder = out or Path("runs") / settings.name
-    console = Console(stderr=True)
+    console = _console(stderr=True)
     try:
         with Watch(console, trials=len(settings.labels) * len(settings.seeds)) as watch:
             report = runs.run(settings, out=folder, resume=resume, fresh=fresh, notify=watch)
     except KeyboardInterrupt:
         again = _again()
-        console.print(f"stopped; every finished round is kept. Go on with:\n  {again}", highlight=False, soft_wrap=True)
+        console.print(f"stopped; every finished round is kept. Go on with:\n  {again}", soft_wrap=True)
         raise typer.Exit(130) from None
     output = _output()
     output.print(summary_table(report))
     for trial in report.trials:
         for failure in trial.failures:
-            console.print(f"{trial.method}, seed {trial.seed}: {failure}", style="yellow", highlight=False)
-    output.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
+            console.print(f"{trial.method}, seed {trial.seed}: {failure}", style="yellow")
+    output.print(f"report: {folder / 'report.html'}", soft_wrap=True)
 
 
 @app.command()
@@ -92,14 +99,14 @@ def compare(
         if not file.exists():
             state = "has not finished" if (folder / "config.toml").exists() else "is not the folder of a run"
             raise GenfedError(f"{folder} {state}: it has no report.json")
-        reports.append((str(folder), from_json(file.read_text("utf-8"), str(file))))
+        reports.append((str(folder), from_json(file.read_text("utf-8", "replace"), str(file))))
     table = compare_table(reports)
     out.mkdir(parents=True, exist_ok=True)
     (out / "compare.html").write_text(compare_page(reports), "utf-8")
     (out / "compare.md").write_text(to_markdown(table), "utf-8")
     console = _output()
     console.print(table)
-    console.print(f"page: {out / 'compare.html'}", highlight=False, soft_wrap=True)
+    console.print(f"page: {out / 'compare.html'}", soft_wrap=True)
 
 
 @app.command()
@@ -118,7 +125,7 @@ def sample(
     from genfed.app.samples import write_samples
 
     count = write_samples(run, out, n, method, seed, draw, form)
-    Console().print(f"{count} images: {out}", highlight=False, soft_wrap=True)
+    _output().print(f"{count} images: {out}", soft_wrap=True)
 
 
 @app.command(name="list")
@@ -137,17 +144,18 @@ def list_(
 
 def _again() -> str:
     words = [a for a in sys.argv[1:] if a not in ("--fresh", "--resume")]
-    return " ".join(["genfed", *words, "--resume"])
+    return shlex.join(["genfed", *words, "--resume"])
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """The `genfed` command: exit code 0, 2 for bad input (one line on standard error), 130 for Ctrl-C."""
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)  # a user's "module:Class" stands where they work; only `python -m` sees it by itself
     try:
         app(args=None if arguments is None else list(arguments), prog_name="genfed")
-    except GenfedError as error:
-        Console(stderr=True).print(
-            f"genfed: {' '.join(str(error).split())}", highlight=False, markup=False, soft_wrap=True
-        )
+    except (GenfedError, OSError) as error:  # the latter: a folder that cannot be written, a name too long
+        line = " ".join(str(error).split())
+        _console(stderr=True).print(f"genfed: {line}", soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

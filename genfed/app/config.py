@@ -38,7 +38,7 @@ class Federation:
     """Fraction of the clients that take part in a round, drawn anew for each."""
     quorum: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Fraction of those asked that must answer; with fewer the run stops at its last checkpoint."""
-    timeout: Annotated[float, Field(gt=0)] | None = None
+    timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Seconds that a client may take for a round before it is left out (with worker processes); left out: for ever."""
 
 
@@ -58,7 +58,7 @@ class Compute:
 
     workers: Annotated[int, Field(ge=0)] | None = None
     """Worker processes; 0: all in one process; left out: one per core. The outcome is the same to the bit."""
-    threads: Annotated[int, Field(ge=1)] = 1
+    threads: Annotated[int, Field(ge=1, le=1024)] = 1
     """Of each process. Another number may change the last bits."""
     device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] = "cpu"
     """"cpu", "cuda" or "cuda:1"."""
@@ -92,6 +92,12 @@ class Config:
     """The machine."""
     method: dict[str, InstanceOf[Method[Any]]]
     """A table of settings per label."""
+
+    def __post_init__(self) -> None:
+        if twice := [seed for seed in self.seeds if self.seeds.count(seed) > 1]:
+            raise GenfedError(f"seeds: {twice[0]} stands twice; each seed is one repetition")
+        if not re.fullmatch(r"[^./\\\0][^/\\\0]*", self.name):
+            raise GenfedError(f"name = {self.name!r}: it names a folder of runs/, so no / or \\, and no . at its start")
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -137,7 +143,11 @@ def _config(table: Table) -> Config:
     built, used = {}, set()
     for label in dict.fromkeys((*labels, *own)):  # a table for a method that is not run is checked all the same
         given = _table(own.get(label, {}), f"method.{label}")
-        cls = registry.find(registry.METHODS, given.get("kind", label))
+        if not isinstance(kind := given.get("kind", label), str):
+            raise GenfedError(f"method.{label}.kind = {kind!r}: expected the name of a method")
+        if kind != label and label in registry.catalogue(registry.METHODS):
+            raise GenfedError(f"method.{label}.kind = {kind!r}: {label} is a method itself; use another label")
+        cls = registry.find(registry.METHODS, kind)
         fields = {f.name for f in dataclasses.fields(cls)}
         used |= fields & defaults.keys()
         merged = _merge({k: v for k, v in defaults.items() if k in fields}, given)
@@ -153,8 +163,8 @@ def _labels(table: Table, key: str, default: tuple[str, ...] = ()) -> tuple[str,
     value = table.get(key, default)
     if not isinstance(value, list | tuple) or not all(isinstance(v, str) for v in value):
         raise GenfedError(f'{key} = {value!r}: expected a list of names, such as {key} = ["gefl"]')
-    if bad := [v for v in value if not re.fullmatch(r"\w[\w.+-]*", v)]:
-        raise GenfedError(f"{key}: {bad[0]!r} is no label: letters, digits and . _ + - (it names a folder)")
+    if bad := [v for v in value if not re.fullmatch(r"\w[\w+-]{,63}", v)]:
+        raise GenfedError(f"{key}: {bad[0]!r} is no label: up to 64 letters, digits and _ + - (it names a folder)")
     return tuple(value)
 
 
@@ -170,7 +180,9 @@ def _build(cls: type[T], table: Table, at: str) -> T:
     try:
         return cls(**values)
     except pydantic.ValidationError as error:
-        raise GenfedError("; ".join(_complaint(at, e) for e in error.errors())) from None
+        # Of a union's branches the first says enough.
+        complaints = {line.partition(" = ")[0]: line for line in (_complaint(at, e) for e in error.errors()[::-1])}
+        raise GenfedError("; ".join(reversed(complaints.values()))) from None
 
 
 def _value(hint: Any, value: Any, at: str) -> Any:
@@ -188,9 +200,12 @@ def _value(hint: Any, value: Any, at: str) -> Any:
 
 def _complaint(at: str, error: Any) -> str:
     key = at + ".".join(str(part) for part in error["loc"] if not _is_branch(part))
+    if error["type"] in ("is_instance_of", "dataclass_type", "dataclass_exact_type"):
+        return f"{key} = {error['input']!r}: expected a table of settings"
     if error["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
         return f"{key}: this setting is required"
-    return f"{key} = {error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
+    shown = list(error["input"]) if isinstance(error["input"], tuple) else error["input"]
+    return f"{key} = {shown!r}: {error['msg'][0].lower()}{error['msg'][1:].replace('tuple', 'list')}"
 
 
 def _is_branch(part: Any) -> bool:

@@ -1,5 +1,7 @@
 """From a data set to clients: shares the training part out, hands out architectures, refuses what cannot work."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,7 @@ from genfed.core.aggregate import ClientInfo
 from genfed.core.errors import GenfedError
 from genfed.core.method import Data, Task
 from genfed.core.rng import stream
+from genfed.data.checks import reason
 from genfed.data.dataset import Dataset
 from genfed.data.partition import subset
 from genfed.engines.site import Shards
@@ -55,7 +58,7 @@ def assign(architectures: tuple[str, ...] | dict[str, float], clients: int) -> l
     """One architecture per client: names in turn, or in blocks in proportion to their weights (largest remainders).
 
     Raises:
-        GenfedError: no names, more names than clients, or weights that are not all above 0.
+        GenfedError: no names, more names than clients, a weight that is not above 0, or one that comes to no client.
     """
     if not architectures:
         raise GenfedError("federation.architectures is empty: name at least one (`genfed list architectures`)")
@@ -66,13 +69,20 @@ def assign(architectures: tuple[str, ...] | dict[str, float], clients: int) -> l
         )
     if isinstance(architectures, tuple):
         return [architectures[i % len(architectures)] for i in range(clients)]
-    if bad := [name for name, weight in architectures.items() if not weight > 0]:
-        raise GenfedError(f"federation.architectures.{bad[0]} = {architectures[bad[0]]}: a weight is above 0")
+    if bad := [name for name, weight in architectures.items() if not 0 < weight < math.inf]:
+        raise GenfedError(
+            f"federation.architectures.{bad[0]} = {architectures[bad[0]]}: a weight is above 0 and finite"
+        )
     total = sum(architectures.values())
     shares = {name: clients * weight / total for name, weight in architectures.items()}
     counts = {name: int(share) for name, share in shares.items()}
     for name in sorted(shares, key=lambda n: counts[n] - shares[n])[: clients - sum(counts.values())]:
         counts[name] += 1
+    if idle := [name for name, count in counts.items() if count == 0]:
+        raise GenfedError(
+            f"federation.architectures.{idle[0]} = {architectures[idle[0]]} comes to none of {clients} clients: "
+            "raise its weight or federation.clients, or leave it out"
+        )
     return [name for name, count in counts.items() for _ in range(count)]
 
 
@@ -91,10 +101,18 @@ def check(config: Config, shards: Shards) -> None:
             that is not there.
     """
     check_device(config.compute.device)
+    if config.federation.timeout is not None and config.compute.workers == 0:
+        raise GenfedError("federation.timeout needs worker processes: compute.workers is 0")
     for name in sorted({c.architecture for c in shards.clients}):
         check_architecture(name, shards.task, shards.train)
     counts = class_counts(shards)
+    few = min(shards.clients, key=lambda info: info.examples)
     for label, method in config.method.items():
+        if few.examples < method.minimum_examples:
+            raise GenfedError(
+                f"{label} needs {method.minimum_examples} examples at every client, and client {few.id} has "
+                f"{few.examples}: choose another partition, more examples or fewer clients"
+            )
         if method.needs_every_class and (lacking := _lacking(counts)) is not None:
             client, place = lacking
             raise GenfedError(
@@ -116,16 +134,14 @@ def check_architecture(name: str, task: Task, data: Data) -> None:
     network = registry.new_network(name, task, torch.Generator().manual_seed(0)).eval()
     try:
         with torch.no_grad():
-            scores: Tensor = network(scaled(data.x[:2]))
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        raise GenfedError(
-            f"architecture {name} does not fit examples of shape {task.shape}: {str(error).splitlines()[0]}"
-        ) from None
+            scores: object = network(scaled(data.x[:2]))
+    except Exception as error:  # a user's own code may fail in any way
+        about = f"{type(error).__name__}: {reason(error)}"
+        raise GenfedError(f"architecture {name} does not fit examples of shape {task.shape} ({about})") from error
     expected = (min(2, len(data)), len(task.classes))
-    if tuple(scores.shape) != expected:
-        raise GenfedError(
-            f"architecture {name} gives scores of shape {tuple(scores.shape)} where {expected} is expected"
-        )
+    if not isinstance(scores, Tensor) or tuple(scores.shape) != expected:
+        found = f"scores of shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else f"a {type(scores).__name__}"
+        raise GenfedError(f"architecture {name} gives {found} where scores of shape {expected} are expected")
 
 
 def _lacking(counts: tuple[tuple[int, ...], ...]) -> tuple[int, int] | None:

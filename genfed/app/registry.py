@@ -17,6 +17,7 @@ from torch import nn
 from genfed.core.errors import GenfedError
 from genfed.core.method import Method, Task
 from genfed.core.rng import seeded
+from genfed.data.checks import reason
 from genfed.data.dataset import Source
 from genfed.data.partition import Partitioner
 from genfed.generators.generator import Generator
@@ -61,7 +62,12 @@ def find(family: Family, name: str) -> type[Any]:
         GenfedError: there is none; the nearest name is given.
     """
     if ":" in name:
-        return _custom(name, family.base)
+        cls = _custom(name, family.base)
+        if "__dataclass_fields__" not in vars(cls):
+            raise GenfedError(f"{name}: a {family.base.__name__} bears @genfed.settings, and this has none")
+        if inspect.isabstract(cls):
+            raise GenfedError(f"{name}: it lacks {', '.join(sorted(cls.__abstractmethods__))}")
+        return cls
     known = catalogue(family)
     if name not in known:
         raise GenfedError(unknown(name, known, f"no such {family.plural.removesuffix('s')}"))
@@ -90,8 +96,14 @@ def new_network(architecture: str, task: Task, rng: torch.Generator) -> nn.Modul
         GenfedError: no such architecture, or it does not fit the task.
     """
     make = _maker(architecture)
-    with seeded(rng):
-        return make(task)
+    try:
+        with seeded(rng):
+            return make(task)
+    except GenfedError:
+        raise
+    except Exception as error:  # a user's own code may fail in any way
+        about = f"{type(error).__name__}: {reason(error)}"
+        raise GenfedError(f"architecture {architecture} cannot be made of the task alone ({about})") from error
 
 
 _makers: dict[str, Callable[[Task], nn.Module]] = {}
@@ -132,8 +144,10 @@ def _custom(path: str, base: type[Any]) -> type[Any]:
     module_name, _, class_name = path.partition(":")
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise GenfedError(f"{path}: cannot import {module_name} ({error}); is it on PYTHONPATH?") from None
+    except Exception as error:  # it is run, and may fail in any way
+        raise GenfedError(f"{path}: cannot import {module_name!r} ({type(error).__name__}: {reason(error)})") from error
     cls = getattr(module, class_name, None)
     if not (inspect.isclass(cls) and issubclass(cls, base)):
         raise GenfedError(f"{path}: {module_name} has no class {class_name} that is a {base.__name__}")

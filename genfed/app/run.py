@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import platform
+import shlex
 import shutil
 import sys
 import tomllib
@@ -23,12 +24,14 @@ from genfed import __version__
 from genfed.app import federation
 from genfed.app.config import Config, read, to_toml
 from genfed.app.site import new_site, new_trial, shards_file, trial_folder
-from genfed.app.trial import Progress, Run, Trial, counts_for, read_checkpoint, server_of
+from genfed.app.trial import Progress, Run, Trial, counts_for, new_server, read_checkpoint, server_of
 from genfed.core.errors import GenfedError
 from genfed.core.record import digest, pack, save
 from genfed.data.dataset import Dataset
+from genfed.data.huggingface import HuggingFace
 from genfed.engines.embedded import InProcess, Workers
 from genfed.engines.site import threads
+from genfed.learn.fit import scaled
 from genfed.report.metrics import Metrics, retain
 from genfed.report.metrics import read as read_metrics
 from genfed.report.page import Grid, page
@@ -68,8 +71,8 @@ def run(
     for seed in settings.seeds:
         shards = federation.share_out(settings, dataset, seed)
         federation.check(settings, shards)
-    for label, method in settings.method.items():  # a generator or architecture that a method cannot use
-        method.init(server_of(new_trial(settings, folder, label, settings.seeds[0], shards, ""), 0, "check"))
+    for method in settings.method.values():  # a generator that does not fit, before an earlier method has run
+        method.init(new_server(shards.task, shards.clients, settings.compute, seed, 0, "init"))
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     with _claimed(folder, settings, resume=resume, fresh=fresh), _logged(folder), threads(settings.compute.threads):
         try:
@@ -81,15 +84,23 @@ def run(
 def load_data(config: Config) -> Dataset:
     """Reads the data set, a relative path starting from `data_root`."""
     source = config.data
-    if config.data_root and isinstance(path := getattr(source, "path", None), str):
-        source = replace(source, path=str(Path(config.data_root) / path))  # type: ignore[type-var]
+    if config.data_root:
+        given = {name: getattr(source, name, None) for name in ("path", "validation_path", "test_path")}
+        paths = {name: str(Path(config.data_root) / path) for name, path in given.items() if isinstance(path, str)}
+        if isinstance(source, HuggingFace) and not Path(paths["path"]).exists():
+            return source.load()  # a hub's name is no path
+        source = replace(source, **paths)  # type: ignore[type-var]
     return source.load()
+
+
+def cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def worker_count(config: Config) -> int:
     """The worker processes a run has: one per core unless said otherwise, and never more than clients."""
-    cores = len(os.sched_getaffinity(0))
-    return min(cores if config.compute.workers is None else config.compute.workers, config.federation.clients)
+    return min(cores() if config.compute.workers is None else config.compute.workers, config.federation.clients)
 
 
 def _run(
@@ -132,7 +143,6 @@ def _run(
                 if method.generates and seed == config.seeds[0]:
                     grids[label] = _grid(label, trial, state)
             shards_file(folder, seed).unlink(missing_ok=True)
-        died = tuple(workers.died) if workers else ()
     rows = read_metrics(folder / "metrics.jsonl")
     trials = tuple(summarise(rows, label, seed) for label in config.labels for seed in config.seeds)
     report = Report(
@@ -141,7 +151,7 @@ def _run(
         classes=dataset.task.classes,
         shape=dataset.task.shape,
         environment=_environment(config, command, started),
-        trials=(replace(trials[0], failures=trials[0].failures + died), *trials[1:]) if died else trials,
+        trials=trials,
         partition=partition,
         scored_on=config.evaluation.part,
     )
@@ -198,7 +208,11 @@ def _claimed(folder: Path, config: Config, *, resume: bool, fresh: bool) -> Iter
         if resume == fresh:
             raise GenfedError(f"{folder} holds a run: go on with --resume, delete it with --fresh, or change --out")
         if resume:
-            _same(read(mine), config, folder)
+            try:
+                before = read(mine)
+            except GenfedError as error:
+                raise GenfedError(f"{mine}: {error}; this run cannot be resumed, use --fresh") from None
+            _same(before, config, folder)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as lock:
         try:
@@ -223,7 +237,8 @@ def _same(before: Config, now: Config, folder: Path) -> None:
         return {k2: v2 for k, v in pairs for k2, v2 in (flat(v, f"{k}.") if isinstance(v, dict) else {k: v}).items()}
 
     old, new = (flat(tomllib.loads(to_toml(c))) for c in (before, now))
-    free = ("name", "data_root", "compute.workers")  # these do not change the outcome
+    # These do not change the outcome; that the data are the same is known from the data themselves.
+    free = ("name", "data_root", "compute.workers", "data.path", "data.validation_path", "data.test_path")
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) != new.get(key) and key not in free:
             raise GenfedError(
@@ -254,7 +269,8 @@ def _grid(label: str, trial: Trial, state: Any, each: int = 10) -> Grid:
     made = trial.method.generate(server_of(trial, 0, "grid"), state, y)
     held_out = trial.shards.held_out
     rows = [torch.nonzero(held_out.y == c).flatten()[:each] for c in range(classes)]
-    real = torch.stack([held_out.x[r] for r in rows]) if all(len(r) == each for r in rows) else None
+    enough = all(len(r) == each for r in rows)
+    real = torch.stack([to_uint8(scaled(held_out.x[r])) for r in rows]) if enough else None
     return Grid(label, to_uint8(made).reshape(classes, each, *made.shape[1:]), real)
 
 
@@ -272,7 +288,7 @@ def _environment(config: Config, command: str, started: str) -> Environment:
         started=started,
         versions=versions,
         processor=processor(),
-        cores=len(os.sched_getaffinity(0)),
+        cores=cores(),
         workers=worker_count(config),
         threads=config.compute.threads,
         device=config.compute.device,
@@ -290,4 +306,5 @@ def processor() -> str:
 
 
 def _command() -> str:
-    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    name = Path(sys.argv[0]).name
+    return shlex.join(["genfed" if name == "__main__.py" else name, *sys.argv[1:]])

@@ -32,6 +32,8 @@ def write_samples(
     """
     config = read(run)
     able = [label for label in config.labels if config.method[label].generates]
+    if not able:
+        raise GenfedError(f"{run}: none of its methods has a generator to sample from")
     if method is None and len(able) != 1:
         raise GenfedError(f"{run}: name one of its methods with a generator by --method (there are: {', '.join(able)})")
     label = able[0] if method is None else method

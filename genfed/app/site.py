@@ -15,7 +15,9 @@ from genfed.engines.site import Shards, Site
 def new_trial(config: Config, folder: Path, label: str, seed: int, shards: Shards, fingerprint: str) -> Trial:
     """One method with one seed of a run in `folder`; `fingerprint` names the data."""
     method = config.method[label]
-    about = replace(config, methods=(label,), beside=(), method={label: method}, seeds=(seed,), name="", data_root="")
+    about = replace(
+        config, methods=(label,), beside=(), method={label: method}, seeds=(seed,), name="any", data_root=""
+    )
     about = replace(about, compute=replace(config.compute, workers=None))  # the outcome does not depend on it
     return Trial(
         label=label,

@@ -183,8 +183,8 @@ class Run:
             started = time.perf_counter()
             state = phase.update(server, at.state, Reduced({}, ()))
             return state, [head | {"client": None, "seconds": time.perf_counter() - started, "failed": {}}]
-        # Everybody is scored, whoever took part.
-        sample = 1.0 if step.phase == "evaluate" else trial.federation.sample
+        # Everybody is scored, whoever took part; and a ceiling is no federation that could be sampled.
+        sample = 1.0 if step.phase == "evaluate" or trial.method.pooled else trial.federation.sample
         asked = participants(trial.shards.clients, sample, stream(trial.seed, step.phase, step.round, "sample"))
         sender = server_of(self._trial, step.round, step.phase, step.round, "send")
         ask = Ask(self._engine, phase, step, sender, at.state, asked, trial.federation.quorum)
@@ -203,7 +203,10 @@ class Run:
             for row in rows:
                 row |= {name: reduced[name][row["client"]].tolist() for name in ("correct", "total")}
         failed = {str(client): reason for client, reason in sorted(ask.failures.items())}
-        rows.append(head | {"client": None, "seconds": round(ask.seconds, 6), "failed": failed})
+        whole: dict[str, Any] = {"client": None, "seconds": round(ask.seconds, 6), "failed": failed}
+        if lost := self._engine.lost():
+            whole["lost"] = lost
+        rows.append(head | whole)
         return phase.update(server, at.state, reduced), rows
 
     def _tell(self, at: Checkpoint[Any], phase: Phase[Any], step: Step, client: int, clients: int) -> None:

@@ -27,9 +27,6 @@ class ClientInfo:
 class Aggregate(ABC):
     """A reduction of one upload field: `lift` each value, `add` along the tree, `finish`."""
 
-    holds_all = False
-    """Whether every single upload is held until the end (and so cannot be summed on the way, or secretly)."""
-
     def form(self, value: Any, info: ClientInfo) -> dict[str, Any]:
         """By group, the names, shapes and types that all values added up in it must have; {}: they may have any."""
         return {}
@@ -102,8 +99,6 @@ class Sum(Aggregate):
 @dataclass(frozen=True)
 class Collect(Aggregate):
     """Every upload, by client id: for a method that needs each single one."""
-
-    holds_all = True
 
     def lift(self, value: Any, weight: float, info: ClientInfo) -> Any:
         return {info.id: value}

@@ -214,7 +214,9 @@ class Method(ABC, Generic[S]):
     pooled: ClassVar[bool] = False
     """True: one client per architecture holds everybody's data (a ceiling, not a federation)."""
     needs_every_class: ClassVar[bool] = False
-    """True: a client that lacks a class is refused before training."""
+    """True: a client that lacks a class is refused before training. (None that ships needs it.)"""
+    minimum_examples: ClassVar[int] = 1
+    """A client with fewer is refused before training."""
     generates: ClassVar[bool] = False
     """True: `generate` makes examples from the state."""
 

@@ -31,7 +31,8 @@ def seeded(rng: torch.Generator) -> Iterator[None]:
     restored after. Draws one number from `rng`.
     """
     state = torch.get_rng_state()
-    torch.manual_seed(int(torch.randint(2**62, (), generator=rng)))
+    # The CPU stream alone: torch.manual_seed would also queue a call for every kind of GPU, with a stack trace.
+    torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=rng)))
     try:
         yield
     finally:

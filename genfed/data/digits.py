@@ -13,8 +13,8 @@ from genfed.data.images import ImageSource
 class Digits(ImageSource):
     """scikit-learn's digits: 8 × 8 pixels, grey, ten classes."""
 
-    size: int | None = Field(default=32, ge=1)
-    """Images are resized to size × size pixels, bilinear; None: 8 × 8."""
+    size: int = Field(default=32, ge=1, le=4096)
+    """Images are resized to size × size pixels, bilinear; their own size is 8."""
 
     def load(self) -> Dataset:
         from sklearn.datasets import load_digits  # seconds to import, in every worker that reads a config

@@ -32,6 +32,7 @@ class ImageSource(SplitSource):
     size: int | None = Field(
         default=None,
         ge=1,
+        le=4096,
         description="Images are resized to size × size pixels, bilinear; None: they stay as they are, all of one size.",
     )
     channels: Literal[1, 3] | None = Field(

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from pydantic import Field
 
 from genfed.core.errors import GenfedError
 from genfed.core.method import Data
@@ -49,7 +50,7 @@ class Table(SplitSource):
     """Texts that mark a missing value; None: the empty one, ?, NA, N/A, NaN, nan, null, NULL."""
     names: tuple[str, ...] | None = None
     """The columns of a text file without a header; None: its first line names them."""
-    delimiter: str | None = None
+    delimiter: str | None = Field(default=None, min_length=1, max_length=1)
     """What separates the columns of a text file; None: a tab in .tsv, else a comma."""
 
     def load(self) -> Dataset:
@@ -85,7 +86,7 @@ class Table(SplitSource):
             raise GenfedError(f"{path}: unknown file type {kind!r}; {', '.join(_CSV + _PARQUET)} are allowed")
         try:
             table = self._text(file) if kind in _CSV else parquet.read_table(file)
-        except (OSError, pyarrow.ArrowException) as error:
+        except (OSError, ValueError, TypeError, pyarrow.ArrowException) as error:
             raise GenfedError(f"{path}: not a readable table ({reason(error)})") from None
         if twice := {name for name in table.column_names if table.column_names.count(name) > 1}:
             raise GenfedError(f"{path}: column {min(twice)!r} stands twice")

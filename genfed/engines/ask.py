@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from genfed.core.aggregate import ClientInfo, Fold
-from genfed.core.errors import GenfedError
+from genfed.core.errors import GenfedError, StorageError
 from genfed.core.method import Phase, Reduced, Server
 from genfed.core.record import Packed, pack, unpack
 from genfed.engines.site import Answer, Step, sound
@@ -21,6 +21,8 @@ class Failure:
     """Why a client is left out of a round."""
 
     reason: str
+    fatal: bool = False
+    """True: the round cannot go on without it."""
 
 
 class Engine(Protocol):
@@ -32,6 +34,9 @@ class Engine(Protocol):
         """Has every client work on what is sent to it; gives the answers in any order. `jobs` is drawn from only as
         fast as clients take them.
         """
+
+    def lost(self) -> list[str]:
+        """A line for each worker that was lost since this was last asked."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +85,10 @@ class Ask:
             sent = self._sent.pop(info.id)
             try:
                 if isinstance(answer, Failure):
-                    raise GenfedError(answer.reason)
+                    raise (StorageError if answer.fatal else GenfedError)(answer.reason)
                 self._take(info, sent, answer)
+            except StorageError as error:
+                raise GenfedError(f"{error}; nothing that was saved is lost: mend it, then --resume") from None
             except GenfedError as error:
                 self.failures[info.id] = str(error)
                 self._fold.skip(info)

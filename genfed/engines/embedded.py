@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from genfed.core.aggregate import ClientInfo
-from genfed.core.errors import GenfedError
+from genfed.core.errors import GenfedError, StorageError
 from genfed.core.record import Packed, from_bytes, to_bytes
 from genfed.engines.ask import Failure
 from genfed.engines.site import Answer, Site, Step
@@ -34,7 +34,7 @@ def _attempt(site: Site, step: Step, client: int, sent: Packed) -> Answer | Fail
     try:
         return site.work(step, client, sent)
     except GenfedError as error:
-        return Failure(str(error))
+        return Failure(str(error), fatal=isinstance(error, StorageError))
     except Exception as error:  # a client's own code may fail in any way; the others go on
         log.warning("client %d failed in %s round %d\n%s", client, step.phase, step.round, traceback.format_exc())
         return Failure(f"{type(error).__name__}: {error}".splitlines()[0])
@@ -54,6 +54,10 @@ class InProcess:
             # A copy, so that a client that works in place cannot reach the server's state.
             own = Packed({name: tensor.clone() for name, tensor in sent.tensors.items()}, sent.skeleton)
             yield info, _attempt(self._site, step, info.id, own)
+
+    def lost(self) -> list[str]:
+        """See `Engine`: there is no worker to lose."""
+        return []
 
 
 @dataclass
@@ -84,8 +88,7 @@ class Workers:
         self._timeout = timeout
         self._command, self._output, self._environment = list(command), output, environment
         self._opening: str | None = None
-        self.died: list[str] = []
-        """A line for each worker that was lost."""
+        self._lost: list[str] = []
         self._workers = [self._start() for _ in range(count)]
 
     def _start(self) -> _Worker:
@@ -199,9 +202,14 @@ class Workers:
         cause = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         hint = "; out of memory?" if code == -signal.SIGKILL and what == "died" else ""
         about = f" while client {worker.job[0].id} was working" if worker.job else ""
-        self.died.append(f"a worker process {what} ({cause}{hint}){about}; started another")
-        log.warning(self.died[-1])
+        self._lost.append(f"a worker process {what} ({cause}{hint}){about}; started another")
+        log.warning(self._lost[-1])
         return self._start()
+
+    def lost(self) -> list[str]:
+        """See `Engine`."""
+        lines, self._lost = self._lost, []
+        return lines
 
     def close(self) -> None:
         """Ends the workers at once."""
@@ -223,7 +231,7 @@ def _split(message: bytes) -> tuple[dict[str, Any], bytes]:
 def _read(message: bytes) -> Answer | Failure:
     head, body = _split(message)
     if "failed" in head:
-        return Failure(head["failed"])
+        return Failure(head["failed"], head["fatal"])
     return Answer(from_bytes(body), head["weight"], head["metrics"], head["seconds"])
 
 
@@ -257,7 +265,7 @@ def serve(descriptor: int, site_of: Callable[[str], Site]) -> None:
 def _answer(outcome: Answer | Failure) -> bytes:
     head: dict[str, Any]
     if isinstance(outcome, Failure):
-        head, body = {"failed": outcome.reason}, b""
+        head, body = {"failed": outcome.reason, "fatal": outcome.fatal}, b""
     else:
         body = to_bytes(outcome.upload)
         head = {"weight": outcome.weight, "metrics": outcome.metrics, "seconds": outcome.seconds}

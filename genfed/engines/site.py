@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import torch
 
 from genfed.core.aggregate import ClientInfo
-from genfed.core.errors import GenfedError
+from genfed.core.errors import GenfedError, StorageError
 from genfed.core.method import Client, Data, Phase, Slot, Task
 from genfed.core.record import Packed, load, pack, save, unpack
 from genfed.core.rng import stream
@@ -148,7 +148,10 @@ class Site:
         metrics = {name: float(value) for name, value in reply.metrics.items()}
         answer = Answer(pack(reply.upload), float(reply.weight), metrics, time.perf_counter() - started)
         sound(answer)
-        kept.commit()  # only with a reply that can be used: moments that diverged would spoil every later round
+        try:
+            kept.commit()  # only with a reply that can be used: moments that diverged would spoil every later round
+        except OSError as error:
+            raise StorageError(f"client {client} cannot keep its records: {error}") from None
         return answer
 
 

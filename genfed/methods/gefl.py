@@ -48,6 +48,7 @@ class GeFL(Method[State]):
 
     state = State
     generates = True
+    minimum_examples = 2  # BatchNorm on 1×1 maps has no variance of one example
 
     generator: InstanceOf[Generator] = Field(default_factory=lambda: CVAE())
     """The conditional generator that all clients train together."""
@@ -55,7 +56,7 @@ class GeFL(Method[State]):
     """Rounds of generator training before the joint rounds (T_KA)."""
     generator_epochs: Annotated[int, Field(ge=0)] = 5
     """Local epochs in a generator round (T_g)."""
-    generator_batch_size: Annotated[int, Field(ge=1)] = 64
+    generator_batch_size: Annotated[int, Field(ge=2)] = 64
     """Examples per generator step."""
     rounds: Annotated[int, Field(ge=0)] = 50
     """Joint rounds, in which the classifiers are trained (T_TN)."""

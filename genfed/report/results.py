@@ -248,9 +248,12 @@ def _costs(rows: Sequence[Row]) -> tuple[PhaseCost, ...]:
 
 
 def _failures(rows: Sequence[Row]) -> tuple[str, ...]:
-    return tuple(
-        f"{row['phase']} round {row['round']}: client {client} left out: {reason}"
-        for row in rows
-        if row["client"] is None
-        for client, reason in row.get("failed", {}).items()
-    )
+    lines = []
+    for row in rows:
+        if row["client"] is None:
+            where = f"{row['phase']} round {row['round']}"
+            lines += [
+                f"{where}: client {client} left out: {reason}" for client, reason in row.get("failed", {}).items()
+            ]
+            lines += [f"{where}: {line}" for line in row.get("lost", ())]
+    return tuple(lines)

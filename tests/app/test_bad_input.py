@@ -42,6 +42,24 @@ def refused(config: dict[str, Any], out: Path, **options: Any) -> str:
         ({"federation": {"quorum": 1.5}}, "federation.quorum = 1.5: input should be less than or equal to 1"),
         ({"seeds": []}, "seeds = (): "),
         ({"seeds": 3}, "seeds = 3: "),
+        ({"seeds": [1, 2, 1]}, "seeds: 1 stands twice"),
+        (
+            {"compute": {"threads": 10**12}},
+            "compute.threads = 1000000000000: input should be less than or equal to 1024",
+        ),
+        ({"data": {"size": 10**6}}, "data.size = 1000000: input should be less than or equal to 4096"),
+        (
+            {"data": {"kind": "table", "path": "t.csv", "label": "y", "delimiter": ", "}},
+            "data.delimiter = ', ': string should have at most 1 character",
+        ),
+        ({"methods": ["m" * 65]}, "is no label: up to 64 letters"),
+        ({"name": ""}, "name = '': it names a folder"),
+        ({"name": "../up"}, "name = '../up': it names a folder"),
+        ({"name": "a\0b"}, "it names a folder"),
+        (
+            {"method": {"fedavg": {"kind": "gefl"}}, "data": {"size": 4}},
+            "generator cvae: images of 4×4; allowed are 8×8",
+        ),
         ({"methods": "gefl"}, "methods = 'gefl': expected a list of names, such as methods = [\"gefl\"]"),
         ({"methods": ["fedavgg"]}, "no such method: 'fedavgg'; did you mean 'fedavg'?"),
         ({"methods": ["../up"]}, "methods: '../up' is no label"),
@@ -55,6 +73,21 @@ def refused(config: dict[str, Any], out: Path, **options: Any) -> str:
         ({"method": {"fedavg": 3}}, "method.fedavg = 3: expected a table"),
         ({"defaults": {"mu": 0.1}}, "defaults.mu: no method of the run has such a setting"),
         ({"data": {"kind": "digit"}}, "no such data: 'digit'; did you mean 'digits'?"),
+        ({"data": "digits"}, "data = 'digits': expected a table of settings"),
+        ({"compute": "cpu"}, "compute = 'cpu': expected a table of settings"),
+        ({"method": {"fedavg": {"kind": 3}}}, "method.fedavg.kind = 3: expected the name of a method"),
+        ({"method": {"fedavg": {"kind": f"{TOYS}:Undecorated"}}}, "bears @genfed.settings, and this has none"),
+        ({"method": {"fedavg": {"kind": f"{TOYS}:Unfinished"}}}, "it lacks classifier, init, phases, send_classifier"),
+        ({"federation": {"timeout": float("inf")}}, "federation.timeout = inf: input should be a finite number"),
+        ({"federation": {"architectures": {"linear": float("inf")}}}, "linear = inf: a weight is above 0 and finite"),
+        ({"federation": {"architectures": {"linear": 99.0, "mlp": 1.0}}}, "mlp = 1.0 comes to none of 4 clients"),
+        ({"federation": {"architectures": [":Net"]}}, ":Net: cannot import '' (ValueError: "),
+        ({"federation": {"architectures": [f"{TOYS}:TakesNothing"]}}, "cannot be made of the task alone (TypeError: "),
+        ({"federation": {"architectures": [f"{TOYS}:Lost"]}}, "does not fit examples of shape (1, 8, 8) (KeyError: "),
+        (
+            {"federation": {"architectures": [f"{TOYS}:Two"]}},
+            "gives a tuple where scores of shape (2, 10) are expected",
+        ),
         ({"data": {"kind": 7}}, "data.kind: says which of digits, "),
         ({"data": {"sise": 8}}, "data.sise: no such setting: 'sise'; did you mean 'size'?"),
         (
@@ -76,13 +109,17 @@ def refused(config: dict[str, Any], out: Path, **options: Any) -> str:
         ({"federation": {"architectures": [f"{TOYS}:unused"]}}, "has no class unused that is a Module"),
         (
             {"federation": {"architectures": [f"{TOYS}:TooFew"]}},
-            "gives scores of shape (2, 9) where (2, 10) is expected",
+            "gives scores of shape (2, 9) where scores of shape (2, 10) are expected",
         ),
         ({"federation": {"clients": 200}}, "200"),
         ({"federation": {"examples": 99999}}, "99999"),
         (
-            {"method": {"fedavg": {"kind": f"{TOYS}:Picky"}}, "partition": {"kind": "pathological", "labels": 2}},
-            "fedavg needs every class at every client, and client 0 has no example of ",
+            {
+                "methods": ["picky"],
+                "method": {"picky": {"kind": f"{TOYS}:Picky"}},
+                "partition": {"kind": "pathological", "labels": 2},
+            },
+            "picky needs every class at every client, and client 0 has no example of ",
         ),
         ({"data": {"kind": "npz", "path": "nowhere.npz"}}, "nowhere.npz"),
         ({"data": {"kind": "folder", "path": "nowhere"}}, "nowhere"),
@@ -91,7 +128,7 @@ def refused(config: dict[str, Any], out: Path, **options: Any) -> str:
 )
 def test_a_bad_setting_is_refused_before_training(changes: dict[str, Any], says: str, tmp_path: Path) -> None:
     config = tiny("fedavg", **changes)
-    if config["data"]["kind"] != "digits":
+    if isinstance(config["data"], dict) and config["data"]["kind"] != "digits":
         config["data"].pop("size", None)
     line = refused(config, tmp_path / "run")
     assert says in line
@@ -255,6 +292,28 @@ def test_a_misspelt_command_ends_with_2(words: list[str], capsys: pytest.Capture
         cli.main(words)
     assert ended.value.code == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_what_the_disk_refuses_is_one_line_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, config, report = tmp_path / "file", tmp_path / "c.toml", tmp_path / "run" / "report.json"
+    file.write_text("")
+    config.write_text(tomli_w.dumps(tiny("fedavg")))
+    report.parent.mkdir()
+    report.write_bytes(b"\xff\xfe")
+    for words, says in (
+        (["run", str(config), "--out", str(file)], "file"),
+        (["run", str(config), "--out", str(file / "below")], "file/below"),
+        (["run", str(config), "--out", str(tmp_path / ("a" * 300))], "name too long"),
+        (["run", "a" * 400], "name too long"),
+        (["run", str(config), "--set", f'data={{kind="npz", path="{"a" * 300}"}}'], "name too long"),
+        (["compare", str(report.parent), "--out", str(tmp_path / "page")], "is not a genfed report"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(words)
+        assert ended.value.code == 2
+        err = capsys.readouterr().err
+        assert says in err
+        assert err.count("\n") == 1
 
 
 def test_the_python_interface_raises_the_same(tmp_path: Path) -> None:

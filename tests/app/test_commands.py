@@ -140,6 +140,13 @@ def test_list_explains_one(capsys: pytest.CaptureFixture[str]) -> None:
     assert "did you mean 'gefl'?" in said(capsys, "list", "methods", "gelf", code=2)
 
 
+def test_brackets_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    text = said(capsys, "list", "settings")
+    for words in ("[federation]", "Optional[int]", "[method.WORD]"):
+        assert words in text
+    assert "no:X: cannot import no" in said(capsys, "list", "methods", "no:X", code=2)
+
+
 def test_help_does_not_import_torch() -> None:
     code = (
         "import sys\nfrom genfed.app import cli\n"

@@ -1,16 +1,20 @@
 """From a data set to clients."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import tomli_w
 import torch
 
+from genfed.app import cli
 from genfed.app.config import read
 from genfed.app.federation import assign, class_counts, pooled, share_out
-from genfed.app.run import load_data, worker_count
+from genfed.app.run import _command, load_data, worker_count
 from genfed.core.errors import GenfedError
 from tests.conftest import start, tiny
 
@@ -69,6 +73,13 @@ def test_the_ceiling_has_one_client_per_architecture_with_all_data() -> None:
     assert made.ranges == ((0, 80), (0, 80))
 
 
+def test_the_ceiling_trains_in_every_round_whoever_is_sampled(tmp_path: Path) -> None:
+    start(tiny("local", "centralised", federation={"sample": 0.25}), tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    trained = [r["method"] for r in rows if r["phase"] == "train" and r["client"] is not None]
+    assert (trained.count("local"), trained.count("centralised")) == (2, 4)
+
+
 def test_workers_are_never_more_than_clients() -> None:
     assert worker_count(read(tiny("local", compute={"workers": 9}))) == 4
     config = tiny("local")
@@ -104,6 +115,33 @@ def test_a_table_and_natural_clients(tmp_path: Path) -> None:
     report = start(config, tmp_path / "run")
     assert report.classes == ("ill", "well")
     assert report.trials[0].accuracy == 1.0  # the kind says it all
+
+
+def test_every_path_of_a_table_starts_from_data_root(tmp_path: Path) -> None:
+    root = tmp_path / "it's here"
+    root.mkdir()
+    for name in ("a.csv", "b.csv"):
+        (root / name).write_text("\n".join(["age,state", *(f"{i},{('ill', 'well')[i % 2]}" for i in range(40))]))
+    table = {"kind": "table", "path": "a.csv", "test_path": "b.csv", "label": "state"}
+    (tmp_path / "c.toml").write_text(tomli_w.dumps(tiny("fedavg") | {"data": table, "federation": {"clients": 2}}))
+    words = ["run", str(tmp_path / "c.toml"), "--out", str(tmp_path / "run"), "--data-root", str(root)]
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*words, "--set", "federation.architectures=['linear']"])
+    assert ended.value.code == 0
+
+
+def test_the_command_can_be_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/x/genfed/__main__.py", "run", "a b.toml", "--set", 'methods=["gefl"]'])
+    assert _command() == "genfed run 'a b.toml' --set 'methods=[\"gefl\"]'"
+    assert cli._again() == "genfed run 'a b.toml' --set 'methods=[\"gefl\"]' --resume"
+
+
+def test_images_of_floats_are_shown_like_any(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).uniform(-1, 1, (200, 3, 8, 8)).astype(np.float32)
+    np.savez(tmp_path / "f.npz", x=x, y=np.arange(200) % 2)
+    config = tiny("gefl") | {"data": {"kind": "npz", "path": str(tmp_path / "f.npz")}}
+    start(config, tmp_path / "run")
+    assert "Real images of class 1" in (tmp_path / "run" / "report.html").read_text("utf-8")
 
 
 def test_importing_genfed_imports_nothing_heavy() -> None:

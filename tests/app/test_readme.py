@@ -1,10 +1,13 @@
 """What the README shows works as it stands there."""
 
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import tomli_w
 
 from genfed.app import cli
 from genfed.app.config import read
@@ -31,6 +34,24 @@ def test_the_worked_method_runs_repeats_and_is_scored(tmp_path: Path, monkeypatc
     (trial,) = report.trials
     assert not trial.failures
     assert 4 * 100 <= trial.up_bytes / 2 < 4 * 100 + 200  # a table of 10 × 10 a round
+
+
+def test_the_worked_method_is_found_where_it_was_saved(tmp_path: Path) -> None:
+    """By the installed command, whose own folder, not the working directory, is on the import path."""
+    (tmp_path / "distilled.py").write_text(block("python", "class Distilled"), "utf-8")
+    config = tiny("distilled", method={"distilled": {"kind": "distilled:Distilled"}}, compute={"workers": 1})
+    (tmp_path / "c.toml").write_text(tomli_w.dumps(config))
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "genfed").write_text("from genfed.app.cli import main\nmain()\n")
+    path = os.pathsep.join(p for p in sys.path if p)
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "bin" / "genfed"), "run", "c.toml", "--out", "run"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_every_command_of_the_readme_is_one(capsys: pytest.CaptureFixture[str]) -> None:

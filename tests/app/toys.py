@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from genfed.core.aggregate import ClientInfo
-from genfed.core.method import Client, Reply, Task
+from genfed.core.method import Client, Method, Reply, Task
 from genfed.core.settings import settings
 from genfed.learn.alone import Alone
 from genfed.learn.averaging import Averaging
@@ -33,6 +33,36 @@ class TooFew(Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x)[:, 1:]
+
+
+class TakesNothing(nn.Module):
+    """Cannot be called with a task."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+
+class Lost(Linear):
+    """Fails in its own way on any example."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise KeyError("where is it?")
+
+
+class Two(Linear):
+    """Gives two things."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x), x  # type: ignore[return-value]
+
+
+class Undecorated(Averaging):
+    """A method without @settings."""
+
+
+@settings
+class Unfinished(Method[Model]):
+    """A method without its functions."""
 
 
 class Raises(Linear):

@@ -18,7 +18,7 @@ def png(mode: str, colour: object, size: tuple[int, int] = (4, 3)) -> bytes:
 
 def test_nothing_asked_for_changes_nothing() -> None:
     x = torch.randint(256, (5, 2, 7, 6), dtype=torch.uint8, generator=torch.Generator())
-    assert torch.equal(Digits(size=None).converted(x), x)
+    assert torch.equal(Digits(size=8).converted(x), x)
 
 
 def test_resizing_is_bilinear_and_smooths_when_it_shrinks() -> None:
@@ -32,9 +32,9 @@ def test_resizing_is_bilinear_and_smooths_when_it_shrinks() -> None:
 def test_grey_and_colour_turn_into_one_another() -> None:
     red, green, white = [255, 0, 0], [0, 255, 0], [255, 255, 255]
     x = torch.tensor([red, green, white], dtype=torch.uint8).view(3, 3, 1, 1).expand(3, 3, 2, 2)
-    grey = Digits(size=None, channels=1).converted(x)
+    grey = Digits(size=8, channels=1).converted(x)
     assert grey[:, 0, 0, 0].tolist() == [76, 150, 255]
-    assert Digits(size=None, channels=3).converted(grey)[0, :, 0, 0].tolist() == [76, 76, 76]
+    assert Digits(size=8, channels=3).converted(grey)[0, :, 0, 0].tolist() == [76, 76, 76]
 
 
 def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,7 +67,7 @@ def test_other_channels_cannot_be_converted() -> None:
     ],
 )
 def test_files_are_decoded(mode: str, colour: object, pixel: list[int]) -> None:
-    x = Digits(size=None).stacked([("a", png(mode, colour))], 1)
+    x = Digits(size=8).stacked([("a", png(mode, colour))], 1)
     assert x.shape == (1, len(pixel), 3, 4)
     assert x[0, :, 0, 0].tolist() == pixel
 
@@ -75,7 +75,7 @@ def test_files_are_decoded(mode: str, colour: object, pixel: list[int]) -> None:
 def test_images_must_be_alike() -> None:
     pair = [("a", png("L", 1)), ("b", png("L", 1, (5, 6)))]
     with pytest.raises(GenfedError, match="a is 4 × 3 pixels and b 5 × 6; set size"):
-        Digits(size=None).stacked(pair, 2)
+        Digits(size=8).stacked(pair, 2)
     assert Digits(size=8).stacked(pair, 2).shape == (2, 1, 8, 8)
     mixed = [("a", png("L", 1)), ("b", png("RGB", (1, 1, 1)))]
     with pytest.raises(GenfedError, match="a has 1 channels and b has 3; set channels"):

@@ -72,7 +72,7 @@ def test_digits_are_scaled_resized_and_cut() -> None:
     assert sum(map(len, parts)) == 1797
     assert all(set(part.y.tolist()) == set(range(10)) for part in parts)
     assert data.columns == {}
-    small = Digits(size=None, channels=3, validation=0.0).load()
+    small = Digits(size=8, channels=3, validation=0.0).load()
     assert small.task.shape == (3, 8, 8)
     assert len(small.validation) == 0
     assert set(small.train.x.unique(sorted=True).tolist()) == {round(v * 255 / 16) for v in range(17)}  # type: ignore[no-untyped-call]
@@ -80,7 +80,7 @@ def test_digits_are_scaled_resized_and_cut() -> None:
 
 def test_the_run_does_not_move_the_cut() -> None:
     torch.manual_seed(1)
-    first: Dataset = Digits(size=None).load()
+    first: Dataset = Digits(size=8).load()
     torch.manual_seed(2)
-    assert torch.equal(first.test.x, Digits(size=None).load().test.x)
-    assert not torch.equal(first.test.x, Digits(size=None, split_seed=1).load().test.x)
+    assert torch.equal(first.test.x, Digits(size=8).load().test.x)
+    assert not torch.equal(first.test.x, Digits(size=8, split_seed=1).load().test.x)
