@@ -59,7 +59,7 @@ def tiny(*methods: str, **changes: Any) -> dict[str, Any]:
     generative = {"generator_rounds": 2, "generator_epochs": 1, "generator": small}
     own = {"gefl": generative, "gefl_f": generative | {"extractor_rounds": 2, "extractor_epochs": 1}}
     config["method"] = {name: table for name, table in own.items() if name in methods}
-    if "gefl_f" in methods:  # linear and mlp-small share no extractor
+    if {"gefl_f", "lg_fedavg"} & set(methods):  # linear and mlp-small share no extractor
         config["data"] = {"kind": "digits", "size": 16}
         config["federation"] |= {"architectures": ["cnn1", "cnn2"]}
     for key, value in changes.items():

@@ -3,16 +3,27 @@
 A network says so by having two children, `extractor` and `header`, and computing header(extractor(x)).
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
 from genfed.core.errors import GenfedError
-from genfed.core.method import Client, Data, Server, Slot, Task, Weights
+from genfed.core.method import Client, Data, Reply, Server, Slot, Task, Weights
 from genfed.learn.fit import scaled
-from genfed.learn.weights import weights_of
+from genfed.learn.training import Training, train
+from genfed.learn.weights import initial_classifiers, load_weights, weights_of
 
 FEATURES = Slot("features", Data)
 """Where a client keeps the features of its examples once the extractor stands still."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """A classifier in its two parts."""
+
+    extractor: Weights
+    header: Weights
 
 
 def parts(weights: Weights) -> tuple[Weights, Weights]:
@@ -23,6 +34,29 @@ def parts(weights: Weights) -> tuple[Weights, Weights]:
 def joined(extractor: Weights, header: Weights) -> Weights:
     """The weights of the whole network."""
     return {f"extractor.{k}": v for k, v in extractor.items()} | {f"header.{k}": v for k, v in header.items()}
+
+
+def initial_parts(server: Server) -> tuple[Weights, dict[str, Weights]]:
+    """The initial extractor (that of the first architecture) and the initial headers by architecture.
+
+    Raises:
+        GenfedError: the architectures cannot share an extractor.
+    """
+    check_parts(server)
+    split = {architecture: parts(weights) for architecture, weights in initial_classifiers(server).items()}
+    return next(iter(split.values()))[0], {architecture: header for architecture, (_, header) in split.items()}
+
+
+def load_parts(client: Client, sent: Network) -> nn.Module:
+    """The client's network with the weights that were sent."""
+    return load_weights(client.new_network(client.rng), joined(sent.extractor, sent.header))
+
+
+def train_parts(client: Client, sent: Network, training: Training, epochs: int | None = None) -> Reply[Network]:
+    """Trains extractor and header together on real examples, for `epochs` (None: the setting's)."""
+    network = load_parts(client, sent)
+    loss = train(network, client, training, epochs=epochs)
+    return Reply(Network(*parts(weights_of(network))), weight=len(client.data), metrics={"loss": loss})
 
 
 def check_parts(server: Server) -> None:

@@ -14,9 +14,9 @@ from genfed.core.settings import settings
 from genfed.generators.cvae import CVAE
 from genfed.generators.federated import AT_HOME, draw_batches, initial, train_round
 from genfed.generators.generator import Generator
-from genfed.learn.split import FEATURES, cached_features, check_parts, feature_task, joined, parts
+from genfed.learn.split import FEATURES, Network, cached_features, feature_task, initial_parts, load_parts, train_parts
 from genfed.learn.training import Training, train
-from genfed.learn.weights import initial_classifiers, load_weights, weights_of
+from genfed.learn.weights import weights_of
 
 
 @dataclass(frozen=True)
@@ -26,14 +26,6 @@ class State:
     extractor: Weights
     headers: dict[str, Weights]
     generator: Weights
-
-
-@dataclass(frozen=True)
-class Network:
-    """A classifier in its two parts."""
-
-    extractor: Weights
-    header: Weights
 
 
 @dataclass(frozen=True)
@@ -72,6 +64,7 @@ class GeFLF(Method[State]):
     """All clients share an extractor and a generator of its features; each trains its own header on both."""
 
     state = State
+    minimum_examples = 2  # BatchNorm on 1×1 maps has no variance of one example
 
     generator: InstanceOf[Generator] = Field(default_factory=lambda: CVAE())
     """The conditional generator of features that all clients train together."""
@@ -83,7 +76,7 @@ class GeFLF(Method[State]):
     """Rounds of generator training (T_KA)."""
     generator_epochs: Annotated[int, Field(ge=0)] = 5
     """Local epochs in a generator round (T_g)."""
-    generator_batch_size: Annotated[int, Field(ge=1)] = 64
+    generator_batch_size: Annotated[int, Field(ge=2)] = 64
     """Features per generator step."""
     rounds: Annotated[int, Field(ge=0)] = 50
     """Joint rounds, in which the headers are trained (T_TN)."""
@@ -93,12 +86,9 @@ class GeFLF(Method[State]):
     """In a joint round: training on real features (T_r = epochs); generated ones use the same optimiser settings."""
 
     def init(self, server: Server) -> State:
-        check_parts(server)
-        first, *_ = server.architectures
-        headers = {a: parts(w)[1] for a, w in initial_classifiers(server).items()}
-        network = server.new_network(first, server.common("classifier", first))
-        task = feature_task(network, server.task)
-        return State(parts(weights_of(network))[0], headers, initial(self.generator, server, task))
+        extractor, headers = initial_parts(server)
+        network = server.new_network(server.architectures[0], server.rng)
+        return State(extractor, headers, initial(self.generator, server, feature_task(network, server.task)))
 
     def phases(self) -> list[Phase[State]]:
         by_architecture = Mean(by="architecture")
@@ -137,9 +127,7 @@ class GeFLF(Method[State]):
 
     def train_network(self, client: Client, sent: Network) -> Reply[Network]:
         """Step 1, on a client: T_w epochs of the whole network."""
-        network = self.classifier(client, sent)
-        loss = train(network, client, self.training, epochs=self.extractor_epochs)
-        return Reply(Network(*parts(weights_of(network))), weight=len(client.data), metrics={"loss": loss})
+        return train_parts(client, sent, self.training, self.extractor_epochs)
 
     def keep_network(self, server: Server, state: State, reduced: Reduced) -> State:
         """The extractor's mean over all clients, the headers' within each architecture."""
@@ -174,7 +162,7 @@ class GeFLF(Method[State]):
 
     def train_header(self, client: Client, sent: All) -> Reply[Header]:
         """Step 3, on a client: T_s epochs on generated, then T_r epochs on real features."""
-        network = self.classifier(client, Network(sent.extractor, sent.header))
+        network = load_parts(client, Network(sent.extractor, sent.header))
         header, metrics = network.get_submodule("header"), {}
         if self.synthetic_epochs:
             generated = draw_batches(
@@ -194,4 +182,4 @@ class GeFLF(Method[State]):
         return State(state.extractor, state.headers | reduced["header"], state.generator)
 
     def classifier(self, client: Client, sent: Network) -> nn.Module:
-        return load_weights(client.new_network(client.rng), joined(sent.extractor, sent.header))
+        return load_parts(client, sent)
