@@ -1,6 +1,7 @@
 """What a method's author meets: a method is a list of phases; a phase is send → work → update, some rounds long."""
 
 import dataclasses
+import functools
 import math
 import re
 import typing
@@ -179,7 +180,7 @@ class Phase(Generic[S]):
                 + ("uploaded, and no aggregate says how it is reduced" if min(unlike) in fields else "no upload field")
             )
 
-    @property
+    @functools.cached_property
     def kinds(self) -> tuple[type[Any], type[Any]]:
         """The record types (sent, uploaded), read from the annotations of `work`."""
         hints = typing.get_type_hints(self.work)
