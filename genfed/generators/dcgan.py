@@ -79,6 +79,8 @@ class DCGANNetwork(GeneratorNetwork):
         for i in range(doublings - 1):
             outer = d * 2 ** (i + 1)
             down += [nn.Conv2d(d * 2**i, outer, 4, 2, 1, bias=False), nn.BatchNorm2d(outer), nn.LeakyReLU(0.2)]
+        if doublings == 1:  # or image and label would only be added up, and the label could not be judged
+            down += [nn.Conv2d(d, d, 3, 1, 1, bias=False), nn.BatchNorm2d(d), nn.LeakyReLU(0.2)]
         self.discriminator = nn.Sequential(*down, nn.Conv2d(d * 2 ** (doublings - 1), 1, 4, 1, 0))
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):

@@ -24,9 +24,8 @@ def test_runs_in_miniature(config: Path, tmp_path: Path, monkeypatch: pytest.Mon
     whole = read(config)
     small = [f"data_root='{tmp_path}'", "seeds=[0]", "compute.workers=0", "federation.examples=100"]
     for label, method in whole.method.items():
-        for field in ("rounds", "generator_rounds", "extractor_rounds", "generator_epochs", "extractor_epochs"):
-            if hasattr(method, field):
-                small.append(f"method.{label}.{field}=1")
+        counts = ("rounds", "generator_rounds", "extractor_rounds", "generator_epochs", "extractor_epochs")
+        small += [f"method.{label}.{field}=1" for field in counts if hasattr(method, field)]
         if hasattr(method, "generator"):
             small.append(f"method.{label}.generator.width=4")
         small.append(f"method.{label}.training.epochs=1")

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from genfed.core.errors import GenfedError
-from genfed.core.method import Data, Task
+from genfed.core.method import Task
 from genfed.core.rng import stream
+from genfed.data.digits import Digits
 from genfed.generators.dcgan import DCGAN, DCGANNetwork
 from genfed.generators.generator import staying, travelling
-from genfed.learn.fit import fit, step
+from genfed.learn.fit import fit, scaled, step
 
 SMALL = DCGAN(width=8, discriminator_width=8, latent=6)
 
@@ -57,7 +58,7 @@ def test_published_sizes() -> None:
         (128, 1),
     ]
     assert big.see_image.weight.shape[0] == big.see_label.weight.shape[0] == 64
-    assert abs(float(big.see_image.weight.std()) - 0.02) < 0.003
+    assert abs(float(big.see_image.weight.detach().std()) - 0.02) < 0.003
 
 
 def test_losses_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,14 +97,13 @@ def test_the_discriminator_can_stay_at_home() -> None:
     assert all(name.startswith(("from_", "generator.")) for name in travelling(half))
 
 
-def test_it_learns_two_shades(tmp_path: object) -> None:
-    """Dark images of class 0, bright ones of class 1: after some steps the samples follow the label."""
-    y = torch.arange(64) % 2
-    x = torch.where(y.view(-1, 1, 1, 1) == 0, 30, 220).expand(-1, 1, 8, 8).to(torch.uint8)
-    gan = DCGAN(width=16, discriminator_width=16, latent=4, learning_rate=2e-3).new(
-        Task("image", (1, 8, 8), ("dark", "bright")), stream(3)
-    )
-    fit(gan.players(), Data(x, y), epochs=60, batch_size=16, rng=stream(4))
-    made = gan.sample(torch.tensor([0] * 20 + [1] * 20), stream(5)).mean((1, 2, 3))
-    assert float(made[:20].mean()) < -0.3
-    assert float(made[20:].mean()) > 0.3
+def test_samples_of_digits_follow_their_labels() -> None:
+    """Ten epochs on real 8×8 digits: most samples are nearer the mean of their own class than that of any other."""
+    digits = Digits(size=8).load()
+    gan = DCGAN(width=32, discriminator_width=32, latent=8, learning_rate=2e-3).new(digits.task, stream(3))
+    fit(gan.players(), digits.train, epochs=10, batch_size=32, rng=stream(4))
+    y = torch.arange(10).repeat(20)
+    made = gan.sample(y, stream(5))
+    means = torch.stack([scaled(digits.train.x[digits.train.y == c]).mean(0) for c in range(10)])
+    nearest = (made[:, None] - means).square().flatten(2).sum(2).argmin(1)
+    assert float((nearest == y).float().mean()) > 0.7
