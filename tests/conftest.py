@@ -55,9 +55,13 @@ def tiny(*methods: str, **changes: Any) -> dict[str, Any]:
         "compute": {"workers": 0},
         "defaults": {"rounds": 2, "training": {"epochs": 1, "batch_size": 8}},
     }
-    if "gefl" in methods:
-        small = {"kind": "cvae", "width": 4, "latent": 4}
-        config["method"] = {"gefl": {"generator_rounds": 2, "generator_epochs": 1, "generator": small}}
+    small = {"kind": "cvae", "width": 4, "latent": 4}
+    generative = {"generator_rounds": 2, "generator_epochs": 1, "generator": small}
+    own = {"gefl": generative, "gefl_f": generative | {"extractor_rounds": 2, "extractor_epochs": 1}}
+    config["method"] = {name: table for name, table in own.items() if name in methods}
+    if {"gefl_f", "lg_fedavg"} & set(methods):  # linear and mlp-small share no extractor
+        config["data"] = {"kind": "digits", "size": 16}
+        config["federation"] |= {"architectures": ["cnn1", "cnn2"]}
     for key, value in changes.items():
         config[key] = config[key] | value if isinstance(value, dict) and isinstance(config.get(key), dict) else value
     return config

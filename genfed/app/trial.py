@@ -91,7 +91,8 @@ def with_evaluation(method: Method[Any], held_out: Any) -> dict[str, Phase[Any]]
     """
     phases: dict[str, Phase[Any]] = {}
     for phase in leaves(method.phases()):
-        if phases.setdefault(phase.name, phase) != phase or phase.name == "evaluate":
+        same = replace(phase, rounds=1)  # a phase may come again with another number of rounds
+        if phases.setdefault(phase.name, same) != same or phase.name == "evaluate":
             raise GenfedError(f"{type(method).__name__} has two phases named {phase.name!r}")
 
     def evaluate(client: Client, sent: Any) -> Reply[Counts]:

@@ -31,7 +31,7 @@ Weights = dict[str, Tensor]
 class Task:
     """What is learned: known to the server and to every client."""
 
-    kind: Literal["image", "table"]
+    kind: Literal["image", "table", "features"]
     shape: tuple[int, ...]
     """One example: (C, H, W) or (features,)."""
     classes: tuple[str, ...]

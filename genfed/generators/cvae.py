@@ -28,7 +28,7 @@ CHUNK = 256
 
 @settings
 class CVAE(Generator):
-    """A conditional variational autoencoder of images from 8×8 to 64×64; its samples lie in [−1, 1]."""
+    """A conditional variational autoencoder of images from 8×8 to 64×64, samples in [−1, 1], or of feature maps."""
 
     width: int = Field(default=64, ge=1)
     """Channels after the first halving; each further one doubles them, up to 16 times as many."""
@@ -45,11 +45,13 @@ class CVAE(Generator):
         Raises:
             GenfedError: the task is a table, or its images are not of 8×8 to 64×64.
         """
-        if task.kind != "image":
-            raise GenfedError(f"generator cvae: examples of shape {task.shape}, a table; allowed are images")
+        if task.kind == "table" or len(task.shape) != 3:
+            what = "a table" if task.kind == "table" else "no maps"
+            raise GenfedError(f"generator cvae: examples of shape {task.shape}, {what}; allowed are images")
         _, height, width = task.shape
-        if not (8 <= height <= 64 and 8 <= width <= 64):
-            raise GenfedError(f"generator cvae: images of {height}×{width}; allowed are 8×8 to 64×64")
+        least = 8 if task.kind == "image" else 2
+        if not (least <= height <= 64 and least <= width <= 64):
+            raise GenfedError(f"generator cvae: {task.kind} of {height}×{width}; allowed are {least}×{least} to 64×64")
         with seeded(rng):
             return CVAENetwork(task, self)
 
@@ -60,6 +62,7 @@ class CVAENetwork(GeneratorNetwork):
     def __init__(self, task: Task, config: CVAE) -> None:
         super().__init__()
         self.config, self.shape, self.classes = config, task.shape, len(task.classes)
+        self.positive = task.kind == "features"  # they come from a ReLU
         channels, *sides = task.shape
         halvings = math.ceil(math.log2(min(sides)))
         height, width = (-(-side // 2**halvings) * 2**halvings for side in sides)
@@ -91,9 +94,10 @@ class CVAENetwork(GeneratorNetwork):
         return mean, log_variance
 
     def decode(self, z: Tensor, y: Tensor) -> Tensor:
-        """Images [n, C, H, W] in [−1, 1] of codes [n, latent] and labels [n]."""
+        """Images [n, C, H, W] in [−1, 1] (features: at least 0) of codes [n, latent] and labels [n]."""
         x = self.decoder(self.start(torch.cat([z, F.one_hot(y, self.classes)], 1)))
-        return torch.tanh(x[..., : self.shape[1], : self.shape[2]].float() + self.bias)
+        x = x[..., : self.shape[1], : self.shape[2]].float() + self.bias
+        return torch.relu(x) if self.positive else torch.tanh(x)
 
     def loss(self, x: Tensor, y: Tensor, rng: torch.Generator) -> Tensor:
         """Squared error summed over the image + KL(code ‖ N(0, 1)), one per example [n]."""

@@ -3,14 +3,15 @@ Algorithm 1: a generator is trained federatedly, then every client trains its ow
 examples.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 from pydantic import Field, InstanceOf
 from torch import Tensor, nn
 
 from genfed.core.aggregate import ClientInfo, Mean
-from genfed.core.method import Client, Method, Phase, Reduced, Reply, Server, Weights
+from genfed.core.errors import GenfedError
+from genfed.core.method import Client, Method, Phase, Reduced, Repeat, Reply, Server, Weights
 from genfed.core.settings import settings
 from genfed.generators.cvae import CVAE
 from genfed.generators.federated import AT_HOME, draw, draw_batches, initial, train_round
@@ -60,35 +61,44 @@ class GeFL(Method[State]):
     """Examples per generator step."""
     rounds: Annotated[int, Field(ge=0)] = 50
     """Joint rounds, in which the classifiers are trained (T_TN)."""
+    interleaved: Annotated[int, Field(ge=0)] = 0
+    """Further generator rounds, one after each of the first so many joint rounds (the paper's DCGAN has 50); 0: the
+    generator stands still once the joint rounds begin."""
     synthetic_epochs: Annotated[int, Field(ge=0)] = 1
     """In a joint round: epochs on generated examples, as many steps each as an epoch of real ones (T_s)."""
     training: Training = Field(default_factory=Training)
     """In a joint round: training on real examples (T_r = epochs); generated ones use the same optimiser settings."""
 
+    def __post_init__(self) -> None:
+        if self.interleaved > self.rounds:
+            raise GenfedError(f"interleaved = {self.interleaved}: at most rounds = {self.rounds} is allowed")
+
     def init(self, server: Server) -> State:
         return State(initial(self.generator, server, server.task), initial_classifiers(server))
 
-    def phases(self) -> list[Phase[State]]:
-        return [
-            Phase(
-                "generator",
-                self.keep_generator,
-                self.send_generator,
-                self.train_generator,
-                aggregate={"generator": Mean()},
-                rounds=self.generator_rounds,
-                slots=(AT_HOME,),
-                changes_classifier=False,
-            ),
-            Phase(
-                "joint",
-                self.keep_classifiers,
-                self.send_both,
-                self.train_classifier,
-                aggregate={"classifier": Mean(by="architecture")},
-                rounds=self.rounds,
-            ),
-        ]
+    def phases(self) -> list[Phase[State] | Repeat[State]]:
+        generator = Phase(
+            "generator",
+            self.keep_generator,
+            self.send_generator,
+            self.train_generator,
+            aggregate={"generator": Mean()},
+            rounds=self.generator_rounds,
+            slots=(AT_HOME,),
+            changes_classifier=False,
+        )
+        joint = Phase(
+            "joint",
+            self.keep_classifiers,
+            self.send_both,
+            self.train_classifier,
+            aggregate={"classifier": Mean(by="architecture")},
+            rounds=self.rounds - self.interleaved,
+        )
+        # A generator round after a joint one starts from the generator that the joint one drew from: the same as
+        # training it at the end of the joint round, as the paper has it.
+        together = Repeat(self.interleaved, [replace(joint, rounds=1), replace(generator, rounds=1)])
+        return [generator, together, joint]
 
     def send_generator(self, server: Server, state: State, info: ClientInfo) -> Generated:
         """The global generator."""

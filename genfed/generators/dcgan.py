@@ -1,0 +1,147 @@
+"""The conditional DCGAN of GeFL.
+
+Kang, Cha, Kang: "GeFL: Model-Agnostic Federated Learning with Generative Models", arXiv 2412.18460; after Radford,
+Metz, Chintala (arXiv 1511.06434) and Mirza, Osindero ("Conditional Generative Adversarial Nets", arXiv 1411.1784).
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from genfed.core.errors import GenfedError
+from genfed.core.method import Task
+from genfed.core.rng import seeded
+from genfed.core.settings import settings
+from genfed.generators.generator import Generator, GeneratorNetwork
+from genfed.learn.fit import Player
+
+CHUNK = 256
+"""Images sampled at once; bounds memory."""
+
+
+@settings
+class DCGAN(Generator):
+    """A conditional GAN of images from 8×8 to 64×64, samples in [−1, 1], or of feature maps."""
+
+    width: int = Field(default=128, ge=2)
+    """Channels of the generator before its last layer (d); each halving of the map doubles them."""
+    discriminator_width: int = Field(default=128, ge=2)
+    """The same of the discriminator; the paper has 128 for grey images, 256 and 64 for CIFAR10."""
+    latent: int = Field(default=100, ge=1)
+    """Numbers that an image is made from."""
+    learning_rate: float = Field(default=2e-4, gt=0)
+    """Of both Adams (betas 0.5 and 0.999)."""
+    keep_discriminator: bool = False
+    """True: the discriminator stays with the client, so that uploads shrink; False: it is averaged too, as in the
+    paper."""
+
+    def new(self, task: Task, rng: torch.Generator) -> "DCGANNetwork":
+        """A network with weights initialised from `rng`.
+
+        Raises:
+            GenfedError: the task is a table, or its images are not of 8×8 to 64×64.
+        """
+        if task.kind == "table" or len(task.shape) != 3:
+            raise GenfedError(f"generator dcgan: examples of shape {task.shape}; allowed are images and feature maps")
+        _, height, width = task.shape
+        if not (8 <= height <= 64 and 8 <= width <= 64):
+            raise GenfedError(f"generator dcgan: {task.kind} of {height}×{width}; allowed are 8×8 to 64×64")
+        with seeded(rng):
+            return DCGANNetwork(task, self)
+
+
+class DCGANNetwork(GeneratorNetwork):
+    """Both sides; 4×4 maps are doubled until they hold the image, three times for 32×32."""
+
+    def __init__(self, task: Task, config: DCGAN) -> None:
+        super().__init__()
+        self.config, self.shape, self.classes = config, task.shape, len(task.classes)
+        self.positive = task.kind == "features"  # they come from a ReLU
+        channels = task.shape[0]
+        doublings = math.ceil(math.log2(max(task.shape[1:]) / 4))
+        self.side = 4 * 2**doublings
+        widths = [config.width * 2**i for i in reversed(range(doublings))]
+        self.from_noise = nn.ConvTranspose2d(config.latent, widths[0] // 2, 4, 1, 0, bias=False)
+        self.from_label = nn.ConvTranspose2d(self.classes, widths[0] - widths[0] // 2, 4, 1, 0, bias=False)
+        up: list[nn.Module] = [nn.BatchNorm2d(widths[0]), nn.ReLU()]
+        for inner, outer in itertools.pairwise(widths):
+            up += [nn.ConvTranspose2d(inner, outer, 4, 2, 1, bias=False), nn.BatchNorm2d(outer), nn.ReLU()]
+        self.generator = nn.Sequential(*up, nn.ConvTranspose2d(widths[-1], channels, 4, 2, 1))
+        d = config.discriminator_width
+        self.see_image = nn.Conv2d(channels, d // 2, 4, 2, 1)
+        self.see_label = nn.Conv2d(self.classes, d - d // 2, 4, 2, 1)
+        down: list[nn.Module] = [nn.LeakyReLU(0.2)]
+        for i in range(doublings - 1):
+            outer = d * 2 ** (i + 1)
+            down += [nn.Conv2d(d * 2**i, outer, 4, 2, 1, bias=False), nn.BatchNorm2d(outer), nn.LeakyReLU(0.2)]
+        if doublings == 1:  # or image and label would only be added up, and the label could not be judged
+            down += [nn.Conv2d(d, d, 3, 1, 1, bias=False), nn.BatchNorm2d(d), nn.LeakyReLU(0.2)]
+        self.discriminator = nn.Sequential(*down, nn.Conv2d(d * 2 ** (doublings - 1), 1, 4, 1, 0))
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+                nn.init.normal_(module.weight, 0, 0.02)
+
+    def make(self, z: Tensor, y: Tensor) -> Tensor:
+        """Images [n, C, H, W] of noise [n, latent] and labels [n]."""
+        label = F.one_hot(y, self.classes).float()[..., None, None]
+        x: Tensor = self.generator(torch.cat([self.from_noise(z[..., None, None]), self.from_label(label)], 1))
+        x = x[..., : self.shape[1], : self.shape[2]].float()
+        return torch.relu(x) if self.positive else torch.tanh(x)
+
+    def judge(self, x: Tensor, y: Tensor) -> Tensor:
+        """The logit of being real, [n], of images and labels."""
+        x = F.pad(x, (0, self.side - self.shape[2], 0, self.side - self.shape[1]))
+        planes = F.one_hot(y, self.classes).float()[..., None, None].expand(-1, -1, self.side, self.side)
+        logits: Tensor = self.discriminator(torch.cat([self.see_image(x), self.see_label(planes)], 1))
+        return logits.flatten()
+
+    def players(self) -> Sequence[Player]:
+        judging = [p for n, p in self.named_parameters() if not self._makes(n)]
+        making = [p for n, p in self.named_parameters() if self._makes(n)]
+
+        def drawn(y: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+            z = torch.randn(len(y), self.config.latent, generator=rng).to(y.device)
+            labels = torch.randint(self.classes, (len(y),), generator=rng).to(y.device)
+            return self.make(z, labels), labels
+
+        def judge_loss(x: Tensor, y: Tensor, rng: torch.Generator) -> Tensor:
+            with torch.no_grad():  # the discriminator's step has no use for the generator's gradients
+                fake, labels = drawn(y, rng)
+            return F.softplus(-self.judge(x, y)) + F.softplus(self.judge(fake, labels))  # BCE of logits, 1 and 0
+
+        def make_loss(x: Tensor, y: Tensor, rng: torch.Generator) -> Tensor:
+            for p in judging:
+                p.requires_grad_(False)  # nor the generator's for the discriminator's
+            try:
+                fake, labels = drawn(y, rng)
+                return F.softplus(-self.judge(fake, labels))
+            finally:
+                for p in judging:
+                    p.requires_grad_(True)
+
+        def adam(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+            return torch.optim.Adam(parameters, lr=self.config.learning_rate, betas=(0.5, 0.999), fused=True)
+
+        return [Player(judge_loss, adam(judging)), Player(make_loss, adam(making))]
+
+    def sample(self, y: Tensor, rng: torch.Generator) -> Tensor:
+        z = torch.randn(len(y), self.config.latent, generator=rng).to(y.device)
+        training = self.training
+        self.eval()
+        try:
+            with torch.inference_mode():
+                parts = [self.make(*c) for c in zip(torch.split(z, CHUNK), torch.split(y, CHUNK), strict=True)]
+        finally:
+            self.train(training)
+        return torch.cat(parts)  # out of inference mode: a classifier may be trained on it
+
+    def travels(self, name: str) -> bool:
+        return self._makes(name) or not self.config.keep_discriminator
+
+    def _makes(self, name: str) -> bool:
+        return name.startswith(("from_", "generator."))

@@ -1,0 +1,185 @@
+"""GeFL-F. Kang, Cha, Kang, GeFL: Model-Agnostic Federated Learning with Generative Models, arXiv 2412.18460,
+Algorithm 2: the generator makes not images but the features of an extractor that all clients share.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field, InstanceOf
+from torch import nn
+
+from genfed.core.aggregate import ClientInfo, Mean
+from genfed.core.method import Client, Method, Phase, Reduced, Reply, Server, Weights
+from genfed.core.settings import settings
+from genfed.generators.cvae import CVAE
+from genfed.generators.federated import AT_HOME, draw_batches, initial, train_round
+from genfed.generators.generator import Generator
+from genfed.learn.split import FEATURES, Network, cached_features, feature_task, initial_parts, load_parts, train_parts
+from genfed.learn.training import Training, train
+from genfed.learn.weights import weights_of
+
+
+@dataclass(frozen=True)
+class State:
+    """The shared extractor, the headers by architecture, and the generator of features."""
+
+    extractor: Weights
+    headers: dict[str, Weights]
+    generator: Weights
+
+
+@dataclass(frozen=True)
+class Generated:
+    """A generator of features and the extractor whose features they are."""
+
+    extractor: Weights
+    generator: Weights
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A generator on its way back."""
+
+    generator: Weights
+
+
+@dataclass(frozen=True)
+class All:
+    """What a joint round starts from."""
+
+    extractor: Weights
+    header: Weights
+    generator: Weights
+
+
+@dataclass(frozen=True)
+class Header:
+    """A header on its way back."""
+
+    header: Weights
+
+
+@settings
+class GeFLF(Method[State]):
+    """All clients share an extractor and a generator of its features; each trains its own header on both."""
+
+    state = State
+    minimum_examples = 2  # BatchNorm on 1×1 maps has no variance of one example
+
+    generator: InstanceOf[Generator] = Field(default_factory=lambda: CVAE())
+    """The conditional generator of features that all clients train together."""
+    extractor_rounds: Annotated[int, Field(ge=0)] = 20
+    """Rounds that train extractor and headers on real examples (T_FE); then the extractor stands still."""
+    extractor_epochs: Annotated[int, Field(ge=0)] = 5
+    """Local epochs in such a round (T_w)."""
+    generator_rounds: Annotated[int, Field(ge=0)] = 100
+    """Rounds of generator training (T_KA)."""
+    generator_epochs: Annotated[int, Field(ge=0)] = 5
+    """Local epochs in a generator round (T_g)."""
+    generator_batch_size: Annotated[int, Field(ge=2)] = 64
+    """Features per generator step."""
+    rounds: Annotated[int, Field(ge=0)] = 50
+    """Joint rounds, in which the headers are trained (T_TN)."""
+    synthetic_epochs: Annotated[int, Field(ge=0)] = 1
+    """In a joint round: epochs on generated features, as many steps each as an epoch of real ones (T_s)."""
+    training: Training = Field(default_factory=Training)
+    """In a joint round: training on real features (T_r = epochs); generated ones use the same optimiser settings."""
+
+    def init(self, server: Server) -> State:
+        extractor, headers = initial_parts(server)
+        network = server.new_network(server.architectures[0], server.rng)
+        return State(extractor, headers, initial(self.generator, server, feature_task(network, server.task)))
+
+    def phases(self) -> list[Phase[State]]:
+        by_architecture = Mean(by="architecture")
+        return [
+            Phase(
+                "extractor",
+                self.keep_network,
+                self.send_classifier,
+                self.train_network,
+                aggregate={"extractor": Mean(), "header": by_architecture},
+                rounds=self.extractor_rounds,
+            ),
+            Phase(
+                "generator",
+                self.keep_generator,
+                self.send_generator,
+                self.train_generator,
+                aggregate={"generator": Mean()},
+                rounds=self.generator_rounds,
+                slots=(AT_HOME, FEATURES),
+                changes_classifier=False,
+            ),
+            Phase(
+                "joint",
+                self.keep_headers,
+                self.send_all,
+                self.train_header,
+                aggregate={"header": by_architecture},
+                rounds=self.rounds,
+                slots=(FEATURES,),
+            ),
+        ]
+
+    def send_classifier(self, server: Server, state: State, info: ClientInfo) -> Network:
+        return Network(state.extractor, state.headers[info.architecture])
+
+    def train_network(self, client: Client, sent: Network) -> Reply[Network]:
+        """Step 1, on a client: T_w epochs of the whole network."""
+        return train_parts(client, sent, self.training, self.extractor_epochs)
+
+    def keep_network(self, server: Server, state: State, reduced: Reduced) -> State:
+        """The extractor's mean over all clients, the headers' within each architecture."""
+        return State(reduced["extractor"], state.headers | reduced["header"], state.generator)
+
+    def send_generator(self, server: Server, state: State, info: ClientInfo) -> Generated:
+        """The generator, and the extractor for a client that has no features yet."""
+        return Generated(state.extractor, state.generator)
+
+    def train_generator(self, client: Client, sent: Generated) -> Reply[Trained]:
+        """Step 2, on a client: T_g epochs on its features."""
+        network = client.new_network(client.rng)
+        network.get_submodule("extractor").load_state_dict(sent.extractor)
+        trained, loss = train_round(
+            self.generator,
+            client,
+            feature_task(network, client.task),
+            sent.generator,
+            cached_features(client, network),
+            epochs=self.generator_epochs,
+            batch_size=self.generator_batch_size,
+        )
+        return Reply(Trained(trained), metrics={"loss": loss})  # unweighted, as the paper has it
+
+    def keep_generator(self, server: Server, state: State, reduced: Reduced) -> State:
+        """The mean over all clients."""
+        return State(state.extractor, state.headers, reduced["generator"])
+
+    def send_all(self, server: Server, state: State, info: ClientInfo) -> All:
+        """Extractor, header and generator."""
+        return All(state.extractor, state.headers[info.architecture], state.generator)
+
+    def train_header(self, client: Client, sent: All) -> Reply[Header]:
+        """Step 3, on a client: T_s epochs on generated, then T_r epochs on real features."""
+        network = load_parts(client, Network(sent.extractor, sent.header))
+        header, metrics = network.get_submodule("header"), {}
+        if self.synthetic_epochs:
+            generated = draw_batches(
+                self.generator,
+                client,
+                feature_task(network, client.task),
+                sent.generator,
+                epochs=self.synthetic_epochs,
+                batch_size=self.training.batch_size,
+            )
+            metrics["synthetic_loss"] = train(header, client, self.training, data=generated, epochs=1)
+        metrics["loss"] = train(header, client, self.training, data=cached_features(client, network))
+        return Reply(Header(weights_of(header)), weight=len(client.data), metrics=metrics)
+
+    def keep_headers(self, server: Server, state: State, reduced: Reduced) -> State:
+        """The means within each architecture."""
+        return State(state.extractor, state.headers | reduced["header"], state.generator)
+
+    def classifier(self, client: Client, sent: Network) -> nn.Module:
+        return load_parts(client, sent)

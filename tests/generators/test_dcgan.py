@@ -1,0 +1,109 @@
+"""The DCGAN: shapes, its two losses by hand, who learns in whose step, what travels."""
+
+import math
+
+import pytest
+import torch
+
+from genfed.core.errors import GenfedError
+from genfed.core.method import Task
+from genfed.core.rng import stream
+from genfed.data.digits import Digits
+from genfed.generators.dcgan import DCGAN, DCGANNetwork
+from genfed.generators.generator import staying, travelling
+from genfed.learn.fit import fit, scaled, step
+
+SMALL = DCGAN(width=8, discriminator_width=8, latent=6)
+
+
+def task(*shape: int, kind: str = "image") -> Task:
+    return Task(kind, shape, ("a", "b", "c"))  # type: ignore[arg-type]
+
+
+def network(*shape: int, kind: str = "image", config: DCGAN = SMALL) -> DCGANNetwork:
+    return config.new(task(*shape, kind=kind), stream(0, "dcgan"))
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32), (2, 28, 20), (1, 64, 64)])
+def test_samples_have_the_shape_and_scale_of_images(shape: tuple[int, ...]) -> None:
+    made = network(*shape).sample(torch.tensor([0, 1, 2, 0]), stream(1))
+    assert made.shape == (4, *shape)
+    assert float(made.abs().max()) <= 1
+    assert not made.requires_grad
+
+
+def test_features_are_not_negative() -> None:
+    made = network(3, 16, 16, kind="features").sample(torch.zeros(3, dtype=torch.long), stream(1))
+    assert made.shape == (3, 3, 16, 16)
+    assert float(made.min()) >= 0
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind", "says"),
+    [((4,), "table", "shape \\(4,\\)"), ((1, 7, 8), "image", "image of 7×8"), ((1, 8, 65), "image", "image of 8×65")],
+)
+def test_refuses_what_it_cannot_make(shape: tuple[int, ...], kind: str, says: str) -> None:
+    with pytest.raises(GenfedError, match=says):
+        network(*shape, kind=kind)
+
+
+def test_published_sizes() -> None:
+    """At width 128 the 4×4 maps have 4d channels, half from the noise and half from the label."""
+    big = DCGAN().new(Task("image", (1, 32, 32), tuple("0123456789")), stream(0))
+    assert big.from_noise.weight.shape == (100, 256, 4, 4)
+    assert big.from_label.weight.shape == (10, 256, 4, 4)
+    assert [m.weight.shape[:2] for m in big.generator if isinstance(m, torch.nn.ConvTranspose2d)] == [
+        (512, 256),
+        (256, 128),
+        (128, 1),
+    ]
+    assert big.see_image.weight.shape[0] == big.see_label.weight.shape[0] == 64
+    assert abs(float(big.see_image.weight.detach().std()) - 0.02) < 0.003
+
+
+def test_losses_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With logits 0.5 for real and −1 for made ones: BCE(0.5, 1) + BCE(−1, 0), and BCE(−1, 1)."""
+    gan = network(1, 8, 8)
+    real = torch.ones(2, 1, 8, 8)
+
+    def judge(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return torch.full((len(x),), 0.5 if bool((x == 1).all()) else -1.0)
+
+    monkeypatch.setattr(gan, "judge", judge)
+    first, second = gan.players()
+    y = torch.tensor([0, 2])
+    expected = math.log1p(math.exp(-0.5)) + math.log1p(math.exp(-1.0))
+    torch.testing.assert_close(first.loss(real, y, stream(0)), torch.full((2,), expected))
+    torch.testing.assert_close(second.loss(real, y, stream(0)), torch.full((2,), math.log1p(math.e)))
+
+
+def test_each_player_changes_its_own_side_alone() -> None:
+    gan = network(1, 8, 8)
+    x, y = torch.rand(8, 1, 8, 8) * 2 - 1, torch.arange(8) % 3
+    for place, player in enumerate(gan.players()):
+        before = {n: p.detach().clone() for n, p in gan.named_parameters()}
+        step(player, x, y, stream(2))
+        changed = {n for n, p in gan.named_parameters() if not torch.equal(p, before[n])}
+        making = {n for n in before if n.startswith(("from_", "generator."))}
+        assert changed
+        assert changed <= (making if place else before.keys() - making)
+        assert all(p.requires_grad for p in gan.parameters())
+
+
+def test_the_discriminator_can_stay_at_home() -> None:
+    whole, half = network(1, 8, 8), network(1, 8, 8, config=DCGAN(width=8, latent=6, keep_discriminator=True))
+    assert not staying(whole)
+    assert travelling(half).keys() | staying(half).keys() == half.state_dict().keys()
+    assert all(name.startswith(("from_", "generator.")) for name in travelling(half))
+
+
+def test_samples_of_digits_follow_their_labels() -> None:
+    """Ten epochs on real 8×8 digits: most samples are nearer the mean of their own class than that of any other."""
+    digits = Digits(size=8).load()
+    gan = DCGAN(width=32, discriminator_width=32, latent=8, learning_rate=2e-3).new(digits.task, stream(3))
+    fit(gan.players(), digits.train, epochs=10, batch_size=32, rng=stream(4))
+    y = torch.arange(10).repeat(20)
+    made = gan.sample(y, stream(5))
+    means = torch.stack([scaled(digits.train.x[digits.train.y == c]).mean(0) for c in range(10)])
+    nearest = (made[:, None] - means).square().flatten(2).sum(2).argmin(1)
+    assert float((nearest == y).float().mean()) > 0.7
