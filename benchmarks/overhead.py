@@ -18,7 +18,7 @@ from genfed.engines.embedded import InProcess
 from genfed.learn.fit import scaled
 from genfed.report.metrics import Metrics
 
-CLIENTS, ROUNDS, PAIRS = 10, 2, 9
+CLIENTS, ROUNDS, PAIRS = 10, 4, 9
 
 
 def main() -> str:

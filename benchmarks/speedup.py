@@ -5,7 +5,7 @@ from pathlib import Path
 
 from benchmarks.common import alternate, run_apart, workload, write_images
 
-CLIENTS, ROUNDS, PAIRS = 60, 2, 4
+CLIENTS, ROUNDS, PAIRS = 100, 2, 3
 
 
 def main() -> str:
