@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from genfed.core.method import Data
 from genfed.core.rng import seeded
 
+SCALED_AT_ONCE = 16_000_000
+"""Pixels of a client that are held as floats while it trains (64 MB); with more, each batch is scaled by itself."""
 Loss = Callable[[Tensor, Tensor, torch.Generator], Tensor]
 
 
@@ -55,6 +57,8 @@ def fit(
     Returns the mean loss per example of the last epoch, summed over players (0.0 without an epoch).
     """
     total, device = 0.0, data.y.device
+    if epochs > 1 and data.x.numel() <= SCALED_AT_ONCE:
+        data = Data(scaled(data.x), data.y)
     with seeded(rng):  # dropout
         for _ in range(epochs):
             losses = []
@@ -70,13 +74,13 @@ def step(player: Player, x: Tensor, y: Tensor, rng: torch.Generator, precision: 
     """One optimiser step on one batch; returns the batch's summed loss, detached."""
     with mixed(x.device, precision):
         loss = player.loss(x, y, rng)
-    objective = loss.float().mean()
+    mean = objective = loss.float().mean()
     if player.penalty is not None:
         objective = objective + player.penalty()
     player.optimiser.zero_grad(set_to_none=True)
     objective.backward()  # type: ignore[no-untyped-call]
     player.optimiser.step()
-    return loss.detach().float().sum()
+    return mean.detach() * len(x)
 
 
 def mixed(device: torch.device, precision: str) -> contextlib.AbstractContextManager[object]:
