@@ -22,8 +22,6 @@ from genfed.generators.halving import Doubling, Halving
 from genfed.learn.fit import Player
 
 PUBLISHED_BATCH = 64
-CHUNK = 256
-"""Images sampled at once; bounds memory."""
 
 
 @settings
@@ -51,7 +49,9 @@ class CVAE(Generator):
         _, height, width = task.shape
         least = 8 if task.kind == "image" else 2
         if not (least <= height <= 64 and least <= width <= 64):
-            raise GenfedError(f"generator cvae: {task.kind} of {height}×{width}; allowed are {least}×{least} to 64×64")
+            raise GenfedError(
+                f"generator cvae: {task.kind.removesuffix('s')}s of {height}×{width}; allowed are {least}×{least} to 64×64"
+            )
         with seeded(rng):
             return CVAENetwork(task, self)
 
@@ -115,14 +115,4 @@ class CVAENetwork(GeneratorNetwork):
         return [Player(self.loss, adam)]
 
     def sample(self, y: Tensor, rng: torch.Generator) -> Tensor:
-        z = torch.randn(len(y), self.config.latent, generator=rng).to(y.device)
-        training = self.training
-        self.eval()
-        try:
-            with torch.inference_mode():
-                parts = [
-                    self.decode(*chunk) for chunk in zip(torch.split(z, CHUNK), torch.split(y, CHUNK), strict=True)
-                ]
-        finally:
-            self.train(training)
-        return torch.cat(parts)  # out of inference mode: a classifier may be trained on it
+        return self.from_noise(self.decode, self.config.latent, y, rng)

@@ -20,9 +20,6 @@ from genfed.core.settings import settings
 from genfed.generators.generator import Generator, GeneratorNetwork
 from genfed.learn.fit import Player
 
-CHUNK = 256
-"""Images sampled at once; bounds memory."""
-
 
 @settings
 class DCGAN(Generator):
@@ -50,7 +47,9 @@ class DCGAN(Generator):
             raise GenfedError(f"generator dcgan: examples of shape {task.shape}; allowed are images and feature maps")
         _, height, width = task.shape
         if not (8 <= height <= 64 and 8 <= width <= 64):
-            raise GenfedError(f"generator dcgan: {task.kind} of {height}×{width}; allowed are 8×8 to 64×64")
+            raise GenfedError(
+                f"generator dcgan: {task.kind.removesuffix('s')}s of {height}×{width}; allowed are 8×8 to 64×64"
+            )
         with seeded(rng):
             return DCGANNetwork(task, self)
 
@@ -66,8 +65,8 @@ class DCGANNetwork(GeneratorNetwork):
         doublings = math.ceil(math.log2(max(task.shape[1:]) / 4))
         self.side = 4 * 2**doublings
         widths = [config.width * 2**i for i in reversed(range(doublings))]
-        self.from_noise = nn.ConvTranspose2d(config.latent, widths[0] // 2, 4, 1, 0, bias=False)
-        self.from_label = nn.ConvTranspose2d(self.classes, widths[0] - widths[0] // 2, 4, 1, 0, bias=False)
+        self.noise_to_map = nn.ConvTranspose2d(config.latent, widths[0] // 2, 4, 1, 0, bias=False)
+        self.label_to_map = nn.ConvTranspose2d(self.classes, widths[0] - widths[0] // 2, 4, 1, 0, bias=False)
         up: list[nn.Module] = [nn.BatchNorm2d(widths[0]), nn.ReLU()]
         for inner, outer in itertools.pairwise(widths):
             up += [nn.ConvTranspose2d(inner, outer, 4, 2, 1, bias=False), nn.BatchNorm2d(outer), nn.ReLU()]
@@ -89,7 +88,7 @@ class DCGANNetwork(GeneratorNetwork):
     def make(self, z: Tensor, y: Tensor) -> Tensor:
         """Images [n, C, H, W] of noise [n, latent] and labels [n]."""
         label = F.one_hot(y, self.classes).float()[..., None, None]
-        x: Tensor = self.generator(torch.cat([self.from_noise(z[..., None, None]), self.from_label(label)], 1))
+        x: Tensor = self.generator(torch.cat([self.noise_to_map(z[..., None, None]), self.label_to_map(label)], 1))
         x = x[..., : self.shape[1], : self.shape[2]].float()
         return torch.relu(x) if self.positive else torch.tanh(x)
 
@@ -130,18 +129,10 @@ class DCGANNetwork(GeneratorNetwork):
         return [Player(judge_loss, adam(judging)), Player(make_loss, adam(making))]
 
     def sample(self, y: Tensor, rng: torch.Generator) -> Tensor:
-        z = torch.randn(len(y), self.config.latent, generator=rng).to(y.device)
-        training = self.training
-        self.eval()
-        try:
-            with torch.inference_mode():
-                parts = [self.make(*c) for c in zip(torch.split(z, CHUNK), torch.split(y, CHUNK), strict=True)]
-        finally:
-            self.train(training)
-        return torch.cat(parts)  # out of inference mode: a classifier may be trained on it
+        return self.from_noise(self.make, self.config.latent, y, rng)
 
     def travels(self, name: str) -> bool:
         return self._makes(name) or not self.config.keep_discriminator
 
     def _makes(self, name: str) -> bool:
-        return name.startswith(("from_", "generator."))
+        return name.startswith(("noise_to_map.", "label_to_map.", "generator."))

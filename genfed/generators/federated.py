@@ -1,15 +1,21 @@
-"""One client's part in training a generator federatedly, and drawing from what came of it."""
+"""Training a generator federatedly, and classifiers on what it makes: what methods of that kind share."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 import torch
-from torch import Tensor
+from pydantic import Field, InstanceOf
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from genfed.core.method import Client, Data, Server, Slot, Task, Weights
+from genfed.core.method import Client, Data, Method, Server, Slot, Task, Weights
+from genfed.core.settings import settings
+from genfed.generators.cvae import CVAE
 from genfed.generators.generator import Generator, GeneratorNetwork, staying, travelling
 from genfed.learn.fit import Moments, fit, moments_of, restore
+from genfed.learn.training import Training, train
+
+S = TypeVar("S")
 
 
 @dataclass(frozen=True)
@@ -21,44 +27,69 @@ class AtHome:
 
 
 AT_HOME = Slot("generator", AtHome)
-"""To be declared by a phase that calls `train_round`."""
+"""To be declared by a phase that calls `train_at_home`."""
 
 
-def initial(generator: Generator, server: Server, task: Task) -> Weights:
-    """The travelling part of a new generator of `task`'s examples: the same for every method with this seed."""
-    return travelling(generator.new(task, server.common("generator")))
+@settings
+class Generative(Method[S]):
+    """What methods share that train a generator federatedly and classifiers on what it makes: GeFL's two forms."""
 
+    minimum_examples = 2  # BatchNorm on 1×1 maps has no variance of one example
 
-def train_round(
-    generator: Generator, client: Client, task: Task, sent: Weights, data: Data, *, epochs: int, batch_size: int
-) -> tuple[Weights, float]:
-    """Trains the generator that was sent on `data` (examples of `task`), its players' moments going on from where this
-    client left them. Returns its travelling part and the last epoch's mean loss.
-    """
-    home = client.kept.get(AT_HOME) or AtHome((), {})
-    network = _loaded(generator, client, task, sent | home.weights)
-    players = network.players()
-    for player, moments in zip(players, home.moments, strict=False):  # there are none at first
-        restore(player.optimiser, moments)
-    loss = fit(players, data, epochs=epochs, batch_size=batch_size, rng=client.rng, precision=client.precision)
-    client.kept.put(AT_HOME, AtHome(tuple(moments_of(p.optimiser) for p in players), staying(network)))
-    return travelling(network), loss
+    generator: InstanceOf[Generator] = Field(default_factory=lambda: CVAE())
+    """The conditional generator that all clients train together."""
+    generator_rounds: Annotated[int, Field(ge=0)] = 100
+    """Rounds of generator training before the joint rounds (T_KA)."""
+    generator_epochs: Annotated[int, Field(ge=0)] = 5
+    """Local epochs in a generator round (T_g)."""
+    generator_batch_size: Annotated[int, Field(ge=2)] = 64
+    """Examples per generator step."""
+    rounds: Annotated[int, Field(ge=0)] = 50
+    """Joint rounds, in which the classifiers are trained (T_TN)."""
+    synthetic_epochs: Annotated[int, Field(ge=0)] = 1
+    """In a joint round: epochs on generated examples, as many steps each as an epoch of real ones (T_s)."""
+    training: Training = Field(default_factory=Training)
+    """In a joint round: training on real examples (T_r = epochs); generated ones use the same optimiser settings."""
 
+    def initial_generator(self, server: Server, task: Task) -> Weights:
+        """The travelling part of a new generator of `task`'s examples: the same for every method with this seed."""
+        return travelling(self.generator.new(task, server.common("generator")))
 
-def draw(generator: Generator, where: Client | Server, task: Task, weights: Weights, y: Tensor) -> Tensor:
-    """One example of `task` per label, by the generator with these weights; on `where`'s device."""
-    return _loaded(generator, where, task, weights).sample(y.to(where.device), where.rng)
+    def train_at_home(self, client: Client, task: Task, sent: Weights, data: Data) -> tuple[Weights, float]:
+        """T_g epochs of the generator that was sent on `data` (examples of `task`), its players' moments going on from
+        where this client left them. Returns its travelling part and the last epoch's mean loss.
+        """
+        home = client.kept.get(AT_HOME) or AtHome((), {})
+        network = _loaded(self.generator, client, task, sent | home.weights)
+        players = network.players()
+        for player, moments in zip(players, home.moments, strict=False):  # there are none at first
+            restore(player.optimiser, moments)
+        loss = fit(
+            players,
+            data,
+            epochs=self.generator_epochs,
+            batch_size=self.generator_batch_size,
+            rng=client.rng,
+            precision=client.precision,
+        )
+        client.kept.put(AT_HOME, AtHome(tuple(moments_of(p.optimiser) for p in players), staying(network)))
+        return travelling(network), loss
 
+    def train_on_generated(self, network: nn.Module, client: Client, task: Task, weights: Weights) -> dict[str, float]:
+        """Trains on T_s · max(1, ⌊n / B⌋) batches of generated examples of `task`, labels uniform over the classes.
+        Returns the loss by its name in the log; nothing for T_s = 0.
+        """
+        size = self.training.batch_size
+        count = self.synthetic_epochs * max(1, len(client.data) // size) * size
+        if not count:
+            return {}
+        y = torch.randint(len(task.classes), (count,), generator=client.rng).to(client.device)
+        generated = Data(self.drawn(client, task, weights, y), y)
+        return {"synthetic_loss": train(network, client, self.training, data=generated, epochs=1)}
 
-def draw_batches(
-    generator: Generator, client: Client, task: Task, weights: Weights, *, epochs: int, batch_size: int
-) -> Data:
-    """Epochs · max(1, ⌊n / batch_size⌋) batches, where n is the client's number of examples; labels uniform over the
-    classes. Empty for 0 epochs.
-    """
-    count = epochs * max(1, len(client.data) // batch_size) * batch_size
-    y = torch.randint(len(task.classes), (count,), generator=client.rng).to(client.device)
-    return Data(draw(generator, client, task, weights, y), y)
+    def drawn(self, where: Client | Server, task: Task, weights: Weights, y: Tensor) -> Tensor:
+        """One example of `task` per label, by the generator with these weights; on `where`'s device."""
+        return _loaded(self.generator, where, task, weights).sample(y.to(where.device), where.rng)
 
 
 def _loaded(generator: Generator, where: Client | Server, task: Task, weights: Weights) -> GeneratorNetwork:

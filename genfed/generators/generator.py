@@ -1,7 +1,7 @@
 """What a generator is: settings that make a network, and a network that can be trained and sampled."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +9,9 @@ from torch import Tensor, nn
 from genfed.core.method import Task, Weights
 from genfed.learn.fit import Player
 from genfed.learn.weights import weights_of
+
+CHUNK = 256
+"""Examples sampled at once."""
 
 
 class GeneratorNetwork(nn.Module, ABC):
@@ -23,6 +26,20 @@ class GeneratorNetwork(nn.Module, ABC):
         """One example per label: y [n] → x [n, *shape] on the scale of `learn.fit.scaled`, in eval mode and without
         gradients. The draws come from `rng` (CPU), the result lies on y's device.
         """
+
+    def from_noise(
+        self, make: Callable[[Tensor, Tensor], Tensor], size: int, y: Tensor, rng: torch.Generator
+    ) -> Tensor:
+        """`sample` by way of noise [n, size]: `make` turns it and labels [n] into examples, chunk by chunk."""
+        z = torch.randn(len(y), size, generator=rng).to(y.device)
+        training = self.training
+        self.eval()
+        try:
+            with torch.inference_mode():
+                parts = [make(*chunk) for chunk in zip(torch.split(z, CHUNK), torch.split(y, CHUNK), strict=True)]
+        finally:
+            self.train(training)
+        return torch.cat(parts)  # out of inference mode: a classifier may be trained on it
 
     def travels(self, name: str) -> bool:
         """Whether the state-dict entry `name` leaves the client; by default all do."""

@@ -6,17 +6,15 @@ examples.
 from dataclasses import dataclass, replace
 from typing import Annotated
 
-from pydantic import Field, InstanceOf
+from pydantic import Field
 from torch import Tensor, nn
 
 from genfed.core.aggregate import ClientInfo, Mean
 from genfed.core.errors import GenfedError
-from genfed.core.method import Client, Method, Phase, Reduced, Repeat, Reply, Server, Weights
+from genfed.core.method import Client, Phase, Reduced, Repeat, Reply, Server, Weights
 from genfed.core.settings import settings
-from genfed.generators.cvae import CVAE
-from genfed.generators.federated import AT_HOME, draw, draw_batches, initial, train_round
-from genfed.generators.generator import Generator
-from genfed.learn.training import Training, train
+from genfed.generators.federated import AT_HOME, Generative
+from genfed.learn.training import train
 from genfed.learn.weights import Model, initial_classifiers, load_weights, weights_of
 
 
@@ -44,37 +42,22 @@ class Both:
 
 
 @settings
-class GeFL(Method[State]):
+class GeFL(Generative[State]):
     """A generator trained by all clients augments the data of each, whatever its architecture."""
 
     state = State
     generates = True
-    minimum_examples = 2  # BatchNorm on 1×1 maps has no variance of one example
 
-    generator: InstanceOf[Generator] = Field(default_factory=lambda: CVAE())
-    """The conditional generator that all clients train together."""
-    generator_rounds: Annotated[int, Field(ge=0)] = 100
-    """Rounds of generator training before the joint rounds (T_KA)."""
-    generator_epochs: Annotated[int, Field(ge=0)] = 5
-    """Local epochs in a generator round (T_g)."""
-    generator_batch_size: Annotated[int, Field(ge=2)] = 64
-    """Examples per generator step."""
-    rounds: Annotated[int, Field(ge=0)] = 50
-    """Joint rounds, in which the classifiers are trained (T_TN)."""
     interleaved: Annotated[int, Field(ge=0)] = 0
     """Further generator rounds, one after each of the first so many joint rounds (the paper's DCGAN has 50); 0: the
     generator stands still once the joint rounds begin."""
-    synthetic_epochs: Annotated[int, Field(ge=0)] = 1
-    """In a joint round: epochs on generated examples, as many steps each as an epoch of real ones (T_s)."""
-    training: Training = Field(default_factory=Training)
-    """In a joint round: training on real examples (T_r = epochs); generated ones use the same optimiser settings."""
 
     def __post_init__(self) -> None:
         if self.interleaved > self.rounds:
             raise GenfedError(f"interleaved = {self.interleaved}: at most rounds = {self.rounds} is allowed")
 
     def init(self, server: Server) -> State:
-        return State(initial(self.generator, server, server.task), initial_classifiers(server))
+        return State(self.initial_generator(server, server.task), initial_classifiers(server))
 
     def phases(self) -> list[Phase[State] | Repeat[State]]:
         generator = Phase(
@@ -106,15 +89,7 @@ class GeFL(Method[State]):
 
     def train_generator(self, client: Client, sent: Generated) -> Reply[Generated]:
         """Step 1, on a client: T_g epochs; Adam's moments stay here from round to round."""
-        trained, loss = train_round(
-            self.generator,
-            client,
-            client.task,
-            sent.generator,
-            client.data,
-            epochs=self.generator_epochs,
-            batch_size=self.generator_batch_size,
-        )
+        trained, loss = self.train_at_home(client, client.task, sent.generator, client.data)
         return Reply(Generated(trained), metrics={"loss": loss})  # unweighted, as the paper has it
 
     def keep_generator(self, server: Server, state: State, reduced: Reduced) -> State:
@@ -128,17 +103,7 @@ class GeFL(Method[State]):
     def train_classifier(self, client: Client, sent: Both) -> Reply[Model]:
         """Step 2, on a client: T_s epochs on generated, then T_r epochs on real examples."""
         network = load_weights(client.new_network(client.rng), sent.classifier)
-        metrics = {}
-        if self.synthetic_epochs:
-            generated = draw_batches(
-                self.generator,
-                client,
-                client.task,
-                sent.generator,
-                epochs=self.synthetic_epochs,
-                batch_size=self.training.batch_size,
-            )
-            metrics["synthetic_loss"] = train(network, client, self.training, data=generated, epochs=1)
+        metrics = self.train_on_generated(network, client, client.task, sent.generator)
         metrics["loss"] = train(network, client, self.training)
         return Reply(Model(weights_of(network)), weight=len(client.data), metrics=metrics)
 
@@ -153,4 +118,4 @@ class GeFL(Method[State]):
         return load_weights(client.new_network(client.rng), sent.classifier)
 
     def generate(self, server: Server, state: State, y: Tensor) -> Tensor:
-        return draw(self.generator, server, server.task, state.generator, y)
+        return self.drawn(server, server.task, state.generator, y)

@@ -5,17 +5,15 @@ Algorithm 2: the generator makes not images but the features of an extractor tha
 from dataclasses import dataclass
 from typing import Annotated
 
-from pydantic import Field, InstanceOf
+from pydantic import Field
 from torch import nn
 
 from genfed.core.aggregate import ClientInfo, Mean
-from genfed.core.method import Client, Method, Phase, Reduced, Reply, Server, Weights
+from genfed.core.method import Client, Phase, Reduced, Reply, Server, Weights
 from genfed.core.settings import settings
-from genfed.generators.cvae import CVAE
-from genfed.generators.federated import AT_HOME, draw_batches, initial, train_round
-from genfed.generators.generator import Generator
+from genfed.generators.federated import AT_HOME, Generative
 from genfed.learn.split import FEATURES, Network, cached_features, feature_task, initial_parts, load_parts, train_parts
-from genfed.learn.training import Training, train
+from genfed.learn.training import train
 from genfed.learn.weights import weights_of
 
 
@@ -60,35 +58,20 @@ class Header:
 
 
 @settings
-class GeFLF(Method[State]):
+class GeFLF(Generative[State]):
     """All clients share an extractor and a generator of its features; each trains its own header on both."""
 
     state = State
-    minimum_examples = 2  # BatchNorm on 1×1 maps has no variance of one example
 
-    generator: InstanceOf[Generator] = Field(default_factory=lambda: CVAE())
-    """The conditional generator of features that all clients train together."""
     extractor_rounds: Annotated[int, Field(ge=0)] = 20
     """Rounds that train extractor and headers on real examples (T_FE); then the extractor stands still."""
     extractor_epochs: Annotated[int, Field(ge=0)] = 5
     """Local epochs in such a round (T_w)."""
-    generator_rounds: Annotated[int, Field(ge=0)] = 100
-    """Rounds of generator training (T_KA)."""
-    generator_epochs: Annotated[int, Field(ge=0)] = 5
-    """Local epochs in a generator round (T_g)."""
-    generator_batch_size: Annotated[int, Field(ge=2)] = 64
-    """Features per generator step."""
-    rounds: Annotated[int, Field(ge=0)] = 50
-    """Joint rounds, in which the headers are trained (T_TN)."""
-    synthetic_epochs: Annotated[int, Field(ge=0)] = 1
-    """In a joint round: epochs on generated features, as many steps each as an epoch of real ones (T_s)."""
-    training: Training = Field(default_factory=Training)
-    """In a joint round: training on real features (T_r = epochs); generated ones use the same optimiser settings."""
 
     def init(self, server: Server) -> State:
         extractor, headers = initial_parts(server)
         network = server.new_network(server.architectures[0], server.rng)
-        return State(extractor, headers, initial(self.generator, server, feature_task(network, server.task)))
+        return State(extractor, headers, self.initial_generator(server, feature_task(network, server.task)))
 
     def phases(self) -> list[Phase[State]]:
         by_architecture = Mean(by="architecture")
@@ -141,15 +124,8 @@ class GeFLF(Method[State]):
         """Step 2, on a client: T_g epochs on its features."""
         network = client.new_network(client.rng)
         network.get_submodule("extractor").load_state_dict(sent.extractor)
-        trained, loss = train_round(
-            self.generator,
-            client,
-            feature_task(network, client.task),
-            sent.generator,
-            cached_features(client, network),
-            epochs=self.generator_epochs,
-            batch_size=self.generator_batch_size,
-        )
+        task, features = feature_task(network, client.task), cached_features(client, network)
+        trained, loss = self.train_at_home(client, task, sent.generator, features)
         return Reply(Trained(trained), metrics={"loss": loss})  # unweighted, as the paper has it
 
     def keep_generator(self, server: Server, state: State, reduced: Reduced) -> State:
@@ -163,17 +139,8 @@ class GeFLF(Method[State]):
     def train_header(self, client: Client, sent: All) -> Reply[Header]:
         """Step 3, on a client: T_s epochs on generated, then T_r epochs on real features."""
         network = load_parts(client, Network(sent.extractor, sent.header))
-        header, metrics = network.get_submodule("header"), {}
-        if self.synthetic_epochs:
-            generated = draw_batches(
-                self.generator,
-                client,
-                feature_task(network, client.task),
-                sent.generator,
-                epochs=self.synthetic_epochs,
-                batch_size=self.training.batch_size,
-            )
-            metrics["synthetic_loss"] = train(header, client, self.training, data=generated, epochs=1)
+        header, task = network.get_submodule("header"), feature_task(network, client.task)
+        metrics = self.train_on_generated(header, client, task, sent.generator)
         metrics["loss"] = train(header, client, self.training, data=cached_features(client, network))
         return Reply(Header(weights_of(header)), weight=len(client.data), metrics=metrics)
 

@@ -13,6 +13,7 @@ from genfed.generators.dcgan import DCGAN, DCGANNetwork
 from genfed.generators.generator import staying, travelling
 from genfed.learn.fit import fit, scaled, step
 
+MAKING = ("noise_to_map.", "label_to_map.", "generator.")
 SMALL = DCGAN(width=8, discriminator_width=8, latent=6)
 
 
@@ -40,7 +41,7 @@ def test_features_are_not_negative() -> None:
 
 @pytest.mark.parametrize(
     ("shape", "kind", "says"),
-    [((4,), "table", "shape \\(4,\\)"), ((1, 7, 8), "image", "image of 7×8"), ((1, 8, 65), "image", "image of 8×65")],
+    [((4,), "table", "shape \\(4,\\)"), ((1, 7, 8), "image", "images of 7×8"), ((1, 8, 65), "image", "images of 8×65")],
 )
 def test_refuses_what_it_cannot_make(shape: tuple[int, ...], kind: str, says: str) -> None:
     with pytest.raises(GenfedError, match=says):
@@ -50,8 +51,8 @@ def test_refuses_what_it_cannot_make(shape: tuple[int, ...], kind: str, says: st
 def test_published_sizes() -> None:
     """At width 128 the 4×4 maps have 4d channels, half from the noise and half from the label."""
     big = DCGAN().new(Task("image", (1, 32, 32), tuple("0123456789")), stream(0))
-    assert big.from_noise.weight.shape == (100, 256, 4, 4)
-    assert big.from_label.weight.shape == (10, 256, 4, 4)
+    assert big.noise_to_map.weight.shape == (100, 256, 4, 4)
+    assert big.label_to_map.weight.shape == (10, 256, 4, 4)
     assert [m.weight.shape[:2] for m in big.generator if isinstance(m, torch.nn.ConvTranspose2d)] == [
         (512, 256),
         (256, 128),
@@ -84,7 +85,7 @@ def test_each_player_changes_its_own_side_alone() -> None:
         before = {n: p.detach().clone() for n, p in gan.named_parameters()}
         step(player, x, y, stream(2))
         changed = {n for n, p in gan.named_parameters() if not torch.equal(p, before[n])}
-        making = {n for n in before if n.startswith(("from_", "generator."))}
+        making = {n for n in before if n.startswith(MAKING)}
         assert changed
         assert changed <= (making if place else before.keys() - making)
         assert all(p.requires_grad for p in gan.parameters())
@@ -94,7 +95,7 @@ def test_the_discriminator_can_stay_at_home() -> None:
     whole, half = network(1, 8, 8), network(1, 8, 8, config=DCGAN(width=8, latent=6, keep_discriminator=True))
     assert not staying(whole)
     assert travelling(half).keys() | staying(half).keys() == half.state_dict().keys()
-    assert all(name.startswith(("from_", "generator.")) for name in travelling(half))
+    assert all(name.startswith(MAKING) for name in travelling(half))
 
 
 def test_samples_of_digits_follow_their_labels() -> None:

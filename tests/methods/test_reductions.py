@@ -12,6 +12,7 @@ from genfed.app.config import read
 from genfed.app.trial import Checkpoint, read_checkpoint
 from genfed.core.method import Client, Data
 from genfed.core.record import load
+from genfed.generators import federated
 from genfed.learn import training
 from genfed.learn.weights import Model
 from genfed.methods import gefl
@@ -131,7 +132,8 @@ def test_steps_on_generated_examples(tmp_path: Path, monkeypatch: pytest.MonkeyP
             assert float(data.x.abs().max()) <= 1, "real and generated examples are on one scale"
         return learn(network, client, how, data=data, epochs=epochs)
 
-    monkeypatch.setattr(gefl, "train", watched)
+    for module in (gefl, federated):
+        monkeypatch.setattr(module, "train", watched)
     method = tiny("gefl")["method"]["gefl"] | {"synthetic_epochs": 3, "rounds": 1}
     start(tiny("gefl", method={"gefl": method}), tmp_path / "run")
     assert seen == [(3 * 2 * 8, 1), (20, None)] * 4
