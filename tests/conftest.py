@@ -73,12 +73,13 @@ def start(config: dict[str, Any], out: Path, **options: Any) -> Report:
 
 
 def left_by(out: Path) -> dict[str, Any]:
-    """What a run left that must be the same to the bit: checkpoints, what clients keep, and metrics but for times."""
+    """What a run left that must be the same to the bit: checkpoints, what clients keep, and metrics but for times and
+    workers that were lost."""
     left: dict[str, Any] = {}
     for file in sorted(out.rglob("*.safetensors")):
         left[str(file.relative_to(out))] = fingerprint(file)
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    left["metrics"] = [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+    left["metrics"] = [{k: v for k, v in row.items() if k not in ("seconds", "lost")} for row in rows]
     return left
 
 

@@ -13,11 +13,10 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from genfed.core.errors import GenfedError
 from genfed.core.method import Task
 from genfed.core.rng import seeded
 from genfed.core.settings import settings
-from genfed.generators.generator import Generator, GeneratorNetwork
+from genfed.generators.generator import Generator, GeneratorNetwork, check_maps
 from genfed.generators.halving import Doubling, Halving
 from genfed.learn.fit import Player
 
@@ -43,15 +42,7 @@ class CVAE(Generator):
         Raises:
             GenfedError: the task is a table, or its images are not of 8×8 to 64×64.
         """
-        if task.kind == "table" or len(task.shape) != 3:
-            what = "a table" if task.kind == "table" else "no maps"
-            raise GenfedError(f"generator cvae: examples of shape {task.shape}, {what}; allowed are images")
-        _, height, width = task.shape
-        least = 8 if task.kind == "image" else 2
-        if not (least <= height <= 64 and least <= width <= 64):
-            raise GenfedError(
-                f"generator cvae: {task.kind.removesuffix('s')}s of {height}×{width}; allowed are {least}×{least} to 64×64"
-            )
+        check_maps("cvae", task, 8 if task.kind == "image" else 2)
         with seeded(rng):
             return CVAENetwork(task, self)
 

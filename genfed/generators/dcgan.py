@@ -13,11 +13,10 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from genfed.core.errors import GenfedError
 from genfed.core.method import Task
 from genfed.core.rng import seeded
 from genfed.core.settings import settings
-from genfed.generators.generator import Generator, GeneratorNetwork
+from genfed.generators.generator import Generator, GeneratorNetwork, check_maps
 from genfed.learn.fit import Player
 
 
@@ -43,13 +42,7 @@ class DCGAN(Generator):
         Raises:
             GenfedError: the task is a table, or its images are not of 8×8 to 64×64.
         """
-        if task.kind == "table" or len(task.shape) != 3:
-            raise GenfedError(f"generator dcgan: examples of shape {task.shape}; allowed are images and feature maps")
-        _, height, width = task.shape
-        if not (8 <= height <= 64 and 8 <= width <= 64):
-            raise GenfedError(
-                f"generator dcgan: {task.kind.removesuffix('s')}s of {height}×{width}; allowed are 8×8 to 64×64"
-            )
+        check_maps("dcgan", task)
         with seeded(rng):
             return DCGANNetwork(task, self)
 

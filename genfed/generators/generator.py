@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from genfed.core.errors import GenfedError
 from genfed.core.method import Task, Weights
 from genfed.learn.fit import Player
 from genfed.learn.weights import weights_of
@@ -66,3 +67,17 @@ def travelling(network: GeneratorNetwork) -> Weights:
 def staying(network: GeneratorNetwork) -> Weights:
     """The part of its state dict that the client keeps, on the CPU."""
     return {k: v for k, v in weights_of(network).items() if not network.travels(k)}
+
+
+def check_maps(name: str, task: Task, least: int = 8) -> None:
+    """Refuses what a generator of maps cannot make.
+
+    Raises:
+        GenfedError: the task is a table, or its maps are not of least×least to 64×64.
+    """
+    if task.kind == "table" or len(task.shape) != 3:
+        what = "a table" if task.kind == "table" else "no maps"
+        raise GenfedError(f"generator {name}: examples of shape {task.shape}, {what}; allowed are images")
+    what, (_, height, width) = ("images" if task.kind == "image" else "features"), task.shape
+    if not (least <= height <= 64 and least <= width <= 64):
+        raise GenfedError(f"generator {name}: {what} of {height}×{width}; allowed are {least}×{least} to 64×64")
