@@ -205,7 +205,8 @@ def _complaint(at: str, error: Any) -> str:
     if error["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
         return f"{key}: this setting is required"
     shown = list(error["input"]) if isinstance(error["input"], tuple) else error["input"]
-    return f"{key} = {shown!r}: {error['msg'][0].lower()}{error['msg'][1:].replace('tuple', 'list')}"
+    says = (error["msg"][0].lower() + error["msg"][1:]).replace("tuple", "list")
+    return f"{key} = {shown!r}: {says}"
 
 
 def _is_branch(part: Any) -> bool:

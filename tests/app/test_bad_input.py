@@ -13,6 +13,7 @@ import tomli_w
 import genfed
 from genfed.app import cli
 from genfed.app.config import read, to_toml
+from genfed.core import record
 from genfed.core.errors import GenfedError
 from tests.conftest import left_by, start, tiny
 
@@ -40,7 +41,7 @@ def refused(config: dict[str, Any], out: Path, **options: Any) -> str:
         ({"federation": {"clients": 0}}, "federation.clients = 0: input should be greater than or equal to 1"),
         ({"federation": {"sample": True}}, "federation.sample = True: input should be a valid number"),
         ({"federation": {"quorum": 1.5}}, "federation.quorum = 1.5: input should be less than or equal to 1"),
-        ({"seeds": []}, "seeds = (): "),
+        ({"seeds": []}, "seeds = []: list should have at least 1 item"),
         ({"seeds": 3}, "seeds = 3: "),
         ({"seeds": [1, 2, 1]}, "seeds: 1 stands twice"),
         (
@@ -57,9 +58,12 @@ def refused(config: dict[str, Any], out: Path, **options: Any) -> str:
         ({"name": "../up"}, "name = '../up': it names a folder"),
         ({"name": "a\0b"}, "it names a folder"),
         (
-            {"method": {"fedavg": {"kind": "gefl"}}, "data": {"size": 4}},
+            {"methods": ["mine"], "method": {"mine": {"kind": "gefl"}}, "data": {"size": 4}},
             "generator cvae: images of 4×4; allowed are 8×8",
         ),
+        ({"method": {"fedavg": {"kind": "gefl"}}}, "method.fedavg.kind = 'gefl': fedavg is a method itself"),
+        ({"federation": {"timeout": 5.0}}, "federation.timeout needs worker processes"),
+        ({"federation": {"clients": 4, "examples": 5}, "methods": ["gefl"]}, "gefl needs 2 examples at every client"),
         ({"methods": "gefl"}, "methods = 'gefl': expected a list of names, such as methods = [\"gefl\"]"),
         ({"methods": ["fedavgg"]}, "no such method: 'fedavgg'; did you mean 'fedavg'?"),
         ({"methods": ["../up"]}, "methods: '../up' is no label"),
@@ -76,8 +80,14 @@ def refused(config: dict[str, Any], out: Path, **options: Any) -> str:
         ({"data": "digits"}, "data = 'digits': expected a table of settings"),
         ({"compute": "cpu"}, "compute = 'cpu': expected a table of settings"),
         ({"method": {"fedavg": {"kind": 3}}}, "method.fedavg.kind = 3: expected the name of a method"),
-        ({"method": {"fedavg": {"kind": f"{TOYS}:Undecorated"}}}, "bears @genfed.settings, and this has none"),
-        ({"method": {"fedavg": {"kind": f"{TOYS}:Unfinished"}}}, "it lacks classifier, init, phases, send_classifier"),
+        (
+            {"methods": ["odd"], "method": {"odd": {"kind": f"{TOYS}:Undecorated"}}},
+            "bears @genfed.settings, and this has none",
+        ),
+        (
+            {"methods": ["odd"], "method": {"odd": {"kind": f"{TOYS}:Unfinished"}}},
+            "it lacks classifier, init, phases, send_classifier",
+        ),
         ({"federation": {"timeout": float("inf")}}, "federation.timeout = inf: input should be a finite number"),
         ({"federation": {"architectures": {"linear": float("inf")}}}, "linear = inf: a weight is above 0 and finite"),
         ({"federation": {"architectures": {"linear": 99.0, "mlp": 1.0}}}, "mlp = 1.0 comes to none of 4 clients"),
@@ -269,6 +279,26 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path: Path, monkeypatch:
             start(tiny("fedavg"), out)
     assert (out / "trials" / "fedavg" / "seed-0" / "state.safetensors").exists()
     start(tiny("fedavg"), out, resume=True)
+    assert left_by(out) == left_by(tmp_path / "undisturbed")
+
+
+def test_a_client_that_cannot_keep_its_records_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Going on without it would change the outcome; with room again the run ends with the same bits."""
+    start(tiny("gefl"), tmp_path / "undisturbed")
+    out, calls, write = tmp_path / "run", 0, record.save
+
+    def full(kept: object, path: Path, *, durable: bool = True) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 6:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(kept, path, durable=durable)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("genfed.engines.site.save", full)
+        with pytest.raises(GenfedError, match=r"client 1 cannot keep its records: .*No space left on device.*--resume"):
+            start(tiny("gefl"), out)
+    start(tiny("gefl"), out, resume=True)
     assert left_by(out) == left_by(tmp_path / "undisturbed")
 
 
