@@ -47,7 +47,9 @@ def run(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Overrides a setting, e.g. method.gefl.rounds=10; repeatable."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for the results.", show_default="runs/NAME")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the results.", show_default="runs/NAME, or the folder given")
+    ] = None,
     data_root: Annotated[Path | None, typer.Option(help="Folder that relative data paths start from.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the run in that folder stopped.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete the run in that folder first.")] = False,
@@ -66,7 +68,7 @@ def run(
     from genfed.report.table import summary_table
 
     settings = read(config, overrides)
-    folder = out or Path("runs") / settings.name
+    folder = out or runs.default_folder(config, settings)
     console = _console(stderr=True)
     try:
         with Watch(console, trials=len(settings.labels) * len(settings.seeds)) as watch:

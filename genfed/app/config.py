@@ -155,7 +155,8 @@ def _config(table: Table) -> Config:
         if label in labels:
             built[label] = method
     for key in defaults.keys() - used:
-        raise GenfedError(f"defaults.{key}: no method of the run has such a setting")
+        known = {f.name for method in built.values() for f in dataclasses.fields(method)}
+        raise GenfedError(registry.unknown(key, known, f"defaults.{key}: no method of the run has such a setting"))
     return _build(Config, table | {"method": built}, "")
 
 

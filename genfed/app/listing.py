@@ -23,8 +23,13 @@ def listing(what: str, name: str | None = None) -> RenderableType:
         GenfedError: no such name.
     """
     if what == "settings":
+        if name is not None:
+            raise GenfedError(f"list settings takes no name ({name!r}); it shows all of them")
         tables = {"": Config, "federation": Federation, "evaluation": Evaluation, "compute": Compute}
-        return Group(*(_settings(cls, f"[{key}]" if key else "the top of the file") for key, cls in tables.items()))
+        closing = "[defaults] holds settings for every method that has them; [method.LABEL] those of one method."
+        return Group(
+            closing, *(_settings(cls, f"[{key}]" if key else "the top of the file") for key, cls in tables.items())
+        )
     if what == "architectures":
         return _architectures(name)
     family = next(f for f in registry.FAMILIES if f.plural == what)

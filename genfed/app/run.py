@@ -56,7 +56,7 @@ def run(
     Args:
         config: a TOML file, a run's folder, a table of settings or a `Config`, which says what can be set.
         overrides: "key=value" on top of it, as `genfed.app.config.read` has them.
-        out: the folder for its results; None: runs/NAME.
+        out: the folder for its results; None: the run's folder where `config` is one, else runs/NAME.
         resume: goes on where the run in that folder stopped; starts it where there is none.
         fresh: deletes the run in that folder first.
         notify: called with what is going on.
@@ -66,7 +66,7 @@ def run(
         GenfedError: something in the config, the data or the folder is wrong; what was done before stays done.
     """
     settings = config if isinstance(config, Config) else read(config, overrides)
-    folder = Path(out if out is not None else Path("runs") / settings.name)
+    folder = default_folder(config, settings) if out is None else Path(out)
     dataset = load_data(settings)
     for seed in settings.seeds:
         shards = federation.share_out(settings, dataset, seed)
@@ -79,6 +79,13 @@ def run(
             return _run(settings, dataset, folder, notify or (lambda _: None), command or _command(), started)
         except OSError as error:
             raise GenfedError(f"{error}; nothing that was saved is lost: mend it, then go on with --resume") from None
+
+
+def default_folder(config: object, settings: Config) -> Path:
+    """Where a run's results go if nothing is said: to the run whose folder was given, else to runs/NAME."""
+    if isinstance(config, str | Path) and Path(config).is_dir():
+        return Path(config)
+    return Path("runs") / settings.name
 
 
 def load_data(config: Config) -> Dataset:

@@ -163,3 +163,18 @@ def test_every_public_name_is_there() -> None:
         assert getattr(genfed, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = genfed.nothing
+
+
+def test_a_run_given_by_its_folder_stays_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not in runs/NAME, where another run may be."""
+    monkeypatch.chdir(tmp_path)
+    other, mine = tmp_path / "runs" / "tiny", tmp_path / "elsewhere"
+    start(tiny("local"), other)
+    start(tiny("fedavg"), mine)
+    before = left_by(other)
+    genfed.run(mine, resume=True)
+    genfed.run(mine, fresh=True)
+    assert left_by(other) == before
+    with pytest.raises(SystemExit):
+        cli.main(["run", str(mine), "--fresh"])
+    assert left_by(other) == before
