@@ -118,8 +118,9 @@ def _pss(pid: int) -> float:
     return next((float(line.split()[1]) for line in lines if line.startswith("Pss:")), 0.0)
 
 
-def run_apart(config: dict[str, Any]) -> tuple[float, Any]:
-    """Runs a config in a process of its own; returns its peak memory in MiB and its report."""
+def run_apart(config: dict[str, Any]) -> tuple[float, Any, list[dict[str, Any]]]:
+    """Runs a config in a process of its own; returns its peak memory in MiB, its report and its rows of metrics."""
+    from genfed.report.metrics import read
     from genfed.report.results import from_json
 
     with tempfile.TemporaryDirectory() as folder:
@@ -129,4 +130,4 @@ def run_apart(config: dict[str, Any]) -> tuple[float, Any]:
         with Memory(process.pid) as memory:
             process.wait()
         assert process.returncode == 0
-        return memory.peak, from_json((out / "report.json").read_text("utf-8"))
+        return memory.peak, from_json((out / "report.json").read_text("utf-8")), read(out / "metrics.jsonl")

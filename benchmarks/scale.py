@@ -21,7 +21,7 @@ def main() -> str:
                 if method == "gefl":
                     small = {"kind": "cvae", "width": 16}
                     config["method"] = {"gefl": {"generator_rounds": 2, "generator_epochs": 1, "generator": small}}
-                memory, report = run_apart(config)
+                memory, report, _ = run_apart(config)
             first = first or memory
             costs = [c for c in report.trials[0].costs if c.phase != "evaluate"]
             work = sum(c.client_seconds for c in costs) / sum(c.rounds for c in costs) / clients
