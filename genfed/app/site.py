@@ -5,6 +5,8 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from genfed.app import federation, registry
 from genfed.app.config import Config, read, to_toml
 from genfed.app.trial import Trial, with_evaluation
@@ -40,7 +42,7 @@ def trial_folder(folder: Path, label: str, seed: int) -> Path:
 def new_site(trial: Trial) -> Site:
     """Where the trial's clients work."""
     return Site(
-        with_evaluation(trial.method, trial.shards.held_out),
+        with_evaluation(trial.method, trial.shards.held_out.to(torch.device(trial.compute.device))),
         trial.shards,
         trial.folder / "clients",
         trial.seed,

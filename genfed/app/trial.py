@@ -84,7 +84,8 @@ class Trial:
 
 
 def with_evaluation(method: Method[Any], held_out: Any) -> dict[str, Phase[Any]]:
-    """A method's phases by name, and the phase that scores its classifiers: clients tell counts per class only.
+    """A method's phases by name, and the phase that scores its classifiers: clients tell counts per class only. Where
+    clients work, `held_out` lies on their device.
 
     Raises:
         GenfedError: two different phases of one name.
@@ -97,7 +98,7 @@ def with_evaluation(method: Method[Any], held_out: Any) -> dict[str, Phase[Any]]
 
     def evaluate(client: Client, sent: Any) -> Reply[Counts]:
         network = method.classifier(client, sent)
-        return Reply(count(network, held_out.to(client.device), len(client.task.classes), client.precision))
+        return Reply(count(network, held_out, len(client.task.classes), client.precision))
 
     evaluate.__annotations__["sent"] = typing.get_type_hints(method.classifier)["sent"]
     phases["evaluate"] = Phase(

@@ -26,6 +26,13 @@ class AtHome:
     weights: Weights
 
 
+@dataclass(frozen=True)
+class Generated:
+    """A generator on its way."""
+
+    generator: Weights
+
+
 AT_HOME = Slot("generator", AtHome)
 """To be declared by a phase that calls `train_at_home`."""
 

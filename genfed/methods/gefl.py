@@ -13,7 +13,7 @@ from genfed.core.aggregate import ClientInfo, Mean
 from genfed.core.errors import GenfedError
 from genfed.core.method import Client, Phase, Reduced, Repeat, Reply, Server, Weights
 from genfed.core.settings import settings
-from genfed.generators.federated import AT_HOME, Generative
+from genfed.generators.federated import AT_HOME, Generated, Generative
 from genfed.learn.training import train
 from genfed.learn.weights import Model, initial_classifiers, load_weights, weights_of
 
@@ -24,13 +24,6 @@ class State:
 
     generator: Weights
     classifiers: dict[str, Weights]
-
-
-@dataclass(frozen=True)
-class Generated:
-    """A generator on its way."""
-
-    generator: Weights
 
 
 @dataclass(frozen=True)

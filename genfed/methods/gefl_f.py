@@ -11,7 +11,7 @@ from torch import nn
 from genfed.core.aggregate import ClientInfo, Mean
 from genfed.core.method import Client, Phase, Reduced, Reply, Server, Weights
 from genfed.core.settings import settings
-from genfed.generators.federated import AT_HOME, Generative
+from genfed.generators.federated import AT_HOME, Generated, Generative
 from genfed.learn.split import FEATURES, Network, cached_features, feature_task, initial_parts, load_parts, train_parts
 from genfed.learn.training import train
 from genfed.learn.weights import weights_of
@@ -27,17 +27,10 @@ class State:
 
 
 @dataclass(frozen=True)
-class Generated:
+class OfFeatures:
     """A generator of features and the extractor whose features they are."""
 
     extractor: Weights
-    generator: Weights
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A generator on its way back."""
-
     generator: Weights
 
 
@@ -116,17 +109,17 @@ class GeFLF(Generative[State]):
         """The extractor's mean over all clients, the headers' within each architecture."""
         return State(reduced["extractor"], state.headers | reduced["header"], state.generator)
 
-    def send_generator(self, server: Server, state: State, info: ClientInfo) -> Generated:
+    def send_generator(self, server: Server, state: State, info: ClientInfo) -> OfFeatures:
         """The generator, and the extractor for a client that has no features yet."""
-        return Generated(state.extractor, state.generator)
+        return OfFeatures(state.extractor, state.generator)
 
-    def train_generator(self, client: Client, sent: Generated) -> Reply[Trained]:
+    def train_generator(self, client: Client, sent: OfFeatures) -> Reply[Generated]:
         """Step 2, on a client: T_g epochs on its features."""
         network = client.new_network(client.rng)
         network.get_submodule("extractor").load_state_dict(sent.extractor)
         task, features = feature_task(network, client.task), cached_features(client, network)
         trained, loss = self.train_at_home(client, task, sent.generator, features)
-        return Reply(Trained(trained), metrics={"loss": loss})  # unweighted, as the paper has it
+        return Reply(Generated(trained), metrics={"loss": loss})  # unweighted, as the paper has it
 
     def keep_generator(self, server: Server, state: State, reduced: Reduced) -> State:
         """The mean over all clients."""

@@ -101,7 +101,7 @@ def test_the_global_generator_is_the_plain_mean_of_the_clients(tmp_path: Path, m
     train = GeFL.train_generator
 
     @functools.wraps(train)
-    def watched(self: GeFL, client: Client, sent: gefl.Generated) -> Any:
+    def watched(self: GeFL, client: Client, sent: federated.Generated) -> Any:
         reply = train(self, client, sent)
         uploads.append(reply.upload.generator)
         return reply
