@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import genfed.app.run as runs
+from genfed.app import registry
 from genfed.app.config import read
 from genfed.core.record import Packed, digest
 from genfed.report.results import Report
@@ -43,6 +44,20 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+GENERATIVE: dict[str, Any] = {
+    "generator_rounds": 2,
+    "generator_epochs": 1,
+    "generator": {"kind": "cvae", "width": 4, "latent": 4},
+}
+TINY: dict[str, dict[str, Any]] = {
+    "gefl": GENERATIVE,
+    "gefl_f": GENERATIVE | {"extractor_rounds": 2, "extractor_epochs": 1},
+}
+"""Settings that make a method small, by method."""
+SHARED_EXTRACTOR = {"gefl_f", "lg_fedavg"}
+NEED_PUBLIC = {name for name, cls in registry.catalogue(registry.METHODS).items() if cls.needs_public}
+
+
 def tiny(*methods: str, **changes: Any) -> dict[str, Any]:
     """A config that runs in about a second: 4 clients with 20 digits of 8×8 each, two architectures, 2 rounds."""
     config: dict[str, Any] = {
@@ -55,13 +70,12 @@ def tiny(*methods: str, **changes: Any) -> dict[str, Any]:
         "compute": {"workers": 0},
         "defaults": {"rounds": 2, "training": {"epochs": 1, "batch_size": 8}},
     }
-    small = {"kind": "cvae", "width": 4, "latent": 4}
-    generative = {"generator_rounds": 2, "generator_epochs": 1, "generator": small}
-    own = {"gefl": generative, "gefl_f": generative | {"extractor_rounds": 2, "extractor_epochs": 1}}
-    config["method"] = {name: table for name, table in own.items() if name in methods}
-    if {"gefl_f", "lg_fedavg"} & set(methods):  # linear and mlp-small share no extractor
+    config["method"] = {name: TINY[name] for name in methods if name in TINY}
+    if SHARED_EXTRACTOR & set(methods):  # linear and mlp-small have none
         config["data"] = {"kind": "digits", "size": 16}
         config["federation"] |= {"architectures": ["cnn1", "cnn2"]}
+    if NEED_PUBLIC & set(methods):
+        config["public"] = config["data"]
     for key, value in changes.items():
         config[key] = config[key] | value if isinstance(value, dict) and isinstance(config.get(key), dict) else value
     return config

@@ -82,6 +82,8 @@ class Config:
     """Folder that a relative path in [data] starts from; empty: the working directory."""
     data: InstanceOf[Source]
     """`kind` names the source."""
+    public: InstanceOf[Source] | None = None
+    """Examples that anybody may see (their labels are not used); only a few methods need any. Left out: none."""
     partition: InstanceOf[Partitioner] = Field(default_factory=IID)
     """`kind` names how the training part is shared out."""
     federation: Federation = Field(default_factory=Federation)
@@ -187,6 +189,9 @@ def _build(cls: type[T], table: Table, at: str) -> T:
 
 
 def _value(hint: Any, value: Any, at: str) -> Any:
+    branches = [h for h in typing.get_args(hint) if h is not type(None)]
+    if len(branches) == 1 and type(None) in typing.get_args(hint):
+        hint = branches[0]  # of something optional
     if isinstance(hint, type) and isinstance(value, dict):
         for family in registry.FAMILIES:
             if hint is family.base:

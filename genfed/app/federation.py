@@ -113,6 +113,8 @@ def check(config: Config, shards: Shards) -> None:
                 f"{label} needs {method.minimum_examples} examples at every client, and client {few.id} has "
                 f"{few.examples}: choose another partition, more examples or fewer clients"
             )
+        if method.needs_public and config.public is None:
+            raise GenfedError(f"{label} needs public examples: name a data source in the table [public]")
         if method.needs_every_class and (lacking := _lacking(counts)) is not None:
             client, place = lacking
             raise GenfedError(

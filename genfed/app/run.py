@@ -8,12 +8,13 @@ import json
 import logging
 import os
 import platform
+import re
 import shlex
 import shutil
 import sys
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,9 @@ from genfed.app.config import Config, read, to_toml
 from genfed.app.site import new_site, new_trial, shards_file, trial_folder
 from genfed.app.trial import Progress, Run, Trial, counts_for, new_server, read_checkpoint, server_of
 from genfed.core.errors import GenfedError
+from genfed.core.method import Task
 from genfed.core.record import digest, pack, save
-from genfed.data.dataset import Dataset
+from genfed.data.dataset import Dataset, Source
 from genfed.data.huggingface import HuggingFace
 from genfed.engines.embedded import InProcess, Workers
 from genfed.engines.site import threads
@@ -39,6 +41,13 @@ from genfed.report.results import Environment, Report, Row, summarise, to_json
 from genfed.report.tensorboard import TensorBoard, open_tensorboard
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Public:
+    """The public examples as a record."""
+
+    x: Tensor
 
 
 def run(
@@ -68,15 +77,16 @@ def run(
     settings = config if isinstance(config, Config) else read(config, overrides)
     folder = default_folder(config, settings) if out is None else Path(out)
     dataset = load_data(settings)
+    public = load_public(settings, dataset.task)
     for seed in settings.seeds:
         shards = federation.share_out(settings, dataset, seed)
         federation.check(settings, shards)
     for method in settings.method.values():  # a generator that does not fit, before an earlier method has run
-        method.init(new_server(shards.task, shards.clients, settings.compute, seed, 0, "init"))
+        method.init(new_server(shards.task, shards.clients, settings.compute, seed, 0, "init", public=public))
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     with _claimed(folder, settings, resume=resume, fresh=fresh), _logged(folder), threads(settings.compute.threads):
         try:
-            return _run(settings, dataset, folder, notify or (lambda _: None), command or _command(), started)
+            return _run(settings, dataset, public, folder, notify or (lambda _: None), command or _command(), started)
         except OSError as error:
             raise GenfedError(f"{error}; nothing that was saved is lost: mend it, then go on with --resume") from None
 
@@ -90,7 +100,27 @@ def default_folder(config: object, settings: Config) -> Path:
 
 def load_data(config: Config) -> Dataset:
     """Reads the data set, a relative path starting from `data_root`."""
-    source = config.data
+    return _load(config, config.data)
+
+
+def load_public(config: Config, task: Task) -> Tensor | None:
+    """Reads the training part of the public data set, without labels; None where the config has none.
+
+    Raises:
+        GenfedError: its examples are not like the clients'.
+    """
+    if config.public is None:
+        return None
+    public = _load(config, config.public)
+    if (public.task.kind, public.task.shape) != (task.kind, task.shape):
+        raise GenfedError(
+            f"public: {public.task.kind} examples of shape {public.task.shape}, where the clients' are {task.kind} "
+            f"examples of shape {task.shape}; set its size and channels, or choose another source"
+        )
+    return public.train.x
+
+
+def _load(config: Config, source: Source) -> Dataset:
     if config.data_root:
         given = {name: getattr(source, name, None) for name in ("path", "validation_path", "test_path")}
         paths = {name: str(Path(config.data_root) / path) for name, path in given.items() if isinstance(path, str)}
@@ -113,6 +143,7 @@ def worker_count(config: Config) -> int:
 def _run(
     config: Config,
     dataset: Dataset,
+    public: Tensor | None,
     folder: Path,
     notify: Callable[[Progress], None],
     command: str,
@@ -138,11 +169,11 @@ def _run(
         for seed in config.seeds:
             shards = federation.share_out(config, dataset, seed)
             partition[str(seed)] = federation.class_counts(shards)
-            fingerprint = digest(pack(shards))
+            fingerprint = digest(pack(shards)) + ("" if public is None else digest(pack(Public(public))))
             if workers:
                 save(shards, shards_file(folder, seed), durable=False)
             for label, method in config.method.items():
-                trial = new_trial(config, folder, label, seed, shards, fingerprint)
+                trial = replace(new_trial(config, folder, label, seed, shards, fingerprint), public=public)
                 if workers:
                     workers.open(json.dumps({"run": str(folder.resolve()), "label": label, "seed": seed}))
                 engine = workers or InProcess(new_site(trial))
@@ -245,9 +276,10 @@ def _same(before: Config, now: Config, folder: Path) -> None:
 
     old, new = (flat(tomllib.loads(to_toml(c))) for c in (before, now))
     # These do not change the outcome; that the data are the same is known from the data themselves.
-    free = ("name", "data_root", "compute.workers", "data.path", "data.validation_path", "data.test_path")
+    free = ("name", "data_root", "compute.workers")
+    paths = re.compile(r"(data|public)\.(path|validation_path|test_path)")
     for key in sorted(old.keys() | new.keys()):
-        if old.get(key) != new.get(key) and key not in free:
+        if old.get(key) != new.get(key) and key not in free and not paths.fullmatch(key):
             raise GenfedError(
                 f"{folder} was started with {key} = {old.get(key)!r}, not {new.get(key)!r}: "
                 "resume it as it was, start anew with --fresh, or use --out"

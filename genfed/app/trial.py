@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
+from torch import Tensor
 
 from genfed.app import registry
 from genfed.app.config import Compute, Federation
@@ -81,6 +82,8 @@ class Trial:
     federation: Federation
     compute: Compute
     evaluate_every: int
+    public: Tensor | None = None
+    """Unlabelled examples that anybody may see; None: the run names none."""
 
 
 def with_evaluation(method: Method[Any], held_out: Any) -> dict[str, Phase[Any]]:
@@ -233,11 +236,19 @@ class Run:
 
 def server_of(trial: Trial, number: int, *path: str | int) -> Server:
     """Where a server function of this trial runs, its draws named by `path`."""
-    return new_server(trial.shards.task, trial.shards.clients, trial.compute, trial.seed, number, *path)
+    return new_server(
+        trial.shards.task, trial.shards.clients, trial.compute, trial.seed, number, *path, public=trial.public
+    )
 
 
 def new_server(
-    task: Task, clients: tuple[ClientInfo, ...], compute: Compute, seed: int, number: int, *path: str | int
+    task: Task,
+    clients: tuple[ClientInfo, ...],
+    compute: Compute,
+    seed: int,
+    number: int,
+    *path: str | int,
+    public: Tensor | None = None,
 ) -> Server:
     """A server in round `number`, its draws named by `path`."""
     device = torch.device(compute.device)
@@ -250,6 +261,7 @@ def new_server(
         device=device,
         precision=compute.precision,
         new_network=lambda architecture, rng: registry.new_network(architecture, task, rng).to(device),
+        public=public,
     )
 
 

@@ -89,8 +89,12 @@ class Client:
     seed: int
     device: torch.device
     precision: Literal["float32", "bfloat16"]
-    new_network: "Callable[[torch.Generator], nn.Module]"
-    """Its own classifier, initialised from the generator; on `device`."""
+    new_network_of: "Callable[[str, torch.Generator], nn.Module]"
+    """A classifier by architecture, initialised from the generator; on `device`."""
+
+    def new_network(self, rng: torch.Generator) -> "nn.Module":
+        """Its own classifier, initialised from the generator; on `device`."""
+        return self.new_network_of(self.info.architecture, rng)
 
     def common(self, *path: str | int) -> torch.Generator:
         """A stream that the server and all clients derive alike (initial weights)."""
@@ -110,6 +114,8 @@ class Server:
     precision: Literal["float32", "bfloat16"]
     new_network: "Callable[[str, torch.Generator], nn.Module]"
     """A classifier by architecture, initialised from the generator; on `device`."""
+    public: Tensor | None = None
+    """Unlabelled examples that anybody may see, [n, *task.shape] as `Data.x` has them; None: the run names none."""
 
     @property
     def architectures(self) -> tuple[str, ...]:
@@ -218,6 +224,8 @@ class Method(ABC, Generic[S]):
     """True: a client that lacks a class is refused before training. (None that ships needs it.)"""
     minimum_examples: ClassVar[int] = 1
     """A client with fewer is refused before training."""
+    needs_public: ClassVar[bool] = False
+    """True: a run without public examples is refused before training."""
     generates: ClassVar[bool] = False
     """True: `generate` makes examples from the state."""
 

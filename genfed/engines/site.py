@@ -140,7 +140,7 @@ class Site:
                 seed=self._seed,
                 device=self._device,
                 precision=self._precision,
-                new_network=lambda rng: self._new_network(info.architecture, task, rng).to(self._device),
+                new_network_of=lambda name, rng: self._new_network(name, task, rng).to(self._device),
             ),
             unpack(phase.kinds[0], sent),
         )

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ import tomli_w
 import torch
 
 from genfed.app import cli
-from genfed.app.config import read
+from genfed.app.config import read, to_toml
 from genfed.app.federation import assign, class_counts, pooled, share_out
-from genfed.app.run import _command, load_data, worker_count
+from genfed.app.run import _command, load_data, load_public, worker_count
 from genfed.core.errors import GenfedError
 from tests.conftest import start, tiny
 
@@ -147,3 +148,14 @@ def test_images_of_floats_are_shown_like_any(tmp_path: Path) -> None:
 def test_importing_genfed_imports_nothing_heavy() -> None:
     code = "import sys, genfed; assert not {'torch', 'numpy', 'pydantic'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_public_examples_are_read_and_must_be_like_the_clients(tmp_path: Path) -> None:
+    config = read(tiny("fedavg") | {"public": {"kind": "digits", "size": 8}})
+    assert config.public is not None
+    public = load_public(config, load_data(config).task)
+    assert public is not None
+    assert public.shape[1:] == (1, 8, 8)
+    assert read(tomllib.loads(to_toml(config))) == config
+    with pytest.raises(GenfedError, match=r"public: image examples of shape \(1, 16, 16\), where the clients' are"):
+        start(tiny("fedavg") | {"public": {"kind": "digits", "size": 16}}, tmp_path / "run")

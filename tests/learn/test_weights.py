@@ -43,7 +43,7 @@ def client(folder: Path, number: int = 0, architecture: str = "small", seed: int
         seed=seed,
         device=CPU,
         precision="float32",
-        new_network=lambda rng: new_network(architecture, rng),
+        new_network_of=new_network,
     )
 
 
