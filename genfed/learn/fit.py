@@ -33,6 +33,11 @@ def scaled(x: Tensor) -> Tensor:
     return x.float().mul_(2 / 255).sub_(1) if x.dtype == torch.uint8 else x
 
 
+def unscaled(x: Tensor) -> Tensor:
+    """Back to pixels: float [−1, 1] → uint8 [0, 255], rounded and clamped."""
+    return x.float().add(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
+
+
 def batches(n: int, size: int, rng: torch.Generator) -> Iterator[Tensor]:
     """Rows [≤ size] of one shuffled epoch. A last batch of one joins the batch before it: BatchNorm has no
     variance of one example.
