@@ -9,6 +9,7 @@ thread, so what else the machine does falls on both; CPU time is compared, pair 
 """
 
 import argparse
+import itertools
 import statistics
 from collections.abc import Callable
 from typing import Protocol
@@ -25,7 +26,8 @@ from genfed.generators.generator import Generator
 from genfed.learn.fit import step
 
 BATCH, CLASSES = 64, 10
-IMAGES, FEATURES = (Task(kind, shape, tuple("0123456789")) for kind, shape in (("image", (1, 32, 32)), ("features", (3, 16, 16))))  # type: ignore[arg-type]
+IMAGES = Task("image", (1, 32, 32), tuple("0123456789"))
+FEATURES = Task("features", (3, 16, 16), tuple("0123456789"))
 
 
 class Twin(Protocol):
@@ -106,7 +108,7 @@ class DCGANTwin(nn.Module):
         self.see_image = nn.Conv2d(channels, width // 2, 4, 2, 1)
         self.see_label = nn.Conv2d(CLASSES, width // 2, 4, 2, 1)
         down: list[nn.Module] = [nn.LeakyReLU(0.2)]
-        for a, b in zip(w[:-1], w[1:], strict=True):
+        for a, b in itertools.pairwise(w):
             down += [nn.Conv2d(a, b, 4, 2, 1), nn.BatchNorm2d(b), nn.LeakyReLU(0.2)]
         self.down = nn.Sequential(*down, nn.Conv2d(w[-1], 1, 4, 1, 0), nn.Sigmoid())
 
@@ -123,7 +125,9 @@ class DCGANTwin(nn.Module):
     def learner(self) -> Callable[[Tensor, Tensor], None]:
         making = [*self.noise.parameters(), *self.label.parameters(), *self.up.parameters()]
         judging = [*self.see_image.parameters(), *self.see_label.parameters(), *self.down.parameters()]
-        adams = [torch.optim.Adam(p, lr=2e-4, betas=(0.5, 0.999), foreach=False, fused=False) for p in (judging, making)]
+        adams = [
+            torch.optim.Adam(p, lr=2e-4, betas=(0.5, 0.999), foreach=False, fused=False) for p in (judging, making)
+        ]
 
         def learn(x: Tensor, y: Tensor) -> None:
             ones, zeros = torch.ones(len(y)), torch.zeros(len(y))

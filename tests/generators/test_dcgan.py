@@ -1,6 +1,7 @@
 """The DCGAN: shapes, its two losses by hand, who learns in whose step, what travels."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -60,9 +61,11 @@ def test_published_sizes() -> None:
     )
     assert up == [(4, 4, 256, 512), (4, 4, 128, 256), (4, 4, 1, 128)]
     assert down == [(4, 4, 128, 256), (4, 4, 256, 512)]
-    assert big.see_image[0].weight.shape == (4, 4, 1, 64)
-    assert big.see_label[0].weight.shape == (4, 4, 10, 64)
-    assert abs(float(big.see_image[0].weight.detach().std()) - 0.02) < 0.003
+    image: Any = big.see_image[0]
+    label: Any = big.see_label[0]
+    assert image.weight.shape == (4, 4, 1, 64)
+    assert label.weight.shape == (4, 4, 10, 64)
+    assert abs(float(image.weight.detach().std()) - 0.02) < 0.003
 
 
 def test_it_is_the_published_network_of_whole_convolutions() -> None:
@@ -71,26 +74,28 @@ def test_it_is_the_published_network_of_whole_convolutions() -> None:
     z, y = torch.randn(3, 6), torch.tensor([2, 0, 2])
     onehot = F.one_hot(y, 3).float()[..., None, None]
 
-    def kernel(layer: torch.nn.Module) -> torch.Tensor:
+    def kernel(layer: object) -> torch.Tensor:
         assert isinstance(layer, Halving)
         return layer.weight.permute(3, 2, 0, 1)
 
     first = [gan.noise_to_map.weight.T.view(6, -1, 4, 4), gan.label_to_map.weight.T.view(3, -1, 4, 4)]
     maps = [F.conv_transpose2d(v, w) for v, w in zip((z[..., None, None], onehot), first, strict=True)]
     x = torch.cat(maps, 1)
+    layer: Any
     for layer in list(gan.generator)[1:-1]:
         x = F.conv_transpose2d(x, kernel(layer), stride=2, padding=1) if isinstance(layer, Halving) else layer(x)
-    made = torch.tanh(x + gan.generator[-1].bias)
+    bias: Any = gan.generator[-1].bias
+    made = torch.tanh(x + bias)
     torch.testing.assert_close(gan.make(z, y), made, rtol=1e-4, atol=1e-6)
 
-    seen = [
-        F.conv2d(v, kernel(see[0]), see[1].bias.flatten(), 2, 1)
-        for v, see in ((made, gan.see_image), (onehot.expand(-1, -1, 32, 32), gan.see_label))
-    ]
+    see: Any
+    seen = []
+    for v, see in ((made, gan.see_image), (onehot.expand(-1, -1, 32, 32), gan.see_label)):
+        seen.append(F.conv2d(v, kernel(see[0]), see[1].bias.flatten(), 2, 1))
     x = torch.cat(seen, 1)
     for layer in list(gan.discriminator)[:-2]:
         x = F.conv2d(x, kernel(layer), stride=2, padding=1) if isinstance(layer, Halving) else layer(x)
-    last = gan.discriminator[-1]
+    last: Any = gan.discriminator[-1]
     logit = F.conv2d(x, last.weight.view(1, -1, 4, 4), last.bias).flatten()
     torch.testing.assert_close(gan.judge(made, y), logit, rtol=1e-4, atol=1e-6)
 
