@@ -50,6 +50,7 @@ GENERATIVE: dict[str, Any] = {
     "generator": {"kind": "cvae", "width": 4, "latent": 4},
 }
 TINY: dict[str, dict[str, Any]] = {
+    "feddf": {"distillation_steps": 3, "distillation_batch_size": 8},
     "gefl": GENERATIVE,
     "gefl_f": GENERATIVE | {"extractor_rounds": 2, "extractor_epochs": 1},
 }

@@ -96,7 +96,7 @@ def mixed(device: torch.device, precision: str) -> contextlib.AbstractContextMan
 
 
 def cross_entropy(network: nn.Module) -> Loss:
-    """The loss of a classifier, one per example."""
+    """The loss of a classifier, one per example; y are classes [n] or soft targets [n, classes]."""
 
     def loss(x: Tensor, y: Tensor, rng: torch.Generator) -> Tensor:
         logits: Tensor = network(x)

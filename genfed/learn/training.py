@@ -53,8 +53,8 @@ def train(
     epochs: int | None = None,
     penalty: Callable[[], Tensor] | None = None,
 ) -> float:
-    """Trains in place by cross-entropy, plus `penalty`, on `data` (None: the client's own) for `epochs` (None: the
-    setting's). Returns the mean loss of the last epoch.
+    """Trains in place by cross-entropy, plus `penalty`, on `data` (None: the client's own; y may also be soft targets
+    [n, classes]) for `epochs` (None: the setting's). Returns the mean loss of the last epoch.
     """
     player = Player(cross_entropy(network), training.new_optimiser(network.train()), penalty)
     return fit(
