@@ -51,6 +51,7 @@ GENERATIVE: dict[str, Any] = {
 }
 TINY: dict[str, dict[str, Any]] = {
     "feddf": {"distillation_steps": 3, "distillation_batch_size": 8},
+    "fedgen": {"generator_steps": 3, "generator_batch_size": 8, "hidden": 16},
     "gefl": GENERATIVE,
     "gefl_f": GENERATIVE | {"extractor_rounds": 2, "extractor_epochs": 1},
 }

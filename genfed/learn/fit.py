@@ -113,9 +113,9 @@ class Moments:
 
 
 def moments_of(optimiser: torch.optim.Optimizer) -> Moments:
-    """The optimiser's memory as a record."""
+    """The optimiser's memory as a record, on the CPU."""
     state = optimiser.state_dict()["state"]
-    return Moments({i: {k: v for k, v in s.items() if isinstance(v, Tensor)} for i, s in state.items()})
+    return Moments({i: {k: v.cpu() for k, v in s.items() if isinstance(v, Tensor)} for i, s in state.items()})
 
 
 def restore(optimiser: torch.optim.Optimizer, moments: Moments | None) -> None:
