@@ -22,7 +22,13 @@ def test_runs_in_miniature(config: Path, tmp_path: Path, monkeypatch: pytest.Mon
     parts |= {"x_test": rng.integers(0, 256, (20, 28, 28), np.uint8), "y_test": np.arange(20) % 10}
     np.savez(tmp_path / "mnist.npz", **parts)
     whole = read(config)
-    small = [f"data_root='{tmp_path}'", "seeds=[0]", "compute.workers=0", "federation.examples=100"]
+    small = [
+        f"data_root='{tmp_path}'",
+        "seeds=[0]",
+        "compute.workers=0",
+        "quality.samples=0",
+        "federation.examples=100",
+    ]
     for label, method in whole.method.items():
         counts = ("rounds", "generator_rounds", "extractor_rounds", "generator_epochs", "extractor_epochs")
         small += [f"method.{label}.{field}=1" for field in counts if hasattr(method, field)]
