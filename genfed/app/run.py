@@ -155,6 +155,7 @@ def _run(
     data = folder / "data"
     data.mkdir(exist_ok=True)
     retain(folder / "metrics.jsonl", _counting(config, folder, dataset.task))
+    # A generator that was judged before a stop is not judged again.
     judged = {(row["method"], row["seed"]) for row in read_metrics(folder / "metrics.jsonl") if row["phase"] == QUALITY}
     with (
         Metrics(folder / "metrics.jsonl") as metrics,

@@ -93,12 +93,14 @@ def with_evaluation(method: Method[Any], held_out: Any) -> dict[str, Phase[Any]]
     clients work, `held_out` lies on their device.
 
     Raises:
-        GenfedError: two different phases of one name.
+        GenfedError: two different phases of one name, or one of a name that the run itself uses.
     """
     phases: dict[str, Phase[Any]] = {}
     for phase in leaves(method.phases()):
         same = replace(phase, rounds=1)  # a phase may come again with another number of rounds
-        if phases.setdefault(phase.name, same) != same or phase.name == "evaluate":
+        if phase.name in (EVALUATE, QUALITY):
+            raise GenfedError(f"{type(method).__name__} has a phase named {phase.name!r}, which is the run's own")
+        if phases.setdefault(phase.name, same) != same:
             raise GenfedError(f"{type(method).__name__} has two phases named {phase.name!r}")
 
     def evaluate(client: Client, sent: Any) -> Reply[Counts]:

@@ -10,7 +10,9 @@ import pytest
 import genfed.app.run as runs
 from genfed.app.config import read, to_toml
 from genfed.app.quality import Judge
+from genfed.app.trial import with_evaluation
 from genfed.core.errors import GenfedError
+from genfed.core.method import leaves
 from genfed.report.metrics import read as read_metrics
 from genfed.report.results import from_json
 from tests.conftest import left_by, start, tiny
@@ -161,3 +163,12 @@ def test_published_figures_are_kept_with_the_run(tmp_path: Path) -> None:
 def test_a_figure_that_cannot_be_is_refused(figure: Any, says: str) -> None:
     with pytest.raises(GenfedError, match=says):
         read(tiny("fedavg", published=figure))
+
+
+@pytest.mark.parametrize("name", ["quality", "evaluate"])
+def test_a_phase_cannot_have_a_name_of_the_runs_own(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    method = read(tiny("fedavg")).method["fedavg"]
+    (phase,) = leaves(method.phases())
+    monkeypatch.setattr(type(method), "phases", lambda self: [dataclasses.replace(phase, name=name)])
+    with pytest.raises(GenfedError, match=f"has a phase named '{name}', which is the run's own"):
+        with_evaluation(method, None)
