@@ -70,6 +70,7 @@ def tiny(*methods: str, **changes: Any) -> dict[str, Any]:
         "federation": {"clients": 4, "examples": 80, "architectures": ["linear", "mlp-small"]},
         "evaluation": {"every": 1},
         "compute": {"workers": 0},
+        "quality": {"samples": 0},
         "defaults": {"rounds": 2, "training": {"epochs": 1, "batch_size": 8}},
     }
     config["method"] = {name: TINY[name] for name in methods if name in TINY}

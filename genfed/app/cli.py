@@ -65,6 +65,7 @@ def run(
     from genfed.app import run as runs
     from genfed.app.config import read
     from genfed.app.progress import Watch
+    from genfed.report.measures import more_tables
     from genfed.report.table import summary_table
 
     settings = read(config, overrides)
@@ -78,7 +79,8 @@ def run(
         console.print(f"stopped; every finished round is kept. Go on with:\n  {again}", soft_wrap=True)
         raise typer.Exit(130) from None
     output = _output()
-    output.print(summary_table(report))
+    for table in (summary_table(report), *more_tables(report)):
+        output.print(table)
     for trial in report.trials:
         for failure in trial.failures:
             console.print(f"{trial.method}, seed {trial.seed}: {failure}", style="yellow")

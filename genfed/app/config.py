@@ -4,7 +4,7 @@ import dataclasses
 import re
 import tomllib
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -18,6 +18,7 @@ from genfed.core.method import Method
 from genfed.core.settings import settings
 from genfed.data.dataset import Source
 from genfed.data.partition import IID, Partitioner
+from genfed.report.results import Published
 
 T = TypeVar("T")
 Table = dict[str, Any]
@@ -50,6 +51,22 @@ class Evaluation:
     """Rounds between evaluations; 0: only the last."""
     part: Literal["test", "validation"] = "test"
     """Choose settings on "validation"; report "test"."""
+
+
+@settings
+class Quality:
+    """What is measured besides accuracy. The outcome of training does not depend on it."""
+
+    samples: Annotated[int, Field(ge=0)] = 1000
+    """Examples that each trial's generator is judged by, after its last round; 0: it is not judged."""
+    architecture: str | None = None
+    """Of the reference classifier, whose features are compared; it ends in a linear layer. Left out: cnn7-bn for images
+    of 16×16 or more, else mlp."""
+    epochs: Annotated[int, Field(ge=1)] = 10
+    """Of its training on all real training examples, and of the same network's on the generated ones."""
+    flops: bool = True
+    """Counts the arithmetic of clients, in the first round of each phase and for the first seed; that round takes up to
+    twice its time."""
 
 
 @settings
@@ -92,6 +109,10 @@ class Config:
     """Scoring."""
     compute: Compute = Field(default_factory=Compute)
     """The machine."""
+    quality: Quality = Field(default_factory=Quality)
+    """Measures of generators and of costs."""
+    published: dict[str, InstanceOf[Published]] = Field(default_factory=dict)
+    """Per label a figure from a paper, to be set beside the run's own: [published.WORD]."""
     method: dict[str, InstanceOf[Method[Any]]]
     """A table of settings per label."""
 
@@ -131,9 +152,9 @@ def read(source: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) 
     return _config(table)
 
 
-def to_toml(config: Config) -> str:
-    """The resolved settings, every default written out; `read` gives the same config from it."""
-    return tomli_w.dumps(_dump(config))
+def to_toml(config: Config, without: Collection[str] = ()) -> str:
+    """The resolved settings, every default written out, but for the keys `without`; `read` gives the same config."""
+    return tomli_w.dumps({key: value for key, value in _dump(config).items() if key not in without})
 
 
 def _config(table: Table) -> Config:
@@ -159,7 +180,14 @@ def _config(table: Table) -> Config:
     for key in defaults.keys() - used:
         known = {f.name for method in built.values() for f in dataclasses.fields(method)}
         raise GenfedError(registry.unknown(key, known, f"defaults.{key}: no method of the run has such a setting"))
-    return _build(Config, table | {"method": built}, "")
+    figures = _table(table.pop("published", {}), "published")
+    for label in figures:
+        if label not in (known := {*labels, *own, *registry.catalogue(registry.METHODS)}):
+            raise GenfedError(registry.unknown(label, known, f"published.{label}: no such method"))
+    published = {k: _build(Published, _table(v, f"published.{k}"), f"published.{k}.") for k, v in figures.items()}
+    # As with [method.WORD], a table for a method that is not run is checked all the same, and left out.
+    ours = {label: figure for label, figure in published.items() if label in labels}
+    return _build(Config, table | {"method": built, "published": ours}, "")
 
 
 def _labels(table: Table, key: str, default: tuple[str, ...] = ()) -> tuple[str, ...]:

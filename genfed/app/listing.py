@@ -10,10 +10,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from genfed.app import registry
-from genfed.app.config import Compute, Config, Evaluation, Federation
+from genfed.app.config import Compute, Config, Evaluation, Federation, Quality
 from genfed.core.errors import GenfedError
 from genfed.core.method import Task
 from genfed.learn.training import Training
+from genfed.report.results import Published
 
 
 def listing(what: str, name: str | None = None) -> RenderableType:
@@ -26,6 +27,7 @@ def listing(what: str, name: str | None = None) -> RenderableType:
         if name is not None:
             raise GenfedError(f"list settings takes no name ({name!r}); it shows all of them")
         tables = {"": Config, "federation": Federation, "evaluation": Evaluation, "compute": Compute}
+        tables |= {"quality": Quality, "published.WORD": Published}
         closing = "[defaults] holds settings for every method that has them; [method.LABEL] those of one method."
         return Group(
             closing, *(_settings(cls, f"[{key}]" if key else "the top of the file") for key, cls in tables.items())

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from genfed import __version__
-from genfed.app import federation
+from genfed.app import federation, quality
 from genfed.app.config import Config, read, to_toml
 from genfed.app.site import new_site, new_trial, shards_file, trial_folder
 from genfed.app.trial import Progress, Run, Trial, counts_for, new_server, read_checkpoint, server_of
@@ -37,7 +37,7 @@ from genfed.learn.fit import scaled, unscaled
 from genfed.report.metrics import Metrics, retain
 from genfed.report.metrics import read as read_metrics
 from genfed.report.page import Grid, page
-from genfed.report.results import Environment, Report, Row, summarise, to_json
+from genfed.report.results import QUALITY, Environment, Report, Row, summarise, to_json
 from genfed.report.tensorboard import TensorBoard, open_tensorboard
 
 log = logging.getLogger(__name__)
@@ -81,6 +81,7 @@ def run(
     for seed in settings.seeds:
         shards = federation.share_out(settings, dataset, seed)
         federation.check(settings, shards)
+        quality.check(settings, shards)
     for method in settings.method.values():  # a generator that does not fit, before an earlier method has run
         method.init(new_server(shards.task, shards.clients, settings.compute, seed, 0, "init", public=public))
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -153,7 +154,9 @@ def _run(
     grids: dict[str, Grid] = {}
     data = folder / "data"
     data.mkdir(exist_ok=True)
-    retain(folder / "metrics.jsonl", _counting(config, folder))
+    retain(folder / "metrics.jsonl", _counting(config, folder, dataset.task))
+    # A generator that was judged before a stop is not judged again.
+    judged = {(row["method"], row["seed"]) for row in read_metrics(folder / "metrics.jsonl") if row["phase"] == QUALITY}
     with (
         Metrics(folder / "metrics.jsonl") as metrics,
         _tensorboard(folder) as board,
@@ -169,6 +172,7 @@ def _run(
         for seed in config.seeds:
             shards = federation.share_out(config, dataset, seed)
             partition[str(seed)] = federation.class_counts(shards)
+            judge = quality.Judge(config, shards, seed)
             fingerprint = digest(pack(shards)) + ("" if public is None else digest(pack(Public(public))))
             if workers:
                 save(shards, shards_file(folder, seed), durable=False)
@@ -177,7 +181,11 @@ def _run(
                 if workers:
                     workers.open(json.dumps({"run": str(folder.resolve()), "label": label, "seed": seed}))
                 engine = workers or InProcess(new_site(trial))
-                state = Run(trial, engine, record, notify).finish()
+                loop = Run(trial, engine, record, notify)
+                state = loop.finish()
+                if method.generates and config.quality.samples and (label, seed) not in judged:
+                    loop.tell_after(QUALITY)
+                    record([judge(trial, state, loop.step)])
                 if method.generates and seed == config.seeds[0]:
                     grids[label] = _grid(label, trial, state)
             shards_file(folder, seed).unlink(missing_ok=True)
@@ -192,6 +200,7 @@ def _run(
         trials=trials,
         partition=partition,
         scored_on=config.evaluation.part,
+        published=config.published,
     )
     (folder / "report.json").write_text(to_json(report), "utf-8")
     (folder / "report.html").write_text(page(report, grids), "utf-8")
@@ -199,13 +208,18 @@ def _run(
     return report
 
 
-def _counting(config: Config, folder: Path) -> Callable[[dict[str, Any]], bool]:
+def _counting(config: Config, folder: Path, task: Task) -> Callable[[dict[str, Any]], bool]:
     at = {
         (label, seed): read_checkpoint(method, trial_folder(folder, label, seed))
         for label, method in config.method.items()
         for seed in config.seeds
     }
-    return lambda row: counts_for(row, at.get((row["method"], row["seed"])))
+
+    def counts(row: dict[str, Any]) -> bool:
+        stale = row["phase"] == QUALITY and not quality.current(row, config, task)
+        return not stale and counts_for(row, at.get((row["method"], row["seed"])))
+
+    return counts
 
 
 @contextlib.contextmanager
@@ -276,10 +290,9 @@ def _same(before: Config, now: Config, folder: Path) -> None:
 
     old, new = (flat(tomllib.loads(to_toml(c))) for c in (before, now))
     # These do not change the outcome; that the data are the same is known from the data themselves.
-    free = ("name", "data_root", "compute.workers")
-    paths = re.compile(r"(data|public)\.(path|validation_path|test_path)")
+    free = r"name|data_root|compute\.workers|(data|public)\.(path|validation_path|test_path)|(quality|published)\..*"
     for key in sorted(old.keys() | new.keys()):
-        if old.get(key) != new.get(key) and key not in free and not paths.fullmatch(key):
+        if old.get(key) != new.get(key) and not re.fullmatch(free, key):
             raise GenfedError(
                 f"{folder} was started with {key} = {old.get(key)!r}, not {new.get(key)!r}: "
                 "resume it as it was, start anew with --fresh, or use --out"

@@ -21,16 +21,18 @@ def new_trial(config: Config, folder: Path, label: str, seed: int, shards: Shard
         config, methods=(label,), beside=(), method={label: method}, seeds=(seed,), name="any", data_root=""
     )
     about = replace(about, compute=replace(config.compute, workers=None))  # the outcome does not depend on it
+    text = to_toml(about, without=("quality", "published"))  # nor on these
     return Trial(
         label=label,
         seed=seed,
         method=method,
         shards=federation.pooled(shards) if method.pooled else shards,
         folder=trial_folder(folder, label, seed),
-        identity=hashlib.blake2b(f"{fingerprint} {to_toml(about)}".encode(), digest_size=16).hexdigest(),
+        identity=hashlib.blake2b(f"{fingerprint} {text}".encode(), digest_size=16).hexdigest(),
         federation=config.federation,
         compute=config.compute,
         evaluate_every=config.evaluation.every,
+        counts_flops=config.quality.flops and seed == config.seeds[0],
     )
 
 
@@ -49,6 +51,7 @@ def new_site(trial: Trial) -> Site:
         registry.new_network,
         trial.compute.device,
         trial.compute.precision,
+        trial.counts_flops,
     )
 
 

@@ -22,7 +22,7 @@ from genfed.core.rng import stream
 from genfed.engines.ask import Ask, Engine
 from genfed.engines.site import Shards, Step
 from genfed.learn.evaluate import Counts, count
-from genfed.report.results import Row
+from genfed.report.results import EVALUATE, QUALITY, Row
 
 S = TypeVar("S")
 log = logging.getLogger(__name__)
@@ -84,6 +84,8 @@ class Trial:
     evaluate_every: int
     public: Tensor | None = None
     """Unlabelled examples that anybody may see; None: the run names none."""
+    counts_flops: bool = False
+    """Whether clients count their arithmetic in the first round of each phase."""
 
 
 def with_evaluation(method: Method[Any], held_out: Any) -> dict[str, Phase[Any]]:
@@ -91,12 +93,14 @@ def with_evaluation(method: Method[Any], held_out: Any) -> dict[str, Phase[Any]]
     clients work, `held_out` lies on their device.
 
     Raises:
-        GenfedError: two different phases of one name.
+        GenfedError: two different phases of one name, or one of a name that the run itself uses.
     """
     phases: dict[str, Phase[Any]] = {}
     for phase in leaves(method.phases()):
         same = replace(phase, rounds=1)  # a phase may come again with another number of rounds
-        if phases.setdefault(phase.name, same) != same or phase.name == "evaluate":
+        if phase.name in (EVALUATE, QUALITY):
+            raise GenfedError(f"{type(method).__name__} has a phase named {phase.name!r}, which is the run's own")
+        if phases.setdefault(phase.name, same) != same:
             raise GenfedError(f"{type(method).__name__} has two phases named {phase.name!r}")
 
     def evaluate(client: Client, sent: Any) -> Reply[Counts]:
@@ -131,6 +135,8 @@ class Run:
         self._plan = tuple(leaves(trial.method.phases()))
         self._phases = with_evaluation(trial.method, trial.shards.held_out)
         self._accuracy: float | None = None
+        self.step = 0
+        """Rounds done, once it is finished."""
 
     def finish(self) -> Any:
         """Does what is left to do, from the last checkpoint on, and returns the final state."""
@@ -150,7 +156,13 @@ class Run:
         if at.scored < at.step:
             at, rows = self._evaluated(at)
             self._keep(at, rows)
+        self.step = at.step
         return at.state
+
+    def tell_after(self, what: str) -> None:
+        """Says that something is done now that the rounds are."""
+        trial, step = self._trial, self.step
+        self._notify(Progress(trial.label, trial.seed, what, 0, 1, step, step, 0, 1, self._accuracy))
 
     def _begin(self) -> Checkpoint[Any]:
         state = self._trial.method.init(server_of(self._trial, 0, "init"))
@@ -285,4 +297,4 @@ def counts_for(row: Row, at: Checkpoint[Any] | None) -> bool:
     """Whether a row of metrics.jsonl belongs to what the checkpoint holds."""
     if at is None:
         return False
-    return bool(row["step"] <= at.scored if row["phase"] == "evaluate" else row["step"] < at.step)
+    return bool(row["step"] <= at.scored if row["phase"] in (EVALUATE, QUALITY) else row["step"] < at.step)

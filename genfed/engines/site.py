@@ -16,6 +16,7 @@ from genfed.core.errors import GenfedError, StorageError
 from genfed.core.method import Client, Data, Phase, Slot, Task
 from genfed.core.record import Packed, load, pack, save, unpack
 from genfed.core.rng import stream
+from genfed.engines.flops import Flops
 
 if TYPE_CHECKING:
     from torch import nn
@@ -114,10 +115,14 @@ class Site:
         new_network: NewNetwork,
         device: str = "cpu",
         precision: Precision = "float32",
+        counts_flops: bool = False,
     ) -> None:
-        """`kept` is the folder of what clients keep. A phase named "evaluate" may read every slot."""
+        """`kept` is the folder of what clients keep. A phase named "evaluate" may read every slot. `counts_flops`: in
+        the first round of each other phase a reply's metrics get "flops", and "parameters": the numbers in what the
+        client was sent, or in the largest network that it made, whichever is more.
+        """
         self._phases, self._shards, self._kept, self._seed = phases, shards, kept, seed
-        self._new_network, self._precision = new_network, precision
+        self._new_network, self._precision, self._counts_flops = new_network, precision, counts_flops
         self._device = torch.device(device)
         self._place = {info.id: i for i, info in enumerate(shards.clients)}
         self._train = shards.train if self._device.type == "cpu" else shards.train.to(self._device)
@@ -130,22 +135,33 @@ class Site:
         info = self._shards.clients[self._place[client]]
         task = self._shards.task
         kept = KeptOnDisk(self._kept / str(client), step.number, None if step.phase == "evaluate" else phase.slots)
-        reply = phase.work(
-            Client(
-                info=info,
-                task=task,
-                data=self._train[slice(*self._shards.ranges[self._place[client]])],
-                kept=kept,
-                rng=stream(self._seed, step.phase, step.round, client),
-                seed=self._seed,
-                device=self._device,
-                precision=self._precision,
-                new_network_of=lambda name, rng: self._new_network(name, task, rng).to(self._device),
-            ),
-            unpack(phase.kinds[0], sent),
-        )
+        sizes = [sum(t.numel() for t in sent.tensors.values() if t.is_floating_point())]
+
+        def new_network(name: str, rng: torch.Generator) -> "nn.Module":
+            network = self._new_network(name, task, rng).to(self._device)
+            sizes.append(sum(p.numel() for p in network.parameters()))
+            return network
+
+        counts = self._counts_flops and step.round == 0 and step.phase != "evaluate"
+        with Flops() if counts else contextlib.nullcontext() as flops:
+            reply = phase.work(
+                Client(
+                    info=info,
+                    task=task,
+                    data=self._train[slice(*self._shards.ranges[self._place[client]])],
+                    kept=kept,
+                    rng=stream(self._seed, step.phase, step.round, client),
+                    seed=self._seed,
+                    device=self._device,
+                    precision=self._precision,
+                    new_network_of=new_network,
+                ),
+                unpack(phase.kinds[0], sent),
+            )
         # Plain numbers, whatever the method took them from: an answer may have to travel.
         metrics = {name: float(value) for name, value in reply.metrics.items()}
+        if flops is not None:
+            metrics |= {"flops": float(flops.count), "parameters": float(max(sizes))}
         answer = Answer(pack(reply.upload), float(reply.weight), metrics, time.perf_counter() - started)
         sound(answer)
         try:

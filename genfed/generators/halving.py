@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import register_flop_formula
 
 SMALL, MANY = 8, 256
 """Up to this side of the wide map, and from this number of outer channels, the products are faster (measured on one
@@ -23,6 +24,12 @@ FEW = 4
 # torch multiplies float32 matrices with MKL, which keeps processors not by Intel at half their speed. oneDNN, which
 # torch.compile takes, does not; a torch without it falls back.
 ONEDNN: Callable[..., Tensor] | None = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+if ONEDNN is not None:
+
+    @register_flop_formula(ONEDNN)
+    def _flops(a: list[int], b: list[int], *rest: object, **more: object) -> int:
+        """Of a bᵀ, for whoever counts; it is given shapes."""
+        return 2 * a[0] * a[1] * b[0]
 
 
 class Halving(nn.Module):

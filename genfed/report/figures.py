@@ -130,6 +130,33 @@ def cost_figure(report: Report, unit: str, of: Callable[[Trial], Mapping[str, fl
     return _svg(paint, f"{unit[:1].upper()}{unit[1:]}, by method and phase", legend, 1.1 + 0.3 * len(totals))
 
 
+def radar_figure(report: Report, axes_of: Mapping[str, Mapping[str, float]]) -> Markup | None:
+    """A polygon per method over costs: axis → method → amount (0 where it has none), as a share of the largest, on a
+    logarithmic scale over three decades. None where fewer than three costs are known.
+    """
+    known = {name: amounts for name, amounts in axes_of.items() if any(amounts.values())}
+    if len(known) < 3:
+        return None
+    marks = _marks(report.methods)
+    angles = math.pi / 2 - np.linspace(0, 2 * math.pi, len(known), endpoint=False)  # clockwise from the top
+
+    def paint(axes: Axes) -> None:
+        for method, mark in marks.items():
+            shares = [amounts.get(method, 0.0) / max(amounts.values()) for amounts in known.values()]
+            radii = [max(0.0, 1 + math.log10(share) / 3) if share else 0.0 for share in shares]
+            x, y = np.append(angles, angles[0]), [*radii, radii[0]]
+            axes.plot(x, y, color=mark.get_color(), linestyle=mark.get_linestyle(), marker="o", markersize=3, lw=1.4)
+        axes.set_xticks(angles % (2 * math.pi), known)
+        axes.set_yticks([1 / 3, 2 / 3, 1], ["1/100", "1/10", "most"])
+        axes.set_ylim(0, 1.02)
+        axes.tick_params(axis="x", pad=12)
+        axes.tick_params(axis="y", labelsize=7)
+        axes.grid(color=_INK, alpha=0.25, linewidth=0.6)
+        axes.spines[:].set_visible(False)
+
+    return _svg(paint, "Costs of every method as shares of the dearest", marks, 4.2, "polar")
+
+
 def compare_figure(reports: Sequence[tuple[str, Report]]) -> Markup:
     """A row per run and method: a dot per seed and a bar at their mean."""
     rows = [(f"{name}: {method}", report.of(method)) for name, report in reports for method in report.methods]
@@ -174,11 +201,17 @@ def _short(text: str, most: int = 18) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-def _svg(paint: Callable[[Axes], None], alt: str, legend: Mapping[str, Line2D], height: float = 3.2) -> Markup:
+def _svg(
+    paint: Callable[[Axes], None],
+    alt: str,
+    legend: Mapping[str, Line2D],
+    height: float = 3.2,
+    projection: str | None = None,
+) -> Markup:
     with mpl.rc_context({**_SETTINGS, "svg.hashsalt": alt}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # the browser has the font that we lack
         figure = Figure(figsize=(5.2, height), layout="constrained")
-        paint(figure.add_subplot())
+        paint(figure.add_subplot(projection=projection))
         if legend:
             handles, labels = list(legend.values()), [_short(label, 24) for label in legend]
             figure.legend(handles, labels, loc="outside lower center", ncols=3)

@@ -14,13 +14,14 @@ from PIL import Image
 from torch import Tensor
 
 from genfed.core.errors import GenfedError
-from genfed.report import figures
+from genfed.report import figures, measures
 from genfed.report.results import Report, Trial
 from genfed.report.table import (
     CENTRALISED,
     HEADINGS,
     LOCAL,
     NONE,
+    Cells,
     accuracy,
     differences,
     gain,
@@ -44,13 +45,6 @@ class Grid:
     """uint8 [classes, per_class, C, H, W]; three channels are colours, others are averaged to grey."""
     real: Tensor | None = None
     """Training images to show beside them, of the same shape; None: none."""
-
-
-class Cells(NamedTuple):
-    """A table of text."""
-
-    head: Sequence[str]
-    rows: Sequence[Sequence[str]]
 
 
 class Strip(NamedTuple):
@@ -78,13 +72,19 @@ def page(report: Report, grids: Mapping[str, Grid]) -> str:
         summary=Cells(HEADINGS, summary_rows(report)),
         curve=figures.accuracy_figure(report),
         architectures=_by_architecture(report),
+        over_clients=measures.over_clients(report),
         clients=_by_client(report),
+        published=measures.published(report),
+        generators=measures.generators(report),
+        generators_explained=measures.GENERATORS_EXPLAINED,
         seed=seed,
         partition=None if seed is None else figures.partition_figure(report, seed),
         grids={title: (grid, _strips(grid, report.classes)) for title, grid in grids.items()},
         classes_shown=_CLASSES,
         losses=figures.loss_figures(report),
-        costs=_costs(report),
+        costs=measures.costs(report),
+        radar=figures.radar_figure(report, measures.cost_axes(report)),
+        phases=_costs(report),
         sent=figures.cost_figure(report, "MB sent per client, up and down", _megabytes),
         time=figures.cost_figure(report, "seconds", lambda trial: {c.phase: c.seconds for c in trial.costs}),
         failures=failures[:_FAILURES],

@@ -3,18 +3,35 @@
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from statistics import fmean
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, fields
+from statistics import fmean, quantiles
+from typing import Annotated, Any, ClassVar, Literal
 
 import pydantic
+from pydantic import Field
 
 from genfed.core.errors import GenfedError
+from genfed.core.settings import settings
 
 Row = Mapping[str, Any]
 """A line of metrics.jsonl: one client in one round of a phase, or (`client` is None) the round as a whole."""
 EVALUATE = "evaluate"
 """The phase in which classifiers are scored."""
+QUALITY = "quality"
+"""The row in which a generator is judged, after the last round."""
+
+
+@settings
+class Published:
+    """A figure from a paper, to be set beside the run's own."""
+
+    accuracy: Annotated[float, Field(ge=0, le=100)]
+    """In percent."""
+    source: str
+    """Where it stands, such as "arXiv 2412.18460, table II"."""
+    metric: Literal["best round on test", "final round"] = "best round on test"
+    """"best round on test": each model's own best round, chosen on the test part, a mean (GeFL's, and biased upwards);
+    "final round": what this library reports. The run's own is taken the same way."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +73,39 @@ class PhaseCost:
     """Time in which clients worked, summed over clients and rounds."""
     seconds: float
     """Wall time of the phase's rounds."""
+    flops: float | None = None
+    """Floating-point operations of a client, a mean over clients of the sum over rounds, taken to be those of the first
+    round in each; None: not counted."""
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How good the examples of a trial's generator are; see docs/measures.md. Shares are in [0, 1]."""
+
+    samples: int
+    """Examples that were drawn."""
+    architecture: str
+    """Of the reference classifier, trained on all clients' real examples."""
+    seconds: float
+    """Wall time of drawing them."""
+    frechet: float
+    """The Fréchet distance to the held-out part, in the reference classifier's features."""
+    frechet_real: float
+    """The same of as many real training examples: what to compare it with."""
+    precision: float
+    recall: float
+    density: float
+    coverage: float
+    right_class: float
+    """Of the samples, those that the reference classifier takes for the class that was asked for."""
+    train_on_synthetic: float
+    """Accuracy on the held-out part of the same network trained on the samples alone."""
+    train_on_real: float
+    """Accuracy on the held-out part of the reference classifier."""
+    memorisation: float
+    """The mean nearest-neighbour distance ratio of the training examples; above 1 is memorisation."""
+    memorisation_features: float
+    """The same in the reference classifier's features."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +125,26 @@ class Trial:
     costs: tuple[PhaseCost, ...]
     failures: tuple[str, ...] = ()
     """A line for every reply that was left out or every worker that died."""
+    best: float | None = None
+    """Each client's best evaluated round, a mean as `accuracy` is: for comparison with papers that report it, since
+    what is chosen on the part that it is read on is too high."""
+    parameters: float | None = None
+    """Numbers that a client holds at once: in what it is sent, or in its classifier, whichever is more, at their most,
+    a mean over clients; None: not counted."""
+    quality: Quality | None = None
+    """Of its generator; None: it has none, or it was not judged."""
 
     @property
     def worst(self) -> float:
         """The accuracy of the worst client."""
         return min(c.accuracy for c in self.clients)
+
+    @property
+    def quartiles(self) -> tuple[float, float, float]:
+        """Of the clients' accuracies: a quarter of them, half and three quarters lie at or below."""
+        values = [c.accuracy for c in self.clients]
+        low, median, high = quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
+        return low, median, high
 
     @property
     def up_bytes(self) -> float:
@@ -95,6 +160,17 @@ class Trial:
     def seconds(self) -> float:
         """Wall time of all rounds, evaluation included."""
         return sum(c.seconds for c in self.costs)
+
+    @property
+    def work_seconds(self) -> float:
+        """Time in which a client worked in training, a mean over clients."""
+        return sum(c.client_seconds for c in self.costs if c.phase != EVALUATE) / len(self.clients)
+
+    @property
+    def flops(self) -> float | None:
+        """Floating-point operations of a client over the whole training, a mean over clients; None: not counted."""
+        counted = [c.flops for c in self.costs if c.flops is not None]
+        return sum(counted) if counted else None
 
 
 @dataclass(frozen=True)
@@ -132,6 +208,8 @@ class Report:
     """By seed (as text): for every client, its examples of each class."""
     scored_on: str = "test"
     """The part that accuracies were read on: "test" or "validation"."""
+    published: dict[str, Published] = field(default_factory=dict)
+    """By label: what papers report."""
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -168,7 +246,8 @@ def summarise(rows: Iterable[Row], method: str, seed: int) -> Trial:
     Raises:
         GenfedError: the trial was never evaluated, or a client was scored on no examples.
     """
-    own = [row for row in rows if row["method"] == method and row["seed"] == seed]
+    every = [row for row in rows if row["method"] == method and row["seed"] == seed]
+    own = [row for row in every if row["phase"] != QUALITY]
     curve = accuracies(own)
     if not curve:
         raise GenfedError(f"{method}, seed {seed}: there is no evaluation in the metrics")
@@ -180,7 +259,10 @@ def summarise(rows: Iterable[Row], method: str, seed: int) -> Trial:
         )
     )
     assert last.value is not None
-    return Trial(method, seed, last.value, clients, curve, losses(own), _costs(own), _failures(own))
+    return Trial(
+        method, seed, last.value, clients, curve, losses(own), _costs(own), _failures(every),
+        best=_best(own), parameters=_parameters(own), quality=_quality(every),
+    )  # fmt: skip
 
 
 def accuracies(rows: Sequence[Row]) -> tuple[Point, ...]:
@@ -192,6 +274,29 @@ def accuracies(rows: Sequence[Row]) -> tuple[Point, ...]:
             groups[score.architecture].append(score.accuracy)
         points.append(Point(phase, round_, step, fmean(fmean(group) for group in groups.values())))
     return tuple(sorted(points, key=lambda point: point.round))
+
+
+def _best(rows: Sequence[Row]) -> float:
+    scores = [_score(row) for row in rows if _is_client(row, EVALUATE)]
+    best = {s.client: s for s in sorted(scores, key=lambda s: s.accuracy)}  # the last of a client is its best
+    groups = defaultdict(list)
+    for score in best.values():
+        groups[score.architecture].append(score.accuracy)
+    return fmean(fmean(group) for group in groups.values())
+
+
+def _parameters(rows: Sequence[Row]) -> float | None:
+    held: dict[int, float] = defaultdict(float)
+    for row in rows:
+        if row["client"] is not None and "parameters" in row:
+            held[row["client"]] = max(held[row["client"]], row["parameters"])
+    return fmean(held.values()) if held else None
+
+
+def _quality(rows: Sequence[Row]) -> Quality | None:
+    names = [f.name for f in fields(Quality)]
+    row = next((row for row in rows if row["phase"] == QUALITY and "frechet" in row), None)
+    return None if row is None else Quality(**{name: row[name] for name in names})
 
 
 def losses(rows: Sequence[Row]) -> tuple[Point, ...]:
@@ -234,6 +339,7 @@ def _costs(rows: Sequence[Row]) -> tuple[PhaseCost, ...]:
         clients = [row for row in members if row["client"] is not None]
         whole = [row for row in members if row["client"] is None]
         counted = [] if phase == EVALUATE else clients
+        flops = [row["flops"] for row in counted if row["round"] == 0 and "flops" in row]
         costs.append(
             PhaseCost(
                 phase,
@@ -242,6 +348,7 @@ def _costs(rows: Sequence[Row]) -> tuple[PhaseCost, ...]:
                 down_bytes=sum(row["down_bytes"] for row in counted) / len(everybody),
                 client_seconds=sum((row["seconds"] for row in clients), 0.0),
                 seconds=sum((row["seconds"] for row in whole), 0.0),
+                flops=fmean(flops) * len(counted) / len(everybody) if flops else None,
             )
         )
     return tuple(costs)

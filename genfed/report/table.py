@@ -1,8 +1,9 @@
 """The numbers of a run as a table: one row per method, for the terminal, for docs and for the page."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
+from typing import NamedTuple
 
 from rich import box
 from rich.table import Table
@@ -30,6 +31,13 @@ EXPLANATION = (
     "Accuracy after the final round: mean ± sd over seeds. Over local: points gained on the same clients with the same "
     "seed, [least, most]. Worst: the worst client. Up and down: bytes per client. Seconds: wall time of a seed."
 )
+
+
+class Cells(NamedTuple):
+    """A table of text."""
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -67,18 +75,16 @@ def summary_rows(report: Report) -> list[tuple[str, ...]]:
 
 def summary_table(report: Report) -> Table:
     """One row per method: means over seeds, ± standard deviation; gains in points, [least, most]."""
-    table = _table(f"{report.name}: accuracy on the {report.scored_on} part", HEADINGS, summary_rows(report))
-    table.caption = Text(EXPLANATION)
-    return table
+    cells = Cells(HEADINGS, summary_rows(report))
+    return rich_table(f"{report.name}: accuracy on the {report.scored_on} part", cells, EXPLANATION)
 
 
 def compare_table(reports: Sequence[tuple[str, Report]]) -> Table:
     """Named runs side by side; the caption warns where they do not compare like with like."""
     rows = [(name, *row) for name, report in reports for row in summary_rows(report)]
-    table = _table("Runs side by side", ("run", *HEADINGS), rows)
-    if different := differences([report for _, report in reports]):
-        table.caption = Text(f"These runs do not compare like with like: they differ in {', '.join(different)}.")
-    return table
+    different = ", ".join(differences([report for _, report in reports]))
+    warning = f"These runs do not compare like with like: they differ in {different}." if different else None
+    return rich_table("Runs side by side", Cells(("run", *HEADINGS), rows), warning)
 
 
 def differences(reports: Sequence[Report]) -> tuple[str, ...]:
@@ -86,6 +92,17 @@ def differences(reports: Sequence[Report]) -> tuple[str, ...]:
     shared = sorted(set.intersection(*(set(report.partition) for report in reports))) if reports else []
     facts = [_facts(report, shared) for report in reports]
     return tuple(name for name in (facts[0] if facts else {}) if any(f[name] != facts[0][name] for f in facts))
+
+
+def rich_table(title: str, cells: Cells, caption: str | None = None) -> Table:
+    """The same for a terminal."""
+    table = Table(title=Text(title), box=box.SIMPLE_HEAD, caption=None if caption is None else Text(caption))
+    for heading in cells.head:
+        named = heading in ("run", "method")
+        table.add_column(heading, justify="left" if named else "right", no_wrap=named, overflow="fold")
+    for row in cells.rows:
+        table.add_row(*map(Text, row))  # Text, since a label may hold [brackets] that markup would swallow
+    return table
 
 
 def to_markdown(table: Table) -> str:
@@ -110,7 +127,15 @@ def points(value: float) -> str:
 
 def size(count: float) -> str:
     """Bytes for people, in steps of 1000: 0 B, 999 B, 1.2 kB, 3.4 MB."""
-    units = ("B", "kB", "MB", "GB", "TB")
+    return _in_thousands(count, ("B", "kB", "MB", "GB", "TB"))
+
+
+def amount(count: float) -> str:
+    """A large number of anything, likewise: 999, 1.2 k, 3.4 M."""
+    return _in_thousands(count, ("", "k", "M", "G", "T", "P", "E")).rstrip()
+
+
+def _in_thousands(count: float, units: Sequence[str]) -> str:
     power = next((p for p in range(len(units)) if round(count / 1000**p, 1 if p else 0) < 1000), len(units) - 1)
     return f"{count / 1000**power:.{1 if power else 0}f} {units[power]}"
 
@@ -146,16 +171,6 @@ def _row(report: Report, method: str, trials: Sequence[Trial]) -> tuple[str, ...
 
 def _range(spread: Spread) -> str:
     return "" if spread.sd is None else f" [{points(spread.low)}, {points(spread.high)}]"
-
-
-def _table(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    table = Table(title=Text(title), box=box.SIMPLE_HEAD)
-    for heading in headings:
-        named = heading in ("run", "method")
-        table.add_column(heading, justify="left" if named else "right", no_wrap=named, overflow="fold")
-    for row in rows:
-        table.add_row(*map(Text, row))  # Text, since a label may hold [brackets] that markup would swallow
-    return table
 
 
 def _plain(cell: object) -> str:

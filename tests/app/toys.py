@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from genfed.core.aggregate import ClientInfo
-from genfed.core.method import Client, Method, Reply, Task
+from genfed.core.method import Client, Method, Reply, Server, Task
 from genfed.core.settings import settings
+from genfed.data.digits import Digits
 from genfed.learn.alone import Alone
-from genfed.learn.averaging import Averaging
+from genfed.learn.averaging import Averaging, Classifiers
+from genfed.learn.fit import scaled
 from genfed.learn.weights import Model
 
 
@@ -99,6 +101,53 @@ class KillsAlways(Linear):
         if self.training:
             os.kill(os.getpid(), signal.SIGKILL)
         return super().forward(x)
+
+
+class NoLinear(nn.Module):
+    """A classifier that does not end in a linear layer."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__()
+        self.classes = len(task.classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1)[:, : self.classes]
+
+
+@settings
+class Copies(Averaging):
+    """A generator that gives away the training examples of digits 8×8."""
+
+    generates = True
+
+    def generate(self, server: Server, state: Classifiers, y: Tensor) -> Tensor:
+        train = Digits(size=8).load().train
+        rows = [torch.nonzero(train.y == c).flatten() for c in range(10)]
+        seen = [0] * 10
+        for c in y.tolist():
+            seen[c] += 1
+        taken = [iter(rows[c][torch.randperm(len(rows[c]), generator=server.rng)[:n]]) for c, n in enumerate(seen)]
+        return scaled(train.x[torch.stack([next(taken[c]) for c in y.tolist()])])
+
+
+@settings
+class Noise(Averaging):
+    """A generator of noise."""
+
+    generates = True
+
+    def generate(self, server: Server, state: Classifiers, y: Tensor) -> Tensor:
+        return torch.rand(len(y), *server.task.shape, generator=server.rng) * 2 - 1
+
+
+@settings
+class Burst(Averaging):
+    """A generator whose weights have diverged."""
+
+    generates = True
+
+    def generate(self, server: Server, state: Classifiers, y: Tensor) -> Tensor:
+        return torch.full((len(y), *server.task.shape), float("nan"))
 
 
 @settings

@@ -4,7 +4,7 @@ import math
 import random
 from typing import Any
 
-from genfed.report.results import Environment, Report, summarise
+from genfed.report.results import Environment, Published, Report, summarise
 
 CLASSES = tuple(f"digit {k}" for k in range(10))
 PLANS = {  # label -> phases with their rounds, bytes up and down in a round
@@ -35,7 +35,16 @@ def fake_report(clients: int = 20, seeds: int = 3, name: str = "gefl on digits",
         precision="float32",
     )
     config = '[data]\nname = "digits"\n\n[methods.gefl]\ngenerator_rounds = 20\nrounds = 10\n'
-    return Report(name, config, CLASSES, (1, 8, 8), environment, tuple(trials), partition, scored_on)
+    figure = {"gefl": Published(accuracy=82.5, source="a paper, table II")}
+    return Report(name, config, CLASSES, (1, 8, 8), environment, tuple(trials), partition, scored_on, figure)
+
+
+def quality_row(method: str, seed: int, draw: random.Random) -> dict[str, Any]:
+    shares = ("precision", "recall", "density", "coverage", "right_class", "train_on_synthetic", "train_on_real")
+    ratios = ("frechet", "frechet_real", "memorisation", "memorisation_features")
+    row: dict[str, Any] = {"method": method, "seed": seed, "step": 30, "phase": "quality", "round": 0, "client": None}
+    row |= {"seconds": 0.5, "failed": {}, "samples": 1000, "architecture": "cnn7-bn", "epochs": 10}
+    return row | {name: draw.random() for name in shares} | {name: 2 * draw.random() for name in ratios}
 
 
 def _rows(method: str, seed: int, clients: int, draw: random.Random) -> list[dict[str, Any]]:
@@ -54,7 +63,8 @@ def _rows(method: str, seed: int, clients: int, draw: random.Random) -> list[dic
         for number in range(rounds):
             for client in members:
                 loss = 2.3 * math.exp(-number / 6) + 0.1 * draw.random()
-                at(phase, number, client, up_bytes=up, down_bytes=down, seconds=0.25, loss=loss)
+                counted = {"flops": 1e9 + down, "parameters": 1e4 + down / 4} if number == seed == 0 else {}
+                at(phase, number, client, up_bytes=up, down_bytes=down, seconds=0.25, loss=loss, **counted)
             lost = {"5": "its upload is not finite"} if (phase, number, seed) == ("generator", 3, 1) else {}
             at(phase, number, None, seconds=0.25 * len(members) / 2, failed=lost)
             step += 1
@@ -68,4 +78,6 @@ def _rows(method: str, seed: int, clients: int, draw: random.Random) -> list[dic
                     )  # fmt: skip
                 at("evaluate", evaluation, None, seconds=0.2, failed={})
                 evaluation += 1
+    if method.startswith("gefl"):
+        rows.append(quality_row(method, seed, draw))
     return rows

@@ -15,17 +15,19 @@ from PIL import Image
 
 from genfed.core.errors import GenfedError
 from genfed.report.page import Grid, compare_page, headlines, page
-from genfed.report.results import ClientScore, PhaseCost, Point, Report, Trial
+from genfed.report.results import ClientScore, PhaseCost, Point, Published, Report, Trial
 from tests.report.fake import fake_report
 
 EVIL = '<script>alert(1)</script>$x_{"&\\1 日'
 SECTIONS = [
     "summary",
+    "published",
     "accuracy",
     "architectures",
     "clients",
     "partition",
     "samples",
+    "generators",
     "losses",
     "costs",
     "failures",
@@ -97,7 +99,7 @@ def test_the_page_loads_nothing(html: str, reader: Reader) -> None:
 
 
 def test_pictures_are_described_and_ids_unique(reader: Reader) -> None:
-    assert reader.tags.count("svg") == len(reader.values("aria-label", "svg")) == 1 + 1 + 5 + 2
+    assert reader.tags.count("svg") == len(reader.values("aria-label", "svg")) == 1 + 1 + 5 + 3
     assert reader.tags.count("img") == len(reader.values("alt", "img")) == 30
     ids = reader.values("id")
     assert len(set(ids)) == len(ids)
@@ -125,7 +127,14 @@ def test_whatever_a_user_names_is_escaped() -> None:
     )
     environment = dataclasses.replace(report.environment, command=EVIL, versions={EVIL: EVIL}, processor=EVIL)
     evil = dataclasses.replace(
-        report, name=EVIL, config=EVIL, classes=(EVIL,) * 10, environment=environment, trials=trials, scored_on=EVIL
+        report,
+        name=EVIL,
+        config=EVIL,
+        classes=(EVIL,) * 10,
+        environment=environment,
+        trials=trials,
+        scored_on=EVIL,
+        published={trials[0].method: Published(accuracy=1.0, source=EVIL)},
     )
     grids = {EVIL: dataclasses.replace(fake_grids()["gefl, seed 0"], method=EVIL)}
     for html in (page(evil, grids), compare_page([(EVIL, evil), (EVIL, report)])):
@@ -141,7 +150,7 @@ def trial(method: str, seed: int, *accuracies: float) -> Trial:
 
 
 def small(*trials: Trial) -> Report:
-    return dataclasses.replace(fake_report(2, 1), trials=trials, classes=("a",), partition={})
+    return dataclasses.replace(fake_report(2, 1), trials=trials, classes=("a",), partition={}, published={})
 
 
 def test_the_headline_compares_with_the_baselines() -> None:
@@ -168,7 +177,7 @@ def test_tables_have_the_numbers_of_each_architecture_and_client() -> None:
 def test_what_a_run_lacks_is_left_out() -> None:
     reader = Reader(page(small(trial("x", 0, 0.5)), {}))
     assert reader.values("id", "section") == [
-        s for s in SECTIONS if s not in ("partition", "samples", "failures")
+        s for s in SECTIONS if s not in ("partition", "samples", "generators", "published", "failures")
     ]  # a loss that is not finite has a picture all the same
     assert "warning" not in reader.values("class", "div")
 
@@ -224,7 +233,7 @@ def test_a_browser_reads_it(html: str, tmp_path: Path) -> None:
     (tmp_path / "page.html").write_text(html)
     dom = Reader(_chromium(tmp_path, "--dump-dom"))
     assert dom.values("id", "section") == SECTIONS
-    assert dom.tags.count("svg") == 9
+    assert dom.tags.count("svg") == 10
 
 
 def _chromium(folder: Path, *flags: str) -> str:

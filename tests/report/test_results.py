@@ -1,12 +1,14 @@
+import dataclasses
 import json
 import math
+import random
 from typing import Any
 
 import pytest
 
 from genfed.core.errors import GenfedError
 from genfed.report.results import ClientScore, PhaseCost, Point, Row, from_json, summarise, to_json
-from tests.report.fake import fake_report
+from tests.report.fake import fake_report, quality_row
 
 
 def row(phase: str, number: int, step: int, client: int | None, **rest: Any) -> Row:
@@ -65,6 +67,46 @@ def test_costs_are_by_phase_and_scoring_is_free_of_bytes() -> None:
         PhaseCost("synthesise", 1, 0, 0, 0.0, 4.0),
     )
     assert trial.seconds == 5.75
+
+
+def test_the_best_round_is_each_clients_own() -> None:
+    """GeFL's published figures are such means."""
+    earlier = scores(2, 0, ([2, 2, 0], [0, 0, 0], [0, 2, 0]))
+    trial = summarise([*earlier, *ROWS], "m", 0)
+    # cnn: client 0 was at 4/4, 0 and 1/4, client 1 at 0, 2/4 and 3/4; mlp: client 2 at 2/4, 4/4 and 4/4
+    assert trial.best == ((1 + 3 / 4) / 2 + 1) / 2
+    assert summarise(ROWS, "m", 0).best == ((1 / 4 + 3 / 4) / 2 + 1) / 2
+
+
+def test_quartiles_are_over_clients() -> None:
+    trial = summarise(ROWS, "m", 0)
+    assert trial.quartiles == (0.5, 0.75, 0.875)  # of 1/4, 3/4 and 1
+    alone = dataclasses.replace(trial, clients=trial.clients[:1])
+    assert alone.quartiles == (0.25, 0.25, 0.25)
+
+
+def test_arithmetic_of_the_first_round_stands_for_all_and_is_shared_out_over_clients() -> None:
+    """Two of three clients take part in each of two rounds, so a client takes part in 4/3 of them."""
+    counted = [
+        {**r, "flops": flops, "parameters": held}
+        for r, flops, held in (
+            (ROWS[0], 900.0, 5.0),
+            (ROWS[1], 1500.0, 8.0),
+            (of_client("x", 1, 9, 0, loss=1.0), 7.0, 9.0),
+        )
+    ]
+    trial = summarise([*counted, *ROWS[2:]], "m", 0)
+    assert trial.flops == trial.costs[0].flops == 1200 * 4 / 3
+    assert trial.parameters == (9 + 8) / 2
+    assert summarise(ROWS, "m", 0).flops is None
+
+
+def test_a_generator_is_judged_in_a_row_of_its_own_that_costs_nothing() -> None:
+    judged = {**quality_row("m", 0, random.Random(0)), "epochs": 10}
+    trial = summarise([*ROWS, judged], "m", 0)
+    assert trial.quality is not None
+    assert (trial.quality.samples, trial.quality.frechet) == (1000, judged["frechet"])
+    assert dataclasses.replace(trial, quality=None) == summarise(ROWS, "m", 0)
 
 
 def test_a_client_left_out_is_named() -> None:

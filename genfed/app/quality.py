@@ -1,0 +1,152 @@
+"""Judging the generators of a seed: samples, and a reference classifier of real examples that all methods share."""
+
+import functools
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from genfed.app import registry
+from genfed.app.config import Config
+from genfed.app.federation import check_architecture
+from genfed.app.trial import Trial, server_of
+from genfed.core.errors import GenfedError
+from genfed.core.method import Data, Task
+from genfed.core.rng import stream
+from genfed.engines.site import Shards
+from genfed.learn.evaluate import count
+from genfed.learn.fit import Player, cross_entropy, fit, scaled
+from genfed.report.quality import features, frechet, memorisation, neighbourhoods
+from genfed.report.results import QUALITY
+
+BATCH, LEARNING_RATE = 64, 1e-3
+"""Of Adam, which trains the reference classifier."""
+TRAINED, FRESH = 1000, 600
+"""Training examples whose ratio is taken; real and generated ones among which their nearest is sought (GeFL's)."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A classifier of real examples, and what it makes of them."""
+
+    network: nn.Module
+    accuracy: float
+    """On the held-out part, in [0, 1]."""
+    held_out: Tensor
+    """Features [n, d] of the held-out part."""
+    trained: Tensor
+    """Rows of the training examples whose ratio is taken."""
+    frechet: float
+    """The distance of as many training examples as there are samples to the held-out part."""
+
+
+class Judge:
+    """Judges the generators of one seed; its reference classifier is trained when it is first needed."""
+
+    def __init__(self, config: Config, shards: Shards, seed: int) -> None:
+        self._shards, self._seed, self._samples = shards, seed, config.quality.samples
+        self._epochs, self._device = config.quality.epochs, torch.device(config.compute.device)
+        self._architecture = architecture(config, shards.task)
+
+    def __call__(self, trial: Trial, state: Any, step: int) -> dict[str, Any]:
+        """The row of metrics.jsonl for a trial that ended in `state` after `step` rounds."""
+        train, held_out, reference = self._shards.train, self._shards.held_out, self._reference
+        # Classes as often as the clients have them: else the measures would judge the choice of labels.
+        y = train.y[torch.randint(len(train), (self._samples,), generator=self._stream("labels"))]
+        begun = time.perf_counter()
+        x = trial.method.generate(server_of(trial, 0, "quality"), state, y).float().cpu()
+        row = {
+            "method": trial.label, "seed": trial.seed, "step": step, "phase": QUALITY, "round": 0, "client": None,
+            "seconds": round(time.perf_counter() - begun, 6), "failed": {},
+            "samples": self._samples, "architecture": self._architecture, "epochs": self._epochs,
+        }  # fmt: skip
+        if not bool(torch.isfinite(x).all()):
+            return row | {"lost": ["the generator's samples hold numbers that are not finite: they are not judged"]}
+        made = Data(x.clone(), y)  # a method may draw in inference mode
+        drawn = self._stream("rows")
+        some_real = _some(len(held_out), self._samples, drawn)
+        fresh = _some(len(held_out), min(FRESH, self._samples), drawn)
+        some_made = _some(self._samples, len(fresh), drawn)
+        of_made, of_trained = features(reference.network, x), features(reference.network, train.x[reference.trained])
+        taught = self._trained(made)
+        return row | {
+            "frechet": frechet(of_made, reference.held_out),
+            "frechet_real": reference.frechet,
+            **neighbourhoods(reference.held_out[some_real], of_made[: len(some_real)]),
+            "right_class": self._accuracy(reference.network, made),
+            "train_on_synthetic": self._accuracy(taught, held_out),
+            "train_on_real": reference.accuracy,
+            "memorisation": memorisation(
+                *(scaled(z).flatten(1) for z in (train.x[reference.trained], held_out.x[fresh], x[some_made]))
+            ),
+            "memorisation_features": memorisation(of_trained, reference.held_out[fresh], of_made[some_made]),
+        }
+
+    @functools.cached_property
+    def _reference(self) -> Reference:
+        train, held_out = self._shards.train, self._shards.held_out
+        network = self._trained(train)
+        trained = _some(len(train), TRAINED, self._stream("trained"))
+        of_held_out = features(network, held_out.x)
+        as_many = _some(len(train), self._samples, self._stream("as-many"))
+        distance = frechet(features(network, train.x[as_many]), of_held_out)
+        return Reference(network, self._accuracy(network, held_out), of_held_out, trained, distance)
+
+    def _trained(self, data: Data) -> nn.Module:
+        """A network from the same initial weights, whatever it is trained on."""
+        network = registry.new_network(self._architecture, self._shards.task, self._stream("weights"))
+        network = network.to(self._device).train()
+        adam = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE, fused=True)
+        player, there = Player(cross_entropy(network), adam), data.to(self._device)
+        fit([player], there, epochs=self._epochs, batch_size=BATCH, rng=self._stream("training"))
+        return network
+
+    def _accuracy(self, network: nn.Module, data: Data) -> float:
+        counts = count(network, data.to(self._device), len(self._shards.task.classes))
+        return int(counts.correct.sum()) / int(counts.total.sum())
+
+    def _stream(self, purpose: str) -> torch.Generator:
+        return stream(self._seed, "quality", purpose)
+
+
+def architecture(config: Config, task: Task) -> str:
+    """Of the reference classifier: what the config says, or a small one that fits."""
+    if config.quality.architecture is not None:
+        return config.quality.architecture
+    return "cnn7-bn" if task.kind == "image" and min(task.shape[1:]) >= 16 else "mlp"
+
+
+def check(config: Config, shards: Shards) -> None:
+    """Refuses a reference classifier that cannot judge these examples.
+
+    Raises:
+        GenfedError: it does not fit them, or has no linear layer.
+    """
+    if not wanted(config):
+        return
+    name = architecture(config, shards.task)
+    try:
+        check_architecture(name, shards.task, shards.train)
+    except GenfedError as error:
+        raise GenfedError(f"quality.architecture: {error}") from None
+    network = registry.new_network(name, shards.task, torch.Generator().manual_seed(0))
+    if not any(isinstance(module, nn.Linear) for module in network.modules()):
+        raise GenfedError(f"quality.architecture = {name!r}: it has no linear layer, before which features are taken")
+
+
+def wanted(config: Config) -> bool:
+    """Whether any generator of the run is judged."""
+    return config.quality.samples > 0 and any(method.generates for method in config.method.values())
+
+
+def current(row: dict[str, Any], config: Config, task: Task) -> bool:
+    """Whether a row of this kind was made with the config's settings."""
+    now = (config.quality.samples, architecture(config, task), config.quality.epochs)
+    return (row["samples"], row["architecture"], row["epochs"]) == now
+
+
+def _some(n: int, most: int, rng: torch.Generator) -> Tensor:
+    """At most so many of n rows, at random."""
+    return torch.randperm(n, generator=rng)[:most]

@@ -1,0 +1,109 @@
+"""The cells beside accuracy, as computed by hand."""
+
+import dataclasses
+
+from rich.console import Console
+
+from genfed.report.figures import radar_figure
+from genfed.report.measures import cost_axes, costs, generators, more_tables, over_clients, published
+from genfed.report.results import ClientScore, PhaseCost, Point, Published, Quality, Report, Trial
+from tests.report.fake import fake_report
+
+JUDGED = Quality(
+    samples=500,
+    architecture="mlp",
+    seconds=0.25,
+    frechet=1.5,
+    frechet_real=0.25,
+    precision=0.9,
+    recall=0.8,
+    density=1.25,
+    coverage=0.7,
+    right_class=0.5,
+    train_on_synthetic=0.75,
+    train_on_real=0.95,
+    memorisation=0.9,
+    memorisation_features=1000.0,
+)
+
+
+def trial(
+    method: str, seed: int, *accuracies: float, quality: Quality | None = None, flops: float | None = None
+) -> Trial:
+    clients = tuple(ClientScore(i, "cnn", 5, a, (a,)) for i, a in enumerate(accuracies))
+    mean = sum(accuracies) / len(accuracies)
+    phases = (PhaseCost("train", 2, 1000, 500, 6.0, 2.0, flops), PhaseCost("evaluate", 1, 0, 0, 9.0, 0.5))
+    curve = (Point("evaluate", 0, 2, mean),)
+    return Trial(method, seed, mean, clients, curve, (), phases, best=mean + 0.1, parameters=flops, quality=quality)
+
+
+SMALL = dataclasses.replace(
+    fake_report(1, 1),
+    published={},
+    trials=(
+        trial("a", 0, 0.2, 0.4, 0.6, quality=JUDGED, flops=2e9),
+        trial("a", 1, 0.4, 0.6, 0.8, quality=dataclasses.replace(JUDGED, frechet=2.0)),
+        trial("b", 0, 0.5, 0.5, 0.5),
+    ),
+)
+
+
+def with_figures(**figures: Published) -> Report:
+    return dataclasses.replace(SMALL, published=figures)
+
+
+def test_generators_are_means_over_the_seeds_that_were_judged() -> None:
+    cells = generators(SMALL)
+    assert cells is not None
+    assert cells.rows == [
+        ("a", "1.75", "0.25", "0.90", "0.80", "1.25", "0.70", "50.0", "75.0", "95.0", "0.90", "1000"),
+    ]
+    assert len(cells.head) == len(cells.rows[0])
+    assert generators(dataclasses.replace(SMALL, trials=SMALL.trials[2:])) is None
+
+
+def test_a_published_figure_is_compared_with_the_same_kind_of_our_own() -> None:
+    final = Published(accuracy=55.0, source="a letter", metric="final round")
+    cells = published(with_figures(a=Published(accuracy=62.5, source="table II"), b=final))
+    assert cells is not None
+    assert cells.rows == [
+        ("a", "62.5", "best round on test", "60.0", "50.0", "-2.5", "table II"),
+        ("b", "55", "final round", "60.0", "50.0", "-5.0", "a letter"),
+    ]
+    assert published(SMALL) is None
+
+
+def test_the_spread_over_clients() -> None:
+    assert over_clients(SMALL).rows == [
+        ("a", "30.0", "40.0", "50.0", "60.0", "70.0"),
+        ("b", "50.0", "50.0", "50.0", "50.0", "50.0"),
+    ]
+
+
+def test_costs_are_of_one_client_in_training() -> None:
+    assert costs(SMALL).rows == [
+        ("a", "1.5 kB", "2.0 s", "2.0 G", "2.0 G", "0.5 s"),
+        ("b", "1.5 kB", "2.0 s", "–", "–", "–"),
+    ]
+    assert cost_axes(SMALL)["sampling"] == {"a": 0.5, "b": 0.0}
+
+
+def test_the_radar_needs_three_costs() -> None:
+    assert (
+        radar_figure(SMALL, {"x": {"a": 1.0, "b": 0.0}, "y": {"a": 1.0, "b": 2.0}, "z": {"a": 0.0, "b": 0.0}}) is None
+    )
+    picture = radar_figure(SMALL, cost_axes(SMALL))
+    assert picture is not None
+    assert all(f">{name}</text>" in picture for name in ("bytes", "work", "FLOPs", "parameters", "sampling", "a", "b"))
+
+
+def test_the_terminal_shows_what_there_is() -> None:
+    assert more_tables(dataclasses.replace(SMALL, trials=SMALL.trials[2:])) == []
+    console = Console(width=120)
+    with console.capture() as capture:
+        for table in more_tables(with_figures(a=Published(accuracy=62.5, source="[table II]"))):
+            console.print(table)
+    text = capture.get()
+    assert "above 1 is memorisation" in " ".join(text.split())
+    assert "[table II]" in text
+    assert "too high" in text
