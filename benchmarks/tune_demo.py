@@ -26,7 +26,17 @@ def main() -> None:
             f"method.{m}.training.{k}={v}" for m in methods for k, v in (("batch_size", size), ("learning_rate", rate))
         ]
         report = genfed.run(
-            read(DEMO, [*changes, f"seeds={list(SEEDS)}", "evaluation.part=validation", "evaluation.every=0", "quality.samples=0", "quality.flops=false"]),
+            read(
+                DEMO,
+                [
+                    *changes,
+                    f"seeds={list(SEEDS)}",
+                    "evaluation.part=validation",
+                    "evaluation.every=0",
+                    "quality.samples=0",
+                    "quality.flops=false",
+                ],
+            ),
             out=Path("runs") / "tune-demo" / f"batch-{size}-rate-{rate}",
             resume=True,
         )
