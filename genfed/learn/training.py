@@ -1,4 +1,4 @@
-"""Local training of a client's classifier, as every method does it."""
+"""Training of a classifier, a client's or the server's, as every method does it."""
 
 from collections.abc import Callable
 from typing import Annotated, Literal
@@ -7,7 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from genfed.core.method import Client, Data
+from genfed.core.method import Client, Data, Server
 from genfed.core.settings import settings
 from genfed.learn.fit import Player, cross_entropy, fit
 
@@ -46,22 +46,25 @@ class Training:
 
 def train(
     network: nn.Module,
-    client: Client,
+    where: Client | Server,
     training: Training,
     *,
     data: Data | None = None,
     epochs: int | None = None,
     penalty: Callable[[], Tensor] | None = None,
 ) -> float:
-    """Trains in place by cross-entropy, plus `penalty`, on `data` (None: the client's own) for `epochs` (None: the
-    setting's). Returns the mean loss of the last epoch.
+    """Trains in place by cross-entropy, plus `penalty`, on `data` (None: the client's own; a server has none) for
+    `epochs` (None: the setting's). Returns the mean loss of the last epoch.
     """
+    if data is None:
+        assert isinstance(where, Client), "a server has no examples of its own"
+        data = where.data
     player = Player(cross_entropy(network), training.new_optimiser(network.train()), penalty)
     return fit(
         [player],
-        client.data if data is None else data,
+        data,
         epochs=training.epochs if epochs is None else epochs,
         batch_size=training.batch_size,
-        rng=client.rng,
-        precision=client.precision,
+        rng=where.rng,
+        precision=where.precision,
     )
