@@ -1,6 +1,7 @@
 """Local training: players, each with its parameters, its loss and its optimiser, stepped over batches of data."""
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -108,13 +109,14 @@ class Moments:
 
 
 def moments_of(optimiser: torch.optim.Optimizer) -> Moments:
-    """The optimiser's memory as a record."""
+    """The optimiser's memory as a record, on the CPU."""
     state = optimiser.state_dict()["state"]
-    return Moments({i: {k: v for k, v in s.items() if isinstance(v, Tensor)} for i, s in state.items()})
+    return Moments({i: {k: v.cpu() for k, v in s.items() if isinstance(v, Tensor)} for i, s in state.items()})
 
 
 def restore(optimiser: torch.optim.Optimizer, moments: Moments | None) -> None:
-    """Gives the memory back; None leaves the optimiser new."""
+    """Gives a copy of the memory back; None leaves the optimiser new."""
     if moments is not None:
         groups = optimiser.state_dict()["param_groups"]
-        optimiser.load_state_dict({"state": moments.values, "param_groups": groups})
+        # An optimiser works in place, and what is loaded may be a server's state.
+        optimiser.load_state_dict({"state": copy.deepcopy(moments.values), "param_groups": groups})
