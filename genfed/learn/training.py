@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from genfed.core.method import Client, Data, Server
 from genfed.core.settings import settings
+from genfed.learn.augment import Augmentation, augmented
 from genfed.learn.fit import Player, cross_entropy, fit
 
 
@@ -28,6 +29,8 @@ class Training:
     """Of SGD; Adam has its own."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """L2, added to the gradient."""
+    augmentation: Augmentation = "none"
+    """Of the images that it learns from, real and generated alike, anew in every epoch; not of features or tables."""
 
     def new_optimiser(self, network: nn.Module) -> torch.optim.Optimizer:
         """A new optimiser over all parameters."""
@@ -59,7 +62,8 @@ def train(
     if data is None:
         assert isinstance(where, Client), "a server has no examples of its own"
         data = where.data
-    player = Player(cross_entropy(network), training.new_optimiser(network.train()), penalty)
+    loss = cross_entropy(network) if training.augmentation == "none" else augmented(network, training.augmentation)
+    player = Player(loss, training.new_optimiser(network.train()), penalty)
     return fit(
         [player],
         data,

@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import nn
 
 from genfed.core.aggregate import ClientInfo, Mean
+from genfed.core.errors import GenfedError
 from genfed.core.method import Client, Phase, Reduced, Reply, Server, Weights
 from genfed.core.settings import settings
 from genfed.generators.federated import AT_HOME, Generated, Generative
@@ -60,6 +61,12 @@ class GeFLF(Generative[State]):
     """Rounds that train extractor and headers on real examples (T_FE); then the extractor stands still."""
     extractor_epochs: Annotated[int, Field(ge=0)] = 5
     """Local epochs in such a round (T_w)."""
+
+    def __post_init__(self) -> None:
+        if (name := self.training.augmentation) != "none":
+            raise GenfedError(
+                f'training.augmentation = "{name}": headers learn from features, so "none" alone is allowed'
+            )
 
     def init(self, server: Server) -> State:
         extractor, headers = initial_parts(server)
