@@ -58,6 +58,8 @@ TINY: dict[str, dict[str, Any]] = {
     "dense": {"generator_steps": 3, "batch_size": 8, "remembered": 2, "latent": 8, "width": 4},
     "fedcvae_ens": ONE_SHOT,
     "fedcvae_kd": ONE_SHOT | {"distillation_samples": 24, "distillation_epochs": 2},
+    "feddf": {"distillation_steps": 3, "distillation_batch_size": 8},
+    "fedgen": {"generator_steps": 3, "generator_batch_size": 8, "hidden": 16},
     "gefl": GENERATIVE,
     "gefl_f": GENERATIVE | {"extractor_rounds": 2, "extractor_epochs": 1},
 }

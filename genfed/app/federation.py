@@ -101,7 +101,7 @@ def check(config: Config, shards: Shards) -> None:
 
     Raises:
         GenfedError: an architecture that does not fit the examples, a class missing where a method needs it,
-            augmentation of what are no images, a device that is not there.
+            augmentation where there is none, a device that is not there.
     """
     check_device(config.compute.device)
     if config.federation.timeout is not None and config.compute.workers == 0:
@@ -128,14 +128,17 @@ def check(config: Config, shards: Shards) -> None:
 
 
 def check_augmentation(label: str, method: Method[Any], task: Task) -> None:
-    """Refuses to augment what are no images."""
+    """Refuses to augment what are no images, and where a method does not."""
     for field in dataclasses.fields(method):  # type: ignore[arg-type]
         training = getattr(method, field.name)
-        if isinstance(training, Training) and training.augmentation != "none" and task.kind != "image":
-            raise GenfedError(
-                f'method.{label}.{field.name}.augmentation = "{training.augmentation}": the examples are '
-                f'{"a table" if task.kind == "table" else "features"}, where "none" alone is allowed'
-            )
+        if not isinstance(training, Training) or training.augmentation == "none":
+            continue
+        what = f'method.{label}.{field.name}.augmentation = "{training.augmentation}"'
+        if field.name in method.unaugmented:
+            raise GenfedError(f'{what}: this method does not augment there; "none" alone is allowed')
+        if task.kind != "image":
+            examples = "a table" if task.kind == "table" else "features"
+            raise GenfedError(f'{what}: the examples are {examples}, where "none" alone is allowed')
 
 
 def check_device(device: str) -> None:

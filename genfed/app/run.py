@@ -33,7 +33,7 @@ from genfed.data.dataset import Dataset, Source
 from genfed.data.huggingface import HuggingFace
 from genfed.engines.embedded import InProcess, Workers
 from genfed.engines.site import threads
-from genfed.learn.fit import scaled
+from genfed.learn.fit import scaled, unscaled
 from genfed.report.metrics import Metrics, retain
 from genfed.report.metrics import read as read_metrics
 from genfed.report.page import Grid, page
@@ -309,13 +309,8 @@ def _grid(label: str, trial: Trial, state: Any, each: int = 10) -> Grid:
     held_out = trial.shards.held_out
     rows = [torch.nonzero(held_out.y == c).flatten()[:each] for c in range(classes)]
     enough = all(len(r) == each for r in rows)
-    real = torch.stack([to_uint8(scaled(held_out.x[r])) for r in rows]) if enough else None
-    return Grid(label, to_uint8(made).reshape(classes, each, *made.shape[1:]), real)
-
-
-def to_uint8(x: Tensor) -> Tensor:
-    """From the scale of models, [−1, 1], back to pixels [0, 255]; on the CPU."""
-    return x.float().add(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8).cpu()
+    real = torch.stack([unscaled(scaled(held_out.x[r])) for r in rows]) if enough else None
+    return Grid(label, unscaled(made).cpu().reshape(classes, each, *made.shape[1:]), real)
 
 
 def _environment(config: Config, command: str, started: str) -> Environment:

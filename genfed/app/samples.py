@@ -9,10 +9,10 @@ from PIL import Image
 
 from genfed.app import registry
 from genfed.app.config import read
-from genfed.app.run import to_uint8
 from genfed.app.site import trial_folder
 from genfed.app.trial import new_server, read_checkpoint
 from genfed.core.errors import GenfedError
+from genfed.learn.fit import unscaled
 
 
 def write_samples(
@@ -54,7 +54,7 @@ def write_samples(
     y = torch.arange(n) % len(at.task.classes)
     server = new_server(at.task, (), config.compute, seed, 0, "sample", draw)
     with torch.inference_mode():
-        x = to_uint8(chosen.generate(server, at.state, y))
+        x = unscaled(chosen.generate(server, at.state, y)).cpu()
     pixels = x.permute(0, 2, 3, 1).numpy()
     pixels = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
     if form == "npz":

@@ -17,7 +17,19 @@ from genfed.core.method import Task
 from genfed.core.rng import seeded
 from genfed.core.settings import settings
 from genfed.generators.generator import Generator, GeneratorNetwork, check_maps
+from genfed.generators.halving import Doubling, Halving
 from genfed.learn.fit import Player
+
+
+class Bias(nn.Module):
+    """A number added per channel of maps [n, C, H, W]."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(channels, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.bias
 
 
 @settings
@@ -58,38 +70,41 @@ class DCGANNetwork(GeneratorNetwork):
         doublings = math.ceil(math.log2(max(task.shape[1:]) / 4))
         self.side = 4 * 2**doublings
         widths = [config.width * 2**i for i in reversed(range(doublings))]
-        self.noise_to_map = nn.ConvTranspose2d(config.latent, widths[0] // 2, 4, 1, 0, bias=False)
-        self.label_to_map = nn.ConvTranspose2d(self.classes, widths[0] - widths[0] // 2, 4, 1, 0, bias=False)
-        up: list[nn.Module] = [nn.BatchNorm2d(widths[0]), nn.ReLU()]
-        for inner, outer in itertools.pairwise(widths):
-            up += [nn.ConvTranspose2d(inner, outer, 4, 2, 1, bias=False), nn.BatchNorm2d(outer), nn.ReLU()]
-        self.generator = nn.Sequential(*up, nn.ConvTranspose2d(widths[-1], channels, 4, 2, 1))
+        sides = [(8 * 2**i, 8 * 2**i) for i in range(doublings)]
+        half = widths[0] // 2
+        self.noise_to_map = nn.Linear(config.latent, 16 * half, bias=False)
+        self.label_to_map = nn.Linear(self.classes, 16 * (widths[0] - half), bias=False)
+        up: list[nn.Module] = [nn.Unflatten(1, (widths[0], 4, 4)), nn.BatchNorm2d(widths[0]), nn.ReLU(inplace=True)]
+        for (outer, inner), wide in zip(itertools.pairwise(widths), sides, strict=False):
+            up += [Doubling(inner, outer, wide), nn.BatchNorm2d(inner), nn.ReLU(inplace=True)]
+        self.generator = nn.Sequential(*up, Doubling(channels, widths[-1], sides[-1]), Bias(channels))
         d = config.discriminator_width
-        self.see_image = nn.Conv2d(channels, d // 2, 4, 2, 1)
-        self.see_label = nn.Conv2d(self.classes, d - d // 2, 4, 2, 1)
-        down: list[nn.Module] = [nn.LeakyReLU(0.2)]
-        for i in range(doublings - 1):
+        self.see_image = nn.Sequential(Halving(channels, d // 2, sides[-1]), Bias(d // 2))
+        self.see_label = nn.Sequential(Halving(self.classes, d - d // 2, sides[-1]), Bias(d - d // 2))
+        down: list[nn.Module] = [nn.LeakyReLU(0.2, inplace=True)]
+        for i, wide in enumerate(reversed(sides[:-1])):
             outer = d * 2 ** (i + 1)
-            down += [nn.Conv2d(d * 2**i, outer, 4, 2, 1, bias=False), nn.BatchNorm2d(outer), nn.LeakyReLU(0.2)]
+            down += [Halving(d * 2**i, outer, wide), nn.BatchNorm2d(outer), nn.LeakyReLU(0.2, inplace=True)]
         if doublings == 1:  # or image and label would only be added up, and the label could not be judged
-            down += [nn.Conv2d(d, d, 3, 1, 1, bias=False), nn.BatchNorm2d(d), nn.LeakyReLU(0.2)]
-        self.discriminator = nn.Sequential(*down, nn.Conv2d(d * 2 ** (doublings - 1), 1, 4, 1, 0))
+            down += [nn.Conv2d(d, d, 3, 1, 1, bias=False), nn.BatchNorm2d(d), nn.LeakyReLU(0.2, inplace=True)]
+        self.discriminator = nn.Sequential(*down, nn.Flatten(), nn.Linear(16 * d * 2 ** (doublings - 1), 1))
         for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            if isinstance(module, nn.Conv2d | nn.Linear | Halving):
                 nn.init.normal_(module.weight, 0, 0.02)
 
     def make(self, z: Tensor, y: Tensor) -> Tensor:
         """Images [n, C, H, W] of noise [n, latent] and labels [n]."""
-        label = F.one_hot(y, self.classes).float()[..., None, None]
-        x: Tensor = self.generator(torch.cat([self.noise_to_map(z[..., None, None]), self.label_to_map(label)], 1))
+        label = F.one_hot(y, self.classes).float()
+        x: Tensor = self.generator(torch.cat([self.noise_to_map(z), self.label_to_map(label)], 1))
         x = x[..., : self.shape[1], : self.shape[2]].float()
         return torch.relu(x) if self.positive else torch.tanh(x)
 
     def judge(self, x: Tensor, y: Tensor) -> Tensor:
         """The logit of being real, [n], of images and labels."""
         x = F.pad(x, (0, self.side - self.shape[2], 0, self.side - self.shape[1]))
-        planes = F.one_hot(y, self.classes).float()[..., None, None].expand(-1, -1, self.side, self.side)
-        logits: Tensor = self.discriminator(torch.cat([self.see_image(x), self.see_label(planes)], 1))
+        # A plane of ones per label: what the discriminator sees of them is computed once per class.
+        planes = torch.eye(self.classes, device=x.device)[..., None, None].expand(-1, -1, self.side, self.side)
+        logits: Tensor = self.discriminator(torch.cat([self.see_image(x), self.see_label(planes)[y]], 1))
         return logits.flatten()
 
     def players(self) -> Sequence[Player]:

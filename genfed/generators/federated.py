@@ -1,18 +1,18 @@
 """Training a generator federatedly, and classifiers on what it makes: what methods of that kind share."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
 from pydantic import Field, InstanceOf
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from genfed.core.method import Client, Data, Method, Server, Slot, Task, Weights
+from genfed.core.method import Client, Data, Method, Phase, Repeat, Server, Slot, Task, Weights
 from genfed.core.settings import settings
 from genfed.generators.cvae import CVAE
 from genfed.generators.generator import Generator, GeneratorNetwork, staying, travelling
-from genfed.learn.fit import Moments, fit, moments_of, restore
+from genfed.learn.fit import Moments, fit, moments_of, restore, unscaled
 from genfed.learn.training import Training, train
 
 S = TypeVar("S")
@@ -31,6 +31,16 @@ class Generated:
     """A generator on its way."""
 
     generator: Weights
+
+
+@dataclass(frozen=True)
+class Supply:
+    """Where a client's generated examples come from."""
+
+    generator: Weights
+    """To draw them from; empty where a pool is sent."""
+    pool: Data | None
+    """Examples drawn by the server, images as uint8; None: the client draws its own."""
 
 
 AT_HOME = Slot("generator", AtHome)
@@ -55,6 +65,9 @@ class Generative(Method[S]):
     """Joint rounds, in which the classifiers are trained (T_TN)."""
     synthetic_epochs: Annotated[int, Field(ge=0)] = 1
     """In a joint round: epochs on generated examples, as many steps each as an epoch of real ones (T_s)."""
+    pool: Literal["client", "server"] = "client"
+    """Who draws the generated examples of a joint round: each client its own, as in the paper, or the server one pool
+    for all, which is mostly smaller than a generator and spares weak clients the drawing."""
     training: Training = Field(default_factory=Training)
     """In a joint round: training on real examples (T_r = epochs); generated ones use the same optimiser settings."""
 
@@ -82,17 +95,38 @@ class Generative(Method[S]):
         client.kept.put(AT_HOME, AtHome(tuple(moments_of(p.optimiser) for p in players), staying(network)))
         return travelling(network), loss
 
-    def train_on_generated(self, network: nn.Module, client: Client, task: Task, weights: Weights) -> dict[str, float]:
+    def joint_rounds(self, count: int, draw: Phase[S], joint: Phase[S]) -> Repeat[S]:
+        """`count` joint rounds, the pool drawn anew before each if the server draws it."""
+        return Repeat(count, [draw, joint] if self.pool == "server" else [joint])
+
+    def draw_pool(self, server: Server, task: Task, weights: Weights) -> Data:
+        """A pool of examples of `task` that is as large as any client needs, labels uniform over the classes."""
+        count = max(self._needed(info.examples) for info in server.clients)
+        y = torch.randint(len(task.classes), (count,), generator=server.rng)
+        x = self.drawn(server, task, weights, y).cpu()
+        return Data(unscaled(x) if task.kind == "image" else x, y)
+
+    def supply(self, weights: Weights, pool: Data | None) -> Supply:
+        """What is sent for a joint round."""
+        return Supply(weights, None) if pool is None else Supply({}, pool)
+
+    def train_on_generated(self, network: nn.Module, client: Client, task: Task, supply: Supply) -> dict[str, float]:
         """Trains on T_s · max(1, ⌊n / B⌋) batches of generated examples of `task`, labels uniform over the classes.
         Returns the loss by its name in the log; nothing for T_s = 0.
         """
-        size = self.training.batch_size
-        count = self.synthetic_epochs * max(1, len(client.data) // size) * size
+        count = self._needed(len(client.data))
         if not count:
             return {}
-        y = torch.randint(len(task.classes), (count,), generator=client.rng).to(client.device)
-        generated = Data(self.drawn(client, task, weights, y), y)
+        if supply.pool is None:
+            y = torch.randint(len(task.classes), (count,), generator=client.rng).to(client.device)
+            generated = Data(self.drawn(client, task, supply.generator, y), y)
+        else:
+            generated = supply.pool[torch.randperm(len(supply.pool), generator=client.rng)[:count]].to(client.device)
         return {"synthetic_loss": train(network, client, self.training, data=generated, epochs=1)}
+
+    def _needed(self, examples: int) -> int:
+        size = self.training.batch_size
+        return self.synthetic_epochs * max(1, examples // size) * size
 
     def drawn(self, where: Client | Server, task: Task, weights: Weights, y: Tensor) -> Tensor:
         """One example of `task` per label, by the generator with these weights; on `where`'s device."""

@@ -12,6 +12,7 @@ from genfed.learn.training import Training, train
 from genfed.learn.weights import Model, initial_weights, load_weights, weights_of
 
 MODEL = Slot("model", Model)
+"""A classifier that never leaves its client."""
 
 
 @settings
@@ -46,6 +47,11 @@ class Alone(Method[Nothing]):
         return state
 
     def classifier(self, client: Client, sent: Nothing) -> nn.Module:
-        kept = client.kept.get(MODEL)
-        network = client.new_network(client.rng)
-        return load_weights(network, initial_weights(client) if kept is None else kept.classifier)
+        return own_classifier(client)
+
+
+def own_classifier(client: Client) -> nn.Module:
+    """The model that the client keeps in `MODEL`; before its first round, one with the initial weights."""
+    kept = client.kept.get(MODEL)
+    network = client.new_network(client.rng)
+    return load_weights(network, initial_weights(client) if kept is None else kept.classifier)

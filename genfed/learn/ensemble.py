@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -31,8 +30,3 @@ class Ensemble(nn.Module):
         self._gaps = []
         logits = torch.stack([model(x).float() for model in self.models]).mean(0)
         return logits, torch.stack([logits.new_zeros(()), *self._gaps]).sum() / len(self.models)
-
-
-def divergence(teacher: Tensor, student: Tensor) -> Tensor:
-    """KL(teacher ‖ student) of logits [n, classes], one per example [n]."""
-    return F.kl_div(student.log_softmax(1), teacher.log_softmax(1), reduction="none", log_target=True).sum(1)

@@ -34,6 +34,11 @@ def scaled(x: Tensor) -> Tensor:
     return x.float().mul_(2 / 255).sub_(1) if x.dtype == torch.uint8 else x
 
 
+def unscaled(x: Tensor) -> Tensor:
+    """Back to pixels: float [−1, 1] → uint8 [0, 255], rounded and clamped."""
+    return x.float().add(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
+
+
 def batches(n: int, size: int, rng: torch.Generator) -> Iterator[Tensor]:
     """Rows [≤ size] of one shuffled epoch. A last batch of one joins the batch before it: BatchNorm has no
     variance of one example.
@@ -92,7 +97,7 @@ def mixed(device: torch.device, precision: str) -> contextlib.AbstractContextMan
 
 
 def cross_entropy(network: nn.Module) -> Loss:
-    """The loss of a classifier, one per example."""
+    """The loss of a classifier, one per example; y are classes [n] or soft targets [n, classes]."""
 
     def loss(x: Tensor, y: Tensor, rng: torch.Generator) -> Tensor:
         logits: Tensor = network(x)

@@ -56,8 +56,8 @@ def train(
     epochs: int | None = None,
     penalty: Callable[[], Tensor] | None = None,
 ) -> float:
-    """Trains in place by cross-entropy, plus `penalty`, on `data` (None: the client's own; a server has none) for
-    `epochs` (None: the setting's). Returns the mean loss of the last epoch.
+    """Trains in place by cross-entropy, plus `penalty`, on `data` (None: the client's own, and a server has none; y may
+    also be soft targets [n, classes]) for `epochs` (None: the setting's). Returns the mean loss of the last epoch.
     """
     if data is None:
         assert isinstance(where, Client), "a server has no examples of its own"

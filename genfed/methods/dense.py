@@ -16,8 +16,9 @@ from genfed.core.aggregate import ClientInfo, Collect
 from genfed.core.method import Client, Data, Method, Nothing, Phase, Reduced, Reply, Server, Weights
 from genfed.core.settings import settings
 from genfed.generators.noise import NoiseToImage
-from genfed.learn.ensemble import Ensemble, divergence
-from genfed.learn.fit import Moments, Player, fit, moments_of, restore, scaled, step
+from genfed.learn.distil import divergence
+from genfed.learn.ensemble import Ensemble
+from genfed.learn.fit import Moments, Player, fit, moments_of, restore, scaled, step, unscaled
 from genfed.learn.training import Training, train
 from genfed.learn.weights import Model, initial_weights, load_weights, weights_of
 
@@ -168,7 +169,7 @@ class DENSE(Method[State]):
         for _ in range(self.generator_steps):
             step(Player(loss, adam), z, y, server.rng, server.precision)
         with torch.no_grad():
-            images = network(z).add(1).mul(127.5).round().to(torch.uint8)
+            images = unscaled(network(z))
             logits, _ = ensemble(scaled(images))
         return Learner(weights_of(network), moments_of(adam)), images.cpu(), logits.cpu()
 
@@ -180,7 +181,7 @@ class DENSE(Method[State]):
         answers = logits.to(server.device)
 
         def loss(x: Tensor, rows: Tensor, rng: torch.Generator) -> Tensor:
-            return divergence(answers[rows], student(x).float())
+            return divergence(student(x).float(), answers[rows])
 
         data = Data(images, torch.arange(len(images))).to(server.device)
         player, size = Player(loss, sgd), self.batch_size
@@ -197,4 +198,6 @@ class DENSE(Method[State]):
 
 def boundary_support(teacher: Tensor, student: Tensor) -> Tensor:
     """ω · KL(teacher ‖ student), one per example [n]; ω is 1 where they choose different classes, else 0."""
-    return (teacher.argmax(1) != student.argmax(1)) * divergence(teacher, student)
+    ours, theirs = student.log_softmax(1), teacher.log_softmax(1)  # a gradient flows to both: to the images
+    apart = F.kl_div(ours, theirs, reduction="none", log_target=True).sum(1)
+    return (teacher.argmax(1) != student.argmax(1)) * apart

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from genfed.core.aggregate import ClientInfo, Mean
 from genfed.core.errors import GenfedError
-from genfed.core.method import Client, Phase, Reduced, Repeat, Reply, Server, Weights
+from genfed.core.method import Client, Data, Phase, Reduced, Repeat, Reply, Server, Weights
 from genfed.core.settings import settings
-from genfed.generators.federated import AT_HOME, Generated, Generative
+from genfed.generators.federated import AT_HOME, Generated, Generative, Supply
 from genfed.learn.training import train
 from genfed.learn.weights import Model, initial_classifiers, load_weights, weights_of
 
@@ -24,13 +24,15 @@ class State:
 
     generator: Weights
     classifiers: dict[str, Weights]
+    pool: Data | None = None
+    """What the server drew for this round; None where clients draw their own."""
 
 
 @dataclass(frozen=True)
 class Both:
     """What a joint round starts from."""
 
-    generator: Weights
+    supply: Supply
     classifier: Weights
 
 
@@ -69,12 +71,13 @@ class GeFL(Generative[State]):
             self.send_both,
             self.train_classifier,
             aggregate={"classifier": Mean(by="architecture")},
-            rounds=self.rounds - self.interleaved,
         )
+        draw = Phase("pool", self.keep_pool, changes_classifier=False)
         # A generator round after a joint one starts from the generator that the joint one drew from: the same as
         # training it at the end of the joint round, as the paper has it.
-        together = Repeat(self.interleaved, [replace(joint, rounds=1), replace(generator, rounds=1)])
-        return [generator, together, joint]
+        both: list[Phase[State] | Repeat[State]] = [self.joint_rounds(1, draw, joint), replace(generator, rounds=1)]
+        together = Repeat(self.interleaved, both)
+        return [generator, together, self.joint_rounds(self.rounds - self.interleaved, draw, joint)]
 
     def send_generator(self, server: Server, state: State, info: ClientInfo) -> Generated:
         """The global generator."""
@@ -89,20 +92,24 @@ class GeFL(Generative[State]):
         """The mean over all clients."""
         return State(reduced["generator"], state.classifiers)
 
+    def keep_pool(self, server: Server, state: State, reduced: Reduced) -> State:
+        """A new pool, where the server draws one."""
+        return replace(state, pool=self.draw_pool(server, server.task, state.generator))
+
     def send_both(self, server: Server, state: State, info: ClientInfo) -> Both:
-        """The generator and the client's architecture."""
-        return Both(state.generator, state.classifiers[info.architecture])
+        """The generator, or a pool of its examples, and the client's architecture."""
+        return Both(self.supply(state.generator, state.pool), state.classifiers[info.architecture])
 
     def train_classifier(self, client: Client, sent: Both) -> Reply[Model]:
         """Step 2, on a client: T_s epochs on generated, then T_r epochs on real examples."""
         network = load_weights(client.new_network(client.rng), sent.classifier)
-        metrics = self.train_on_generated(network, client, client.task, sent.generator)
+        metrics = self.train_on_generated(network, client, client.task, sent.supply)
         metrics["loss"] = train(network, client, self.training)
         return Reply(Model(weights_of(network)), weight=len(client.data), metrics=metrics)
 
     def keep_classifiers(self, server: Server, state: State, reduced: Reduced) -> State:
         """The means within each architecture; one that nobody answered for keeps its own."""
-        return State(state.generator, state.classifiers | reduced["classifier"])
+        return replace(state, classifiers=state.classifiers | reduced["classifier"])
 
     def send_classifier(self, server: Server, state: State, info: ClientInfo) -> Model:
         return Model(state.classifiers[info.architecture])

@@ -2,17 +2,16 @@
 Algorithm 2: the generator makes not images but the features of an extractor that all clients share.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 from pydantic import Field
 from torch import nn
 
 from genfed.core.aggregate import ClientInfo, Mean
-from genfed.core.errors import GenfedError
-from genfed.core.method import Client, Phase, Reduced, Reply, Server, Weights
+from genfed.core.method import Client, Data, Phase, Reduced, Repeat, Reply, Server, Task, Weights
 from genfed.core.settings import settings
-from genfed.generators.federated import AT_HOME, Generated, Generative
+from genfed.generators.federated import AT_HOME, Generated, Generative, Supply
 from genfed.learn.split import FEATURES, Network, cached_features, feature_task, initial_parts, load_parts, train_parts
 from genfed.learn.training import train
 from genfed.learn.weights import weights_of
@@ -25,6 +24,8 @@ class State:
     extractor: Weights
     headers: dict[str, Weights]
     generator: Weights
+    pool: Data | None = None
+    """What the server drew for this round; None where clients draw their own."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class All:
 
     extractor: Weights
     header: Weights
-    generator: Weights
+    supply: Supply
 
 
 @dataclass(frozen=True)
@@ -56,25 +57,27 @@ class GeFLF(Generative[State]):
     """All clients share an extractor and a generator of its features; each trains its own header on both."""
 
     state = State
+    unaugmented = ("training",)  # headers learn from features
 
     extractor_rounds: Annotated[int, Field(ge=0)] = 20
     """Rounds that train extractor and headers on real examples (T_FE); then the extractor stands still."""
     extractor_epochs: Annotated[int, Field(ge=0)] = 5
     """Local epochs in such a round (T_w)."""
 
-    def __post_init__(self) -> None:
-        if (name := self.training.augmentation) != "none":
-            raise GenfedError(
-                f'training.augmentation = "{name}": headers learn from features, so "none" alone is allowed'
-            )
-
     def init(self, server: Server) -> State:
         extractor, headers = initial_parts(server)
-        network = server.new_network(server.architectures[0], server.rng)
-        return State(extractor, headers, self.initial_generator(server, feature_task(network, server.task)))
+        return State(extractor, headers, self.initial_generator(server, self.features(server)))
 
-    def phases(self) -> list[Phase[State]]:
+    def phases(self) -> list[Phase[State] | Repeat[State]]:
         by_architecture = Mean(by="architecture")
+        joint = Phase(
+            "joint",
+            self.keep_headers,
+            self.send_all,
+            self.train_header,
+            aggregate={"header": by_architecture},
+            slots=(FEATURES,),
+        )
         return [
             Phase(
                 "extractor",
@@ -94,15 +97,7 @@ class GeFLF(Generative[State]):
                 slots=(AT_HOME, FEATURES),
                 changes_classifier=False,
             ),
-            Phase(
-                "joint",
-                self.keep_headers,
-                self.send_all,
-                self.train_header,
-                aggregate={"header": by_architecture},
-                rounds=self.rounds,
-                slots=(FEATURES,),
-            ),
+            self.joint_rounds(self.rounds, Phase("pool", self.keep_pool, changes_classifier=False), joint),
         ]
 
     def send_classifier(self, server: Server, state: State, info: ClientInfo) -> Network:
@@ -114,10 +109,9 @@ class GeFLF(Generative[State]):
 
     def keep_network(self, server: Server, state: State, reduced: Reduced) -> State:
         """The extractor's mean over all clients, the headers' within each architecture."""
-        return State(reduced["extractor"], state.headers | reduced["header"], state.generator)
+        return replace(state, extractor=reduced["extractor"], headers=state.headers | reduced["header"])
 
     def send_generator(self, server: Server, state: State, info: ClientInfo) -> OfFeatures:
-        """The generator, and the extractor for a client that has no features yet."""
         return OfFeatures(state.extractor, state.generator)
 
     def train_generator(self, client: Client, sent: OfFeatures) -> Reply[Generated]:
@@ -130,23 +124,31 @@ class GeFLF(Generative[State]):
 
     def keep_generator(self, server: Server, state: State, reduced: Reduced) -> State:
         """The mean over all clients."""
-        return State(state.extractor, state.headers, reduced["generator"])
+        return replace(state, generator=reduced["generator"])
+
+    def keep_pool(self, server: Server, state: State, reduced: Reduced) -> State:
+        """A new pool, where the server draws one."""
+        return replace(state, pool=self.draw_pool(server, self.features(server), state.generator))
+
+    def features(self, server: Server) -> Task:
+        """The task of telling classes by the shared extractor's features."""
+        return feature_task(server.new_network(server.architectures[0], server.common("shape")), server.task)
 
     def send_all(self, server: Server, state: State, info: ClientInfo) -> All:
-        """Extractor, header and generator."""
-        return All(state.extractor, state.headers[info.architecture], state.generator)
+        """Extractor, header, and the generator or a pool of its features."""
+        return All(state.extractor, state.headers[info.architecture], self.supply(state.generator, state.pool))
 
     def train_header(self, client: Client, sent: All) -> Reply[Header]:
         """Step 3, on a client: T_s epochs on generated, then T_r epochs on real features."""
         network = load_parts(client, Network(sent.extractor, sent.header))
         header, task = network.get_submodule("header"), feature_task(network, client.task)
-        metrics = self.train_on_generated(header, client, task, sent.generator)
+        metrics = self.train_on_generated(header, client, task, sent.supply)
         metrics["loss"] = train(header, client, self.training, data=cached_features(client, network))
         return Reply(Header(weights_of(header)), weight=len(client.data), metrics=metrics)
 
     def keep_headers(self, server: Server, state: State, reduced: Reduced) -> State:
         """The means within each architecture."""
-        return State(state.extractor, state.headers | reduced["header"], state.generator)
+        return replace(state, headers=state.headers | reduced["header"])
 
     def classifier(self, client: Client, sent: Network) -> nn.Module:
         return load_parts(client, sent)

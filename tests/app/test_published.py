@@ -17,18 +17,37 @@ CONFIGS = sorted((ROOT / "configs").rglob("*.toml"))
 def test_runs_in_miniature(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same methods, architectures and generators; one round of each phase, a seed, a few examples."""
     monkeypatch.setattr(runs, "page", lambda report, grids: "")
-    rng = np.random.default_rng(0)
-    parts: dict[str, Any] = {"x_train": rng.integers(0, 256, (200, 28, 28), np.uint8), "y_train": np.arange(200) % 10}
-    parts |= {"x_test": rng.integers(0, 256, (20, 28, 28), np.uint8), "y_test": np.arange(20) % 10}
-    np.savez(tmp_path / "mnist.npz", **parts)
     whole = read(config)
-    small = [f"data_root='{tmp_path}'", "seeds=[0]", "compute.workers=0", "federation.examples=100"]
+    for source in (whole.data, whole.public):
+        if path := getattr(source, "path", None):
+            write_images(tmp_path / path)
+    small = [f"data_root='{tmp_path}'", "seeds=[0]", "compute.workers=0", "evaluation.every=0"]
+    clients = min(whole.federation.clients, 10)
+    small += [f"federation.clients={clients}", "federation.sample=1.0", "federation.examples=100"]
     for label, method in whole.method.items():
-        counts = ("rounds", "generator_rounds", "extractor_rounds", "generator_epochs", "extractor_epochs")
-        small += [f"method.{label}.{field}=1" for field in counts if hasattr(method, field)]
+        counts = (
+            "rounds",
+            "generator_rounds",
+            "extractor_rounds",
+            "generator_epochs",
+            "extractor_epochs",
+            "interleaved",
+        )
+        small += [f"method.{label}.{field}=1" for field in counts if getattr(method, field, 0)]
         if hasattr(method, "generator"):
-            small.append(f"method.{label}.generator.width=4")
+            widths = [f for f in ("width", "discriminator_width") if hasattr(method.generator, f)]
+            small += [f"method.{label}.generator.{width}=4" for width in widths]
         small.append(f"method.{label}.training.epochs=1")
+        if hasattr(method, "distillation_steps"):
+            small.append(f"method.{label}.distillation_steps=2")
     report = runs.run(read(config, small), out=tmp_path / "run")
     assert report.methods == whole.labels
     assert not any(trial.failures for trial in report.trials)
+
+
+def write_images(path: Path) -> None:
+    """Noise in the shape of the data set that a published config names."""
+    rng, shape = np.random.default_rng(0), (32, 32, 3) if "cifar" in path.name else (28, 28)
+    parts: dict[str, Any] = {"x_train": rng.integers(0, 256, (200, *shape), np.uint8), "y_train": np.arange(200) % 10}
+    parts |= {"x_test": rng.integers(0, 256, (20, *shape), np.uint8), "y_test": np.arange(20) % 10}
+    np.savez(path, **parts)

@@ -1,9 +1,11 @@
 """The DCGAN: shapes, its two losses by hand, who learns in whose step, what travels."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from genfed.core.errors import GenfedError
 from genfed.core.method import Task
@@ -11,6 +13,7 @@ from genfed.core.rng import stream
 from genfed.data.digits import Digits
 from genfed.generators.dcgan import DCGAN, DCGANNetwork
 from genfed.generators.generator import staying, travelling
+from genfed.generators.halving import Halving
 from genfed.learn.fit import fit, scaled, step
 
 MAKING = ("noise_to_map.", "label_to_map.", "generator.")
@@ -51,15 +54,50 @@ def test_refuses_what_it_cannot_make(shape: tuple[int, ...], kind: str, says: st
 def test_published_sizes() -> None:
     """At width 128 the 4×4 maps have 4d channels, half from the noise and half from the label."""
     big = DCGAN().new(Task("image", (1, 32, 32), tuple("0123456789")), stream(0))
-    assert big.noise_to_map.weight.shape == (100, 256, 4, 4)
-    assert big.label_to_map.weight.shape == (10, 256, 4, 4)
-    assert [m.weight.shape[:2] for m in big.generator if isinstance(m, torch.nn.ConvTranspose2d)] == [
-        (512, 256),
-        (256, 128),
-        (128, 1),
-    ]
-    assert big.see_image.weight.shape[0] == big.see_label.weight.shape[0] == 64
-    assert abs(float(big.see_image.weight.detach().std()) - 0.02) < 0.003
+    assert big.noise_to_map.weight.shape == (256 * 16, 100)
+    assert big.label_to_map.weight.shape == (256 * 16, 10)
+    up, down = (
+        [tuple(m.weight.shape) for m in side if isinstance(m, Halving)] for side in (big.generator, big.discriminator)
+    )
+    assert up == [(4, 4, 256, 512), (4, 4, 128, 256), (4, 4, 1, 128)]
+    assert down == [(4, 4, 128, 256), (4, 4, 256, 512)]
+    image: Any = big.see_image[0]
+    label: Any = big.see_label[0]
+    assert image.weight.shape == (4, 4, 1, 64)
+    assert label.weight.shape == (4, 4, 10, 64)
+    assert abs(float(image.weight.detach().std()) - 0.02) < 0.003
+
+
+def test_it_is_the_published_network_of_whole_convolutions() -> None:
+    """Layer by layer from torch's own convolutions with the same weights, both sides."""
+    gan = network(1, 32, 32).eval()
+    z, y = torch.randn(3, 6), torch.tensor([2, 0, 2])
+    onehot = F.one_hot(y, 3).float()[..., None, None]
+
+    def kernel(layer: object) -> torch.Tensor:
+        assert isinstance(layer, Halving)
+        return layer.weight.permute(3, 2, 0, 1)
+
+    first = [gan.noise_to_map.weight.T.view(6, -1, 4, 4), gan.label_to_map.weight.T.view(3, -1, 4, 4)]
+    maps = [F.conv_transpose2d(v, w) for v, w in zip((z[..., None, None], onehot), first, strict=True)]
+    x = torch.cat(maps, 1)
+    layer: Any
+    for layer in list(gan.generator)[1:-1]:
+        x = F.conv_transpose2d(x, kernel(layer), stride=2, padding=1) if isinstance(layer, Halving) else layer(x)
+    bias: Any = gan.generator[-1].bias
+    made = torch.tanh(x + bias)
+    torch.testing.assert_close(gan.make(z, y), made, rtol=1e-4, atol=1e-6)
+
+    see: Any
+    seen = []
+    for v, see in ((made, gan.see_image), (onehot.expand(-1, -1, 32, 32), gan.see_label)):
+        seen.append(F.conv2d(v, kernel(see[0]), see[1].bias.flatten(), 2, 1))
+    x = torch.cat(seen, 1)
+    for layer in list(gan.discriminator)[:-2]:
+        x = F.conv2d(x, kernel(layer), stride=2, padding=1) if isinstance(layer, Halving) else layer(x)
+    last: Any = gan.discriminator[-1]
+    logit = F.conv2d(x, last.weight.view(1, -1, 4, 4), last.bias).flatten()
+    torch.testing.assert_close(gan.judge(made, y), logit, rtol=1e-4, atol=1e-6)
 
 
 def test_losses_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,6 +71,10 @@ def test_the_target_is_mixed_as_the_image_is(monkeypatch: pytest.MonkeyPatch) ->
     first, second = math.log(4), math.log(4 / 3)
     expected = [0.75 * first + 0.25 * second, 0.75 * second + 0.25 * first]
     assert loss.tolist() == pytest.approx(expected)
+    soft = torch.tensor([[0.5, 0.5], [0.0, 1.0]])
+    loss = augmented(network, "mixup")(torch.zeros(2, 1), soft, stream(0))
+    smooth = (first + second) / 2
+    assert loss.tolist() == pytest.approx([0.75 * smooth + 0.25 * second, 0.75 * second + 0.25 * smooth])
 
 
 def test_cutmix_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,5 +288,5 @@ def test_what_are_no_images_is_not_augmented() -> None:
     for kind, shape, what in (("table", (8,), "a table"), ("features", (4, 8, 8), "features")):
         with pytest.raises(GenfedError, match=rf'fedavg\.training\.augmentation = "cutmix": the examples are {what}'):
             check_augmentation("fedavg", method, Task(kind, shape, ("a",)))  # type: ignore[arg-type]
-    with pytest.raises(GenfedError, match=r'training\.augmentation = "mixup": headers learn from features'):
-        GeFLF(training=Training(augmentation="mixup"))
+    with pytest.raises(GenfedError, match=r'x\.training\.augmentation = "mixup": this method does not augment there'):
+        check_augmentation("x", GeFLF(training=Training(augmentation="mixup")), Task("image", (1, 8, 8), ("a",)))

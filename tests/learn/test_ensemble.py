@@ -1,10 +1,7 @@
-import math
-
-import pytest
 import torch
 from torch import Tensor, nn
 
-from genfed.learn.ensemble import Ensemble, divergence
+from genfed.learn.ensemble import Ensemble
 
 
 def normalised(mean: list[float], variance: list[float]) -> nn.Module:
@@ -63,10 +60,3 @@ def test_answers_are_the_mean_of_logits_and_models_stay_as_they_are() -> None:
     torch.testing.assert_close(logits, expected)
     assert not logits.requires_grad
     assert all(torch.equal(v, before[k]) for k, v in nn.ModuleList(models).state_dict().items())
-
-
-def test_divergence_by_hand() -> None:
-    """KL((¾, ¼) ‖ (¼, ¾)) = ½ ln 3; of itself 0."""
-    teacher = torch.tensor([[math.log(3), 0.0], [1.0, 1.0]])
-    student = torch.tensor([[5.0, 5 + math.log(3)], [-2.0, -2.0]])
-    assert divergence(teacher, student).tolist() == [pytest.approx(math.log(3) / 2), pytest.approx(0, abs=1e-6)]

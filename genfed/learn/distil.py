@@ -1,0 +1,52 @@
+"""Distillation: what one network learns from the predictions of others."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genfed.core.method import Client
+from genfed.learn.fit import Player, fit, mixed, scaled
+from genfed.learn.training import Training
+
+PairLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(logits of the one [n, classes], of the other, y [n]) → the sum of both networks' losses per example [n]."""
+
+
+def divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """T²·KL(softmax(teacher / T) ‖ softmax(student / T)) per example [n], of logits [n, classes]; T² keeps gradients
+    of one size (Hinton, Vinyals, Dean, arXiv 1503.02531). No gradient flows to the teacher.
+    """
+    ours, theirs = (F.log_softmax(logits / temperature, 1) for logits in (student, teacher.detach()))
+    return temperature**2 * F.kl_div(ours, theirs, reduction="none", log_target=True).sum(1)
+
+
+@torch.no_grad()
+def predicted(network: nn.Module, x: Tensor, precision: str = "float32", batch_size: int = 500) -> Tensor:
+    """Logits [n, classes] float32 of examples as `Data.x` has them; in eval mode, without gradients."""
+    network.eval()
+    parts = []
+    for some in torch.split(x, batch_size):
+        with mixed(x.device, precision):
+            logits: Tensor = network(scaled(some))
+        parts.append(logits.float())
+    return torch.cat(parts)
+
+
+def train_pair(one: nn.Module, other: nn.Module, client: Client, training: Training, loss: PairLoss) -> float:
+    """Trains both networks in place on the client's examples, each step from predictions made before it. Returns the
+    mean loss of the last epoch.
+    """
+
+    def of_both(x: Tensor, y: Tensor, rng: torch.Generator) -> Tensor:
+        return loss(one(x).float(), other(x).float(), y)
+
+    return fit(
+        [Player(of_both, training.new_optimiser(nn.ModuleList([one, other]).train()))],
+        client.data,
+        epochs=training.epochs,
+        batch_size=training.batch_size,
+        rng=client.rng,
+        precision=client.precision,
+    )

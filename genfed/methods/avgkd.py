@@ -1,0 +1,64 @@
+"""AvgKD. Afonin, Karimireddy, Towards Model Agnostic Federated Learning Using Knowledge Distillation, ICLR 2022,
+arXiv 2110.15210, as GeFL (arXiv 2412.18460) has it: from round 2 on, clients learn from their labels together with the
+predictions of the other architectures.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from genfed.core.aggregate import ClientInfo
+from genfed.core.method import Client, Data, Phase, Reply, Server, Weights
+from genfed.core.settings import settings
+from genfed.learn.averaging import Averaging, Classifiers
+from genfed.learn.distil import predicted
+from genfed.learn.training import train
+from genfed.learn.weights import Model, load_weights, weights_of
+
+
+@dataclass(frozen=True)
+class Sent:
+    """The weights of the client's architecture, and those of the others by name (None in the first round)."""
+
+    classifier: Weights
+    others: dict[str, Weights] | None
+
+
+@settings
+class AvgKD(Averaging):
+    """FedAvg within an architecture, with targets that the other architectures have a say in."""
+
+    # differs from the paper: there no weights are averaged, and an agent learns from the mean of its labels and of what
+    # others predict. GeFL averages weights within an architecture, and takes the softmax of the sum.
+
+    def phases(self) -> list[Phase[Classifiers]]:
+        (averaging,) = super().phases()
+        return [replace(averaging, send=self.send_all, work=self.distil)]
+
+    def send_all(self, server: Server, state: Classifiers, info: ClientInfo) -> Sent:
+        """Every architecture, once they have been trained."""
+        others = {a: weights for a, weights in state.classifiers.items() if a != info.architecture}
+        return Sent(state.classifiers[info.architecture], others if server.round else None)
+
+    def distil(self, client: Client, sent: Sent) -> Reply[Model]:
+        """One round on a client; the first one is FedAvg's."""
+        own = Model(sent.classifier)
+        if sent.others is None:
+            return self.train(client, own)
+        data = Data(client.data.x, targets(client, sent.others))  # once a round: the others stand still
+        network = self.classifier(client, own)
+        loss = train(network, client, self.training, data=data)
+        return Reply(Model(weights_of(network)), weight=len(client.data), metrics={"loss": loss})
+
+
+def targets(client: Client, others: dict[str, Weights]) -> Tensor:
+    """softmax(onehot(y) + Σ_j softmax f_j(x)) [n, classes], over the other architectures j. Without any it is
+    softmax(onehot(y)): smoothed labels, and not FedAvg's.
+    """
+    total = F.one_hot(client.data.y, len(client.task.classes)).float()
+    for architecture, weights in others.items():
+        network = load_weights(client.new_network_of(architecture, client.rng), weights)
+        total += torch.softmax(predicted(network, client.data.x, client.precision), 1)
+    return torch.softmax(total, 1)

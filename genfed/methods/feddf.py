@@ -1,0 +1,94 @@
+"""FedDF. Lin, Kong, Stich, Jaggi, Ensemble Distillation for Robust Model Fusion in Federated Learning, NeurIPS 2020,
+arXiv 2006.07242, Algorithm 3: the server averages weights within an architecture, then distils all the clients' models,
+as one ensemble, into each average on public examples without labels.
+"""
+
+from dataclasses import replace
+from itertools import chain, islice, repeat
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from genfed.core.aggregate import Collect, Fold, Mean
+from genfed.core.method import Phase, Reduced, Server, Weights
+from genfed.core.rng import seeded
+from genfed.core.settings import settings
+from genfed.learn.averaging import Averaging, Classifiers
+from genfed.learn.distil import divergence, predicted
+from genfed.learn.fit import Loss, Player, batches, scaled, step
+from genfed.learn.weights import Model, load_weights, weights_of
+
+
+@settings
+class FedDF(Averaging):
+    """FedAvg within an architecture, followed by distillation on the server from the clients of all."""
+
+    needs_public = True
+
+    distillation_steps: Annotated[int, Field(ge=0)] = 500
+    """Batches that every architecture learns from after each round; 0 is FedAvg."""
+    # differs from the paper: up to 10,000 there, stopped early by validation accuracy; the server here has no labels.
+    distillation_batch_size: Annotated[int, Field(ge=2)] = 128
+    """Public examples per step."""
+    distillation_learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    """Adam's in the first step; it falls to 0 along a cosine."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Divides logits before they are compared; 1 is the paper's."""
+
+    def phases(self) -> list[Phase[Classifiers]]:
+        (averaging,) = super().phases()
+        # The server holds every model of a round: the ensemble needs each single one.
+        return [replace(averaging, update=self.fuse, aggregate={"classifier": Collect()})]
+
+    def fuse(self, server: Server, state: Classifiers, reduced: Reduced) -> Classifiers:
+        """The means, distilled; an architecture that nobody answered for keeps its own."""
+        received: dict[int, Weights] = reduced["classifier"]
+        fold = Fold({"classifier": Mean(by="architecture")}, list(reduced.clients))
+        for info in reduced.clients:
+            fold.add(info, Model(received[info.id]), info.examples)
+        means: dict[str, Weights] = fold.finish()["classifier"]
+        if self.distillation_steps:
+            teachers = ((info.architecture, received[info.id]) for info in reduced.clients)
+            means = self.distilled(server, means, list(teachers))
+        return Classifiers(state.classifiers | means)
+
+    def distilled(
+        self, server: Server, students: dict[str, Weights], teachers: list[tuple[str, Weights]]
+    ) -> dict[str, Weights]:
+        """The students after learning from the mean of the teachers' logits; all see the same batches."""
+        assert server.public is not None
+        size, rng = self.distillation_batch_size, server.rng
+        epochs = (batches(len(server.public), size, rng) for _ in repeat(None))
+        drawn = list(islice(chain.from_iterable(epochs), self.distillation_steps))
+        used, places = torch.unique(torch.cat(drawn), return_inverse=True)
+        x = server.public[used].to(server.device)
+        # The teachers stand still: each predicts every example that is used once, one network at a time.
+        ensemble = torch.zeros(len(x), len(server.task.classes), device=server.device)
+        for architecture, weights in teachers:
+            ensemble += predicted(loaded(server, architecture, weights), x, server.precision) / len(teachers)
+        networks = {architecture: loaded(server, architecture, w).train() for architecture, w in students.items()}
+        rate = self.distillation_learning_rate
+        optimisers = [torch.optim.Adam(n.parameters(), lr=rate, fused=True) for n in networks.values()]
+        players = [Player(self.loss(n), o) for n, o in zip(networks.values(), optimisers, strict=True)]
+        falling = [torch.optim.lr_scheduler.CosineAnnealingLR(o, self.distillation_steps) for o in optimisers]
+        with seeded(rng):  # dropout
+            for rows in torch.split(places.to(server.device), [len(rows) for rows in drawn]):
+                for player, schedule in zip(players, falling, strict=True):
+                    step(player, scaled(x[rows]), ensemble[rows], rng, server.precision)
+                    schedule.step()
+        return {architecture: weights_of(network) for architecture, network in networks.items()}
+
+    def loss(self, student: nn.Module) -> Loss:
+        """KL from the ensemble; `y` are its logits [n, classes]."""
+
+        def loss(x: Tensor, y: Tensor, rng: torch.Generator) -> Tensor:
+            return divergence(student(x).float(), y, self.temperature)
+
+        return loss
+
+
+def loaded(server: Server, architecture: str, weights: Weights) -> nn.Module:
+    """A network with these weights, on the server."""
+    return load_weights(server.new_network(architecture, server.rng), weights)

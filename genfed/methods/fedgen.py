@@ -1,0 +1,153 @@
+"""FedGen. Zhu, Hong, Zhou, Data-Free Knowledge Distillation for Heterogeneous Federated Learning, ICML 2021,
+arXiv 2105.10056, Algorithm 1: the server learns from the clients' headers to generate representations, and every
+client's header learns from those.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from genfed.core.aggregate import ClientInfo, Collect, Mean
+from genfed.core.method import Client, Data, Phase, Reduced, Reply, Server, Weights
+from genfed.core.settings import settings
+from genfed.generators.representation import RepresentationGenerator, diversity, ensemble
+from genfed.learn.fit import Moments, Player, cross_entropy, fit, moments_of, restore
+from genfed.learn.headed import ByRepresentation, Headed
+from genfed.learn.split import Network, joined, parts
+from genfed.learn.weights import weights_of
+
+
+@dataclass(frozen=True)
+class State:
+    """The extractors by architecture, the header of all, the generator and its optimiser's memory."""
+
+    extractors: dict[str, Weights]
+    header: Weights
+    generator: Weights
+    moments: Moments | None
+    counts: Tensor
+    """Examples of each class with the clients of the last round, int64 [classes]; 0 before the first."""
+
+
+@dataclass(frozen=True)
+class All:
+    """What a client starts from."""
+
+    extractor: Weights
+    header: Weights
+    generator: Weights
+    counts: Tensor
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A client's network, and its examples of each class [classes]."""
+
+    extractor: Weights
+    header: Weights
+    counts: Tensor
+
+
+@settings
+class FedGen(ByRepresentation[State]):
+    """Clients average what they can, and a generator of representations tells each header what the others know."""
+
+    # differs from the paper: it averages whole networks, or the header alone; here the header is averaged over all
+    # clients, and the extractor among those of its architecture, both weighted by examples.
+
+    state = State
+    unaugmented = ("training",)  # its loss is on representations too
+
+    generated_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of a client's loss on generated representations (1 in Eq. 5); 0 is averaging alone."""
+    generator_steps: Annotated[int, Field(ge=1)] = 50
+    """Steps of the generator's training in a round."""
+    generator_batch_size: Annotated[int, Field(ge=1)] = 128
+    """Representations per such step."""
+    generator_learning_rate: Annotated[float, Field(gt=0)] = 3e-4
+    """Of Adam, whose moments go on from round to round (α)."""
+    diversity: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the diversity loss."""
+    noise: Annotated[int, Field(ge=1)] = 32
+    """Numbers drawn for a representation (ε)."""
+    hidden: Annotated[int, Field(ge=1)] = 256
+    """Width of the generator's hidden layer."""
+
+    def init(self, server: Server) -> State:
+        both = {architecture: parts(weights_of(network)) for architecture, network in self.networks(server).items()}
+        extractors = {architecture: extractor for architecture, (extractor, _) in both.items()}
+        none = torch.zeros(len(server.task.classes), dtype=torch.int64)
+        return State(extractors, both[server.architectures[0]][1], weights_of(self.generator(server)), None, none)
+
+    def phases(self) -> list[Phase[State]]:
+        how = {"extractor": Mean(by="architecture"), "header": Collect(), "counts": Collect()}
+        return [Phase("train", self.keep, self.send, self.train, aggregate=how, rounds=self.rounds)]
+
+    def generator(self, where: Client | Server) -> RepresentationGenerator:
+        """The generator with its initial weights, on `where`'s device."""
+        classes, rng = len(where.task.classes), where.common("generator")
+        return RepresentationGenerator(self.noise, classes, self.hidden, self.dimension, rng).to(where.device)
+
+    def send(self, server: Server, state: State, info: ClientInfo) -> All:
+        """The client's network, the generator, and the counts that make p̂(y)."""
+        return All(state.extractors[info.architecture], state.header, state.generator, state.counts)
+
+    def train(self, client: Client, sent: All) -> Reply[Trained]:
+        """One round on a client: each step learns from a real batch and from as many generated representations."""
+        network = self.classifier(client, Network(sent.extractor, sent.header))
+        generator, real = self.generator(client), cross_entropy(network)
+        generator.load_state_dict(sent.generator)
+
+        def both(x: Tensor, y: Tensor, rng: torch.Generator) -> Tensor:  # Eq. 5
+            of = torch.multinomial(sent.counts.double(), len(y), replacement=True, generator=rng).to(y.device)
+            generated = F.cross_entropy(network.header(generator.draw(of, rng)), of, reduction="none")
+            return real(x, y, rng) + self.generated_weight * generated
+
+        # differs from the paper: as in its code, nothing is generated before the generator has been trained.
+        loss = both if self.generated_weight and sent.counts.any() else real
+        mean = self.fitted(network, client, loss)
+        counts = torch.bincount(client.data.y.cpu(), minlength=len(sent.counts))
+        return Reply(Trained(*parts(weights_of(network)), counts), weight=len(client.data), metrics={"loss": mean})
+
+    def keep(self, server: Server, state: State, reduced: Reduced) -> State:
+        """Averages the networks, and trains the generator against the headers as they came."""
+        headers, counts = list(reduced["header"].values()), torch.stack(list(reduced["counts"].values()))
+        share = counts.sum(1).double() / counts.sum()
+        stacked = {name: torch.stack([header[name].double() for header in headers]) for name in state.header}
+        header = {name: torch.tensordot(share, each, 1).float() for name, each in stacked.items()}
+        generator, moments = self.train_generator(server, state, headers, counts)
+        return State(state.extractors | reduced["extractor"], header, generator, moments, counts.sum(0))
+
+    def train_generator(
+        self, server: Server, state: State, headers: Sequence[Weights], counts: Tensor
+    ) -> tuple[Weights, Moments]:
+        """Eq. 4 with the diversity loss: the generator after this round, and its optimiser's memory."""
+        generator = self.generator(server)
+        generator.load_state_dict(state.generator)
+        adam = torch.optim.Adam(generator.parameters(), lr=self.generator_learning_rate, fused=True)
+        restore(adam, state.moments)
+        vote = ensemble(headers, counts, server.device)
+
+        def loss(noise: Tensor, y: Tensor, rng: torch.Generator) -> Tensor:
+            z = generator(noise, y)
+            return F.cross_entropy(vote(z, y), y, reduction="none") + self.diversity * diversity(noise, z)
+
+        n = self.generator_steps * self.generator_batch_size
+        y = torch.multinomial(counts.sum(0).double(), n, replacement=True, generator=server.rng)
+        drawn = Data(torch.randn(n, self.noise, generator=server.rng), y).to(server.device)
+        size, rng = self.generator_batch_size, server.rng
+        fit([Player(loss, adam)], drawn, epochs=1, batch_size=size, rng=rng, precision=server.precision)
+        return weights_of(generator), moments_of(adam)
+
+    def send_classifier(self, server: Server, state: State, info: ClientInfo) -> Network:
+        return Network(state.extractors[info.architecture], state.header)
+
+    def classifier(self, client: Client, sent: Network) -> Headed:
+        network = self.network(client, client.info.architecture)
+        network.load_state_dict(joined(sent.extractor, sent.header))
+        return network

@@ -1,0 +1,108 @@
+"""FedGH. Yi, Wang, Liu, Shi, Yu, FedGH: Heterogeneous Federated Learning with Generalized Global Header, ACM MM 2023,
+arXiv 2303.13137, Algorithm 1: the server trains one header for all on the clients' mean representations.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from genfed.core.aggregate import ClientInfo, Collect
+from genfed.core.method import Client, Data, Phase, Reduced, Reply, Server, Slot, Weights
+from genfed.core.settings import settings
+from genfed.learn.fit import Player, cross_entropy, fit
+from genfed.learn.headed import ByRepresentation, Headed, class_sums
+from genfed.learn.training import Training, train
+from genfed.learn.weights import weights_of
+
+
+@dataclass(frozen=True)
+class Header:
+    """The global header."""
+
+    header: Weights
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """A client's extractor, which never leaves it."""
+
+    extractor: Weights
+
+
+@dataclass(frozen=True)
+class Representations:
+    """A client's mean representation of each class."""
+
+    means: Tensor
+    """[classes, dimension]; 0 for a class that it lacks."""
+    present: Tensor
+    """Which classes it has, bool [classes]."""
+
+
+EXTRACTOR = Slot("extractor", Extractor)
+
+
+@settings
+class FedGH(ByRepresentation[Header]):
+    """Each client has its own extractor, and all have one header, which the server trains."""
+
+    state = Header
+    unaugmented = ("header_training",)  # of representations
+
+    header_training: Training = Field(default_factory=lambda: Training(epochs=1, batch_size=1, learning_rate=0.01))
+    """How the server trains the header in a round, on one representation per client and class."""
+
+    def init(self, server: Server) -> Header:
+        networks = self.networks(server)
+        return Header(weights_of(networks[server.architectures[0]].header))  # all begin alike
+
+    def phases(self) -> list[Phase[Header]]:
+        every = {"means": Collect(), "present": Collect()}
+        return [
+            Phase(
+                "train",
+                self.keep,
+                self.send_classifier,
+                self.train,
+                aggregate=every,
+                rounds=self.rounds,
+                slots=(EXTRACTOR,),
+            ),
+        ]
+
+    def send_classifier(self, server: Server, state: Header, info: ClientInfo) -> Header:
+        return state
+
+    def train(self, client: Client, sent: Header) -> Reply[Representations]:
+        """One round on a client: its extractor under the global header, both trained; the extractor stays there."""
+        network = self.classifier(client, sent)
+        loss = train(network, client, self.training)
+        client.kept.put(EXTRACTOR, Extractor(weights_of(network.extractor)))
+        of_class = class_sums(network, client)
+        return Reply(Representations(of_class.means(), of_class.counts > 0), metrics={"loss": loss})
+
+    def keep(self, server: Server, state: Header, reduced: Reduced) -> Header:
+        """Trains the header on all pairs of representation and class, and returns it."""
+        present = torch.stack(list(reduced["present"].values()))
+        x = torch.stack(list(reduced["means"].values()))[present]
+        y = present.nonzero()[:, 1]
+        header = self.network(server, server.architectures[0]).header
+        header.load_state_dict(state.header)
+        fit(
+            [Player(cross_entropy(header), self.header_training.new_optimiser(header))],
+            Data(x, y).to(server.device),
+            epochs=self.header_training.epochs,
+            batch_size=self.header_training.batch_size,
+            rng=server.rng,
+            precision=server.precision,
+        )
+        return Header(weights_of(header))
+
+    def classifier(self, client: Client, sent: Header) -> Headed:
+        network = self.network(client, client.info.architecture)
+        if (kept := client.kept.get(EXTRACTOR)) is not None:
+            network.extractor.load_state_dict(kept.extractor)
+        network.header.load_state_dict(sent.header)
+        return network

@@ -1,0 +1,86 @@
+"""FML. Shen, Zhang, Jia, Zhang, Huang, Zhou, Kuang, Wu, Wu, Federated Mutual Learning, arXiv 2006.16765: every client
+has a model of its own and a copy of a small "meme" model, which learn from each other; only the meme travels.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from genfed.core.aggregate import ClientInfo, Mean
+from genfed.core.method import Client, Method, Nothing, Phase, Reduced, Reply, Server, Weights
+from genfed.core.settings import settings
+from genfed.learn.alone import MODEL, own_classifier
+from genfed.learn.distil import divergence, train_pair
+from genfed.learn.training import Training
+from genfed.learn.weights import Model, load_weights, weights_of
+
+
+@dataclass(frozen=True)
+class Meme:
+    """The shared model: the state, and what travels both ways."""
+
+    meme: Weights
+
+
+@settings
+class FML(Method[Meme]):
+    """Personal models of any architecture that learn from one another through a shared one."""
+
+    state = Meme
+    unaugmented = ("training",)  # two networks learn from one batch
+
+    rounds: Annotated[int, Field(ge=0)] = 50
+    """Rounds of mutual learning and averaging."""
+    training: Training = Field(default_factory=Training)
+    """Local training in a round, of both models."""
+    meme: str = "mlp-small"
+    """Architecture of the shared model, the same at all clients."""
+    alpha: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Weight of the labels in the personal model's loss (α); the rest is the meme's. 1 is local training."""
+    beta: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Weight of the labels in the meme's loss (β); the rest is the personal model's."""
+
+    def init(self, server: Server) -> Meme:
+        return Meme(weights_of(server.new_network(self.meme, server.common("meme"))))
+
+    def phases(self) -> list[Phase[Meme]]:
+        mean = {"meme": Mean()}
+        return [
+            Phase("train", self.keep, self.send_meme, self.train, aggregate=mean, rounds=self.rounds, slots=(MODEL,))
+        ]
+
+    def send_meme(self, server: Server, state: Meme, info: ClientInfo) -> Meme:
+        """The same for everybody."""
+        return state
+
+    def train(self, client: Client, sent: Meme) -> Reply[Meme]:
+        """One round; the personal model stays in the client's slot."""
+        personal = own_classifier(client)
+        # Not from client.rng, so that the personal model's draws are those of local training.
+        meme = load_weights(client.new_network_of(self.meme, client.common("meme")), sent.meme)
+        loss = train_pair(personal, meme, client, self.training, self.loss)
+        client.kept.put(MODEL, Model(weights_of(personal)))
+        return Reply(Meme(weights_of(meme)), weight=len(client.data), metrics={"loss": loss})
+
+    def loss(self, personal: Tensor, meme: Tensor, y: Tensor) -> Tensor:
+        """α·CE + (1 − α)·KL(p_meme ‖ p_local), plus β·CE + (1 − β)·KL(p_local ‖ p_meme)."""
+        of_personal, of_meme = (F.cross_entropy(logits, y, reduction="none") for logits in (personal, meme))
+        return (
+            self.alpha * of_personal
+            + (1 - self.alpha) * divergence(personal, meme)
+            + self.beta * of_meme
+            + (1 - self.beta) * divergence(meme, personal)
+        )
+
+    def keep(self, server: Server, state: Meme, reduced: Reduced) -> Meme:
+        """The mean over all clients, weighted by examples."""
+        return Meme(reduced["meme"])
+
+    def send_classifier(self, server: Server, state: Meme, info: ClientInfo) -> Nothing:
+        return Nothing()
+
+    def classifier(self, client: Client, sent: Nothing) -> nn.Module:
+        return own_classifier(client)

@@ -1,0 +1,78 @@
+"""One pool of generated examples a round, drawn by the server for all clients."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from genfed.app.config import read
+from genfed.app.federation import share_out
+from genfed.app.run import load_data
+from genfed.app.site import trial_folder
+from genfed.app.trial import new_server, read_checkpoint
+from genfed.core.method import Reduced
+from tests.conftest import left_by, start, tiny
+
+
+def run(out: Path, method: str, **changes: Any) -> tuple[Any, list[dict[str, Any]]]:
+    """The final state and the rows."""
+    config = tiny(method)
+    config["method"][method] = config["method"][method] | changes
+    start(config, out)
+    at = read_checkpoint(read(config).method[method], trial_folder(out, method, 0))
+    assert at is not None
+    return at.state, left_by(out)["metrics"]
+
+
+@pytest.mark.parametrize("method", ["gefl", "gefl_f"])
+def test_a_pool_is_sent_in_place_of_the_generator(method: str, tmp_path: Path) -> None:
+    wide = {"kind": "cvae", "width": 32, "latent": 4}  # beside it the messages' headers are small
+    whole, drawn_by_clients = run(tmp_path / "client", method, generator=wide)
+    state, rows = run(tmp_path / "server", method, generator=wide, pool="server")
+    assert whole.pool is None
+    assert len(state.pool) == 16  # 20 examples each in batches of 8: two batches of generated ones
+    assert state.pool.x.dtype == (torch.uint8 if method == "gefl" else torch.float32)
+    assert state.pool.y.unique().numel() > 1
+
+    def down(rows: list[dict[str, Any]]) -> int:
+        return sum(row["down_bytes"] for row in rows if row["phase"] == "joint" and row["client"] == 0)
+
+    generator = sum(value.numel() * value.element_size() for value in whole.generator.values())
+    pool = state.pool.x.numel() * state.pool.x.element_size() + state.pool.y.numel() * 8
+    # In each of the two joint rounds; what else is sent is the same.
+    assert down(drawn_by_clients) - down(rows) == pytest.approx(2 * (generator - pool), rel=0.05)
+    joint = [row for row in rows if row["phase"] == "joint" and row["client"] is not None]
+    assert len({row["synthetic_loss"] for row in joint}) == len(joint)
+
+
+def test_every_round_has_a_new_pool(tmp_path: Path) -> None:
+    pools = [run(tmp_path / str(n), "gefl", pool="server", rounds=n)[0].pool for n in (1, 2)]
+    assert not torch.equal(pools[0].x, pools[1].x)
+
+
+def test_the_pool_is_as_large_as_the_largest_client_needs() -> None:
+    config = read(tiny("gefl", partition={"kind": "quantity_skew", "alpha": 0.5}))
+    method: Any = config.method["gefl"]
+    shards = share_out(config, load_data(config), 0)
+    assert len({info.examples for info in shards.clients}) > 1
+    server = new_server(shards.task, shards.clients, config.compute, 0, 0, "pool")
+    state = method.keep_pool(server, method.init(server), Reduced({}, ()))
+    assert len(state.pool) == max(info.examples for info in shards.clients) // 8 * 8
+
+
+def test_a_round_without_generated_examples_needs_no_pool(tmp_path: Path) -> None:
+    state, rows = run(tmp_path / "run", "gefl", pool="server", synthetic_epochs=0)
+    assert len(state.pool) == 0
+    assert not any("synthetic_loss" in row for row in rows)
+
+
+def test_generated_examples_alone(tmp_path: Path) -> None:
+    """The ablation, T_r = 0: the classifier learns from generated examples and nothing else."""
+    alone = {"epochs": 0, "batch_size": 8}
+    trained, rows = run(tmp_path / "run", "gefl", training=alone)
+    joint = [row for row in rows if row["phase"] == "joint" and row["client"] is not None]
+    assert all(row["loss"] == 0.0 and row["synthetic_loss"] > 0 for row in joint)
+    untrained, _ = run(tmp_path / "none", "gefl", training=alone, synthetic_epochs=0)
+    for architecture, weights in untrained.classifiers.items():
+        assert any(not torch.equal(value, trained.classifiers[architecture][name]) for name, value in weights.items())
