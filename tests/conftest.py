@@ -49,7 +49,15 @@ GENERATIVE: dict[str, Any] = {
     "generator_epochs": 1,
     "generator": {"kind": "cvae", "width": 4, "latent": 4},
 }
+ONE_SHOT: dict[str, Any] = {
+    "generator_epochs": 1,
+    "samples": 24,
+    "generator": {"kind": "cvae", "width": 4, "latent": 4},
+}
 TINY: dict[str, dict[str, Any]] = {
+    "dense": {"generator_steps": 3, "batch_size": 8, "remembered": 2, "latent": 8, "width": 4},
+    "fedcvae_ens": ONE_SHOT,
+    "fedcvae_kd": ONE_SHOT | {"distillation_samples": 24, "distillation_epochs": 2},
     "feddf": {"distillation_steps": 3, "distillation_batch_size": 8},
     "fedgen": {"generator_steps": 3, "generator_batch_size": 8, "hidden": 16},
     "gefl": GENERATIVE,

@@ -1,6 +1,8 @@
 """From a data set to clients: shares the training part out, hands out architectures, refuses what cannot work."""
 
+import dataclasses
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,13 +11,14 @@ from genfed.app import registry
 from genfed.app.config import Config
 from genfed.core.aggregate import ClientInfo
 from genfed.core.errors import GenfedError
-from genfed.core.method import Data, Task
+from genfed.core.method import Data, Method, Task
 from genfed.core.rng import stream
 from genfed.data.checks import reason
 from genfed.data.dataset import Dataset
 from genfed.data.partition import subset
 from genfed.engines.site import Shards
 from genfed.learn.fit import scaled
+from genfed.learn.training import Training
 
 
 def share_out(config: Config, dataset: Dataset, seed: int) -> Shards:
@@ -97,8 +100,8 @@ def check(config: Config, shards: Shards) -> None:
     """Refuses before training what would fail in it.
 
     Raises:
-        GenfedError: an architecture that does not fit the examples, a class missing where a method needs it, a device
-            that is not there.
+        GenfedError: an architecture that does not fit the examples, a class missing where a method needs it,
+            augmentation where there is none, a device that is not there.
     """
     check_device(config.compute.device)
     if config.federation.timeout is not None and config.compute.workers == 0:
@@ -113,6 +116,7 @@ def check(config: Config, shards: Shards) -> None:
                 f"{label} needs {method.minimum_examples} examples at every client, and client {few.id} has "
                 f"{few.examples}: choose another partition, more examples or fewer clients"
             )
+        check_augmentation(label, method, shards.task)
         if method.needs_public and config.public is None:
             raise GenfedError(f"{label} needs public examples: name a data source in the table [public]")
         if method.needs_every_class and (lacking := _lacking(counts)) is not None:
@@ -121,6 +125,20 @@ def check(config: Config, shards: Shards) -> None:
                 f"{label} needs every class at every client, and client {client} has no example of "
                 f"{shards.task.classes[place]!r}: choose another partition or method"
             )
+
+
+def check_augmentation(label: str, method: Method[Any], task: Task) -> None:
+    """Refuses to augment what are no images, and where a method does not."""
+    for field in dataclasses.fields(method):  # type: ignore[arg-type]
+        training = getattr(method, field.name)
+        if not isinstance(training, Training) or training.augmentation == "none":
+            continue
+        what = f'method.{label}.{field.name}.augmentation = "{training.augmentation}"'
+        if field.name in method.unaugmented:
+            raise GenfedError(f'{what}: this method does not augment there; "none" alone is allowed')
+        if task.kind != "image":
+            examples = "a table" if task.kind == "table" else "features"
+            raise GenfedError(f'{what}: the examples are {examples}, where "none" alone is allowed')
 
 
 def check_device(device: str) -> None:

@@ -36,9 +36,10 @@ class Watch:
         if new := key not in self._seen:
             self._seen.append(key)
         scored = "" if progress.accuracy is None else f" · accuracy {100 * progress.accuracy:.1f} %"
+        asked = f"client {progress.client}/{progress.clients}" if progress.clients else "server"
         where = (
             f"{progress.label} · seed {progress.seed} · {progress.phase} round {progress.round + 1}/{progress.rounds}"
-            f" · client {progress.client}/{progress.clients}{scored}"
+            f" · {asked}{scored}"
         )
         done = (progress.step + progress.client / max(1, progress.clients)) / max(1, progress.steps)
         trials = f"trial {len(self._seen)}/{self._trials}"

@@ -63,6 +63,7 @@ class Progress:
     client: int
     """Clients done in this round."""
     clients: int
+    """Those asked; 0: the server is alone."""
     accuracy: float | None
     """Mean over clients at the last evaluation made in this process; None before the first."""
 
@@ -197,6 +198,7 @@ class Run:
         head |= {"step": step.number, "phase": step.phase, "round": step.round}
         server = server_of(self._trial, step.round, step.phase, step.round, "update")
         if phase.work is None:
+            self._tell(at, phase, step, 0, 0)
             started = time.perf_counter()
             state = phase.update(server, at.state, Reduced({}, ()))
             return state, [head | {"client": None, "seconds": time.perf_counter() - started, "failed": {}}]

@@ -226,6 +226,9 @@ class Method(ABC, Generic[S]):
     """A client with fewer is refused before training."""
     needs_public: ClassVar[bool] = False
     """True: a run without public examples is refused before training."""
+    unaugmented: ClassVar[tuple[str, ...]] = ()
+    """Names of those of its `Training` settings whose examples it does not augment: it has its own loss, or they are
+    no images. A run that asks for it is refused before training."""
     generates: ClassVar[bool] = False
     """True: `generate` makes examples from the state."""
 

@@ -1,6 +1,7 @@
 """Local training: players, each with its parameters, its loss and its optimiser, stepped over batches of data."""
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -119,7 +120,8 @@ def moments_of(optimiser: torch.optim.Optimizer) -> Moments:
 
 
 def restore(optimiser: torch.optim.Optimizer, moments: Moments | None) -> None:
-    """Gives the memory back; None leaves the optimiser new."""
+    """Gives a copy of the memory back; None leaves the optimiser new."""
     if moments is not None:
         groups = optimiser.state_dict()["param_groups"]
-        optimiser.load_state_dict({"state": moments.values, "param_groups": groups})
+        # An optimiser works in place, and what is loaded may be a server's state.
+        optimiser.load_state_dict({"state": copy.deepcopy(moments.values), "param_groups": groups})

@@ -1,4 +1,4 @@
-"""Local training of a client's classifier, as every method does it."""
+"""Training of a classifier, a client's or the server's, as every method does it."""
 
 from collections.abc import Callable
 from typing import Annotated, Literal
@@ -7,8 +7,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from genfed.core.method import Client, Data
+from genfed.core.method import Client, Data, Server
 from genfed.core.settings import settings
+from genfed.learn.augment import Augmentation, augmented
 from genfed.learn.fit import Player, cross_entropy, fit
 
 
@@ -28,6 +29,8 @@ class Training:
     """Of SGD; Adam has its own."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """L2, added to the gradient."""
+    augmentation: Augmentation = "none"
+    """Of the images that it learns from, real and generated alike, anew in every epoch; not of features or tables."""
 
     def new_optimiser(self, network: nn.Module) -> torch.optim.Optimizer:
         """A new optimiser over all parameters."""
@@ -46,22 +49,26 @@ class Training:
 
 def train(
     network: nn.Module,
-    client: Client,
+    where: Client | Server,
     training: Training,
     *,
     data: Data | None = None,
     epochs: int | None = None,
     penalty: Callable[[], Tensor] | None = None,
 ) -> float:
-    """Trains in place by cross-entropy, plus `penalty`, on `data` (None: the client's own; y may also be soft targets
-    [n, classes]) for `epochs` (None: the setting's). Returns the mean loss of the last epoch.
+    """Trains in place by cross-entropy, plus `penalty`, on `data` (None: the client's own, and a server has none; y may
+    also be soft targets [n, classes]) for `epochs` (None: the setting's). Returns the mean loss of the last epoch.
     """
-    player = Player(cross_entropy(network), training.new_optimiser(network.train()), penalty)
+    if data is None:
+        assert isinstance(where, Client), "a server has no examples of its own"
+        data = where.data
+    loss = cross_entropy(network) if training.augmentation == "none" else augmented(network, training.augmentation)
+    player = Player(loss, training.new_optimiser(network.train()), penalty)
     return fit(
         [player],
-        client.data if data is None else data,
+        data,
         epochs=training.epochs if epochs is None else epochs,
         batch_size=training.batch_size,
-        rng=client.rng,
-        precision=client.precision,
+        rng=where.rng,
+        precision=where.precision,
     )

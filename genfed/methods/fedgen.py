@@ -3,7 +3,6 @@ arXiv 2105.10056, Algorithm 1: the server learns from the clients' headers to ge
 client's header learns from those.
 """
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -62,6 +61,7 @@ class FedGen(ByRepresentation[State]):
     # clients, and the extractor among those of its architecture, both weighted by examples.
 
     state = State
+    unaugmented = ("training",)  # its loss is on representations too
 
     generated_weight: Annotated[float, Field(ge=0)] = 1.0
     """Weight of a client's loss on generated representations (1 in Eq. 5); 0 is averaging alone."""
@@ -130,7 +130,7 @@ class FedGen(ByRepresentation[State]):
         generator = self.generator(server)
         generator.load_state_dict(state.generator)
         adam = torch.optim.Adam(generator.parameters(), lr=self.generator_learning_rate, fused=True)
-        restore(adam, copy.deepcopy(state.moments))  # Adam works in place
+        restore(adam, state.moments)
         vote = ensemble(headers, counts, server.device)
 
         def loss(noise: Tensor, y: Tensor, rng: torch.Generator) -> Tensor:

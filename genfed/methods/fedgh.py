@@ -49,6 +49,7 @@ class FedGH(ByRepresentation[Header]):
     """Each client has its own extractor, and all have one header, which the server trains."""
 
     state = Header
+    unaugmented = ("header_training",)  # of representations
 
     header_training: Training = Field(default_factory=lambda: Training(epochs=1, batch_size=1, learning_rate=0.01))
     """How the server trains the header in a round, on one representation per client and class."""

@@ -39,6 +39,7 @@ class FedProto(ByRepresentation[Prototypes]):
     """Each client trains its own model, and holds its representations near the prototypes of all clients."""
 
     state = Prototypes
+    unaugmented = ("training",)  # its loss looks at single examples and their classes
 
     prototype_weight: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the distance to the prototypes (λ); 0 is training alone."""

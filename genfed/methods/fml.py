@@ -30,6 +30,7 @@ class FML(Method[Meme]):
     """Personal models of any architecture that learn from one another through a shared one."""
 
     state = Meme
+    unaugmented = ("training",)  # two networks learn from one batch
 
     rounds: Annotated[int, Field(ge=0)] = 50
     """Rounds of mutual learning and averaging."""

@@ -57,6 +57,7 @@ class GeFLF(Generative[State]):
     """All clients share an extractor and a generator of its features; each trains its own header on both."""
 
     state = State
+    unaugmented = ("training",)  # headers learn from features
 
     extractor_rounds: Annotated[int, Field(ge=0)] = 20
     """Rounds that train extractor and headers on real examples (T_FE); then the extractor stands still."""

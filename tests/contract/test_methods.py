@@ -13,8 +13,9 @@ import pytest
 import genfed.app.run as runs
 from genfed.app import registry
 from genfed.app.config import Config, read
-from genfed.app.trial import Run, with_evaluation
+from genfed.app.trial import Run, read_checkpoint, with_evaluation
 from genfed.core.aggregate import ClientInfo
+from genfed.core.errors import GenfedError
 from genfed.core.method import leaves
 from genfed.core.record import Packed, digest, from_bytes, pack, to_bytes, unpack
 from genfed.engines.ask import Failure
@@ -161,7 +162,8 @@ def test_partial_participation_and_unequal_clients(method: str, tmp_path: Path) 
     report = start(tiny(method, **changes), tmp_path / "run")
     assert not any(trial.failures for trial in report.trials)
     rows = left_by(tmp_path / "run")["metrics"]
-    trained = {(r["step"], r["phase"]) for r in rows}
+    alone = {phase.name for phase in leaves(read(tiny(method)).method[method].phases()) if phase.work is None}
+    trained = {(r["step"], r["phase"]) for r in rows if r["phase"] not in alone}
     for key in trained:
         clients = [r for r in rows if (r["step"], r["phase"]) == key and r["client"] is not None]
         pooled = registry.find(registry.METHODS, method).pooled
@@ -173,6 +175,24 @@ def test_partial_participation_and_unequal_clients(method: str, tmp_path: Path) 
 def test_one_client(method: str, tmp_path: Path) -> None:
     first = tiny(method)["federation"]["architectures"][:1]
     start(tiny(method, federation={"clients": 1, "architectures": first}), tmp_path / "run")
+
+
+def test_augmentation_changes_the_training_or_is_refused(method: str, tmp_path: Path) -> None:
+    """A setting that nobody reads would make "with MixUp" a row that is none."""
+    augmented = tiny(method)
+    augmented["defaults"]["training"] |= {"augmentation": "mixup"}
+    if "training" in registry.find(registry.METHODS, method).unaugmented:
+        with pytest.raises(GenfedError, match="this method does not augment there"):
+            start(augmented, tmp_path / "mixup")
+        return
+    start(tiny(method), tmp_path / "none")
+    start(augmented, tmp_path / "mixup")
+    seen = []
+    for out in (tmp_path / "none", tmp_path / "mixup"):
+        at: Any = read_checkpoint(read(out).method[method], out / "trials" / method / "seed-0")
+        losses = [row.get("loss") for row in left_by(out)["metrics"]]
+        seen.append((digest(pack(at.state)), losses))  # the one where a server trains, the other where clients do
+    assert seen[0] != seen[1]
 
 
 def test_every_phase_is_well_formed(method: str) -> None:

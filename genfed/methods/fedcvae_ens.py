@@ -1,0 +1,67 @@
+"""FedCVAE-Ens. Heinbaugh, Luz-Ricca, Shao, Data-Free One-Shot Federated Learning Under Very High Statistical
+Heterogeneity, ICLR 2023: every client uploads the decoder of its own CVAE and its label distribution once; the server
+trains classifiers on what the ensemble of decoders makes.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from genfed.core.errors import GenfedError
+from genfed.core.method import Data, Phase, Reduced, Server, Weights
+from genfed.core.settings import settings
+from genfed.generators.decoders import OneShot, decoded
+from genfed.learn.weights import initial_classifiers
+
+
+@dataclass(frozen=True)
+class State:
+    """The clients' decoders (all of them, in memory and in every checkpoint) and label counts, by client; the weights
+    of each architecture.
+    """
+
+    decoders: dict[int, Weights]
+    labels: dict[int, Tensor]
+    classifiers: dict[str, Weights]
+
+
+@settings
+class FedCVAEEns(OneShot[State]):
+    """Classifiers learn from images of all clients' decoders, made on the server."""
+
+    state = State
+
+    def init(self, server: Server) -> State:
+        self.new_network(server, server.common("generator"))  # refuses before training what it cannot make
+        return State({}, {}, initial_classifiers(server))
+
+    def phases(self) -> list[Phase[State]]:
+        return [self.upload(self.collect), Phase("classifier", self.learn, rounds=self.rounds)]
+
+    def collect(self, server: Server, state: State, reduced: Reduced) -> State:
+        """The only upload."""
+        return replace(state, decoders=reduced["decoder"], labels=reduced["labels"])
+
+    def learn(self, server: Server, state: State, reduced: Reduced) -> State:
+        """A round of classifier training on images of all decoders."""
+        x, y, _ = self.drawn(server, state.decoders, state.labels, self.samples)
+        return replace(state, classifiers=self.train_classifiers(server, state.classifiers, Data(x, y)))
+
+    def classifiers(self, state: State) -> dict[str, Weights]:
+        return state.classifiers
+
+    def generate(self, server: Server, state: State, y: Tensor) -> Tensor:
+        """Each by the decoder of a client, drawn in proportion to its examples of that class."""
+        if not state.decoders:
+            raise GenfedError("no client has uploaded its decoder yet")
+        holdings = torch.stack(list(state.labels.values()), 1).double()  # [classes, clients]
+        holdings[holdings.sum(1) == 0] = 1  # a class that nobody has: any decoder is as good
+        makers = torch.multinomial(holdings[y.cpu()], 1, generator=server.rng)[:, 0].to(server.device)
+        y = y.to(server.device)
+        z, x = self.codes(len(y), server.rng).to(server.device), torch.zeros(len(y), *server.task.shape)
+        x = x.to(server.device)
+        for place, weights in enumerate(state.decoders.values()):
+            if bool((mine := makers == place).any()):
+                x[mine] = decoded(self.new_network(server, server.rng, weights), z[mine], y[mine])
+        return x
