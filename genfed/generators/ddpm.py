@@ -76,6 +76,7 @@ class DDPMNetwork(GeneratorNetwork):
         channels, height, width = task.shape
         levels = min(config.levels, 1 + int(math.log2(min(height, width))))
         self.padding = (0, -width % 2 ** (levels - 1), 0, -height % 2 ** (levels - 1))
+        # differs from the paper: the U-Net is not its own, but of like size.
         self.unet = diffusers.UNet2DModel(
             in_channels=channels,
             out_channels=channels,
@@ -132,7 +133,8 @@ class DDPMNetwork(GeneratorNetwork):
         self.eval()
         try:
             with torch.inference_mode():
-                for t in scheduler.timesteps.tolist() if len(y) else []:  # attention takes no empty batch
+                # Attention takes no empty batch.
+                for t in scheduler.timesteps.tolist() if len(y) else []:
                     chunks = zip(torch.split(x, CHUNK), torch.split(y, CHUNK), strict=True)
                     noise = torch.cat([self.guided_noise(*chunk, t) for chunk in chunks])
                     x = scheduler.step(noise, t, x, **options).prev_sample

@@ -149,7 +149,12 @@ def test_features_of_any_scale(shape: tuple[int, ...], monkeypatch: pytest.Monke
     assert model.loss(x, y, stream(0)).mean() < 5
     assert {"scale.moments", "scale.batches"} <= travelling(model).keys()
     clean = []
-    monkeypatch.setattr(model.diffusion, "add_noise", lambda x, noise, t: clean.append(x) or noise)
+
+    def add_noise(x: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        clean.append(x)
+        return noise
+
+    monkeypatch.setattr(model.diffusion, "add_noise", add_noise)
     model.loss(x, y, stream(0))
     torch.testing.assert_close(clean[0].std((0, 2, 3), correction=0), torch.ones(shape[0]), atol=1e-3, rtol=0)
     kept, known = model.diffusion.alphas_cumprod, torch.tensor([1.0, -9.0])[:, None, None, None]

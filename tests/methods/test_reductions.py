@@ -14,7 +14,7 @@ from genfed.core.method import Client, Data
 from genfed.core.record import load
 from genfed.generators import federated
 from genfed.generators.cvae import CVAENetwork
-from genfed.learn import training
+from genfed.learn import fit, training
 from genfed.learn.weights import Model
 from genfed.methods import gefl
 from genfed.methods.gefl import GeFL
@@ -123,12 +123,11 @@ def test_the_global_generator_is_the_plain_mean_of_the_clients(tmp_path: Path, m
 def test_what_stays_at_home_goes_on_from_round_to_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Kept encoders make uploads smaller, are each client's own, and a round starts from what the one before left."""
     begun: list[dict[str, torch.Tensor]] = []
-    fit = federated.fit
 
     def watched(players: Any, *args: Any, **options: Any) -> float:
         network = players[0].loss.__self__
         begun.append({k: v.clone() for k, v in network.state_dict().items() if not network.travels(k)})
-        return fit(players, *args, **options)
+        return fit.fit(players, *args, **options)
 
     monkeypatch.setattr(federated, "fit", watched)
     up = []
@@ -153,12 +152,11 @@ def test_what_stays_at_home_goes_on_from_round_to_round(tmp_path: Path, monkeypa
 def test_generator_rounds_know_how_far_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The share of all generator rounds that is done, those between the joint ones with them; learning rates follow."""
     seen: list[tuple[float, float]] = []
-    fit = federated.fit
 
     def watched(players: Any, *args: Any, **options: Any) -> float:
         network = players[0].loss.__self__
         seen.append((network.asked, players[0].optimiser.param_groups[0]["lr"]))
-        return fit(players, *args, **options)
+        return fit.fit(players, *args, **options)
 
     def pace(self: Any, progress: float) -> float:
         self.asked = progress
