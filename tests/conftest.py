@@ -44,10 +44,16 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+TINY_GENERATORS: dict[str, dict[str, Any]] = {
+    "cvae": {"kind": "cvae", "width": 4, "latent": 4},
+    "dcgan": {"kind": "dcgan", "width": 4, "discriminator_width": 4, "latent": 4},
+    "ddpm": {"kind": "ddpm", "width": 4, "levels": 2, "steps": 4},
+}
+"""Settings that make a generator small."""
 GENERATIVE: dict[str, Any] = {
     "generator_rounds": 2,
     "generator_epochs": 1,
-    "generator": {"kind": "cvae", "width": 4, "latent": 4},
+    "generator": TINY_GENERATORS["cvae"],
 }
 ONE_SHOT: dict[str, Any] = {
     "generator_epochs": 1,

@@ -35,6 +35,9 @@ class CVAE(Generator):
     """Of Adam."""
     weight_decay: float = Field(default=1e-3, ge=0)
     """As in the paper, whose losses are sums over a batch of 64; 0 is none."""
+    keep_encoder: bool = False
+    """True: what makes codes of images (encoder, label planes, code layer) stays with the client, so that uploads
+    shrink; False: it is averaged too, as in the paper."""
 
     def new(self, task: Task, rng: torch.Generator) -> "CVAENetwork":
         """A network with weights initialised from `rng`.
@@ -107,3 +110,6 @@ class CVAENetwork(GeneratorNetwork):
 
     def sample(self, y: Tensor, rng: torch.Generator) -> Tensor:
         return self.from_noise(self.decode, self.config.latent, y, rng)
+
+    def travels(self, name: str) -> bool:
+        return not (self.config.keep_encoder and name.startswith(("planes", "encoder.", "code.")))

@@ -43,6 +43,15 @@ class Supply:
     """Examples drawn by the server, images as uint8; None: the client draws its own."""
 
 
+@dataclass(frozen=True)
+class ToTrain:
+    """What a generator round starts from."""
+
+    generator: Weights
+    progress: float
+    """Share of all generator rounds that is done, in [0, 1)."""
+
+
 AT_HOME = Slot("generator", AtHome)
 """To be declared by a phase that calls `train_at_home`."""
 
@@ -75,15 +84,21 @@ class Generative(Method[S]):
         """The travelling part of a new generator of `task`'s examples: the same for every method with this seed."""
         return travelling(self.generator.new(task, server.common("generator")))
 
-    def train_at_home(self, client: Client, task: Task, sent: Weights, data: Data) -> tuple[Weights, float]:
+    def train_at_home(
+        self, client: Client, task: Task, sent: Weights, data: Data, progress: float = 0.0
+    ) -> tuple[Weights, float]:
         """T_g epochs of the generator that was sent on `data` (examples of `task`), its players' moments going on from
-        where this client left them. Returns its travelling part and the last epoch's mean loss.
+        where this client left them, and their learning rates those of `progress` (the share of all generator rounds
+        that is done). Returns its travelling part and the last epoch's mean loss.
         """
         home = client.kept.get(AT_HOME) or AtHome((), {})
         network = _loaded(self.generator, client, task, sent | home.weights)
         players = network.players()
         for player, moments in zip(players, home.moments, strict=False):  # there are none at first
             restore(player.optimiser, moments)
+        for player in players:
+            for group in player.optimiser.param_groups:
+                group["lr"] *= network.pace(progress)  # the optimisers are new in every round
         loss = fit(
             players,
             data,

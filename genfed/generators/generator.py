@@ -42,6 +42,12 @@ class GeneratorNetwork(nn.Module, ABC):
             self.train(training)
         return torch.cat(parts)  # out of inference mode: a classifier may be trained on it
 
+    def pace(self, progress: float) -> float:
+        """What a generator round multiplies its players' learning rates by; `progress` is the share of all such rounds
+        that is done, in [0, 1). By default 1: they do not change.
+        """
+        return 1.0
+
     def travels(self, name: str) -> bool:
         """Whether the state-dict entry `name` leaves the client; by default all do."""
         return True

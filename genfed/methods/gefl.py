@@ -13,7 +13,7 @@ from genfed.core.aggregate import ClientInfo, Mean
 from genfed.core.errors import GenfedError
 from genfed.core.method import Client, Data, Phase, Reduced, Repeat, Reply, Server, Weights
 from genfed.core.settings import settings
-from genfed.generators.federated import AT_HOME, Generated, Generative, Supply
+from genfed.generators.federated import AT_HOME, Generated, Generative, Supply, ToTrain
 from genfed.learn.training import train
 from genfed.learn.weights import Model, initial_classifiers, load_weights, weights_of
 
@@ -79,13 +79,13 @@ class GeFL(Generative[State]):
         together = Repeat(self.interleaved, both)
         return [generator, together, self.joint_rounds(self.rounds - self.interleaved, draw, joint)]
 
-    def send_generator(self, server: Server, state: State, info: ClientInfo) -> Generated:
+    def send_generator(self, server: Server, state: State, info: ClientInfo) -> ToTrain:
         """The global generator."""
-        return Generated(state.generator)
+        return ToTrain(state.generator, server.round / (self.generator_rounds + self.interleaved))
 
-    def train_generator(self, client: Client, sent: Generated) -> Reply[Generated]:
+    def train_generator(self, client: Client, sent: ToTrain) -> Reply[Generated]:
         """Step 1, on a client: T_g epochs; Adam's moments stay here from round to round."""
-        trained, loss = self.train_at_home(client, client.task, sent.generator, client.data)
+        trained, loss = self.train_at_home(client, client.task, sent.generator, client.data, sent.progress)
         return Reply(Generated(trained), metrics={"loss": loss})  # unweighted, as the paper has it
 
     def keep_generator(self, server: Server, state: State, reduced: Reduced) -> State:

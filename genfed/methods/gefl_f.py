@@ -34,6 +34,8 @@ class OfFeatures:
 
     extractor: Weights
     generator: Weights
+    progress: float
+    """Share of all generator rounds that is done, in [0, 1)."""
 
 
 @dataclass(frozen=True)
@@ -112,14 +114,14 @@ class GeFLF(Generative[State]):
         return replace(state, extractor=reduced["extractor"], headers=state.headers | reduced["header"])
 
     def send_generator(self, server: Server, state: State, info: ClientInfo) -> OfFeatures:
-        return OfFeatures(state.extractor, state.generator)
+        return OfFeatures(state.extractor, state.generator, server.round / self.generator_rounds)
 
     def train_generator(self, client: Client, sent: OfFeatures) -> Reply[Generated]:
         """Step 2, on a client: T_g epochs on its features."""
         network = client.new_network(client.rng)
         network.get_submodule("extractor").load_state_dict(sent.extractor)
         task, features = feature_task(network, client.task), cached_features(client, network)
-        trained, loss = self.train_at_home(client, task, sent.generator, features)
+        trained, loss = self.train_at_home(client, task, sent.generator, features, sent.progress)
         return Reply(Generated(trained), metrics={"loss": loss})  # unweighted, as the paper has it
 
     def keep_generator(self, server: Server, state: State, reduced: Reduced) -> State:

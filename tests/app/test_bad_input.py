@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,14 @@ def test_a_generator_that_does_not_fit_is_refused_before_any_method_trains(tmp_p
     (tmp_path / "t.csv").write_text("\n".join(["age,state", *rows]))
     config = tiny("local", "gefl") | {"data": {"kind": "table", "path": str(tmp_path / "t.csv"), "label": "state"}}
     assert "generator cvae: examples of shape (1,), a table" in refused(config, tmp_path / "run")
+
+
+def test_a_generator_whose_extra_is_missing_is_refused_before_any_method_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    config = tiny("local", "gefl", method={"gefl": {"generator": {"kind": "ddpm"}}})
+    assert "pip install 'genfed[diffusers]'" in refused(config, tmp_path / "run")
 
 
 def test_unreadable_and_empty_data(tmp_path: Path) -> None:

@@ -2,8 +2,6 @@
 
 import contextlib
 import dataclasses
-import os
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,20 +23,6 @@ from tests.conftest import left_by, start, tiny
 
 METHODS = sorted(registry.catalogue(registry.METHODS))
 pytestmark = pytest.mark.parametrize("method", METHODS)
-
-
-@pytest.fixture(autouse=True)
-def _no_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The page is tested elsewhere, and takes longer than a tiny run."""
-    monkeypatch.setattr(runs, "page", lambda report, grids: "")
-
-
-@pytest.fixture(scope="module")
-def pool() -> Iterator[Workers]:
-    """Two worker processes that serve every test here: starting them takes longer than a tiny run."""
-    workers = Workers([sys.executable, "-m", "genfed.app.worker", "1", str(os.getpid())], 2)
-    yield workers
-    workers.close()
 
 
 class StoppedError(Exception):

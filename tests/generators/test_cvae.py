@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from genfed.core.errors import GenfedError
 from genfed.core.method import Data, Task
 from genfed.generators.cvae import CVAE, CVAENetwork
-from genfed.generators.generator import travelling
+from genfed.generators.generator import staying, travelling
 from genfed.generators.halving import Halving
 from genfed.learn.fit import fit, scaled, step
 
@@ -149,6 +149,16 @@ def test_the_decay_is_the_published_one_for_a_batch_of_64() -> None:
     (group,) = player.optimiser.param_groups
     assert group["weight_decay"] == 1e-3 / 64
     assert group["lr"] == 1e-3
+
+
+def test_the_encoder_can_stay_at_home() -> None:
+    """What travels is enough to decode; what makes codes is not in it."""
+    whole = small(1, 8, 8)
+    half = CVAE(width=4, latent=3, keep_encoder=True).new(task(1, 8, 8), rng())
+    assert not staying(whole)
+    assert travelling(half).keys() | staying(half).keys() == whole.state_dict().keys()
+    assert {name.partition(".")[0] for name in travelling(half)} == {"start", "decoder", "bias"}
+    assert {name.partition(".")[0] for name in staying(half)} == {"planes", "encoder", "code"}
 
 
 def test_initialisation_and_training_repeat() -> None:

@@ -13,7 +13,8 @@ from genfed.app.trial import Checkpoint, read_checkpoint
 from genfed.core.method import Client, Data
 from genfed.core.record import load
 from genfed.generators import federated
-from genfed.learn import training
+from genfed.generators.cvae import CVAENetwork
+from genfed.learn import fit, training
 from genfed.learn.weights import Model
 from genfed.methods import gefl
 from genfed.methods.gefl import GeFL
@@ -101,7 +102,7 @@ def test_the_global_generator_is_the_plain_mean_of_the_clients(tmp_path: Path, m
     train = GeFL.train_generator
 
     @functools.wraps(train)
-    def watched(self: GeFL, client: Client, sent: federated.Generated) -> Any:
+    def watched(self: GeFL, client: Client, sent: federated.ToTrain) -> Any:
         reply = train(self, client, sent)
         uploads.append(reply.upload.generator)
         return reply
@@ -117,6 +118,58 @@ def test_the_global_generator_is_the_plain_mean_of_the_clients(tmp_path: Path, m
         if value.is_floating_point():
             expected = torch.stack([u[name].double() for u in uploads]).mean(0)
             torch.testing.assert_close(value.double(), expected, rtol=1e-6, atol=1e-7)
+
+
+def test_what_stays_at_home_goes_on_from_round_to_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kept encoders make uploads smaller, are each client's own, and a round starts from what the one before left."""
+    begun: list[dict[str, torch.Tensor]] = []
+
+    def watched(players: Any, *args: Any, **options: Any) -> float:
+        network = players[0].loss.__self__
+        begun.append({k: v.clone() for k, v in network.state_dict().items() if not network.travels(k)})
+        return fit.fit(players, *args, **options)
+
+    monkeypatch.setattr(federated, "fit", watched)
+    up = []
+    for keep in (False, True):
+        begun.clear()
+        generator = tiny("gefl")["method"]["gefl"]["generator"] | {"keep_encoder": keep}
+        method = {"gefl": {"generator_rounds": 2, "generator_epochs": 1, "rounds": 0, "generator": generator}}
+        start(tiny("gefl", method=method), tmp_path / str(keep))
+        rows = left_by(tmp_path / str(keep))["metrics"]
+        up.append([r["up_bytes"] for r in rows if r["phase"] == "generator" and r["client"] is not None])
+    assert max(up[1]) < 0.6 * min(up[0])
+    assert len(begun) == 2 * 4
+    for client in range(4):
+        folder = tmp_path / "True" / "trials" / "gefl" / "seed-0" / "clients" / str(client)
+        left, at_the_end = (load(federated.AtHome, folder / f"generator.{step}.safetensors").weights for step in (0, 1))
+        assert same(begun[4 + client], left)
+        assert not same(left, begun[client])
+        assert not same(left, at_the_end)
+    assert not same(begun[4], begun[5])
+
+
+def test_generator_rounds_know_how_far_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The share of all generator rounds that is done, those between the joint ones with them; learning rates follow."""
+    seen: list[tuple[float, float]] = []
+
+    def watched(players: Any, *args: Any, **options: Any) -> float:
+        network = players[0].loss.__self__
+        seen.append((network.asked, players[0].optimiser.param_groups[0]["lr"]))
+        return fit.fit(players, *args, **options)
+
+    def pace(self: Any, progress: float) -> float:
+        self.asked = progress
+        return 1 - progress
+
+    monkeypatch.setattr(federated, "fit", watched)
+    monkeypatch.setattr(CVAENetwork, "pace", pace)
+    method = tiny("gefl")["method"]["gefl"] | {"interleaved": 2}
+    start(tiny("gefl", method={"gefl": method}), tmp_path / "gefl")
+    assert seen == [(t / 4, 1e-3 * (1 - t / 4)) for t in range(4) for _ in range(4)]
+    seen.clear()
+    start(tiny("gefl_f", defaults={"rounds": 0}), tmp_path / "gefl_f")
+    assert seen == [(0.0, 1e-3)] * 4 + [(0.5, 5e-4)] * 4
 
 
 def test_steps_on_generated_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

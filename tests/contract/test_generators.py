@@ -1,0 +1,36 @@
+"""Every method that trains a generator must run with each kind, and leave the same bits for any number of workers."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import genfed.app.run as runs
+from genfed.app import registry
+from genfed.app.config import Config
+from genfed.engines.embedded import Workers
+from tests.conftest import TINY, TINY_GENERATORS, left_by, start, tiny
+
+GENERATORS = sorted(registry.catalogue(registry.GENERATORS))
+METHODS = sorted(n for n, c in registry.catalogue(registry.METHODS).items() if "generator" in c.__dataclass_fields__)
+
+
+@pytest.mark.parametrize("generator", GENERATORS)
+@pytest.mark.parametrize("method", METHODS)
+def test_repeats_with_workers(
+    method: str, generator: str, pool: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextlib.contextmanager
+    def ours(config: Config, folder: Path) -> Iterator[Workers]:
+        yield pool
+
+    settings = {method: TINY[method] | {"generator": TINY_GENERATORS[generator]}}
+    report = start(tiny(method, method=settings), tmp_path / "alone")
+    assert not any(trial.failures for trial in report.trials)
+    monkeypatch.setattr(runs, "_workers", ours)
+    start(tiny(method, method=settings, compute={"workers": 2}), tmp_path / "together")
+    left = left_by(tmp_path / "alone")
+    assert left == left_by(tmp_path / "together")
+    losses = {row["loss"] for row in left["metrics"] if row["phase"] == "generator" and "loss" in row}
+    assert len(losses) == 8  # 2 rounds of 4 clients, who all learn
