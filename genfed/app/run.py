@@ -30,9 +30,10 @@ from genfed.core.errors import GenfedError
 from genfed.core.method import Task
 from genfed.core.record import digest, pack, save
 from genfed.data.dataset import Dataset, Source
+from genfed.data.features import write_encoder
 from genfed.data.huggingface import HuggingFace
 from genfed.engines.embedded import InProcess, Workers
-from genfed.engines.site import threads
+from genfed.engines.site import Shards, threads
 from genfed.learn.fit import scaled
 from genfed.report.metrics import Metrics, retain
 from genfed.report.metrics import read as read_metrics
@@ -130,6 +131,11 @@ def _load(config: Config, source: Source) -> Dataset:
     return source.load()
 
 
+def fingerprint(shards: Shards, public: Tensor | None) -> str:
+    """Names the data of a seed: another one is of other data."""
+    return digest(pack(shards)) + ("" if public is None else digest(pack(Public(public))))
+
+
 def cores() -> int:
     """Those that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -153,6 +159,8 @@ def _run(
     grids: dict[str, Grid] = {}
     data = folder / "data"
     data.mkdir(exist_ok=True)
+    if dataset.encoder is not None:  # whoever uses what was trained needs no training data
+        write_encoder(dataset.encoder, folder / "encoder.json")
     retain(folder / "metrics.jsonl", _counting(config, folder))
     with (
         Metrics(folder / "metrics.jsonl") as metrics,
@@ -169,11 +177,11 @@ def _run(
         for seed in config.seeds:
             shards = federation.share_out(config, dataset, seed)
             partition[str(seed)] = federation.class_counts(shards)
-            fingerprint = digest(pack(shards)) + ("" if public is None else digest(pack(Public(public))))
+            which = fingerprint(shards, public)
             if workers:
                 save(shards, shards_file(folder, seed), durable=False)
             for label, method in config.method.items():
-                trial = replace(new_trial(config, folder, label, seed, shards, fingerprint), public=public)
+                trial = replace(new_trial(config, folder, label, seed, shards, which), public=public)
                 if workers:
                     workers.open(json.dumps({"run": str(folder.resolve()), "label": label, "seed": seed}))
                 engine = workers or InProcess(new_site(trial))
