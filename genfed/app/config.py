@@ -136,6 +136,22 @@ def to_toml(config: Config) -> str:
     return tomli_w.dumps(_dump(config))
 
 
+def source_table(source: Source) -> Table:
+    """A data source as the table [data] of a config; `read_source` reads it."""
+    table: Table = _dump(source)
+    return table
+
+
+def read_source(table: Table) -> Source:
+    """A data source from the table [data] of a config.
+
+    Raises:
+        GenfedError: a setting that is unknown, missing, of a wrong type or out of bounds.
+    """
+    source: Source = _value(Source, table, "data")
+    return source
+
+
 def _config(table: Table) -> Config:
     defaults = _table(table.pop("defaults", {}), "defaults")
     own = _table(table.pop("method", {}), "method")

@@ -7,11 +7,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from genfed.app import registry
 from genfed.app.config import read
 from genfed.app.run import to_uint8
-from genfed.app.site import trial_folder
-from genfed.app.trial import new_server, read_checkpoint
+from genfed.app.trained import choose
+from genfed.app.trial import new_server
 from genfed.core.errors import GenfedError
 
 
@@ -34,27 +33,17 @@ def write_samples(
     able = [label for label in config.labels if config.method[label].generates]
     if not able:
         raise GenfedError(f"{run}: none of its methods has a generator to sample from")
-    if method is None and len(able) != 1:
-        raise GenfedError(f"{run}: name one of its methods with a generator by --method (there are: {', '.join(able)})")
-    label = able[0] if method is None else method
-    if label not in config.method:
-        raise GenfedError(registry.unknown(label, config.labels, f"{run} has no method"))
-    if label not in able:
-        raise GenfedError(f"{label} has no generator to sample from")
-    seed = config.seeds[0] if seed is None else seed
-    if seed not in config.seeds:
-        raise GenfedError(f"{run} has no seed {seed} (there are: {', '.join(map(str, config.seeds))})")
-    chosen = config.method[label]
-    at = read_checkpoint(chosen, trial_folder(run, label, seed))
-    if at is None:
-        raise GenfedError(f"{run}: {label} with seed {seed} has no checkpoint yet")
+    chosen = choose(run, config, method, seed, able, "methods with a generator")
+    if chosen.label not in able:
+        raise GenfedError(f"{chosen.label} has no generator to sample from")
+    at = chosen.at
     form = form or ("npz" if out.suffix == ".npz" else "png")
     if out.exists() and (out.is_file() or any(out.iterdir())):
         raise GenfedError(f"{out} exists already; give another --out")
     y = torch.arange(n) % len(at.task.classes)
-    server = new_server(at.task, (), config.compute, seed, 0, "sample", draw)
+    server = new_server(at.task, (), config.compute, chosen.seed, 0, "sample", draw)
     with torch.inference_mode():
-        x = to_uint8(chosen.generate(server, at.state, y))
+        x = to_uint8(config.method[chosen.label].generate(server, at.state, y))
     pixels = x.permute(0, 2, 3, 1).numpy()
     pixels = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
     if form == "npz":
