@@ -126,10 +126,18 @@ def sample(
         Literal["png", "npz"] | None, typer.Option("--format", help="png or npz.", show_default="by the name of --out")
     ] = None,
 ) -> None:
-    """Write labelled synthetic images, made by the generator that a run trained."""
+    """Write labelled synthetic images, made by the generator that a run trained.
+
+    The same run, number and draw give the same images; another number may give others.
+    """
+    from rich.progress import Progress
+
     from genfed.app.samples import write_samples
 
-    count = write_samples(run, out, n, method, seed, draw, form)
+    errors = _console(stderr=True)
+    with Progress(console=errors, transient=True, disable=not errors.is_terminal) as bar:
+        task = bar.add_task("drawing", total=n)
+        count = write_samples(run, out, n, method, seed, draw, form, lambda done: bar.update(task, completed=done))
     _output().print(f"{count} images: {out}", soft_wrap=True)
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 import genfed
 from genfed.app import cli
+from genfed.app.samples import folder_names, write_samples
 from tests.conftest import left_by, start, tiny
 
 
@@ -116,6 +117,47 @@ def test_sample_refuses(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], says: str
 ) -> None:
     assert says in said(capsys, "sample", str(run), "--out", str(tmp_path / "x"), *words, code=2)
+
+
+def test_samples_are_drawn_piece_by_piece(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No piece repeats another, pieces go on with the classes, and the same is drawn again."""
+    monkeypatch.setattr("genfed.app.samples.AT_ONCE", 15)
+    told: list[int] = []
+    for name in ("a", "b"):
+        write_samples(run, tmp_path / f"{name}.npz", 40, "gefl", notify=told.append)
+    assert told == [15, 30, 40, 15, 30, 40]
+    with np.load(tmp_path / "a.npz") as a, np.load(tmp_path / "b.npz") as b:
+        assert (a["x"] == b["x"]).all()
+        assert a["y"].tolist() == [i % 10 for i in range(40)]
+        assert len(np.unique(a["x"].reshape(40, -1), axis=0)) == 40
+        drawn = a["x"]
+    write_samples(run, tmp_path / "png", 40, "gefl")
+    for i in range(40):
+        with Image.open(tmp_path / "png" / str(i % 10) / f"{i:06d}.png") as image:
+            assert (np.asarray(image) == drawn[i]).all()
+
+
+def test_every_class_has_a_folder_of_its_own() -> None:
+    assert folder_names(("cat", "a/b", "..", ".x", "")) == ["cat", "a_b", "class-2", "class-3", "class-4"]
+    assert folder_names(("a/b", "a_b", "c")) == ["0-a_b", "1-a_b", "2-c"]
+    assert folder_names(("A", "a")) == ["0-A", "1-a"]
+    assert folder_names(("a\0b", "a\\c")) == ["a_b", "a_c"]
+
+
+def test_what_is_no_png_is_refused_before_it_is_drawn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "d.npz", x=rng.integers(0, 255, (200, 2, 8, 8)).astype(np.uint8), y=np.arange(200) % 10)
+    data = {"kind": "npz", "path": str(tmp_path / "d.npz"), "layout": "NCHW"}
+    start(tiny("gefl") | {"data": data}, tmp_path / "run")
+    said(capsys, "sample", str(tmp_path / "run"), "-n", "3", "--out", str(tmp_path / "s.npz"))
+    with np.load(tmp_path / "s.npz") as drawn:
+        assert (drawn["x"].shape, drawn["x"].dtype) == ((3, 8, 8, 2), np.uint8)
+    monkeypatch.setattr("genfed.app.samples.new_server", None)
+    line = said(capsys, "sample", str(tmp_path / "run"), "--out", str(tmp_path / "png"), code=2)
+    assert "examples of shape (2, 8, 8) are no PNG, which has 1 or 3 channels: use --format npz" in line
+    assert not (tmp_path / "png").exists()
 
 
 def test_compare_writes_table_and_page(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
