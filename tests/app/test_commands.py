@@ -11,6 +11,8 @@ from PIL import Image
 
 import genfed
 from genfed.app import cli
+from genfed.app.listing import _network
+from genfed.app.registry import architectures
 from genfed.app.samples import folder_names, write_samples
 from tests.conftest import left_by, start, tiny
 
@@ -182,9 +184,33 @@ def test_list_explains_one(capsys: pytest.CaptureFixture[str]) -> None:
     assert "did you mean 'gefl'?" in said(capsys, "list", "methods", "gelf", code=2)
 
 
+def test_types_are_told_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    text = said(capsys, "list", "settings")
+    for words in ("list of whole numbers", "list of text or table of numbers", "'test' or 'validation'"):
+        assert words in text
+    assert "│ data │ table │ required │" in text
+    for what, name in (("methods", "gefl"), ("data", "npz"), ("data", "table"), ("generators", "cvae")):
+        text += said(capsys, "list", what, name)
+    for hint in ("Optional", "Union", "Literal", "tuple[", "dict[", "Any", " str ", " int ", " float "):
+        assert hint not in text
+
+
+def test_architectures_say_what_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    text = said(capsys, "list", "architectures")
+    for words in (
+        "GeFL's CNN; widths 16, 32 │",
+        "GeFL's CNN; widths 16, 32; normalised │",
+        "Fully connected; hidden none │",
+        "ResNet of eight layers; GroupNorm │",
+    ):
+        assert words in text
+    for make in architectures().values():
+        assert _network(make)
+
+
 def test_brackets_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
     text = said(capsys, "list", "settings")
-    for words in ("[federation]", "Optional[int]", "[method.WORD]"):
+    for words in ("[federation]", "[method.WORD]"):
         assert words in text
     assert "no:X: cannot import no" in said(capsys, "list", "methods", "no:X", code=2)
 
