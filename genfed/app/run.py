@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pydantic
 import torch
 from torch import Tensor
 
@@ -51,6 +52,15 @@ class Public:
     x: Tensor
 
 
+@dataclass(frozen=True)
+class Started:
+    """How a run began, whatever resumed it since: started.json."""
+
+    command: str
+    at: str
+    """ISO 8601, UTC."""
+
+
 def run(
     config: str | Path | Mapping[str, Any] | Config,
     *,
@@ -70,7 +80,8 @@ def run(
         resume: goes on where the run in that folder stopped; starts it where there is none.
         fresh: deletes the run in that folder first.
         notify: called with what is going on.
-        command: what the report says it was started with; None: this process's command line.
+        command: what the report says it was started with; None: this process's command line. A resumed run keeps the
+            first.
 
     Raises:
         GenfedError: something in the config, the data or the folder is wrong; what was done before stays done.
@@ -84,10 +95,12 @@ def run(
         federation.check(settings, shards)
     for method in settings.method.values():  # a generator that does not fit, before an earlier method has run
         method.init(new_server(shards.task, shards.clients, settings.compute, seed, 0, "init", public=public))
-    started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    started = Started(command or _command(), datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
+    if resume and not (folder / "config.toml").exists():
+        log.warning("nothing to resume in %s: starting", folder)
     with _claimed(folder, settings, resume=resume, fresh=fresh), _logged(folder), threads(settings.compute.threads):
         try:
-            return _run(settings, dataset, public, folder, notify or (lambda _: None), command or _command(), started)
+            return _run(settings, dataset, public, folder, notify or (lambda _: None), _first(folder, started))
         except OSError as error:
             raise GenfedError(f"{error}; nothing that was saved is lost: mend it, then go on with --resume") from None
 
@@ -152,8 +165,7 @@ def _run(
     public: Tensor | None,
     folder: Path,
     notify: Callable[[Progress], None],
-    command: str,
-    started: str,
+    started: Started,
 ) -> Report:
     partition: dict[str, tuple[tuple[int, ...], ...]] = {}
     grids: dict[str, Grid] = {}
@@ -196,7 +208,7 @@ def _run(
         config=to_toml(config),
         classes=dataset.task.classes,
         shape=dataset.task.shape,
-        environment=_environment(config, command, started),
+        environment=_environment(config, started),
         trials=trials,
         partition=partition,
         scored_on=config.evaluation.part,
@@ -205,6 +217,15 @@ def _run(
     (folder / "report.html").write_text(page(report, grids), "utf-8")
     shutil.rmtree(data, ignore_errors=True)
     return report
+
+
+def _first(folder: Path, now: Started) -> Started:
+    """How the run in the folder began: as it says, else just now."""
+    file = folder / "started.json"
+    with contextlib.suppress(OSError, pydantic.ValidationError):
+        return pydantic.TypeAdapter(Started).validate_json(file.read_bytes())
+    file.write_bytes(pydantic.TypeAdapter(Started).dump_json(now) + b"\n")
+    return now
 
 
 def _counting(config: Config, folder: Path) -> Callable[[dict[str, Any]], bool]:
@@ -326,13 +347,13 @@ def to_uint8(x: Tensor) -> Tensor:
     return x.float().add(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8).cpu()
 
 
-def _environment(config: Config, command: str, started: str) -> Environment:
+def _environment(config: Config, started: Started) -> Environment:
     libraries = ("torch", "numpy", "safetensors", "scikit-learn")
     versions = {"genfed": __version__, "python": platform.python_version()}
     versions |= {name: importlib.metadata.version(name) for name in libraries}
     return Environment(
-        command=command,
-        started=started,
+        command=started.command,
+        started=started.at,
         versions=versions,
         processor=processor(),
         cores=cores(),

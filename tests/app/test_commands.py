@@ -1,12 +1,14 @@
 """The commands as a person uses them, on one finished tiny run."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tomli_w
 from PIL import Image
 
 import genfed
@@ -206,6 +208,36 @@ def test_architectures_say_what_they_are(capsys: pytest.CaptureFixture[str]) -> 
         assert words in text
     for make in architectures().values():
         assert _network(make)
+
+
+def test_nothing_to_resume_is_said_and_started(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    for said_so in (True, False):
+        caplog.clear()
+        start(tiny("local"), tmp_path / "run", resume=True)
+        line = f"nothing to resume in {tmp_path / 'run'}: starting"
+        assert [r.getMessage() for r in caplog.records] == [line] * said_so
+    (tmp_path / "c.toml").write_text(tomli_w.dumps(tiny("local")))
+    words = ["-m", "genfed", "run", "c.toml", "--resume", "--out", "other"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(str(Path(p).resolve()) for p in sys.path)}
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith("nothing to resume in other: starting\n")
+
+
+def test_the_report_of_a_resumed_run_has_the_first_command(tmp_path: Path) -> None:
+    def stop(progress: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        start(tiny("local"), tmp_path / "run", notify=stop, command="the first")
+    first = json.loads((tmp_path / "run" / "started.json").read_text())
+    environment = start(tiny("local"), tmp_path / "run", resume=True, command="the second").environment
+    assert (environment.command, environment.started) == ("the first", first["at"])
+    assert start(tiny("local"), tmp_path / "run", fresh=True, command="anew").environment.command == "anew"
+    (tmp_path / "run" / "started.json").write_text("{")
+    assert start(tiny("local"), tmp_path / "run", resume=True, command="after").environment.command == "after"
 
 
 def test_brackets_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
