@@ -184,6 +184,8 @@ def _labels(table: Table, key: str, default: tuple[str, ...] = ()) -> tuple[str,
         raise GenfedError(f'{key} = {value!r}: expected a list of names, such as {key} = ["gefl"]')
     if bad := [v for v in value if not re.fullmatch(r"\w[\w+-]{,63}", v)]:
         raise GenfedError(f"{key}: {bad[0]!r} is no label: up to 64 letters, digits and _ + - (it names a folder)")
+    if twice := [v for v in value if value.count(v) > 1]:
+        raise GenfedError(f"{key}: {twice[0]!r} stands twice; another label with its kind can run it beside itself")
     return tuple(value)
 
 

@@ -41,6 +41,8 @@ def refused(config: dict[str, Any], out: Path, **options: Any) -> str:
         ({"federation": {"clients": 0}}, "federation.clients = 0: input should be greater than or equal to 1"),
         ({"federation": {"sample": True}}, "federation.sample = True: input should be a valid number"),
         ({"federation": {"quorum": 1.5}}, "federation.quorum = 1.5: input should be less than or equal to 1"),
+        ({"methods": ["fedavg", "gefl", "fedavg"]}, "methods: 'fedavg' stands twice"),
+        ({"beside": ["local", "local"]}, "beside: 'local' stands twice"),
         ({"seeds": []}, "seeds = []: list should have at least 1 item"),
         ({"seeds": 3}, "seeds = 3: "),
         ({"seeds": [1, 2, 1]}, "seeds: 1 stands twice"),
