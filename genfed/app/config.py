@@ -1,6 +1,7 @@
 """A run's settings: a TOML file, `key=value` on top, checked before anything is done."""
 
 import dataclasses
+import logging
 import re
 import tomllib
 import typing
@@ -21,6 +22,7 @@ from genfed.data.partition import IID, Partitioner
 
 T = TypeVar("T")
 Table = dict[str, Any]
+log = logging.getLogger(__name__)
 
 
 @settings
@@ -172,6 +174,9 @@ def _config(table: Table) -> Config:
         method = _build(cls, {k: v for k, v in merged.items() if k != "kind"}, f"method.{label}.")
         if label in labels:
             built[label] = method
+    if idle := [label for label in own if label not in labels]:
+        tables = ", ".join(f"[method.{label}]" for label in idle)
+        log.warning("%s: not used, since neither methods nor beside names %s", tables, ", ".join(idle))
     for key in defaults.keys() - used:
         known = {f.name for method in built.values() for f in dataclasses.fields(method)}
         raise GenfedError(registry.unknown(key, known, f"defaults.{key}: no method of the run has such a setting"))

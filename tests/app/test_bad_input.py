@@ -163,6 +163,18 @@ def test_unreadable_and_empty_data(tmp_path: Path) -> None:
     assert "none.npz" in refused(config, tmp_path / "run")
 
 
+def test_a_table_for_a_method_that_is_not_run_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    method = {"gefl": {"rounds": 3}, "mine": {"kind": "fedprox"}, "local": {"rounds": 3}}
+    config = read(tiny("fedavg", beside=["local"], method=method))
+    assert [record.getMessage() for record in caplog.records] == [
+        "[method.gefl], [method.mine]: not used, since neither methods nor beside names gefl, mine"
+    ]
+    caplog.clear()
+    read(tiny("fedavg", beside=["local"], method={"local": {"rounds": 3}}))
+    assert config.labels == ("fedavg", "local")
+    assert not caplog.records
+
+
 def test_a_config_that_is_no_config(tmp_path: Path) -> None:
     for path, text, says in (
         (tmp_path / "a.toml", None, "a.toml: No such file"),
