@@ -5,7 +5,7 @@ import logging
 import re
 import tomllib
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -206,9 +206,7 @@ def _build(cls: type[T], table: Table, at: str) -> T:
     try:
         return cls(**values)
     except pydantic.ValidationError as error:
-        # Of a union's branches the first says enough.
-        complaints = {line.partition(" = ")[0]: line for line in (_complaint(at, e) for e in error.errors()[::-1])}
-        raise GenfedError("; ".join(reversed(complaints.values()))) from None
+        raise GenfedError("; ".join(_complaints(at, error.errors()))) from None
 
 
 def _value(hint: Any, value: Any, at: str) -> Any:
@@ -227,15 +225,35 @@ def _value(hint: Any, value: Any, at: str) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _complaint(at: str, error: Any) -> str:
-    key = at + ".".join(str(part) for part in error["loc"] if not _is_branch(part))
-    if error["type"] in ("is_instance_of", "dataclass_type", "dataclass_exact_type"):
-        return f"{key} = {error['input']!r}: expected a table of settings"
-    if error["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
+_EXPECTED = {
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "string_type": "text",
+    "bool_type": "true or false",
+    "tuple_type": "a list",
+    "dict_type": "a table",
+    **dict.fromkeys(("is_instance_of", "dataclass_type", "dataclass_exact_type"), "a table of settings"),
+}
+
+
+def _complaints(at: str, errors: Sequence[Any]) -> list[str]:
+    """One for every key that is wrong; of a table or list whose parts are wrong, those of the parts."""
+    by_key: dict[str, list[Any]] = {}
+    for error in errors:
+        key = at + ".".join(str(part) for part in error["loc"] if not _is_branch(part))
+        by_key.setdefault(key, []).append(error)
+    return [_complaint(k, e) for k, e in by_key.items() if not any(other.startswith(f"{k}.") for other in by_key)]
+
+
+def _complaint(key: str, errors: Sequence[Any]) -> str:
+    """`errors` are of one key: one for each branch of a union."""
+    first, kinds = errors[0], [error["type"] for error in errors]
+    if first["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
         return f"{key}: this setting is required"
-    shown = list(error["input"]) if isinstance(error["input"], tuple) else error["input"]
-    says = (error["msg"][0].lower() + error["msg"][1:]).replace("tuple", "list")
-    return f"{key} = {shown!r}: {says}"
+    shown = list(first["input"]) if isinstance(first["input"], tuple) else first["input"]
+    if all(kind in _EXPECTED for kind in kinds):
+        return f"{key} = {shown!r}: expected {' or '.join(dict.fromkeys(_EXPECTED[kind] for kind in kinds))}"
+    return f"{key} = {shown!r}: {(first['msg'][0].lower() + first['msg'][1:]).replace('tuple', 'list')}"
 
 
 def _is_branch(part: Any) -> bool:
