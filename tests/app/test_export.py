@@ -15,8 +15,9 @@ from PIL import Image
 from torch import Tensor
 
 import genfed
-from genfed.app import cli
+from genfed.app import cli, registry
 from genfed.app.config import read
+from genfed.app.export import find
 from genfed.app.run import load_data
 from genfed.core.method import Data
 from genfed.data.digits import Digits
@@ -84,6 +85,15 @@ def test_a_loaded_model_scores_what_the_evaluation_counted(
             assert about["accuracy"] == score.accuracy
             assert (about["architecture"], about["client"]) == (score.architecture, score.client)
             assert (about["task"]["shape"], about["task"]["classes"]) == ([1, 8, 8], list("0123456789"))
+
+
+@pytest.mark.parametrize("name", sorted(registry.catalogue(registry.METHODS)))
+def test_every_method_gives_the_classifier_that_was_scored(name: str, tmp_path: Path) -> None:
+    (trial,) = start(tiny(name), tmp_path / "run").trials
+    test = held_out(tmp_path / "run")
+    for score in trial.clients[:2]:
+        counts = count(find(tmp_path / "run", None, None, score.client).network, test, 10)
+        assert float(counts.correct.sum()) / float(counts.total.sum()) == score.accuracy
 
 
 def test_what_is_exported_is_said(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
