@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from genfed.app.config import Config
+    from genfed.app.export import load_model
     from genfed.app.run import run
     from genfed.core.aggregate import ClientInfo, Collect, Mean, Sum
     from genfed.core.errors import GenfedError
@@ -24,6 +25,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "genfed.app.config": ("Config",),
+    "genfed.app.export": ("load_model",),
     "genfed.app.run": ("run",),
     "genfed.core.aggregate": ("ClientInfo", "Collect", "Mean", "Sum"),
     "genfed.core.errors": ("GenfedError",),
@@ -65,6 +67,7 @@ __all__ = [
     "Training",
     "fit",
     "initial_weights",
+    "load_model",
     "load_weights",
     "run",
     "scaled",

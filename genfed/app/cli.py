@@ -36,6 +36,9 @@ def _output() -> Console:
 
 
 RunFolder = Annotated[Path, typer.Argument(help="The folder of a run, such as runs/demo.", show_default=False)]
+Method = Annotated[str | None, typer.Option(help="Label of the method.", show_default="the only one")]
+Seed = Annotated[int | None, typer.Option(help="Seed of the trial.", show_default="the first")]
+ClientNumber = Annotated[int | None, typer.Option(help="Number of the client.", show_default="0")]
 
 
 @app.command()
@@ -118,18 +121,83 @@ def sample(
     run: RunFolder,
     out: Annotated[Path, typer.Option(help="Folder (png) or file (npz) to write.", show_default=False)],
     n: Annotated[int, typer.Option("-n", min=1, help="How many images, the classes in turn.")] = 100,
-    method: Annotated[str | None, typer.Option(help="Label of the method.", show_default="the only one")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the trial.", show_default="the first")] = None,
+    method: Method = None,
+    seed: Seed = None,
     draw: Annotated[int, typer.Option(help="Another number draws other images.")] = 0,
     form: Annotated[
         Literal["png", "npz"] | None, typer.Option("--format", help="png or npz.", show_default="by the name of --out")
     ] = None,
 ) -> None:
-    """Write labelled synthetic images, made by the generator that a run trained."""
+    """Write labelled synthetic images, made by the generator that a run trained.
+
+    The same run, number and draw give the same images; another number may give others.
+    """
+    from rich.progress import Progress
+
     from genfed.app.samples import write_samples
 
-    count = write_samples(run, out, n, method, seed, draw, form)
+    errors = _console(stderr=True)
+    with Progress(console=errors, transient=True, disable=not errors.is_terminal) as bar:
+        task = bar.add_task("drawing", total=n)
+        count = write_samples(run, out, n, method, seed, draw, form, lambda done: bar.update(task, completed=done))
     _output().print(f"{count} images: {out}", soft_wrap=True)
+
+
+@app.command()
+def export(
+    run: RunFolder,
+    out: Annotated[Path, typer.Option(help="Folder for model.json and the model.", show_default=False)],
+    method: Method = None,
+    seed: Seed = None,
+    client: ClientNumber = None,
+    form: Annotated[
+        Literal["safetensors", "onnx"],
+        typer.Option("--format", help="safetensors: for genfed.load_model; onnx: for everything else."),
+    ] = "safetensors",
+) -> None:
+    """Write a client's trained classifier into a folder of its own."""
+    from genfed.app.export import export as write
+
+    model = write(run, out, method, seed, 0 if client is None else client, form)
+    console = _output()
+    score = "not scored" if model.accuracy is None else f"accuracy {100 * model.accuracy:.1f} %"
+    console.print(f"{model}, {score}: {out}", soft_wrap=True)
+    _say_default(console, client, model.clients)
+    if model.architecture is None and form == "safetensors":
+        console.print("the method made this network of its own: genfed.load_model cannot, --format onnx can be used")
+
+
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(help="The folder of a run or of an exported model.", show_default=False)],
+    inputs: Annotated[
+        str,
+        typer.Argument(
+            metavar="INPUT",
+            help="A folder of images, one image, an .npz with an array x, or a table (CSV, Parquet).",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="CSV file to write.", show_default=False)],
+    method: Method = None,
+    seed: Seed = None,
+    client: ClientNumber = None,
+) -> None:
+    """Classify new examples, read as the run's own were: class and probabilities of each, in a CSV file."""
+    from genfed.app.predict import predictor, write_predictions
+
+    model = predictor(run, method, seed, client)
+    count = write_predictions(model, inputs, out)
+    console = _output()
+    by = f" by {model.trained}" if model.trained else ""
+    console.print(f"{count} examples classified{by}: {out}", soft_wrap=True)
+    if model.trained:
+        _say_default(console, client, model.trained.clients)
+
+
+def _say_default(console: Console, client: int | None, clients: int) -> None:
+    if client is None and clients > 1:
+        console.print(f"client 0 of {clients} was taken, since no --client names another", soft_wrap=True)
 
 
 @app.command(name="list")

@@ -1,10 +1,11 @@
 """A run's settings: a TOML file, `key=value` on top, checked before anything is done."""
 
 import dataclasses
+import logging
 import re
 import tomllib
 import typing
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -22,6 +23,7 @@ from genfed.report.results import Published
 
 T = TypeVar("T")
 Table = dict[str, Any]
+log = logging.getLogger(__name__)
 
 
 @settings
@@ -157,6 +159,22 @@ def to_toml(config: Config, without: Collection[str] = ()) -> str:
     return tomli_w.dumps({key: value for key, value in _dump(config).items() if key not in without})
 
 
+def source_table(source: Source) -> Table:
+    """A data source as the table [data] of a config; `read_source` reads it."""
+    table: Table = _dump(source)
+    return table
+
+
+def read_source(table: Table) -> Source:
+    """A data source from the table [data] of a config.
+
+    Raises:
+        GenfedError: a setting that is unknown, missing, of a wrong type or out of bounds.
+    """
+    source: Source = _value(Source, table, "data")
+    return source
+
+
 def _config(table: Table) -> Config:
     defaults = _table(table.pop("defaults", {}), "defaults")
     own = _table(table.pop("method", {}), "method")
@@ -177,6 +195,9 @@ def _config(table: Table) -> Config:
         method = _build(cls, {k: v for k, v in merged.items() if k != "kind"}, f"method.{label}.")
         if label in labels:
             built[label] = method
+    if idle := [label for label in own if label not in labels]:
+        tables = ", ".join(f"[method.{label}]" for label in idle)
+        log.warning("%s: not used, since neither methods nor beside names %s", tables, ", ".join(idle))
     for key in defaults.keys() - used:
         known = {f.name for method in built.values() for f in dataclasses.fields(method)}
         raise GenfedError(registry.unknown(key, known, f"defaults.{key}: no method of the run has such a setting"))
@@ -196,6 +217,8 @@ def _labels(table: Table, key: str, default: tuple[str, ...] = ()) -> tuple[str,
         raise GenfedError(f'{key} = {value!r}: expected a list of names, such as {key} = ["gefl"]')
     if bad := [v for v in value if not re.fullmatch(r"\w[\w+-]{,63}", v)]:
         raise GenfedError(f"{key}: {bad[0]!r} is no label: up to 64 letters, digits and _ + - (it names a folder)")
+    if twice := [v for v in value if value.count(v) > 1]:
+        raise GenfedError(f"{key}: {twice[0]!r} stands twice; another label with its kind can run it beside itself")
     return tuple(value)
 
 
@@ -211,9 +234,7 @@ def _build(cls: type[T], table: Table, at: str) -> T:
     try:
         return cls(**values)
     except pydantic.ValidationError as error:
-        # Of a union's branches the first says enough.
-        complaints = {line.partition(" = ")[0]: line for line in (_complaint(at, e) for e in error.errors()[::-1])}
-        raise GenfedError("; ".join(reversed(complaints.values()))) from None
+        raise GenfedError("; ".join(_complaints(at, error.errors()))) from None
 
 
 def _value(hint: Any, value: Any, at: str) -> Any:
@@ -232,15 +253,35 @@ def _value(hint: Any, value: Any, at: str) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _complaint(at: str, error: Any) -> str:
-    key = at + ".".join(str(part) for part in error["loc"] if not _is_branch(part))
-    if error["type"] in ("is_instance_of", "dataclass_type", "dataclass_exact_type"):
-        return f"{key} = {error['input']!r}: expected a table of settings"
-    if error["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
+_EXPECTED = {
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "string_type": "text",
+    "bool_type": "true or false",
+    "tuple_type": "a list",
+    "dict_type": "a table",
+    **dict.fromkeys(("is_instance_of", "dataclass_type", "dataclass_exact_type"), "a table of settings"),
+}
+
+
+def _complaints(at: str, errors: Sequence[Any]) -> list[str]:
+    """One for every key that is wrong; of a table or list whose parts are wrong, those of the parts."""
+    by_key: dict[str, list[Any]] = {}
+    for error in errors:
+        key = at + ".".join(str(part) for part in error["loc"] if not _is_branch(part))
+        by_key.setdefault(key, []).append(error)
+    return [_complaint(k, e) for k, e in by_key.items() if not any(other.startswith(f"{k}.") for other in by_key)]
+
+
+def _complaint(key: str, errors: Sequence[Any]) -> str:
+    """`errors` are of one key: one for each branch of a union."""
+    first, kinds = errors[0], [error["type"] for error in errors]
+    if first["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
         return f"{key}: this setting is required"
-    shown = list(error["input"]) if isinstance(error["input"], tuple) else error["input"]
-    says = (error["msg"][0].lower() + error["msg"][1:]).replace("tuple", "list")
-    return f"{key} = {shown!r}: {says}"
+    shown = list(first["input"]) if isinstance(first["input"], tuple) else first["input"]
+    if all(kind in _EXPECTED for kind in kinds):
+        return f"{key} = {shown!r}: expected {' or '.join(dict.fromkeys(_EXPECTED[kind] for kind in kinds))}"
+    return f"{key} = {shown!r}: {(first['msg'][0].lower() + first['msg'][1:]).replace('tuple', 'list')}"
 
 
 def _is_branch(part: Any) -> bool:

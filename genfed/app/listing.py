@@ -1,13 +1,15 @@
 """What `genfed list` shows: names, what they are, and every setting."""
 
 import dataclasses
+import functools
 import inspect
+import types
 import typing
 from typing import Any
 
 import torch
 from rich.console import Group, RenderableType
-from rich.table import Table
+from rich.table import Column, Table
 
 from genfed.app import registry
 from genfed.app.config import Compute, Config, Evaluation, Federation, Quality
@@ -49,15 +51,30 @@ def listing(what: str, name: str | None = None) -> RenderableType:
 
 
 def _architectures(name: str | None) -> RenderableType:
-    table = Table("name", "parameters (1×32×32, 10 classes)", "on a table of 16 features")
+    about = Column("what it is", no_wrap=True)
+    table = Table("name", about, "parameters (1×32×32, 10 classes)", "on a table of 16 features")
     known = registry.architectures()
     if name is not None and name not in known:
         raise GenfedError(registry.unknown(name, known, "no such architecture"))
     image = Task("image", (1, 32, 32), tuple("0123456789"))
     features = Task("table", (16,), ("no", "yes"))
     for key in known if name is None else [name]:
-        table.add_row(key, _parameters(key, image), _parameters(key, features))
+        table.add_row(key, _network(known[key]), _parameters(key, image), _parameters(key, features))
     return Group(table, 'Your own is "package.module:Class", called with the task (kind, shape, classes).')
+
+
+def _network(make: Any) -> str:
+    """What stands before the colon of its first line, and what makes it another than the others of its class."""
+    cls, given = (make.func, make.keywords) if isinstance(make, functools.partial) else (make, {})
+    parts = [(inspect.getdoc(cls) or "").partition("\n")[0].partition(":")[0].rstrip(".")]
+    for key, value in given.items():
+        if isinstance(value, tuple):
+            parts.append(f"{key} {', '.join(map(str, value)) or 'none'}")
+        elif value is True:
+            parts.append(key)
+        elif callable(value):
+            parts.append(getattr(value, "func", value).__name__)
+    return "; ".join(parts)
 
 
 def _parameters(name: str, task: Task) -> str:
@@ -77,8 +94,18 @@ def _settings(cls: type[Any], title: str) -> Table:
     return table
 
 
+_TYPES: dict[Any, str] = {int: "whole number", float: "number", str: "text", bool: "true or false"}
+
+
 def _type(hint: Any) -> str:
-    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint).replace("typing.", "")
+    """In words; what may be left out has that as its default."""
+    kind, parts = typing.get_origin(hint), typing.get_args(hint)
+    if kind is typing.Literal:
+        return " or ".join(map(repr, parts))
+    words = [_type(part) for part in parts if part not in (type(None), ...)]
+    if kind in (tuple, dict):
+        return ("list of " if kind is tuple else "table of ") + words[-1].replace("number", "numbers")
+    return " or ".join(words) if kind in (typing.Union, types.UnionType) else _TYPES.get(hint, "table")
 
 
 def _default(field: Any) -> str:

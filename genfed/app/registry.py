@@ -125,7 +125,8 @@ def unknown(name: str, known: Iterable[str], what: str) -> str:
     """One line that says what there is, the nearest first."""
     names = sorted(known)
     near = difflib.get_close_matches(name, names, 1)
-    return f"{what}: {name!r}" + (f"; did you mean {near[0]!r}?" if near else "") + f" (there are: {', '.join(names)})"
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"{what}: {name!r}{hint} (there are: {', '.join(names) or 'none'})"
 
 
 def _modules(package: ModuleType) -> list[pkgutil.ModuleInfo]:

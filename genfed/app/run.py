@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pydantic
 import torch
 from torch import Tensor
 
@@ -30,9 +31,10 @@ from genfed.core.errors import GenfedError
 from genfed.core.method import Task
 from genfed.core.record import digest, pack, save
 from genfed.data.dataset import Dataset, Source
+from genfed.data.features import write_encoder
 from genfed.data.huggingface import HuggingFace
 from genfed.engines.embedded import InProcess, Workers
-from genfed.engines.site import threads
+from genfed.engines.site import Shards, threads
 from genfed.learn.fit import scaled, unscaled
 from genfed.report.metrics import Metrics, retain
 from genfed.report.metrics import read as read_metrics
@@ -48,6 +50,15 @@ class Public:
     """The public examples as a record."""
 
     x: Tensor
+
+
+@dataclass(frozen=True)
+class Started:
+    """How a run began, whatever resumed it since: started.json."""
+
+    command: str
+    at: str
+    """ISO 8601, UTC."""
 
 
 def run(
@@ -69,7 +80,8 @@ def run(
         resume: goes on where the run in that folder stopped; starts it where there is none.
         fresh: deletes the run in that folder first.
         notify: called with what is going on.
-        command: what the report says it was started with; None: this process's command line.
+        command: what the report says it was started with; None: this process's command line. A resumed run keeps the
+            first.
 
     Raises:
         GenfedError: something in the config, the data or the folder is wrong; what was done before stays done.
@@ -84,10 +96,12 @@ def run(
         quality.check(settings, shards)
     for method in settings.method.values():  # a generator that does not fit, before an earlier method has run
         method.init(new_server(shards.task, shards.clients, settings.compute, seed, 0, "init", public=public))
-    started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    started = Started(command or _command(), datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
+    if resume and not (folder / "config.toml").exists():
+        log.warning("nothing to resume in %s: starting", folder)
     with _claimed(folder, settings, resume=resume, fresh=fresh), _logged(folder), threads(settings.compute.threads):
         try:
-            return _run(settings, dataset, public, folder, notify or (lambda _: None), command or _command(), started)
+            return _run(settings, dataset, public, folder, notify or (lambda _: None), _first(folder, started))
         except OSError as error:
             raise GenfedError(f"{error}; nothing that was saved is lost: mend it, then go on with --resume") from None
 
@@ -131,6 +145,11 @@ def _load(config: Config, source: Source) -> Dataset:
     return source.load()
 
 
+def fingerprint(shards: Shards, public: Tensor | None) -> str:
+    """Names the data of a seed: another one is of other data."""
+    return digest(pack(shards)) + ("" if public is None else digest(pack(Public(public))))
+
+
 def cores() -> int:
     """Those that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -147,13 +166,14 @@ def _run(
     public: Tensor | None,
     folder: Path,
     notify: Callable[[Progress], None],
-    command: str,
-    started: str,
+    started: Started,
 ) -> Report:
     partition: dict[str, tuple[tuple[int, ...], ...]] = {}
     grids: dict[str, Grid] = {}
     data = folder / "data"
     data.mkdir(exist_ok=True)
+    if dataset.encoder is not None:  # whoever uses what was trained needs no training data
+        write_encoder(dataset.encoder, folder / "encoder.json")
     retain(folder / "metrics.jsonl", _counting(config, folder, dataset.task))
     # A generator that was judged before a stop is not judged again.
     judged = {(row["method"], row["seed"]) for row in read_metrics(folder / "metrics.jsonl") if row["phase"] == QUALITY}
@@ -173,11 +193,11 @@ def _run(
             shards = federation.share_out(config, dataset, seed)
             partition[str(seed)] = federation.class_counts(shards)
             judge = quality.Judge(config, shards, seed)
-            fingerprint = digest(pack(shards)) + ("" if public is None else digest(pack(Public(public))))
+            which = fingerprint(shards, public)
             if workers:
                 save(shards, shards_file(folder, seed), durable=False)
             for label, method in config.method.items():
-                trial = replace(new_trial(config, folder, label, seed, shards, fingerprint), public=public)
+                trial = replace(new_trial(config, folder, label, seed, shards, which), public=public)
                 if workers:
                     workers.open(json.dumps({"run": str(folder.resolve()), "label": label, "seed": seed}))
                 engine = workers or InProcess(new_site(trial))
@@ -196,7 +216,7 @@ def _run(
         config=to_toml(config),
         classes=dataset.task.classes,
         shape=dataset.task.shape,
-        environment=_environment(config, command, started),
+        environment=_environment(config, started),
         trials=trials,
         partition=partition,
         scored_on=config.evaluation.part,
@@ -206,6 +226,15 @@ def _run(
     (folder / "report.html").write_text(page(report, grids), "utf-8")
     shutil.rmtree(data, ignore_errors=True)
     return report
+
+
+def _first(folder: Path, now: Started) -> Started:
+    """How the run in the folder began: as it says, else just now."""
+    file = folder / "started.json"
+    with contextlib.suppress(OSError, pydantic.ValidationError):
+        return pydantic.TypeAdapter(Started).validate_json(file.read_bytes())
+    file.write_bytes(pydantic.TypeAdapter(Started).dump_json(now) + b"\n")
+    return now
 
 
 def _counting(config: Config, folder: Path, task: Task) -> Callable[[dict[str, Any]], bool]:
@@ -326,13 +355,13 @@ def _grid(label: str, trial: Trial, state: Any, each: int = 10) -> Grid:
     return Grid(label, unscaled(made).cpu().reshape(classes, each, *made.shape[1:]), real)
 
 
-def _environment(config: Config, command: str, started: str) -> Environment:
+def _environment(config: Config, started: Started) -> Environment:
     libraries = ("torch", "numpy", "safetensors", "scikit-learn")
     versions = {"genfed": __version__, "python": platform.python_version()}
     versions |= {name: importlib.metadata.version(name) for name in libraries}
     return Environment(
-        command=command,
-        started=started,
+        command=started.command,
+        started=started.at,
         versions=versions,
         processor=processor(),
         cores=cores(),

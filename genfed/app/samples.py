@@ -1,18 +1,25 @@
 """Labelled synthetic images from a run's generator."""
 
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
-from genfed.app import registry
 from genfed.app.config import read
-from genfed.app.site import trial_folder
-from genfed.app.trial import new_server, read_checkpoint
+from genfed.app.trained import choose
+from genfed.app.trial import new_server
 from genfed.core.errors import GenfedError
+from genfed.core.method import Task
 from genfed.learn.fit import unscaled
+
+AT_ONCE = 1000
+"""Examples that are drawn, and held, at once."""
 
 
 def write_samples(
@@ -23,48 +30,67 @@ def write_samples(
     seed: int | None = None,
     draw: int = 0,
     form: Literal["png", "npz"] | None = None,
+    notify: Callable[[int], None] = lambda done: None,
 ) -> int:
-    """Writes n images, classes in turn: PNG files in one folder per class, or an npz with x [n, H, W, C] (grey:
-    [n, H, W]) uint8, y [n] and classes. The run's last checkpoint is used, finished or not. Returns n.
+    """Writes n examples, classes in turn: PNG files in one folder per class, or an npz with x, y [n] and classes; x is
+    uint8 [n, H, W, C] (grey: [n, H, W]), or of a table float32 [n, features]. The run's last checkpoint is used,
+    finished or not; `notify` is told how many are done. The same n and `draw` give the same examples. Returns n.
 
     Raises:
-        GenfedError: no such run or trial, a method without a generator, `out` exists.
+        GenfedError: no such run or trial, a method without a generator, examples that are no PNG, `out` exists.
     """
     config = read(run)
     able = [label for label in config.labels if config.method[label].generates]
     if not able:
         raise GenfedError(f"{run}: none of its methods has a generator to sample from")
-    if method is None and len(able) != 1:
-        raise GenfedError(f"{run}: name one of its methods with a generator by --method (there are: {', '.join(able)})")
-    label = able[0] if method is None else method
-    if label not in config.method:
-        raise GenfedError(registry.unknown(label, config.labels, f"{run} has no method"))
-    if label not in able:
-        raise GenfedError(f"{label} has no generator to sample from")
-    seed = config.seeds[0] if seed is None else seed
-    if seed not in config.seeds:
-        raise GenfedError(f"{run} has no seed {seed} (there are: {', '.join(map(str, config.seeds))})")
-    chosen = config.method[label]
-    at = read_checkpoint(chosen, trial_folder(run, label, seed))
-    if at is None:
-        raise GenfedError(f"{run}: {label} with seed {seed} has no checkpoint yet")
+    chosen = choose(run, config, method, seed, able, "methods with a generator")
+    if chosen.label not in able:
+        raise GenfedError(f"{chosen.label} has no generator to sample from")
+    task = chosen.at.task
     form = form or ("npz" if out.suffix == ".npz" else "png")
+    if form == "png" and (task.kind != "image" or task.shape[0] not in (1, 3)):
+        raise GenfedError(f"examples of shape {task.shape} are no PNG, which has 1 or 3 channels: use --format npz")
     if out.exists() and (out.is_file() or any(out.iterdir())):
         raise GenfedError(f"{out} exists already; give another --out")
-    y = torch.arange(n) % len(at.task.classes)
-    server = new_server(at.task, (), config.compute, seed, 0, "sample", draw)
-    with torch.inference_mode():
-        x = unscaled(chosen.generate(server, at.state, y)).cpu()
-    pixels = x.permute(0, 2, 3, 1).numpy()
-    pixels = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
+    out.parent.mkdir(parents=True, exist_ok=True)
+    folders, pieces = [out / name for name in folder_names(task.classes)], []
+    for start in range(0, n, AT_ONCE):
+        y = torch.arange(start, min(start + AT_ONCE, n)) % len(task.classes)
+        path = ("sample", draw) if start == 0 else ("sample", draw, start)
+        server = new_server(task, (), config.compute, chosen.seed, 0, *path)
+        with torch.inference_mode():
+            x = _presented(config.method[chosen.label].generate(server, chosen.at.state, y), task)
+        if form == "npz":
+            pieces.append(x)
+        else:
+            _write_pngs(x, y.tolist(), folders, start)
+        notify(start + len(y))
     if form == "npz":
-        out.parent.mkdir(parents=True, exist_ok=True)
+        labels = np.arange(n) % len(task.classes)
         with out.open("wb") as file:
-            np.savez_compressed(file, x=pixels, y=y.numpy(), classes=np.array(at.task.classes))
-        return n
-    for i, (image, label_number) in enumerate(zip(pixels, y.tolist(), strict=True)):
-        name = at.task.classes[label_number].replace("/", "_")
-        folder = out / (name if name.strip(".") else f"class-{label_number}")
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(folder / f"{i:06d}.png")
+            np.savez_compressed(file, x=np.concatenate(pieces), y=labels, classes=np.array(task.classes))
     return n
+
+
+def folder_names(classes: Sequence[str]) -> list[str]:
+    """A folder's name for every class: its own where it can be one. Where two would be alike (a/b and a_b, or A and a
+    where capitals do not count), all begin with the class's number.
+    """
+    plain = [re.sub(r"[/\\\0]", "_", name) for name in classes]
+    names = [f"class-{c}" if not name or name.startswith(".") else name for c, name in enumerate(plain)]
+    alike = len({name.casefold() for name in names}) < len(names)
+    return [f"{c}-{name}" for c, name in enumerate(names)] if alike else names
+
+
+def _presented(x: Tensor, task: Task) -> NDArray[Any]:
+    """On the CPU: a table as it is, images as pixels with the channels last, or without where there is one."""
+    if task.kind != "image":
+        return x.float().cpu().numpy()
+    pixels = unscaled(x).cpu().permute(0, 2, 3, 1).numpy()
+    return pixels[..., 0] if pixels.shape[-1] == 1 else pixels
+
+
+def _write_pngs(pixels: NDArray[Any], y: Sequence[int], folders: Sequence[Path], start: int) -> None:
+    for i, (image, label) in enumerate(zip(pixels, y, strict=True), start):
+        folders[label].mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folders[label] / f"{i:06d}.png")

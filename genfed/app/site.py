@@ -11,7 +11,7 @@ from genfed.app import federation, registry
 from genfed.app.config import Config, read, to_toml
 from genfed.app.trial import Trial, with_evaluation
 from genfed.core.record import load
-from genfed.engines.site import Shards, Site
+from genfed.engines.site import NewNetwork, Shards, Site
 
 
 def new_trial(config: Config, folder: Path, label: str, seed: int, shards: Shards, fingerprint: str) -> Trial:
@@ -41,14 +41,14 @@ def trial_folder(folder: Path, label: str, seed: int) -> Path:
     return folder / "trials" / label / f"seed-{seed}"
 
 
-def new_site(trial: Trial) -> Site:
+def new_site(trial: Trial, new_network: NewNetwork = registry.new_network) -> Site:
     """Where the trial's clients work."""
     return Site(
         with_evaluation(trial.method, trial.shards.held_out.to(torch.device(trial.compute.device))),
         trial.shards,
         trial.folder / "clients",
         trial.seed,
-        registry.new_network,
+        new_network,
         trial.compute.device,
         trial.compute.precision,
         trial.counts_flops,

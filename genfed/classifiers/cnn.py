@@ -27,8 +27,8 @@ WIDTHS = (
 
 
 class CNN(nn.Module):
-    """[n, C, H, W] → logits [n, classes], as `header(extractor(x))`; the extractor halves the sides once, the header
-    once per width.
+    """GeFL's CNN: [n, C, H, W] → logits [n, classes], as `header(extractor(x))`; the extractor halves the sides
+    once, the header once per width.
 
     Raises:
         GenfedError: a table, or images too small to be halved so often.

@@ -10,7 +10,9 @@ from genfed.core.method import Task
 
 
 class MLP(nn.Module):
-    """[n, *shape] → logits [n, classes]: hidden layers with ReLU (none: a linear classifier), then a linear layer."""
+    """Fully connected: [n, *shape] → logits [n, classes], by hidden layers with ReLU (none: a linear classifier) and a
+    linear layer.
+    """
 
     def __init__(self, task: Task, hidden: tuple[int, ...]) -> None:
         super().__init__()

@@ -13,8 +13,8 @@ Norm = Callable[[int], nn.Module]
 
 
 class ResNet8(nn.Module):
-    """[n, C, H, W] → logits [n, classes]: a convolution, three residual blocks of 16, 32 and 64 channels, a linear
-    layer; images of any size.
+    """ResNet of eight layers: [n, C, H, W] → logits [n, classes], by a convolution, three residual blocks of
+    16, 32 and 64 channels and a linear layer; images of any size.
 
     Raises:
         GenfedError: a table.

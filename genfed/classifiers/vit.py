@@ -14,8 +14,8 @@ PATCH, WIDTH, HEADS, DEPTH = 4, 64, 4, 4
 
 
 class ViT(nn.Module):
-    """[n, C, H, W] → logits [n, classes]: patches of 4×4 (the image is padded to whole ones), four pre-norm layers of
-    width 64, their mean, a linear layer; images of any size, no dropout.
+    """Tiny vision transformer: [n, C, H, W] → logits [n, classes], by patches of 4×4 (the image is padded to whole
+    ones), four pre-norm layers of width 64, their mean and a linear layer; images of any size, no dropout.
 
     Raises:
         GenfedError: a table.

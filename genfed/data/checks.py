@@ -5,6 +5,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from genfed.core.errors import GenfedError
+from genfed.core.method import Task
 
 
 def existing(path: str) -> Path:
@@ -29,6 +30,22 @@ def known(name: str, names: Collection[str], where: str) -> str:
     near = difflib.get_close_matches(name, names, 1, 0.5)
     hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(names) or 'none'}"
     raise GenfedError(f"{where} {name!r} is not there; {hint}")
+
+
+def check_fit(shape: tuple[int, ...], task: Task, name: str) -> None:
+    """Refuses an example of a shape that the task's do not have; `name` begins the message.
+
+    Raises:
+        GenfedError: the shapes differ.
+    """
+    if shape != task.shape:
+        raise GenfedError(f"{name}: {_described(shape)}; the model takes {_described(task.shape)}")
+
+
+def _described(shape: tuple[int, ...]) -> str:
+    if len(shape) != 3:
+        return f"{' × '.join(map(str, shape))} features"
+    return f"{shape[0]} channel{'' if shape[0] == 1 else 's'} of {shape[2]} × {shape[1]} pixels"
 
 
 def reason(error: BaseException) -> str:

@@ -10,11 +10,9 @@ from genfed.core.method import Data
 from genfed.core.settings import settings
 from genfed.data.checks import existing
 from genfed.data.dataset import Dataset
-from genfed.data.images import ImageSource
+from genfed.data.images import ImageSource, images_below
 from genfed.data.labels import encode
 from genfed.data.split import PARTS
-
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
 
 @settings
@@ -57,10 +55,7 @@ def _images(folder: Path) -> Sequence[tuple[str, Path]]:
     """(class, file), sorted: the order of a directory differs from disk to disk."""
     found = []
     for label in _folders(folder):
-        files = sorted(f for f in label.rglob("*") if f.suffix.lower() in _SUFFIXES and not f.name.startswith("."))
-        if not files:
-            raise GenfedError(f"{label}: there are no images; {', '.join(_SUFFIXES)} are allowed")
-        found += [(label.name, file) for file in files]
+        found += [(label.name, file) for file in images_below(label)]
     if not found:
         raise GenfedError(f"{folder}: there are no images; one sub-folder per class is allowed")
     return found

@@ -7,14 +7,15 @@ from typing import Any, Literal
 import numpy as np
 
 from genfed.core.errors import GenfedError
-from genfed.core.method import Data
+from genfed.core.method import Data, Task
 from genfed.core.settings import settings
 from genfed.data.checks import known, reason
-from genfed.data.dataset import Dataset
-from genfed.data.features import Columns, Encoder
+from genfed.data.dataset import Dataset, Examples
+from genfed.data.features import Columns, Encoder, fitted
 from genfed.data.images import ImageSource
 from genfed.data.labels import encode
 from genfed.data.split import PARTS
+from genfed.data.table import Table
 
 
 @settings
@@ -57,9 +58,15 @@ class HuggingFace(ImageSource):
             x = {part: self.stacked(self._files(split, image, part), len(split)) for part, split in splits.items()}
             return self.dataset("image", {part: Data(x[part], y[part]) for part in x}, classes, natural)
         features = {part: self._features(split, splits["train"]) for part, split in splits.items()}
-        encoder = Encoder(features["train"].rows(self.cut(y, classes)["train"][1]), self.scale, self.path)
-        data = {part: Data(encoder(columns), y[part]) for part, columns in features.items()}
-        return self.dataset("table", data, classes, natural)
+        encoder = fitted(features["train"].rows(self.cut(y, classes)["train"][1]), self.scale, self.path)
+        data = {part: Data(encoder(columns, self.path), y[part]) for part, columns in features.items()}
+        return self.dataset("table", data, classes, natural, encoder)
+
+    def read(self, path: str, task: Task, encoder: Encoder | None) -> Iterator[Examples]:
+        """Images as every source of images reads them, or a table's rows in a CSV or Parquet file."""
+        if task.kind == "table":
+            return Table(path=path, label=self.label).read(path, task, encoder)
+        return super().read(path, task, encoder)
 
     def _splits(self) -> dict[str, Any]:
         """The parts that the data set brings."""

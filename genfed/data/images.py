@@ -1,7 +1,7 @@
 """Images as all sources give them: uint8 [n, C, H, W], of one size and one number of channels."""
 
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Literal
@@ -14,13 +14,18 @@ from pydantic import Field
 from torch import Tensor
 
 from genfed.core.errors import GenfedError
+from genfed.core.method import Task
 from genfed.core.settings import settings
-from genfed.data.checks import reason
-from genfed.data.dataset import Dataset
+from genfed.data.arrays import Array, Layout, examples, read_arrays
+from genfed.data.checks import check_fit, existing, known, reason
+from genfed.data.dataset import Dataset, Examples
+from genfed.data.features import Encoder
 from genfed.data.split import SplitSource
 
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 _LUMA = torch.tensor([0.299, 0.587, 0.114])  # ITU-R BT.601
 _AT_ONCE = 2**24  # numbers in a chunk: 64 MB as float32, however large the data set
+_FILES_AT_ONCE = 500  # of a folder whose images are to be classified
 _GREY = ("1", "L", "LA")
 _COLOUR = ("P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 
@@ -41,6 +46,34 @@ class ImageSource(SplitSource):
 
     @abstractmethod
     def load(self) -> Dataset: ...
+
+    def read(self, path: str, task: Task, encoder: Encoder | None) -> Iterator[Examples]:
+        """Images in a folder (and those below it), one image, or the array x of an .npz file."""
+        if Path(path).suffix.lower() == ".npz":
+            arrays = read_arrays(path, lambda name: name == "x")
+            x = self.tensor(arrays[known("x", arrays, f"{path}: array")], f"{path}: x")
+            check_fit(tuple(x.shape[1:]), task, f"{path}: x")
+            if not len(x):
+                raise GenfedError(f"{path}: x holds no examples")
+            yield Examples(tuple(map(str, range(len(x)))), "row", x)
+            return
+        root = existing(path)
+        if task.kind != "image":
+            raise GenfedError(f"{path}: the run's examples are a table; an .npz with an array x is allowed")
+        files, top = (images_below(root), root) if root.is_dir() else ([root], root.parent)
+        for start in range(0, len(files), _FILES_AT_ONCE):
+            piece = files[start : start + _FILES_AT_ONCE]
+            x = torch.empty(len(piece), *task.shape, dtype=torch.uint8)
+            for i, file in enumerate(piece):
+                image = self.converted(_decoded(str(file), file)[None])[0]
+                check_fit(tuple(image.shape), task, str(file))
+                x[i] = image
+            yield Examples(tuple(file.relative_to(top).as_posix() for file in piece), "file", x)
+
+    def tensor(self, x: Array, where: str, layout: Layout | None = None) -> Tensor:
+        """An array as it was found → float32 [n, features], or images as `converted` gives them."""
+        found = examples(x, layout, where)
+        return found if found.ndim == 2 else self.converted(found)
 
     def converted(self, x: Tensor) -> Tensor:
         """The images x [n, C, H, W], uint8 or float, with the channels and size asked for; of the same type.
@@ -84,6 +117,18 @@ class ImageSource(SplitSource):
                 raise GenfedError(f"{first} is {_size(out[0])} pixels and {name} {_size(x)}; set size")
             out[i] = x
         return out
+
+
+def images_below(folder: Path) -> list[Path]:
+    """The image files in a folder and below it, sorted; hidden ones are passed over.
+
+    Raises:
+        GenfedError: there are none.
+    """
+    files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in SUFFIXES and not f.name.startswith("."))
+    if not files:
+        raise GenfedError(f"{folder}: there are no images; {', '.join(SUFFIXES)} are allowed")
+    return files
 
 
 def _decoded(name: str, source: Path | bytes) -> Tensor:

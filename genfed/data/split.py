@@ -13,6 +13,7 @@ from genfed.core.method import Data, Task
 from genfed.core.rng import stream
 from genfed.core.settings import settings
 from genfed.data.dataset import Dataset, Source
+from genfed.data.features import Encoder
 
 PARTS = ("train", "validation", "test")
 
@@ -64,8 +65,10 @@ class SplitSource(Source):
         given: Mapping[str, Data],
         classes: tuple[str, ...],
         columns: Mapping[str, Sequence[str]],
+        encoder: Encoder | None = None,
     ) -> Dataset:
-        """The whole data set from the parts that the data brings; `columns` go with the given "train".
+        """The whole data set from the parts that the data brings; `columns` go with the given "train", and `encoder`
+        made a table's features.
 
         Raises:
             GenfedError: the parts have examples of different shapes, or a class has too few.
@@ -81,6 +84,7 @@ class SplitSource(Source):
             Task(kind, shapes["train"], classes),
             **parts,
             columns={name: tuple(values[row] for row in kept) for name, values in columns.items()},
+            encoder=encoder,
         )
 
 

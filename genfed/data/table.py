@@ -1,6 +1,8 @@
 """Rows and columns in CSV or Parquet files."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,11 +10,11 @@ import numpy as np
 from pydantic import Field
 
 from genfed.core.errors import GenfedError
-from genfed.core.method import Data
+from genfed.core.method import Data, Task
 from genfed.core.settings import settings
 from genfed.data.checks import existing, known, reason
-from genfed.data.dataset import Dataset
-from genfed.data.features import Columns, Encoder
+from genfed.data.dataset import Dataset, Examples
+from genfed.data.features import MISSING, Columns, Encoder, fitted
 from genfed.data.labels import encode
 from genfed.data.split import SplitSource
 
@@ -62,20 +64,34 @@ class Table(SplitSource):
                 known(name, table.column_names, f"{paths[part]}: column")
         labels = {part: self._labels(table) for part, table in tables.items()}
         y, classes = encode(labels, self.classes, self.path)
-        features = {
-            part: Columns(
-                {name: self._numbers(table, name) for name in numeric},
-                {name: self._texts(table, name) for name in categorical},
-            )
-            for part, table in tables.items()
-        }
-        encoder = Encoder(features["train"].rows(self.cut(y, classes)["train"][1]), self.scale, self.path)
-        data = {part: Data(encoder(columns), y[part]) for part, columns in features.items()}
+        features = {part: self._columns_of(table, numeric, categorical) for part, table in tables.items()}
+        encoder = fitted(features["train"].rows(self.cut(y, classes)["train"][1]), self.scale, self.path)
+        data = {part: Data(encoder(columns, self.path), y[part]) for part, columns in features.items()}
         natural = {name: self._natural(tables["train"], name) for name in self.columns or []}
-        return self.dataset("table", data, classes, natural)
+        return self.dataset("table", data, classes, natural, encoder)
 
-    def _read(self, path: str) -> Any:
-        """The file as a pyarrow table."""
+    def read(self, path: str, task: Task, encoder: Encoder | None) -> Iterator[Examples]:
+        """The rows of a file that has the columns of features; others, such as the label, are passed over."""
+        if encoder is None:
+            raise GenfedError(
+                f"{path}: rows are encoded as the training rows were, and the run's folder has no encoder.json that "
+                "says how; going on with the run (--resume) writes it"
+            )
+        there = replace(self, path=path)  # so that messages name the file
+        table = there._read(path, as_text=[name for name, texts in encoder.categories.items() if not _alike(texts)])
+        for name in (*encoder.numbers, *encoder.categories):
+            known(name, table.column_names, f"{path}: column")
+        x = encoder(there._columns_of(table, encoder.numbers, encoder.categories), path)
+        yield Examples(tuple(map(str, range(len(x)))), "row", x)
+
+    def _columns_of(self, table: Any, numeric: Iterable[str], categorical: Iterable[str]) -> Columns:
+        return Columns(
+            {name: self._numbers(table, name) for name in numeric},
+            {name: self._texts(table, name) for name in categorical},
+        )
+
+    def _read(self, path: str, as_text: Sequence[str] = ()) -> Any:
+        """The file as a pyarrow table; in a text file, the columns `as_text` are not taken for numbers."""
         try:
             import pyarrow
             from pyarrow import parquet
@@ -85,7 +101,7 @@ class Table(SplitSource):
         if kind not in _CSV + _PARQUET:
             raise GenfedError(f"{path}: unknown file type {kind!r}; {', '.join(_CSV + _PARQUET)} are allowed")
         try:
-            table = self._text(file) if kind in _CSV else parquet.read_table(file)
+            table = self._text(file, as_text) if kind in _CSV else parquet.read_table(file)
         except (OSError, ValueError, TypeError, pyarrow.ArrowException) as error:
             raise GenfedError(f"{path}: not a readable table ({reason(error)})") from None
         if twice := {name for name in table.column_names if table.column_names.count(name) > 1}:
@@ -94,8 +110,8 @@ class Table(SplitSource):
             raise GenfedError(f"{path}: there are no rows")
         return table
 
-    def _text(self, file: Path) -> Any:
-        from pyarrow import csv
+    def _text(self, file: Path, as_text: Sequence[str]) -> Any:
+        from pyarrow import csv, string
 
         # the type of a column is guessed from the first block: make that the whole file
         block = min(max(file.stat().st_size + 1, 2**16), 2**31 - 1)
@@ -105,7 +121,11 @@ class Table(SplitSource):
             csv.ReadOptions(block_size=block, column_names=self.names),
             csv.ParseOptions(delimiter=self.delimiter or ("\t" if file.suffix.lower() == ".tsv" else ",")),
             # many files have a space after the comma; numbers are trimmed, markers are not
-            csv.ConvertOptions(null_values=[*markers, *(f" {m}" for m in markers)], strings_can_be_null=True),
+            csv.ConvertOptions(
+                null_values=[*markers, *(f" {m}" for m in markers)],
+                strings_can_be_null=True,
+                column_types={f"{space}{name}": string() for name in as_text for space in ("", " ")},
+            ),
         )
         return table.rename_columns([name.strip() for name in table.column_names])
 
@@ -178,3 +198,9 @@ class Table(SplitSource):
         if gaps := values.count(None):
             raise GenfedError(f"{self.path}: column {name!r} lacks {gaps} values; each row needs one")
         return [value for value in values if value is not None]
+
+
+def _alike(texts: Sequence[str]) -> bool:
+    """Whether the categories are all numbers, or true and false: then a text file's column of them is read as such."""
+    plain = [text for text in texts if text != MISSING]
+    return all(re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?", text) for text in plain) or {*plain} <= {"true", "false"}

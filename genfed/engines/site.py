@@ -5,7 +5,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -13,7 +13,7 @@ import torch
 
 from genfed.core.aggregate import ClientInfo
 from genfed.core.errors import GenfedError, StorageError
-from genfed.core.method import Client, Data, Phase, Slot, Task
+from genfed.core.method import Client, Data, Kept, Phase, Slot, Task
 from genfed.core.record import Packed, load, pack, save, unpack
 from genfed.core.rng import stream
 from genfed.engines.flops import Flops
@@ -132,32 +132,18 @@ class Site:
         started = time.perf_counter()
         phase = self._phases[step.phase]
         assert phase.work is not None
-        info = self._shards.clients[self._place[client]]
-        task = self._shards.task
         kept = KeptOnDisk(self._kept / str(client), step.number, None if step.phase == "evaluate" else phase.slots)
+        about = self.client(step, client, kept)
         sizes = [sum(t.numel() for t in sent.tensors.values() if t.is_floating_point())]
 
         def new_network(name: str, rng: torch.Generator) -> "nn.Module":
-            network = self._new_network(name, task, rng).to(self._device)
+            network = about.new_network_of(name, rng)
             sizes.append(sum(p.numel() for p in network.parameters()))
             return network
 
         counts = self._counts_flops and step.round == 0 and step.phase != "evaluate"
         with Flops() if counts else contextlib.nullcontext() as flops:
-            reply = phase.work(
-                Client(
-                    info=info,
-                    task=task,
-                    data=self._train[slice(*self._shards.ranges[self._place[client]])],
-                    kept=kept,
-                    rng=stream(self._seed, step.phase, step.round, client),
-                    seed=self._seed,
-                    device=self._device,
-                    precision=self._precision,
-                    new_network_of=new_network,
-                ),
-                unpack(phase.kinds[0], sent),
-            )
+            reply = phase.work(replace(about, new_network_of=new_network), unpack(phase.kinds[0], sent))
         # Plain numbers, whatever the method took them from: an answer may have to travel.
         metrics = {name: float(value) for name, value in reply.metrics.items()}
         if flops is not None:
@@ -169,6 +155,25 @@ class Site:
         except OSError as error:
             raise StorageError(f"client {client} cannot keep its records: {error}") from None
         return answer
+
+    def evaluated(self, step: Step, client: int) -> Client:
+        """One client as it is when it is scored after `step.number` rounds."""
+        return self.client(step, client, KeptOnDisk(self._kept / str(client), step.number, None))
+
+    def client(self, step: Step, client: int, kept: Kept) -> Client:
+        """All that one client's part of a step may touch."""
+        task, place = self._shards.task, self._place[client]
+        return Client(
+            info=self._shards.clients[place],
+            task=task,
+            data=self._train[slice(*self._shards.ranges[place])],
+            kept=kept,
+            rng=stream(self._seed, step.phase, step.round, client),
+            seed=self._seed,
+            device=self._device,
+            precision=self._precision,
+            new_network_of=lambda name, rng: self._new_network(name, task, rng).to(self._device),
+        )
 
 
 def sound(answer: Answer) -> None:

@@ -48,7 +48,7 @@ def accuracy_figure(report: Report) -> Markup:
                 axes.axhline(mean[-1], color=marks[method].get_color(), linestyle=marks[method].get_linestyle(), lw=0.7)
         axes.set_xlabel("rounds done")
         axes.set_ylabel(f"accuracy on the {report.scored_on} part, %")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
     return _svg(paint, "Accuracy of every method by rounds done", marks)
 
@@ -74,7 +74,7 @@ def _loss_figure(report: Report, phase: str) -> Markup:
             _line(axes, curves[method], mark)
         axes.set_xlabel("round")
         axes.set_ylabel("training loss")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
     return _svg(paint, f"Training loss in the phase {phase}, by round", marks)
 
@@ -98,7 +98,7 @@ def partition_figure(report: Report, seed: str) -> Markup:
             figure.colorbar(image, label="examples", fraction=0.05, pad=0.02)
         if len(report.classes) <= 20:
             axes.set_yticks(range(len(report.classes)), [_short(name) for name in report.classes])
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.set_xlabel("client")
         axes.set_ylabel("class")
 

@@ -38,10 +38,19 @@ def refused(config: dict[str, Any], out: Path, **options: Any) -> str:
     [
         ({"seed": [1]}, "seed: no such setting: 'seed'; did you mean 'seeds'?"),
         ({"federation": {"client": 3}}, "federation.client: no such setting: 'client'; did you mean 'clients'?"),
-        ({"federation": {"clients": "four"}}, "federation.clients = 'four': input should be a valid integer"),
+        ({"federation": {"clients": "four"}}, "federation.clients = 'four': expected a whole number"),
         ({"federation": {"clients": 0}}, "federation.clients = 0: input should be greater than or equal to 1"),
-        ({"federation": {"sample": True}}, "federation.sample = True: input should be a valid number"),
+        ({"federation": {"sample": True}}, "federation.sample = True: expected a number"),
         ({"federation": {"quorum": 1.5}}, "federation.quorum = 1.5: input should be less than or equal to 1"),
+        ({"federation": {"architectures": 3}}, "federation.architectures = 3: expected a list or a table"),
+        (
+            {"federation": {"architectures": {"mlp": "much"}}},
+            "federation.architectures.mlp = 'much': expected a number",
+        ),
+        ({"federation": []}, "federation = []: expected a table of settings"),
+        ({"partition": {"kind": "iid", "alpha": 1.0}}, "partition.alpha: no such setting: 'alpha' (there are: none)"),
+        ({"methods": ["fedavg", "gefl", "fedavg"]}, "methods: 'fedavg' stands twice"),
+        ({"beside": ["local", "local"]}, "beside: 'local' stands twice"),
         ({"seeds": []}, "seeds = []: list should have at least 1 item"),
         ({"seeds": 3}, "seeds = 3: "),
         ({"seeds": [1, 2, 1]}, "seeds: 1 stands twice"),
@@ -168,6 +177,22 @@ def test_unreadable_and_empty_data(tmp_path: Path) -> None:
     np.savez(tmp_path / "none.npz", x=np.zeros((0, 8, 8), np.uint8), y=np.zeros(0, np.int64))
     config = tiny("fedavg") | {"data": {"kind": "npz", "path": str(tmp_path / "none.npz")}}
     assert "none.npz" in refused(config, tmp_path / "run")
+
+
+def test_one_wrong_part_of_a_list_is_one_complaint(tmp_path: Path) -> None:
+    assert refused(tiny("fedavg", seeds=[1, "a"]), tmp_path / "run") == "seeds.1 = 'a': expected a whole number"
+
+
+def test_a_table_for_a_method_that_is_not_run_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    method = {"gefl": {"rounds": 3}, "mine": {"kind": "fedprox"}, "local": {"rounds": 3}}
+    config = read(tiny("fedavg", beside=["local"], method=method))
+    assert [record.getMessage() for record in caplog.records] == [
+        "[method.gefl], [method.mine]: not used, since neither methods nor beside names gefl, mine"
+    ]
+    caplog.clear()
+    read(tiny("fedavg", beside=["local"], method={"local": {"rounds": 3}}))
+    assert config.labels == ("fedavg", "local")
+    assert not caplog.records
 
 
 def test_a_config_that_is_no_config(tmp_path: Path) -> None:

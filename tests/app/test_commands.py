@@ -1,16 +1,21 @@
 """The commands as a person uses them, on one finished tiny run."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tomli_w
 from PIL import Image
 
 import genfed
 from genfed.app import cli
+from genfed.app.listing import _network
+from genfed.app.registry import architectures
+from genfed.app.samples import folder_names, write_samples
 from tests.conftest import left_by, start, tiny
 
 
@@ -118,6 +123,47 @@ def test_sample_refuses(
     assert says in said(capsys, "sample", str(run), "--out", str(tmp_path / "x"), *words, code=2)
 
 
+def test_samples_are_drawn_piece_by_piece(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No piece repeats another, pieces go on with the classes, and the same is drawn again."""
+    monkeypatch.setattr("genfed.app.samples.AT_ONCE", 15)
+    told: list[int] = []
+    for name in ("a", "b"):
+        write_samples(run, tmp_path / f"{name}.npz", 40, "gefl", notify=told.append)
+    assert told == [15, 30, 40, 15, 30, 40]
+    with np.load(tmp_path / "a.npz") as a, np.load(tmp_path / "b.npz") as b:
+        assert (a["x"] == b["x"]).all()
+        assert a["y"].tolist() == [i % 10 for i in range(40)]
+        assert len(np.unique(a["x"].reshape(40, -1), axis=0)) == 40
+        drawn = a["x"]
+    write_samples(run, tmp_path / "png", 40, "gefl")
+    for i in range(40):
+        with Image.open(tmp_path / "png" / str(i % 10) / f"{i:06d}.png") as image:
+            assert (np.asarray(image) == drawn[i]).all()
+
+
+def test_every_class_has_a_folder_of_its_own() -> None:
+    assert folder_names(("cat", "a/b", "..", ".x", "")) == ["cat", "a_b", "class-2", "class-3", "class-4"]
+    assert folder_names(("a/b", "a_b", "c")) == ["0-a_b", "1-a_b", "2-c"]
+    assert folder_names(("A", "a")) == ["0-A", "1-a"]
+    assert folder_names(("a\0b", "a\\c")) == ["a_b", "a_c"]
+
+
+def test_what_is_no_png_is_refused_before_it_is_drawn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "d.npz", x=rng.integers(0, 255, (200, 2, 8, 8)).astype(np.uint8), y=np.arange(200) % 10)
+    data = {"kind": "npz", "path": str(tmp_path / "d.npz"), "layout": "NCHW"}
+    start(tiny("gefl") | {"data": data}, tmp_path / "run")
+    said(capsys, "sample", str(tmp_path / "run"), "-n", "3", "--out", str(tmp_path / "s.npz"))
+    with np.load(tmp_path / "s.npz") as drawn:
+        assert (drawn["x"].shape, drawn["x"].dtype) == ((3, 8, 8, 2), np.uint8)
+    monkeypatch.setattr("genfed.app.samples.new_server", None)
+    line = said(capsys, "sample", str(tmp_path / "run"), "--out", str(tmp_path / "png"), code=2)
+    assert "examples of shape (2, 8, 8) are no PNG, which has 1 or 3 channels: use --format npz" in line
+    assert not (tmp_path / "png").exists()
+
+
 def test_compare_writes_table_and_page(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     start(tiny("fedprox"), tmp_path / "prox")
     out = tmp_path / "compared"
@@ -140,9 +186,63 @@ def test_list_explains_one(capsys: pytest.CaptureFixture[str]) -> None:
     assert "did you mean 'gefl'?" in said(capsys, "list", "methods", "gelf", code=2)
 
 
+def test_types_are_told_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    text = said(capsys, "list", "settings")
+    for words in ("list of whole numbers", "list of text or table of numbers", "'test' or 'validation'"):
+        assert words in text
+    assert "│ data │ table │ required │" in text
+    for what, name in (("methods", "gefl"), ("data", "npz"), ("data", "table"), ("generators", "cvae")):
+        text += said(capsys, "list", what, name)
+    for hint in ("Optional", "Union", "Literal", "tuple[", "dict[", "Any", " str ", " int ", " float "):
+        assert hint not in text
+
+
+def test_architectures_say_what_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    text = said(capsys, "list", "architectures")
+    for words in (
+        "GeFL's CNN; widths 16, 32 │",
+        "GeFL's CNN; widths 16, 32; normalised │",
+        "Fully connected; hidden none │",
+        "ResNet of eight layers; GroupNorm │",
+    ):
+        assert words in text
+    for make in architectures().values():
+        assert _network(make)
+
+
+def test_nothing_to_resume_is_said_and_started(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    for said_so in (True, False):
+        caplog.clear()
+        start(tiny("local"), tmp_path / "run", resume=True)
+        line = f"nothing to resume in {tmp_path / 'run'}: starting"
+        assert [r.getMessage() for r in caplog.records] == [line] * said_so
+    (tmp_path / "c.toml").write_text(tomli_w.dumps(tiny("local")))
+    words = ["-m", "genfed", "run", "c.toml", "--resume", "--out", "other"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(str(Path(p).resolve()) for p in sys.path)}
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith("nothing to resume in other: starting\n")
+
+
+def test_the_report_of_a_resumed_run_has_the_first_command(tmp_path: Path) -> None:
+    def stop(progress: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        start(tiny("local"), tmp_path / "run", notify=stop, command="the first")
+    first = json.loads((tmp_path / "run" / "started.json").read_text())
+    environment = start(tiny("local"), tmp_path / "run", resume=True, command="the second").environment
+    assert (environment.command, environment.started) == ("the first", first["at"])
+    assert start(tiny("local"), tmp_path / "run", fresh=True, command="anew").environment.command == "anew"
+    (tmp_path / "run" / "started.json").write_text("{")
+    assert start(tiny("local"), tmp_path / "run", resume=True, command="after").environment.command == "after"
+
+
 def test_brackets_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
     text = said(capsys, "list", "settings")
-    for words in ("[federation]", "Optional[int]", "[method.WORD]"):
+    for words in ("[federation]", "[method.WORD]"):
         assert words in text
     assert "no:X: cannot import no" in said(capsys, "list", "methods", "no:X", code=2)
 

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from genfed.core.aggregate import ClientInfo
-from genfed.core.method import Client, Method, Reply, Server, Task
+from genfed.core.method import Client, Method, Nothing, Reply, Server, Task
 from genfed.core.settings import settings
 from genfed.data.digits import Digits
 from genfed.learn.alone import Alone
 from genfed.learn.averaging import Averaging, Classifiers
 from genfed.learn.fit import scaled
-from genfed.learn.weights import Model
+from genfed.learn.weights import Model, load_weights, weights_of
 
 
 class Linear(nn.Module):
@@ -179,3 +179,51 @@ class Sleeps(Linear):
         if self.training:
             time.sleep(600)
         return super().forward(x)
+
+
+class Between(nn.Module):
+    """A classifier that is more than its network: scores lie between two of them."""
+
+    def __init__(self, one: nn.Module, other: nn.Module) -> None:
+        super().__init__()
+        self.one, self.other = one, other
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.one(x) + self.other(x)
+        return scores
+
+
+@settings
+class Paired(Averaging):
+    """A method whose classifier is a module of its own."""
+
+    def classifier(self, client: Client, sent: Model) -> nn.Module:
+        network = super().classifier(client, sent)
+        return Between(network, network)
+
+    def train(self, client: Client, sent: Model) -> Reply[Model]:
+        network = super().classifier(client, sent)
+        return Reply(Model(weights_of(network)), metrics={"loss": 0.0})
+
+
+@settings
+class Centred(Alone):
+    """A method whose classifier looks at the client's data: the last bias becomes the share of each class."""
+
+    def classifier(self, client: Client, sent: Nothing) -> nn.Module:
+        network = super().classifier(client, sent)
+        bias = dict(network.named_parameters())["layer.bias"]
+        with torch.no_grad():
+            bias.add_(torch.bincount(client.data.y, minlength=len(bias)) / len(client.data))
+        return network
+
+
+@settings
+class Bigger(Averaging):
+    """A method whose clients all make another architecture than their own."""
+
+    def init(self, server: Server) -> Classifiers:
+        return Classifiers({a: weights_of(server.new_network("mlp-small", server.rng)) for a in server.architectures})
+
+    def classifier(self, client: Client, sent: Model) -> nn.Module:
+        return load_weights(client.new_network_of("mlp-small", client.rng), sent.classifier)

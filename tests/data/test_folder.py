@@ -1,9 +1,12 @@
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from genfed.core.errors import GenfedError
+from genfed.core.method import Task
+from genfed.data.dataset import Dataset, Source
 from genfed.data.folder import Folder
 
 
@@ -85,3 +88,27 @@ def test_parts_must_be_named_as_they_are(tmp_path: Path) -> None:
     write(tmp_path / "val" / "a", range(5))
     with pytest.raises(GenfedError, match="val/ stands beside train/; train, validation, test are allowed"):
         Folder(path=str(tmp_path)).load()
+
+
+def test_new_images_are_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / "own" / name).mkdir(parents=True)
+        for i in range(10):
+            Image.new("L", (4, 4), i).save(tmp_path / "own" / name / f"{i}.png")
+    source = Folder(path=str(tmp_path / "own"))
+    monkeypatch.setattr("genfed.data.images._FILES_AT_ONCE", 7)
+    pieces = list(source.read(str(tmp_path / "own"), source.load().task, None))
+    assert [len(piece.x) for piece in pieces] == [7, 7, 6]
+    assert [name for piece in pieces for name in piece.names] == [
+        f"{c}/{i}.png" for c in ("cat", "dog") for i in range(10)
+    ]
+    assert torch.cat([piece.x for piece in pieces])[:, 0, 0, 0].tolist() == [*range(10), *range(10)]
+
+
+def test_a_source_of_ones_own_may_read_nothing_new() -> None:
+    class Own(Source):
+        def load(self) -> Dataset:
+            raise NotImplementedError
+
+    with pytest.raises(GenfedError, match="Own reads no new examples: give it a method `read`"):
+        Own().read("x.png", Task("image", (1, 4, 4), ("cat", "dog")), None)

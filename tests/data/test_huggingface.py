@@ -125,3 +125,24 @@ def test_the_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(GenfedError, match=r"need the extra \"huggingface\": pip install 'genfed\[huggingface\]'"):
         HuggingFace(path="ylecun/mnist").load()
+
+
+def test_new_rows_are_read_from_a_table_of_text(datasets: Any, tmp_path: Path) -> None:
+    table(datasets).save_to_disk(tmp_path / "t")
+    source = HuggingFace(path=str(tmp_path / "t"), label="y", test=0.5, split_seed=1)
+    data = source.load()
+    rows = [f"{'' if i % 5 == 0 else i / 2},{i}" for i in range(20)]
+    (tmp_path / "new.csv").write_text("\n".join(["b,a", *rows]))
+    (found,) = source.read(str(tmp_path / "new.csv"), data.task, data.encoder)
+    assert (found.column, found.names[:2]) == ("row", ("0", "1"))
+    everything = torch.cat([data.train.x, data.validation.x, data.test.x])
+    order = everything[:, 0].argsort()
+    assert torch.equal(found.x[found.x[:, 0].argsort()], everything[order])
+
+
+def test_new_images_are_read_as_files(datasets: Any, tmp_path: Path) -> None:
+    pictures(datasets, range(20)).save_to_disk(tmp_path / "one")
+    source = HuggingFace(path=str(tmp_path / "one"), size=8)
+    Image.new("L", (4, 3), 77).save(tmp_path / "a.png")
+    (found,) = source.read(str(tmp_path / "a.png"), source.load().task, None)
+    assert (found.column, found.names, found.x.tolist()) == ("file", ("a.png",), [[[[77] * 8] * 8]])

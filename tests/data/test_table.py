@@ -2,11 +2,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from pyarrow import csv, parquet
+from sklearn.preprocessing import MinMaxScaler, StandardScaler
 
 from genfed.core.errors import GenfedError
+from genfed.data.features import Columns, fitted, read_encoder, write_encoder
 from genfed.data.table import Table
 
 ROWS = [
@@ -176,3 +179,22 @@ def test_the_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(GenfedError, match=r"need the extra \"tables\": pip install 'genfed\[tables\]'"):
         Table(path=path, label="ill").load()
+
+
+def test_an_encoder_is_the_same_after_a_file(tmp_path: Path) -> None:
+    data = Table(path=write(tmp_path), label="ill").load()
+    assert data.encoder is not None
+    write_encoder(data.encoder, tmp_path / "encoder.json")
+    assert read_encoder(tmp_path / "encoder.json") == data.encoder
+    assert list(data.encoder.numbers) == ["age", "income"]
+    assert data.encoder.categories == {"colour": ("blue", "red"), "hospital": ("A", "B")}
+
+
+def test_scaling_is_that_of_scikit_learn(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    values = rng.lognormal(3, 2, (99, 4))
+    columns = Columns({f"c{i}": values[:, i] for i in range(4)}, {})
+    standard = StandardScaler().fit_transform(values).astype(np.float32)
+    assert (fitted(columns, "standard", "here")(columns, "here").numpy() == standard).all()
+    in_range = MinMaxScaler((-1, 1)).fit_transform(values)
+    assert np.allclose(fitted(columns, "range", "here")(columns, "here").numpy(), in_range, atol=1e-7)
