@@ -10,10 +10,11 @@ import genfed.app.run as runs
 from genfed.app import registry
 from genfed.app.config import Config
 from genfed.engines.embedded import Workers
+from genfed.generators.federated import Generative
 from tests.conftest import TINY, TINY_GENERATORS, left_by, start, tiny
 
 GENERATORS = sorted(registry.catalogue(registry.GENERATORS))
-METHODS = sorted(n for n, c in registry.catalogue(registry.METHODS).items() if "generator" in c.__dataclass_fields__)
+METHODS = sorted(n for n, c in registry.catalogue(registry.METHODS).items() if issubclass(c, Generative))
 
 
 @pytest.mark.parametrize("generator", GENERATORS)
