@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 
@@ -14,6 +15,8 @@ from genfed.app.config import read
 from genfed.core.record import Packed, digest
 from genfed.report.results import Report
 
+hypothesis.settings.register_profile("untimed", deadline=None)  # a loaded machine is no failure
+hypothesis.settings.load_profile("untimed")
 EXPECTED_SKIPS = ("Chromium is not installed", "no CUDA device")
 """Reasons for which a test may be skipped; any other skip fails the session."""
 _skipped: list[str] = []
