@@ -5,7 +5,7 @@ import logging
 import re
 import tomllib
 import typing
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -154,9 +154,19 @@ def read(source: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) 
     return _config(table)
 
 
-def to_toml(config: Config, without: Collection[str] = ()) -> str:
-    """The resolved settings, every default written out, but for the keys `without`; `read` gives the same config."""
-    return tomli_w.dumps({key: value for key, value in _dump(config).items() if key not in without})
+def to_toml(config: Config) -> str:
+    """The resolved settings, every default written out; `read` gives the same config."""
+    return tomli_w.dumps(_dump(config))
+
+
+_FREE = r"name|data_root|compute\.workers|(data|public)\.(path|validation_path|test_path)|(quality|published)\..*"
+
+
+def decisive(config: Config) -> Table:
+    """The settings that the outcome depends on, by dotted key. Where data lie is not among them: that they are the same
+    is known from the data themselves.
+    """
+    return {key: value for key, value in _flat(_dump(config)).items() if not re.fullmatch(_FREE, key)}
 
 
 def source_table(source: Source) -> Table:
@@ -317,6 +327,13 @@ def _merge(under: Table, over: Table) -> Table:
         both = isinstance(value, dict) and isinstance(merged.get(key), dict) and "kind" not in value
         merged[key] = _merge(merged[key], value) if both else value
     return merged
+
+
+def _flat(table: Table, at: str = "") -> Table:
+    flat: Table = {}
+    for key, value in table.items():
+        flat |= _flat(value, f"{at}{key}.") if isinstance(value, dict) else {f"{at}{key}": value}
+    return flat
 
 
 def _mutable(value: Any) -> Any:

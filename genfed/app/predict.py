@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
 from torch import nn
 
 from genfed.app.config import read_source
@@ -16,10 +15,7 @@ from genfed.core.errors import GenfedError
 from genfed.core.method import Task
 from genfed.data.dataset import Examples, Source
 from genfed.data.features import Encoder
-from genfed.learn.fit import mixed, scaled
-
-_AT_ONCE = 500
-"""Examples that are classified at once, as in scoring."""
+from genfed.learn.distil import predicted
 
 
 @dataclass(frozen=True)
@@ -41,14 +37,9 @@ class Predictor:
                 yield [piece.column, "label", *(f"p_{name}" for name in self.task.classes)]
             yield from self._classified(piece)
 
-    @torch.inference_mode()
     def _classified(self, piece: Examples) -> list[list[object]]:
-        scores = []
-        for x in torch.split(piece.x, _AT_ONCE):
-            with mixed(x.device, self.precision):
-                scores.append(self.network(scaled(x)).float())
-        every = torch.cat(scores)
-        best, chances = every.argmax(1).tolist(), every.softmax(1).tolist()
+        scores = predicted(self.network, piece.x, self.precision)
+        best, chances = scores.argmax(1).tolist(), scores.softmax(1).tolist()
         return [
             [name, self.task.classes[c], *(f"{p:.6g}" for p in chance)]
             for name, c, chance in zip(piece.names, best, chances, strict=True)

@@ -62,14 +62,16 @@ class Judge:
             "seconds": round(time.perf_counter() - begun, 6), "failed": {},
             "samples": self._samples, "architecture": self._architecture, "epochs": self._epochs,
         }  # fmt: skip
-        if not bool(torch.isfinite(x).all()):
-            return row | {"lost": ["the generator's samples hold numbers that are not finite: they are not judged"]}
+        of_made = features(reference.network, x)
+        if not all(bool(torch.isfinite(vectors).all()) for vectors in (x, of_made)):
+            why = "the generator's samples hold numbers that are not finite, or too large for a classifier"
+            return row | {"lost": [f"{why}: they are not judged"]}
         made = Data(x.clone(), y)  # a method may draw in inference mode
         drawn = self._stream("rows")
         some_real = _some(len(held_out), self._samples, drawn)
         fresh = _some(len(held_out), min(FRESH, self._samples), drawn)
         some_made = _some(self._samples, len(fresh), drawn)
-        of_made, of_trained = features(reference.network, x), features(reference.network, train.x[reference.trained])
+        of_trained = features(reference.network, train.x[reference.trained])
         taught = self._trained(made)
         return row | {
             "frechet": frechet(of_made, reference.held_out),

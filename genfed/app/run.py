@@ -8,11 +8,9 @@ import json
 import logging
 import os
 import platform
-import re
 import shlex
 import shutil
 import sys
-import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +22,7 @@ from torch import Tensor
 
 from genfed import __version__
 from genfed.app import federation, quality
-from genfed.app.config import Config, read, to_toml
+from genfed.app.config import Config, decisive, read, to_toml
 from genfed.app.site import new_site, new_trial, shards_file, trial_folder
 from genfed.app.trial import Progress, Run, Trial, counts_for, new_server, read_checkpoint, server_of
 from genfed.core.errors import GenfedError
@@ -313,15 +311,9 @@ def _claimed(folder: Path, config: Config, *, resume: bool, fresh: bool) -> Iter
 
 
 def _same(before: Config, now: Config, folder: Path) -> None:
-    def flat(table: dict[str, Any], at: str = "") -> dict[str, Any]:
-        pairs = ((f"{at}{k}", v) for k, v in table.items())
-        return {k2: v2 for k, v in pairs for k2, v2 in (flat(v, f"{k}.") if isinstance(v, dict) else {k: v}).items()}
-
-    old, new = (flat(tomllib.loads(to_toml(c))) for c in (before, now))
-    # These do not change the outcome; that the data are the same is known from the data themselves.
-    free = r"name|data_root|compute\.workers|(data|public)\.(path|validation_path|test_path)|(quality|published)\..*"
+    old, new = decisive(before), decisive(now)
     for key in sorted(old.keys() | new.keys()):
-        if old.get(key) != new.get(key) and not re.fullmatch(free, key):
+        if old.get(key) != new.get(key):
             raise GenfedError(
                 f"{folder} was started with {key} = {old.get(key)!r}, not {new.get(key)!r}: "
                 "resume it as it was, start anew with --fresh, or use --out"

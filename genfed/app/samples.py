@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from genfed.app.config import read
+from genfed.app.federation import check_device
 from genfed.app.trained import choose
 from genfed.app.trial import new_server
 from genfed.core.errors import GenfedError
@@ -34,7 +36,8 @@ def write_samples(
 ) -> int:
     """Writes n examples, classes in turn: PNG files in one folder per class, or an npz with x, y [n] and classes; x is
     uint8 [n, H, W, C] (grey: [n, H, W]), or of a table float32 [n, features]. The run's last checkpoint is used,
-    finished or not; `notify` is told how many are done. The same n and `draw` give the same examples. Returns n.
+    finished or not, on its device, or on the CPU where that is not there; `notify` is told how many are done. The same
+    n and `draw` give the same examples. Returns n.
 
     Raises:
         GenfedError: no such run or trial, a method without a generator, examples that are no PNG, `out` exists.
@@ -46,7 +49,11 @@ def write_samples(
     chosen = choose(run, config, method, seed, able, "methods with a generator")
     if chosen.label not in able:
         raise GenfedError(f"{chosen.label} has no generator to sample from")
-    task = chosen.at.task
+    task, compute = chosen.at.task, config.compute
+    try:
+        check_device(compute.device)
+    except GenfedError:  # it was trained on another machine
+        compute = replace(compute, device="cpu")
     form = form or ("npz" if out.suffix == ".npz" else "png")
     if form == "png" and (task.kind != "image" or task.shape[0] not in (1, 3)):
         raise GenfedError(f"examples of shape {task.shape} are no PNG, which has 1 or 3 channels: use --format npz")
@@ -57,7 +64,7 @@ def write_samples(
     for start in range(0, n, AT_ONCE):
         y = torch.arange(start, min(start + AT_ONCE, n)) % len(task.classes)
         path = ("sample", draw) if start == 0 else ("sample", draw, start)
-        server = new_server(task, (), config.compute, chosen.seed, 0, *path)
+        server = new_server(task, (), compute, chosen.seed, 0, *path)
         with torch.inference_mode():
             x = _presented(config.method[chosen.label].generate(server, chosen.at.state, y), task)
         if form == "npz":

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from genfed.app import federation, registry
-from genfed.app.config import Config, read, to_toml
+from genfed.app.config import Config, decisive, read
 from genfed.app.trial import Trial, with_evaluation
 from genfed.core.record import load
 from genfed.engines.site import NewNetwork, Shards, Site
@@ -17,11 +17,8 @@ from genfed.engines.site import NewNetwork, Shards, Site
 def new_trial(config: Config, folder: Path, label: str, seed: int, shards: Shards, fingerprint: str) -> Trial:
     """One method with one seed of a run in `folder`; `fingerprint` names the data."""
     method = config.method[label]
-    about = replace(
-        config, methods=(label,), beside=(), method={label: method}, seeds=(seed,), name="any", data_root=""
-    )
-    about = replace(about, compute=replace(config.compute, workers=None))  # the outcome does not depend on it
-    text = to_toml(about, without=("quality", "published"))  # nor on these
+    about = replace(config, methods=(label,), beside=(), method={label: method}, seeds=(seed,))
+    text = json.dumps(decisive(about), sort_keys=True)
     return Trial(
         label=label,
         seed=seed,

@@ -204,9 +204,10 @@ def _accuracy(rows: Sequence[Row], at: Checkpoint[Any], client: int) -> float | 
 @torch.no_grad()
 def _architecture(network: nn.Module, names: Sequence[str], task: Task) -> str | None:
     """The name whose network computes the same with the same weights."""
-    x, weights = torch.rand(3, *task.shape) * 2 - 1, network.state_dict()
+    rng, weights = torch.Generator().manual_seed(0), network.state_dict()
+    x = torch.rand(3, *task.shape, generator=rng) * 2 - 1
     for name in names:
-        other = registry.new_network(name, task, torch.Generator().manual_seed(0)).eval()
+        other = registry.new_network(name, task, rng).eval()
         shapes = {key: value.shape for key, value in other.state_dict().items()}
         if type(other) is type(network) and shapes == {key: value.shape for key, value in weights.items()}:
             other.load_state_dict(weights)

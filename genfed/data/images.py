@@ -120,12 +120,16 @@ class ImageSource(SplitSource):
 
 
 def images_below(folder: Path) -> list[Path]:
-    """The image files in a folder and below it, sorted; hidden ones are passed over.
+    """The image files in a folder and below it, sorted; hidden ones, and those in hidden folders, are passed over.
 
     Raises:
         GenfedError: there are none.
     """
-    files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in SUFFIXES and not f.name.startswith("."))
+    files = sorted(
+        file
+        for file in folder.rglob("*")
+        if file.suffix.lower() in SUFFIXES and not any(p.startswith(".") for p in file.relative_to(folder).parts)
+    )
     if not files:
         raise GenfedError(f"{folder}: there are no images; {', '.join(SUFFIXES)} are allowed")
     return files

@@ -201,6 +201,9 @@ class Table(SplitSource):
 
 
 def _alike(texts: Sequence[str]) -> bool:
-    """Whether the categories are all numbers, or true and false: then a text file's column of them is read as such."""
+    """Whether the categories are all numbers in their plain form (1, not 01), or true and false: then a text file's
+    column of them is read as such.
+    """
     plain = [text for text in texts if text != MISSING]
-    return all(re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?", text) for text in plain) or {*plain} <= {"true", "false"}
+    number = r"-?(0|[1-9]\d*)(\.\d+)?(e[-+]?\d+)?"
+    return all(re.fullmatch(number, text) for text in plain) or {*plain} <= {"true", "false"}

@@ -130,7 +130,7 @@ class Trial:
     what is chosen on the part that it is read on is too high."""
     parameters: float | None = None
     """Numbers that a client holds at once: in what it is sent, or in its classifier, whichever is more, at their most,
-    a mean over clients; None: not counted."""
+    a mean over clients; None: not counted in every phase."""
     quality: Quality | None = None
     """Of its generator; None: it has none, or it was not judged."""
 
@@ -168,9 +168,11 @@ class Trial:
 
     @property
     def flops(self) -> float | None:
-        """Floating-point operations of a client over the whole training, a mean over clients; None: not counted."""
-        counted = [c.flops for c in self.costs if c.flops is not None]
-        return sum(counted) if counted else None
+        """Floating-point operations of a client over the whole training, a mean over clients; None: not counted in
+        every phase in which clients work (a run may be resumed with other settings).
+        """
+        counted = [c.flops for c in self.costs if c.phase != EVALUATE and c.client_seconds]
+        return sum(flops for flops in counted if flops is not None) if counted and None not in counted else None
 
 
 @dataclass(frozen=True)
@@ -287,10 +289,12 @@ def _best(rows: Sequence[Row]) -> float:
 
 def _parameters(rows: Sequence[Row]) -> float | None:
     held: dict[int, float] = defaultdict(float)
-    for row in rows:
-        if row["client"] is not None and "parameters" in row:
-            held[row["client"]] = max(held[row["client"]], row["parameters"])
-    return fmean(held.values()) if held else None
+    trained = [row for row in rows if row["client"] is not None and row["phase"] != EVALUATE]
+    counted = [row for row in trained if "parameters" in row]
+    for row in counted:
+        held[row["client"]] = max(held[row["client"]], row["parameters"])
+    whole = {row["phase"] for row in counted} == {row["phase"] for row in trained}
+    return fmean(held.values()) if held and whole else None
 
 
 def _quality(rows: Sequence[Row]) -> Quality | None:

@@ -14,6 +14,7 @@ import tomli_w
 import genfed
 from genfed.app import cli
 from genfed.app.config import read, to_toml
+from genfed.app.trial import Progress
 from genfed.core import record
 from genfed.core.errors import GenfedError
 from tests.conftest import left_by, start, tiny
@@ -273,6 +274,33 @@ def test_data_that_changed_since(tmp_path: Path) -> None:
     write(1)
     with pytest.raises(GenfedError, match="is of other settings or data"):
         start(config, tmp_path / "run", resume=True)
+
+
+def test_data_that_were_moved_are_the_same(tmp_path: Path) -> None:
+    """A stopped run goes on with its clients' and its public examples in other places, and ends with the same bits."""
+    rng = np.random.default_rng(0)
+    for name in ("d", "p"):
+        x = rng.integers(0, 256, (200, 8, 8)).astype(np.uint8)
+        np.savez(tmp_path / f"{name}.npz", x=x, y=np.arange(200) % 10)
+    sources = {"data": {"kind": "npz", "path": "d.npz"}, "public": {"kind": "npz", "path": "p.npz"}}
+    config = tiny("feddf", seeds=[0, 1]) | sources | {"data_root": str(tmp_path)}
+    start(config, tmp_path / "undisturbed")
+
+    def stop(progress: Progress) -> None:
+        if (progress.seed, progress.step) == (1, 1):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        start(config, tmp_path / "run", notify=stop)
+    (tmp_path / "moved").mkdir()
+    for name in ("d", "p"):
+        (tmp_path / f"{name}.npz").rename(tmp_path / "moved" / f"{name}s.npz")
+    moved = {key: {"kind": "npz", "path": str(tmp_path / "moved" / f"{key[0]}s.npz")} for key in sources}
+    start(config | moved | {"data_root": ""}, tmp_path / "run", resume=True)
+    assert left_by(tmp_path / "run") == left_by(tmp_path / "undisturbed")
+    swapped = {"data": moved["data"], "public": moved["data"]}
+    with pytest.raises(GenfedError, match="is of other settings or data"):
+        start(config | swapped, tmp_path / "run", resume=True)
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "empty", "foreign"])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -139,6 +140,18 @@ def test_samples_are_drawn_piece_by_piece(run: Path, tmp_path: Path, monkeypatch
     for i in range(40):
         with Image.open(tmp_path / "png" / str(i % 10) / f"{i:06d}.png") as image:
             assert (np.asarray(image) == drawn[i]).all()
+
+
+def test_samples_of_a_run_from_a_machine_with_a_gpu(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    shutil.copytree(run, tmp_path / "run")
+    text = (run / "config.toml").read_text()
+    assert 'device = "cpu"' in text
+    (tmp_path / "run" / "config.toml").write_text(text.replace('device = "cpu"', 'device = "cuda"'))
+    for folder in (run, tmp_path / "run"):
+        write_samples(folder, tmp_path / f"{folder.parent.name}.npz", 20, "gefl")
+    with np.load(tmp_path / f"{run.parent.name}.npz") as here, np.load(tmp_path / f"{tmp_path.name}.npz") as there:
+        assert (here["x"] == there["x"]).all()
 
 
 def test_every_class_has_a_folder_of_its_own() -> None:

@@ -96,6 +96,12 @@ def test_every_method_gives_the_classifier_that_was_scored(name: str, tmp_path: 
         assert float(counts.correct.sum()) / float(counts.total.sum()) == score.accuracy
 
 
+def test_the_users_own_draws_go_on_as_they_would(run: Path) -> None:
+    before = torch.get_rng_state()
+    find(run, "gefl", None, 1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_what_is_exported_is_said(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told = said(capsys, "export", run, "--out", tmp_path / "a", "--method", "fedavg", "--seed", 1)
     assert told.startswith("fedavg, seed 1, client 0 (linear), accuracy ")

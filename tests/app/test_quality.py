@@ -10,7 +10,7 @@ import pytest
 import genfed.app.run as runs
 from genfed.app.config import read, to_toml
 from genfed.app.quality import Judge
-from genfed.app.trial import with_evaluation
+from genfed.app.trial import Progress, with_evaluation
 from genfed.core.errors import GenfedError
 from genfed.core.method import leaves
 from genfed.report.metrics import read as read_metrics
@@ -33,7 +33,7 @@ def judged(*toys: str, **changes: Any) -> dict[str, Any]:
 
 
 def test_a_leak_is_found_and_noise_is_silent(tmp_path: Path) -> None:
-    leak, noise, burst = start(judged("Copies", "Noise", "Burst"), tmp_path / "run").trials
+    leak, noise, burst, huge = start(judged("Copies", "Noise", "Burst", "Huge"), tmp_path / "run").trials
     assert leak.quality is not None
     assert noise.quality is not None
     assert leak.quality.samples == noise.quality.samples == 200
@@ -49,10 +49,12 @@ def test_a_leak_is_found_and_noise_is_silent(tmp_path: Path) -> None:
     for name in ("precision", "recall", "coverage"):
         assert getattr(leak.quality, name) > 0.7 > 0.3 > getattr(noise.quality, name), name
 
-    assert burst.quality is None
-    assert burst.failures == (
-        "quality round 0: the generator's samples hold numbers that are not finite: they are not judged",
-    )
+    for unfit in (burst, huge):
+        assert unfit.quality is None
+        assert unfit.failures == (
+            "quality round 0: the generator's samples hold numbers that are not finite, or too large for a classifier: "
+            "they are not judged",
+        )
 
 
 def test_a_stopped_run_is_judged_as_an_undisturbed_one_and_once(
@@ -125,6 +127,25 @@ def test_arithmetic_is_counted_as_by_hand_and_changes_nothing(tmp_path: Path) ->
     assert any(row.get("flops") for row in left_by(tmp_path / "counted")["metrics"])
     assert rows == plain.pop("metrics")
     assert counted == plain
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_what_is_counted_in_some_phases_alone_is_no_count(first: bool, tmp_path: Path) -> None:
+    """The run is resumed with another setting after its first phase."""
+
+    def stop(progress: Progress) -> None:
+        if progress.step == 2:
+            raise KeyboardInterrupt
+
+    def counting(flops: bool) -> dict[str, Any]:
+        return tiny("gefl", quality={"samples": 0, "flops": flops})
+
+    with pytest.raises(KeyboardInterrupt):
+        start(counting(first), tmp_path, notify=stop)
+    (trial,) = start(counting(not first), tmp_path, resume=True).trials
+    assert [cost.flops is not None for cost in trial.costs] == [first, not first, False]
+    assert trial.flops is None
+    assert trial.parameters is None
 
 
 def test_only_the_first_seed_is_counted(tmp_path: Path) -> None:

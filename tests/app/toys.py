@@ -151,6 +151,16 @@ class Burst(Averaging):
 
 
 @settings
+class Huge(Averaging):
+    """A generator whose numbers are finite, and too large to compute with."""
+
+    generates = True
+
+    def generate(self, server: Server, state: Classifiers, y: Tensor) -> Tensor:
+        return torch.full((len(y), *server.task.shape), 3e38)
+
+
+@settings
 class Picky(Alone):
     """A method that needs every class at every client."""
 

@@ -8,6 +8,7 @@ from genfed.core.errors import GenfedError
 from genfed.core.method import Task
 from genfed.data.dataset import Dataset, Source
 from genfed.data.folder import Folder
+from genfed.data.images import images_below
 
 
 def write(folder: Path, shades: range, size: tuple[int, int] = (4, 3), mode: str = "L") -> None:
@@ -88,6 +89,14 @@ def test_parts_must_be_named_as_they_are(tmp_path: Path) -> None:
     write(tmp_path / "val" / "a", range(5))
     with pytest.raises(GenfedError, match="val/ stands beside train/; train, validation, test are allowed"):
         Folder(path=str(tmp_path)).load()
+
+
+def test_what_is_hidden_is_passed_over(tmp_path: Path) -> None:
+    for name in ("a/0.png", "a/.1.png", "a/.ipynb_checkpoints/0-checkpoint.png", "a/deep/2.png"):
+        (tmp_path / ".home" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (4, 3)).save(tmp_path / ".home" / name)
+    root = tmp_path / ".home"  # what is asked for may be hidden itself
+    assert [file.relative_to(root).as_posix() for file in images_below(root)] == ["a/0.png", "a/deep/2.png"]
 
 
 def test_new_images_are_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
 import pytest
 import torch
 from pyarrow import csv, parquet
@@ -179,6 +180,21 @@ def test_the_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(GenfedError, match=r"need the extra \"tables\": pip install 'genfed\[tables\]'"):
         Table(path=path, label="ill").load()
+
+
+@pytest.mark.parametrize("texts", [("01", "02", "07"), ("1", "2", "7"), ("+1", "2", "7"), ("1.5", "2", "7")])
+def test_new_rows_of_text_have_the_categories_of_a_file_of_types(texts: tuple[str, ...], tmp_path: Path) -> None:
+    """Texts of digits, in Parquet, are no numbers; in a text file they look like some."""
+    values = [texts[i % 3] for i in range(90)]
+    parquet.write_table(pyarrow.table({"ward": values, "ill": [i % 2 for i in range(90)]}), tmp_path / "d.parquet")
+    source = Table(path=str(tmp_path / "d.parquet"), label="ill")
+    data = source.load()
+    (tmp_path / "new.csv").write_text("\n".join(["ward", *texts]))
+    (found,) = source.read(str(tmp_path / "new.csv"), data.task, data.encoder)
+    assert data.encoder is not None
+    assert data.encoder.categories["ward"] == tuple(sorted(texts))
+    assert found.x.argmax(1).tolist() == [sorted(texts).index(text) for text in texts]
+    assert found.x.sum(1).tolist() == [1, 1, 1]
 
 
 def test_an_encoder_is_the_same_after_a_file(tmp_path: Path) -> None:

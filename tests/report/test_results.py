@@ -92,12 +92,15 @@ def test_arithmetic_of_the_first_round_stands_for_all_and_is_shared_out_over_cli
         for r, flops, held in (
             (ROWS[0], 900.0, 5.0),
             (ROWS[1], 1500.0, 8.0),
-            (of_client("x", 1, 9, 0, loss=1.0), 7.0, 9.0),
+            (of_client("x", 0, 9, 0, loss=1.0), 7.0, 9.0),
         )
     ]
     trial = summarise([*counted, *ROWS[2:]], "m", 0)
-    assert trial.flops == trial.costs[0].flops == 1200 * 4 / 3
+    assert trial.costs[0].flops == 1200 * 4 / 3
+    assert trial.flops == 1200 * 4 / 3 + 7 / 3
     assert trial.parameters == (9 + 8) / 2
+    later = summarise([*counted[:2], {**counted[2], "round": 1}, *ROWS[2:]], "m", 0)
+    assert (later.costs[0].flops, later.flops) == (1200 * 4 / 3, None)  # of "x" no first round was counted
     assert summarise(ROWS, "m", 0).flops is None
 
 
