@@ -112,4 +112,8 @@ class CVAENetwork(GeneratorNetwork):
         return self.from_noise(self.decode, self.config.latent, y, rng)
 
     def travels(self, name: str) -> bool:
-        return not (self.config.keep_encoder and name.startswith(("planes", "encoder.", "code.")))
+        return self.decodes(name) or not self.config.keep_encoder
+
+    def decodes(self, name: str) -> bool:
+        """Whether the state-dict entry `name` is of the part that `decode` needs."""
+        return name.startswith(("start.", "decoder.")) or name == "bias"

@@ -139,7 +139,7 @@ def _nothing(server: Server, state: object, info: ClientInfo) -> Nothing:
 
 def decoder_of(network: CVAENetwork) -> Weights:
     """The part of its state dict that decodes."""
-    return {k: v for k, v in weights_of(network).items() if k.startswith(("start.", "decoder.")) or k == "bias"}
+    return {k: v for k, v in weights_of(network).items() if network.decodes(k)}
 
 
 @torch.no_grad()

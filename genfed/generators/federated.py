@@ -149,13 +149,11 @@ class Generative(Method[S]):
 
 
 def _loaded(generator: Generator, where: Client | Server, task: Task, weights: Weights) -> GeneratorNetwork:
-    before = where.rng.get_state()
     with _Unfilled():
         network = generator.new(task, where.rng)
     if network.state_dict().keys() != weights.keys():
-        # What never travels is the new network's own until the client has kept some.
-        where.rng.set_state(before)
-        network = generator.new(task, where.rng)
+        # What never travels begins at every client as what travels does: with the common initial weights.
+        network = generator.new(task, where.common("generator"))
         weights = staying(network) | weights
     network.load_state_dict(weights)
     return network.to(where.device)

@@ -46,7 +46,7 @@ def ensemble(headers: Sequence[Weights], counts: Tensor, device: torch.device) -
     """The headers as one: (z [n, dimension], y [n]) → logits [n, classes], Σ_k α_k^y · header_k(z), where α_k^y is
     client k's share of the examples of class y; counts are [clients, classes].
     """
-    # differs from the paper: Eq. 4 has 1/K in place of α; as in its code, a client counts by its examples of the class.
+    # differs from the paper: Eq. 4 has 1/K in place of α. α is from its code, which has it on the clients' losses.
     weight, bias = (torch.stack([header[name] for header in headers]).to(device) for name in ("weight", "bias"))
     shares = (counts / counts.sum(0).clamp(min=1)).T.to(device)
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genfed.core.method import Client
-from genfed.learn.fit import Player, fit, mixed, scaled
+from genfed.learn.fit import Player, fit
 from genfed.learn.training import Training
 
 PairLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -20,18 +20,6 @@ def divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Te
     """
     ours, theirs = (F.log_softmax(logits / temperature, 1) for logits in (student, teacher.detach()))
     return temperature**2 * F.kl_div(ours, theirs, reduction="none", log_target=True).sum(1)
-
-
-@torch.no_grad()
-def predicted(network: nn.Module, x: Tensor, precision: str = "float32", batch_size: int = 500) -> Tensor:
-    """Logits [n, classes] float32 of examples as `Data.x` has them; in eval mode, without gradients."""
-    network.eval()
-    parts = []
-    for some in torch.split(x, batch_size):
-        with mixed(x.device, precision):
-            logits: Tensor = network(scaled(some))
-        parts.append(logits.float())
-    return torch.cat(parts)
 
 
 def train_pair(one: nn.Module, other: nn.Module, client: Client, training: Training, loss: PairLoss) -> float:

@@ -1,4 +1,4 @@
-"""Scoring a classifier: counts per class are all that a client tells."""
+"""What a network makes of examples, and scoring a classifier: counts per class are all that a client tells."""
 
 from dataclasses import dataclass
 
@@ -17,15 +17,21 @@ class Counts:
     total: Tensor
 
 
-@torch.inference_mode()
+@torch.no_grad()
+def predicted(network: nn.Module, x: Tensor, precision: str = "float32", batch_size: int = 500) -> Tensor:
+    """What the network gives, [n, …] float32 of examples as `Data.x` has them; in eval mode, without gradients."""
+    network.eval()
+    parts = []
+    for some in torch.split(x, batch_size):
+        with mixed(x.device, precision):
+            out: Tensor = network(scaled(some))
+        parts.append(out.float())
+    return torch.cat(parts)
+
+
 def count(network: nn.Module, data: Data, classes: int, precision: str = "float32", batch_size: int = 500) -> Counts:
     """Classifies all examples in eval mode."""
-    network.eval()
-    hits = []
-    for x, y in zip(torch.split(data.x, batch_size), torch.split(data.y, batch_size), strict=True):
-        with mixed(x.device, precision):
-            hits.append(network(scaled(x)).argmax(1) == y)
-    right = torch.cat(hits)
+    right = predicted(network, data.x, precision, batch_size).argmax(1) == data.y
     return Counts(
         torch.bincount(data.y[right], minlength=classes).cpu(), torch.bincount(data.y, minlength=classes).cpu()
     )

@@ -40,11 +40,11 @@ def unscaled(x: Tensor) -> Tensor:
 
 
 def batches(n: int, size: int, rng: torch.Generator) -> Iterator[Tensor]:
-    """Rows [≤ size] of one shuffled epoch. A last batch of one joins the batch before it: BatchNorm has no
-    variance of one example.
+    """Rows of one shuffled epoch, `size` a batch. A last batch of one joins the batch before it, since BatchNorm has
+    no variance of one example; but for size 1, where all are alike.
     """
     parts = list(torch.split(torch.randperm(n, generator=rng), size))
-    if len(parts) > 1 and len(parts[-1]) == 1:
+    if size > 1 and len(parts) > 1 and len(parts[-1]) == 1:
         parts[-2:] = [torch.cat(parts[-2:])]
     yield from parts
 

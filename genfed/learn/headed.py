@@ -16,11 +16,11 @@ from genfed.core.errors import GenfedError
 from genfed.core.method import Client, Method, Server
 from genfed.core.rng import seeded
 from genfed.core.settings import settings
-from genfed.learn.fit import Loss, Player, fit, mixed, scaled
+from genfed.learn.evaluate import predicted
+from genfed.learn.fit import Loss, Player, fit
 from genfed.learn.training import Training
 
 S = TypeVar("S")
-AT_ONCE = 500
 
 
 class Headed(nn.Module):
@@ -108,16 +108,11 @@ class ByRepresentation(Method[S]):
         )
 
 
-@torch.no_grad()
 def class_sums(network: Headed, client: Client) -> ClassSums:
     """The representations of all the client's examples, in eval mode, added up by class; on the CPU."""
-    network.eval()
     y, classes = client.data.y.cpu(), len(client.task.classes)
-    parts = []
-    for x in torch.split(client.data.x, AT_ONCE):
-        with mixed(client.device, client.precision):
-            parts.append(network.extractor(scaled(x)).double().cpu())
-    sums = F.one_hot(y, classes).double().T @ torch.cat(parts)
+    z = predicted(network.extractor, client.data.x, client.precision).cpu()
+    sums = F.one_hot(y, classes).double().T @ z.double()
     return ClassSums(sums.float(), torch.bincount(y, minlength=classes))
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from genfed.core.errors import GenfedError
 from genfed.core.method import Client, Data, Reply, Server, Slot, Task, Weights
-from genfed.learn.fit import scaled
+from genfed.learn.evaluate import predicted
 from genfed.learn.training import Training, train
 from genfed.learn.weights import initial_classifiers, load_weights, weights_of
 
@@ -92,10 +92,7 @@ def cached_features(client: Client, network: nn.Module) -> Data:
     """The features of the client's examples, float32 [n, *feature shape]; computed once and kept."""
     kept = client.kept.get(FEATURES)
     if kept is None:
-        extractor = network.get_submodule("extractor").eval()
-        with torch.no_grad():
-            parts_of_x = [extractor(scaled(x)) for x in torch.split(client.data.x, 500)]
-        kept = Data(torch.cat(parts_of_x).float().cpu(), client.data.y.cpu())
+        kept = Data(predicted(network.get_submodule("extractor"), client.data.x).cpu(), client.data.y.cpu())
         client.kept.put(FEATURES, kept)
     return kept.to(client.device)
 

@@ -13,7 +13,7 @@ from genfed.core.aggregate import ClientInfo
 from genfed.core.method import Client, Data, Phase, Reply, Server, Weights
 from genfed.core.settings import settings
 from genfed.learn.averaging import Averaging, Classifiers
-from genfed.learn.distil import predicted
+from genfed.learn.evaluate import predicted
 from genfed.learn.training import train
 from genfed.learn.weights import Model, load_weights, weights_of
 

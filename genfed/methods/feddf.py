@@ -12,11 +12,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from genfed.core.aggregate import Collect, Fold, Mean
+from genfed.core.errors import GenfedError
 from genfed.core.method import Phase, Reduced, Server, Weights
 from genfed.core.rng import seeded
 from genfed.core.settings import settings
 from genfed.learn.averaging import Averaging, Classifiers
-from genfed.learn.distil import divergence, predicted
+from genfed.learn.distil import divergence
+from genfed.learn.evaluate import predicted
 from genfed.learn.fit import Loss, Player, batches, scaled, step
 from genfed.learn.weights import Model, load_weights, weights_of
 
@@ -36,6 +38,11 @@ class FedDF(Averaging):
     """Adam's in the first step; it falls to 0 along a cosine."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
     """Divides logits before they are compared; 1 is the paper's."""
+
+    def init(self, server: Server) -> Classifiers:
+        if server.public is not None and len(server.public) < 2:
+            raise GenfedError(f"feddf needs 2 public examples at least, and the run names {len(server.public)}")
+        return super().init(server)
 
     def phases(self) -> list[Phase[Classifiers]]:
         (averaging,) = super().phases()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from genfed.core.aggregate import ClientInfo
 from genfed.core.method import Client, Data, Task
 from genfed.core.rng import seeded, stream
-from genfed.learn.distil import divergence, predicted, train_pair
+from genfed.learn.distil import divergence, train_pair
 from genfed.learn.fit import cross_entropy
 from genfed.learn.training import Training
 
@@ -62,15 +62,6 @@ def test_cross_entropy_takes_soft_targets() -> None:
             losses = cross_entropy(network)(torch.ones(2, 1), soft, stream(0))
         expected = [-0.5 * math.log(0.25) - 0.5 * math.log(0.75), -math.log(0.75)]
         assert losses.tolist() == pytest.approx(expected, rel=1e-2 if precision == torch.bfloat16 else 1e-6)
-
-
-def test_predictions_are_those_of_eval_mode_whatever_the_batches() -> None:
-    network = nn.Sequential(nn.BatchNorm1d(2), nn.Dropout(0.5), nn.Flatten()).train()
-    x = torch.arange(14, dtype=torch.uint8).reshape(7, 2)
-    got = predicted(network, x, batch_size=3)
-    assert torch.allclose(got, x.float() / 127.5 - 1, atol=1e-4)
-    assert network.get_submodule("0").get_buffer("num_batches_tracked").item() == 0
-    assert not predicted(scalar(1.0), torch.ones(3, 1)).requires_grad
 
 
 def test_a_pair_learns_from_predictions_made_before_the_step() -> None:

@@ -3,7 +3,7 @@ import torch
 from torch import Tensor, nn
 
 from genfed.core.method import Data
-from genfed.learn.evaluate import count
+from genfed.learn.evaluate import count, predicted
 
 
 class Says(nn.Module):
@@ -42,3 +42,12 @@ def test_scoring_leaves_weights_and_statistics_alone() -> None:
     one, other = count(network, Data(X, Y), 4), count(network.train(), Data(X, Y), 4)
     assert one.correct.tolist() == other.correct.tolist()
     assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
+
+
+def test_predictions_are_those_of_eval_mode_whatever_the_batches() -> None:
+    network = nn.Sequential(nn.BatchNorm1d(2), nn.Dropout(0.5), nn.Flatten()).train()
+    x = torch.arange(14, dtype=torch.uint8).reshape(7, 2)
+    got = predicted(network, x, batch_size=3)
+    assert torch.allclose(got, x.float() / 127.5 - 1, atol=1e-4)
+    assert network.get_submodule("0").get_buffer("num_batches_tracked").item() == 0
+    assert not predicted(nn.Linear(1, 2), torch.ones(3, 1)).requires_grad

@@ -57,6 +57,7 @@ def test_a_last_single_example_joins_the_batch_before_it() -> None:
     assert [len(p) for p in batches(4, 3, stream(0))] == [4]
     assert [len(p) for p in batches(8, 3, stream(0))] == [3, 3, 2]
     assert [len(p) for p in batches(1, 3, stream(0))] == [1]
+    assert [len(p) for p in batches(3, 1, stream(0))] == [1, 1, 1], "one step an example was asked for"
 
 
 def test_epochs_are_shuffled_anew() -> None:

@@ -12,7 +12,6 @@ from genfed.core.aggregate import ClientInfo
 from genfed.core.errors import GenfedError
 from genfed.core.method import Client, Data, Method, Server, Task
 from genfed.core.rng import seeded, stream
-from genfed.learn import headed
 from genfed.learn.headed import ByRepresentation, Headed, class_sums
 from genfed.learn.split import parts
 from genfed.learn.weights import weights_of
@@ -181,13 +180,3 @@ def test_the_sums_and_means_of_a_class_by_hand() -> None:
     assert torch.equal(found.means(), torch.tensor([[4.0, 0.5, 0.0], [3.0, 8 / 3, 0.0], [0.0, 0.0, 0.0]]))
     assert not found.sums.requires_grad
     assert found.sums.dtype == torch.float32
-
-
-def test_examples_are_taken_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    x, y = torch.randn(11, 3), torch.arange(11) % 2
-    network = METHOD.network(server("chain"), "chain")
-    whole = class_sums(network, client("chain", Data(x, y)))
-    monkeypatch.setattr(headed, "AT_ONCE", 4)
-    in_parts = class_sums(network, client("chain", Data(x, y)))
-    torch.testing.assert_close(whole.sums, in_parts.sums)
-    assert torch.equal(whole.counts, in_parts.counts)

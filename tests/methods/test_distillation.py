@@ -166,6 +166,15 @@ def test_feddf_needs_public_examples(tmp_path: Path) -> None:
         start(tiny("feddf") | {"public": None}, tmp_path / "run")
 
 
+def test_feddf_needs_two_public_examples() -> None:
+    """Of one, BatchNorm has no variance."""
+    for count in (0, 1):
+        public = torch.zeros(count, 2)
+        server = Server(TASK, (), 0, stream(0), 0, CPU, "float32", lambda name, rng: Constant(), public)
+        with pytest.raises(GenfedError, match=f"needs 2 public examples at least, and the run names {count}"):
+            FedDF().init(server)
+
+
 # FML.
 
 

@@ -18,7 +18,7 @@ from genfed.learn import fit, training
 from genfed.learn.weights import Model
 from genfed.methods import gefl
 from genfed.methods.gefl import GeFL
-from tests.conftest import left_by, start, tiny
+from tests.conftest import TINY, TINY_GENERATORS, left_by, start, tiny
 
 
 @pytest.fixture(autouse=True)
@@ -147,6 +147,18 @@ def test_what_stays_at_home_goes_on_from_round_to_round(tmp_path: Path, monkeypa
         assert not same(left, begun[client])
         assert not same(left, at_the_end)
     assert not same(begun[4], begun[5])
+
+
+@pytest.mark.parametrize(("kind", "keep"), [("cvae", "keep_encoder"), ("dcgan", "keep_discriminator")])
+def test_the_first_round_is_the_same_whatever_stays_at_home(kind: str, keep: str, tmp_path: Path) -> None:
+    """What stays begins at every client with the common initial weights, as if it had been sent."""
+    whole, half = (
+        start_and_read(tmp_path / str(at_home), TINY["gefl"] | {"generator": generator, "generator_rounds": 1}, 0)
+        for at_home in (False, True)
+        for generator in (TINY_GENERATORS[kind] | {keep: at_home},)
+    )
+    assert len(half.generator) < len(whole.generator)
+    assert all(torch.equal(value, whole.generator[name]) for name, value in half.generator.items())
 
 
 def test_generator_rounds_know_how_far_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
