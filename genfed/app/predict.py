@@ -15,7 +15,7 @@ from genfed.core.errors import GenfedError
 from genfed.core.method import Task
 from genfed.data.dataset import Examples, Source
 from genfed.data.features import Encoder
-from genfed.learn.distil import predicted
+from genfed.learn.evaluate import predicted
 
 
 @dataclass(frozen=True)
