@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from genfed.core.aggregate import Collect, Fold, Mean
 from genfed.core.errors import GenfedError
 from genfed.core.method import Phase, Reduced, Server, Weights
-from genfed.core.rng import seeded
 from genfed.core.settings import settings
 from genfed.learn.averaging import Averaging, Classifiers
 from genfed.learn.distil import divergence
@@ -32,7 +31,7 @@ class FedDF(Averaging):
     distillation_steps: Annotated[int, Field(ge=0)] = 500
     """Batches that every architecture learns from after each round; 0 is FedAvg."""
     # differs from the paper: up to 10,000 there, stopped early by validation accuracy; the server here has no labels.
-    distillation_batch_size: Annotated[int, Field(ge=2)] = 128
+    distillation_batch_size: Annotated[int, Field(ge=1)] = 128
     """Public examples per step."""
     distillation_learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     """Adam's in the first step; it falls to 0 along a cosine."""
@@ -40,8 +39,8 @@ class FedDF(Averaging):
     """Divides logits before they are compared; 1 is the paper's."""
 
     def init(self, server: Server) -> Classifiers:
-        if server.public is not None and len(server.public) < 2:
-            raise GenfedError(f"feddf needs 2 public examples at least, and the run names {len(server.public)}")
+        if server.public is not None and not len(server.public):
+            raise GenfedError("feddf needs public examples, and the source in the table [public] has none")
         return super().init(server)
 
     def phases(self) -> list[Phase[Classifiers]]:
@@ -75,16 +74,17 @@ class FedDF(Averaging):
         ensemble = torch.zeros(len(x), len(server.task.classes), device=server.device)
         for architecture, weights in teachers:
             ensemble += predicted(loaded(server, architecture, weights), x, server.precision) / len(teachers)
-        networks = {architecture: loaded(server, architecture, w).train() for architecture, w in students.items()}
+        # differs from the paper: in eval mode. BatchNorm would take over the statistics of the public examples, and the
+        # students are scored on the clients'.
+        networks = {architecture: loaded(server, architecture, w).eval() for architecture, w in students.items()}
         rate = self.distillation_learning_rate
         optimisers = [torch.optim.Adam(n.parameters(), lr=rate, fused=True) for n in networks.values()]
         players = [Player(self.loss(n), o) for n, o in zip(networks.values(), optimisers, strict=True)]
         falling = [torch.optim.lr_scheduler.CosineAnnealingLR(o, self.distillation_steps) for o in optimisers]
-        with seeded(rng):  # dropout
-            for rows in torch.split(places.to(server.device), [len(rows) for rows in drawn]):
-                for player, schedule in zip(players, falling, strict=True):
-                    step(player, scaled(x[rows]), ensemble[rows], rng, server.precision)
-                    schedule.step()
+        for rows in torch.split(places.to(server.device), [len(rows) for rows in drawn]):
+            for player, schedule in zip(players, falling, strict=True):
+                step(player, scaled(x[rows]), ensemble[rows], rng, server.precision)
+                schedule.step()
         return {architecture: weights_of(network) for architecture, network in networks.items()}
 
     def loss(self, student: nn.Module) -> Loss:

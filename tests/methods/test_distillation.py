@@ -1,5 +1,6 @@
 """What the baselines by distillation compute, and the cases in which they are FedAvg or local training."""
 
+import copy
 import functools
 import math
 from pathlib import Path
@@ -166,13 +167,25 @@ def test_feddf_needs_public_examples(tmp_path: Path) -> None:
         start(tiny("feddf") | {"public": None}, tmp_path / "run")
 
 
-def test_feddf_needs_two_public_examples() -> None:
-    """Of one, BatchNorm has no variance."""
-    for count in (0, 1):
-        public = torch.zeros(count, 2)
-        server = Server(TASK, (), 0, stream(0), 0, CPU, "float32", lambda name, rng: Constant(), public)
-        with pytest.raises(GenfedError, match=f"needs 2 public examples at least, and the run names {count}"):
-            FedDF().init(server)
+def test_feddf_needs_a_public_example() -> None:
+    server = Server(TASK, (), 0, stream(0), 0, CPU, "float32", lambda name, rng: Constant(), torch.zeros(0, 2))
+    with pytest.raises(
+        GenfedError, match=r"feddf needs public examples, and the source in the table \[public\] has none"
+    ):
+        FedDF().init(server)
+
+
+def test_feddf_leaves_the_clients_statistics() -> None:
+    """The public examples are far from the clients': what BatchNorm knows of the clients' must survive them."""
+    network = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 2))
+    begun = {k: v.clone() for k, v in network.state_dict().items()}
+    public = torch.full((4, 2), 5.0)
+    server = Server(TASK, (), 0, stream(0), 0, CPU, "float32", lambda name, rng: copy.deepcopy(network), public)
+    method = FedDF(distillation_steps=3, distillation_batch_size=1)
+    other = begun | {"1.bias": torch.tensor([5.0, 0.0])}
+    after = method.distilled(server, {"a": begun}, [("a", other)])["a"]
+    assert torch.equal(after["0.running_mean"], begun["0.running_mean"])
+    assert not torch.equal(after["1.weight"], begun["1.weight"])
 
 
 # FML.
