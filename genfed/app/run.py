@@ -348,9 +348,10 @@ def _grid(label: str, trial: Trial, state: Any, each: int = 10) -> Grid:
 
 
 def _environment(config: Config, started: Started) -> Environment:
-    libraries = ("torch", "numpy", "safetensors", "scikit-learn")
     versions = {"genfed": __version__, "python": platform.python_version()}
-    versions |= {name: importlib.metadata.version(name) for name in libraries}
+    for name in ("torch", "numpy", "safetensors", "scikit-learn", "diffusers", "transformers"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # extras
+            versions[name] = importlib.metadata.version(name)
     return Environment(
         command=started.command,
         started=started.at,
