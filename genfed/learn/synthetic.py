@@ -112,11 +112,12 @@ class SyntheticSet:
         rows = torch.arange(len(self)) if rows is None else rows
         made = _empty(len(rows), server.task.shape)
         start = 0
-        for part in self.chunks(server):
-            places = torch.nonzero((rows >= start) & (rows < start + len(part))).flatten()
-            for to, of in zip(_columns(made), _columns(part), strict=True):
-                to[places] = of[rows[places] - start]
-            start += len(part)
+        for shard in self.shards:
+            places = torch.nonzero((rows >= start) & (rows < start + shard.count)).flatten()
+            if len(places):
+                for to, of in zip(_columns(made), _columns(server.store.read(Made, shard)), strict=True):
+                    to[places] = of[rows[places] - start]
+            start += shard.count
         return made
 
     def wanted(self, server: Server) -> Wanted:
@@ -137,6 +138,17 @@ class SyntheticSet:
             pool = pool[order[whole:]]
         for rows in batches(len(pool), size, rng) if len(pool) else ():
             yield pool[rows]
+
+
+def in_turn(wanted: Wanted, n: int, rng: torch.Generator) -> Tensor:
+    """Rows of at most n images: at random, but every class and client in turn while they last."""
+    order = torch.randperm(len(wanted), generator=rng)
+    cell = torch.unique(torch.stack([wanted.labels, wanted.clients], 1), dim=0, return_inverse=True)[1][order]
+    counts = torch.bincount(cell)
+    by_cell = torch.argsort(cell, stable=True)
+    turn = torch.empty_like(cell)
+    turn[by_cell] = torch.arange(len(cell)) - (counts.cumsum(0) - counts)[cell[by_cell]]
+    return order[torch.argsort(turn * len(counts) + cell)][:n]
 
 
 def _empty(n: int, shape: tuple[int, ...]) -> Made:
