@@ -39,7 +39,7 @@ def kept(label: str, synthetic: SyntheticSet, server: Server, shards: Shards | N
     cells = {pair: torch.stack(images) for pair, images in found.items()}
     shown = {pair: x for pair, x in cells.items() if pair[0] < CLASSES and pair[1] in clients[:CLIENTS]}
     real = None if shards is None else _real(shards, each)
-    small = None if real is None else _small(real.flatten(0, 1)).unflatten(0, real.shape[:2])
+    small = None if real is None else torch.stack([_small(images) for images in real])
     return SetGrid(label, len(synthetic), clients, shown, small)
 
 

@@ -148,7 +148,7 @@ def _write(
     if form == "npz":
         arrays = {name: np.concatenate(parts) for name, parts in columns.items()}
         with out.open("wb") as file:
-            np.savez_compressed(file, classes=np.array(task.classes), **arrays)
+            np.savez_compressed(file, **arrays, classes=np.array(task.classes))  # type: ignore[arg-type]
     return count
 
 

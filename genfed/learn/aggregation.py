@@ -60,7 +60,7 @@ def targets_of(made: Made, server: Server, teachers: Mapping[int, nn.Module], ho
 
     if how == "multi_teacher":
         return one_hot + torch.stack([answers(teacher, made.images) for teacher in teachers.values()]).mean(0)
-    for client in made.wanted.clients.unique().tolist():
+    for client in sorted(set(made.wanted.clients.tolist())):
         if client not in teachers:
             raise GenfedError(f"{how}: images stand for client {client}, whose classifier is not there")
         own = made.wanted.clients == client

@@ -194,7 +194,8 @@ def synthesis(name: str, wanted: Callable[[K], Wanted], make: Make[K], chunk: in
             about = f"image {first + i}, class {int(now.labels[i])}, client {int(now.clients[i])}"
             raise GenfedError(f"phase {name!r} made images that are not finite: {about} is the first")
         made = Made(unscaled(images).cpu(), now, torch.tensor(seeds, dtype=torch.int64))
-        return dataclasses.replace(typing.cast(Any, state), synthetic=state.synthetic.append(server, made))
+        grown = dataclasses.replace(typing.cast(Any, state), synthetic=state.synthetic.append(server, made))
+        return typing.cast(K, grown)
 
     return Phase(name, update, rounds=rounds, changes_classifier=False)
 
