@@ -15,8 +15,11 @@ if TYPE_CHECKING:
     from genfed.core.errors import GenfedError
     from genfed.core.method import Client, Data, Method, Nothing, Phase, Reduced, Repeat, Reply, Server, Slot, Task
     from genfed.core.settings import settings
+    from genfed.core.store import Shard
     from genfed.generators.generator import Generator, GeneratorNetwork
+    from genfed.learn.aggregation import aggregate
     from genfed.learn.fit import Player, fit, scaled
+    from genfed.learn.synthetic import SyntheticSet, Wanted, synthesis
     from genfed.learn.training import Training, train
     from genfed.learn.weights import Model, initial_weights, load_weights, weights_of
     from genfed.report.results import Report
@@ -33,8 +36,11 @@ _HOMES = {
         *("Client", "Data", "Method", "Nothing", "Phase", "Reduced", "Repeat", "Reply", "Server", "Slot", "Task"),
     ),
     "genfed.core.settings": ("settings",),
+    "genfed.core.store": ("Shard",),
     "genfed.generators.generator": ("Generator", "GeneratorNetwork"),
+    "genfed.learn.aggregation": ("aggregate",),
     "genfed.learn.fit": ("Player", "fit", "scaled"),
+    "genfed.learn.synthetic": ("SyntheticSet", "Wanted", "synthesis"),
     "genfed.learn.training": ("Training", "train"),
     "genfed.learn.weights": ("Model", "initial_weights", "load_weights", "weights_of"),
     "genfed.report.results": ("Report",),
@@ -61,10 +67,14 @@ __all__ = [
     "Reply",
     "Report",
     "Server",
+    "Shard",
     "Slot",
     "Sum",
+    "SyntheticSet",
     "Task",
     "Training",
+    "Wanted",
+    "aggregate",
     "fit",
     "initial_weights",
     "load_model",
@@ -72,6 +82,7 @@ __all__ = [
     "run",
     "scaled",
     "settings",
+    "synthesis",
     "train",
     "weights_of",
 ]

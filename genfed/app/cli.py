@@ -128,7 +128,7 @@ def sample(
         Literal["png", "npz"] | None, typer.Option("--format", help="png or npz.", show_default="by the name of --out")
     ] = None,
 ) -> None:
-    """Write labelled synthetic images, made by the generator that a run trained.
+    """Write labelled synthetic images, made by the generator that a run trained or kept by its server.
 
     The same run, number and draw give the same images; another number may give others.
     """

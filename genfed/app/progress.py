@@ -41,6 +41,8 @@ class Watch:
             f"{progress.label} · seed {progress.seed} · {progress.phase} round {progress.round + 1}/{progress.rounds}"
             f" · {asked}{scored}"
         )
+        if progress.left is not None and progress.rounds > 1:
+            where += f" · {duration(progress.left)} left"
         done = (progress.step + progress.client / max(1, progress.clients)) / max(1, progress.steps)
         trials = f"trial {len(self._seen)}/{self._trials}"
         self._bars.update(self._all, completed=len(self._seen) - 1 + min(1, done), description=trials)
@@ -55,3 +57,10 @@ class Watch:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._bars.stop()
+
+
+def duration(seconds: float) -> str:
+    """About how long: 8 s, 2 min, 3.5 h."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 99.5 * 60 else f"{seconds / 3600:.1f} h"

@@ -13,11 +13,12 @@ from genfed.app.config import Config
 from genfed.app.federation import check_architecture
 from genfed.app.trial import Trial, server_of
 from genfed.core.errors import GenfedError
-from genfed.core.method import Data, Task
+from genfed.core.method import Data, Method, Task
 from genfed.core.rng import stream
 from genfed.engines.site import Shards
 from genfed.learn.evaluate import count
 from genfed.learn.fit import Player, cross_entropy, fit, scaled
+from genfed.learn.synthetic import keeps_set
 from genfed.report.quality import features, frechet, memorisation, neighbourhoods
 from genfed.report.results import QUALITY
 
@@ -38,12 +39,10 @@ class Reference:
     """Features [n, d] of the held-out part."""
     trained: Tensor
     """Rows of the training examples whose ratio is taken."""
-    frechet: float
-    """The distance of as many training examples as there are samples to the held-out part."""
 
 
 class Judge:
-    """Judges the generators of one seed; its reference classifier is trained when it is first needed."""
+    """Judges the generators and kept sets of one seed; its reference classifier is trained when it is first needed."""
 
     def __init__(self, config: Config, shards: Shards, seed: int) -> None:
         self._shards, self._seed, self._samples = shards, seed, config.quality.samples
@@ -56,32 +55,38 @@ class Judge:
         # Classes as often as the clients have them: else the measures would judge the choice of labels.
         y = train.y[torch.randint(len(train), (self._samples,), generator=self._stream("labels"))]
         begun = time.perf_counter()
-        x = trial.method.generate(server_of(trial, 0, "quality"), state, y).float().cpu()
+        if trial.method.generates:
+            made = Data(trial.method.generate(server_of(trial, 0, "quality"), state, y).float().cpu(), y)
+        else:
+            made = self._stored(trial, state, y)
         row = {
             "method": trial.label, "seed": trial.seed, "step": step, "phase": QUALITY, "round": 0, "client": None,
             "seconds": round(time.perf_counter() - begun, 6), "failed": {},
-            "samples": self._samples, "architecture": self._architecture, "epochs": self._epochs,
+            "samples": len(made), "asked": self._samples, "stored": not trial.method.generates,
+            "architecture": self._architecture, "epochs": self._epochs,
         }  # fmt: skip
-        of_made = features(reference.network, x)
-        if not all(bool(torch.isfinite(vectors).all()) for vectors in (x, of_made)):
+        if len(made) < 2:
+            return row | {"lost": ["the server keeps fewer than 2 images of the clients' classes: they are not judged"]}
+        of_made = features(reference.network, made.x)
+        if not all(bool(torch.isfinite(vectors).all()) for vectors in (made.x, of_made)):
             why = "the generator's samples hold numbers that are not finite, or too large for a classifier"
             return row | {"lost": [f"{why}: they are not judged"]}
-        made = Data(x.clone(), y)  # a method may draw in inference mode
+        made = Data(made.x.clone(), made.y)  # a method may draw in inference mode
         drawn = self._stream("rows")
-        some_real = _some(len(held_out), self._samples, drawn)
-        fresh = _some(len(held_out), min(FRESH, self._samples), drawn)
-        some_made = _some(self._samples, len(fresh), drawn)
+        some_real = _some(len(held_out), len(made), drawn)
+        fresh = _some(len(held_out), min(FRESH, len(made)), drawn)
+        some_made = _some(len(made), len(fresh), drawn)
         of_trained = features(reference.network, train.x[reference.trained])
         taught = self._trained(made)
         return row | {
             "frechet": frechet(of_made, reference.held_out),
-            "frechet_real": reference.frechet,
+            "frechet_real": self._frechet_real(len(made)),
             **neighbourhoods(reference.held_out[some_real], of_made[: len(some_real)]),
             "right_class": self._accuracy(reference.network, made),
             "train_on_synthetic": self._accuracy(taught, held_out),
             "train_on_real": reference.accuracy,
             "memorisation": memorisation(
-                *(scaled(z).flatten(1) for z in (train.x[reference.trained], held_out.x[fresh], x[some_made]))
+                *(scaled(z).flatten(1) for z in (train.x[reference.trained], held_out.x[fresh], made.x[some_made]))
             ),
             "memorisation_features": memorisation(of_trained, reference.held_out[fresh], of_made[some_made]),
         }
@@ -92,9 +97,22 @@ class Judge:
         network = self._trained(train)
         trained = _some(len(train), TRAINED, self._stream("trained"))
         of_held_out = features(network, held_out.x)
-        as_many = _some(len(train), self._samples, self._stream("as-many"))
-        distance = frechet(features(network, train.x[as_many]), of_held_out)
-        return Reference(network, self._accuracy(network, held_out), of_held_out, trained, distance)
+        return Reference(network, self._accuracy(network, held_out), of_held_out, trained)
+
+    def _frechet_real(self, samples: int) -> float:
+        """The distance of as many training examples as there are samples to the held-out part."""
+        as_many = _some(len(self._shards.train), samples, self._stream("as-many"))
+        return frechet(features(self._reference.network, self._shards.train.x[as_many]), self._reference.held_out)
+
+    def _stored(self, trial: Trial, state: Any, y: Tensor) -> Data:
+        """Of the set that the server keeps, at random: as many of each class as in y, or all where there are fewer."""
+        server, drawn = server_of(trial, 0, "quality"), self._stream("stored")
+        labels = state.synthetic.wanted(server).labels
+        order = torch.randperm(len(labels), generator=drawn)
+        of_class = [order[labels[order] == c][: int((y == c).sum())] for c in range(len(server.task.classes))]
+        rows = torch.cat(of_class)  # shuffled once more: some measures look at the first ones alone
+        data: Data = state.synthetic.read(server, rows[torch.randperm(len(rows), generator=drawn)]).data
+        return data
 
     def _trained(self, data: Data) -> nn.Module:
         """A network from the same initial weights, whatever it is trained on."""
@@ -139,14 +157,19 @@ def check(config: Config, shards: Shards) -> None:
 
 
 def wanted(config: Config) -> bool:
-    """Whether any generator of the run is judged."""
-    return config.quality.samples > 0 and any(method.generates for method in config.method.values())
+    """Whether anything of the run is judged."""
+    return config.quality.samples > 0 and any(judged(method) for method in config.method.values())
+
+
+def judged(method: Method[Any]) -> bool:
+    """Whether the method has samples to judge: it makes them, or its server keeps a set of them."""
+    return method.generates or keeps_set(method)
 
 
 def current(row: dict[str, Any], config: Config, task: Task) -> bool:
     """Whether a row of this kind was made with the config's settings."""
     now = (config.quality.samples, architecture(config, task), config.quality.epochs)
-    return (row["samples"], row["architecture"], row["epochs"]) == now
+    return (row.get("asked", row["samples"]), row["architecture"], row["epochs"]) == now
 
 
 def _some(n: int, most: int, rng: torch.Generator) -> Tensor:

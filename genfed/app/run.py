@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import pydantic
-import torch
 from torch import Tensor
 
 from genfed import __version__
-from genfed.app import federation, quality
+from genfed.app import federation, grids, quality
 from genfed.app.config import Config, decisive, read, to_toml
 from genfed.app.site import new_site, new_trial, shards_file, trial_folder
-from genfed.app.trial import Progress, Run, Trial, counts_for, new_server, read_checkpoint, server_of
+from genfed.app.trial import Progress, Run, counts_for, new_server, read_checkpoint, server_of
 from genfed.core.errors import GenfedError
 from genfed.core.method import Task
 from genfed.core.record import digest, pack, save
@@ -33,10 +32,10 @@ from genfed.data.features import write_encoder
 from genfed.data.huggingface import HuggingFace
 from genfed.engines.embedded import InProcess, Workers
 from genfed.engines.site import Shards, threads
-from genfed.learn.fit import scaled, unscaled
+from genfed.learn.synthetic import keeps_set
 from genfed.report.metrics import Metrics, retain
 from genfed.report.metrics import read as read_metrics
-from genfed.report.page import Grid, page
+from genfed.report.page import Grid, SetGrid, page
 from genfed.report.results import QUALITY, Environment, Report, Row, summarise, to_json
 from genfed.report.tensorboard import TensorBoard, open_tensorboard
 
@@ -167,7 +166,7 @@ def _run(
     started: Started,
 ) -> Report:
     partition: dict[str, tuple[tuple[int, ...], ...]] = {}
-    grids: dict[str, Grid] = {}
+    pictures: dict[str, Grid | SetGrid] = {}
     data = folder / "data"
     data.mkdir(exist_ok=True)
     if dataset.encoder is not None:  # whoever uses what was trained needs no training data
@@ -201,11 +200,13 @@ def _run(
                 engine = workers or InProcess(new_site(trial))
                 loop = Run(trial, engine, record, notify)
                 state = loop.finish()
-                if method.generates and config.quality.samples and (label, seed) not in judged:
+                if quality.judged(method) and config.quality.samples and (label, seed) not in judged:
                     loop.tell_after(QUALITY)
                     record([judge(trial, state, loop.step)])
                 if method.generates and seed == config.seeds[0]:
-                    grids[label] = _grid(label, trial, state)
+                    pictures[label] = grids.generated(label, trial, state)
+                elif keeps_set(method) and seed == config.seeds[0]:
+                    pictures[label] = grids.kept(label, state.synthetic, server_of(trial, 0, "grid"), shards)
             shards_file(folder, seed).unlink(missing_ok=True)
     rows = read_metrics(folder / "metrics.jsonl")
     trials = tuple(summarise(rows, label, seed) for label in config.labels for seed in config.seeds)
@@ -221,7 +222,7 @@ def _run(
         published=config.published,
     )
     (folder / "report.json").write_text(to_json(report), "utf-8")
-    (folder / "report.html").write_text(page(report, grids), "utf-8")
+    (folder / "report.html").write_text(page(report, pictures), "utf-8")
     shutil.rmtree(data, ignore_errors=True)
     return report
 
@@ -333,18 +334,6 @@ def _logged(folder: Path) -> Iterator[None]:
         logger.removeHandler(handler)
         logger.propagate = before
         handler.close()
-
-
-def _grid(label: str, trial: Trial, state: Any, each: int = 10) -> Grid:
-    """Ten generated and ten held-out examples of every class."""
-    classes = len(trial.shards.task.classes)
-    y = torch.arange(classes).repeat_interleave(each)
-    made = trial.method.generate(server_of(trial, 0, "grid"), state, y)
-    held_out = trial.shards.held_out
-    rows = [torch.nonzero(held_out.y == c).flatten()[:each] for c in range(classes)]
-    enough = all(len(r) == each for r in rows)
-    real = torch.stack([unscaled(scaled(held_out.x[r])) for r in rows]) if enough else None
-    return Grid(label, unscaled(made).cpu().reshape(classes, each, *made.shape[1:]), real)
 
 
 def _environment(config: Config, started: Started) -> Environment:

@@ -19,6 +19,7 @@ from genfed.core.errors import GenfedError, RecordError
 from genfed.core.method import Client, Method, Phase, Reduced, Reply, Server, Task, leaves, participants
 from genfed.core.record import load, save
 from genfed.core.rng import stream
+from genfed.core.store import FolderStore, MemoryStore, Store
 from genfed.engines.ask import Ask, Engine
 from genfed.engines.site import Shards, Step
 from genfed.learn.evaluate import Counts, count
@@ -66,6 +67,8 @@ class Progress:
     """Those asked; 0: the server is alone."""
     accuracy: float | None
     """Mean over clients at the last evaluation made in this process; None before the first."""
+    left: float | None = None
+    """Seconds that the phase still takes, going by its rounds in this process; None before the first of them."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,7 @@ class Run:
         self._plan = tuple(leaves(trial.method.phases()))
         self._phases = with_evaluation(trial.method, trial.shards.held_out)
         self._accuracy: float | None = None
+        self._took: dict[str, list[float]] = {}
         self.step = 0
         """Rounds done, once it is finished."""
 
@@ -144,6 +148,7 @@ class Run:
         at = read_checkpoint(self._trial.method, self._trial.folder) or self._begin()
         if at.trial != self._trial.identity:
             raise GenfedError(f"{self._trial.folder} is of other settings or data; choose another --out, or --fresh")
+        FolderStore(self._trial.folder).retain(at.state)  # shards of a round that was interrupted go
         step, rounds_of = 0, Counter[str]()
         for place, phase in enumerate(self._plan):
             if place == len(at.rounds):
@@ -151,7 +156,9 @@ class Run:
                 at = replace(at, rounds=(*at.rounds, entered))
             for _ in range(at.rounds[place]):
                 if step >= at.step:
+                    begun = time.perf_counter()
                     at = self._round(at, phase, rounds_of[phase.name])
+                    self._took.setdefault(phase.name, []).append(time.perf_counter() - begun)
                 rounds_of[phase.name] += 1
                 step += 1
         if at.scored < at.step:
@@ -166,7 +173,8 @@ class Run:
         self._notify(Progress(trial.label, trial.seed, what, 0, 1, step, step, 0, 1, self._accuracy))
 
     def _begin(self) -> Checkpoint[Any]:
-        state = self._trial.method.init(server_of(self._trial, 0, "init"))
+        store = FolderStore(self._trial.folder, "init")
+        state = self._trial.method.init(replace(server_of(self._trial, 0, "init"), store=store))
         at = Checkpoint(self._trial.identity, self._trial.shards.task, 0, (), 0, -1, state)
         self._trial.folder.mkdir(parents=True, exist_ok=True)
         self._keep(at, [])
@@ -191,12 +199,16 @@ class Run:
     def _keep(self, at: Checkpoint[Any], rows: Sequence[Row]) -> None:
         self._record(rows)
         save(at, self._trial.folder / "state.safetensors")
+        FolderStore(self._trial.folder).retain(at.state)
 
     def _ask(self, phase: Phase[Any], step: Step, at: Checkpoint[Any]) -> tuple[Any, list[dict[str, Any]]]:
         trial = self._trial
         head: dict[str, Any] = {"method": trial.label, "seed": trial.seed}
         head |= {"step": step.number, "phase": step.phase, "round": step.round}
-        server = server_of(self._trial, step.round, step.phase, step.round, "update")
+        server = replace(
+            server_of(trial, step.round, step.phase, step.round, "update"),
+            store=FolderStore(trial.folder, step.phase, step.round),
+        )
         if phase.work is None:
             self._tell(at, phase, step, 0, 0)
             started = time.perf_counter()
@@ -232,6 +244,7 @@ class Run:
         plan = self._plan
         known = [*at.rounds, *(p.rounds for p in plan[len(at.rounds) :] if isinstance(p.rounds, int))]
         rounds = sum(r for r, p in zip(known, plan, strict=False) if p.name == phase.name) or 1
+        took, rest = self._took.get(step.phase), rounds - step.round - client / max(1, clients)
         self._notify(
             Progress(
                 self._trial.label,
@@ -244,14 +257,16 @@ class Run:
                 client,
                 clients,
                 self._accuracy,
+                rest * sum(took) / len(took) if took else None,
             )
         )
 
 
 def server_of(trial: Trial, number: int, *path: str | int) -> Server:
-    """Where a server function of this trial runs, its draws named by `path`."""
+    """Where a server function of this trial runs, its draws named by `path`; its store can be read."""
+    shards, store = trial.shards, FolderStore(trial.folder)
     return new_server(
-        trial.shards.task, trial.shards.clients, trial.compute, trial.seed, number, *path, public=trial.public
+        shards.task, shards.clients, trial.compute, trial.seed, number, *path, public=trial.public, store=store
     )
 
 
@@ -263,8 +278,9 @@ def new_server(
     number: int,
     *path: str | int,
     public: Tensor | None = None,
+    store: Store | None = None,
 ) -> Server:
-    """A server in round `number`, its draws named by `path`."""
+    """A server in round `number`, its draws named by `path`; without a store it has one in memory."""
     device = torch.device(compute.device)
     return Server(
         task=task,
@@ -276,6 +292,7 @@ def new_server(
         precision=compute.precision,
         new_network=lambda architecture, rng: registry.new_network(architecture, task, rng).to(device),
         public=public,
+        store=store or MemoryStore(),
     )
 
 

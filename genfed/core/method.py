@@ -16,6 +16,7 @@ from torch import Tensor
 from genfed.core.aggregate import Aggregate, ClientInfo
 from genfed.core.errors import GenfedError
 from genfed.core.rng import stream
+from genfed.core.store import MemoryStore, Store
 
 if TYPE_CHECKING:
     from torch import nn
@@ -116,6 +117,8 @@ class Server:
     """A classifier by architecture, initialised from the generator; on `device`."""
     public: Tensor | None = None
     """Unlabelled examples that anybody may see, [n, *task.shape] as `Data.x` has them; None: the run names none."""
+    store: Store = field(default_factory=MemoryStore)
+    """For what is too large for the state, such as a synthetic set; `init` and `update` may append to it."""
 
     @property
     def architectures(self) -> tuple[str, ...]:

@@ -73,7 +73,7 @@ _COSTS: dict[str, tuple[Callable[[Trial], float | None], Callable[[float], str]]
     "FLOPs": (lambda trial: trial.flops, amount),
     "parameters": (lambda trial: trial.parameters, amount),
     "sampling": (
-        lambda trial: 1000 * trial.quality.seconds / trial.quality.samples if trial.quality else None,
+        lambda trial: 1000 * q.seconds / q.samples if (q := trial.quality) and not q.stored else None,
         lambda value: f"{value:.2g} s",
     ),
 }

@@ -32,7 +32,8 @@ from genfed.report.table import (
     summary_rows,
 )
 
-_CLASSES = 20  # rows of a sample grid that are shown
+CLASSES, CLIENTS = 20, 10
+"""Rows and columns of a sample grid that are shown."""
 _FAILURES = 200  # lines that are shown
 
 
@@ -47,6 +48,26 @@ class Grid:
     """Training images to show beside them, of the same shape; None: none."""
 
 
+@dataclass(frozen=True)
+class SetGrid:
+    """What a server keeps of synthetic images, by class and client."""
+
+    method: str
+    size: int
+    """Images in the set."""
+    clients: tuple[int, ...]
+    """For which there are any; −1: for nobody."""
+    cells: Mapping[tuple[int, int], Tensor]
+    """(class, client) → uint8 [k, C, H, W]; those without an image are left out."""
+    real: Tensor | None = None
+    """Held-out images to show beside them, uint8 [classes, k, C, H, W]; None: none."""
+
+    @property
+    def shown(self) -> tuple[int, ...]:
+        """The clients that have a column."""
+        return self.clients[:CLIENTS]
+
+
 class Strip(NamedTuple):
     """One class of a grid: data URLs of PNGs, and the width at which they are shown, in CSS pixels."""
 
@@ -56,7 +77,15 @@ class Strip(NamedTuple):
     width: int
 
 
-def page(report: Report, grids: Mapping[str, Grid]) -> str:
+class Cell(NamedTuple):
+    """Pictures of one class: a data URL of a PNG, how wide it is shown in CSS pixels, and what it shows."""
+
+    source: str
+    width: int
+    alt: str
+
+
+def page(report: Report, grids: Mapping[str, Grid | SetGrid]) -> str:
     """HTML with everything a reader needs to judge the run; `grids` by title, empty for none.
 
     Raises:
@@ -79,8 +108,10 @@ def page(report: Report, grids: Mapping[str, Grid]) -> str:
         generators_explained=measures.GENERATORS_EXPLAINED,
         seed=seed,
         partition=None if seed is None else figures.partition_figure(report, seed),
-        grids={title: (grid, _strips(grid, report.classes)) for title, grid in grids.items()},
-        classes_shown=_CLASSES,
+        grids={t: (grid, _strips(grid, report.classes)) for t, grid in grids.items() if isinstance(grid, Grid)},
+        sets={t: (grid, _cells(grid, report.classes)) for t, grid in grids.items() if isinstance(grid, SetGrid)},
+        classes_shown=CLASSES,
+        client_name=client_name,
         losses=figures.loss_figures(report),
         costs=measures.costs(report),
         radar=figures.radar_figure(report, measures.cost_axes(report)),
@@ -229,12 +260,35 @@ def _environment(report: Report) -> Cells:
 
 
 def _strips(grid: Grid, classes: Sequence[str]) -> list[Strip]:
-    per_class, _, height, width = grid.images.shape[1:]
-    shown = per_class * width * max(1, round(36 / height))
+    shown = _width(grid.images[0])
     return [
         Strip(name, _png(grid.images[k]), None if grid.real is None else _png(grid.real[k]), shown)
-        for k, name in enumerate(classes[:_CLASSES])
+        for k, name in enumerate(classes[:CLASSES])
     ]
+
+
+def _cells(grid: SetGrid, classes: Sequence[str]) -> list[tuple[str, list[Cell | None]]]:
+    """A row per class: its name, a cell per client, and one of real images where there are any."""
+
+    def cell(images: Tensor | None, what: str) -> Cell | None:
+        return None if images is None else Cell(_png(images), _width(images), what)
+
+    rows = []
+    for k, name in enumerate(classes[:CLASSES]):
+        row = [cell(grid.cells.get((k, c)), f"Images of class {name} for {client_name(c)}") for c in grid.shown]
+        rows.append((name, row if grid.real is None else [*row, cell(grid.real[k], f"Real images of class {name}")]))
+    return rows
+
+
+def client_name(client: int) -> str:
+    """How a column of a set is called."""
+    return "nobody" if client < 0 else f"client {client}"
+
+
+def _width(images: Tensor) -> int:
+    """At which a strip of images [n, C, H, W] is shown."""
+    count, _, height, width = images.shape
+    return count * width * max(1, round(36 / height))
 
 
 def _png(images: Tensor) -> str:

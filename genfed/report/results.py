@@ -106,6 +106,8 @@ class Quality:
     """The mean nearest-neighbour distance ratio of the training examples; above 1 is memorisation."""
     memorisation_features: float
     """The same in the reference classifier's features."""
+    stored: bool = False
+    """They are of a set that the server keeps; `seconds` is the time of reading them."""
 
 
 @dataclass(frozen=True)
@@ -300,7 +302,7 @@ def _parameters(rows: Sequence[Row]) -> float | None:
 def _quality(rows: Sequence[Row]) -> Quality | None:
     names = [f.name for f in fields(Quality)]
     row = next((row for row in rows if row["phase"] == QUALITY and "frechet" in row), None)
-    return None if row is None else Quality(**{name: row[name] for name in names})
+    return None if row is None else Quality(**{name: row[name] for name in names if name in row})
 
 
 def losses(rows: Sequence[Row]) -> tuple[Point, ...]:

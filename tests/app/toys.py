@@ -3,19 +3,26 @@
 import os
 import signal
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-from genfed.core.aggregate import ClientInfo
-from genfed.core.method import Client, Method, Nothing, Reply, Server, Task
+from genfed.core.aggregate import ClientInfo, Collect
+from genfed.core.method import Client, Method, Nothing, Phase, Reduced, Reply, Server, Task, Weights
 from genfed.core.settings import settings
+from genfed.core.store import FolderStore, Shard
 from genfed.data.digits import Digits
+from genfed.learn.aggregation import Aggregation, aggregate
 from genfed.learn.alone import Alone
 from genfed.learn.averaging import Averaging, Classifiers
 from genfed.learn.fit import scaled
-from genfed.learn.weights import Model, load_weights, weights_of
+from genfed.learn.synthetic import SyntheticSet, Wanted, synthesis
+from genfed.learn.training import Training, train
+from genfed.learn.weights import Model, initial_classifiers, initial_weights, load_weights, weights_of
 
 
 class Linear(nn.Module):
@@ -237,3 +244,98 @@ class Bigger(Averaging):
 
     def classifier(self, client: Client, sent: Model) -> nn.Module:
         return load_weights(client.new_network_of("mlp-small", client.rng), sent.classifier)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The state of `Draws`: classifiers that clients uploaded, the set, and a classifier per architecture."""
+
+    teachers: dict[int, Weights]
+    synthetic: SyntheticSet
+    classifiers: dict[str, Weights]
+
+
+@settings
+class Draws(Method[Drawn]):
+    """One upload of classifiers, a synthetic set made on the server (noise around a tone for each class), and students
+    that learn from both: what one-shot methods with a diffusion model have in common, without the model.
+    """
+
+    state = Drawn
+
+    rounds: int = 1
+    """Of the students."""
+    training: Training = Field(default_factory=Training)
+    each: int = 2
+    """Images per client and class."""
+    chunk: int = 8
+    aggregation: Aggregation = "specific_teacher"
+    spoils: int = -1
+    """The chunk that comes out not finite."""
+
+    def init(self, server: Server) -> Drawn:
+        return Drawn({}, SyntheticSet(), initial_classifiers(server))
+
+    def phases(self) -> list[Phase[Drawn]]:
+        collect = {"classifier": Collect()}
+        return [
+            Phase("upload", self.keep, self.send, self.train, collect, changes_classifier=False),
+            synthesis("draw", self.wanted, self.draw, self.chunk),
+            Phase("aggregate", self.teach, rounds=self.rounds),
+        ]
+
+    def send(self, server: Server, state: Drawn, info: ClientInfo) -> Nothing:
+        return Nothing()
+
+    def train(self, client: Client, sent: Nothing) -> Reply[Model]:
+        network = load_weights(client.new_network(client.rng), initial_weights(client))
+        loss = train(network, client, self.training)
+        return Reply(Model(weights_of(network)), metrics={"loss": loss})
+
+    def keep(self, server: Server, state: Drawn, reduced: Reduced) -> Drawn:
+        return replace(state, teachers=reduced["classifier"])
+
+    def wanted(self, state: Drawn) -> Wanted:
+        clients = torch.tensor(sorted(state.teachers), dtype=torch.int64).repeat_interleave(10 * self.each)
+        labels = torch.arange(10).repeat_interleave(self.each).repeat(len(state.teachers))
+        return Wanted(labels, clients, torch.arange(len(labels)))
+
+    def draw(self, server: Server, state: Drawn, wanted: Wanted, rngs: Sequence[torch.Generator]) -> Tensor:
+        moment = Path(os.environ.get("GENFED_TEST_MOMENT", "/nowhere"))
+        if moment.exists() and moment.read_text() == str(server.round):
+            moment.unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+        noise = torch.stack([torch.rand(server.task.shape, generator=rng) for rng in rngs])
+        tones = wanted.labels.reshape(-1, 1, 1, 1) / 5 - 1
+        return tones + 0.2 * noise + (float("nan") if server.round == self.spoils else 0.0)
+
+    def teach(self, server: Server, state: Drawn, reduced: Reduced) -> Drawn:
+        kinds = {info.id: info.architecture for info in server.clients}
+
+        def network(name: str, weights: Weights) -> nn.Module:
+            return load_weights(server.new_network(name, server.rng), weights)
+
+        teachers = {client: network(kinds[client], weights) for client, weights in state.teachers.items()}
+        students = {name: network(name, weights) for name, weights in state.classifiers.items()}
+        for student in students.values():
+            aggregate(student, server, state.synthetic, teachers, self.aggregation, self.training)
+        return replace(state, classifiers={name: weights_of(student) for name, student in students.items()})
+
+    def send_classifier(self, server: Server, state: Drawn, info: ClientInfo) -> Model:
+        return Model(state.classifiers[info.architecture])
+
+    def classifier(self, client: Client, sent: Model) -> nn.Module:
+        return load_weights(client.new_network(client.rng), sent.classifier)
+
+
+def kill_after_shard(number: int) -> None:
+    """From now on this process kills itself as soon as that shard of `Draws` is on the disk."""
+    append = FolderStore.append
+
+    def killing(self: FolderStore, record: object, count: int) -> Shard:
+        shard = append(self, record, count)
+        if shard.name == f"draw.{number}.0":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return shard
+
+    FolderStore.append = killing  # type: ignore[method-assign]

@@ -19,9 +19,9 @@ from genfed.core.record import Packed, digest, from_bytes, pack, to_bytes, unpac
 from genfed.engines.ask import Failure
 from genfed.engines.embedded import InProcess, Workers
 from genfed.engines.site import Answer, Site, Step
-from tests.conftest import left_by, start, tiny
+from tests.conftest import STORING, left_by, start, tiny
 
-METHODS = sorted(registry.catalogue(registry.METHODS))
+METHODS = [*sorted(registry.catalogue(registry.METHODS)), STORING]
 pytestmark = pytest.mark.parametrize("method", METHODS)
 
 
@@ -150,7 +150,7 @@ def test_partial_participation_and_unequal_clients(method: str, tmp_path: Path) 
     trained = {(r["step"], r["phase"]) for r in rows if r["phase"] not in alone}
     for key in trained:
         clients = [r for r in rows if (r["step"], r["phase"]) == key and r["client"] is not None]
-        pooled = registry.find(registry.METHODS, method).pooled
+        pooled = read(tiny(method)).method[method].pooled
         everybody = 2 if pooled else 4
         whole = pooled or key[1] == "evaluate"  # a ceiling is no sample, and everybody is scored
         assert len(clients) == (everybody if whole else everybody // 2)
@@ -165,7 +165,7 @@ def test_augmentation_changes_the_training_or_is_refused(method: str, tmp_path: 
     """A setting that nobody reads would make "with MixUp" a row that is none."""
     augmented = tiny(method)
     augmented["defaults"]["training"] |= {"augmentation": "mixup"}
-    if "training" in registry.find(registry.METHODS, method).unaugmented:
+    if "training" in read(tiny(method)).method[method].unaugmented:
         with pytest.raises(GenfedError, match="this method does not augment there"):
             start(augmented, tmp_path / "mixup")
         return

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from genfed.core.errors import GenfedError
-from genfed.report.page import Grid, compare_page, headlines, page
+from genfed.report.page import Grid, SetGrid, compare_page, headlines, page
 from genfed.report.results import ClientScore, PhaseCost, Point, Published, Report, Trial
 from tests.report.fake import fake_report
 
@@ -244,3 +244,18 @@ def _chromium(folder: Path, *flags: str) -> str:
     quiet += ["--disable-component-update", "--disable-sync", "--disable-quic"]
     command = [program, *quiet, f"--user-data-dir={folder / 'profile'}", *flags, (folder / "page.html").as_uri()]
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+
+
+def test_a_kept_set_is_shown_by_class_and_client() -> None:
+    some = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
+    clients = (-1, *range(11))
+    cells = {(k, c): some for k in range(2) for c in clients if (k, c) != (1, 3)}
+    real = torch.zeros(2, 5, 1, 8, 8, dtype=torch.uint8)
+    report = dataclasses.replace(fake_report(), classes=("cat", EVIL))
+    reader = Reader(page(report, {"fedlmg": SetGrid("fedlmg", 1234, clients, cells, real)}))
+    assert "fedlmg: 1,234 images" in reader.text
+    assert "The first 10 of 12 clients." in reader.text
+    shown = [value for value in reader.values("alt", "img") if value.startswith("Images of class")]
+    assert len(shown) == 2 * 10 - 1, "a class that a client lacks has an empty cell"
+    assert "Images of class cat for nobody" in shown
+    assert f"Images of class {EVIL} for client 8" in shown

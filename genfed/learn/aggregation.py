@@ -1,0 +1,68 @@
+"""What a student learns from a synthetic set and the classifiers that it was made with: the three aggregations of
+FedLMG. Yang, Su, Li, Xue, arXiv 2311.08870, ICML 2025.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genfed.core.errors import GenfedError
+from genfed.core.method import Data, Server
+from genfed.learn.evaluate import predicted
+from genfed.learn.synthetic import Made, SyntheticSet
+from genfed.learn.training import Training, train
+
+Aggregation = Literal["fine_tuning", "multi_teacher", "specific_teacher"]
+"""FT: labels alone. MD: labels, and the mean of all teachers' probabilities. SD: labels, and the probabilities of the
+teacher of the client that the image stands for."""
+Targets = Callable[[Made], Tensor]
+"""Images → what a student learns of each: classes [n], or what cross-entropy is taken to, [n, classes]."""
+
+
+def aggregate(
+    student: nn.Module,
+    server: Server,
+    synthetic: SyntheticSet,
+    teachers: Mapping[int, nn.Module],
+    how: Aggregation,
+    training: Training,
+) -> float:
+    """Trains the student in place by CE(student, y), plus CE(student, p) where teachers answer with probabilities p
+    (temperature 1), for `training.epochs`. Teachers, by client, and student are of any architecture, on the server's
+    device. Returns the mean loss of the last epoch; an empty set changes nothing.
+
+    Raises:
+        GenfedError: there are no teachers, or an image's own is not among them.
+    """
+    if not len(synthetic):
+        return 0.0
+    targets = [targets_of(made, server, teachers, how) for made in synthetic.chunks(server)]
+    data = Data(synthetic.read(server).images, torch.cat(targets)).to(server.device)
+    return train(student, server, training, data=data)
+
+
+def targets_of(made: Made, server: Server, teachers: Mapping[int, nn.Module], how: Aggregation) -> Tensor:
+    """On the CPU: classes [n], or one-hot classes plus probabilities [n, classes]. Cross-entropy is linear in its
+    target, so that to the sum (of weight 2) is the sum of both losses; under MixUp too.
+    """
+    labels = made.wanted.labels
+    if how == "fine_tuning":
+        return labels.clone()  # a view would hold the shard's images
+    if not teachers:
+        raise GenfedError(f"{how}: there is no classifier to learn from")
+    one_hot = F.one_hot(labels, len(server.task.classes)).float()
+
+    def answers(teacher: nn.Module, images: Tensor) -> Tensor:
+        return predicted(teacher, images.to(server.device), server.precision).softmax(1).cpu()
+
+    if how == "multi_teacher":
+        return one_hot + torch.stack([answers(teacher, made.images) for teacher in teachers.values()]).mean(0)
+    for client in sorted(set(made.wanted.clients.tolist())):
+        if client not in teachers:
+            raise GenfedError(f"{how}: images stand for client {client}, whose classifier is not there")
+        own = made.wanted.clients == client
+        one_hot[own] += answers(teachers[client], made.images[own])
+    return one_hot
