@@ -131,7 +131,8 @@ def run_pretraining(
             raise GenfedError(f"{folder} is being written by another process; wait for it or use --out") from None
         finished, checkpoint = folder / "pretraining.json", folder / CHECKPOINT
         if resume and finished.exists() and not checkpoint.exists():
-            return About(**json.loads(finished.read_text("utf-8")))
+            about = json.loads(finished.read_text("utf-8"))
+            return About(**about | {"losses": tuple(about["losses"])})
         if fresh:
             for file in (checkpoint, finished, folder / "model_index.json"):
                 file.unlink(missing_ok=True)
