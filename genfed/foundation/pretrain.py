@@ -183,7 +183,7 @@ class _Training:
     ) -> tuple[float, ...]:
         """A stage from the step `start` of all, or where the checkpoint stopped; leaves the average of the weights."""
         settings, pending = self.optimisation, 0.0
-        parameters = list(trained.parameters())
+        parameters: list[Tensor] = list(trained.parameters())
         optimiser = torch.optim.AdamW(
             parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
         )
@@ -230,7 +230,8 @@ class _Training:
         noise = torch.randn(found.mean.shape, generator=rng).to(self.device)
         kl = 0.5 * (found.mean.square() + found.var - 1 - found.logvar).mean()
         decoded = self.parts.vae.decode(found.mean + found.std * noise).sample
-        return F.mse_loss(decoded.float(), x) + self.optimisation.kl * kl.float()
+        loss: Tensor = F.mse_loss(decoded.float(), x) + self.optimisation.kl * kl.float()
+        return loss
 
     def diffusion_loss(self, rows: Tensor, rng: torch.Generator) -> Tensor:
         """Mean squared error of what the U-Net gives: v, ε or x0."""
@@ -243,7 +244,7 @@ class _Training:
         hidden = torch.rand(len(z), generator=rng) < self.optimisation.drop
         prompt = (1 + self.examples.which[rows, which]).masked_fill(hidden, 0).to(self.device)  # 0: the empty prompt
         # A prompt that stands in the batch more than once is encoded once.
-        distinct, place = prompt.unique(return_inverse=True)
+        distinct, place = torch.unique(prompt, return_inverse=True)
         embedded = self.parts.text_encoder(self.tokens[distinct])[0][place]
         output = self.parts.unet(signal * z + noise * eps, t, encoder_hidden_states=embedded).sample.float()
         kind = self.parts.scheduler.config.prediction_type

@@ -204,7 +204,7 @@ def test_images_are_fitted_to_a_task() -> None:
     expected = 0.299 * images[:, 0] + 0.587 * images[:, 1] + 0.114 * images[:, 2]
     torch.testing.assert_close(grey[:, 0], expected)
     assert fitted(grey, (3, 5, 9)).shape == (2, 3, 5, 9)
-    fitted(images, (1, 5, 5)).sum().backward()
+    fitted(images, (1, 5, 5)).sum().backward()  # type: ignore[no-untyped-call]
     assert images.grad is not None
 
 

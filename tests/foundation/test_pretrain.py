@@ -13,6 +13,7 @@ import torch
 from genfed.app import cli
 from genfed.app.pretrain import examples_of, read_pretraining, run_pretraining
 from genfed.core.errors import GenfedError
+from genfed.core.rng import stream
 from genfed.foundation.directory import load_foundation
 from genfed.foundation.miniature import tokens
 from genfed.foundation.pretrain import CHECKPOINT, Told
@@ -89,21 +90,19 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(
     at: int, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Checkpoints stand after steps 3 (autoencoder) and 7 (diffusion)."""
-    import genfed.foundation.pretrain as module
-
-    settings, stream = read_pretraining(config(tmp_path)), module.stream
+    settings = read_pretraining(config(tmp_path))
 
     def dying(seed: int, *path: Any) -> torch.Generator:
         if path == ("pretrain", at):
             raise KeyboardInterrupt
         return stream(seed, *path)
 
-    monkeypatch.setattr(module, "stream", dying)
+    monkeypatch.setattr("genfed.foundation.pretrain.stream", dying)
     with pytest.raises(KeyboardInterrupt):
         run_pretraining(settings, tmp_path / "model")
     assert (tmp_path / "model" / CHECKPOINT).exists() == (at > 2)
     assert not (tmp_path / "model" / "model_index.json").exists()
-    monkeypatch.setattr(module, "stream", stream)
+    monkeypatch.setattr("genfed.foundation.pretrain.stream", stream)
     run_pretraining(settings, tmp_path / "model", resume=True)
     assert weights(tmp_path / "model") == weights(trained)
     assert (tmp_path / "model" / "vae" / "config.json").read_bytes() == (trained / "vae" / "config.json").read_bytes()
@@ -132,7 +131,7 @@ def test_another_seed_differs_and_the_network_learns(
     model = load_foundation(str(tmp_path / "model"))
     assert (model.kind, model.latent_shape) == ("pixel", (3, 8, 8))
     pipeline = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "model", vae=None, local_files_only=True)
-    assert torch.equal(pipeline.unet.conv_in.weight, model.network.conv_in.weight)
+    assert torch.equal(pipeline.unet.conv_in.weight, model.network.get_parameter("conv_in.weight"))
 
 
 def test_sources_are_joined_with_a_template_per_class(tmp_path: Path) -> None:
