@@ -4,6 +4,7 @@ import fcntl
 import json
 import platform
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -134,8 +135,10 @@ def run_pretraining(
             about = json.loads(finished.read_text("utf-8"))
             return About(**about | {"losses": tuple(about["losses"])})
         if fresh:
-            for file in (checkpoint, finished, folder / "model_index.json"):
+            for file in (folder / "model_index.json", checkpoint, finished):
                 file.unlink(missing_ok=True)
+            for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
+                shutil.rmtree(folder / part, ignore_errors=True)
         mine.write_text(dump_toml(config), "utf-8")
         began = time.monotonic()
         losses = pretrain(

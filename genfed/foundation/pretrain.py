@@ -112,7 +112,8 @@ def pretrain(
     the same bits. Returns the losses, a mean per EVERY steps.
 
     Raises:
-        GenfedError: the images do not suit the model, a prompt is too long, or the checkpoint is of other examples.
+        GenfedError: the images do not suit the model, a prompt is too long, the checkpoint is of other examples, or the
+            loss is no longer a number.
         RecordError: a damaged checkpoint.
     """
     shape = tuple(examples.x.shape[1:])
@@ -214,6 +215,8 @@ class _Training:
             pending += float(loss.detach())
             if (step + 1 - start) % EVERY == 0:
                 losses, pending = (*losses, pending / EVERY), 0.0
+                if not math.isfinite(losses[-1]):
+                    raise GenfedError(f"the loss is {losses[-1]} by step {step + 1}: lower training.learning_rate")
                 self.notify(Told(step + 1, everything, stage, losses[-1]))
             if (step + 1 - start) % settings.save_every == 0 and step + 1 < start + steps:
                 self._save(step + 1, optimiser, averages, losses, pending)

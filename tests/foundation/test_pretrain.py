@@ -195,6 +195,37 @@ def test_a_directory_is_not_overwritten(trained: Path, tmp_path: Path) -> None:
         run_pretraining(settings, tmp_path / "other", fresh=True)
 
 
+def test_begun_anew_nothing_of_the_old_one_stays(tmp_path: Path) -> None:
+    run_pretraining(read_pretraining(config(tmp_path)), tmp_path / "model")
+    pixels = read_pretraining(config(tmp_path, model=TINY["model"] | {"autoencoder": []}))
+    run_pretraining(pixels, tmp_path / "model", fresh=True)
+    assert not (tmp_path / "model" / "vae").exists()
+    assert load_foundation(str(tmp_path / "model")).kind == "pixel"
+
+
+def test_a_training_that_diverges_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("genfed.foundation.pretrain.EVERY", 2)
+    monkeypatch.setattr("genfed.foundation.pretrain.F.mse_loss", lambda a, b: (a * float("nan")).mean())
+    with pytest.raises(GenfedError, match=r"the loss is nan by step 2: lower training\.learning_rate"):
+        run_pretraining(read_pretraining(config(tmp_path)), tmp_path / "model")
+
+
+def test_another_checkpoint_is_not_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(told: Told) -> None:
+        if told.step == 4:
+            raise KeyboardInterrupt
+
+    np.savez(tmp_path / "own.npz", x=np.zeros((20, 8, 8, 3), np.uint8), y=np.repeat([0, 1], 10))
+    data = {"kind": "npz", "path": str(tmp_path / "own.npz"), "layout": "NHWC"}
+    settings = read_pretraining(config(tmp_path, public={"own": {"data": data}}))
+    monkeypatch.setattr("genfed.foundation.pretrain.EVERY", 4)
+    with pytest.raises(KeyboardInterrupt):
+        run_pretraining(settings, tmp_path / "model", notify=killed)
+    np.savez(tmp_path / "own.npz", x=np.ones((20, 8, 8, 3), np.uint8), y=np.repeat([0, 1], 10))
+    with pytest.raises(GenfedError, match="was trained on other images or prompts; begin anew with --fresh"):
+        run_pretraining(settings, tmp_path / "model", resume=True)
+
+
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], trained: Path) -> None:
     words = ["pretrain", str(config(tmp_path)), "--out", str(tmp_path / "model")]
     with pytest.raises(SystemExit) as ended:
