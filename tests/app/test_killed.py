@@ -51,7 +51,11 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(tmp_path: Path) -> None:
     file, out = tmp_path / "tiny.toml", tmp_path / "run"
     file.write_text(tomli_w.dumps(config))
     run = subprocess.Popen(
-        command("run", str(file), "--out", str(out)), stderr=subprocess.PIPE, text=True, start_new_session=True
+        command("run", str(file), "--out", str(out)),
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
     )
     give_up = time.monotonic() + 60
     while not (out / "trials").exists() and time.monotonic() < give_up:
