@@ -200,6 +200,43 @@ def _say_default(console: Console, client: int | None, clients: int) -> None:
         console.print(f"client 0 of {clients} was taken, since no --client names another", soft_wrap=True)
 
 
+@app.command()
+def pretrain(
+    config: Annotated[
+        Path, typer.Argument(help="A TOML file, such as configs/pretrain/glyphs.toml.", show_default=False)
+    ],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Overrides a setting, e.g. training.steps=100; repeatable."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Directory for the model.", show_default="runs/NAME")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where the training in that directory stopped.")
+    ] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew in that directory.")] = False,
+) -> None:
+    """Train a small Stable Diffusion on public images with prompts, into a directory that diffusers opens.
+
+    It is what the server's methods use as `foundation.model`; see docs/foundation.md. A training that was stopped or
+    killed goes on with --resume and ends with the same bits.
+    """
+    from genfed.app.pretrain import read_pretraining, run_pretraining
+    from genfed.app.progress import Steps
+
+    settings = read_pretraining(config, set_ or [])
+    folder = out or Path("runs") / settings.name
+    console = _console(stderr=True)
+    try:
+        with Steps(console) as watch:
+            about = run_pretraining(settings, folder, resume=resume, fresh=fresh, notify=watch)
+    except KeyboardInterrupt:
+        again = _again()
+        console.print(f"stopped; go on from the last checkpoint with:\n  {again}", soft_wrap=True)
+        raise typer.Exit(130) from None
+    loss = f", loss {about.losses[-1]:.4f}" if about.losses else ""
+    _output().print(f"{about.images} images, {about.seconds:.0f} seconds{loss}; the model: {folder}", soft_wrap=True)
+
+
 @app.command(name="list")
 def list_(
     what: Annotated[

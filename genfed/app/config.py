@@ -137,6 +137,11 @@ def read(source: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) 
     Raises:
         GenfedError: no such file, not TOML, or a setting that is unknown, missing, of a wrong type or out of bounds.
     """
+    return _config(read_table(source, overrides))
+
+
+def read_table(source: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> Table:
+    """The settings as they stand, not yet checked; see `read`."""
     if isinstance(source, Mapping):
         table = {k: _mutable(v) for k, v in source.items()}
     else:
@@ -151,12 +156,22 @@ def read(source: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) 
             raise GenfedError(f"{path}: not TOML: {error}") from None
     for override in overrides:
         _override(table, override)
-    return _config(table)
+    return table
 
 
 def to_toml(config: Config) -> str:
     """The resolved settings, every default written out; `read` gives the same config."""
+    return dump_toml(config)
+
+
+def dump_toml(config: object) -> str:
+    """Any settings, every default written out."""
     return tomli_w.dumps(_dump(config))
+
+
+def flat(config: object) -> Table:
+    """Any settings by dotted key."""
+    return _flat(_dump(config))
 
 
 _FREE = r"name|data_root|compute\.workers|(data|public)\.(path|validation_path|test_path)|(quality|published)\..*"
@@ -175,13 +190,13 @@ def source_table(source: Source) -> Table:
     return table
 
 
-def read_source(table: Table) -> Source:
-    """A data source from the table [data] of a config.
+def read_source(table: Table, at: str = "data") -> Source:
+    """A data source from the table [data] of a config, or another; `at` is the table's dotted key.
 
     Raises:
         GenfedError: a setting that is unknown, missing, of a wrong type or out of bounds.
     """
-    source: Source = _value(Source, table, "data")
+    source: Source = _value(Source, table, at)
     return source
 
 
@@ -202,7 +217,7 @@ def _config(table: Table) -> Config:
         fields = {f.name for f in dataclasses.fields(cls)}
         used |= fields & defaults.keys()
         merged = _merge({k: v for k, v in defaults.items() if k in fields}, given)
-        method = _build(cls, {k: v for k, v in merged.items() if k != "kind"}, f"method.{label}.")
+        method = build(cls, {k: v for k, v in merged.items() if k != "kind"}, f"method.{label}.")
         if label in labels:
             built[label] = method
     if idle := [label for label in own if label not in labels]:
@@ -215,10 +230,10 @@ def _config(table: Table) -> Config:
     for label in figures:
         if label not in (known := {*labels, *own, *registry.catalogue(registry.METHODS)}):
             raise GenfedError(registry.unknown(label, known, f"published.{label}: no such method"))
-    published = {k: _build(Published, _table(v, f"published.{k}"), f"published.{k}.") for k, v in figures.items()}
+    published = {k: build(Published, _table(v, f"published.{k}"), f"published.{k}.") for k, v in figures.items()}
     # As with [method.WORD], a table for a method that is not run is checked all the same, and left out.
     ours = {label: figure for label, figure in published.items() if label in labels}
-    return _build(Config, table | {"method": built, "published": ours}, "")
+    return build(Config, table | {"method": built, "published": ours}, "")
 
 
 def _labels(table: Table, key: str, default: tuple[str, ...] = ()) -> tuple[str, ...]:
@@ -232,7 +247,7 @@ def _labels(table: Table, key: str, default: tuple[str, ...] = ()) -> tuple[str,
     return tuple(value)
 
 
-def _build(cls: type[T], table: Table, at: str) -> T:
+def build(cls: type[T], table: Table, at: str) -> T:
     """A settings object from a table; `at` is the dotted key of the table, with a dot at its end."""
     hints = typing.get_type_hints(cls)
     fields = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
@@ -257,9 +272,9 @@ def _value(hint: Any, value: Any, at: str) -> Any:
                 if not isinstance(kind := value.get("kind"), str):
                     raise GenfedError(f"{at}.kind: says which of {', '.join(sorted(registry.catalogue(family)))}")
                 rest = {k: v for k, v in value.items() if k != "kind"}
-                return _build(registry.find(family, kind), rest, f"{at}.")
+                return build(registry.find(family, kind), rest, f"{at}.")
         if dataclasses.is_dataclass(hint):
-            return _build(hint, value, f"{at}.")
+            return build(hint, value, f"{at}.")
     return tuple(value) if isinstance(value, list) else value
 
 

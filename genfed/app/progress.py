@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from genfed.app import trial
+from genfed.foundation.pretrain import Told
 
 
 class Watch:
@@ -52,6 +53,40 @@ class Watch:
             self._console.print(f"{trials}: {where}", highlight=False, soft_wrap=True)
 
     def __enter__(self) -> "Watch":
+        self._bars.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._bars.stop()
+
+
+class Steps:
+    """The same for a training of one model, told every hundred steps."""
+
+    def __init__(self, console: Console) -> None:
+        self._console, self._said = console, 0.0
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            speed_estimate_period=600,
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._now: TaskID = self._bars.add_task("starting", total=None)
+
+    def __call__(self, told: Told) -> None:
+        where = f"{told.stage} · step {told.step}/{told.steps} · loss {told.loss:.4f}"
+        self._bars.update(self._now, completed=told.step, total=told.steps, description=where)
+        if not self._console.is_terminal and (time.monotonic() - self._said > 30 or told.step == told.steps):
+            self._said = time.monotonic()
+            self._console.print(where, highlight=False, soft_wrap=True)
+
+    def __enter__(self) -> "Steps":
         self._bars.start()
         return self
 

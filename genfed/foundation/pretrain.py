@@ -1,0 +1,276 @@
+"""Trains a Stable Diffusion in miniature on public images with prompts.
+
+First the autoencoder (Kingma, Welling, arXiv 1312.6114), then, on its latents, U-Net and text encoder (Rombach et al.,
+arXiv 2112.10752), the prompt left out now and then for guidance (Ho, Salimans, arXiv 2207.12598). What is kept is the
+exponential moving average of the weights.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from genfed.core.errors import GenfedError
+from genfed.core.method import Weights
+from genfed.core.record import digest, load, pack, save
+from genfed.core.rng import seeded, stream
+from genfed.core.settings import settings
+from genfed.foundation.miniature import Miniature, Parts, new_parts, tokens, write
+from genfed.learn.fit import Moments, mixed, moments_of, restore, scaled
+
+CHECKPOINT = "pretraining.safetensors"
+EVERY = 100
+"""Steps whose mean loss is told and kept."""
+
+
+@settings
+class Optimisation:
+    """How the miniature is trained. All draws come from the seed."""
+
+    autoencoder_steps: Annotated[int, Field(ge=1)] = 2000
+    """Of the autoencoder, before the diffusion begins."""
+    steps: Annotated[int, Field(ge=1)] = 10_000
+    """Of U-Net and text encoder."""
+    batch_size: Annotated[int, Field(ge=1)] = 64
+    """Images per step, drawn with replacement."""
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    """Of AdamW; it rises over the first hundredth of each stage's steps and falls to 0 as a cosine."""
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-2
+    """Of AdamW."""
+    kl: Annotated[float, Field(ge=0)] = 1e-3
+    """Weight of the autoencoder's KL divergence (mean over its numbers) beside the mean squared error."""
+    drop: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Chance that an image's prompt is left out."""
+    average: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    """Decay of the moving average of weights that is kept in the end; 0: the last weights."""
+    weights: Literal["float16", "float32"] = "float16"
+    """Their type on disk."""
+    save_every: Annotated[int, Field(ge=1)] = 500
+    """Steps between checkpoints."""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Public images and what they may be asked for with."""
+
+    x: Tensor
+    """uint8 [n, C, H, W]."""
+    prompts: tuple[str, ...]
+    """All prompts, each once."""
+    which: Tensor
+    """int64 [n, k]: the numbers of an image's prompts, one of which is drawn in each step."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """How far it is."""
+
+    step: int
+    steps: int
+    stage: Literal["autoencoder", "diffusion"]
+    loss: float
+    """Mean over the last steps that were told together."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """All that the next step depends on."""
+
+    step: int
+    """Of both stages together."""
+    weights: Weights
+    """Of all networks."""
+    averages: Weights
+    """Of those that the stage trains."""
+    moments: Moments
+    losses: tuple[float, ...]
+    """Mean of each EVERY steps."""
+    pending: float
+    """Sum of those since."""
+    examples: str
+    """Names the images and prompts."""
+
+
+def pretrain(
+    examples: Examples,
+    model: Miniature,
+    optimisation: Optimisation,
+    folder: Path,
+    *,
+    seed: int,
+    device: torch.device,
+    precision: str = "float32",
+    notify: Callable[[Told], None] = lambda told: None,
+) -> tuple[float, ...]:
+    """Trains and writes a directory that genfed and diffusers open; goes on where a checkpoint in `folder` stopped, to
+    the same bits. Returns the losses, a mean per EVERY steps.
+
+    Raises:
+        GenfedError: the images do not suit the model, a prompt is too long, or the checkpoint is of other examples.
+        RecordError: a damaged checkpoint.
+    """
+    shape = tuple(examples.x.shape[1:])
+    with seeded(stream(seed, "pretrain", "weights")):
+        parts = new_parts(model, shape, examples.prompts)
+    networks = nn.ModuleDict({"unet": parts.unet, "text_encoder": parts.text_encoder})
+    if parts.vae is not None:
+        networks["vae"] = parts.vae
+    networks.to(device)
+    file = folder / CHECKPOINT
+    before = load(Checkpoint, file) if file.exists() else None
+    which = digest(pack(examples))
+    if before is not None:
+        if before.examples != which:
+            raise GenfedError(f"{file} was trained on other images or prompts; begin anew with --fresh")
+        networks.load_state_dict(before.weights)
+    first = optimisation.autoencoder_steps if parts.vae is not None else 0
+    training = _Training(parts, networks, examples, which, optimisation, file, seed, device, precision, notify)
+    losses: tuple[float, ...] = ()
+    if first:
+        if before is None or before.step < first:
+            losses = training.run(
+                "autoencoder", nn.ModuleList([parts.vae]), 0, first, before, training.autoencoder_loss
+            )
+            before = None
+        training.enter_latent_space()
+    both = nn.ModuleList([parts.unet, parts.text_encoder])
+    losses = training.run("diffusion", both, first, optimisation.steps, before, training.diffusion_loss, losses)
+    for network in networks.values():
+        network.cpu()
+    write(parts, folder, optimisation.weights)
+    return losses
+
+
+class _Training:
+    """The two stages on the same networks."""
+
+    def __init__(
+        self,
+        parts: Parts,
+        networks: nn.ModuleDict,
+        examples: Examples,
+        name: str,
+        optimisation: Optimisation,
+        file: Path,
+        seed: int,
+        device: torch.device,
+        precision: str,
+        notify: Callable[[Told], None],
+    ) -> None:
+        self.parts, self.networks, self.optimisation = parts, networks, optimisation
+        self.examples, self.name = examples, name
+        self.file, self.seed, self.device, self.precision, self.notify = file, seed, device, precision, notify
+        self.x = examples.x.to(device)
+        self.tokens = tokens(parts.tokenizer, ("", *examples.prompts)).to(device)
+        self.levels = parts.scheduler.alphas_cumprod.to(device)
+        self.latents: Tensor | None = None
+
+    def run(
+        self,
+        stage: Literal["autoencoder", "diffusion"],
+        trained: nn.ModuleList,
+        start: int,
+        steps: int,
+        before: Checkpoint | None,
+        loss_of: Callable[[Tensor, torch.Generator], Tensor],
+        losses: tuple[float, ...] = (),
+    ) -> tuple[float, ...]:
+        """A stage from the step `start` of all, or where the checkpoint stopped; leaves the average of the weights."""
+        settings, pending = self.optimisation, 0.0
+        parameters = list(trained.parameters())
+        optimiser = torch.optim.AdamW(
+            parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+        )
+        averages = [p.detach().clone() for p in parameters]
+        at = start
+        if before is not None:
+            restore(optimiser, before.moments)
+            for i, average in enumerate(averages):
+                average.copy_(before.averages[str(i)])
+            at, losses, pending = before.step, before.losses, before.pending
+        everything = settings.steps + (settings.autoencoder_steps if self.parts.vae is not None else 0)
+        for step in range(at, start + steps):
+            done = (step - start) / steps
+            rate = settings.learning_rate * min(1.0, 100 * (done + 1 / steps)) * (1 + math.cos(math.pi * done)) / 2
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            rng = stream(self.seed, "pretrain", step)
+            rows = torch.randint(len(self.x), (settings.batch_size,), generator=rng)
+            with mixed(self.device, self.precision):
+                loss = loss_of(rows, rng)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimiser.step()
+            decay = min(settings.average, (1 + step - start) / (10 + step - start))
+            with torch.no_grad():
+                torch._foreach_lerp_(averages, parameters, 1 - decay)
+            pending += float(loss.detach())
+            if (step + 1 - start) % EVERY == 0:
+                losses, pending = (*losses, pending / EVERY), 0.0
+                self.notify(Told(step + 1, everything, stage, losses[-1]))
+            if (step + 1 - start) % settings.save_every == 0 and step + 1 < start + steps:
+                self._save(step + 1, optimiser, averages, losses, pending)
+        with torch.no_grad():
+            for parameter, average in zip(parameters, averages, strict=True):
+                parameter.copy_(average)
+        trained.requires_grad_(False)
+        return losses
+
+    def autoencoder_loss(self, rows: Tensor, rng: torch.Generator) -> Tensor:
+        """Mean squared error of the image plus the weighted KL divergence from N(0, 1), both means over numbers."""
+        x = scaled(self.x[rows.to(self.device)])
+        found = self.parts.vae.encode(x).latent_dist
+        noise = torch.randn(found.mean.shape, generator=rng).to(self.device)
+        kl = 0.5 * (found.mean.square() + found.var - 1 - found.logvar).mean()
+        decoded = self.parts.vae.decode(found.mean + found.std * noise).sample
+        return F.mse_loss(decoded.float(), x) + self.optimisation.kl * kl.float()
+
+    def diffusion_loss(self, rows: Tensor, rng: torch.Generator) -> Tensor:
+        """Mean squared error of what the U-Net gives: v, ε or x0."""
+        z = self._encoded(rows)
+        t = torch.randint(len(self.levels), (len(z),), generator=rng).to(self.device)
+        eps = torch.randn(z.shape, generator=rng).to(self.device)
+        kept = self.levels[t].view(-1, 1, 1, 1)
+        signal, noise = kept.sqrt(), (1 - kept).sqrt()
+        which = torch.randint(self.examples.which.shape[1], (len(z),), generator=rng)
+        hidden = torch.rand(len(z), generator=rng) < self.optimisation.drop
+        prompt = (1 + self.examples.which[rows, which]).masked_fill(hidden, 0).to(self.device)  # 0: the empty prompt
+        # A prompt that stands in the batch more than once is encoded once.
+        distinct, place = prompt.unique(return_inverse=True)
+        embedded = self.parts.text_encoder(self.tokens[distinct])[0][place]
+        output = self.parts.unet(signal * z + noise * eps, t, encoder_hidden_states=embedded).sample.float()
+        kind = self.parts.scheduler.config.prediction_type
+        target = {"epsilon": eps, "sample": z}.get(kind, signal * eps - noise * z)
+        return F.mse_loss(output, target)
+
+    def enter_latent_space(self) -> None:
+        """Encodes all images once, and scales latents to variance 1, as Stable Diffusion has them."""
+        with torch.no_grad():
+            means = [self.parts.vae.encode(scaled(x)).latent_dist.mode() for x in torch.split(self.x, 200)]
+        latents = torch.cat(means)
+        factor = 1 / float(latents.std())
+        self.parts.vae.register_to_config(scaling_factor=factor)
+        self.latents = latents * factor
+
+    def _encoded(self, rows: Tensor) -> Tensor:
+        rows = rows.to(self.device)
+        return scaled(self.x[rows]) if self.latents is None else self.latents[rows]
+
+    def _save(
+        self,
+        step: int,
+        optimiser: torch.optim.Optimizer,
+        averages: Sequence[Tensor],
+        losses: tuple[float, ...],
+        pending: float,
+    ) -> None:
+        weights = {name: tensor.cpu() for name, tensor in self.networks.state_dict().items()}
+        kept = {str(i): average.cpu() for i, average in enumerate(averages)}
+        save(Checkpoint(step, weights, kept, moments_of(optimiser), losses, pending, self.name), self.file)

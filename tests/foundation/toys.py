@@ -1,0 +1,140 @@
+"""Tiny directories in diffusers' format, written with plain diffusers and transformers."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from tokenizers import pre_tokenizers
+
+from genfed.core.rng import seeded, stream
+
+TOKENS = 12
+
+
+def tokenizer() -> Any:
+    """A byte-level CLIP tokenizer without merges: a token per letter."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    return transformers.CLIPTokenizer(vocab={w: i for i, w in enumerate(words)}, merges=[], model_max_length=TOKENS)
+
+
+def text_encoder(width: int = 8) -> Any:
+    return transformers.CLIPTextModel(
+        transformers.CLIPTextConfig(
+            vocab_size=514,
+            hidden_size=width,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=TOKENS,
+            bos_token_id=512,
+            eos_token_id=513,
+            pad_token_id=513,
+        )
+    )
+
+
+def text_unet(channels: int = 4, size: int = 4, **changes: Any) -> Any:
+    settings: dict[str, Any] = {
+        "sample_size": size,
+        "in_channels": channels,
+        "out_channels": channels,
+        "block_out_channels": (8, 16),
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "layers_per_block": 1,
+        "cross_attention_dim": 8,
+        "attention_head_dim": 2,
+        "norm_num_groups": 4,
+    }
+    return diffusers.UNet2DConditionModel(**settings | changes)
+
+
+def autoencoder() -> Any:
+    return diffusers.AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D", "DownEncoderBlock2D"),
+        up_block_types=("UpDecoderBlock2D", "UpDecoderBlock2D"),
+        block_out_channels=(8, 8),
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=8,
+        scaling_factor=0.7,
+    )
+
+
+def latent(folder: Path, scheduler: Any = None, **unet: Any) -> Path:
+    """3×8×8 images, latents of 4×4×4."""
+    with seeded(stream(0, "latent")):
+        pipeline = diffusers.StableDiffusionPipeline(
+            vae=autoencoder(),
+            text_encoder=text_encoder(),
+            tokenizer=tokenizer(),
+            unet=text_unet(**unet),
+            scheduler=scheduler or diffusers.DDIMScheduler(**OLD),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def pixel(folder: Path) -> Path:
+    """3×8×8 images, no VAE."""
+    with seeded(stream(0, "pixel")):
+        pipeline = diffusers.StableDiffusionPipeline(
+            vae=None,
+            text_encoder=text_encoder(),
+            tokenizer=tokenizer(),
+            unet=text_unet(3, 8),
+            scheduler=diffusers.DDPMScheduler(prediction_type="v_prediction", clip_sample=False, steps_offset=1),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def class_conditional(folder: Path, names: tuple[str, ...] = (), embeds: int | None = 4) -> Path:
+    """1×8×8 images of three classes."""
+    with seeded(stream(0, "class")):
+        unet = diffusers.UNet2DModel(
+            sample_size=8,
+            in_channels=1,
+            out_channels=1,
+            block_out_channels=(8, 8),
+            down_block_types=("DownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "UpBlock2D"),
+            layers_per_block=1,
+            norm_num_groups=4,
+            attention_head_dim=None,
+            num_class_embeds=embeds,
+        )
+    diffusers.DDIMPipeline(unet=unet, scheduler=diffusers.DDIMScheduler()).save_pretrained(folder)
+    if names:
+        edit(folder / "model_index.json", id2label={str(i): name for i, name in enumerate(names)})
+    return folder
+
+
+def edit(file: Path, **changes: Any) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def rngs(n: int, seed: int = 0) -> list[torch.Generator]:
+    return [stream(seed, i) for i in range(n)]
+
+
+OLD = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "steps_offset": 1,
+}
+"""Stable Diffusion's own noise schedule."""
