@@ -50,48 +50,58 @@ def pack(record: object) -> Packed:
     Raises:
         RecordError: names the path of a value that no record may hold.
     """
-    tensors: dict[str, Tensor] = {}
-    ranges: dict[int, list[tuple[int, int]]] = {}  # storage -> byte ranges already taken
+    if not dataclasses.is_dataclass(record) or isinstance(record, type):
+        raise RecordError(f"a record is a dataclass instance, not a {type(record).__name__}")
+    name, tensors = type(record).__name__, _Tensors()
+    try:
+        return Packed(tensors.by_path, json.dumps(_skeleton(record, name, tensors)))
+    except RecursionError:
+        raise RecordError(f"{name}: nested too deeply") from None
+    except ValueError as error:  # an int of thousands of digits
+        raise RecordError(f"{name}: cannot be written as JSON ({error})") from None
 
-    def own(tensor: Tensor, path: str) -> Tensor:
+
+class _Tensors:
+    """Those that were met on the way through a record."""
+
+    def __init__(self) -> None:
+        self.by_path: dict[str, Tensor] = {}
+        self._ranges: dict[int, list[tuple[int, int]]] = {}  # storage -> byte ranges already taken
+
+    def add(self, tensor: Tensor, path: str) -> None:
         if tensor.dtype not in _DTYPES or tensor.layout != torch.strided or tensor.is_meta:
             about = f"{tensor.dtype} {tensor.layout} tensor on {tensor.device}"
             raise RecordError(f"{path}: a record cannot hold a {about}")
         # A view such as x.conj().imag is negated only when it is read; what is written are its raw bytes.
         tensor = tensor.detach().cpu().resolve_neg().contiguous()
         begin, size = tensor.data_ptr(), tensor.numel() * tensor.element_size()
-        taken = ranges.setdefault(tensor.untyped_storage().data_ptr(), [])
+        taken = self._ranges.setdefault(tensor.untyped_storage().data_ptr(), [])
         if any(begin < stop and start < begin + size for start, stop in taken):
-            return tensor.clone()  # a file holds every tensor once; two fields may name the same one
-        taken.append((begin, begin + size))
-        return tensor
+            tensor = tensor.clone()  # a file holds every tensor once; two fields may name the same one
+        else:
+            taken.append((begin, begin + size))
+        self.by_path[path] = tensor
 
-    def walk(value: Any, path: str) -> Any:
-        if isinstance(value, Tensor):
-            tensors[path] = own(value, path)
-            return {"tensor": path}
-        if value is None or type(value) in _SCALARS:
-            return value
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            return {f.name: walk(getattr(value, f.name), f"{path}.{f.name}") for f in dataclasses.fields(value)}
-        if isinstance(value, dict):
-            if bad := [k for k in value if type(k) not in (str, int)]:
-                raise RecordError(f"{path}: a record's dict has str or int keys, not {bad[0]!r}")
-            # repr keeps 1 and "1" apart, and a key with a dot in it cannot look like another path
-            return [[k, walk(v, f"{path}[{k!r}]")] for k, v in value.items()]
-        if isinstance(value, tuple):
-            return [walk(v, f"{path}[{i}]") for i, v in enumerate(value)]
-        raise RecordError(f"{path}: a record cannot hold a {type(value).__name__}")
 
-    if not dataclasses.is_dataclass(record) or isinstance(record, type):
-        raise RecordError(f"a record is a dataclass instance, not a {type(record).__name__}")
-    name = type(record).__name__
-    try:
-        return Packed(tensors, json.dumps(walk(record, name)))
-    except RecursionError:
-        raise RecordError(f"{name}: nested too deeply") from None
-    except ValueError as error:  # an int of thousands of digits
-        raise RecordError(f"{name}: cannot be written as JSON ({error})") from None
+# A function of its own, not a closure: one that calls itself is a cycle, and would hold the tensors until the next
+# collection.
+def _skeleton(value: Any, path: str, tensors: _Tensors) -> Any:
+    if isinstance(value, Tensor):
+        tensors.add(value, path)
+        return {"tensor": path}
+    if value is None or type(value) in _SCALARS:
+        return value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = dataclasses.fields(value)
+        return {f.name: _skeleton(getattr(value, f.name), f"{path}.{f.name}", tensors) for f in fields}
+    if isinstance(value, dict):
+        if bad := [k for k in value if type(k) not in (str, int)]:
+            raise RecordError(f"{path}: a record's dict has str or int keys, not {bad[0]!r}")
+        # repr keeps 1 and "1" apart, and a key with a dot in it cannot look like another path
+        return [[k, _skeleton(v, f"{path}[{k!r}]", tensors)] for k, v in value.items()]
+    if isinstance(value, tuple):
+        return [_skeleton(v, f"{path}[{i}]", tensors) for i, v in enumerate(value)]
+    raise RecordError(f"{path}: a record cannot hold a {type(value).__name__}")
 
 
 def unpack(kind: type[R], packed: Packed) -> R:

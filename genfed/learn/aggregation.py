@@ -50,7 +50,7 @@ def targets_of(made: Made, server: Server, teachers: Mapping[int, nn.Module], ho
     """
     labels = made.wanted.labels
     if how == "fine_tuning":
-        return labels
+        return labels.clone()  # a view would hold the shard's images
     if not teachers:
         raise GenfedError(f"{how}: there is no classifier to learn from")
     one_hot = F.one_hot(labels, len(server.task.classes)).float()

@@ -122,7 +122,9 @@ class SyntheticSet:
 
     def wanted(self, server: Server) -> Wanted:
         """What all the images were to be, without them."""
-        return _joined([_empty(0, ()).wanted, *(made.wanted for made in self.chunks(server))])
+        # By rows, which copies: a view of the labels would hold the shard's images too.
+        parts = [made.wanted[torch.arange(len(made))] for made in self.chunks(server)]
+        return _joined([_empty(0, ()).wanted, *parts])
 
     def batches(self, server: Server, size: int, rng: torch.Generator) -> Iterator[Made]:
         """One shuffled epoch that never holds the whole set: shards come in random order, and rows in random order out
