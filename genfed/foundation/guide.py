@@ -32,8 +32,8 @@ class Guidance:
     begin: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of the denoising after which it is steered; the paper's is 0."""
     end: Annotated[float, Field(ge=0, le=1)] = 1.0
-    """Share after which it is left to itself; the paper's is 1. Towards its end classifiers can be fooled by changes that
-    nobody sees."""
+    """Share after which it is left to itself; the paper's is 1. Towards the end changes that nobody sees can fool
+    classifiers."""
     views: Annotated[int, Field(ge=0)] = 0
     """The loss is the mean over so many randomly shifted views of an image; 0, the paper's: over the image itself. What
     fools a classifier seldom does so from everywhere."""
@@ -41,8 +41,8 @@ class Guidance:
 
 class Teacher(nn.Module):
     """A frozen classifier: images [n, C, H, W] → its logits [n, classes] and how far each image's own statistics are
-    from those that its BatchNorm layers keep [n]: Σ_l ‖σ²_l(x) − σ²_l‖ + ‖μ_l(x) − μ_l‖, over a layer's input, the variance
-    biased. A layer whose input has no positions (a vector per image) does not count; without any it is 0.
+    from those that its BatchNorm layers keep [n]: Σ_l ‖σ²_l(x) − σ²_l‖ + ‖μ_l(x) − μ_l‖, over a layer's input, the
+    variance biased. A layer whose input has no positions (a vector per image) does not count; without any it is 0.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -77,24 +77,25 @@ def steered(
     shape: tuple[int, ...],
 ) -> Tensor:
     """One image per row of the condition, float32 [n, *shape] in [−1, 1] on the CPU: of the class labels[i], as the
-    teacher of the client clients[i] knows it. The loss is summed over images, so that each is steered as if alone, whoever
-    else is in the batch; images of several clients go through the U-Net together.
+    teacher of the client clients[i] knows it. The loss is summed over images, so that each is steered as if alone,
+    whoever else is in the batch; images of several clients go through the U-Net together.
     """
-    own = {client: torch.nonzero(clients == client).flatten().to(model.device) for client in clients.unique().tolist()}
-    labels, n = labels.to(model.device), len(rngs)
-    none = model.unconditional(n, sampling.negative)
-    w = sampling.guidance
+    own = {
+        client: torch.nonzero(clients == client).flatten().to(model.device) for client in torch.unique(clients).tolist()
+    }
+    labels, w = labels.to(model.device), sampling.guidance
+    none = model.unconditional(len(rngs), sampling.negative) if w != 1 else condition
 
     def loss(z: Tensor, t: int) -> Tensor:
         images = fitted(model.decode(model.clean(model.guided(z, t, condition, none, w), z, t)), shape)
-        total = images.new_zeros(())
-        for client, rows in own.items():
-            views = [images[rows]] if not guidance.views else _shifted(images[rows], [rngs[i] for i in rows.tolist()], guidance.views)
-            for view in views:
-                with mixed(model.device, model.precision):
-                    logits, gap = teachers[client](view)
-                total = total + (F.cross_entropy(logits, labels[rows], reduction="none") + guidance.statistics * gap).sum() / len(views)
-        return total
+        views = [shifted(images, rngs) for _ in range(guidance.views)] or [images]
+        losses = [classified(view, rows, client) for view in views for client, rows in own.items()]
+        return torch.stack(losses).sum() / len(views)
+
+    def classified(images: Tensor, rows: Tensor, client: int) -> Tensor:
+        with mixed(model.device, model.precision):
+            logits, gap = teachers[client](images[rows])
+        return (F.cross_entropy(logits, labels[rows], reduction="none") + guidance.statistics * gap).sum()
 
     def step(z: Tensor, t: int) -> Tensor:
         z = z.detach().requires_grad_()
@@ -109,7 +110,7 @@ def steered(
         if torch.equal(edited, z):
             log.warning(
                 "the initial noise cannot be edited: at its first step (t = %d) the model's images are cut to [−1, 1] "
-                "everywhere, where gradients are 0; set edits = 0, or take a model whose last step keeps some of the image",
+                "everywhere, where gradients are 0; set edits = 0, or take a model that keeps some of the image there",
                 first,
             )
             break
@@ -121,3 +122,14 @@ def steered(
             z = sampler.step(model.guided(z, t, condition, none, w), t, z, rngs)
     with torch.no_grad():
         return fitted(model.decode(z), shape).clamp(-1, 1).cpu()
+
+
+def shifted(images: Tensor, rngs: Rngs) -> Tensor:
+    """Each image [n, C, H, W] moved by up to an eighth of its sides, drawn from its own generator, edges repeated."""
+    most = [max(1, side // 8) for side in images.shape[2:]]
+    padded = F.pad(images, (most[1], most[1], most[0], most[0]), mode="replicate")
+    moved = []
+    for image, rng in zip(padded, rngs, strict=True):
+        down, right = (int(torch.randint(2 * m + 1, (), generator=rng)) for m in most)
+        moved.append(image[:, down : down + images.shape[2], right : right + images.shape[3]])
+    return torch.stack(moved)
