@@ -4,6 +4,7 @@ import fcntl
 import json
 import platform
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -131,10 +132,13 @@ def run_pretraining(
             raise GenfedError(f"{folder} is being written by another process; wait for it or use --out") from None
         finished, checkpoint = folder / "pretraining.json", folder / CHECKPOINT
         if resume and finished.exists() and not checkpoint.exists():
-            return About(**json.loads(finished.read_text("utf-8")))
+            about = json.loads(finished.read_text("utf-8"))
+            return About(**about | {"losses": tuple(about["losses"])})
         if fresh:
-            for file in (checkpoint, finished, folder / "model_index.json"):
+            for file in (folder / "model_index.json", checkpoint, finished):
                 file.unlink(missing_ok=True)
+            for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
+                shutil.rmtree(folder / part, ignore_errors=True)
         mine.write_text(dump_toml(config), "utf-8")
         began = time.monotonic()
         losses = pretrain(

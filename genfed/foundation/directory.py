@@ -263,17 +263,19 @@ def library(name: str) -> Any:
 
 def _broken(error: Exception) -> str:
     """One line about what a library threw, with the way out where it is known."""
-    text = str(error)
-    if "torchvision" in text:
+    chain: list[BaseException] = [error]  # lazy imports hide what went wrong behind errors of their own
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(cause)
+    if any("torchvision" in str(link) for link in chain):
         return (
             "the installed torchvision does not fit torch: remove it (pip uninstall torchvision) or install the one "
             "that does; genfed needs none"
         )
-    if isinstance(error, ModuleNotFoundError):
+    if isinstance(error, ModuleNotFoundError) and error.name:
         return (
             f"""a foundation model needs the extra "foundation" ({_reason(error)}): pip install 'genfed[foundation]'"""
         )
-    return _reason(error)
+    return _reason(chain[-1])
 
 
 def _reason(error: BaseException) -> str:

@@ -52,7 +52,7 @@ class Parts:
     text_encoder: Any
     tokenizer: Any
     scheduler: Any
-    vae: Any | None
+    vae: Any
     """None: the diffusion is of pixels."""
 
 
@@ -154,6 +154,9 @@ def write(parts: Parts, folder: Path, weights: str) -> None:
                 cast.save_pretrained(folder / name, safe_serialization=True)
         source = "transformers" if name == "text_encoder" else "diffusers"
         index[name] = [source, type(network).__name__] if network is not None else [None, None]
+    # Who opens the directory and names no type gets float32 of all parts: diffusers' rule, not that of transformers.
+    about = folder / "text_encoder" / "config.json"
+    about.write_text(json.dumps(json.loads(about.read_text("utf-8")) | {"dtype": "float32"}, indent=2) + "\n", "utf-8")
     parts.tokenizer.save_pretrained(folder / "tokenizer")
     parts.scheduler.save_pretrained(folder / "scheduler")
     index["tokenizer"] = ["transformers", "CLIPTokenizer"]

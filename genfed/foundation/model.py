@@ -52,8 +52,8 @@ class Latents(Space):
     vae: Any
 
     def encode(self, images: Tensor) -> Tensor:
-        mean: Tensor = self.vae.encode(images).latent_dist.mode()
-        return (mean - self._shift) * self.vae.config.scaling_factor
+        z: Tensor = (self.vae.encode(images).latent_dist.mode() - self._shift) * self.vae.config.scaling_factor
+        return z
 
     def decode(self, z: Tensor) -> Tensor:
         images: Tensor = self.vae.decode(z / self.vae.config.scaling_factor + self._shift).sample

@@ -112,7 +112,8 @@ def pretrain(
     the same bits. Returns the losses, a mean per EVERY steps.
 
     Raises:
-        GenfedError: the images do not suit the model, a prompt is too long, or the checkpoint is of other examples.
+        GenfedError: the images do not suit the model, a prompt is too long, the checkpoint is of other examples, or the
+            loss is no longer a number.
         RecordError: a damaged checkpoint.
     """
     shape = tuple(examples.x.shape[1:])
@@ -183,7 +184,7 @@ class _Training:
     ) -> tuple[float, ...]:
         """A stage from the step `start` of all, or where the checkpoint stopped; leaves the average of the weights."""
         settings, pending = self.optimisation, 0.0
-        parameters = list(trained.parameters())
+        parameters: list[Tensor] = list(trained.parameters())
         optimiser = torch.optim.AdamW(
             parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
         )
@@ -214,6 +215,8 @@ class _Training:
             pending += float(loss.detach())
             if (step + 1 - start) % EVERY == 0:
                 losses, pending = (*losses, pending / EVERY), 0.0
+                if not math.isfinite(losses[-1]):
+                    raise GenfedError(f"the loss is {losses[-1]} by step {step + 1}: lower training.learning_rate")
                 self.notify(Told(step + 1, everything, stage, losses[-1]))
             if (step + 1 - start) % settings.save_every == 0 and step + 1 < start + steps:
                 self._save(step + 1, optimiser, averages, losses, pending)
@@ -230,7 +233,8 @@ class _Training:
         noise = torch.randn(found.mean.shape, generator=rng).to(self.device)
         kl = 0.5 * (found.mean.square() + found.var - 1 - found.logvar).mean()
         decoded = self.parts.vae.decode(found.mean + found.std * noise).sample
-        return F.mse_loss(decoded.float(), x) + self.optimisation.kl * kl.float()
+        loss: Tensor = F.mse_loss(decoded.float(), x) + self.optimisation.kl * kl.float()
+        return loss
 
     def diffusion_loss(self, rows: Tensor, rng: torch.Generator) -> Tensor:
         """Mean squared error of what the U-Net gives: v, ε or x0."""
@@ -243,7 +247,7 @@ class _Training:
         hidden = torch.rand(len(z), generator=rng) < self.optimisation.drop
         prompt = (1 + self.examples.which[rows, which]).masked_fill(hidden, 0).to(self.device)  # 0: the empty prompt
         # A prompt that stands in the batch more than once is encoded once.
-        distinct, place = prompt.unique(return_inverse=True)
+        distinct, place = torch.unique(prompt, return_inverse=True)
         embedded = self.parts.text_encoder(self.tokens[distinct])[0][place]
         output = self.parts.unet(signal * z + noise * eps, t, encoder_hidden_states=embedded).sample.float()
         kind = self.parts.scheduler.config.prediction_type

@@ -2,7 +2,9 @@
 
 import dataclasses
 import math
+import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
@@ -11,9 +13,11 @@ import torch
 from torch import Tensor
 
 from genfed.core.errors import GenfedError
+from genfed.core.method import Task
 from genfed.core.rng import stream
 from genfed.foundation.directory import load_foundation
 from genfed.foundation.model import FoundationModel, per_image
+from genfed.foundation.settings import Foundation
 from tests.foundation import toys
 
 
@@ -245,6 +249,27 @@ def test_a_long_prompt_is_refused(latent: FoundationModel, classes: FoundationMo
         classes.unconditional(1, "blurred")
     with pytest.raises(GenfedError, match="steps = 1001: 1 to 1000"):
         latent.sampler(1001)
+
+
+def test_the_loop_of_the_docs(folder: Path, latent: FoundationModel) -> None:
+    """Each guided step goes down the loss of the image that it was taken from."""
+    page = (Path(__file__).parents[2] / "docs" / "foundation.md").read_text("utf-8")
+    code = next(block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "sampler.step" in block)
+
+    class Case:
+        foundation = Foundation(model=str(folder / "latent"), steps=3, guidance=2.0)
+
+    def loss(images: Tensor) -> Tensor:
+        return images.square().sum()
+
+    server = SimpleNamespace(
+        task=Task("image", (3, 8, 8), ("0", "1")), device=torch.device("cpu"), precision="float32", rng=stream(0)
+    )
+    code = code.replace("seven", "7").replace("a digit", "digit").replace("sampler(50", "sampler(3")
+    names = {"self": Case, "server": server, "per_image": per_image, "torch": torch, "loss": loss}
+    exec(compile(code, "docs/foundation.md", "exec"), names)
+    assert names["z"].shape == (8, 4, 4, 4)  # type: ignore[attr-defined]
+    assert names["gradient"].abs().sum() > 0  # type: ignore[attr-defined]
 
 
 def _pipeline(folder: Path) -> Any:
