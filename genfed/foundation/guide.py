@@ -1,5 +1,6 @@
 """Steering a frozen diffusion model by classifiers. Yang, Su, Li, Xue, arXiv 2311.08870 (FedLMG), ICML 2025."""
 
+import functools
 import logging
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -10,6 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from genfed.core.errors import GenfedError
 from genfed.core.settings import settings
 from genfed.foundation.model import FoundationModel
 from genfed.foundation.sampler import Rngs
@@ -37,6 +39,10 @@ class Guidance:
     views: Annotated[int, Field(ge=0)] = 0
     """The loss is the mean over so many randomly shifted views of an image; 0, the paper's: over the image itself. What
     fools a classifier seldom does so from everywhere."""
+
+    def __post_init__(self) -> None:
+        if self.begin > self.end:
+            raise GenfedError(f"guidance.begin = {self.begin} is after guidance.end = {self.end}")
 
 
 class Teacher(nn.Module):
@@ -108,11 +114,7 @@ def steered(
     for _ in range(guidance.edits if steers else 0):
         edited = step(z, first)
         if torch.equal(edited, z):
-            log.warning(
-                "the initial noise cannot be edited: at its first step (t = %d) the model's images are cut to [−1, 1] "
-                "everywhere, where gradients are 0; set edits = 0, or take a model that keeps some of the image there",
-                first,
-            )
+            _warn(model.name, first)
             break
         z = edited
     for i, t in enumerate(sampler.timesteps):
@@ -122,6 +124,31 @@ def steered(
             z = sampler.step(model.guided(z, t, condition, none, w), t, z, rngs)
     with torch.no_grad():
         return fitted(model.decode(z), shape).clamp(-1, 1).cpu()
+
+
+@functools.cache
+def _warn(name: str, t: int) -> None:
+    """Once for a model, not with every batch."""
+    log.warning(
+        "%s: the initial noise cannot be edited: at the first step (t = %d) images are cut to [−1, 1] everywhere, where "
+        "gradients are 0; set edits = 0, or take a model that keeps some of the image there",
+        name,
+        t,
+    )
+
+
+def check_steering(model: FoundationModel, sampling: Foundation) -> None:
+    """Refuses a sampler that remembers what it saw before guidance changed it.
+
+    Raises:
+        GenfedError: it is neither DDPM nor DDIM.
+    """
+    kind = type(model.sampler(sampling.steps, sampling.scheduler).scheduler).__name__
+    if kind not in ("DDPMScheduler", "DDIMScheduler"):
+        raise GenfedError(
+            f'foundation.scheduler = "{sampling.scheduler}": a {kind} remembers earlier steps, which guidance has '
+            "changed since; ddpm and ddim are allowed"
+        )
 
 
 def shifted(images: Tensor, rngs: Rngs) -> Tensor:

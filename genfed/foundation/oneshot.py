@@ -160,6 +160,16 @@ def network_of(server: Server, architecture: str, weights: Weights) -> nn.Module
     return load_weights(server.new_network(architecture, server.rng), weights)
 
 
+def by_name(foundation: Foundation, prompt: str, where: Client | Server) -> Tensor:
+    """The condition of each class, in the order of the task, on the CPU: the prompt with its name.
+
+    Raises:
+        GenfedError: the prompt cannot be filled in, or is longer than the text encoder reads.
+    """
+    model = foundation.load(where.task, where.device, where.precision)
+    return model.condition(prompts(prompt, where.task.classes)).cpu()
+
+
 def prompts(template: str, names: Sequence[str]) -> list[str]:
     """The template with each name in the place of {class}.
 

@@ -3,6 +3,7 @@ images of them.
 """
 
 import itertools
+from abc import abstractmethod
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
@@ -32,7 +33,53 @@ class Told:
 
 
 @settings
-class ByPrompts(OneShot):
+class ByConditions(OneShot):
+    """Clients tell what they have as conditions, and images are made of all of these."""
+
+    @abstractmethod
+    def tell(self, client: Client, sent: Nothing) -> Reply[Told]:
+        """What a client uploads."""
+
+    def uploads(self) -> list[Phase[State]]:
+        return [
+            Phase(
+                "tell",
+                self.collect,
+                lambda server, state, info: Nothing(),
+                self.tell,
+                aggregate={"conditions": Collect(), "labels": Collect()},
+                changes_classifier=False,
+            )
+        ]
+
+    def collect(self, server: Server, state: State, reduced: Reduced) -> State:
+        """All that clients told, one after another: their proportions stay."""
+        told: dict[int, Tensor] = reduced["conditions"]
+        labels: dict[int, Tensor] = reduced["labels"]
+        clients = sorted(told)
+        asked = Asked(
+            torch.cat([told[client] for client in clients]),
+            torch.cat([labels[client] for client in clients]),
+            torch.cat([torch.full_like(labels[client], client) for client in clients]),
+        )
+        return replace(state, asked=asked)
+
+
+def check_embeddings(model: FoundationModel, method: str) -> None:
+    """Refuses a foundation that is asked by numbers of classes, where a method computes with embeddings.
+
+    Raises:
+        GenfedError: it is class-conditional.
+    """
+    if model.kind == "class":
+        raise GenfedError(
+            f"{method} computes with embeddings of prompts, and foundation {model.name} is class-conditional: it has "
+            "none; use fgl, or a text-to-image model"
+        )
+
+
+@settings
+class ByPrompts(ByConditions):
     """Prompts for what clients have, as embeddings, and images of them."""
 
     level: Literal["class", "instance"] = "class"
@@ -43,7 +90,7 @@ class ByPrompts(OneShot):
     and round: a domain's own words, where each client is a domain."""
     aliases: dict[str, str] = Field(default_factory=dict)
     """Other words for names of classes that would mislead: { orange = "fruit: orange" }."""
-    attributes: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    attributes: dict[str, Annotated[tuple[str, ...], Field(min_length=1)]] = Field(default_factory=dict)
     """For level "instance": what may stand in the place of {WORD}. The client chooses for each example, by the public
     diffusion model itself (every combination is tried)."""
     # differs from the paper: there a captioner, BLIP-2, writes the instance's prompt.
@@ -56,22 +103,12 @@ class ByPrompts(OneShot):
             raise GenfedError(f"aliases: {unknown[0]!r} is no class; there are: {', '.join(server.task.classes)}")
         if self.attributes and self.level == "class":
             raise GenfedError('attributes are for level = "instance": a class has none of its own')
+        if "class" in self.attributes:
+            raise GenfedError("attributes.class: {class} is the name of the class; choose another word")
         for client in range(len(self.templates)):
             for name in server.task.classes:
                 model.condition(self.texts(client, self.aliases.get(name, name)))
         return super().init(server)
-
-    def uploads(self) -> list[Phase[State]]:
-        return [
-            Phase(
-                "prompts",
-                self.collect,
-                lambda server, state, info: Nothing(),
-                self.tell,
-                aggregate={"conditions": Collect(), "labels": Collect()},
-                changes_classifier=False,
-            )
-        ]
 
     def texts(self, client: int, name: str) -> list[str]:
         """The prompts that there are for a class: one for each combination of attributes."""
@@ -107,15 +144,3 @@ class ByPrompts(OneShot):
     def of_class(self, conditions: Tensor) -> Tensor:
         """What is uploaded of the conditions of one class."""
         return conditions
-
-    def collect(self, server: Server, state: State, reduced: Reduced) -> State:
-        """All that clients told, one after another: their proportions stay."""
-        told: dict[int, Tensor] = reduced["conditions"]
-        labels: dict[int, Tensor] = reduced["labels"]
-        clients = sorted(told)
-        asked = Asked(
-            torch.cat([told[client] for client in clients]),
-            torch.cat([labels[client] for client in clients]),
-            torch.cat([torch.full_like(labels[client], client) for client in clients]),
-        )
-        return replace(state, asked=asked)

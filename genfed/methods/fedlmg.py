@@ -13,8 +13,9 @@ from torch import Tensor
 from genfed.core.aggregate import Collect
 from genfed.core.method import Client, Nothing, Phase, Reduced, Reply, Server, Weights
 from genfed.core.settings import settings
-from genfed.foundation.guide import Guidance, Teacher, steered
-from genfed.foundation.oneshot import Asked, OneShot, State, network_of, prompts
+from genfed.foundation.guide import Guidance, Teacher, check_steering, steered
+from genfed.foundation.oneshot import Asked, OneShot, State, by_name, network_of
+from genfed.foundation.settings import Foundation
 from genfed.learn.aggregation import Aggregation
 from genfed.learn.synthetic import Wanted
 from genfed.learn.training import train
@@ -35,6 +36,8 @@ class Upload:
 class FedLMG(OneShot):
     """Local-model-guided synthesis: images of each client and class as its own classifier knows them."""
 
+    foundation: Foundation = Field(default_factory=lambda: Foundation(scheduler="ddpm"))
+    """The server's diffusion model and how it is sampled: by ddpm, as in the paper, or ddim."""
     prompt: str = "an image of {class}"
     """What the diffusion model is asked for, with the name of the class; for a class-conditional model "{class}"."""
     guidance: Guidance = Field(default_factory=Guidance)
@@ -43,7 +46,8 @@ class FedLMG(OneShot):
     """How students learn: FT, MD or SD of the paper."""
 
     def init(self, server: Server) -> State:
-        self.conditions(server)  # refuses a prompt before training
+        check_steering(self.foundation.load(server.task, server.device, server.precision), self.foundation)
+        by_name(self.foundation, self.prompt, server)  # refuses a prompt before training
         return super().init(server)
 
     def how(self) -> Aggregation:
@@ -73,13 +77,8 @@ class FedLMG(OneShot):
         classes: dict[int, Tensor] = reduced["classes"]
         labels = torch.cat([classes[client] for client in sorted(classes)])
         clients = torch.cat([torch.full_like(classes[client], client) for client in sorted(classes)])
-        asked = Asked(self.conditions(server)[labels], labels, clients)
+        asked = Asked(by_name(self.foundation, self.prompt, server)[labels], labels, clients)
         return replace(state, teachers=reduced["classifier"], asked=asked)
-
-    def conditions(self, server: Server) -> Tensor:
-        """One for each class, in the order of the task."""
-        model = self.foundation.load(server.task, server.device, server.precision)
-        return model.condition(prompts(self.prompt, server.task.classes)).cpu()
 
     def make(self, server: Server, state: State, wanted: Wanted, rngs: Sequence[torch.Generator]) -> Tensor:
         kinds = {info.id: info.architecture for info in server.clients}

@@ -4,11 +4,10 @@
 
 from torch import Tensor
 
-from genfed.core.errors import GenfedError
 from genfed.core.method import Server
 from genfed.core.settings import settings
 from genfed.foundation.oneshot import State
-from genfed.foundation.prompted import ByPrompts
+from genfed.foundation.prompted import ByPrompts, check_embeddings
 
 
 @settings
@@ -16,10 +15,8 @@ class OSCAR(ByPrompts):
     """FGL with a mean in place of many: fewer bytes, and no example's own description leaves."""
 
     def init(self, server: Server) -> State:
-        state = super().init(server)
-        if self.foundation.load(server.task, server.device, server.precision).kind == "class":
-            raise GenfedError("oscar takes means of embeddings, and a class-conditional foundation has none; use fgl")
-        return state
+        check_embeddings(self.foundation.load(server.task, server.device, server.precision), "oscar")
+        return super().init(server)
 
     def of_class(self, conditions: Tensor) -> Tensor:
         return conditions.mean(0, keepdim=True)

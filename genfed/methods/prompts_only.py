@@ -8,7 +8,7 @@ import torch
 
 from genfed.core.method import Phase, Server
 from genfed.core.settings import settings
-from genfed.foundation.oneshot import Asked, OneShot, State, prompts
+from genfed.foundation.oneshot import Asked, OneShot, State, by_name
 from genfed.learn.synthetic import NOBODY
 
 
@@ -20,11 +20,9 @@ class PromptsOnly(OneShot):
     """What the diffusion model is asked for, with the name of the class; for a class-conditional model "{class}"."""
 
     def init(self, server: Server) -> State:
-        state = super().init(server)
-        model = self.foundation.load(server.task, server.device, server.precision)
-        conditions = model.condition(prompts(self.prompt, server.task.classes)).cpu()
+        conditions = by_name(self.foundation, self.prompt, server)
         labels = torch.arange(len(conditions))
-        return replace(state, asked=Asked(conditions, labels, torch.full_like(labels, NOBODY)))
+        return replace(super().init(server), asked=Asked(conditions, labels, torch.full_like(labels, NOBODY)))
 
     def uploads(self) -> list[Phase[State]]:
         return []
