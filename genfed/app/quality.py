@@ -95,8 +95,8 @@ class Judge:
         }
 
     def _for_clients(self, trial: Trial, state: Any, made: Made) -> dict[str, float]:
-        """Of the images that stand for clients: how sure their own clients' classifiers are of the class asked for, where
-        the state has these; and the share that a network which tells clients apart takes for their own clients'.
+        """Of the images that stand for clients: how sure their own clients' classifiers are of the class asked for,
+        where the state has these; and the share that a network which tells clients apart takes for their own clients'.
         """
         of, server = made.wanted.clients, server_of(trial, 0, "quality")
         kinds = {info.id: info.architecture for info in server.clients}
@@ -118,7 +118,7 @@ class Judge:
 
     @functools.cached_property
     def _apart(self) -> tuple[nn.Module, float]:
-        """A network that tells clients apart, trained on four fifths of their examples, and its accuracy on the rest."""
+        """A network that tells clients apart, trained on four fifths of the examples; its accuracy on the rest."""
         sizes = torch.tensor([stop - start for start, stop in self._shards.ranges])
         owned = Data(self._shards.train.x, torch.arange(len(sizes)).repeat_interleave(sizes))
         order = torch.randperm(len(owned), generator=self._stream("apart"))

@@ -1,4 +1,4 @@
-"""Conditions for a client's own images, from the public diffusion model alone: words that fit, or a learnt embedding."""
+"""Conditions for a client's own images, from the public diffusion model alone: words that fit, or an embedding."""
 
 from collections.abc import Sequence
 
@@ -50,9 +50,9 @@ def learnt(
     learning_rate: float,
     rng: torch.Generator,
 ) -> tuple[Tensor, float]:
-    """The embedding [tokens, width], on the CPU, under which the noise of the images [n, C, H, W] in [−1, 1] is predicted
-    best: from `start` down the mean of (ε_θ(z_t, t, d) − ε)² by SGD; and that mean over the last epoch. After 0 epochs
-    it is `start`, and the mean 0. Yang, Su, Li, Xue, FedDEO, arXiv 2407.19953.
+    """The embedding [tokens, width], on the CPU, under which the noise of the images [n, C, H, W] in [−1, 1] is
+    predicted best: from `start` down the mean of (ε_θ(z_t, t, d) − ε)² by SGD; and that mean over the last epoch. After
+    0 epochs it is `start`, and the mean 0. Yang, Su, Li, Xue, FedDEO, arXiv 2407.19953.
     """
     description = start.to(model.device, copy=True).requires_grad_()
     sgd = torch.optim.SGD([description], lr=learning_rate)

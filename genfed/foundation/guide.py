@@ -101,12 +101,14 @@ def steered(
     def classified(images: Tensor, rows: Tensor, client: int) -> Tensor:
         with mixed(model.device, model.precision):
             logits, gap = teachers[client](images[rows])
-        return (F.cross_entropy(logits, labels[rows], reduction="none") + guidance.statistics * gap).sum()
+        losses: Tensor = F.cross_entropy(logits, labels[rows], reduction="none") + guidance.statistics * gap
+        return losses.sum()
 
     def step(z: Tensor, t: int) -> Tensor:
         z = z.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(loss(z, t), z)
-        return (z - guidance.step * gradient).detach()
+        moved: Tensor = (z - guidance.step * gradient).detach()
+        return moved
 
     sampler, z = model.sampler(sampling.steps, sampling.scheduler), model.noise(rngs)
     first, steps = sampler.timesteps[0], len(sampler.timesteps)
@@ -130,8 +132,8 @@ def steered(
 def _warn(name: str, t: int) -> None:
     """Once for a model, not with every batch."""
     log.warning(
-        "%s: the initial noise cannot be edited: at the first step (t = %d) images are cut to [−1, 1] everywhere, where "
-        "gradients are 0; set edits = 0, or take a model that keeps some of the image there",
+        "%s: the initial noise cannot be edited: at the first step (t = %d) images are cut to [−1, 1] everywhere, "
+        "where gradients are 0; set edits = 0, or take a model that keeps some of the image there",
         name,
         t,
     )

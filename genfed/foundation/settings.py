@@ -14,7 +14,7 @@ from genfed.core.errors import GenfedError
 from genfed.core.method import Task
 from genfed.core.settings import settings
 from genfed.foundation.directory import SHIPPED, load_foundation
-from genfed.foundation.model import Further, FoundationModel
+from genfed.foundation.model import FoundationModel, Further
 from genfed.foundation.sampler import Rngs, Scheduler
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601

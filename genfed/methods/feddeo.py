@@ -1,6 +1,6 @@
 """FedDEO. Yang, Su, Li, Xue, FedDEO: Description-Enhanced One-Shot Federated Learning with Diffusion Models, ACM MM
-2024, arXiv 2407.19953: a client learns one embedding for each of its classes against the frozen diffusion model, and the
-server's images follow both the class's name and that description.
+2024, arXiv 2407.19953: a client learns one embedding for each of its classes against the frozen diffusion model, and
+the server's images follow both the class's name and that description.
 """
 
 from collections.abc import Sequence

@@ -48,12 +48,12 @@ def table(**changes: Any) -> dict[str, Any]:
 
 
 def sampled(**changes: Any) -> dict[str, Any]:
-    return SYNTHESIS["foundation"] | {"scheduler": "ddpm"} | changes
+    return {**SYNTHESIS["foundation"], "scheduler": "ddpm", **changes}
 
 
 def settings(cls: type[Any], **changes: Any) -> Any:
-    model = {"model": tiny_foundation(), "steps": 2, "resize": True}
-    return cls(foundation=foundation_settings.Foundation(**model), **changes)
+    foundation = foundation_settings.Foundation(model=tiny_foundation(), steps=2, resize=True)
+    return cls(foundation=foundation, **changes)
 
 
 def finished(out: Path, label: str) -> Any:
@@ -138,8 +138,6 @@ def test_a_description_that_is_the_prompt_adds_to_its_guidance(alike: Path) -> N
 
 def test_who_asked_for_what(alike: Path) -> None:
     """Two images of each class that a client has, those of one class together; nobody's of all classes alike."""
-    config = read(alike)
-    assert config.method["fgl"].images == 2
     made = images_of(alike, "fgl").wanted
     asked = finished(alike, "fgl").asked
     assert made.labels.tolist() == asked.labels.repeat_interleave(2).tolist()
