@@ -137,7 +137,7 @@ def tiny(*methods: str, **changes: Any) -> dict[str, Any]:
     for key, value in changes.items():
         config[key] = config[key] | value if isinstance(value, dict) and isinstance(config.get(key), dict) else value
     for name, settings in config["method"].items():
-        if "foundation" in settings:
+        if isinstance(settings, dict) and "foundation" in settings:
             model = {"model": tiny_foundation()} | settings["foundation"]
             config["method"][name] = settings | {"foundation": model}
     return config
