@@ -1,6 +1,10 @@
 """What all tests share: a tiny federation, fingerprints of what a run leaves, and no silent skips."""
 
+import atexit
+import functools
 import json
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -63,6 +67,13 @@ ONE_SHOT: dict[str, Any] = {
     "samples": 24,
     "generator": {"kind": "cvae", "width": 4, "latent": 4},
 }
+SYNTHESIS: dict[str, Any] = {
+    "foundation": {"steps": 2, "batch_size": 16, "resize": True},
+    "images": 1,
+    "learning": {"epochs": 1, "batch_size": 8},
+    "learning_rounds": 1,
+}
+"""Of methods whose server has a diffusion model."""
 STORING = "storing"
 """Label of a method of the tests' own, whose server keeps a synthetic set."""
 TINY: dict[str, dict[str, Any]] = {
@@ -70,14 +81,36 @@ TINY: dict[str, dict[str, Any]] = {
     "dense": {"generator_steps": 3, "batch_size": 8, "remembered": 2, "latent": 8, "width": 4},
     "fedcvae_ens": ONE_SHOT,
     "fedcvae_kd": ONE_SHOT | {"distillation_samples": 24, "distillation_epochs": 2},
+    "feddeo": SYNTHESIS | {"description_batch_size": 8},
     "feddf": {"distillation_steps": 3, "distillation_batch_size": 8},
+    "fedlmg": SYNTHESIS | {"foundation": SYNTHESIS["foundation"] | {"scheduler": "ddpm"}, "guidance": {"edits": 1}},
     "fedgen": {"generator_steps": 3, "generator_batch_size": 8, "hidden": 16},
+    "fgl": SYNTHESIS,
     "gefl": GENERATIVE,
     "gefl_f": GENERATIVE | {"extractor_rounds": 2, "extractor_epochs": 1},
+    "oscar": SYNTHESIS
+    | {
+        "level": "instance",
+        "templates": ["{how} {class}"],
+        "attributes": {"how": ["thin", "thick"]},
+        "probes": 1,
+    },
+    "prompts_only": SYNTHESIS,
 }
 """Settings that make a method small, by method."""
 SHARED_EXTRACTOR = {"gefl_f", "lg_fedavg"}
+WITHOUT_ROUNDS = {"ensemble"}
 NEED_PUBLIC = {name for name, cls in registry.catalogue(registry.METHODS).items() if cls.needs_public}
+
+
+@functools.cache
+def tiny_foundation() -> str:
+    """A text-to-image directory for 3×8×8 images, there until the tests end."""
+    from tests.foundation import toys  # seconds to import
+
+    folder = Path(tempfile.mkdtemp(prefix="genfed-tests-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return str(toys.latent(folder / "latent"))
 
 
 def tiny(*methods: str, **changes: Any) -> dict[str, Any]:
@@ -97,10 +130,16 @@ def tiny(*methods: str, **changes: Any) -> dict[str, Any]:
     if SHARED_EXTRACTOR & set(methods):  # linear and mlp-small have none
         config["data"] = {"kind": "digits", "size": 16}
         config["federation"] |= {"architectures": ["cnn1", "cnn2"]}
+    if set(methods) <= WITHOUT_ROUNDS:
+        del config["defaults"]["rounds"]
     if NEED_PUBLIC & set(methods):
         config["public"] = config["data"]
     for key, value in changes.items():
         config[key] = config[key] | value if isinstance(value, dict) and isinstance(config.get(key), dict) else value
+    for name, settings in config["method"].items():
+        if isinstance(settings, dict) and "foundation" in settings:
+            model = {"model": tiny_foundation()} | settings["foundation"]
+            config["method"][name] = settings | {"foundation": model}
     return config
 
 

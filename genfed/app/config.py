@@ -275,6 +275,8 @@ def _value(hint: Any, value: Any, at: str) -> Any:
                 return build(registry.find(family, kind), rest, f"{at}.")
         if dataclasses.is_dataclass(hint):
             return build(hint, value, f"{at}.")
+    if typing.get_origin(hint) is dict and isinstance(value, dict):
+        return {key: _value(typing.get_args(hint)[1], item, f"{at}.{key}") for key, item in value.items()}
     return tuple(value) if isinstance(value, list) else value
 
 

@@ -2,7 +2,7 @@
 
 import functools
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,9 +16,10 @@ from genfed.core.errors import GenfedError
 from genfed.core.method import Data, Method, Task
 from genfed.core.rng import stream
 from genfed.engines.site import Shards
-from genfed.learn.evaluate import count
+from genfed.learn.evaluate import count, predicted
 from genfed.learn.fit import Player, cross_entropy, fit, scaled
-from genfed.learn.synthetic import keeps_set
+from genfed.learn.synthetic import NOBODY, Made, keeps_set
+from genfed.learn.weights import load_weights
 from genfed.report.quality import features, frechet, memorisation, neighbourhoods
 from genfed.report.results import QUALITY
 
@@ -55,10 +56,11 @@ class Judge:
         # Classes as often as the clients have them: else the measures would judge the choice of labels.
         y = train.y[torch.randint(len(train), (self._samples,), generator=self._stream("labels"))]
         begun = time.perf_counter()
-        if trial.method.generates:
+        stored = None if trial.method.generates else self._stored(trial, state, y)
+        if stored is None:
             made = Data(trial.method.generate(server_of(trial, 0, "quality"), state, y).float().cpu(), y)
         else:
-            made = self._stored(trial, state, y)
+            made = stored.data
         row = {
             "method": trial.label, "seed": trial.seed, "step": step, "phase": QUALITY, "round": 0, "client": None,
             "seconds": round(time.perf_counter() - begun, 6), "failed": {},
@@ -89,7 +91,40 @@ class Judge:
                 *(scaled(z).flatten(1) for z in (train.x[reference.trained], held_out.x[fresh], made.x[some_made]))
             ),
             "memorisation_features": memorisation(of_trained, reference.held_out[fresh], of_made[some_made]),
+            **({} if stored is None else self._for_clients(trial, state, stored)),
         }
+
+    def _for_clients(self, trial: Trial, state: Any, made: Made) -> dict[str, float]:
+        """Of the images that stand for clients: how sure their own clients' classifiers are of the class asked for,
+        where the state has these; and the share that a network which tells clients apart takes for their own clients'.
+        """
+        of, server = made.wanted.clients, server_of(trial, 0, "quality")
+        kinds = {info.id: info.architecture for info in server.clients}
+        told: dict[str, float] = {}
+        sure = []
+        for client, weights in getattr(state, "teachers", {}).items():
+            own = made[of == client]
+            network = load_weights(server.new_network(kinds[client], server.rng), weights)
+            if len(own):
+                chances = predicted(network, own.images.to(server.device), server.precision).softmax(1).cpu()
+                sure.append(chances.gather(1, own.wanted.labels[:, None]))
+        if sure:
+            told["certainty"] = float(torch.cat(sure).mean())
+        if bool((of != NOBODY).any()) and len(self._shards.clients) > 1:
+            network, told["clients_apart"] = self._apart
+            own = made[of != NOBODY]
+            told["client_match"] = self._accuracy(network, Data(own.images, own.wanted.clients))
+        return told
+
+    @functools.cached_property
+    def _apart(self) -> tuple[nn.Module, float]:
+        """A network that tells clients apart, trained on four fifths of the examples; its accuracy on the rest."""
+        sizes = torch.tensor([stop - start for start, stop in self._shards.ranges])
+        owned = Data(self._shards.train.x, torch.arange(len(sizes)).repeat_interleave(sizes))
+        order = torch.randperm(len(owned), generator=self._stream("apart"))
+        kept_back = max(1, len(owned) // 5)
+        network = self._trained(owned[order[kept_back:]], tuple(str(info.id) for info in self._shards.clients))
+        return network, self._accuracy(network, owned[order[:kept_back]])
 
     @functools.cached_property
     def _reference(self) -> Reference:
@@ -104,19 +139,20 @@ class Judge:
         as_many = _some(len(self._shards.train), samples, self._stream("as-many"))
         return frechet(features(self._reference.network, self._shards.train.x[as_many]), self._reference.held_out)
 
-    def _stored(self, trial: Trial, state: Any, y: Tensor) -> Data:
+    def _stored(self, trial: Trial, state: Any, y: Tensor) -> Made:
         """Of the set that the server keeps, at random: as many of each class as in y, or all where there are fewer."""
         server, drawn = server_of(trial, 0, "quality"), self._stream("stored")
         labels = state.synthetic.wanted(server).labels
         order = torch.randperm(len(labels), generator=drawn)
         of_class = [order[labels[order] == c][: int((y == c).sum())] for c in range(len(server.task.classes))]
         rows = torch.cat(of_class)  # shuffled once more: some measures look at the first ones alone
-        data: Data = state.synthetic.read(server, rows[torch.randperm(len(rows), generator=drawn)]).data
-        return data
+        made: Made = state.synthetic.read(server, rows[torch.randperm(len(rows), generator=drawn)])
+        return made
 
-    def _trained(self, data: Data) -> nn.Module:
-        """A network from the same initial weights, whatever it is trained on."""
-        network = registry.new_network(self._architecture, self._shards.task, self._stream("weights"))
+    def _trained(self, data: Data, classes: tuple[str, ...] | None = None) -> nn.Module:
+        """A network from the same initial weights, whatever it is trained on; of the task's classes, or others."""
+        task = self._shards.task if classes is None else replace(self._shards.task, classes=classes)
+        network = registry.new_network(self._architecture, task, self._stream("weights"))
         network = network.to(self._device).train()
         adam = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE, fused=True)
         player, there = Player(cross_entropy(network), adam), data.to(self._device)
@@ -124,7 +160,7 @@ class Judge:
         return network
 
     def _accuracy(self, network: nn.Module, data: Data) -> float:
-        counts = count(network, data.to(self._device), len(self._shards.task.classes))
+        counts = count(network, data.to(self._device), int(data.y.max()) + 1)
         return int(counts.correct.sum()) / int(counts.total.sum())
 
     def _stream(self, purpose: str) -> torch.Generator:

@@ -21,6 +21,8 @@ from genfed.foundation.sampler import Rngs, Sampler, Scheduler, new_sampler
 from genfed.learn.fit import mixed
 
 Kind = Literal["latent", "pixel", "class"]
+Further = tuple[Tensor, float]
+"""A condition beside the first, [n, …] as that, and its own guidance; 0: it is not heeded."""
 
 
 class Space(ABC):
@@ -184,16 +186,29 @@ class FoundationModel:
         with mixed(self.device, self.precision):
             return self.conditions.ask(self.network, z, self._steps(t, z), condition.to(self.device)).float()
 
-    def guided(self, z: Tensor, t: int | Tensor, condition: Tensor, none: Tensor, guidance: float) -> Tensor:
-        """The raw output none + w·(condition − none) (Ho, Salimans, arXiv 2207.12598), w being `guidance`. At 1 the
-        network is asked once for each row, for the condition alone; else twice. `none` is `unconditional(n)`.
+    def guided(
+        self,
+        z: Tensor,
+        t: int | Tensor,
+        condition: Tensor,
+        none: Tensor,
+        guidance: float,
+        further: Sequence[Further] = (),
+    ) -> Tensor:
+        """The raw output none + w·(condition − none) (Ho, Salimans, arXiv 2207.12598), w being `guidance`, plus as much
+        of each of the `further` ones. At w = 1 and without these the network is asked once for each row, for the
+        condition alone; else once for none and for each condition. `none` is `unconditional(n)`.
         """
-        if guidance == 1:
+        further = [(c, w) for c, w in further if w != 0]
+        if guidance == 1 and not further:
             return self.predict(z, t, condition)
-        both = torch.cat([none.to(self.device), condition.to(self.device)])
-        steps = self._steps(t, z)
-        without, of = self.predict(torch.cat([z, z]), torch.cat([steps, steps]), both).chunk(2)
-        return without + guidance * (of - without)
+        asked = [c.to(self.device) for c in (none, condition, *(c for c, _ in further))]
+        steps, m = self._steps(t, z), len(asked)
+        without, *of = self.predict(torch.cat([z] * m), torch.cat([steps] * m), torch.cat(asked)).chunk(m)
+        output = without
+        for one, weight in zip(of, (guidance, *(w for _, w in further)), strict=True):
+            output = output + weight * (one - without)
+        return output
 
     def clean(self, output: Tensor, z: Tensor, t: int | Tensor) -> Tensor:
         """x0, as the network's output for z_t has it; infinite where it gives ε and ᾱ_t = 0."""
@@ -262,6 +277,7 @@ class FoundationModel:
         guidance: float = 1.0,
         scheduler: Scheduler = "own",
         negative: str = "",
+        further: Sequence[Further] = (),
         batch_size: int = 64,
         notify: Callable[[int], None] = lambda done: None,
     ) -> Tensor:
@@ -279,9 +295,10 @@ class FoundationModel:
             for start in range(0, len(rngs), batch_size):
                 asked, own = condition[start : start + batch_size], rngs[start : start + batch_size]
                 sampler, z = self.sampler(steps, scheduler), self.noise(own)
-                none = self.unconditional(len(own), negative) if guidance != 1 else asked
+                beside = [(other[start : start + batch_size], weight) for other, weight in further]
+                none = self.unconditional(len(own), negative) if guidance != 1 or beside else asked
                 for t in sampler.timesteps:
-                    z = sampler.step(self.guided(z, t, asked, none, guidance), t, z, own)
+                    z = sampler.step(self.guided(z, t, asked, none, guidance, beside), t, z, own)
                 images.append(self.decode(z).cpu())
                 notify(min(start + batch_size, len(rngs)))
         return torch.cat(images)

@@ -1,6 +1,7 @@
 """What a config says of the foundation model, and how its images become a task's."""
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,7 +14,7 @@ from genfed.core.errors import GenfedError
 from genfed.core.method import Task
 from genfed.core.settings import settings
 from genfed.foundation.directory import SHIPPED, load_foundation
-from genfed.foundation.model import FoundationModel
+from genfed.foundation.model import FoundationModel, Further
 from genfed.foundation.sampler import Rngs, Scheduler
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
@@ -62,7 +63,9 @@ class Foundation:
         model.unconditional(1, self.negative)
         return model
 
-    def generate(self, model: FoundationModel, condition: Tensor, rngs: Rngs) -> Tensor:
+    def generate(
+        self, model: FoundationModel, condition: Tensor, rngs: Rngs, further: Sequence[Further] = ()
+    ) -> Tensor:
         """`model.generate` as the settings have it."""
         return model.generate(
             condition,
@@ -71,6 +74,7 @@ class Foundation:
             guidance=self.guidance,
             scheduler=self.scheduler,
             negative=self.negative,
+            further=further,
             batch_size=self.batch_size,
         )
 

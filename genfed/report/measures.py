@@ -8,7 +8,7 @@ from rich.table import Table
 from genfed.report.results import Quality, Report, Trial
 from genfed.report.table import NONE, Cells, accuracy, amount, percent, points, rich_table, seconds, size
 
-_GENERATORS: dict[str, Callable[[Quality], float]] = {
+_GENERATORS: dict[str, Callable[[Quality], float | None]] = {
     "Fréchet": lambda q: q.frechet,
     "of real": lambda q: q.frechet_real,
     "precision": lambda q: q.precision,
@@ -21,6 +21,12 @@ _GENERATORS: dict[str, Callable[[Quality], float]] = {
     "MND": lambda q: q.memorisation,
     "MND features": lambda q: q.memorisation_features,
 }
+_FOR_CLIENTS: dict[str, Callable[[Quality], float | None]] = {
+    "teacher sure %": lambda q: None if q.certainty is None else 100 * q.certainty,
+    "client match %": lambda q: None if q.client_match is None else 100 * q.client_match,
+    "of real clients %": lambda q: None if q.clients_apart is None else 100 * q.clients_apart,
+}
+"""Shown where a method made images for clients."""
 GENERATORS_EXPLAINED = (
     "Fréchet: distance of samples to held-out examples in the features of a small classifier trained on the clients' "
     "real examples (not Inception's: it compares within this run only); of real: that of as many training examples.",
@@ -30,18 +36,24 @@ GENERATORS_EXPLAINED = (
     "TSTR: the same network trained on samples alone, tested on held-out examples; TRTR: trained on the real ones.",
     "MND: how many times nearer to a training example its nearest sample is than its nearest held-out example, a mean, "
     "by input and by features: above 1 is memorisation.",
+    "For images made for clients, teacher sure: the probability that the client's own classifier gives the class asked "
+    "for; client match: those taken for their own client's by a network that tells clients apart; of real clients: its "
+    "accuracy on real examples.",
 )
 
 
 def generators(report: Report) -> Cells | None:
     """A row per method whose generator was judged, means over seeds; None where there is none."""
     judged = {method: [trial.quality for trial in report.of(method) if trial.quality] for method in report.methods}
-    rows = [
-        (method, *(_decimals(name, fmean(of(q) for q in each)) for name, of in _GENERATORS.items()))
-        for method, each in judged.items()
-        if each
-    ]
-    return Cells(("method", *_GENERATORS), rows) if rows else None
+    every = [q for each in judged.values() for q in each]
+    shown = _GENERATORS | {n: of for n, of in _FOR_CLIENTS.items() if any(of(q) is not None for q in every)}
+
+    def cell(name: str, each: Sequence[Quality]) -> str:
+        values = [value for value in map(shown[name], each) if value is not None]
+        return _decimals(name, fmean(values)) if values else NONE
+
+    rows = [(method, *(cell(name, each) for name in shown)) for method, each in judged.items() if each]
+    return Cells(("method", *shown), rows) if rows else None
 
 
 def published(report: Report) -> Cells | None:

@@ -108,6 +108,14 @@ class Quality:
     """The same in the reference classifier's features."""
     stored: bool = False
     """They are of a set that the server keeps; `seconds` is the time of reading them."""
+    certainty: float | None = None
+    """The mean probability that the classifier which a client uploaded gives the class asked for, over the images made
+    for that client; None: there are no such classifiers."""
+    client_match: float | None = None
+    """Of the images made for clients, those that a network which tells clients apart takes for their own client's;
+    None: they stand for none."""
+    clients_apart: float | None = None
+    """That network's accuracy on real examples of the clients that it has not seen."""
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,24 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 import genfed.app.run as runs
 from genfed.app.config import read, to_toml
 from genfed.app.quality import Judge
 from genfed.app.trial import Progress, with_evaluation
+from genfed.core.aggregate import ClientInfo
 from genfed.core.errors import GenfedError
-from genfed.core.method import leaves
+from genfed.core.method import Data, Task, leaves
+from genfed.core.rng import stream
+from genfed.engines.site import Shards
+from genfed.learn.synthetic import NOBODY, Made, Wanted
 from genfed.report.metrics import read as read_metrics
 from genfed.report.results import from_json
 from tests.conftest import left_by, start, tiny
@@ -55,6 +62,35 @@ def test_a_leak_is_found_and_noise_is_silent(tmp_path: Path) -> None:
             "quality round 0: the generator's samples hold numbers that are not finite, or too large for a classifier: "
             "they are not judged",
         )
+
+
+def test_images_for_clients_by_hand(tmp_path: Path) -> None:
+    """Client 0 has dark images, client 1 light ones, and nobody's image does not count."""
+    x = torch.randint(100, (40, 1, 8, 8), dtype=torch.uint8, generator=stream(0))
+    x[20:] += 150
+    infos = tuple(ClientInfo(i, "linear", 20) for i in range(2))
+    task = Task("image", (1, 8, 8), ("a", "b"))
+    data = Data(x, torch.arange(40) % 2)
+    shards: Any = Shards(task, infos, ((0, 20), (20, 40)), data, data)
+    config = read(tiny("local", quality={"samples": 10, "epochs": 20}))
+    judge, method = Judge(config, shards, 0), config.method["local"]
+    fields = {"seed": 0, "method": method, "shards": shards, "folder": tmp_path, "compute": config.compute}
+    trial: Any = SimpleNamespace(**fields, public=None)
+    labels, clients = torch.tensor([0, 1, 0, 1, 0]), torch.tensor([0, 0, 0, 1, NOBODY])
+    made = Made(x[[1, 2, 30, 31, 3]], Wanted(labels, clients, labels), labels)
+
+    def sure(odds: float) -> dict[str, torch.Tensor]:
+        return {"header.weight": torch.zeros(2, 64), "header.bias": torch.tensor([math.log(odds), 0.0])}
+
+    told = judge._for_clients(trial, SimpleNamespace(teachers={0: sure(3), 1: sure(1)}), made)
+    assert told == {
+        "certainty": pytest.approx((0.75 + 0.25 + 0.75 + 0.5) / 4),
+        "client_match": 3 / 4,  # the third of client 0 is light
+        "clients_apart": 1.0,
+    }
+    assert judge._for_clients(trial, SimpleNamespace(), made).keys() == {"client_match", "clients_apart"}
+    nobody = dataclasses.replace(made.wanted, clients=torch.full_like(clients, NOBODY))
+    assert judge._for_clients(trial, SimpleNamespace(), dataclasses.replace(made, wanted=nobody)) == {}
 
 
 def test_a_stopped_run_is_judged_as_an_undisturbed_one_and_once(

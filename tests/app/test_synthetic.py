@@ -196,6 +196,7 @@ def test_a_kept_set_is_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert trial.quality.stored
     # 100 labels as frequent as the clients', of which the set has 10 each at most.
     assert 80 < trial.quality.samples < 100
+    assert None not in (trial.quality.certainty, trial.quality.client_match, trial.quality.clients_apart)
     assert dict(zip(costs(report).head, costs(report).rows[0], strict=True))["sampling"] == "–"
     before = left_by(tmp_path / "run")
     again = start(judged, tmp_path / "run", resume=True)

@@ -1,4 +1,4 @@
-"""Tiny directories in diffusers' format, written with plain diffusers and transformers."""
+"""Tiny directories in diffusers' format, written with plain diffusers and transformers, and a method that fails."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,10 @@ import torch
 import transformers
 from tokenizers import pre_tokenizers
 
+from genfed.core.method import Client, Nothing, Reply
 from genfed.core.rng import seeded, stream
+from genfed.core.settings import settings
+from genfed.methods.fedlmg import FedLMG, Upload
 
 TOKENS = 12
 
@@ -138,3 +141,15 @@ OLD = {
     "steps_offset": 1,
 }
 """Stable Diffusion's own noise schedule."""
+
+
+@settings
+class Spoilt(FedLMG):
+    """FedLMG where client 1's classifier is not finite."""
+
+    def train(self, client: Client, sent: Nothing) -> Reply[Upload]:
+        reply = super().train(client, sent)
+        if client.info.id == 1:
+            weights = {name: value * float("nan") for name, value in reply.upload.classifier.items()}
+            return Reply(Upload(weights, reply.upload.classes))
+        return reply

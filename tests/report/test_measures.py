@@ -52,6 +52,16 @@ def with_figures(**figures: Published) -> Report:
     return dataclasses.replace(SMALL, published=figures)
 
 
+def test_what_is_told_of_images_for_clients_has_columns_where_there_are_such() -> None:
+    some = dataclasses.replace(JUDGED, client_match=0.25, clients_apart=0.9, certainty=0.5)
+    other = dataclasses.replace(JUDGED, client_match=0.5, clients_apart=1.0)
+    trials = (trial("a", 0, 0.2, quality=some), trial("a", 1, 0.2, quality=other), trial("b", 0, 0.5, quality=JUDGED))
+    cells = generators(dataclasses.replace(SMALL, trials=trials))
+    assert cells is not None
+    assert cells.head[-3:] == ("teacher sure %", "client match %", "of real clients %")
+    assert [row[-3:] for row in cells.rows] == [("50.0", "37.5", "95.0"), ("–", "–", "–")]
+
+
 def test_generators_are_means_over_the_seeds_that_were_judged() -> None:
     cells = generators(SMALL)
     assert cells is not None

@@ -1,0 +1,74 @@
+"""Conditions for a client's own images, from the public diffusion model alone: words that fit, or an embedding."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from genfed.foundation.model import FoundationModel
+
+
+@torch.no_grad()
+def likeliest(
+    model: FoundationModel,
+    images: Tensor,
+    texts: Sequence[str],
+    *,
+    probes: int,
+    rng: torch.Generator,
+    batch_size: int = 64,
+) -> Tensor:
+    """For each of the images [n, C, H, W] in [−1, 1] the number of the text under which its noise is predicted best,
+    int64 [n] on the CPU: the least squared error over so many pairs (t, ε), the same for all texts. Li, Prabhudesai,
+    Duggal, Brown, Pathak, Your Diffusion Model is Secretly a Zero-Shot Classifier, arXiv 2303.16203, Algorithm 1.
+    """
+    if len(texts) == 1:
+        return torch.zeros(len(images), dtype=torch.int64)
+    conditions = model.condition(texts)
+    best = []
+    for x in torch.split(images.to(model.device), batch_size):
+        z = model.encode(x)
+        errors = torch.zeros(len(x), len(texts), device=model.device)
+        for _ in range(probes):
+            t = torch.randint(model.steps, (len(x),), generator=rng).to(model.device)
+            eps = torch.randn(z.shape, generator=rng).to(model.device)
+            noisy = model.noisy(z, eps, t)
+            for k, condition in enumerate(conditions):
+                output = model.predict(noisy, t, condition.expand(len(x), *condition.shape))
+                errors[:, k] += (model.eps(output, noisy, t) - eps).square().flatten(1).mean(1)
+        best.append(errors.argmin(1).cpu())
+    return torch.cat(best) if best else torch.empty(0, dtype=torch.int64)
+
+
+def learnt(
+    model: FoundationModel,
+    images: Tensor,
+    start: Tensor,
+    *,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    rng: torch.Generator,
+) -> tuple[Tensor, float]:
+    """The embedding [tokens, width], on the CPU, under which the noise of the images [n, C, H, W] in [−1, 1] is
+    predicted best: from `start` down the mean of (ε_θ(z_t, t, d) − ε)² by SGD; and that mean over the last epoch. After
+    0 epochs it is `start`, and the mean 0. Yang, Su, Li, Xue, FedDEO, arXiv 2407.19953.
+    """
+    description = start.to(model.device, copy=True).requires_grad_()
+    sgd = torch.optim.SGD([description], lr=learning_rate)
+    total = 0.0
+    for _ in range(epochs):
+        total = 0.0
+        for rows in torch.split(torch.randperm(len(images), generator=rng), batch_size):
+            with torch.no_grad():
+                z = model.encode(images[rows.to(images.device)].to(model.device))
+            t = torch.randint(model.steps, (len(z),), generator=rng).to(model.device)
+            eps = torch.randn(z.shape, generator=rng).to(model.device)
+            noisy = model.noisy(z, eps, t)
+            output = model.predict(noisy, t, description.expand(len(z), *description.shape))
+            loss = (model.eps(output, noisy, t) - eps).square().mean()
+            sgd.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            sgd.step()
+            total += float(loss.detach()) * len(rows)
+    return description.detach().cpu(), total / len(images)

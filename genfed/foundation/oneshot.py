@@ -1,0 +1,183 @@
+"""What the methods share whose server makes one synthetic set with its diffusion model and trains on it: from what
+clients upload once, through synthesis and learning, to rounds of tuning on the clients.
+"""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from genfed.core.aggregate import ClientInfo, Mean
+from genfed.core.errors import GenfedError
+from genfed.core.method import Client, Method, Phase, Reduced, Reply, Server, Weights
+from genfed.core.settings import settings
+from genfed.foundation.settings import Foundation, fitted
+from genfed.learn.aggregation import Aggregation, aggregate
+from genfed.learn.synthetic import SyntheticSet, Wanted, synthesis
+from genfed.learn.training import Training, train
+from genfed.learn.weights import Model, load_weights, weights_of
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What images are asked for with, a condition a row."""
+
+    conditions: Tensor
+    """As `FoundationModel.condition` gives them: embeddings [m, tokens, width], or numbers of classes [m]."""
+    labels: Tensor
+    """int64 [m]."""
+    clients: Tensor
+    """int64 [m]: for whom the images stand; `NOBODY`: for none."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a one-shot method stands."""
+
+    teachers: dict[int, Weights]
+    """The classifiers that clients uploaded, by client; empty where the method wants none."""
+    asked: Asked
+    synthetic: SyntheticSet
+    students: dict[str, Weights]
+    """The models that learn from the set, by architecture."""
+
+
+@dataclass(frozen=True)
+class Student:
+    """A global model on its way."""
+
+    architecture: str
+    classifier: Weights
+
+
+@settings
+class OneShot(Method[State]):
+    """One upload, a synthetic set, and students that learn from it."""
+
+    state = State
+
+    foundation: Foundation = Field(default_factory=Foundation)
+    """The server's diffusion model and how it is sampled."""
+    images: Annotated[int, Field(ge=1)] = 30
+    """Made with each condition."""
+    student: str | None = None
+    """Architecture of the one global model; None: one for each architecture present."""
+    learning: Training = Field(
+        default_factory=lambda: Training(epochs=2, batch_size=32, learning_rate=0.01, momentum=0.9, weight_decay=1e-5)
+    )
+    """Training of the students on the synthetic set, in each round of it."""
+    learning_rounds: Annotated[int, Field(ge=0)] = 10
+    """Rounds of that, on the server alone."""
+    rounds: Annotated[int, Field(ge=0)] = 0
+    """Rounds in which clients train the students further on their own examples, and these are averaged; 0: one shot."""
+    training: Training = Field(
+        default_factory=lambda: Training(epochs=20, batch_size=32, learning_rate=0.005, momentum=0.9, weight_decay=1e-5)
+    )
+    """Local training on a client: of its own classifier, where the method uploads one, and of a student."""
+    synthetic_epochs: Annotated[int, Field(ge=0)] = 0
+    """Epochs on the synthetic set after each of these averages, on the server."""
+
+    @abstractmethod
+    def uploads(self) -> list[Phase[State]]:
+        """What comes before the synthesis and sets `State.asked`."""
+
+    def how(self) -> Aggregation:
+        """What students learn of an image."""
+        return "fine_tuning"
+
+    def init(self, server: Server) -> State:
+        self.foundation.load(server.task, server.device, server.precision)  # refuses before training
+        names = server.architectures if self.student is None else (self.student,)
+        students = {name: weights_of(server.new_network(name, server.common("classifier", name))) for name in names}
+        empty = torch.empty(0, dtype=torch.int64)
+        return State({}, Asked(torch.empty(0), empty, empty), SyntheticSet(), students)
+
+    def phases(self) -> list[Phase[State]]:
+        mean = {"classifier": Mean(by="architecture") if self.student is None else Mean()}
+        return [
+            *self.uploads(),
+            synthesis("synthesise", self.wanted, self.make, self.foundation.batch_size),
+            Phase("learn", self.learn, rounds=self.learning_rounds),
+            Phase("tune", self.keep, self.send_classifier, self.tune, aggregate=mean, rounds=self.rounds),
+        ]
+
+    def wanted(self, state: State) -> Wanted:
+        """So many images of each condition, those of one condition one after another."""
+        rows = torch.arange(len(state.asked)).repeat_interleave(self.images)
+        return Wanted(state.asked.labels[rows], state.asked.clients[rows], rows)
+
+    def make(self, server: Server, state: State, wanted: Wanted, rngs: Sequence[torch.Generator]) -> Tensor:
+        """The images, as the foundation model makes them."""
+        model = self.foundation.load(server.task, server.device, server.precision)
+        images = self.foundation.generate(model, state.asked.conditions[wanted.conditions], rngs)
+        return fitted(images, server.task.shape)
+
+    def learn(self, server: Server, state: State, reduced: Reduced) -> State:
+        """A round of the students' training on the synthetic set."""
+        return self.taught(server, state, self.learning.epochs, self.how())
+
+    def taught(self, server: Server, state: State, epochs: int, how: Aggregation) -> State:
+        """The students after so many epochs on the set."""
+        kinds = {info.id: info.architecture for info in server.clients}
+        teachers = {client: network_of(server, kinds[client], weights) for client, weights in state.teachers.items()}
+        training = replace(self.learning, epochs=epochs)
+        students = dict(state.students)
+        for name, weights in state.students.items():
+            student = network_of(server, name, weights)
+            aggregate(student, server, state.synthetic, teachers, how, training)
+            students[name] = weights_of(student)
+        return replace(state, students=students)
+
+    def tune(self, client: Client, sent: Student) -> Reply[Model]:
+        """A further round, on a client."""
+        network = self.classifier(client, sent)
+        loss = train(network, client, self.training)
+        return Reply(Model(weights_of(network)), weight=len(client.data), metrics={"loss": loss})
+
+    def keep(self, server: Server, state: State, reduced: Reduced) -> State:
+        """The means become the students; an architecture that nobody answered for keeps its own."""
+        mean = reduced["classifier"]
+        state = replace(state, students=state.students | (mean if self.student is None else {self.student: mean}))
+        return self.taught(server, state, self.synthetic_epochs, "fine_tuning") if self.synthetic_epochs else state
+
+    def send_classifier(self, server: Server, state: State, info: ClientInfo) -> Student:
+        name = info.architecture if self.student is None else self.student
+        return Student(name, state.students[name])
+
+    def classifier(self, client: Client, sent: Student) -> nn.Module:
+        return load_weights(client.new_network_of(sent.architecture, client.rng), sent.classifier)
+
+
+def network_of(server: Server, architecture: str, weights: Weights) -> nn.Module:
+    """A classifier with these weights, on the server."""
+    return load_weights(server.new_network(architecture, server.rng), weights)
+
+
+def by_name(foundation: Foundation, prompt: str, where: Client | Server) -> Tensor:
+    """The condition of each class, in the order of the task, on the CPU: the prompt with its name.
+
+    Raises:
+        GenfedError: the prompt cannot be filled in, or is longer than the text encoder reads.
+    """
+    model = foundation.load(where.task, where.device, where.precision)
+    return model.condition(prompts(prompt, where.task.classes)).cpu()
+
+
+def prompts(template: str, names: Sequence[str]) -> list[str]:
+    """The template with each name in the place of {class}.
+
+    Raises:
+        GenfedError: the template has other braces.
+    """
+    try:
+        return [template.format(**{"class": name}) for name in names]
+    except (KeyError, IndexError, ValueError, AttributeError):
+        about = "{class} is all that may stand in braces"
+        raise GenfedError(f"the prompt {template!r} cannot be filled in; {about}") from None

@@ -1,0 +1,70 @@
+"""The clients' own classifiers, uploaded once and asked together: the mean of their probabilities. What a synthetic set
+must beat to be worth its making, at a cost per prediction that grows with the clients.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from genfed.core.aggregate import ClientInfo, Collect
+from genfed.core.method import Client, Method, Nothing, Phase, Reduced, Reply, Server, Weights
+from genfed.core.settings import settings
+from genfed.learn.training import Training, train
+from genfed.learn.weights import Model, initial_weights, load_weights, weights_of
+
+
+@dataclass(frozen=True)
+class Models:
+    """Classifiers by client, and of which architecture each is."""
+
+    models: dict[int, Weights]
+    architectures: dict[int, str]
+
+
+class Mean(nn.Module):
+    """x [n, *shape] → the logarithm of the mean of the models' probabilities [n, classes]."""
+
+    def __init__(self, models: list[nn.Module]) -> None:
+        super().__init__()
+        self.models = nn.ModuleList(models)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([model(x).float().softmax(1) for model in self.models]).mean(0).log()
+
+
+@settings
+class Ensemble(Method[Models]):
+    """One upload of every client's classifier; all of them answer."""
+
+    state = Models
+
+    training: Training = Field(default_factory=Training)
+    """Local training, all of it before the one upload."""
+
+    def init(self, server: Server) -> Models:
+        return Models({}, {})
+
+    def phases(self) -> list[Phase[Models]]:
+        collect = {"classifier": Collect()}
+        return [Phase("train", self.keep, lambda server, state, info: Nothing(), self.train, aggregate=collect)]
+
+    def train(self, client: Client, sent: Nothing) -> Reply[Model]:
+        """The client's own classifier."""
+        network = load_weights(client.new_network(client.rng), initial_weights(client))
+        loss = train(network, client, self.training)
+        return Reply(Model(weights_of(network)), metrics={"loss": loss})
+
+    def keep(self, server: Server, state: Models, reduced: Reduced) -> Models:
+        """The only upload."""
+        models = reduced["classifier"]
+        return Models(models, {info.id: info.architecture for info in reduced.clients})
+
+    def send_classifier(self, server: Server, state: Models, info: ClientInfo) -> Models:
+        return state
+
+    def classifier(self, client: Client, sent: Models) -> nn.Module:
+        return Mean(
+            [load_weights(client.new_network_of(sent.architectures[i], client.rng), w) for i, w in sent.models.items()]
+        )

@@ -1,0 +1,96 @@
+"""FedLMG. Yang, Su, Li, Xue, One-Shot Heterogeneous Federated Learning with Local Model-Guided Diffusion Models, ICML
+2025, arXiv 2311.08870: clients upload their classifiers once; the server steers its diffusion model by their gradients
+and batch-norm statistics, and trains on what it makes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from genfed.core.aggregate import Collect
+from genfed.core.method import Client, Nothing, Phase, Reduced, Reply, Server, Weights
+from genfed.core.settings import settings
+from genfed.foundation.guide import Guidance, Teacher, check_steering, steered
+from genfed.foundation.oneshot import Asked, OneShot, State, by_name, network_of
+from genfed.foundation.settings import Foundation
+from genfed.learn.aggregation import Aggregation
+from genfed.learn.synthetic import Wanted
+from genfed.learn.training import train
+from genfed.learn.weights import initial_weights, load_weights, weights_of
+
+
+@dataclass(frozen=True)
+class Upload:
+    """All that a client sends."""
+
+    classifier: Weights
+    """Parameters and BatchNorm's statistics."""
+    classes: Tensor
+    """Those that it has examples of, int64 [k]."""
+
+
+@settings
+class FedLMG(OneShot):
+    """Local-model-guided synthesis: images of each client and class as its own classifier knows them."""
+
+    foundation: Foundation = Field(default_factory=lambda: Foundation(scheduler="ddpm"))
+    """The server's diffusion model and how it is sampled: by ddpm, as in the paper, or ddim."""
+    prompt: str = "an image of {class}"
+    """What the diffusion model is asked for, with the name of the class; for a class-conditional model "{class}"."""
+    guidance: Guidance = Field(default_factory=Guidance)
+    """How classifiers steer."""
+    aggregation: Aggregation = "specific_teacher"
+    """How students learn: FT, MD or SD of the paper."""
+
+    def init(self, server: Server) -> State:
+        check_steering(self.foundation.load(server.task, server.device, server.precision), self.foundation)
+        by_name(self.foundation, self.prompt, server)  # refuses a prompt before training
+        return super().init(server)
+
+    def how(self) -> Aggregation:
+        return self.aggregation
+
+    def uploads(self) -> list[Phase[State]]:
+        collect = {"classifier": Collect(), "classes": Collect()}
+        return [
+            Phase(
+                "train",
+                self.collect,
+                lambda server, state, info: Nothing(),
+                self.train,
+                aggregate=collect,
+                changes_classifier=False,
+            )
+        ]
+
+    def train(self, client: Client, sent: Nothing) -> Reply[Upload]:
+        """The client's own classifier, trained on its own examples."""
+        network = load_weights(client.new_network(client.rng), initial_weights(client))
+        loss = train(network, client, self.training)
+        return Reply(Upload(weights_of(network), torch.unique(client.data.y).cpu()), metrics={"loss": loss})
+
+    def collect(self, server: Server, state: State, reduced: Reduced) -> State:
+        """A condition for each client and each of its classes."""
+        classes: dict[int, Tensor] = reduced["classes"]
+        labels = torch.cat([classes[client] for client in sorted(classes)])
+        clients = torch.cat([torch.full_like(classes[client], client) for client in sorted(classes)])
+        asked = Asked(by_name(self.foundation, self.prompt, server)[labels], labels, clients)
+        return replace(state, teachers=reduced["classifier"], asked=asked)
+
+    def make(self, server: Server, state: State, wanted: Wanted, rngs: Sequence[torch.Generator]) -> Tensor:
+        kinds = {info.id: info.architecture for info in server.clients}
+        present = torch.unique(wanted.clients).tolist()
+        return steered(
+            self.foundation.load(server.task, server.device, server.precision),
+            self.foundation,
+            self.guidance,
+            {client: Teacher(network_of(server, kinds[client], state.teachers[client])) for client in present},
+            state.asked.conditions[wanted.conditions],
+            wanted.labels,
+            wanted.clients,
+            rngs,
+            server.task.shape,
+        )

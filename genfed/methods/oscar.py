@@ -1,0 +1,22 @@
+"""OSCAR. Zaland, Jin, Pokorny, Bhuyan, One-Shot Federated Learning with Classifier-Free Diffusion Models, arXiv
+2502.08488: a client uploads one embedding for each of its classes, the mean of those of its examples' descriptions.
+"""
+
+from torch import Tensor
+
+from genfed.core.method import Server
+from genfed.core.settings import settings
+from genfed.foundation.oneshot import State
+from genfed.foundation.prompted import ByPrompts, check_embeddings
+
+
+@settings
+class OSCAR(ByPrompts):
+    """FGL with a mean in place of many: fewer bytes, and no example's own description leaves."""
+
+    def init(self, server: Server) -> State:
+        check_embeddings(self.foundation.load(server.task, server.device, server.precision), "oscar")
+        return super().init(server)
+
+    def of_class(self, conditions: Tensor) -> Tensor:
+        return conditions.mean(0, keepdim=True)

@@ -1,0 +1,28 @@
+"""The control of every method that steers a diffusion model or tells it about clients: the same model, asked for each
+class by its name alone. Clients upload nothing; whatever the students know of them, they have from the model.
+"""
+
+from dataclasses import replace
+
+import torch
+
+from genfed.core.method import Phase, Server
+from genfed.core.settings import settings
+from genfed.foundation.oneshot import Asked, OneShot, State, by_name
+from genfed.learn.synthetic import NOBODY
+
+
+@settings
+class PromptsOnly(OneShot):
+    """Images of the classes, and of no client."""
+
+    prompt: str = "an image of {class}"
+    """What the diffusion model is asked for, with the name of the class; for a class-conditional model "{class}"."""
+
+    def init(self, server: Server) -> State:
+        conditions = by_name(self.foundation, self.prompt, server)
+        labels = torch.arange(len(conditions))
+        return replace(super().init(server), asked=Asked(conditions, labels, torch.full_like(labels, NOBODY)))
+
+    def uploads(self) -> list[Phase[State]]:
+        return []
