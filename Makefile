@@ -3,13 +3,16 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: help demo test check format bench clean
+.PHONY: help demo demo-oneshot test check format bench clean
 
 help:  ## what can be made
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
 demo: $(VENV)/.installed  ## install and run GeFL on real digits beside its baselines (minutes)
 	$(BIN)/genfed run configs/demo.toml --fresh
+
+demo-oneshot: $(VENV)/.installed-foundation  ## install with diffusers and run FedLMG and FGL on digits in four looks (minutes)
+	$(BIN)/genfed run configs/oneshot-demo.toml --fresh
 
 test: $(VENV)/.installed-dev  ## install with every extra and run all tests
 	$(BIN)/python -m pytest $(TESTS)
@@ -41,7 +44,12 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable .
 	@touch $@
 
+$(VENV)/.installed-foundation: $(VENV)/bin/python pyproject.toml
+	@echo "installing genfed with diffusers into $(VENV): some minutes, mostly for PyTorch"
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[foundation]'
+	@touch $@ $(VENV)/.installed
+
 $(VENV)/.installed-dev: $(VENV)/bin/python pyproject.toml
 	@echo "installing genfed with every extra into $(VENV): some minutes, mostly for PyTorch"
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[dev]'
-	@touch $@ $(VENV)/.installed
+	@touch $@ $(VENV)/.installed $(VENV)/.installed-foundation

@@ -15,7 +15,7 @@ from genfed.app.pretrain import examples_of, read_pretraining, run_pretraining
 from genfed.core.errors import GenfedError
 from genfed.core.rng import stream
 from genfed.foundation.directory import load_foundation
-from genfed.foundation.miniature import tokens
+from genfed.foundation.miniature import Miniature, new_parts, tokens
 from genfed.foundation.pretrain import CHECKPOINT, Told
 from tests.foundation import toys
 
@@ -248,3 +248,13 @@ def test_the_shipped_config_is_valid() -> None:
     examples = examples_of(settings)
     assert tuple(examples.x.shape[1:]) == (3, 16, 16)
     assert examples.which.shape[1] == len(settings.public["glyphs"].prompts)
+
+
+@pytest.mark.parametrize("model", [Miniature(autoencoder=(24, 40), unet=(96, 128), text_width=72), Miniature()])
+def test_levels_of_any_allowed_widths_fit_together(model: Miniature) -> None:
+    parts = new_parts(model, (3, 16, 16), ["a dog"])
+    z = parts.vae.encode(torch.zeros(2, 3, 16, 16)).latent_dist.mode()
+    told = parts.text_encoder(torch.tensor(parts.tokenizer(["a dog"]).input_ids))[0]
+    output = parts.unet(z, torch.tensor([1, 2]), encoder_hidden_states=told.expand(2, -1, -1)).sample
+    assert output.shape == z.shape
+    assert parts.vae.decode(output).sample.shape == (2, 3, 16, 16)
