@@ -1,6 +1,7 @@
 """A Stable Diffusion in miniature: its parts, new, and their directory in diffusers' format."""
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +81,7 @@ def new_parts(config: Miniature, shape: tuple[int, ...], prompts: Iterable[str])
             up_block_types=["UpDecoderBlock2D"] * len(config.autoencoder),
             latent_channels=config.latent_channels,
             layers_per_block=1,
-            norm_num_groups=config.autoencoder[0] // 4,
+            norm_num_groups=math.gcd(*config.autoencoder) // 4,
             sample_size=max(height, width),
             mid_block_add_attention=False,
         )
@@ -91,7 +92,7 @@ def new_parts(config: Miniature, shape: tuple[int, ...], prompts: Iterable[str])
             hidden_size=config.text_width,
             intermediate_size=4 * config.text_width,
             num_hidden_layers=config.text_layers,
-            num_attention_heads=max(1, config.text_width // 32),
+            num_attention_heads=config.text_width // math.gcd(config.text_width, 32),
             max_position_embeddings=config.tokens,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
