@@ -117,7 +117,8 @@ def steered(
         edited = step(z, first)
         if torch.equal(edited, z):
             _warn(model.name, first)
-            break
+            if not guidance.views:  # views draw, and an image's draws must not depend on who else is in the batch
+                break
         z = edited
     for i, t in enumerate(sampler.timesteps):
         if steers and guidance.begin <= i / steps < guidance.end:

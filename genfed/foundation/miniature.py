@@ -92,7 +92,7 @@ def new_parts(config: Miniature, shape: tuple[int, ...], prompts: Iterable[str])
             hidden_size=config.text_width,
             intermediate_size=4 * config.text_width,
             num_hidden_layers=config.text_layers,
-            num_attention_heads=1 if config.text_width % 32 else config.text_width // 32,
+            num_attention_heads=config.text_width // math.gcd(config.text_width, 32),
             max_position_embeddings=config.tokens,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,

@@ -16,7 +16,7 @@ from genfed.core.errors import GenfedError
 from genfed.core.method import Client, Method, Phase, Reduced, Reply, Server, Weights
 from genfed.core.settings import settings
 from genfed.foundation.settings import Foundation, fitted
-from genfed.learn.aggregation import Aggregation, aggregate
+from genfed.learn.aggregation import Aggregation, lesson
 from genfed.learn.synthetic import SyntheticSet, Wanted, synthesis
 from genfed.learn.training import Training, train
 from genfed.learn.weights import Model, load_weights, weights_of
@@ -124,14 +124,17 @@ class OneShot(Method[State]):
         return self.taught(server, state, self.learning.epochs, self.how())
 
     def taught(self, server: Server, state: State, epochs: int, how: Aggregation) -> State:
-        """The students after so many epochs on the set."""
+        """The students after so many epochs on the set; an empty one changes nothing."""
+        if not len(state.synthetic):
+            return state
         kinds = {info.id: info.architecture for info in server.clients}
-        teachers = {client: network_of(server, kinds[client], weights) for client, weights in state.teachers.items()}
-        training = replace(self.learning, epochs=epochs)
+        asked = {} if how == "fine_tuning" else state.teachers
+        teachers = {client: network_of(server, kinds[client], weights) for client, weights in asked.items()}
+        data = lesson(server, state.synthetic, teachers, how)
         students = dict(state.students)
         for name, weights in state.students.items():
             student = network_of(server, name, weights)
-            aggregate(student, server, state.synthetic, teachers, how, training)
+            train(student, server, self.learning, data=data, epochs=epochs)
             students[name] = weights_of(student)
         return replace(state, students=students)
 

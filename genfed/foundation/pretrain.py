@@ -215,11 +215,11 @@ class _Training:
             pending += float(loss.detach())
             if (step + 1 - start) % EVERY == 0:
                 losses, pending = (*losses, pending / EVERY), 0.0
-                if not math.isfinite(losses[-1]):
-                    raise GenfedError(f"the loss is {losses[-1]} by step {step + 1}: lower training.learning_rate")
+                self._check(losses[-1], step + 1)
                 self.notify(Told(step + 1, everything, stage, losses[-1]))
             if (step + 1 - start) % settings.save_every == 0 and step + 1 < start + steps:
                 self._save(step + 1, optimiser, averages, losses, pending)
+        self._check(pending, start + steps)  # of the steps since
         with torch.no_grad():
             for parameter, average in zip(parameters, averages, strict=True):
                 parameter.copy_(average)
@@ -266,6 +266,10 @@ class _Training:
     def _encoded(self, rows: Tensor) -> Tensor:
         rows = rows.to(self.device)
         return scaled(self.x[rows]) if self.latents is None else self.latents[rows]
+
+    def _check(self, loss: float, step: int) -> None:
+        if not math.isfinite(loss):
+            raise GenfedError(f"the loss is {loss} by step {step}: lower training.learning_rate")
 
     def _save(
         self,

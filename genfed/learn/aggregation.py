@@ -30,18 +30,32 @@ def aggregate(
     how: Aggregation,
     training: Training,
 ) -> float:
-    """Trains the student in place by CE(student, y), plus CE(student, p) where teachers answer with probabilities p
-    (temperature 1), for `training.epochs`. Teachers, by client, and student are of any architecture, on the server's
-    device. Returns the mean loss of the last epoch; an empty set changes nothing.
+    """Trains the student in place on the `lesson` of the set for `training.epochs`. Returns the mean loss of the last
+    epoch; an empty set changes nothing.
 
     Raises:
         GenfedError: there are no teachers, or an image's own is not among them.
     """
     if not len(synthetic):
         return 0.0
-    targets = [targets_of(made, server, teachers, how) for made in synthetic.chunks(server)]
-    data = Data(synthetic.read(server).images, torch.cat(targets)).to(server.device)
-    return train(student, server, training, data=data)
+    return train(student, server, training, data=lesson(server, synthetic, teachers, how))
+
+
+def lesson(server: Server, synthetic: SyntheticSet, teachers: Mapping[int, nn.Module], how: Aggregation) -> Data:
+    """All images of a set that has some, and what students learn of each, on the server's device: training on it is by
+    CE(student, y), plus CE(student, p) where teachers, by client, answer with probabilities p (temperature 1). Students
+    and teachers are of any architecture, and it is the same for all students: the set is read once.
+
+    Raises:
+        GenfedError: there are no teachers, or an image's own is not among them.
+    """
+    images, start = torch.empty(len(synthetic), *server.task.shape, dtype=torch.uint8), 0
+    targets: list[Tensor] = []
+    for made in synthetic.chunks(server):
+        images[start : start + len(made)] = made.images
+        targets.append(targets_of(made, server, teachers, how))
+        start += len(made)
+    return Data(images, torch.cat(targets)).to(server.device)
 
 
 def targets_of(made: Made, server: Server, teachers: Mapping[int, nn.Module], how: Aggregation) -> Tensor:

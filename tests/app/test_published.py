@@ -38,6 +38,11 @@ def test_runs_in_miniature(config: Path, tmp_path: Path, monkeypatch: pytest.Mon
             widths = [f for f in ("width", "discriminator_width") if hasattr(method.generator, f)]
             small += [f"method.{label}.generator.{width}=4" for width in widths]
         small.append(f"method.{label}.training.epochs=1")
+        if hasattr(method, "foundation"):
+            changes = 'model = "shipped", steps = 2, batch_size = 500, resize = true'
+            rest = f'scheduler = "{method.foundation.scheduler}", guidance = {method.foundation.guidance}'
+            small += [f"method.{label}.foundation={{ {changes}, {rest} }}", f"method.{label}.images=1"]
+            small += [f"method.{label}.probes=1"] if hasattr(method, "probes") else []
         if hasattr(method, "distillation_steps"):
             small.append(f"method.{label}.distillation_steps=2")
     report = runs.run(read(config, small), out=tmp_path / "run")

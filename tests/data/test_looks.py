@@ -85,6 +85,20 @@ def test_the_public_part_is_nobody_elses() -> None:
     assert sum(len(d) for d in (ink["public"].train, ink["public"].validation, ink["public"].test)) == 450
 
 
+def test_a_model_of_public_digits_has_seen_no_clients_whatever_the_other_settings() -> None:
+    """What a model has learnt from stays apart when a run asks for another cut, or for a larger public part."""
+
+    def seen(settings: Looks) -> set[bytes]:
+        data = settings.load()
+        return {bytes(x) for d in (data.train, data.validation, data.test) for x in d.x.flatten(1).numpy()}
+
+    ink = Looks(looks=("ink",), channels=1, size=8)
+    public = seen(replace(ink, part="public"))
+    assert not public & seen(replace(ink, split_seed=1))
+    assert not public & seen(replace(ink, public=0.4))
+    assert public == seen(replace(ink, part="public", split_seed=1))
+
+
 @pytest.mark.parametrize(
     ("make", "says"),
     [

@@ -231,7 +231,89 @@ def test_noise_that_cannot_be_edited_is_said_once(caplog: pytest.LogCaptureFixtu
     assert not caplog.records
 
 
+class Uneven(Faint):
+    """Its first image is large, its second small."""
+
+    def noise(self, rngs: Any) -> Tensor:
+        return super().noise(rngs) * torch.tensor([1.0, 1e-5])[: len(rngs)].view(-1, 1, 1, 1)
+
+
+def test_an_image_that_cannot_be_edited_draws_as_much_alone_as_beside_one_that_can() -> None:
+    model = Uneven(**vars(stub(kept=1e-6, prediction="epsilon")))
+    after = []
+    for n in (1, 2):
+        rngs = toys.rngs(n)
+        made(model, Guidance(edits=3, views=2), {0: Square()}, [0] * n, [0] * n, scheduler="ddpm", rngs=rngs)
+        after.append(rngs[0].get_state())
+    assert torch.equal(*after)
+
+
 # With real networks.
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("scheduler", ["ddpm", "ddim"])
+def test_it_is_the_papers_algorithm_an_image_at_a_time(
+    prediction: str, scheduler: str, latent: FoundationModel
+) -> None:
+    """Written anew from the paper, on plain diffusers: the noise edited at the first step; then the gradient first, the
+    output anew and the scheduler's step."""
+    with seeded(stream(4)):
+        client = nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 3)
+        ).eval()
+        for norm in client[1], client[3]:
+            norm.load_state_dict({k: v + 0.5 for k, v in norm.state_dict().items()})
+    plan = diffusers.DDIMScheduler(**toys.OLD, prediction_type=prediction)
+    model, texts, labels = dataclasses.replace(latent, scheduler=plan), ["a cat", "a dog"], [2, 0]
+    own = {"ddpm": diffusers.DDPMScheduler, "ddim": diffusers.DDIMScheduler}[scheduler].from_config(plan.config)
+    own.set_timesteps(3)
+    unet, vae, none = model.network, model.space.vae, model.unconditional(1)  # type: ignore[attr-defined]
+
+    def output(z: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        without, of = (unet(z, t, encoder_hidden_states=c).sample for c in (none, text))
+        guided: Tensor = without + 2.5 * (of - without)
+        return guided
+
+    def loss(z: Tensor, t: Tensor, text: Tensor, label: int) -> Tensor:
+        kept, raw = own.alphas_cumprod[t], output(z, t, text)
+        x0 = {
+            "epsilon": (z - (1 - kept).sqrt() * raw) / kept.sqrt(),
+            "v_prediction": kept.sqrt() * z - (1 - kept).sqrt() * raw,
+            "sample": raw,
+        }[prediction]
+        h, gap = 2 * (vae.decode(x0 / 0.7).sample / 2 + 0.5).clip(0, 1) - 1, torch.zeros(())
+        for layer in client:
+            if isinstance(layer, nn.BatchNorm2d):
+                assert layer.running_mean is not None
+                assert layer.running_var is not None
+                gap = gap + (h.var((0, 2, 3), correction=0) - layer.running_var).norm()
+                gap = gap + (h.mean((0, 2, 3)) - layer.running_mean).norm()
+            h = layer(h)
+        return nn.functional.cross_entropy(h, torch.tensor([label])) + 0.3 * gap
+
+    def step(z: Tensor, t: Tensor, text: Tensor, label: int) -> Tensor:
+        z = z.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(loss(z, t, text, label), z)
+        return (z - 0.5 * gradient).detach()
+
+    expected = []
+    for text, label, rng in zip(torch.split(model.condition(texts), 1), labels, toys.rngs(2), strict=True):
+        z = torch.randn(1, *model.latent_shape, generator=rng)
+        for _ in range(2):
+            z = step(z, own.timesteps[0], text, label)
+        for t in own.timesteps:
+            z = step(z, t, text, label)
+            with torch.no_grad():
+                z = own.step(output(z, t, text), t, z, generator=rng).prev_sample
+        with torch.no_grad():
+            expected.append(vae.decode(z / 0.7).sample.clip(-1, 1))
+    sampling: Any = Foundation(steps=3, guidance=2.5, scheduler=scheduler)  # type: ignore[arg-type]
+    images = steered(
+        model, sampling, Guidance(step=0.5, statistics=0.3, edits=2), {0: Teacher(client)}, model.condition(texts),
+        torch.tensor(labels), torch.tensor([0, 0]), toys.rngs(2), SHAPE,
+    )  # fmt: skip
+    torch.testing.assert_close(images, torch.cat(expected), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("scheduler", ["ddpm", "ddim"])

@@ -203,11 +203,23 @@ def test_begun_anew_nothing_of_the_old_one_stays(tmp_path: Path) -> None:
     assert load_foundation(str(tmp_path / "model")).kind == "pixel"
 
 
-def test_a_training_that_diverges_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("genfed.foundation.pretrain.EVERY", 2)
+@pytest.mark.parametrize(("every", "step"), [(2, 2), (100, 4)])
+def test_a_training_that_diverges_stops(every: int, step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in the last steps of a stage, which nobody is told of."""
+    monkeypatch.setattr("genfed.foundation.pretrain.EVERY", every)
     monkeypatch.setattr("genfed.foundation.pretrain.F.mse_loss", lambda a, b: (a * float("nan")).mean())
-    with pytest.raises(GenfedError, match=r"the loss is nan by step 2: lower training\.learning_rate"):
+    with pytest.raises(GenfedError, match=rf"the loss is nan by step {step}: lower training\.learning_rate"):
         run_pretraining(read_pretraining(config(tmp_path)), tmp_path / "model")
+    assert not (tmp_path / "model" / "model_index.json").exists()
+
+
+@pytest.mark.parametrize("sizes", [{"autoencoder": (12, 16)}, {"text_width": 104}, {"unet": (96, 104)}])
+def test_every_size_that_a_config_may_name_can_be_made(sizes: dict[str, Any]) -> None:
+    parts = new_parts(Miniature(**sizes), (3, 16, 16), ["a digit"])
+    embedded = parts.text_encoder(tokens(parts.tokenizer, ["a digit"]))[0]
+    z = parts.vae.encode(torch.zeros(1, 3, 16, 16)).latent_dist.mode()
+    assert parts.unet(z, torch.tensor([3]), encoder_hidden_states=embedded).sample.shape == z.shape
+    assert parts.vae.decode(z).sample.shape == (1, 3, 16, 16)
 
 
 def test_another_checkpoint_is_not_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from genfed.core.errors import GenfedError
 from genfed.core.method import Data, Server, Task
 from genfed.core.rng import stream
-from genfed.learn.aggregation import aggregate, targets_of
+from genfed.core.store import MemoryStore
+from genfed.learn.aggregation import aggregate, lesson, targets_of
 from genfed.learn.fit import cross_entropy, scaled
 from genfed.learn.synthetic import Made, SyntheticSet, Wanted
 from genfed.learn.training import Training, train
@@ -78,6 +79,22 @@ def test_fine_tuning_is_training_on_labels() -> None:
     whole = kept.read(one)
     assert loss == train(networks[1], other, training, data=Data(whole.images, whole.wanted.labels)) > 0
     assert all(torch.equal(a, b) for a, b in zip(networks[0].parameters(), networks[1].parameters(), strict=True))
+
+
+def test_a_lesson_is_the_whole_set_and_reads_each_shard_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    at = server()
+    kept = SyntheticSet().append(at, images((0, 0), (1, 7))).append(at, images((1, 0)))
+    whole, read, reads = kept.read(at), MemoryStore.read, []
+
+    def counted(self: MemoryStore, kind: Any, shard: Any) -> Any:
+        reads.append(shard)
+        return read(self, kind, shard)
+
+    monkeypatch.setattr(MemoryStore, "read", counted)
+    taught = lesson(at, kept, TEACHERS, "specific_teacher")
+    assert reads == list(kept.shards)
+    assert torch.equal(taught.x, whole.images)
+    assert torch.equal(taught.y, targets_of(whole, at, TEACHERS, "specific_teacher"))
 
 
 def test_a_student_comes_to_what_its_targets_are_and_teachers_stay() -> None:
