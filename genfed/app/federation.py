@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +18,7 @@ from genfed.core.rng import stream
 from genfed.data.checks import reason
 from genfed.data.dataset import Dataset
 from genfed.data.partition import subset
-from genfed.engines.site import Shards
+from genfed.engines.site import Own, Shards
 from genfed.learn.fit import scaled
 from genfed.learn.training import Training
 
@@ -37,7 +39,8 @@ def share_out(config: Config, dataset: Dataset, seed: int) -> Shards:
     names = assign(federation.architectures, federation.clients)
     clients = tuple(ClientInfo(i, name, len(part)) for i, (name, part) in enumerate(zip(names, parts, strict=True)))
     stops = torch.tensor([len(part) for part in parts]).cumsum(0).tolist()
-    held_out = dataset.test if config.evaluation.part == "test" else dataset.validation
+    tested = config.evaluation.part == "test"
+    held_out = dataset.test if tested else dataset.validation
     if len(held_out) == 0:
         raise GenfedError(f"evaluation.part = {config.evaluation.part!r}: the data set has no such part")
     return Shards(
@@ -46,15 +49,40 @@ def share_out(config: Config, dataset: Dataset, seed: int) -> Shards:
         tuple(zip([0, *stops[:-1]], stops, strict=True)),
         dataset.train[rows[torch.cat(parts)]],
         held_out,
+        _own(parts, config.partition.natural, columns, dataset.test_columns if tested else dataset.validation_columns),
     )
 
 
+def _own(
+    parts: Sequence[Tensor],
+    column: str | None,
+    columns: Mapping[str, Sequence[str]],
+    held_out: Mapping[str, Sequence[str]],
+) -> dict[int, tuple[Own, ...]]:
+    """Each client for itself: with its values of the natural column, where the held-out part has that column."""
+    if column is None or column not in held_out:
+        return {i: (Own(i, (0, len(part))),) for i, part in enumerate(parts)}
+    places = defaultdict(list)
+    for row, value in enumerate(held_out[column]):
+        places[value].append(row)
+    own: dict[int, tuple[Own, ...]] = {}
+    for i, part in enumerate(parts):
+        values = tuple(sorted({columns[column][row] for row in part.tolist()}))
+        rows = torch.tensor(sorted(row for value in values for row in places[value]), dtype=torch.int64)
+        own[i] = (Own(i, (0, len(part)), values, rows),)
+    return own
+
+
 def pooled(shards: Shards) -> Shards:
-    """One client per architecture, each holding all the training examples."""
+    """One client per architecture, each holding all the training examples and scored for all who have it."""
     names = sorted({c.architecture for c in shards.clients})
     everything = (0, len(shards.train))
     clients = tuple(ClientInfo(i, name, len(shards.train)) for i, name in enumerate(names))
-    return Shards(shards.task, clients, (everything,) * len(names), shards.train, shards.held_out)
+    own: dict[int, tuple[Own, ...]] = {pool.id: () for pool in clients}
+    for info, place in zip(shards.clients, shards.ranges, strict=True):
+        itself = tuple(dataclasses.replace(each, range=place) for each in shards.own.get(info.id, ()))
+        own[names.index(info.architecture)] += itself
+    return Shards(shards.task, clients, (everything,) * len(names), shards.train, shards.held_out, own)
 
 
 def assign(architectures: tuple[str, ...] | dict[str, float], clients: int) -> list[str]:

@@ -143,8 +143,13 @@ def _load(config: Config, source: Source) -> Dataset:
 
 
 def fingerprint(shards: Shards, public: Tensor | None) -> str:
-    """Names the data of a seed: another one is of other data."""
-    return digest(pack(shards)) + ("" if public is None else digest(pack(Public(public))))
+    """Names the data of a seed: another one is of other data. What clients are scored on besides the common part does
+    not count, since training does not depend on it; a run that was begun without goes on.
+    """
+    packed = pack(replace(shards, own={}))
+    fields = {name: value for name, value in json.loads(packed.skeleton).items() if name != "own"}
+    named = digest(packed._replace(skeleton=json.dumps(fields)))
+    return named + ("" if public is None else digest(pack(Public(public))))
 
 
 def cores() -> int:
@@ -166,6 +171,7 @@ def _run(
     started: Started,
 ) -> Report:
     partition: dict[str, tuple[tuple[int, ...], ...]] = {}
+    natural: dict[str, tuple[tuple[str, ...], ...]] = {}
     pictures: dict[str, Grid | SetGrid] = {}
     data = folder / "data"
     data.mkdir(exist_ok=True)
@@ -189,6 +195,8 @@ def _run(
         for seed in config.seeds:
             shards = federation.share_out(config, dataset, seed)
             partition[str(seed)] = federation.class_counts(shards)
+            values = tuple(own.values for each in shards.own.values() for own in each)
+            natural |= {str(seed): values} if any(values) else {}
             judge = quality.Judge(config, shards, seed)
             which = fingerprint(shards, public)
             if workers:
@@ -220,6 +228,9 @@ def _run(
         partition=partition,
         scored_on=config.evaluation.part,
         published=config.published,
+        skewed=not config.partition.alike,
+        column=config.partition.natural if natural else None,
+        natural=natural,
     )
     (folder / "report.json").write_text(to_json(report), "utf-8")
     (folder / "report.html").write_text(page(report, pictures), "utf-8")

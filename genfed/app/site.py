@@ -41,7 +41,7 @@ def trial_folder(folder: Path, label: str, seed: int) -> Path:
 def new_site(trial: Trial, new_network: NewNetwork = registry.new_network) -> Site:
     """Where the trial's clients work."""
     return Site(
-        with_evaluation(trial.method, trial.shards.held_out.to(torch.device(trial.compute.device))),
+        with_evaluation(trial.method, trial.shards.held_out.to(torch.device(trial.compute.device)), trial.shards.own),
         trial.shards,
         trial.folder / "clients",
         trial.seed,

@@ -4,9 +4,10 @@ import logging
 import time
 import typing
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -21,8 +22,8 @@ from genfed.core.record import load, save
 from genfed.core.rng import stream
 from genfed.core.store import FolderStore, MemoryStore, Store
 from genfed.engines.ask import Ask, Engine
-from genfed.engines.site import Shards, Step
-from genfed.learn.evaluate import Counts, count
+from genfed.engines.site import Own, Shards, Step
+from genfed.learn.evaluate import Counts, hits, tally, weighted
 from genfed.report.results import EVALUATE, QUALITY, Row
 
 S = TypeVar("S")
@@ -92,9 +93,20 @@ class Trial:
     """Whether clients count their arithmetic in the first round of each phase."""
 
 
-def with_evaluation(method: Method[Any], held_out: Any) -> dict[str, Phase[Any]]:
-    """A method's phases by name, and the phase that scores its classifiers: clients tell counts per class only. Where
-    clients work, `held_out` lies on their device.
+@dataclass(frozen=True)
+class Scores(Counts):
+    """What a client tells of its classifier."""
+
+    own_accuracy: dict[int, float]
+    """By client for whom it is scored: the accuracy on data like that one's; left out where there are none."""
+
+
+def with_evaluation(
+    method: Method[Any], held_out: Any, own: Mapping[int, Sequence[Own]] | None = None
+) -> dict[str, Phase[Any]]:
+    """A method's phases by name, and the phase that scores its classifiers. Clients tell counts per class of the common
+    part, and one number for the data like their own: how many they have of each class stays with them. Where clients
+    work, `held_out` lies on their device; `own` is that of `Shards`, None: nobody is scored so.
 
     Raises:
         GenfedError: two different phases of one name, or one of a name that the run itself uses.
@@ -107,9 +119,16 @@ def with_evaluation(method: Method[Any], held_out: Any) -> dict[str, Phase[Any]]
         if phases.setdefault(phase.name, same) != same:
             raise GenfedError(f"{type(method).__name__} has two phases named {phase.name!r}")
 
-    def evaluate(client: Client, sent: Any) -> Reply[Counts]:
-        network = method.classifier(client, sent)
-        return Reply(count(network, held_out, len(client.task.classes), client.precision))
+    def evaluate(client: Client, sent: Any) -> Reply[Scores]:
+        hit, y = hits(method.classifier(client, sent), held_out, client.precision), held_out.y.cpu()
+        classes, mine, accuracy = len(client.task.classes), client.data.y.cpu(), {}
+        whole = tally(hit, y, classes)
+        for each in (own or {}).get(client.info.id, ()):
+            counts = whole if each.rows is None else tally(hit[each.rows], y[each.rows], classes)
+            held = torch.bincount(mine[slice(*each.range)], minlength=classes)
+            if (score := weighted(counts, held)) is not None:
+                accuracy[each.client] = score
+        return Reply(Scores(whole.correct, whole.total, accuracy))
 
     evaluate.__annotations__["sent"] = typing.get_type_hints(method.classifier)["sent"]
     phases["evaluate"] = Phase(
@@ -117,7 +136,7 @@ def with_evaluation(method: Method[Any], held_out: Any) -> dict[str, Phase[Any]]
         lambda server, state, reduced: state,
         method.send_classifier,
         evaluate,
-        aggregate={"correct": Collect(), "total": Collect()},
+        aggregate={"correct": Collect(), "total": Collect(), "own_accuracy": Collect()},
     )
     return phases
 
@@ -233,6 +252,10 @@ class Run:
         if step.phase == "evaluate":
             for row in rows:
                 row |= {name: reduced[name][row["client"]].tolist() for name in ("correct", "total")}
+                own = reduced["own_accuracy"][row["client"]]
+                row["own"] = fmean(own.values()) if own else None
+                if trial.method.pooled:
+                    row["own_of"] = own  # by client of the federation
         failed = {str(client): reason for client, reason in sorted(ask.failures.items())}
         whole: dict[str, Any] = {"client": None, "seconds": round(ask.seconds, 6), "failed": failed}
         if lost := self._engine.lost():

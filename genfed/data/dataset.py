@@ -24,6 +24,10 @@ class Dataset:
     """Natural columns (domain, subject, hospital): one value per training example."""
     encoder: Encoder | None = None
     """What a table's training rows taught; None: nothing was learned."""
+    validation_columns: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Natural columns of the validation part, where they are known."""
+    test_columns: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Natural columns of the test part, where they are known."""
 
 
 @dataclass(frozen=True)

@@ -53,14 +53,20 @@ class HuggingFace(ImageSource):
         y, classes = encode({part: self._labels(split, part) for part, split in splits.items()}, None, self.path)
         if names is not None:
             classes = tuple(names[int(value)] for value in classes)
-        natural = {name: [str(value) for value in splits["train"][name]] for name in self.columns or []}
+        natural = {
+            part: {
+                name: [str(value) for value in split[name]] for name in self.columns or [] if name in split.column_names
+            }
+            for part, split in splits.items()
+        }
         if image := self._image(splits["train"]):
             x = {part: self.stacked(self._files(split, image, part), len(split)) for part, split in splits.items()}
-            return self.dataset("image", {part: Data(x[part], y[part]) for part in x}, classes, natural)
+            images = {part: Data(x[part], y[part]) for part in x}
+            return self.dataset("image", images, classes, natural["train"], None, natural)
         features = {part: self._features(split, splits["train"]) for part, split in splits.items()}
         encoder = fitted(features["train"].rows(self.cut(y, classes)["train"][1]), self.scale, self.path)
         data = {part: Data(encoder(columns, self.path), y[part]) for part, columns in features.items()}
-        return self.dataset("table", data, classes, natural, encoder)
+        return self.dataset("table", data, classes, natural["train"], encoder, natural)
 
     def read(self, path: str, task: Task, encoder: Encoder | None) -> Iterator[Examples]:
         """Images as every source of images reads them, or a table's rows in a CSV or Parquet file."""

@@ -32,7 +32,8 @@ class Npz(ImageSource):
     classes: tuple[str, ...] | None = None
     """The names of the classes, in the order of their sorted labels; None: the labels themselves."""
     columns: tuple[str, ...] | None = None
-    """Arrays of natural columns, e.g. ["subject"], to partition by: NAME_train or NAME; None: none."""
+    """Arrays of natural columns, e.g. ["subject"], to partition by: NAME_train or NAME, and NAME_validation and
+    NAME_test where there are any; None: none."""
     split: str | None = None
     """The array that says of each row of x which part it is in: "train", "validation" or "test", or 0 (train) and
     1 (test). None: there is none."""
@@ -44,7 +45,8 @@ class Npz(ImageSource):
         images = {part: self.tensor(x, f"{self.path}: x of {part}") for part, (x, _) in given.items()}
         data = {part: Data(x, y[part]) for part, x in images.items()}
         kind: Literal["image", "table"] = "table" if images["train"].ndim == 2 else "image"
-        return self.dataset(kind, data, classes, self._columns(arrays, len(y["train"])))
+        natural = {part: self._columns(arrays, part, len(labels)) for part, labels in y.items()}
+        return self.dataset(kind, data, classes, natural["train"], None, natural)
 
     def _wanted(self, name: str) -> bool:
         stems = ["x", "y", *(self.columns or [])]
@@ -69,7 +71,7 @@ class Npz(ImageSource):
         marks = arrays[known(self.split, arrays, f"{self.path}: array")]
         if marks.shape != (len(x),) or "x" not in arrays:
             raise GenfedError(f"{self.path}: {self.split} has shape {marks.shape}; one mark per row of x is allowed")
-        parts = np.array([{"0": "train", "1": "test"}.get(str(mark), str(mark)) for mark in marks])
+        parts = _named(marks)
         if len(other := np.setdiff1d(parts, PARTS)):
             raise GenfedError(
                 f"{self.path}: {self.split} holds {str(other[0])!r}; {', '.join(PARTS)}, 0, 1 are allowed"
@@ -81,15 +83,24 @@ class Npz(ImageSource):
     def tensor(self, x: Array, where: str, layout: Layout | None = None) -> Tensor:
         return super().tensor(x, where, layout or self.layout)
 
-    def _columns(self, arrays: Mapping[str, Array], n: int) -> dict[str, list[str]]:
-        """The values of the training examples."""
+    def _columns(self, arrays: Mapping[str, Array], part: str, n: int) -> dict[str, list[str]]:
+        """The values of the n examples of a part; one other than "train" may lack them."""
         found = {}
         for name in self.columns or []:
-            stored = f"{name}_train" if f"{name}_train" in arrays else name
+            stored = f"{name}_{part}" if f"{name}_{part}" in arrays else name
+            marks = None if self.split is None else arrays[self.split]
+            divided = marks is not None and stored in arrays and len(arrays[stored]) == len(marks)
+            if part != "train" and stored == name and not divided:
+                continue
             values = arrays[known(stored, arrays, f"{self.path}: array")]
-            if self.split is not None and len(values) == len(arrays[self.split]):
-                values = values[np.isin(arrays[self.split].astype(str), ["train", "0"])]
+            if marks is not None and divided:
+                values = values[_named(marks) == part]
             if values.shape != (n,):
                 raise GenfedError(f"{self.path}: {stored} has shape {values.shape}; the examples have ({n},)")
             found[name] = [str(value) for value in values]
         return found
+
+
+def _named(marks: Array) -> Array:
+    """The part of each row."""
+    return np.array([{"0": "train", "1": "test"}.get(str(mark), str(mark)) for mark in marks])

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -18,6 +19,14 @@ _ATTEMPTS = 1000
 class Partitioner(ABC):
     """The settings of a way to deal examples out. No client is ever empty, no example goes to two."""
 
+    alike: ClassVar[bool] = False
+    """True: clients differ by chance and in the number of their examples alone."""
+
+    @property
+    def natural(self) -> str | None:
+        """The natural column whose values are dealt out; None: there is none."""
+        return None
+
     @abstractmethod
     def split(
         self, y: Tensor, clients: int, rng: torch.Generator, columns: Mapping[str, Sequence[str]]
@@ -32,6 +41,8 @@ class Partitioner(ABC):
 @settings
 class IID(Partitioner):
     """At random; sizes differ by at most one."""
+
+    alike = True
 
     def split(
         self, y: Tensor, clients: int, rng: torch.Generator, columns: Mapping[str, Sequence[str]]
@@ -142,6 +153,7 @@ class QuantitySkew(Partitioner):
     share of the others.
     """
 
+    alike = True
     alpha: float = Field(default=0.5, gt=0, allow_inf_nan=False)
     """The distribution's concentration: small for very different sizes, large for equal ones."""
     minimum: int = Field(default=1, ge=1)
@@ -164,6 +176,10 @@ class ByColumn(Partitioner):
 
     column: str
     """Its name, e.g. "hospital"."""
+
+    @property
+    def natural(self) -> str:
+        return self.column
 
     def split(
         self, y: Tensor, clients: int, rng: torch.Generator, columns: Mapping[str, Sequence[str]]

@@ -66,9 +66,10 @@ class SplitSource(Source):
         classes: tuple[str, ...],
         columns: Mapping[str, Sequence[str]],
         encoder: Encoder | None = None,
+        other_columns: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
     ) -> Dataset:
-        """The whole data set from the parts that the data brings; `columns` go with the given "train", and `encoder`
-        made a table's features.
+        """The whole data set from the parts that the data brings; `columns` go with the given "train", `other_columns`
+        with the other given parts, by part (None: not known), and `encoder` made a table's features.
 
         Raises:
             GenfedError: the parts have examples of different shapes, or a class has too few.
@@ -79,11 +80,17 @@ class SplitSource(Source):
                 raise GenfedError(f"one example of train has shape {shapes['train']}, one of {part} {shape}")
         rows = self.cut({part: data.y for part, data in given.items()}, classes)
         parts = {part: given[source][chosen] for part, (source, chosen) in rows.items()}
-        kept = rows["train"][1].tolist()
+        brought = {**(other_columns or {}), "train": columns}
+        natural = {
+            part: {name: tuple(values[i] for i in chosen.tolist()) for name, values in brought.get(source, {}).items()}
+            for part, (source, chosen) in rows.items()
+        }
         return Dataset(
             Task(kind, shapes["train"], classes),
             **parts,
-            columns={name: tuple(values[row] for row in kept) for name, values in columns.items()},
+            columns=natural["train"],
+            validation_columns=natural["validation"],
+            test_columns=natural["test"],
             encoder=encoder,
         )
 

@@ -67,8 +67,11 @@ class Table(SplitSource):
         features = {part: self._columns_of(table, numeric, categorical) for part, table in tables.items()}
         encoder = fitted(features["train"].rows(self.cut(y, classes)["train"][1]), self.scale, self.path)
         data = {part: Data(encoder(columns, self.path), y[part]) for part, columns in features.items()}
-        natural = {name: self._natural(tables["train"], name) for name in self.columns or []}
-        return self.dataset("table", data, classes, natural, encoder)
+        natural = {}
+        for part, table in tables.items():
+            there = replace(self, path=paths[part] or self.path)  # so that messages name the file
+            natural[part] = {name: there._natural(table, name) for name in self.columns or []}
+        return self.dataset("table", data, classes, natural["train"], encoder, natural)
 
     def read(self, path: str, task: Task, encoder: Encoder | None) -> Iterator[Examples]:
         """The rows of a file that has the columns of features; others, such as the label, are passed over."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
+from torch import Tensor
 
 from genfed.core.aggregate import ClientInfo
 from genfed.core.errors import GenfedError, StorageError
@@ -28,6 +29,19 @@ NewNetwork = Callable[[str, Task, torch.Generator], "nn.Module"]
 
 
 @dataclass(frozen=True)
+class Own:
+    """What a client of the federation has, so that a classifier is scored on the like."""
+
+    client: int
+    range: tuple[int, int]
+    """Its rows among the training examples of the client that scores: all of them, unless that one is a pool."""
+    values: tuple[str, ...] = ()
+    """Its values of the natural column by which the clients were made; empty: there is none."""
+    rows: Tensor | None = None
+    """The held-out rows that have one of these values, int64; None: all rows."""
+
+
+@dataclass(frozen=True)
 class Shards:
     """The clients and their data. Each client's examples are one range of rows of `train`."""
 
@@ -37,6 +51,8 @@ class Shards:
     train: Data
     held_out: Data
     """The common part on which classifiers are scored."""
+    own: dict[int, tuple[Own, ...]] = field(default_factory=dict)
+    """By client: those for whom its classifier is scored on data like their own. Itself, or those in its pool."""
 
 
 @dataclass(frozen=True)

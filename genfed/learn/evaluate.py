@@ -1,4 +1,4 @@
-"""What a network makes of examples, and scoring a classifier: counts per class are all that a client tells."""
+"""What a network makes of examples, and scoring a classifier by what it classifies right of each class."""
 
 from dataclasses import dataclass
 
@@ -31,7 +31,24 @@ def predicted(network: nn.Module, x: Tensor, precision: str = "float32", batch_s
 
 def count(network: nn.Module, data: Data, classes: int, precision: str = "float32", batch_size: int = 500) -> Counts:
     """Classifies all examples in eval mode."""
-    right = predicted(network, data.x, precision, batch_size).argmax(1) == data.y
-    return Counts(
-        torch.bincount(data.y[right], minlength=classes).cpu(), torch.bincount(data.y, minlength=classes).cpu()
-    )
+    return tally(hits(network, data, precision, batch_size), data.y.cpu(), classes)
+
+
+def hits(network: nn.Module, data: Data, precision: str = "float32", batch_size: int = 500) -> Tensor:
+    """Which examples are classified right in eval mode: bool [n], on the CPU."""
+    return (predicted(network, data.x, precision, batch_size).argmax(1) == data.y).cpu()
+
+
+def tally(hit: Tensor, y: Tensor, classes: int) -> Counts:
+    """Counts examples of the classes y [n] and those that were hit, bool [n]; both on the CPU."""
+    return Counts(torch.bincount(y[hit], minlength=classes), torch.bincount(y, minlength=classes))
+
+
+def weighted(counts: Counts, held: Tensor) -> float | None:
+    """Accuracy with each class weighted by its share in `held`, numbers of examples [classes]. A class that was not
+    tested is left out and the others make up for it; None: no class is left.
+    """
+    weights = torch.where(counts.total > 0, held, 0).double()
+    if not weights.any():
+        return None
+    return float((weights * counts.correct / counts.total.clamp(min=1)).sum() / weights.sum())

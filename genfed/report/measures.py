@@ -6,7 +6,19 @@ from statistics import fmean
 from rich.table import Table
 
 from genfed.report.results import Quality, Report, Trial
-from genfed.report.table import NONE, Cells, accuracy, amount, percent, points, rich_table, seconds, size
+from genfed.report.table import (
+    NONE,
+    Cells,
+    accuracy,
+    amount,
+    own_accuracy,
+    percent,
+    points,
+    rich_table,
+    seconds,
+    shows_own,
+    size,
+)
 
 _GENERATORS: dict[str, Callable[[Quality], float | None]] = {
     "Fréchet": lambda q: q.frechet,
@@ -70,13 +82,60 @@ def published(report: Report) -> Cells | None:
 
 
 def over_clients(report: Report) -> Cells:
-    """How accuracy is spread over clients: a row per method, means over seeds."""
-    rows = []
+    """How accuracy is spread over clients: a row per method, means over seeds. Where clients are not alike, also that
+    on data like their own: the mean and the worst.
+    """
+    rows, own = [], shows_own(report)
     for method in report.methods:
         trials = report.of(method)
         spread = zip(*((t.worst, *t.quartiles, max(c.accuracy for c in t.clients)) for t in trials), strict=True)
-        rows.append((method, *(percent(fmean(values)) for values in spread)))
-    return Cells(("method", "worst", "first quartile", "median", "third quartile", "best"), rows)
+        more = (own_accuracy(trials), own_accuracy(trials, lambda t: t.own_worst)) if own else ()
+        rows.append((method, *(percent(fmean(values)) for values in spread), *more))
+    head = ("method", "worst", "first quartile", "median", "third quartile", "best")
+    return Cells((*head, "own, mean", "own, worst") if own else head, rows)
+
+
+def own_by_client(report: Report) -> Cells | None:
+    """Accuracy on data like each client's own, of one seed; None where clients are alike or it was not measured."""
+    if not shows_own(report):
+        return None
+    seed = next(trial.seed for trial in report.trials if trial.own)
+    trials = {method: next((t for t in report.of(method) if t.seed == seed), None) for method in report.methods}
+    scores = {m: {s.client: s.accuracy for s in t.own} for m, t in trials.items() if t}
+    architectures = {s.client: s.architecture for t in trials.values() if t for s in t.own}
+    counts, natural = report.partition.get(str(seed)), report.natural.get(str(seed))
+    rows = [
+        (
+            str(client),
+            architectures[client],
+            str(sum(counts[client])) if counts else NONE,
+            *([", ".join(natural[client])] if natural else []),
+            *(percent(of[client]) if client in of else NONE for of in scores.values()),
+        )
+        for client in sorted(architectures)
+    ]
+    head = ("client", "architecture", "examples", *([report.column or "value"] if natural else []))
+    return Cells((*head, *scores), rows)
+
+
+def own_by_value(report: Report) -> Cells | None:
+    """Accuracy of the clients that have a value of the natural column, each on data like its own: a row per value, a
+    mean over clients and then over seeds. None where clients are not made by a column.
+    """
+    if not (shows_own(report) and report.natural):
+        return None
+
+    def cell(method: str, value: str) -> str:
+        means = []
+        for trial in report.of(method):
+            holders = {i for i, own in enumerate(report.natural.get(str(trial.seed), ())) if value in own}
+            if found := [score.accuracy for score in trial.own if score.client in holders]:
+                means.append(fmean(found))
+        return percent(fmean(means)) if means else NONE
+
+    values = sorted({value for clients in report.natural.values() for own in clients for value in own})
+    rows = [(value, *(cell(method, value) for method in report.methods)) for value in values]
+    return Cells((report.column or "value", *report.methods), rows)
 
 
 _COSTS: dict[str, tuple[Callable[[Trial], float | None], Callable[[float], str]]] = {

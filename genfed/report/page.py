@@ -18,7 +18,6 @@ from genfed.report import figures, measures
 from genfed.report.results import Report, Trial
 from genfed.report.table import (
     CENTRALISED,
-    HEADINGS,
     LOCAL,
     NONE,
     Cells,
@@ -28,12 +27,16 @@ from genfed.report.table import (
     percent,
     points,
     seconds,
+    shows_own,
+    side_by_side,
     size,
-    summary_rows,
+    summary,
 )
 
 CLASSES, CLIENTS = 20, 10
 """Rows and columns of a sample grid that are shown."""
+VALUES = 50
+"""Values of a natural column that are shown."""
 _FAILURES = 200  # lines that are shown
 
 
@@ -98,11 +101,15 @@ def page(report: Report, grids: Mapping[str, Grid | SetGrid]) -> str:
         report=report,
         headlines=headlines(report),
         setting=_setting(report),
-        summary=Cells(HEADINGS, summary_rows(report)),
+        summary=summary(report),
+        own=shows_own(report),
         curve=figures.accuracy_figure(report),
         architectures=_by_architecture(report),
         over_clients=measures.over_clients(report),
         clients=_by_client(report),
+        own_by_client=measures.own_by_client(report),
+        own_by_value=measures.own_by_value(report),
+        values_shown=VALUES,
         published=measures.published(report),
         generators=measures.generators(report),
         generators_explained=measures.GENERATORS_EXPLAINED,
@@ -137,7 +144,8 @@ def compare_page(reports: Sequence[tuple[str, Report]]) -> str:
         .render(
             names=[name for name, _ in reports],
             differences=differences([report for _, report in reports]),
-            summary=Cells(("run", *HEADINGS), [(n, *row) for n, report in reports for row in summary_rows(report)]),
+            summary=side_by_side(reports),
+            own=shows_own(*(report for _, report in reports)),
             picture=figures.compare_figure(reports),
         )
     )

@@ -48,6 +48,16 @@ class ClientScore:
 
 
 @dataclass(frozen=True)
+class OwnScore:
+    """A classifier on held-out examples like those of one client, after the final round; see docs/measures.md."""
+
+    client: int
+    architecture: str
+    accuracy: float
+    """In [0, 1]."""
+
+
+@dataclass(frozen=True)
 class Point:
     """One value of a curve, after a round of a phase."""
 
@@ -143,6 +153,19 @@ class Trial:
     a mean over clients; None: not counted in every phase."""
     quality: Quality | None = None
     """Of its generator; None: it has none, or it was not judged."""
+    own: tuple[OwnScore, ...] = ()
+    """Every client on data like its own. Where clients are pooled (a ceiling), the pool's classifier of its
+    architecture on data like its own. A client without such held-out examples is left out; empty: not measured."""
+
+    @property
+    def own_accuracy(self) -> float | None:
+        """The mean over architectures of the mean over their clients, each on data like its own; None: not measured."""
+        return _mean((score.architecture, score.accuracy) for score in self.own) if self.own else None
+
+    @property
+    def own_worst(self) -> float | None:
+        """The worst client on data like its own; None: not measured."""
+        return min((score.accuracy for score in self.own), default=None)
 
     @property
     def worst(self) -> float:
@@ -222,6 +245,13 @@ class Report:
     """The part that accuracies were read on: "test" or "validation"."""
     published: dict[str, Published] = field(default_factory=dict)
     """By label: what papers report."""
+    skewed: bool = False
+    """Whether clients differ in more than chance and the number of their examples, so that a score on data like their
+    own says more than the common one."""
+    column: str | None = None
+    """The natural column by which clients were made and scored on data like their own; None: there is none."""
+    natural: dict[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
+    """By seed (as text): for every client, its values of that column."""
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -273,7 +303,7 @@ def summarise(rows: Iterable[Row], method: str, seed: int) -> Trial:
     assert last.value is not None
     return Trial(
         method, seed, last.value, clients, curve, losses(own), _costs(own), _failures(every),
-        best=_best(own), parameters=_parameters(own), quality=_quality(every),
+        best=_best(own), parameters=_parameters(own), quality=_quality(every), own=_own_scores(own, last.round),
     )  # fmt: skip
 
 
@@ -281,20 +311,32 @@ def accuracies(rows: Sequence[Row]) -> tuple[Point, ...]:
     """Accuracy at every evaluation of one trial: the mean over architectures of the mean over their clients."""
     points = []
     for (phase, round_, step), members in _by_round(row for row in rows if _is_client(row, EVALUATE)).items():
-        groups = defaultdict(list)
-        for score in map(_score, members):
-            groups[score.architecture].append(score.accuracy)
-        points.append(Point(phase, round_, step, fmean(fmean(group) for group in groups.values())))
+        points.append(Point(phase, round_, step, _mean((s.architecture, s.accuracy) for s in map(_score, members))))
     return tuple(sorted(points, key=lambda point: point.round))
 
 
 def _best(rows: Sequence[Row]) -> float:
     scores = [_score(row) for row in rows if _is_client(row, EVALUATE)]
     best = {s.client: s for s in sorted(scores, key=lambda s: s.accuracy)}  # the last of a client is its best
+    return _mean((s.architecture, s.accuracy) for s in best.values())
+
+
+def _mean(scores: Iterable[tuple[str, float]]) -> float:
+    """Of (architecture, accuracy): the mean over architectures of the mean over their clients."""
     groups = defaultdict(list)
-    for score in best.values():
-        groups[score.architecture].append(score.accuracy)
+    for architecture, accuracy in scores:
+        groups[architecture].append(accuracy)
     return fmean(fmean(group) for group in groups.values())
+
+
+def _own_scores(rows: Sequence[Row], round_: int) -> tuple[OwnScore, ...]:
+    """Those of one evaluation, by client; rows of before they were measured have none."""
+    scores = []
+    for row in rows:
+        if _is_client(row, EVALUATE) and row["round"] == round_:
+            of: Mapping[Any, float | None] = row.get("own_of", {row["client"]: row.get("own")})
+            scores += [OwnScore(int(c), row["architecture"], value) for c, value in of.items() if value is not None]
+    return tuple(sorted(scores, key=lambda score: score.client))
 
 
 def _parameters(rows: Sequence[Row]) -> float | None:

@@ -1,6 +1,6 @@
 """The numbers of a run as a table: one row per method, for the terminal, for docs and for the page."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import NamedTuple
@@ -27,10 +27,14 @@ HEADINGS = (
     "seconds",
 )
 
+OWN = "own %"
+"""Stands after the worst, where clients are not alike."""
+
 EXPLANATION = (
     "Accuracy after the final round: mean ± sd over seeds. Over local: points gained on the same clients with the same "
     "seed, [least, most]. Worst: the worst client. Up and down: bytes per client. Seconds: wall time of a seed."
 )
+OWN_EXPLAINED = "Own: the accuracy of each client on held-out examples like its own, a mean over clients and seeds."
 
 
 class Cells(NamedTuple):
@@ -68,23 +72,43 @@ def gain(report: Report, method: str, over: str = LOCAL) -> Spread | None:
     return Spread.of(gains) if gains and method != over else None
 
 
-def summary_rows(report: Report) -> list[tuple[str, ...]]:
-    """A row of cells under `HEADINGS` for every method."""
-    return [_row(report, method, report.of(method)) for method in report.methods]
+def shows_own(*reports: Report) -> bool:
+    """Whether accuracy on data like the clients' own is shown: where clients of a run are not alike, so that it says
+    more than the common one, and where it was measured.
+    """
+    return any(report.skewed and any(trial.own for trial in report.trials) for report in reports)
+
+
+def own_accuracy(trials: Sequence[Trial], of: Callable[[Trial], float | None] = lambda t: t.own_accuracy) -> str:
+    """The mean over the trials that have it, in percent; a dash where none has. `of`: what of each."""
+    values = [value for value in map(of, trials) if value is not None]
+    return percent(fmean(values)) if values else NONE
+
+
+def summary(report: Report) -> Cells:
+    """A row for every method."""
+    own = shows_own(report)
+    return Cells(_headings(own), _rows(report, own))
+
+
+def side_by_side(reports: Sequence[tuple[str, Report]]) -> Cells:
+    """A row for every method of every named run."""
+    own = shows_own(*(report for _, report in reports))
+    rows = [(name, *row) for name, report in reports for row in _rows(report, own)]
+    return Cells(("run", *_headings(own)), rows)
 
 
 def summary_table(report: Report) -> Table:
     """One row per method: means over seeds, ± standard deviation; gains in points, [least, most]."""
-    cells = Cells(HEADINGS, summary_rows(report))
-    return rich_table(f"{report.name}: accuracy on the {report.scored_on} part", cells, EXPLANATION)
+    caption = f"{EXPLANATION} {OWN_EXPLAINED}" if shows_own(report) else EXPLANATION
+    return rich_table(f"{report.name}: accuracy on the {report.scored_on} part", summary(report), caption)
 
 
 def compare_table(reports: Sequence[tuple[str, Report]]) -> Table:
     """Named runs side by side; the caption warns where they do not compare like with like."""
-    rows = [(name, *row) for name, report in reports for row in summary_rows(report)]
     different = ", ".join(differences([report for _, report in reports]))
     warning = f"These runs do not compare like with like: they differ in {different}." if different else None
-    return rich_table("Runs side by side", Cells(("run", *HEADINGS), rows), warning)
+    return rich_table("Runs side by side", side_by_side(reports), warning)
 
 
 def differences(reports: Sequence[Report]) -> tuple[str, ...]:
@@ -155,7 +179,16 @@ def _facts(report: Report, partition_seeds: Sequence[str]) -> dict[str, object]:
     }
 
 
-def _row(report: Report, method: str, trials: Sequence[Trial]) -> tuple[str, ...]:
+def _headings(own: bool) -> tuple[str, ...]:
+    place = HEADINGS.index("worst %") + 1
+    return (*HEADINGS[:place], OWN, *HEADINGS[place:]) if own else HEADINGS
+
+
+def _rows(report: Report, own: bool) -> list[tuple[str, ...]]:
+    return [_row(report, method, report.of(method), own) for method in report.methods]
+
+
+def _row(report: Report, method: str, trials: Sequence[Trial], own: bool) -> tuple[str, ...]:
     score, more = accuracy(trials), gain(report, method)
     return (
         method,
@@ -163,6 +196,7 @@ def _row(report: Report, method: str, trials: Sequence[Trial]) -> tuple[str, ...
         f"{percent(score.mean)} ± {NONE if score.sd is None else percent(score.sd)}",
         NONE if more is None else points(more.mean) + _range(more),
         percent(fmean(trial.worst for trial in trials)),
+        *((own_accuracy(trials),) if own else ()),
         size(fmean(trial.up_bytes for trial in trials)),
         size(fmean(trial.down_bytes for trial in trials)),
         seconds(fmean(trial.seconds for trial in trials)),

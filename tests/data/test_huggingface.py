@@ -46,6 +46,7 @@ def test_images_of_a_saved_data_set(datasets: Any, tmp_path: Path) -> None:
     assert data.train.y.tolist() == [shade % 2 for shade in shades]
     assert data.columns["writer"] == tuple(f"w{shade % 3}" for shade in shades)
     assert data.test.x[:, 0, 0, 0].tolist() == list(range(100, 106))
+    assert data.test_columns["writer"] == tuple(f"w{shade % 3}" for shade in range(100, 106))
 
 
 def test_one_split_is_cut_and_splits_can_be_named(datasets: Any, tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ def test_glyphs_are_what_their_prompts_say_and_the_same_every_time() -> None:
     assert data.task.shape == (3, 16, 16)
     assert {len(values) for values in data.columns.values()} == {len(data.train)}
     assert data.train.y.bincount().min() == 14
+    assert data.test_columns["word"] == tuple(word(data.task.classes[label]) for label in data.test.y.tolist())
     for i, prompt in enumerate(data.columns["prompt"]):
         background = data.columns["background"][i]
         corner = torch.tensor([255, 255, 255] if background == "white" else [220, 30, 30])

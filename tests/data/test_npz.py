@@ -86,9 +86,14 @@ def test_natural_columns_follow_the_training_rows(tmp_path: Path) -> None:
     path = write(tmp_path, x=x, y=Y, site=np.arange(20) * 10)
     data = Npz(path=path, columns=("site",)).load()
     assert data.columns["site"] == tuple(str(int(v) * 10) for v in data.train.x[:, 0])
-    path = write(tmp_path, x_train=x, y_train=Y, x_test=x, y_test=Y, site_train=np.arange(20) * 10, site_test=Y)
-    data = Npz(path=path, columns=("site",)).load()
+    assert data.validation_columns["site"] == tuple(str(int(v) * 10) for v in data.validation.x[:, 0])
+    assert data.test_columns["site"] == tuple(str(int(v) * 10) for v in data.test.x[:, 0])
+    own = {"x_train": x, "y_train": Y, "x_test": x, "y_test": Y, "site_train": np.arange(20) * 10}
+    data = Npz(path=write(tmp_path, **own, site_test=Y), columns=("site",)).load()
     assert data.columns["site"] == tuple(str(int(v) * 10) for v in data.train.x[:, 0])
+    assert data.validation_columns["site"] == tuple(str(int(v) * 10) for v in data.validation.x[:, 0])
+    assert data.test_columns["site"] == tuple(map(str, Y))
+    assert Npz(path=write(tmp_path, **own), columns=("site",)).load().test_columns == {}
 
 
 def test_a_split_array_divides_the_rows(tmp_path: Path) -> None:
@@ -99,6 +104,7 @@ def test_a_split_array_divides_the_rows(tmp_path: Path) -> None:
         assert data.train.x[:, 0].tolist() == list(range(12))
         assert data.test.x[:, 0].tolist() == list(range(12, 20))
         assert data.columns["site"] == tuple(map(str, range(12)))
+        assert data.test_columns["site"] == tuple(map(str, range(12, 20)))
 
 
 WRONG: list[tuple[dict[str, Any], dict[str, Any], str]] = [

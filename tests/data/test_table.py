@@ -40,6 +40,23 @@ def test_numbers_are_scaled_and_categories_coded(tmp_path: Path) -> None:
     assert len(data.columns["hospital"]) == 28
 
 
+def test_held_out_rows_have_natural_columns_too(tmp_path: Path) -> None:
+    rows = [f"{i},{'AB'[i % 2]},{i % 4 < 2}" for i in range(40)]
+    train = write(tmp_path, rows, "age,hospital,ill")
+    cut = Table(path=train, label="ill", columns=("hospital",)).load()
+    assert cut.encoder is not None
+    age = cut.encoder.numbers["age"]
+    for part, columns in ((cut.validation, cut.validation_columns), (cut.test, cut.test_columns)):
+        ages = (part.x[:, 0] * age.scale + age.shift).round().int().tolist()
+        assert columns["hospital"] == tuple("AB"[i % 2] for i in ages)
+    there = write(tmp_path, ["1,C,True", "2,A,False"], "age,hospital,ill", "there.csv")
+    data = Table(path=train, test_path=there, label="ill", columns=("hospital",)).load()
+    assert data.test_columns == {"hospital": ("C", "A")}
+    gaps = write(tmp_path, ["1,,True", "2,A,False"], "age,hospital,ill", "gaps.csv")
+    with pytest.raises(GenfedError, match=r"gaps\.csv: column 'hospital' lacks 1 values"):
+        Table(path=train, test_path=gaps, label="ill", columns=("hospital",)).load()
+
+
 def test_by_hand(tmp_path: Path) -> None:
     train = write(tmp_path, ["1,u,0", "2,u,0", ",v,1", "6,,1"], "a,b,y")
     test = write(tmp_path, ["2,w,0", "9,,1"], "a,b,y", "test.csv")

@@ -3,7 +3,7 @@ import torch
 from torch import Tensor, nn
 
 from genfed.core.method import Data
-from genfed.learn.evaluate import count, predicted
+from genfed.learn.evaluate import Counts, count, predicted, weighted
 
 
 class Says(nn.Module):
@@ -24,6 +24,22 @@ def test_counts_per_class(batch_size: int, precision: str) -> None:
     assert counts.correct.tolist() == [1, 2, 1, 0]
     assert counts.total.tolist() == [1, 3, 2, 0]
     assert counts.correct.dtype == counts.total.dtype == torch.int64
+
+
+@pytest.mark.parametrize(
+    ("held", "accuracy"),
+    [
+        ([7, 0, 0, 0], 1.0),
+        ([1, 3, 0, 0], (1 * 1 + 3 * 2 / 3) / 4),
+        ([0, 5, 15, 0], (5 * 2 / 3 + 15 * 1 / 2) / 20),
+        ([1, 3, 2, 0], 4 / 6),  # weighted as the test part is: the plain accuracy
+        ([1, 3, 2, 94], 4 / 6),  # a class that was not tested is left out
+        ([0, 0, 0, 94], None),
+    ],
+)
+def test_each_class_weighs_as_much_as_one_has_of_it(held: list[int], accuracy: float | None) -> None:
+    found = weighted(Counts(torch.tensor([1, 2, 1, 0]), torch.tensor([1, 3, 2, 0])), torch.tensor(held))
+    assert found == (None if accuracy is None else pytest.approx(accuracy))
 
 
 def test_nothing_to_classify() -> None:

@@ -5,8 +5,17 @@ import dataclasses
 from rich.console import Console
 
 from genfed.report.figures import radar_figure
-from genfed.report.measures import cost_axes, costs, generators, more_tables, over_clients, published
-from genfed.report.results import ClientScore, PhaseCost, Point, Published, Quality, Report, Trial
+from genfed.report.measures import (
+    cost_axes,
+    costs,
+    generators,
+    more_tables,
+    over_clients,
+    own_by_client,
+    own_by_value,
+    published,
+)
+from genfed.report.results import ClientScore, OwnScore, PhaseCost, Point, Published, Quality, Report, Trial
 from tests.report.fake import fake_report
 
 JUDGED = Quality(
@@ -88,6 +97,58 @@ def test_the_spread_over_clients() -> None:
         ("a", "30.0", "40.0", "50.0", "60.0", "70.0"),
         ("b", "50.0", "50.0", "50.0", "50.0", "50.0"),
     ]
+
+
+def with_own(**natural: tuple[tuple[str, ...], ...]) -> Report:
+    """Method a with two seeds; of b, in which clients are pooled, client 1 has no score."""
+    scores = [
+        (OwnScore(0, "cnn", 0.5), OwnScore(1, "mlp", 0.75), OwnScore(2, "cnn", 1.0)),
+        (OwnScore(0, "cnn", 0.0), OwnScore(1, "mlp", 0.25), OwnScore(2, "cnn", 0.5)),
+        (OwnScore(0, "cnn", 0.25), OwnScore(2, "cnn", 0.5)),
+    ]
+    trials = tuple(dataclasses.replace(t, own=own) for t, own in zip(SMALL.trials, scores, strict=True))
+    column = "domain" if natural else None
+    seeds = {name.strip("s"): values for name, values in natural.items()}
+    partition: dict[str, tuple[tuple[int, ...], ...]] = {"0": ((1, 2), (0, 4), (5, 0))}
+    return dataclasses.replace(SMALL, trials=trials, skewed=True, column=column, natural=seeds, partition=partition)
+
+
+def test_own_accuracy_stands_beside_the_spread() -> None:
+    cells = over_clients(with_own())
+    assert cells.head[-2:] == ("own, mean", "own, worst")
+    # a: means over architectures of 3/4 and 3/4, 1/4 and 1/4; worst 50 and 0
+    assert [row[-2:] for row in cells.rows] == [("50.0", "25.0"), ("37.5", "25.0")]
+    assert len(over_clients(dataclasses.replace(with_own(), skewed=False)).head) == 6
+
+
+def test_own_accuracy_of_each_client_is_of_one_seed() -> None:
+    cells = own_by_client(with_own())
+    assert cells is not None
+    assert cells.head == ("client", "architecture", "examples", "a", "b")
+    assert cells.rows == [
+        ("0", "cnn", "3", "50.0", "25.0"),
+        ("1", "mlp", "4", "75.0", "–"),
+        ("2", "cnn", "5", "100.0", "50.0"),
+    ]
+    assert own_by_client(dataclasses.replace(with_own(), skewed=False)) is None
+    assert own_by_value(with_own()) is None
+
+
+def test_own_accuracy_by_value_is_of_the_clients_that_have_it() -> None:
+    """In seed 0 client 2 has two values, in seed 1 clients 0 and 2 share one."""
+    report = with_own(s0=(("chalk",), ("ink",), ("neon", "ice")), s1=(("ink",), ("chalk",), ("ink",)))
+    cells = own_by_value(report)
+    assert cells is not None
+    assert cells.head == ("domain", "a", "b")
+    assert cells.rows == [
+        ("chalk", "37.5", "25.0"),  # 0.5 and 0.25
+        ("ice", "100.0", "50.0"),
+        ("ink", "50.0", "–"),  # 0.75, and (0 + 0.5) / 2
+        ("neon", "100.0", "50.0"),
+    ]
+    by_client = own_by_client(report)
+    assert by_client is not None
+    assert [row[3] for row in by_client.rows] == ["chalk", "ink", "neon, ice"]
 
 
 def test_costs_are_of_one_client_in_training() -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from genfed.core.errors import GenfedError
 from genfed.report.page import Grid, SetGrid, compare_page, headlines, page
-from genfed.report.results import ClientScore, PhaseCost, Point, Published, Report, Trial
+from genfed.report.results import ClientScore, OwnScore, PhaseCost, Point, Published, Report, Trial
 from tests.report.fake import fake_report
 
 EVIL = '<script>alert(1)</script>$x_{"&\\1 日'
@@ -120,6 +120,7 @@ def test_whatever_a_user_names_is_escaped() -> None:
             method=EVIL + trial.method,
             failures=(EVIL,),
             clients=tuple(dataclasses.replace(c, architecture=EVIL) for c in trial.clients),
+            own=(OwnScore(0, EVIL, 0.5),),
             losses=tuple(dataclasses.replace(p, phase=EVIL + p.phase) for p in trial.losses),
             costs=tuple(dataclasses.replace(c, phase=EVIL + c.phase) for c in trial.costs),
         )
@@ -135,6 +136,9 @@ def test_whatever_a_user_names_is_escaped() -> None:
         trials=trials,
         scored_on=EVIL,
         published={trials[0].method: Published(accuracy=1.0, source=EVIL)},
+        skewed=True,
+        column=EVIL,
+        natural={"0": ((EVIL,),) * 3},
     )
     grids = {EVIL: dataclasses.replace(fake_grids()["gefl, seed 0"], method=EVIL)}
     for html in (page(evil, grids), compare_page([(EVIL, evil), (EVIL, report)])):
@@ -191,6 +195,27 @@ def test_a_score_on_validation_data_is_flagged() -> None:
 def test_a_report_without_trials_is_refused(show: Callable[[Report], str]) -> None:
     with pytest.raises(GenfedError, match="the report has no finished trial"):
         show(small())
+
+
+def test_clients_by_a_column_are_shown_on_data_like_their_own() -> None:
+    trials = [
+        dataclasses.replace(t, own=tuple(OwnScore(i, f"cnn-{i}", a) for i in range(60)))
+        for t, a in ((trial("local", 0, 0.5), 0.25), (trial("x", 0, 0.7), 0.125))
+    ]
+    natural: dict[str, tuple[tuple[str, ...], ...]] = {"0": tuple((f"site {i:02}",) for i in range(60))}
+    report = dataclasses.replace(small(*trials), skewed=True, column="hospital", natural=natural)
+    reader = Reader(page(report, {}))
+    for text in ("By hospital", "The first 50 of 60.", "own %", "own, worst", "site 49", "12.5"):
+        assert text in reader.text
+    assert reader.text.count("site 49") == 2
+    assert reader.text.count("site 50") == 1
+    plain = Reader(page(dataclasses.replace(report, column=None, natural={}), {}))
+    assert "Accuracy of each client on data like its own" in plain.text
+    alike = Reader(page(dataclasses.replace(report, skewed=False), {}))
+    assert not [
+        text for text in alike.text if text.startswith(("own", "By hospital", "Accuracy of each client on data"))
+    ]
+    assert "own %" in Reader(compare_page([("now", report), ("before", small(trial("local", 0, 0.5)))])).text
 
 
 def test_a_thousand_clients_make_a_page() -> None:

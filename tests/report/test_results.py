@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from genfed.core.errors import GenfedError
-from genfed.report.results import ClientScore, PhaseCost, Point, Row, from_json, summarise, to_json
+from genfed.report.results import ClientScore, OwnScore, PhaseCost, Point, Row, from_json, summarise, to_json
 from tests.report.fake import fake_report, quality_row
 
 
@@ -67,6 +67,26 @@ def test_costs_are_by_phase_and_scoring_is_free_of_bytes() -> None:
         PhaseCost("synthesise", 1, 0, 0, 0.0, 4.0),
     )
     assert trial.seconds == 5.75
+
+
+def test_own_accuracy_is_that_of_the_last_evaluation_averaged_as_accuracy_is() -> None:
+    own = {(0, 0): 0.9, (1, 0): 0.5, (1, 1): 0.75, (1, 2): 0.25}
+    rows = [{**r, "own": own.get((r["round"], r["client"]))} if r["phase"] == "evaluate" else r for r in ROWS]
+    trial = summarise(rows, "m", 0)
+    assert trial.own == (OwnScore(0, "cnn", 0.5), OwnScore(1, "cnn", 0.75), OwnScore(2, "mlp", 0.25))
+    assert (trial.own_accuracy, trial.own_worst) == ((0.625 + 0.25) / 2, 0.25)
+    assert dataclasses.replace(trial, own=()) == summarise(ROWS, "m", 0)
+    assert (summarise(ROWS, "m", 0).own_accuracy, summarise(ROWS, "m", 0).own_worst) == (None, None)
+
+
+def test_a_pool_is_scored_for_its_clients() -> None:
+    """Client 1 has nothing like it in the held-out part."""
+    by_pool: dict[int, dict[str, float]] = {0: {"0": 0.5, "3": 1.0}, 1: {}, 2: {"2": 0.25}}
+    rows = [
+        {**r, "own": 0.0, "own_of": by_pool[r["client"]]} if r["phase"] == "evaluate" and r["client"] is not None else r
+        for r in ROWS
+    ]
+    assert summarise(rows, "m", 0).own == (OwnScore(0, "cnn", 0.5), OwnScore(2, "mlp", 0.25), OwnScore(3, "cnn", 1.0))
 
 
 def test_the_best_round_is_each_clients_own() -> None:
@@ -138,6 +158,14 @@ def test_a_report_survives_json() -> None:
     text = to_json(report)
     assert from_json(text) == report
     assert json.loads(text)["name"] == report.name
+
+
+def test_a_report_of_before_own_data_counted_is_read() -> None:
+    text = json.loads(to_json(fake_report(2, 1)))
+    for table, names in ((text, ("skewed", "column", "natural")), *((trial, ("own",)) for trial in text["trials"])):
+        for name in names:
+            del table[name]
+    assert from_json(json.dumps(text)) == fake_report(2, 1)
 
 
 @pytest.mark.parametrize(

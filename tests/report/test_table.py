@@ -4,8 +4,8 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from genfed.report.results import ClientScore, PhaseCost, Point, Report, Trial
-from genfed.report.table import compare_table, gain, seconds, size, summary_rows, summary_table, to_markdown
+from genfed.report.results import ClientScore, OwnScore, PhaseCost, Point, Report, Trial
+from genfed.report.table import compare_table, gain, seconds, size, summary, summary_table, to_markdown
 from tests.report.fake import fake_report
 
 
@@ -29,7 +29,7 @@ SMALL = report(
 
 
 def test_every_cell_is_as_computed_by_hand() -> None:
-    assert summary_rows(SMALL) == [
+    assert summary(SMALL).rows == [
         ("local", "2", "55.0 ± 7.1", "–", "30.0", "0 B", "0 B", "1.5"),
         # Gains are paired by seed: 80 - 50 and 70 - 60.
         ("a|[b]", "2", "75.0 ± 7.1", "+20.0 [+10.0, +30.0]", "40.0", "1.5 MB", "3.0 MB", "180"),
@@ -66,6 +66,23 @@ def test_runs_stand_side_by_side() -> None:
     lines = to_markdown(compare_table([("one", SMALL), ("two", SMALL)])).splitlines()
     assert [line.split(" | ")[0] for line in lines[2:]] == ["| one"] * 3 + ["| two"] * 3
     assert len(lines) == 8
+
+
+def test_accuracy_on_data_like_ones_own_has_a_column_where_clients_are_not_alike() -> None:
+    own = (OwnScore(0, "cnn", 0.5), OwnScore(1, "cnn", 1.0), OwnScore(2, "mlp", 0.25))
+    trials = [dataclasses.replace(t, own=own) if t.method == "local" and t.seed == 1 else t for t in SMALL.trials]
+    alike = dataclasses.replace(SMALL, trials=tuple(trials))
+    skewed = dataclasses.replace(alike, skewed=True)
+    assert summary(alike) == summary(SMALL)
+    assert summary(dataclasses.replace(SMALL, skewed=True)) == summary(SMALL), "none was measured"
+    head, rows = summary(skewed)
+    assert head[4:6] == ("worst %", "own %")
+    assert [row[5] for row in rows] == ["50.0", "–", "–"]  # (75 + 25) / 2, of the one seed that has it
+    assert [(*row[:5], *row[6:]) for row in rows] == summary(SMALL).rows
+    assert "Own: the accuracy of each client" in str(summary_table(skewed).caption)
+    lines = to_markdown(compare_table([("before", SMALL), ("now", skewed)])).splitlines()
+    assert {len(line.split(" | ")) for line in lines} == {10}
+    assert [line.split(" | ")[6] for line in lines[2:]] == ["–", "–", "–", "50.0", "–", "–"]
 
 
 @pytest.mark.parametrize(
