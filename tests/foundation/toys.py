@@ -7,7 +7,7 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from tokenizers import pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from genfed.core.method import Client, Nothing, Reply
 from genfed.core.rng import seeded, stream
@@ -122,6 +122,48 @@ def class_conditional(folder: Path, names: tuple[str, ...] = (), embeds: int | N
     diffusers.DDIMPipeline(unet=unet, scheduler=diffusers.DDIMScheduler()).save_pretrained(folder)
     if names:
         edit(folder / "model_index.json", id2label={str(i): name for i, name in enumerate(names)})
+    return folder
+
+
+WORDS = (
+    *("aardvark", "bison", "caracal", "dingo", "echidna", "ferret"),
+    *("gibbon", "hyena", "ibex", "jackal", "kudu", "lemur"),
+)
+"""All that a captioner of this file can say."""
+
+
+def captioner(folder: Path, kind: str = "blip") -> Path:
+    """Captions of 3×8×8 images, or of any that it resizes: different ones for different images."""
+    vocabulary = {word: i for i, word in enumerate(("[PAD]", "[BOS]", "[EOS]", "[UNK]", *WORDS))}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="[PAD]", bos_token="[BOS]", eos_token="[EOS]", unk_token="[UNK]"
+    )
+    layers = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sees: dict[str, Any] = layers | {"image_size": 8, "patch_size": 4}
+    ends = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    reads: dict[str, Any] = {"vocab_size": len(vocabulary), "max_position_embeddings": 32} | layers | ends
+    processor: Any = transformers.BlipImageProcessorPil(size={"height": 8, "width": 8})
+    with seeded(stream(2, kind)):
+        if kind == "blip":
+            reads |= {"encoder_hidden_size": 8, "projection_dim": 8, "sep_token_id": 2}
+            config = transformers.BlipConfig(vision_config=sees, text_config=reads, projection_dim=8)
+            model: Any = transformers.BlipForConditionalGeneration(config)
+        elif kind == "git":
+            model = transformers.GitForCausalLM(transformers.GitConfig(vision_config=sees, **reads))
+        else:
+            says = transformers.GPT2Config(vocab_size=16, n_positions=32, n_embd=8, n_layer=1, n_head=2, **ends)
+            both = transformers.VisionEncoderDecoderConfig.from_encoder_decoder_configs
+            model = transformers.VisionEncoderDecoderModel(both(transformers.ViTConfig(**sees), says))
+            # A directory's own beams are not used.
+            model.generation_config = transformers.GenerationConfig(decoder_start_token_id=1, num_beams=4, **ends)
+            processor = transformers.ViTImageProcessorPil(size={"height": 8, "width": 8})
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1 and "position" not in name:
+                torch.nn.init.normal_(parameter, std=1.0)  # as drawn it says the same of all images
+    for part in (model, processor, tokenizer):
+        part.save_pretrained(folder)
     return folder
 
 
