@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from genfed.core.aggregate import Collect
+from genfed.core.aggregate import ClientInfo, Collect
 from genfed.core.errors import GenfedError
 from genfed.core.method import Client, Nothing, Phase, Reduced, Reply, Server
 from genfed.core.settings import settings
@@ -51,8 +51,28 @@ class ByConditions(OneShot):
                 self.tell,
                 aggregate={"conditions": Collect(), "labels": Collect()},
                 changes_classifier=False,
+                check=self.check,
             )
         ]
+
+    def check(self, server: Server, info: ClientInfo, told: Told) -> None:
+        """Refuses what no images can be made of.
+
+        Raises:
+            GenfedError: a class that the server does not know, or something else than a condition for each label.
+        """
+        labels, conditions, known = told.labels, told.conditions, len(server.task.classes)
+        if labels.dtype != torch.int64 or labels.ndim != 1:
+            raise GenfedError(f"labels are {labels.dtype} {tuple(labels.shape)}; torch.int64 (n,) are allowed")
+        if len(unknown := labels[(labels < 0) | (labels >= known)]):
+            raise GenfedError(f"class {int(unknown[0])} is unknown to the server: it has {known}, counted from 0")
+        model = self.foundation.load(server.task, server.device, server.precision)
+        none = model.unconditional(1)
+        found, allowed = (conditions.dtype, tuple(conditions.shape)), (none.dtype, (len(labels), *none.shape[1:]))
+        if found != allowed:
+            raise GenfedError(f"conditions are {found[0]} {found[1]}; {allowed[0]} {allowed[1]} are allowed")
+        if model.kind == "class" and not bool(((conditions >= 0) & (conditions <= int(none))).all()):
+            raise GenfedError(f"conditions are classes that {model.name} does not know: it has {int(none)}")
 
     def collect(self, server: Server, state: State, reduced: Reduced) -> State:
         """All that clients told, one after another: their proportions stay."""

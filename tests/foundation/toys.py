@@ -1,6 +1,10 @@
 """Tiny directories in diffusers' format, written with plain diffusers and transformers, and a method that fails."""
 
 import json
+import os
+import signal
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +12,16 @@ import diffusers
 import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor
 
-from genfed.core.method import Client, Nothing, Reply
+from genfed.core.method import Client, Nothing, Reply, Server
 from genfed.core.rng import seeded, stream
 from genfed.core.settings import settings
+from genfed.foundation.oneshot import State
+from genfed.foundation.prompted import Told
+from genfed.learn.synthetic import Wanted
 from genfed.methods.fedlmg import FedLMG, Upload
+from genfed.methods.fgl import FGL
 
 TOKENS = 12
 
@@ -195,3 +204,27 @@ class Spoilt(FedLMG):
             weights = {name: value * float("nan") for name, value in reply.upload.classifier.items()}
             return Reply(Upload(weights, reply.upload.classes))
         return reply
+
+
+@settings
+class Astray(FGL):
+    """FGL where client 1 tells of a class that nobody knows."""
+
+    def tell(self, client: Client, sent: Nothing) -> Reply[Told]:
+        reply = super().tell(client, sent)
+        shift = 7 if client.info.id == 1 else 0
+        return replace(reply, upload=replace(reply.upload, labels=reply.upload.labels + shift))
+
+
+@settings
+class Dies(FGL):
+    """FGL whose process is killed in the middle of a batch of images: that which the file GENFED_TEST_MOMENT names."""
+
+    def make(self, server: Server, state: State, wanted: Wanted, rngs: Sequence[torch.Generator]) -> Tensor:
+        moment = Path(os.environ.get("GENFED_TEST_MOMENT", "/nowhere"))
+        if moment.exists() and moment.read_text() == str(server.round):
+            half = len(wanted) // 2
+            super().make(server, state, wanted[:half], rngs[:half])
+            moment.unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().make(server, state, wanted, rngs)
