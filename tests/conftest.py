@@ -78,6 +78,7 @@ STORING = "storing"
 """Label of a method of the tests' own, whose server keeps a synthetic set."""
 TINY: dict[str, dict[str, Any]] = {
     STORING: {"kind": "tests.app.toys:Draws", "chunk": 24},
+    "co_boosting": {"generator_steps": 3, "batch_size": 8, "remembered": 2, "latent": 8, "width": 4},
     "dense": {"generator_steps": 3, "batch_size": 8, "remembered": 2, "latent": 8, "width": 4},
     "fedcvae_ens": ONE_SHOT,
     "fedcvae_kd": ONE_SHOT | {"distillation_samples": 24, "distillation_epochs": 2},

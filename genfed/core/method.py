@@ -177,6 +177,8 @@ class Phase(Generic[S]):
     """What of the client's own it reads or writes."""
     changes_classifier: bool = True
     """False: what is scored does not change in it, so it is not evaluated."""
+    check: Callable[[Server, ClientInfo, Any], None] | None = None
+    """(server, who, upload): raises GenfedError about one that `update` could not use; who sent it is left out."""
 
     def __post_init__(self) -> None:
         if self.work is None:

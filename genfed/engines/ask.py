@@ -100,6 +100,8 @@ class Ask:
     def _take(self, info: ClientInfo, sent: Packed, answer: Answer) -> None:
         upload = unpack(self._phase.kinds[1], answer.upload)
         check(sent, answer)
+        if self._phase.check is not None:
+            self._phase.check(self._server, info, upload)
         self._fold.add(info, upload, answer.weight)
 
     @property

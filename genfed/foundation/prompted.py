@@ -2,6 +2,7 @@
 images of them.
 """
 
+import functools
 import itertools
 from abc import abstractmethod
 from dataclasses import dataclass, replace
@@ -11,10 +12,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from genfed.core.aggregate import Collect
+from genfed.core.aggregate import ClientInfo, Collect
 from genfed.core.errors import GenfedError
 from genfed.core.method import Client, Nothing, Phase, Reduced, Reply, Server
 from genfed.core.settings import settings
+from genfed.foundation.captions import Captioner, captioned, load_captioner
 from genfed.foundation.describe import likeliest
 from genfed.foundation.model import FoundationModel
 from genfed.foundation.oneshot import Asked, OneShot, State
@@ -49,8 +51,28 @@ class ByConditions(OneShot):
                 self.tell,
                 aggregate={"conditions": Collect(), "labels": Collect()},
                 changes_classifier=False,
+                check=self.check,
             )
         ]
+
+    def check(self, server: Server, info: ClientInfo, told: Told) -> None:
+        """Refuses what no images can be made of.
+
+        Raises:
+            GenfedError: a class that the server does not know, or something else than a condition for each label.
+        """
+        labels, conditions, known = told.labels, told.conditions, len(server.task.classes)
+        if labels.dtype != torch.int64 or labels.ndim != 1:
+            raise GenfedError(f"labels are {labels.dtype} {tuple(labels.shape)}; torch.int64 (n,) are allowed")
+        if len(unknown := labels[(labels < 0) | (labels >= known)]):
+            raise GenfedError(f"class {int(unknown[0])} is unknown to the server: it has {known}, counted from 0")
+        model = self.foundation.load(server.task, server.device, server.precision)
+        none = model.unconditional(1)
+        found, allowed = (conditions.dtype, tuple(conditions.shape)), (none.dtype, (len(labels), *none.shape[1:]))
+        if found != allowed:
+            raise GenfedError(f"conditions are {found[0]} {found[1]}; {allowed[0]} {allowed[1]} are allowed")
+        if model.kind == "class" and not bool(((conditions >= 0) & (conditions <= int(none))).all()):
+            raise GenfedError(f"conditions are classes that {model.name} does not know: it has {int(none)}")
 
     def collect(self, server: Server, state: State, reduced: Reduced) -> State:
         """All that clients told, one after another: their proportions stay."""
@@ -83,19 +105,25 @@ class ByPrompts(ByConditions):
     """Prompts for what clients have, as embeddings, and images of them."""
 
     level: Literal["class", "instance"] = "class"
-    """"class": a prompt for each class that a client has; "instance": one for each example, with the words of
-    `attributes` that fit it best."""
+    """"class": a prompt for each class that a client has; "instance": one for each example, with its caption or with
+    the words of `attributes` that fit it best."""
     templates: Annotated[tuple[str, ...], Field(min_length=1)] = ("an image of {class}",)
-    """Prompts; {class} is the name of the class, {WORD} a word of `attributes`. Client i has template i, counted round
-    and round: a domain's own words, where each client is a domain."""
+    """Prompts; {class} is the name of the class, {caption} what `captioner` says of the example, {WORD} a word of
+    `attributes`. Client i has template i, counted round and round: a domain's own words, where each client is a
+    domain."""
     aliases: dict[str, str] = Field(default_factory=dict)
     """Other words for names of classes that would mislead: { orange = "fruit: orange" }."""
     attributes: dict[str, Annotated[tuple[str, ...], Field(min_length=1)]] = Field(default_factory=dict)
     """For level "instance": what may stand in the place of {WORD}. The client chooses for each example, by the public
     diffusion model itself (every combination is tried)."""
-    # differs from the paper: there a captioner, BLIP-2, writes the instance's prompt.
+    # differs from the paper: there a captioner always writes the instance's prompt (BLIP-2).
     probes: Annotated[int, Field(ge=1)] = 4
     """Noisy versions of an example that this choice looks at."""
+    captioner: str | None = None
+    """For level "instance", in the place of `attributes`: what writes {caption} for each example, on the client. A
+    directory of transformers with an image-to-text model, or a Hugging Face hub's name; None: there are no captions."""
+    caption_tokens: Annotated[int, Field(ge=1)] = 20
+    """Of the captioner, in a caption at most. Words at its end that the text encoder would not read are left out."""
 
     def init(self, server: Server) -> State:
         model = self.foundation.load(server.task, server.device, server.precision)
@@ -105,41 +133,84 @@ class ByPrompts(ByConditions):
             raise GenfedError('attributes are for level = "instance": a class has none of its own')
         if "class" in self.attributes:
             raise GenfedError("attributes.class: {class} is the name of the class; choose another word")
+        if self.captioner is not None:
+            self.check_captioner(model, server)
         for client in range(len(self.templates)):
             for name in server.task.classes:
                 model.condition(self.texts(client, self.aliases.get(name, name)))
         return super().init(server)
 
+    def check_captioner(self, model: FoundationModel, server: Server) -> None:
+        """Refuses a captioner that cannot be opened, or has nothing to say here."""
+        if self.level == "class":
+            raise GenfedError('captioner is for level = "instance": a class has no caption')
+        if self.attributes:
+            raise GenfedError("captioner and attributes: an example is described by one of them; leave the other out")
+        if not any("{caption}" in template for template in self.templates):
+            raise GenfedError(f"captioner {self.captioner}: no template has {{caption}}")
+        if model.kind == "class" or server.task.shape[0] not in (1, 3):
+            what = "a text-to-image foundation" if model.kind == "class" else "grey or RGB images"
+            raise GenfedError(f"captioner {self.captioner}: captions need {what}")
+        self.opened(server)
+
+    def opened(self, where: Client | Server) -> Captioner:
+        """The captioner."""
+        assert self.captioner is not None
+        return load_captioner(self.captioner, self.caption_tokens, where.device)
+
+    def template(self, client: int) -> str:
+        """The client's own."""
+        return self.templates[client % len(self.templates)]
+
     def texts(self, client: int, name: str) -> list[str]:
-        """The prompts that there are for a class: one for each combination of attributes."""
-        template = self.templates[client % len(self.templates)]
+        """The prompts that there are for a class: one for each combination of attributes, without a caption."""
         combinations = itertools.product(*self.attributes.values())
+        return [
+            self.prompt(client, name, "", **dict(zip(self.attributes, words, strict=True))) for words in combinations
+        ]
+
+    def prompt(self, client: int, name: str, caption: str, /, **words: str) -> str:
+        """The client's template, filled in."""
+        template = self.template(client)
+        words = {"class": name} | words | ({} if self.captioner is None else {"caption": caption})
         try:
-            return [
-                template.format(**dict(zip(self.attributes, c, strict=True)), **{"class": name}) for c in combinations
-            ]
+            return template.format(**words)
         except (KeyError, IndexError, ValueError, AttributeError, TypeError):
-            known = ", ".join(f"{{{word}}}" for word in ("class", *self.attributes))
+            known = ", ".join(f"{{{word}}}" for word in words)
+            if "{caption}" in template and self.captioner is None:
+                known += "; {caption} needs a captioner"
             raise GenfedError(f"templates: {template!r} cannot be filled in; there are: {known}") from None
 
     def tell(self, client: Client, sent: Nothing) -> Reply[Told]:
         """The embeddings of the client's prompts."""
         model = self.foundation.load(client.task, client.device, client.precision)
+        captions = self.captions(client)
         conditions, labels = [], []
         for label in torch.unique(client.data.y).tolist():
-            name = client.task.classes[label]
-            texts = self.texts(client.info.id, self.aliases.get(name, name))
-            asked = model.condition(texts).cpu()
-            if self.level == "instance":
-                asked = asked[self.chosen(model, client, label, texts)]
+            name = self.aliases.get(client.task.classes[label], client.task.classes[label])
+            rows = torch.nonzero(client.data.y == label).flatten()
+            if captions:
+                own = [captions[row] for row in rows.tolist()]
+                asked = captioned(model, functools.partial(self.prompt, client.info.id, name), own)
+            else:
+                asked = self.described(model, client, rows, self.texts(client.info.id, name))
             conditions.append(self.of_class(asked))
             labels += [label] * len(conditions[-1])
         return Reply(Told(torch.cat(conditions), torch.tensor(labels)), weight=len(client.data))
 
-    def chosen(self, model: FoundationModel, client: Client, label: int, texts: list[str]) -> Tensor:
-        """Which text fits each of the client's examples of the class."""
-        images = fitted(scaled(client.data.x[client.data.y == label]), model.image_shape)
-        return likeliest(model, images, texts, probes=self.probes, rng=client.rng)
+    def captions(self, client: Client) -> list[str]:
+        """One for each of the client's examples; none where its template has no place for them."""
+        if self.captioner is None or "{caption}" not in self.template(client.info.id):
+            return []
+        return self.opened(client)(scaled(client.data.x), precision=client.precision)
+
+    def described(self, model: FoundationModel, client: Client, rows: Tensor, texts: list[str]) -> Tensor:
+        """The condition of a class's text, or of the one that fits best for each of the client's examples."""
+        asked = model.condition(texts).cpu()
+        if self.level == "class":
+            return asked
+        images = fitted(scaled(client.data.x[rows]), model.image_shape)
+        return asked[likeliest(model, images, texts, probes=self.probes, rng=client.rng)]
 
     def of_class(self, conditions: Tensor) -> Tensor:
         """What is uploaded of the conditions of one class."""

@@ -1,18 +1,27 @@
 """Tiny directories in diffusers' format, written with plain diffusers and transformers, and a method that fails."""
 
 import json
+import os
+import signal
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
 import transformers
-from tokenizers import pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor
 
-from genfed.core.method import Client, Nothing, Reply
+from genfed.core.method import Client, Nothing, Reply, Server
 from genfed.core.rng import seeded, stream
 from genfed.core.settings import settings
+from genfed.foundation.oneshot import State
+from genfed.foundation.prompted import Told
+from genfed.learn.synthetic import Wanted
 from genfed.methods.fedlmg import FedLMG, Upload
+from genfed.methods.fgl import FGL
 
 TOKENS = 12
 
@@ -125,6 +134,48 @@ def class_conditional(folder: Path, names: tuple[str, ...] = (), embeds: int | N
     return folder
 
 
+WORDS = (
+    *("aardvark", "bison", "caracal", "dingo", "echidna", "ferret"),
+    *("gibbon", "hyena", "ibex", "jackal", "kudu", "lemur"),
+)
+"""All that a captioner of this file can say."""
+
+
+def captioner(folder: Path, kind: str = "blip") -> Path:
+    """Captions of 3×8×8 images, or of any that it resizes: different ones for different images."""
+    vocabulary = {word: i for i, word in enumerate(("[PAD]", "[BOS]", "[EOS]", "[UNK]", *WORDS))}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="[PAD]", bos_token="[BOS]", eos_token="[EOS]", unk_token="[UNK]"
+    )
+    layers = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sees: dict[str, Any] = layers | {"image_size": 8, "patch_size": 4}
+    ends = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    reads: dict[str, Any] = {"vocab_size": len(vocabulary), "max_position_embeddings": 32} | layers | ends
+    processor: Any = transformers.BlipImageProcessorPil(size={"height": 8, "width": 8})
+    with seeded(stream(2, kind)):
+        if kind == "blip":
+            reads |= {"encoder_hidden_size": 8, "projection_dim": 8, "sep_token_id": 2}
+            config = transformers.BlipConfig(vision_config=sees, text_config=reads, projection_dim=8)
+            model: Any = transformers.BlipForConditionalGeneration(config)
+        elif kind == "git":
+            model = transformers.GitForCausalLM(transformers.GitConfig(vision_config=sees, **reads))
+        else:
+            says = transformers.GPT2Config(vocab_size=16, n_positions=32, n_embd=8, n_layer=1, n_head=2, **ends)
+            both = transformers.VisionEncoderDecoderConfig.from_encoder_decoder_configs
+            model = transformers.VisionEncoderDecoderModel(both(transformers.ViTConfig(**sees), says))
+            # A directory's own beams are not used.
+            model.generation_config = transformers.GenerationConfig(decoder_start_token_id=1, num_beams=4, **ends)
+            processor = transformers.ViTImageProcessorPil(size={"height": 8, "width": 8})
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1 and "position" not in name:
+                torch.nn.init.normal_(parameter, std=1.0)  # as drawn it says the same of all images
+    for part in (model, processor, tokenizer):
+        part.save_pretrained(folder)
+    return folder
+
+
 def edit(file: Path, **changes: Any) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
@@ -153,3 +204,27 @@ class Spoilt(FedLMG):
             weights = {name: value * float("nan") for name, value in reply.upload.classifier.items()}
             return Reply(Upload(weights, reply.upload.classes))
         return reply
+
+
+@settings
+class Astray(FGL):
+    """FGL where client 1 tells of a class that nobody knows."""
+
+    def tell(self, client: Client, sent: Nothing) -> Reply[Told]:
+        reply = super().tell(client, sent)
+        shift = 7 if client.info.id == 1 else 0
+        return replace(reply, upload=replace(reply.upload, labels=reply.upload.labels + shift))
+
+
+@settings
+class Dies(FGL):
+    """FGL whose process is killed in the middle of a batch of images: that which the file GENFED_TEST_MOMENT names."""
+
+    def make(self, server: Server, state: State, wanted: Wanted, rngs: Sequence[torch.Generator]) -> Tensor:
+        moment = Path(os.environ.get("GENFED_TEST_MOMENT", "/nowhere"))
+        if moment.exists() and moment.read_text() == str(server.round):
+            half = len(wanted) // 2
+            super().make(server, state, wanted[:half], rngs[:half])
+            moment.unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().make(server, state, wanted, rngs)

@@ -60,3 +60,10 @@ def test_answers_are_the_mean_of_logits_and_models_stay_as_they_are() -> None:
     torch.testing.assert_close(logits, expected)
     assert not logits.requires_grad
     assert all(torch.equal(v, before[k]) for k, v in nn.ModuleList(models).state_dict().items())
+
+
+def test_each_model_counts_for_its_share() -> None:
+    models = [constant(1.0, 5.0), constant(3.0, -1.0)]
+    assert Ensemble(models, torch.tensor([2.0, 0.5]))(X)[0][0].tolist() == [(2 + 1.5) / 2, (10 - 0.5) / 2]
+    assert torch.equal(Ensemble(models, torch.ones(2))(X)[0], Ensemble(models)(X)[0])
+    assert Ensemble(models).each(X).shape == (2, 2, 2)

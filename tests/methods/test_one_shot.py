@@ -96,7 +96,7 @@ def trusting(method: DENSE, where: Server) -> Any:
 
 def cross_entropy(at: Any) -> float:
     """Of the images that were made, to the ensemble's own choice."""
-    return float(-at.logits.log_softmax(1).max(1).values.mean())
+    return float(-at.pool.logits.log_softmax(1).max(1).values.mean())
 
 
 def test_dense_trains_its_generator_against_the_ensemble_and_its_student_towards_it() -> None:
@@ -112,8 +112,8 @@ def test_dense_trains_its_generator_against_the_ensemble_and_its_student_towards
 
     def agreement(weights: Weights) -> float:
         student.load_state_dict(weights)
-        chosen = student(at.images / 127.5 - 1).argmax(1)
-        return float((chosen == at.logits.argmax(1)).float().mean())
+        chosen = student(at.pool.images / 127.5 - 1).argmax(1)
+        return float((chosen == at.pool.logits.argmax(1)).float().mean())
 
     assert agreement(at.students["linear"].weights) > max(0.6, agreement(begun.students["linear"].weights))
 
@@ -123,9 +123,9 @@ def test_dense_remembers_the_newest_batches() -> None:
     states = [trusting(method, server())]
     for number in range(3):
         states.append(method.distil(server(number), states[-1], NOTHING))
-    assert [len(at.images) for at in states] == [0, 16, 32, 32]
-    assert torch.equal(states[2].images[16:], states[3].images[:16])
-    assert len(states[3].logits) == 32
+    assert [len(at.pool.images) for at in states] == [0, 16, 32, 32]
+    assert torch.equal(states[2].pool.images[16:], states[3].pool.images[:16])
+    assert len(states[3].pool.logits) == 32
 
 
 def test_one_global_student_is_sent_to_clients_of_all_architectures(tmp_path: Path) -> None:

@@ -1,0 +1,164 @@
+"""What clients, settings and the machine can do wrong while a server has a diffusion model: one line, nothing lost."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+import torch
+from torch import Tensor
+
+import genfed.app.run as runs
+from genfed.app import cli
+from genfed.app.config import read
+from genfed.app.trial import new_server, read_checkpoint
+from genfed.core.aggregate import ClientInfo
+from genfed.core.errors import GenfedError
+from genfed.core.method import Server, Task
+from genfed.core.store import FolderStore
+from genfed.foundation.prompted import Told
+from genfed.foundation.settings import Foundation
+from genfed.learn.synthetic import Made
+from genfed.methods.fgl import FGL
+from tests.conftest import SYNTHESIS, TINY, left_by, start, tiny, tiny_foundation
+from tests.foundation import toys
+
+FEW: dict[str, Any] = SYNTHESIS | {"rounds": 0}
+TASK = Task("image", (3, 8, 8), ("a", "b", "c"))
+INFO = ClientInfo(0, "linear", 2)
+
+
+@pytest.fixture(autouse=True)
+def _no_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "page", lambda report, grids: "")
+
+
+def finished(out: Path, label: str) -> tuple[Any, Made]:
+    """The final state, and the images."""
+    folder = out / "trials" / label / "seed-0"
+    at: Any = read_checkpoint(read(out).method[label], folder)
+    server = new_server(at.task, (), read(out).compute, 0, 0, store=FolderStore(folder))
+    return at.state, at.state.synthetic.read(server)
+
+
+# A client that tells of what the server does not know.
+
+
+def test_a_client_of_unknown_classes_is_left_out_and_the_rest_goes_on(tmp_path: Path) -> None:
+    method = {"astray": {"kind": "tests.foundation.toys:Astray"} | FEW}
+    (trial,) = start(tiny("astray", method=method), tmp_path / "run").trials
+    assert trial.failures == (
+        "tell round 0: client 1 left out: class 10 is unknown to the server: it has 10, counted from 0",
+    )
+    state, made = finished(tmp_path / "run", "astray")
+    assert set(state.asked.clients.tolist()) == set(made.wanted.clients.tolist()) == {0, 2, 3}
+    assert len(made) == len(state.asked)
+    with pytest.raises(GenfedError, match="3 of 4 clients answered and the quorum is 4; client 1: class 10 is unknown"):
+        start(tiny("astray", method=method, federation={"quorum": 1.0}), tmp_path / "all")
+
+
+UNKNOWN: dict[str, tuple[Tensor, Tensor, str]] = {
+    "a class beyond": (torch.zeros(2, 12, 8), torch.tensor([0, 3]), "class 3 is unknown to the server: it has 3"),
+    "a class below": (torch.zeros(2, 12, 8), torch.tensor([-1, 0]), "class -1 is unknown"),
+    "no numbers": (torch.zeros(2, 12, 8), torch.tensor([0.0, 1.0]), r"labels are torch.float32 \(2,\)"),
+    "one too few": (torch.zeros(1, 12, 8), torch.tensor([0, 1]), r"\(1, 12, 8\); torch.float32 \(2, 12, 8\) are"),
+    "another width": (torch.zeros(2, 12, 9), torch.tensor([0, 1]), r"\(2, 12, 9\); torch.float32 \(2, 12, 8\) are"),
+    "numbers of classes": (torch.zeros(2, dtype=torch.int64), torch.tensor([0, 1]), r"are torch.int64 \(2,\)"),
+}
+
+
+def server() -> Server:
+    return new_server(TASK, (), read(tiny("fgl")).compute, 0, 0)
+
+
+@pytest.mark.parametrize("what", UNKNOWN)
+def test_what_is_told_is_looked_at(what: str) -> None:
+    conditions, labels, says = UNKNOWN[what]
+    method = FGL(foundation=Foundation(model=tiny_foundation(), steps=2))
+    with pytest.raises(GenfedError, match=says):
+        method.check(server(), INFO, Told(conditions, labels))
+    for n in (0, 2):
+        method.check(server(), INFO, Told(torch.zeros(n, 12, 8), torch.arange(n)))
+
+
+def test_classes_that_a_class_conditional_model_lacks(tmp_path: Path) -> None:
+    model = toys.class_conditional(tmp_path / "class", names=TASK.classes)
+    method = FGL(foundation=Foundation(model=str(model), steps=2, resize=True), templates=("{class}",))
+    for number in (-1, 4):
+        with pytest.raises(GenfedError, match="classes that class does not know: it has 3"):
+            method.check(server(), INFO, Told(torch.tensor([0, number]), torch.tensor([0, 1])))
+    method.check(server(), INFO, Told(torch.tensor([2, 0]), torch.tensor([0, 1])))
+
+
+# Settings that cannot work, as the command says them.
+
+RUNS: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
+    "classifiers that diverge": (
+        "fedlmg",
+        {"training": {"epochs": 2, "batch_size": 8, "learning_rate": 1e38}},
+        {},
+        "train round 0: 0 of 4 clients answered and the quorum is 2; client 0: Upload.classifier['",
+    ),
+    "classifiers that are finite and too large to steer by": (
+        "fedlmg",
+        {"training": {"epochs": 1, "batch_size": 8, "learning_rate": 1e30}},
+        {},
+        "phase 'synthesise' made images that are not finite: image ",
+    ),
+    "descriptions that diverge": (
+        "feddeo",
+        {"description_learning_rate": 1e38, "description_epochs": 3},
+        {},
+        "tell round 0: 0 of 4 clients answered and the quorum is 2; client 0: ",
+    ),
+    "images of another size": (
+        "fgl",
+        {"foundation": {"steps": 2}},
+        {"size": 16},
+        "its images are 3×8×8, the task's 1×16×16; set size and channels of the data, or resize = true",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", RUNS)
+def test_the_command_says_it_in_one_line(what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    label, changes, data, says = RUNS[what]
+    file, out = tmp_path / "c.toml", tmp_path / "run"
+    file.write_text(tomli_w.dumps(tiny(label, method={label: TINY[label] | changes}, data=data)))
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["run", str(file), "--out", str(out)])
+    assert ended.value.code == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("genfed: ")]
+    assert says in line
+    kept = list(out.rglob("state.safetensors"))
+    assert len(kept) == ("another size" not in what), "the last checkpoint stays"
+
+
+# A kill.
+
+
+def test_kill_9_in_the_middle_of_a_batch_of_images_and_resume(tmp_path: Path) -> None:
+    """No image is lost or comes twice, and all have the bits of an undisturbed run."""
+    config = tiny("dies", method={"dies": {"kind": "tests.foundation.toys:Dies"} | FEW})
+    file, moment, out = tmp_path / "c.toml", tmp_path / "moment", tmp_path / "run"
+    file.write_text(tomli_w.dumps(config))
+    moment.write_text("1")
+    done = subprocess.run(
+        [sys.executable, "-m", "genfed", "run", str(file), "--out", str(out)],
+        env=os.environ | {"GENFED_TEST_MOMENT": str(moment)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == -9, done.stderr
+    assert [shard.name for shard in (out / "trials" / "dies" / "seed-0" / "store").iterdir()] == [
+        "synthesise.0.0.safetensors"
+    ]
+    start(config, out, resume=True)
+    start(config, tmp_path / "undisturbed")
+    assert left_by(out) == left_by(tmp_path / "undisturbed")
+    state, made = finished(out, "dies")
+    assert len(made) == len(state.asked) == len(set(made.seeds.tolist()))
+    assert made.wanted.conditions.tolist() == list(range(len(made)))
