@@ -86,13 +86,14 @@ def new_parts(config: Miniature, shape: tuple[int, ...], prompts: Iterable[str])
             mid_block_add_attention=False,
         )
     tokenizer = _tokenizer(transformers, prompts, config.tokens)
+    heads = config.text_width // math.gcd(config.text_width, 32)
     text_encoder = transformers.CLIPTextModel(
         transformers.CLIPTextConfig(
             vocab_size=len(tokenizer),
             hidden_size=config.text_width,
             intermediate_size=4 * config.text_width,
             num_hidden_layers=config.text_layers,
-            num_attention_heads=config.text_width // math.gcd(config.text_width, 32),
+            num_attention_heads=heads,
             max_position_embeddings=config.tokens,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
@@ -112,6 +113,9 @@ def new_parts(config: Miniature, shape: tuple[int, ...], prompts: Iterable[str])
         cross_attention_dim=config.text_width,
         attention_head_dim=max(1, math.gcd(*config.unet) // 32),  # diffusers means the number of heads
         norm_num_groups=8,
+        # The whole prompt is heard with the time too: shapes are learnt much sooner than through attention alone.
+        addition_embed_type="text",
+        addition_embed_type_num_heads=heads,
     )
     scheduler = diffusers.DDIMScheduler(
         num_train_timesteps=config.diffusion_steps,

@@ -1,15 +1,15 @@
 """Trains a Stable Diffusion in miniature on public images with prompts.
 
-First the autoencoder (Kingma, Welling, arXiv 1312.6114), then, on its latents, U-Net and text encoder (Rombach et al.,
-arXiv 2112.10752), the prompt left out now and then for guidance (Ho, Salimans, arXiv 2207.12598). What is kept is the
-exponential moving average of the weights.
+First the autoencoder (Kingma, Welling, arXiv 1312.6114) and, by contrast, the text encoder (CLIP: Radford et al.,
+arXiv 2103.00020); then, with both frozen, the U-Net on latents (Rombach et al., arXiv 2112.10752), the prompt left out
+now and then for guidance (Ho, Salimans, arXiv 2207.12598). What is kept is the exponential moving average of weights.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,9 @@ from genfed.learn.fit import Moments, mixed, moments_of, restore, scaled
 CHECKPOINT = "pretraining.safetensors"
 EVERY = 100
 """Steps whose mean loss is told and kept."""
+CONTRAST = 128
+"""Images and prompts that are told from one another at once."""
+Stage = Literal["autoencoder", "text", "diffusion"]
 
 
 @settings
@@ -34,11 +37,13 @@ class Optimisation:
     """How the miniature is trained. All draws come from the seed."""
 
     autoencoder_steps: Annotated[int, Field(ge=1)] = 2000
-    """Of the autoencoder, before the diffusion begins."""
+    """Of the autoencoder."""
+    text_steps: Annotated[int, Field(ge=1)] = 2000
+    """Of the text encoder, which learns to tell which prompt is whose image's, in batches of 128."""
     steps: Annotated[int, Field(ge=1)] = 10_000
-    """Of U-Net and text encoder."""
+    """Of the U-Net, after both."""
     batch_size: Annotated[int, Field(ge=1)] = 64
-    """Images per step, drawn with replacement."""
+    """Images per step of autoencoder and U-Net, drawn with replacement."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     """Of AdamW; it rises over the first hundredth of each stage's steps and falls to 0 as a cosine."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-2
@@ -73,7 +78,7 @@ class Told:
 
     step: int
     steps: int
-    stage: Literal["autoencoder", "diffusion"]
+    stage: Stage
     loss: float
     """Mean over the last steps that were told together."""
 
@@ -83,7 +88,7 @@ class Checkpoint:
     """All that the next step depends on."""
 
     step: int
-    """Of both stages together."""
+    """Of all stages together."""
     weights: Weights
     """Of all networks."""
     averages: Weights
@@ -119,7 +124,8 @@ def pretrain(
     shape = tuple(examples.x.shape[1:])
     with seeded(stream(seed, "pretrain", "weights")):
         parts = new_parts(model, shape, examples.prompts)
-    networks = nn.ModuleDict({"unet": parts.unet, "text_encoder": parts.text_encoder})
+        eye = Eye(shape[0], model.text_width)
+    networks = nn.ModuleDict({"unet": parts.unet, "text_encoder": parts.text_encoder, "eye": eye})
     if parts.vae is not None:
         networks["vae"] = parts.vae
     networks.to(device)
@@ -130,26 +136,40 @@ def pretrain(
         if before.examples != which:
             raise GenfedError(f"{file} was trained on other images or prompts; begin anew with --fresh")
         networks.load_state_dict(before.weights)
-    first = optimisation.autoencoder_steps if parts.vae is not None else 0
     training = _Training(parts, networks, examples, which, optimisation, file, seed, device, precision, notify)
-    losses: tuple[float, ...] = ()
-    if first:
-        if before is None or before.step < first:
-            losses = training.run(
-                "autoencoder", nn.ModuleList([parts.vae]), 0, first, before, training.autoencoder_loss
-            )
-            before = None
+    if parts.vae is not None:
+        training.run("autoencoder", [parts.vae], optimisation.autoencoder_steps, before, training.autoencoder_loss)
         training.enter_latent_space()
-    both = nn.ModuleList([parts.unet, parts.text_encoder])
-    losses = training.run("diffusion", both, first, optimisation.steps, before, training.diffusion_loss, losses)
+    training.run("text", [parts.text_encoder, eye], optimisation.text_steps, before, training.text_loss)
+    training.embed()
+    training.run("diffusion", [parts.unet], optimisation.steps, before, training.diffusion_loss)
     for network in networks.values():
         network.cpu()
     write(parts, folder, optimisation.weights)
-    return losses
+    return training.losses
+
+
+class Eye(nn.Module):
+    """Images [n, C, H, W] → what the text encoder should say of them [n, width]; and the logarithm of how sharply it
+    should tell them apart. It is not kept.
+    """
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for before, after in ((channels, 32), (32, 64), (64, 64)):
+            layers += [nn.Conv2d(before, after, 3, padding=1), nn.GroupNorm(8, after), nn.ReLU()]
+            layers += [nn.AvgPool2d(2, ceil_mode=True)]
+        self.layers = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(1024, width))
+        self.sharpness = nn.Parameter(torch.tensor(1 / 0.07).log())  # CLIP's
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen: Tensor = self.layers(x)
+        return seen
 
 
 class _Training:
-    """The two stages on the same networks."""
+    """The stages, one after another."""
 
     def __init__(
         self,
@@ -171,31 +191,36 @@ class _Training:
         self.tokens = tokens(parts.tokenizer, ("", *examples.prompts)).to(device)
         self.levels = parts.scheduler.alphas_cumprod.to(device)
         self.latents: Tensor | None = None
+        self.embedded: Tensor | None = None
+        self.start, self.losses = 0, tuple[float, ...]()
 
     def run(
         self,
-        stage: Literal["autoencoder", "diffusion"],
-        trained: nn.ModuleList,
-        start: int,
+        stage: Stage,
+        trained: Sequence[nn.Module],
         steps: int,
         before: Checkpoint | None,
         loss_of: Callable[[Tensor, torch.Generator], Tensor],
-        losses: tuple[float, ...] = (),
-    ) -> tuple[float, ...]:
-        """A stage from the step `start` of all, or where the checkpoint stopped; leaves the average of the weights."""
-        settings, pending = self.optimisation, 0.0
-        parameters: list[Tensor] = list(trained.parameters())
+    ) -> None:
+        """The next stage, from its beginning or where the checkpoint stopped; leaves the average of the weights."""
+        settings, pending, start = self.optimisation, 0.0, self.start
+        self.start += steps
+        if before is not None and before.step >= self.start:
+            nn.ModuleList(trained).requires_grad_(False)
+            return
+        parameters: list[Tensor] = list(nn.ModuleList(trained).parameters())
         optimiser = torch.optim.AdamW(
             parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
         )
         averages = [p.detach().clone() for p in parameters]
-        at = start
-        if before is not None:
+        at, losses = start, self.losses
+        if before is not None and before.step > start:
             restore(optimiser, before.moments)
             for i, average in enumerate(averages):
                 average.copy_(before.averages[str(i)])
             at, losses, pending = before.step, before.losses, before.pending
-        everything = settings.steps + (settings.autoencoder_steps if self.parts.vae is not None else 0)
+        everything = settings.text_steps + settings.steps
+        everything += settings.autoencoder_steps if self.parts.vae is not None else 0
         for step in range(at, start + steps):
             done = (step - start) / steps
             rate = settings.learning_rate * min(1.0, 100 * (done + 1 / steps)) * (1 + math.cos(math.pi * done)) / 2
@@ -223,8 +248,8 @@ class _Training:
         with torch.no_grad():
             for parameter, average in zip(parameters, averages, strict=True):
                 parameter.copy_(average)
-        trained.requires_grad_(False)
-        return losses
+        nn.ModuleList(trained).requires_grad_(False)
+        self.losses = losses
 
     def autoencoder_loss(self, rows: Tensor, rng: torch.Generator) -> Tensor:
         """Mean squared error of the image plus the weighted KL divergence from N(0, 1), both means over numbers."""
@@ -236,6 +261,22 @@ class _Training:
         loss: Tensor = F.mse_loss(decoded.float(), x) + self.optimisation.kl * kl.float()
         return loss
 
+    def text_loss(self, rows: Tensor, rng: torch.Generator) -> Tensor:
+        """Cross-entropy of whose prompt an image has and whose image a prompt has, in CLIP's way (its Figure 3): what
+        the encoder says at the end of a prompt, and what the eye says of an image, by the cosine. Images of one prompt
+        share what is asked for.
+        """
+        rows = torch.randint(len(self.x), (CONTRAST,), generator=rng)
+        prompts = self._prompts(rows, rng)
+        said = self.parts.text_encoder(self.tokens[prompts.to(self.device)])[0][:, -1]
+        eye = self.networks["eye"]
+        seen = eye(scaled(self.x[rows.to(self.device)]))
+        cosines = F.normalize(seen.float(), dim=1) @ F.normalize(said.float(), dim=1).T
+        logits = cosines * cast(Eye, eye).sharpness.exp().clamp(max=100)
+        same = (prompts[:, None] == prompts).float().to(self.device)
+        asked = same / same.sum(1, keepdim=True)
+        return (F.cross_entropy(logits, asked) + F.cross_entropy(logits.T, asked)) / 2
+
     def diffusion_loss(self, rows: Tensor, rng: torch.Generator) -> Tensor:
         """Mean squared error of what the U-Net gives: v, ε or x0."""
         z = self._encoded(rows)
@@ -243,12 +284,10 @@ class _Training:
         eps = torch.randn(z.shape, generator=rng).to(self.device)
         kept = self.levels[t].view(-1, 1, 1, 1)
         signal, noise = kept.sqrt(), (1 - kept).sqrt()
-        which = torch.randint(self.examples.which.shape[1], (len(z),), generator=rng)
         hidden = torch.rand(len(z), generator=rng) < self.optimisation.drop
-        prompt = (1 + self.examples.which[rows, which]).masked_fill(hidden, 0).to(self.device)  # 0: the empty prompt
-        # A prompt that stands in the batch more than once is encoded once.
-        distinct, place = torch.unique(prompt, return_inverse=True)
-        embedded = self.parts.text_encoder(self.tokens[distinct])[0][place]
+        prompts = self._prompts(rows, rng).masked_fill(hidden, 0)  # 0: the empty prompt
+        assert self.embedded is not None
+        embedded = self.embedded[prompts.to(self.device)]
         output = self.parts.unet(signal * z + noise * eps, t, encoder_hidden_states=embedded).sample.float()
         kind = self.parts.scheduler.config.prediction_type
         target = {"epsilon": eps, "sample": z}.get(kind, signal * eps - noise * z)
@@ -262,6 +301,16 @@ class _Training:
         factor = 1 / float(latents.std())
         self.parts.vae.register_to_config(scaling_factor=factor)
         self.latents = latents * factor
+
+    def embed(self) -> None:
+        """Encodes all prompts once."""
+        with torch.no_grad():
+            self.embedded = torch.cat([self.parts.text_encoder(some)[0] for some in torch.split(self.tokens, 200)])
+
+    def _prompts(self, rows: Tensor, rng: torch.Generator) -> Tensor:
+        """One of each image's prompts, counted from 1, on the CPU."""
+        which = torch.randint(self.examples.which.shape[1], (len(rows),), generator=rng)
+        return 1 + self.examples.which[rows, which]
 
     def _encoded(self, rows: Tensor) -> Tensor:
         rows = rows.to(self.device)

@@ -28,7 +28,7 @@ TINY: dict[str, Any] = {
         }
     },
     "model": {"autoencoder": [8, 8], "unet": [8, 16], "text_width": 8, "text_layers": 1, "tokens": 24},
-    "training": {"autoencoder_steps": 4, "steps": 6, "batch_size": 4, "save_every": 3},
+    "training": {"autoencoder_steps": 4, "text_steps": 5, "steps": 6, "batch_size": 4, "save_every": 3},
 }
 
 
@@ -85,11 +85,11 @@ def test_words_of_the_prompts_are_tokens(trained: Path) -> None:
         tokens(tokenizer, ["incomprehensibilities and more"])
 
 
-@pytest.mark.parametrize("at", [2, 4, 5, 8])
+@pytest.mark.parametrize("at", [2, 4, 6, 8, 10, 13])
 def test_killed_and_resumed_it_ends_with_the_same_bits(
     at: int, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Checkpoints stand after steps 3 (autoencoder) and 7 (diffusion)."""
+    """Checkpoints stand after steps 3 (autoencoder), 7 (text), 12 (diffusion)."""
     settings = read_pretraining(config(tmp_path))
 
     def dying(seed: int, *path: Any) -> torch.Generator:
@@ -117,12 +117,14 @@ def test_another_seed_differs_and_the_network_learns(
     table = TINY | {
         "seed": 1,
         "model": TINY["model"] | {"autoencoder": []},
-        "training": {"steps": 40, "batch_size": 8},
+        "training": {"text_steps": 200, "steps": 40, "batch_size": 8, "learning_rate": 3e-3},
     }
     about = run_pretraining(read_pretraining(config(tmp_path, **table)), tmp_path / "model", notify=told.append)
-    assert [(t.step, t.steps, t.stage) for t in told] == [(20, 40, "diffusion"), (40, 40, "diffusion")]
+    stages = [(20 + 20 * i, 240, "text" if i < 10 else "diffusion") for i in range(12)]
+    assert [(t.step, t.steps, t.stage) for t in told] == stages
     assert about.losses == tuple(t.loss for t in told)
-    assert about.losses[1] < 0.9 * about.losses[0]
+    assert about.losses[9] < 0.9 * about.losses[0]
+    assert about.losses[11] < 0.9 * about.losses[10]
     assert (
         weights(trained)["text_encoder/model.safetensors"]
         != weights(tmp_path / "model")["text_encoder/model.safetensors"]
