@@ -2,6 +2,7 @@
 clients upload once, through synthesis and learning, to rounds of tuning on the clients.
 """
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -134,7 +135,8 @@ class OneShot(Method[State]):
         students = dict(state.students)
         for name, weights in state.students.items():
             student = network_of(server, name, weights)
-            train(student, server, self.learning, data=data, epochs=epochs)
+            if not math.isfinite(train(student, server, self.learning, data=data, epochs=epochs)):
+                raise GenfedError(f"the student {name} diverged on the synthetic set: lower learning.learning_rate")
             students[name] = weights_of(student)
         return replace(state, students=students)
 
@@ -156,6 +158,19 @@ class OneShot(Method[State]):
 
     def classifier(self, client: Client, sent: Student) -> nn.Module:
         return load_weights(client.new_network_of(sent.architecture, client.rng), sent.classifier)
+
+
+def check_labels(labels: Tensor, server: Server) -> None:
+    """Refuses what are no classes.
+
+    Raises:
+        GenfedError: they are not int64 [n], or the server does not know one.
+    """
+    known = len(server.task.classes)
+    if labels.dtype != torch.int64 or labels.ndim != 1:
+        raise GenfedError(f"labels are {labels.dtype} {tuple(labels.shape)}; torch.int64 (n,) are allowed")
+    if len(unknown := labels[(labels < 0) | (labels >= known)]):
+        raise GenfedError(f"class {int(unknown[0])} is unknown to the server: it has {known}, counted from 0")
 
 
 def network_of(server: Server, architecture: str, weights: Weights) -> nn.Module:

@@ -19,7 +19,7 @@ from genfed.core.settings import settings
 from genfed.foundation.captions import Captioner, captioned, load_captioner
 from genfed.foundation.describe import likeliest
 from genfed.foundation.model import FoundationModel
-from genfed.foundation.oneshot import Asked, OneShot, State
+from genfed.foundation.oneshot import Asked, OneShot, State, check_labels
 from genfed.foundation.settings import fitted
 from genfed.learn.fit import scaled
 
@@ -61,11 +61,8 @@ class ByConditions(OneShot):
         Raises:
             GenfedError: a class that the server does not know, or something else than a condition for each label.
         """
-        labels, conditions, known = told.labels, told.conditions, len(server.task.classes)
-        if labels.dtype != torch.int64 or labels.ndim != 1:
-            raise GenfedError(f"labels are {labels.dtype} {tuple(labels.shape)}; torch.int64 (n,) are allowed")
-        if len(unknown := labels[(labels < 0) | (labels >= known)]):
-            raise GenfedError(f"class {int(unknown[0])} is unknown to the server: it has {known}, counted from 0")
+        labels, conditions = told.labels, told.conditions
+        check_labels(labels, server)
         model = self.foundation.load(server.task, server.device, server.precision)
         none = model.unconditional(1)
         found, allowed = (conditions.dtype, tuple(conditions.shape)), (none.dtype, (len(labels), *none.shape[1:]))

@@ -18,6 +18,7 @@ from genfed.core.settings import settings
 from genfed.generators.noise import NoiseToImage
 from genfed.learn.distil import divergence
 from genfed.learn.ensemble import Ensemble
+from genfed.learn.evaluate import check_classifier
 from genfed.learn.fit import Moments, Player, fit, moments_of, restore, scaled, step, unscaled
 from genfed.learn.training import Training, train
 from genfed.learn.weights import Model, initial_weights, load_weights, weights_of
@@ -146,6 +147,7 @@ class DataFree(Method[State]):
                 self.train,
                 aggregate={"classifier": Collect()},
                 changes_classifier=False,
+                check=lambda server, info, upload: check_classifier(server, info, upload.classifier),
             ),
             Phase("distil", self.distil, rounds=self.rounds),
         ]

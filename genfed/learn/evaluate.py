@@ -5,8 +5,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from genfed.core.method import Data
+from genfed.core.aggregate import ClientInfo
+from genfed.core.errors import GenfedError
+from genfed.core.method import Data, Server, Weights
 from genfed.learn.fit import mixed, scaled
+from genfed.learn.weights import load_weights
+
+_SCORE = 1e6
+"""Beyond it a classifier has diverged."""
 
 
 @dataclass(frozen=True)
@@ -52,3 +58,22 @@ def weighted(counts: Counts, held: Tensor) -> float | None:
     if not weights.any():
         return None
     return float((weights * counts.correct / counts.total.clamp(min=1)).sum() / weights.sum())
+
+
+def check_classifier(server: Server, info: ClientInfo, weights: Weights) -> None:
+    """Refuses an upload that is no working classifier of the client's architecture; for `Phase.check`.
+
+    Raises:
+        GenfedError: it has other parts or shapes, or its scores of noise are beyond all measure.
+    """
+    draws, shape = server.common("check"), (4, *server.task.shape)
+    network = server.new_network(info.architecture, draws)
+    own = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    if unlike := own.items() ^ {name: tuple(value.shape) for name, value in weights.items()}.items():
+        raise GenfedError(f"its classifier is no {info.architecture}: {min(unlike)[0]!r} is not as there")
+    noise = torch.randn(shape, generator=draws)
+    if server.task.kind == "image":
+        noise = noise.mul_(50).add_(128).clamp_(0, 255).byte()
+    scores = predicted(load_weights(network, weights), noise.to(server.device))
+    if not bool((scores.abs() < _SCORE).all()):
+        raise GenfedError("its classifier has diverged: scores of noise are not finite or beyond a million")

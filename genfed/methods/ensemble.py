@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from genfed.core.aggregate import ClientInfo, Collect
 from genfed.core.method import Client, Method, Nothing, Phase, Reduced, Reply, Server, Weights
 from genfed.core.settings import settings
+from genfed.learn.evaluate import check_classifier
 from genfed.learn.training import Training, train
 from genfed.learn.weights import Model, initial_weights, load_weights, weights_of
 
@@ -48,7 +49,16 @@ class Ensemble(Method[Models]):
 
     def phases(self) -> list[Phase[Models]]:
         collect = {"classifier": Collect()}
-        return [Phase("train", self.keep, lambda server, state, info: Nothing(), self.train, aggregate=collect)]
+        return [
+            Phase(
+                "train",
+                self.keep,
+                lambda server, state, info: Nothing(),
+                self.train,
+                aggregate=collect,
+                check=lambda server, info, upload: check_classifier(server, info, upload.classifier),
+            )
+        ]
 
     def train(self, client: Client, sent: Nothing) -> Reply[Model]:
         """The client's own classifier."""

@@ -3,23 +3,27 @@
 and batch-norm statistics, and trains on what it makes.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
-from genfed.core.aggregate import Collect
+from genfed.core.aggregate import ClientInfo, Collect
 from genfed.core.method import Client, Nothing, Phase, Reduced, Reply, Server, Weights
 from genfed.core.settings import settings
 from genfed.foundation.guide import Guidance, Teacher, check_steering, steered
-from genfed.foundation.oneshot import Asked, OneShot, State, by_name, network_of
+from genfed.foundation.oneshot import Asked, OneShot, State, by_name, check_labels, network_of
 from genfed.foundation.settings import Foundation
 from genfed.learn.aggregation import Aggregation
+from genfed.learn.evaluate import check_classifier
 from genfed.learn.synthetic import Wanted
 from genfed.learn.training import train
 from genfed.learn.weights import initial_weights, load_weights, weights_of
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,8 @@ class FedLMG(OneShot):
     def init(self, server: Server) -> State:
         check_steering(self.foundation.load(server.task, server.device, server.precision), self.foundation)
         by_name(self.foundation, self.prompt, server)  # refuses a prompt before training
+        if self.guidance.statistics and (without := [name for name in server.architectures if unguided(server, name)]):
+            log.warning("no BatchNorm over maps in %s: L_BN is 0, classes alone steer", ", ".join(without))
         return super().init(server)
 
     def how(self) -> Aggregation:
@@ -63,6 +69,7 @@ class FedLMG(OneShot):
                 self.train,
                 aggregate=collect,
                 changes_classifier=False,
+                check=self.check,
             )
         ]
 
@@ -71,6 +78,15 @@ class FedLMG(OneShot):
         network = load_weights(client.new_network(client.rng), initial_weights(client))
         loss = train(network, client, self.training)
         return Reply(Upload(weights_of(network), torch.unique(client.data.y).cpu()), metrics={"loss": loss})
+
+    def check(self, server: Server, info: ClientInfo, upload: Upload) -> None:
+        """Refuses what nothing can be steered by.
+
+        Raises:
+            GenfedError: classes that the server does not know, or no working classifier of the client's architecture.
+        """
+        check_labels(upload.classes, server)
+        check_classifier(server, info, upload.classifier)
 
     def collect(self, server: Server, state: State, reduced: Reduced) -> State:
         """A condition for each client and each of its classes."""
@@ -94,3 +110,9 @@ class FedLMG(OneShot):
             rngs,
             server.task.shape,
         )
+
+
+def unguided(server: Server, architecture: str) -> bool:
+    """Whether it has no BatchNorm over maps, by which images could be steered."""
+    modules = server.new_network(architecture, server.common("check")).modules()
+    return not any(isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d) for module in modules)

@@ -22,6 +22,8 @@ from genfed.core.store import FolderStore
 from genfed.foundation.prompted import Told
 from genfed.foundation.settings import Foundation
 from genfed.learn.synthetic import Made
+from genfed.learn.weights import weights_of
+from genfed.methods.fedlmg import FedLMG, Upload
 from genfed.methods.fgl import FGL
 from tests.conftest import SYNTHESIS, TINY, left_by, start, tiny, tiny_foundation
 from tests.foundation import toys
@@ -84,6 +86,31 @@ def test_what_is_told_is_looked_at(what: str) -> None:
         method.check(server(), INFO, Told(torch.zeros(n, 12, 8), torch.arange(n)))
 
 
+def test_what_fedlmg_is_sent_is_looked_at() -> None:
+    """Classes, the parts of the classifier, and whether it works; a good one passes."""
+    method, own = FedLMG(foundation=Foundation(model=tiny_foundation(), steps=2)), server()
+    weights = weights_of(own.new_network("linear", own.rng))
+    name = min(weights)
+    for upload, says in (
+        (Upload(weights, torch.tensor([1, 3])), "class 3 is unknown to the server: it has 3"),
+        (Upload(weights_of(own.new_network("cnn1", own.rng)), torch.tensor([0])), "its classifier is no linear: '"),
+        (Upload(weights | {name: weights[name][:1]}, torch.tensor([0])), f"no linear: '{name}' is not as there"),
+        (Upload({k: v * 1e30 for k, v in weights.items()}, torch.tensor([0])), "its classifier has diverged"),
+        (Upload({k: v * torch.nan for k, v in weights.items()}, torch.tensor([0])), "its classifier has diverged"),
+    ):
+        with pytest.raises(GenfedError, match=says):
+            method.check(own, INFO, upload)
+    method.check(own, INFO, Upload(weights, torch.tensor([0, 2])))
+
+
+def test_that_nothing_steers_by_batch_norm_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    method = {"fedlmg": TINY["fedlmg"] | {"guidance": {"edits": 1, "statistics": 0.1}}}
+    for architectures, said in ((["linear", "cnn1"], 1), (["cnn2-bn"], 0)):
+        caplog.clear()
+        start(tiny("fedlmg", method=method, federation={"architectures": architectures}), tmp_path / architectures[0])
+        assert sum("no BatchNorm over maps in " in text for text in caplog.messages) == said
+
+
 def test_classes_that_a_class_conditional_model_lacks(tmp_path: Path) -> None:
     model = toys.class_conditional(tmp_path / "class", names=TASK.classes)
     method = FGL(foundation=Foundation(model=str(model), steps=2, resize=True), templates=("{class}",))
@@ -106,7 +133,13 @@ RUNS: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
         "fedlmg",
         {"training": {"epochs": 1, "batch_size": 8, "learning_rate": 1e30}},
         {},
-        "phase 'synthesise' made images that are not finite: image ",
+        "0 of 4 clients answered and the quorum is 2; client 0: its classifier has diverged",
+    ),
+    "students that diverge": (
+        "fgl",
+        {"learning": {"epochs": 2, "batch_size": 8, "learning_rate": 1e38}, "learning_rounds": 1},
+        {},
+        "the student linear diverged on the synthetic set: lower learning.learning_rate",
     ),
     "descriptions that diverge": (
         "feddeo",
