@@ -4,7 +4,7 @@ clients upload once, through synthesis and learning, to rounds of tuning on the 
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated
 
@@ -93,6 +93,10 @@ class OneShot(Method[State]):
         """What students learn of an image."""
         return "fine_tuning"
 
+    def learnt_from(self, server: Server, state: State) -> Tensor | slice:
+        """Which images students learn from."""
+        return slice(None)
+
     def init(self, server: Server) -> State:
         self.foundation.load(server.task, server.device, server.precision)  # refuses before training
         names = server.architectures if self.student is None else (self.student,)
@@ -128,10 +132,8 @@ class OneShot(Method[State]):
         """The students after so many epochs on the set; an empty one changes nothing."""
         if not len(state.synthetic):
             return state
-        kinds = {info.id: info.architecture for info in server.clients}
-        asked = {} if how == "fine_tuning" else state.teachers
-        teachers = {client: network_of(server, kinds[client], weights) for client, weights in asked.items()}
-        data = lesson(server, state.synthetic, teachers, how)
+        teachers = networks_of(server, {} if how == "fine_tuning" else state.teachers)
+        data = lesson(server, state.synthetic, teachers, how)[self.learnt_from(server, state)]
         students = dict(state.students)
         for name, weights in state.students.items():
             student = network_of(server, name, weights)
@@ -176,6 +178,12 @@ def check_labels(labels: Tensor, server: Server) -> None:
 def network_of(server: Server, architecture: str, weights: Weights) -> nn.Module:
     """A classifier with these weights, on the server."""
     return load_weights(server.new_network(architecture, server.rng), weights)
+
+
+def networks_of(server: Server, uploaded: Mapping[int, Weights]) -> dict[int, nn.Module]:
+    """Clients' classifiers with what they uploaded, by client, on the server."""
+    kinds = {info.id: info.architecture for info in server.clients}
+    return {client: network_of(server, kinds[client], weights) for client, weights in uploaded.items()}
 
 
 def by_name(foundation: Foundation, prompt: str, where: Client | Server) -> Tensor:

@@ -2,6 +2,7 @@
 FedLMG. Yang, Su, Li, Xue, arXiv 2311.08870, ICML 2025.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Literal
 
@@ -80,3 +81,27 @@ def targets_of(made: Made, server: Server, teachers: Mapping[int, nn.Module], ho
         own = made.wanted.clients == client
         one_hot[own] += answers(teachers[client], made.images[own])
     return one_hot
+
+
+def agreed(server: Server, synthetic: SyntheticSet, teachers: Mapping[int, nn.Module], share: float) -> Tensor:
+    """Rows [m], sorted: of the images of each client and class the share (rounded up) that the teachers of the *other*
+    clients, asked together, are surest are of it. An image that has fooled its own teacher seldom fools these. All
+    where the share is 1 or there are no others.
+    """
+    if share == 1 or len(teachers) < 2:
+        return torch.arange(len(synthetic))
+    votes, cells = [], []
+    for made in synthetic.chunks(server):
+        labels, clients = made.wanted.labels, made.wanted.clients
+        total = torch.zeros(len(made))
+        for client, teacher in teachers.items():
+            scores = predicted(teacher, made.images.to(server.device), server.precision)
+            total += scores.softmax(1).cpu().gather(1, labels[:, None])[:, 0] * (clients != client)
+        votes.append(total)
+        cells.append(torch.stack([clients, labels], 1))
+    vote, cell = torch.cat(votes), torch.unique(torch.cat(cells), dim=0, return_inverse=True)[1]
+    chosen = []
+    for number in range(int(cell.max()) + 1):
+        own = (cell == number).nonzero()[:, 0]
+        chosen.append(own[vote[own].argsort(descending=True, stable=True)[: math.ceil(share * len(own))]])
+    return torch.cat(chosen).sort().values

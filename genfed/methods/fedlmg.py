@@ -6,6 +6,7 @@ and batch-norm statistics, and trains on what it makes.
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -15,9 +16,9 @@ from genfed.core.aggregate import ClientInfo, Collect
 from genfed.core.method import Client, Nothing, Phase, Reduced, Reply, Server, Weights
 from genfed.core.settings import settings
 from genfed.foundation.guide import Guidance, Teacher, check_steering, steered
-from genfed.foundation.oneshot import Asked, OneShot, State, by_name, check_labels, network_of
+from genfed.foundation.oneshot import Asked, OneShot, State, by_name, check_labels, networks_of
 from genfed.foundation.settings import Foundation
-from genfed.learn.aggregation import Aggregation
+from genfed.learn.aggregation import Aggregation, agreed
 from genfed.learn.evaluate import check_classifier
 from genfed.learn.synthetic import Wanted
 from genfed.learn.training import train
@@ -56,8 +57,17 @@ class FedLMG(OneShot):
             log.warning("no BatchNorm over maps in %s: L_BN is 0, classes alone steer", ", ".join(without))
         return super().init(server)
 
+    kept: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of each client's images of a class that students learn from: those that the other clients' classifiers,
+    asked together, are surest of; the paper's is 1, all."""
+
     def how(self) -> Aggregation:
         return self.aggregation
+
+    def learnt_from(self, server: Server, state: State) -> Tensor | slice:
+        if self.kept == 1:
+            return slice(None)
+        return agreed(server, state.synthetic, networks_of(server, state.teachers), self.kept)
 
     def uploads(self) -> list[Phase[State]]:
         collect = {"classifier": Collect(), "classes": Collect()}
@@ -97,13 +107,12 @@ class FedLMG(OneShot):
         return replace(state, teachers=reduced["classifier"], asked=asked)
 
     def make(self, server: Server, state: State, wanted: Wanted, rngs: Sequence[torch.Generator]) -> Tensor:
-        kinds = {info.id: info.architecture for info in server.clients}
-        present = torch.unique(wanted.clients).tolist()
+        present = {client: state.teachers[client] for client in torch.unique(wanted.clients).tolist()}
         return steered(
             self.foundation.load(server.task, server.device, server.precision),
             self.foundation,
             self.guidance,
-            {client: Teacher(network_of(server, kinds[client], state.teachers[client])) for client in present},
+            {client: Teacher(network) for client, network in networks_of(server, present).items()},
             state.asked.conditions[wanted.conditions],
             wanted.labels,
             wanted.clients,

@@ -12,7 +12,7 @@ from genfed.core.errors import GenfedError
 from genfed.core.method import Data, Server, Task
 from genfed.core.rng import stream
 from genfed.core.store import MemoryStore
-from genfed.learn.aggregation import aggregate, lesson, targets_of
+from genfed.learn.aggregation import aggregate, agreed, lesson, targets_of
 from genfed.learn.fit import cross_entropy, scaled
 from genfed.learn.synthetic import Made, SyntheticSet, Wanted
 from genfed.learn.training import Training, train
@@ -29,6 +29,17 @@ class Fixed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.logits.expand(len(x), -1)
+
+
+class Sloped(nn.Module):
+    """Class 0 has the logit slope·x, class 1 has 0."""
+
+    def __init__(self, slope: float) -> None:
+        super().__init__()
+        self.slope = nn.Parameter(torch.tensor(slope))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([self.slope * x.flatten(1).mean(1), torch.zeros(len(x))], 1)
 
 
 def server() -> Server:
@@ -122,3 +133,21 @@ def test_teachers_that_are_not_there_are_named() -> None:
         targets_of(MADE, server(), {0: TEACHERS[0]}, "specific_teacher")
     with pytest.raises(GenfedError, match="images stand for client -1"):
         targets_of(images((0, -1)), server(), TEACHERS, "specific_teacher")
+
+
+def test_the_images_that_others_agree_on_are_kept() -> None:
+    """Three teachers; of each client's images of a class those stay that the other two are surest of, by hand."""
+    own = server()
+    # Images of one value v: teacher k gives class 0 the score s_k·v and class 1 the score 0.
+    teachers = {k: Sloped(slope) for k, slope in enumerate((1.0, -3.0, 2.0))}
+    values = torch.tensor([0, 64, 128, 255, 255, 0, 128])
+    labels = torch.tensor([0, 0, 0, 0, 0, 0, 1])
+    clients = torch.tensor([1, 1, 1, 1, 0, 0, 0])
+    images = values.to(torch.uint8).view(-1, 1, 1, 1).expand(-1, *TASK.shape)
+    made = Made(images, Wanted(labels, clients, labels), torch.zeros(7, dtype=torch.int64))
+    synthetic = SyntheticSet().append(own, made[:3]).append(own, made[3:])
+    # Client 1's: teachers 0 and 2 rise with v, so the two brightest. Client 0's of class 0: −3 outweighs 2, the darker.
+    # Its only one of class 1 stays.
+    assert agreed(own, synthetic, teachers, 0.5).tolist() == [2, 3, 5, 6]
+    assert agreed(own, synthetic, teachers, 1.0).tolist() == list(range(7))
+    assert agreed(own, synthetic, {1: teachers[1]}, 0.5).tolist() == list(range(7))
