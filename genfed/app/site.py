@@ -4,14 +4,18 @@ import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
 from genfed.app import federation, registry
 from genfed.app.config import Config, decisive, read
-from genfed.app.trial import Trial, with_evaluation
+from genfed.app.trial import Checkpoint, Trial, server_of, with_evaluation
+from genfed.core.aggregate import ClientInfo
 from genfed.core.record import load
-from genfed.engines.site import NewNetwork, Shards, Site
+from genfed.engines.site import NewNetwork, Shards, Site, Step
+from genfed.report.results import EVALUATE
 
 
 def new_trial(config: Config, folder: Path, label: str, seed: int, shards: Shards, fingerprint: str) -> Trial:
@@ -50,6 +54,17 @@ def new_site(trial: Trial, new_network: NewNetwork = registry.new_network) -> Si
         trial.compute.precision,
         trial.counts_flops,
     )
+
+
+def classifier(
+    trial: Trial, at: Checkpoint[Any], info: ClientInfo, new_network: NewNetwork = registry.new_network
+) -> nn.Module:
+    """A client's, as the last evaluation made it; `new_network` makes the architectures that it asks for."""
+    number = at.evaluations - 1 if at.scored == at.step else at.evaluations
+    server = server_of(trial, number, EVALUATE, number, "send")
+    sent = trial.method.send_classifier(server, at.state, info)
+    client = new_site(trial, new_network).evaluated(Step(EVALUATE, number, at.step), info.id)
+    return trial.method.classifier(client, sent)
 
 
 def site_of(text: str) -> Site:
