@@ -97,3 +97,25 @@ def test_what_cannot_be_audited_is_refused(run: Path, tmp_path: Path) -> None:
     (tmp_path / "audits.json").write_text("{}")
     with pytest.raises(GenfedError, match="no record of audits"):
         read_audits(tmp_path)
+
+
+def test_every_audit_can_be_made_of_a_run(run: Path) -> None:
+    small = {
+        "memorisation": ("samples=40", "shown=4"),
+        "membership_generator": ("draws=1", "planted_steps=2", "planted=10", "members=20"),
+        "membership_classifier": ("shadows=4", "planted_epochs=1", "members=20"),
+        "inversion": ("steps=2", "examples=2"),
+    }
+    said: list[str] = []
+    overrides = [f"audit.{name}.{setting}" for name, settings in small.items() for setting in settings]
+    before = left_by(run)
+    found = audits.audit_run(run, list(small), overrides, notify=said.append)
+    made = {(r.audit, r.method): r for r in found.results if not r.not_possible}
+    assert {name for name, _ in made} >= small.keys()
+    assert [name for name, method in made if method == "fedavg"] == ["membership_classifier", "inversion"]
+    assert made["membership_classifier", "gefl"].sizes["shadows"] == 4
+    assert said.count("shadow 4") == 2
+    assert left_by(run) == before  # and what was trained for it is gone
+    page = (run / "report.html").read_text()
+    assert 'alt="training example"' in page
+    assert 'alt="rebuilt"' in page

@@ -25,7 +25,7 @@ def method(kind: str, **more: Any) -> GeFL:
     return GeFL(generator=registry.find(registry.GENERATORS, kind)(**chosen))
 
 
-def trained(kind: str, data: Data | None, epochs: int = 150, **more: Any) -> Case:
+def trained(kind: str, data: Data | None, epochs: int = 200, **more: Any) -> Case:
     """A case whose generator was trained on these; None: on nothing."""
     gefl = method(kind, **more)
     network = gefl.generator.new(task(), stream(0, "weights"))
@@ -54,7 +54,7 @@ def test_what_was_learnt_by_heart_is_found() -> None:
 )
 def test_a_generator_of_others_is_silent_and_the_planted_leak_is_found(kind: str, more: dict[str, Any]) -> None:
     audit = MembershipGenerator(**SMALL, times=(0.5,))
-    found = audit.examine(trained(kind, drawn(60, "others"), epochs=10, **more).as_seen(("state",)))
+    found = audit.examine(trained(kind, drawn(60, "others"), epochs=20, **more).as_seen(("state",)))
     assert verdicts(found) == ["none found"], found
 
 
