@@ -84,7 +84,7 @@ class Memorisation(Audit):
             far, splits = distances(asked, among), case.rng("memorisation", "chance")
             found = []
             for _ in range(40):
-                v, s = torch.randperm(len(among), generator=splits)[: 2 * size].split(size)
+                v, s = torch.split(torch.randperm(len(among), generator=splits)[: 2 * size], size)
                 found.append((far[:, v].min(1).values / far[:, s].min(1).values).clamp(max=LARGEST).nanmean())
             return float(torch.stack(found).max())
 
