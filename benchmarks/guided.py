@@ -9,11 +9,11 @@ import time
 from pathlib import Path
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.common import alternate, hardware
 from genfed.app import registry
 from genfed.core.method import Task
+from genfed.engines.flops import Flops
 from genfed.foundation.directory import load_foundation
 from genfed.foundation.guide import Guidance, Teacher, steered
 from genfed.foundation.settings import Foundation
@@ -51,12 +51,11 @@ def main(model: str = "shipped") -> str:
             return (time.perf_counter() - begun) / images
 
         pairs = alternate(lambda: made(ONE_BY_ONE, 1), lambda: made(BATCH, BATCH), PAIRS)
-        with FlopCounterMode(display=False) as counter:
+        with Flops() as flops:
             made(1, 1)
         one, batch = (1 / statistics.median(times) for times in (pairs.first, pairs.second))
-        flops = counter.get_total_flops()
         lines.append(
-            f"| {guidance:g} | {one:.2f} | {batch:.2f} | **{pairs.ratio()}** | {flops / 1e9:.2f} | {flops * batch / 1e9:.0f} |"
+            f"| {guidance:g} | {one:.2f} | {batch:.2f} | **{pairs.ratio()}** | {flops.count / 1e9:.2f} | {flops.count * batch / 1e9:.0f} |"
         )
     parameters = sum(p.numel() for p in foundation.network.parameters())
     return (
