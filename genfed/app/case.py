@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from genfed.app import registry
 from genfed.app.config import Config, flat
 from genfed.app.site import classifier, new_site, trial_folder
 from genfed.app.trial import Checkpoint, Run, Trial, read_checkpoint, server_of
@@ -21,6 +22,7 @@ from genfed.core.errors import GenfedError
 from genfed.core.method import Data, Method, leaves
 from genfed.core.record import digest, pack
 from genfed.core.rng import derive, stream
+from genfed.core.robust import Robust, Rule, robust
 from genfed.engines.embedded import InProcess
 from genfed.engines.site import Own
 from genfed.learn.synthetic import keeps_set
@@ -36,7 +38,7 @@ def attack(config: Config, trial: Trial, labels: Sequence[str], run: Path, notif
     """
     before = read_audits(run) or Audits((), ())
     rest = [s for s in before.shared if s.method != trial.label]
-    found = Audits((*rest, *shared(trial.label, trial.method)), before.results)
+    found = Audits((*rest, *shared(trial.label, trial.method, trial.aggregation)), before.results)
     for label in labels:
         audit = config.audit[label]
         mine = (label, trial.label, trial.seed)
@@ -165,20 +167,24 @@ def _shadow(trial: Trial, number: int, examples: Sequence[Data], folder: Path) -
     )
 
 
-def shared(label: str, method: Method[Any]) -> list[Shared]:
-    """What each phase of a method sends up and down."""
+def shared(label: str, method: Method[Any], aggregation: Rule | None = None) -> list[Shared]:
+    """What each phase of a method sends up and down; `aggregation` as a trial has it."""
     found = []
     for phase in {phase.name: phase for phase in leaves(method.phases())}.values():
         if phase.work is None:
             found.append(Shared(label, phase.name, "", ""))
             continue
         down = ", ".join(field.name for field in dataclasses.fields(phase.kinds[0]))
-        up = ", ".join(f"{name} ({_words(aggregate)})" for name, aggregate in phase.aggregate.items())
+        aggregates = robust(phase, aggregation).aggregate
+        up = ", ".join(f"{name} ({_words(aggregate)})" for name, aggregate in aggregates.items())
         found.append(Shared(label, phase.name, down, up))
     return found
 
 
 def _words(aggregate: Aggregate) -> str:
+    if isinstance(aggregate, Robust):
+        rule = registry.name_of(registry.AGGREGATIONS, type(aggregate.rule)).replace("_", " ")
+        return f"all held, reduced by {rule}{' within an architecture' if aggregate.mean.by else ''}"
     if isinstance(aggregate, Mean):
         return "averaged within an architecture" if aggregate.by else "averaged"
     return {"Sum": "added up", "Collect": "kept one by one"}.get(type(aggregate).__name__, type(aggregate).__name__)

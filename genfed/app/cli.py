@@ -84,6 +84,8 @@ def run(
     output = _output()
     for table in (summary_table(report), *more_tables(report)):
         output.print(table)
+    for line in report.notes:
+        output.print(line, style="yellow", soft_wrap=True)
     for trial in report.trials:
         for failure in trial.failures:
             console.print(f"{trial.method}, seed {trial.seed}: {failure}", style="yellow")
@@ -275,7 +277,17 @@ def pretrain(
 @app.command(name="list")
 def list_(
     what: Annotated[
-        Literal["methods", "data", "partitions", "architectures", "generators", "audits", "settings"],
+        Literal[
+            "methods",
+            "data",
+            "partitions",
+            "architectures",
+            "generators",
+            "audits",
+            "aggregations",
+            "attacks",
+            "settings",
+        ],
         typer.Argument(help="What to explain.", show_default=False),
     ],
     name: Annotated[str | None, typer.Argument(help="Only this one, with its settings.", show_default=False)] = None,

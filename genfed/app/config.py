@@ -14,9 +14,11 @@ import tomli_w
 from pydantic import Field, InstanceOf
 
 from genfed.app import registry
+from genfed.core.attack import Attack
 from genfed.core.audit import Audit
 from genfed.core.errors import GenfedError
 from genfed.core.method import Method
+from genfed.core.robust import Rule
 from genfed.core.settings import settings
 from genfed.data.dataset import Source
 from genfed.data.partition import IID, Partitioner
@@ -109,6 +111,10 @@ class Config:
     """`kind` names how the training part is shared out."""
     federation: Federation = Field(default_factory=Federation)
     """The clients."""
+    aggregation: InstanceOf[Rule] | None = None
+    """`kind` names what stands in the place of every mean of uploads; left out: the means that methods declare."""
+    attack: InstanceOf[Attack] | None = None
+    """`kind` names what a share of the clients does instead of its part, simulated; left out: all are honest."""
     evaluation: Evaluation = Field(default_factory=Evaluation)
     """Scoring."""
     compute: Compute = Field(default_factory=Compute)

@@ -16,10 +16,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from genfed.core.attack import Attack
 from genfed.core.audit import Audit
 from genfed.core.errors import GenfedError
 from genfed.core.method import Method, Task
 from genfed.core.rng import seeded
+from genfed.core.robust import Rule
 from genfed.data.checks import reason
 from genfed.data.dataset import Source
 from genfed.data.partition import Partitioner
@@ -42,7 +44,9 @@ DATA = Family("data", Source, "genfed.data")
 PARTITIONS = Family("partitions", Partitioner, "genfed.data.partition")
 GENERATORS = Family("generators", Generator, "genfed.generators")
 AUDITS = Family("audits", Audit, "genfed.audits")
-FAMILIES = (METHODS, DATA, PARTITIONS, GENERATORS, AUDITS)
+AGGREGATIONS = Family("aggregations", Rule, "genfed.learn.robust")
+ATTACKS = Family("attacks", Attack, "genfed.learn.attacks")
+FAMILIES = (METHODS, DATA, PARTITIONS, GENERATORS, AUDITS, AGGREGATIONS, ATTACKS)
 _CLASSIFIERS = "genfed.classifiers"
 
 

@@ -20,7 +20,7 @@ import pydantic
 from torch import Tensor
 
 from genfed import __version__
-from genfed.app import federation, grids, quality
+from genfed.app import federation, grids, integrity, quality
 from genfed.app.case import attack
 from genfed.app.config import Config, decisive, read, to_toml
 from genfed.app.site import new_site, new_trial, shards_file, trial_folder
@@ -93,6 +93,7 @@ def run(
         shards = federation.share_out(settings, dataset, seed)
         federation.check(settings, shards)
         quality.check(settings, shards)
+        integrity.check(settings, shards, seed)
     for method in settings.method.values():  # a generator that does not fit, before an earlier method has run
         method.init(new_server(shards.task, shards.clients, settings.compute, seed, 0, "init", public=public))
     started = Started(command or _command(), datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
@@ -176,6 +177,7 @@ def _run(
     started: Started,
 ) -> Report:
     partition: dict[str, tuple[tuple[int, ...], ...]] = {}
+    clients = {}
     natural: dict[str, tuple[tuple[str, ...], ...]] = {}
     pictures: dict[str, Grid | SetGrid] = {}
     data = folder / "data"
@@ -199,6 +201,7 @@ def _run(
 
         for seed in config.seeds:
             shards = federation.share_out(config, dataset, seed)
+            clients[seed] = shards.clients
             partition[str(seed)] = federation.class_counts(shards)
             values = tuple(own.values for each in shards.own.values() for own in each)
             natural |= {str(seed): values} if any(values) else {}
@@ -237,6 +240,7 @@ def _run(
         skewed=not config.partition.alike,
         column=config.partition.natural if natural else None,
         natural=natural,
+        notes=integrity.notes(config, clients, trials),
     )
     (folder / "report.json").write_text(to_json(report), "utf-8")
     (folder / "report.html").write_text(page(report, pictures, *_audits(folder)), "utf-8")

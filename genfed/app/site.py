@@ -34,6 +34,8 @@ def new_trial(config: Config, folder: Path, label: str, seed: int, shards: Shard
         compute=config.compute,
         evaluate_every=config.evaluation.every,
         counts_flops=config.quality.flops and seed == config.seeds[0],
+        aggregation=None if method.pooled else config.aggregation,
+        attack=None if method.pooled else config.attack,
     )
 
 
@@ -44,8 +46,10 @@ def trial_folder(folder: Path, label: str, seed: int) -> Path:
 
 def new_site(trial: Trial, new_network: NewNetwork = registry.new_network) -> Site:
     """Where the trial's clients work."""
+    held_out = trial.shards.held_out.to(torch.device(trial.compute.device))
+    triggered = trial.attack.triggered(held_out, trial.shards.task) if trial.attack else None
     return Site(
-        with_evaluation(trial.method, trial.shards.held_out.to(torch.device(trial.compute.device)), trial.shards.own),
+        with_evaluation(trial.method, held_out, trial.shards.own, triggered),
         trial.shards,
         trial.folder / "clients",
         trial.seed,
@@ -53,6 +57,7 @@ def new_site(trial: Trial, new_network: NewNetwork = registry.new_network) -> Si
         trial.compute.device,
         trial.compute.precision,
         trial.counts_flops,
+        trial.attack,
     )
 
 

@@ -16,15 +16,17 @@ from torch import Tensor
 from genfed.app import registry
 from genfed.app.config import Compute, Federation
 from genfed.core.aggregate import ClientInfo, Collect
+from genfed.core.attack import Attack
 from genfed.core.errors import GenfedError, RecordError
 from genfed.core.method import Client, Method, Phase, Reduced, Reply, Server, Task, leaves, participants
 from genfed.core.record import load, save
 from genfed.core.rng import stream
+from genfed.core.robust import Rule, robust
 from genfed.core.store import FolderStore, MemoryStore, Store
 from genfed.engines.ask import Ask, Engine
 from genfed.engines.site import Own, Shards, Step
 from genfed.learn.evaluate import Counts, hits, tally, weighted
-from genfed.report.results import EVALUATE, QUALITY, Row
+from genfed.report.results import EVALUATE, QUALITY, TRIGGERED, Row
 
 S = TypeVar("S")
 log = logging.getLogger(__name__)
@@ -91,6 +93,10 @@ class Trial:
     """Unlabelled examples that anybody may see; None: the run names none."""
     counts_flops: bool = False
     """Whether clients count their arithmetic in the first round of each phase."""
+    aggregation: Rule | None = None
+    """What stands in the place of every mean of uploads; None: the means that the method declares."""
+    attack: Attack | None = None
+    """What some of its clients do instead of their part; None: all are honest."""
 
 
 @dataclass(frozen=True)
@@ -102,11 +108,15 @@ class Scores(Counts):
 
 
 def with_evaluation(
-    method: Method[Any], held_out: Any, own: Mapping[int, Sequence[Own]] | None = None
+    method: Method[Any],
+    held_out: Any,
+    own: Mapping[int, Sequence[Own]] | None = None,
+    triggered: tuple[Any, int] | None = None,
 ) -> dict[str, Phase[Any]]:
     """A method's phases by name, and the phase that scores its classifiers. Clients tell counts per class of the common
     part, and one number for the data like their own: how many they have of each class stays with them. Where clients
-    work, `held_out` lies on their device; `own` is that of `Shards`, None: nobody is scored so.
+    work, `held_out` lies on their device; `own` is that of `Shards`, None: nobody is scored so. `triggered`: examples of
+    which the metric TRIGGERED tells the share that is taken for the given class.
 
     Raises:
         GenfedError: two different phases of one name, or one of a name that the run itself uses.
@@ -120,7 +130,8 @@ def with_evaluation(
             raise GenfedError(f"{type(method).__name__} has two phases named {phase.name!r}")
 
     def evaluate(client: Client, sent: Any) -> Reply[Scores]:
-        hit, y = hits(method.classifier(client, sent), held_out, client.precision), held_out.y.cpu()
+        network = method.classifier(client, sent)
+        hit, y = hits(network, held_out, client.precision), held_out.y.cpu()
         classes, mine, accuracy = len(client.task.classes), client.data.y.cpu(), {}
         whole = tally(hit, y, classes)
         for each in (own or {}).get(client.info.id, ()):
@@ -128,7 +139,12 @@ def with_evaluation(
             held = torch.bincount(mine[slice(*each.range)], minlength=classes)
             if (score := weighted(counts, held)) is not None:
                 accuracy[each.client] = score
-        return Reply(Scores(whole.correct, whole.total, accuracy))
+        metrics = {}
+        if triggered:
+            data, target = triggered
+            wanted = replace(data, y=torch.full_like(data.y, target))
+            metrics = {TRIGGERED: hits(network, wanted, client.precision).double().mean().item()}
+        return Reply(Scores(whole.correct, whole.total, accuracy), metrics=metrics)
 
     evaluate.__annotations__["sent"] = typing.get_type_hints(method.classifier)["sent"]
     phases["evaluate"] = Phase(
@@ -155,7 +171,7 @@ class Run:
         whenever a client has answered.
         """
         self._trial, self._engine, self._record, self._notify = trial, engine, record, notify
-        self._plan = tuple(leaves(trial.method.phases()))
+        self._plan = tuple(robust(phase, trial.aggregation) for phase in leaves(trial.method.phases()))
         self._phases = with_evaluation(trial.method, trial.shards.held_out)
         self._accuracy: float | None = None
         self._took: dict[str, list[float]] = {}

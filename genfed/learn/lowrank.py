@@ -56,11 +56,8 @@ def rebuilt(weights: Factored) -> Weights:
 class MeanRebuilt(Mean):
     """The mean of what `Factored` uploads stand for, whatever rank each has."""
 
-    def form(self, value: Factored, info: ClientInfo) -> dict[str, Any]:
-        return super().form(rebuilt(value), info)
-
-    def lift(self, value: Factored, weight: float, info: ClientInfo) -> Any:
-        return super().lift(rebuilt(value), weight, info)
+    def averaged(self, value: Factored) -> Weights:
+        return rebuilt(value)
 
 
 def _factors(value: Tensor, energy: float) -> tuple[Tensor, Tensor] | None:
