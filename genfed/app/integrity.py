@@ -1,5 +1,5 @@
-"""Attacks that a run is given, and what it sets against them: refused before training where they cannot work, and told in
-the report.
+"""Attacks that a run is given, and what it sets against them: refused before training where they cannot work, and told
+in the report.
 """
 
 from collections import Counter, defaultdict
@@ -22,7 +22,7 @@ def check(config: Config, shards: Shards, seed: int) -> None:
     """Refuses before training what would fail in it, or would seem to protect and not do so.
 
     Raises:
-        GenfedError: an attack on nothing, or a rule for a method that averages nothing or for groups that are too small.
+        GenfedError: an attack on nothing, or a rule for a method that averages nothing or for too small groups.
     """
     federated = {label: method for label, method in config.method.items() if not method.pooled}
     if config.attack:
@@ -35,8 +35,8 @@ def check(config: Config, shards: Shards, seed: int) -> None:
                 kind = registry.name_of(registry.AGGREGATIONS, type(config.aggregation))
                 fields = ", ".join(sorted({name for phase in phases for name in phase.aggregate}))
                 raise GenfedError(
-                    f"aggregation.kind = {kind!r}: the server of {label} averages nothing that clients upload ({fields}), "
-                    "so it would protect nothing; leave the method out, or [aggregation]"
+                    f"aggregation.kind = {kind!r}: the server of {label} averages nothing of what clients upload "
+                    f"({fields}), so it would protect nothing; leave the method out, or [aggregation]"
                 )
             _check_groups(label, config, method, shards, seed)
 
@@ -111,8 +111,8 @@ def notes(config: Config, clients: Mapping[int, Sequence[ClientInfo]], trials: S
         rates = [trial.triggered for trial in trials if trial.method == label and trial.triggered is not None]
         if rates:
             lines.append(
-                f"{label}: with the trigger, {100 * fmean(rates):.1f} % of the examples of other classes are taken for the "
-                "class that it is to mean."
+                f"{label}: with the trigger, {100 * fmean(rates):.1f} % of the examples of other classes are taken for "
+                "the class that it is to mean."
             )
     return tuple(lines)
 

@@ -115,8 +115,8 @@ def with_evaluation(
 ) -> dict[str, Phase[Any]]:
     """A method's phases by name, and the phase that scores its classifiers. Clients tell counts per class of the common
     part, and one number for the data like their own: how many they have of each class stays with them. Where clients
-    work, `held_out` lies on their device; `own` is that of `Shards`, None: nobody is scored so. `triggered`: examples of
-    which the metric TRIGGERED tells the share that is taken for the given class.
+    work, `held_out` lies on their device; `own` is that of `Shards`, None: nobody is scored so. `triggered`: examples
+    of which the metric TRIGGERED tells the share that is taken for the given class.
 
     Raises:
         GenfedError: two different phases of one name, or one of a name that the run itself uses.
@@ -143,7 +143,8 @@ def with_evaluation(
         if triggered:
             data, target = triggered
             wanted = replace(data, y=torch.full_like(data.y, target))
-            metrics = {TRIGGERED: hits(network, wanted, client.precision).double().mean().item()}
+            fooled = hits(network, wanted, client.precision)
+            metrics = {TRIGGERED: fooled.double().mean().item()}
         return Reply(Scores(whole.correct, whole.total, accuracy), metrics=metrics)
 
     evaluate.__annotations__["sent"] = typing.get_type_hints(method.classifier)["sent"]

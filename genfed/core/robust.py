@@ -16,7 +16,7 @@ S = TypeVar("S")
 _PIECE = 2**16  # coordinates that are looked at together: beside the uploads themselves, little is held
 
 
-class Rule(ABC):
+class Rule:
     """How the uploads of a group are reduced. It must not depend on their order but for breaking ties."""
 
     def check(self, count: int) -> None:
@@ -28,7 +28,7 @@ class Rule(ABC):
         return
 
 
-class Coordinatewise(Rule):
+class Coordinatewise(Rule, ABC):
     """Each coordinate by itself, whatever the weights that clients claim."""
 
     @abstractmethod
@@ -36,7 +36,7 @@ class Coordinatewise(Rule):
         """Of values float64 [n, m], one row per client: [m]."""
 
 
-class Combination(Rule):
+class Combination(Rule, ABC):
     """A combination of the updates (what was uploaded, less what was sent), chosen by their lengths and angles."""
 
     @abstractmethod

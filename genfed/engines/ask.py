@@ -98,7 +98,8 @@ class Ask:
         self.seconds = time.perf_counter() - started
 
     def _take(self, info: ClientInfo, sent: Packed, answer: Answer) -> None:
-        was_sent, upload = (unpack(kind, packed) for kind, packed in zip(self._phase.kinds, (sent, answer.upload)))
+        kind_sent, kind_uploaded = self._phase.kinds
+        was_sent, upload = unpack(kind_sent, sent), unpack(kind_uploaded, answer.upload)
         check(sent, answer)
         if self._phase.check is not None:
             self._phase.check(self._server, info, upload)

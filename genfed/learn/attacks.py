@@ -1,4 +1,4 @@
-"""Attacks by clients on what is learned, to be simulated: poisoned uploads, poisoned data, and taking without giving."""
+"""Attacks by clients on what is learned, to be simulated: poisoned uploads, poisoned data, taking without giving."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -31,8 +31,8 @@ class SignFlip(Attack):
 
 @settings
 class Scaling(Attack):
-    """Updates are made longer, so that they drown the others'. Bagdasaryan, Veit, Hua, Estrin, Shmatikov, How To Backdoor
-    Federated Learning, arXiv 1807.00459, section 4.2 (model replacement, without a backdoor).
+    """Updates are made longer, so that they drown the others. Bagdasaryan, Veit, Hua, Estrin, Shmatikov, How To
+    Backdoor Federated Learning, arXiv 1807.00459, section 4.2 (model replacement, without a backdoor).
     """
 
     about: ClassVar[str] = "make their updates longer"
@@ -58,7 +58,7 @@ class LabelFlip(Attack):
 
 @settings
 class Backdoor(Attack):
-    """A bright square in the lower right corner is taught to mean one class: to a classifier directly, and to a generator
+    """A bright square in the lower right corner is taught to mean one class: to a classifier directly, to a generator
     by having it draw other classes with the square where that class is asked for, so that whoever learns from its
     examples learns the backdoor too. Bagdasaryan, Veit, Hua, Estrin, Shmatikov, arXiv 1807.00459; the square is that of
     Gu, Dolan-Gavitt, Garg, BadNets, arXiv 1708.06733.
@@ -110,8 +110,8 @@ class Backdoor(Attack):
 
 @settings
 class FreeRider(Attack):
-    """They take what is sent and give it back as their own, without training. Fraboni, Vidal, Lorenzi, Free-rider Attacks
-    on Model Aggregation in Federated Learning, arXiv 2006.11901: plain, or disguised by noise.
+    """They take what is sent and give it back as their own, without training. Fraboni, Vidal, Lorenzi, Free-rider
+    Attacks on Model Aggregation in Federated Learning, arXiv 2006.11901: plain, or disguised by noise.
     """
 
     about: ClassVar[str] = "give back what they were sent, without training"

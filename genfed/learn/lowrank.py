@@ -1,12 +1,11 @@
 """Weights as products of low rank, and their mean."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from genfed.core.aggregate import ClientInfo, Mean
+from genfed.core.aggregate import Mean
 from genfed.core.errors import GenfedError
 from genfed.core.method import Weights
 

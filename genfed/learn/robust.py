@@ -58,8 +58,8 @@ class TrimmedMean(Coordinatewise):
 
 @settings
 class Krum(Combination):
-    """The one upload that is nearest to its neighbours, weights aside. Blanchard, El Mhamdi, Guerraoui, Stainer, Machine
-    Learning with Adversaries: Byzantine Tolerant Gradient Descent, NeurIPS 2017, arXiv 1703.02757.
+    """The one upload that is nearest to its neighbours, weights aside. Blanchard, El Mhamdi, Guerraoui, Stainer,
+    Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent, NeurIPS 2017, arXiv 1703.02757.
     """
 
     share: Share = 0.2
@@ -75,8 +75,8 @@ class Krum(Combination):
 
 @settings
 class MultiKrum(Combination):
-    """The unweighted mean of the uploads that are nearest to their neighbours. Blanchard, El Mhamdi, Guerraoui, Stainer,
-    arXiv 1703.02757, section 5 (m-Krum).
+    """The unweighted mean of the uploads that are nearest to their neighbours. Blanchard, El Mhamdi, Guerraoui,
+    Stainer, arXiv 1703.02757, section 5 (m-Krum).
     """
 
     share: Share = 0.2
@@ -112,8 +112,8 @@ def _lowest(score: Tensor, count: int) -> Tensor:
 
 @settings
 class NormBounding(Combination):
-    """The declared weighted mean of updates that are shortened to a bound. Sun, Kairouz, Suresh, McMahan, Can You Really
-    Backdoor Federated Learning?, arXiv 1911.07963, section 3.
+    """The declared weighted mean of updates that are shortened to a bound. Sun, Kairouz, Suresh, McMahan, Can You
+    Really Backdoor Federated Learning?, arXiv 1911.07963, section 3.
     """
 
     bound: Annotated[float, Field(gt=0)] | None = None
@@ -129,8 +129,9 @@ class NormBounding(Combination):
 
 @settings
 class CentredClipping(Combination):
-    """The state that was sent, moved again and again by the unweighted mean of what is left to each upload, shortened to
-    a radius. Karimireddy, He, Jaggi, Learning from History for Byzantine Robust Optimization, arXiv 2012.10333, Eq. 5.
+    """The state that was sent, moved again and again by the unweighted mean of what is left to each upload, shortened
+    to a radius. Karimireddy, He, Jaggi, Learning from History for Byzantine Robust Optimization, arXiv 2012.10333,
+    Eq. 5.
     """
 
     # differs from the paper: it clips momenta around the last aggregated one; updates are clipped here, and begin at 0.

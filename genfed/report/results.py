@@ -159,8 +159,8 @@ class Trial:
     """Every client on data like its own. Where clients are pooled (a ceiling), the pool's classifier of its
     architecture on data like its own. A client without such held-out examples is left out; empty: not measured."""
     triggered: float | None = None
-    """After the final round, of held-out examples of other classes with a backdoor's trigger: the share that is taken for
-    the class that it is to mean, a mean over clients; None: no such attack was simulated."""
+    """After the final round, of held-out examples of other classes with a backdoor's trigger: the share that is taken
+    for the class that it is to mean, a mean over clients; None: no such attack was simulated."""
 
     @property
     def own_accuracy(self) -> float | None:
