@@ -23,6 +23,7 @@ from genfed.core.settings import settings
 from genfed.data.dataset import Source
 from genfed.data.partition import IID, Partitioner
 from genfed.report.results import Published
+from genfed.secure.protocol import Secure
 
 T = TypeVar("T")
 Table = dict[str, Any]
@@ -115,6 +116,8 @@ class Config:
     """`kind` names what stands in the place of every mean of uploads; left out: the means that methods declare."""
     attack: InstanceOf[Attack] | None = None
     """`kind` names what a share of the clients does instead of its part, simulated; left out: all are honest."""
+    secure: Secure | None = None
+    """The server learns sums of uploads and no upload; left out: it sees them all."""
     evaluation: Evaluation = Field(default_factory=Evaluation)
     """Scoring."""
     compute: Compute = Field(default_factory=Compute)

@@ -16,6 +16,9 @@ from genfed.core.rng import stream
 from genfed.core.robust import Rule
 from genfed.engines.site import Shards
 from genfed.report.results import Trial
+from genfed.secure.protocol import Secure, refusal
+from genfed.secure.secrets import check_installed
+from genfed.secure.vectors import groups
 
 
 def check(config: Config, shards: Shards, seed: int) -> None:
@@ -39,6 +42,28 @@ def check(config: Config, shards: Shards, seed: int) -> None:
                     f"({fields}), so it would protect nothing; leave the method out, or [aggregation]"
                 )
             _check_groups(label, config, method, shards, seed)
+    if config.secure:
+        _check_secure(config, config.secure, federated, shards, seed)
+
+
+def _check_secure(config: Config, how: Secure, methods: Mapping[str, Method[Any]], shards: Shards, seed: int) -> None:
+    check_installed()
+    if config.aggregation or config.attack:
+        other = "aggregation" if config.aggregation else "attack"
+        why = "looks at" if config.aggregation else "is simulated on"
+        raise GenfedError(f"[secure] hides single uploads, which [{other}] {why}: leave one of them out")
+    for label, method in methods.items():
+        for phase in _uploading(method):
+            if why := refusal(phase):
+                raise GenfedError(f"[secure]: phase {phase.name} of {label} cannot be aggregated securely: {why}")
+        for phase, asked in _rounds(method, shards.clients, config.federation.sample, seed):
+            for group, count in Counter(name for info in asked for name in groups(phase.aggregate, info)).items():
+                if count < how.minimum_group:
+                    raise GenfedError(
+                        f"secure.minimum_group = {how.minimum_group}: in phase {phase.name} of {label} a sum would "
+                        f"be of {count} uploads{f' of architecture {group}' if group else ''}; have more clients in a group "
+                        "or leave the method out"
+                    )
 
 
 def _check_attack(config: Config, shards: Shards, phases: Mapping[str, Sequence[Phase[Any]]]) -> None:
@@ -107,6 +132,11 @@ def notes(config: Config, clients: Mapping[int, Sequence[ClientInfo]], trials: S
         kind = registry.name_of(registry.AGGREGATIONS, type(config.aggregation))
         lines.append(f"Uploads that a method averages are reduced by {kind} instead.")
         lines += [line for label, method in config.method.items() for line in _uncovered(label, method, kind)]
+    if config.secure:
+        lines.append(
+            "Uploads were added up under masks (secure aggregation): the server learned their sums, and of a single "
+            "client what its messages cost and how its classifier scores."
+        )
     for label in dict.fromkeys(trial.method for trial in trials):
         rates = [trial.triggered for trial in trials if trial.method == label and trial.triggered is not None]
         if rates:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from genfed.app import registry
 from genfed.app.config import Compute, Federation
+from genfed.app.secured import SecureAsk
 from genfed.core.aggregate import ClientInfo, Collect
 from genfed.core.attack import Attack
 from genfed.core.errors import GenfedError, RecordError
@@ -27,6 +28,7 @@ from genfed.engines.ask import Ask, Engine
 from genfed.engines.site import Own, Shards, Step
 from genfed.learn.evaluate import Counts, hits, tally, weighted
 from genfed.report.results import EVALUATE, QUALITY, TRIGGERED, Row
+from genfed.secure.protocol import EXCHANGES, Secure
 
 S = TypeVar("S")
 log = logging.getLogger(__name__)
@@ -97,6 +99,12 @@ class Trial:
     """What stands in the place of every mean of uploads; None: the means that the method declares."""
     attack: Attack | None = None
     """What some of its clients do instead of their part; None: all are honest."""
+    secure: Secure | None = None
+    """How uploads are added up without the server's seeing them; None: it sees them."""
+
+    def place(self, step: int) -> int:
+        """The number of a step among all that clients work in: an exchange of secure aggregation is one of its own."""
+        return step * len(EXCHANGES) if self.secure else step
 
 
 @dataclass(frozen=True)
@@ -254,7 +262,12 @@ class Run:
         sample = 1.0 if step.phase == "evaluate" or trial.method.pooled else trial.federation.sample
         asked = participants(trial.shards.clients, sample, stream(trial.seed, step.phase, step.round, "sample"))
         sender = server_of(self._trial, step.round, step.phase, step.round, "send")
-        ask = Ask(self._engine, phase, step, sender, at.state, asked, trial.federation.quorum)
+        placed, quorum = replace(step, number=trial.place(step.number)), trial.federation.quorum
+        ask = (
+            SecureAsk(self._engine, phase, placed, sender, at.state, asked, quorum, trial.secure)
+            if trial.secure and phase.aggregate and step.phase != EVALUATE
+            else Ask(self._engine, phase, placed, sender, at.state, asked, quorum)
+        )
         rows: list[dict[str, Any]] = []
         self._tell(at, phase, step, 0, len(asked))
         for done in ask:

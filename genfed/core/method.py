@@ -179,6 +179,8 @@ class Phase(Generic[S]):
     """False: what is scored does not change in it, so it is not evaluated."""
     check: Callable[[Server, ClientInfo, Any], None] | None = None
     """(server, who, upload): raises GenfedError about one that `update` could not use; who sent it is left out."""
+    draws_as: str | None = None
+    """Of a phase whose part it is: the name after which clients' draws are named; None: its own."""
 
     def __post_init__(self) -> None:
         if self.work is None:

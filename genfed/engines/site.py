@@ -154,7 +154,7 @@ class Site:
         phase = self._phases[step.phase]
         assert phase.work is not None
         kept = KeptOnDisk(self._kept / str(client), step.number, None if step.phase == "evaluate" else phase.slots)
-        about = self.client(step, client, kept)
+        about = self.client(replace(step, phase=phase.draws_as or step.phase), client, kept)
         bad = self._attack if client in self._attackers and self._attack and self._attack.meets(phase) else None
         if bad and step.phase != "evaluate":
             about = replace(about, data=bad.data(about))
