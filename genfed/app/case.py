@@ -27,6 +27,8 @@ from genfed.learn.synthetic import keeps_set
 from genfed.report.page import png
 from genfed.report.privacy import read_audits, write_audits
 
+AT_ONCE = 1000
+"""Examples that are drawn at once."""
 Notify = Callable[[str], None]
 
 
@@ -97,6 +99,9 @@ def case_of(trial: Trial, at: Checkpoint[Any], folder: Path, notify: Notify = la
     def retrained(number: int, examples: Sequence[Data]) -> Case:
         notify(f"shadow {number + 1}")
         shadow = _shadow(trial, number, examples, folder)
+        before = read_checkpoint(shadow.method, shadow.folder)
+        if before and before.trial != shadow.identity:  # of an audit with other settings, which was interrupted
+            shutil.rmtree(shadow.folder)
         Run(shadow, InProcess(new_site(shadow)), lambda rows: None, lambda progress: None).finish()
         done = read_checkpoint(shadow.method, shadow.folder)
         assert done is not None
@@ -129,9 +134,10 @@ def _like(own: Sequence[Own]) -> Tensor | None:
 
 def _samples(trial: Trial, state: Any, y: Tensor, purpose: str) -> Data:
     if trial.method.generates:
+        server = server_of(trial, 0, "audit", purpose)
         with torch.inference_mode():
-            x = trial.method.generate(server_of(trial, 0, "audit", purpose), state, y)
-        return Data(x.float().cpu().clone(), y)
+            parts = [trial.method.generate(server, state, some).float().cpu() for some in torch.split(y, AT_ONCE)]
+        return Data(torch.cat(parts).clone(), y)
     if not keeps_set(trial.method):
         raise NotPossible(f"{trial.label} has no generator of examples, and its server keeps no synthetic set")
     server = server_of(trial, 0, "audit", purpose)
@@ -166,15 +172,17 @@ def _shadow(trial: Trial, number: int, examples: Sequence[Data], folder: Path) -
 
 
 def shared(label: str, method: Method[Any]) -> list[Shared]:
-    """What each phase of a method sends up and down."""
+    """What each phase of a method sends up and down, and what protects it."""
     found = []
+    if method.pooled:
+        found.append(Shared(label, "before training", "", "all training examples (a ceiling, no federation)"))
     for phase in {phase.name: phase for phase in leaves(method.phases())}.values():
         if phase.work is None:
             found.append(Shared(label, phase.name, "", ""))
             continue
         down = ", ".join(field.name for field in dataclasses.fields(phase.kinds[0]))
         up = ", ".join(f"{name} ({_words(aggregate)})" for name, aggregate in phase.aggregate.items())
-        found.append(Shared(label, phase.name, down, up))
+        found.append(Shared(label, phase.name, down, up, phase.protection))
     return found
 
 
