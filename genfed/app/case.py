@@ -29,6 +29,8 @@ from genfed.learn.synthetic import keeps_set
 from genfed.report.page import png
 from genfed.report.privacy import read_audits, write_audits
 
+AT_ONCE = 1000
+"""Examples that are drawn at once."""
 Notify = Callable[[str], None]
 
 
@@ -38,7 +40,9 @@ def attack(config: Config, trial: Trial, labels: Sequence[str], run: Path, notif
     """
     before = read_audits(run) or Audits((), ())
     rest = [s for s in before.shared if s.method != trial.label]
-    found = Audits((*rest, *shared(trial.label, trial.method, trial.aggregation)), before.results)
+    found = Audits(
+        (*rest, *shared(trial.label, trial.method, trial.aggregation, trial.secure is not None)), before.results
+    )
     for label in labels:
         audit = config.audit[label]
         mine = (label, trial.label, trial.seed)
@@ -99,6 +103,9 @@ def case_of(trial: Trial, at: Checkpoint[Any], folder: Path, notify: Notify = la
     def retrained(number: int, examples: Sequence[Data]) -> Case:
         notify(f"shadow {number + 1}")
         shadow = _shadow(trial, number, examples, folder)
+        before = read_checkpoint(shadow.method, shadow.folder)
+        if before and before.trial != shadow.identity:  # of an audit with other settings, which was interrupted
+            shutil.rmtree(shadow.folder)
         Run(shadow, InProcess(new_site(shadow)), lambda rows: None, lambda progress: None).finish()
         done = read_checkpoint(shadow.method, shadow.folder)
         assert done is not None
@@ -131,9 +138,10 @@ def _like(own: Sequence[Own]) -> Tensor | None:
 
 def _samples(trial: Trial, state: Any, y: Tensor, purpose: str) -> Data:
     if trial.method.generates:
+        server = server_of(trial, 0, "audit", purpose)
         with torch.inference_mode():
-            x = trial.method.generate(server_of(trial, 0, "audit", purpose), state, y)
-        return Data(x.float().cpu().clone(), y)
+            parts = [trial.method.generate(server, state, some).float().cpu() for some in torch.split(y, AT_ONCE)]
+        return Data(torch.cat(parts).clone(), y)
     if not keeps_set(trial.method):
         raise NotPossible(f"{trial.label} has no generator of examples, and its server keeps no synthetic set")
     server = server_of(trial, 0, "audit", purpose)
@@ -167,9 +175,11 @@ def _shadow(trial: Trial, number: int, examples: Sequence[Data], folder: Path) -
     )
 
 
-def shared(label: str, method: Method[Any], aggregation: Rule | None = None) -> list[Shared]:
-    """What each phase of a method sends up and down; `aggregation` as a trial has it."""
+def shared(label: str, method: Method[Any], aggregation: Rule | None = None, secure: bool = False) -> list[Shared]:
+    """What each phase of a method sends up and down, and what protects it; `aggregation` and `secure` as the trial has it."""
     found = []
+    if method.pooled:
+        found.append(Shared(label, "before training", "", "all training examples (a ceiling, no federation)"))
     for phase in {phase.name: phase for phase in leaves(method.phases())}.values():
         if phase.work is None:
             found.append(Shared(label, phase.name, "", ""))
@@ -177,7 +187,8 @@ def shared(label: str, method: Method[Any], aggregation: Rule | None = None) -> 
         down = ", ".join(field.name for field in dataclasses.fields(phase.kinds[0]))
         aggregates = robust(phase, aggregation).aggregate
         up = ", ".join(f"{name} ({_words(aggregate)})" for name, aggregate in aggregates.items())
-        found.append(Shared(label, phase.name, down, up))
+        hidden = "under masks: the server learns the sum alone" if secure and phase.aggregate else ""
+        found.append(Shared(label, phase.name, down, up, "; ".join(filter(None, (phase.protection, hidden)))))
     return found
 
 

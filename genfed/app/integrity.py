@@ -61,8 +61,8 @@ def _check_secure(config: Config, how: Secure, methods: Mapping[str, Method[Any]
                 if count < how.minimum_group:
                     raise GenfedError(
                         f"secure.minimum_group = {how.minimum_group}: in phase {phase.name} of {label} a sum would "
-                        f"be of {count} uploads{f' of architecture {group}' if group else ''}; have more clients in a group "
-                        "or leave the method out"
+                        f"be of {count} uploads{f' of architecture {group}' if group else ''}; have more clients in a "
+                        "group or leave the method out"
                     )
 
 

@@ -50,6 +50,8 @@ class Privacy(NamedTuple):
     lines: Sequence[str]
     """A sentence per reading."""
     shared: Cells
+    protection: Sequence[str]
+    """A sentence per method."""
     audits: Sequence[Audit]
     uncovered: Sequence[str]
 
@@ -79,7 +81,7 @@ def read_audits(run: Path) -> Audits | None:
 
 def privacy(audits: Audits) -> Privacy:
     """What the page shows."""
-    return Privacy([line for result in audits.results for line in _lines(result)], _shared(audits),
+    return Privacy([line for result in audits.results for line in _lines(result)], _shared(audits), _protection(audits),
                    [_audit(result) for result in audits.results], UNCOVERED)  # fmt: skip
 
 
@@ -104,6 +106,19 @@ def privacy_tables(audits: Audits) -> list[Table]:
 def _shared(audits: Audits) -> Cells:
     rows = [(s.method, s.phase, s.down or "nothing", s.up or "nothing") for s in audits.shared]
     return Cells(("method", "phase", "the server sends", "a client sends"), rows)
+
+
+def _protection(audits: Audits) -> list[str]:
+    """What protects the uploads of each method, as its phases say."""
+    found = []
+    for method in dict.fromkeys(s.method for s in audits.shared):
+        sent = [s for s in audits.shared if s.method == method and s.up]
+        bare = ", ".join(s.phase for s in sent if not s.protection)
+        told = [f"{s.phase}: {s.protection}" for s in sent if s.protection]
+        if bare:
+            told.append(f"{bare}: no noise is added (ε = ∞), and the server can read every upload")
+        found.append(f"{method}. {'; '.join(told) if told else 'No client sends anything'}.")
+    return found
 
 
 def _audit(result: Audited) -> Audit:
