@@ -176,7 +176,7 @@ def _shadow(trial: Trial, number: int, examples: Sequence[Data], folder: Path) -
 
 
 def shared(label: str, method: Method[Any], aggregation: Rule | None = None, secure: bool = False) -> list[Shared]:
-    """What each phase of a method sends up and down, and what protects it; `aggregation` and `secure` as the trial has it."""
+    """What each phase of a method sends up and down, and what protects it; the rest is of the trial."""
     found = []
     if method.pooled:
         found.append(Shared(label, "before training", "", "all training examples (a ceiling, no federation)"))
