@@ -155,8 +155,9 @@ class Site:
         assert phase.work is not None
         kept = KeptOnDisk(self._kept / str(client), step.number, None if step.phase == "evaluate" else phase.slots)
         about = self.client(replace(step, phase=phase.draws_as or step.phase), client, kept)
-        bad = self._attack if client in self._attackers and self._attack and self._attack.meets(phase) else None
-        if bad and step.phase != "evaluate":
+        bad = self._attack if client in self._attackers and step.phase != "evaluate" else None
+        bad = bad if bad and bad.meets(phase) else None
+        if bad:
             about = replace(about, data=bad.data(about))
         sizes = [sum(t.numel() for t in sent.tensors.values() if t.is_floating_point())]
 
@@ -173,7 +174,7 @@ class Site:
         if flops is not None:
             metrics |= {"flops": float(flops.count), "parameters": float(max(sizes))}
         upload = pack(reply.upload)
-        if bad and step.phase != "evaluate":
+        if bad:
             upload = bad.upload(sent, upload, stream(self._seed, "attack", step.phase, step.round, client))
         answer = Answer(upload, float(reply.weight), metrics, time.perf_counter() - started)
         sound(answer)
