@@ -54,8 +54,8 @@ def _check_secure(config: Config, how: Secure, methods: Mapping[str, Method[Any]
         raise GenfedError(f"[secure] hides single uploads, which [{other}] {why}: leave one of them out")
     for label, method in methods.items():
         for phase in _uploading(method):
-            if why := refusal(phase):
-                raise GenfedError(f"[secure]: phase {phase.name} of {label} cannot be aggregated securely: {why}")
+            if (reason := refusal(phase)) is not None:
+                raise GenfedError(f"[secure]: phase {phase.name} of {label} cannot be aggregated securely: {reason}")
         for phase, asked in _rounds(method, shards.clients, config.federation.sample, seed):
             for group, count in Counter(name for info in asked for name in groups(phase.aggregate, info)).items():
                 if count < how.minimum_group:

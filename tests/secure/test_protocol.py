@@ -1,7 +1,7 @@
 """The sum is the plain one, one upload looks like noise, and whoever leaves is made up for, as far as that goes."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -84,7 +84,7 @@ def clients(count: int) -> list[ClientInfo]:
 def run(
     count: int,
     how: Secure,
-    leaving: dict[int, Sequence[int]] | None = None,
+    leaving: Mapping[int, Sequence[int]] | None = None,
     phase: Phase[Any] = PHASE,
     seen: Callable[[str, int, Any], None] = lambda exchange, client, upload: None,
 ) -> dict[str, Any]:
