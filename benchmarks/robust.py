@@ -13,7 +13,11 @@ import genfed
 from benchmarks.common import hardware
 
 RULES = ("mean", "median", "trimmed_mean", "krum", "multi_krum", "norm_bounding", "centred_clipping")
-ATTACKS = (("sign_flip", {"factor": 2.0}), ("label_flip", {}), ("backdoor", {"size": 2, "phases": ["generator"]}))
+ATTACKS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("sign_flip", {"factor": 2.0}),
+    ("label_flip", {}),
+    ("backdoor", {"size": 2, "phases": ["generator"]}),
+)
 SHARES = (0.0, 0.1, 0.3)
 
 
