@@ -143,7 +143,7 @@ def _audit(result: Audited) -> Audit:
 def _lines(result: Audited) -> list[str]:
     where = f"{result.method}, {result.audit}"
     if result.not_possible:
-        return [f"{where}: not made. {result.not_possible[0].upper()}{result.not_possible[1:]}."]
+        return [f"{where}: not made ({result.not_possible})."]  # it may begin with a label, which has no capital
     return [f"{where}, {reading.attack}: {_sentence(reading)}" for reading in result.readings]
 
 
