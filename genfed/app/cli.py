@@ -84,10 +84,47 @@ def run(
     output = _output()
     for table in (summary_table(report), *more_tables(report)):
         output.print(table)
+    for line in report.notes:
+        output.print(line, style="yellow", soft_wrap=True)
     for trial in report.trials:
         for failure in trial.failures:
             console.print(f"{trial.method}, seed {trial.seed}: {failure}", style="yellow")
     output.print(f"report: {folder / 'report.html'}", soft_wrap=True)
+
+
+@app.command()
+def audit(
+    run: RunFolder,
+    audits: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--audit",
+            metavar="NAME",
+            help="Which attack; repeatable.",
+            show_default="those of the config, else all that train nothing anew",
+        ),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="E.g. audit.membership_samples.samples=500; repeatable."),
+    ] = None,
+    method: Annotated[str | None, typer.Option(help="Label of the method.", show_default="all")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the trial.", show_default="the first")] = None,
+) -> None:
+    """Attack what a finished run made, as somebody would who wants to know whose data were in it.
+
+    Every attack is also made on a planted leak, which it must find, and where there is nothing to find. What came of it
+    stands in audits.json and under "Privacy" in report.html, with what was found by earlier audits of the run.
+    """
+    from genfed.app.audit import audit_run
+    from genfed.report.privacy import privacy_tables
+
+    console = _console(stderr=True)
+    done = audit_run(run, audits or (), set_ or (), method, seed, lambda line: console.print(line, style="dim"))
+    output = _output()
+    for table in privacy_tables(done):
+        output.print(table)
+    output.print(f"report: {run / 'report.html'}", soft_wrap=True)
 
 
 @app.command()
@@ -240,7 +277,17 @@ def pretrain(
 @app.command(name="list")
 def list_(
     what: Annotated[
-        Literal["methods", "data", "partitions", "architectures", "generators", "settings"],
+        Literal[
+            "methods",
+            "data",
+            "partitions",
+            "architectures",
+            "generators",
+            "audits",
+            "aggregations",
+            "attacks",
+            "settings",
+        ],
         typer.Argument(help="What to explain.", show_default=False),
     ],
     name: Annotated[str | None, typer.Argument(help="Only this one, with its settings.", show_default=False)] = None,

@@ -14,12 +14,16 @@ import tomli_w
 from pydantic import Field, InstanceOf
 
 from genfed.app import registry
+from genfed.core.attack import Attack
+from genfed.core.audit import Audit
 from genfed.core.errors import GenfedError
 from genfed.core.method import Method
+from genfed.core.robust import Rule
 from genfed.core.settings import settings
 from genfed.data.dataset import Source
 from genfed.data.partition import IID, Partitioner
 from genfed.report.results import Published
+from genfed.secure.protocol import Secure
 
 T = TypeVar("T")
 Table = dict[str, Any]
@@ -108,6 +112,12 @@ class Config:
     """`kind` names how the training part is shared out."""
     federation: Federation = Field(default_factory=Federation)
     """The clients."""
+    aggregation: InstanceOf[Rule] | None = None
+    """`kind` names what stands in the place of every mean of uploads; left out: the means that methods declare."""
+    attack: InstanceOf[Attack] | None = None
+    """`kind` names what a share of the clients does instead of its part, simulated; left out: all are honest."""
+    secure: Secure | None = None
+    """The server learns sums of uploads and no upload; left out: it sees them all."""
     evaluation: Evaluation = Field(default_factory=Evaluation)
     """Scoring."""
     compute: Compute = Field(default_factory=Compute)
@@ -116,6 +126,11 @@ class Config:
     """Measures of generators and of costs."""
     published: dict[str, InstanceOf[Published]] = Field(default_factory=dict)
     """Per label a figure from a paper, to be set beside the run's own: [published.WORD]."""
+    audits: tuple[str, ...] = ()
+    """Attacks that are made on every method, with the first seed, after its last round: names (`genfed list audits`),
+    or any words whose table [audit.WORD] says `kind = "name"`."""
+    audit: dict[str, InstanceOf[Audit]] = Field(default_factory=dict)
+    """A table of settings per audit, for those of `audits` and for `genfed audit`: [audit.WORD]."""
     method: dict[str, InstanceOf[Method[Any]]]
     """A table of settings per label."""
 
@@ -175,7 +190,10 @@ def flat(config: object) -> Table:
     return _flat(_dump(config))
 
 
-_FREE = r"name|data_root|compute\.workers|(data|public)\.(path|validation_path|test_path)|(quality|published)\..*"
+_FREE = (
+    r"name|data_root|compute\.workers|audits"
+    r"|(data|public)\.(path|validation_path|test_path)|(quality|published|audit)\..*"
+)
 
 
 def decisive(config: Config) -> Table:
@@ -234,7 +252,20 @@ def _config(table: Table) -> Config:
     published = {k: build(Published, _table(v, f"published.{k}"), f"published.{k}.") for k, v in figures.items()}
     # As with [method.WORD], a table for a method that is not run is checked all the same, and left out.
     ours = {label: figure for label, figure in published.items() if label in labels}
-    return build(Config, table | {"method": built, "published": ours}, "")
+    return build(Config, table | {"method": built, "published": ours, "audit": _audits(table)}, "")
+
+
+def _audits(table: Table) -> dict[str, Audit]:
+    """Of every label that `audits` names or that has a table."""
+    own = _table(table.pop("audit", {}), "audit")
+    built = {}
+    for label in dict.fromkeys((*_labels(table, "audits"), *own)):
+        given = _table(own.get(label, {}), f"audit.{label}")
+        if not isinstance(kind := given.get("kind", label), str):
+            raise GenfedError(f"audit.{label}.kind = {kind!r}: expected the name of an audit")
+        cls = registry.find(registry.AUDITS, kind)
+        built[label] = build(cls, {k: v for k, v in given.items() if k != "kind"}, f"audit.{label}.")
+    return built
 
 
 def _labels(table: Table, key: str, default: tuple[str, ...] = ()) -> tuple[str, ...]:

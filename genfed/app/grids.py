@@ -11,11 +11,20 @@ from genfed.app.trial import Trial, server_of
 from genfed.core.method import Server
 from genfed.engines.site import Shards
 from genfed.learn.fit import scaled, unscaled
-from genfed.learn.synthetic import SyntheticSet
+from genfed.learn.synthetic import SyntheticSet, keeps_set
 from genfed.report.page import CLASSES, CLIENTS, Grid, SetGrid
 
 SIDE = 64
 """Pixels that a picture of a kept image is made to fit into."""
+
+
+def picture(label: str, trial: Trial, state: Any, shards: Shards) -> Grid | SetGrid | None:
+    """What the trial's generator draws, or what its server keeps; None: neither."""
+    if trial.method.generates:
+        return generated(label, trial, state)
+    if keeps_set(trial.method):
+        return kept(label, state.synthetic, server_of(trial, 0, "grid"), shards)
+    return None
 
 
 def generated(label: str, trial: Trial, state: Any, each: int = 10) -> Grid:

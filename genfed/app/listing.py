@@ -17,6 +17,7 @@ from genfed.core.errors import GenfedError
 from genfed.core.method import Task
 from genfed.learn.training import Training
 from genfed.report.results import Published
+from genfed.secure.protocol import Secure
 
 
 def listing(what: str, name: str | None = None) -> RenderableType:
@@ -29,7 +30,7 @@ def listing(what: str, name: str | None = None) -> RenderableType:
         if name is not None:
             raise GenfedError(f"list settings takes no name ({name!r}); it shows all of them")
         tables = {"": Config, "federation": Federation, "evaluation": Evaluation, "compute": Compute}
-        tables |= {"quality": Quality, "published.WORD": Published}
+        tables |= {"quality": Quality, "secure": Secure, "published.WORD": Published}
         closing = "[defaults] holds settings for every method that has them; [method.LABEL] those of one method."
         return Group(
             closing, *(_settings(cls, f"[{key}]" if key else "the top of the file") for key, cls in tables.items())

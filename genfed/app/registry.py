@@ -1,4 +1,6 @@
-"""Things found by name: a method, generator or data source is a file; others come by entry point or "module:Class"."""
+"""Things found by name: a method, generator, data source or audit is a file; others come by entry point or
+"module:Class".
+"""
 
 import difflib
 import importlib
@@ -14,9 +16,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from genfed.core.attack import Attack
+from genfed.core.audit import Audit
 from genfed.core.errors import GenfedError
 from genfed.core.method import Method, Task
 from genfed.core.rng import seeded
+from genfed.core.robust import Rule
 from genfed.data.checks import reason
 from genfed.data.dataset import Source
 from genfed.data.partition import Partitioner
@@ -38,7 +43,10 @@ METHODS = Family("methods", Method, "genfed.methods")
 DATA = Family("data", Source, "genfed.data")
 PARTITIONS = Family("partitions", Partitioner, "genfed.data.partition")
 GENERATORS = Family("generators", Generator, "genfed.generators")
-FAMILIES = (METHODS, DATA, PARTITIONS, GENERATORS)
+AUDITS = Family("audits", Audit, "genfed.audits")
+AGGREGATIONS = Family("aggregations", Rule, "genfed.learn.robust")
+ATTACKS = Family("attacks", Attack, "genfed.learn.attacks")
+FAMILIES = (METHODS, DATA, PARTITIONS, GENERATORS, AUDITS, AGGREGATIONS, ATTACKS)
 _CLASSIFIERS = "genfed.classifiers"
 
 

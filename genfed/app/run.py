@@ -20,10 +20,12 @@ import pydantic
 from torch import Tensor
 
 from genfed import __version__
-from genfed.app import federation, grids, quality
+from genfed.app import federation, grids, integrity, quality
+from genfed.app.case import attack
 from genfed.app.config import Config, decisive, read, to_toml
 from genfed.app.site import new_site, new_trial, shards_file, trial_folder
-from genfed.app.trial import Progress, Run, counts_for, new_server, read_checkpoint, server_of
+from genfed.app.trial import Progress, Run, counts_for, new_server, read_checkpoint
+from genfed.core.audit import Audits
 from genfed.core.errors import GenfedError
 from genfed.core.method import Task
 from genfed.core.record import digest, pack, save
@@ -32,10 +34,10 @@ from genfed.data.features import write_encoder
 from genfed.data.huggingface import HuggingFace
 from genfed.engines.embedded import InProcess, Workers
 from genfed.engines.site import Shards, threads
-from genfed.learn.synthetic import keeps_set
 from genfed.report.metrics import Metrics, retain
 from genfed.report.metrics import read as read_metrics
 from genfed.report.page import Grid, SetGrid, page
+from genfed.report.privacy import read_audits
 from genfed.report.results import QUALITY, Environment, Report, Row, summarise, to_json
 from genfed.report.tensorboard import TensorBoard, open_tensorboard
 
@@ -91,6 +93,7 @@ def run(
         shards = federation.share_out(settings, dataset, seed)
         federation.check(settings, shards)
         quality.check(settings, shards)
+        integrity.check(settings, shards, seed)
     for method in settings.method.values():  # a generator that does not fit, before an earlier method has run
         method.init(new_server(shards.task, shards.clients, settings.compute, seed, 0, "init", public=public))
     started = Started(command or _command(), datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
@@ -174,6 +177,7 @@ def _run(
     started: Started,
 ) -> Report:
     partition: dict[str, tuple[tuple[int, ...], ...]] = {}
+    clients = {}
     natural: dict[str, tuple[tuple[str, ...], ...]] = {}
     pictures: dict[str, Grid | SetGrid] = {}
     data = folder / "data"
@@ -197,6 +201,7 @@ def _run(
 
         for seed in config.seeds:
             shards = federation.share_out(config, dataset, seed)
+            clients[seed] = shards.clients
             partition[str(seed)] = federation.class_counts(shards)
             values = tuple(own.values for each in shards.own.values() for own in each)
             natural |= {str(seed): values} if any(values) else {}
@@ -214,10 +219,11 @@ def _run(
                 if quality.judged(method) and config.quality.samples and (label, seed) not in judged:
                     loop.tell_after(QUALITY)
                     record([judge(trial, state, loop.step)])
-                if method.generates and seed == config.seeds[0]:
-                    pictures[label] = grids.generated(label, trial, state)
-                elif keeps_set(method) and seed == config.seeds[0]:
-                    pictures[label] = grids.kept(label, state.synthetic, server_of(trial, 0, "grid"), shards)
+                if seed == config.seeds[0] and (picture := grids.picture(label, trial, state, shards)):
+                    pictures[label] = picture
+                if seed == config.seeds[0] and config.audits:
+                    loop.tell_after("audits")
+                    attack(config, trial, config.audits, folder)
             shards_file(folder, seed).unlink(missing_ok=True)
     rows = read_metrics(folder / "metrics.jsonl")
     trials = tuple(summarise(rows, label, seed) for label in config.labels for seed in config.seeds)
@@ -234,11 +240,18 @@ def _run(
         skewed=not config.partition.alike,
         column=config.partition.natural if natural else None,
         natural=natural,
+        notes=integrity.notes(config, clients, trials),
     )
     (folder / "report.json").write_text(to_json(report), "utf-8")
-    (folder / "report.html").write_text(page(report, pictures), "utf-8")
+    (folder / "report.html").write_text(page(report, pictures, *_audits(folder)), "utf-8")
     shutil.rmtree(data, ignore_errors=True)
     return report
+
+
+def _audits(folder: Path) -> tuple[Audits, ...]:
+    """What was found so far; empty: nothing was looked for."""
+    found = read_audits(folder)
+    return (found,) if found else ()
 
 
 def _first(folder: Path, now: Started) -> Started:

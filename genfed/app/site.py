@@ -4,14 +4,20 @@ import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
 from genfed.app import federation, registry
 from genfed.app.config import Config, decisive, read
-from genfed.app.trial import Trial, with_evaluation
+from genfed.app.trial import Checkpoint, Trial, server_of, with_evaluation
+from genfed.core.aggregate import ClientInfo
+from genfed.core.method import leaves
 from genfed.core.record import load
-from genfed.engines.site import NewNetwork, Shards, Site
+from genfed.engines.site import NewNetwork, Shards, Site, Step
+from genfed.report.results import EVALUATE
+from genfed.secure.protocol import secure
 
 
 def new_trial(config: Config, folder: Path, label: str, seed: int, shards: Shards, fingerprint: str) -> Trial:
@@ -30,6 +36,9 @@ def new_trial(config: Config, folder: Path, label: str, seed: int, shards: Shard
         compute=config.compute,
         evaluate_every=config.evaluation.every,
         counts_flops=config.quality.flops and seed == config.seeds[0],
+        aggregation=None if method.pooled else config.aggregation,
+        attack=None if method.pooled else config.attack,
+        secure=None if method.pooled else config.secure,
     )
 
 
@@ -40,8 +49,14 @@ def trial_folder(folder: Path, label: str, seed: int) -> Path:
 
 def new_site(trial: Trial, new_network: NewNetwork = registry.new_network) -> Site:
     """Where the trial's clients work."""
+    held_out = trial.shards.held_out.to(torch.device(trial.compute.device))
+    triggered = trial.attack.triggered(held_out, trial.shards.task) if trial.attack else None
+    phases = with_evaluation(trial.method, held_out, trial.shards.own, triggered)
+    if trial.secure:
+        uploading = [phase for phase in leaves(trial.method.phases()) if phase.aggregate]
+        phases |= {part.name: part for phase in uploading for part in secure(phase, trial.secure)}
     return Site(
-        with_evaluation(trial.method, trial.shards.held_out.to(torch.device(trial.compute.device)), trial.shards.own),
+        phases,
         trial.shards,
         trial.folder / "clients",
         trial.seed,
@@ -49,7 +64,19 @@ def new_site(trial: Trial, new_network: NewNetwork = registry.new_network) -> Si
         trial.compute.device,
         trial.compute.precision,
         trial.counts_flops,
+        trial.attack,
     )
+
+
+def classifier(
+    trial: Trial, at: Checkpoint[Any], info: ClientInfo, new_network: NewNetwork = registry.new_network
+) -> nn.Module:
+    """A client's, as the last evaluation made it; `new_network` makes the architectures that it asks for."""
+    number = at.evaluations - 1 if at.scored == at.step else at.evaluations
+    server = server_of(trial, number, EVALUATE, number, "send")
+    sent = trial.method.send_classifier(server, at.state, info)
+    client = new_site(trial, new_network).evaluated(Step(EVALUATE, number, trial.place(at.step)), info.id)
+    return trial.method.classifier(client, sent)
 
 
 def site_of(text: str) -> Site:

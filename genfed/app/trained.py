@@ -11,13 +11,13 @@ from torch import nn
 from genfed.app import federation, registry
 from genfed.app.config import Config
 from genfed.app.run import fingerprint, load_data, load_public
-from genfed.app.site import new_site, new_trial, trial_folder
-from genfed.app.trial import Checkpoint, Trial, read_checkpoint, server_of
+from genfed.app.site import classifier, new_trial, trial_folder
+from genfed.app.trial import Checkpoint, Trial, read_checkpoint
 from genfed.core.aggregate import ClientInfo
 from genfed.core.errors import GenfedError
 from genfed.core.method import Data, Task
 from genfed.data.checks import reason
-from genfed.engines.site import Shards, Step, threads
+from genfed.engines.site import Shards, threads
 from genfed.report.metrics import read as read_metrics
 from genfed.report.results import EVALUATE, Row
 
@@ -178,11 +178,7 @@ def _classifier(trial: Trial, at: Checkpoint[Any], info: ClientInfo, names: dict
         names[architecture] = None
         return registry.new_network(architecture, task, rng)
 
-    number = at.evaluations - 1 if at.scored == at.step else at.evaluations
-    server = server_of(trial, number, EVALUATE, number, "send")
-    sent = trial.method.send_classifier(server, at.state, info)
-    client = new_site(trial, new_network).evaluated(Step(EVALUATE, number, at.step), info.id)
-    return trial.method.classifier(client, sent).eval()
+    return classifier(trial, at, info, new_network).eval()
 
 
 def _clients(chosen: Chosen, rows: Sequence[Row]) -> tuple[ClientInfo, ...] | None:

@@ -11,20 +11,24 @@ from statistics import fmean
 from typing import Any, Generic, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from genfed.app import registry
 from genfed.app.config import Compute, Federation
+from genfed.app.secured import SecureAsk
 from genfed.core.aggregate import ClientInfo, Collect
+from genfed.core.attack import Attack
 from genfed.core.errors import GenfedError, RecordError
 from genfed.core.method import Client, Kept, Method, Phase, Reduced, Reply, Server, Slot, Task, leaves, participants
 from genfed.core.record import digest, load, pack, save
 from genfed.core.rng import stream
+from genfed.core.robust import Rule, robust
 from genfed.core.store import FolderStore, MemoryStore, Store
 from genfed.engines.ask import Ask, Engine
 from genfed.engines.site import Own, Shards, Step
 from genfed.learn.evaluate import Counts, hits, tally, weighted
-from genfed.report.results import EVALUATE, QUALITY, Row
+from genfed.report.results import EVALUATE, QUALITY, TRIGGERED, Row
+from genfed.secure.protocol import EXCHANGES, Secure
 
 R = TypeVar("R")
 S = TypeVar("S")
@@ -94,6 +98,16 @@ class Trial:
     """Unlabelled examples that anybody may see; None: the run names none."""
     counts_flops: bool = False
     """Whether clients count their arithmetic in the first round of each phase."""
+    aggregation: Rule | None = None
+    """What stands in the place of every mean of uploads; None: the means that the method declares."""
+    attack: Attack | None = None
+    """What some of its clients do instead of their part; None: all are honest."""
+    secure: Secure | None = None
+    """How uploads are added up without the server's seeing them; None: it sees them."""
+
+    def place(self, step: int) -> int:
+        """The number of a step among all that clients work in: an exchange of secure aggregation is one of its own."""
+        return step * len(EXCHANGES) if self.secure else step
 
 
 @dataclass(frozen=True)
@@ -122,11 +136,15 @@ class Watched:
 
 
 def with_evaluation(
-    method: Method[Any], held_out: Any, own: Mapping[int, Sequence[Own]] | None = None
+    method: Method[Any],
+    held_out: Any,
+    own: Mapping[int, Sequence[Own]] | None = None,
+    triggered: tuple[Any, int] | None = None,
 ) -> dict[str, Phase[Any]]:
     """A method's phases by name, and the phase that scores its classifiers. Clients tell counts per class of the common
     part, and one number for the data like their own: how many they have of each class stays with them. Where clients
-    work, `held_out` lies on their device; `own` is that of `Shards`, None: nobody is scored so.
+    work, `held_out` lies on their device; `own` is that of `Shards`, None: nobody is scored so. `triggered`: examples
+    of which the metric TRIGGERED tells the share that is taken for the given class.
 
     Raises:
         GenfedError: two different phases of one name, or one of a name that the run itself uses.
@@ -139,25 +157,34 @@ def with_evaluation(
         if phases.setdefault(phase.name, same) != same:
             raise GenfedError(f"{type(method).__name__} has two phases named {phase.name!r}")
 
-    scored: dict[tuple[str, str], Tensor] = {}
+    scored: dict[tuple[str, str], tuple[Tensor, dict[str, float]]] = {}
 
-    def hit_by(client: Client, sent: Any) -> Tensor:
+    def judged(network: nn.Module, client: Client) -> tuple[Tensor, dict[str, float]]:
+        """Which of the common part it gets right, and the metrics."""
+        hit = hits(network, held_out, client.precision)
+        if triggered is None:
+            return hit, {}
+        data, target = triggered
+        fooled = hits(network, replace(data, y=torch.full_like(data.y, target)), client.precision)
+        return hit, {TRIGGERED: fooled.double().mean().item()}
+
+    def scored_once(client: Client, sent: Any) -> tuple[Tensor, dict[str, float]]:
         """Clients of one architecture who were sent the same have the same classifier, unless they kept something of
         it: one of a thousand clients is asked for all of them.
         """
         known = (client.info.architecture, digest(pack(sent)))
         if known not in scored:
             kept = Watched(client.kept)
-            hit = hits(method.classifier(replace(client, kept=kept), sent), held_out, client.precision)
+            result = judged(method.classifier(replace(client, kept=kept), sent), client)
             if kept.read:
-                return hit
+                return result
             if len(scored) >= REMEMBERED:
                 scored.clear()
-            scored[known] = hit
+            scored[known] = result
         return scored[known]
 
     def evaluate(client: Client, sent: Any) -> Reply[Scores]:
-        hit, y = hit_by(client, sent), held_out.y.cpu()
+        (hit, metrics), y = scored_once(client, sent), held_out.y.cpu()
         classes, mine, accuracy = len(client.task.classes), client.data.y.cpu(), {}
         whole = tally(hit, y, classes)
         for each in (own or {}).get(client.info.id, ()):
@@ -165,7 +192,7 @@ def with_evaluation(
             held = torch.bincount(mine[slice(*each.range)], minlength=classes)
             if (score := weighted(counts, held)) is not None:
                 accuracy[each.client] = score
-        return Reply(Scores(whole.correct, whole.total, accuracy))
+        return Reply(Scores(whole.correct, whole.total, accuracy), metrics=metrics)
 
     evaluate.__annotations__["sent"] = typing.get_type_hints(method.classifier)["sent"]
     phases["evaluate"] = Phase(
@@ -192,7 +219,7 @@ class Run:
         whenever a client has answered.
         """
         self._trial, self._engine, self._record, self._notify = trial, engine, record, notify
-        self._plan = tuple(leaves(trial.method.phases()))
+        self._plan = tuple(robust(phase, trial.aggregation) for phase in leaves(trial.method.phases()))
         self._phases = with_evaluation(trial.method, trial.shards.held_out)
         self._accuracy: float | None = None
         self._took: dict[str, list[float]] = {}
@@ -274,7 +301,12 @@ class Run:
         sample = 1.0 if step.phase == "evaluate" or trial.method.pooled else trial.federation.sample
         asked = participants(trial.shards.clients, sample, stream(trial.seed, step.phase, step.round, "sample"))
         sender = server_of(self._trial, step.round, step.phase, step.round, "send")
-        ask = Ask(self._engine, phase, step, sender, at.state, asked, trial.federation.quorum)
+        placed, quorum = replace(step, number=trial.place(step.number)), trial.federation.quorum
+        ask = (
+            SecureAsk(self._engine, phase, placed, sender, at.state, asked, quorum, trial.secure)
+            if trial.secure and phase.aggregate and step.phase != EVALUATE
+            else Ask(self._engine, phase, placed, sender, at.state, asked, quorum)
+        )
         rows: list[dict[str, Any]] = []
         self._tell(at, phase, step, 0, len(asked))
         for done in ask:

@@ -35,6 +35,12 @@ class Aggregate(ABC):
     def lift(self, value: Any, weight: float, info: ClientInfo) -> Any:
         """One client's contribution. What is summed must not alias `value`."""
 
+    def lift_from(self, sent: Any, value: Any, weight: float, info: ClientInfo) -> Any:
+        """`lift`, for a reduction that looks at what the value was made from: `sent` is the field of the same name of
+        what the client was sent; None: there is none.
+        """
+        return self.lift(value, weight, info)
+
     @abstractmethod
     def add(self, left: Any, right: Any) -> Any:
         """Joins two contributions; `left` belongs to the lower client ids."""
@@ -53,29 +59,35 @@ class Mean(Aggregate):
 
     by: Literal["architecture"] | None = None
 
+    def averaged(self, value: Any) -> Any:
+        """What of an upload is averaged: tensors, numbers or dicts of them."""
+        return value
+
     def form(self, value: Any, info: ClientInfo) -> dict[str, Any]:
-        return {self._group(info): _map(_form, value)}
+        return {self.group(info): tree_map(_form, self.averaged(value))}
 
     def lift(self, value: Any, weight: float, info: ClientInfo) -> Any:
-        return {self._group(info): (weight, _map(lambda leaf: _times(leaf, weight), value), _map(_dtype, value))}
+        tree = self.averaged(value)
+        return {self.group(info): (weight, tree_map(lambda leaf: _times(leaf, weight), tree), tree_map(_dtype, tree))}
 
     def add(self, left: Any, right: Any) -> Any:
         out = dict(left)
         for group, (weight, total, dtypes) in right.items():
             if group in out:
                 before, sum_before, dtypes = out[group]
-                weight, total = before + weight, _map(_plus, sum_before, total)
+                weight, total = before + weight, tree_map(_plus, sum_before, total)
             out[group] = (weight, total, dtypes)
         return out
 
     def finish(self, total: Any) -> Any:
         def divide(weight: float, value: Any, dtypes: Any) -> Any:
-            return _map(lambda leaf, dtype: _divided(leaf, weight, dtype), value, dtypes)
+            return tree_map(lambda leaf, dtype: _divided(leaf, weight, dtype), value, dtypes)
 
         means = {group: divide(*parts) for group, parts in sorted((total or {}).items())}
         return means if self.by else means.get("")
 
-    def _group(self, info: ClientInfo) -> str:
+    def group(self, info: ClientInfo) -> str:
+        """The clients of one name are averaged together."""
         return info.architecture if self.by else ""
 
 
@@ -84,16 +96,16 @@ class Sum(Aggregate):
     """Σ value, weights aside: floating-point tensors in double precision, integers and booleans as int64."""
 
     def form(self, value: Any, info: ClientInfo) -> dict[str, Any]:
-        return {"": _map(_form, value)}
+        return {"": tree_map(_form, value)}
 
     def lift(self, value: Any, weight: float, info: ClientInfo) -> Any:
-        return _map(_widened, value), _map(_dtype, value)
+        return tree_map(_widened, value), tree_map(_dtype, value)
 
     def add(self, left: Any, right: Any) -> Any:
-        return _map(lambda a, b: a + b, left[0], right[0]), left[1]
+        return tree_map(lambda a, b: a + b, left[0], right[0]), left[1]
 
     def finish(self, total: Any) -> Any:
-        return None if total is None else _map(_narrowed, *total)
+        return None if total is None else tree_map(_narrowed, *total)
 
 
 @dataclass(frozen=True)
@@ -120,8 +132,8 @@ class Fold:
         self._forms: dict[tuple[str, str], Any] = {}  # (field, group) -> that of the first reply
         self._unheard = set(self._place)
 
-    def add(self, info: ClientInfo, upload: object, weight: float) -> None:
-        """Folds one reply in.
+    def add(self, info: ClientInfo, upload: object, weight: float, sent: object = None) -> None:
+        """Folds one reply in; `sent` is the record that the client was sent.
 
         Raises:
             GenfedError: the upload does not fit those before it; the fold is then as it was.
@@ -133,8 +145,11 @@ class Fold:
         }
         # Here and not when partial sums are joined, which may be much later and on another's account.
         for key, form in forms.items():
-            _map(_same, self._forms.get(key, form), form)
-        values = {name: how.lift(getattr(upload, name), weight, info) for name, how in self._aggregates.items()}
+            tree_map(_same, self._forms.get(key, form), form)
+        values = {
+            name: how.lift_from(getattr(sent, name, None), getattr(upload, name), weight, info)
+            for name, how in self._aggregates.items()
+        }
         self._place_at(info, values)
         self._forms |= forms
 
@@ -171,13 +186,13 @@ class Fold:
         return {name: how.finish(None if total is None else total[name]) for name, how in self._aggregates.items()}
 
 
-def _map(function: Callable[..., Any], *trees: Any) -> Any:
+def tree_map(function: Callable[..., Any], *trees: Any) -> Any:
     """Applies to every leaf of dicts that have the same keys."""
     first = trees[0]
     if any(isinstance(tree, dict) for tree in trees):
         if not all(isinstance(tree, dict) and tree.keys() == first.keys() for tree in trees):
             raise GenfedError("uploads of one group have different names")
-        return {key: _map(function, *(tree[key] for tree in trees)) for key in first}
+        return {key: tree_map(function, *(tree[key] for tree in trees)) for key in first}
     return function(*trees)
 
 

@@ -98,11 +98,12 @@ class Ask:
         self.seconds = time.perf_counter() - started
 
     def _take(self, info: ClientInfo, sent: Packed, answer: Answer) -> None:
-        upload = unpack(self._phase.kinds[1], answer.upload)
+        kind_sent, kind_uploaded = self._phase.kinds
+        was_sent, upload = unpack(kind_sent, sent), unpack(kind_uploaded, answer.upload)
         check(sent, answer)
         if self._phase.check is not None:
             self._phase.check(self._server, info, upload)
-        self._fold.add(info, upload, answer.weight)
+        self._fold.add(info, upload, answer.weight, was_sent)
 
     @property
     def reduced(self) -> Reduced:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from genfed.core.aggregate import ClientInfo
+from genfed.core.attack import Attack
 from genfed.core.errors import GenfedError, StorageError
 from genfed.core.method import Client, Data, Kept, Phase, Slot, Task
 from genfed.core.record import Packed, load, pack, save, unpack
@@ -132,14 +133,18 @@ class Site:
         device: str = "cpu",
         precision: Precision = "float32",
         counts_flops: bool = False,
+        attack: Attack | None = None,
     ) -> None:
         """`kept` is the folder of what clients keep. A phase named "evaluate" may read every slot. `counts_flops`: in
         the first round of each other phase a reply's metrics get "flops", and "parameters": the numbers in what the
-        client was sent, or in the largest network that it made, whichever is more.
+        client was sent, or in the largest network that it made, whichever is more. `attack`: what some clients do in
+        the place of their part.
         """
         self._phases, self._shards, self._kept, self._seed = phases, shards, kept, seed
         self._new_network, self._precision, self._counts_flops = new_network, precision, counts_flops
         self._device = torch.device(device)
+        self._attack = attack
+        self._attackers = attack.attackers(shards.clients, seed) if attack else ()
         self._place = {info.id: i for i, info in enumerate(shards.clients)}
         self._train = shards.train if self._device.type == "cpu" else shards.train.to(self._device)
 
@@ -149,7 +154,11 @@ class Site:
         phase = self._phases[step.phase]
         assert phase.work is not None
         kept = KeptOnDisk(self._kept / str(client), step.number, None if step.phase == "evaluate" else phase.slots)
-        about = self.client(step, client, kept)
+        about = self.client(replace(step, phase=phase.draws_as or step.phase), client, kept)
+        bad = self._attack if client in self._attackers and step.phase != "evaluate" else None
+        bad = bad if bad and bad.meets(phase) else None
+        if bad:
+            about = replace(about, data=bad.data(about))
         sizes = [sum(t.numel() for t in sent.tensors.values() if t.is_floating_point())]
 
         def new_network(name: str, rng: torch.Generator) -> "nn.Module":
@@ -164,7 +173,10 @@ class Site:
         metrics = {name: float(value) for name, value in reply.metrics.items()}
         if flops is not None:
             metrics |= {"flops": float(flops.count), "parameters": float(max(sizes))}
-        answer = Answer(pack(reply.upload), float(reply.weight), metrics, time.perf_counter() - started)
+        upload = pack(reply.upload)
+        if bad:
+            upload = bad.upload(sent, upload, stream(self._seed, "attack", step.phase, step.round, client))
+        answer = Answer(upload, float(reply.weight), metrics, time.perf_counter() - started)
         sound(answer)
         try:
             kept.commit()  # only with a reply that can be used: moments that diverged would spoil every later round

@@ -92,7 +92,7 @@ class Generative(Method[S]):
         that is done). Returns its travelling part and the last epoch's mean loss.
         """
         home = client.kept.get(AT_HOME) or AtHome((), {})
-        network = _loaded(self.generator, client, task, sent | home.weights)
+        network = loaded(self.generator, client, task, sent | home.weights)
         players = network.players()
         for player, moments in zip(players, home.moments, strict=False):  # there are none at first
             restore(player.optimiser, moments)
@@ -145,10 +145,13 @@ class Generative(Method[S]):
 
     def drawn(self, where: Client | Server, task: Task, weights: Weights, y: Tensor) -> Tensor:
         """One example of `task` per label, by the generator with these weights; on `where`'s device."""
-        return _loaded(self.generator, where, task, weights).sample(y.to(where.device), where.rng)
+        return loaded(self.generator, where, task, weights).sample(y.to(where.device), where.rng)
 
 
-def _loaded(generator: Generator, where: Client | Server, task: Task, weights: Weights) -> GeneratorNetwork:
+def loaded(generator: Generator, where: Client | Server, task: Task, weights: Weights) -> GeneratorNetwork:
+    """The generator of examples of `task` with these weights, on `where`'s device; parts that they lack, since these
+    never travel, have the initial weights that all clients share.
+    """
     with _Unfilled():
         network = generator.new(task, where.rng)
     if network.state_dict().keys() != weights.keys():

@@ -1,12 +1,11 @@
 """Weights as products of low rank, and their mean."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from genfed.core.aggregate import ClientInfo, Mean
+from genfed.core.aggregate import Mean
 from genfed.core.errors import GenfedError
 from genfed.core.method import Weights
 
@@ -56,11 +55,8 @@ def rebuilt(weights: Factored) -> Weights:
 class MeanRebuilt(Mean):
     """The mean of what `Factored` uploads stand for, whatever rank each has."""
 
-    def form(self, value: Factored, info: ClientInfo) -> dict[str, Any]:
-        return super().form(rebuilt(value), info)
-
-    def lift(self, value: Factored, weight: float, info: ClientInfo) -> Any:
-        return super().lift(rebuilt(value), weight, info)
+    def averaged(self, value: Factored) -> Weights:
+        return rebuilt(value)
 
 
 def _factors(value: Tensor, energy: float) -> tuple[Tensor, Tensor] | None:

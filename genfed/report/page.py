@@ -13,8 +13,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from genfed.core.audit import Audits
 from genfed.core.errors import GenfedError
 from genfed.report import figures, measures
+from genfed.report.privacy import SEES, privacy
 from genfed.report.results import Report, Trial
 from genfed.report.table import (
     CENTRALISED,
@@ -88,8 +90,9 @@ class Cell(NamedTuple):
     alt: str
 
 
-def page(report: Report, grids: Mapping[str, Grid | SetGrid]) -> str:
-    """HTML with everything a reader needs to judge the run; `grids` by title, empty for none.
+def page(report: Report, grids: Mapping[str, Grid | SetGrid], audits: Audits | None = None) -> str:
+    """HTML with everything a reader needs to judge the run; `grids` by title, empty for none; `audits`: what attacks
+    found, None where none was made.
 
     Raises:
         GenfedError: the report has no trial.
@@ -119,6 +122,8 @@ def page(report: Report, grids: Mapping[str, Grid | SetGrid]) -> str:
         sets={t: (grid, _cells(grid, report.classes)) for t, grid in grids.items() if isinstance(grid, SetGrid)},
         classes_shown=CLASSES,
         client_name=client_name,
+        privacy=None if audits is None else privacy(audits),
+        seen_by=SEES,
         losses=figures.loss_figures(report),
         costs=measures.costs(report),
         radar=figures.radar_figure(report, measures.cost_axes(report)),
@@ -270,7 +275,7 @@ def _environment(report: Report) -> Cells:
 def _strips(grid: Grid, classes: Sequence[str]) -> list[Strip]:
     shown = _width(grid.images[0])
     return [
-        Strip(name, _png(grid.images[k]), None if grid.real is None else _png(grid.real[k]), shown)
+        Strip(name, png(grid.images[k]), None if grid.real is None else png(grid.real[k]), shown)
         for k, name in enumerate(classes[:CLASSES])
     ]
 
@@ -279,7 +284,7 @@ def _cells(grid: SetGrid, classes: Sequence[str]) -> list[tuple[str, list[Cell |
     """A row per class: its name, a cell per client, and one of real images where there are any."""
 
     def cell(images: Tensor | None, what: str) -> Cell | None:
-        return None if images is None else Cell(_png(images), _width(images), what)
+        return None if images is None else Cell(png(images), _width(images), what)
 
     rows = []
     for k, name in enumerate(classes[:CLASSES]):
@@ -299,7 +304,7 @@ def _width(images: Tensor) -> int:
     return count * width * max(1, round(36 / height))
 
 
-def _png(images: Tensor) -> str:
+def png(images: Tensor) -> str:
     """Images [n, C, H, W] side by side, a transparent pixel between them, as a data URL."""
     if images.shape[1] != 3:
         images = images.float().mean(1, keepdim=True).round().to(torch.uint8).expand(-1, 3, -1, -1)

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from genfed.learn.fit import scaled
+from genfed.learn.nearest import distances, ratios
 
 NEIGHBOURS = 5
 """k of precision, recall, density and coverage, as Naeem et al. have it."""
-LARGEST = 1000.0
-"""What the ratio of an exact copy counts for."""
 
 
 @torch.no_grad()
@@ -69,14 +68,7 @@ def memorisation(train: Tensor, fresh: Tensor, made: Tensor) -> float:
     differs from the paper: d is Euclidean, not LPIPS; and a ratio counts for LARGEST at most, since that of an exact
     copy is infinite (1 where both distances are 0, which says nothing).
     """
-    near_fresh, near_made = distances(train, fresh).min(1).values, distances(train, made).min(1).values
-    ratio = torch.where(near_fresh + near_made > 0, near_fresh / near_made, 1.0)
-    return float(ratio.clamp(max=LARGEST).mean())
-
-
-def distances(a: Tensor, b: Tensor) -> Tensor:
-    """Euclidean, [len(a), len(b)]; exact: of two equal vectors it is 0."""
-    return torch.cdist(a.double(), b.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    return float(ratios(train, fresh, made).mean())
 
 
 def _radii(x: Tensor, k: int) -> Tensor:

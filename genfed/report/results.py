@@ -17,6 +17,8 @@ Row = Mapping[str, Any]
 """A line of metrics.jsonl: one client in one round of a phase, or (`client` is None) the round as a whole."""
 EVALUATE = "evaluate"
 """The phase in which classifiers are scored."""
+TRIGGERED = "triggered"
+"""The metric of an evaluation that tells how often a backdoor works, in [0, 1]."""
 QUALITY = "quality"
 """The row in which a generator is judged, after the last round."""
 
@@ -156,6 +158,9 @@ class Trial:
     own: tuple[OwnScore, ...] = ()
     """Every client on data like its own. Where clients are pooled (a ceiling), the pool's classifier of its
     architecture on data like its own. A client without such held-out examples is left out; empty: not measured."""
+    triggered: float | None = None
+    """After the final round, of held-out examples of other classes with a backdoor's trigger: the share that is taken
+    for the class that it is to mean, a mean over clients; None: no such attack was simulated."""
 
     @property
     def own_accuracy(self) -> float | None:
@@ -252,6 +257,8 @@ class Report:
     """The natural column by which clients were made and scored on data like their own; None: there is none."""
     natural: dict[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
     """By seed (as text): for every client, its values of that column."""
+    notes: tuple[str, ...] = ()
+    """What a reader must know before anything else: that the run was attacked, and how uploads were reduced."""
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -304,6 +311,7 @@ def summarise(rows: Iterable[Row], method: str, seed: int) -> Trial:
     return Trial(
         method, seed, last.value, clients, curve, losses(own), _costs(own), _failures(every),
         best=_best(own), parameters=_parameters(own), quality=_quality(every), own=_own_scores(own, last.round),
+        triggered=_triggered(own, last.round),
     )  # fmt: skip
 
 
@@ -337,6 +345,12 @@ def _own_scores(rows: Sequence[Row], round_: int) -> tuple[OwnScore, ...]:
             of: Mapping[Any, float | None] = row.get("own_of", {row["client"]: row.get("own")})
             scores += [OwnScore(int(c), row["architecture"], value) for c, value in of.items() if value is not None]
     return tuple(sorted(scores, key=lambda score: score.client))
+
+
+def _triggered(rows: Sequence[Row], round_: int) -> float | None:
+    scored = [row for row in rows if _is_client(row, EVALUATE) and row["round"] == round_]
+    rates = [row[TRIGGERED] for row in scored if TRIGGERED in row]
+    return fmean(rates) if rates else None
 
 
 def _parameters(rows: Sequence[Row]) -> float | None:

@@ -187,7 +187,10 @@ def test_compare_writes_table_and_page(run: Path, tmp_path: Path, capsys: pytest
     assert "is not the folder of a run" in said(capsys, "compare", str(tmp_path), code=2)
 
 
-@pytest.mark.parametrize("what", ["methods", "data", "partitions", "architectures", "generators", "settings"])
+@pytest.mark.parametrize(
+    "what",
+    ["methods", "data", "partitions", "architectures", "generators", "audits", "aggregations", "attacks", "settings"],
+)
 def test_list_explains(what: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(said(capsys, "list", what)) > 100
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from genfed.report.quality import LARGEST, distances, features, frechet, memorisation, neighbourhoods
+from genfed.learn.nearest import LARGEST, distances
+from genfed.report.quality import features, frechet, memorisation, neighbourhoods
 
 
 def points(*values: float) -> Tensor:

@@ -1,0 +1,207 @@
+"""Audits of a trial that has finished: what an audit meets, shadows of the trial, and the record of what came of it."""
+
+import dataclasses
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from genfed.app import registry
+from genfed.app.config import Config, flat
+from genfed.app.site import classifier, new_site, trial_folder
+from genfed.app.trial import Checkpoint, Run, Trial, read_checkpoint, server_of
+from genfed.core.aggregate import Aggregate, ClientInfo, Mean
+from genfed.core.audit import Audit, Audited, Audits, Case, Holding, Image, NotPossible, Picture, Shared
+from genfed.core.errors import GenfedError
+from genfed.core.method import Data, Method, leaves
+from genfed.core.record import digest, pack
+from genfed.core.rng import derive, stream
+from genfed.core.robust import Robust, Rule, robust
+from genfed.engines.embedded import InProcess
+from genfed.engines.site import Own
+from genfed.learn.synthetic import keeps_set
+from genfed.report.page import png
+from genfed.report.privacy import read_audits, write_audits
+
+AT_ONCE = 1000
+"""Examples that are drawn at once."""
+Notify = Callable[[str], None]
+
+
+def attack(config: Config, trial: Trial, labels: Sequence[str], run: Path, notify: Notify = lambda line: None) -> None:
+    """Makes these audits of a finished trial and adds them to the run's audits.json, each as soon as it is done. One
+    that stands there with the same settings, of as many rounds, is not made again.
+    """
+    before = read_audits(run) or Audits((), ())
+    rest = [s for s in before.shared if s.method != trial.label]
+    found = Audits(
+        (*rest, *shared(trial.label, trial.method, trial.aggregation, trial.secure is not None)), before.results
+    )
+    for label in labels:
+        audit = config.audit[label]
+        mine = (label, trial.label, trial.seed)
+        old = next((r for r in found.results if (r.audit, r.method, r.seed) == mine), None)
+        at = read_checkpoint(trial.method, trial.folder)
+        if old and at and (old.settings, old.step) == (_settings(audit), at.step):
+            continue
+        notify(f"{label} on {trial.label}, seed {trial.seed}")
+        folder = run / "shadows"
+        new = audited(trial, label, audit, folder, notify)
+        others = [r for r in found.results if (r.audit, r.method, r.seed) != mine]
+        found = replace(found, results=(*others, new))
+        write_audits(found, run)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _settings(audit: Audit) -> dict[str, Any]:
+    """As they stand in a JSON file."""
+    settings: dict[str, Any] = json.loads(json.dumps(flat(audit)))
+    return settings
+
+
+def audited(trial: Trial, label: str, audit: Audit, folder: Path, notify: Notify = lambda line: None) -> Audited:
+    """Makes one audit of a finished trial; what it trains for it lies in `folder` while it lasts.
+
+    Raises:
+        GenfedError: the trial has no checkpoint, or a shadow of it could not be trained.
+    """
+    at = read_checkpoint(trial.method, trial.folder)
+    if at is None:
+        raise GenfedError(f"{trial.label} with seed {trial.seed} has no checkpoint to audit")
+    begun = time.perf_counter()
+    about = Audited(label, trial.label, trial.seed, at.step, audit.sees, audit.attacker, _settings(audit), seconds=0.0)
+    try:
+        found = audit.examine(case_of(trial, at, folder, notify).as_seen(audit.sees))
+    except NotPossible as why:
+        return replace(about, not_possible=str(why))
+    return replace(
+        about,
+        seconds=time.perf_counter() - begun,
+        readings=found.readings,
+        sizes=found.sizes,
+        notes=found.notes,
+        images=tuple(map(_image, found.pictures)),
+    )
+
+
+def case_of(trial: Trial, at: Checkpoint[Any], folder: Path, notify: Notify = lambda line: None) -> Case:
+    """What an audit meets; shadows are trained in `folder`."""
+    shards = trial.shards
+
+    def samples(y: Tensor, purpose: str) -> Data:
+        return _samples(trial, at.state, y, purpose)
+
+    def network(info: ClientInfo) -> nn.Module:
+        return classifier(trial, at, info).cpu().eval()
+
+    def retrained(number: int, examples: Sequence[Data]) -> Case:
+        notify(f"shadow {number + 1}")
+        shadow = _shadow(trial, number, examples, folder)
+        before = read_checkpoint(shadow.method, shadow.folder)
+        if before and before.trial != shadow.identity:  # of an audit with other settings, which was interrupted
+            shutil.rmtree(shadow.folder)
+        Run(shadow, InProcess(new_site(shadow)), lambda rows: None, lambda progress: None).finish()
+        done = read_checkpoint(shadow.method, shadow.folder)
+        assert done is not None
+        return case_of(shadow, done, folder)
+
+    return Case(
+        label=trial.label,
+        method=trial.method,
+        task=shards.task,
+        seed=trial.seed,
+        device=torch.device(trial.compute.device),
+        train=shards.train,
+        held_out=shards.held_out,
+        holdings=tuple(
+            Holding(info, torch.arange(*place), _like(shards.own.get(info.id, ())))
+            for info, place in zip(shards.clients, shards.ranges, strict=True)
+        ),
+        server=lambda *path: server_of(trial, 0, "audit", *path),
+        state=at.state,
+        samples=samples,
+        classifier=network,
+        retrained=retrained,
+    )
+
+
+def _like(own: Sequence[Own]) -> Tensor | None:
+    rows = [each.rows for each in own if each.rows is not None]
+    return torch.unique(torch.cat(rows)) if rows else None
+
+
+def _samples(trial: Trial, state: Any, y: Tensor, purpose: str) -> Data:
+    if trial.method.generates:
+        server = server_of(trial, 0, "audit", purpose)
+        with torch.inference_mode():
+            parts = [trial.method.generate(server, state, some).float().cpu() for some in torch.split(y, AT_ONCE)]
+        return Data(torch.cat(parts).clone(), y)
+    if not keeps_set(trial.method):
+        raise NotPossible(f"{trial.label} has no generator of examples, and its server keeps no synthetic set")
+    server = server_of(trial, 0, "audit", purpose)
+    labels = state.synthetic.wanted(server).labels
+    order = torch.randperm(len(labels), generator=stream(trial.seed, "audit", purpose, "stored"))
+    rows = torch.cat([order[labels[order] == c][: int((y == c).sum())] for c in torch.unique(y).tolist()])
+    made: Data = state.synthetic.read(server, rows).data
+    return made
+
+
+def _shadow(trial: Trial, number: int, examples: Sequence[Data], folder: Path) -> Trial:
+    stops = torch.tensor([len(data) for data in examples]).cumsum(0).tolist()
+    shards = replace(
+        trial.shards,
+        clients=tuple(
+            replace(info, examples=len(data)) for info, data in zip(trial.shards.clients, examples, strict=True)
+        ),
+        ranges=tuple(zip([0, *stops[:-1]], stops, strict=True)),
+        train=Data(torch.cat([data.x for data in examples]), torch.cat([data.y for data in examples])),
+        own={},
+    )
+    identity = f"{trial.identity}-shadow-{number}-{digest(pack(shards.train))}"
+    return replace(
+        trial,
+        seed=derive(trial.seed, "audit", "shadow", number),
+        shards=shards,
+        folder=trial_folder(folder, trial.label, trial.seed) / f"shadow-{number}",
+        identity=identity,
+        evaluate_every=0,
+        counts_flops=False,
+    )
+
+
+def shared(label: str, method: Method[Any], aggregation: Rule | None = None, secure: bool = False) -> list[Shared]:
+    """What each phase of a method sends up and down, and what protects it; the rest is of the trial."""
+    found = []
+    if method.pooled:
+        found.append(Shared(label, "before training", "", "all training examples (a ceiling, no federation)"))
+    for phase in {phase.name: phase for phase in leaves(method.phases())}.values():
+        if phase.work is None:
+            found.append(Shared(label, phase.name, "", ""))
+            continue
+        down = ", ".join(field.name for field in dataclasses.fields(phase.kinds[0]))
+        aggregates = robust(phase, aggregation).aggregate
+        up = ", ".join(f"{name} ({_words(aggregate)})" for name, aggregate in aggregates.items())
+        hidden = "under masks: the server learns the sum alone" if secure and phase.aggregate else ""
+        found.append(Shared(label, phase.name, down, up, "; ".join(filter(None, (phase.protection, hidden)))))
+    return found
+
+
+def _words(aggregate: Aggregate) -> str:
+    if isinstance(aggregate, Robust):
+        rule = registry.name_of(registry.AGGREGATIONS, type(aggregate.rule)).replace("_", " ")
+        return f"all held, reduced by {rule}{' within an architecture' if aggregate.mean.by else ''}"
+    if isinstance(aggregate, Mean):
+        return "averaged within an architecture" if aggregate.by else "averaged"
+    return {"Sum": "added up", "Collect": "kept one by one"}.get(type(aggregate).__name__, type(aggregate).__name__)
+
+
+def _image(picture: Picture) -> Image:
+    shown = [png(row) for row in picture.images]
+    count, _, height, width = picture.images.shape[1:]
+    return Image(picture.caption, picture.rows, tuple(shown), count * width * max(1, round(36 / height)))

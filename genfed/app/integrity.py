@@ -1,0 +1,158 @@
+"""Attacks that a run is given, and what it sets against them: refused before training where they cannot work, and told
+in the report.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from genfed.app import registry
+from genfed.app.config import Config
+from genfed.core.aggregate import ClientInfo, Mean
+from genfed.core.errors import GenfedError
+from genfed.core.method import Method, Phase, leaves, participants
+from genfed.core.rng import stream
+from genfed.core.robust import Rule
+from genfed.engines.site import Shards
+from genfed.report.results import Trial
+from genfed.secure.protocol import Secure, refusal
+from genfed.secure.secrets import check_installed
+from genfed.secure.vectors import groups
+
+
+def check(config: Config, shards: Shards, seed: int) -> None:
+    """Refuses before training what would fail in it, or would seem to protect and not do so.
+
+    Raises:
+        GenfedError: an attack on nothing, or a rule for a method that averages nothing or for too small groups.
+    """
+    federated = {label: method for label, method in config.method.items() if not method.pooled}
+    if config.attack:
+        _check_attack(config, shards, {label: _uploading(method) for label, method in federated.items()})
+    if config.aggregation:
+        for label, method in federated.items():
+            phases = _uploading(method)
+            means = [each for phase in phases for each in phase.aggregate.values() if isinstance(each, Mean)]
+            if phases and not means:
+                kind = registry.name_of(registry.AGGREGATIONS, type(config.aggregation))
+                fields = ", ".join(sorted({name for phase in phases for name in phase.aggregate}))
+                raise GenfedError(
+                    f"aggregation.kind = {kind!r}: the server of {label} averages nothing of what clients upload "
+                    f"({fields}), so it would protect nothing; leave the method out, or [aggregation]"
+                )
+            _check_groups(label, config, method, shards, seed)
+    if config.secure:
+        _check_secure(config, config.secure, federated, shards, seed)
+
+
+def _check_secure(config: Config, how: Secure, methods: Mapping[str, Method[Any]], shards: Shards, seed: int) -> None:
+    check_installed()
+    if config.aggregation or config.attack:
+        other = "aggregation" if config.aggregation else "attack"
+        why = "looks at" if config.aggregation else "is simulated on"
+        raise GenfedError(f"[secure] hides single uploads, which [{other}] {why}: leave one of them out")
+    for label, method in methods.items():
+        for phase in _uploading(method):
+            if (reason := refusal(phase)) is not None:
+                raise GenfedError(f"[secure]: phase {phase.name} of {label} cannot be aggregated securely: {reason}")
+        for phase, asked in _rounds(method, shards.clients, config.federation.sample, seed):
+            for group, count in Counter(name for info in asked for name in groups(phase.aggregate, info)).items():
+                if count < how.minimum_group:
+                    raise GenfedError(
+                        f"secure.minimum_group = {how.minimum_group}: in phase {phase.name} of {label} a sum would "
+                        f"be of {count} uploads{f' of architecture {group}' if group else ''}; have more clients in a "
+                        "group or leave the method out"
+                    )
+
+
+def _check_attack(config: Config, shards: Shards, phases: Mapping[str, Sequence[Phase[Any]]]) -> None:
+    attack = config.attack
+    assert attack is not None
+    known = {phase.name for each in phases.values() for phase in each}
+    for name in attack.phases:
+        if name not in known:
+            raise GenfedError(registry.unknown(name, known, "attack.phases: no method uploads in such a phase"))
+    kind = registry.name_of(registry.ATTACKS, type(attack))
+    if not known:
+        raise GenfedError(f"attack.kind = {kind!r}: no method of the run uploads anything; leave [attack] out")
+    for label, each in phases.items():
+        met = [phase for phase in each if attack.meets(phase)]
+        if met and (why := attack.refused(shards.task, met)):
+            raise GenfedError(f"attack.kind = {kind!r}: it cannot be made on {label}: {why}")
+
+
+def _check_groups(label: str, config: Config, method: Method[Any], shards: Shards, seed: int) -> None:
+    rule = config.aggregation
+    assert rule is not None
+    for phase, asked in _rounds(method, shards.clients, config.federation.sample, seed):
+        for name, mean in phase.aggregate.items():
+            if isinstance(mean, Mean):
+                for group, count in Counter(mean.group(info) for info in asked).items():
+                    _check_group(rule, count, f"{label}, phase {phase.name}, {name}{f' of {group}' if group else ''}")
+
+
+def _check_group(rule: Rule, count: int, where: str) -> None:
+    try:
+        rule.check(count)
+    except GenfedError as error:
+        raise GenfedError(f"{where}: {error}") from None
+
+
+def _rounds(
+    method: Method[Any], clients: Sequence[ClientInfo], sample: float, seed: int
+) -> Iterator[tuple[Phase[Any], Sequence[ClientInfo]]]:
+    """Who is asked in each round; a phase whose rounds are known only when it is entered is taken to have one."""
+    done: dict[str, int] = defaultdict(int)
+    for phase in leaves(method.phases()):
+        rounds = 1 if callable(phase.rounds) else phase.rounds
+        for _ in range(rounds if sample < 1 else min(rounds, 1)):
+            yield phase, participants(clients, sample, stream(seed, phase.name, done[phase.name], "sample"))
+            done[phase.name] += 1
+
+
+def _uploading(method: Method[Any]) -> list[Phase[Any]]:
+    return [phase for phase in leaves(method.phases()) if phase.aggregate]
+
+
+def notes(config: Config, clients: Mapping[int, Sequence[ClientInfo]], trials: Sequence[Trial]) -> tuple[str, ...]:
+    """What a reader must know: `clients` of the federation by seed. Empty: nothing of the kind in this run."""
+    lines = []
+    if attack := config.attack:
+        kind = registry.name_of(registry.ATTACKS, type(attack))
+        who = {seed: attack.attackers(infos, seed) for seed, infos in clients.items()}
+        count, of = len(next(iter(who.values()))), len(next(iter(clients.values())))
+        where = f" in the phases {', '.join(attack.phases)}" if attack.phases else ""
+        ids = "; ".join(f"seed {seed}: {', '.join(map(str, bad[:20]))}" for seed, bad in who.items())
+        lines.append(
+            f"This run was attacked, in simulation: {count} of {of} clients {attack.about}{where} ({kind}; {ids}). "
+            "Scores are over all clients, those that attack among them."
+        )
+    if config.aggregation:
+        kind = registry.name_of(registry.AGGREGATIONS, type(config.aggregation))
+        lines.append(f"Uploads that a method averages are reduced by {kind} instead.")
+        lines += [line for label, method in config.method.items() for line in _uncovered(label, method, kind)]
+    if config.secure:
+        lines.append(
+            "Uploads were added up under masks (secure aggregation): the server learned their sums, and of a single "
+            "client what its messages cost and how its classifier scores."
+        )
+    for label in dict.fromkeys(trial.method for trial in trials):
+        rates = [trial.triggered for trial in trials if trial.method == label and trial.triggered is not None]
+        if rates:
+            lines.append(
+                f"{label}: with the trigger, {100 * fmean(rates):.1f} % of the examples of other classes are taken for "
+                "the class that it is to mean."
+            )
+    return tuple(lines)
+
+
+def _uncovered(label: str, method: Method[Any], kind: str) -> Iterator[str]:
+    """Of a method that averages some of what is uploaded, what it does not."""
+    if method.pooled:
+        return
+    fields = {
+        name: None for phase in _uploading(method) for name, how in phase.aggregate.items() if not isinstance(how, Mean)
+    }
+    if fields:
+        yield f"{label}: {', '.join(fields)} cannot be reduced by {kind}, and are as clients send them."

@@ -1,0 +1,244 @@
+"""Membership inference from clients' final classifiers, with shadow models.
+
+LiRA: Carlini, Chien, Nasr, Song, Terzis, Tramèr, Membership Inference Attacks From First Principles, IEEE S&P 2022,
+arXiv 2112.03570, Algorithm 1 (online), with one variance for all examples, as they have it for few shadows. RMIA:
+Zarifzadeh, Liu, Shokri, Low-Cost High-Power Membership Inference Attacks, ICML 2024, arXiv 2312.03262, with the p(x) of
+its offline form.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from genfed.audits.candidates import FEWEST, matched
+from genfed.audits.rates import AUC, membership
+from genfed.core.audit import Audit, Case, Estimate, Findings, Holding, NotPossible, Reading
+from genfed.core.method import Data
+from genfed.core.settings import settings
+from genfed.learn.evaluate import predicted
+from genfed.learn.fit import Player, cross_entropy, fit
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Whom the attacker asks a client's classifier about, in pairs of one class."""
+
+    members: Tensor
+    """Of the client's training examples: rows of `Case.train` [p]."""
+    others: Tensor
+    """Rows of `Case.held_out` [p]; no other client has them either."""
+    rest: Tensor
+    """The client's other training examples, which are in every shadow as well."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What one run's classifiers say, in float64; clients one after the other."""
+
+    scores: Tensor
+    """log p/(1 − p) of the true class, of members and of others [2, pairs]."""
+    population: Tensor
+    """The same of the attacker's own examples, by client [clients, population]."""
+
+
+@settings
+class MembershipClassifier(Audit):
+    """Tells training examples by a client's final classifier: LiRA, RMIA, and its confidence alone."""
+
+    sees = ("classifiers",)
+    attacker = (
+        "Someone who may ask a client's final classifier for its probabilities as often as they like. They know the "
+        "method and its settings, the example that they ask about with its class, and (the worst case) the other "
+        "examples of the clients, on which they train shadows of the run."
+    )
+    retrains = True
+
+    shadows: Annotated[int, Field(ge=4, multiple_of=2)] = 16
+    """Runs of the method that are trained for it, each from another seed; each example asked about stands in half."""
+    references: Annotated[int, Field(ge=1)] = 4
+    """Of RMIA: shadows without the example that its probability is compared with; half of `shadows` at most."""
+    gamma: Annotated[float, Field(gt=0)] = 2.0
+    """Of RMIA: by how much an example must stand out of one of the population (γ)."""
+    offline: Annotated[float, Field(ge=0, le=1)] = 0.3
+    """Of RMIA: p(x) = ((1 + a)·p_OUT(x) + 1 − a)/2 (a)."""
+    members: Annotated[int, Field(ge=FEWEST)] = 2000
+    """Training examples that are asked about over all clients, and as many others, at most."""
+    planted_epochs: Annotated[int, Field(ge=1)] = 100
+    """Of the planted leak: further training of each client's classifier, by Adam on its members
+    asked about alone; those of shadows likewise."""
+
+    def examine(self, case: Case) -> Findings:
+        asked, population = pairs(case, self.members)
+        count = sum(len(each.members) for each in asked)
+        inside = balanced(case, asked, self.shadows)
+
+        def answers(classifiers: Sequence[nn.Module]) -> Answers:
+            members = [_scores(n, case.train[a.members]) for n, a in zip(classifiers, asked, strict=True)]
+            others = [_scores(n, case.held_out[a.others]) for n, a in zip(classifiers, asked, strict=True)]
+            of_population = torch.stack([_scores(n, case.held_out[population]) for n in classifiers])
+            return Answers(torch.stack([torch.cat(members), torch.cat(others)]), of_population)
+
+        owners = [holding.client for holding in case.holdings]
+        final = [case.classifier(owner) for owner in owners]
+        run = answers(final)
+        planted = answers(self._planted(case, final, [case.train[each.members] for each in asked]))
+        shadows, leaking = [], []
+        for number in range(self.shadows):
+            shadow = case.retrained(number, shadow_data(case, asked, inside[number]))
+            networks = [shadow.classifier(holding.client) for holding in shadow.holdings]
+            shadows.append(answers(networks))
+            there = [replace(each, rest=each.rest[:0]) for each in asked]
+            leaking.append(answers(self._planted(case, networks, shadow_data(case, there, inside[number]))))
+        without = min(self.references, self.shadows // 2)
+        everybody = torch.arange(len(asked)).repeat_interleave(torch.tensor([len(a.members) for a in asked]))
+        attacks: dict[str, Callable[[Answers, Sequence[Answers], Tensor], Tensor]] = {
+            f"LiRA, {self.shadows} shadows": lira,
+            f"RMIA, {without} shadows without the example": lambda target, others, where: rmia(
+                target, others, where, everybody, without, self.gamma, self.offline
+            ),
+            "confidence alone": lambda target, others, where: target.scores,
+        }
+
+        def told(name: str, target: Answers, others: Sequence[Answers], where: Tensor) -> dict[str, Estimate]:
+            members, non_members = attacks[name](target, others, where)
+            return membership(members, non_members, case.rng("membership_classifier", "bootstrap", name))
+
+        readings = tuple(
+            Reading(
+                name, AUC, 0.5,
+                told(name, run, shadows, inside),
+                told(name, planted, leaking, inside),
+                told(name, shadows[0], shadows[1:], inside[1:]),
+            )
+            for name in attacks
+        )  # fmt: skip
+        notes = (
+            f"Each shadow is a run of the method on as many examples ({len(case.train):,}), as many of each class at "
+            "each client; half of the members and non-members that are asked about stand in it, at random.",
+            f"Planted leak: classifiers, those of shadows too, trained for {self.planted_epochs} epochs more on the "
+            "members asked about alone.",
+            "Nothing to find: the classifiers of a shadow, whose members were drawn anew.",
+        )
+        sizes = {"members": count, "non-members": count, "population": len(population), "shadows": self.shadows}
+        return Findings(readings, sizes, notes)
+
+    def _planted(self, case: Case, networks: Sequence[nn.Module], members: Sequence[Data]) -> Sequence[nn.Module]:
+        """The same networks, each trained further on these of its members."""
+        for place, (network, data) in enumerate(zip(networks, members, strict=True)):
+            player = Player(cross_entropy(network.train()), torch.optim.Adam(network.parameters(), lr=1e-3))
+            rng = case.rng("membership_classifier", "planted", place)
+            fit([player], data, epochs=self.planted_epochs, batch_size=16, rng=rng)
+        return networks
+
+
+def pairs(case: Case, most: int) -> tuple[list[Asked], Tensor]:
+    """For each holding pairs of one class, where the held-out part is like the client's; and a quarter of the held-out
+    part as the attacker's own population.
+
+    Raises:
+        NotPossible: a client has no held-out example of its classes, or there are too few pairs.
+    """
+    order = torch.randperm(len(case.held_out), generator=case.rng("membership_classifier", "held out"))
+    quarter = len(order) // 4
+    population, free = order[:quarter], order[quarter:]
+    at_most = max(1, most // len(case.holdings))
+    asked = []
+    for place, holding in enumerate(case.holdings):
+        share = _share(case, holding, free, len(case.holdings) - place)[:at_most]
+        draws = case.rng("membership_classifier", "own", place)
+        mine = holding.rows[torch.randperm(len(holding.rows), generator=draws)]
+        one, other = matched(case.train.y[mine], case.held_out.y[share])
+        if not len(one) or not quarter:
+            why = "has no held-out examples of its classes left to be compared with"
+            raise NotPossible(f"client {holding.client.id} {why}: more held-out examples, or fewer clients, would help")
+        rest = torch.ones(len(mine), dtype=torch.bool).index_fill_(0, one, False)
+        asked.append(Asked(mine[one], share[other], mine[rest]))
+        free = free[~torch.isin(free, share[other])]
+    if (count := sum(len(each.members) for each in asked)) < FEWEST:
+        raise NotPossible(f"there are {count} pairs to be asked about, where it takes {FEWEST}")
+    return asked, population
+
+
+def _share(case: Case, holding: Holding, free: Tensor, clients: int) -> Tensor:
+    """A client's part of the held-out rows that nobody has yet: of each of its classes, one over the clients left."""
+    able = free if holding.like is None else free[torch.isin(free, holding.like)]
+    y, chosen = case.held_out.y[able], []
+    for c in torch.unique(case.train.y[holding.rows]).tolist():
+        rows = able[y == c]
+        chosen.append(rows[: -(-len(rows) // clients)])
+    kept = torch.cat(chosen)
+    return able[torch.isin(able, kept)]  # in their random order, whatever the class
+
+
+def balanced(case: Case, asked: Sequence[Asked], shadows: int) -> Tensor:
+    """Which candidates stand in which shadow: bool [shadows, 2 (member, other), pairs]. Of a client's candidates of a
+    class one half stands in a shadow, at random, and the other half in the next; so each stands in half of all shadows.
+    """
+    counts = torch.tensor([len(each.members) for each in asked])
+    y = case.train.y[torch.cat([each.members for each in asked])]
+    cell = torch.arange(len(asked)).repeat_interleave(counts) * len(case.task.classes) + y
+    inside = torch.zeros(shadows, 2, len(y), dtype=torch.bool)
+    for number in range(0, shadows, 2):
+        draws = case.rng("membership_classifier", "inside", number)
+        for c in torch.unique(cell).tolist():
+            pairs_of = torch.nonzero(cell == c).flatten()
+            half = torch.randperm(2 * len(pairs_of), generator=draws) < len(pairs_of)
+            inside[number, :, pairs_of] = half.reshape(2, -1)
+        inside[number + 1] = ~inside[number]
+    return inside
+
+
+def shadow_data(case: Case, asked: Sequence[Asked], inside: Tensor) -> list[Data]:
+    """The examples of each client of a shadow; inside [2, pairs]."""
+    parts, start = [], 0
+    for each in asked:
+        members, others = inside[:, start : start + len(each.members)]
+        start += len(each.members)
+        drawn = (case.train[each.members[members]], case.held_out[each.others[others]], case.train[each.rest])
+        parts.append(Data(torch.cat([d.x for d in drawn]), torch.cat([d.y for d in drawn])))
+    return parts
+
+
+def lira(target: Answers, shadows: Sequence[Answers], inside: Tensor) -> Tensor:
+    """Log N(φ; μ_in, σ_in²) − log N(φ; μ_out, σ_out²) [2, pairs], φ = log p/(1 − p); σ² is one for all examples."""
+    scores = torch.stack([shadow.scores for shadow in shadows])  # [shadows, 2, pairs]
+    found = []
+    for where in (inside, ~inside):
+        count = where.sum(0)
+        mean = (scores * where).sum(0) / count
+        free = (count - 1).clamp(min=0).sum()
+        variance = (((scores - mean).square() * where).sum() / free).clamp(min=1e-12)
+        found.append(-(target.scores - mean).square() / (2 * variance) - variance.log() / 2)
+    return found[0] - found[1]
+
+
+def rmia(
+    target: Answers,
+    shadows: Sequence[Answers],
+    inside: Tensor,
+    client: Tensor,
+    references: int,
+    gamma: float,
+    a: float,
+) -> Tensor:
+    """The share of the population that an example stands out of by γ [2, pairs]; `client` [pairs] is whose each is."""
+    chances = torch.stack([shadow.scores for shadow in shadows]).sigmoid()
+    out = ~inside & ((~inside).cumsum(0) <= references)
+    reference = (chances * out).sum(0) / out.sum(0)
+    of_population = torch.stack([shadow.population for shadow in shadows[:references]]).sigmoid().mean(0)
+    ratio = target.scores.sigmoid() / (((1 + a) * reference + 1 - a) / 2)
+    others = target.population.sigmoid() / (((1 + a) * of_population + 1 - a) / 2)
+    found = [(ratio[:, client == c, None] / others[c] >= gamma).double().mean(2) for c in range(len(others))]
+    return torch.cat(found, 1)
+
+
+def _scores(network: nn.Module, data: Data) -> Tensor:
+    """Log p/(1 − p) of the true class [n], from scores: that of the class less the log-sum-exp of the others."""
+    scores = predicted(network, data.x).double()
+    own = scores.gather(1, data.y[:, None])
+    others = scores.scatter(1, data.y[:, None], -torch.inf)
+    return (own[:, 0] - torch.logsumexp(others, 1)).clamp(-60, 60)

@@ -1,0 +1,133 @@
+"""Memorisation: do samples copy training examples?
+
+The mean nearest-neighbour distance ratio (MND): Kang, Cha, Kang, GeFL, arXiv 2412.18460. Copies: a sample far nearer to
+one training example than to the next ones, after Carlini, Hayes, Nasr, Jagielski, Sehwag, Tramèr, Balle, Ippolito,
+Wallace, Extracting Training Data from Diffusion Models, USENIX Security 2023, arXiv 2301.13188, whose small-model
+attack has that distance.
+
+Blurred samples lie near everything, whether or not it was trained on. So neither is read by a bare distance: MND is
+compared with that of held-out examples, and a copy by its distance over that to the next training examples.
+"""
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from genfed.audits.candidates import flat
+from genfed.audits.rates import mean
+from genfed.core.audit import Audit, Case, Estimate, Findings, NotPossible, Picture, Reading
+from genfed.core.method import Data
+from genfed.core.settings import settings
+from genfed.learn.fit import scaled, unscaled
+from genfed.learn.nearest import neighbours, ratios
+
+ABOVE, RATIO, COPIES = "MND above that of held-out examples", "MND", "share of copies"
+ASKED, AMONG = 1000, 600
+"""Of MND: training examples whose ratio is taken, and samples and held-out examples among which it is; the paper's."""
+NEIGHBOURS = 50
+"""Training examples over whose mean distance that to the nearest is taken; the paper's (n)."""
+HALF = 0.5
+"""What that ratio of a copy is below at most; the paper's (α)."""
+
+
+@settings
+class Memorisation(Audit):
+    """Looks for training examples among the samples: MND, copies, and a picture of the nearest pairs."""
+
+    sees = ("samples",)
+    attacker = (
+        "Whoever is given synthetic examples holds the training examples that are among them. It takes the training "
+        "examples to tell which, so this is no attack but a count of what was given away."
+    )
+
+    samples: Annotated[int, Field(ge=10)] = 1000
+    """Synthetic examples that are looked at."""
+    members: Annotated[int, Field(ge=10)] = 5000
+    """Training examples among which their originals are sought, at most; fewer find fewer copies."""
+    alarms: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    """Share of held-out examples that would pass for copies, at most."""
+    planted: Annotated[int, Field(ge=1)] = 50
+    """Of the planted leak: copies of training examples that stand among the samples."""
+    noise: Annotated[float, Field(ge=0)] = 0.02
+    """Standard deviation of what is added to these copies, where pixels are in [−1, 1]."""
+    shown: Annotated[int, Field(ge=0)] = 10
+    """Pairs in the picture."""
+
+    def examine(self, case: Case) -> Findings:
+        rng = case.rng("memorisation", "labels")
+        y = case.train.y[torch.randint(len(case.train), (self.samples,), generator=rng)]
+        made = case.samples(y, "memorisation")
+        if len(made) < 10:
+            raise NotPossible(f"there are {len(made)} synthetic examples; it takes 10 at least")
+        if not bool(scaled(made.x).isfinite().all()):
+            raise NotPossible("the synthetic examples hold numbers that are not finite")
+        chosen = torch.randperm(len(case.train), generator=case.rng("memorisation", "members"))[: self.members]
+        order = torch.randperm(len(case.held_out), generator=case.rng("memorisation", "held out"))
+        third = len(order) // 3
+        if third < 10:
+            raise NotPossible(f"there are {len(order)} held-out examples; it takes 30 at least")
+        calibration, fresh, fakes = (flat(case.held_out[rows]) for rows in torch.split(order[: 3 * third], third))
+        train, samples = flat(case.train[chosen]), flat(made)
+        count = min(self.planted, len(samples) // 2)
+        draws = case.rng("memorisation", "planted")
+        copied = train[torch.randperm(len(train), generator=draws)[:count]]
+        copied = copied + self.noise * torch.randn(copied.shape, generator=draws)
+        near, which = relative(samples, train)
+        near_planted = relative(copied, train)[0]
+        limit = min(HALF, float(torch.quantile(relative(calibration, train)[0], self.alarms)))
+        asked, like = train[:ASKED], calibration[:ASKED]
+        size = min(AMONG, third, len(samples))
+
+        def ratio(some: Tensor) -> dict[str, Estimate]:
+            # As many real ones as samples, or the larger set would be the nearer.
+            inside, outside = (ratios(x, fresh[:size], some[:size]) for x in (asked, like))
+            draws = case.rng("memorisation", "bootstrap", "MND")
+            return {ABOVE: mean(inside, draws, less=outside), RATIO: mean(inside, draws)}
+
+        def copies(near: Tensor) -> dict[str, Estimate]:
+            return {COPIES: mean((near < limit).double(), case.rng("memorisation", "bootstrap", "copies"))}
+
+        readings = (
+            Reading("nearest-neighbour distance ratio", ABOVE, 0.0, ratio(samples), ratio(asked), ratio(fakes)),
+            Reading(
+                "copies", COPIES, 2 * self.alarms,
+                copies(near), copies(torch.cat([near_planted, near[count:]])), copies(relative(fakes, train)[0]),
+            ),
+        )  # fmt: skip
+        notes = (
+            f"MND of {size} samples beside {size} held-out examples, of training examples and of {len(like)} other "
+            "held-out ones: samples that are near to both alike copy neither.",
+            "A copy is a sample whose distance to the nearest training example (Euclidean, in inputs) is below "
+            f"{limit:.2f} of the mean to its {min(NEIGHBOURS, len(train))} nearest: half at most, and less where more "
+            f"than {100 * self.alarms:g} % of {third} held-out examples would pass. Twice that is no leak.",
+            f"Planted leak: for MND the training examples themselves; for copies {count} noisy training examples among "
+            f"the samples, of which {int((near_planted < limit).sum())} were found.",
+            f"Nothing to find: {third} held-out examples stand in the place of the samples.",
+        )
+        sizes = {"training examples": len(train), "samples": len(samples), "held-out examples": 3 * third}
+        return Findings(readings, sizes, notes, self._pictures(case, made, case.train[chosen], near, which))
+
+    def _pictures(self, case: Case, made: Data, real: Data, near: Tensor, which: Tensor) -> tuple[Picture, ...]:
+        """The samples that are likeliest to be copies, one of each training example, over these."""
+        if case.task.kind != "image" or not self.shown:
+            return ()
+        order = torch.argsort(near).tolist()
+        first = {int(which[i]): i for i in reversed(order)}
+        pairs = sorted(((i, k) for k, i in first.items()), key=lambda pair: float(near[pair[0]]))[: self.shown]
+        rows = torch.tensor(pairs)
+        above, below = (unscaled(scaled(x)) for x in (made.x[rows[:, 0]], real.x[rows[:, 1]]))
+        caption = (
+            "The likeliest copies (nearer to one training example than to the next ones), the likeliest first, each "
+            "training example once."
+        )
+        return (Picture(caption, ("sample", "training example"), torch.stack([above, below])),)
+
+
+def relative(x: Tensor, train: Tensor) -> tuple[Tensor, Tensor]:
+    """The distance from each of x [n, d] to the nearest of `train` over the mean of those to its nearest `NEIGHBOURS`,
+    0 where all these are 0; and which is the nearest. Each [n].
+    """
+    far, which = neighbours(x, train, min(NEIGHBOURS, len(train)))
+    return far[:, 0] / far.mean(1).clamp(min=1e-30), which[:, 0]

@@ -1,0 +1,232 @@
+"""What an audit's author meets: an audit takes the part of an attacker on one finished trial, and tells what it got."""
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from genfed.core.aggregate import ClientInfo
+from genfed.core.errors import GenfedError
+from genfed.core.method import Data, Method, Server, Task
+from genfed.core.rng import stream
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Sees = Literal["samples", "state", "classifiers", "uploads"]
+"""What an attacker has: examples that the trained generator makes or the server keeps; all that the server holds in the
+end; the classifiers that clients end with; or what a client uploads."""
+Verdict = Literal["leak", "none found", "blind", "deceived"]
+
+
+class NotPossible(GenfedError):  # noqa: N818
+    """The audit cannot be made of this trial; the message says why, and which setting would help."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number and how sure it is."""
+
+    value: float
+    low: float
+    high: float
+    """Of the 95 % bootstrap interval."""
+    unreadable: str = ""
+    """Why the number says nothing; empty: it may be read."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One attack: its numbers on the run, on a planted leak that it must find, and where there is nothing to find."""
+
+    attack: str
+    """In words."""
+    judged_by: str
+    """Which of the numbers decides; the larger it is, the more leaks."""
+    chance: float
+    """Its value where nothing leaks."""
+    run: dict[str, Estimate]
+    control: dict[str, Estimate]
+    null: dict[str, Estimate]
+
+    @property
+    def verdict(self) -> Verdict:
+        """blind: it misses the planted leak, and its silence is none; deceived: it finds a leak where none can be, and
+        its finding is none; else whether the run's whole interval lies above chance.
+        """
+        if not self._found(self.control):
+            return "blind"
+        if self._found(self.null):
+            return "deceived"
+        return "leak" if self._found(self.run) else "none found"
+
+    def _found(self, numbers: dict[str, Estimate]) -> bool:
+        return numbers[self.judged_by].low > self.chance
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Something to look at: rows of images, one below the other."""
+
+    caption: str
+    rows: tuple[str, ...]
+    """What each row shows."""
+    images: Tensor
+    """uint8 [rows, columns, C, H, W]."""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What came of an audit."""
+
+    readings: tuple[Reading, ...]
+    sizes: dict[str, int]
+    """How many of what: members, non-members, samples, shadow models."""
+    notes: tuple[str, ...] = ()
+    """What a reader must know to read the numbers."""
+    pictures: tuple[Picture, ...] = ()
+
+
+@dataclass(frozen=True)
+class Holding:
+    """Whose examples are whose."""
+
+    client: ClientInfo
+    rows: Tensor
+    """Of `Case.train`, int64."""
+    like: Tensor | None
+    """Held-out rows that are like this client's; None: all are."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A finished trial as an audit meets it. The examples are the auditor's own knowledge, against which an attack is
+    scored; what the attacker has are `state`, `samples` and `classifier`, as far as its threat model goes.
+    """
+
+    label: str
+    method: Method[Any]
+    task: Task
+    seed: int
+    device: torch.device
+    train: Data
+    """All clients' training examples, on the CPU."""
+    held_out: Data
+    """Those that nobody trained on, on the CPU."""
+    holdings: tuple[Holding, ...]
+    server: Callable[..., Server]
+    """By a path that names its draws: where server functions run."""
+    state: Any
+    """The server's, after the last round."""
+    samples: Callable[[Tensor, str], Data]
+    """(classes [n], purpose) → examples of these classes, float on the scale of `learn.fit.scaled`, that the generator
+    makes; of a set that the server keeps, as many as it has. Raises NotPossible where there is neither."""
+    classifier: "Callable[[ClientInfo], nn.Module]"
+    """A client's, as it is scored after the last round, in eval mode on the CPU."""
+    retrained: "Callable[[int, Sequence[Data]], Case]"
+    """(number, examples by holding) → the same method on these, from another seed: a shadow of this trial."""
+
+    def rng(self, *path: str | int) -> torch.Generator:
+        """The audit's own draws."""
+        return stream(self.seed, "audit", *path)
+
+    def as_seen(self, sees: Sequence[Sees]) -> "Case":
+        """With no more than an attacker of that kind has."""
+        return dataclasses.replace(
+            self,
+            state=self.state if {"state", "uploads"} & set(sees) else _Hidden("state"),
+            samples=self.samples if {"state", "samples"} & set(sees) else _Hidden("samples"),
+            classifier=self.classifier if "classifiers" in sees else _Hidden("classifier"),
+        )
+
+
+class _Hidden:
+    """In the place of what an attacker does not have."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, name: str) -> Any:
+        raise AssertionError(f"the audit's threat model does not have {self._name!r}")
+
+    def __call__(self, *given: object) -> Any:
+        raise AssertionError(f"the audit's threat model does not have {self._name!r}")
+
+
+class Audit(ABC):
+    """The settings of an attack (its fields), what its attacker sees, and the attack."""
+
+    sees: ClassVar[tuple[Sees, ...]]
+    """All that the attacker has of the run."""
+    attacker: ClassVar[str]
+    """Who that is and what they know besides, in a sentence for people."""
+    retrains: ClassVar[bool] = False
+    """True: it trains the method anew, several times; made only where it is named."""
+
+    @abstractmethod
+    def examine(self, case: Case) -> Findings:
+        """Attacks one trial, and its two controls.
+
+        Raises:
+            NotPossible: the trial lacks what the attack needs.
+        """
+
+
+@dataclass(frozen=True)
+class Image:
+    """A picture as a report keeps it."""
+
+    caption: str
+    rows: tuple[str, ...]
+    png: tuple[str, ...]
+    """A data URL of a PNG per row."""
+    width: int
+    """At which a row is shown, in CSS pixels."""
+
+
+@dataclass(frozen=True)
+class Audited:
+    """An audit of one trial as `audits.json` has it."""
+
+    audit: str
+    """Its label."""
+    method: str
+    seed: int
+    step: int
+    """Rounds that had been done."""
+    sees: tuple[str, ...]
+    attacker: str
+    settings: dict[str, Any]
+    seconds: float
+    readings: tuple[Reading, ...] = ()
+    sizes: dict[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    images: tuple[Image, ...] = ()
+    not_possible: str = ""
+    """Why it was not made; empty: it was."""
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What one phase of a method sends."""
+
+    method: str
+    phase: str
+    down: str
+    """Fields that the server sends to a client; empty: none."""
+    up: str
+    """Fields that a client uploads, and how they are reduced; empty: none."""
+    protection: str = ""
+    """The phase's own statement, as `Phase.protection` has it."""
+
+
+@dataclass(frozen=True)
+class Audits:
+    """All audits of a run: audits.json."""
+
+    shared: tuple[Shared, ...]
+    results: tuple[Audited, ...]

@@ -1,0 +1,163 @@
+"""What the audits of a run found: audits.json, and the tables of the page's section on privacy."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pydantic
+from rich.table import Table
+
+from genfed.core.audit import Audited, Audits, Estimate, Image, Reading, Verdict
+from genfed.core.errors import GenfedError
+from genfed.report.table import NONE, Cells, rich_table
+
+FILE = "audits.json"
+VERDICTS: dict[Verdict, str] = {
+    "leak": "something leaks",
+    "none found": "nothing found",
+    "blind": "cannot tell: it misses the planted leak",
+    "deceived": "cannot tell: it finds one where none is",
+}
+SEES = {
+    "samples": "synthetic examples",
+    "state": "all that the server holds in the end",
+    "classifiers": "clients' final classifiers",
+    "uploads": "what a client uploads",
+}
+UNCOVERED = (
+    "Attacks that were not made: to find nothing says so of these attacks alone, by an attacker as described. It is "
+    "no proof; only a formal guarantee (differential privacy) bounds what any attacker could learn.",
+    "Attributes of persons, the mix of classes at a client, and attackers who break the rules to learn more.",
+    "What leaks by the way: numbers of examples, losses and scores that clients tell the server, and their timing.",
+    "Whoever reads a client's disk: what a client keeps for itself is not protected there.",
+)
+
+
+class Audit(NamedTuple):
+    """One audit of one trial, to be shown."""
+
+    title: str
+    result: Audited
+    cells: Cells | None
+    """A row per attack and number; None: it was not made."""
+    sizes: str
+    images: Sequence[Image]
+
+
+class Privacy(NamedTuple):
+    """The section."""
+
+    lines: Sequence[str]
+    """A sentence per reading."""
+    shared: Cells
+    protection: Sequence[str]
+    """A sentence per method."""
+    audits: Sequence[Audit]
+    uncovered: Sequence[str]
+
+
+def write_audits(audits: Audits, run: Path) -> None:
+    """audits.json, whole or not at all."""
+    part = run / f".{FILE}.part"
+    part.write_bytes(pydantic.TypeAdapter(Audits).dump_json(audits, indent=1))
+    part.replace(run / FILE)
+
+
+def read_audits(run: Path) -> Audits | None:
+    """What was found so far; None: nothing was looked for.
+
+    Raises:
+        GenfedError: the file is something else, or of another version.
+    """
+    file = run / FILE
+    if not file.exists():
+        return None
+    try:
+        return pydantic.TypeAdapter(Audits).validate_json(file.read_bytes())
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise GenfedError(f"{file} is no record of audits ({first['msg']}); delete it to make them again") from None
+
+
+def privacy(audits: Audits) -> Privacy:
+    """What the page shows."""
+    return Privacy([line for result in audits.results for line in _lines(result)], _shared(audits), _protection(audits),
+                   [_audit(result) for result in audits.results], UNCOVERED)  # fmt: skip
+
+
+def privacy_tables(audits: Audits) -> list[Table]:
+    """The same for a terminal: a table per audit."""
+    tables = []
+    for label in dict.fromkeys(result.audit for result in audits.results):
+        rows: list[tuple[str, ...]] = []
+        for result in (r for r in audits.results if r.audit == label):
+            if result.not_possible:
+                rows.append((result.method, result.not_possible, NONE, NONE, NONE, "not made"))
+            for reading in result.readings:
+                judged = (_number(part[reading.judged_by]) for part in (reading.run, reading.control, reading.null))
+                rows.append(
+                    (result.method, f"{reading.attack}: {reading.judged_by}", *judged, VERDICTS[reading.verdict])
+                )
+        head = ("method", "attack and number", "this run", "planted leak", "nothing to find", "verdict")
+        tables.append(rich_table(f"Privacy: {label}", Cells(head, rows)))
+    return tables
+
+
+def _shared(audits: Audits) -> Cells:
+    rows = [(s.method, s.phase, s.down or "nothing", s.up or "nothing") for s in audits.shared]
+    return Cells(("method", "phase", "the server sends", "a client sends"), rows)
+
+
+def _protection(audits: Audits) -> list[str]:
+    """What protects the uploads of each method, as its phases say."""
+    found = []
+    for method in dict.fromkeys(s.method for s in audits.shared):
+        sent = [s for s in audits.shared if s.method == method and s.up]
+        bare = ", ".join(s.phase for s in sent if not s.protection)
+        told = [f"{s.phase}: {s.protection}" for s in sent if s.protection]
+        if bare:
+            told.append(f"{bare}: no noise is added (ε = ∞), and the server can read every upload")
+        found.append(f"{method}. {'; '.join(told) if told else 'No client sends anything'}.")
+    return found
+
+
+def _audit(result: Audited) -> Audit:
+    rows = [
+        (
+            reading.attack,
+            name,
+            _number(number),
+            _number(reading.control[name]),
+            _number(reading.null[name]),
+            VERDICTS[reading.verdict] if name == reading.judged_by else "",
+        )
+        for reading in result.readings
+        for name, number in reading.run.items()
+    ]
+    head = ("attack", "number", "this run", "planted leak", "nothing to find", "verdict")
+    sizes = ", ".join(f"{count:,} {name}" for name, count in result.sizes.items())
+    title = f"{result.audit} on {result.method}"
+    return Audit(title, result, Cells(head, rows) if rows else None, sizes, result.images)
+
+
+def _lines(result: Audited) -> list[str]:
+    where = f"{result.method}, {result.audit}"
+    if result.not_possible:
+        return [f"{where}: not made ({result.not_possible})."]  # it may begin with a label, which has no capital
+    return [f"{where}, {reading.attack}: {_sentence(reading)}" for reading in result.readings]
+
+
+def _sentence(reading: Reading) -> str:
+    number, chance = reading.run[reading.judged_by], f"{reading.chance:g}"
+    told = f"{reading.judged_by} {_number(number)}, where {chance} is no leak"
+    return f"{VERDICTS[reading.verdict]} ({told})."
+
+
+def _number(number: Estimate) -> str:
+    if number.unreadable:
+        return "cannot be read"
+    return f"{_digits(number.value)} [{_digits(number.low)}, {_digits(number.high)}]"
+
+
+def _digits(value: float) -> str:
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"

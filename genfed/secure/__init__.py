@@ -1,0 +1,1 @@
+"""Secure aggregation: the server learns a sum of uploads, and no upload."""

@@ -1,0 +1,157 @@
+"""Audits of runs, at their end or later: the file, the page, and what is refused."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import genfed.app.audit as audits
+from genfed.app import cli
+from genfed.app.case import shared
+from genfed.app.config import decisive, read
+from genfed.core.errors import GenfedError
+from genfed.methods.centralised import Centralised
+from genfed.report.privacy import read_audits
+from tests.conftest import left_by, start, tiny
+
+SMALL: dict[str, Any] = {"membership_samples": {"samples": 40, "components": 4, "members": 60}}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("audited") / "run"
+    start(tiny("gefl", "fedavg", audits=["membership_samples"], audit=SMALL), out)
+    return out
+
+
+def test_a_run_is_audited_at_its_end(run: Path) -> None:
+    found = read_audits(run)
+    assert found
+    one, other = found.results
+    assert (one.method, one.audit, one.step, len(one.readings)) == ("gefl", "membership_samples", 4, 2)
+    assert other.not_possible == "fedavg has no generator of examples, and its server keeps no synthetic set"
+    assert [(s.phase, s.up) for s in found.shared if s.method == "fedavg"] == [
+        ("train", "classifier (averaged within an architecture)")
+    ]
+    text = re.sub(r"\s+", " ", (run / "report.html").read_text())
+    for words in (
+        "Privacy",
+        "What is not covered",
+        "planted leak",
+        "gefl. generator, joint: no noise is added (ε = ∞)",
+        other.not_possible,
+    ):
+        assert words in text
+    assert not (run / "shadows").exists()
+
+
+def test_an_audit_later_gives_the_same_and_changes_nothing_else(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before, page = left_by(run), (run / "report.html").read_text()
+    then = read_audits(run)
+    (run / "audits.json").unlink()
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["audit", str(run)])
+    assert stopped.value.code == 0
+    said = capsys.readouterr().out
+    assert "Privacy: membership_samples" in said
+    assert "not made" in said
+    now = read_audits(run)
+    assert then
+    assert now
+    assert [r.readings for r in now.results] == [r.readings for r in then.results]
+    assert left_by(run) == before
+    assert (run / "report.html").read_text() == page
+
+
+def test_what_was_done_is_not_done_again(run: Path) -> None:
+    said: list[str] = []
+    audits.audit_run(run, notify=said.append)
+    assert said == []
+    audits.audit_run(run, ["membership_samples"], ["audit.membership_samples.samples=30"], "gefl", notify=said.append)
+    assert said == ["membership_samples on gefl, seed 0"]
+    found = read_audits(run)
+    assert found
+    assert {r.sizes["samples"] for r in found.results if r.method == "gefl"} == {30}
+
+
+def test_shadows_of_an_interrupted_audit_with_other_settings_are_not_used(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def audit(members: int) -> None:
+        changes = ["shadows=4", "planted_epochs=1", f"members={members}"]
+        audits.audit_run(
+            run, ["membership_classifier"], [f"audit.membership_classifier.{c}" for c in changes], "fedavg"
+        )
+
+    def interrupted(*given: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("genfed.audits.membership_classifier.membership", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            audit(24)
+    assert len(list((run / "shadows").rglob("state.safetensors"))) == 4
+    audit(20)
+    assert not (run / "shadows").exists()
+
+
+def test_a_ceiling_is_said_to_have_all_data() -> None:
+    first, train = shared("centralised", Centralised())
+    assert (first.phase, first.up) == ("before training", "all training examples (a ceiling, no federation)")
+    assert (train.down, train.up) == ("", "")
+
+
+def test_audits_are_no_part_of_the_outcome() -> None:
+    assert decisive(read(tiny("gefl"))) == decisive(read(tiny("gefl", audits=["membership_samples"], audit=SMALL)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"audits": ["membership_sample"]}, "no such audit: 'membership_sample'; did you mean 'membership_samples'"),
+        ({"audit": {"membership_samples": {"sample": 3}}}, "audit.membership_samples.sample: no such setting"),
+        ({"audit": {"membership_samples": {"samples": 3}}}, "audit.membership_samples.samples = 3"),
+        ({"audit": {"mine": {"kind": 3}}}, "audit.mine.kind = 3"),
+    ],
+)
+def test_bad_settings_are_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(GenfedError, match=re.escape(message)):
+        read(tiny("gefl", **change))
+
+
+def test_what_cannot_be_audited_is_refused(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(GenfedError, match=r"has no report\.json"):
+        audits.audit_run(tmp_path)
+    with pytest.raises(GenfedError, match="no method: 'gelf'"):
+        audits.audit_run(run, method="gelf")
+    with pytest.raises(GenfedError, match="no seed 7"):
+        audits.audit_run(run, seed=7)
+    with pytest.raises(GenfedError, match=r"only audit\.NAME\.setting can be set"):
+        audits.audit_run(run, overrides=["rounds=3"])
+    (tmp_path / "audits.json").write_text("{}")
+    with pytest.raises(GenfedError, match="no record of audits"):
+        read_audits(tmp_path)
+
+
+def test_every_audit_can_be_made_of_a_run(run: Path) -> None:
+    small = {
+        "memorisation": ("samples=40", "shown=4"),
+        "membership_generator": ("draws=1", "planted_steps=2", "planted=10", "members=20"),
+        "membership_classifier": ("shadows=4", "planted_epochs=1", "members=20"),
+        "inversion": ("steps=2", "examples=2"),
+    }
+    said: list[str] = []
+    overrides = [f"audit.{name}.{setting}" for name, settings in small.items() for setting in settings]
+    before = left_by(run)
+    found = audits.audit_run(run, list(small), overrides, notify=said.append)
+    made = {(r.audit, r.method): r for r in found.results if not r.not_possible}
+    assert {name for name, _ in made} >= small.keys()
+    assert [name for name, method in made if method == "fedavg"] == ["membership_classifier", "inversion"]
+    assert made["membership_classifier", "gefl"].sizes["shadows"] == 4
+    assert made["membership_classifier", "gefl"].readings[1].attack == "RMIA, 2 shadows without the example"  # not 4
+    assert said.count("shadow 4") == 2
+    assert left_by(run) == before  # and what was trained for it is gone
+    page = (run / "report.html").read_text()
+    assert 'alt="training example"' in page
+    assert 'alt="rebuilt"' in page
