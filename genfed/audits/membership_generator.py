@@ -23,7 +23,7 @@ from genfed.core.settings import settings
 from genfed.generators.cvae import CVAENetwork
 from genfed.generators.dcgan import DCGANNetwork
 from genfed.generators.ddpm import DDPMNetwork
-from genfed.generators.federated import Generative, loaded
+from genfed.generators.federated import Generative, as_maps, loaded
 from genfed.generators.generator import Generator, GeneratorNetwork
 from genfed.learn.evaluate import predicted
 from genfed.learn.fit import fit, scaled
@@ -132,10 +132,12 @@ class _Features:
     """Examples → what the shared extractor makes of them."""
 
     extractor: torch.nn.Module
+    shape: tuple[int, ...]
     device: torch.device
 
     def __call__(self, data: Data) -> Data:
-        return Data(predicted(self.extractor, data.x.to(self.device)).cpu(), data.y)
+        features = predicted(self.extractor, data.x.to(self.device)).cpu()
+        return Data(features.reshape(-1, *self.shape), data.y)
 
 
 def _subject(case: Case) -> tuple[Generator, New, Task, Callable[[Data], Data]]:
@@ -144,7 +146,7 @@ def _subject(case: Case) -> tuple[Generator, New, Task, Callable[[Data], Data]]:
     if not isinstance(method, Generative):
         raise NotPossible(f"{case.label} trains no generator that all clients share")
     server, generator = case.server("membership_generator"), method.generator
-    task: Task = case.task if method.generates else method.features(server)  # type: ignore[attr-defined]
+    task: Task = case.task if method.generates else as_maps(method.features(server))  # type: ignore[attr-defined]
 
     def kind(weights: Weights) -> GeneratorNetwork:
         return loaded(generator, server, task, weights)
@@ -153,7 +155,7 @@ def _subject(case: Case) -> tuple[Generator, New, Task, Callable[[Data], Data]]:
         return generator, kind, task, lambda data: data
     name = server.architectures[0]
     network = load_weights(server.new_network(name, server.rng), joined(state.extractor, state.headers[name]))
-    return generator, kind, task, _Features(network.get_submodule("extractor"), case.device)
+    return generator, kind, task, _Features(network.get_submodule("extractor"), task.shape, case.device)
 
 
 def _as(kind: type[Any], network: GeneratorNetwork) -> Any:

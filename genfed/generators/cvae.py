@@ -45,20 +45,20 @@ class CVAE(Generator):
         Raises:
             GenfedError: the task is a table, or its images are not of 8×8 to 64×64.
         """
-        check_maps("cvae", task, 8 if task.kind == "image" else 2)
+        check_maps("cvae", task, 8 if task.kind == "image" else 1)
         with seeded(rng):
             return CVAENetwork(task, self)
 
 
 class CVAENetwork(GeneratorNetwork):
-    """Images are halved until the shorter side is 1: five times from 32×32, as in the paper."""
+    """Images are halved, at least once, until the shorter side is 1: five times from 32×32, as in the paper."""
 
     def __init__(self, task: Task, config: CVAE) -> None:
         super().__init__()
         self.config, self.shape, self.classes = config, task.shape, len(task.classes)
         self.positive = task.kind == "features"  # they come from a ReLU
         channels, *sides = task.shape
-        halvings = math.ceil(math.log2(min(sides)))
+        halvings = max(1, math.ceil(math.log2(min(sides))))
         height, width = (-(-side // 2**halvings) * 2**halvings for side in sides)
         widths = [config.width * min(2**i, 16) for i in range(halvings)]
         self.deepest = (widths[-1], height >> halvings, width >> halvings)

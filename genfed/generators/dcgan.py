@@ -54,20 +54,20 @@ class DCGAN(Generator):
         Raises:
             GenfedError: the task is a table, or its images are not of 8×8 to 64×64.
         """
-        check_maps("dcgan", task)
+        check_maps("dcgan", task, 8 if task.kind == "image" else 1)
         with seeded(rng):
             return DCGANNetwork(task, self)
 
 
 class DCGANNetwork(GeneratorNetwork):
-    """Both sides; 4×4 maps are doubled until they hold the image, three times for 32×32."""
+    """Both sides; 4×4 maps are doubled, at least once, until they hold the image: three times for 32×32."""
 
     def __init__(self, task: Task, config: DCGAN) -> None:
         super().__init__()
         self.config, self.shape, self.classes = config, task.shape, len(task.classes)
         self.positive = task.kind == "features"  # they come from a ReLU
         channels = task.shape[0]
-        doublings = math.ceil(math.log2(max(task.shape[1:]) / 4))
+        doublings = max(1, math.ceil(math.log2(max(task.shape[1:]) / 4)))
         self.side = 4 * 2**doublings
         widths = [config.width * 2**i for i in reversed(range(doublings))]
         sides = [(8 * 2**i, 8 * 2**i) for i in range(doublings)]

@@ -60,7 +60,7 @@ class DDPM(Generator):
         Raises:
             GenfedError: the extra is not installed, the task is a table, or its images are not of 8×8 to 64×64.
         """
-        check_maps("ddpm", task, 8 if task.kind == "image" else 2)
+        check_maps("ddpm", task, 8 if task.kind == "image" else 1)
         with seeded(rng):
             return DDPMNetwork(task, self)
 

@@ -1,6 +1,7 @@
 """Training a generator federatedly, and classifiers on what it makes: what methods of that kind share."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, TypeVar
 
 import torch
@@ -82,7 +83,7 @@ class Generative(Method[S]):
 
     def initial_generator(self, server: Server, task: Task) -> Weights:
         """The travelling part of a new generator of `task`'s examples: the same for every method with this seed."""
-        return travelling(self.generator.new(task, server.common("generator")))
+        return travelling(self.generator.new(as_maps(task), server.common("generator")))
 
     def train_at_home(
         self, client: Client, task: Task, sent: Weights, data: Data, progress: float = 0.0
@@ -92,6 +93,7 @@ class Generative(Method[S]):
         that is done). Returns its travelling part and the last epoch's mean loss.
         """
         home = client.kept.get(AT_HOME) or AtHome((), {})
+        task = as_maps(task)
         network = loaded(self.generator, client, task, sent | home.weights)
         players = network.players()
         for player, moments in zip(players, home.moments, strict=False):  # there are none at first
@@ -101,7 +103,7 @@ class Generative(Method[S]):
                 group["lr"] *= network.pace(progress)  # the optimisers are new in every round
         loss = fit(
             players,
-            data,
+            Data(data.x.reshape(-1, *task.shape), data.y),
             epochs=self.generator_epochs,
             batch_size=self.generator_batch_size,
             rng=client.rng,
@@ -145,7 +147,15 @@ class Generative(Method[S]):
 
     def drawn(self, where: Client | Server, task: Task, weights: Weights, y: Tensor) -> Tensor:
         """One example of `task` per label, by the generator with these weights; on `where`'s device."""
-        return loaded(self.generator, where, task, weights).sample(y.to(where.device), where.rng)
+        x = loaded(self.generator, where, task, weights).sample(y.to(where.device), where.rng)
+        return x.reshape(len(y), *task.shape)
+
+
+def as_maps(task: Task) -> Task:
+    """The task as generators take it: features that are no maps are as many channels of 1×1."""
+    if task.kind != "features" or len(task.shape) == 3:
+        return task
+    return replace(task, shape=(math.prod(task.shape), 1, 1))
 
 
 def loaded(generator: Generator, where: Client | Server, task: Task, weights: Weights) -> GeneratorNetwork:
@@ -153,10 +163,10 @@ def loaded(generator: Generator, where: Client | Server, task: Task, weights: We
     never travel, have the initial weights that all clients share.
     """
     with _Unfilled():
-        network = generator.new(task, where.rng)
+        network = generator.new(as_maps(task), where.rng)
     if network.state_dict().keys() != weights.keys():
         # What never travels begins at every client as what travels does: with the common initial weights.
-        network = generator.new(task, where.common("generator"))
+        network = generator.new(as_maps(task), where.common("generator"))
         weights = staying(network) | weights
     network.load_state_dict(weights)
     return network.to(where.device)

@@ -75,7 +75,7 @@ def staying(network: GeneratorNetwork) -> Weights:
     return {k: v for k, v in weights_of(network).items() if not network.travels(k)}
 
 
-def check_maps(name: str, task: Task, least: int = 8) -> None:
+def check_maps(name: str, task: Task, least: int) -> None:
     """Refuses what a generator of maps cannot make.
 
     Raises:

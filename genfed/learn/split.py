@@ -80,6 +80,34 @@ def check_parts(server: Server) -> None:
             raise GenfedError(f"architectures {first} and {other} have different extractors, which cannot be averaged")
 
 
+def shared_features(server: Server) -> Task:
+    """The task of telling classes by the features of the extractor that all architectures share.
+
+    Raises:
+        GenfedError: their extractors' features differ in shape, or some are below 0.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for architecture in server.architectures:
+        network = server.new_network(architecture, server.common("classifier", architecture))
+        x = torch.randn(8, *server.task.shape, generator=server.common("shape")).clamp(-1, 1)
+        with torch.no_grad():
+            features: Tensor = network.get_submodule("extractor").eval()(x.to(server.device))
+        if bool((features < 0).any()):
+            raise GenfedError(
+                f"architecture {architecture}: its extractor gives features below 0, which generators do not make: let "
+                "it end in a ReLU"
+            )
+        shapes[architecture] = tuple(features.shape[1:])
+    first, *others = shapes
+    for other in others:
+        if shapes[other] != shapes[first]:
+            raise GenfedError(
+                f"architectures {first} and {other} have features of the shapes {shapes[first]} and {shapes[other]}: "
+                "one generator cannot make both"
+            )
+    return Task("features", shapes[first], server.task.classes)
+
+
 def feature_task(network: nn.Module, task: Task) -> Task:
     """The task of telling classes by the extractor's features; their shape is found by trying."""
     device = next(network.parameters()).device

@@ -12,7 +12,16 @@ from genfed.core.aggregate import ClientInfo, Mean
 from genfed.core.method import Client, Data, Phase, Reduced, Repeat, Reply, Server, Task, Weights
 from genfed.core.settings import settings
 from genfed.generators.federated import AT_HOME, Generated, Generative, Supply
-from genfed.learn.split import FEATURES, Network, cached_features, feature_task, initial_parts, load_parts, train_parts
+from genfed.learn.split import (
+    FEATURES,
+    Network,
+    cached_features,
+    feature_task,
+    initial_parts,
+    load_parts,
+    shared_features,
+    train_parts,
+)
 from genfed.learn.training import train
 from genfed.learn.weights import weights_of
 
@@ -68,7 +77,7 @@ class GeFLF(Generative[State]):
 
     def init(self, server: Server) -> State:
         extractor, headers = initial_parts(server)
-        return State(extractor, headers, self.initial_generator(server, self.features(server)))
+        return State(extractor, headers, self.initial_generator(server, shared_features(server)))
 
     def phases(self) -> list[Phase[State] | Repeat[State]]:
         by_architecture = Mean(by="architecture")

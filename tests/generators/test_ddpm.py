@@ -244,7 +244,7 @@ def test_it_learns_two_classes() -> None:
         ((4,), "table", r"generator ddpm: examples of shape \(4,\), a table"),
         ((1, 7, 8), "image", "generator ddpm: images of 7×8"),
         ((1, 8, 65), "image", "images of 8×65"),
-        ((3, 1, 4), "features", "features of 1×4; allowed are 2×2 to 64×64"),
+        ((3, 1, 65), "features", "features of 1×65; allowed are 1×1 to 64×64"),
     ],
 )
 def test_refuses_what_it_cannot_make(shape: tuple[int, ...], kind: str, says: str) -> None:
