@@ -70,6 +70,9 @@ class Quality:
     of 16×16 or more, else mlp."""
     epochs: Annotated[int, Field(ge=1)] = 10
     """Of its training on all real training examples, and of the same network's on the generated ones."""
+    lpips: str | None = None
+    """A .safetensors file with the state dict of `lpips.LPIPS(net="alex")`: memorisation is measured with that distance
+    too, as GeFL has it. Left out: it is not."""
     flops: bool = True
     """Counts the arithmetic of clients, in the first round of each phase and for the first seed; that round takes up to
     twice its time."""

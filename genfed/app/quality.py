@@ -20,6 +20,7 @@ from genfed.learn.evaluate import count, predicted
 from genfed.learn.fit import Player, cross_entropy, fit, scaled
 from genfed.learn.synthetic import NOBODY, Made, keeps_set
 from genfed.learn.weights import load_weights
+from genfed.report.lpips import Lpips
 from genfed.report.quality import features, frechet, memorisation, neighbourhoods
 from genfed.report.results import QUALITY
 
@@ -49,6 +50,7 @@ class Judge:
         self._shards, self._seed, self._samples = shards, seed, config.quality.samples
         self._epochs, self._device = config.quality.epochs, torch.device(config.compute.device)
         self._architecture = architecture(config, shards.task)
+        self._lpips = None if config.quality.lpips is None else Lpips(config.quality.lpips)
 
     def __call__(self, trial: Trial, state: Any, step: int) -> dict[str, Any]:
         """The row of metrics.jsonl for a trial that ended in `state` after `step` rounds."""
@@ -65,7 +67,7 @@ class Judge:
             "method": trial.label, "seed": trial.seed, "step": step, "phase": QUALITY, "round": 0, "client": None,
             "seconds": round(time.perf_counter() - begun, 6), "failed": {},
             "samples": len(made), "asked": self._samples, "stored": not trial.method.generates,
-            "architecture": self._architecture, "epochs": self._epochs,
+            "architecture": self._architecture, "epochs": self._epochs, "lpips": self._lpips is not None,
         }  # fmt: skip
         if len(made) < 2:
             return row | {"lost": ["the server keeps fewer than 2 images of the clients' classes: they are not judged"]}
@@ -89,6 +91,15 @@ class Judge:
             "train_on_real": reference.accuracy,
             "memorisation": memorisation(
                 *(scaled(z).flatten(1) for z in (train.x[reference.trained], held_out.x[fresh], made.x[some_made]))
+            ),
+            **(
+                {}
+                if self._lpips is None
+                else {
+                    "memorisation_lpips": self._lpips.memorisation(
+                        *(scaled(z) for z in (train.x[reference.trained], held_out.x[fresh], made.x[some_made]))
+                    )
+                }
             ),
             "memorisation_features": memorisation(of_trained, reference.held_out[fresh], of_made[some_made]),
             **({} if stored is None else self._for_clients(trial, state, stored)),
@@ -182,6 +193,10 @@ def check(config: Config, shards: Shards) -> None:
     """
     if not wanted(config):
         return
+    if config.quality.lpips is not None:
+        if shards.task.kind != "image" or shards.task.shape[0] not in (1, 3):
+            raise GenfedError(f"quality.lpips: LPIPS is for grey and RGB images; examples are {shards.task.shape}")
+        Lpips(config.quality.lpips)
     name = architecture(config, shards.task)
     try:
         check_architecture(name, shards.task, shards.train)
@@ -204,8 +219,8 @@ def judged(method: Method[Any]) -> bool:
 
 def current(row: dict[str, Any], config: Config, task: Task) -> bool:
     """Whether a row of this kind was made with the config's settings."""
-    now = (config.quality.samples, architecture(config, task), config.quality.epochs)
-    return (row.get("asked", row["samples"]), row["architecture"], row["epochs"]) == now
+    now = (config.quality.samples, architecture(config, task), config.quality.epochs, config.quality.lpips is not None)
+    return (row.get("asked", row["samples"]), row["architecture"], row["epochs"], row.get("lpips", False)) == now
 
 
 def _some(n: int, most: int, rng: torch.Generator) -> Tensor:

@@ -33,6 +33,8 @@ _GENERATORS: dict[str, Callable[[Quality], float | None]] = {
     "MND": lambda q: q.memorisation,
     "MND features": lambda q: q.memorisation_features,
 }
+_LPIPS: dict[str, Callable[[Quality], float | None]] = {"MND LPIPS": lambda q: q.memorisation_lpips}
+"""Shown where a run has the weights."""
 _FOR_CLIENTS: dict[str, Callable[[Quality], float | None]] = {
     "teacher sure %": lambda q: None if q.certainty is None else 100 * q.certainty,
     "client match %": lambda q: None if q.client_match is None else 100 * q.client_match,
@@ -58,7 +60,7 @@ def generators(report: Report) -> Cells | None:
     """A row per method whose generator was judged, means over seeds; None where there is none."""
     judged = {method: [trial.quality for trial in report.of(method) if trial.quality] for method in report.methods}
     every = [q for each in judged.values() for q in each]
-    shown = _GENERATORS | {n: of for n, of in _FOR_CLIENTS.items() if any(of(q) is not None for q in every)}
+    shown = _GENERATORS | {n: of for n, of in (_LPIPS | _FOR_CLIENTS).items() if any(of(q) is not None for q in every)}
 
     def cell(name: str, each: Sequence[Quality]) -> str:
         values = [value for value in map(shown[name], each) if value is not None]

@@ -65,8 +65,8 @@ def memorisation(train: Tensor, fresh: Tensor, made: Tensor) -> float:
     """The mean nearest-neighbour distance ratio of GeFL (arXiv 2412.18460): over the training vectors x, the mean of
     min_v d(x, v) / min_s d(x, s), v real ones that were not trained on and s made ones; above 1 is memorisation.
 
-    differs from the paper: d is Euclidean, not LPIPS; and a ratio counts for LARGEST at most, since that of an exact
-    copy is infinite (1 where both distances are 0, which says nothing).
+    differs from the paper: d is Euclidean, not LPIPS (which is in `report.lpips`); and a ratio counts for LARGEST at
+    most, since that of an exact copy is infinite (1 where both distances are 0, which says nothing).
     """
     return float(ratios(train, fresh, made).mean())
 

@@ -118,6 +118,8 @@ class Quality:
     """The mean nearest-neighbour distance ratio of the training examples; above 1 is memorisation."""
     memorisation_features: float
     """The same in the reference classifier's features."""
+    memorisation_lpips: float | None = None
+    """The same with LPIPS for the distance; None: the run has no weights for it."""
     stored: bool = False
     """They are of a set that the server keeps; `seconds` is the time of reading them."""
     certainty: float | None = None
