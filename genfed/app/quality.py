@@ -47,18 +47,37 @@ class Judge:
     """Judges the generators and kept sets of one seed; its reference classifier is trained when it is first needed."""
 
     def __init__(self, config: Config, shards: Shards, seed: int) -> None:
-        self._shards, self._seed, self._samples = shards, seed, config.quality.samples
+        self._config, self._shards, self._seed, self._samples = config, shards, seed, config.quality.samples
         self._epochs, self._device = config.quality.epochs, torch.device(config.compute.device)
         self._architecture = architecture(config, shards.task)
         self._lpips = None if config.quality.lpips is None else Lpips(config.quality.lpips)
 
     def __call__(self, trial: Trial, state: Any, step: int) -> dict[str, Any]:
         """The row of metrics.jsonl for a trial that ended in `state` after `step` rounds."""
+        if trial.method.of_features:
+            return self._in_features(trial, state)._row(trial, state, step)
+        return self._row(trial, state, step)
+
+    def _in_features(self, trial: Trial, state: Any) -> "Judge":
+        """Of the real examples' features, as the trial's clients have them in the end."""
+
+        def of(data: Data) -> Data:
+            return Data(trial.method.represent(server_of(trial, 0, "quality"), state, data.x), data.y)
+
+        train = of(self._shards.train)
+        task = replace(self._shards.task, kind="features", shape=tuple(train.x.shape[1:]))
+        config = replace(self._config, quality=replace(self._config.quality, lpips=None))
+        return Judge(
+            config, replace(self._shards, task=task, train=train, held_out=of(self._shards.held_out)), self._seed
+        )
+
+    def _row(self, trial: Trial, state: Any, step: int) -> dict[str, Any]:
+        makes = trial.method.generates or trial.method.of_features
         train, held_out, reference = self._shards.train, self._shards.held_out, self._reference
         # Classes as often as the clients have them: else the measures would judge the choice of labels.
         y = train.y[torch.randint(len(train), (self._samples,), generator=self._stream("labels"))]
         begun = time.perf_counter()
-        stored = None if trial.method.generates else self._stored(trial, state, y)
+        stored = None if makes else self._stored(trial, state, y)
         if stored is None:
             made = Data(trial.method.generate(server_of(trial, 0, "quality"), state, y).float().cpu(), y)
         else:
@@ -66,7 +85,7 @@ class Judge:
         row = {
             "method": trial.label, "seed": trial.seed, "step": step, "phase": QUALITY, "round": 0, "client": None,
             "seconds": round(time.perf_counter() - begun, 6), "failed": {},
-            "samples": len(made), "asked": self._samples, "stored": not trial.method.generates,
+            "samples": len(made), "asked": self._samples, "stored": not makes, "features": trial.method.of_features,
             "architecture": self._architecture, "epochs": self._epochs, "lpips": self._lpips is not None,
         }  # fmt: skip
         if len(made) < 2:
@@ -179,7 +198,9 @@ class Judge:
 
 
 def architecture(config: Config, task: Task) -> str:
-    """Of the reference classifier: what the config says, or a small one that fits."""
+    """Of the reference classifier: what the config says, or a small one that fits; of features always a small one."""
+    if task.kind == "features":
+        return "mlp"
     if config.quality.architecture is not None:
         return config.quality.architecture
     return "cnn7-bn" if task.kind == "image" and min(task.shape[1:]) >= 16 else "mlp"
@@ -213,13 +234,21 @@ def wanted(config: Config) -> bool:
 
 
 def judged(method: Method[Any]) -> bool:
-    """Whether the method has samples to judge: it makes them, or its server keeps a set of them."""
+    """Whether the method has samples to judge, of examples or features, or its server keeps a set of them."""
+    return method.of_features or shows(method)
+
+
+def shows(method: Method[Any]) -> bool:
+    """Whether it has examples to show: it makes them, or its server keeps a set of them."""
     return method.generates or keeps_set(method)
 
 
 def current(row: dict[str, Any], config: Config, task: Task) -> bool:
     """Whether a row of this kind was made with the config's settings."""
-    now = (config.quality.samples, architecture(config, task), config.quality.epochs, config.quality.lpips is not None)
+    if of_features := row.get("features", False):
+        task = replace(task, kind="features")
+    lpips = config.quality.lpips is not None and not of_features
+    now = (config.quality.samples, architecture(config, task), config.quality.epochs, lpips)
     return (row.get("asked", row["samples"]), row["architecture"], row["epochs"], row.get("lpips", False)) == now
 
 

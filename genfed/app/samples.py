@@ -53,7 +53,7 @@ def write_samples(
         GenfedError: no such run or trial, a method with neither, examples that are no PNG, `out` exists.
     """
     config = read(run)
-    able = [label for label in config.labels if quality.judged(config.method[label])]
+    able = [label for label in config.labels if quality.shows(config.method[label])]
     if not able:
         raise GenfedError(f"{run}: none of its methods has a generator to sample from, or keeps a synthetic set")
     chosen = choose(run, config, method, seed, able, "methods with a generator or a synthetic set")

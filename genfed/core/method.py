@@ -241,6 +241,8 @@ class Method(ABC, Generic[S]):
     no images. A run that asks for it is refused before training."""
     generates: ClassVar[bool] = False
     """True: `generate` makes examples from the state."""
+    of_features: ClassVar[bool] = False
+    """True: `generate` makes features instead, and `represent` says what those of real examples are."""
 
     @abstractmethod
     def init(self, server: Server) -> S:
@@ -263,6 +265,10 @@ class Method(ABC, Generic[S]):
     def generate(self, server: Server, state: S, y: Tensor) -> Tensor:
         """One example per label: y [n] → [n, *shape] on the scale of `learn.fit.scaled`."""
         raise GenfedError(f"{type(self).__name__} has no generator to sample from")
+
+    def represent(self, server: Server, state: S, x: Tensor) -> Tensor:
+        """Of a method with `of_features`: examples as `Data.x` has them → features [n, …], on the CPU."""
+        raise GenfedError(f"{type(self).__name__} has no features")
 
 
 def participants(clients: Sequence[ClientInfo], sample: float, rng: torch.Generator) -> list[ClientInfo]:

@@ -6,12 +6,13 @@ from dataclasses import dataclass, replace
 from typing import Annotated
 
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from genfed.core.aggregate import ClientInfo, Mean
 from genfed.core.method import Client, Data, Phase, Reduced, Repeat, Reply, Server, Task, Weights
 from genfed.core.settings import settings
 from genfed.generators.federated import AT_HOME, Generated, Generative, Supply
+from genfed.learn.evaluate import predicted
 from genfed.learn.split import (
     FEATURES,
     Network,
@@ -69,6 +70,7 @@ class GeFLF(Generative[State]):
 
     state = State
     unaugmented = ("training",)  # headers learn from features
+    of_features = True
 
     extractor_rounds: Annotated[int, Field(ge=0)] = 20
     """Rounds that train extractor and headers on real examples (T_FE); then the extractor stands still."""
@@ -160,6 +162,14 @@ class GeFLF(Generative[State]):
     def keep_headers(self, server: Server, state: State, reduced: Reduced) -> State:
         """The means within each architecture."""
         return replace(state, headers=state.headers | reduced["header"])
+
+    def generate(self, server: Server, state: State, y: Tensor) -> Tensor:
+        return self.drawn(server, self.features(server), state.generator, y)
+
+    def represent(self, server: Server, state: State, x: Tensor) -> Tensor:
+        extractor = server.new_network(server.architectures[0], server.common("shape")).get_submodule("extractor")
+        extractor.load_state_dict(state.extractor)
+        return predicted(extractor, x.to(server.device)).cpu()
 
     def classifier(self, client: Client, sent: Network) -> nn.Module:
         return load_parts(client, sent)

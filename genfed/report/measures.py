@@ -50,6 +50,8 @@ GENERATORS_EXPLAINED = (
     "TSTR: the same network trained on samples alone, tested on held-out examples; TRTR: trained on the real ones.",
     "MND: how many times nearer to a training example its nearest sample is than its nearest held-out example, a mean, "
     "by input and by features: above 1 is memorisation.",
+    "A generator of features (GeFL-F) is judged among the features that its clients share, by an mlp trained on those "
+    "of real examples: only its right class, TSTR and TRTR can be set beside another generator's.",
     "For images made for clients, teacher sure: the probability that the client's own classifier gives the class asked "
     "for; client match: those taken for their own client's by a network that tells clients apart; of real clients: its "
     "accuracy on real examples.",

@@ -12,13 +12,17 @@ import torch
 
 import genfed.app.run as runs
 from genfed.app.config import read, to_toml
+from genfed.app.federation import share_out
 from genfed.app.quality import Judge
-from genfed.app.trial import Progress, with_evaluation
+from genfed.app.run import load_data
+from genfed.app.trained import choose, trained
+from genfed.app.trial import Progress, new_server, with_evaluation
 from genfed.core.aggregate import ClientInfo
 from genfed.core.errors import GenfedError
 from genfed.core.method import Data, Task, leaves
 from genfed.core.rng import stream
 from genfed.engines.site import Shards
+from genfed.learn.fit import scaled
 from genfed.learn.synthetic import NOBODY, Made, Wanted
 from genfed.report.metrics import read as read_metrics
 from genfed.report.results import from_json
@@ -229,3 +233,24 @@ def test_a_phase_cannot_have_a_name_of_the_runs_own(name: str, monkeypatch: pyte
     monkeypatch.setattr(type(method), "phases", lambda self: [dataclasses.replace(phase, name=name)])
     with pytest.raises(GenfedError, match=f"has a phase named '{name}', which is the run's own"):
         with_evaluation(method, None)
+
+
+def test_a_generator_of_features_is_judged_among_features(tmp_path: Path) -> None:
+    config = tiny("gefl_f") | {"quality": {"samples": 60, "epochs": 2}}
+    (trial,) = start(config, tmp_path / "run").trials
+    assert trial.quality is not None
+    assert trial.quality.architecture == "mlp"
+    assert not trial.quality.stored
+    rows = [row for row in left_by(tmp_path / "run")["metrics"] if row["phase"] == "quality"]
+    start(config, tmp_path / "run", resume=True)
+    assert [row for row in left_by(tmp_path / "run")["metrics"] if row["phase"] == "quality"] == rows
+
+    settings = read(tmp_path / "run")
+    method, dataset = settings.method["gefl_f"], load_data(settings)
+    chosen = choose(tmp_path / "run", settings, "gefl_f", None, ["gefl_f"])
+    clients = share_out(settings, dataset, 0).clients
+    server = new_server(chosen.at.task, clients, settings.compute, 0, 0, "quality")
+    x = dataset.test.x[:5]
+    with torch.no_grad():
+        expected = trained(chosen, 1).network.get_submodule("extractor").eval()(scaled(x))
+    assert torch.equal(method.represent(server, chosen.at.state, x), expected)
