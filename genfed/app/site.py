@@ -11,6 +11,7 @@ from torch import nn
 
 from genfed.app import federation, registry
 from genfed.app.config import Config, decisive, read
+from genfed.app.protection import Budgets
 from genfed.app.trial import Checkpoint, Trial, server_of, with_evaluation
 from genfed.core.aggregate import ClientInfo
 from genfed.core.record import load
@@ -33,7 +34,9 @@ def new_trial(config: Config, folder: Path, label: str, seed: int, shards: Shard
         federation=config.federation,
         compute=config.compute,
         evaluate_every=config.evaluation.every,
-        counts_flops=config.quality.flops and seed == config.seeds[0],
+        # How much a client computes would tell how large its random batches were.
+        counts_flops=config.quality.flops and seed == config.seeds[0] and config.privacy is None,
+        privacy=config.privacy,
     )
 
 
@@ -44,8 +47,10 @@ def trial_folder(folder: Path, label: str, seed: int) -> Path:
 
 def new_site(trial: Trial, new_network: NewNetwork = registry.new_network) -> Site:
     """Where the trial's clients work."""
+    # The score on data like a client's own is weighted by its classes, which nothing protects.
+    own = None if trial.privacy else trial.shards.own
     return Site(
-        with_evaluation(trial.method, trial.shards.held_out.to(torch.device(trial.compute.device)), trial.shards.own),
+        with_evaluation(trial.method, trial.shards.held_out.to(torch.device(trial.compute.device)), own),
         trial.shards,
         trial.folder / "clients",
         trial.seed,
@@ -53,6 +58,7 @@ def new_site(trial: Trial, new_network: NewNetwork = registry.new_network) -> Si
         trial.compute.device,
         trial.compute.precision,
         trial.counts_flops,
+        Budgets(trial) if trial.privacy else None,
     )
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from genfed.app import registry
-from genfed.app.config import Compute, Federation
+from genfed.app.config import Compute, Federation, Privacy
 from genfed.core.aggregate import ClientInfo, Collect
 from genfed.core.errors import GenfedError, RecordError
 from genfed.core.method import Client, Method, Phase, Reduced, Reply, Server, Task, leaves, participants
@@ -91,6 +91,8 @@ class Trial:
     """Unlabelled examples that anybody may see; None: the run names none."""
     counts_flops: bool = False
     """Whether clients count their arithmetic in the first round of each phase."""
+    privacy: Privacy | None = None
+    """How each example is protected; None: not."""
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,10 @@
 import contextlib
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -15,7 +16,8 @@ from torch import Tensor
 from genfed.core.aggregate import ClientInfo
 from genfed.core.errors import GenfedError, StorageError
 from genfed.core.method import Client, Data, Kept, Phase, Slot, Task
-from genfed.core.record import Packed, load, pack, save, unpack
+from genfed.core.privacy import Guard, nothing_allowed
+from genfed.core.record import Packed, from_bytes, load, pack, save, to_bytes, unpack
 from genfed.core.rng import stream
 from genfed.engines.flops import Flops
 
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 R = TypeVar("R")
+REPLY = "last.reply"
+"""The file of the last reply of a client that is protected by noise."""
 Precision = Literal["float32", "bfloat16"]
 NewNetwork = Callable[[str, Task, torch.Generator], "nn.Module"]
 """(architecture, task, rng) → a classifier initialised from rng."""
@@ -132,11 +136,14 @@ class Site:
         device: str = "cpu",
         precision: Precision = "float32",
         counts_flops: bool = False,
+        guard: Guard | None = None,
     ) -> None:
         """`kept` is the folder of what clients keep. A phase named "evaluate" may read every slot. `counts_flops`: in
         the first round of each other phase a reply's metrics get "flops", and "parameters": the numbers in what the
-        client was sent, or in the largest network that it made, whichever is more.
+        client was sent, or in the largest network that it made, whichever is more. With a `guard` each round is charged
+        to the client's budget, and its reply is kept: asked again, the client gives the same, not one with other noise.
         """
+        self._guard = guard
         self._phases, self._shards, self._kept, self._seed = phases, shards, kept, seed
         self._new_network, self._precision, self._counts_flops = new_network, precision, counts_flops
         self._device = torch.device(device)
@@ -149,7 +156,14 @@ class Site:
         phase = self._phases[step.phase]
         assert phase.work is not None
         kept = KeptOnDisk(self._kept / str(client), step.number, None if step.phase == "evaluate" else phase.slots)
-        about = self.client(step, client, kept)
+        folder, private = self._kept / str(client), None
+        if self._guard is not None and step.phase == "evaluate":
+            private = nothing_allowed()
+        elif self._guard is not None:
+            if (before := replied(folder, step)) is not None:
+                return before
+            private = self._guard.admit(client, folder, step.phase, step.round, step.number)
+        about = replace(self.client(step, client, kept), privacy=private)
         sizes = [sum(t.numel() for t in sent.tensors.values() if t.is_floating_point())]
 
         def new_network(name: str, rng: torch.Generator) -> "nn.Module":
@@ -164,10 +178,15 @@ class Site:
         metrics = {name: float(value) for name, value in reply.metrics.items()}
         if flops is not None:
             metrics |= {"flops": float(flops.count), "parameters": float(max(sizes))}
+        if private is not None:
+            private.finish()
+            metrics = {}  # losses and the like depend on the examples, and no noise was added to them
         answer = Answer(pack(reply.upload), float(reply.weight), metrics, time.perf_counter() - started)
         sound(answer)
         try:
             kept.commit()  # only with a reply that can be used: moments that diverged would spoil every later round
+            if private is not None and step.phase != "evaluate":
+                keep_reply(folder, step, answer)  # last: once it is there, nothing is trained or charged again
         except OSError as error:
             raise StorageError(f"client {client} cannot keep its records: {error}") from None
         return answer
@@ -190,6 +209,42 @@ class Site:
             precision=self._precision,
             new_network_of=lambda name, rng: self._new_network(name, task, rng).to(self._device),
         )
+
+
+@dataclass(frozen=True)
+class _Replied:
+    """A reply as a client keeps it: of which step, and what is no tensor."""
+
+    phase: str
+    number: int
+    weight: float
+    seconds: float
+    skeleton: str
+
+
+def keep_reply(folder: Path, step: Step, answer: Answer) -> None:
+    """Puts a reply on the disk before it leaves, in place of the one before it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    head = _Replied(step.phase, step.number, answer.weight, answer.seconds, answer.upload.skeleton)
+    body = to_bytes(Packed(dict(answer.upload.tensors), json.dumps(asdict(head))))
+    part = folder / ".reply.part"
+    with part.open("wb") as file:
+        file.write(body)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(folder / REPLY)
+
+
+def replied(folder: Path, step: Step) -> Answer | None:
+    """The reply to this step, if it is the last that was kept."""
+    file = folder / REPLY
+    if not file.exists():
+        return None
+    packed = from_bytes(file.read_bytes())
+    head = _Replied(**json.loads(packed.skeleton))
+    if (head.phase, head.number) != (step.phase, step.number):
+        return None
+    return Answer(Packed(packed.tensors, head.skeleton), head.weight, {}, head.seconds)
 
 
 def sound(answer: Answer) -> None:
