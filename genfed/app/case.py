@@ -70,6 +70,8 @@ def audited(trial: Trial, label: str, audit: Audit, folder: Path, notify: Notify
         raise GenfedError(f"{trial.label} with seed {trial.seed} has no checkpoint to audit")
     begun = time.perf_counter()
     about = Audited(label, trial.label, trial.seed, at.step, audit.sees, audit.attacker, _settings(audit), seconds=0.0)
+    if trial.privacy is not None and "uploads" in audit.sees:
+        return replace(about, not_possible="clients trained with noise, and this attack is made on uploads without any")
     try:
         found = audit.examine(case_of(trial, at, folder, notify).as_seen(audit.sees))
     except NotPossible as why:
