@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from genfed.app.config import Config, flat
+from genfed.app.protection import protection_of
 from genfed.app.site import classifier, new_site, trial_folder
 from genfed.app.trial import Checkpoint, Run, Trial, read_checkpoint, server_of
 from genfed.core.aggregate import Aggregate, ClientInfo, Mean
@@ -27,6 +28,8 @@ from genfed.learn.synthetic import keeps_set
 from genfed.report.page import png
 from genfed.report.privacy import read_audits, write_audits
 
+AT_ONCE = 1000
+"""Examples that are drawn at once."""
 Notify = Callable[[str], None]
 
 
@@ -36,7 +39,7 @@ def attack(config: Config, trial: Trial, labels: Sequence[str], run: Path, notif
     """
     before = read_audits(run) or Audits((), ())
     rest = [s for s in before.shared if s.method != trial.label]
-    found = Audits((*rest, *shared(trial.label, trial.method)), before.results)
+    found = Audits((*rest, *shared(trial.label, trial.method, _private(trial))), before.results)
     for label in labels:
         audit = config.audit[label]
         mine = (label, trial.label, trial.seed)
@@ -51,6 +54,14 @@ def attack(config: Config, trial: Trial, labels: Sequence[str], run: Path, notif
         found = replace(found, results=(*others, new))
         write_audits(found, run)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _private(trial: Trial) -> str:
+    """What differential privacy of its examples a finished trial has, in a few words; empty: none."""
+    found = protection_of(trial)
+    if found is None or found.epsilon is None or found.reproducible_noise:
+        return ""
+    return f"DP-SGD, ε = {found.epsilon:.2f} at δ = {found.delta:g} for every example over all phases"
 
 
 def _settings(audit: Audit) -> dict[str, Any]:
@@ -99,6 +110,9 @@ def case_of(trial: Trial, at: Checkpoint[Any], folder: Path, notify: Notify = la
     def retrained(number: int, examples: Sequence[Data]) -> Case:
         notify(f"shadow {number + 1}")
         shadow = _shadow(trial, number, examples, folder)
+        before = read_checkpoint(shadow.method, shadow.folder)
+        if before and before.trial != shadow.identity:  # of an audit with other settings, which was interrupted
+            shutil.rmtree(shadow.folder)
         Run(shadow, InProcess(new_site(shadow)), lambda rows: None, lambda progress: None).finish()
         done = read_checkpoint(shadow.method, shadow.folder)
         assert done is not None
@@ -131,9 +145,10 @@ def _like(own: Sequence[Own]) -> Tensor | None:
 
 def _samples(trial: Trial, state: Any, y: Tensor, purpose: str) -> Data:
     if trial.method.generates:
+        server = server_of(trial, 0, "audit", purpose)
         with torch.inference_mode():
-            x = trial.method.generate(server_of(trial, 0, "audit", purpose), state, y)
-        return Data(x.float().cpu().clone(), y)
+            parts = [trial.method.generate(server, state, some).float().cpu() for some in torch.split(y, AT_ONCE)]
+        return Data(torch.cat(parts).clone(), y)
     if not keeps_set(trial.method):
         raise NotPossible(f"{trial.label} has no generator of examples, and its server keeps no synthetic set")
     server = server_of(trial, 0, "audit", purpose)
@@ -167,16 +182,18 @@ def _shadow(trial: Trial, number: int, examples: Sequence[Data], folder: Path) -
     )
 
 
-def shared(label: str, method: Method[Any]) -> list[Shared]:
-    """What each phase of a method sends up and down."""
+def shared(label: str, method: Method[Any], private: str = "") -> list[Shared]:
+    """What each phase of a method sends up and down, and what protects it: `private` says what all trainings have."""
     found = []
+    if method.pooled:
+        found.append(Shared(label, "before training", "", "all training examples (a ceiling, no federation)"))
     for phase in {phase.name: phase for phase in leaves(method.phases())}.values():
         if phase.work is None:
             found.append(Shared(label, phase.name, "", ""))
             continue
         down = ", ".join(field.name for field in dataclasses.fields(phase.kinds[0]))
         up = ", ".join(f"{name} ({_words(aggregate)})" for name, aggregate in phase.aggregate.items())
-        found.append(Shared(label, phase.name, down, up))
+        found.append(Shared(label, phase.name, down, up, "; ".join(filter(None, (private, phase.protection)))))
     return found
 
 

@@ -9,6 +9,9 @@ from genfed.core.audit import Case, NotPossible
 from genfed.core.method import Data
 from genfed.learn.fit import scaled
 
+FEWEST = 10
+"""Pairs of a member and a non-member; with fewer a bootstrap interval lies above chance too often by chance."""
+
 
 @dataclass(frozen=True)
 class Candidates:
@@ -33,7 +36,7 @@ def candidates(case: Case, most: int, rng: torch.Generator) -> Candidates:
     """At most `most` members and as many non-members, at random.
 
     Raises:
-        NotPossible: no class has examples in both.
+        NotPossible: too few classes have examples in both.
     """
     order = torch.randperm(len(case.held_out), generator=rng)
     half, quarter = len(order) // 2, len(order) // 4
@@ -41,8 +44,11 @@ def candidates(case: Case, most: int, rng: torch.Generator) -> Candidates:
     mine = torch.randperm(len(case.train), generator=rng)
     pairs = matched(case.train.y[mine], case.held_out.y[others])
     some = torch.randperm(len(pairs[0]), generator=rng)[:most]
-    if len(some) < 2 or min(len(reference), len(fresh)) < 2:
-        raise NotPossible("there are too few held-out examples of the clients' classes: an audit takes 8 at least")
+    if len(some) < FEWEST or min(len(reference), len(fresh)) < 2:
+        raise NotPossible(
+            f"there are {len(some)} pairs of a training and a held-out example of one class, where an audit takes "
+            f"{FEWEST}: more held-out examples would help"
+        )
     return Candidates(mine[pairs[0][some]], others[pairs[1][some]], reference, fresh)
 
 

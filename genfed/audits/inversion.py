@@ -61,8 +61,7 @@ class Inversion(Audit):
         held = torch.randperm(len(case.held_out), generator=case.rng("inversion", "held out"))
         mine = case.holdings[0].rows
         rows = mine[torch.randperm(len(mine), generator=case.rng("inversion", "rows"))]
-        known = torch.unique(case.held_out.y[held[len(held) // 2 :]])
-        rows = rows[torch.isin(case.train.y[rows], known)][: self.examples]
+        rows = rows[torch.isin(case.train.y[rows], case.held_out.y)][: self.examples]
         if len(rows) < 2:
             raise NotPossible("the first client has fewer than 2 examples of classes that are held out")
         x, y = scaled(case.train.x[rows]), case.train.y[rows]
@@ -142,18 +141,24 @@ def uploads_classifier(case: Case) -> bool:
 
 
 def gradients(network: nn.Module, x: Tensor, y: Tensor, create_graph: bool = False) -> list[Tensor]:
-    """Of the batch's mean cross-entropy, by parameter: (before − after)/η of one step of SGD."""
+    """Of the batch's mean cross-entropy, by parameter that is trained: (before − after)/η of one step of SGD."""
     loss = F.cross_entropy(network(x), y)
-    return list(torch.autograd.grad(loss, list(network.parameters()), create_graph=create_graph))
+    # A parameter may stand there that the loss does not reach: its gradient is 0.
+    found = torch.autograd.grad(
+        loss, _trained(network), create_graph=create_graph, allow_unused=True, materialize_grads=True
+    )
+    return list(found)
+
+
+def _trained(network: nn.Module) -> list[nn.Parameter]:
+    return [p for p in network.parameters() if p.requires_grad]
 
 
 def told_label(network: nn.Module, gradient: Gradient) -> int | None:
-    """Of a batch of one: only the true class has a negative gradient in the last bias. None: there is no such bias."""
-    last = [module for module in network.modules() if isinstance(module, nn.Linear)]
-    if not last or last[-1].bias is None:
-        return None
-    places = [i for i, p in enumerate(network.parameters()) if p is last[-1].bias]
-    return int(gradient[places[0]].argmin())
+    """Of a batch of one: only the true class has a negative gradient in the last bias. None: none is trained."""
+    last = [module.bias for module in network.modules() if isinstance(module, nn.Linear)]
+    places = [i for i, p in enumerate(_trained(network)) if last and p is last[-1]]
+    return int(gradient[places[0]].argmin()) if places else None
 
 
 def cosine(a: Gradient, b: Gradient) -> Tensor:

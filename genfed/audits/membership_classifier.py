@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from genfed.audits.candidates import matched
+from genfed.audits.candidates import FEWEST, matched
 from genfed.audits.rates import AUC, membership
 from genfed.core.audit import Audit, Case, Estimate, Findings, Holding, NotPossible, Reading
 from genfed.core.method import Data
@@ -60,12 +60,12 @@ class MembershipClassifier(Audit):
     shadows: Annotated[int, Field(ge=4, multiple_of=2)] = 16
     """Runs of the method that are trained for it, each from another seed; each example asked about stands in half."""
     references: Annotated[int, Field(ge=1)] = 4
-    """Of RMIA: shadows without the example that its probability is compared with."""
+    """Of RMIA: shadows without the example that its probability is compared with; half of `shadows` at most."""
     gamma: Annotated[float, Field(gt=0)] = 2.0
     """Of RMIA: by how much an example must stand out of one of the population (γ)."""
     offline: Annotated[float, Field(ge=0, le=1)] = 0.3
     """Of RMIA: p(x) = ((1 + a)·p_OUT(x) + 1 − a)/2 (a)."""
-    members: Annotated[int, Field(ge=2)] = 2000
+    members: Annotated[int, Field(ge=FEWEST)] = 2000
     """Training examples that are asked about over all clients, and as many others, at most."""
     planted_epochs: Annotated[int, Field(ge=1)] = 100
     """Of the planted leak: further training of each client's classifier, by Adam on its members
@@ -93,11 +93,12 @@ class MembershipClassifier(Audit):
             shadows.append(answers(networks))
             there = [replace(each, rest=each.rest[:0]) for each in asked]
             leaking.append(answers(self._planted(case, networks, shadow_data(case, there, inside[number]))))
+        without = min(self.references, self.shadows // 2)
         everybody = torch.arange(len(asked)).repeat_interleave(torch.tensor([len(a.members) for a in asked]))
         attacks: dict[str, Callable[[Answers, Sequence[Answers], Tensor], Tensor]] = {
             f"LiRA, {self.shadows} shadows": lira,
-            f"RMIA, {self.references} shadows without the example": lambda target, others, where: rmia(
-                target, others, where, everybody, self.references, self.gamma, self.offline
+            f"RMIA, {without} shadows without the example": lambda target, others, where: rmia(
+                target, others, where, everybody, without, self.gamma, self.offline
             ),
             "confidence alone": lambda target, others, where: target.scores,
         }
@@ -139,7 +140,7 @@ def pairs(case: Case, most: int) -> tuple[list[Asked], Tensor]:
     part as the attacker's own population.
 
     Raises:
-        NotPossible: a client has no held-out example of its classes.
+        NotPossible: a client has no held-out example of its classes, or there are too few pairs.
     """
     order = torch.randperm(len(case.held_out), generator=case.rng("membership_classifier", "held out"))
     quarter = len(order) // 4
@@ -157,6 +158,8 @@ def pairs(case: Case, most: int) -> tuple[list[Asked], Tensor]:
         rest = torch.ones(len(mine), dtype=torch.bool).index_fill_(0, one, False)
         asked.append(Asked(mine[one], share[other], mine[rest]))
         free = free[~torch.isin(free, share[other])]
+    if (count := sum(len(each.members) for each in asked)) < FEWEST:
+        raise NotPossible(f"there are {count} pairs to be asked about, where it takes {FEWEST}")
     return asked, population
 
 
@@ -208,7 +211,7 @@ def lira(target: Answers, shadows: Sequence[Answers], inside: Tensor) -> Tensor:
         count = where.sum(0)
         mean = (scores * where).sum(0) / count
         free = (count - 1).clamp(min=0).sum()
-        variance = ((scores - mean).square() * where).sum() / free
+        variance = (((scores - mean).square() * where).sum() / free).clamp(min=1e-12)
         found.append(-(target.scores - mean).square() / (2 * variance) - variance.log() / 2)
     return found[0] - found[1]
 

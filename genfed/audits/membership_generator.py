@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from genfed.audits.candidates import candidates
+from genfed.audits.candidates import FEWEST, candidates
 from genfed.audits.rates import AUC, membership
 from genfed.core.audit import Audit, Case, Estimate, Findings, NotPossible, Reading
 from genfed.core.method import Data, Task, Weights
@@ -46,13 +46,13 @@ class MembershipGenerator(Audit):
         "example that they ask about, and its class."
     )
 
-    members: Annotated[int, Field(ge=2)] = 2000
+    members: Annotated[int, Field(ge=FEWEST)] = 2000
     """Training examples that are asked about, and as many others, at most."""
     draws: Annotated[int, Field(ge=1)] = 4
     """Of the noise, over which a loss is a mean: for each example, and for each of `times`."""
     times: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = (0.1, 0.25, 0.5)
     """Steps of a diffusion model whose denoising loss is taken, as shares of all its steps; each is an attack."""
-    planted: Annotated[int, Field(ge=2)] = 64
+    planted: Annotated[int, Field(ge=FEWEST)] = 64
     """Of the planted leak: members on which the generator is trained further, and that alone are asked about."""
     planted_steps: Annotated[int, Field(ge=1)] = 500
     """Of that training."""

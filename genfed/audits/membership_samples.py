@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from genfed.audits.candidates import candidates, flat
+from genfed.audits.candidates import FEWEST, candidates, flat
 from genfed.audits.rates import AUC, membership
 from genfed.core.audit import Audit, Case, Estimate, Findings, NotPossible, Reading
 from genfed.core.settings import settings
@@ -36,7 +36,7 @@ class MembershipSamples(Audit):
 
     samples: Annotated[int, Field(ge=10)] = 1000
     """Synthetic examples that the attacker has."""
-    members: Annotated[int, Field(ge=2)] = 2000
+    members: Annotated[int, Field(ge=FEWEST)] = 2000
     """Training examples that are asked about, and as many others, at most."""
     components: Annotated[int, Field(ge=1)] = 20
     """Principal components of the attacker's real examples in which densities are estimated."""

@@ -8,7 +8,7 @@ First Principles, arXiv 2112.03570.
 import torch
 from torch import Tensor
 
-from genfed.core.audit import Estimate
+from genfed.core.audit import Estimate, NotPossible
 
 AUC = "AUC"
 RATES = {"TPR at 0.1 % FPR": 0.001, "TPR at 1 % FPR": 0.01}
@@ -21,7 +21,11 @@ _AT_ONCE = 20_000_000
 def membership(members: Tensor, others: Tensor, rng: torch.Generator, draws: int = DRAWS) -> dict[str, Estimate]:
     """By name, of scores [n] that are higher for members: AUC, and the share of members that score above all but that
     share of the others. A rate below one over the number of non-members cannot be read.
+
+    Raises:
+        NotPossible: scores that are not finite.
     """
+    _check(members, others)
     scores, place = torch.unique(torch.cat([members, others]).double(), return_inverse=True)
     parts = (place[: len(members)], place[len(members) :])
     counted = [torch.bincount(part, minlength=len(scores))[None].double() for part in parts]
@@ -39,12 +43,25 @@ def membership(members: Tensor, others: Tensor, rng: torch.Generator, draws: int
     return found
 
 
-def mean(values: Tensor, rng: torch.Generator, draws: int = DRAWS) -> Estimate:
-    """Of values [n], with the bootstrap interval of their mean."""
-    values = values.double()
-    means = torch.stack([values[torch.randint(len(values), values.shape, generator=rng)].mean() for _ in range(draws)])
-    low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64))
-    return Estimate(float(values.mean()), float(low), float(high))
+def mean(values: Tensor, rng: torch.Generator, draws: int = DRAWS, less: Tensor | None = None) -> Estimate:
+    """Of values [n], with the bootstrap interval of their mean; `less` [m]: of values whose mean is taken off.
+
+    Raises:
+        NotPossible: values that are not finite.
+    """
+    parts = [values.double(), (torch.zeros(1) if less is None else less).double()]
+    _check(*parts)
+    means = [
+        torch.stack([part[torch.randint(len(part), part.shape, generator=rng)].mean() for _ in range(draws)])
+        for part in parts
+    ]
+    low, high = torch.quantile(means[0] - means[1], torch.tensor([0.025, 0.975], dtype=torch.float64))
+    return Estimate(float(parts[0].mean() - parts[1].mean()), float(low), float(high))
+
+
+def _check(*values: Tensor) -> None:
+    if not all(bool(part.isfinite().all()) for part in values):
+        raise NotPossible("there are scores that are not finite: what was trained has diverged")
 
 
 def _redrawn(place: Tensor, bins: int, draws: int, rng: torch.Generator) -> Tensor:

@@ -220,6 +220,8 @@ class Shared:
     """Fields that the server sends to a client; empty: none."""
     up: str
     """Fields that a client uploads, and how they are reduced; empty: none."""
+    protection: str = ""
+    """The phase's own statement, as `Phase.protection` has it."""
 
 
 @dataclass(frozen=True)

@@ -180,6 +180,9 @@ class Phase(Generic[S]):
     """What of the client's own it reads or writes."""
     changes_classifier: bool = True
     """False: what is scored does not change in it, so it is not evaluated."""
+    protection: str = ""
+    """What is done to uploads that hides examples from who reads them, and what it guarantees, in words for the report
+    ("Gaussian noise, ε = 3 at δ = 1e-5"). Empty: nothing, so ε = ∞."""
     check: Callable[[Server, ClientInfo, Any], None] | None = None
     """(server, who, upload): raises GenfedError about one that `update` could not use; who sent it is left out."""
 

@@ -15,7 +15,14 @@ def distances(a: Tensor, b: Tensor) -> Tensor:
 
 def nearest(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """The distance from each vector of `a` to the nearest of `b`, and which that is; each [len(a)]."""
-    found = [distances(some, b).min(1) for some in torch.split(a, max(1, _AT_ONCE // max(1, len(b))))]
+    far, which = neighbours(a, b, 1)
+    return far[:, 0], which[:, 0]
+
+
+def neighbours(a: Tensor, b: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The distances from each vector of `a` to its k nearest of `b`, rising, and which these are; each [len(a), k]."""
+    parts = torch.split(a, max(1, _AT_ONCE // max(1, len(b))))
+    found = [distances(some, b).topk(k, dim=1, largest=False) for some in parts]
     return torch.cat([each.values for each in found]), torch.cat([each.indices for each in found])
 
 

@@ -51,6 +51,8 @@ class Privacy(NamedTuple):
     lines: Sequence[str]
     """A sentence per reading."""
     shared: Cells
+    protection: Sequence[str]
+    """A sentence per method."""
     audits: Sequence[Audit]
     uncovered: Sequence[str]
 
@@ -128,7 +130,7 @@ EXPOSED = (
 
 def privacy(audits: Audits) -> Privacy:
     """What the page shows."""
-    return Privacy([line for result in audits.results for line in _lines(result)], _shared(audits),
+    return Privacy([line for result in audits.results for line in _lines(result)], _shared(audits), _protection(audits),
                    [_audit(result) for result in audits.results], UNCOVERED)  # fmt: skip
 
 
@@ -155,6 +157,19 @@ def _shared(audits: Audits) -> Cells:
     return Cells(("method", "phase", "the server sends", "a client sends"), rows)
 
 
+def _protection(audits: Audits) -> list[str]:
+    """What protects the uploads of each method, as its phases say."""
+    found = []
+    for method in dict.fromkeys(s.method for s in audits.shared):
+        sent = [s for s in audits.shared if s.method == method and s.up]
+        bare = ", ".join(s.phase for s in sent if not s.protection)
+        told = [f"{s.phase}: {s.protection}" for s in sent if s.protection]
+        if bare:
+            told.append(f"{bare}: no noise is added (ε = ∞), and the server can read every upload")
+        found.append(f"{method}. {'; '.join(told) if told else 'No client sends anything'}.")
+    return found
+
+
 def _audit(result: Audited) -> Audit:
     rows = [
         (
@@ -177,7 +192,7 @@ def _audit(result: Audited) -> Audit:
 def _lines(result: Audited) -> list[str]:
     where = f"{result.method}, {result.audit}"
     if result.not_possible:
-        return [f"{where}: not made. {result.not_possible[0].upper()}{result.not_possible[1:]}."]
+        return [f"{where}: not made ({result.not_possible})."]  # it may begin with a label, which has no capital
     return [f"{where}, {reading.attack}: {_sentence(reading)}" for reading in result.readings]
 
 

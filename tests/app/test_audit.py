@@ -8,8 +8,10 @@ import pytest
 
 import genfed.app.audit as audits
 from genfed.app import cli
+from genfed.app.case import shared
 from genfed.app.config import decisive, read
 from genfed.core.errors import GenfedError
+from genfed.methods.centralised import Centralised
 from genfed.report.privacy import read_audits
 from tests.conftest import left_by, start, tiny
 
@@ -33,7 +35,13 @@ def test_a_run_is_audited_at_its_end(run: Path) -> None:
         ("train", "classifier (averaged within an architecture)")
     ]
     text = re.sub(r"\s+", " ", (run / "report.html").read_text())
-    for words in ("Privacy", "What is not covered", "planted leak", "Nothing else protects them", other.not_possible):
+    for words in (
+        "Privacy",
+        "What is not covered",
+        "planted leak",
+        "gefl. generator, joint: no noise is added (ε = ∞)",
+        other.not_possible,
+    ):
         assert words in text
     assert not (run / "shadows").exists()
 
@@ -65,6 +73,33 @@ def test_what_was_done_is_not_done_again(run: Path) -> None:
     found = read_audits(run)
     assert found
     assert {r.sizes["samples"] for r in found.results if r.method == "gefl"} == {30}
+
+
+def test_shadows_of_an_interrupted_audit_with_other_settings_are_not_used(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def audit(members: int) -> None:
+        changes = ["shadows=4", "planted_epochs=1", f"members={members}"]
+        audits.audit_run(
+            run, ["membership_classifier"], [f"audit.membership_classifier.{c}" for c in changes], "fedavg"
+        )
+
+    def interrupted(*given: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("genfed.audits.membership_classifier.membership", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            audit(24)
+    assert len(list((run / "shadows").rglob("state.safetensors"))) == 4
+    audit(20)
+    assert not (run / "shadows").exists()
+
+
+def test_a_ceiling_is_said_to_have_all_data() -> None:
+    first, train = shared("centralised", Centralised())
+    assert (first.phase, first.up) == ("before training", "all training examples (a ceiling, no federation)")
+    assert (train.down, train.up) == ("", "")
 
 
 def test_audits_are_no_part_of_the_outcome() -> None:
@@ -114,6 +149,7 @@ def test_every_audit_can_be_made_of_a_run(run: Path) -> None:
     assert {name for name, _ in made} >= small.keys()
     assert [name for name, method in made if method == "fedavg"] == ["membership_classifier", "inversion"]
     assert made["membership_classifier", "gefl"].sizes["shadows"] == 4
+    assert made["membership_classifier", "gefl"].readings[1].attack == "RMIA, 2 shadows without the example"  # not 4
     assert said.count("shadow 4") == 2
     assert left_by(run) == before  # and what was trained for it is gone
     page = (run / "report.html").read_text()

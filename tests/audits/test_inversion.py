@@ -17,7 +17,7 @@ from genfed.methods.local import Local
 from tests.audits.cases import case, server
 
 
-def mlp(architecture: str, rng: torch.Generator) -> nn.Module:
+def mlp(architecture: str, rng: torch.Generator) -> nn.Sequential:
     with seeded(rng):
         return nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.Sigmoid(), nn.Linear(64, 3))
 
@@ -50,6 +50,18 @@ def test_the_label_is_told_from_the_last_bias() -> None:
     network, x = mlp("", stream(0)), torch.rand(1, 1, 8, 8)
     assert [told_label(network, gradients(network, x, torch.tensor([c]))) for c in range(3)] == [0, 1, 2]
     assert told_label(nn.Flatten(), []) is None
+
+
+def test_parameters_that_are_frozen_or_idle_do_no_harm() -> None:
+    network, x, y = mlp("", stream(0)), torch.rand(1, 1, 8, 8), torch.tensor([1])
+    network.register_parameter("idle", nn.Parameter(torch.ones(2)))
+    network[1].requires_grad_(False)
+    found = gradients(network, x, y)
+    assert [len(g) for g in found] == [2, 3, 3]  # idle, last weights, last bias
+    assert not found[0].any()
+    assert told_label(network, found) == 1
+    network[3].requires_grad_(False)
+    assert told_label(network, found[:1]) is None
 
 
 def test_measures_by_hand() -> None:

@@ -35,6 +35,14 @@ def test_fresh_draws_are_no_copies() -> None:
     assert [reading.verdict for reading in found.readings] == ["none found", "none found"], found.readings
 
 
+def test_blurred_samples_are_no_copies() -> None:
+    others = drawn(2000, "others")  # nobody trained on these; means of eight lie near everything
+    x = torch.stack([others.x[others.y == i % 3][8 * (i // 3) :][:8].float().mean(0) for i in range(198)])
+    found = examined(Data(x.round().byte(), torch.arange(198) % 3))
+    assert found.readings[0].run[RATIO].low > 1.1
+    assert [reading.verdict for reading in found.readings] == ["none found", "none found"], found.readings
+
+
 def test_nothing_but_copies() -> None:
     found = examined(drawn(240, "train"))
     assert [reading.verdict for reading in found.readings] == ["leak", "leak"]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from genfed.audits.rates import AUC, mean, membership
-from genfed.core.audit import Estimate, Reading
+from genfed.core.audit import Estimate, NotPossible, Reading
 from genfed.core.rng import stream
 
 LOW, HIGH = "TPR at 0.1 % FPR", "TPR at 1 % FPR"
@@ -44,6 +44,20 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
     told = mean(torch.randn(400, generator=stream(1)) + 2, stream(2))
     assert told.low < 2 < told.high
     assert told.high - told.low == pytest.approx(4 * 0.05, rel=0.3)  # ± 2 standard errors of 1/20
+
+
+def test_a_mean_less_another_takes_the_spread_of_both() -> None:
+    one, other = torch.randn(400, generator=stream(1)) + 3, 2 * torch.randn(400, generator=stream(2)) + 1
+    told = mean(one, stream(3), less=other)
+    assert told.value == pytest.approx(float(one.mean() - other.mean()), abs=1e-6)
+    assert told.high - told.low == pytest.approx(4 * (5 / 400) ** 0.5, rel=0.2)  # of variances 1/400 and 4/400
+
+
+def test_what_is_not_finite_is_not_read() -> None:
+    broken = torch.tensor([1.0, float("nan")])
+    for told in (lambda: membership(broken, torch.ones(2), stream(0)), lambda: mean(broken, stream(0))):
+        with pytest.raises(NotPossible, match="not finite"):
+            told()
 
 
 def test_verdicts() -> None:
