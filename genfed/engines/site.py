@@ -3,10 +3,9 @@
 import contextlib
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -17,7 +16,7 @@ from genfed.core.aggregate import ClientInfo
 from genfed.core.errors import GenfedError, StorageError
 from genfed.core.method import Client, Data, Kept, Phase, Slot, Task
 from genfed.core.privacy import Guard, nothing_allowed
-from genfed.core.record import Packed, from_bytes, load, pack, save, to_bytes, unpack
+from genfed.core.record import Packed, load, pack, save, unpack
 from genfed.core.rng import stream
 from genfed.engines.flops import Flops
 
@@ -212,39 +211,33 @@ class Site:
 
 
 @dataclass(frozen=True)
-class _Replied:
-    """A reply as a client keeps it: of which step, and what is no tensor."""
+class Replied:
+    """A reply as a client keeps it, and to which step."""
 
     phase: str
     number: int
+    tensors: dict[str, Tensor]
+    skeleton: str
     weight: float
     seconds: float
-    skeleton: str
 
 
 def keep_reply(folder: Path, step: Step, answer: Answer) -> None:
     """Puts a reply on the disk before it leaves, in place of the one before it."""
     folder.mkdir(parents=True, exist_ok=True)
-    head = _Replied(step.phase, step.number, answer.weight, answer.seconds, answer.upload.skeleton)
-    body = to_bytes(Packed(dict(answer.upload.tensors), json.dumps(asdict(head))))
-    part = folder / ".reply.part"
-    with part.open("wb") as file:
-        file.write(body)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(folder / REPLY)
+    upload = answer.upload
+    reply = Replied(step.phase, step.number, dict(upload.tensors), upload.skeleton, answer.weight, answer.seconds)
+    save(reply, folder / REPLY)
 
 
 def replied(folder: Path, step: Step) -> Answer | None:
     """The reply to this step, if it is the last that was kept."""
-    file = folder / REPLY
-    if not file.exists():
+    if not (folder / REPLY).exists():
         return None
-    packed = from_bytes(file.read_bytes())
-    head = _Replied(**json.loads(packed.skeleton))
-    if (head.phase, head.number) != (step.phase, step.number):
+    kept = load(Replied, folder / REPLY)
+    if (kept.phase, kept.number) != (step.phase, step.number):
         return None
-    return Answer(Packed(packed.tensors, head.skeleton), head.weight, {}, head.seconds)
+    return Answer(Packed(kept.tensors, kept.skeleton), kept.weight, {}, kept.seconds)
 
 
 def sound(answer: Answer) -> None:

@@ -1,6 +1,6 @@
 """Averaging classifiers among the clients that share an architecture: the shape of FedAvg and its kin."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -44,7 +44,7 @@ class Averaging(Method[Classifiers]):
         mean = {"classifier": Mean(by="architecture")}
         return [Phase("train", self.keep, self.send_classifier, self.train, aggregate=mean, rounds=self.rounds)]
 
-    def uses(self) -> dict[str, list[Use]]:
+    def uses(self) -> Mapping[str, Sequence[Use]] | None:
         return {"train": [self.training.use()]}
 
     def send_classifier(self, server: Server, state: Classifiers, info: ClientInfo) -> Model:

@@ -107,29 +107,30 @@ def example_gradients(player: Player, x: Tensor, y: Tensor, rng: torch.Generator
     Raises:
         GenfedError: the hooks did not see all that a parameter does.
     """
-    parameters = parameters_of(player)
+    parameters, found = parameters_of(player), list[Tensor]()
     for p in parameters:
         p.grad, p.grad_sample = None, None  # type: ignore[attr-defined]
     with warnings.catch_warnings():  # that no gradient of the inputs is wanted
         warnings.filterwarnings("ignore", "Full backward hook is firing")
         player.loss(x, y, rng).float().sum().backward()  # type: ignore[no-untyped-call]
-    found = []
     for p in parameters:
-        each = getattr(p, "grad_sample", None)
-        if p.grad is None and each is None:
-            each = p.new_zeros(len(x), *p.shape)  # it has no part in the loss
+        seen: object = getattr(p, "grad_sample", None)
+        p.grad_sample = None  # type: ignore[attr-defined]
+        if p.grad is None and seen is None:
+            seen = p.new_zeros(len(x), *p.shape)  # it has no part in the loss
         whole = torch.zeros_like(p) if p.grad is None else p.grad
-        fits = isinstance(each, Tensor) and each.shape == (len(x), *p.shape)
-        if not fits or not torch.allclose(
-            each.sum(0), whole, rtol=1e-2, atol=1e-4 * float(each.norm()) + 1e-6, equal_nan=True
-        ):
+        if not (isinstance(seen, Tensor) and seen.shape == (len(x), *p.shape) and _sums(seen, whole)):
             raise GenfedError(
                 f"a parameter of shape {tuple(p.shape)} is used in a way in which no gradient per example can be had: "
                 "keep it in a layer of its own that is called with the batch first"
             )
-        found.append(each)
-        p.grad_sample = None  # type: ignore[attr-defined]
+        found.append(seen)
     return found
+
+
+def _sums(parts: Tensor, whole: Tensor) -> bool:
+    slack = 1e-4 * float(parts.norm()) + 1e-6
+    return torch.allclose(parts.sum(0), whole, rtol=1e-2, atol=slack, equal_nan=True)
 
 
 @contextlib.contextmanager
@@ -225,7 +226,7 @@ def check_alone(network: nn.Module, x: Tensor) -> None:
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.eval()
     with torch.no_grad():
-        together, alone = network(x), torch.cat([network(one) for one in x.split(1)])
+        together, alone = network(x), torch.cat([network(one) for one in torch.split(x, 1)])
     network.train()
     if not torch.allclose(together, alone, rtol=1e-3, atol=1e-4):
         raise GenfedError("its output for an example depends on the others of the batch")
@@ -240,9 +241,9 @@ def each(parameter: nn.Parameter, n: int) -> Tensor:
     wide = parameter.expand(n, *parameter.shape)
 
     def keep(gradient: Tensor) -> None:
-        parameter.grad_sample = gradient.detach()  # type: ignore[attr-defined]
+        parameter.grad_sample = gradient.detach()
 
-    wide.register_hook(keep)
+    wide.register_hook(keep)  # type: ignore[no-untyped-call]
     return wide
 
 

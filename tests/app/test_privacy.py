@@ -1,8 +1,8 @@
 import dataclasses
-import json
 import logging
 import math
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import pytest
@@ -25,9 +25,9 @@ from genfed.app.trial import server_of
 from genfed.core.errors import GenfedError
 from genfed.core.method import Client, Reply
 from genfed.core.privacy import Use, steps_by_mechanism
-from genfed.core.record import Packed, digest, from_bytes, load, pack
+from genfed.core.record import Packed, digest, load, pack
 from genfed.core.settings import settings
-from genfed.engines.site import REPLY, Site, Step
+from genfed.engines.site import REPLY, Replied, Site, Step
 from genfed.learn.averaging import Averaging
 from genfed.learn.weights import Model, weights_of
 from genfed.report.page import page
@@ -73,6 +73,17 @@ def test_a_published_figure() -> None:
     assert older == pytest.approx(2.92, abs=0.01)
     rdp, prv = epsilon([mechanism], 1e-5, "rdp"), epsilon([mechanism], 1e-5, "prv")
     assert 2.0 < prv < rdp < older  # each tighter than the one before
+
+
+def test_prv_is_that_of_the_gaussian_mechanism() -> None:
+    """Whole batches: δ(ε) is known exactly, Balle and Wang, arXiv 1805.06530, Theorem 8; n steps are one with σ/√n."""
+    found = epsilon([(4.0, 1.0, 4)], 1e-4, "prv")
+
+    def delta(e: float, noise: float = 2.0) -> float:
+        below = NormalDist().cdf
+        return below(1 / (2 * noise) - e * noise) - math.exp(e) * below(-1 / (2 * noise) - e * noise)
+
+    assert delta(found) <= 1e-4 < delta(found - 0.03)
 
 
 def test_epsilon_of_nothing_and_without_noise() -> None:
@@ -222,7 +233,8 @@ def test_kill_and_resume_neither_refund_nor_release_fresh_noise(tmp_path: Path) 
     with pytest.raises(StoppedError):
         start(private("fedavg"), out, notify=stop)
     client = trial_folder(out, "fedavg", 0) / "clients" / "0"
-    before = (client / REPLY).read_bytes()
+    before = load(Replied, client / REPLY)
+    kept = digest(Packed({k: t.clone() for k, t in before.tensors.items()}, before.skeleton))
     assert len(ledger_in(client).charges) == 1
     replies = []
     work = Site.work
@@ -235,9 +247,7 @@ def test_kill_and_resume_neither_refund_nor_release_fresh_noise(tmp_path: Path) 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Site, "work", watched)
         start(private("fedavg"), out, resume=True)
-    packed = from_bytes(before)
-    kept = Packed(packed.tensors, json.loads(packed.skeleton)["skeleton"])
-    assert (0, 0, digest(kept)) in replies
+    assert (0, 0, kept) in replies
     assert [charge.step for charge in ledger_in(client).charges] == [0, 1]
 
 

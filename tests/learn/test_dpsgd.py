@@ -36,9 +36,9 @@ def some(n: int, task: Task = GREY) -> tuple[Tensor, Tensor]:
     return torch.rand(n, *task.shape, generator=rng) * 2 - 1, torch.arange(n) % len(task.classes)
 
 
-def player_of(name: str, rate: float = 0.1, **options: float) -> Player:
+def player_of(name: str, rate: float = 0.1) -> Player:
     network = registry.new_network(name, GREY, torch.Generator().manual_seed(0)).train()
-    return Player(cross_entropy(network), torch.optim.SGD(network.parameters(), rate, **options), network=network)
+    return Player(cross_entropy(network), torch.optim.SGD(network.parameters(), rate), network=network)
 
 
 def trained(players: Sequence[Player], x: Tensor, y: Tensor, use: Use, clip: float = 1.0, noise: float = 1.0) -> None:
