@@ -135,6 +135,7 @@ def case_of(trial: Trial, at: Checkpoint[Any], folder: Path, notify: Notify = la
         samples=samples,
         classifier=network,
         retrained=retrained,
+        tell=notify,
     )
 
 

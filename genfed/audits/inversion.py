@@ -72,6 +72,7 @@ class Inversion(Audit):
         other = torch.stack([images[i % len(images)] for i, images in enumerate(of_class)])
 
         def told(name: str, network: nn.Module, sent: Tensor) -> tuple[dict[str, Estimate], Tensor]:
+            case.tell(f"{len(x)} images, {self.steps} steps: {name}")
             found, labels = [], []
             for i, part in enumerate(torch.split(torch.arange(len(x)), self.batch)):
                 gradient = gradients(network, sent[part].to(case.device), y[part].to(case.device))
@@ -90,15 +91,16 @@ class Inversion(Audit):
             }
             return {n: mean(v, case.rng("inversion", "bootstrap", name, n)) for n, v in numbers.items()}, rebuilt
 
-        run, rebuilt = told("run", network, x)
-        control, _ = told("control", linear, x)
-        null, _ = told("null", network, other)
+        run, rebuilt = told("this run", network, x)
+        control, _ = told("planted leak", linear, x)
+        null, _ = told("nothing to find", network, other)
         notes = (
             f"{architecture}, client {case.holdings[0].client.id}, batches of {self.batch}"
             + (", labels given." if self.batch > 1 else ", the label told from the update.")
             + " A guess is the mean of the attacker's own images of the class.",
             "BatchNorm and dropout work as in scoring.",
-            "Planted leak: a linear classifier, whose update is a multiple of the image.",
+            "Planted leak: a linear classifier, whose update is a multiple of the image. Found there, an image may still be "
+            "missed in a deeper network that more steps, or restarts, would find.",
             "Nothing to find: the update is of another image of the same class.",
         )
         pictures = Picture(

@@ -130,6 +130,9 @@ class Case:
     retrained: "Callable[[int, Sequence[Data]], Case]"
     """(number, examples by holding) → the same method on these, from another seed: a shadow of this trial."""
 
+    tell: Callable[[str], None] = lambda line: None
+    """Says what is going on, to whoever watches an audit that takes a minute or more."""
+
     def rng(self, *path: str | int) -> torch.Generator:
         """The audit's own draws."""
         return stream(self.seed, "audit", *path)

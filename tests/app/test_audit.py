@@ -151,6 +151,7 @@ def test_every_audit_can_be_made_of_a_run(run: Path) -> None:
     assert made["membership_classifier", "gefl"].sizes["shadows"] == 4
     assert made["membership_classifier", "gefl"].readings[1].attack == "RMIA, 2 shadows without the example"  # not 4
     assert said.count("shadow 4") == 2
+    assert said.count("2 images, 2 steps: this run") == 2
     assert left_by(run) == before  # and what was trained for it is gone
     page = (run / "report.html").read_text()
     assert 'alt="training example"' in page
