@@ -92,7 +92,7 @@ def test_shadows_of_an_interrupted_audit_with_other_settings_are_not_used(
         with pytest.raises(KeyboardInterrupt):
             audit(24)
     assert len(list((run / "shadows").rglob("state.safetensors"))) == 4
-    audit(20)
+    audit(22)
     assert not (run / "shadows").exists()
 
 
