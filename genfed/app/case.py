@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from genfed.app import registry
 from genfed.app.config import Config, flat
+from genfed.app.protection import protection_of
 from genfed.app.site import classifier, new_site, trial_folder
 from genfed.app.trial import Checkpoint, Run, Trial, read_checkpoint, server_of
 from genfed.core.aggregate import Aggregate, ClientInfo, Mean
@@ -40,9 +41,8 @@ def attack(config: Config, trial: Trial, labels: Sequence[str], run: Path, notif
     """
     before = read_audits(run) or Audits((), ())
     rest = [s for s in before.shared if s.method != trial.label]
-    found = Audits(
-        (*rest, *shared(trial.label, trial.method, trial.aggregation, trial.secure is not None)), before.results
-    )
+    protects = (_private(trial), trial.aggregation, trial.secure is not None)
+    found = Audits((*rest, *shared(trial.label, trial.method, *protects)), before.results)
     for label in labels:
         audit = config.audit[label]
         mine = (label, trial.label, trial.seed)
@@ -57,6 +57,14 @@ def attack(config: Config, trial: Trial, labels: Sequence[str], run: Path, notif
         found = replace(found, results=(*others, new))
         write_audits(found, run)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _private(trial: Trial) -> str:
+    """What differential privacy of its examples a finished trial has, in a few words; empty: none."""
+    found = protection_of(trial)
+    if found is None or found.epsilon is None or found.reproducible_noise:
+        return ""
+    return f"DP-SGD, ε = {found.epsilon:.2f} at δ = {found.delta:g} for every example over all phases"
 
 
 def _settings(audit: Audit) -> dict[str, Any]:
@@ -76,6 +84,8 @@ def audited(trial: Trial, label: str, audit: Audit, folder: Path, notify: Notify
         raise GenfedError(f"{trial.label} with seed {trial.seed} has no checkpoint to audit")
     begun = time.perf_counter()
     about = Audited(label, trial.label, trial.seed, at.step, audit.sees, audit.attacker, _settings(audit), seconds=0.0)
+    if trial.privacy is not None and "uploads" in audit.sees:
+        return replace(about, not_possible="clients trained with noise, and this attack is made on uploads without any")
     try:
         found = audit.examine(case_of(trial, at, folder, notify).as_seen(audit.sees))
     except NotPossible as why:
@@ -176,8 +186,12 @@ def _shadow(trial: Trial, number: int, examples: Sequence[Data], folder: Path) -
     )
 
 
-def shared(label: str, method: Method[Any], aggregation: Rule | None = None, secure: bool = False) -> list[Shared]:
-    """What each phase of a method sends up and down, and what protects it; the rest is of the trial."""
+def shared(
+    label: str, method: Method[Any], private: str = "", aggregation: Rule | None = None, secure: bool = False
+) -> list[Shared]:
+    """What each phase of a method sends up and down, and what protects it: `private` says what all trainings have; the
+    rest is of the trial.
+    """
     found = []
     if method.pooled:
         found.append(Shared(label, "before training", "", "all training examples (a ceiling, no federation)"))
@@ -189,7 +203,7 @@ def shared(label: str, method: Method[Any], aggregation: Rule | None = None, sec
         aggregates = robust(phase, aggregation).aggregate
         up = ", ".join(f"{name} ({_words(aggregate)})" for name, aggregate in aggregates.items())
         hidden = "under masks: the server learns the sum alone" if secure and phase.aggregate else ""
-        found.append(Shared(label, phase.name, down, up, "; ".join(filter(None, (phase.protection, hidden)))))
+        found.append(Shared(label, phase.name, down, up, "; ".join(filter(None, (private, phase.protection, hidden)))))
     return found
 
 

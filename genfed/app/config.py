@@ -94,6 +94,32 @@ class Compute:
 
 
 @settings
+class Privacy:
+    """Differential privacy of every single example: clients train on their own by DP-SGD."""
+
+    noise_multiplier: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    """Standard deviation of the noise over `max_grad_norm`; 0: none, and ε is ∞. Left out: as little as `epsilon` needs
+    for all rounds that a client will take part in."""
+    epsilon: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Each client's budget (ε) over all phases and rounds of a method; a client is left out before it is passed. Left
+    out: there is no limit."""
+    delta: Annotated[float, Field(gt=0, lt=1)]
+    """Chance with which ε may not hold (δ); well below one over a client's examples."""
+    max_grad_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    """Norm that the gradient of each example is cut to (C)."""
+    accountant: Literal["prv", "rdp"] = "prv"
+    """How Opacus adds up what rounds cost: by privacy loss random variables, which is tight, or by Rényi divergence."""
+    reproducible_noise: bool = False
+    """For tests: noise and batches from the run's seed. Whoever knows it can take the noise away: it is not private."""
+
+    def __post_init__(self) -> None:
+        if self.noise_multiplier is None and self.epsilon is None:
+            raise GenfedError("privacy: set epsilon (the noise follows from it), noise_multiplier, or both")
+        if self.noise_multiplier == 0 and self.epsilon is not None:
+            raise GenfedError("privacy.noise_multiplier = 0: without noise no privacy.epsilon can be kept")
+
+
+@settings
 class Config:
     """One run: some methods on the same clients, for each of some seeds."""
 
@@ -134,6 +160,8 @@ class Config:
     or any words whose table [audit.WORD] says `kind = "name"`."""
     audit: dict[str, InstanceOf[Audit]] = Field(default_factory=dict)
     """A table of settings per audit, for those of `audits` and for `genfed audit`: [audit.WORD]."""
+    privacy: Privacy | None = None
+    """Differential privacy of every example; left out: none."""
     method: dict[str, InstanceOf[Method[Any]]]
     """A table of settings per label."""
 

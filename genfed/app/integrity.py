@@ -48,6 +48,8 @@ def check(config: Config, shards: Shards, seed: int) -> None:
 
 def _check_secure(config: Config, how: Secure, methods: Mapping[str, Method[Any]], shards: Shards, seed: int) -> None:
     check_installed()
+    if config.privacy:
+        raise GenfedError("[secure] with [privacy] is not built: its exchanges are not charged; leave one of them out")
     if config.aggregation or config.attack:
         other = "aggregation" if config.aggregation else "attack"
         why = "looks at" if config.aggregation else "is simulated on"

@@ -20,7 +20,7 @@ import pydantic
 from torch import Tensor
 
 from genfed import __version__
-from genfed.app import federation, grids, integrity, quality
+from genfed.app import federation, grids, integrity, protection, quality
 from genfed.app.case import attack
 from genfed.app.config import Config, decisive, read, to_toml
 from genfed.app.site import new_site, new_trial, shards_file, trial_folder
@@ -38,7 +38,7 @@ from genfed.report.metrics import Metrics, retain
 from genfed.report.metrics import read as read_metrics
 from genfed.report.page import Grid, SetGrid, page
 from genfed.report.privacy import read_audits
-from genfed.report.results import QUALITY, Environment, Report, Row, summarise, to_json
+from genfed.report.results import QUALITY, Environment, Protection, Report, Row, summarise, to_json
 from genfed.report.tensorboard import TensorBoard, open_tensorboard
 
 log = logging.getLogger(__name__)
@@ -94,6 +94,7 @@ def run(
         federation.check(settings, shards)
         quality.check(settings, shards)
         integrity.check(settings, shards, seed)
+    protection.check(settings, shards)
     for method in settings.method.values():  # a generator that does not fit, before an earlier method has run
         method.init(new_server(shards.task, shards.clients, settings.compute, seed, 0, "init", public=public))
     started = Started(command or _command(), datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
@@ -180,6 +181,7 @@ def _run(
     clients = {}
     natural: dict[str, tuple[tuple[str, ...], ...]] = {}
     pictures: dict[str, Grid | SetGrid] = {}
+    protected: dict[tuple[str, int], Protection | None] = {}
     data = folder / "data"
     data.mkdir(exist_ok=True)
     if dataset.encoder is not None:  # whoever uses what was trained needs no training data
@@ -211,11 +213,13 @@ def _run(
                 save(shards, shards_file(folder, seed), durable=False)
             for label, method in config.method.items():
                 trial = replace(new_trial(config, folder, label, seed, shards, which), public=public)
+                protection.prepare(trial)  # before workers would, each for itself
                 if workers:
                     workers.open(json.dumps({"run": str(folder.resolve()), "label": label, "seed": seed}))
                 engine = workers or InProcess(new_site(trial))
                 loop = Run(trial, engine, record, notify)
                 state = loop.finish()
+                protected[label, seed] = protection.protection_of(trial)
                 if quality.judged(method) and config.quality.samples and (label, seed) not in judged:
                     loop.tell_after(QUALITY)
                     record([judge(trial, state, loop.step)])
@@ -226,7 +230,11 @@ def _run(
                     attack(config, trial, config.audits, folder)
             shards_file(folder, seed).unlink(missing_ok=True)
     rows = read_metrics(folder / "metrics.jsonl")
-    trials = tuple(summarise(rows, label, seed) for label in config.labels for seed in config.seeds)
+    trials = tuple(
+        replace(summarise(rows, label, seed), protection=protected[label, seed])
+        for label in config.labels
+        for seed in config.seeds
+    )
     report = Report(
         name=config.name,
         config=to_toml(config),
@@ -365,7 +373,7 @@ def _logged(folder: Path) -> Iterator[None]:
 
 def _environment(config: Config, started: Started) -> Environment:
     versions = {"genfed": __version__, "python": platform.python_version()}
-    for name in ("torch", "numpy", "safetensors", "scikit-learn", "diffusers", "transformers"):
+    for name in ("torch", "numpy", "safetensors", "scikit-learn", "diffusers", "transformers", "opacus"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # extras
             versions[name] = importlib.metadata.version(name)
     return Environment(

@@ -11,6 +11,7 @@ from torch import nn
 
 from genfed.app import federation, registry
 from genfed.app.config import Config, decisive, read
+from genfed.app.protection import Budgets
 from genfed.app.trial import Checkpoint, Trial, server_of, with_evaluation
 from genfed.core.aggregate import ClientInfo
 from genfed.core.method import leaves
@@ -35,10 +36,12 @@ def new_trial(config: Config, folder: Path, label: str, seed: int, shards: Shard
         federation=config.federation,
         compute=config.compute,
         evaluate_every=config.evaluation.every,
-        counts_flops=config.quality.flops and seed == config.seeds[0],
+        # How much a client computes would tell how large its random batches were.
+        counts_flops=config.quality.flops and seed == config.seeds[0] and config.privacy is None,
         aggregation=None if method.pooled else config.aggregation,
         attack=None if method.pooled else config.attack,
         secure=None if method.pooled else config.secure,
+        privacy=config.privacy,
     )
 
 
@@ -51,7 +54,9 @@ def new_site(trial: Trial, new_network: NewNetwork = registry.new_network) -> Si
     """Where the trial's clients work."""
     held_out = trial.shards.held_out.to(torch.device(trial.compute.device))
     triggered = trial.attack.triggered(held_out, trial.shards.task) if trial.attack else None
-    phases = with_evaluation(trial.method, held_out, trial.shards.own, triggered)
+    # The score on data like a client's own is weighted by its classes, which nothing protects.
+    own = None if trial.privacy else trial.shards.own
+    phases = with_evaluation(trial.method, held_out, own, triggered)
     if trial.secure:
         uploading = [phase for phase in leaves(trial.method.phases()) if phase.aggregate]
         phases |= {part.name: part for phase in uploading for part in secure(phase, trial.secure)}
@@ -65,6 +70,7 @@ def new_site(trial: Trial, new_network: NewNetwork = registry.new_network) -> Si
         trial.compute.precision,
         trial.counts_flops,
         trial.attack,
+        Budgets(trial) if trial.privacy else None,
     )
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from genfed.app import registry
-from genfed.app.config import Compute, Federation
+from genfed.app.config import Compute, Federation, Privacy
 from genfed.app.secured import SecureAsk
 from genfed.core.aggregate import ClientInfo, Collect
 from genfed.core.attack import Attack
@@ -104,6 +104,8 @@ class Trial:
     """What some of its clients do instead of their part; None: all are honest."""
     secure: Secure | None = None
     """How uploads are added up without the server's seeing them; None: it sees them."""
+    privacy: Privacy | None = None
+    """How each example is protected; None: not."""
 
     def place(self, step: int) -> int:
         """The number of a step among all that clients work in: an exchange of secure aggregation is one of its own."""

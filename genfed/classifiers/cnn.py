@@ -6,11 +6,13 @@ over all architectures while each `header` goes its own way.
 
 from collections.abc import Callable
 from functools import partial
+from typing import Literal
 
 from torch import Tensor, nn
 
 from genfed.core.errors import GenfedError
 from genfed.core.method import Task
+from genfed.learn.norm import NORMS
 
 WIDTHS = (
     (16,),
@@ -28,13 +30,16 @@ WIDTHS = (
 
 class CNN(nn.Module):
     """GeFL's CNN: [n, C, H, W] → logits [n, classes], as `header(extractor(x))`; the extractor halves the sides
-    once, the header once per width.
+    once, the header once per width. `normalised`: by what all layers are; None: by the batch, and not the header of
+    grey images.
 
     Raises:
         GenfedError: a table, or images too small to be halved so often.
     """
 
-    def __init__(self, task: Task, name: str, widths: tuple[int, ...], *, normalised: bool) -> None:
+    def __init__(
+        self, task: Task, name: str, widths: tuple[int, ...], *, normalised: Literal["batch", "group"] | None
+    ) -> None:
         super().__init__()
         if task.kind != "image":
             raise GenfedError(f"architecture {name}: examples of shape {task.shape}, a table; allowed are images")
@@ -46,15 +51,16 @@ class CNN(nn.Module):
                 f"architecture {name}: images of {height}×{width}; the smallest that fit are {least}×{least}"
             )
         grey = channels == 1
-        normalised = normalised or not grey
+        norm = NORMS[normalised or "batch"]
+        of_header = norm if normalised or not grey else None
         self.extractor = nn.Sequential(
-            *_convolution(channels, 3, normalised=True),
-            *([] if grey else _convolution(3, 10, normalised=True)),
+            *_convolution(channels, 3, norm),
+            *([] if grey else _convolution(3, 10, norm)),
             nn.MaxPool2d(2),
         )
         before, layers = 3 if grey else 10, list[nn.Module]()
         for after in widths:
-            layers += [*_convolution(before, after, normalised=normalised), nn.MaxPool2d(2)]
+            layers += [*_convolution(before, after, of_header), nn.MaxPool2d(2)]
             before = after
         features = before * (height >> halvings) * (width >> halvings)
         self.header = nn.Sequential(*layers, nn.Flatten(), nn.Linear(features, len(task.classes)))
@@ -64,17 +70,20 @@ class CNN(nn.Module):
         return logits
 
 
-def _convolution(before: int, after: int, *, normalised: bool) -> list[nn.Module]:
-    norm = [nn.BatchNorm2d(after)] if normalised else []
-    return [nn.Conv2d(before, after, 3, padding=1), *norm, nn.ReLU()]
+def _convolution(before: int, after: int, norm: Callable[[int], nn.Module] | None) -> list[nn.Module]:
+    between = [] if norm is None else [norm(after)]
+    return [nn.Conv2d(before, after, 3, padding=1), *between, nn.ReLU()]
 
 
-def _named(normalised: bool) -> dict[str, Callable[[Task], nn.Module]]:
-    names = {f"cnn{i}{'-bn' if normalised else ''}": widths for i, widths in enumerate(WIDTHS, 1)}
+def _named(suffix: str, normalised: Literal["batch", "group"] | None) -> dict[str, Callable[[Task], nn.Module]]:
+    names = {f"cnn{i}{suffix}": widths for i, widths in enumerate(WIDTHS, 1)}
     return {name: partial(CNN, name=name, widths=widths, normalised=normalised) for name, widths in names.items()}
 
 
-ARCHITECTURES: dict[str, Callable[[Task], nn.Module]] = _named(False) | _named(True)
-"""cnn1…cnn10, whose headers have BatchNorm for colour images alone (the paper's for MNIST and for CIFAR10), and
-cnn1-bn…cnn10-bn, whose headers always have it (the paper's for Fashion-MNIST).
+ARCHITECTURES: dict[str, Callable[[Task], nn.Module]] = (
+    _named("", None) | _named("-bn", "batch") | _named("-gn", "group")
+)
+"""cnn1…cnn10, whose headers have BatchNorm for colour images alone (the paper's for MNIST and for CIFAR10);
+cnn1-bn…cnn10-bn, whose headers always have it (the paper's for Fashion-MNIST); and cnn1-gn…cnn10-gn, which have
+GroupNorm in all of these places: no statistics of other examples, so they may be trained under differential privacy.
 """

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from genfed.core.aggregate import Aggregate, ClientInfo
 from genfed.core.errors import GenfedError
+from genfed.core.privacy import Private, Use
 from genfed.core.rng import stream
 from genfed.core.store import MemoryStore, Store
 
@@ -92,6 +93,8 @@ class Client:
     precision: Literal["float32", "bfloat16"]
     new_network_of: "Callable[[str, torch.Generator], nn.Module]"
     """A classifier by architecture, initialised from the generator; on `device`."""
+    privacy: Private | None = None
+    """How it trains on its own examples, to be handed to `learn.fit`; None: without differential privacy."""
 
     def new_network(self, rng: torch.Generator) -> "nn.Module":
         """Its own classifier, initialised from the generator; on `device`."""
@@ -213,6 +216,17 @@ class Repeat(Generic[S]):
     phases: "Sequence[Phase[S] | Repeat[S]]"
 
 
+@dataclass(frozen=True)
+class Trained:
+    """A network that clients train on their examples and that is not their own classifier."""
+
+    name: str
+    """In messages."""
+    network: "nn.Module"
+    task: Task
+    """Whose examples it takes."""
+
+
 def leaves(plan: "Sequence[Phase[S] | Repeat[S]]") -> Iterator[Phase[S]]:
     """The phases in the order in which they run, repeats unrolled."""
     for item in plan:
@@ -243,6 +257,23 @@ class Method(ABC, Generic[S]):
     """True: `generate` makes examples from the state."""
     of_features: ClassVar[bool] = False
     """True: `generate` makes features instead, and `represent` says what those of real examples are."""
+
+    bare: ClassVar[str] = ""
+    """What leaves a client without DP-SGD having made it, in the words after "its clients upload"; empty: not said."""
+
+    def uses(self) -> Mapping[str, Sequence[Use]] | None:
+        """By phase in which clients work: its trainings on a client's own examples. Whoever declares them vouches that
+        they all go through `learn.fit` with `client.privacy`, and that nothing which a client uploads or scores
+        depends on its examples but by them and by how many there are. None (the default): differential privacy is
+        refused. It does not hold for a class below, where that brings its own `work` or `phases`.
+        """
+        return None
+
+    def trained(self, server: Server) -> "Sequence[Trained]":
+        """What clients train on their examples besides their own classifiers, with the initial weights; a run with
+        differential privacy checks these networks before training.
+        """
+        return ()
 
     @abstractmethod
     def init(self, server: Server) -> S:

@@ -16,6 +16,7 @@ from genfed.core.aggregate import ClientInfo
 from genfed.core.attack import Attack
 from genfed.core.errors import GenfedError, StorageError
 from genfed.core.method import Client, Data, Kept, Phase, Slot, Task
+from genfed.core.privacy import Guard, nothing_allowed
 from genfed.core.record import Packed, load, pack, save, unpack
 from genfed.core.rng import stream
 from genfed.engines.flops import Flops
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 R = TypeVar("R")
+REPLY = "last.reply"
+"""The file of the last reply of a client that is protected by noise."""
 Precision = Literal["float32", "bfloat16"]
 NewNetwork = Callable[[str, Task, torch.Generator], "nn.Module"]
 """(architecture, task, rng) → a classifier initialised from rng."""
@@ -134,12 +137,15 @@ class Site:
         precision: Precision = "float32",
         counts_flops: bool = False,
         attack: Attack | None = None,
+        guard: Guard | None = None,
     ) -> None:
         """`kept` is the folder of what clients keep. A phase named "evaluate" may read every slot. `counts_flops`: in
         the first round of each other phase a reply's metrics get "flops", and "parameters": the numbers in what the
         client was sent, or in the largest network that it made, whichever is more. `attack`: what some clients do in
-        the place of their part.
+        the place of their part. With a `guard` each round is charged to the client's budget, and its reply is kept:
+        asked again, the client gives the same, not one with other noise.
         """
+        self._guard = guard
         self._phases, self._shards, self._kept, self._seed = phases, shards, kept, seed
         self._new_network, self._precision, self._counts_flops = new_network, precision, counts_flops
         self._device = torch.device(device)
@@ -154,11 +160,19 @@ class Site:
         phase = self._phases[step.phase]
         assert phase.work is not None
         kept = KeptOnDisk(self._kept / str(client), step.number, None if step.phase == "evaluate" else phase.slots)
+        folder, private = self._kept / str(client), None
+        if self._guard is not None and step.phase == "evaluate":
+            private = nothing_allowed()
+        elif self._guard is not None:
+            if (before := replied(folder, step)) is not None:
+                return before
+            private = self._guard.admit(client, folder, step.phase, step.round, step.number)
         about = self.client(replace(step, phase=phase.draws_as or step.phase), client, kept)
         bad = self._attack if client in self._attackers and step.phase != "evaluate" else None
         bad = bad if bad and bad.meets(phase) else None
         if bad:
             about = replace(about, data=bad.data(about))
+        about = replace(about, privacy=private)
         sizes = [sum(t.numel() for t in sent.tensors.values() if t.is_floating_point())]
 
         def new_network(name: str, rng: torch.Generator) -> "nn.Module":
@@ -173,6 +187,10 @@ class Site:
         metrics = {name: float(value) for name, value in reply.metrics.items()}
         if flops is not None:
             metrics |= {"flops": float(flops.count), "parameters": float(max(sizes))}
+        if private is not None:
+            private.finish()
+        if private is not None and step.phase != "evaluate":
+            metrics = {}  # losses and the like depend on the examples, and no noise was added to them
         upload = pack(reply.upload)
         if bad:
             upload = bad.upload(sent, upload, stream(self._seed, "attack", step.phase, step.round, client))
@@ -180,6 +198,8 @@ class Site:
         sound(answer)
         try:
             kept.commit()  # only with a reply that can be used: moments that diverged would spoil every later round
+            if private is not None and step.phase != "evaluate":
+                keep_reply(folder, step, answer)  # last: once it is there, nothing is trained or charged again
         except OSError as error:
             raise StorageError(f"client {client} cannot keep its records: {error}") from None
         return answer
@@ -202,6 +222,36 @@ class Site:
             precision=self._precision,
             new_network_of=lambda name, rng: self._new_network(name, task, rng).to(self._device),
         )
+
+
+@dataclass(frozen=True)
+class Replied:
+    """A reply as a client keeps it, and to which step."""
+
+    phase: str
+    number: int
+    tensors: dict[str, Tensor]
+    skeleton: str
+    weight: float
+    seconds: float
+
+
+def keep_reply(folder: Path, step: Step, answer: Answer) -> None:
+    """Puts a reply on the disk before it leaves, in place of the one before it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    upload = answer.upload
+    reply = Replied(step.phase, step.number, dict(upload.tensors), upload.skeleton, answer.weight, answer.seconds)
+    save(reply, folder / REPLY)
+
+
+def replied(folder: Path, step: Step) -> Answer | None:
+    """The reply to this step, if it is the last that was kept."""
+    if not (folder / REPLY).exists():
+        return None
+    kept = load(Replied, folder / REPLY)
+    if (kept.phase, kept.number) != (step.phase, step.number):
+        return None
+    return Answer(Packed(kept.tensors, kept.skeleton), kept.weight, {}, kept.seconds)
 
 
 def sound(answer: Answer) -> None:

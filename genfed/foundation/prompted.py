@@ -38,6 +38,8 @@ class Told:
 class ByConditions(OneShot):
     """Clients tell what they have as conditions, and images are made of all of these."""
 
+    bare = "conditions made of its examples"
+
     @abstractmethod
     def tell(self, client: Client, sent: Nothing) -> Reply[Told]:
         """What a client uploads."""

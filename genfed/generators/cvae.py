@@ -18,7 +18,9 @@ from genfed.core.rng import seeded
 from genfed.core.settings import settings
 from genfed.generators.generator import Generator, GeneratorNetwork, check_maps
 from genfed.generators.halving import Doubling, Halving
+from genfed.learn.dpsgd import each
 from genfed.learn.fit import Player
+from genfed.learn.norm import NORMS, Norm
 
 PUBLISHED_BATCH = 64
 
@@ -35,6 +37,8 @@ class CVAE(Generator):
     """Of Adam."""
     weight_decay: float = Field(default=1e-3, ge=0)
     """As in the paper, whose losses are sums over a batch of 64; 0 is none."""
+    norm: Norm = "batch"
+    """"batch", as in the paper; "group": no image's code depends on others, as differential privacy needs."""
     keep_encoder: bool = False
     """True: what makes codes of images (encoder, label planes, code layer) stays with the client, so that uploads
     shrink; False: it is averaged too, as in the paper."""
@@ -66,15 +70,16 @@ class CVAENetwork(GeneratorNetwork):
 
         self.planes = nn.Parameter(torch.empty(self.classes, 1, height, width))
         nn.init.uniform_(self.planes, -(self.classes**-0.5), self.classes**-0.5)
+        norm, inplace = NORMS[config.norm], config.norm == "batch"  # Opacus's hooks take no change in place
         down: list[nn.Module] = []
         up: list[nn.Module] = []
         for level, outer in enumerate(widths):
             wide = (height >> level, width >> level)
             below = widths[level - 1] if level else channels + 1
-            # No biases: the BatchNorm after them would take them away again.
-            down += [Halving(below, outer, wide), nn.BatchNorm2d(outer), nn.ReLU(inplace=True)]
+            # No biases: the norm after them would take them away again.
+            down += [Halving(below, outer, wide), norm(outer), nn.ReLU(inplace)]
             if level:
-                up = [Doubling(below, outer, wide), nn.BatchNorm2d(below), nn.ReLU(inplace=True), *up]
+                up = [Doubling(below, outer, wide), norm(below), nn.ReLU(inplace), *up]
         self.encoder = nn.Sequential(*down, nn.Flatten())
         self.code = nn.Linear(math.prod(self.deepest), 2 * config.latent)
         self.start = nn.Linear(config.latent + self.classes, math.prod(self.deepest))
@@ -83,14 +88,18 @@ class CVAENetwork(GeneratorNetwork):
 
     def encode(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """The code's mean and log-variance, each [n, latent], of images [n, C, H, W] and labels [n]."""
-        seen = torch.cat([F.pad(x, self.padding), self.planes[y]], 1)
+        seen = torch.cat([F.pad(x, self.padding), self._planes(y)], 1)
         mean, log_variance = self.code(self.encoder(seen)).float().chunk(2, 1)
         return mean, log_variance
+
+    def _planes(self, y: Tensor) -> Tensor:
+        planes = each(self.planes, len(y))
+        return planes[y] if planes.dim() == 4 else planes[torch.arange(len(y), device=y.device), y]
 
     def decode(self, z: Tensor, y: Tensor) -> Tensor:
         """Images [n, C, H, W] in [−1, 1] (features: at least 0) of codes [n, latent] and labels [n]."""
         x = self.decoder(self.start(torch.cat([z, F.one_hot(y, self.classes)], 1)))
-        x = x[..., : self.shape[1], : self.shape[2]].float() + self.bias
+        x = x[..., : self.shape[1], : self.shape[2]].float() + each(self.bias, len(y))
         return torch.relu(x) if self.positive else torch.tanh(x)
 
     def loss(self, x: Tensor, y: Tensor, rng: torch.Generator) -> Tensor:
@@ -106,7 +115,7 @@ class CVAENetwork(GeneratorNetwork):
         # for the decay that is added to the gradient; so that is divided alike.
         decay = self.config.weight_decay / PUBLISHED_BATCH
         adam = torch.optim.Adam(self.parameters(), lr=self.config.learning_rate, weight_decay=decay, fused=True)
-        return [Player(self.loss, adam)]
+        return [Player(self.loss, adam, network=self)]
 
     def sample(self, y: Tensor, rng: torch.Generator) -> Tensor:
         return self.from_noise(self.decode, self.config.latent, y, rng)

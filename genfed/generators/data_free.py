@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from genfed.core.aggregate import ClientInfo, Collect
 from genfed.core.method import Client, Data, Method, Nothing, Phase, Reduced, Reply, Server, Weights
+from genfed.core.privacy import Use
 from genfed.core.settings import settings
 from genfed.generators.noise import NoiseToImage
 from genfed.learn.distil import divergence
@@ -151,6 +152,9 @@ class DataFree(Method[State]):
             ),
             Phase("distil", self.distil, rounds=self.rounds),
         ]
+
+    def uses(self) -> dict[str, list[Use]]:
+        return {"train": [self.training.use()]}
 
     def train(self, client: Client, sent: Nothing) -> Reply[Model]:
         """LocalUpdate, on a client, from its architecture's initial weights."""

@@ -19,6 +19,7 @@ from genfed.core.settings import settings
 from genfed.generators.generator import Generator, GeneratorNetwork, check_maps
 from genfed.generators.halving import Doubling, Halving
 from genfed.learn.fit import Player
+from genfed.learn.norm import NORMS, Norm
 
 
 class Bias(nn.Module):
@@ -30,6 +31,10 @@ class Bias(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.bias
+
+    def example_gradients(self, x: Tensor, gradient: Tensor) -> dict[nn.Parameter, Tensor]:
+        """Of every example, for DP-SGD."""
+        return {self.bias: gradient.sum((2, 3), keepdim=True)}
 
 
 @settings
@@ -44,6 +49,8 @@ class DCGAN(Generator):
     """Numbers that an image is made from."""
     learning_rate: float = Field(default=2e-4, gt=0)
     """Of both Adams (betas 0.5 and 0.999)."""
+    norm: Norm = "batch"
+    """"batch", as in the paper; "group": no example's map depends on others, as differential privacy needs."""
     keep_discriminator: bool = False
     """True: the discriminator stays with the client, so that uploads shrink; False: it is averaged too, as in the
     paper."""
@@ -66,7 +73,8 @@ class DCGANNetwork(GeneratorNetwork):
         super().__init__()
         self.config, self.shape, self.classes = config, task.shape, len(task.classes)
         self.positive = task.kind == "features"  # they come from a ReLU
-        channels = task.shape[0]
+        channels, norm = task.shape[0], NORMS[config.norm]
+        inplace = config.norm == "batch"  # Opacus's hooks take no change in place
         doublings = max(1, math.ceil(math.log2(max(task.shape[1:]) / 4)))
         self.side = 4 * 2**doublings
         widths = [config.width * 2**i for i in reversed(range(doublings))]
@@ -74,19 +82,19 @@ class DCGANNetwork(GeneratorNetwork):
         half = widths[0] // 2
         self.noise_to_map = nn.Linear(config.latent, 16 * half, bias=False)
         self.label_to_map = nn.Linear(self.classes, 16 * (widths[0] - half), bias=False)
-        up: list[nn.Module] = [nn.Unflatten(1, (widths[0], 4, 4)), nn.BatchNorm2d(widths[0]), nn.ReLU(inplace=True)]
+        up: list[nn.Module] = [nn.Unflatten(1, (widths[0], 4, 4)), norm(widths[0]), nn.ReLU(inplace)]
         for (outer, inner), wide in zip(itertools.pairwise(widths), sides, strict=False):
-            up += [Doubling(inner, outer, wide), nn.BatchNorm2d(inner), nn.ReLU(inplace=True)]
+            up += [Doubling(inner, outer, wide), norm(inner), nn.ReLU(inplace)]
         self.generator = nn.Sequential(*up, Doubling(channels, widths[-1], sides[-1]), Bias(channels))
         d = config.discriminator_width
         self.see_image = nn.Sequential(Halving(channels, d // 2, sides[-1]), Bias(d // 2))
         self.see_label = nn.Sequential(Halving(self.classes, d - d // 2, sides[-1]), Bias(d - d // 2))
-        down: list[nn.Module] = [nn.LeakyReLU(0.2, inplace=True)]
+        down: list[nn.Module] = [nn.LeakyReLU(0.2, inplace)]
         for i, wide in enumerate(reversed(sides[:-1])):
             outer = d * 2 ** (i + 1)
-            down += [Halving(d * 2**i, outer, wide), nn.BatchNorm2d(outer), nn.LeakyReLU(0.2, inplace=True)]
+            down += [Halving(d * 2**i, outer, wide), norm(outer), nn.LeakyReLU(0.2, inplace)]
         if doublings == 1:  # or image and label would only be added up, and the label could not be judged
-            down += [nn.Conv2d(d, d, 3, 1, 1, bias=False), nn.BatchNorm2d(d), nn.LeakyReLU(0.2, inplace=True)]
+            down += [nn.Conv2d(d, d, 3, 1, 1, bias=False), norm(d), nn.LeakyReLU(0.2, inplace)]
         self.discriminator = nn.Sequential(*down, nn.Flatten(), nn.Linear(16 * d * 2 ** (doublings - 1), 1))
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear | Halving):
@@ -102,9 +110,11 @@ class DCGANNetwork(GeneratorNetwork):
     def judge(self, x: Tensor, y: Tensor) -> Tensor:
         """The logit of being real, [n], of images and labels."""
         x = F.pad(x, (0, self.side - self.shape[2], 0, self.side - self.shape[1]))
-        # A plane of ones per label: what the discriminator sees of them is computed once per class.
         planes = torch.eye(self.classes, device=x.device)[..., None, None].expand(-1, -1, self.side, self.side)
-        logits: Tensor = self.discriminator(torch.cat([self.see_image(x), self.see_label(planes)[y]], 1))
+        # A plane of ones per label: what is seen of them is computed once per class; or of every example by itself, so
+        # that each has its gradient.
+        labels = self.see_label(planes)[y] if self.config.norm == "batch" else self.see_label(planes[y])
+        logits: Tensor = self.discriminator(torch.cat([self.see_image(x), labels], 1))
         return logits.flatten()
 
     def players(self) -> Sequence[Player]:
@@ -134,7 +144,11 @@ class DCGANNetwork(GeneratorNetwork):
         def adam(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
             return torch.optim.Adam(parameters, lr=self.config.learning_rate, betas=(0.5, 0.999), fused=True)
 
-        return [Player(judge_loss, adam(judging)), Player(make_loss, adam(making))]
+        sight = nn.ModuleList([self.see_image, self.see_label, self.discriminator])
+        return [
+            Player(judge_loss, adam(judging), network=sight),
+            Player(make_loss, adam(making), sees_data=False),
+        ]
 
     def sample(self, y: Tensor, rng: torch.Generator) -> Tensor:
         return self.from_noise(self.make, self.config.latent, y, rng)

@@ -119,7 +119,8 @@ class DDPMNetwork(GeneratorNetwork):
         return (found - noise).square().flatten(1).mean(1)
 
     def players(self) -> Sequence[Player]:
-        return [Player(self.loss, torch.optim.Adam(self.parameters(), lr=self.config.learning_rate, fused=True))]
+        adam = torch.optim.Adam(self.parameters(), lr=self.config.learning_rate, fused=True)
+        return [Player(self.loss, adam, network=self)]
 
     def pace(self, progress: float) -> float:
         return 1 - progress  # lr_t = lr · (1 − t/T_KA)

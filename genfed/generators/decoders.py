@@ -39,6 +39,7 @@ class OneShot(Method[S]):
     """One upload of a CVAE's decoder by every client; classifiers learn on the server from generated images alone."""
 
     generates = True
+    bare = "how many examples of each class a client has"
     minimum_examples = 2  # BatchNorm on 1×1 maps has no variance of one example
 
     generator: InstanceOf[Generator] = Field(default_factory=lambda: CVAE())

@@ -9,7 +9,8 @@ from pydantic import Field, InstanceOf
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from genfed.core.method import Client, Data, Method, Phase, Repeat, Server, Slot, Task, Weights
+from genfed.core.method import Client, Data, Method, Phase, Repeat, Server, Slot, Task, Trained, Weights
+from genfed.core.privacy import Use
 from genfed.core.settings import settings
 from genfed.generators.cvae import CVAE
 from genfed.generators.generator import Generator, GeneratorNetwork, staying, travelling
@@ -81,9 +82,17 @@ class Generative(Method[S]):
     training: Training = Field(default_factory=Training)
     """In a joint round: training on real examples (T_r = epochs); generated ones use the same optimiser settings."""
 
+    def new_generator(self, server: Server, task: Task) -> Trained:
+        """A new generator of `task`'s examples."""
+        return Trained("the generator", self.generator.new(task, server.common("generator")), task)
+
     def initial_generator(self, server: Server, task: Task) -> Weights:
         """The travelling part of a new generator of `task`'s examples: the same for every method with this seed."""
         return travelling(self.generator.new(as_maps(task), server.common("generator")))
+
+    def generator_use(self) -> Use:
+        """What a phase declares that calls `train_at_home` with the client's own examples, or features of them."""
+        return Use(self.generator_epochs, self.generator_batch_size)
 
     def train_at_home(
         self, client: Client, task: Task, sent: Weights, data: Data, progress: float = 0.0
@@ -108,6 +117,7 @@ class Generative(Method[S]):
             batch_size=self.generator_batch_size,
             rng=client.rng,
             precision=client.precision,
+            privacy=client.privacy,
         )
         client.kept.put(AT_HOME, AtHome(tuple(moments_of(p.optimiser) for p in players), staying(network)))
         return travelling(network), loss
@@ -139,7 +149,7 @@ class Generative(Method[S]):
             generated = Data(self.drawn(client, task, supply.generator, y), y)
         else:
             generated = supply.pool[torch.randperm(len(supply.pool), generator=client.rng)[:count]].to(client.device)
-        return {"synthetic_loss": train(network, client, self.training, data=generated, epochs=1)}
+        return {"synthetic_loss": train(network, client, self.training, data=generated, epochs=1, public=True)}
 
     def _needed(self, examples: int) -> int:
         size = self.training.batch_size

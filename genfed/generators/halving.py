@@ -53,6 +53,14 @@ class Halving(nn.Module):
             return self._columns(x)
         return self._convolution(x, self.weight.permute(3, 2, 0, 1), stride=2, padding=self.padding)
 
+    def example_gradients(self, x: Tensor, gradient: Tensor) -> dict[nn.Parameter, Tensor]:
+        """Of every example, [n, *weight's shape], from what came in and the gradient of what went out; for DP-SGD."""
+        wide, narrow = (gradient, x) if self.transposed else (x, gradient)
+        rows, columns, inner, outer = self.weight.shape
+        windows = F.unfold(wide, (rows, columns), padding=self.padding, stride=2)
+        found = torch.einsum("nkl,nol->nko", windows, narrow.flatten(2))
+        return {self.weight: found.view(len(x), inner, rows, columns, outer).permute(0, 2, 3, 1, 4)}
+
     def _columns(self, x: Tensor) -> Tensor:
         """One product, of every window laid out as a row [inner · taps]."""
         rows = F.unfold(x, self.weight.shape[:2], padding=self.padding, stride=2).transpose(1, 2)

@@ -7,6 +7,7 @@ from torch import nn
 
 from genfed.core.aggregate import ClientInfo
 from genfed.core.method import Client, Method, Nothing, Phase, Reduced, Reply, Server, Slot
+from genfed.core.privacy import Use
 from genfed.core.settings import settings
 from genfed.learn.training import Training, train
 from genfed.learn.weights import Model, initial_weights, load_weights, weights_of
@@ -31,6 +32,9 @@ class Alone(Method[Nothing]):
 
     def phases(self) -> list[Phase[Nothing]]:
         return [Phase("train", self.keep, self.send_classifier, self.train, rounds=self.rounds, slots=(MODEL,))]
+
+    def uses(self) -> dict[str, list[Use]]:
+        return {"train": [self.training.use()]}
 
     def send_classifier(self, server: Server, state: Nothing, info: ClientInfo) -> Nothing:
         return Nothing()

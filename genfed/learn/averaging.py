@@ -1,6 +1,6 @@
 """Averaging classifiers among the clients that share an architecture: the shape of FedAvg and its kin."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from genfed.core.aggregate import ClientInfo, Mean
 from genfed.core.method import Client, Method, Phase, Reduced, Reply, Server, Weights
+from genfed.core.privacy import Use
 from genfed.core.settings import settings
 from genfed.learn.training import Training, train
 from genfed.learn.weights import Model, initial_classifiers, load_weights, weights_of
@@ -42,6 +43,9 @@ class Averaging(Method[Classifiers]):
     def phases(self) -> list[Phase[Classifiers]]:
         mean = {"classifier": Mean(by="architecture")}
         return [Phase("train", self.keep, self.send_classifier, self.train, aggregate=mean, rounds=self.rounds)]
+
+    def uses(self) -> Mapping[str, Sequence[Use]] | None:
+        return {"train": [self.training.use()]}
 
     def send_classifier(self, server: Server, state: Classifiers, info: ClientInfo) -> Model:
         return Model(state.classifiers[info.architecture])

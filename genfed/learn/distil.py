@@ -30,11 +30,13 @@ def train_pair(one: nn.Module, other: nn.Module, client: Client, training: Train
     def of_both(x: Tensor, y: Tensor, rng: torch.Generator) -> Tensor:
         return loss(one(x).float(), other(x).float(), y)
 
+    pair = nn.ModuleList([one, other]).train()
     return fit(
-        [Player(of_both, training.new_optimiser(nn.ModuleList([one, other]).train()))],
+        [Player(of_both, training.new_optimiser(pair), network=pair)],
         client.data,
         epochs=training.epochs,
         batch_size=training.batch_size,
         rng=client.rng,
         precision=client.precision,
+        privacy=client.privacy,
     )

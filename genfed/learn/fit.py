@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genfed.core.method import Data
+from genfed.core.privacy import Private
 from genfed.core.rng import seeded
 
 SCALED_AT_ONCE = 16_000_000
@@ -27,6 +28,10 @@ class Player:
     """Over its own parameters alone."""
     penalty: Callable[[], Tensor] | None = None
     """Added to the batch's mean loss; a scalar that does not depend on the batch."""
+    network: nn.Module | None = None
+    """What its parameters are those of; None: it cannot be trained by DP-SGD."""
+    sees_data: bool = True
+    """False: of x and y its loss takes no more than their number, as the generator of a GAN."""
 
 
 def scaled(x: Tensor) -> Tensor:
@@ -57,11 +62,19 @@ def fit(
     batch_size: int,
     rng: torch.Generator,
     precision: str = "float32",
+    privacy: Private | None = None,
 ) -> float:
-    """Trains for `epochs` over the data, the players in turn on each batch; 0 epochs change nothing.
+    """Trains for `epochs` over the data, the players in turn on each batch; 0 epochs change nothing. With `privacy` by
+    DP-SGD, which a client's own examples need: `rng` is then not drawn from.
 
-    Returns the mean loss per example of the last epoch, summed over players (0.0 without an epoch).
+    Returns the mean loss per example of the last epoch, summed over players (0.0 without an epoch, and under `privacy`,
+    where no loss may be told).
     """
+    if privacy is not None:
+        from genfed.learn.dpsgd import fit_privately  # imports opacus, which takes seconds
+
+        fit_privately(players, data, epochs=epochs, batch_size=batch_size, privacy=privacy)
+        return 0.0
     total, device = 0.0, data.y.device
     if epochs > 1 and data.x.numel() <= SCALED_AT_ONCE:
         data = Data(scaled(data.x), data.y)

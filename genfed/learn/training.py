@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from genfed.core.method import Client, Data, Server
+from genfed.core.privacy import Use
 from genfed.core.settings import settings
 from genfed.learn.augment import Augmentation, augmented
 from genfed.learn.fit import Player, cross_entropy, fit
@@ -32,6 +33,10 @@ class Training:
     augmentation: Augmentation = "none"
     """Of the images that it learns from, real and generated alike, anew in every epoch; not of features or tables."""
 
+    def use(self, epochs: int | None = None) -> Use:
+        """What a phase declares that trains so on a client's examples, for `epochs` (None: the setting's)."""
+        return Use(self.epochs if epochs is None else epochs, self.batch_size)
+
     def new_optimiser(self, network: nn.Module) -> torch.optim.Optimizer:
         """A new optimiser over all parameters."""
         if self.optimiser == "adam":
@@ -55,15 +60,17 @@ def train(
     data: Data | None = None,
     epochs: int | None = None,
     penalty: Callable[[], Tensor] | None = None,
+    public: bool = False,
 ) -> float:
     """Trains in place by cross-entropy, plus `penalty`, on `data` (None: the client's own, and a server has none; y may
-    also be soft targets [n, classes]) for `epochs` (None: the setting's). Returns the mean loss of the last epoch.
+    also be soft targets [n, classes]) for `epochs` (None: the setting's). `public`: the data are not of the client's
+    examples, and need no privacy. Returns the mean loss of the last epoch.
     """
     if data is None:
         assert isinstance(where, Client), "a server has no examples of its own"
         data = where.data
     loss = cross_entropy(network) if training.augmentation == "none" else augmented(network, training.augmentation)
-    player = Player(loss, training.new_optimiser(network.train()), penalty)
+    player = Player(loss, training.new_optimiser(network.train()), penalty, network)
     return fit(
         [player],
         data,
@@ -71,4 +78,5 @@ def train(
         batch_size=training.batch_size,
         rng=where.rng,
         precision=where.precision,
+        privacy=None if public or isinstance(where, Server) else where.privacy,
     )

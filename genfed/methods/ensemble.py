@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from genfed.core.aggregate import ClientInfo, Collect
 from genfed.core.method import Client, Method, Nothing, Phase, Reduced, Reply, Server, Weights
+from genfed.core.privacy import Use
 from genfed.core.settings import settings
 from genfed.learn.evaluate import check_classifier
 from genfed.learn.training import Training, train
@@ -59,6 +60,9 @@ class Ensemble(Method[Models]):
                 check=lambda server, info, upload: check_classifier(server, info, upload.classifier),
             )
         ]
+
+    def uses(self) -> dict[str, list[Use]]:
+        return {"train": [self.training.use()]}
 
     def train(self, client: Client, sent: Nothing) -> Reply[Model]:
         """The client's own classifier."""

@@ -3,6 +3,7 @@ arXiv 2006.07242, Algorithm 3: the server averages weights within an architectur
 as one ensemble, into each average on public examples without labels.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, islice, repeat
 from typing import Annotated
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from genfed.core.aggregate import Collect, Fold, Mean
 from genfed.core.errors import GenfedError
 from genfed.core.method import Phase, Reduced, Server, Weights
+from genfed.core.privacy import Use
 from genfed.core.settings import settings
 from genfed.learn.averaging import Averaging, Classifiers
 from genfed.learn.distil import divergence
@@ -42,6 +44,9 @@ class FedDF(Averaging):
         if server.public is not None and not len(server.public):
             raise GenfedError("feddf needs public examples, and the source in the table [public] has none")
         return super().init(server)
+
+    def uses(self) -> Mapping[str, Sequence[Use]] | None:
+        return super().uses()  # what is done with the uploads is the server's alone
 
     def phases(self) -> list[Phase[Classifiers]]:
         (averaging,) = super().phases()

@@ -61,6 +61,7 @@ class FedGen(ByRepresentation[State]):
     # clients, and the extractor among those of its architecture, both weighted by examples.
 
     state = State
+    bare = "how many examples of each class a client has"
     unaugmented = ("training",)  # its loss is on representations too
 
     generated_weight: Annotated[float, Field(ge=0)] = 1.0

@@ -39,6 +39,7 @@ class FedProto(ByRepresentation[Prototypes]):
     """Each client trains its own model, and holds its representations near the prototypes of all clients."""
 
     state = Prototypes
+    bare = "the mean representation of each class"
     unaugmented = ("training",)  # its loss looks at single examples and their classes
 
     prototype_weight: Annotated[float, Field(ge=0)] = 1.0

@@ -10,7 +10,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from genfed.core.aggregate import ClientInfo, Mean
-from genfed.core.method import Client, Method, Nothing, Phase, Reduced, Reply, Server, Weights
+from genfed.core.method import Client, Method, Nothing, Phase, Reduced, Reply, Server, Trained, Weights
+from genfed.core.privacy import Use
 from genfed.core.settings import settings
 from genfed.learn.alone import MODEL, own_classifier
 from genfed.learn.distil import divergence, train_pair
@@ -51,6 +52,12 @@ class FML(Method[Meme]):
         return [
             Phase("train", self.keep, self.send_meme, self.train, aggregate=mean, rounds=self.rounds, slots=(MODEL,))
         ]
+
+    def uses(self) -> dict[str, list[Use]]:
+        return {"train": [self.training.use()]}
+
+    def trained(self, server: Server) -> list[Trained]:
+        return [Trained(f"architecture {self.meme}", server.new_network(self.meme, server.common("meme")), server.task)]
 
     def send_meme(self, server: Server, state: Meme, info: ClientInfo) -> Meme:
         """The same for everybody."""

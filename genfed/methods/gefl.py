@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from genfed.core.aggregate import ClientInfo, Mean
 from genfed.core.errors import GenfedError
-from genfed.core.method import Client, Data, Phase, Reduced, Repeat, Reply, Server, Weights
+from genfed.core.method import Client, Data, Phase, Reduced, Repeat, Reply, Server, Trained, Weights
+from genfed.core.privacy import Use
 from genfed.core.settings import settings
 from genfed.generators.federated import AT_HOME, Generated, Generative, Supply, ToTrain
 from genfed.learn.training import train
@@ -78,6 +79,12 @@ class GeFL(Generative[State]):
         both: list[Phase[State] | Repeat[State]] = [self.joint_rounds(1, draw, joint), replace(generator, rounds=1)]
         together = Repeat(self.interleaved, both)
         return [generator, together, self.joint_rounds(self.rounds - self.interleaved, draw, joint)]
+
+    def uses(self) -> dict[str, list[Use]]:
+        return {"generator": [self.generator_use()], "joint": [self.training.use()]}
+
+    def trained(self, server: Server) -> list[Trained]:
+        return [self.new_generator(server, server.task)]
 
     def send_generator(self, server: Server, state: State, info: ClientInfo) -> ToTrain:
         """The global generator."""

@@ -9,7 +9,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from genfed.core.aggregate import ClientInfo, Mean
-from genfed.core.method import Client, Data, Phase, Reduced, Repeat, Reply, Server, Task, Weights
+from genfed.core.method import Client, Data, Phase, Reduced, Repeat, Reply, Server, Task, Trained, Weights
+from genfed.core.privacy import Use
 from genfed.core.settings import settings
 from genfed.generators.federated import AT_HOME, Generated, Generative, Supply
 from genfed.learn.evaluate import predicted
@@ -112,6 +113,17 @@ class GeFLF(Generative[State]):
             ),
             self.joint_rounds(self.rounds, Phase("pool", self.keep_pool, changes_classifier=False), joint),
         ]
+
+    def uses(self) -> dict[str, list[Use]]:
+        # What is kept of an example's features depends on no other example: the extractor stands still.
+        return {
+            "extractor": [self.training.use(self.extractor_epochs)],
+            "generator": [self.generator_use()],
+            "joint": [self.training.use()],
+        }
+
+    def trained(self, server: Server) -> list[Trained]:
+        return [self.new_generator(server, self.features(server))]
 
     def send_classifier(self, server: Server, state: State, info: ClientInfo) -> Network:
         return Network(state.extractor, state.headers[info.architecture])

@@ -11,6 +11,7 @@ from torch import nn
 
 from genfed.core.aggregate import ClientInfo, Mean
 from genfed.core.method import Client, Method, Phase, Reduced, Reply, Server, Weights
+from genfed.core.privacy import Use
 from genfed.core.settings import settings
 from genfed.learn.split import Network, initial_parts, load_parts, train_parts
 from genfed.learn.training import Training
@@ -44,6 +45,9 @@ class LGFedAvg(Method[State]):
     def phases(self) -> list[Phase[State]]:
         means = {"extractor": Mean(), "header": Mean(by="architecture")}
         return [Phase("train", self.keep, self.send_classifier, self.train, aggregate=means, rounds=self.rounds)]
+
+    def uses(self) -> dict[str, list[Use]]:
+        return {"train": [self.training.use()]}
 
     def send_classifier(self, server: Server, state: State, info: ClientInfo) -> Network:
         return Network(state.extractor, state.headers[info.architecture])

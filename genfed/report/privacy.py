@@ -9,6 +9,7 @@ from rich.table import Table
 
 from genfed.core.audit import Audited, Audits, Estimate, Image, Reading, Verdict
 from genfed.core.errors import GenfedError
+from genfed.report.results import Protection, Report
 from genfed.report.table import NONE, Cells, rich_table
 
 FILE = "audits.json"
@@ -77,6 +78,54 @@ def read_audits(run: Path) -> Audits | None:
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise GenfedError(f"{file} is no record of audits ({first['msg']}); delete it to make them again") from None
+
+
+def protections(report: Report) -> list[str]:
+    """What differential privacy protects, a sentence or two per method; empty: none was asked for."""
+    lines = []
+    for method in report.methods:
+        found = [trial.protection for trial in report.of(method) if trial.protection]
+        if found:
+            lines.append(f"{method}: {_protects(found)}")
+    return lines
+
+
+def _protects(found: Sequence[Protection]) -> str:
+    first, least = found[0], min(each.noise_multiplier[0] for each in found)
+    most = max(each.noise_multiplier[1] for each in found)
+    noise = f"{least:.3g}" if f"{least:.3g}" == f"{most:.3g}" else f"{least:.3g} to {most:.3g}"
+    spent = [each.epsilon for each in found if each.epsilon is not None]
+    how = (
+        f"{first.mechanism}; noise multiplier {noise}, gradients cut to {first.max_grad_norm:g}, up to "
+        f"{first.steps:,} steps, {first.accountant.upper()} accountant of Opacus."
+    )
+    if len(spent) < len(found):
+        return f"gradients were cut to {first.max_grad_norm:g}, and no noise was added: ε = ∞, nothing is protected."
+    if any(each.reproducible_noise for each in found):
+        return (
+            f"not private. Its noise can be drawn again from the run's seed; from the operating system it would be "
+            f"ε = {max(spent):.2f} at δ = {first.delta:g}. {how}"
+        )
+    whose = (
+        "each of its models by itself, which all hold the same examples"
+        if first.pooled
+        else "the client that spent most, over all phases and rounds of one seed"
+    )
+    budget = "" if first.target is None else f" The budget was {first.target:g}."
+    return (
+        f"ε = {max(spent):.2f} at δ = {first.delta:g} ({whose}) for every single training example, against whoever "
+        f"sees all that the client sends and knows all other examples.{budget} {how}"
+    )
+
+
+EXPOSED = (
+    "Numbers of examples are taken to be public: they weigh means and set how batches are drawn. Losses, scores on "
+    "data like a client's own and counts of arithmetic do not leave clients; timing does.",
+    "A person with k examples has k times the ε, and more δ. Methods and seeds of a run are there to be compared: "
+    "whoever published all of them would add up their ε.",
+    "What was made here by somebody who holds all the data is outside of it: who has what, real pictures, measures of "
+    "generators, and audits.",
+)
 
 
 def privacy(audits: Audits) -> Privacy:

@@ -133,6 +133,29 @@ class Quality:
 
 
 @dataclass(frozen=True)
+class Protection:
+    """Differential privacy of every single example of a client, by what clients were charged; see docs/privacy.md."""
+
+    epsilon: float | None
+    """ε of the client that spent most; None: ∞, without noise."""
+    target: float | None
+    """The budget; None: there was none."""
+    delta: float
+    accountant: str
+    """"prv" or "rdp"; Opacus's."""
+    noise_multiplier: tuple[float, float]
+    """Least and most of all clients."""
+    max_grad_norm: float
+    steps: int
+    """Of DP-SGD, by the client that took most."""
+    reproducible_noise: bool = False
+    """Whether noise came from the run's seed: then nothing is private."""
+    pooled: bool = False
+    """Whether ε is that of one of several models, each trained on all examples."""
+    mechanism: str = "DP-SGD: Gaussian noise on cut gradients of Poisson-sampled batches"
+
+
+@dataclass(frozen=True)
 class Trial:
     """One method with one seed."""
 
@@ -157,6 +180,8 @@ class Trial:
     a mean over clients; None: not counted in every phase."""
     quality: Quality | None = None
     """Of its generator; None: it has none, or it was not judged."""
+    protection: Protection | None = None
+    """Differential privacy of the clients' examples; None: none was asked for."""
     own: tuple[OwnScore, ...] = ()
     """Every client on data like its own. Where clients are pooled (a ceiling), the pool's classifier of its
     architecture on data like its own. A client without such held-out examples is left out; empty: not measured."""

@@ -27,12 +27,17 @@ HEADINGS = (
     "seconds",
 )
 
+EPSILON = "ε"
+"""Stands after the accuracy, where differential privacy was asked for."""
 OWN = "own %"
 """Stands after the worst, where clients are not alike."""
 
 EXPLANATION = (
     "Accuracy after the final round: mean ± sd over seeds. Over local: points gained on the same clients with the same "
     "seed, [least, most]. Worst: the worst client. Up and down: bytes per client. Seconds: wall time of a seed."
+)
+EPSILON_EXPLAINED = (
+    "ε: differential privacy of every example of a client, with its δ; the client that spent most, over seeds."
 )
 OWN_EXPLAINED = "Own: the accuracy of each client on held-out examples like its own, a mean over clients and seeds."
 
@@ -79,6 +84,21 @@ def shows_own(*reports: Report) -> bool:
     return any(report.skewed and any(trial.own for trial in report.trials) for report in reports)
 
 
+def shows_epsilon(*reports: Report) -> bool:
+    """Whether ε is shown: where any trial was to be private."""
+    return any(trial.protection for report in reports for trial in report.trials)
+
+
+def epsilon(trials: Sequence[Trial]) -> str:
+    """The largest ε of a method's trials and its δ."""
+    found = [trial.protection for trial in trials if trial.protection]
+    if not found or any(each.epsilon is None for each in found):
+        return "∞"
+    if any(each.reproducible_noise for each in found):
+        return "not private"
+    return f"{max(each.epsilon or 0.0 for each in found):.2f} (δ = {found[0].delta:g})"
+
+
 def own_accuracy(trials: Sequence[Trial], of: Callable[[Trial], float | None] = lambda t: t.own_accuracy) -> str:
     """The mean over the trials that have it, in percent; a dash where none has. `of`: what of each."""
     values = [value for value in map(of, trials) if value is not None]
@@ -87,20 +107,22 @@ def own_accuracy(trials: Sequence[Trial], of: Callable[[Trial], float | None] = 
 
 def summary(report: Report) -> Cells:
     """A row for every method."""
-    own = shows_own(report)
-    return Cells(_headings(own), _rows(report, own))
+    own, private = shows_own(report), shows_epsilon(report)
+    return Cells(_headings(own, private), _rows(report, own, private))
 
 
 def side_by_side(reports: Sequence[tuple[str, Report]]) -> Cells:
     """A row for every method of every named run."""
-    own = shows_own(*(report for _, report in reports))
-    rows = [(name, *row) for name, report in reports for row in _rows(report, own)]
-    return Cells(("run", *_headings(own)), rows)
+    every = [report for _, report in reports]
+    own, private = shows_own(*every), shows_epsilon(*every)
+    rows = [(name, *row) for name, report in reports for row in _rows(report, own, private)]
+    return Cells(("run", *_headings(own, private)), rows)
 
 
 def summary_table(report: Report) -> Table:
     """One row per method: means over seeds, ± standard deviation; gains in points, [least, most]."""
-    caption = f"{EXPLANATION} {OWN_EXPLAINED}" if shows_own(report) else EXPLANATION
+    more = [EPSILON_EXPLAINED] * shows_epsilon(report) + [OWN_EXPLAINED] * shows_own(report)
+    caption = " ".join([EXPLANATION, *more])
     return rich_table(f"{report.name}: accuracy on the {report.scored_on} part", summary(report), caption)
 
 
@@ -179,21 +201,22 @@ def _facts(report: Report, partition_seeds: Sequence[str]) -> dict[str, object]:
     }
 
 
-def _headings(own: bool) -> tuple[str, ...]:
-    place = HEADINGS.index("worst %") + 1
-    return (*HEADINGS[:place], OWN, *HEADINGS[place:]) if own else HEADINGS
+def _headings(own: bool, private: bool) -> tuple[str, ...]:
+    after = {"accuracy %": (EPSILON,) * private, "worst %": (OWN,) * own}
+    return tuple(name for heading in HEADINGS for name in (heading, *after.get(heading, ())))
 
 
-def _rows(report: Report, own: bool) -> list[tuple[str, ...]]:
-    return [_row(report, method, report.of(method), own) for method in report.methods]
+def _rows(report: Report, own: bool, private: bool) -> list[tuple[str, ...]]:
+    return [_row(report, method, report.of(method), own, private) for method in report.methods]
 
 
-def _row(report: Report, method: str, trials: Sequence[Trial], own: bool) -> tuple[str, ...]:
+def _row(report: Report, method: str, trials: Sequence[Trial], own: bool, private: bool) -> tuple[str, ...]:
     score, more = accuracy(trials), gain(report, method)
     return (
         method,
         str(len(trials)),
         f"{percent(score.mean)} ± {NONE if score.sd is None else percent(score.sd)}",
+        *((epsilon(trials),) if private else ()),
         NONE if more is None else points(more.mean) + _range(more),
         percent(fmean(trial.worst for trial in trials)),
         *((own_accuracy(trials),) if own else ()),

@@ -73,6 +73,11 @@ def test_it_goes_on_after_a_stop(tmp_path: Path) -> None:
             {"attack": {"kind": "sign_flip"}},
             "[secure] hides single uploads, which [attack] is simulated on",
         ),
+        (
+            ["fedavg"],
+            {"privacy": {"noise_multiplier": 1.0, "delta": 1e-3}},
+            "[secure] with [privacy] is not built: its exchanges are not charged; leave one of them out",
+        ),
         (["fedavg"], {}, "a sum would be of 2 uploads of architecture linear"),
         (["fedavg"], {"secure": {"threshold": 0.5}}, "secure.threshold = 0.5: input should be greater than 0.5"),
         (["fedavg"], {"secure": {"neighbours": 3}}, "secure.neighbours = 3: an even number is needed"),

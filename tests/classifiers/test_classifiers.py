@@ -85,7 +85,7 @@ def test_tables_are_taken(name: str) -> None:
     assert EVERY[name](task(13, classes=2))(torch.randn(5, 13)).shape == (5, 2)
 
 
-@pytest.mark.parametrize("name", ["resnet8-gn", "vit-tiny"])
+@pytest.mark.parametrize("name", ["resnet8-gn", "vit-tiny", "cnn2-gn", "cnn5-gn"])
 def test_without_batchnorm_an_example_stands_alone(name: str) -> None:
     network, x = EVERY[name](task(1, 16, 16)), torch.randn(4, 1, 16, 16)
     torch.testing.assert_close(network(x)[:1], network(x[:1]))

@@ -195,6 +195,27 @@ def test_augmentation_changes_the_training_or_is_refused(method: str, tmp_path: 
     assert seen[0] != seen[1]
 
 
+def test_is_private_or_refused(method: str, tmp_path: Path) -> None:
+    """Under [privacy] a method is refused before training, or every client pays and nothing else leaves."""
+    config = tiny(method, privacy={"noise_multiplier": 1.0, "delta": 1e-3, "accountant": "rdp"})
+    config["federation"]["architectures"] = [
+        f"{name}-gn" if name.startswith("cnn") else name for name in config["federation"]["architectures"]
+    ]
+    if "generator" in config["method"].get(method, {}):
+        config["method"][method] |= {"generator": config["method"][method]["generator"] | {"norm": "group"}}
+    if read(config).method[method].uses() is None or method == "avgkd":
+        with pytest.raises(GenfedError, match=rf"{method} cannot be run under \[privacy\]"):
+            start(config, tmp_path / "run")
+        return
+    (trial,) = start(config, tmp_path / "run").trials
+    assert not trial.failures
+    assert trial.protection is not None
+    assert trial.protection.epsilon is not None
+    assert trial.protection.epsilon > 0
+    rows = left_by(tmp_path / "run")["metrics"]
+    assert not any(row.keys() & {"loss", "synthetic_loss", "flops"} or row.get("own") for row in rows)
+
+
 def test_every_phase_is_well_formed(method: str) -> None:
     config = read(tiny(method))
     phases = with_evaluation(config.method[method], None)

@@ -1,0 +1,314 @@
+"""Example-level differential privacy of a trial: what is refused, the noise that its plan needs, clients' budgets."""
+
+import functools
+import logging
+import math
+import warnings
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from genfed.app import registry
+from genfed.app.config import Config, Privacy
+from genfed.app.trial import Trial, new_server
+from genfed.core.errors import GenfedError
+from genfed.core.method import Method, Phase, Trained, leaves, participants
+from genfed.core.privacy import Charge, Ledger, Private, Use, steps_by_mechanism
+from genfed.core.record import load, save
+from genfed.core.rng import stream
+from genfed.data.checks import reason
+from genfed.engines.site import Shards
+from genfed.generators.generator import GeneratorNetwork
+from genfed.learn.fit import Player, cross_entropy, scaled
+from genfed.learn.training import Training
+from genfed.report.results import Protection
+
+log = logging.getLogger(__name__)
+Accountant = Literal["prv", "rdp"]
+Mechanism = tuple[float, float, int]
+"""(noise multiplier, rate, steps)"""
+LEDGER, PLAN = "ledger.safetensors", "privacy.safetensors"
+WITHIN = 1.01
+"""A noise multiplier is at most so many times the smallest that would do."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was settled before the first round: each client's noise multiplier."""
+
+    noise_multiplier: dict[int, float]
+
+
+def epsilon(mechanisms: Sequence[Mechanism], delta: float, accountant: Accountant) -> float:
+    """What these come to together by Opacus's accountant; 0 for none, ∞ without noise."""
+    spent = [(noise, rate, steps) for noise, rate, steps in mechanisms if steps]
+    if any(noise == 0 for noise, _, _ in spent):
+        return math.inf
+    return _epsilon(tuple(spent), delta, accountant) if spent else 0.0
+
+
+@functools.lru_cache(maxsize=4096)
+def _epsilon(mechanisms: tuple[Mechanism, ...], delta: float, accountant: Accountant) -> float:
+    from opacus.accountants import PRVAccountant, RDPAccountant  # takes seconds
+
+    found = RDPAccountant() if accountant == "rdp" else PRVAccountant()
+    found.history = list(mechanisms)
+    more = [*range(64, 257, 8), 384, 512, 1024]  # orders for ε far below 1
+    orders = {"alphas": [*RDPAccountant.DEFAULT_ALPHAS, *more]} if accountant == "rdp" else {}
+    # Whole batches (a rate of 1) make PRV divide by 0 on its way to the right number; RDP tells of orders at an end.
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Optimal order is the")
+        return float(found.get_epsilon(delta, **orders))
+
+
+def holds(mechanisms: Sequence[Mechanism], privacy: Privacy) -> bool:
+    """Whether the budget holds these; without a target it holds everything."""
+    if privacy.epsilon is None:
+        return True
+    # Both accountants bound ε from above, and this one is fast.
+    if epsilon(mechanisms, privacy.delta, "rdp") <= privacy.epsilon:
+        return True
+    return privacy.accountant != "rdp" and epsilon(mechanisms, privacy.delta, "prv") <= privacy.epsilon
+
+
+def noise_for(trainings: Sequence[tuple[float, int]], privacy: Privacy) -> float:
+    """The least noise multiplier, up to one in a hundred, with which the budget holds all these (rate, steps)."""
+
+    def enough(noise: float) -> bool:
+        return holds([(noise, rate, steps) for rate, steps in trainings], privacy)
+
+    if not any(steps for _, steps in trainings):
+        return 0.0
+    high = 1.0
+    while not enough(high):
+        high *= 2
+        if high > 1e5:
+            raise GenfedError(f"privacy.epsilon = {privacy.epsilon}: no noise is enough for it")
+    low = high / 2
+    while enough(low):
+        low, high = low / 2, low
+    while high / low > WITHIN:
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high
+
+
+def planned(trial: Trial) -> dict[int, Counter[Use]]:
+    """By client: how often each training will be done, over all phases and the rounds that it takes part in.
+
+    Raises:
+        GenfedError: the rounds of a phase are not known in advance.
+    """
+    uses, rounds = trial.method.uses() or {}, Counter[str]()
+    found: dict[int, Counter[Use]] = {info.id: Counter() for info in trial.shards.clients}
+    sample = 1.0 if trial.method.pooled else trial.federation.sample
+    for phase in leaves(trial.method.phases()):
+        if callable(phase.rounds):
+            raise GenfedError(
+                f"{trial.label}: how many rounds phase {phase.name!r} has is known only when it begins, so "
+                "privacy.epsilon cannot be planned for; set privacy.noise_multiplier"
+            )
+        for _ in range(phase.rounds):
+            number = rounds[phase.name]
+            rounds[phase.name] += 1
+            for info in participants(trial.shards.clients, sample, stream(trial.seed, phase.name, number, "sample")):
+                found[info.id].update(uses.get(phase.name, ()))
+    return found
+
+
+def prepare(trial: Trial) -> Plan | None:
+    """Settles the noise of a trial once, and writes it down for every process and resume; None: no privacy."""
+    if trial.privacy is None:
+        return None
+    file = trial.folder / PLAN
+    if not file.exists():
+        noise = trial.privacy.noise_multiplier
+        if noise is None:
+            found: dict[tuple[int, tuple[tuple[Use, int], ...]], float] = {}
+            noises = {}
+            ahead = planned(trial)
+            for info in trial.shards.clients:
+                key = (info.examples, tuple(sorted(ahead[info.id].items(), key=str)))
+                if key not in found:
+                    trainings = [(use.rate(info.examples), use.steps(info.examples) * k) for use, k in key[1]]
+                    found[key] = noise_for(trainings, trial.privacy)
+                noises[info.id] = found[key]
+        else:
+            noises = {info.id: noise for info in trial.shards.clients}
+        trial.folder.mkdir(parents=True, exist_ok=True)
+        save(Plan(noises), file)
+    return load(Plan, file)
+
+
+class Budgets:
+    """The clients' budgets of a trial; a `core.privacy.Guard`."""
+
+    def __init__(self, trial: Trial) -> None:
+        plan, uses = prepare(trial), trial.method.uses()
+        assert plan is not None
+        assert trial.privacy is not None
+        assert uses is not None
+        self._plan, self._uses, self._privacy, self._seed = plan, uses, trial.privacy, trial.seed
+        self._examples = {info.id: info.examples for info in trial.shards.clients}
+
+    def admit(self, client: int, folder: Path, phase: str, round_: int, step: int) -> Private:
+        """See `core.privacy.Guard`."""
+        uses = [use for use in self._uses.get(phase, ()) if use.epochs]
+        ledger, noise, n = ledger_in(folder), self._plan.noise_multiplier[client], self._examples[client]
+        if uses and not ledger.charged(step):
+            more = tuple(Charge(step, use.rate(n), noise, use.steps(n)) for use in uses)
+            ledger = Ledger((*ledger.charges, *more))
+            if not holds(steps_by_mechanism(ledger.charges), self._privacy):
+                raise GenfedError(f"its privacy budget of ε = {self._privacy.epsilon:g} does not hold another round")
+            folder.mkdir(parents=True, exist_ok=True)
+            save(ledger, folder / LEDGER)
+        from genfed.learn.dpsgd import repeatable, unforeseeable
+
+        fixed = self._privacy.reproducible_noise
+        draws = repeatable(self._seed, phase, round_, client) if fixed else unforeseeable()
+        return Private(self._privacy.max_grad_norm, noise, draws, uses)
+
+
+def ledger_in(folder: Path) -> Ledger:
+    """What was charged to the client whose folder it is."""
+    return load(Ledger, folder / LEDGER) if (folder / LEDGER).exists() else Ledger()
+
+
+def protection_of(trial: Trial) -> Protection | None:
+    """What protects a trial, by what its clients were charged; None: no privacy is asked for."""
+    plan, privacy = prepare(trial), trial.privacy
+    if plan is None or privacy is None:
+        return None
+    n = {info.id: info.examples for info in trial.shards.clients}
+    spent = {i: steps_by_mechanism(ledger_in(trial.folder / "clients" / str(i)).charges) for i in n}
+    worst = max(epsilon(each, privacy.delta, privacy.accountant) for each in spent.values())
+    return Protection(
+        epsilon=worst if math.isfinite(worst) else None,
+        target=privacy.epsilon,
+        delta=privacy.delta,
+        accountant=privacy.accountant,
+        noise_multiplier=(min(plan.noise_multiplier.values()), max(plan.noise_multiplier.values())),
+        max_grad_norm=privacy.max_grad_norm,
+        steps=max(sum(steps for _, _, steps in each) for each in spent.values()),
+        reproducible_noise=privacy.reproducible_noise,
+        pooled=trial.method.pooled,
+    )
+
+
+def check(config: Config, shards: Shards) -> None:
+    """Refuses before training what differential privacy does not cover.
+
+    Raises:
+        GenfedError: Opacus is missing, or a method, architecture, generator or setting that does not go with it.
+    """
+    if (privacy := config.privacy) is None:
+        return
+    from genfed.learn.dpsgd import _opacus
+
+    _opacus()
+    if config.compute.precision != "float32":
+        raise GenfedError(
+            f'compute.precision = "{config.compute.precision}": under [privacy] "float32" alone is allowed'
+        )
+    if privacy.reproducible_noise:
+        log.warning(
+            "privacy.reproducible_noise: whoever knows the seed can take the noise away; this run is not private"
+        )
+    most = max(info.examples for info in shards.clients)
+    if privacy.delta >= 1 / most:
+        log.warning(
+            "privacy.delta = %g is not below 1/n = %.2g (a client has %d examples): it would allow to give away an "
+            "example whole; choose a much smaller one", privacy.delta, 1 / most, most
+        )  # fmt: skip
+    for label, method in config.method.items():
+        check_method(label, method)
+    x, y = scaled(shards.train.x[:2]), shards.train.y[:2]
+    for name in sorted({info.architecture for info in shards.clients}):
+        network = registry.new_network(name, shards.task, torch.Generator().manual_seed(0))
+        _check(f"architecture {name}", Trained(f"architecture {name}", network, shards.task), x, y, _grouped(name))
+    for method in config.method.values():
+        server = new_server(shards.task, shards.clients, config.compute, 0, 0, "check")
+        for each in method.trained(server):
+            same = each.task.shape == shards.task.shape
+            given = x if same else torch.rand(2, *each.task.shape)
+            words = (
+                'set norm = "group" for it'
+                if isinstance(each.network, GeneratorNetwork)
+                else "nn.GroupNorm can stand there"
+            )
+            each.network.to(server.device)
+            _check(each.name, each, given.to(server.device), y.to(server.device), words)
+
+
+def check_method(label: str, method: Method[Any]) -> None:
+    """Refuses a method whose clients use their examples in ways that DP-SGD does not cover.
+
+    Raises:
+        GenfedError: it does, or does not say.
+    """
+    uses = method.uses()
+    working = {phase.name: phase for phase in leaves(method.phases()) if phase.work is not None}
+    if uses is None or not _declared(type(method), working):
+        what = (
+            f"its clients upload {method.bare}"
+            if method.bare
+            else "it does not say what its clients train (Method.uses)"
+        )
+        raise GenfedError(f"{label} cannot be run under [privacy]: {what}, which DP-SGD does not cover")
+    if unsaid := working.keys() - uses.keys():
+        raise GenfedError(f"{label} cannot be run under [privacy]: it does not say what phase {min(unsaid)!r} trains")
+    for name in type(method).__dataclass_fields__:  # type: ignore[attr-defined]
+        training = getattr(method, name)
+        if isinstance(training, Training) and training.augmentation != "none":
+            raise GenfedError(
+                f'method.{label}.{name}.augmentation = "{training.augmentation}": "none" alone goes with [privacy]'
+            )
+
+
+def _declared(cls: type[Any], working: Mapping[str, Phase[Any]]) -> bool:
+    """Whether whoever declares `uses` knew the phases and the work: no class below it brings its own."""
+    order = cls.__mro__
+
+    def place(name: str) -> int:
+        return next(i for i, each in enumerate(order) if name in vars(each))
+
+    names = ["phases"]
+    for phase in working.values():
+        work: Callable[..., Any] | None = phase.work
+        name = getattr(work, "__name__", "")
+        if getattr(work, "__self__", None) is None or not hasattr(cls, name):
+            return False
+        names.append(name)
+    return all(place(name) >= place("uses") for name in names)
+
+
+def _check(what: str, each: Trained, x: torch.Tensor, y: torch.Tensor, instead: str) -> None:
+    from genfed.learn.dpsgd import check_alone, check_layers, check_trained
+
+    network = each.network
+    try:
+        check_layers(network)
+    except GenfedError as error:
+        raise GenfedError(f"{what} cannot be trained under [privacy]: {error}; {instead}") from None
+    try:
+        if isinstance(network, GeneratorNetwork):
+            players = [player for player in network.train().players() if player.sees_data]
+        else:
+            players = [
+                Player(cross_entropy(network), torch.optim.SGD(network.train().parameters(), 0.1), network=network)
+            ]
+            check_alone(network, x)
+        for player in players:
+            check_trained(player, x, y)
+    except GenfedError as error:
+        raise GenfedError(f"{what} cannot be trained under [privacy]: {reason(error)}") from None
+
+
+def _grouped(name: str) -> str:
+    other = f"{name.removesuffix('-bn')}-gn"
+    return f'use "{other}"' if other in registry.architectures() else "put nn.GroupNorm in its place"

@@ -1,0 +1,111 @@
+"""Example-level differential privacy, as everybody sees it: what a phase trains on a client's examples, what that is
+charged to, and what a client is given to train with.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from genfed.core.errors import GenfedError
+
+
+@dataclass(frozen=True)
+class Use:
+    """One training on a client's own examples: what a phase declares and DP-SGD is accounted for."""
+
+    epochs: int
+    batch_size: int
+    """Of training without privacy; under it a batch is so large at most in the mean."""
+
+    def rate(self, examples: int) -> float:
+        """The chance of each example to be in a batch: one over the batches of an epoch."""
+        return 1 / self._batches(examples)
+
+    def steps(self, examples: int) -> int:
+        """Batches in all."""
+        return self.epochs * self._batches(examples)
+
+    def _batches(self, examples: int) -> int:
+        return max(1, math.ceil(examples / self.batch_size))
+
+
+@dataclass(frozen=True)
+class Charge:
+    """What one training in one round cost: so many steps of the Gaussian mechanism on a Poisson sample."""
+
+    step: int
+    """Of the trial: rounds over all phases."""
+    rate: float
+    noise_multiplier: float
+    steps: int
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """All that was ever charged to a client's budget; kept by the client, and only added to."""
+
+    charges: tuple[Charge, ...] = ()
+
+    def charged(self, step: int) -> bool:
+        """Whether the last charge is for this step: it stands, and is not made twice."""
+        return bool(self.charges) and self.charges[-1].step == step
+
+
+class Private:
+    """How a client trains in one round so that no single example shows: what its phase declared, and no more."""
+
+    def __init__(self, clip: float, noise_multiplier: float, draws: np.random.Generator, uses: Iterable[Use]) -> None:
+        """`clip` is the norm that an example's gradient is cut to; batches and noise come from `draws`."""
+        self.clip, self.noise_multiplier, self.draws = clip, noise_multiplier, draws
+        self._left = [use for use in uses if use.epochs]
+
+    def begin(self, use: Use) -> None:
+        """To be called before a training.
+
+        Raises:
+            GenfedError: it was not declared, or is done already.
+        """
+        if not use.epochs:
+            return
+        if use not in self._left:
+            raise GenfedError(f"{use} was not declared by the method for this phase, so nothing was charged for it")
+        self._left.remove(use)
+
+    def finish(self) -> None:
+        """To be called before anything leaves.
+
+        Raises:
+            GenfedError: a declared training did not come by here, so it may have been done without protection.
+        """
+        if self._left:
+            raise GenfedError(f"{self._left[0]} was declared by the method, and not trained by DP-SGD")
+
+
+def nothing_allowed() -> Private:
+    """For work in which nothing may be trained."""
+    return Private(1.0, 0.0, np.random.default_rng(0), ())
+
+
+class Guard(Protocol):
+    """Who keeps the clients' budgets of a trial."""
+
+    def admit(self, client: int, folder: Path, phase: str, round_: int, step: int) -> Private:
+        """Charges a round to the client's budget, on the disk (in `folder`) before this returns; a round that is
+        charged already is not charged again, unless another one came after it.
+
+        Raises:
+            GenfedError: the budget does not hold it; nothing is charged.
+        """
+
+
+def steps_by_mechanism(charges: Sequence[Charge]) -> list[tuple[float, float, int]]:
+    """(noise multiplier, rate, steps) of all charges, those of one mechanism added up."""
+    found: dict[tuple[float, float], int] = {}
+    for charge in charges:
+        key = (charge.noise_multiplier, charge.rate)
+        found[key] = found.get(key, 0) + charge.steps
+    return [(multiplier, rate, steps) for (multiplier, rate), steps in sorted(found.items())]
