@@ -56,6 +56,10 @@ def run(
     data_root: Annotated[Path | None, typer.Option(help="Folder that relative data paths start from.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the run in that folder stopped.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete the run in that folder first.")] = False,
+    engine: Annotated[
+        Literal["embedded", "flower"],
+        typer.Option(help="What carries records to clients: genfed's own, or Flower's simulation; the same bits."),
+    ] = "embedded",
 ) -> None:
     """Run the methods of a config on the same clients, seed by seed, and write a report.
 
@@ -76,7 +80,7 @@ def run(
     console = _console(stderr=True)
     try:
         with Watch(console, trials=len(settings.labels) * len(settings.seeds)) as watch:
-            report = runs.run(settings, out=folder, resume=resume, fresh=fresh, notify=watch)
+            report = runs.run(settings, out=folder, resume=resume, fresh=fresh, notify=watch, engine=engine)
     except KeyboardInterrupt:
         again = _again()
         console.print(f"stopped; every finished round is kept. Go on with:\n  {again}", soft_wrap=True)
