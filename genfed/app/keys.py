@@ -107,7 +107,9 @@ def make_keys(folder: Path, sites: Sequence[str], hosts: Sequence[str] = (), day
     written = []
     for name, content in contents.items():
         public = name.endswith((".crt", ".pub"))
-        with os.fdopen(os.open(folder / name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644 if public else 0o600), "wb") as f:
+        with os.fdopen(
+            os.open(folder / name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644 if public else 0o600), "wb"
+        ) as f:
             f.write(content)
         written.append(folder / name)
     return written

@@ -64,7 +64,7 @@ class SiteConfig:
     data: InstanceOf[Source]
     """Its examples, as [data] of a config; relative paths start from this file."""
     classes: tuple[str, ...] | None = None
-    """The names of all classes of the federation, where the site lacks examples of some; left out: those that it has."""
+    """Names of all classes of the federation, where the site lacks examples of some; left out: those that it has."""
     part: Literal["test", "validation"] = "test"
     """The part of its data that classifiers are scored on."""
     folder: str = ""
@@ -88,8 +88,12 @@ class Here:
     """A site as read from its file."""
 
     config: SiteConfig
-    root: Path
-    """The folder of its file."""
+    file: Path
+
+    @property
+    def root(self) -> Path:
+        """The folder of its file, from which its paths start."""
+        return self.file.parent
 
     @property
     def folder(self) -> Path:
@@ -121,7 +125,7 @@ def read_site(path: str | Path) -> Here:
     except tomllib.TOMLDecodeError as error:
         raise GenfedError(f"{file}: not TOML: {error}") from None
     try:
-        return Here(build(SiteConfig, table, ""), file.resolve().parent)
+        return Here(build(SiteConfig, table, ""), file.resolve())
     except GenfedError as error:
         raise GenfedError(f"{file}: {error}") from None
 

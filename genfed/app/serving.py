@@ -6,6 +6,7 @@ It runs where Flower runs a ServerApp; `genfed.app.link` starts that.
 import contextlib
 import functools
 import hashlib
+import io
 import json
 import time
 from collections import Counter
@@ -20,7 +21,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from genfed import __version__
-from genfed.app import registry
+from genfed.app import federation, registry
 from genfed.app.config import Config, method_table, read
 from genfed.app.progress import Watch
 from genfed.app.run import Clients, default_folder, load_public, run_on
@@ -31,7 +32,7 @@ from genfed.core.method import Data, Task, leaves
 from genfed.core.record import Packed, digest, pack, unpack
 from genfed.data.sites import Sites
 from genfed.engines.ask import Engine, Failure
-from genfed.engines.flower import EMPTY, Flower, Letter, Post
+from genfed.engines.flower import EMPTY, LOST, Flower, Letter, Post
 from genfed.engines.site import Shards
 from genfed.learn.weights import Model
 
@@ -118,7 +119,17 @@ def main(grid: Any, settings: Mapping[str, Any]) -> None:
 
 def say(line: str) -> None:
     """Tells whoever started the server."""
-    Console(markup=False, emoji=False, highlight=False, soft_wrap=True).print(SAID + line)
+    print(SAID + line, flush=True)  # noqa: T201
+
+
+class _Said(io.TextIOBase):
+    """A file whose every line is said."""
+
+    def write(self, text: str) -> int:
+        for line in text.splitlines():
+            if line.strip():
+                say(line)
+        return len(text)
 
 
 def _served(post: Post, grid: Any, wanted: Wanted) -> Outcome:
@@ -129,14 +140,17 @@ def _served(post: Post, grid: Any, wanted: Wanted) -> Outcome:
     say(f"waiting for {count} sites")
     hellos = roll.call(count, wanted.wait, patient=not wanted.check)
     if wanted.check:
-        return Outcome(sites=hellos, trouble=tuple(_trouble(config, hellos)))
+        return Outcome(sites=hellos, trouble=(*roll.refused.values(), *_trouble(config, hellos)))
     say("here are " + ", ".join(f"{h.name} ({h.architecture}, {h.examples} examples)" for h in hellos))
-    if len(hellos) != count:
+    if len(hellos) < count:
         raise GenfedError(f"{len(hellos)} of {count} sites are there after {wanted.wait:g} s")
     if trouble := _trouble(config, hellos):
         raise GenfedError("; ".join(trouble))
     task, infos = task_of(hellos), infos_of(hellos)
     public = load_public(config, task)
+    federation.check_device(config.compute.device)
+    for label, method in config.method.items():
+        federation.check_augmentation(label, method, task)
     strangers = {seed: _strangers(roll, hellos, task, seed) for seed in config.seeds}
     _lend(strangers[config.seeds[-1]])
 
@@ -144,7 +158,7 @@ def _served(post: Post, grid: Any, wanted: Wanted) -> Outcome:
     def there() -> Iterator[Clients]:
         yield _There(config, grid, roll, folder, task, infos, hellos, strangers)
 
-    console = Console(markup=False, emoji=False, highlight=False, soft_wrap=True, force_terminal=False)
+    console = Console(file=_Said(), markup=False, emoji=False, highlight=False, soft_wrap=True)  # type: ignore[arg-type]
     with Watch(console, trials=len(config.labels) * len(config.seeds)) as watch:
         run_on(config, task, infos, public, folder, there, wanted.resume, wanted.fresh, watch, wanted.command or None)
     return Outcome(folder=str(folder), sites=hellos)
@@ -177,7 +191,8 @@ class Roll:
     def __init__(self, post: Post) -> None:
         self._post = post
         self._known: dict[int, Hello] = {}
-        self._refused: dict[int, str] = {}
+        self.refused: dict[int, str] = {}
+        """By node, what one says that does not take part."""
         self._looked = 0.0
 
     def call(self, count: int, seconds: float, patient: bool = True) -> tuple[Hello, ...]:
@@ -197,8 +212,8 @@ class Roll:
                 raise GenfedError(
                     f"{len(here)} sites are there ({', '.join(sorted(names))}) for federation.clients = {count}"
                 )
-            if self._refused and patient:
-                raise GenfedError(next(iter(self._refused.values())))
+            if self.refused and patient:
+                raise GenfedError(next(iter(self.refused.values())))
             if len(here) == count or time.monotonic() > until:
                 return tuple(sorted(here, key=lambda hello: hello.name))
             time.sleep(0.5)
@@ -208,18 +223,26 @@ class Roll:
         self._looked = time.monotonic()
         now = set(self._post.nodes())
         self._known = {node: hello for node, hello in self._known.items() if node in now}
-        new = [node for node in sorted(now) if node not in self._known and node not in self._refused]
+        new = [node for node in sorted(now) if node not in self._known and node not in self.refused]
         letters = [(node, Letter(node, {"genfed": __version__, "ask": "hello"})) for node in new]
+        registered = self._post.registered() if new else {}
         for node, answer in self._post.send("query", letters):
             if isinstance(answer, Failure):
-                self._refused[node] = answer.reason
+                if answer.reason not in LOST.values():  # such a one is asked again with the next look
+                    self.refused[node] = answer.reason
                 continue
             try:
                 said = {**answer[0], "node": node, "heard": time.time()}
-                self._known[node] = TypeAdapter(Hello).validate_python(said)
+                hello = TypeAdapter(Hello).validate_python(said)
+                if (name := registered.get(node, hello.name)) != hello.name:
+                    self.refused[node] = (
+                        f"the site with the key of {name} says that it is {hello.name}: it has another's"
+                    )
+                    continue
+                self._known[node] = hello
             except ValidationError as error:
                 first = error.errors()[0]
-                self._refused[node] = f"a site said what cannot be: {'.'.join(map(str, first['loc']))}: {first['msg']}"
+                self.refused[node] = f"a site said what cannot be: {'.'.join(map(str, first['loc']))}: {first['msg']}"
 
     def here(self) -> list[Hello]:
         """Those that are known."""
@@ -228,7 +251,7 @@ class Roll:
     def node_of(self, name: str) -> int | None:
         """Where the site is; it may have come back as another node."""
         if time.monotonic() - self._looked > 1:
-            self._refused = {}  # whoever failed to answer may by now
+            self.refused = {}  # whoever failed to answer may by now
             self.look()
         return next((node for node, hello in self._known.items() if hello.name == name), None)
 
@@ -255,6 +278,8 @@ def _trouble(config: Config, hellos: Sequence[Hello]) -> list[str]:
     if not hellos:
         return ["no site is there"]
     lines = [*differing_labels(hellos)]
+    if len(hellos) < config.federation.clients:
+        lines.insert(0, f"{len(hellos)} of {config.federation.clients} sites are there")
     shapes: dict[str, list[str]] = {}
     for hello in hellos:
         shapes.setdefault(f"{hello.kind} examples of shape {hello.shape}", []).append(hello.name)
@@ -437,6 +462,10 @@ class _Named(Flower):
     def __init__(self, post: Post, roll: Roll, names: Sequence[str], about: Mapping[str, Any]) -> None:
         opening = {"genfed": __version__, "ask": "work", "open": json.dumps(about)}
         super().__init__(post, lambda client: roll.node_of(names[client]), opening, BACK_SECONDS)
+
+
+COLUMNS = ("site", "architecture", "examples", "classes", "kind", "machine", "memory free", "clock")
+"""Of `table_of`: examples are to train and to score on, the clock is against the server's."""
 
 
 def table_of(outcome: Outcome) -> list[tuple[str, ...]]:

@@ -182,6 +182,10 @@ class Post:
         """Those that are connected, sorted."""
         return sorted(self._grid.get_node_ids())
 
+    def registered(self) -> dict[int, str]:
+        """The names under which the link knows the keys of nodes; those without are left out."""
+        return {node.node_id: node.name for node in self._grid.get_nodes() if node.name}
+
     def send(
         self, kind: str, letters: Iterable[tuple[Any, Letter]], group: str = ""
     ) -> Iterator[tuple[Any, tuple[Head, Packed] | Failure]]:
@@ -223,7 +227,7 @@ class Post:
         return sum(size for _, size, _ in flying.values()) + letter.body.nbytes <= IN_FLIGHT
 
 
-_LOST = {
+LOST = {
     3: "what was sent to it got lost",
     4: "what it answered got lost",
     5: "its node was lost",
@@ -235,7 +239,7 @@ _LOST = {
 def _opened(reply: Message) -> tuple[Head, Packed] | Failure:
     if reply.has_error():
         said = " ".join(str(reply.error.reason or "").split())
-        return Failure(_LOST.get(reply.error.code, f"its node failed (Flower's code {reply.error.code}): {said[:200]}"))
+        return Failure(LOST.get(reply.error.code, f"its node failed (Flower's code {reply.error.code}): {said[:200]}"))
     try:
         head, body = from_content(reply.content)
     except GenfedError as error:
@@ -282,7 +286,7 @@ class Flower:
         some, since = jobs, time.monotonic()
         while True:
             for (info, sent), outcome in self._post.send("train", letters(some), str(step.number)):
-                if isinstance(outcome, Failure) and outcome.reason in _LOST.values() and info.id not in asked_again:
+                if isinstance(outcome, Failure) and outcome.reason in LOST.values() and info.id not in asked_again:
                     asked_again.add(info.id)
                     self._lost.append(f"client {info.id}: {outcome.reason}; asked again")
                     log.warning(self._lost[-1])
