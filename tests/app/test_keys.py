@@ -11,7 +11,7 @@ import pytest
 from genfed.core.errors import GenfedError
 
 pytest.importorskip("cryptography", reason="Flower is not installed")
-from genfed.app.keys import make_keys  # noqa: E402
+from genfed.app.keys import make_keys
 
 pytestmark = pytest.mark.flower
 
