@@ -200,12 +200,9 @@ def test_who_has_no_key_or_no_tls_is_not_let_in(federation: Federation) -> None:
             link.superlink(address, None, home, federation.folder / "link.log"),
         ):
             pass
+        insecure = own_site.read_site(federation.folder / "sites" / "c.toml")
         plain = subprocess.run(
-            [
-                *link.supernode_command(own_site.read_site(federation.folder / "sites" / "c.toml"), link.free_port()),
-                "--max-retries",
-                "1",
-            ],
+            [*link.supernode_command(insecure, link.free_port()), "--max-retries", "1"],
             env=link.environment(home),
             capture_output=True,
             text=True,

@@ -12,7 +12,7 @@ import tomli_w
 import torch
 
 import genfed
-from genfed.app import federation
+from genfed.app import federation, registry
 from genfed.app.config import read
 from genfed.app.run import load_data
 from genfed.app.trial import read_checkpoint
@@ -178,7 +178,14 @@ def test_an_architecture_that_only_its_site_knows_takes_part(tmp_path: Path, mon
     config = some("gefl", "local", federation={"architectures": ["linear", "tests.app.toys:Linear", "linear"]})
     start(config, tmp_path / "embedded")
     files = sites(config, tmp_path / "sites")
-    assert not serve(config, Grid(files), tmp_path / "sited").error
+
+    def elsewhere(handle: Any, message: Any, context: Any) -> Any:
+        with monkeypatch.context() as there:
+            there.setattr(registry, "_makers", {})  # a site's own process knows its own architecture
+            return flower._answered(handle, message, context)
+
+    monkeypatch.setattr(registry, "_makers", {})
+    assert not serve(config, Grid(files, elsewhere), tmp_path / "sited").error
     assert state_of(tmp_path / "sited", "gefl") == state_of(tmp_path / "embedded", "gefl")
     seeing = some("ensemble", federation={"architectures": ["linear", "tests.app.toys:Linear", "linear"]})
     outcome = serve(seeing, Grid(files), tmp_path / "seen")
