@@ -352,7 +352,7 @@ def join(
     )
     if waiting := link.check_link(here):
         console.print(waiting, soft_wrap=True)
-    link.join(here)
+    link.join(here, lambda line: console.print(line, soft_wrap=True))
 
 
 federation_app = typer.Typer(no_args_is_help=True, help="Prepare and check a federation of sites.")

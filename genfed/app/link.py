@@ -13,6 +13,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -301,15 +302,46 @@ def _check_plain(plain: socket.socket, address: Address) -> None:
         ) from None
 
 
-def join(site: Here) -> None:
-    """Becomes the site's SuperNode: does not return."""
-    command = supernode_command(site, free_port())
+AGAIN = 10.0
+"""Seconds after which a site whose SuperNode ended tries again."""
+
+
+def join(site: Here, tell: Callable[[str], None]) -> None:
+    """Has a SuperNode run until this process is told to stop. A SuperLink turns away a key that it does not know (yet),
+    or whose node was killed a moment ago, and the SuperNode then ends; so it is started again.
+    """
     home = site.folder / "flower"
     home.mkdir(parents=True, exist_ok=True)
     # The user's own architecture stands beside the site's file.
     paths = f"{site.root}{os.pathsep}{environment(home)['PYTHONPATH']}"
-    sys.stdout.flush()
-    os.execve(command[0], command, environment(home, {"PYTHONPATH": paths}))
+    stopped = threading.Event()
+
+    def stop(number: int, frame: object) -> None:
+        stopped.set()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        while not stopped.is_set():
+            node = subprocess.Popen(
+                supernode_command(site, free_port()),
+                stdin=subprocess.DEVNULL,
+                env=environment(home, {"PYTHONPATH": paths}),
+                start_new_session=True,
+            )
+            try:
+                while node.poll() is None and not stopped.is_set():
+                    stopped.wait(0.2)
+            finally:
+                end(node)
+            if not stopped.is_set():
+                tell(
+                    f"the SuperNode ended (exit code {node.returncode}): the server does not know the key of "
+                    f"{site.config.name}, or refuses it for up to 90 s after a hard stop; trying again in {AGAIN:g} s"
+                )
+                stopped.wait(AGAIN)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def shown(command: list[str]) -> str:
