@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import time
+import traceback
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -109,6 +110,9 @@ def main(grid: Any, settings: Mapping[str, Any]) -> None:
         outcome = _served(Post(grid, HELLO_SECONDS), grid, wanted)
     except GenfedError as error:
         outcome = Outcome(error=str(error))
+    except Exception as error:  # ours, or a method's: whoever waits is told, and Flower's log has the rest
+        traceback.print_exc()
+        outcome = Outcome(error=f"{type(error).__name__}: {error}".splitlines()[0] + "; flwr-run.log says more")
     if wanted.outcome:
         part = Path(f"{wanted.outcome}.part")
         part.write_bytes(TypeAdapter(Outcome).dump_json(outcome))

@@ -180,11 +180,11 @@ class Post:
 
     def nodes(self) -> list[int]:
         """Those that are connected, sorted."""
-        return sorted(self._grid.get_node_ids())
+        return sorted(_link(self._grid.get_node_ids))
 
     def registered(self) -> dict[int, str]:
         """The names under which the link knows the keys of nodes; those without are left out."""
-        return {node.node_id: node.name for node in self._grid.get_nodes() if node.name}
+        return {node.node_id: node.name for node in _link(self._grid.get_nodes) if node.name}
 
     def send(
         self, kind: str, letters: Iterable[tuple[Any, Letter]], group: str = ""
@@ -200,7 +200,7 @@ class Post:
                 whose, letter = ahead
                 content = to_content(letter.head, letter.body, once)
                 message = Message(content, letter.to, kind, ttl=self._timeout, group_id=group)
-                pushed = [name for name in self._grid.push_messages([message]) if name]
+                pushed = [name for name in _link(self._grid.push_messages, [message]) if name]
                 if pushed:
                     flying[pushed[0]] = whose, letter.body.nbytes, time.monotonic() + self._timeout
                 else:
@@ -209,7 +209,7 @@ class Post:
             if not flying:
                 continue
             heard = False
-            for reply in self._grid.pull_messages(list(flying)):
+            for reply in _link(self._grid.pull_messages, list(flying)):
                 if (sent := flying.pop(reply.metadata.reply_to_message_id, None)) is not None:
                     heard = True
                     yield sent[0], _opened(reply)
@@ -225,6 +225,21 @@ class Post:
         if self._at_once is not None and len(flying) >= self._at_once:
             return False
         return sum(size for _, size, _ in flying.values()) + letter.body.nbytes <= IN_FLIGHT
+
+
+def _link(call: Callable[..., Iterable[Any]], *words: Any) -> list[Any]:
+    """What the link says.
+
+    Raises:
+        GenfedError: it does not answer, though Flower has tried again.
+    """
+    try:
+        return list(call(*words))
+    except GenfedError:
+        raise
+    except Exception as error:  # whatever its connection raises
+        why = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise GenfedError(f"the SuperLink does not answer ({why}); go on with --resume once it does") from error
 
 
 LOST = {

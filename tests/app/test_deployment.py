@@ -185,6 +185,7 @@ def test_who_has_no_key_or_no_tls_is_not_let_in(federation: Federation) -> None:
     assert done.returncode == 2
     assert "1 of 3 sites are there" in done.stderr
     assert re.search(r"│ a +│ linear +│", done.stdout)
+    until(lambda: "the server does not know the key of b" in (federation.folder / "join-1.log").read_text(), 120)
     home = federation.folder / "home"
     home.mkdir()
     address = link.Address("127.0.0.1", federation.port)

@@ -204,6 +204,21 @@ def test_a_client_that_comes_back_in_time_is_asked() -> None:
     assert isinstance(dict(engine.exchange(STEP, [(CLIENTS[0], record())]))[CLIENTS[0]], Answer)
 
 
+def test_a_link_that_is_gone_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = Grid(echo)
+
+    def gone(*words: Any) -> Any:
+        raise ConnectionError("refused\nat line 7")
+
+    for name in ("push_messages", "pull_messages"):
+        with monkeypatch.context() as cut:
+            cut.setattr(grid, name, gone)
+            with pytest.raises(
+                GenfedError, match=r"^the SuperLink does not answer \(ConnectionError: refused\); go on"
+            ):
+                exchange(grid)
+
+
 @pytest.mark.parametrize("error", [ValueError("no\nlines"), GenfedError("known"), SystemExit(3), MemoryError()])
 def test_a_node_answers_whatever_its_handler_does(error: BaseException) -> None:
     def handle(head: Any, body: Any, node: Any) -> Any:
