@@ -444,9 +444,10 @@ class _There:
         return Shards(self._task, self._infos, ((0, 0),) * len(self._infos), nothing, nothing)
 
     def engine(self, trial: Trial) -> Engine:
-        began = (self._folder / "started.json").read_text("utf-8")  # another run of the same config is another run
+        # Another run of the same config is another run: what clients keep of it stands apart.
+        named = b"".join((self._folder / file).read_bytes() for file in ("config.toml", "started.json"))
         about = {
-            "run": hashlib.blake2b(f"{trial.identity} {began}".encode(), digest_size=8).hexdigest(),
+            "run": hashlib.blake2b(named, digest_size=8).hexdigest(),
             "label": trial.label,
             "seed": trial.seed,
             "method": method_table(trial.method),
