@@ -76,7 +76,8 @@ class Compute:
     """The machine."""
 
     workers: Annotated[int, Field(ge=0)] | None = None
-    """Worker processes; 0: all in one process; left out: one per core. The outcome is the same to the bit."""
+    """Worker processes; 0: all in one process; left out: one per core, or per `threads` cores. The outcome is the same
+    to the bit."""
     threads: Annotated[int, Field(ge=1, le=1024)] = 1
     """Of each process. Another number may change the last bits."""
     device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] = "cpu"

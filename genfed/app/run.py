@@ -235,8 +235,11 @@ def cores() -> int:
 
 
 def worker_count(config: Config) -> int:
-    """The worker processes a run has: one per core unless said otherwise, and never more than clients."""
-    return min(cores() if config.compute.workers is None else config.compute.workers, config.federation.clients)
+    """The worker processes a run has: what is said, else as many as keep every core busy with their threads; never more
+    than clients.
+    """
+    fitting = max(1, cores() // config.compute.threads)
+    return min(fitting if config.compute.workers is None else config.compute.workers, config.federation.clients)
 
 
 def _run(

@@ -8,6 +8,7 @@ A noisy example is z_t = √ᾱ_t·x0 + √(1 − ᾱ_t)·ε, after Ho, Jain, Ab
 gives is ε, x0 or v = √ᾱ_t·ε − √(1 − ᾱ_t)·x0 (Salimans, Ho, arXiv 2202.00512), as the directory says.
 """
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -249,6 +250,16 @@ class FoundationModel:
     def steps(self) -> int:
         """Of the diffusion that it was trained with (T)."""
         return int(self.scheduler.config.num_train_timesteps)
+
+    @property
+    def fingerprint(self) -> str:
+        """Names its weights, by the first numbers of each: a model that was trained anew has another."""
+        known = hashlib.blake2b(digest_size=16)
+        for part in (self.network, getattr(self.space, "vae", None), getattr(self.conditions, "encoder", None)):
+            for name, weight in part.state_dict().items() if part is not None else ():
+                some = weight.flatten()[:256].float().cpu()
+                known.update(f"{name} {tuple(weight.shape)} ".encode() + some.numpy().tobytes())
+        return known.hexdigest()
 
     def decode(self, z: Tensor) -> Tensor:
         """From z to images float32 [n, *image_shape], cut to [−1, 1]; where it is cut the gradient is 0."""

@@ -48,6 +48,8 @@ class State:
     synthetic: SyntheticSet
     students: dict[str, Weights]
     """The models that learn from the set, by architecture."""
+    foundation: str
+    """The fingerprint of the diffusion model that makes it."""
 
 
 @dataclass(frozen=True)
@@ -98,17 +100,17 @@ class OneShot(Method[State]):
         return slice(None)
 
     def init(self, server: Server) -> State:
-        self.foundation.load(server.task, server.device, server.precision)  # refuses before training
+        model = self.foundation.load(server.task, server.device, server.precision)  # refuses before training
         names = server.architectures if self.student is None else (self.student,)
         students = {name: weights_of(server.new_network(name, server.common("classifier", name))) for name in names}
         empty = torch.empty(0, dtype=torch.int64)
-        return State({}, Asked(torch.empty(0), empty, empty), SyntheticSet(), students)
+        return State({}, Asked(torch.empty(0), empty, empty), SyntheticSet(), students, model.fingerprint)
 
     def phases(self) -> list[Phase[State]]:
         mean = {"classifier": Mean(by="architecture") if self.student is None else Mean()}
         return [
             *self.uploads(),
-            synthesis("synthesise", self.wanted, self.make, self.foundation.batch_size),
+            synthesis("synthesise", self.wanted, self.made, self.foundation.batch_size),
             Phase("learn", self.learn, rounds=self.learning_rounds),
             Phase("tune", self.keep, self.send_classifier, self.tune, aggregate=mean, rounds=self.rounds),
         ]
@@ -117,6 +119,19 @@ class OneShot(Method[State]):
         """So many images of each condition, those of one condition one after another."""
         rows = torch.arange(len(state.asked)).repeat_interleave(self.images)
         return Wanted(state.asked.labels[rows], state.asked.clients[rows], rows)
+
+    def made(self, server: Server, state: State, wanted: Wanted, rngs: Sequence[torch.Generator]) -> Tensor:
+        """The images, unless the model is no longer the one that the method began with.
+
+        Raises:
+            GenfedError: it is another.
+        """
+        if self.foundation.load(server.task, server.device, server.precision).fingerprint != state.foundation:
+            raise GenfedError(
+                f"foundation {self.foundation.model} has other weights than when this run began: put the model back, "
+                "or begin anew with --fresh"
+            )
+        return self.make(server, state, wanted, rngs)
 
     def make(self, server: Server, state: State, wanted: Wanted, rngs: Sequence[torch.Generator]) -> Tensor:
         """The images, as the foundation model makes them."""

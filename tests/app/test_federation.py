@@ -83,9 +83,13 @@ def test_the_ceiling_trains_in_every_round_whoever_is_sampled(tmp_path: Path) ->
 
 def test_workers_are_never_more_than_clients() -> None:
     assert worker_count(read(tiny("local", compute={"workers": 9}))) == 4
-    config = tiny("local")
-    config["compute"] = {}
-    assert worker_count(read(config)) >= 1
+
+
+def test_workers_and_their_threads_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice as many threads as cores would wait for one another most of the time."""
+    monkeypatch.setattr("genfed.app.run.cores", lambda: 4)
+    for threads, workers in ((1, 4), (2, 2), (3, 1), (8, 1)):
+        assert worker_count(read(tiny("local") | {"compute": {"threads": threads}})) == workers
 
 
 @pytest.mark.parametrize("method", ["fedavg", "gefl"])

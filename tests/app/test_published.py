@@ -11,6 +11,7 @@ from genfed.app.config import read
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(file for file in (ROOT / "configs").rglob("*.toml") if file.parent.name != "pretrain")
+FEW = {"probes": 1, "learning_rounds": 1, "description_batch_size": 100}
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
@@ -21,7 +22,8 @@ def test_runs_in_miniature(config: Path, tmp_path: Path, monkeypatch: pytest.Mon
     for source in (whole.data, whole.public):
         if path := getattr(source, "path", None):
             write_images(tmp_path / path)
-    small = [f"data_root='{tmp_path}'", "seeds=[0]", "compute.workers=0", "evaluation.every=0", "quality.samples=0"]
+    small = [f"data_root='{tmp_path}'", "seeds=[0]", "compute.workers=0", "evaluation.every=0"]
+    small += ["quality.samples=0", "quality.flops=false"]
     clients = min(whole.federation.clients, 10)
     small += [f"federation.clients={clients}", "federation.sample=1.0", "federation.examples=100"]
     for label, method in whole.method.items():
@@ -42,7 +44,7 @@ def test_runs_in_miniature(config: Path, tmp_path: Path, monkeypatch: pytest.Mon
             changes = 'model = "shipped", steps = 2, batch_size = 500, resize = true'
             rest = f'scheduler = "{method.foundation.scheduler}", guidance = {method.foundation.guidance}'
             small += [f"method.{label}.foundation={{ {changes}, {rest} }}", f"method.{label}.images=1"]
-            small += [f"method.{label}.probes=1"] if hasattr(method, "probes") else []
+            small += [f"method.{label}.{field}={n}" for field, n in FEW.items() if hasattr(method, field)]
         if hasattr(method, "distillation_steps"):
             small.append(f"method.{label}.distillation_steps=2")
     report = runs.run(read(config, small), out=tmp_path / "run")
@@ -52,7 +54,10 @@ def test_runs_in_miniature(config: Path, tmp_path: Path, monkeypatch: pytest.Mon
 
 def write_images(path: Path) -> None:
     """Noise in the shape of the data set that a published config names."""
-    rng, shape = np.random.default_rng(0), (32, 32, 3) if "cifar" in path.name else (28, 28)
+    rng, shape = np.random.default_rng(0), (28, 28) if "mnist" in path.name else (32, 32, 3)
+    domains = np.array(["photo", "art painting", "cartoon", "sketch"])
+    path.parent.mkdir(parents=True, exist_ok=True)
     parts: dict[str, Any] = {"x_train": rng.integers(0, 256, (200, *shape), np.uint8), "y_train": np.arange(200) % 10}
     parts |= {"x_test": rng.integers(0, 256, (20, *shape), np.uint8), "y_test": np.arange(20) % 10}
+    parts |= {"domain_train": np.tile(domains, 50), "domain_test": np.tile(domains, 5)}
     np.savez(path, **parts)

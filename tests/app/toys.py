@@ -302,7 +302,7 @@ class Draws(Method[Drawn]):
 
     def draw(self, server: Server, state: Drawn, wanted: Wanted, rngs: Sequence[torch.Generator]) -> Tensor:
         moment = Path(os.environ.get("GENFED_TEST_MOMENT", "/nowhere"))
-        if moment.exists() and moment.read_text() == str(server.round):
+        if moment.is_file() and moment.read_text() == str(server.round):
             moment.unlink()
             os.kill(os.getpid(), signal.SIGKILL)
         noise = torch.stack([torch.rand(server.task.shape, generator=rng) for rng in rngs])

@@ -1,6 +1,7 @@
 """What clients, settings and the machine can do wrong while a server has a diffusion model: one line, nothing lost."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import tomli_w
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import genfed.app.run as runs
@@ -25,6 +27,7 @@ from genfed.learn.synthetic import Made
 from genfed.learn.weights import weights_of
 from genfed.methods.fedlmg import FedLMG, Upload
 from genfed.methods.fgl import FGL
+from genfed.methods.prompts_only import PromptsOnly
 from tests.conftest import SYNTHESIS, TINY, left_by, start, tiny, tiny_foundation
 from tests.foundation import toys
 
@@ -195,3 +198,20 @@ def test_kill_9_in_the_middle_of_a_batch_of_images_and_resume(tmp_path: Path) ->
     state, made = finished(out, "dies")
     assert len(made) == len(state.asked) == len(set(made.seeds.tolist()))
     assert made.wanted.conditions.tolist() == list(range(len(made)))
+
+
+def test_a_foundation_that_has_changed_makes_no_further_images(tmp_path: Path) -> None:
+    """A run goes on with the model it began with, or not at all."""
+    model = tmp_path / "model"
+    shutil.copytree(tiny_foundation(), model)
+    method = PromptsOnly(foundation=Foundation(model=str(model), steps=2), images=1)
+    state = method.init(server())
+    wanted, rngs = method.wanted(state)[:2], toys.rngs(2)
+    assert method.made(server(), state, wanted, rngs).shape == (2, 3, 8, 8)
+    weights = model / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    name = max(tensors)
+    save_file(tensors | {name: tensors[name] + 1}, weights)
+    os.utime(model / "model_index.json", (0, 0))  # written anew with it
+    with pytest.raises(GenfedError, match="has other weights than when this run began: put the model back"):
+        method.made(server(), state, wanted, rngs)
