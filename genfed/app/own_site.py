@@ -249,7 +249,7 @@ def _opened(site: Here, about: Mapping[str, Any], client: int) -> Site:
     info = ClientInfo(client, config.architecture, len(holding.train))
     if list(holding.task.classes) != about["classes"]:
         raise GenfedError(f"the classes of site {config.name} are no longer those agreed on: begin the run anew")
-    own = {info.id: (Own(info.id, (0, len(holding.train))),)}
+    own: dict[int, tuple[Own, ...]] = {info.id: (Own(info.id, (0, len(holding.train))),)}
     device = torch.device(config.device)
     return Site(
         with_evaluation(method, holding.held_out.to(device), own),

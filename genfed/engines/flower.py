@@ -15,9 +15,11 @@ import queue
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
+
+from torch import Tensor
 
 from genfed.core.aggregate import ClientInfo
 from genfed.core.errors import GenfedError, StorageError
@@ -85,7 +87,8 @@ def from_content(content: RecordDict) -> tuple[Head, Packed]:
     """
     try:
         text = content.config_records["letter"]
-        head, tensors = json.loads(text["head"]), {}
+        head = json.loads(text["head"])
+        tensors: dict[str, Tensor] = {}
         for array in content.array_records["tensors"].values():
             tensors |= from_bytes(array.data).tensors
         if not (isinstance(head, dict) and isinstance(text["skeleton"], str)):
@@ -334,8 +337,8 @@ def _answer(outcome: tuple[Head, Packed] | Failure) -> Answer | Failure:
     numbers = isinstance(metrics, dict) and all(_number(value) for value in metrics.values())
     if not (_number(weight) and _number(seconds) and numbers):
         return Failure("its answer lacks a weight, metrics or seconds that are numbers")
-    assert isinstance(metrics, dict)
-    return Answer(body, float(weight), {str(name): float(value) for name, value in metrics.items()}, float(seconds))
+    given: dict[str, float] = {str(name): float(value) for name, value in head["metrics"].items()}
+    return Answer(body, float(head["weight"]), given, float(head["seconds"]))
 
 
 def _number(value: Any) -> bool:
@@ -345,7 +348,7 @@ def _number(value: Any) -> bool:
 # Simulation.
 
 
-class _Opens(Protocol):
+class _Opens(Hashable, Protocol):
     def __call__(self, text: str, /) -> Site: ...
 
 
@@ -380,7 +383,7 @@ def simulation(
     done = threading.Event()
     server = ServerApp()
 
-    @server.main()
+    @server.main()  # type: ignore[untyped-decorator]
     def _(grid: Grid, context: Context) -> None:
         lent.put(grid)
         done.wait()
@@ -426,7 +429,8 @@ class _Watched:
         """See `Grid`."""
         with contextlib.suppress(queue.Empty):
             raise GenfedError(f"Flower's simulation stopped: {self._ended.get_nowait()}")
-        return self._grid.pull_messages(names)
+        replies: Iterable[Message] = self._grid.pull_messages(names)
+        return replies
 
 
 def _when_there(post: Post, count: int, patience: float = 60.0) -> list[int]:
@@ -445,7 +449,7 @@ def server_app(main: Callable[[Grid, Mapping[str, Any]], None]) -> ServerApp:
     """What the link runs: `main(grid, run settings)`."""
     app = ServerApp()
 
-    @app.main()
+    @app.main()  # type: ignore[untyped-decorator]
     def _(grid: Grid, context: Context) -> None:
         main(grid, context.run_config)
 

@@ -19,7 +19,11 @@ from genfed.report.results import from_json
 from tests.app.test_readme import README, ROOT
 from tests.conftest import start
 
-pytest.importorskip("genfed.engines.flower", reason="Flower is not installed", exc_type=GenfedError)
+pytest.importorskip(
+    "genfed.engines.flower",
+    reason="Flower is not installed: pip install 'genfed[flower]'",
+    exc_type=GenfedError,  # type: ignore[arg-type]  # any exception will do
+)
 from genfed.app import link, own_site
 from genfed.app.keys import make_keys
 from tests.app.test_sites import sites, some, state_of

@@ -10,7 +10,7 @@ import pytest
 
 from genfed.core.errors import GenfedError
 
-pytest.importorskip("cryptography", reason="Flower is not installed")
+pytest.importorskip("cryptography", reason="Flower is not installed: pip install 'genfed[flower]'")
 from genfed.app.keys import make_keys
 
 pytestmark = pytest.mark.flower

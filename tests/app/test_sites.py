@@ -21,7 +21,11 @@ from genfed.core.record import digest, pack
 from genfed.report.results import from_json
 from tests.conftest import start, tiny
 
-flower = pytest.importorskip("genfed.engines.flower", reason="Flower is not installed", exc_type=GenfedError)
+flower = pytest.importorskip(
+    "genfed.engines.flower",
+    reason="Flower is not installed: pip install 'genfed[flower]'",
+    exc_type=GenfedError,  # type: ignore[arg-type]  # any exception will do
+)
 from genfed.app import own_site, serving  # noqa: E402
 
 pytestmark = pytest.mark.flower
@@ -78,7 +82,8 @@ def sites(config: dict[str, Any], folder: Path, **changes: Any) -> list[Path]:
         mine, test = shards.train[slice(*rows)], shards.held_out
         arrays = {"x_train": mine.x, "x_test": test.x}
         labels = {"y_train": classes[mine.y], "y_test": classes[test.y]}
-        np.savez(folder / f"{name}.npz", **{k: v.numpy() for k, v in arrays.items()}, **labels)
+        given: dict[str, Any] = {k: v.numpy() for k, v in arrays.items()} | labels
+        np.savez(folder / f"{name}.npz", **given)
         about = {
             "name": name,
             "architecture": info.architecture,

@@ -19,7 +19,11 @@ from genfed.engines.site import Answer, Step
 from tests.conftest import left_by, start, tiny
 from tests.engines.test_ask import CLIENTS, Sent
 
-flower = pytest.importorskip("genfed.engines.flower", reason="Flower is not installed", exc_type=GenfedError)
+flower = pytest.importorskip(
+    "genfed.engines.flower",
+    reason="Flower is not installed: pip install 'genfed[flower]'",
+    exc_type=GenfedError,  # type: ignore[arg-type]  # any exception will do
+)
 pytestmark = pytest.mark.flower
 
 
