@@ -265,7 +265,14 @@ Insecure = Annotated[bool, typer.Option("--insecure", help="Without TLS, open to
 Wait = Annotated[float, typer.Option(help="Seconds until all sites must be there.")]
 
 
-def _serving(wanted: "Wanted", address: str, keys: Path | None, folder: Path, console: Console) -> "Outcome":
+Running = Annotated[
+    bool, typer.Option("--running", help="A SuperLink runs at --address already (docs/deployment.md): use that.")
+]
+
+
+def _serving(
+    wanted: "Wanted", address: str, keys: Path | None, folder: Path, running: bool, console: Console
+) -> "Outcome":
     from genfed.app import link
 
     return link.serve(
@@ -274,6 +281,7 @@ def _serving(wanted: "Wanted", address: str, keys: Path | None, folder: Path, co
         keys,
         folder,
         lambda line: console.print(line, soft_wrap=True, highlight=False),
+        running,
     )
 
 
@@ -288,6 +296,7 @@ def serve(
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the run in that folder stopped.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete the run in that folder first.")] = False,
     wait: Wait = 600.0,
+    running: Running = False,
 ) -> None:
     """Run the methods of a config on sites that own their data: on machines of their own, over Flower.
 
@@ -311,7 +320,7 @@ def serve(
         str(Path(config).resolve()), str(folder.resolve()), resume, fresh, tuple(set_ or ()), wait=wait, command=words
     )
     try:
-        _serving(wanted, address, keys, folder.parent / f".{folder.name}-link", console)
+        _serving(wanted, address, keys, folder.parent / f".{folder.name}-link", running, console)
     except KeyboardInterrupt:
         again = _again()
         console.print(f"stopped; every finished round is kept. Go on with:\n  {again}", soft_wrap=True)
@@ -385,6 +394,7 @@ def federation_check(
     keys: Keys = None,
     insecure: Insecure = False,
     wait: Wait = 60.0,
+    running: Running = False,
 ) -> None:
     """Reach every site and say what it has and whether the run would be refused; nothing is trained."""
     import tempfile
@@ -398,7 +408,7 @@ def federation_check(
     served(read(config, set_ or []))
     with tempfile.TemporaryDirectory() as folder:
         wanted = Wanted(str(Path(config).resolve()), overrides=tuple(set_ or ()), check=True, wait=wait)
-        outcome = _serving(wanted, address, keys, Path(folder), _console(stderr=True))
+        outcome = _serving(wanted, address, keys, Path(folder), running, _console(stderr=True))
     table = Table(*COLUMNS)
     for row in table_of(outcome):
         table.add_row(*row)

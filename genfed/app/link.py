@@ -4,8 +4,11 @@ Thin: docs/deployment.md has the same commands, to be given by hand.
 """
 
 import contextlib
+import ctypes
 import http.client
+import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -76,7 +79,14 @@ def environment(home: Path, extra: Mapping[str, str] | None = None) -> dict[str,
 # The server.
 
 
-def serve(wanted: Wanted, address: Address, keys: Path | None, folder: Path, tell: Callable[[str], None]) -> Outcome:
+def serve(
+    wanted: Wanted,
+    address: Address,
+    keys: Path | None,
+    folder: Path,
+    tell: Callable[[str], None],
+    running: bool = False,
+) -> Outcome:
     """Starts a SuperLink at `address`, admits the sites whose public keys are in `keys`, has the run done and stops it.
 
     Args:
@@ -85,9 +95,10 @@ def serve(wanted: Wanted, address: Address, keys: Path | None, folder: Path, tel
         keys: folder of ca.crt, server.crt, server.key and a .pub per site; None: without TLS, open to anybody.
         folder: for logs and Flower's configuration.
         tell: called with each line for whoever waits.
+        running: whether a SuperLink runs there already; it is used and left running.
 
     Raises:
-        GenfedError: the port is taken, keys are missing, or the run was refused.
+        GenfedError: the port is taken, or nobody answers there, keys are missing, or the run was refused.
     """
     folder.mkdir(parents=True, exist_ok=True)
     home, outcome = folder / "flower", folder / "outcome.json"
@@ -96,10 +107,14 @@ def serve(wanted: Wanted, address: Address, keys: Path | None, folder: Path, tel
     (home / "config.toml").write_text(tomli_w.dumps(_connection(address, keys)))
     settings = folder / "settings.toml"
     settings.write_text(tomli_w.dumps(to_settings(Wanted(**vars(wanted) | {"outcome": str(outcome.resolve())}))))
-    with superlink(address, keys, home, folder / "superlink.log"):
+    if running and not _answers(address):
+        raise GenfedError(f"no SuperLink answers at {address}; leave out --running to have one started")
+    with contextlib.nullcontext() if running else superlink(address, keys, home, folder / "superlink.log"):
         for public in sorted(keys.glob("*.pub")) if keys else ():
             _register(public, home)
-        _flwr_run(settings.resolve(), home, folder / "flwr-run.log", tell)
+        number = _flwr_run(settings.resolve(), home, folder / "flwr-run.log", tell)
+        while running and not outcome.exists() and _goes_on(number, home):  # the link was restarted under it
+            time.sleep(2)
     if not outcome.exists():
         raise GenfedError(f"Flower's run ended without a word: see {folder / 'flwr-run.log'}")
     from pydantic import TypeAdapter
@@ -142,6 +157,7 @@ def superlink(address: Address, keys: Path | None, home: Path, logged: Path) -> 
             stderr=output,
             env=environment(home),
             start_new_session=True,
+            preexec_fn=_tied,
         )
     try:
         until = time.monotonic() + 120
@@ -154,6 +170,12 @@ def superlink(address: Address, keys: Path | None, home: Path, logged: Path) -> 
         yield link
     finally:
         end(link)
+
+
+def _tied() -> None:
+    """Called in a child: it is told to end when this process does, even by a kill. Linux alone knows how."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def end(process: "subprocess.Popen[bytes]", patience: float = 10.0) -> None:
@@ -201,7 +223,9 @@ def _register(public: Path, home: Path) -> None:
         raise GenfedError(f"the SuperLink does not take {public}: {' '.join(said.split())[-300:]}")
 
 
-def _flwr_run(settings: Path, home: Path, logged: Path, tell: Callable[[str], None]) -> None:
+def _flwr_run(settings: Path, home: Path, logged: Path, tell: Callable[[str], None]) -> str:
+    """Returns the run's number; "": it was not started."""
+    number = ""
     command = [_program("flwr"), "run", str(APP), NAME, "--stream", "--run-config", str(settings)]
     with logged.open("a", encoding="utf-8") as log:
         run = subprocess.Popen(
@@ -219,6 +243,8 @@ def _flwr_run(settings: Path, home: Path, logged: Path, tell: Callable[[str], No
             for line in run.stdout:
                 log.write(line)
                 log.flush()
+                if found := re.search(r"started run (\d+)", line):
+                    number = found[1]
                 if SAID in line:
                     tell(line.partition(SAID)[2].rstrip())
             run.wait()
@@ -226,6 +252,18 @@ def _flwr_run(settings: Path, home: Path, logged: Path, tell: Callable[[str], No
             with contextlib.suppress(ProcessLookupError):
                 run.kill()
             run.wait()
+    return number
+
+
+def _goes_on(number: str, home: Path) -> bool:
+    """Whether a run is not finished; True as long as the link does not say."""
+    command = [_program("flwr"), "ls", NAME, "--run-id", number, "--format", "json"]
+    try:
+        done = subprocess.run(command, env=environment(home), capture_output=True, text=True, timeout=60)
+        (run,) = json.loads(done.stdout)["runs"]
+        return not str(run["status"]).startswith("finished")
+    except (subprocess.TimeoutExpired, ValueError, KeyError):
+        return bool(number)
 
 
 # A site.
@@ -327,6 +365,7 @@ def join(site: Here, tell: Callable[[str], None]) -> None:
                 stdin=subprocess.DEVNULL,
                 env=environment(home, {"PYTHONPATH": paths}),
                 start_new_session=True,
+                preexec_fn=_tied,
             )
             try:
                 while node.poll() is None and not stopped.is_set():

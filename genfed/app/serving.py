@@ -26,7 +26,7 @@ from genfed.app import federation, registry
 from genfed.app.config import Config, method_table, read
 from genfed.app.progress import Watch
 from genfed.app.run import Clients, default_folder, load_public, run_on
-from genfed.app.trial import Trial
+from genfed.app.trial import Trial, new_server
 from genfed.core.aggregate import ClientInfo, Collect
 from genfed.core.errors import GenfedError
 from genfed.core.method import Data, Task, leaves
@@ -41,6 +41,8 @@ SAID = "genfed: "
 """Before each line that is meant for whoever started the server."""
 HELLO_SECONDS = 180.0
 """That a site has for a query."""
+PROCESS = 500 * 2**20
+"""Bytes of a site's process before it does anything: torch and Flower, as measured."""
 BACK_SECONDS = 120.0
 """That a site which is not connected is waited for within a round: as long as Flower refuses one that was killed."""
 
@@ -143,8 +145,8 @@ def _served(post: Post, grid: Any, wanted: Wanted) -> Outcome:
     count = config.federation.clients
     say(f"waiting for {count} sites")
     hellos = roll.call(count, wanted.wait, patient=not wanted.check)
-    if wanted.check:
-        return Outcome(sites=hellos, trouble=(*roll.refused.values(), *_trouble(config, hellos)))
+    if wanted.check and (trouble := [*roll.refused.values(), *_trouble(config, hellos)]):
+        return Outcome(sites=hellos, trouble=tuple(trouble))
     say("here are " + ", ".join(f"{h.name} ({h.architecture}, {h.examples} examples)" for h in hellos))
     if len(hellos) < count:
         raise GenfedError(f"{len(hellos)} of {count} sites are there after {wanted.wait:g} s")
@@ -157,6 +159,11 @@ def _served(post: Post, grid: Any, wanted: Wanted) -> Outcome:
         federation.check_augmentation(label, method, task)
     strangers = {seed: _strangers(roll, hellos, task, seed) for seed in config.seeds}
     _lend(strangers[config.seeds[-1]])
+    tight = tight_memory(config, task, infos, public, hellos)
+    if wanted.check:
+        return Outcome(sites=hellos, trouble=tuple(tight))
+    for line in tight:
+        say(line)
 
     @contextlib.contextmanager
     def there() -> Iterator[Clients]:
@@ -310,6 +317,33 @@ def _trouble(config: Config, hellos: Sequence[Hello]) -> list[str]:
             )
         if method.needs_public and config.public is None:
             lines.append(f"{label} needs public examples: name a data source in the table [public]")
+    return lines
+
+
+def tight_memory(
+    config: Config, task: Task, infos: tuple[ClientInfo, ...], public: Tensor | None, hellos: Sequence[Hello]
+) -> list[str]:
+    """A line for each site and method with a phase that needs more memory than is free: at least a process, what is
+    sent, as much again for its gradients and twice for an optimiser's moments, and the examples.
+    """
+    example = torch.Size(task.shape).numel() * 4
+    lines = []
+    for label, method in config.method.items():
+        server = new_server(task, infos, config.compute, config.seeds[-1], 0, "init", public=public)
+        state = method.init(server)
+        for info, hello in zip(infos, hellos, strict=True):
+            sizes = {}
+            for phase in leaves(method.phases()):
+                if phase.work is not None and phase.send is not None:
+                    with contextlib.suppress(Exception):  # it sends what an earlier phase has yet to make
+                        sizes[phase.name] = pack(phase.send(server, state, info)).nbytes
+            largest = max(sizes, key=lambda name: sizes[name], default="")
+            need = PROCESS + 4 * sizes.get(largest, 0) + example * (hello.examples + hello.held_out)
+            if 0 < hello.memory < need:
+                lines.append(
+                    f"{hello.name} has {hello.memory / 2**30:.1f} GiB of memory free, and phase {largest} of {label} "
+                    f"needs {need / 2**30:.1f} GiB or more"
+                )
     return lines
 
 

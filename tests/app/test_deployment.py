@@ -1,5 +1,7 @@
-"""Federations on the loopback device: real SuperLinks and SuperNodes, with TLS and keys. Each ends what it started."""
+"""Federations on the loopback device: real SuperLinks and SuperNodes, with TLS and keys. They end what they started."""
 
+import contextlib
+import json
 import os
 import re
 import signal
@@ -7,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,64 +35,100 @@ TOYS = "tests.app.toys"
 
 
 class Federation:
-    """A folder of sites with keys, and the processes that were started for them."""
+    """Three sites with keys, and the server of the systemd units, which outlives runs: started once for all tests."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.port = folder, link.free_port()
         self.running: dict[str, subprocess.Popen[bytes]] = {}
+        self.address = link.Address("127.0.0.1", self.port)
+        make_keys(folder / "keys", NAMES)
+        self.home = folder / "flower"
+        self.home.mkdir()
+        (self.home / "config.toml").write_text(tomli_w.dumps(link._connection(self.address, folder / "keys")))
 
-    def prepare(self, config: dict[str, Any]) -> None:
-        names = ("a", "b", "c", "d")[: config["federation"]["clients"]]
-        make_keys(self.folder / "keys", names)
-        self.way = {
-            n: {"address": f"127.0.0.1:{self.port}", "certificate": "../keys/ca.crt", "key": f"../keys/{n}"}
-            for n in names
-        }
-        sites(config, self.folder / "sites", **{n: {"link": way} for n, way in self.way.items()})
-        (self.folder / "run.toml").write_text(tomli_w.dumps(config))
+    def prepare(self, config: dict[str, Any], name: str) -> None:
+        """Writes NAME.toml, and sites whose data are those of its clients."""
+        ways = {n: {"link": self.way(n)} for n in NAMES}
+        sites(config, self.folder / "sites", **ways)
+        (self.folder / f"{name}.toml").write_text(tomli_w.dumps(config))
 
-    def command(self, *words: str, **options: Any) -> "subprocess.Popen[bytes]":
-        log = (self.folder / f"{words[0]}-{len(self.running)}.log").open("wb")
-        env = os.environ | {"PYTHONPATH": str(ROOT)}
-        return subprocess.Popen(
-            [sys.executable, "-m", "genfed", *words],
-            cwd=self.folder,
-            env=env,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-            **options,
-        )
+    def way(self, name: str) -> dict[str, Any]:
+        return {"address": str(self.address), "certificate": "../keys/ca.crt", "key": f"../keys/{name}"}
 
-    def join(self, name: str) -> None:
-        self.running[name] = self.command("join", f"sites/{name}.toml")
+    def start(self, name: str, command: Sequence[str], env: Mapping[str, str] | None = None) -> None:
+        around = {"PYTHONPATH": f"{ROOT}{os.pathsep}{Path(__file__).parent / 'quick'}"} | dict(env or {})
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self.running[name] = subprocess.Popen(
+                command,
+                cwd=self.folder,
+                env=os.environ | around,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
 
-    def kill(self, name: str) -> None:
-        os.killpg(self.running[name].pid, signal.SIGKILL)
-        self.running.pop(name).wait()
+    def unit(self, name: str) -> None:
+        """Starts a systemd unit's command, under another path and at another port."""
+        text = (ROOT / "examples" / "deployment" / "systemd" / f"genfed-{name}.service").read_text()
+        text = text.replace("\\\n", " ").replace("/srv/genfed/venv/bin", str(Path(sys.executable).parent))
+        text = text.replace("/srv/genfed", str(self.folder)).replace(":9092", f":{self.port}")
+        text = text.replace("--port 9092", f"--port {self.port}")
+        settings = [line.split("=", 1) for line in text.splitlines() if line.startswith(("ExecStart=", "Environment="))]
+        pairs = [word for key, value in settings if key == "Environment" for word in value.split()]
+        (command,) = [value for key, value in settings if key == "ExecStart"]
+        self.start(name, command.split(), dict(pair.split("=", 1) for pair in pairs))
 
-    def serve(self, *words: str) -> "subprocess.CompletedProcess[str]":
-        address = f"127.0.0.1:{self.port}"
-        return subprocess.run(
-            [sys.executable, "-m", "genfed", *words, "--address", address, "--keys", "keys"],
+    def join(self, name: str, moods: str = "") -> None:
+        (self.folder / f"{name}.moods").write_text(moods)
+        moody = {"GENFED_TEST_MOODS": str(self.folder / f"{name}.moods")}
+        self.start(name, [*GENFED, "join", f"sites/{name}.toml"], moody)
+
+    def serve(self, *words: str, check: bool = True) -> "subprocess.CompletedProcess[str]":
+        """One of the server's commands, to its end."""
+        done = subprocess.run(
+            [*GENFED, *words, "--address", str(self.address), "--keys", "keys", "--running"],
             cwd=self.folder,
             env=os.environ | {"PYTHONPATH": str(ROOT)},
             capture_output=True,
             text=True,
-            timeout=1000,
+            timeout=600,
         )
+        assert not check or done.returncode == 0, done.stdout + done.stderr
+        return done
 
-    def end(self) -> None:
-        for process in self.running.values():
-            link.end(process, 5)
+    def kill(self, *words: str) -> None:
+        """Kills every process of this federation's whose command has all the words."""
+        killed = [number for number in processes(f"{self.folder}") if all(w in command_of(number) for w in words)]
+        assert killed
+        for number in killed:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
+
+    def end(self, *names: str) -> None:
+        for name in names or list(self.running):
+            link.end(self.running.pop(name), 5)
 
 
-@pytest.fixture
-def federation(tmp_path: Path) -> Iterator[Federation]:
-    made = Federation(tmp_path)
-    yield made
-    made.end()
+NAMES = ("a", "b", "c")
+GENFED = (sys.executable, "-m", "genfed")
+
+
+def processes(home: str) -> list[int]:
+    """Those whose home of Flower's is in that folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if f"FLWR_HOME={home}".encode() in (process / "environ").read_bytes():
+                found.append(int(process.name))
+    return found
+
+
+def command_of(process: int) -> str:
+    try:
+        return Path(f"/proc/{process}/cmdline").read_text().replace("\0", " ")
+    except OSError:
+        return ""
 
 
 def until(true: Callable[[], Any], seconds: float = 300) -> None:
@@ -100,11 +138,30 @@ def until(true: Callable[[], Any], seconds: float = 300) -> None:
         time.sleep(0.2)
 
 
+def text_of(file: Path) -> str:
+    return file.read_text() if file.exists() else ""
+
+
+@pytest.fixture(scope="module")
+def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
+    made = Federation(tmp_path_factory.mktemp("federation"))
+    try:
+        made.unit("link")
+        until(lambda: link._answers(made.address), 120)
+        made.unit("runs")
+        for name in NAMES:
+            link._register(made.folder / "keys" / f"{name}.pub", made.home)
+        yield made
+    finally:
+        made.end()
+        until(lambda: not processes(str(made.folder)), 60)  # nothing that was started is left
+
+
 def test_the_readme_s_section_ends_with_gefl_trained_over_tls(tmp_path: Path) -> None:
-    """Word for word, but for the installation and with fewer epochs."""
+    """Word for word, but for the installation and with fewer rounds and epochs."""
     (block,) = (b for b in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) if "genfed serve" in b)
     script = "\n".join(line for line in block.splitlines() if not line.startswith("pip install"))
-    few = "--set defaults.training.epochs=1 --set method.gefl.generator_epochs=1"
+    few = "--set defaults.rounds=1 --set method.gefl.generator_rounds=1 --set defaults.training.epochs=1"
     script = script.replace("digits.toml ", f"digits.toml {few} ").replace(
         "127.0.0.1:9092", f"127.0.0.1:{link.free_port()}"
     )
@@ -132,88 +189,98 @@ def test_the_readme_s_section_ends_with_gefl_trained_over_tls(tmp_path: Path) ->
     assert "trial/embedded" in table
 
 
-def test_faults_of_clients_are_named_and_the_round_goes_on(federation: Federation) -> None:
-    """One raises, one's process is killed, one takes for ever; the other two are averaged."""
-    kinds = ["linear", f"{TOYS}:Raises", f"{TOYS}:KillsAlways", f"{TOYS}:Sleeps"]
-    few = {"clients": 4, "architectures": kinds, "quorum": 0.25, "timeout": 150.0, "examples": 320}
-    config = some("fedavg", federation=few, defaults={"rounds": 1}, evaluation={"every": 0})
-    federation.prepare(config)
-    for name in "abcd":
-        federation.join(name)
-    done = federation.serve("serve", "run.toml", "--out", "run")
-    assert done.returncode == 0, done.stdout + done.stderr
-    (trial,) = from_json((federation.folder / "run" / "report.json").read_text()).trials
-    text = "\n".join(trial.failures)
-    assert "train round 0: client 1 left out: ValueError; its own log says more" in text
-    assert "train round 0: client 2 left out: its process died" in text
-    assert "train round 0: client 3 left out: took longer than 150 s" in text
-    assert "client 0" not in text
-    assert "this network cannot be trained" in (federation.folder / "sites" / "b" / "site.log").read_text()
-
-
-def test_a_node_that_is_killed_and_comes_back_and_a_server_that_is_killed(federation: Federation) -> None:
-    config = some("gefl", federation={"quorum": 0.5, "timeout": 300.0}, evaluation={"every": 0})
-    federation.prepare(config)
-    start(config, federation.folder / "embedded")
-    for name in "abc":
-        federation.join(name)
-    words = ("serve", "run.toml", "--out", "run", "--resume", "--keys", "keys")
-    server = federation.command(*words, "--address", f"127.0.0.1:{federation.port}")
-    federation.running["server"] = server
-    metrics = federation.folder / "run" / "metrics.jsonl"
-    until(lambda: metrics.exists() and metrics.stat().st_size > 0)
-    server.send_signal(signal.SIGINT)  # it ends its link; a SuperLink that is left behind would hold the port
-    server.wait(60)
-    del federation.running["server"]
-    federation.kill("b")
-    federation.join("b")
-    done = federation.serve("serve", "run.toml", "--out", "run", "--resume")
-    assert done.returncode == 0, done.stdout + done.stderr
-    (trial,) = from_json((federation.folder / "run" / "report.json").read_text()).trials
-    assert not [line for line in trial.failures if "left out" in line]
-    assert state_of(federation.folder / "run", "gefl") == state_of(federation.folder / "embedded", "gefl")
-
-
 def test_who_has_no_key_or_no_tls_is_not_let_in(federation: Federation) -> None:
-    config = some("fedavg")
-    federation.prepare(config)
-    make_keys(federation.folder / "others", ["a", "b", "c"])
-    for name, way in (("b", {"key": "../others/b"}), ("c", {"insecure": True})):
-        file = federation.folder / "sites" / f"{name}.toml"
-        about = {"address": f"127.0.0.1:{federation.port}"} | (federation.way["b"] | way if name == "b" else way)
-        text = file.read_text().partition("[link]")[0] + tomli_w.dumps({"link": about})
-        file.write_text(text)
+    federation.prepare(some("fedavg", federation={"architectures": ["linear"]}), "plain")
+    make_keys(federation.folder / "others", ["b"])
+    ways = {
+        "stranger": federation.way("b") | {"key": "../others/b"},
+        "open": {"address": str(federation.address), "insecure": True},
+        "misled": federation.way("b") | {"certificate": "../others/ca.crt"},
+    }
+    there = {name: federation.folder / "sites" / f"{name}.toml" for name in ways}
+    for name, way in ways.items():
+        text = (federation.folder / "sites" / "b.toml").read_text().partition("[link]")[0]
+        there[name].write_text(text + tomli_w.dumps({"link": way}))
+    with pytest.raises(GenfedError, match=f"{federation.address} speaks TLS and link.insecure = true"):
+        link.check_link(own_site.read_site(there["open"]))
+    with pytest.raises(GenfedError, match=f"the certificate of {federation.address} is not vouched for by link.cert"):
+        link.check_link(own_site.read_site(there["misled"]))
     federation.join("a")
-    federation.join("b")
-    done = federation.serve("federation", "check", "run.toml", "--wait", "60")
+    federation.start("stranger", [*GENFED, "join", str(there["stranger"])])
+    plain = link.supernode_command(own_site.read_site(there["open"]), link.free_port())
+    federation.start("open", [*plain, "--max-retries", "1"], link.environment(federation.home))
+    until(lambda: "the server does not know the key of b" in text_of(federation.folder / "stranger.log"), 120)
+    until(lambda: federation.running["open"].poll() is not None, 120)
+    federation.end("stranger", "open")
+    done = federation.serve("federation", "check", "plain.toml", "--wait", "40", check=False)
     assert done.returncode == 2
-    assert "1 of 3 sites are there" in done.stderr
+    assert done.stderr.endswith("genfed: 1 of 3 sites are there\n")
     assert re.search(r"│ a +│ linear +│", done.stdout)
-    until(lambda: "the server does not know the key of b" in (federation.folder / "join-1.log").read_text(), 120)
-    home = federation.folder / "home"
-    home.mkdir()
-    address = link.Address("127.0.0.1", federation.port)
-    with link.superlink(address, federation.folder / "keys", home, federation.folder / "link.log"):
-        with pytest.raises(GenfedError, match=f"{address} speaks TLS and link.insecure = true"):
-            link.check_link(own_site.read_site(federation.folder / "sites" / "c.toml"))
-        wrong = federation.folder / "sites" / "b.toml"
-        wrong.write_text(wrong.read_text().replace("../keys/ca.crt", "../others/ca.crt"))
-        with pytest.raises(GenfedError, match=f"the certificate of {address} is not vouched for by link.certificate"):
-            link.check_link(own_site.read_site(wrong))
-        with (
-            pytest.raises(GenfedError, match=f"cannot listen at {address}: Address already in use"),
-            link.superlink(address, None, home, federation.folder / "link.log"),
-        ):
-            pass
-        insecure = own_site.read_site(federation.folder / "sites" / "c.toml")
-        plain = subprocess.run(
-            [*link.supernode_command(insecure, link.free_port()), "--max-retries", "1"],
-            env=link.environment(home),
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        assert plain.returncode != 0
+    federation.end("a")
+
+
+def test_what_goes_wrong_at_sites_is_named_and_the_round_goes_on(federation: Federation) -> None:
+    """Handlers that raise, answer with rubbish, wrong shapes or NaN, a process that dies, one that takes too long."""
+    few = {"architectures": ["linear", f"{TOYS}:Unruly", f"{TOYS}:Unruly"], "quorum": 0.3, "timeout": 60.0}
+    federation.prepare(some("fedavg", federation=few, defaults={"rounds": 3}, evaluation={"every": 0}), "unruly")
+    federation.join("a")
+    federation.join("b", "raise shape kill")
+    federation.join("c", "nan rubbish sleep")
+    federation.start("serve", [*GENFED, "serve", "unruly.toml", "--address", str(federation.address), "--keys", "keys",
+                               "--running", "--out", "unruly"])  # fmt: skip
+    report = federation.folder / "unruly" / "report.json"
+    late = f"train round 2: client 2 left out: took longer than {few['timeout']:g} s"
+    until(lambda: late in text_of(federation.folder / "unruly" / "run.log"))
+    (federation.folder / "c.moods.awake").touch()
+    assert federation.running.pop("serve").wait(200) == 0, text_of(federation.folder / "serve.log")
+    (trial,) = from_json(report.read_text()).trials
+    text = "\n".join(trial.failures)
+    for says in (
+        "train round 0: client 1 left out: ValueError; its own log says more",
+        "train round 0: client 2 left out: ",
+        "train round 1: client 1 left out: ",
+        "train round 1: client 2 left out: it is no letter of genfed's",
+        "client 1: its process died; asked again",
+        late,
+    ):
+        assert says in text
+    assert "numbers that are not finite" in text
+    assert "client 0" not in text
+    assert "train round 2: client 1" not in text, "it was asked again and answered"
+    assert "this network cannot be trained" in (federation.folder / "sites" / "b" / "site.log").read_text()
+    federation.end(*NAMES)
+
+
+def test_a_node_a_link_and_a_server_are_killed_and_the_bits_stay(federation: Federation) -> None:
+    config = some("gefl", federation={"timeout": 300.0}, evaluation={"every": 0})
+    federation.prepare(config, "killed")
+    start(config, federation.folder / "embedded")
+    for name in NAMES:
+        federation.join(name)
+    words = ("serve", "killed.toml", "--address", str(federation.address), "--keys", "keys", "--running")
+    federation.start("serve", [*GENFED, *words, "--out", "killed"])
+    out = federation.folder / "killed"
+    rows = out / "metrics.jsonl"
+
+    def rounds() -> int:
+        return len({(row["phase"], row["round"]) for row in map(json.loads, text_of(rows).splitlines())})
+
+    until(lambda: rounds() == 1)
+    federation.kill("flower-supernode", "sites/b.toml")
+    until(lambda: rounds() == 2)
+    federation.kill("flower-superlink")
+    federation.running.pop("link").wait()
+    time.sleep(3)
+    federation.unit("link")
+    until(lambda: rounds() == 3)
+    federation.kill("flwr-serverapp")
+    assert federation.running.pop("serve").wait(120) == 2, text_of(federation.folder / "serve.log")
+    assert not (out / "report.json").exists()
+    federation.serve("serve", "killed.toml", "--out", "killed", "--resume")
+    (trial,) = from_json((out / "report.json").read_text()).trials
+    assert not [line for line in trial.failures if "left out" in line]
+    assert state_of(out, "gefl") == state_of(federation.folder / "embedded", "gefl")
+    federation.end(*NAMES)
 
 
 @pytest.mark.parametrize(
@@ -274,24 +341,13 @@ def test_the_server_s_words_that_are_wrong(tmp_path: Path, capsys: pytest.Captur
     assert not (tmp_path / "out").exists()
 
 
-def test_nothing_that_was_started_is_left(federation: Federation) -> None:
-    """A link that is ended takes its own processes with it."""
-    make_keys(federation.folder / "keys", ["a"])
-    home = federation.folder / "home"
-    home.mkdir()
-    address = link.Address("127.0.0.1", federation.port)
-    with link.superlink(address, federation.folder / "keys", home, federation.folder / "link.log"):
-        assert _of(home)
-    until(lambda: not _of(home), 60)
-
-
-def _of(home: Path) -> list[str]:
-    """Processes with this home of Flower's."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if f"FLWR_HOME={home}\0".encode() in (process / "environ").read_bytes():
-                found.append(process.name)
-        except OSError:
-            continue
-    return found
+def test_nothing_that_was_started_is_left_even_by_a_server_that_is_killed(tmp_path: Path) -> None:
+    make_keys(tmp_path / "keys", ["a"])
+    (tmp_path / "run.toml").write_text(tomli_w.dumps(some("fedavg")))
+    words = ["serve", "run.toml", "--keys", "keys", "--address", f"127.0.0.1:{link.free_port()}", "--out", "out"]
+    server = subprocess.Popen([*GENFED, *words], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    until(lambda: "waiting for 3 sites" in text_of(tmp_path / ".out-link" / "flwr-run.log"), 120)
+    assert processes(str(tmp_path))
+    server.kill()
+    server.wait()
+    until(lambda: not processes(str(tmp_path)), 90)

@@ -1,6 +1,7 @@
 """A federation of sites without Flower's processes: letters go from the server's main straight to sites' handlers."""
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
@@ -293,6 +294,16 @@ def test_a_check_says_what_there_is_and_trains_nothing(tmp_path: Path) -> None:
     (row, *_) = serving.table_of(outcome)
     assert len(row) == len(serving.COLUMNS)
     assert row[:3] == ("a", "linear", f"{outcome.sites[0].examples} + {outcome.sites[0].held_out}")
+
+
+def test_a_check_says_whose_memory_will_not_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = some("gefl", method={"gefl": {"generator": {"kind": "cvae", "width": 64, "latent": 4}}})
+    files = sites(config, tmp_path / "sites")
+    free = iter([0, 2**35, 2**28])  # not known, enough, too little: as they are asked
+    monkeypatch.setattr(own_site, "_free_memory", lambda: next(free))
+    outcome = serve(config, Grid(files), tmp_path / "run", check=True)
+    (line,) = outcome.trouble
+    assert re.fullmatch(r"c has 0\.2 GiB of memory free, and phase joint of gefl needs 0\.\d GiB or more", line)
 
 
 Spoil = Any

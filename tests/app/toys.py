@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -196,6 +197,40 @@ class Sleeps(Linear):
         if self.training:
             time.sleep(600)
         return super().forward(x)
+
+
+def _mood() -> str:
+    """How an `Unruly` takes its next training: the first word of a file of the site's, which is then struck out."""
+    file = Path(os.environ["GENFED_TEST_MOODS"])
+    words = file.read_text().split() if file.exists() else []
+    file.write_text(" ".join(words[1:]))
+    return words[0] if words else "good"
+
+
+class Unruly(Linear):
+    """Goes wrong in training as its site's file of moods says."""
+
+    mood = ""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and not self.mood:
+            self.mood = _mood()
+            if self.mood == "raise":
+                raise ValueError("this network cannot be trained")
+            if self.mood == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if self.mood == "rubbish":  # its process answers with what is no letter
+                import genfed.engines.flower as engine
+
+                engine.to_content = lambda *_: engine.RecordDict({})
+            while self.mood == "sleep" and not Path(f"{os.environ['GENFED_TEST_MOODS']}.awake").exists():
+                time.sleep(0.2)
+        return super().forward(x)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
+        weights = super().state_dict(*args, **kwargs)
+        spoil = {"shape": lambda t: t[:1], "nan": lambda t: t * float("nan")}.get(self.mood, lambda t: t)
+        return {name: spoil(value) for name, value in weights.items()}
 
 
 class Between(nn.Module):
