@@ -1,6 +1,7 @@
-"""Makes three sites out of the digits, each with its own data, model and file, as if they had never been together:
+"""Makes three sites out of the clients of a config, each with its own data, model and file, as if they had never been
+together:
 
-python examples/deployment/make_sites.py FOLDER [ADDRESS] [KEYS]
+python examples/deployment/make_sites.py FOLDER [ADDRESS] [KEYS] [CONFIG]
 """
 
 import sys
@@ -28,9 +29,9 @@ address = "{address}"
 """
 
 
-def make(folder: Path, address: str = "127.0.0.1:9092", keys: str = "") -> None:
+def make(folder: Path, address: str = "127.0.0.1:9092", keys: str = "", config_file: str = "") -> None:
     """Writes NAME.npz and NAME.toml for each site; without `keys` they speak without TLS."""
-    config = read(Path(__file__).with_name("digits.toml"))
+    config = read(config_file or Path(__file__).with_name("digits.toml"))
     shards = share_out(config, load_data(config), config.seeds[0])
     folder.mkdir(parents=True, exist_ok=True)
     classes, test = np.array(shards.task.classes), shards.held_out

@@ -221,7 +221,7 @@ def test_who_has_no_key_or_no_tls_is_not_let_in(federation: Federation) -> None:
 
 def test_what_goes_wrong_at_sites_is_named_and_the_round_goes_on(federation: Federation) -> None:
     """Handlers that raise, answer with rubbish, wrong shapes or NaN, a process that dies, one that takes too long."""
-    few = {"architectures": ["linear", f"{TOYS}:Unruly", f"{TOYS}:Unruly"], "quorum": 0.3, "timeout": 60.0}
+    few = {"architectures": ["linear", f"{TOYS}:Unruly", f"{TOYS}:Unruly"], "quorum": 0.3, "timeout": 80.0}
     federation.prepare(some("fedavg", federation=few, defaults={"rounds": 3}, evaluation={"every": 0}), "unruly")
     federation.join("a")
     federation.join("b", "raise shape kill")
