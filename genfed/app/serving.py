@@ -304,13 +304,10 @@ def _trouble(config: Config, hellos: Sequence[Hello]) -> list[str]:
             lines.append(
                 f"{label} needs {method.minimum_examples} examples at every client, and {few.name} has {few.examples}"
             )
-        sees = any(
-            isinstance(how, Collect)
-            for p in leaves(method.phases())
-            for n, how in p.aggregate.items()
-            if n == "classifier"
-        )
-        if sees and (own := [hello for hello in hellos if ":" in hello.architecture]):
+        phases = list(leaves(method.phases()))
+        collects = any(isinstance(p.aggregate.get("classifier"), Collect) for p in phases)
+        trains = any(p.work is None and p.changes_classifier for p in phases)
+        if (collects or trains) and (own := [hello for hello in hellos if ":" in hello.architecture]):
             lines.append(
                 f"{label} needs classifiers that the server can run, and {own[0].architecture} is known to site "
                 f"{own[0].name} alone"
@@ -397,15 +394,25 @@ def infos_of(hellos: Sequence[Hello]) -> tuple[ClientInfo, ...]:
 
 
 class Stranger(nn.Module):
-    """A network of which the server knows the weights and not what it computes."""
+    """A network of which the server knows the weights and not what it computes. If all lie under `extractor` and
+    `header`, it has these two parts, so that its extractor can be averaged.
+    """
 
     def __init__(self, architecture: str, weights: Mapping[str, Tensor]) -> None:
         super().__init__()
         self._name, self._weights = architecture, dict(weights)
+        if {key.partition(".")[0] for key in weights} == {"extractor", "header"}:
+            for part in ("extractor", "header"):
+                under = {k.partition(".")[2]: v for k, v in weights.items() if k.startswith(f"{part}.")}
+                self._modules[part] = Stranger(architecture, under)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
         """Its weights."""
         return dict(self._weights)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Nobody has a use for it that does not end in its forward."""
+        raise self._refusal()
 
     def __getattr__(self, name: str) -> Any:
         try:

@@ -60,6 +60,8 @@ Head = dict[str, Any]
 EMPTY = Packed({}, "{}")
 PATIENCE = 3600.0
 """Seconds that a node has for an answer where nothing else is said; Flower's own limit is 12 hours."""
+LATE = 30.0
+"""Seconds by which Flower forgets a letter later than we do; what it says of one that it forgot reads like a loss."""
 IN_FLIGHT = 2**30
 """Bytes of letters on their way at once, of which Flower holds about three times as many; a larger one goes alone."""
 
@@ -202,7 +204,7 @@ class Post:
             while ahead and self._room(flying, ahead[1]):
                 whose, letter = ahead
                 content = to_content(letter.head, letter.body, once)
-                message = Message(content, letter.to, kind, ttl=self._timeout, group_id=group)
+                message = Message(content, letter.to, kind, ttl=self._timeout + LATE, group_id=group)
                 pushed = [name for name in _link(self._grid.push_messages, [message]) if name]
                 if pushed:
                     flying[pushed[0]] = whose, letter.body.nbytes, time.monotonic() + self._timeout

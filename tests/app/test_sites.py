@@ -127,7 +127,7 @@ def rows_of(out: Path) -> list[Any]:
 
 
 def test_sites_come_to_the_bits_of_the_embedded_engine(tmp_path: Path) -> None:
-    config = some("fedavg", "gefl", "local")
+    config = some("gefl", "local")
     start(config, tmp_path / "embedded")
     grid = Grid(reversed(sites(config, tmp_path / "sites")))  # whoever connects first is not the first client
     outcome = serve(config, grid, tmp_path / "sited")
@@ -193,12 +193,29 @@ def test_an_architecture_that_only_its_site_knows_takes_part(tmp_path: Path, mon
     monkeypatch.setattr(registry, "_makers", {})
     assert not serve(config, Grid(files, elsewhere), tmp_path / "sited").error
     assert state_of(tmp_path / "sited", "gefl") == state_of(tmp_path / "embedded", "gefl")
-    seeing = some("ensemble", federation={"architectures": ["linear", "tests.app.toys:Linear", "linear"]})
-    outcome = serve(seeing, Grid(files), tmp_path / "seen")
-    assert outcome.error == (
-        "ensemble needs classifiers that the server can run, and tests.app.toys:Linear is known to site b alone"
-    )
+    for method in ("ensemble", "fedcvae_kd"):  # one is sent classifiers, one trains them
+        seeing = some(method, federation={"architectures": ["linear", "tests.app.toys:Linear", "linear"]})
+        assert serve(seeing, Grid(files), tmp_path / "seen").error == (
+            f"{method} needs classifiers that the server can run, and tests.app.toys:Linear is known to site b alone"
+        )
     assert not (tmp_path / "seen").exists()
+
+
+def test_an_extractor_is_averaged_with_that_of_an_architecture_that_only_its_site_knows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = some("gefl_f", federation={"architectures": ["cnn1", "tests.app.toys:Headed", "cnn2"]})
+    start(config, tmp_path / "embedded")
+    files = sites(config, tmp_path / "sites")
+
+    def elsewhere(handle: Any, message: Any, context: Any) -> Any:
+        with monkeypatch.context() as there:
+            there.setattr(registry, "_makers", {})
+            return flower._answered(handle, message, context)
+
+    monkeypatch.setattr(registry, "_makers", {})
+    assert not serve(config, Grid(files, elsewhere), tmp_path / "sited").error
+    assert state_of(tmp_path / "sited", "gefl_f") == state_of(tmp_path / "embedded", "gefl_f")
 
 
 def test_label_sets_that_differ_are_reported_before_training(tmp_path: Path) -> None:

@@ -130,7 +130,7 @@ def test_every_client_is_asked_at_its_node_and_its_answer_given_back() -> None:
         assert (answer.weight, answer.metrics, answer.seconds) == (2.0, {"loss": 0.5}, 0.1)
         assert digest(answer.upload) == digest(record(float(client)))
     assert {m.metadata.dst_node_id for m in grid._content.values()} == {100, 101, 102, 103, 104}
-    assert {m.metadata.ttl for m in grid._content.values()} == {flower.PATIENCE}
+    assert {m.metadata.ttl for m in grid._content.values()} == {flower.PATIENCE + flower.LATE}
 
 
 def test_letters_on_their_way_are_bounded_by_number_and_by_size(monkeypatch: pytest.MonkeyPatch) -> None:
