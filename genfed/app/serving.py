@@ -43,6 +43,8 @@ HELLO_SECONDS = 180.0
 """That a site has for a query."""
 PROCESS = 500 * 2**20
 """Bytes of a site's process before it does anything: torch and Flower, as measured."""
+PAUSE = 0.5
+"""Seconds between two looks for answers: each is a transaction of the link's data base, where it has one."""
 BACK_SECONDS = 120.0
 """That a site which is not connected is waited for within a round: as long as Flower refuses one that was killed."""
 
@@ -109,7 +111,7 @@ def main(grid: Any, settings: Mapping[str, Any]) -> None:
     except ValidationError as error:
         raise GenfedError(f"run settings: {error.errors()[0]['loc'][0]}: {error.errors()[0]['msg']}") from None
     try:
-        outcome = _served(Post(grid, HELLO_SECONDS), grid, wanted)
+        outcome = _served(Post(grid, HELLO_SECONDS, pause=PAUSE), grid, wanted)
     except GenfedError as error:
         outcome = Outcome(error=str(error))
     except Exception as error:  # ours, or a method's: whoever waits is told, and Flower's log has the rest
@@ -477,7 +479,7 @@ class _There:
         self._strangers = strangers
         self._config, self._roll, self._folder = config, roll, folder
         self._task, self._infos, self._names = task, infos, [hello.name for hello in hellos]
-        self._post = Post(grid, config.federation.timeout)
+        self._post = Post(grid, config.federation.timeout, pause=PAUSE)
 
     def shards(self, seed: int) -> Shards:
         _lend(self._strangers[seed])

@@ -4,10 +4,12 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -42,6 +44,8 @@ class Federation:
         self.running: dict[str, subprocess.Popen[bytes]] = {}
         self.address = link.Address("127.0.0.1", self.port)
         make_keys(folder / "keys", NAMES)
+        # In memory where that can be: the link waits five seconds for its data base, and a busy disk takes longer.
+        self.database = Path(tempfile.mkdtemp(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else folder))
         self.home = folder / "flower"
         self.home.mkdir()
         (self.home / "config.toml").write_text(tomli_w.dumps(link._connection(self.address, folder / "keys")))
@@ -72,6 +76,7 @@ class Federation:
         """Starts a systemd unit's command, under another path and at another port."""
         text = (ROOT / "examples" / "deployment" / "systemd" / f"genfed-{name}.service").read_text()
         text = text.replace("\\\n", " ").replace("/srv/genfed/venv/bin", str(Path(sys.executable).parent))
+        text = text.replace("/srv/genfed/state.db", str(self.database / "state.db"))
         text = text.replace("/srv/genfed", str(self.folder)).replace(":9092", f":{self.port}")
         text = text.replace("--port 9092", f"--port {self.port}")
         settings = [line.split("=", 1) for line in text.splitlines() if line.startswith(("ExecStart=", "Environment="))]
@@ -154,6 +159,7 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]
         yield made
     finally:
         made.end()
+        shutil.rmtree(made.database)
         until(lambda: not processes(str(made.folder)), 60)  # nothing that was started is left
 
 
