@@ -227,7 +227,8 @@ def test_who_has_no_key_or_no_tls_is_not_let_in(federation: Federation) -> None:
 
 def test_what_goes_wrong_at_sites_is_named_and_the_round_goes_on(federation: Federation) -> None:
     """Handlers that raise, answer with rubbish, wrong shapes or NaN, a process that dies, one that takes too long."""
-    few = {"architectures": ["linear", f"{TOYS}:Unruly", f"{TOYS}:Unruly"], "quorum": 0.3, "timeout": 80.0}
+    patience = 60.0 if os.getloadavg()[0] < 4 else 300.0  # a site that is busy with other work is no straggler
+    few = {"architectures": ["linear", f"{TOYS}:Unruly", f"{TOYS}:Unruly"], "quorum": 0.3, "timeout": patience}
     federation.prepare(some("fedavg", federation=few, defaults={"rounds": 3}, evaluation={"every": 0}), "unruly")
     federation.join("a")
     federation.join("b", "raise shape kill")
@@ -235,7 +236,7 @@ def test_what_goes_wrong_at_sites_is_named_and_the_round_goes_on(federation: Fed
     federation.start("serve", [*GENFED, "serve", "unruly.toml", "--address", str(federation.address), "--keys", "keys",
                                "--running", "--out", "unruly"])  # fmt: skip
     report = federation.folder / "unruly" / "report.json"
-    late = f"train round 2: client 2 left out: took longer than {few['timeout']:g} s"
+    late = f"train round 2: client 2 left out: took longer than {patience:g} s"
     until(lambda: late in text_of(federation.folder / "unruly" / "run.log"))
     (federation.folder / "c.moods.awake").touch()
     assert federation.running.pop("serve").wait(600) == 0, text_of(federation.folder / "serve.log")
