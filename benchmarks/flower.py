@@ -1,7 +1,8 @@
 """Flower beside the embedded engine: `python -m benchmarks.flower overhead`, or `python -m benchmarks.flower digits`.
 
-overhead: rounds in which clients send back what they were sent, in this process and in Flower's simulation.
-digits: GeFL on the digits (examples/deployment/digits.toml), embedded, simulated and at three sites over TLS.
+overhead: rounds in which clients send back what they were sent, with two workers and in Flower's simulation.
+digits [CONFIG [ENGINES]]: GeFL on the digits (examples/deployment/digits.toml), embedded, simulated and at three sites over
+TLS; or another config of three clients, and some of embedded,flower,tls.
 """
 
 import json
@@ -110,9 +111,7 @@ def overhead(counts: tuple[int, ...] = (10, 100, 1000)) -> None:
                 )
 
 
-def digits(
-    config: str = str(EXAMPLES / "digits.toml"), method: str = "gefl", engines: str = "embedded,flower,tls"
-) -> None:
+def digits(config: str = str(EXAMPLES / "digits.toml"), engines: str = "embedded,flower,tls") -> None:
     """Prints wall time and the state's digest for each of the three ways."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
