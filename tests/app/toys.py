@@ -221,17 +221,20 @@ class Unruly(Linear):
             if self.mood == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             if self.mood == "rubbish":  # its process answers with what is no letter
+                from flwr.app import Array
+
                 import genfed.engines.flower as engine
 
-                engine._array = lambda _: engine.Array("uint8", (3,), "safetensors", b"abc")
+                setattr(engine, "_array", lambda part: Array("uint8", (3,), "safetensors", b"abc"))  # noqa: B010
             while self.mood == "sleep" and not Path(f"{os.environ['GENFED_TEST_MOODS']}.awake").exists():
                 time.sleep(0.2)
         return super().forward(x)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
         weights = super().state_dict(*args, **kwargs)
-        spoil = {"shape": lambda t: t[:1], "nan": lambda t: t * float("nan")}.get(self.mood, lambda t: t)
-        return {name: spoil(value) for name, value in weights.items()}
+        if self.mood == "shape":
+            return {name: value[:1] for name, value in weights.items()}
+        return {name: value * (float("nan") if self.mood == "nan" else 1.0) for name, value in weights.items()}
 
 
 class Headed(nn.Module):
@@ -239,7 +242,7 @@ class Headed(nn.Module):
 
     def __init__(self, task: Task) -> None:
         super().__init__()
-        self.extractor = ARCHITECTURES["cnn1"](task).extractor
+        self.extractor = ARCHITECTURES["cnn1"](task).get_submodule("extractor")
         self.header = nn.Sequential(nn.Flatten(), nn.LazyLinear(len(task.classes)))
         self(torch.zeros(2, *task.shape))
 
