@@ -163,6 +163,7 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]
         until(lambda: not processes(str(made.folder)), 60)  # nothing that was started is left
 
 
+@pytest.mark.federation
 def test_the_readme_s_section_ends_with_gefl_trained_over_tls(tmp_path: Path) -> None:
     """Word for word, but for the installation and with fewer rounds and epochs."""
     (block,) = (b for b in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) if "genfed serve" in b)
@@ -195,6 +196,7 @@ def test_the_readme_s_section_ends_with_gefl_trained_over_tls(tmp_path: Path) ->
     assert "trial/embedded" in table
 
 
+@pytest.mark.federation
 def test_who_has_no_key_or_no_tls_is_not_let_in(federation: Federation) -> None:
     federation.prepare(some("fedavg", federation={"architectures": ["linear"]}), "plain")
     make_keys(federation.folder / "others", ["b"])
@@ -225,6 +227,7 @@ def test_who_has_no_key_or_no_tls_is_not_let_in(federation: Federation) -> None:
     federation.end("a")
 
 
+@pytest.mark.federation
 def test_what_goes_wrong_at_sites_is_named_and_the_round_goes_on(federation: Federation) -> None:
     """Handlers that raise, answer with rubbish, wrong shapes or NaN, a process that dies, one that takes too long."""
     patience = 60.0 if os.getloadavg()[0] < 4 else 300.0  # a site that is busy with other work is no straggler
@@ -258,6 +261,7 @@ def test_what_goes_wrong_at_sites_is_named_and_the_round_goes_on(federation: Fed
     federation.end(*NAMES)
 
 
+@pytest.mark.federation
 def test_a_node_a_link_and_a_server_are_killed_and_the_bits_stay(federation: Federation) -> None:
     config = some("gefl", federation={"timeout": 300.0}, evaluation={"every": 0})
     federation.prepare(config, "killed")
@@ -348,6 +352,7 @@ def test_the_server_s_words_that_are_wrong(tmp_path: Path, capsys: pytest.Captur
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.federation
 def test_nothing_that_was_started_is_left_even_by_a_server_that_is_killed(tmp_path: Path) -> None:
     make_keys(tmp_path / "keys", ["a"])
     (tmp_path / "run.toml").write_text(tomli_w.dumps(some("fedavg")))
