@@ -113,7 +113,13 @@ def serve(
         for public in sorted(keys.glob("*.pub")) if keys else ():
             _register(public, home)
         number = _flwr_run(settings.resolve(), home, folder / "flwr-run.log", tell)
-        while running and not outcome.exists() and _goes_on(number, home):  # the link was restarted under it
+        heard = time.monotonic()
+        while (
+            running and not outcome.exists() and time.monotonic() - heard < SILENCE
+        ):  # the link was restarted under it
+            if (goes_on := _goes_on(number, home)) is False:
+                break
+            heard = heard if goes_on is None else time.monotonic()
             time.sleep(2)
     if not outcome.exists():
         raise GenfedError(f"Flower's run ended without a word: see {folder / 'flwr-run.log'}")
@@ -255,15 +261,19 @@ def _flwr_run(settings: Path, home: Path, logged: Path, tell: Callable[[str], No
     return number
 
 
-def _goes_on(number: str, home: Path) -> bool:
-    """Whether a run is not finished; True as long as the link does not say."""
+SILENCE = 600.0
+"""Seconds that a link which was restarted may be silent before its run is given up."""
+
+
+def _goes_on(number: str, home: Path) -> bool | None:
+    """Whether a run is not finished; None: the link does not say."""
     command = [_program("flwr"), "ls", NAME, "--run-id", number, "--format", "json"]
     try:
         done = subprocess.run(command, env=environment(home), capture_output=True, text=True, timeout=60)
         (run,) = json.loads(done.stdout)["runs"]
         return not str(run["status"]).startswith("finished")
     except (subprocess.TimeoutExpired, ValueError, KeyError):
-        return bool(number)
+        return None if number else False
 
 
 # A site.
