@@ -251,7 +251,9 @@ class Method(ABC, Generic[S]):
 
     @abstractmethod
     def classifier(self, client: Client, sent: Any) -> "nn.Module":
-        """What is scored; runs on the client and may read every slot of `client.kept`."""
+        """What is scored; runs on the client and may read every slot of `client.kept`. Clients who keep nothing of it
+        have the same as all of their architecture who were sent the same.
+        """
 
     def generate(self, server: Server, state: S, y: Tensor) -> Tensor:
         """One example per label: y [n] → [n, *shape] on the scale of `learn.fit.scaled`."""

@@ -2,12 +2,14 @@
 clients upload once, through synthesis and learning, to rounds of tuning on the clients.
 """
 
+import logging
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated
 
+import safetensors.torch
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -21,6 +23,8 @@ from genfed.learn.aggregation import Aggregation, lesson
 from genfed.learn.synthetic import SyntheticSet, Wanted, synthesis
 from genfed.learn.training import Training, train
 from genfed.learn.weights import Model, load_weights, weights_of
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,9 @@ class OneShot(Method[State]):
     """Made with each condition."""
     student: str | None = None
     """Architecture of the one global model; None: one for each architecture present."""
+    pretrained: str | None = None
+    """A .safetensors file of weights with which students start, such as the model.safetensors of `genfed export`: those
+    of the same name and shape are taken, so the last layer may be of other classes. None: new weights."""
     learning: Training = Field(
         default_factory=lambda: Training(epochs=2, batch_size=32, learning_rate=0.01, momentum=0.9, weight_decay=1e-5)
     )
@@ -103,6 +110,8 @@ class OneShot(Method[State]):
         model = self.foundation.load(server.task, server.device, server.precision)  # refuses before training
         names = server.architectures if self.student is None else (self.student,)
         students = {name: weights_of(server.new_network(name, server.common("classifier", name))) for name in names}
+        if self.pretrained is not None:
+            students = {name: weights | fitting(self.pretrained, name, weights) for name, weights in students.items()}
         empty = torch.empty(0, dtype=torch.int64)
         return State({}, Asked(torch.empty(0), empty, empty), SyntheticSet(), students, model.fingerprint)
 
@@ -175,6 +184,24 @@ class OneShot(Method[State]):
 
     def classifier(self, client: Client, sent: Student) -> nn.Module:
         return load_weights(client.new_network_of(sent.architecture, client.rng), sent.classifier)
+
+
+def fitting(file: str, architecture: str, weights: Weights) -> Weights:
+    """Those of a file's weights that have the name and shape of one of `weights`, in its dtype.
+
+    Raises:
+        GenfedError: no such file, a damaged one, or none fits.
+    """
+    try:
+        given = safetensors.torch.load_file(file)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise GenfedError(f"pretrained = {file!r} cannot be read as .safetensors ({error})") from None
+    fit = {n: given[n].to(w.dtype) for n, w in weights.items() if n in given and given[n].shape == w.shape}
+    if not fit:
+        raise GenfedError(f"pretrained = {file!r} has no weights of the names and shapes of the student {architecture}")
+    if new := weights.keys() - fit.keys():
+        log.info("%s: %s start anew; the other %d are from %s", architecture, ", ".join(sorted(new)), len(fit), file)
+    return fit
 
 
 def check_labels(labels: Tensor, server: Server) -> None:

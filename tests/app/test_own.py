@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import genfed.app.trial as trials
 from genfed.app.config import read
 from genfed.app.federation import class_counts, pooled, share_out
 from genfed.app.run import fingerprint, load_data
@@ -19,6 +20,7 @@ from genfed.app.trial import Scores, with_evaluation
 from genfed.core.method import Client, Nothing
 from genfed.core.record import digest, load, pack, save, unpack
 from genfed.engines.site import Shards, Site, Step
+from genfed.learn.evaluate import hits
 from genfed.report.metrics import read as read_metrics
 from genfed.report.results import from_json
 from tests.conftest import start, tiny
@@ -202,3 +204,14 @@ def test_what_is_held_out_like_ones_own_does_not_name_the_data(tmp_path: Path) -
     rows = [each.rows for own in there.own.values() for each in own]
     assert all(r is not None for r in rows)
     assert torch.cat([r for r in rows if r is not None]).sort().values.tolist() == list(range(len(there.held_out)))
+
+
+def test_clients_of_one_classifier_have_it_scored_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a thousand clients of ten architectures an evaluation is ten classifiers' work; what a client keeps for
+    itself is another one each."""
+    scored: list[object] = []
+    monkeypatch.setattr(trials, "hits", lambda *given: scored.append(given) or hits(*given))
+    for label, times in (("fedavg", 2), ("local", 4)):
+        scored.clear()
+        start(tiny(label) | {"evaluation": {"every": 0}, "beside": []}, tmp_path / label)
+        assert len(scored) == times

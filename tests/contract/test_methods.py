@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 import genfed.app.run as runs
+import genfed.app.trial as trials
 from genfed.app import registry
 from genfed.app.config import Config, read
 from genfed.app.trial import Run, read_checkpoint, with_evaluation
@@ -141,6 +143,17 @@ def test_records_round_trip_and_inputs_are_not_mutated(
     monkeypatch.setattr(Run, "_ask", unmoved)
     start(tiny(method), tmp_path / "run")
     assert crossed > 0
+    assert left_by(tmp_path / "run") == once[method]
+
+
+def test_everybody_is_scored_as_if_alone(
+    method: str, once: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clients who were sent the same share a score, unless what they kept makes the difference."""
+    number = itertools.count()
+    monkeypatch.setattr(trials, "digest", lambda packed: f"never twice {next(number)}")
+    start(tiny(method), tmp_path / "run")
+    assert next(number) > 0
     assert left_by(tmp_path / "run") == once[method]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -211,6 +212,29 @@ def test_students_learn_once_or_after_each_average_as_well(tmp_path: Path) -> No
     start(tiny(*methods, method=methods), tmp_path / "run")
     weights = [finished(tmp_path / "run", name).students["linear"] for name in methods]
     assert not any(same(a, b) for i, a in enumerate(weights) for b in weights[:i])
+
+
+def test_students_start_with_weights_of_a_file_where_they_fit(tmp_path: Path) -> None:
+    """Those of the same name and shape: a last layer of other classes starts anew."""
+    begun = {"prompts_only": table(student="mlp-small")}
+    start(tiny("prompts_only", method=begun), tmp_path / "begun")
+    own = finished(tmp_path / "begun", "prompts_only").students["mlp-small"]
+    first, *_, last = own
+    given = {name: torch.full_like(weight, 0.5) for name, weight in own.items()} | {last: torch.zeros(99)}
+    safetensors.torch.save_file(given, tmp_path / "given.safetensors")
+    begun["prompts_only"]["pretrained"] = str(tmp_path / "given.safetensors")
+    start(tiny("prompts_only", method=begun), tmp_path / "run")
+    ours = finished(tmp_path / "run", "prompts_only").students["mlp-small"]
+    assert same(ours, {name: own[name] if name == last else weight for name, weight in given.items()})
+    for content, says in (
+        ({first: torch.zeros(99)}, "has no weights of the names and shapes"),
+        (None, "cannot be read"),
+    ):
+        file = tmp_path / "bad.safetensors"
+        file.write_bytes(b"rubbish") if content is None else safetensors.torch.save_file(content, file)
+        begun["prompts_only"]["pretrained"] = str(file)
+        with pytest.raises(GenfedError, match=rf"pretrained = '.*bad.safetensors' {says}"):
+            start(tiny("prompts_only", method=begun), tmp_path / "other")
 
 
 def test_one_global_student_is_sent_to_clients_of_all_architectures(tmp_path: Path) -> None:

@@ -1,0 +1,180 @@
+"""The papers' open questions about one-shot methods, answered in miniature: `python -m benchmarks.oneshot_questions`.
+
+Each question changes something about configs/oneshot-demo.toml (scikit-learn's digits in four looks, the model that
+ships, nothing tuned) and runs it with three seeds. Names of questions as arguments: those alone. Runs go to
+runs/oneshot-questions and are resumed there; the tables go to standard output.
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+
+import numpy as np
+
+import genfed
+from genfed.app.config import read
+from genfed.data.looks import LOOKS, Looks
+from genfed.report.results import Report
+
+CONFIG = Path(__file__).parent.parent / "configs" / "oneshot-demo.toml"
+OUT = Path("runs") / "oneshot-questions"
+SEEDS = (0, 1, 2)
+STUDENT = 'student="cnn2-bn"'
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a table: what is changed, and the methods that are run."""
+
+    name: str
+    methods: Sequence[str]
+    changes: Sequence[str] = ()
+
+
+def look(name: str) -> str:
+    """How FGL's client calls its look."""
+    style = LOOKS[name]
+    return style.prompt("{class}")
+
+
+def everywhere(change: str, methods: Sequence[str]) -> list[str]:
+    """One setting of each method."""
+    return [f"method.{method}.{change}" for method in methods]
+
+
+def teachers() -> Iterator[Row]:
+    """CNN, ViT and MLP clients; the student is a CNN in each."""
+    mixed = ("cnn2-bn", "resnet8", "vit-tiny", "mlp")
+    for name in (*((each,) for each in mixed), mixed):
+        listed = ", ".join(f'"{each}"' for each in name)
+        yield Row(" + ".join(name), ("fedlmg", "ensemble"),
+                  [f"federation.architectures=[{listed}]", f"method.fedlmg.{STUDENT}", 'beside=["local"]'])  # fmt: skip
+
+
+def sizes() -> Iterator[Row]:
+    """Larger classifiers as teachers."""
+    for name in ("cnn1-bn", "cnn5-bn", "cnn10-bn"):
+        yield Row(name, ("fedlmg", "ensemble"),
+                  [f'federation.architectures=["{name}"]', f"method.fedlmg.{STUDENT}", 'beside=["local"]'])  # fmt: skip
+
+
+def images() -> Iterator[Row]:
+    """Images per client and class."""
+    for count in (5, 15, 30, 60, 120):
+        methods = ("fedlmg", "fgl")
+        yield Row(str(count), methods, [*everywhere(f"images={count}", methods), "beside=[]"])
+
+
+def labels() -> Iterator[Row]:
+    """Partly overlapping label sets, five clients; looks are mixed."""
+    for shared in (0, 2, 6):
+        yield Row(f"2 own + {shared} shared", ("fedlmg", "prompts_only", "ensemble", "fedavg"),
+                  [f'partition={{kind="overlapping_labels",own=2,shared={shared}}}', "federation.clients=5",
+                   'beside=["local"]', "method.prompts_only.images=50", f"method.fedlmg.images={100 // (2 + shared)}"])  # fmt: skip
+
+
+def weak() -> Iterator[Row]:
+    """Teachers that were trained too little."""
+    for epochs in (1, 3, 10, 30):
+        training = f"training={{epochs={epochs},batch_size=32,learning_rate=0.02,momentum=0.9}}"
+        methods = ("fedlmg", "ensemble")
+        yield Row(f"{epochs} epochs", methods, [*everywhere(training, methods), "beside=[]"])
+
+
+def ablations() -> Iterator[Row]:
+    """FedLMG's terms and guards, one at a time."""
+    base = {"step": 1.0, "statistics": 0.1, "edits": 3}
+    for name, changed in (
+        ("as in the demo: step 1, λ 0.1, M 3", {}),
+        ("no guidance: step 0", {"step": 0.0}),
+        ("step 0.3", {"step": 0.3}),
+        ("step 3", {"step": 3.0}),
+        ("λ 0: no BatchNorm loss", {"statistics": 0.0}),
+        ("λ 1", {"statistics": 1.0}),
+        ("M 0: no noise editing", {"edits": 0}),
+        ("M 10", {"edits": 10}),
+        ("guard: views 2", {"views": 2}),
+        ("guard: end 0.7", {"end": 0.7}),
+        ("guard: begin 0.3", {"begin": 0.3}),
+    ):
+        table = ", ".join(f"{key} = {value}" for key, value in {**base, **changed}.items())
+        yield Row(name, ("fedlmg",), [f"method.fedlmg.guidance={{{table}}}", "beside=[]"])
+    yield Row("guard: kept 0.5, of twice as many", ("fedlmg",),
+              ["method.fedlmg.kept=0.5", "method.fedlmg.images=20", "beside=[]"])  # fmt: skip
+    for scale in (1.0, 4.0):
+        foundation = f'{{model="shipped", scheduler="ddim", steps=15, guidance={scale}}}'
+        yield Row(f"CFG {scale:g}", ("fedlmg",), [f"method.fedlmg.foundation={foundation}", "beside=[]"])
+
+
+def unseen() -> Iterator[Row]:
+    """Looks that the public model has never seen: yellow, cyan and stripes are not in its pictures."""
+    pair = ("ice", "poster")
+    yield Row("ice, poster", ("fedlmg", "fgl", "oscar", "prompts_only", "ensemble", "fedavg"),
+              ['data.looks=["ice", "poster"]', "federation.clients=2",
+               f"method.fgl.templates={[look(name) for name in pair]}".replace("'", '"'),
+               'method.oscar.attributes={colour=["black", "white", "red", "blue"], background=["white", "black", "blue", "green"]}',
+               *everywhere("images=20", ("fedlmg", "fgl", "oscar"))])  # fmt: skip
+
+
+def drift() -> Iterator[Row]:
+    """Every client's look changes after its upload: digits are to be recognised in two looks that no upload is of."""
+    source, target = Looks(looks=("chalk", "neon")).load(), Looks(looks=("ink", "blueprint")).load()
+    old, new = sorted(("chalk", "neon")), sorted(("ink", "blueprint"))
+    OUT.mkdir(parents=True, exist_ok=True)
+    for name, test in (("no", source), ("yes", target)):
+        arrays = {"x_train": source.train.x.permute(0, 2, 3, 1).numpy(), "y_train": source.train.y.numpy(),
+                  "domain_train": np.array(source.columns["domain"]),
+                  "x_test": test.test.x.permute(0, 2, 3, 1).numpy(), "y_test": test.test.y.numpy()}  # fmt: skip
+        np.savez(OUT / f"drift-{name}.npz", **arrays)
+    for name, words, file in (
+        ("none", old, "drift-no"),
+        ("both looks change", old, "drift-yes"),
+        ("both change, FGL told the new words", new, "drift-yes"),
+    ):
+        yield Row(name, ("fedlmg", "fgl", "prompts_only", "ensemble"),
+                  [f'data={{kind="npz", path="{(OUT / file).absolute()}.npz", columns=["domain"]}}', "federation.clients=2",
+                   f"method.fgl.templates={[look(each) for each in words]}".replace("'", '"'),
+                   *everywhere("images=20", ("fedlmg", "fgl")), 'beside=["local"]'])  # fmt: skip
+
+
+QUESTIONS = {
+    "teachers": ("Which architectures can teach? The student is cnn2-bn.", teachers),
+    "sizes": ("Does a larger classifier steer better? The student is cnn2-bn.", sizes),
+    "images": ("How many images per client and class?", images),
+    "labels": ("What if clients have some classes only? Five clients, looks mixed.", labels),
+    "weak": ("How weak may teachers be?", weak),
+    "ablations": ("What does each part of FedLMG's guidance do?", ablations),
+    "unseen": ("What of looks that the public model has never seen?", unseen),
+    "drift": ("What if looks change after the upload? Two clients.", drift),
+}
+
+
+def main(names: Sequence[str]) -> None:
+    """Runs the questions and prints a table for each: accuracy on the test part in %, mean ± sd over seeds."""
+    for name in names:
+        question, rows = QUESTIONS[name]
+        done = [(row, report(name, place, row)) for place, row in enumerate(rows())]
+        labels = list(dict.fromkeys(label for _, each in done for label in each.methods))
+        print(f"### {question}\n\n| | {' | '.join(labels)} |\n|---|{'---:|' * len(labels)}")
+        for row, each in done:
+            print(f"| {row.name} | {' | '.join(told(each, label) for label in labels)} |")
+        print(flush=True)
+
+
+def report(question: str, place: int, row: Row) -> Report:
+    """Runs it, or goes on with it."""
+    changes = [f"methods={list(row.methods)}".replace("'", '"'), f"seeds={list(SEEDS)}", *row.changes]
+    changes += ["quality.samples=0", "quality.flops=false", "evaluation.every=0"]
+    return genfed.run(read(CONFIG, changes), out=OUT / question / str(place), resume=True)
+
+
+def told(report: Report, label: str) -> str:
+    """Its accuracy."""
+    scores = [100 * trial.accuracy for trial in report.of(label)]
+    return f"{fmean(scores):.1f} ± {stdev(scores):.1f}" if scores else "–"
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:] or list(QUESTIONS))
