@@ -21,7 +21,7 @@ from genfed.report.results import Report
 
 hypothesis.settings.register_profile("untimed", deadline=None)  # a loaded machine is no failure
 hypothesis.settings.load_profile("untimed")
-EXPECTED_SKIPS = ("Chromium is not installed", "no CUDA device")
+EXPECTED_SKIPS = ("Chromium is not installed", "no CUDA device", "Flower is not installed")
 """Reasons for which a test may be skipped; any other skip fails the session."""
 _skipped: list[str] = []
 

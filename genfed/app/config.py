@@ -250,6 +250,22 @@ def read_source(table: Table, at: str = "data") -> Source:
     return source
 
 
+def method_table(method: Method[Any]) -> Table:
+    """A method with all its settings, as the table [method.WORD] of a config; `read_method` reads it."""
+    table: Table = _dump(method)
+    return table
+
+
+def read_method(table: Table, at: str = "method") -> Method[Any]:
+    """A method from its table; `at` is the table's dotted key.
+
+    Raises:
+        GenfedError: a setting that is unknown, missing, of a wrong type or out of bounds.
+    """
+    method: Method[Any] = _value(Method, table, at)
+    return method
+
+
 def _config(table: Table) -> Config:
     defaults = _table(table.pop("defaults", {}), "defaults")
     own = _table(table.pop("method", {}), "method")

@@ -12,9 +12,10 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import pydantic
 from torch import Tensor
@@ -23,8 +24,9 @@ from genfed import __version__
 from genfed.app import federation, grids, integrity, protection, quality
 from genfed.app.case import attack
 from genfed.app.config import Config, decisive, read, to_toml
-from genfed.app.site import new_site, new_trial, shards_file, trial_folder
-from genfed.app.trial import Progress, Run, counts_for, new_server, read_checkpoint
+from genfed.app.site import new_site, new_trial, shards_file, site_of, trial_folder
+from genfed.app.trial import Progress, Run, Trial, counts_for, new_server, read_checkpoint
+from genfed.core.aggregate import ClientInfo
 from genfed.core.audit import Audits
 from genfed.core.errors import GenfedError
 from genfed.core.method import Task
@@ -32,6 +34,7 @@ from genfed.core.record import digest, pack, save
 from genfed.data.dataset import Dataset, Source
 from genfed.data.features import write_encoder
 from genfed.data.huggingface import HuggingFace
+from genfed.engines.ask import Engine
 from genfed.engines.embedded import InProcess, Workers
 from genfed.engines.site import Shards, threads
 from genfed.report.metrics import Metrics, retain
@@ -41,6 +44,10 @@ from genfed.report.privacy import read_audits
 from genfed.report.results import QUALITY, Environment, Protection, Report, Row, summarise, to_json
 from genfed.report.tensorboard import TensorBoard, open_tensorboard
 
+if TYPE_CHECKING:
+    from genfed.engines.flower import Flower
+
+EngineName = Literal["embedded", "flower"]
 log = logging.getLogger(__name__)
 
 
@@ -69,6 +76,7 @@ def run(
     overrides: Iterable[str] = (),
     notify: Callable[[Progress], None] | None = None,
     command: str | None = None,
+    engine: EngineName = "embedded",
 ) -> Report:
     """Runs a config and returns its report.
 
@@ -81,12 +89,15 @@ def run(
         notify: called with what is going on.
         command: what the report says it was started with; None: this process's command line. A resumed run keeps the
             first.
+        engine: what carries records to clients and back on this machine: genfed's own, or a simulation by Flower (the
+            extra "flower"). The outcome is the same to the bit.
 
     Raises:
         GenfedError: something in the config, the data or the folder is wrong; what was done before stays done.
     """
     settings = config if isinstance(config, Config) else read(config, overrides)
     folder = default_folder(config, settings) if out is None else Path(out)
+    simulate = _simulation() if engine == "flower" else None
     dataset = load_data(settings)
     public = load_public(settings, dataset.task)
     for seed in settings.seeds:
@@ -95,14 +106,79 @@ def run(
         quality.check(settings, shards)
         integrity.check(settings, shards, seed)
     protection.check(settings, shards)
+
+    @contextlib.contextmanager
+    def here() -> Iterator[Clients]:
+        opened = _workers(settings, folder) if simulate is None else simulate(settings)
+        if dataset.encoder is not None:  # whoever uses what was trained needs no training data
+            write_encoder(dataset.encoder, folder / "encoder.json")
+        with opened as workers:
+            yield _Here(settings, dataset, folder, workers)
+
+    return run_on(
+        settings, dataset.task, shards.clients, public, folder, here, resume, fresh, notify or (lambda _: None), command
+    )
+
+
+class Clients(Protocol):
+    """Where the clients of a run are, and their data."""
+
+    def shards(self, seed: int) -> Shards:
+        """The clients of a seed; without examples where these lie elsewhere."""
+
+    def engine(self, trial: Trial) -> Engine:
+        """What carries records to them; the last that was given is then closed."""
+
+    def done(self, seed: int) -> None:
+        """No trial of that seed is left."""
+
+
+class _Here:
+    """All clients on this machine."""
+
+    def __init__(self, config: Config, dataset: Dataset, folder: Path, workers: "Workers | Flower | None") -> None:
+        self._config, self._dataset, self._folder, self._workers = config, dataset, folder, workers
+
+    def shards(self, seed: int) -> Shards:
+        shards = federation.share_out(self._config, self._dataset, seed)
+        if self._workers:
+            save(shards, shards_file(self._folder, seed), durable=False)
+        return shards
+
+    def engine(self, trial: Trial) -> Engine:
+        if self._workers is None:
+            return InProcess(new_site(trial))
+        self._workers.open(json.dumps({"run": str(self._folder.resolve()), "label": trial.label, "seed": trial.seed}))
+        return self._workers
+
+    def done(self, seed: int) -> None:
+        shards_file(self._folder, seed).unlink(missing_ok=True)
+
+
+def run_on(
+    settings: Config,
+    task: Task,
+    clients: tuple[ClientInfo, ...],
+    public: Tensor | None,
+    folder: Path,
+    there: Callable[[], AbstractContextManager[Clients]],
+    resume: bool,
+    fresh: bool,
+    notify: Callable[[Progress], None],
+    command: str | None,
+) -> Report:
+    """The same as `run` once it is known who takes part: `there` opens where they are, and `clients` are those of one
+    seed, for checks before anything is done.
+    """
     for method in settings.method.values():  # a generator that does not fit, before an earlier method has run
-        method.init(new_server(shards.task, shards.clients, settings.compute, seed, 0, "init", public=public))
+        method.init(new_server(task, clients, settings.compute, settings.seeds[-1], 0, "init", public=public))
     started = Started(command or _command(), datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
     if resume and not (folder / "config.toml").exists():
         log.warning("nothing to resume in %s: starting", folder)
     with _claimed(folder, settings, resume=resume, fresh=fresh), _logged(folder), threads(settings.compute.threads):
         try:
-            return _run(settings, dataset, public, folder, notify or (lambda _: None), _first(folder, started))
+            with there() as opened:
+                return _run(settings, task, opened, public, folder, notify, _first(folder, started))
         except OSError as error:
             raise GenfedError(f"{error}; nothing that was saved is lost: mend it, then go on with --resume") from None
 
@@ -116,7 +192,7 @@ def default_folder(config: object, settings: Config) -> Path:
 
 def load_data(config: Config) -> Dataset:
     """Reads the data set, a relative path starting from `data_root`."""
-    return _load(config, config.data)
+    return load_source(config.data, config.data_root)
 
 
 def load_public(config: Config, task: Task) -> Tensor | None:
@@ -127,7 +203,7 @@ def load_public(config: Config, task: Task) -> Tensor | None:
     """
     if config.public is None:
         return None
-    public = _load(config, config.public)
+    public = load_source(config.public, config.data_root)
     if (public.task.kind, public.task.shape) != (task.kind, task.shape):
         raise GenfedError(
             f"public: {public.task.kind} examples of shape {public.task.shape}, where the clients' are {task.kind} "
@@ -136,10 +212,11 @@ def load_public(config: Config, task: Task) -> Tensor | None:
     return public.train.x
 
 
-def _load(config: Config, source: Source) -> Dataset:
-    if config.data_root:
+def load_source(source: Source, root: str) -> Dataset:
+    """Reads a data source whose relative paths start from `root`."""
+    if root:
         given = {name: getattr(source, name, None) for name in ("path", "validation_path", "test_path")}
-        paths = {name: str(Path(config.data_root) / path) for name, path in given.items() if isinstance(path, str)}
+        paths = {name: str(Path(root) / path) for name, path in given.items() if isinstance(path, str)}
         if isinstance(source, HuggingFace) and not Path(paths["path"]).exists():
             return source.load()  # a hub's name is no path
         source = replace(source, **paths)  # type: ignore[type-var]
@@ -171,29 +248,24 @@ def worker_count(config: Config) -> int:
 
 def _run(
     config: Config,
-    dataset: Dataset,
+    task: Task,
+    clients: Clients,
     public: Tensor | None,
     folder: Path,
     notify: Callable[[Progress], None],
     started: Started,
 ) -> Report:
     partition: dict[str, tuple[tuple[int, ...], ...]] = {}
-    clients = {}
+    infos: dict[int, tuple[ClientInfo, ...]] = {}
     natural: dict[str, tuple[tuple[str, ...], ...]] = {}
     pictures: dict[str, Grid | SetGrid] = {}
     protected: dict[tuple[str, int], Protection | None] = {}
     data = folder / "data"
     data.mkdir(exist_ok=True)
-    if dataset.encoder is not None:  # whoever uses what was trained needs no training data
-        write_encoder(dataset.encoder, folder / "encoder.json")
-    retain(folder / "metrics.jsonl", _counting(config, folder, dataset.task))
+    retain(folder / "metrics.jsonl", _counting(config, folder, task))
     # A generator that was judged before a stop is not judged again.
     judged = {(row["method"], row["seed"]) for row in read_metrics(folder / "metrics.jsonl") if row["phase"] == QUALITY}
-    with (
-        Metrics(folder / "metrics.jsonl") as metrics,
-        _tensorboard(folder) as board,
-        _workers(config, folder) as workers,
-    ):
+    with Metrics(folder / "metrics.jsonl") as metrics, _tensorboard(folder) as board:
 
         def record(rows: Sequence[Row]) -> None:
             metrics.write(rows)
@@ -202,22 +274,18 @@ def _run(
                 board.write(rows)
 
         for seed in config.seeds:
-            shards = federation.share_out(config, dataset, seed)
-            clients[seed] = shards.clients
-            partition[str(seed)] = federation.class_counts(shards)
+            shards = clients.shards(seed)
+            infos[seed] = shards.clients
+            if len(shards.train):
+                partition[str(seed)] = federation.class_counts(shards)
             values = tuple(own.values for each in shards.own.values() for own in each)
             natural |= {str(seed): values} if any(values) else {}
             judge = quality.Judge(config, shards, seed)
             which = fingerprint(shards, public)
-            if workers:
-                save(shards, shards_file(folder, seed), durable=False)
             for label, method in config.method.items():
                 trial = replace(new_trial(config, folder, label, seed, shards, which), public=public)
                 protection.prepare(trial)  # before workers would, each for itself
-                if workers:
-                    workers.open(json.dumps({"run": str(folder.resolve()), "label": label, "seed": seed}))
-                engine = workers or InProcess(new_site(trial))
-                loop = Run(trial, engine, record, notify)
+                loop = Run(trial, clients.engine(trial), record, notify)
                 state = loop.finish()
                 protected[label, seed] = protection.protection_of(trial)
                 if quality.judged(method) and config.quality.samples and (label, seed) not in judged:
@@ -228,7 +296,7 @@ def _run(
                 if seed == config.seeds[0] and config.audits:
                     loop.tell_after("audits")
                     attack(config, trial, config.audits, folder)
-            shards_file(folder, seed).unlink(missing_ok=True)
+            clients.done(seed)
     rows = read_metrics(folder / "metrics.jsonl")
     trials = tuple(
         replace(summarise(rows, label, seed), protection=protected[label, seed])
@@ -238,8 +306,8 @@ def _run(
     report = Report(
         name=config.name,
         config=to_toml(config),
-        classes=dataset.task.classes,
-        shape=dataset.task.shape,
+        classes=task.classes,
+        shape=task.shape,
         environment=_environment(config, started),
         trials=trials,
         partition=partition,
@@ -248,7 +316,7 @@ def _run(
         skewed=not config.partition.alike,
         column=config.partition.natural if natural else None,
         natural=natural,
-        notes=integrity.notes(config, clients, trials),
+        notes=integrity.notes(config, infos, trials),
     )
     (folder / "report.json").write_text(to_json(report), "utf-8")
     (folder / "report.html").write_text(page(report, pictures, *_audits(folder)), "utf-8")
@@ -301,6 +369,23 @@ def _workers(config: Config, folder: Path) -> Iterator[Workers | None]:
             yield workers
         finally:
             workers.close()
+
+
+def _simulation() -> Callable[[Config], "AbstractContextManager[Flower]"]:
+    """Opens Flower's simulation.
+
+    Raises:
+        GenfedError: the extra is not installed, or its version does not work.
+    """
+    from genfed.engines import flower
+
+    def opened(config: Config) -> "AbstractContextManager[Flower]":
+        clients, compute = config.federation.clients, config.compute
+        return flower.simulation(
+            clients, max(1, worker_count(config)), compute.threads, site_of, config.federation.timeout
+        )
+
+    return opened
 
 
 @contextlib.contextmanager
@@ -373,7 +458,7 @@ def _logged(folder: Path) -> Iterator[None]:
 
 def _environment(config: Config, started: Started) -> Environment:
     versions = {"genfed": __version__, "python": platform.python_version()}
-    for name in ("torch", "numpy", "safetensors", "scikit-learn", "diffusers", "transformers", "opacus"):
+    for name in ("torch", "numpy", "safetensors", "scikit-learn", "diffusers", "transformers", "opacus", "flwr"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # extras
             versions[name] = importlib.metadata.version(name)
     return Environment(

@@ -155,10 +155,16 @@ class Site:
         self._train = shards.train if self._device.type == "cpu" else shards.train.to(self._device)
 
     def work(self, step: Step, client: int, sent: Packed) -> Answer:
-        """Has one client do its part of a step. Doing it again gives the same answer."""
+        """Has one client do its part of a step. Doing it again gives the same answer.
+
+        Raises:
+            GenfedError: clients do not work in such a phase, or the reply would spoil a mean.
+        """
         started = time.perf_counter()
-        phase = self._phases[step.phase]
-        assert phase.work is not None
+        phase = self._phases.get(step.phase)
+        if phase is None or phase.work is None:
+            asked = sorted(name for name, known in self._phases.items() if known.work)
+            raise GenfedError(f"there is no phase {step.phase!r} in which clients work; there are: {', '.join(asked)}")
         kept = KeptOnDisk(self._kept / str(client), step.number, None if step.phase == "evaluate" else phase.slots)
         folder, private = self._kept / str(client), None
         if self._guard is not None and step.phase == "evaluate":

@@ -6,11 +6,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from genfed.classifiers.cnn import ARCHITECTURES
 from genfed.core.aggregate import ClientInfo, Collect
 from genfed.core.method import Client, Method, Nothing, Phase, Reduced, Reply, Server, Task, Weights
 from genfed.core.settings import settings
@@ -196,6 +198,57 @@ class Sleeps(Linear):
         if self.training:
             time.sleep(600)
         return super().forward(x)
+
+
+def _mood() -> str:
+    """How an `Unruly` takes its next training: the first word of a file of the site's, which is then struck out."""
+    file = Path(os.environ["GENFED_TEST_MOODS"])
+    words = file.read_text().split() if file.exists() else []
+    file.write_text(" ".join(words[1:]))
+    return words[0] if words else "good"
+
+
+class Unruly(Linear):
+    """Goes wrong in training as its site's file of moods says."""
+
+    mood = ""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and not self.mood:
+            self.mood = _mood()
+            if self.mood == "raise":
+                raise ValueError("this network cannot be trained")
+            if self.mood == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if self.mood == "rubbish":  # its process answers with what is no letter
+                from flwr.app import Array
+
+                import genfed.engines.flower as engine
+
+                setattr(engine, "_array", lambda part: Array("uint8", (3,), "safetensors", b"abc"))  # noqa: B010
+            while self.mood == "sleep" and not Path(f"{os.environ['GENFED_TEST_MOODS']}.awake").exists():
+                time.sleep(0.2)
+        return super().forward(x)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
+        weights = super().state_dict(*args, **kwargs)
+        if self.mood == "shape":
+            return {name: value[:1] for name, value in weights.items()}
+        return {name: value * (float("nan") if self.mood == "nan" else 1.0) for name, value in weights.items()}
+
+
+class Headed(nn.Module):
+    """An architecture of one's own with the extractor of the CNNs."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__()
+        self.extractor = ARCHITECTURES["cnn1"](task).get_submodule("extractor")
+        self.header = nn.Sequential(nn.Flatten(), nn.LazyLinear(len(task.classes)))
+        self(torch.zeros(2, *task.shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.header(self.extractor(x))
+        return scores
 
 
 class Between(nn.Module):

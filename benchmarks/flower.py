@@ -1,0 +1,167 @@
+"""Flower beside the embedded engine: `python -m benchmarks.flower overhead`, or `python -m benchmarks.flower digits`.
+
+overhead: rounds in which clients send back what they were sent, with two workers and in Flower's simulation.
+digits [CONFIG [ENGINES]]: GeFL on the digits (examples/deployment/digits.toml), embedded, simulated and at three sites over
+TLS; or another config of three clients, and some of embedded,flower,tls.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.common import write_images
+from genfed.app import link
+from genfed.app.config import read
+from genfed.app.keys import make_keys
+from genfed.app.trial import read_checkpoint
+from genfed.core.aggregate import ClientInfo, Mean
+from genfed.core.method import Client, Method, Nothing, Phase, Reduced, Reply, Server
+from genfed.core.record import digest, pack
+from genfed.core.settings import settings
+
+EXAMPLES = Path(__file__).parent.parent / "examples" / "deployment"
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What travels, and the state."""
+
+    numbers: Tensor
+
+
+@settings
+class Echo(Method[Numbers]):
+    """Clients send back what they were sent."""
+
+    state = Numbers
+
+    count: int = 256
+    """Numbers of 4 bytes."""
+    rounds: int = 3
+
+    def init(self, server: Server) -> Numbers:
+        return Numbers(torch.zeros(self.count))
+
+    def phases(self) -> list[Phase[Numbers]]:
+        return [Phase("echo", self.keep, self.send, self.echo, {"numbers": Mean()}, rounds=self.rounds)]
+
+    def send(self, server: Server, state: Numbers, info: ClientInfo) -> Numbers:
+        return state
+
+    def echo(self, client: Client, sent: Numbers) -> Reply[Numbers]:
+        return Reply(sent, metrics={"loss": 0.0})
+
+    def keep(self, server: Server, state: Numbers, reduced: Reduced) -> Numbers:
+        return Numbers(reduced["numbers"])
+
+    def send_classifier(self, server: Server, state: Numbers, info: ClientInfo) -> Nothing:
+        return Nothing()
+
+    def classifier(self, client: Client, sent: Nothing) -> nn.Module:
+        return client.new_network(client.rng)
+
+
+CODE = """
+import json, resource, sys, time
+import genfed
+config, out, engine = json.loads(sys.argv[1])
+genfed.run(config, out=out, engine=engine)
+print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
+
+def overhead(counts: tuple[int, ...] = (10, 100, 1000)) -> None:
+    """Prints rows of a Markdown table: seconds of the rounds after the first, and the server's peak memory."""
+    for clients in counts:
+        for megabytes in (0.001, 1.0):
+            for engine in ("embedded", "flower"):
+                with tempfile.TemporaryDirectory() as name:
+                    images, out = Path(name) / "images.npz", Path(name) / "run"
+                    write_images(images, clients, 1, 8)
+                    config = {
+                        "name": "echo",
+                        "methods": ["echo"],
+                        "beside": [],
+                        "data": {"kind": "npz", "path": str(images), "validation": 0.0},
+                        "federation": {"clients": clients, "architectures": ["linear"]},
+                        "partition": {"kind": "iid"},
+                        "evaluation": {"every": 0},
+                        "quality": {"samples": 0, "flops": False},
+                        "compute": {"workers": 2},
+                        "method": {
+                            "echo": {"kind": "benchmarks.flower:Echo", "count": int(megabytes * 250_000), "rounds": 3}
+                        },
+                    }
+                    words = [sys.executable, "-c", CODE, json.dumps([config, str(out), engine])]
+                    done = subprocess.run(words, capture_output=True, text=True, check=True)
+                    peak = float(done.stdout.rsplit("peak", 1)[1])
+                    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+                times = [r["seconds"] for r in rows if r["phase"] == "echo" and r["round"] and r["client"] is None]
+                print(
+                    f"| {clients} | {megabytes:g} | {engine} | {sum(times) / len(times):.2f} | {peak:.0f} |", flush=True
+                )
+
+
+def digits(config: str = str(EXAMPLES / "digits.toml"), engines: str = "embedded,flower,tls") -> None:
+    """Prints wall time and the state's digest for each of the three ways."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for engine in engines.split(","):
+            begun = time.monotonic()
+            if engine == "tls":
+                _sites(folder, config)
+            else:
+                genfed = [sys.executable, "-m", "genfed", "run", config, "--out", engine, "--engine", engine]
+                subprocess.run(genfed, cwd=folder, check=True, capture_output=True)
+            wall = time.monotonic() - begun
+            for label in read(folder / engine / "config.toml").method:
+                at: Any = read_checkpoint(
+                    read(folder / engine / "config.toml").method[label], folder / engine / "trials" / label / "seed-0"
+                )
+                accuracy = _accuracy(folder / engine, label)
+                print(f"| {label} | {engine} | {wall:.0f} | {accuracy} | `{digest(pack(at.state))[:16]}` |", flush=True)
+
+
+def _accuracy(out: Path, label: str) -> str:
+    report = json.loads((out / "report.json").read_text())
+    (trial,) = [t for t in report["trials"] if t["method"] == label]
+    return f"{100 * trial['accuracy']:.2f}"
+
+
+def _sites(folder: Path, config: str) -> None:
+    """Three sites and a server over TLS on this machine, from keys to report."""
+    names, port = ("north", "south", "west"), link.free_port()
+    make_keys(folder / "keys", names)
+    make = [sys.executable, str(EXAMPLES / "make_sites.py"), ".", f"127.0.0.1:{port}", "keys", config]
+    subprocess.run(make, cwd=folder, check=True)
+    genfed = [sys.executable, "-m", "genfed"]
+    joined = [
+        subprocess.Popen(
+            [*genfed, "join", f"{name}.toml"], cwd=folder, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        for name in names
+    ]
+    try:
+        words = ["serve", config, "--keys", "keys", "--address", f"127.0.0.1:{port}", "--out", "tls"]
+        done = subprocess.run([*genfed, *words], cwd=folder, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    finally:
+        for process in joined:
+            link.end(process)
+
+
+if __name__ == "__main__":
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(EXAMPLES.parent.parent), os.environ.get("PYTHONPATH", "")])
+    if sys.argv[1] == "overhead":
+        overhead()
+    else:
+        digits(*sys.argv[2:])

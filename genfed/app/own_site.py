@@ -1,0 +1,364 @@
+"""What a site has, as its SITE.toml on its own disk says, and what it answers to the server's letters."""
+
+import datetime
+import json
+import logging
+import os
+import tomllib
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field, InstanceOf
+from torch import nn
+
+from genfed import __version__
+from genfed.app import federation, registry
+from genfed.app.config import build, read_method
+from genfed.app.run import load_source
+from genfed.app.trial import with_evaluation
+from genfed.core.aggregate import ClientInfo
+from genfed.core.errors import GenfedError, RecordError, StorageError
+from genfed.core.method import Data, Task
+from genfed.core.record import Packed, load, pack, save
+from genfed.core.rng import stream
+from genfed.core.settings import settings
+from genfed.data.dataset import Source
+from genfed.engines.site import Own, Shards, Site
+from genfed.learn.weights import Model, weights_of
+
+log = logging.getLogger(__name__)
+LOG, AUDIT, DATA = "site.log", "audit.jsonl", "data.safetensors"
+"""In a site's folder: what went wrong, a line for all that left, and the data as tensors."""
+
+
+@settings
+class Link:
+    """The way to the server."""
+
+    address: Annotated[str, Field(pattern=r"^[^/:\s]+:\d{1,5}$")] = "127.0.0.1:9092"
+    """host:port of its SuperLink."""
+    certificate: str = ""
+    """Certificate (PEM) of the authority that vouches for the server: ca.crt. Empty: those that this machine trusts."""
+    key: str = ""
+    """The site's private key, by which the server knows it; empty: it shows none, and most servers refuse it."""
+    insecure: bool = False
+    """Without TLS: anybody on the way reads all that travels. For a trial on one machine."""
+
+
+@settings
+class SiteConfig:
+    """A site: its data, its model, its machine. None of it leaves but its name, its architecture's name, the number of
+    its examples and the names of its classes.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
+    """By which the server and its report know the site: letters, digits, - and _."""
+    architecture: str
+    """Of its classifier: a name of the zoo, or its own "package.module:Class", which stands beside this file or is
+    installed."""
+    data: InstanceOf[Source]
+    """Its examples, as [data] of a config; relative paths start from this file."""
+    classes: tuple[str, ...] | None = None
+    """Names of all classes of the federation, where the site lacks examples of some; left out: those that it has."""
+    part: Literal["test", "validation"] = "test"
+    """The part of its data that classifiers are scored on."""
+    folder: str = ""
+    """Where it keeps what must outlive a restart, and its logs; empty: the site's name, beside this file."""
+    device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] = "cpu"
+    """"cpu", "cuda" or "cuda:1"."""
+    threads: Annotated[int, Field(ge=1, le=1024)] = 1
+    """Of its work. Another number may change the last bits."""
+    allow: tuple[str, ...] = ()
+    """Methods and the like by "package.module:Class" that the server may ask for; genfed's own always are."""
+    link: Link = Field(default_factory=Link)
+    """The way to the server."""
+
+    def __post_init__(self) -> None:
+        if self.link.insecure and self.link.key:
+            raise GenfedError("link.insecure = true: a site without TLS shows no key; leave out link.key, or insecure")
+
+
+@dataclass(frozen=True)
+class Here:
+    """A site as read from its file."""
+
+    config: SiteConfig
+    file: Path
+
+    @property
+    def root(self) -> Path:
+        """The folder of its file, from which its paths start."""
+        return self.file.parent
+
+    @property
+    def folder(self) -> Path:
+        """Where it keeps things."""
+        return self.root / (self.config.folder or self.config.name)
+
+
+@dataclass(frozen=True)
+class Holding:
+    """A site's data."""
+
+    task: Task
+    train: Data
+    held_out: Data
+
+
+def read_site(path: str | Path) -> Here:
+    """Reads a SITE.toml.
+
+    Raises:
+        GenfedError: no such file, not TOML, or a setting that is unknown, missing, of a wrong type or out of bounds.
+    """
+    file = Path(path)
+    try:
+        table = tomllib.loads(file.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise GenfedError(f"{file}: {why}; give a site's TOML file") from None
+    except tomllib.TOMLDecodeError as error:
+        raise GenfedError(f"{file}: not TOML: {error}") from None
+    try:
+        return Here(build(SiteConfig, table, ""), file.resolve())
+    except GenfedError as error:
+        raise GenfedError(f"{file}: {error}") from None
+
+
+def take_stock(site: Here) -> Holding:
+    """Reads the site's data, checks that its model fits them, and keeps them as tensors for the work to map.
+
+    Raises:
+        GenfedError: data that cannot be read, or a model that does not fit them.
+    """
+    config = site.config
+    federation.check_device(config.device)
+    dataset = load_source(config.data, str(site.root))
+    task, train = dataset.task, dataset.train
+    held_out = dataset.test if config.part == "test" else dataset.validation
+    if not len(held_out):
+        raise GenfedError(f"part = {config.part!r}: the data have no such part to score on")
+    if config.classes is not None:
+        if lacking := [name for name in task.classes if name not in config.classes]:
+            raise GenfedError(f"classes: the data have a class {lacking[0]!r}, which is not among them")
+        place = torch.tensor([config.classes.index(name) for name in task.classes])
+        task = replace(task, classes=config.classes)
+        train, held_out = Data(train.x, place[train.y]), Data(held_out.x, place[held_out.y])
+    holding = Holding(task, train, held_out)
+    federation.check_architecture(config.architecture, task, train)
+    site.folder.mkdir(parents=True, exist_ok=True)
+    save(holding, site.folder / DATA)
+    return holding
+
+
+def holding_of(site: Here) -> Holding:
+    """What `take_stock` kept; taken anew where it is missing."""
+    try:
+        return load(Holding, site.folder / DATA)
+    except RecordError:
+        return take_stock(site)
+
+
+# What it answers.
+
+
+def handle(head: Mapping[str, Any], body: Packed, node: Mapping[str, Any]) -> tuple[dict[str, Any], Packed]:
+    """The answer to a letter; `node` says where the site's file is. All that leaves is written to the audit log before.
+
+    Raises:
+        GenfedError: why there is no answer, in words that name neither paths nor data.
+    """
+    if "site" not in node:
+        raise GenfedError("the node was not told its site; start it with: --node-config 'site=\"/path/of/SITE.toml\"'")
+    try:
+        site = read_site(str(node["site"]))
+    except GenfedError:
+        log.exception("the site's file cannot be read")
+        raise GenfedError("the site's file cannot be read; its own log says more") from None
+    torch.set_num_threads(site.config.threads)
+    with _discreet(site, head):
+        version = head.get("genfed")
+        if version != __version__:
+            raise GenfedError(f"the server has genfed {version}, and site {site.config.name} has {__version__}")
+        ask = {"hello": _hello, "initial": _initial, "work": _work}.get(str(head.get("ask")))
+        if ask is None:
+            raise GenfedError(f"site {site.config.name} does not answer to {head.get('ask')!r}")
+        answer, upload = ask(site, head, body)
+        _write_audit(site, head, len(json.dumps(answer)) + upload.nbytes, sorted(answer), sorted(_fields(upload)))
+        return answer, upload
+
+
+@contextmanager
+def _discreet(site: Here, head: Mapping[str, Any]) -> Iterator[None]:
+    """What went wrong goes to the site's log; to the server only what names no file and quotes no data."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        site.folder.mkdir(parents=True, exist_ok=True)
+        with (site.folder / LOG).open("a", encoding="utf-8") as file:
+            file.write(f"{_now()} {json.dumps(_about(head))}\n{traceback.format_exc()}\n")
+        told = str(error) if isinstance(error, GenfedError) else type(error).__name__
+        if isinstance(error, OSError) or "/" in told or "\\" in told:
+            told = "it could not read or write a file"
+        if told != str(error):
+            told += "; its own log says more"
+        _write_audit(site, head, len(told.encode()), ["failed"], [])
+        raise (StorageError if isinstance(error, StorageError) else GenfedError)(told) from None
+
+
+def _hello(site: Here, head: Mapping[str, Any], body: Packed) -> tuple[dict[str, Any], Packed]:
+    holding, config = holding_of(site), site.config
+    return {
+        "name": config.name,
+        "architecture": config.architecture,
+        "kind": holding.task.kind,
+        "shape": list(holding.task.shape),
+        "classes": list(holding.task.classes),
+        "examples": len(holding.train),
+        "held_out": len(holding.held_out),
+        "torch": torch.__version__,
+        "device": config.device,
+        "memory": _free_memory(),
+        "clock": datetime.datetime.now(datetime.UTC).timestamp(),
+    }, Packed({}, "{}")
+
+
+def _initial(site: Here, head: Mapping[str, Any], body: Packed) -> tuple[dict[str, Any], Packed]:
+    """The initial weights of an architecture that only the site knows, as `learn.weights.initial_weights` has them."""
+    name = site.config.architecture
+    network = registry.new_network(name, holding_of(site).task, stream(int(head["seed"]), "common", "classifier", name))
+    return {}, pack(Model(weights_of(network)))
+
+
+def _work(site: Here, head: Mapping[str, Any], body: Packed) -> tuple[dict[str, Any], Packed]:
+    from genfed.engines.flower import worked
+
+    return worked(_opened(site, json.loads(head["open"]), int(head["client"])), dict(head), body)
+
+
+def _opened(site: Here, about: Mapping[str, Any], client: int) -> Site:
+    """The trial that the server speaks of, at this site."""
+    config, holding = site.config, holding_of(site)
+    _check_names(about["method"], config)
+    method = read_method(about["method"], f"method.{about['label']}")
+    info = ClientInfo(client, config.architecture, len(holding.train))
+    if list(holding.task.classes) != about["classes"]:
+        raise GenfedError(f"the classes of site {config.name} are no longer those agreed on: begin the run anew")
+    own: dict[int, tuple[Own, ...]] = {info.id: (Own(info.id, (0, len(holding.train))),)}
+    device = torch.device(config.device)
+    return Site(
+        with_evaluation(method, holding.held_out.to(device), own),
+        Shards(holding.task, (info,), ((0, len(holding.train)),), holding.train, holding.held_out, own),
+        site.folder / "runs" / _plain(about["run"]) / _plain(about["label"]) / f"seed-{int(about['seed'])}",
+        int(about["seed"]),
+        lambda name, task, rng: _new_network(config, name, task, rng),
+        config.device,
+        about["precision"],
+        bool(about["flops"]),
+    )
+
+
+def _new_network(config: SiteConfig, name: str, task: Task, rng: torch.Generator) -> nn.Module:
+    if name != config.architecture:
+        _check_name(name, config)
+    return registry.new_network(name, task, rng)
+
+
+def _check_names(table: Any, config: SiteConfig) -> None:
+    """Refuses a method's table that names code which the site has not allowed."""
+    for key, value in table.items() if isinstance(table, dict) else ():
+        if key == "kind":
+            _check_name(str(value), config)
+        _check_names(value, config)
+
+
+def _check_name(name: str, config: SiteConfig) -> None:
+    if ":" in name and name not in config.allow:
+        raise GenfedError(f"site {config.name} does not allow {name}; its SITE.toml would name it in allow")
+
+
+def _plain(name: Any) -> str:
+    """What may name a folder."""
+    if not isinstance(name, str) or not name or name.startswith(".") or set(name) & set("/\\\0"):
+        raise GenfedError(f"{name!r} cannot name a folder")
+    return name
+
+
+def _free_memory() -> int:
+    """Bytes that a process could still take; 0: not known."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 0
+
+
+# What left.
+
+
+@dataclass(frozen=True)
+class Left:
+    """A line of the audit log: something that left the site."""
+
+    at: str
+    """ISO 8601, UTC."""
+    run: str
+    method: str
+    seed: str
+    phase: str
+    round: str
+    bytes: int
+    says: tuple[str, ...]
+    """Names of what was said beside the record."""
+    fields: tuple[str, ...]
+    """Of the record that was uploaded."""
+
+
+def _about(head: Mapping[str, Any]) -> dict[str, Any]:
+    """What a letter asks for."""
+    try:
+        trial = json.loads(head["open"]) if "open" in head else {}
+        step = head.get("step") or {}
+        phase = step.get("phase", head.get("ask", "?"))
+        about = {"run": trial.get("run", ""), "method": trial.get("label", ""), "seed": trial.get("seed", "")}
+        return {
+            name: str(value)[:64] for name, value in (about | {"phase": phase, "round": step.get("round", "")}).items()
+        }
+    except (ValueError, TypeError, AttributeError):
+        return {"run": "", "method": "", "seed": "", "phase": "?", "round": ""}
+
+
+def _write_audit(site: Here, head: Mapping[str, Any], size: int, says: list[str], fields: list[str]) -> None:
+    line = {"at": _now()} | _about(head) | {"bytes": size, "says": says, "fields": fields}
+    site.folder.mkdir(parents=True, exist_ok=True)
+    with (site.folder / AUDIT).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_audit(site: Here) -> list[Left]:
+    """All that left the site, the oldest first; a line that a power cut left half written is left out."""
+    file, left = site.folder / AUDIT, []
+    for line in file.read_text("utf-8").splitlines() if file.exists() else ():
+        try:
+            row = json.loads(line)
+            left.append(Left(**row | {"says": tuple(row["says"]), "fields": tuple(row["fields"])}))
+        except (ValueError, TypeError, KeyError):
+            continue
+    return left
+
+
+def _fields(upload: Packed) -> list[str]:
+    return list(json.loads(upload.skeleton))
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

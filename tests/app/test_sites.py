@@ -1,0 +1,371 @@
+"""A federation of sites without Flower's processes: letters go from the server's main straight to sites' handlers."""
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import tomli_w
+import torch
+
+import genfed
+from genfed.app import federation, registry
+from genfed.app.config import read
+from genfed.app.run import load_data
+from genfed.app.trial import read_checkpoint
+from genfed.core.errors import GenfedError
+from genfed.core.record import digest, pack
+from genfed.report.results import from_json
+from tests.conftest import start, tiny
+
+flower = pytest.importorskip(
+    "genfed.engines.flower",
+    reason="Flower is not installed: pip install 'genfed[flower]'",
+    exc_type=GenfedError,  # type: ignore[arg-type]  # any exception will do
+)
+from genfed.app import own_site, serving  # noqa: E402
+
+pytestmark = pytest.mark.flower
+NAMES = ("a", "b", "c", "d")
+
+
+@pytest.fixture(autouse=True)
+def _somebody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flower's messages say who sent them."""
+    from flwr.supercore.task_identity import TaskIdentity
+
+    for name in ("_run_id", "_task_id", "_node_id"):
+        monkeypatch.setattr(TaskIdentity, name, 1)
+
+
+class Grid:
+    """Nodes that answer as soon as they are asked."""
+
+    def __init__(self, files: Iterable[Path], answer: Any = None) -> None:
+        self.nodes: dict[int, Path] = dict(enumerate(files, 100))
+        self._answer = answer or (lambda handle, message, context: flower._answered(handle, message, context))
+        self._replies: dict[str, Any] = {}
+        self.sent: list[Any] = []
+        self.registered: dict[int, str] = {}
+
+    def get_node_ids(self) -> list[int]:
+        return list(self.nodes)
+
+    def get_nodes(self) -> list[Any]:
+        return [SimpleNamespace(node_id=node, name=self.registered.get(node, "")) for node in self.nodes]
+
+    def push_messages(self, messages: Iterable[Any]) -> list[str]:
+        names = []
+        for message in messages:
+            name = f"m{len(self.sent)}"
+            message.metadata.__dict__["_message_id"] = name
+            self.sent.append(message)
+            context = SimpleNamespace(node_config={"site": str(self.nodes[message.metadata.dst_node_id])})
+            self._replies[name] = self._answer(own_site.handle, message, context)
+            names.append(name)
+        return names
+
+    def pull_messages(self, names: Iterable[str]) -> list[Any]:
+        return [self._replies.pop(name) for name in names if name in self._replies]
+
+
+def sites(config: dict[str, Any], folder: Path, **changes: Any) -> list[Path]:
+    """A site for each client of the config: an npz with its part, and its file; `changes` by name."""
+    settings = read(config)
+    shards = federation.share_out(settings, load_data(settings), 0)
+    classes, files = np.array(shards.task.classes), []
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, info, rows in zip(NAMES, shards.clients, shards.ranges, strict=False):
+        mine, test = shards.train[slice(*rows)], shards.held_out
+        arrays = {"x_train": mine.x, "x_test": test.x}
+        labels = {"y_train": classes[mine.y], "y_test": classes[test.y]}
+        given: dict[str, Any] = {k: v.numpy() for k, v in arrays.items()} | labels
+        np.savez(folder / f"{name}.npz", **given)
+        about = {
+            "name": name,
+            "architecture": info.architecture,
+            "classes": list(shards.task.classes),
+            "data": {"kind": "npz", "path": f"{name}.npz", "validation": 0.0},
+            "link": {"insecure": True},
+        }
+        file = folder / f"{name}.toml"
+        file.write_text(tomli_w.dumps(about | changes.get(name, {})))
+        files.append(file)
+    return files
+
+
+def some(*methods: str, **changes: Any) -> dict[str, Any]:
+    """A config of three clients with enough examples that each has every class."""
+    architectures = ["linear", "mlp-small", "linear"]
+    few = {"clients": 3, "examples": 240, "architectures": architectures, "quorum": 1.0} | changes.pop("federation", {})
+    return tiny(*methods, federation=few, **changes)
+
+
+def serve(config: dict[str, Any], grid: Grid, out: Path, **options: Any) -> serving.Outcome:
+    file, outcome = out.with_suffix(".toml"), out.with_suffix(".json")
+    file.write_text(tomli_w.dumps(config))
+    wanted = {"config": str(file), "out": str(out), "outcome": str(outcome), "wait": 1.0} | options
+    serving.main(grid, wanted)
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(serving.Outcome).validate_json(outcome.read_bytes())
+
+
+def state_of(out: Path, method: str) -> str:
+    at: Any = read_checkpoint(read(out).method[method], out / "trials" / method / "seed-0")
+    return digest(pack(at.state))
+
+
+def rows_of(out: Path) -> list[Any]:
+    costs = ("seconds", "lost", "own")
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k not in costs} for row in rows]
+
+
+def test_sites_come_to_the_bits_of_the_embedded_engine(tmp_path: Path) -> None:
+    config = some("gefl", "local")
+    start(config, tmp_path / "embedded")
+    grid = Grid(reversed(sites(config, tmp_path / "sites")))  # whoever connects first is not the first client
+    outcome = serve(config, grid, tmp_path / "sited")
+    assert not outcome.error
+    for method in config["methods"]:
+        assert state_of(tmp_path / "sited", method) == state_of(tmp_path / "embedded", method)
+    assert rows_of(tmp_path / "sited") == rows_of(tmp_path / "embedded")
+    report = from_json((tmp_path / "sited" / "report.json").read_text())
+    assert [trial.accuracy for trial in report.trials] == [
+        trial.accuracy for trial in from_json((tmp_path / "embedded" / "report.json").read_text()).trials
+    ]
+    wire = "".join(m.content.config_records["letter"]["head"] for m in grid.sent)
+    assert str(tmp_path) not in wire
+    assert not list((tmp_path / "sited").rglob("clients")), "what clients keep stays with them"
+
+
+def test_what_left_a_site_is_in_its_log(tmp_path: Path) -> None:
+    config = some("fedavg")
+    files = sites(config, tmp_path / "sites")
+    serve(config, Grid(files), tmp_path / "run")
+    left = own_site.read_audit(own_site.read_site(files[0]))
+    assert [line.phase for line in left] == ["hello", "train", "evaluate", "train", "evaluate"]
+    assert left[1].fields == ("classifier",)
+    assert left[1].method == "fedavg"
+    rows = [row for row in rows_of(tmp_path / "run") if row["phase"] == "train" and row["client"] == 0]
+    assert left[1].bytes >= rows[0]["up_bytes"]
+    assert not any("path" in name or "file" in name for line in left for name in line.says)
+
+
+def test_a_server_that_stopped_goes_on_with_the_same_sites(tmp_path: Path) -> None:
+    config = some("gefl")
+    files = sites(config, tmp_path / "sites")
+    serve(config, Grid(files), tmp_path / "whole")
+
+    class StoppedError(BaseException):
+        pass
+
+    calls = 0
+
+    def stops(handle: Any, message: Any, context: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 9:  # in the second round of the generator
+            raise StoppedError
+        return flower._answered(handle, message, context)
+
+    with pytest.raises(StoppedError):
+        serve(config, Grid(files, stops), tmp_path / "stopped")
+    assert not serve(config, Grid(files), tmp_path / "stopped", resume=True).error
+    assert state_of(tmp_path / "stopped", "gefl") == state_of(tmp_path / "whole", "gefl")
+
+
+def test_an_architecture_that_only_its_site_knows_takes_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = some("gefl", "local", federation={"architectures": ["linear", "tests.app.toys:Linear", "linear"]})
+    start(config, tmp_path / "embedded")
+    files = sites(config, tmp_path / "sites")
+
+    def elsewhere(handle: Any, message: Any, context: Any) -> Any:
+        with monkeypatch.context() as there:
+            there.setattr(registry, "_makers", {})  # a site's own process knows its own architecture
+            return flower._answered(handle, message, context)
+
+    monkeypatch.setattr(registry, "_makers", {})
+    assert not serve(config, Grid(files, elsewhere), tmp_path / "sited").error
+    assert state_of(tmp_path / "sited", "gefl") == state_of(tmp_path / "embedded", "gefl")
+    for method in ("ensemble", "fedcvae_kd"):  # one is sent classifiers, one trains them
+        seeing = some(method, federation={"architectures": ["linear", "tests.app.toys:Linear", "linear"]})
+        assert serve(seeing, Grid(files), tmp_path / "seen").error == (
+            f"{method} needs classifiers that the server can run, and tests.app.toys:Linear is known to site b alone"
+        )
+    assert not (tmp_path / "seen").exists()
+
+
+def test_an_extractor_is_averaged_with_that_of_an_architecture_that_only_its_site_knows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = some("gefl_f", federation={"architectures": ["cnn1", "tests.app.toys:Headed", "cnn2"]})
+    start(config, tmp_path / "embedded")
+    files = sites(config, tmp_path / "sites")
+
+    def elsewhere(handle: Any, message: Any, context: Any) -> Any:
+        with monkeypatch.context() as there:
+            there.setattr(registry, "_makers", {})
+            return flower._answered(handle, message, context)
+
+    monkeypatch.setattr(registry, "_makers", {})
+    assert not serve(config, Grid(files, elsewhere), tmp_path / "sited").error
+    assert state_of(tmp_path / "sited", "gefl_f") == state_of(tmp_path / "embedded", "gefl_f")
+
+
+def test_label_sets_that_differ_are_reported_before_training(tmp_path: Path) -> None:
+    hello = serving.Hello("", "linear", "image", (1, 8, 8), (), 10, 5, "", "cpu", 0, 0.0, 1, 0.0)
+
+    def said(**sets: str) -> list[str]:
+        made = [serving.Hello(**vars(hello) | {"name": n, "classes": tuple(c)}) for n, c in sets.items()]
+        return serving.differing_labels(made)
+
+    assert said(a="xy", b="xy") == []
+    assert said(a="xy", b="yx") == [
+        "the sites name the same classes in different orders: give all the same list `classes` in SITE.toml"
+    ]
+    assert said(a="xy", b="vw") == ["label sets do not overlap: a has 'x', 'y'; b has 'v', 'w'"]
+    (line,) = said(a="xyz", b="xyz", c="xyw")
+    assert line.startswith("label sets differ: a lacks 'w'; b lacks 'w'; c alone has 'w' (renamed?) and lacks 'z'; ")
+    (line,) = said(a="xyz", b="xyz", c="xy")
+    assert line.startswith("label sets differ: c lacks 'z'; ")
+    config = some("fedavg")
+    ten = list("0123456789")
+    files = sites(config, tmp_path / "sites", b={"classes": [*ten, "ten"]})
+    outcome = serve(config, Grid(files), tmp_path / "run")
+    assert outcome.error.startswith("label sets differ: a lacks 'ten'; b alone has 'ten'; c lacks 'ten'; ")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"name": "b"}, "two sites are named b; each needs a name of its own"),
+        ({"architecture": "lineal"}, "no such architecture: 'lineal'; did you mean 'linear'?"),
+        ({"data": {"kind": "npz", "path": "nowhere.npz"}}, "could not read or write a file; its own log says more"),
+        ({"classes": ["0", "1"]}, "classes: the data have a class '2', which is not among them"),
+    ],
+)
+def test_a_site_that_is_wrong_stops_the_run_before_training(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
+    config = some("fedavg")
+    outcome = serve(config, Grid(sites(config, tmp_path / "sites", a=changes)), tmp_path / "run")
+    assert says in outcome.error
+    assert str(tmp_path) not in outcome.error
+    assert not (tmp_path / "run").exists()
+
+
+def test_numbers_of_sites(tmp_path: Path) -> None:
+    config = some("fedavg")
+    files = sites(config, tmp_path / "sites")
+    few = serve(config, Grid(files[:2]), tmp_path / "few")
+    assert few.error == "2 of 3 sites are there after 1 s"
+    many = serve(config | {"federation": config["federation"] | {"clients": 2, "architectures": ["linear"]}},
+                 Grid(files), tmp_path / "many")  # fmt: skip
+    assert many.error == "3 sites are there (a, b, c) for federation.clients = 2"
+
+
+def test_a_site_cannot_pass_for_another(tmp_path: Path) -> None:
+    config = some("fedavg")
+    grid = Grid(sites(config, tmp_path / "sites"))
+    grid.registered = {100: "a", 101: "c"}
+    outcome = serve(config, grid, tmp_path / "run")
+    assert outcome.error == "the site with the key of c says that it is b: it has another's"
+
+
+def test_another_version_of_genfed_is_refused_with_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = some("fedavg")
+    grid = Grid(sites(config, tmp_path / "sites"))
+    monkeypatch.setattr(serving, "__version__", "9.9")
+    outcome = serve(config, grid, tmp_path / "run")
+    assert outcome.error == f"the server has genfed 9.9, and site a has {genfed.__version__}"
+
+
+def test_a_site_runs_no_code_that_the_server_names(tmp_path: Path) -> None:
+    config = some("mine", method={"mine": {"kind": "tests.app.toys:Paired"}})
+    files = sites(config, tmp_path / "sites")
+    outcome = serve(config, Grid(files), tmp_path / "run")
+    assert "site a does not allow tests.app.toys:Paired; its SITE.toml would name it in allow" in outcome.error
+    allowed = {name: {"allow": ["tests.app.toys:Paired"]} for name in NAMES}
+    assert not serve(config, Grid(sites(config, tmp_path / "sites", **allowed)), tmp_path / "allowed").error
+
+
+def test_pooled_methods_are_refused(tmp_path: Path) -> None:
+    config = some("centralised")
+    outcome = serve(config, Grid([]), tmp_path / "run")
+    assert outcome.error.startswith("centralised pools all data, which sites keep: leave it out")
+    with pytest.raises(GenfedError, match="the data lie at the sites, so use `genfed serve`"):
+        start(config | {"data": {"kind": "sites"}}, tmp_path / "here")
+
+
+def test_a_check_says_what_there_is_and_trains_nothing(tmp_path: Path) -> None:
+    config = some("fedavg")
+    outcome = serve(config, Grid(sites(config, tmp_path / "sites")), tmp_path / "run", check=True)
+    assert [hello.name for hello in outcome.sites] == ["a", "b", "c"]
+    assert outcome.trouble == ()
+    assert not (tmp_path / "run").exists()
+    (row, *_) = serving.table_of(outcome)
+    assert len(row) == len(serving.COLUMNS)
+    assert row[:3] == ("a", "linear", f"{outcome.sites[0].examples} + {outcome.sites[0].held_out}")
+
+
+def test_a_check_says_whose_memory_will_not_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = some("gefl", method={"gefl": {"generator": {"kind": "cvae", "width": 64, "latent": 4}}})
+    files = sites(config, tmp_path / "sites")
+    free = iter([0, 2**35, 2**28])  # not known, enough, too little: as they are asked
+    monkeypatch.setattr(own_site, "_free_memory", lambda: next(free))
+    outcome = serve(config, Grid(files), tmp_path / "run", check=True)
+    (line,) = outcome.trouble
+    assert re.fullmatch(r"c has 0\.2 GiB of memory free, and phase joint of gefl needs 0\.\d GiB or more", line)
+
+
+Spoil = Any
+
+
+def _spoiled(how: Spoil) -> Any:
+    """Answers in which client 1's training goes wrong."""
+
+    def answer(handle: Any, message: Any, context: Any) -> Any:
+        reply = flower._answered(handle, message, context)
+        head, _ = flower.from_content(message.content)
+        if head.get("client") == 1 and head["step"]["phase"] == "train":
+            return how(reply, message)
+        return reply
+
+    return answer
+
+
+def _with(change: Any) -> Spoil:
+    def how(reply: Any, message: Any) -> Any:
+        head, body = flower.from_content(reply.content)
+        change(head, body.tensors)
+        return flower.Message(flower.to_content(head, body), reply_to=message)
+
+    return how
+
+
+def _first(tensors: dict[str, torch.Tensor]) -> str:
+    return min(tensors)
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        (_with(lambda head, t: t.update({_first(t): t[_first(t)].mul(float("nan"))})), "numbers that are not finite"),
+        (_with(lambda head, t: t.update({_first(t): t[_first(t)][:1]})), "is torch.float32 (1"),
+        (_with(lambda head, t: t.pop(_first(t))), "the tensor is missing"),
+        (_with(lambda head, t: head.update(weight=-1.0)), "its weight is -1.0; a weight is above 0"),
+        (_with(lambda head, t: head.update(metrics="none")), "lacks a weight, metrics or seconds"),
+        (lambda reply, m: flower.Message(flower.RecordDict({}), reply_to=m), "it is no letter of genfed's"),
+    ],
+)
+def test_a_reply_that_would_spoil_the_mean_is_left_out(tmp_path: Path, how: Spoil, says: str) -> None:
+    config = some("fedavg", federation={"quorum": 0.5})
+    outcome = serve(config, Grid(sites(config, tmp_path / "sites"), _spoiled(how)), tmp_path / "run")
+    assert not outcome.error
+    (trial,) = from_json((tmp_path / "run" / "report.json").read_text()).trials
+    assert any(line.startswith("train round 0: client 1 left out: ") and says in line for line in trial.failures)
