@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 
 import numpy as np
 
@@ -124,7 +125,7 @@ def drift() -> Iterator[Row]:
     old, new = sorted(("chalk", "neon")), sorted(("ink", "blueprint"))
     OUT.mkdir(parents=True, exist_ok=True)
     for name, test in (("no", source), ("yes", target)):
-        arrays = {"x_train": source.train.x.permute(0, 2, 3, 1).numpy(), "y_train": source.train.y.numpy(),
+        arrays: dict[str, Any] = {"x_train": source.train.x.permute(0, 2, 3, 1).numpy(), "y_train": source.train.y.numpy(),
                   "domain_train": np.array(source.columns["domain"]),
                   "x_test": test.test.x.permute(0, 2, 3, 1).numpy(), "y_test": test.test.y.numpy()}  # fmt: skip
         np.savez(OUT / f"drift-{name}.npz", **arrays)

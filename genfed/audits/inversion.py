@@ -99,8 +99,8 @@ class Inversion(Audit):
             + (", labels given." if self.batch > 1 else ", the label told from the update.")
             + " A guess is the mean of the attacker's own images of the class.",
             "BatchNorm and dropout work as in scoring.",
-            "Planted leak: a linear classifier, whose update is a multiple of the image. Found there, an image may "
-            "still be missed in a deeper network that more steps, or restarts, would find.",
+            "Planted leak: a linear classifier, whose update is a multiple of the image. A deeper network may take "
+            "more steps, or restarts, than were made.",
             "Nothing to find: the update is of another image of the same class.",
         )
         pictures = Picture(

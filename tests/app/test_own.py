@@ -210,7 +210,12 @@ def test_clients_of_one_classifier_have_it_scored_once(tmp_path: Path, monkeypat
     """With a thousand clients of ten architectures an evaluation is ten classifiers' work; what a client keeps for
     itself is another one each."""
     scored: list[object] = []
-    monkeypatch.setattr(trials, "hits", lambda *given: scored.append(given) or hits(*given))
+
+    def watched(*given: Any) -> Tensor:
+        scored.append(given)
+        return hits(*given)
+
+    monkeypatch.setattr(trials, "hits", watched)
     for label, times in (("fedavg", 2), ("local", 4)):
         scored.clear()
         start(tiny(label) | {"evaluation": {"every": 0}, "beside": []}, tmp_path / label)
