@@ -71,8 +71,8 @@ def _network(make: Any) -> str:
     for key, value in given.items():
         if isinstance(value, tuple):
             parts.append(f"{key} {', '.join(map(str, value)) or 'none'}")
-        elif value is True:
-            parts.append(key)
+        elif isinstance(value, str) and key != "name":
+            parts.append(f"{key} by {value}")
         elif callable(value):
             parts.append(getattr(value, "func", value).__name__)
     return "; ".join(parts)
