@@ -73,7 +73,14 @@ def environment(home: Path, extra: Mapping[str, str] | None = None) -> dict[str,
     """Of Flower's commands: their home, quiet, and with what this process can import."""
     paths = os.pathsep.join(str(Path(p).absolute()) for p in sys.path if p and Path(p).is_dir())
     programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    return {**os.environ, **QUIET, "FLWR_HOME": str(home), "PYTHONPATH": paths, "PATH": programs, **(extra or {})}
+    return {
+        **os.environ,
+        **QUIET,
+        "FLWR_HOME": str(home.absolute()),
+        "PYTHONPATH": paths,
+        "PATH": programs,
+        **(extra or {}),
+    }
 
 
 # The server.
