@@ -87,17 +87,24 @@ def shared_features(server: Server) -> Task:
         GenfedError: their extractors' features differ in shape, or some are below 0.
     """
     shapes: dict[str, tuple[int, ...]] = {}
+    unknown: GenfedError | None = None
     for architecture in server.architectures:
         network = server.new_network(architecture, server.common("classifier", architecture))
         x = torch.randn(8, *server.task.shape, generator=server.common("shape")).clamp(-1, 1)
-        with torch.no_grad():
-            features: Tensor = network.get_submodule("extractor").eval()(x.to(server.device))
+        try:
+            with torch.no_grad():
+                features: Tensor = network.get_submodule("extractor").eval()(x.to(server.device))
+        except GenfedError as error:  # only its site can run it, and finds out there
+            unknown = error
+            continue
         if bool((features < 0).any()):
             raise GenfedError(
                 f"architecture {architecture}: its extractor gives features below 0, which generators do not make: let "
                 "it end in a ReLU"
             )
         shapes[architecture] = tuple(features.shape[1:])
+    if unknown and not shapes:
+        raise unknown
     first, *others = shapes
     for other in others:
         if shapes[other] != shapes[first]:
