@@ -109,6 +109,7 @@ def test_the_global_generator_is_the_plain_mean_of_the_clients(tmp_path: Path, m
 
     monkeypatch.setattr(GeFL, "train_generator", watched)
     method = tiny("gefl")["method"]["gefl"] | {"generator_rounds": 1}
+    method["generator"] = method["generator"] | {"norm": "batch"}
     skewed = {"kind": "quantity_skew", "alpha": 0.5, "minimum": 5}
     start(tiny("gefl", method={"gefl": method | {"rounds": 0}}, partition=skewed), tmp_path / "run")
     mean = state(tmp_path / "run", "gefl", read(tmp_path / "run").method["gefl"]).generator
@@ -189,13 +190,15 @@ def test_steps_on_generated_examples(tmp_path: Path, monkeypatch: pytest.MonkeyP
     seen: list[tuple[int, int | None]] = []
     learn = training.train
 
-    def watched(network: Any, client: Client, how: Any, *, data: Data | None = None, epochs: Any = None) -> float:
+    def watched(
+        network: Any, client: Client, how: Any, *, data: Data | None = None, epochs: Any = None, **options: Any
+    ) -> float:
         seen.append((len(client.data) if data is None else len(data), epochs))
         if data is not None:
             assert int(data.y.min()) >= 0
             assert int(data.y.max()) <= 9
             assert float(data.x.abs().max()) <= 1, "real and generated examples are on one scale"
-        return learn(network, client, how, data=data, epochs=epochs)
+        return learn(network, client, how, data=data, epochs=epochs, **options)
 
     for module in (gefl, federated):
         monkeypatch.setattr(module, "train", watched)
