@@ -11,8 +11,7 @@ from genfed.app import registry
 from genfed.app.config import Config
 from genfed.core.aggregate import ClientInfo, Mean
 from genfed.core.errors import GenfedError
-from genfed.core.method import Method, Phase, leaves, participants
-from genfed.core.rng import stream
+from genfed.core.method import Method, Phase, leaves, taking_part
 from genfed.core.robust import Rule
 from genfed.engines.site import Shards
 from genfed.report.results import Trial
@@ -109,7 +108,7 @@ def _rounds(
     for phase in leaves(method.phases()):
         rounds = 1 if callable(phase.rounds) else phase.rounds
         for _ in range(rounds if sample < 1 else min(rounds, 1)):
-            yield phase, participants(clients, sample, stream(seed, phase.name, done[phase.name], "sample"))
+            yield phase, taking_part(clients, sample, seed, phase.name, done[phase.name])
             done[phase.name] += 1
 
 

@@ -17,10 +17,9 @@ from genfed.app import registry
 from genfed.app.config import Config, Privacy
 from genfed.app.trial import Trial, new_server
 from genfed.core.errors import GenfedError
-from genfed.core.method import Method, Phase, Trained, leaves, participants
+from genfed.core.method import Method, Phase, Trained, leaves, taking_part
 from genfed.core.privacy import Charge, Ledger, Private, Use, steps_by_mechanism
 from genfed.core.record import load, save
-from genfed.core.rng import stream
 from genfed.data.checks import reason
 from genfed.engines.site import Shards
 from genfed.generators.generator import GeneratorNetwork
@@ -116,7 +115,7 @@ def planned(trial: Trial) -> dict[int, Counter[Use]]:
         for _ in range(phase.rounds):
             number = rounds[phase.name]
             rounds[phase.name] += 1
-            for info in participants(trial.shards.clients, sample, stream(trial.seed, phase.name, number, "sample")):
+            for info in taking_part(trial.shards.clients, sample, trial.seed, phase.name, number):
                 found[info.id].update(uses.get(phase.name, ()))
     return found
 

@@ -1,13 +1,11 @@
 """One round of a phase of whose uploads only the sum is to be learned: the exchanges of `genfed.secure`, one by one."""
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from genfed.core.aggregate import ClientInfo
-from genfed.core.errors import GenfedError
 from genfed.core.method import Phase, Reduced, Server
-from genfed.engines.ask import Ask, Engine, Exchange
+from genfed.engines.ask import Ask, Engine, Exchange, check_quorum
 from genfed.engines.site import Step
 from genfed.secure.protocol import Secure, Session, secure
 
@@ -51,7 +49,7 @@ class SecureAsk:
             session = exchange.update(self._server, session, reduced)
             if session.sums and not summed:
                 summed = reduced.clients
-                self._check_quorum(len(summed))
+                check_quorum(self._step, len(summed), len(self._clients), self._quorum, self.failures)
         self._reduced = Reduced(session.values, summed)
         for info in summed:
             parts = done[info.id]
@@ -63,15 +61,6 @@ class SecureAsk:
                 sum(p.down_bytes for p in parts),
                 sum(p.seconds for p in parts),
                 cost if any(cost.values()) else {},
-            )
-
-    def _check_quorum(self, count: int) -> None:
-        needed = max(1, math.ceil(round(self._quorum * len(self._clients), 9)))
-        if count < needed:
-            client, reason = next(iter(sorted(self.failures.items())))
-            raise GenfedError(
-                f"{self._step.phase} round {self._step.round}: {count} of {len(self._clients)} clients answered and "
-                f"the quorum is {needed}; client {client}: {reason}"
             )
 
     @property

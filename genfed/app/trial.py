@@ -19,7 +19,7 @@ from genfed.app.secured import SecureAsk
 from genfed.core.aggregate import ClientInfo, Collect
 from genfed.core.attack import Attack
 from genfed.core.errors import GenfedError, RecordError
-from genfed.core.method import Client, Kept, Method, Phase, Reduced, Reply, Server, Slot, Task, leaves, participants
+from genfed.core.method import Client, Kept, Method, Phase, Reduced, Reply, Server, Slot, Task, leaves, taking_part
 from genfed.core.record import digest, load, pack, save
 from genfed.core.rng import stream
 from genfed.core.robust import Rule, robust
@@ -301,7 +301,7 @@ class Run:
             return state, [head | {"client": None, "seconds": time.perf_counter() - started, "failed": {}}]
         # Everybody is scored, whoever took part; and a ceiling is no federation that could be sampled.
         sample = 1.0 if step.phase == "evaluate" or trial.method.pooled else trial.federation.sample
-        asked = participants(trial.shards.clients, sample, stream(trial.seed, step.phase, step.round, "sample"))
+        asked = taking_part(trial.shards.clients, sample, trial.seed, step.phase, step.round)
         sender = server_of(self._trial, step.round, step.phase, step.round, "send")
         placed, quorum = replace(step, number=trial.place(step.number)), trial.federation.quorum
         ask = (

@@ -1,6 +1,5 @@
 """Attacks that a run is given: some of its clients break the rules, and the run tells what came of it."""
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Annotated, ClassVar
 
@@ -9,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from genfed.core.aggregate import ClientInfo
-from genfed.core.method import Client, Data, Phase, Task
+from genfed.core.method import Client, Data, Phase, Task, share_of
 from genfed.core.record import Packed
 from genfed.core.rng import stream
 from genfed.core.settings import settings
@@ -29,7 +28,7 @@ class Attack:
 
     def attackers(self, clients: Sequence[ClientInfo], seed: int) -> tuple[int, ...]:
         """The ids of those that attack, sorted."""
-        count = math.ceil(round(self.share * len(clients), 9))
+        count = share_of(self.share, len(clients))
         ids = sorted(info.id for info in clients)
         chosen = torch.randperm(len(ids), generator=stream(seed, "attack"))[:count].tolist()
         return tuple(sorted(ids[place] for place in chosen))

@@ -302,9 +302,19 @@ class Method(ABC, Generic[S]):
         raise GenfedError(f"{type(self).__name__} has no features")
 
 
+def share_of(share: float, count: int) -> int:
+    """⌈share · count⌉, but for the last digits of a share such as 0.07, which would make it one more."""
+    return math.ceil(round(share * count, 9))
+
+
+def taking_part(clients: Sequence[ClientInfo], sample: float, seed: int, phase: str, round_: int) -> list[ClientInfo]:
+    """Who takes part in a round of a phase, numbered over the whole method: known to all who know the seed."""
+    return participants(clients, sample, stream(seed, phase, round_, "sample"))
+
+
 def participants(clients: Sequence[ClientInfo], sample: float, rng: torch.Generator) -> list[ClientInfo]:
     """Who takes part in a round: ⌈sample · n⌉ clients without replacement, by id; 1.0 is everybody."""
-    count = math.ceil(round(sample * len(clients), 9))
+    count = share_of(sample, len(clients))
     if not 1 <= count <= len(clients):
         raise GenfedError(f"sample = {sample} of {len(clients)} clients is {count}; at least one must take part")
     if count == len(clients):

@@ -1,9 +1,8 @@
 """One round of one phase, whatever carries the messages: send, check what comes back, fold it."""
 
 import json
-import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from genfed.core.aggregate import ClientInfo, Fold
 from genfed.core.errors import GenfedError, StorageError
-from genfed.core.method import Phase, Reduced, Server
+from genfed.core.method import Phase, Reduced, Server, share_of
 from genfed.core.record import Packed, pack, unpack
 from genfed.engines.site import Answer, Step, sound
 
@@ -112,14 +111,23 @@ class Ask:
         Raises:
             GenfedError: too few clients answered; nothing has been changed.
         """
-        needed = max(1, math.ceil(round(self._quorum * len(self._clients), 9)))
-        if len(self._answered) < needed:
-            client, reason = next(iter(sorted(self.failures.items())))
-            raise GenfedError(
-                f"{self._step.phase} round {self._step.round}: {len(self._answered)} of {len(self._clients)} clients "
-                f"answered and the quorum is {needed}; client {client}: {reason}"
-            )
+        check_quorum(self._step, len(self._answered), len(self._clients), self._quorum, self.failures)
         return Reduced(self._fold.finish(), tuple(sorted(self._answered, key=lambda i: i.id)))
+
+
+def check_quorum(step: Step, answered: int, asked: int, quorum: float, failures: Mapping[int, str]) -> None:
+    """Refuses a round in which too few clients answered; `failures` says why, by client.
+
+    Raises:
+        GenfedError: fewer than that fraction of those asked, or none.
+    """
+    needed = max(1, share_of(quorum, asked))
+    if answered < needed:
+        client, reason = next(iter(sorted(failures.items())))
+        raise GenfedError(
+            f"{step.phase} round {step.round}: {answered} of {asked} clients answered and the quorum is {needed}; "
+            f"client {client}: {reason}"
+        )
 
 
 def check(sent: Packed, answer: Answer) -> None:

@@ -8,20 +8,16 @@ from pydantic import Field
 from torch import Tensor
 
 from genfed.core.errors import GenfedError
+from genfed.core.method import share_of
 from genfed.core.robust import Combination, Coordinatewise
 from genfed.core.settings import settings
 
 Share = Annotated[float, Field(ge=0, lt=0.5)]
 
 
-def assumed(share: float, count: int) -> int:
-    """How many of so many clients are taken to be bad: rounded up."""
-    return math.ceil(round(share * count, 9))
-
-
 def _refuse(count: int, share: float, fewest: int, why: str) -> None:
     if count < fewest:
-        bad = assumed(share, count)
+        bad = share_of(share, count)
         raise GenfedError(
             f"aggregation.share = {share:g}: {bad} of {count} uploads are taken to be bad, and {why} needs "
             f"{fewest} uploads then; lower it, or have more clients in a group"
@@ -48,11 +44,11 @@ class TrimmedMean(Coordinatewise):
     """Of a group's uploads the share that is left out at either end (β), rounded up; 0 is the unweighted mean."""
 
     def check(self, count: int) -> None:
-        _refuse(count, self.share, 2 * assumed(self.share, count) + 1, "a trimmed mean")
+        _refuse(count, self.share, 2 * share_of(self.share, count) + 1, "a trimmed mean")
 
     def middle(self, values: Tensor) -> Tensor:
         """The mean of what is left."""
-        bad = assumed(self.share, len(values))
+        bad = share_of(self.share, len(values))
         return values.sort(dim=0).values[bad : len(values) - bad].mean(0)
 
 
@@ -66,11 +62,11 @@ class Krum(Combination):
     """Of a group's uploads the share that is taken to be bad; f of n, rounded up, and n ≥ 2·f + 3."""
 
     def check(self, count: int) -> None:
-        _refuse(count, self.share, 2 * assumed(self.share, count) + 3, "Krum")
+        _refuse(count, self.share, 2 * share_of(self.share, count) + 3, "Krum")
 
     def coefficients(self, gram: Tensor, weights: Tensor) -> Tensor:
         """1 for the upload of the lowest score, among equals for the first."""
-        return _lowest(scores(gram, assumed(self.share, len(gram))), 1)
+        return _lowest(scores(gram, share_of(self.share, len(gram))), 1)
 
 
 @settings
@@ -85,7 +81,7 @@ class MultiKrum(Combination):
     """Uploads that are averaged (m), at most those of the smallest group; left out: n − f."""
 
     def check(self, count: int) -> None:
-        _refuse(count, self.share, 2 * assumed(self.share, count) + 3, "Krum")
+        _refuse(count, self.share, 2 * share_of(self.share, count) + 3, "Krum")
         if self.chosen is not None and self.chosen > count:
             raise GenfedError(
                 f"aggregation.chosen = {self.chosen}: a group has {count} uploads, and no more are allowed"
@@ -93,7 +89,7 @@ class MultiKrum(Combination):
 
     def coefficients(self, gram: Tensor, weights: Tensor) -> Tensor:
         """1/m for the m uploads of the lowest scores."""
-        bad = assumed(self.share, len(gram))
+        bad = share_of(self.share, len(gram))
         return _lowest(scores(gram, bad), self.chosen or len(gram) - bad)
 
 

@@ -4,7 +4,6 @@ protocol, and is curious); with few neighbours the graph of SecAgg+: Bell, Bonaw
 Single-Server Aggregation with (Poly)Logarithmic Overhead, CCS 2020, Algorithm 3.
 """
 
-import math
 import os
 import random
 import typing
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from genfed.core.aggregate import Aggregate, ClientInfo, Collect, Mean, Sum
 from genfed.core.errors import GenfedError
-from genfed.core.method import Client, Nothing, Phase, Reduced, Reply, Server, Slot
+from genfed.core.method import Client, Nothing, Phase, Reduced, Reply, Server, Slot, share_of
 from genfed.core.robust import Robust
 from genfed.core.settings import settings
 from genfed.secure.secrets import agreed, key_pair, mask, recover, seal, share, unseal
@@ -46,7 +45,7 @@ class Secure:
 
     def needed(self, neighbours: int) -> int:
         """Of a client with so many neighbours and these: how many must stay."""
-        return math.ceil(round(self.threshold * (neighbours + 1), 9))
+        return share_of(self.threshold, neighbours + 1)
 
 
 @dataclass(frozen=True)
