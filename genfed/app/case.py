@@ -26,7 +26,7 @@ from genfed.core.rng import derive, stream
 from genfed.core.robust import Robust, Rule, robust
 from genfed.engines.embedded import InProcess
 from genfed.engines.site import Own
-from genfed.learn.synthetic import keeps_set
+from genfed.learn.synthetic import as_many, keeps_set
 from genfed.report.page import png
 from genfed.report.privacy import read_audits, write_audits
 
@@ -157,8 +157,7 @@ def _samples(trial: Trial, state: Any, y: Tensor, purpose: str) -> Data:
         raise NotPossible(f"{trial.label} has no generator of examples, and its server keeps no synthetic set")
     server = server_of(trial, 0, "audit", purpose)
     labels = state.synthetic.wanted(server).labels
-    order = torch.randperm(len(labels), generator=stream(trial.seed, "audit", purpose, "stored"))
-    rows = torch.cat([order[labels[order] == c][: int((y == c).sum())] for c in torch.unique(y).tolist()])
+    rows = as_many(labels, y, stream(trial.seed, "audit", purpose, "stored"))
     made: Data = state.synthetic.read(server, rows).data
     return made
 

@@ -14,6 +14,7 @@ from genfed.core.errors import GenfedError
 
 if TYPE_CHECKING:
     from genfed.app.serving import Outcome, Wanted
+    from genfed.report.results import Report
 
 app = typer.Typer(
     name="genfed",
@@ -38,6 +39,10 @@ def _output() -> Console:
     return console if console.is_terminal else _console(width=120)  # a file or a pipe has no width of its own
 
 
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Overrides a setting, e.g. method.gefl.rounds=10; repeatable."),
+]
 RunFolder = Annotated[Path, typer.Argument(help="The folder of a run, such as runs/demo.", show_default=False)]
 Method = Annotated[str | None, typer.Option(help="Label of the method.", show_default="the only one")]
 Seed = Annotated[int | None, typer.Option(help="Seed of the trial.", show_default="the first")]
@@ -49,10 +54,7 @@ def run(
     config: Annotated[
         str, typer.Argument(help="A TOML file, or the folder of a run whose settings to use.", show_default=False)
     ],
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Overrides a setting, e.g. method.gefl.rounds=10; repeatable."),
-    ] = None,
+    set_: Overrides = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for the results.", show_default="runs/NAME, or the folder given")
     ] = None,
@@ -75,8 +77,6 @@ def run(
     from genfed.app import run as runs
     from genfed.app.config import read
     from genfed.app.progress import Watch
-    from genfed.report.measures import more_tables
-    from genfed.report.table import summary_table
 
     settings = read(config, overrides)
     folder = out or runs.default_folder(config, settings)
@@ -85,18 +85,8 @@ def run(
         with Watch(console, trials=len(settings.labels) * len(settings.seeds)) as watch:
             report = runs.run(settings, out=folder, resume=resume, fresh=fresh, notify=watch, engine=engine)
     except KeyboardInterrupt:
-        again = _again()
-        console.print(f"stopped; every finished round is kept. Go on with:\n  {again}", soft_wrap=True)
-        raise typer.Exit(130) from None
-    output = _output()
-    for table in (summary_table(report), *more_tables(report)):
-        output.print(table)
-    for line in report.notes:
-        output.print(line, style="yellow", soft_wrap=True)
-    for trial in report.trials:
-        for failure in trial.failures:
-            console.print(f"{trial.method}, seed {trial.seed}: {failure}", style="yellow")
-    output.print(f"report: {folder / 'report.html'}", soft_wrap=True)
+        raise _stopped(console) from None
+    _tell(report, folder, console)
 
 
 @app.command()
@@ -274,9 +264,7 @@ def pretrain(
         with Steps(console) as watch:
             about = run_pretraining(settings, folder, resume=resume, fresh=fresh, notify=watch)
     except KeyboardInterrupt:
-        again = _again()
-        console.print(f"stopped; go on from the last checkpoint with:\n  {again}", soft_wrap=True)
-        raise typer.Exit(130) from None
+        raise _stopped(console, "every checkpoint") from None
     loss = f", loss {about.losses[-1]:.4f}" if about.losses else ""
     _output().print(f"{about.images} images, {about.seconds:.0f} seconds{loss}; the model: {folder}", soft_wrap=True)
 
@@ -288,10 +276,6 @@ def _keys_or_not(keys: Path | None, insecure: bool) -> None:
         )
 
 
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Overrides a setting, e.g. method.gefl.rounds=10; repeatable."),
-]
 ListensAt = Annotated[
     str, typer.Option(help="host:port at which sites find the server; 0.0.0.0:9092 is every network.")
 ]
@@ -344,7 +328,6 @@ def serve(
     from genfed.app.config import read
     from genfed.app.serving import Wanted, served
     from genfed.report.results import from_json
-    from genfed.report.table import summary_table
 
     _keys_or_not(keys, insecure)
     settings = served(read(config, set_ or []))
@@ -359,16 +342,9 @@ def serve(
     try:
         _serving(wanted, address, keys, folder.parent / f".{folder.name}-link", running, console)
     except KeyboardInterrupt:
-        again = _again()
-        console.print(f"stopped; every finished round is kept. Go on with:\n  {again}", soft_wrap=True)
-        raise typer.Exit(130) from None
+        raise _stopped(console) from None
     report = from_json((folder / "report.json").read_text("utf-8"), str(folder))
-    output = _output()
-    output.print(summary_table(report))
-    for trial in report.trials:
-        for failure in trial.failures:
-            console.print(f"{trial.method}, seed {trial.seed}: {failure}", style="yellow")
-    output.print(f"report: {folder / 'report.html'}", soft_wrap=True)
+    _tell(report, folder, console)
 
 
 @app.command()
@@ -491,9 +467,27 @@ def list_(
     _output().print(listing(what, name))
 
 
-def _again() -> str:
+def _stopped(console: Console, kept: str = "every finished round") -> typer.Exit:
     words = [a for a in sys.argv[1:] if a not in ("--fresh", "--resume")]
-    return shlex.join(["genfed", *words, "--resume"])
+    again = shlex.join(["genfed", *words, "--resume"])
+    console.print(f"stopped; {kept} is kept. Go on with:\n  {again}", soft_wrap=True)
+    return typer.Exit(130)
+
+
+def _tell(report: "Report", folder: Path, console: Console) -> None:
+    """A run's tables and where its page is; what clients failed at on `console`."""
+    from genfed.report.measures import more_tables
+    from genfed.report.table import summary_table
+
+    output = _output()
+    for table in (summary_table(report), *more_tables(report)):
+        output.print(table)
+    for line in report.notes:
+        output.print(line, style="yellow", soft_wrap=True)
+    for trial in report.trials:
+        for failure in trial.failures:
+            console.print(f"{trial.method}, seed {trial.seed}: {failure}", style="yellow")
+    output.print(f"report: {folder / 'report.html'}", soft_wrap=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

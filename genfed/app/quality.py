@@ -18,7 +18,7 @@ from genfed.core.rng import stream
 from genfed.engines.site import Shards
 from genfed.learn.evaluate import count, predicted
 from genfed.learn.fit import Player, cross_entropy, fit, scaled
-from genfed.learn.synthetic import NOBODY, Made, keeps_set
+from genfed.learn.synthetic import NOBODY, Made, as_many, keeps_set
 from genfed.learn.weights import load_weights
 from genfed.report.lpips import Lpips
 from genfed.report.quality import features, frechet, memorisation, neighbourhoods
@@ -101,6 +101,8 @@ class Judge:
         some_made = _some(len(made), len(fresh), drawn)
         of_trained = features(reference.network, train.x[reference.trained])
         taught = self._trained(made)
+        pictures = [scaled(z) for z in (train.x[reference.trained], held_out.x[fresh], made.x[some_made])]
+        by_lpips = {} if self._lpips is None else {"memorisation_lpips": self._lpips.memorisation(*pictures)}
         return row | {
             "frechet": frechet(of_made, reference.held_out),
             "frechet_real": self._frechet_real(len(made)),
@@ -108,18 +110,8 @@ class Judge:
             "right_class": self._accuracy(reference.network, made),
             "train_on_synthetic": self._accuracy(taught, held_out),
             "train_on_real": reference.accuracy,
-            "memorisation": memorisation(
-                *(scaled(z).flatten(1) for z in (train.x[reference.trained], held_out.x[fresh], made.x[some_made]))
-            ),
-            **(
-                {}
-                if self._lpips is None
-                else {
-                    "memorisation_lpips": self._lpips.memorisation(
-                        *(scaled(z) for z in (train.x[reference.trained], held_out.x[fresh], made.x[some_made]))
-                    )
-                }
-            ),
+            "memorisation": memorisation(*(z.flatten(1) for z in pictures)),
+            **by_lpips,
             "memorisation_features": memorisation(of_trained, reference.held_out[fresh], of_made[some_made]),
             **({} if stored is None else self._for_clients(trial, state, stored)),
         }
@@ -172,10 +164,8 @@ class Judge:
     def _stored(self, trial: Trial, state: Any, y: Tensor) -> Made:
         """Of the set that the server keeps, at random: as many of each class as in y, or all where there are fewer."""
         server, drawn = server_of(trial, 0, "quality"), self._stream("stored")
-        labels = state.synthetic.wanted(server).labels
-        order = torch.randperm(len(labels), generator=drawn)
-        of_class = [order[labels[order] == c][: int((y == c).sum())] for c in range(len(server.task.classes))]
-        rows = torch.cat(of_class)  # shuffled once more: some measures look at the first ones alone
+        rows = as_many(state.synthetic.wanted(server).labels, y, drawn)
+        # Shuffled once more: some measures look at the first ones alone.
         made: Made = state.synthetic.read(server, rows[torch.randperm(len(rows), generator=drawn)])
         return made
 

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated
 
-import safetensors.torch
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -22,7 +21,7 @@ from genfed.foundation.settings import Foundation, fitted
 from genfed.learn.aggregation import Aggregation, lesson
 from genfed.learn.synthetic import SyntheticSet, Wanted, synthesis
 from genfed.learn.training import Training, train
-from genfed.learn.weights import Model, load_weights, weights_of
+from genfed.learn.weights import Model, load_weights, read_weights, weights_of
 
 log = logging.getLogger(__name__)
 
@@ -192,10 +191,7 @@ def fitting(file: str, architecture: str, weights: Weights) -> Weights:
     Raises:
         GenfedError: no such file, a damaged one, or none fits.
     """
-    try:
-        given = safetensors.torch.load_file(file)
-    except (safetensors.SafetensorError, OSError) as error:
-        raise GenfedError(f"pretrained = {file!r} cannot be read as .safetensors ({error})") from None
+    given = read_weights(file, "pretrained")
     fit = {n: given[n].to(w.dtype) for n, w in weights.items() if n in given and given[n].shape == w.shape}
     if not fit:
         raise GenfedError(f"pretrained = {file!r} has no weights of the names and shapes of the student {architecture}")

@@ -153,6 +153,12 @@ def in_turn(wanted: Wanted, n: int, rng: torch.Generator) -> Tensor:
     return order[torch.argsort(turn * len(counts) + cell)][:n]
 
 
+def as_many(labels: Tensor, y: Tensor, rng: torch.Generator) -> Tensor:
+    """Rows of `labels` at random, class by class: as many of each as in y, or all where there are fewer."""
+    order = torch.randperm(len(labels), generator=rng)
+    return torch.cat([order[labels[order] == c][:n] for c, n in enumerate(torch.bincount(y).tolist())])
+
+
 def _empty(n: int, shape: tuple[int, ...]) -> Made:
     labels, clients, conditions, seeds = (torch.empty(n, dtype=torch.int64) for _ in range(4))
     return Made(torch.empty(n, *shape, dtype=torch.uint8), Wanted(labels, clients, conditions), seeds)

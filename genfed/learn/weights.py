@@ -1,10 +1,13 @@
 """State dicts as records."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from genfed.core.errors import GenfedError
 from genfed.core.method import Client, Server, Weights
 
 
@@ -24,6 +27,18 @@ def load_weights(network: nn.Module, weights: Weights) -> nn.Module:
     """Copies `weights` into the network and returns it."""
     network.load_state_dict(weights)
     return network
+
+
+def read_weights(file: str | Path, setting: str) -> Weights:
+    """The tensors of a .safetensors file that `setting` names.
+
+    Raises:
+        GenfedError: no such file, or a damaged one.
+    """
+    try:
+        return safetensors.torch.load_file(file)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise GenfedError(f"{setting} = {str(file)!r} cannot be read as .safetensors ({error})") from None
 
 
 def squared_distance(network: nn.Module, anchor: Weights) -> Tensor:

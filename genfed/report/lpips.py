@@ -7,13 +7,13 @@ arXiv 1801.03924. The distance is the squared Euclidean one of the vectors that 
 import math
 from pathlib import Path
 
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genfed.core.errors import GenfedError
 from genfed.learn.nearest import LARGEST, ratios
+from genfed.learn.weights import read_weights
 
 SIDE = 64
 """Smaller images are enlarged so that their shorter side has so many pixels: AlexNet's maps vanish below."""
@@ -37,10 +37,7 @@ class Lpips(nn.Module):
             GenfedError: no such file, a damaged one, or weights of another network.
         """
         super().__init__()
-        try:
-            given = safetensors.torch.load_file(file)
-        except (safetensors.SafetensorError, OSError) as error:
-            raise GenfedError(f"quality.lpips = {str(file)!r} cannot be read as .safetensors ({error})") from None
+        given = read_weights(file, "quality.lpips")
         self.weights = [
             (
                 _of(given, f"{name}.weight", (out, before, kernel, kernel), file),
