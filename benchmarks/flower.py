@@ -92,7 +92,7 @@ class Cost:
     """MiB of the server's own process, at most."""
 
 
-def overhead(counts: str = "10,100,1000", shared: str = "200", least: float = 0.001) -> None:
+def overhead(counts: str = "10,100,1000", shared: str = "200", *, least: float = 0.001) -> None:
     """Prints a Markdown table, a row per number of clients and size of what each is sent and sends back: `least` MB,
     which shows what a phase and round costs, and `shared` MB among all clients, which shows what a MB costs.
     """
