@@ -1,6 +1,7 @@
 """Flower beside the embedded engine: `python -m benchmarks.flower overhead`, or `python -m benchmarks.flower digits`.
 
-overhead: rounds in which clients send back what they were sent, with two workers and in Flower's simulation.
+overhead [CLIENTS [MB]]: rounds in which clients send back what they were sent, with two workers and in Flower's
+simulation; meant to take under ten minutes on two free cores. `overhead 10 0.1` tries it: ten clients, 0.1 MB among them.
 digits [CONFIG [ENGINES]]: GeFL on the digits (examples/deployment/digits.toml), embedded, simulated and at three sites over
 TLS; or another config of three clients, and some of embedded,flower,tls.
 """
@@ -79,36 +80,62 @@ print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
 
 
-def overhead(counts: tuple[int, ...] = (10, 100, 1000)) -> None:
-    """Prints rows of a Markdown table: seconds of the rounds after the first, and the server's peak memory."""
-    for clients in counts:
-        for megabytes in (0.001, 1.0):
-            for engine in ("embedded", "flower"):
-                with tempfile.TemporaryDirectory() as name:
-                    images, out = Path(name) / "images.npz", Path(name) / "run"
-                    write_images(images, clients, 1, 8)
-                    config = {
-                        "name": "echo",
-                        "methods": ["echo"],
-                        "beside": [],
-                        "data": {"kind": "npz", "path": str(images), "validation": 0.0},
-                        "federation": {"clients": clients, "architectures": ["linear"]},
-                        "partition": {"kind": "iid"},
-                        "evaluation": {"every": 0},
-                        "quality": {"samples": 0, "flops": False},
-                        "compute": {"workers": 2},
-                        "method": {
-                            "echo": {"kind": "benchmarks.flower:Echo", "count": int(megabytes * 250_000), "rounds": 3}
-                        },
-                    }
-                    words = [sys.executable, "-c", CODE, json.dumps([config, str(out), engine])]
-                    done = subprocess.run(words, capture_output=True, text=True, check=True)
-                    peak = float(done.stdout.rsplit("peak", 1)[1])
-                    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-                times = [r["seconds"] for r in rows if r["phase"] == "echo" and r["round"] and r["client"] is None]
-                print(
-                    f"| {clients} | {megabytes:g} | {engine} | {sum(times) / len(times):.2f} | {peak:.0f} |", flush=True
-                )
+@dataclass(frozen=True)
+class Cost:
+    """Of an engine with so many clients and so large a record."""
+
+    round: float
+    """Seconds, a mean of the rounds after the first."""
+    start: float
+    """Seconds of the whole run beside its rounds and the scoring: processes that start, data, the report."""
+    peak: float
+    """MiB of the server's own process, at most."""
+
+
+def overhead(counts: str = "10,100,1000", shared: str = "200", *, least: float = 0.001) -> None:
+    """Prints a Markdown table, a row per number of clients and size of what each is sent and sends back: `least` MB,
+    which shows what a phase and round costs, and `shared` MB among all clients, which shows what a MB costs.
+    """
+    print("| clients | MB each way | embedded, s a round | Flower, s a round | more, a round | more, ms a MB "
+          "| MiB, embedded | MiB, Flower | s to start, embedded | Flower |")  # fmt: skip
+    print("|---:" * 10 + "|")
+    for clients in map(int, counts.split(",")):
+        slower = []  # seconds a round by which Flower is, for each size
+        for megabytes in (least, float(shared) / clients):
+            ours, theirs = (_cost(engine, clients, megabytes) for engine in ("embedded", "flower"))
+            slower.append(theirs.round - ours.round)
+            moved = (megabytes - least) * clients
+            each = f"{1000 * (slower[1] - slower[0]) / moved:.1f}" if len(slower) == 2 else ""
+            cells = [f"{clients}", f"{megabytes:g}", f"{ours.round:.2f}", f"{theirs.round:.2f}", f"{slower[-1]:+.2f}"]
+            cells += [each, f"{ours.peak:.0f}", f"{theirs.peak:.0f}", f"{ours.start:.0f}", f"{theirs.start:.0f}"]
+            print("| " + " | ".join(cells) + " |", flush=True)
+
+
+def _cost(engine: str, clients: int, megabytes: float) -> Cost:
+    with tempfile.TemporaryDirectory() as name:
+        images, out = Path(name) / "images.npz", Path(name) / "run"
+        write_images(images, clients, 1, 8)
+        echo = {"kind": "benchmarks.flower:Echo", "count": max(1, int(megabytes * 250_000)), "rounds": 3}
+        config = {
+            "name": "echo",
+            "methods": ["echo"],
+            "beside": [],
+            "data": {"kind": "npz", "path": str(images), "validation": 0.0},
+            "federation": {"clients": clients, "architectures": ["linear"]},
+            "partition": {"kind": "iid"},
+            "evaluation": {"every": 0},
+            "quality": {"samples": 0, "flops": False},
+            "compute": {"workers": 2},
+            "method": {"echo": echo},
+        }
+        words, begun = [sys.executable, "-c", CODE, json.dumps([config, str(out), engine])], time.monotonic()
+        done = subprocess.run(words, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        wall, peak = time.monotonic() - begun, float(done.stdout.rsplit("peak", 1)[1])
+        rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    rounds = [row for row in rows if row["client"] is None]
+    times = [row["seconds"] for row in rounds if row["phase"] == "echo" and row["round"]]
+    return Cost(sum(times) / len(times), wall - sum(row["seconds"] for row in rounds), peak)
 
 
 def digits(config: str = str(EXAMPLES / "digits.toml"), engines: str = "embedded,flower,tls") -> None:
@@ -162,6 +189,6 @@ def _sites(folder: Path, config: str) -> None:
 if __name__ == "__main__":
     os.environ["PYTHONPATH"] = os.pathsep.join([str(EXAMPLES.parent.parent), os.environ.get("PYTHONPATH", "")])
     if sys.argv[1] == "overhead":
-        overhead()
+        overhead(*sys.argv[2:4])
     else:
         digits(*sys.argv[2:])

@@ -27,9 +27,9 @@ from genfed.app.config import Config, method_table, read
 from genfed.app.progress import Watch
 from genfed.app.run import Clients, default_folder, load_public, run_on
 from genfed.app.trial import Trial, new_server
-from genfed.core.aggregate import ClientInfo, Collect
+from genfed.core.aggregate import ClientInfo
 from genfed.core.errors import GenfedError
-from genfed.core.method import Data, Task, leaves
+from genfed.core.method import Data, Method, Server, Task, leaves
 from genfed.core.record import Packed, digest, pack, unpack
 from genfed.data.sites import Sites
 from genfed.engines.ask import Engine, Failure
@@ -88,6 +88,10 @@ class Hello:
     node: int
     heard: float
     """The server's own clock when it came."""
+
+    def info(self, number: int) -> ClientInfo:
+        """The site as a client."""
+        return ClientInfo(number, self.architecture, self.examples)
 
 
 @dataclass(frozen=True)
@@ -313,13 +317,10 @@ def _trouble(config: Config, hellos: Sequence[Hello]) -> list[str]:
             lines.append(
                 f"{label} needs {method.minimum_examples} examples at every client, and {few.name} has {few.examples}"
             )
-        phases = list(leaves(method.phases()))
-        collects = any(isinstance(p.aggregate.get("classifier"), Collect) for p in phases)
-        trains = any(p.work is None and p.changes_classifier for p in phases)
-        if (collects or trains) and (own := [hello for hello in hellos if ":" in hello.architecture]):
+        if method.needs_architectures and (own := [hello for hello in hellos if hello.info(0).personal]):
             lines.append(
-                f"{label} needs classifiers that the server can run, and {own[0].architecture} is known to site "
-                f"{own[0].name} alone"
+                f"{label} has others than its site run each architecture, and {own[0].architecture} is known to site "
+                f"{own[0].name} alone: use one of the zoo, or gefl, gefl_f or fgl"
             )
         if method.needs_public and config.public is None:
             lines.append(f"{label} needs public examples: name a data source in the table [public]")
@@ -336,7 +337,7 @@ def tight_memory(
     lines = []
     for label, method in config.method.items():
         server = new_server(task, infos, config.compute, config.seeds[-1], 0, "init", public=public)
-        state = method.init(server)
+        state = _begun(label, method, server, hellos)
         for info, hello in zip(infos, hellos, strict=True):
             sizes = {}
             for phase in leaves(method.phases()):
@@ -351,6 +352,19 @@ def tight_memory(
                     f"needs {need / 2**30:.1f} GiB or more"
                 )
     return lines
+
+
+def _begun(label: str, method: Method[Any], server: Server, hellos: Sequence[Hello]) -> Any:
+    """The state before the first round.
+
+    Raises:
+        GenfedError: the method refuses, in a line that names it, and the site whose own architecture is the reason.
+    """
+    try:
+        return method.init(server)
+    except GenfedError as error:
+        own = [h for h in hellos if h.info(0).personal and h.architecture in str(error)]
+        raise GenfedError(f"{label}: {error}" + (f" (site {own[0].name})" if own else "")) from None
 
 
 def differing_labels(hellos: Sequence[Hello]) -> list[str]:
@@ -396,7 +410,7 @@ def task_of(hellos: Sequence[Hello]) -> Task:
 
 def infos_of(hellos: Sequence[Hello]) -> tuple[ClientInfo, ...]:
     """The sites as clients, numbered in the order of their names."""
-    return tuple(ClientInfo(i, hello.architecture, hello.examples) for i, hello in enumerate(hellos))
+    return tuple(hello.info(i) for i, hello in enumerate(hellos))
 
 
 # Architectures that only a site knows.
@@ -433,7 +447,7 @@ class Stranger(nn.Module):
         raise self._refusal()
 
     def _refusal(self) -> GenfedError:
-        return GenfedError(f"the method must see {self._name}, which its site alone knows: use one of the zoo, or GeFL")
+        return GenfedError(f"it must run {self._name}, which its site alone knows: use one of the zoo, or gefl")
 
 
 def _strangers(roll: Roll, hellos: Sequence[Hello], task: Task, seed: int) -> dict[str, dict[str, Tensor]]:
@@ -445,7 +459,7 @@ def _strangers(roll: Roll, hellos: Sequence[Hello], task: Task, seed: int) -> di
     found: dict[str, tuple[str, dict[str, Tensor]]] = {}
     for hello in hellos:
         name = hello.architecture
-        if ":" not in name:
+        if not hello.info(0).personal:
             registry.new_network(name, task, torch.Generator())  # refuses what the zoo does not have
             continue
         weights = unpack(Model, roll.ask(hello.name, {"ask": "initial", "seed": seed})[1]).classifier

@@ -23,6 +23,11 @@ class ClientInfo:
     architecture: str
     examples: int
 
+    @property
+    def personal(self) -> bool:
+        """Whether its architecture is its own, by "package.module:Class": a server of sites cannot run it."""
+        return ":" in self.architecture
+
 
 class Aggregate(ABC):
     """A reduction of one upload field: `lift` each value, `add` along the tree, `finish`."""

@@ -250,6 +250,9 @@ class Method(ABC, Generic[S]):
     """A client with fewer is refused before training."""
     needs_public: ClassVar[bool] = False
     """True: a run without public examples is refused before training."""
+    needs_architectures: ClassVar[bool] = False
+    """True: the server, or another client, runs clients' networks. A federation in which only its site knows an
+    architecture is refused before training."""
     unaugmented: ClassVar[tuple[str, ...]] = ()
     """Names of those of its `Training` settings whose examples it does not augment: it has its own loss, or they are
     no images. A run that asks for it is refused before training."""

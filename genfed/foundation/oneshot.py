@@ -15,15 +15,18 @@ from torch import Tensor, nn
 
 from genfed.core.aggregate import ClientInfo, Mean
 from genfed.core.errors import GenfedError
-from genfed.core.method import Client, Method, Phase, Reduced, Reply, Server, Weights
+from genfed.core.method import Client, Data, Method, Nothing, Phase, Reduced, Reply, Server, Slot, Weights
 from genfed.core.settings import settings
 from genfed.foundation.settings import Foundation, fitted
 from genfed.learn.aggregation import Aggregation, lesson
+from genfed.learn.alone import MODEL, own_classifier
 from genfed.learn.synthetic import SyntheticSet, Wanted, synthesis
 from genfed.learn.training import Training, train
 from genfed.learn.weights import Model, load_weights, read_weights, weights_of
 
 log = logging.getLogger(__name__)
+SET = Slot("set", Data)
+"""The synthetic set, at a client that learns from it itself."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,8 @@ class State:
     """The models that learn from the set, by architecture."""
     foundation: str
     """The fingerprint of the diffusion model that makes it."""
+    personal: tuple[str, ...] = ()
+    """Architectures without a student: their clients learn from the set themselves."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,7 @@ class Student:
 
     architecture: str
     classifier: Weights
+    """Empty: the client has a model of its own."""
 
 
 @settings
@@ -91,7 +97,8 @@ class OneShot(Method[State]):
     )
     """Local training on a client: of its own classifier, where the method uploads one, and of a student."""
     synthetic_epochs: Annotated[int, Field(ge=0)] = 0
-    """Epochs on the synthetic set after each of these averages, on the server."""
+    """Epochs on the synthetic set after each of these averages, where the student is: on the server, or at a client
+    whose architecture is its own."""
 
     @abstractmethod
     def uploads(self) -> list[Phase[State]]:
@@ -107,12 +114,19 @@ class OneShot(Method[State]):
 
     def init(self, server: Server) -> State:
         model = self.foundation.load(server.task, server.device, server.precision)  # refuses before training
-        names = server.architectures if self.student is None else (self.student,)
+        personal = self.personal(server)
+        names = [n for n in server.architectures if n not in personal] if self.student is None else [self.student]
         students = {name: weights_of(server.new_network(name, server.common("classifier", name))) for name in names}
         if self.pretrained is not None:
             students = {name: weights | fitting(self.pretrained, name, weights) for name, weights in students.items()}
         empty = torch.empty(0, dtype=torch.int64)
-        return State({}, Asked(torch.empty(0), empty, empty), SyntheticSet(), students, model.fingerprint)
+        return State({}, Asked(torch.empty(0), empty, empty), SyntheticSet(), students, model.fingerprint, personal)
+
+    def personal(self, server: Server) -> tuple[str, ...]:
+        """Those of the clients' own architectures that need no student on the server."""
+        if self.student is not None or self.needs_architectures:
+            return ()
+        return tuple(sorted({info.architecture for info in server.clients if info.personal}))
 
     def phases(self) -> list[Phase[State]]:
         mean = {"classifier": Mean(by="architecture") if self.student is None else Mean()}
@@ -120,7 +134,23 @@ class OneShot(Method[State]):
             *self.uploads(),
             synthesis("synthesise", self.wanted, self.made, self.foundation.batch_size),
             Phase("learn", self.learn, rounds=self.learning_rounds),
-            Phase("tune", self.keep, self.send_classifier, self.tune, aggregate=mean, rounds=self.rounds),
+            Phase(
+                "learn_own",
+                lambda server, state, reduced: state,
+                self.send_set,
+                self.learn_own,
+                rounds=lambda state: int(bool(state.personal and len(state.synthetic))),
+                slots=(MODEL, SET),
+            ),
+            Phase(
+                "tune",
+                self.keep,
+                self.send_classifier,
+                self.tune,
+                aggregate=mean,
+                rounds=self.rounds,
+                slots=(MODEL, SET),
+            ),
         ]
 
     def wanted(self, state: State) -> Wanted:
@@ -153,7 +183,7 @@ class OneShot(Method[State]):
 
     def taught(self, server: Server, state: State, epochs: int, how: Aggregation) -> State:
         """The students after so many epochs on the set; an empty one changes nothing."""
-        if not len(state.synthetic):
+        if not (len(state.synthetic) and state.students):
             return state
         teachers = networks_of(server, {} if how == "fine_tuning" else state.teachers)
         data = lesson(server, state.synthetic, teachers, how)[self.learnt_from(server, state)]
@@ -165,23 +195,49 @@ class OneShot(Method[State]):
             students[name] = weights_of(student)
         return replace(state, students=students)
 
+    def send_set(self, server: Server, state: State, info: ClientInfo) -> Data:
+        """All images and their labels to a client that learns from them itself, none to others."""
+        rows = None if info.architecture in state.personal else torch.empty(0, dtype=torch.int64)
+        return state.synthetic.read(server, rows).data
+
+    def learn_own(self, client: Client, sent: Data) -> Reply[Nothing]:
+        """All that a student learns on the server, by a client's own model, which stays there; so does the set."""
+        if not len(sent):
+            return Reply(Nothing())
+        network, loss, data = own_classifier(client), 0.0, sent.to(client.device)
+        for _ in range(self.learning_rounds):
+            loss = train(network, client, self.learning, data=data, public=True)
+        if not math.isfinite(loss):
+            raise GenfedError("its model diverged on the synthetic set: lower learning.learning_rate")
+        client.kept.put(MODEL, Model(weights_of(network)))
+        client.kept.put(SET, sent)
+        return Reply(Nothing(), metrics={"loss": loss})
+
     def tune(self, client: Client, sent: Student) -> Reply[Model]:
-        """A further round, on a client."""
+        """A further round, on a client; a model of its own stays there."""
         network = self.classifier(client, sent)
         loss = train(network, client, self.training)
-        return Reply(Model(weights_of(network)), weight=len(client.data), metrics={"loss": loss})
+        if sent.classifier:
+            return Reply(Model(weights_of(network)), weight=len(client.data), metrics={"loss": loss})
+        if self.synthetic_epochs and (made := client.kept.get(SET)) is not None:
+            data = made.to(client.device)
+            train(network, client, self.learning, data=data, epochs=self.synthetic_epochs, public=True)
+        client.kept.put(MODEL, Model(weights_of(network)))
+        return Reply(Model({}), weight=len(client.data), metrics={"loss": loss})
 
     def keep(self, server: Server, state: State, reduced: Reduced) -> State:
         """The means become the students; an architecture that nobody answered for keeps its own."""
-        mean = reduced["classifier"]
-        state = replace(state, students=state.students | (mean if self.student is None else {self.student: mean}))
+        means = reduced["classifier"] if self.student is None else {self.student: reduced["classifier"]}
+        state = replace(state, students=state.students | {n: w for n, w in means.items() if n in state.students})
         return self.taught(server, state, self.synthetic_epochs, "fine_tuning") if self.synthetic_epochs else state
 
     def send_classifier(self, server: Server, state: State, info: ClientInfo) -> Student:
         name = info.architecture if self.student is None else self.student
-        return Student(name, state.students[name])
+        return Student(name, {} if name in state.personal else state.students[name])
 
     def classifier(self, client: Client, sent: Student) -> nn.Module:
+        if not sent.classifier:
+            return own_classifier(client)
         return load_weights(client.new_network_of(sent.architecture, client.rng), sent.classifier)
 
 

@@ -87,6 +87,7 @@ class DataFree(Method[State]):
     """One upload of every client's model, then data-free distillation on the server; images alone."""
 
     state = State
+    needs_architectures = True
 
     rounds: Annotated[int, Field(ge=0)] = 200
     """Epochs of the server (T): in each the generator is trained, then the students."""

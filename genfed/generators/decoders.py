@@ -40,6 +40,7 @@ class OneShot(Method[S]):
 
     generates = True
     bare = "how many examples of each class a client has"
+    needs_architectures = True
     minimum_examples = 2  # BatchNorm on 1×1 maps has no variance of one example
 
     generator: InstanceOf[Generator] = Field(default_factory=lambda: CVAE())

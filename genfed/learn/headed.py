@@ -55,6 +55,8 @@ class ClassSums:
 class ByRepresentation(Method[S]):
     """What methods share whose clients agree on the size of a representation, and on nothing else of their networks."""
 
+    needs_architectures = True  # the server looks for the last layer of each
+
     rounds: Annotated[int, Field(ge=0)] = 50
     """Rounds of local training and exchange (T)."""
     training: Training = Field(default_factory=Training)

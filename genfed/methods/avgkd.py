@@ -33,6 +33,8 @@ class AvgKD(Averaging):
     # differs from the paper: there no weights are averaged, and an agent learns from the mean of its labels and of what
     # others predict. GeFL averages weights within an architecture, and takes the softmax of the sum.
 
+    needs_architectures = True  # of all others, at every client
+
     def phases(self) -> list[Phase[Classifiers]]:
         (averaging,) = super().phases()
         return [replace(averaging, send=self.send_all, work=self.distil)]

@@ -41,6 +41,7 @@ class Ensemble(Method[Models]):
     """One upload of every client's classifier; all of them answer."""
 
     state = Models
+    needs_architectures = True  # of all others, at every client
 
     training: Training = Field(default_factory=Training)
     """Local training, all of it before the one upload."""

@@ -29,6 +29,7 @@ class FedDF(Averaging):
     """FedAvg within an architecture, followed by distillation on the server from the clients of all."""
 
     needs_public = True
+    needs_architectures = True
 
     distillation_steps: Annotated[int, Field(ge=0)] = 500
     """Batches that every architecture learns from after each round; 0 is FedAvg."""

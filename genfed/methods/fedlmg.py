@@ -42,6 +42,7 @@ class FedLMG(OneShot):
     """Local-model-guided synthesis: images of each client and class as its own classifier knows them."""
 
     bare = "which classes a client has examples of"
+    needs_architectures = True
 
     foundation: Foundation = Field(default_factory=lambda: Foundation(scheduler="ddpm"))
     """The server's diffusion model and how it is sampled: by ddpm, as in the paper, or ddim."""

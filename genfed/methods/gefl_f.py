@@ -157,7 +157,7 @@ class GeFLF(Generative[State]):
 
     def features(self, server: Server) -> Task:
         """The task of telling classes by the shared extractor's features."""
-        return feature_task(server.new_network(server.architectures[0], server.common("shape")), server.task)
+        return shared_features(server)
 
     def send_all(self, server: Server, state: State, info: ClientInfo) -> All:
         """Extractor, header, and the generator or a pool of its features."""

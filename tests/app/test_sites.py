@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,8 +19,11 @@ from genfed.app.config import read
 from genfed.app.run import load_data
 from genfed.app.trial import read_checkpoint
 from genfed.core.errors import GenfedError
-from genfed.core.record import digest, pack
+from genfed.core.method import Data
+from genfed.core.record import digest, load, pack
+from genfed.core.store import FolderStore
 from genfed.report.results import from_json
+from tests.app import toys
 from tests.conftest import start, tiny
 
 flower = pytest.importorskip(
@@ -180,41 +184,128 @@ def test_a_server_that_stopped_goes_on_with_the_same_sites(tmp_path: Path) -> No
     assert state_of(tmp_path / "stopped", "gefl") == state_of(tmp_path / "whole", "gefl")
 
 
-def test_an_architecture_that_only_its_site_knows_takes_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = some("gefl", "local", federation={"architectures": ["linear", "tests.app.toys:Linear", "linear"]})
-    start(config, tmp_path / "embedded")
-    files = sites(config, tmp_path / "sites")
+# An architecture that only site b knows.
 
-    def elsewhere(handle: Any, message: Any, context: Any) -> Any:
-        with monkeypatch.context() as there:
-            there.setattr(registry, "_makers", {})  # a site's own process knows its own architecture
-            return flower._answered(handle, message, context)
-
-    monkeypatch.setattr(registry, "_makers", {})
-    assert not serve(config, Grid(files, elsewhere), tmp_path / "sited").error
-    assert state_of(tmp_path / "sited", "gefl") == state_of(tmp_path / "embedded", "gefl")
-    for method in ("ensemble", "fedcvae_kd"):  # one is sent classifiers, one trains them
-        seeing = some(method, federation={"architectures": ["linear", "tests.app.toys:Linear", "linear"]})
-        assert serve(seeing, Grid(files), tmp_path / "seen").error == (
-            f"{method} needs classifiers that the server can run, and tests.app.toys:Linear is known to site b alone"
-        )
-    assert not (tmp_path / "seen").exists()
+OWN = "tests.app.toys:Linear"
+TAKE_IT = ("fedavg", "fedprox", "local", "fml", "fedkd", "gefl")
+LEARN_IT = ("fgl", "oscar", "feddeo", "prompts_only")
+SHARE_ITS_EXTRACTOR = ("gefl_f", "lg_fedavg")
+REFUSE_IT = sorted({*registry.catalogue(registry.METHODS)} - {*TAKE_IT, *LEARN_IT, *SHARE_ITS_EXTRACTOR, "centralised"})
 
 
-def test_an_extractor_is_averaged_with_that_of_an_architecture_that_only_its_site_knows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = some("gefl_f", federation={"architectures": ["cnn1", "tests.app.toys:Headed", "cnn2"]})
-    start(config, tmp_path / "embedded")
-    files = sites(config, tmp_path / "sites")
+def owned(*methods: str, own: str = OWN, **changes: Any) -> dict[str, Any]:
+    """A config whose second client has an architecture of its own."""
+    return some(*methods, **changes) | {
+        "federation": some(*methods)["federation"] | {"architectures": ["cnn1", own, "cnn2"]},
+        "data": {"kind": "digits", "size": 16},
+    }
 
-    def elsewhere(handle: Any, message: Any, context: Any) -> Any:
+
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Answers of sites whose processes know their own architectures, and of them the server nothing."""
+
+    def answer(handle: Any, message: Any, context: Any) -> Any:
         with monkeypatch.context() as there:
             there.setattr(registry, "_makers", {})
             return flower._answered(handle, message, context)
 
     monkeypatch.setattr(registry, "_makers", {})
-    assert not serve(config, Grid(files, elsewhere), tmp_path / "sited").error
+    return answer
+
+
+@pytest.mark.parametrize("methods", [TAKE_IT, LEARN_IT, SHARE_ITS_EXTRACTOR])
+def test_an_architecture_that_only_its_site_knows_takes_part(
+    tmp_path: Path, methods: tuple[str, ...], elsewhere: Any
+) -> None:
+    own = "tests.app.toys:Headed" if methods == SHARE_ITS_EXTRACTOR else OWN
+    config = owned(*methods, own=own, evaluation={"every": 0})
+    start(config, tmp_path / "embedded")
+    registry._makers.clear()
+    grid = Grid(sites(config, tmp_path / "sites"), elsewhere)
+    assert not serve(config, grid, tmp_path / "sited").error
+    for method in methods:
+        assert state_of(tmp_path / "sited", method) == state_of(tmp_path / "embedded", method)
+    assert rows_of(tmp_path / "sited") == rows_of(tmp_path / "embedded")
+    trials = from_json((tmp_path / "sited" / "report.json").read_text()).trials
+    assert not any(trial.failures for trial in trials)
+
+
+def test_a_site_learns_from_the_images_what_a_student_would(tmp_path: Path, elsewhere: Any) -> None:
+    """It is sent the set once, and tells nothing of its model, which the server never has."""
+    config = owned("fgl")
+    config["method"]["fgl"] |= {"learning_rounds": 3, "synthetic_epochs": 1}
+    files = sites(config, tmp_path / "sites")
+    assert not serve(config, Grid(files, elsewhere), tmp_path / "run").error
+    at: Any = read_checkpoint(read(tmp_path / "run").method["fgl"], tmp_path / "run" / "trials" / "fgl" / "seed-0")
+    assert at.state.personal == (OWN,)
+    assert sorted(at.state.students) == ["cnn1", "cnn2"]
+    rows = [row for row in rows_of(tmp_path / "run") if row["client"] is not None]
+    images = len(at.state.synthetic)
+    assert images == 30, "an image of each class for each of three clients"
+    got = {row["client"]: row["down_bytes"] for row in rows if row["phase"] == "learn_own"}
+    assert got[1] - got[0] == images * (16 * 16 + 8)
+    assert got[0] == got[2] < 100, "an empty record"
+    tuned = [row for row in rows if row["phase"] == "tune" and row["client"] == 1]
+    assert len(tuned) == 2
+    assert all(row["up_bytes"] < 100 and row["down_bytes"] < 100 for row in tuned)
+    assert [line.fields for line in own_site.read_audit(own_site.read_site(files[1])) if line.phase == "tune"] == [
+        ("classifier",)
+    ] * 2
+    (kept,) = (tmp_path / "sites" / "b" / "runs").glob("*/fgl/seed-0/1/set.*.safetensors")
+    sent: Data = load(Data, kept)
+    made = at.state.synthetic.read(SimpleNamespace(task=at.task, store=FolderStore(tmp_path / "run/trials/fgl/seed-0")))
+    assert torch.equal(sent.x, made.images)
+    scores = [sum(row["correct"]) for row in rows if row["phase"] == "evaluate" and row["client"] == 1]
+    assert len(set(scores)) > 1, "its own model is what is scored"
+
+
+@pytest.mark.parametrize("method", REFUSE_IT)
+def test_a_method_that_must_see_it_is_refused_before_training(tmp_path: Path, method: str, elsewhere: Any) -> None:
+    config = owned(method)
+    grid = Grid(sites(config, tmp_path / "sites"), elsewhere)
+    assert serve(config, grid, tmp_path / "run").error == (
+        f"{method} has others than its site run each architecture, and {OWN} is known to site b alone: use one of the "
+        "zoo, or gefl, gefl_f or fgl"
+    )
+    assert not (tmp_path / "run").exists()
+    asked = {json.loads(m.content.config_records["letter"]["head"])["ask"] for m in grid.sent}
+    assert asked == {"hello"}
+
+
+@pytest.mark.parametrize("method", SHARE_ITS_EXTRACTOR)
+def test_an_architecture_without_an_extractor_is_refused_before_training(
+    tmp_path: Path, method: str, elsewhere: Any
+) -> None:
+    config = owned(method)
+    grid = Grid(sites(config, tmp_path / "sites"), elsewhere)
+    assert serve(config, grid, tmp_path / "run").error == (
+        f"{method}: architecture {OWN} has no extractor and header: a network whose extractor is shared has exactly "
+        "these two children (site b)"
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_method_of_ones_own_that_looks_at_it_is_refused_before_training(tmp_path: Path, elsewhere: Any) -> None:
+    config = owned("mine", method={"mine": {"kind": "tests.app.toys:Looks"}})
+    allowed = {name: {"allow": ["tests.app.toys:Looks"]} for name in NAMES}
+    grid = Grid(sites(config, tmp_path / "sites", **allowed), elsewhere)
+    assert serve(config, grid, tmp_path / "run").error == (
+        f"mine: it must run {OWN}, which its site alone knows: use one of the zoo, or gefl (site b)"
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_first_architecture_by_name_may_be_a_site_s_own(
+    tmp_path: Path, elsewhere: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server finds the shape of the shared features by another's extractor."""
+    monkeypatch.setitem(sys.modules, "a_toy", toys)
+    config = owned("gefl_f", own="a_toy:Headed")
+    config["method"]["gefl_f"] |= {"pool": "server"}
+    start(config, tmp_path / "embedded")
+    registry._makers.clear()
+    assert not serve(config, Grid(sites(config, tmp_path / "sites"), elsewhere), tmp_path / "sited").error
     assert state_of(tmp_path / "sited", "gefl_f") == state_of(tmp_path / "embedded", "gefl_f")
 
 

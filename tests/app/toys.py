@@ -289,6 +289,16 @@ class Centred(Alone):
 
 
 @settings
+class Looks(Averaging):
+    """A method that tries every architecture on the server."""
+
+    def init(self, server: Server) -> Classifiers:
+        for architecture in server.architectures:
+            server.new_network(architecture, server.rng)(torch.zeros(2, *server.task.shape))
+        return super().init(server)
+
+
+@settings
 class Bigger(Averaging):
     """A method whose clients all make another architecture than their own."""
 

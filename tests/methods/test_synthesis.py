@@ -24,6 +24,7 @@ from genfed.core.record import load, pack
 from genfed.core.rng import stream
 from genfed.core.store import FolderStore
 from genfed.learn.synthetic import NOBODY, Made
+from genfed.learn.training import Training, train
 from genfed.learn.weights import Model, weights_of
 from genfed.methods.ensemble import Ensemble, Models
 from genfed.methods.ensemble import Mean as Answers
@@ -148,6 +149,22 @@ def test_who_asked_for_what(alike: Path) -> None:
     nobody = images_of(alike, "prompts_only").wanted
     assert nobody.labels.tolist() == torch.arange(10).repeat_interleave(8).tolist()
     assert set(nobody.clients.tolist()) == {NOBODY}
+
+
+def test_clients_with_an_architecture_of_their_own_learn_as_students_do(tmp_path: Path) -> None:
+    """From the initial weights of their architecture, on the server's set, by its settings; it has no student."""
+    own = "tests.app.toys:Linear"
+    given = table(learning_rounds=2) | {"foundation": sampled()}
+    start(tiny("fgl", method={"fgl": given}, federation={"clients": 2, "architectures": [own]}), tmp_path / "run")
+    state, learning = finished(tmp_path / "run", "fgl"), Training(epochs=1, batch_size=8)
+    assert (state.students, state.personal) == ({}, (own,))
+    task, rng = Task("image", (1, 8, 8), tuple("0123456789")), stream(0, "learn_own", 0, 1)
+    network = registry.new_network(own, task, rng)
+    network.load_state_dict(registry.new_network(own, task, stream(0, "common", "classifier", own)).state_dict())
+    for _ in range(2):
+        train(network, replace(server(task), rng=rng), learning, data=images_of(tmp_path / "run", "fgl").data)
+    (kept,) = (tmp_path / "run" / "trials" / "fgl" / "seed-0" / "clients" / "1").glob("model.*")
+    assert same(load(Model, kept).classifier, weights_of(network))
 
 
 def test_prompts_alone_make_an_unsteered_fedlmgs_images_of_one_client(tmp_path: Path) -> None:
