@@ -5,6 +5,7 @@ Andrew, Thakkar, McMahan, Ramaswamy, Differentially Private Learning with Adapti
 """
 
 import math
+import operator
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -126,7 +127,7 @@ class ClippedMean:
         for name, mean in self._means.items():
             key, value = (name, mean.group(info)), mean.averaged(getattr(upload, name))
             if key in self._sent:
-                tree_map(_refuse_other, self._like[key], mean.averaged(getattr(sent, name)))
+                tree_map(_refuse_other, self._like[key], mean.averaged(getattr(sent, name, None)))
             updates[name] = tree_map(_difference, self._like[key] if key in self._sent else _nothing(value), value)
             square += sum(_leaves(tree_map(_square, updates[name])))
         length = math.sqrt(square)
@@ -198,6 +199,6 @@ def _leaves(tree: Any) -> list[Any]:
 
 
 def _refuse_other(first: Any, other: Any) -> None:
-    same = torch.equal(first, other) if isinstance(first, Tensor) else first == other
-    if not same:
+    same = torch.equal if isinstance(first, Tensor) else operator.eq
+    if type(first) is not type(other) or not same(first, other):
         raise GenfedError("clients of one group were sent different states: their updates have no common origin")

@@ -138,6 +138,8 @@ def test_an_update_from_another_state_or_without_end_is_left_out() -> None:
     fold = ClippedMean(MEANS, asked, lambda info: SENT, 1.0, 0.0, np.random.default_rng(0))
     with pytest.raises(GenfedError, match="were sent different states"):
         fold.add(asked[0], SENT, 1.0, two(1, 1, 1))
+    with pytest.raises(GenfedError, match="were sent different states"):
+        fold.add(asked[0], SENT, 1.0)
     huge = Two(torch.tensor([1e308, 1e308], dtype=torch.float64), torch.zeros(1))
     fold = ClippedMean({"body": Mean(), "head": Mean()}, asked, lambda info: None, 1.0, 0.0, np.random.default_rng(0))
     with pytest.raises(GenfedError, match="its update is not finite"):
