@@ -60,11 +60,14 @@ def attack(config: Config, trial: Trial, labels: Sequence[str], run: Path, notif
 
 
 def _private(trial: Trial) -> str:
-    """What differential privacy of its examples a finished trial has, in a few words; empty: none."""
+    """What differential privacy a finished trial has, in a few words; empty: none."""
     found = protection_of(trial)
     if found is None or found.epsilon is None or found.reproducible_noise:
         return ""
-    return f"DP-SGD, ε = {found.epsilon:.2f} at δ = {found.delta:g} for every example over all phases"
+    guarantee = f"ε = {found.epsilon:.2f} at δ = {found.delta:g} for every {found.level} over all phases"
+    if found.level == "client":
+        return f"clipped and given noise by the server, which can read every upload: {guarantee}, against others"
+    return f"DP-SGD, {guarantee}"
 
 
 def _settings(audit: Audit) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import tomllib
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import pydantic
 import tomli_w
@@ -22,6 +22,7 @@ from genfed.core.robust import Rule
 from genfed.core.settings import settings
 from genfed.data.dataset import Source
 from genfed.data.partition import IID, Partitioner
+from genfed.learn.dpfedavg import Adaptive
 from genfed.report.results import Published
 from genfed.secure.protocol import Secure
 
@@ -94,19 +95,21 @@ class Compute:
 
 
 @settings
-class Privacy:
-    """Differential privacy of every single example: clients train on their own by DP-SGD."""
+class Budget:
+    """What differential privacy is asked for."""
+
+    table: ClassVar[str] = ""
+    """Of a config."""
 
     noise_multiplier: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
-    """Standard deviation of the noise over `max_grad_norm`; 0: none, and ε is ∞. Left out: as little as `epsilon` needs
-    for all rounds that a client will take part in."""
+    """Standard deviation of the noise over the norm that is cut to; 0: none, and ε is ∞. Left out: as little as
+    `epsilon` needs for all rounds that a client will take part in."""
     epsilon: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    """Each client's budget (ε) over all phases and rounds of a method; a client is left out before it is passed. Left
-    out: there is no limit."""
+    """Each client's budget (ε) over all phases and rounds of a method, which is not passed. Left out: there is no
+    limit."""
     delta: Annotated[float, Field(gt=0, lt=1)]
-    """Chance with which ε may not hold (δ); well below one over a client's examples."""
-    max_grad_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
-    """Norm that the gradient of each example is cut to (C)."""
+    """Chance with which ε may not hold (δ); well below one over what is protected: a client's examples, or the
+    clients."""
     accountant: Literal["prv", "rdp"] = "prv"
     """How Opacus adds up what rounds cost: by privacy loss random variables, which is tight, or by Rényi divergence."""
     reproducible_noise: bool = False
@@ -114,9 +117,33 @@ class Privacy:
 
     def __post_init__(self) -> None:
         if self.noise_multiplier is None and self.epsilon is None:
-            raise GenfedError("privacy: set epsilon (the noise follows from it), noise_multiplier, or both")
+            raise GenfedError(f"{self.table}: set epsilon (the noise follows from it), noise_multiplier, or both")
         if self.noise_multiplier == 0 and self.epsilon is not None:
-            raise GenfedError("privacy.noise_multiplier = 0: without noise no privacy.epsilon can be kept")
+            raise GenfedError(f"{self.table}.noise_multiplier = 0: without noise no {self.table}.epsilon can be kept")
+
+
+@settings
+class Privacy(Budget):
+    """Differential privacy of every single example: clients train on their own by DP-SGD."""
+
+    table: ClassVar[str] = "privacy"
+
+    max_grad_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    """Norm that the gradient of each example is cut to (C)."""
+
+
+@settings
+class ClientPrivacy(Budget):
+    """Differential privacy of every client as a whole: the server clips what a client uploads, and adds noise to the
+    means (DP-FedAvg). It sees the uploads, and is trusted.
+    """
+
+    table: ClassVar[str] = "client_privacy"
+
+    clip: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    """L2 norm that a client's whole update of a round is clipped to (S); with `adaptive` the first one."""
+    adaptive: Adaptive | None = None
+    """The norm follows a quantile of the updates' norms; left out: it stays."""
 
 
 @settings
@@ -162,6 +189,8 @@ class Config:
     """A table of settings per audit, for those of `audits` and for `genfed audit`: [audit.WORD]."""
     privacy: Privacy | None = None
     """Differential privacy of every example; left out: none."""
+    client_privacy: ClientPrivacy | None = None
+    """Differential privacy of every client; left out: none."""
     method: dict[str, InstanceOf[Method[Any]]]
     """A table of settings per label."""
 

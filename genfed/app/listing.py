@@ -12,9 +12,10 @@ from rich.console import Group, RenderableType
 from rich.table import Column, Table
 
 from genfed.app import registry
-from genfed.app.config import Compute, Config, Evaluation, Federation, Quality
+from genfed.app.config import ClientPrivacy, Compute, Config, Evaluation, Federation, Privacy, Quality
 from genfed.core.errors import GenfedError
 from genfed.core.method import Task
+from genfed.learn.dpfedavg import Adaptive
 from genfed.learn.training import Training
 from genfed.report.results import Published
 from genfed.secure.protocol import Secure
@@ -30,7 +31,8 @@ def listing(what: str, name: str | None = None) -> RenderableType:
         if name is not None:
             raise GenfedError(f"list settings takes no name ({name!r}); it shows all of them")
         tables = {"": Config, "federation": Federation, "evaluation": Evaluation, "compute": Compute}
-        tables |= {"quality": Quality, "secure": Secure, "published.WORD": Published}
+        tables |= {"quality": Quality, "secure": Secure, "privacy": Privacy, "client_privacy": ClientPrivacy}
+        tables |= {"client_privacy.adaptive": Adaptive, "published.WORD": Published}
         closing = "[defaults] holds settings for every method that has them; [method.LABEL] those of one method."
         return Group(
             closing, *(_settings(cls, f"[{key}]" if key else "the top of the file") for key, cls in tables.items())

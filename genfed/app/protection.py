@@ -1,20 +1,18 @@
 """Example-level differential privacy of a trial: what is refused, the noise that its plan needs, clients' budgets."""
 
-import functools
 import logging
 import math
-import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
 
-from genfed.app import registry
-from genfed.app.config import Config, Privacy
+from genfed.app import central, registry
+from genfed.app.accounting import epsilon, holds, noise_for
+from genfed.app.config import Config
 from genfed.app.trial import Trial, new_server
 from genfed.core.errors import GenfedError
 from genfed.core.method import Method, Phase, Trained, leaves, taking_part
@@ -28,12 +26,7 @@ from genfed.learn.training import Training
 from genfed.report.results import Protection
 
 log = logging.getLogger(__name__)
-Accountant = Literal["prv", "rdp"]
-Mechanism = tuple[float, float, int]
-"""(noise multiplier, rate, steps)"""
 LEDGER, PLAN = "ledger.safetensors", "privacy.safetensors"
-WITHIN = 1.01
-"""A noise multiplier is at most so many times the smallest that would do."""
 
 
 @dataclass(frozen=True)
@@ -41,60 +34,6 @@ class Plan:
     """What was settled before the first round: each client's noise multiplier."""
 
     noise_multiplier: dict[int, float]
-
-
-def epsilon(mechanisms: Sequence[Mechanism], delta: float, accountant: Accountant) -> float:
-    """What these come to together by Opacus's accountant; 0 for none, ∞ without noise."""
-    spent = [(noise, rate, steps) for noise, rate, steps in mechanisms if steps]
-    if any(noise == 0 for noise, _, _ in spent):
-        return math.inf
-    return _epsilon(tuple(spent), delta, accountant) if spent else 0.0
-
-
-@functools.lru_cache(maxsize=4096)
-def _epsilon(mechanisms: tuple[Mechanism, ...], delta: float, accountant: Accountant) -> float:
-    from opacus.accountants import PRVAccountant, RDPAccountant  # takes seconds
-
-    found = RDPAccountant() if accountant == "rdp" else PRVAccountant()
-    found.history = list(mechanisms)
-    more = [*range(64, 257, 8), 384, 512, 1024]  # orders for ε far below 1
-    orders = {"alphas": [*RDPAccountant.DEFAULT_ALPHAS, *more]} if accountant == "rdp" else {}
-    # Whole batches (a rate of 1) make PRV divide by 0 on its way to the right number; RDP tells of orders at an end.
-    with np.errstate(all="ignore"), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Optimal order is the")
-        return float(found.get_epsilon(delta, **orders))
-
-
-def holds(mechanisms: Sequence[Mechanism], privacy: Privacy) -> bool:
-    """Whether the budget holds these; without a target it holds everything."""
-    if privacy.epsilon is None:
-        return True
-    # Both accountants bound ε from above, and this one is fast.
-    if epsilon(mechanisms, privacy.delta, "rdp") <= privacy.epsilon:
-        return True
-    return privacy.accountant != "rdp" and epsilon(mechanisms, privacy.delta, "prv") <= privacy.epsilon
-
-
-def noise_for(trainings: Sequence[tuple[float, int]], privacy: Privacy) -> float:
-    """The least noise multiplier, up to one in a hundred, with which the budget holds all these (rate, steps)."""
-
-    def enough(noise: float) -> bool:
-        return holds([(noise, rate, steps) for rate, steps in trainings], privacy)
-
-    if not any(steps for _, steps in trainings):
-        return 0.0
-    high = 1.0
-    while not enough(high):
-        high *= 2
-        if high > 1e5:
-            raise GenfedError(f"privacy.epsilon = {privacy.epsilon}: no noise is enough for it")
-    low = high / 2
-    while enough(low):
-        low, high = low / 2, low
-    while high / low > WITHIN:
-        middle = math.sqrt(low * high)
-        low, high = (low, middle) if enough(middle) else (middle, high)
-    return high
 
 
 def planned(trial: Trial) -> dict[int, Counter[Use]]:
@@ -180,6 +119,8 @@ def ledger_in(folder: Path) -> Ledger:
 
 def protection_of(trial: Trial) -> Protection | None:
     """What protects a trial, by what its clients were charged; None: no privacy is asked for."""
+    if trial.client_privacy is not None:
+        return central.protection(trial.folder, trial.client_privacy)
     plan, privacy = prepare(trial), trial.privacy
     if plan is None or privacy is None:
         return None

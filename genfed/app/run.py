@@ -21,7 +21,7 @@ import pydantic
 from torch import Tensor
 
 from genfed import __version__
-from genfed.app import federation, grids, integrity, protection, quality
+from genfed.app import central, federation, grids, integrity, protection, quality
 from genfed.app.case import attack
 from genfed.app.config import Config, decisive, read, to_toml
 from genfed.app.site import new_site, new_trial, shards_file, site_of, trial_folder
@@ -105,6 +105,7 @@ def run(
         federation.check(settings, shards)
         quality.check(settings, shards)
         integrity.check(settings, shards, seed)
+        central.check(settings, shards.clients, seed)
     protection.check(settings, shards)
 
     @contextlib.contextmanager

@@ -190,7 +190,7 @@ def served(config: Config) -> Config:
         GenfedError: a method pools all data, or a setting that sites of their own do not heed.
     """
     # Refused, not passed over: a run that seems protected and is not would be the worst of all.
-    for name in ("privacy", "secure", "attack", "audits"):
+    for name in ("privacy", "client_privacy", "secure", "attack", "audits"):
         if getattr(config, name):
             raise GenfedError(
                 f"{name} is not built for sites with their own data yet: leave it out, or run without serve"

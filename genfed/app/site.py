@@ -42,6 +42,7 @@ def new_trial(config: Config, folder: Path, label: str, seed: int, shards: Shard
         attack=None if method.pooled else config.attack,
         secure=None if method.pooled else config.secure,
         privacy=config.privacy,
+        client_privacy=None if method.pooled else config.client_privacy,
     )
 
 

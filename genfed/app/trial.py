@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from genfed.app import registry
-from genfed.app.config import Compute, Federation, Privacy
+from genfed.app.central import Central
+from genfed.app.config import ClientPrivacy, Compute, Federation, Privacy
 from genfed.app.secured import SecureAsk
 from genfed.core.aggregate import ClientInfo, Collect
 from genfed.core.attack import Attack
 from genfed.core.errors import GenfedError, RecordError
 from genfed.core.method import Client, Kept, Method, Phase, Reduced, Reply, Server, Slot, Task, leaves, taking_part
-from genfed.core.record import digest, load, pack, save
+from genfed.core.record import digest, load, pack, save, unpack
 from genfed.core.rng import stream
 from genfed.core.robust import Rule, robust
 from genfed.core.store import FolderStore, MemoryStore, Store
@@ -106,6 +107,8 @@ class Trial:
     """How uploads are added up without the server's seeing them; None: it sees them."""
     privacy: Privacy | None = None
     """How each example is protected; None: not."""
+    client_privacy: ClientPrivacy | None = None
+    """How each client is protected; None: not."""
 
     def place(self, step: int) -> int:
         """The number of a step among all that clients work in: an exchange of secure aggregation is one of its own."""
@@ -223,6 +226,7 @@ class Run:
         self._trial, self._engine, self._record, self._notify = trial, engine, record, notify
         self._plan = tuple(robust(phase, trial.aggregation) for phase in leaves(trial.method.phases()))
         self._phases = with_evaluation(trial.method, trial.shards.held_out)
+        self._central = Central(trial) if trial.client_privacy else None
         self._accuracy: float | None = None
         self._took: dict[str, list[float]] = {}
         self.step = 0
@@ -304,10 +308,19 @@ class Run:
         asked = taking_part(trial.shards.clients, sample, trial.seed, step.phase, step.round)
         sender = server_of(self._trial, step.round, step.phase, step.round, "send")
         placed, quorum = replace(step, number=trial.place(step.number)), trial.federation.quorum
+        uploads = phase.aggregate and step.phase != EVALUATE
+        fold = None
+        if self._central and uploads:
+
+            def sent_to(info: ClientInfo) -> Any:
+                assert phase.send is not None
+                return unpack(phase.kinds[0], pack(phase.send(sender, at.state, info)))
+
+            fold = self._central.fold(phase, step, asked, sent_to)
         ask = (
             SecureAsk(self._engine, phase, placed, sender, at.state, asked, quorum, trial.secure)
-            if trial.secure and phase.aggregate and step.phase != EVALUATE
-            else Ask(self._engine, phase, placed, sender, at.state, asked, quorum)
+            if trial.secure and uploads
+            else Ask(self._engine, phase, placed, sender, at.state, asked, quorum, fold)
         )
         rows: list[dict[str, Any]] = []
         self._tell(at, phase, step, 0, len(asked))

@@ -38,6 +38,19 @@ class Engine(Protocol):
         """A line for each worker that was lost since this was last asked."""
 
 
+class Folding(Protocol):
+    """What reduces the replies to one ask, as `core.aggregate.Fold` does."""
+
+    def add(self, info: ClientInfo, upload: object, weight: float, sent: object = None) -> None:
+        """Folds one reply in."""
+
+    def skip(self, info: ClientInfo) -> None:
+        """Leaves a client out."""
+
+    def finish(self) -> Mapping[str, Any]:
+        """The reduced value of every declared field."""
+
+
 @dataclass(frozen=True)
 class Exchange:
     """One client's part in a round, for the log."""
@@ -61,11 +74,12 @@ class Ask:
         state: Any,
         clients: Sequence[ClientInfo],
         quorum: float,
+        fold: Folding | None = None,
     ) -> None:
-        """`quorum` is the fraction of `clients` that must answer."""
+        """`quorum` is the fraction of `clients` that must answer. `fold` reduces replies; None: as the phase says."""
         self._engine, self._phase, self._step, self._server, self._state = engine, phase, step, server, state
         self._clients, self._quorum = clients, quorum
-        self._fold = Fold(phase.aggregate, list(clients))
+        self._fold = fold or Fold(phase.aggregate, list(clients))
         self._sent: dict[int, Packed] = {}
         self._answered: list[ClientInfo] = []
         self.failures: dict[int, str] = {}

@@ -16,7 +16,7 @@ from torch import Tensor
 from genfed.core.audit import Audits
 from genfed.core.errors import GenfedError
 from genfed.report import figures, measures
-from genfed.report.privacy import EXPOSED, SEES, privacy, protections
+from genfed.report.privacy import SEES, exposed, privacy, protections
 from genfed.report.results import Report, Trial
 from genfed.report.table import (
     CENTRALISED,
@@ -125,7 +125,8 @@ def page(report: Report, grids: Mapping[str, Grid | SetGrid], audits: Audits | N
         privacy=None if audits is None else privacy(audits),
         seen_by=SEES,
         protections=protections(report),
-        exposed=EXPOSED,
+        exposed=exposed(report),
+        level=report.protected,
         losses=figures.loss_figures(report),
         costs=measures.costs(report),
         radar=figures.radar_figure(report, measures.cost_axes(report)),

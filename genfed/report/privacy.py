@@ -9,7 +9,7 @@ from rich.table import Table
 
 from genfed.core.audit import Audited, Audits, Estimate, Image, Reading, Verdict
 from genfed.core.errors import GenfedError
-from genfed.report.results import Protection, Report
+from genfed.report.results import Level, Protection, Report
 from genfed.report.table import NONE, Cells, rich_table
 
 FILE = "audits.json"
@@ -90,17 +90,26 @@ def protections(report: Report) -> list[str]:
     return lines
 
 
+def exposed(report: Report) -> Sequence[str]:
+    """What that protection does not cover."""
+    return EXPOSED[report.protected or "example"]
+
+
 def _protects(found: Sequence[Protection]) -> str:
     first, least = found[0], min(each.noise_multiplier[0] for each in found)
     most = max(each.noise_multiplier[1] for each in found)
     noise = f"{least:.3g}" if f"{least:.3g}" == f"{most:.3g}" else f"{least:.3g} to {most:.3g}"
     spent = [each.epsilon for each in found if each.epsilon is not None]
+    of_clients = first.level == "client"
+    if of_clients and not first.steps:
+        return "no client uploads anything, so nothing of a client leaves it."
+    what, steps = ("updates", "rounds") if of_clients else ("gradients", "steps")
     how = (
-        f"{first.mechanism}; noise multiplier {noise}, gradients cut to {first.max_grad_norm:g}, up to "
-        f"{first.steps:,} steps, {first.accountant.upper()} accountant of Opacus."
+        f"{first.mechanism}; noise multiplier {noise}, {what} cut to {first.max_grad_norm:g}, up to "
+        f"{first.steps:,} {steps}, {first.accountant.upper()} accountant of Opacus."
     )
     if len(spent) < len(found):
-        return f"gradients were cut to {first.max_grad_norm:g}, and no noise was added: ε = ∞, nothing is protected."
+        return f"{what} were cut to {first.max_grad_norm:g}, and no noise was added: ε = ∞, nothing is protected."
     if any(each.reproducible_noise for each in found):
         return (
             f"not private. Its noise can be drawn again from the run's seed; from the operating system it would be "
@@ -112,20 +121,33 @@ def _protects(found: Sequence[Protection]) -> str:
         else "the client that spent most, over all phases and rounds of one seed"
     )
     budget = "" if first.target is None else f" The budget was {first.target:g}."
-    return (
-        f"ε = {max(spent):.2f} at δ = {first.delta:g} ({whose}) for every single training example, against whoever "
-        f"sees all that the client sends and knows all other examples.{budget} {how}"
+    protected = (
+        "every client with all its examples, against whoever sees what the server sends and holds in the end and knows "
+        "all other clients; the server itself sees each upload, and is trusted"
+        if of_clients
+        else "every single training example, against whoever sees all that the client sends and knows all other "
+        "examples"
     )
+    return f"ε = {max(spent):.2f} at δ = {first.delta:g} ({whose}) for {protected}.{budget} {how}"
 
 
-EXPOSED = (
-    "Numbers of examples are taken to be public: they weigh means and set how batches are drawn. Losses, scores on "
-    "data like a client's own and counts of arithmetic do not leave clients; timing does.",
-    "A person with k examples has k times the ε, and more δ. Methods and seeds of a run are there to be compared: "
-    "whoever published all of them would add up their ε.",
-    "What was made here by somebody who holds all the data is outside of it: who has what, real pictures, measures of "
-    "generators, and audits.",
-)
+EXPOSED: dict[Level, Sequence[str]] = {
+    "example": (
+        "Numbers of examples are taken to be public: they weigh means and set how batches are drawn. Losses, scores on "
+        "data like a client's own and counts of arithmetic do not leave clients; timing does.",
+        "A person with k examples has k times the ε, and more δ. Methods and seeds of a run are there to be compared: "
+        "whoever published all of them would add up their ε.",
+        "What was made here by somebody who holds all the data is outside of it: who has what, real pictures, measures "
+        "of generators, and audits.",
+    ),
+    "client": (
+        "Who takes part in which round follows from the seed and is taken to be known, as architectures and numbers of "
+        "examples are.",
+        "Methods and seeds of a run are there to be compared: whoever published all of them would add up their ε.",
+        "What the server knows of clients is outside of it: this report with its losses, scores, failures and times, "
+        "who has what, real pictures, measures of generators, and audits.",
+    ),
+}
 
 
 def privacy(audits: Audits) -> Privacy:

@@ -132,9 +132,14 @@ class Quality:
     """That network's accuracy on real examples of the clients that it has not seen."""
 
 
+Level = Literal["example", "client"]
+
+
 @dataclass(frozen=True)
 class Protection:
-    """Differential privacy of every single example of a client, by what clients were charged; see docs/privacy.md."""
+    """Differential privacy of every single example of a client, or of every client, by what clients were charged; see
+    docs/privacy.md.
+    """
 
     epsilon: float | None
     """ε of the client that spent most; None: ∞, without noise."""
@@ -146,13 +151,16 @@ class Protection:
     noise_multiplier: tuple[float, float]
     """Least and most of all clients."""
     max_grad_norm: float
+    """Norm that gradients of examples, or updates of clients, are cut to; the first one, where it adapts."""
     steps: int
-    """Of DP-SGD, by the client that took most."""
+    """Of DP-SGD, or rounds, by the client that took most."""
     reproducible_noise: bool = False
     """Whether noise came from the run's seed: then nothing is private."""
     pooled: bool = False
     """Whether ε is that of one of several models, each trained on all examples."""
     mechanism: str = "DP-SGD: Gaussian noise on cut gradients of Poisson-sampled batches"
+    level: Level = "example"
+    """What ε is of."""
 
 
 @dataclass(frozen=True)
@@ -181,7 +189,7 @@ class Trial:
     quality: Quality | None = None
     """Of its generator; None: it has none, or it was not judged."""
     protection: Protection | None = None
-    """Differential privacy of the clients' examples; None: none was asked for."""
+    """Differential privacy of the clients' examples, or of the clients; None: none was asked for."""
     own: tuple[OwnScore, ...] = ()
     """Every client on data like its own. Where clients are pooled (a ceiling), the pool's classifier of its
     architecture on data like its own. A client without such held-out examples is left out; empty: not measured."""
@@ -291,6 +299,11 @@ class Report:
     def methods(self) -> tuple[str, ...]:
         """Labels in the order of the config."""
         return tuple(dict.fromkeys(t.method for t in self.trials))
+
+    @property
+    def protected(self) -> "Level | None":
+        """What differential privacy protects in it; None: none was asked for."""
+        return next((trial.protection.level for trial in self.trials if trial.protection), None)
 
     def of(self, method: str) -> tuple[Trial, ...]:
         """The trials of a method, by seed."""

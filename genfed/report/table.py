@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from genfed.report.results import Report, Trial
+from genfed.report.results import Level, Report, Trial
 
 LOCAL = "local"
 """The label of the baseline in which every client trains alone."""
@@ -36,9 +36,11 @@ EXPLANATION = (
     "Accuracy after the final round: mean ± sd over seeds. Over local: points gained on the same clients with the same "
     "seed, [least, most]. Worst: the worst client. Up and down: bytes per client. Seconds: wall time of a seed."
 )
-EPSILON_EXPLAINED = (
-    "ε: differential privacy of every example of a client, with its δ; the client that spent most, over seeds."
-)
+EPSILON_EXPLAINED: dict[Level, str] = {
+    "example": "ε: differential privacy of every example of a client, with its δ; the client that spent most, over "
+    "seeds.",
+    "client": "ε: differential privacy of every client as a whole, with its δ; the client that spent most, over seeds.",
+}
 OWN_EXPLAINED = "Own: the accuracy of each client on held-out examples like its own, a mean over clients and seeds."
 
 
@@ -86,7 +88,7 @@ def shows_own(*reports: Report) -> bool:
 
 def shows_epsilon(*reports: Report) -> bool:
     """Whether ε is shown: where any trial was to be private."""
-    return any(trial.protection for report in reports for trial in report.trials)
+    return any(report.protected for report in reports)
 
 
 def epsilon(trials: Sequence[Trial]) -> str:
@@ -121,7 +123,8 @@ def side_by_side(reports: Sequence[tuple[str, Report]]) -> Cells:
 
 def summary_table(report: Report) -> Table:
     """One row per method: means over seeds, ± standard deviation; gains in points, [least, most]."""
-    more = [EPSILON_EXPLAINED] * shows_epsilon(report) + [OWN_EXPLAINED] * shows_own(report)
+    private = [EPSILON_EXPLAINED[report.protected]] if report.protected else []
+    more = private + [OWN_EXPLAINED] * shows_own(report)
     caption = " ".join([EXPLANATION, *more])
     return rich_table(f"{report.name}: accuracy on the {report.scored_on} part", summary(report), caption)
 

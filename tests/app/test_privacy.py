@@ -8,17 +8,9 @@ from typing import Any
 import pytest
 
 from genfed.app import federation, protection
+from genfed.app.accounting import epsilon, holds, noise_for
 from genfed.app.config import Privacy, build, read
-from genfed.app.protection import (
-    PLAN,
-    Plan,
-    check_method,
-    epsilon,
-    holds,
-    ledger_in,
-    noise_for,
-    planned,
-)
+from genfed.app.protection import PLAN, Plan, check_method, ledger_in, planned
 from genfed.app.run import load_data
 from genfed.app.site import new_site, new_trial, trial_folder
 from genfed.app.trial import server_of

@@ -14,7 +14,7 @@ import genfed.app.trial as trials
 from genfed.app import registry
 from genfed.app.config import Config, read
 from genfed.app.trial import Run, read_checkpoint, with_evaluation
-from genfed.core.aggregate import ClientInfo
+from genfed.core.aggregate import ClientInfo, Mean
 from genfed.core.errors import GenfedError
 from genfed.core.method import leaves
 from genfed.core.record import Packed, digest, from_bytes, pack, to_bytes, unpack
@@ -214,6 +214,24 @@ def test_is_private_or_refused(method: str, tmp_path: Path) -> None:
     assert trial.protection.epsilon > 0
     rows = left_by(tmp_path / "run")["metrics"]
     assert not any(row.keys() & {"loss", "synthetic_loss", "flops"} or row.get("own") for row in rows)
+
+
+def test_is_client_private_or_refused(method: str, tmp_path: Path) -> None:
+    """Under [client_privacy] a method is refused before training, or each round with uploads is charged."""
+    config = tiny(method, client_privacy={"noise_multiplier": 1.0, "delta": 1e-3, "accountant": "rdp"})
+    known = read(config).method[method]
+    if known.pooled:
+        assert start(config, tmp_path / "run").trials[0].protection is None
+        return
+    uploading = [phase for phase in leaves(known.phases()) if phase.aggregate]
+    if not all(isinstance(how, Mean) for phase in uploading for how in phase.aggregate.values()):
+        with pytest.raises(GenfedError, match=rf"{method} cannot be run under \[client_privacy\]"):
+            start(config, tmp_path / "run")
+        return
+    (trial,) = start(config, tmp_path / "run").trials
+    assert not trial.failures
+    assert trial.protection is not None
+    assert trial.protection.steps == sum(phase.rounds for phase in uploading if isinstance(phase.rounds, int))
 
 
 def test_every_phase_is_well_formed(method: str) -> None:

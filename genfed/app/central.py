@@ -1,0 +1,241 @@
+"""Client-level differential privacy of a trial: what is refused, the noise that its rounds need, what was released."""
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from genfed.app.accounting import epsilon, holds, noise_for
+from genfed.app.config import ClientPrivacy, Config
+from genfed.core.aggregate import ClientInfo, Mean, Sum
+from genfed.core.errors import GenfedError
+from genfed.core.method import Method, Phase, leaves, taking_part
+from genfed.core.record import load, save
+from genfed.engines.site import Step
+from genfed.learn.dpfedavg import ClippedMean
+from genfed.learn.dpsgd import repeatable, unforeseeable
+from genfed.report.results import Protection
+
+if TYPE_CHECKING:
+    from genfed.app.trial import Trial
+
+log = logging.getLogger(__name__)
+ACCOUNT = "releases.safetensors"
+
+
+@dataclass(frozen=True)
+class Release:
+    """The means of one round that the server gave away, or was about to."""
+
+    step: int
+    """Of the trial: rounds over all phases."""
+    phase: str
+    clients: tuple[int, ...]
+    """Those asked: each is charged, whether or not it answered."""
+    clip: float
+    """That of the phase's next round."""
+
+
+@dataclass(frozen=True)
+class Account:
+    """All that was ever released; kept by the server, and only added to."""
+
+    noise_multiplier: float
+    """Of updates and counts together (z); settled before the first round."""
+    releases: tuple[Release, ...] = ()
+
+    def rounds(self) -> Counter[int]:
+        """By client, how often it was asked for what was released."""
+        return Counter(client for release in self.releases for client in release.clients)
+
+
+def cost(account: Account, rounds: int, how: ClientPrivacy) -> float:
+    """ε of a client that was asked so often."""
+    # differs from the paper: nothing is gained by sampling. Who takes part follows from the seed, which clients know;
+    # so each round in which a client is asked is a whole Gaussian mechanism for it, and the others are none.
+    return epsilon([(account.noise_multiplier, 1.0, rounds)], how.delta, how.accountant)
+
+
+def planned(method: Method[Any], clients: Sequence[ClientInfo], sample: float, seed: int) -> Counter[int] | None:
+    """By client, how often it will be asked to upload something; None: it is not known in advance."""
+    found, done = Counter[int](), Counter[str]()
+    for phase in leaves(method.phases()):
+        if phase.work is None or not phase.aggregate:
+            continue
+        if callable(phase.rounds):
+            return None
+        for _ in range(phase.rounds):
+            found.update(info.id for info in taking_part(clients, sample, seed, phase.name, done[phase.name]))
+            done[phase.name] += 1
+    return found
+
+
+def noise_multiplier(how: ClientPrivacy, rounds: Counter[int] | None) -> float:
+    """What is set, or the least that suffices for the client that is asked most often.
+
+    Raises:
+        GenfedError: it is not known how often that is, or the budget does not hold what is set.
+    """
+    most = None if rounds is None else max(rounds.values(), default=0)
+    if how.noise_multiplier is None:
+        if most is None:
+            raise GenfedError(
+                "how many rounds there will be is not known in advance, so client_privacy.epsilon cannot be planned "
+                "for; set client_privacy.noise_multiplier"
+            )
+        return noise_for([(1.0, most)], how)
+    if most and not holds([(how.noise_multiplier, 1.0, most)], how):
+        came = cost(Account(how.noise_multiplier), most, how)
+        raise GenfedError(
+            f"client_privacy.epsilon = {how.epsilon:g}: with noise_multiplier = {how.noise_multiplier:g}, {most} "
+            f"rounds of a client come to ε = {came:.2f}; have fewer rounds or more noise"
+        )
+    return how.noise_multiplier
+
+
+def check(config: Config, clients: Sequence[ClientInfo], seed: int) -> None:
+    """Refuses before training what client-level privacy does not cover, or a budget that would be passed.
+
+    Raises:
+        GenfedError: Opacus is missing, or a method or setting that does not go with it.
+    """
+    if (how := config.client_privacy) is None:
+        return
+    if find_spec("opacus") is None:
+        raise GenfedError("""[client_privacy] needs the extra "privacy": pip install 'genfed[privacy]'""")
+    for name, why in (
+        ("secure", "hides the single uploads that the server is to clip"),
+        ("aggregation", "stands in the place of the means that get the noise"),
+        ("privacy", "protects examples; both together are not built"),
+    ):
+        if getattr(config, name) is not None:
+            raise GenfedError(f"[client_privacy] with [{name}], which {why}: leave one of them out")
+    if seed == config.seeds[0]:
+        _warn(how, len(clients))
+    for label, method in config.method.items():
+        if method.pooled:
+            continue
+        for phase in leaves(method.phases()):
+            if (reason := refusal(phase)) is not None:
+                raise GenfedError(f"{label} cannot be run under [client_privacy]: in phase {phase.name} {reason}")
+        try:
+            rounds = planned(method, clients, config.federation.sample, seed)
+            noise = noise_multiplier(how, rounds)
+            if how.adaptive and (rounds is None or rounds):
+                how.adaptive.on_updates(noise, len(taking_part(clients, config.federation.sample, seed, "", 0)))
+        except GenfedError as error:
+            raise GenfedError(f"{label}: {error}") from None
+
+
+def _warn(how: ClientPrivacy, clients: int) -> None:
+    if how.reproducible_noise:
+        log.warning(
+            "client_privacy.reproducible_noise: whoever knows the seed can take the noise away; this run is not private"
+        )
+    if how.delta >= 1 / clients:
+        log.warning(
+            "client_privacy.delta = %g is not below 1/n = %.2g (there are %d clients): it would allow to give away a "
+            "client whole; choose a much smaller one", how.delta, 1 / clients, clients
+        )  # fmt: skip
+
+
+def refusal(phase: Phase[Any]) -> str | None:
+    """Why the uploads of a phase cannot be protected; None: they can, or there are none."""
+    for name, how in phase.aggregate.items():
+        if isinstance(how, Sum):
+            return f"the server adds up {name}, of which a client's part has no bound"
+        if not isinstance(how, Mean):
+            return f"the server uses every single {name}, and only means of clipped updates get noise"
+    return None
+
+
+class Central:
+    """What the server of a trial does instead of plain means, and its account."""
+
+    def __init__(self, trial: "Trial") -> None:
+        assert trial.client_privacy is not None
+        self._trial, self._how, self._file = trial, trial.client_privacy, trial.folder / ACCOUNT
+        if not self._file.exists():
+            rounds = planned(trial.method, trial.shards.clients, trial.federation.sample, trial.seed)
+            trial.folder.mkdir(parents=True, exist_ok=True)
+            save(Account(noise_multiplier(self._how, rounds)), self._file)
+
+    def fold(
+        self, phase: Phase[Any], step: Step, asked: Sequence[ClientInfo], sent_to: Callable[[ClientInfo], Any]
+    ) -> "Released":
+        """The means of a round, not yet charged.
+
+        Raises:
+            GenfedError: the budget does not hold another round.
+        """
+        how, account = self._how, load(Account, self._file)
+        rounds = account.rounds() + Counter(info.id for info in asked)
+        if not holds([(account.noise_multiplier, 1.0, max(rounds.values()))], how):
+            raise GenfedError(
+                f"client_privacy.epsilon = {how.epsilon:g} does not hold {step.phase} round {step.round}: rounds that "
+                "were done again after a stop have been paid for twice; what was saved before it stands"
+            )
+        before = [r.clip for r in account.releases if r.phase == step.phase and r.step < step.number]
+        clip, noise = before[-1] if before else how.clip, account.noise_multiplier
+        if how.adaptive:
+            noise = how.adaptive.on_updates(noise, len(asked))
+        fixed = how.reproducible_noise
+        draws = repeatable(self._trial.seed, step.phase, step.round) if fixed else unforeseeable()
+        means = {name: mean for name, mean in phase.aggregate.items() if isinstance(mean, Mean)}
+        ids = tuple(sorted(info.id for info in asked))
+        clipped = ClippedMean(means, asked, sent_to, clip, noise, draws)
+        return Released(clipped, self, Release(step.number, step.phase, ids, clip))
+
+    def charge(self, clipped: ClippedMean, release: Release) -> None:
+        """Puts a round on the account, on the disk before anything of it is given away."""
+        account, adaptive = load(Account, self._file), self._how.adaptive
+        if adaptive:
+            share = clipped.share_within(adaptive.on_count(account.noise_multiplier, len(release.clients)))
+            release = replace(release, clip=adaptive.moved(release.clip, share))
+        save(replace(account, releases=(*account.releases, release)), self._file)
+
+
+@dataclass(frozen=True)
+class Released:
+    """What `Fold` is to a round, and charges it when it ends."""
+
+    clipped: ClippedMean
+    central: Central
+    release: Release
+
+    def add(self, info: ClientInfo, upload: object, weight: float, sent: object = None) -> None:
+        """See `Fold`."""
+        self.clipped.add(info, upload, weight, sent)
+
+    def skip(self, info: ClientInfo) -> None:
+        """See `Fold`."""
+        self.clipped.skip(info)
+
+    def finish(self) -> Mapping[str, Any]:
+        """See `Fold`; charged before it is given."""
+        values = self.clipped.finish()
+        self.central.charge(self.clipped, self.release)
+        return values
+
+
+def protection(folder: Path, how: ClientPrivacy) -> Protection:
+    """What protects the clients of a trial in `folder`, by what was released."""
+    account = load(Account, folder / ACCOUNT)
+    rounds = max(account.rounds().values(), default=0)
+    spent = cost(account, rounds, how)
+    return Protection(
+        epsilon=spent if math.isfinite(spent) else None,
+        target=how.epsilon,
+        delta=how.delta,
+        accountant=how.accountant,
+        noise_multiplier=(account.noise_multiplier, account.noise_multiplier),
+        max_grad_norm=how.clip,
+        steps=rounds,
+        reproducible_noise=how.reproducible_noise,
+        mechanism=f"DP-FedAvg: Gaussian noise on means of updates, {'adaptively ' if how.adaptive else ''}clipped",
+        level="client",
+    )

@@ -1,0 +1,204 @@
+"""DP-FedAvg. McMahan, Ramage, Talwar, Zhang, Learning Differentially Private Recurrent Language Models, ICLR 2018,
+arXiv 1710.06963, Algorithm 1: flat clipping, the estimator with a fixed denominator, equal weights. Adaptive clipping:
+Andrew, Thakkar, McMahan, Ramaswamy, Differentially Private Learning with Adaptive Clipping, NeurIPS 2021, arXiv
+1905.03871, Algorithm 1. The server clips and adds the noise, and is trusted.
+"""
+
+import math
+import operator
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from genfed.core.aggregate import Aggregate, ClientInfo, Fold, Mean, tree_map
+from genfed.core.errors import GenfedError
+from genfed.core.settings import settings
+
+
+@settings
+class Adaptive:
+    """The norm that updates are clipped to follows a quantile of their norms, in each phase by itself."""
+
+    quantile: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Share of the updates that are to stay as they are (γ)."""
+    rate: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """How fast the norm moves (η_C)."""
+    count_noise: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Standard deviation of the noise on the number of updates that stay as they are (σ_b); above half the noise
+    multiplier. Left out: a twentieth of those asked, but no less than the noise multiplier."""
+
+    # differs from the paper: that twentieth alone, of a few clients, would leave the updates no privacy at all.
+
+    def on_count(self, noise_multiplier: float, asked: int) -> float:
+        """σ_b."""
+        if noise_multiplier == 0:
+            return 0.0
+        return self.count_noise or max(asked / 20, noise_multiplier)
+
+    def on_updates(self, noise_multiplier: float, asked: int) -> float:
+        """z_Δ = (z⁻² − (2σ_b)⁻²)^(−1/2), so that updates and count cost together what z does (Theorem 1).
+
+        Raises:
+            GenfedError: the count alone would cost as much.
+        """
+        if noise_multiplier == 0:
+            return 0.0
+        count = self.on_count(noise_multiplier, asked)
+        if 2 * count <= noise_multiplier:
+            raise GenfedError(
+                f"client_privacy.adaptive.count_noise = {count:g}: more than half the noise multiplier of "
+                f"{noise_multiplier:.4g} is needed"
+            )
+        return float((noise_multiplier**-2 - (2 * count) ** -2) ** -0.5)
+
+    def moved(self, clip: float, share: float) -> float:
+        """The next norm; `share` of the updates were no longer than this one."""
+        return clip * math.exp(-self.rate * (share - self.quantile))
+
+
+@dataclass(frozen=True)
+class Updates(Aggregate):
+    """Σ weight·update of each group, in double precision."""
+
+    mean: Mean
+
+    def form(self, value: Any, info: ClientInfo) -> dict[str, Any]:
+        return {self.mean.group(info): tree_map(lambda leaf: str(getattr(leaf, "shape", "a number")), value)}
+
+    def lift(self, value: Any, weight: float, info: ClientInfo) -> Any:
+        return {self.mean.group(info): tree_map(lambda leaf: leaf * weight, value)}
+
+    def add(self, left: Any, right: Any) -> Any:
+        both = {group: tree_map(lambda a, b: a + b, left[group], right[group]) for group in left.keys() & right.keys()}
+        return left | right | both
+
+    def finish(self, total: Any) -> Any:
+        return total or {}
+
+
+class ClippedMean:
+    """A `Fold` of what the clients asked add to what they were sent: each one's whole upload (all fields together) is
+    clipped to an L2 norm, noise is added once to the sums, and they are divided by how many of a group were asked,
+    whoever answered: who did not adds nothing, and all that is asked about is released with noise.
+
+    Floating-point tensors and numbers count, BatchNorm's statistics among them; a running variance stays at 0 or above.
+    Integers (its counters) are not released: they are as they were sent, or 0.
+    """
+
+    def __init__(
+        self,
+        means: Mapping[str, Mean],
+        asked: Sequence[ClientInfo],
+        sent_to: Callable[[ClientInfo], Any],
+        clip: float,
+        noise: float,
+        draws: np.random.Generator,
+    ) -> None:
+        """`noise`: its standard deviation over `clip`, on the sums (z_Δ). `sent_to` gives the record that a client is
+        sent, the same in all of a group.
+        """
+        self._means, self._clip, self._noise, self._draws = means, clip, noise, draws
+        self._fold = Fold({name: Updates(mean) for name, mean in means.items()}, list(asked))
+        self._asked = {name: Counter(mean.group(info) for info in asked) for name, mean in means.items()}
+        self._like: dict[tuple[str, str], Any] = {}  # the state sent; where none was, an upload
+        self._count, self._within, self._answered = len(asked), 0, 0
+        groups = {tuple(mean.group(info) for mean in means.values()): info for info in asked}
+        for info in groups.values():
+            record = sent_to(info)
+            for name, mean in means.items():
+                if (before := getattr(record, name, None)) is not None:
+                    self._like[name, mean.group(info)] = mean.averaged(before)
+        self._sent = set(self._like)
+
+    def add(self, info: ClientInfo, upload: object, weight: float, sent: object = None) -> None:
+        """Folds one reply in; its weight does not count.
+
+        Raises:
+            GenfedError: it does not fit those before it, or was made from another state than theirs.
+        """
+        updates, square = {}, 0.0
+        for name, mean in self._means.items():
+            key, value = (name, mean.group(info)), mean.averaged(getattr(upload, name))
+            if key in self._sent:
+                tree_map(_refuse_other, self._like[key], mean.averaged(getattr(sent, name, None)))
+            updates[name] = tree_map(_difference, self._like[key] if key in self._sent else _nothing(value), value)
+            square += sum(_leaves(tree_map(_square, updates[name])))
+        length = math.sqrt(square)
+        if not math.isfinite(length):
+            raise GenfedError("its update is not finite")
+        self._fold.add(info, SimpleNamespace(**updates), min(1.0, self._clip / length) if length else 1.0)
+        for name, mean in self._means.items():
+            self._like.setdefault((name, mean.group(info)), mean.averaged(getattr(upload, name)))
+        self._within, self._answered = self._within + (length <= self._clip), self._answered + 1
+
+    def skip(self, info: ClientInfo) -> None:
+        """Leaves a client out: as if it had added nothing."""
+        self._fold.skip(info)
+
+    def finish(self) -> dict[str, Any]:
+        """What `update` gets, with noise that is drawn anew whenever this is called.
+
+        Raises:
+            GenfedError: nobody in a group answered, and there is no state that was sent.
+        """
+        sums, found = self._fold.finish(), {}
+        for name, mean in self._means.items():
+            parts = {}
+            for group, count in sorted(self._asked[name].items()):
+                if (like := self._like.get((name, group))) is None:
+                    raise GenfedError(f"no client{f' of architecture {group}' if group else ''} gave its {name}")
+                total = sums[name].get(group, tree_map(lambda leaf: 0.0, like))
+                parts[group] = self._released("", like, total, (name, group) in self._sent, count)
+            found[name] = parts if mean.by else parts[""]
+        return found
+
+    def share_within(self, noise: float) -> float:
+        """Of the updates the share that was no longer than the clip, with noise of this standard deviation on the
+        count. Who did not answer counts for half.
+        """
+        count = self._within - self._answered / 2 + (noise * float(self._draws.standard_normal()) if noise else 0.0)
+        return count / self._count + 0.5
+
+    def _released(self, key: str, like: Any, total: Any, sent: bool, count: int) -> Any:
+        if isinstance(like, dict):
+            return {k: self._released(k, like[k], total[k], sent, count) for k in like}
+        if isinstance(like, Tensor) and not like.is_floating_point():
+            return like.clone() if sent else torch.zeros_like(like)
+        if self._noise:
+            shape = tuple(like.shape) if isinstance(like, Tensor) else ()
+            total = total + self._noise * self._clip * torch.from_numpy(np.asarray(self._draws.standard_normal(shape)))
+        if not isinstance(like, Tensor):
+            return (like if sent else 0.0) + float(total) / count
+        new = total / count + (like.double() if sent else torch.zeros_like(like, dtype=torch.float64))
+        return (new.clamp_min(0) if key.endswith("running_var") else new).to(like.dtype)
+
+
+def _difference(before: Any, after: Any) -> Any:
+    if not isinstance(after, Tensor):
+        return after - before
+    return after.double() - before.double() if after.is_floating_point() else 0.0
+
+
+def _nothing(value: Any) -> Any:
+    return tree_map(lambda leaf: torch.zeros_like(leaf) if isinstance(leaf, Tensor) else 0.0, value)
+
+
+def _square(update: Any) -> float:
+    return float(update.square().sum()) if isinstance(update, Tensor) else float(update) ** 2
+
+
+def _leaves(tree: Any) -> list[Any]:
+    return [leaf for part in tree.values() for leaf in _leaves(part)] if isinstance(tree, dict) else [tree]
+
+
+def _refuse_other(first: Any, other: Any) -> None:
+    same = torch.equal if isinstance(first, Tensor) else operator.eq
+    if type(first) is not type(other) or not same(first, other):
+        raise GenfedError("clients of one group were sent different states: their updates have no common origin")

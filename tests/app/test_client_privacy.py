@@ -1,0 +1,300 @@
+"""Runs under client-level differential privacy: what is charged, refused and told."""
+
+import dataclasses
+import logging
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from genfed.app import central
+from genfed.app.accounting import epsilon
+from genfed.app.central import ACCOUNT, Account, planned
+from genfed.app.config import read
+from genfed.app.site import trial_folder
+from genfed.app.trial import read_checkpoint
+from genfed.core.aggregate import ClientInfo
+from genfed.core.errors import GenfedError
+from genfed.core.method import Phase
+from genfed.core.record import load
+from genfed.core.settings import settings
+from genfed.learn.averaging import Averaging, Classifiers
+from genfed.report.page import page
+from genfed.report.privacy import protections, read_audits
+from genfed.report.table import summary
+from tests.conftest import fingerprint, left_by, start, tiny
+
+NOISY: dict[str, Any] = {"noise_multiplier": 1.0, "delta": 1e-3, "accountant": "rdp"}
+FIXED = NOISY | {"reproducible_noise": True}
+
+
+def private(*methods: str, how: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
+    """Four clients with a linear classifier, protected."""
+    few = {"clients": 4, "examples": 80, "architectures": ["linear"]}
+    return tiny(*methods, client_privacy=how or NOISY, **({"federation": few} | changes))
+
+
+def account(out: Path, method: str = "fedavg") -> Account:
+    return load(Account, trial_folder(out, method, 0) / ACCOUNT)
+
+
+def weights(out: Path) -> torch.Tensor:
+    at = read_checkpoint(read(out).method["fedavg"], trial_folder(out, "fedavg", 0))
+    assert at is not None
+    return torch.cat([w.flatten() for w in at.state.classifiers["linear"].values()])
+
+
+def test_epsilon_grows_every_round_and_is_that_of_the_formula(tmp_path: Path) -> None:
+    report = start(private("fedavg", "local", beside=["centralised"]), tmp_path / "run")
+    releases = account(tmp_path / "run").releases
+    assert [(r.step, r.phase, r.clients) for r in releases] == [(0, "train", (0, 1, 2, 3)), (1, "train", (0, 1, 2, 3))]
+    spent = [epsilon([(1.0, 1.0, rounds)], 1e-3, "rdp") for rounds in (1, 2)]
+    assert 0 < spent[0] < spent[1]
+    found = report.of("fedavg")[0].protection
+    assert found is not None
+    assert (found.level, found.steps, found.noise_multiplier, found.max_grad_norm) == ("client", 2, (1.0, 1.0), 1.0)
+    assert found.epsilon == spent[1]
+    # Everybody takes part: RDP T·α/(2z²), and Balle et al., arXiv 1905.09982, Theorem 21.
+    by_hand = min(
+        2 * a / 2 + math.log((a - 1) / a) - (math.log(1e-3) + math.log(a)) / (a - 1)
+        for a in (1 + x / 1000 for x in range(1, 20_000))
+    )
+    assert by_hand <= spent[1] < by_hand * 1.005
+    table = summary(report)
+    cells = {row[0]: row[table.head.index("ε")] for row in table.rows}
+    assert cells == {"fedavg": f"{spent[1]:.2f} (δ = 0.001)", "local": "0.00 (δ = 0.001)", "centralised": "∞"}
+    html = page(report, {})
+    assert f"ε = {spent[1]:.2f} at δ = 0.001" in html
+    assert "every client with all its examples" in html
+    assert "the server itself sees each upload, and is trusted" in html
+    assert protections(report)[1] == "local: no client uploads anything, so nothing of a client leaves it."
+
+
+def test_a_huge_clip_without_noise_changes_nothing_and_protects_nothing(tmp_path: Path) -> None:
+    start(private("fedavg") | {"client_privacy": None}, tmp_path / "plain")
+    report = start(private("fedavg", how={"noise_multiplier": 0, "delta": 1e-3, "clip": 1e9}), tmp_path / "run")
+    assert torch.allclose(weights(tmp_path / "run"), weights(tmp_path / "plain"), atol=1e-6)  # clients of 20 each
+    assert summary(report).rows[0][summary(report).head.index("ε")] == "∞"
+    assert "updates were cut to 1e+09, and no noise was added: ε = ∞" in protections(report)[0]
+
+
+def test_the_seed_does_not_determine_the_noise_unless_it_is_reproducible(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("one", "two"):
+        start(private("fedavg"), tmp_path / name)
+    assert not torch.equal(weights(tmp_path / "one"), weights(tmp_path / "two"))
+    with caplog.at_level(logging.WARNING, "genfed"):
+        report = start(private("fedavg", how=FIXED), tmp_path / "three")
+    assert "client_privacy.reproducible_noise: whoever knows the seed can" in caplog.text
+    start(private("fedavg", how=FIXED, compute={"workers": 2}), tmp_path / "four")
+    assert left_by(tmp_path / "three") == left_by(tmp_path / "four")
+    assert summary(report).rows[0][summary(report).head.index("ε")] == "not private"
+
+
+def test_a_client_pays_for_the_rounds_that_it_is_asked_in(tmp_path: Path) -> None:
+    few = {"clients": 5, "examples": 100, "architectures": ["linear"], "sample": 0.4}
+    short = {"rounds": 6, "training": {"epochs": 1, "batch_size": 8}}
+    config = private("fedavg", federation=few, defaults=short)
+    report = start(config, tmp_path / "run")
+    found = account(tmp_path / "run").rounds()
+    infos = [ClientInfo(i, "linear", 20) for i in range(5)]
+    assert found == planned(read(config).method["fedavg"], infos, 0.4, 0)
+    assert sum(found.values()) == 6 * 2
+    of = report.trials[0].protection
+    assert of is not None
+    assert of.epsilon == epsilon([(1.0, 1.0, max(found.values()))], 1e-3, "rdp")
+
+
+def test_a_target_is_met_over_all_phases(tmp_path: Path) -> None:
+    report = start(private("gefl", how={"epsilon": 8.0, "delta": 1e-3}), tmp_path / "run")
+    assert Counter(r.phase for r in account(tmp_path / "run", "gefl").releases) == {"generator": 2, "joint": 2}
+    found = report.trials[0].protection
+    assert found is not None
+    assert found.epsilon is not None
+    assert 7.5 < found.epsilon <= 8.0
+    assert found.steps == 4
+
+
+def test_the_clip_moves_in_each_phase_by_itself_and_over_stops(tmp_path: Path) -> None:
+    how = {"noise_multiplier": 0, "delta": 1e-3, "clip": 1e-6, "adaptive": {"rate": 1.0, "quantile": 0.25}}
+    config = private("gefl", how=how)
+
+    def stop(progress: Any) -> None:
+        if progress.step == 3:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        start(config, tmp_path / "run", notify=stop)
+    start(config, tmp_path / "run", resume=True)
+    once, twice = 1e-6 * math.exp(0.25), 1e-6 * math.exp(0.5)  # no update is so short
+    clips = {(r.phase, r.step): r.clip for r in account(tmp_path / "run", "gefl").releases}
+    expected = {("generator", 0): once, ("generator", 1): twice, ("joint", 2): once, ("joint", 3): twice}
+    assert clips == pytest.approx(expected)
+
+
+class StoppedError(Exception):
+    pass
+
+
+def test_a_round_is_paid_for_once_it_is_released(tmp_path: Path) -> None:
+    """A stop before all have answered costs nothing; one after the state has gone out costs the round again."""
+    out, seen = tmp_path / "run", list[tuple[str, int]]()
+
+    def stop_at(phase: str, clients: int) -> Any:
+        def stop(progress: Any) -> None:
+            seen.append((progress.phase, progress.client))
+            if (progress.phase, progress.client) == (phase, clients):
+                raise StoppedError
+
+        return stop
+
+    config = private("fedavg", how=FIXED)
+    start(config, tmp_path / "whole")
+    with pytest.raises(StoppedError):
+        start(config, out, notify=stop_at("train", 3))
+    assert account(out).releases == ()
+    with pytest.raises(StoppedError):
+        start(config, out, resume=True, notify=stop_at("evaluate", 2))
+    assert [r.step for r in account(out).releases] == [0]
+    report = start(config, out, resume=True)
+    assert [r.step for r in account(out).releases] == [0, 0, 1]
+    assert report.trials[0].protection is not None
+    assert report.trials[0].protection.epsilon == epsilon([(1.0, 1.0, 3)], 1e-3, "rdp")
+    name = "trials/fedavg/seed-0/state.safetensors"
+    assert fingerprint(out / name) == fingerprint(tmp_path / "whole" / name)
+
+
+def test_a_run_stops_before_its_budget_is_passed(tmp_path: Path) -> None:
+    out, stops = tmp_path / "run", 0
+
+    def stop(progress: Any) -> None:
+        nonlocal stops
+        if progress.phase == "evaluate" and stops == 0:
+            stops = 1
+            raise StoppedError
+
+    config = private("fedavg", how={"epsilon": 5.0, "delta": 1e-3})
+    with pytest.raises(StoppedError):
+        start(config, out, notify=stop)
+    with pytest.raises(GenfedError, match=r"client_privacy.epsilon = 5 does not hold train round 1: .* paid for twice"):
+        start(config, out, resume=True)
+    assert [r.step for r in account(out).releases] == [0, 0]
+
+
+def test_who_fails_adds_nothing_and_the_rest_is_divided_by_all(tmp_path: Path) -> None:
+    config = private("wrong", how={"noise_multiplier": 0, "delta": 1e-3, "clip": 1e9})
+    config["method"] = {"wrong": {"kind": "tests.app.toys:WrongShape"}}
+    report = start(config, tmp_path / "run")
+    assert report.trials[0].failures
+    found = report.trials[0].protection
+    assert found is not None
+    assert found.steps == 2
+
+
+def test_audits_say_who_reads_what(tmp_path: Path) -> None:
+    start(private("fedavg", audits=["membership_samples"]), tmp_path / "run")
+    found = read_audits(tmp_path / "run")
+    assert found is not None
+    spent = epsilon([(1.0, 1.0, 2)], 1e-3, "rdp")
+    (train,) = [each.protection for each in found.shared]
+    assert train == (
+        "clipped and given noise by the server, which can read every upload: "
+        f"ε = {spent:.2f} at δ = 0.001 for every client over all phases, against others"
+    )
+
+
+def refused(config: dict[str, Any], tmp_path: Path, says: str) -> None:
+    with pytest.raises(GenfedError) as caught:
+        start(config, tmp_path / "run")
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+@settings
+class Open(Averaging):
+    """Says how many rounds there are only when they begin."""
+
+    def phases(self) -> list[Phase[Classifiers]]:
+        return [dataclasses.replace(phase, rounds=lambda state: 2) for phase in super().phases()]
+
+
+def test_rounds_that_are_not_known_are_charged_as_they_come(tmp_path: Path) -> None:
+    own = {"open": {"kind": "tests.app.test_client_privacy:Open"}}
+    refused(
+        private("open", method=own, how={"epsilon": 5.0, "delta": 1e-3}), tmp_path,
+        "open: how many rounds there will be is not known in advance, so client_privacy.epsilon cannot be planned for",
+    )  # fmt: skip
+    start(private("open", method=own), tmp_path / "run")
+    assert len(account(tmp_path / "run", "open").releases) == 2
+
+
+@pytest.mark.parametrize(
+    ("methods", "changes", "says"),
+    [
+        (["fedproto"], {}, "fedproto cannot be run under [client_privacy]: in phase train the server adds up sums"),
+        (["ensemble"], {}, "in phase train the server uses every single classifier"),
+        (["feddf"], {}, "the server uses every single classifier, and only means of clipped updates get noise"),
+        (["fedgen"], {}, "the server uses every single header"),
+        (["fedavg"], {"aggregation": {"kind": "median"}}, "[client_privacy] with [aggregation], which stands in"),
+        (["fedavg"], {"secure": {}}, "[client_privacy] with [secure], which hides the single uploads that the server"),
+        (["fedavg"], {"privacy": NOISY}, "[client_privacy] with [privacy], which protects examples"),
+        (
+            ["fedavg"],
+            {"client_privacy": NOISY | {"epsilon": 1.0}},
+            "fedavg: client_privacy.epsilon = 1: with noise_multiplier = 1, 2 rounds of a client come to ε = 5.",
+        ),
+        (
+            ["fedavg"],
+            {"client_privacy": NOISY | {"adaptive": {"count_noise": 0.5}}},
+            "fedavg: client_privacy.adaptive.count_noise = 0.5: more than half the noise multiplier of 1 is needed",
+        ),
+        (["fedavg"], {"client_privacy": {"delta": 1e-3}}, "client_privacy: set epsilon (the noise follows from it)"),
+        (["fedavg"], {"client_privacy": {"epsilon": 1.0}}, "client_privacy.delta: this setting is required"),
+        (["fedavg"], {"client_privacy": NOISY | {"clip": 0}}, "client_privacy.clip = 0"),
+        (["fedavg"], {"client_privacy": NOISY | {"adaptive": {"quantile": 1.0}}}, "client_privacy.adaptive.quantile"),
+        (
+            ["fedavg"],
+            {"client_privacy": {"noise_multiplier": 0.0, "epsilon": 1.0, "delta": 1e-3}},
+            "client_privacy.noise_multiplier = 0: without noise no client_privacy.epsilon can be kept",
+        ),
+    ],
+)
+def test_what_is_refused_before_training(
+    methods: list[str], changes: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    config = private(*methods) | changes
+    with pytest.raises(GenfedError) as caught:
+        start(config, tmp_path / "run")
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_opacus_it_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(central, "find_spec", lambda name: None)
+    refused(private("fedavg"), tmp_path, '[client_privacy] needs the extra "privacy": pip install')
+
+
+def test_delta_that_is_too_large_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    config = read(private("fedavg", how=NOISY | {"delta": 0.25}))
+    with caplog.at_level(logging.WARNING, "genfed"):
+        central.check(config, [ClientInfo(i, "linear", 20) for i in range(4)], 0)
+    assert "client_privacy.delta = 0.25 is not below 1/n = 0.25 (there are 4 clients)" in caplog.text
+
+
+def test_an_attack_is_clipped_like_any_update(tmp_path: Path) -> None:
+    attack = {"kind": "scaling", "factor": 1e6, "share": 0.25}
+    start(private("fedavg", how={"noise_multiplier": 0, "delta": 1e-3}, attack=attack), tmp_path / "run")
+    initial = read_checkpoint_before(tmp_path)
+    assert float((weights(tmp_path / "run") - initial).norm()) <= 2.0 + 1e-4  # two rounds of at most 1
+
+
+def read_checkpoint_before(tmp_path: Path) -> torch.Tensor:
+    none = {"rounds": 0, "training": {"epochs": 1, "batch_size": 8}}
+    start(private("fedavg", defaults=none), tmp_path / "before")
+    return weights(tmp_path / "before")
