@@ -8,7 +8,7 @@ arXiv 1912.08795, Eqs. 3-5.
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import torch
@@ -16,11 +16,12 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from genfed.audits.candidates import FEWEST, matched
+from genfed.audits.candidates import matched
 from genfed.audits.inversion import psnr, ssim, variation
+from genfed.audits.membership_classifier import pairs
 from genfed.audits.rates import AUC, mean, membership
 from genfed.audits.uploads import uploaded, uploading
-from genfed.core.audit import Audit, Case, Estimate, Findings, Holding, NotPossible, Picture, Reading
+from genfed.core.audit import Audit, Case, Estimate, Findings, NotPossible, Picture, Reading
 from genfed.core.method import Data
 from genfed.core.settings import settings
 from genfed.learn.ensemble import Ensemble
@@ -69,23 +70,18 @@ class ClassRepresentatives(Audit):
         if case.task.kind != "image":
             raise NotPossible("the examples are no images")
         uploading(case)
-        order = torch.randperm(len(case.held_out), generator=case.rng("class_representatives", "held out"))
-        half, quarter = len(order) // 2, len(order) // 4
-        others, own, fresh = order[:half], case.held_out[order[half : half + quarter]], order[half + quarter :]
-        asked = [_pairs(case, holding, others, own) for holding in case.holdings[: self.clients]]
-        if (count := sum(len(rows) for rows, _ in asked)) < FEWEST:
-            raise NotPossible(
-                f"there are {count} pairs of a client's and a held-out example of one class, where an audit takes "
-                f"{FEWEST}: more held-out examples would help"
-            )
+        attacked = replace(case, holdings=case.holdings[: self.clients])
+        asked, known = pairs(attacked, self.clients * len(case.held_out))  # all that there are
+        own, fresh = case.held_out[known[::2]], case.held_out[known[1::2]]
         run = []
-        for holding, (mine, theirs) in zip(case.holdings, asked, strict=False):
+        for holding, each in zip(attacked.holdings, asked, strict=True):
             network = uploaded(case, holding.client, case.train[holding.rows], "representatives")
-            run.append(Target(network, case.train[mine], case.held_out[theirs]))
-        few = self._few(case, case.train, own, "planted")
-        one, other = matched(few.y, case.held_out.y[others])
-        planted = [Target(self._overfit(case, few, "planted"), few[one], case.held_out[others[other]])]
-        stranger = self._overfit(case, self._few(case, case.held_out[fresh], own, "null"), "null")
+            run.append(Target(network, case.train[each.members], case.held_out[each.others]))
+        few = self._few(case, case.train, "planted")
+        others = case.held_out[torch.cat([each.others for each in asked])]
+        one, other = matched(few.y, others.y)
+        planted = [Target(self._overfit(case, few, "planted"), few[one], others[other])]
+        stranger = self._overfit(case, self._few(case, fresh, "null"), "null")
         null = [Target(stranger, target.members, target.others) for target in run]
 
         (found, picture), (control, _), (nothing, _) = (
@@ -101,6 +97,7 @@ class ClassRepresentatives(Audit):
             "Nothing to find: a classifier trained so on held-out examples, in the place of each client's.",
         )
         reading = Reading("class representatives", AUC, 0.5, found, control, nothing)
+        count = sum(len(target.members) for target in run)
         sizes = {"clients": len(run), "members": count, "non-members": count}
         return Findings((reading,), sizes, notes, (picture,))
 
@@ -155,11 +152,11 @@ class ClassRepresentatives(Audit):
                 x.clamp_(-1, 1)
         return x.detach().unflatten(0, (self.each, classes))
 
-    def _few(self, case: Case, data: Data, own: Data, name: str) -> Data:
-        """So many examples of each class of which the attacker has some, at random."""
+    def _few(self, case: Case, data: Data, name: str) -> Data:
+        """So many examples of each class, at random."""
         order = torch.randperm(len(data), generator=case.rng("class_representatives", name))
         y = data.y[order]
-        rows = [order[y == c][: self.planted] for c in torch.unique(own.y).tolist()]
+        rows = [order[y == c][: self.planted] for c in torch.unique(y).tolist()]
         return data[torch.cat(rows)]
 
     def _overfit(self, case: Case, data: Data, name: str) -> nn.Module:
@@ -189,15 +186,3 @@ def _means(data: Data, classes: int) -> Tensor:
 def _nearest(made: Tensor, real: Tensor) -> Tensor:
     """Of `real` the image nearest to each of `made`."""
     return real[torch.cdist(made.flatten(1), real.flatten(1)).argmin(1)]
-
-
-def _pairs(case: Case, holding: Holding, others: Tensor, own: Data) -> tuple[Tensor, Tensor]:
-    """As many of a client's examples as of the held-out ones that are like them, of each class that the attacker has:
-    rows of `Case.train` and of `Case.held_out`.
-    """
-    draws = case.rng("class_representatives", "own", holding.client.id)
-    mine = holding.rows[torch.randperm(len(holding.rows), generator=draws)]
-    mine = mine[torch.isin(case.train.y[mine], own.y)]
-    theirs = others if holding.like is None else others[torch.isin(others, holding.like)]
-    one, other = matched(case.train.y[mine], case.held_out.y[theirs])
-    return mine[one], theirs[other]

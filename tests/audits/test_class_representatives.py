@@ -68,7 +68,7 @@ def test_what_it_cannot_do() -> None:
     audit = ClassRepresentatives(**SMALL)
     with pytest.raises(NotPossible, match="no client of toy uploads a classifier"):
         audit.examine(toy(1, method=Local()))
-    with pytest.raises(NotPossible, match="there are 0 pairs of a client's and a held-out example"):
+    with pytest.raises(NotPossible, match="client 0 has no held-out examples of its classes"):
         audit.examine(toy(1, train=Data(drawn(24).x, torch.full((24,), 3))))
     table = dataclasses.replace(toy(1).task, kind="table")
     with pytest.raises(NotPossible, match="the examples are no images"):
