@@ -150,7 +150,7 @@ class ClassRepresentatives(Audit):
             adam.step()
             with torch.no_grad():
                 x.clamp_(-1, 1)
-        return x.detach().unflatten(0, (self.each, classes))
+        return x.detach().view(self.each, *centres.shape)
 
     def _few(self, case: Case, data: Data, name: str) -> Data:
         """So many examples of each class, at random."""

@@ -171,7 +171,8 @@ def test_columns_of_a_table_are_sought(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("\n".join(["age,blood,side,label", *lines]))
     table = {"kind": "table", "path": str(tmp_path / "rows.csv"), "label": "label", "test": 0.4}
     small = {"attribute_inference": {"columns": ["side"], "planted_epochs": 1}}
-    start(tiny("local", data=table, audits=["attribute_inference"], audit=small), tmp_path / "run")
+    config = tiny("local", audits=["attribute_inference"], audit=small) | {"data": table}
+    start(config, tmp_path / "run")
     found = read_audits(tmp_path / "run")
     assert found
     (result,) = found.results
