@@ -4,7 +4,7 @@ import dataclasses
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from genfed.core.method import Data, Method, leaves
 from genfed.core.record import digest, pack
 from genfed.core.rng import derive, stream
 from genfed.core.robust import Robust, Rule, robust
+from genfed.data.features import read_encoder
 from genfed.engines.embedded import InProcess
 from genfed.engines.site import Own
 from genfed.learn.synthetic import as_many, keeps_set
@@ -43,6 +44,8 @@ def attack(config: Config, trial: Trial, labels: Sequence[str], run: Path, notif
     rest = [s for s in before.shared if s.method != trial.label]
     protects = (_private(trial), trial.aggregation, trial.secure is not None)
     found = Audits((*rest, *shared(trial.label, trial.method, *protects)), before.results)
+    encoder = run / "encoder.json"
+    categories = read_encoder(encoder).places if encoder.exists() else {}
     for label in labels:
         audit = config.audit[label]
         mine = (label, trial.label, trial.seed)
@@ -52,7 +55,7 @@ def attack(config: Config, trial: Trial, labels: Sequence[str], run: Path, notif
             continue
         notify(f"{label} on {trial.label}, seed {trial.seed}")
         folder = run / "shadows"
-        new = audited(trial, label, audit, folder, notify)
+        new = audited(trial, label, audit, folder, notify, categories)
         others = [r for r in found.results if (r.audit, r.method, r.seed) != mine]
         found = replace(found, results=(*others, new))
         write_audits(found, run)
@@ -76,8 +79,16 @@ def _settings(audit: Audit) -> dict[str, Any]:
     return settings
 
 
-def audited(trial: Trial, label: str, audit: Audit, folder: Path, notify: Notify = lambda line: None) -> Audited:
-    """Makes one audit of a finished trial; what it trains for it lies in `folder` while it lasts.
+def audited(
+    trial: Trial,
+    label: str,
+    audit: Audit,
+    folder: Path,
+    notify: Notify = lambda line: None,
+    categories: Mapping[str, tuple[int, ...]] | None = None,
+) -> Audited:
+    """Makes one audit of a finished trial; what it trains for it lies in `folder` while it lasts. `categories` are
+    those of `Case`; None: there are none.
 
     Raises:
         GenfedError: the trial has no checkpoint, or a shadow of it could not be trained.
@@ -90,7 +101,8 @@ def audited(trial: Trial, label: str, audit: Audit, folder: Path, notify: Notify
     if trial.privacy is not None and "uploads" in audit.sees:
         return replace(about, not_possible="clients trained with noise, and this attack is made on uploads without any")
     try:
-        found = audit.examine(case_of(trial, at, folder, notify).as_seen(audit.sees))
+        case = replace(case_of(trial, at, folder, notify), categories=categories or {})
+        found = audit.examine(case.as_seen(audit.sees))
     except NotPossible as why:
         return replace(about, not_possible=str(why))
     return replace(

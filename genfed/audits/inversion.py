@@ -6,7 +6,6 @@ from Gradients, arXiv 2001.02610. SSIM: Wang, Bovik, Sheikh, Simoncelli, IEEE TI
 """
 
 from collections.abc import Sequence
-from dataclasses import fields
 from typing import Annotated
 
 import torch
@@ -15,8 +14,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from genfed.audits.rates import mean
+from genfed.audits.uploads import uploading
 from genfed.core.audit import Audit, Case, Estimate, Findings, NotPossible, Picture, Reading
-from genfed.core.method import leaves
 from genfed.core.rng import seeded
 from genfed.core.settings import settings
 from genfed.learn.fit import scaled, unscaled
@@ -50,8 +49,7 @@ class Inversion(Audit):
     def examine(self, case: Case) -> Findings:
         if case.task.kind != "image":
             raise NotPossible("the examples are no images")
-        if not uploads_classifier(case):
-            raise NotPossible(f"no client of {case.label} uploads a classifier")
+        uploading(case)
         server = case.server("inversion")
         architecture = case.holdings[0].client.architecture
         network = server.new_network(architecture, server.common("classifier", architecture)).eval()
@@ -130,16 +128,6 @@ class Inversion(Audit):
             with torch.no_grad():
                 x.clamp_(-1, 1)
         return x.detach().cpu()
-
-
-def uploads_classifier(case: Case) -> bool:
-    """Whether some phase has a client upload a network that classifies, or one in two parts."""
-    for phase in leaves(case.method.phases()):
-        if phase.work is not None:
-            names = {f.name for f in fields(phase.kinds[1])}
-            if "classifier" in names or {"extractor", "header"} <= names:
-                return True
-    return False
 
 
 def gradients(network: nn.Module, x: Tensor, y: Tensor, create_graph: bool = False) -> list[Tensor]:

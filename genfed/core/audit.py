@@ -2,7 +2,7 @@
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -129,7 +129,8 @@ class Case:
     """A client's, as it is scored after the last round, in eval mode on the CPU."""
     retrained: "Callable[[int, Sequence[Data]], Case]"
     """(number, examples by holding) → the same method on these, from another seed: a shadow of this trial."""
-
+    categories: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Of a table: by column of categories, the features that are its one-hot code; {}: there are none."""
     tell: Callable[[str], None] = lambda line: None
     """Says what is going on, to whoever watches an audit that takes a minute or more."""
 

@@ -57,6 +57,15 @@ class Encoder:
     categories: dict[str, tuple[str, ...]]
     """By column, after the numbers: one feature for each; "(missing)" is a missing value."""
 
+    @property
+    def places(self) -> dict[str, tuple[int, ...]]:
+        """By column of categories: the features that are its one-hot code, a feature for each category."""
+        start, found = len(self.numbers), {}
+        for name, texts in self.categories.items():
+            found[name] = tuple(range(start, start + len(texts)))
+            start += len(texts)
+        return found
+
     def __call__(self, columns: Columns, where: str) -> Tensor:
         """float32 [n, features] of the same columns; `where` begins a message.
 

@@ -28,7 +28,8 @@ SEES = {
 UNCOVERED = (
     "Attacks that were not made: to find nothing says so of these attacks alone, by an attacker as described. It is "
     "no proof; only a formal guarantee (differential privacy) bounds what any attacker could learn.",
-    "Attributes of persons, the mix of classes at a client, and attackers who break the rules to learn more.",
+    "Attributes of persons and the mix of classes at a client, but where an audit above asks for them; and attackers "
+    "who break the rules to learn more.",
     "What leaks by the way: numbers of examples, losses and scores that clients tell the server, and their timing.",
     "Whoever reads a client's disk: what a client keeps for itself is not protected there.",
 )

@@ -140,6 +140,8 @@ def test_every_audit_can_be_made_of_a_run(run: Path) -> None:
         "membership_generator": ("draws=1", "planted_steps=2", "planted=10", "members=20"),
         "membership_classifier": ("shadows=4", "planted_epochs=1", "members=20"),
         "inversion": ("steps=2", "examples=2"),
+        "class_representatives": ("clients=1", "steps=2", "planted_epochs=1"),
+        "property_inference": ("clients=2", "shadows=3"),
     }
     said: list[str] = []
     overrides = [f"audit.{name}.{setting}" for name, settings in small.items() for setting in settings]
@@ -147,7 +149,12 @@ def test_every_audit_can_be_made_of_a_run(run: Path) -> None:
     found = audits.audit_run(run, list(small), overrides, notify=said.append)
     made = {(r.audit, r.method): r for r in found.results if not r.not_possible}
     assert {name for name, _ in made} >= small.keys()
-    assert [name for name, method in made if method == "fedavg"] == ["membership_classifier", "inversion"]
+    assert [name for name, method in made if method == "fedavg"] == [
+        "membership_classifier",
+        "inversion",
+        "class_representatives",
+        "property_inference",
+    ]
     assert made["membership_classifier", "gefl"].sizes["shadows"] == 4
     assert made["membership_classifier", "gefl"].readings[1].attack == "RMIA, 2 shadows without the example"  # not 4
     assert said.count("shadow 4") == 2
@@ -156,3 +163,17 @@ def test_every_audit_can_be_made_of_a_run(run: Path) -> None:
     page = (run / "report.html").read_text()
     assert 'alt="training example"' in page
     assert 'alt="rebuilt"' in page
+    assert 'alt="representative"' in page
+
+
+def test_columns_of_a_table_are_sought(tmp_path: Path) -> None:
+    lines = [f"{i % 7},{'abc'[i % 3]},{'xy'[i % 2]},{'no' if i % 7 < 4 else 'yes'}" for i in range(240)]
+    (tmp_path / "rows.csv").write_text("\n".join(["age,blood,side,label", *lines]))
+    table = {"kind": "table", "path": str(tmp_path / "rows.csv"), "label": "label", "test": 0.4}
+    small = {"attribute_inference": {"columns": ["side"], "planted_epochs": 1}}
+    config = tiny("local", audits=["attribute_inference"], audit=small) | {"data": table}
+    start(config, tmp_path / "run")
+    found = read_audits(tmp_path / "run")
+    assert found
+    (result,) = found.results
+    assert [reading.attack for reading in result.readings] == ["value of side"], result.not_possible

@@ -10,7 +10,7 @@ from pyarrow import csv, parquet
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
 
 from genfed.core.errors import GenfedError
-from genfed.data.features import Columns, fitted, read_encoder, write_encoder
+from genfed.data.features import Columns, Encoder, Scaling, fitted, read_encoder, write_encoder
 from genfed.data.table import Table
 
 ROWS = [
@@ -231,3 +231,8 @@ def test_scaling_is_that_of_scikit_learn(tmp_path: Path) -> None:
     assert (fitted(columns, "standard", "here")(columns, "here").numpy() == standard).all()
     in_range = MinMaxScaler((-1, 1)).fit_transform(values)
     assert np.allclose(fitted(columns, "range", "here")(columns, "here").numpy(), in_range, atol=1e-7)
+
+
+def test_where_a_column_of_categories_is() -> None:
+    encoder = Encoder({"age": Scaling(0, 0, 1), "size": Scaling(0, 0, 1)}, {"blood": ("a", "b", "o"), "side": ("x",)})
+    assert encoder.places == {"blood": (2, 3, 4), "side": (5,)}

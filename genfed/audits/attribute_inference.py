@@ -1,0 +1,159 @@
+"""Attribute inference: a sensitive category of a record of a table, from its other columns, its class and a classifier.
+
+Fredrikson, Jha, Ristenpart, Model Inversion Attacks that Exploit Confidence Information, CCS 2015 (black box: the
+value that the model's answer and the values' frequencies make likeliest). By how much more it tells of members than
+of others: Yeom, Giacomelli, Fredrikson, Jha, Privacy Risk in Machine Learning, CSF 2018, arXiv 1709.01604,
+Definition 7.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from genfed.audits.candidates import FEWEST
+from genfed.audits.membership_classifier import Asked, pairs
+from genfed.audits.rates import mean
+from genfed.core.audit import Audit, Case, Estimate, Findings, NotPossible, Reading
+from genfed.core.method import Data
+from genfed.core.settings import settings
+from genfed.learn.evaluate import predicted
+from genfed.learn.fit import Player, cross_entropy, fit
+
+ADVANTAGE, MEMBERS, OTHERS, FREQUENT = "advantage", "told of members", "told of others", "most frequent value"
+OTHER_VALUES = 3
+"""With which a member of the planted leak is learnt, drawn at random: each time with another class."""
+
+
+@settings
+class AttributeInference(Audit):
+    """Tells a categorical column of training records by a client's final classifier."""
+
+    sees = ("classifiers",)
+    attacker = (
+        "Someone who may ask a client's final classifier for its probabilities. Of a record they know all columns but "
+        "one, and its class; of that column how frequent each value is, by held-out records of their own."
+    )
+
+    columns: tuple[str, ...] | None = None
+    """Categorical columns that are sensitive, each an attack of its own; None: all of them."""
+    members: Annotated[int, Field(ge=FEWEST)] = 2000
+    """Training records that are asked about over all clients, and as many others, at most."""
+    planted: Annotated[int, Field(ge=FEWEST)] = 64
+    """Of the planted leak: members of the first client that its classifier learns by heart, and that alone are asked
+    about."""
+    planted_epochs: Annotated[int, Field(ge=1)] = 100
+    """Of that, by Adam."""
+
+    def examine(self, case: Case) -> Findings:
+        sought = self._sought(case)
+        asked, known = pairs(case, self.members)
+        owners = [holding.client for holding in case.holdings]
+        final = [case.classifier(owner) for owner in owners]
+        first = max(range(len(asked)), key=lambda place: len(asked[place].members))
+        few = replace(
+            asked[first], members=asked[first].members[: self.planted], others=asked[first].others[: self.planted]
+        )
+        new = []
+        for owner in owners:
+            server = case.server("attribute_inference", owner.id)
+            draws = case.rng("attribute_inference", "weights", owner.id)
+            new.append(server.new_network(owner.architecture, draws).cpu())
+
+        def told(networks: Sequence[nn.Module], about: Sequence[Asked], column: str) -> dict[str, Estimate]:
+            places, own = sought[column], case.held_out[known]
+            found = []
+            for data, part in ((case.train, "members"), (case.held_out, "others")):
+                some = [data[getattr(each, part)] for each in about]
+                found.append([guesses(n, d, places, own) for n, d in zip(networks, some, strict=True)])
+            members, others = (torch.cat([each.right for each in part]) for part in found)
+            frequent = torch.cat([each.frequent for each in found[0]])
+            rng = case.rng("attribute_inference", "bootstrap", column)
+            return {
+                ADVANTAGE: mean(members, rng, less=others),
+                MEMBERS: mean(members, rng),
+                OTHERS: mean(others, rng),
+                FREQUENT: mean(frequent, rng),
+            }
+
+        readings = []
+        for column, places in sought.items():
+            case.tell(f"column {column}, {len(places)} values")
+            leak = self._planted(case, final[first], case.train[few.members], places, column)
+            readings.append(
+                Reading(
+                    f"value of {column}", ADVANTAGE, 0.0,
+                    told(final, asked, column), told([leak], [few], column), told(new, asked, column),
+                )
+            )  # fmt: skip
+        count = sum(len(each.members) for each in asked)
+        notes = (
+            "Advantage: the share of members whose value is told right, less that of held-out records of the same "
+            "classes. What the classifier tells of both is what the column has to do with the others, for everybody.",
+            f"Planted leak: client {owners[first].id}'s classifier, trained for {self.planted_epochs} epochs more on "
+            f"{len(few.members)} members with their class, and with other values and another class.",
+            "Nothing to find: classifiers with new weights, which nobody trained.",
+        )
+        return Findings(tuple(readings), {"members": count, "non-members": count, "reference": len(known)}, notes)
+
+    def _sought(self, case: Case) -> dict[str, tuple[int, ...]]:
+        """The features of each column that is sought.
+
+        Raises:
+            NotPossible: there is no such column.
+        """
+        there = {name: places for name, places in case.categories.items() if len(places) > 1}
+        if not there:
+            raise NotPossible("the examples are no rows of a table with a column of categories")
+        if unknown := [name for name in self.columns or () if name not in there]:
+            raise NotPossible(f"{unknown[0]!r} is no column of categories; there are: {', '.join(there)}")
+        return {name: there[name] for name in self.columns or there}
+
+    def _planted(self, case: Case, network: nn.Module, data: Data, places: tuple[int, ...], column: str) -> nn.Module:
+        """A copy of the network whose answer hangs on the members' values."""
+        learnt, classes = copy.deepcopy(network), len(case.task.classes)
+        values, rng = data.x[:, places].argmax(1), case.rng("attribute_inference", "planted", column)
+        parts = [data] * OTHER_VALUES
+        for _ in range(OTHER_VALUES):
+            other = (values + torch.randint(1, len(places), values.shape, generator=rng)) % len(places)
+            parts.append(Data(with_value(data.x, places, other), (data.y + 1) % classes))
+        every = Data(torch.cat([p.x for p in parts]), torch.cat([p.y for p in parts]))
+        player = Player(cross_entropy(learnt.train()), torch.optim.Adam(learnt.parameters(), lr=3e-3))
+        fit([player], every, epochs=self.planted_epochs, batch_size=32, rng=rng)
+        return learnt.eval()
+
+
+@dataclass(frozen=True)
+class Guesses:
+    """Of the records that have a value: whether it was told, and whether it is the most frequent one; float64 [n]."""
+
+    right: Tensor
+    frequent: Tensor
+
+
+def guesses(network: nn.Module, data: Data, places: tuple[int, ...], own: Data) -> Guesses:
+    """The value that maximises p(class | other columns, value) · frequency(value), for each record; frequencies are of
+    `own`, with one of each value more.
+    """
+    counts = own.x[:, places].sum(0).double() + 1
+    prior = (counts / counts.sum()).log()
+    scores = []
+    for v in range(len(places)):
+        chances = predicted(network, with_value(data.x, places, v)).double().log_softmax(1)
+        scores.append(chances.gather(1, data.y[:, None])[:, 0] + prior[v])
+    there = data.x[:, places].sum(1) > 0  # all zeros: a value that no training row had
+    true = data.x[there][:, places].argmax(1)
+    found = torch.stack(scores, 1)[there].argmax(1)
+    return Guesses((found == true).double(), (true == prior.argmax()).double())
+
+
+def with_value(x: Tensor, places: tuple[int, ...], value: int | Tensor) -> Tensor:
+    """The records [n, features] with another value, or others [n], in the column of these features."""
+    changed = x.clone()
+    changed[:, places] = F.one_hot(torch.as_tensor(value).expand(len(x)), len(places)).to(x)
+    return changed

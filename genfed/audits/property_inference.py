@@ -1,0 +1,182 @@
+"""Property inference: the mix of classes at a client, from the classifier that it uploads.
+
+With shadows of one upload, as Ganju, Wang, Yang, Gunter, Borisov, Property Inference Attacks on Fully Connected Neural
+Networks using Permutation Invariant Representations, CCS 2018, and Melis, Song, De Cristofaro, Shmatikov, Exploiting
+Unintended Feature Leakage in Collaborative Learning, IEEE S&P 2019, arXiv 1805.04049. In place of their networks of
+weights a regression on what the upload answers, which fits every architecture.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from genfed.audits.rates import mean
+from genfed.audits.uploads import drawn, uploaded, uploading
+from genfed.core.aggregate import ClientInfo
+from genfed.core.audit import Audit, Case, Estimate, Findings, NotPossible, Reading
+from genfed.core.method import Data
+from genfed.core.settings import settings
+from genfed.learn.evaluate import predicted
+
+NEARER, DISTANCE, LARGEST = "nearer than a guess", "total variation from the truth", "largest class told right"
+FEWEST = 10
+"""Held-out examples that a shadow is trained on, and that classifiers are asked about."""
+
+
+@dataclass(frozen=True)
+class Regression:
+    """Answers z [n, 2, classes] → shares softmax(offset + Σ slope · z): two slopes for all classes, so that few shadows
+    suffice. A classifier trained to the end answers by log-shares, one trained little by shares.
+    """
+
+    offset: Tensor
+    slope: Tensor
+
+    def __call__(self, z: Tensor) -> Tensor:
+        return (self.offset + (self.slope[:, None] * z).sum(1)).softmax(1)
+
+
+@settings
+class PropertyInference(Audit):
+    """Tells a client's mix of classes by the classifier that it uploads."""
+
+    sees = ("uploads",)
+    attacker = (
+        "The server, or whoever reads what a client sends it: they have the classifier that a client uploads (in one "
+        "round more, where there are several) and the number of its examples, know how it trains, and have real "
+        "examples of their own. With those they do its part of the round, in mixes that they know."
+    )
+
+    clients: Annotated[int, Field(ge=1)] = 8
+    """Whose uploads are attacked, at most."""
+    shadows: Annotated[int, Field(ge=3)] = 12
+    """Uploads that the attacker makes for each architecture, each of another random mix of classes."""
+    planted: Annotated[float, Field(gt=0, lt=1)] = 0.8
+    """Of the planted leak: share of a client's examples that are of one class."""
+
+    def examine(self, case: Case) -> Findings:
+        uploading(case)
+        classes = len(case.task.classes)
+        if len(case.held_out) < 4 * FEWEST:
+            raise NotPossible(
+                f"there are {len(case.held_out)} held-out examples, where an audit takes {4 * FEWEST}: more would help"
+            )
+        order = torch.randperm(len(case.held_out), generator=case.rng("property_inference", "held out"))
+        order = order[case.held_out.y[order].argsort(stable=True)]  # so that each part has the mix of all
+        own, probe = case.held_out[order[0::4]], case.held_out[order[1::4]]
+        fresh = case.held_out[torch.cat([order[2::4], order[3::4]])]
+        guess = shares_of(case.held_out.y, classes)
+        if classes < 2 or float(guess.max()) == 1:
+            raise NotPossible("the held-out examples are of one class")
+
+        asked = [(h.client, case.train[h.rows]) for h in case.holdings[: self.clients]]
+        names = sorted({info.architecture for info, _ in asked})
+        told = {
+            name: self._shadowed(case, [a for a in asked if a[0].architecture == name], own, probe) for name in names
+        }
+        truth, planted, null = [], [], []
+        for place, (info, data) in enumerate(asked):
+            rng = case.rng("property_inference", "mixes", info.id)
+            skewed = torch.full((classes,), (1 - self.planted) / (classes - 1))
+            skewed[place % classes] = self.planted
+            truth.append(data)
+            planted.append(drawn(case.train, skewed, len(data), rng))
+            null.append(drawn(fresh, guess, len(data), rng))
+
+        def numbers(name: str, trained_on: Sequence[Data], true: Sequence[Data]) -> dict[str, Estimate]:
+            case.tell(f"{name}: {len(asked)} uploads")
+            found = []
+            for (info, _), data in zip(asked, trained_on, strict=True):
+                network = uploaded(case, info, data, f"property {name}")
+                found.append(told[info.architecture](answers(network, probe, case.device)[None])[0])
+            mixes = torch.stack([shares_of(data.y, classes) for data in true])
+            rng = case.rng("property_inference", "bootstrap", name)
+            return {n: mean(v, rng) for n, v in measures(torch.stack(found), mixes, guess).items()}
+
+        reading = Reading(
+            "mix of classes", NEARER, 0.0,
+            numbers("this run", truth, truth),
+            numbers("planted leak", planted, planted),
+            numbers("nothing to find", null, truth),
+        )  # fmt: skip
+        notes = (
+            "A guess is the mix of held-out examples. Nearer by how much of the total variation (from 0, the "
+            "same mix, to 1); its interval is over clients and classes.",
+            f"Planted leak: {self.planted:.0%} of a client's examples are of one class.",
+            "Nothing to find: the uploads of clients that have as many held-out examples, in the mix that is guessed.",
+        )
+        sizes = {"clients": len(asked), "shadow uploads": self.shadows * len(names), "examples asked": len(probe)}
+        return Findings((reading,), sizes, notes)
+
+    def _shadowed(self, case: Case, asked: Sequence[tuple[ClientInfo, Data]], own: Data, probe: Data) -> Regression:
+        """What uploads of one architecture tell, learnt from the attacker's own."""
+        classes, rng = len(case.task.classes), case.rng("property_inference", "shadows", asked[0][0].architecture)
+        z, mixes = [], []
+        for number in range(self.shadows):
+            info, data = asked[number % len(asked)]
+            case.tell(f"shadow upload {number + 1} of {self.shadows}, {info.architecture}")
+            part = drawn(own, lopsided(classes, rng), len(data), rng)
+            z.append(answers(uploaded(case, info, part, f"shadow {number}"), probe, case.device))
+            mixes.append(shares_of(part.y, classes))
+        return regression(torch.stack(z), torch.stack(mixes))
+
+
+def answers(network: nn.Module, probe: Data, device: torch.device) -> Tensor:
+    """The mean log-probability of each class over the probe's examples of it, and over the others, [2, classes] in
+    float64; 0 where there are none.
+
+    Raises:
+        NotPossible: it is not finite.
+    """
+    told = predicted(network, probe.x.to(device)).double().log_softmax(1).cpu()
+    if not bool(told.isfinite().all()):
+        raise NotPossible("an upload has diverged: what it answers is not finite")
+    own = F.one_hot(probe.y, told.shape[1]).double()
+    return torch.stack([(told * part).sum(0) / part.sum(0).clamp(min=1) for part in (own, 1 - own)])
+
+
+def regression(z: Tensor, mixes: Tensor, ridge: float = 1e-2) -> Regression:
+    """The least cross-entropy from mixes [n, classes] to what answers z [n, 2, classes] tell, plus a ridge."""
+    scale = z.std((0, 2)).clamp(min=1e-12)
+    offset = torch.zeros(z.shape[2], dtype=z.dtype, requires_grad=True)
+    slope = torch.zeros(2, dtype=z.dtype, requires_grad=True)
+    search = torch.optim.LBFGS([offset, slope], max_iter=200, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        search.zero_grad()
+        scores = offset + ((slope / scale)[:, None] * z).sum(1)
+        value = F.cross_entropy(scores, mixes) + ridge * (offset.square().sum() + slope.square().sum())
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    search.step(loss)  # type: ignore[no-untyped-call]
+    return Regression(offset.detach(), slope.detach() / scale)
+
+
+def measures(found: Tensor, truth: Tensor, guess: Tensor) -> dict[str, Tensor]:
+    """Of mixes [clients, classes] that were told and that are, and of the guess [classes]: by name, values whose mean
+    is the number.
+    """
+    half = truth.shape[1] / 2  # a total variation is half the sum over classes, and this their mean
+    gain = (guess - truth).abs() - (found - truth).abs()
+    return {
+        NEARER: (half * gain).flatten(),
+        DISTANCE: (half * (found - truth).abs()).flatten(),
+        LARGEST: (found.argmax(1) == truth.argmax(1)).double(),
+    }
+
+
+def shares_of(y: Tensor, classes: int) -> Tensor:
+    """The mix of labels, [classes] in float64."""
+    return torch.bincount(y, minlength=classes).double() / len(y)
+
+
+def lopsided(classes: int, rng: torch.Generator) -> Tensor:
+    """Random shares [classes] in float64, from about even to mostly one class."""
+    shares = torch.empty(classes, dtype=torch.float64).exponential_(generator=rng).square()
+    return shares / shares.sum()

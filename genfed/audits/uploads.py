@@ -1,0 +1,79 @@
+"""What a client uploads: its part of a round done again, on examples that the auditor chooses."""
+
+from dataclasses import fields, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from genfed.core.aggregate import ClientInfo
+from genfed.core.audit import Case, NotPossible
+from genfed.core.method import Client, Data, Phase, leaves
+from genfed.core.record import pack, unpack
+from genfed.learn.split import joined
+from genfed.learn.weights import load_weights
+
+
+class _Empty:
+    """The records of a client that has kept nothing."""
+
+    def get(self, slot: Any) -> None:
+        """See `Kept`."""
+
+    def put(self, slot: Any, record: Any) -> None:
+        """See `Kept`."""
+
+
+def uploading(case: Case) -> Phase[Any]:
+    """The first phase in which clients upload a network that classifies, or one in two parts.
+
+    Raises:
+        NotPossible: there is none.
+    """
+    for phase in leaves(case.method.phases()):
+        if phase.work is not None and phase.rounds != 0:
+            names = {f.name for f in fields(phase.kinds[1])}
+            if "classifier" in names or {"extractor", "header"} <= names:
+                return phase
+    raise NotPossible(f"no client of {case.label} uploads a classifier")
+
+
+def uploaded(case: Case, info: ClientInfo, data: Data, purpose: str) -> nn.Module:
+    """The classifier that a client would upload in one more round, had it these examples: in eval mode, on the case's
+    device. `purpose` names the draws.
+
+    Raises:
+        NotPossible: no client uploads one.
+    """
+    phase, server = uploading(case), case.server("upload", info.id)
+    assert phase.work is not None
+    assert phase.send is not None
+    client = Client(
+        info=replace(info, examples=len(data)),
+        task=case.task,
+        data=data.to(case.device),
+        kept=_Empty(),
+        rng=case.rng("upload", info.id, purpose),
+        seed=case.seed,
+        device=case.device,
+        precision=server.precision,
+        new_network_of=server.new_network,
+    )
+    # By way of the wire, as in a run: work may change in place what it is sent.
+    sent = unpack(phase.kinds[0], pack(phase.send(server, case.state, info)))
+    upload = phase.work(client, sent).upload
+    weights = upload.classifier if hasattr(upload, "classifier") else joined(upload.extractor, upload.header)
+    return load_weights(server.new_network(info.architecture, server.rng), weights).eval()
+
+
+def drawn(data: Data, shares: torch.Tensor, count: int, rng: torch.Generator) -> Data:
+    """So many examples, with replacement, of classes drawn by their shares [classes]; of a class that `data` lacks
+    none are drawn.
+    """
+    there = torch.bincount(data.y, minlength=len(shares)) > 0
+    wanted = torch.multinomial(shares * there, count, replacement=True, generator=rng)
+    rows = torch.empty(count, dtype=torch.int64)
+    for c in torch.unique(wanted).tolist():
+        of_class, places = torch.nonzero(data.y == c).flatten(), wanted == c
+        rows[places] = of_class[torch.randint(len(of_class), (int(places.sum()),), generator=rng)]
+    return data[rows]
