@@ -100,6 +100,8 @@ def audited(
     about = Audited(label, trial.label, trial.seed, at.step, audit.sees, audit.attacker, _settings(audit), seconds=0.0)
     if trial.privacy is not None and "uploads" in audit.sees:
         return replace(about, not_possible="clients trained with noise, and this attack is made on uploads without any")
+    if trial.secure is not None and "uploads" in audit.sees:
+        return replace(about, not_possible="uploads were sent under masks: nobody has a single one to attack")
     try:
         case = replace(case_of(trial, at, folder, notify), categories=categories or {})
         found = audit.examine(case.as_seen(audit.sees))

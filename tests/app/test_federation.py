@@ -135,10 +135,11 @@ def test_every_path_of_a_table_starts_from_data_root(tmp_path: Path) -> None:
     assert ended.value.code == 0
 
 
-def test_the_command_can_be_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_can_be_copied(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["/x/genfed/__main__.py", "run", "a b.toml", "--set", 'methods=["gefl"]'])
     assert _command() == "genfed run 'a b.toml' --set 'methods=[\"gefl\"]'"
-    assert cli._again() == "genfed run 'a b.toml' --set 'methods=[\"gefl\"]' --resume"
+    assert cli._stopped(cli._console()).exit_code == 130
+    assert "genfed run 'a b.toml' --set 'methods=[\"gefl\"]' --resume" in capsys.readouterr().out
 
 
 def test_images_of_floats_are_shown_like_any(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 from genfed.app.config import read
 from genfed.app.trial import read_checkpoint
 from genfed.core.errors import GenfedError
+from genfed.report.privacy import read_audits
 from tests.conftest import start, tiny
 
 LINEAR: dict[str, Any] = {
@@ -91,3 +92,10 @@ def test_what_is_refused_before_training(
         start(config, tmp_path / "run")
     assert says in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_no_single_upload_is_there_to_be_audited(tmp_path: Path) -> None:
+    start(tiny("fedavg", **LINEAR, secure={}, audits=["inversion"]), tmp_path / "run")
+    found = read_audits(tmp_path / "run")
+    assert found
+    assert found.results[0].not_possible == "uploads were sent under masks: nobody has a single one to attack"
