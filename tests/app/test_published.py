@@ -39,6 +39,8 @@ def test_runs_in_miniature(config: Path, tmp_path: Path, monkeypatch: pytest.Mon
         if hasattr(method, "generator"):
             widths = [f for f in ("width", "discriminator_width") if hasattr(method.generator, f)]
             small += [f"method.{label}.generator.{width}=4" for width in widths]
+            steps = [f for f in ("steps", "sampling_steps") if getattr(method.generator, f, None)]
+            small += [f"method.{label}.generator.{each}=2" for each in steps]
         small.append(f"method.{label}.training.epochs=1")
         if hasattr(method, "foundation"):
             changes = 'model = "shipped", steps = 2, batch_size = 500, resize = true'
