@@ -1,6 +1,7 @@
 """What all tests share: a tiny federation, fingerprints of what a run leaves, and no silent skips."""
 
 import atexit
+import copy
 import functools
 import json
 import shutil
@@ -127,7 +128,7 @@ def tiny(*methods: str, **changes: Any) -> dict[str, Any]:
         "quality": {"samples": 0},
         "defaults": {"rounds": 2, "training": {"epochs": 1, "batch_size": 8}},
     }
-    config["method"] = {name: TINY[name] for name in methods if name in TINY}
+    config["method"] = {name: copy.deepcopy(TINY[name]) for name in methods if name in TINY}  # a test may change it
     if SHARED_EXTRACTOR & set(methods):  # linear and mlp-small have none
         config["data"] = {"kind": "digits", "size": 16}
         config["federation"] |= {"architectures": ["cnn1", "cnn2"]}
