@@ -4,7 +4,7 @@ import dataclasses
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,8 @@ from genfed.report.privacy import read_audits, write_audits
 
 AT_ONCE = 1000
 """Examples that are drawn at once."""
+SHADOWS = "shadows"
+"""In a run's folder, what an audit trains while it lasts."""
 Notify = Callable[[str], None]
 
 
@@ -44,8 +46,6 @@ def attack(config: Config, trial: Trial, labels: Sequence[str], run: Path, notif
     rest = [s for s in before.shared if s.method != trial.label]
     protects = (_private(trial), trial.aggregation, trial.secure is not None)
     found = Audits((*rest, *shared(trial.label, trial.method, *protects)), before.results)
-    encoder = run / "encoder.json"
-    categories = read_encoder(encoder).places if encoder.exists() else {}
     for label in labels:
         audit = config.audit[label]
         mine = (label, trial.label, trial.seed)
@@ -54,12 +54,11 @@ def attack(config: Config, trial: Trial, labels: Sequence[str], run: Path, notif
         if old and at and (old.settings, old.step) == (_settings(audit), at.step):
             continue
         notify(f"{label} on {trial.label}, seed {trial.seed}")
-        folder = run / "shadows"
-        new = audited(trial, label, audit, folder, notify, categories)
+        new = audited(trial, label, audit, run, notify)
         others = [r for r in found.results if (r.audit, r.method, r.seed) != mine]
         found = replace(found, results=(*others, new))
         write_audits(found, run)
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(run / SHADOWS, ignore_errors=True)
 
 
 def _private(trial: Trial) -> str:
@@ -79,16 +78,8 @@ def _settings(audit: Audit) -> dict[str, Any]:
     return settings
 
 
-def audited(
-    trial: Trial,
-    label: str,
-    audit: Audit,
-    folder: Path,
-    notify: Notify = lambda line: None,
-    categories: Mapping[str, tuple[int, ...]] | None = None,
-) -> Audited:
-    """Makes one audit of a finished trial; what it trains for it lies in `folder` while it lasts. `categories` are
-    those of `Case`; None: there are none.
+def audited(trial: Trial, label: str, audit: Audit, run: Path, notify: Notify = lambda line: None) -> Audited:
+    """Makes one audit of a finished trial of a run; what it trains for it lies in that folder's `SHADOWS`.
 
     Raises:
         GenfedError: the trial has no checkpoint, or a shadow of it could not be trained.
@@ -103,7 +94,9 @@ def audited(
     if trial.secure is not None and "uploads" in audit.sees:
         return replace(about, not_possible="uploads were sent under masks: nobody has a single one to attack")
     try:
-        case = replace(case_of(trial, at, folder, notify), categories=categories or {})
+        encoder = run / "encoder.json"
+        categories = read_encoder(encoder).places if encoder.exists() else {}
+        case = replace(case_of(trial, at, run / SHADOWS, notify), categories=categories)
         found = audit.examine(case.as_seen(audit.sees))
     except NotPossible as why:
         return replace(about, not_possible=str(why))

@@ -16,14 +16,12 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from genfed.audits.candidates import FEWEST
-from genfed.audits.membership_classifier import Asked, pairs
+from genfed.audits.candidates import FEWEST, Asked, by_heart, pairs
 from genfed.audits.rates import mean
 from genfed.core.audit import Audit, Case, Estimate, Findings, NotPossible, Reading
 from genfed.core.method import Data
 from genfed.core.settings import settings
 from genfed.learn.evaluate import predicted
-from genfed.learn.fit import Player, cross_entropy, fit
 
 ADVANTAGE, MEMBERS, OTHERS, FREQUENT = "advantage", "told of members", "told of others", "most frequent value"
 OTHER_VALUES = 3
@@ -123,9 +121,7 @@ class AttributeInference(Audit):
             other = (values + torch.randint(1, len(places), values.shape, generator=rng)) % len(places)
             parts.append(Data(with_value(data.x, places, other), (data.y + 1) % classes))
         every = Data(torch.cat([p.x for p in parts]), torch.cat([p.y for p in parts]))
-        player = Player(cross_entropy(learnt.train()), torch.optim.Adam(learnt.parameters(), lr=3e-3))
-        fit([player], every, epochs=self.planted_epochs, batch_size=32, rng=rng)
-        return learnt.eval()
+        return by_heart(learnt, every, self.planted_epochs, rng, learning_rate=3e-3, batch_size=32)
 
 
 @dataclass(frozen=True)

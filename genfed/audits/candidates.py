@@ -1,13 +1,15 @@
-"""Whom an attacker is asked about: training examples, and held-out ones of the same classes; and what is left over."""
+"""Whom an attacker is asked about: training examples, and held-out ones of the same classes; what is left over;
+and classifiers that leak them.
+"""
 
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from genfed.core.audit import Case, NotPossible
+from genfed.core.audit import Case, Holding, NotPossible
 from genfed.core.method import Data
-from genfed.learn.fit import scaled
+from genfed.learn.fit import Player, cross_entropy, fit, scaled
 
 FEWEST = 10
 """Pairs of a member and a non-member; with fewer a bootstrap interval lies above chance too often by chance."""
@@ -32,6 +34,18 @@ class Candidates:
         return {"members": len(self.members), "non-members": len(self.others), "reference": len(self.reference)}
 
 
+@dataclass(frozen=True)
+class Asked:
+    """Whom the attacker asks a client's classifier about, in pairs of one class."""
+
+    members: Tensor
+    """Of the client's training examples: rows of `Case.train` [p]."""
+    others: Tensor
+    """Rows of `Case.held_out` [p]; no other client has them either."""
+    rest: Tensor
+    """The client's other training examples, which are in every shadow as well."""
+
+
 def candidates(case: Case, most: int, rng: torch.Generator) -> Candidates:
     """At most `most` members and as many non-members, at random.
 
@@ -42,14 +56,53 @@ def candidates(case: Case, most: int, rng: torch.Generator) -> Candidates:
     half, quarter = len(order) // 2, len(order) // 4
     others, reference, fresh = order[:half], order[half : half + quarter], order[half + quarter :]
     mine = torch.randperm(len(case.train), generator=rng)
-    pairs = matched(case.train.y[mine], case.held_out.y[others])
-    some = torch.randperm(len(pairs[0]), generator=rng)[:most]
+    one, other = matched(case.train.y[mine], case.held_out.y[others])
+    some = torch.randperm(len(one), generator=rng)[:most]
     if len(some) < FEWEST or min(len(reference), len(fresh)) < 2:
         raise NotPossible(
             f"there are {len(some)} pairs of a training and a held-out example of one class, where an audit takes "
             f"{FEWEST}: more held-out examples would help"
         )
-    return Candidates(mine[pairs[0][some]], others[pairs[1][some]], reference, fresh)
+    return Candidates(mine[one[some]], others[other[some]], reference, fresh)
+
+
+def pairs(case: Case, most: int) -> tuple[list[Asked], Tensor]:
+    """For each holding pairs of one class, where the held-out part is like the client's; and a quarter of the held-out
+    part as the attacker's own population.
+
+    Raises:
+        NotPossible: a client has no held-out example of its classes, or there are too few pairs.
+    """
+    order = torch.randperm(len(case.held_out), generator=case.rng("membership_classifier", "held out"))
+    quarter = len(order) // 4
+    population, free = order[:quarter], order[quarter:]
+    at_most = max(1, most // len(case.holdings))
+    asked = []
+    for place, holding in enumerate(case.holdings):
+        share = _share(case, holding, free, len(case.holdings) - place)[:at_most]
+        draws = case.rng("membership_classifier", "own", place)
+        mine = holding.rows[torch.randperm(len(holding.rows), generator=draws)]
+        one, other = matched(case.train.y[mine], case.held_out.y[share])
+        if not len(one) or not quarter:
+            why = "has no held-out examples of its classes left to be compared with"
+            raise NotPossible(f"client {holding.client.id} {why}: more held-out examples, or fewer clients, would help")
+        rest = torch.ones(len(mine), dtype=torch.bool).index_fill_(0, one, False)
+        asked.append(Asked(mine[one], share[other], mine[rest]))
+        free = free[~torch.isin(free, share[other])]
+    if (count := sum(len(each.members) for each in asked)) < FEWEST:
+        raise NotPossible(f"there are {count} pairs to be asked about, where it takes {FEWEST}")
+    return asked, population
+
+
+def _share(case: Case, holding: Holding, free: Tensor, clients: int) -> Tensor:
+    """A client's part of the held-out rows that nobody has yet: of each of its classes, one over the clients left."""
+    able = free if holding.like is None else free[torch.isin(free, holding.like)]
+    y, chosen = case.held_out.y[able], []
+    for c in torch.unique(case.train.y[holding.rows]).tolist():
+        rows = able[y == c]
+        chosen.append(rows[: -(-len(rows) // clients)])
+    kept = torch.cat(chosen)
+    return able[torch.isin(able, kept)]  # in their random order, whatever the class
 
 
 def matched(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,3 +120,17 @@ def matched(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
 def flat(data: Data) -> Tensor:
     """Examples as vectors [n, d], on the scale of `learn.fit.scaled`."""
     return scaled(data.x).flatten(1).float()
+
+
+def by_heart(
+    network: nn.Module,
+    data: Data,
+    epochs: int,
+    rng: torch.Generator,
+    learning_rate: float = 1e-3,
+    batch_size: int = 16,
+) -> nn.Module:
+    """The classifier itself, a planted leak: trained on these few examples by Adam; in eval mode."""
+    player = Player(cross_entropy(network.train()), torch.optim.Adam(network.parameters(), lr=learning_rate))
+    fit([player], data, epochs=epochs, batch_size=batch_size, rng=rng)
+    return network.eval()

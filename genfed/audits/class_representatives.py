@@ -16,16 +16,15 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from genfed.audits.candidates import matched
+from genfed.audits.candidates import by_heart, matched, pairs
 from genfed.audits.inversion import psnr, ssim, variation
-from genfed.audits.membership_classifier import pairs
 from genfed.audits.rates import AUC, mean, membership
 from genfed.audits.uploads import uploaded, uploading
 from genfed.core.audit import Audit, Case, Estimate, Findings, NotPossible, Picture, Reading
 from genfed.core.method import Data
 from genfed.core.settings import settings
 from genfed.learn.ensemble import Ensemble
-from genfed.learn.fit import Player, cross_entropy, fit, scaled, unscaled
+from genfed.learn.fit import scaled, unscaled
 
 PSNR, SSIM, NEARER = "PSNR of the nearest one, dB", "SSIM of the nearest one", "PSNR above a held-out one's, dB"
 
@@ -163,9 +162,7 @@ class ClassRepresentatives(Audit):
         """A new classifier that has learnt these by heart."""
         draws = case.rng("class_representatives", "weights", name)
         network = case.server("class_representatives").new_network(case.holdings[0].client.architecture, draws)
-        player = Player(cross_entropy(network.train()), torch.optim.Adam(network.parameters(), lr=1e-3))
-        fit([player], data.to(case.device), epochs=self.planted_epochs, batch_size=16, rng=draws)
-        return network.eval()
+        return by_heart(network, data.to(case.device), self.planted_epochs, draws)
 
 
 def likeness(made: Tensor, centres: Tensor, data: Data) -> Tensor:

@@ -14,25 +14,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from genfed.audits.candidates import FEWEST, matched
+from genfed.audits.candidates import FEWEST, Asked, by_heart, pairs
 from genfed.audits.rates import AUC, membership
-from genfed.core.audit import Audit, Case, Estimate, Findings, Holding, NotPossible, Reading
+from genfed.core.audit import Audit, Case, Estimate, Findings, Reading
 from genfed.core.method import Data
 from genfed.core.settings import settings
 from genfed.learn.evaluate import predicted
-from genfed.learn.fit import Player, cross_entropy, fit
-
-
-@dataclass(frozen=True)
-class Asked:
-    """Whom the attacker asks a client's classifier about, in pairs of one class."""
-
-    members: Tensor
-    """Of the client's training examples: rows of `Case.train` [p]."""
-    others: Tensor
-    """Rows of `Case.held_out` [p]; no other client has them either."""
-    rest: Tensor
-    """The client's other training examples, which are in every shadow as well."""
 
 
 @dataclass(frozen=True)
@@ -129,49 +116,8 @@ class MembershipClassifier(Audit):
     def _planted(self, case: Case, networks: Sequence[nn.Module], members: Sequence[Data]) -> Sequence[nn.Module]:
         """The same networks, each trained further on these of its members."""
         for place, (network, data) in enumerate(zip(networks, members, strict=True)):
-            player = Player(cross_entropy(network.train()), torch.optim.Adam(network.parameters(), lr=1e-3))
-            rng = case.rng("membership_classifier", "planted", place)
-            fit([player], data, epochs=self.planted_epochs, batch_size=16, rng=rng)
+            by_heart(network, data, self.planted_epochs, case.rng("membership_classifier", "planted", place))
         return networks
-
-
-def pairs(case: Case, most: int) -> tuple[list[Asked], Tensor]:
-    """For each holding pairs of one class, where the held-out part is like the client's; and a quarter of the held-out
-    part as the attacker's own population.
-
-    Raises:
-        NotPossible: a client has no held-out example of its classes, or there are too few pairs.
-    """
-    order = torch.randperm(len(case.held_out), generator=case.rng("membership_classifier", "held out"))
-    quarter = len(order) // 4
-    population, free = order[:quarter], order[quarter:]
-    at_most = max(1, most // len(case.holdings))
-    asked = []
-    for place, holding in enumerate(case.holdings):
-        share = _share(case, holding, free, len(case.holdings) - place)[:at_most]
-        draws = case.rng("membership_classifier", "own", place)
-        mine = holding.rows[torch.randperm(len(holding.rows), generator=draws)]
-        one, other = matched(case.train.y[mine], case.held_out.y[share])
-        if not len(one) or not quarter:
-            why = "has no held-out examples of its classes left to be compared with"
-            raise NotPossible(f"client {holding.client.id} {why}: more held-out examples, or fewer clients, would help")
-        rest = torch.ones(len(mine), dtype=torch.bool).index_fill_(0, one, False)
-        asked.append(Asked(mine[one], share[other], mine[rest]))
-        free = free[~torch.isin(free, share[other])]
-    if (count := sum(len(each.members) for each in asked)) < FEWEST:
-        raise NotPossible(f"there are {count} pairs to be asked about, where it takes {FEWEST}")
-    return asked, population
-
-
-def _share(case: Case, holding: Holding, free: Tensor, clients: int) -> Tensor:
-    """A client's part of the held-out rows that nobody has yet: of each of its classes, one over the clients left."""
-    able = free if holding.like is None else free[torch.isin(free, holding.like)]
-    y, chosen = case.held_out.y[able], []
-    for c in torch.unique(case.train.y[holding.rows]).tolist():
-        rows = able[y == c]
-        chosen.append(rows[: -(-len(rows) // clients)])
-    kept = torch.cat(chosen)
-    return able[torch.isin(able, kept)]  # in their random order, whatever the class
 
 
 def balanced(case: Case, asked: Sequence[Asked], shadows: int) -> Tensor:

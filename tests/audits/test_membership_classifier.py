@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
+from genfed.audits.candidates import pairs
 from genfed.audits.membership_classifier import (
     Answers,
     MembershipClassifier,
     balanced,
     lira,
-    pairs,
     rmia,
     shadow_data,
 )
