@@ -1,17 +1,17 @@
 """What mechanisms cost together, by Opacus's accountants, and the noise that a budget needs."""
 
 import functools
+import logging
 import math
 import warnings
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 
-from genfed.app.config import Budget
+from genfed.app.config import Accountant, Budget
 from genfed.core.errors import GenfedError
 
-Accountant = Literal["prv", "rdp"]
+log = logging.getLogger(__name__)
 Mechanism = tuple[float, float, int]
 """(noise multiplier, rate, steps)"""
 WITHIN = 1.01
@@ -48,6 +48,23 @@ def holds(mechanisms: Sequence[Mechanism], budget: Budget) -> bool:
     if epsilon(mechanisms, budget.delta, "rdp") <= budget.epsilon:
         return True
     return budget.accountant != "rdp" and epsilon(mechanisms, budget.delta, "prv") <= budget.epsilon
+
+
+def warn(budget: Budget, n: int, counted: str, each: str) -> None:
+    """Warns of noise that protects nobody, and of a δ that is too large: `n`, as `counted` says, of what is protected,
+    which is called `each`.
+    """
+    if budget.reproducible_noise:
+        log.warning(
+            "%s.reproducible_noise: whoever knows the seed can take the noise away; this run is not private",
+            budget.table,
+        )
+    if budget.delta >= 1 / n:
+        log.warning(
+            "%s.delta = %g is not below 1/n = %.2g (%s): it would allow to give away %s whole; choose a much smaller "
+            "one",
+            budget.table, budget.delta, 1 / n, counted, each,
+        )  # fmt: skip
 
 
 def noise_for(trainings: Sequence[tuple[float, int]], budget: Budget) -> float:

@@ -94,6 +94,9 @@ class Compute:
     """Of the arithmetic of training ("bfloat16": mixed precision); weights are float32."""
 
 
+Accountant = Literal["prv", "rdp"]
+
+
 @settings
 class Budget:
     """What differential privacy is asked for."""
@@ -110,7 +113,7 @@ class Budget:
     delta: Annotated[float, Field(gt=0, lt=1)]
     """Chance with which ε may not hold (δ); well below one over what is protected: a client's examples, or the
     clients."""
-    accountant: Literal["prv", "rdp"] = "prv"
+    accountant: Accountant = "prv"
     """How Opacus adds up what rounds cost: by privacy loss random variables, which is tight, or by Rényi divergence."""
     reproducible_noise: bool = False
     """For tests: noise and batches from the run's seed. Whoever knows it can take the noise away: it is not private."""
