@@ -1,6 +1,5 @@
 """Client-level differential privacy of a trial: what is refused, the noise that its rounds need, what was released."""
 
-import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -9,11 +8,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genfed.app.accounting import epsilon, holds, noise_for
+from genfed.app.accounting import epsilon, holds, noise_for, warn
 from genfed.app.config import ClientPrivacy, Config
 from genfed.core.aggregate import ClientInfo, Mean, Sum
 from genfed.core.errors import GenfedError
-from genfed.core.method import Method, Phase, leaves, taking_part
+from genfed.core.method import Method, Phase, leaves, rounds_ahead, taking_part
 from genfed.core.record import load, save
 from genfed.engines.site import Step
 from genfed.learn.dpfedavg import ClippedMean
@@ -23,7 +22,6 @@ from genfed.report.results import Protection
 if TYPE_CHECKING:
     from genfed.app.trial import Trial
 
-log = logging.getLogger(__name__)
 ACCOUNT = "releases.safetensors"
 
 
@@ -62,16 +60,14 @@ def cost(account: Account, rounds: int, how: ClientPrivacy) -> float:
 
 def planned(method: Method[Any], clients: Sequence[ClientInfo], sample: float, seed: int) -> Counter[int] | None:
     """By client, how often it will be asked to upload something; None: it is not known in advance."""
-    found, done = Counter[int](), Counter[str]()
-    for phase in leaves(method.phases()):
-        if phase.work is None or not phase.aggregate:
-            continue
-        if callable(phase.rounds):
-            return None
-        for _ in range(phase.rounds):
-            found.update(info.id for info in taking_part(clients, sample, seed, phase.name, done[phase.name]))
-            done[phase.name] += 1
-    return found
+    if any(callable(phase.rounds) for phase in leaves(method.phases()) if _uploads(phase)):
+        return None
+    ahead = rounds_ahead(method, clients, sample, seed)
+    return Counter(info.id for phase, asked in ahead if _uploads(phase) for info in asked)
+
+
+def _uploads(phase: Phase[Any]) -> bool:
+    return phase.work is not None and bool(phase.aggregate)
 
 
 def noise_multiplier(how: ClientPrivacy, rounds: Counter[int] | None) -> float:
@@ -115,7 +111,7 @@ def check(config: Config, clients: Sequence[ClientInfo], seed: int) -> None:
         if getattr(config, name) is not None:
             raise GenfedError(f"[client_privacy] with [{name}], which {why}: leave one of them out")
     if seed == config.seeds[0]:
-        _warn(how, len(clients))
+        warn(how, len(clients), f"there are {len(clients)} clients", "a client")
     for label, method in config.method.items():
         if method.pooled:
             continue
@@ -129,18 +125,6 @@ def check(config: Config, clients: Sequence[ClientInfo], seed: int) -> None:
                 how.adaptive.on_updates(noise, len(taking_part(clients, config.federation.sample, seed, "", 0)))
         except GenfedError as error:
             raise GenfedError(f"{label}: {error}") from None
-
-
-def _warn(how: ClientPrivacy, clients: int) -> None:
-    if how.reproducible_noise:
-        log.warning(
-            "client_privacy.reproducible_noise: whoever knows the seed can take the noise away; this run is not private"
-        )
-    if how.delta >= 1 / clients:
-        log.warning(
-            "client_privacy.delta = %g is not below 1/n = %.2g (there are %d clients): it would allow to give away a "
-            "client whole; choose a much smaller one", how.delta, 1 / clients, clients
-        )  # fmt: skip
 
 
 def refusal(phase: Phase[Any]) -> str | None:

@@ -2,7 +2,7 @@
 in the report.
 """
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any
@@ -11,7 +11,7 @@ from genfed.app import registry
 from genfed.app.config import Config
 from genfed.core.aggregate import ClientInfo, Mean
 from genfed.core.errors import GenfedError
-from genfed.core.method import Method, Phase, leaves, taking_part
+from genfed.core.method import Method, Phase, leaves, rounds_ahead
 from genfed.core.robust import Rule
 from genfed.engines.site import Shards
 from genfed.report.results import Trial
@@ -103,13 +103,12 @@ def _check_group(rule: Rule, count: int, where: str) -> None:
 def _rounds(
     method: Method[Any], clients: Sequence[ClientInfo], sample: float, seed: int
 ) -> Iterator[tuple[Phase[Any], Sequence[ClientInfo]]]:
-    """Who is asked in each round; a phase whose rounds are known only when it is entered is taken to have one."""
-    done: dict[str, int] = defaultdict(int)
-    for phase in leaves(method.phases()):
-        rounds = 1 if callable(phase.rounds) else phase.rounds
-        for _ in range(rounds if sample < 1 else min(rounds, 1)):
-            yield phase, taking_part(clients, sample, seed, phase.name, done[phase.name])
-            done[phase.name] += 1
+    """`rounds_ahead`; where everybody takes part, the first round of a phase stands for all of them."""
+    seen: set[str] = set()
+    for phase, asked in rounds_ahead(method, clients, sample, seed):
+        if sample < 1 or phase.name not in seen:
+            yield phase, asked
+        seen.add(phase.name)
 
 
 def _uploading(method: Method[Any]) -> list[Phase[Any]]:

@@ -1,6 +1,5 @@
 """Example-level differential privacy of a trial: what is refused, the noise that its plan needs, clients' budgets."""
 
-import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -11,11 +10,11 @@ from typing import Any
 import torch
 
 from genfed.app import central, registry
-from genfed.app.accounting import epsilon, holds, noise_for
+from genfed.app.accounting import epsilon, holds, noise_for, warn
 from genfed.app.config import Config
 from genfed.app.trial import Trial, new_server
 from genfed.core.errors import GenfedError
-from genfed.core.method import Method, Phase, Trained, leaves, taking_part
+from genfed.core.method import Method, Phase, Trained, leaves, rounds_ahead
 from genfed.core.privacy import Charge, Ledger, Private, Use, steps_by_mechanism
 from genfed.core.record import load, save
 from genfed.data.checks import reason
@@ -25,7 +24,6 @@ from genfed.learn.fit import Player, cross_entropy, scaled
 from genfed.learn.training import Training
 from genfed.report.results import Protection
 
-log = logging.getLogger(__name__)
 LEDGER, PLAN = "ledger.safetensors", "privacy.safetensors"
 
 
@@ -42,7 +40,7 @@ def planned(trial: Trial) -> dict[int, Counter[Use]]:
     Raises:
         GenfedError: the rounds of a phase are not known in advance.
     """
-    uses, rounds = trial.method.uses() or {}, Counter[str]()
+    uses = trial.method.uses() or {}
     found: dict[int, Counter[Use]] = {info.id: Counter() for info in trial.shards.clients}
     sample = 1.0 if trial.method.pooled else trial.federation.sample
     for phase in leaves(trial.method.phases()):
@@ -51,11 +49,9 @@ def planned(trial: Trial) -> dict[int, Counter[Use]]:
                 f"{trial.label}: how many rounds phase {phase.name!r} has is known only when it begins, so "
                 "privacy.epsilon cannot be planned for; set privacy.noise_multiplier"
             )
-        for _ in range(phase.rounds):
-            number = rounds[phase.name]
-            rounds[phase.name] += 1
-            for info in taking_part(trial.shards.clients, sample, trial.seed, phase.name, number):
-                found[info.id].update(uses.get(phase.name, ()))
+    for phase, asked in rounds_ahead(trial.method, trial.shards.clients, sample, trial.seed):
+        for info in asked:
+            found[info.id].update(uses.get(phase.name, ()))
     return found
 
 
@@ -155,16 +151,8 @@ def check(config: Config, shards: Shards) -> None:
         raise GenfedError(
             f'compute.precision = "{config.compute.precision}": under [privacy] "float32" alone is allowed'
         )
-    if privacy.reproducible_noise:
-        log.warning(
-            "privacy.reproducible_noise: whoever knows the seed can take the noise away; this run is not private"
-        )
     most = max(info.examples for info in shards.clients)
-    if privacy.delta >= 1 / most:
-        log.warning(
-            "privacy.delta = %g is not below 1/n = %.2g (a client has %d examples): it would allow to give away an "
-            "example whole; choose a much smaller one", privacy.delta, 1 / most, most
-        )  # fmt: skip
+    warn(privacy, most, f"a client has {most} examples", "an example")
     for label, method in config.method.items():
         check_method(label, method)
     x, y = scaled(shards.train.x[:2]), shards.train.y[:2]

@@ -4,6 +4,7 @@ Replies are folded as they arrive, along a fixed binary tree over the clients as
 whoever answers first, and memory stays at O(log n) partial sums plus what is in flight.
 """
 
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -199,6 +200,17 @@ def tree_map(function: Callable[..., Any], *trees: Any) -> Any:
             raise GenfedError("uploads of one group have different names")
         return {key: tree_map(function, *(tree[key] for tree in trees)) for key in first}
     return function(*trees)
+
+
+def refuse_other(first: Any, other: Any) -> None:
+    """Of `tree_map`: refuses what two clients of a group were sent where it differs.
+
+    Raises:
+        GenfedError: it does.
+    """
+    same = torch.equal if isinstance(first, Tensor) else operator.eq
+    if type(first) is not type(other) or not same(first, other):
+        raise GenfedError("clients of one group were sent different states: their updates have no common origin")
 
 
 def _times(leaf: Any, weight: float) -> Any:

@@ -6,6 +6,7 @@ import math
 import re
 import typing
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar
@@ -313,6 +314,19 @@ def share_of(share: float, count: int) -> int:
 def taking_part(clients: Sequence[ClientInfo], sample: float, seed: int, phase: str, round_: int) -> list[ClientInfo]:
     """Who takes part in a round of a phase, numbered over the whole method: known to all who know the seed."""
     return participants(clients, sample, stream(seed, phase, round_, "sample"))
+
+
+def rounds_ahead(
+    method: Method[Any], clients: Sequence[ClientInfo], sample: float, seed: int
+) -> Iterator[tuple[Phase[Any], list[ClientInfo]]]:
+    """Who takes part in each round of each phase, in the order in which they run. A phase whose rounds are known only
+    when it is entered is taken to have one.
+    """
+    done = Counter[str]()
+    for phase in leaves(method.phases()):
+        for _ in range(1 if callable(phase.rounds) else phase.rounds):
+            yield phase, taking_part(clients, sample, seed, phase.name, done[phase.name])
+            done[phase.name] += 1
 
 
 def participants(clients: Sequence[ClientInfo], sample: float, rng: torch.Generator) -> list[ClientInfo]:

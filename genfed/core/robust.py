@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from genfed.core.aggregate import Aggregate, ClientInfo, Mean, tree_map
+from genfed.core.aggregate import Aggregate, ClientInfo, Mean, refuse_other, tree_map
 from genfed.core.errors import GenfedError
 from genfed.core.method import Phase
 
@@ -121,14 +121,8 @@ def _common(sent: Sequence[Any]) -> Any:
     if any(each is None for each in sent):
         return None
     for other in sent[1:]:
-        tree_map(_refuse_other, sent[0], other)
+        tree_map(refuse_other, sent[0], other)
     return sent[0]
-
-
-def _refuse_other(first: Any, other: Any) -> None:
-    same = torch.equal(first, other) if isinstance(first, Tensor) else first == other
-    if not same:
-        raise GenfedError("clients of one group were sent different states: a robust aggregation has no common origin")
 
 
 def _is_integer(leaf: Any) -> bool:

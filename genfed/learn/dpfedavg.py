@@ -5,7 +5,6 @@ Andrew, Thakkar, McMahan, Ramaswamy, Differentially Private Learning with Adapti
 """
 
 import math
-import operator
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from genfed.core.aggregate import Aggregate, ClientInfo, Fold, Mean, tree_map
+from genfed.core.aggregate import Aggregate, ClientInfo, Fold, Mean, refuse_other, tree_map
 from genfed.core.errors import GenfedError
 from genfed.core.settings import settings
 
@@ -127,7 +126,7 @@ class ClippedMean:
         for name, mean in self._means.items():
             key, value = (name, mean.group(info)), mean.averaged(getattr(upload, name))
             if key in self._sent:
-                tree_map(_refuse_other, self._like[key], mean.averaged(getattr(sent, name, None)))
+                tree_map(refuse_other, self._like[key], mean.averaged(getattr(sent, name, None)))
             updates[name] = tree_map(_difference, self._like[key] if key in self._sent else _nothing(value), value)
             square += sum(_leaves(tree_map(_square, updates[name])))
         length = math.sqrt(square)
@@ -196,9 +195,3 @@ def _square(update: Any) -> float:
 
 def _leaves(tree: Any) -> list[Any]:
     return [leaf for part in tree.values() for leaf in _leaves(part)] if isinstance(tree, dict) else [tree]
-
-
-def _refuse_other(first: Any, other: Any) -> None:
-    same = torch.equal if isinstance(first, Tensor) else operator.eq
-    if type(first) is not type(other) or not same(first, other):
-        raise GenfedError("clients of one group were sent different states: their updates have no common origin")
