@@ -315,7 +315,13 @@ def _config(table: Table) -> Config:
         fields = {f.name for f in dataclasses.fields(cls)}
         used |= fields & defaults.keys()
         merged = _merge({k: v for k, v in defaults.items() if k in fields}, given)
-        method = build(cls, {k: v for k, v in merged.items() if k != "kind"}, f"method.{label}.")
+        try:
+            method = build(cls, {k: v for k, v in merged.items() if k != "kind"}, f"method.{label}.")
+        except GenfedError as error:
+            key = re.match(rf"method\.{re.escape(label)}\.(\w+)", line := str(error))
+            if key is None or key[1] in given:
+                raise
+            raise GenfedError(line.replace(key[0], f"defaults.{key[1]}", 1)) from None
         if label in labels:
             built[label] = method
     if idle := [label for label in own if label not in labels]:
