@@ -1,41 +1,45 @@
-"""How the settings of configs/oneshot/looks.toml were chosen: `python -m benchmarks.tune_oneshot`.
+"""How the settings of configs/oneshot/{looks,pacs}.toml were chosen: `python -m benchmarks.tune_oneshot looks [METHOD…]`.
 
 Every row gets the same budget, twelve trials on the validation part with a seed that the final runs do not use; the
 best one stands in the config. FedLMG's three aggregations share what was chosen for the first, as its images are theirs.
+On PACS, what trains on clients alone shares what was chosen for the ensemble, and epochs are fewer: for cost.
 """
 
 import itertools
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import genfed
 from genfed.app.config import read
 
-CONFIG = Path(__file__).parent.parent / "configs" / "oneshot" / "looks.toml"
+CONFIGS = Path(__file__).parent.parent / "configs" / "oneshot"
+MODELS = {"looks": "shipped", "pacs": "runs/pacs/foundation"}
 SEED = 10
+Trial = dict[str, str]
 
 
-def foundation(scheduler: str, steps: int, guidance: float) -> str:
-    """How the shipped model is sampled, as a TOML table."""
-    return f'{{ model = "shipped", scheduler = "{scheduler}", steps = {steps}, guidance = {guidance} }}'
+def foundation(model: str, scheduler: str, steps: int, guidance: float) -> str:
+    """How a model is sampled, as a TOML table."""
+    return f'{{ model = "{model}", scheduler = "{scheduler}", steps = {steps}, guidance = {guidance} }}'
 
 
-def alone() -> list[dict[str, str]]:
+def alone(epochs: Sequence[int]) -> list[Trial]:
     """Trials of whatever trains on clients alone."""
     table = "{{ epochs = {}, batch_size = 32, learning_rate = {}, momentum = 0.9 }}"
-    return [{"training": table.format(*pair)} for pair in itertools.product((15, 30, 60), (0.005, 0.01, 0.02, 0.05))]
+    return [{"training": table.format(*pair)} for pair in itertools.product(epochs, (0.005, 0.01, 0.02, 0.05))]
 
 
-def asked() -> list[dict[str, str]]:
+def asked(model: str, steps: Sequence[int]) -> list[Trial]:
     """Trials of whatever asks the model with words."""
-    return [{"foundation": foundation("ddim", *p)} for p in itertools.product((10, 20, 40), (1.0, 1.5, 2.0, 3.0))]
+    return [{"foundation": foundation(model, "ddim", *p)} for p in itertools.product(steps, (1.0, 1.5, 2.0, 3.0))]
 
 
-def learnt() -> list[dict[str, str]]:
+def learnt(model: str) -> list[Trial]:
     """Trials of FedDEO."""
     return [
         {
-            "foundation": foundation("ddim", 20, w),
+            "foundation": foundation(model, "ddim", 20, w),
             "description_guidance": str(v),
             "description_learning_rate": str(rate),
         }
@@ -43,11 +47,11 @@ def learnt() -> list[dict[str, str]]:
     ]
 
 
-def steered() -> list[dict[str, str]]:
+def steered(model: str) -> list[Trial]:
     """Trials of FedLMG."""
     return [
         {
-            "foundation": foundation("ddpm", 20, w),
+            "foundation": foundation(model, "ddpm", 20, w),
             "guidance": f"{{ step = {step}, statistics = {statistics}, edits = 5 }}",
         }
         for w, (step, statistics) in itertools.product(
@@ -56,31 +60,32 @@ def steered() -> list[dict[str, str]]:
     ]
 
 
-TRIALS = {
-    "local": alone(),
-    "ensemble": alone(),
-    "fedavg": alone(),
-    "centralised": alone(),
-    "prompts_only": asked(),
-    "fgl": asked(),
-    "oscar": asked(),
-    "feddeo": learnt(),
-    "fedlmg": steered(),
-}
+def grids(name: str) -> dict[str, list[Trial]]:
+    """By method, the trials on a config."""
+    model, pacs = MODELS[name], name == "pacs"
+    by_hand, by_words = (
+        alone((10, 20, 40) if pacs else (15, 30, 60)),
+        asked(model, (10, 20, 30) if pacs else (10, 20, 40)),
+    )
+    trials = dict.fromkeys(["ensemble"] if pacs else ["local", "ensemble", "fedavg", "centralised"], by_hand)
+    trials |= dict.fromkeys(("prompts_only", "fgl", "oscar"), by_words)
+    return trials | {"feddeo": learnt(model), "fedlmg": steered(model)}
 
 
-def main(labels: list[str]) -> None:
+def main(name: str, labels: list[str]) -> None:
     """Runs each label's trials and prints them as a Markdown table, the best in bold."""
+    trials = grids(name)
     print("| method | settings | accuracy on validation % |\n|---|---|---:|")
-    for label in labels:
+    for label in labels or trials:
         scores = []
-        for i, trial in enumerate(TRIALS[label]):
+        for i, trial in enumerate(trials[label]):
             changes = [f"method.{label}.{key}={value}" for key, value in trial.items()]
             changes += [f'methods=["{label}"]', "beside=[]", f"seeds=[{SEED}]", "evaluation.part=validation"]
             changes += ["quality.samples=0", "quality.flops=false", "compute.workers=0"]
-            report = genfed.run(read(CONFIG, changes), out=Path("runs") / "tune-oneshot" / label / str(i), resume=True)
+            out = Path("runs") / f"tune-{name}" / label / str(i)
+            report = genfed.run(read(CONFIGS / f"{name}.toml", changes), out=out, resume=True)
             scores.append(100 * report.of(label)[0].accuracy)
-        for trial, score in zip(TRIALS[label], scores, strict=True):
+        for trial, score in zip(trials[label], scores, strict=True):
             told = ", ".join(f"{key} = {value}" for key, value in trial.items())
             print(
                 f"| {label} | `{told}` | {f'**{score:.1f}**' if score == max(scores) else f'{score:.1f}'} |", flush=True
@@ -88,4 +93,4 @@ def main(labels: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or list(TRIALS))
+    main(sys.argv[1], sys.argv[2:])
