@@ -6,7 +6,7 @@ runs/oneshot-questions and are resumed there; the tables go to standard output.
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
@@ -16,8 +16,10 @@ import numpy as np
 
 import genfed
 from genfed.app.config import read
+from genfed.app.export import export
+from genfed.app.pretrain import read_pretraining, run_pretraining
 from genfed.data.looks import LOOKS, Looks
-from genfed.report.results import Report
+from genfed.report.results import Report, Trial
 
 CONFIG = Path(__file__).parent.parent / "configs" / "oneshot-demo.toml"
 OUT = Path("runs") / "oneshot-questions"
@@ -140,6 +142,52 @@ def drift() -> Iterator[Row]:
                    *everywhere("images=20", ("fedlmg", "fgl")), 'beside=["local"]'])  # fmt: skip
 
 
+def foundations() -> Iterator[Row]:
+    """The model that ships, and one of the same data and size that was trained for a tenth as long."""
+    young = OUT / "young"
+    config = read_pretraining(CONFIG.parent / "pretrain" / "glyphs.toml", ["training.steps=1200"])
+    run_pretraining(config, young, resume=True)
+    for name, model in (("that ships", "shipped"), ("trained for a tenth as long", str(young))):
+        methods = ("fedlmg", "fgl", "prompts_only")
+        foundation = f'foundation={{model="{model}", scheduler="ddim", steps=15, guidance=2.0}}'
+        yield Row(name, methods, [*everywhere(foundation, methods), "beside=[]"])
+
+
+def students() -> Iterator[Row]:
+    """FGL's student from new weights, or from those of a classifier of the public glyphs, alone and with FGL after it."""
+    folder = OUT / "public-student"
+    if not (folder / "model.safetensors").exists():
+        settings = {
+            "name": "public-student",
+            "methods": ["local"],
+            "beside": [],
+            "data": {"kind": "glyphs", "examples": 6000, "size": 16, "colours": ["black", "white", "red", "green", "blue", "pink"]},
+            "federation": {"clients": 1, "architectures": ["cnn2-bn"]},
+            "method": {"local": {"rounds": 1, "training": {"epochs": 20, "batch_size": 32, "learning_rate": 0.02, "momentum": 0.9}}},
+        }  # fmt: skip
+        genfed.run(settings, out=OUT / "public-run", resume=True)
+        export(OUT / "public-run", folder)
+    pretrained = f'pretrained="{folder / "model.safetensors"}"'
+    for name, changes in (
+        ("new weights", []),
+        ("pretrained on the public glyphs", everywhere(pretrained, ("fgl", "prompts_only"))),
+        ("the same, without any image", [*everywhere(pretrained, ("fgl",)), "method.fgl.learning_rounds=0"]),
+    ):
+        methods = ("fgl",) if "any" in name else ("fgl", "prompts_only")
+        yield Row(name, methods, [*changes, "beside=[]"])
+
+
+def costs() -> Iterator[Row]:
+    """What a client pays for one upload, and for the rounds of GeFL and FedAvg."""
+    methods = ("fedlmg", "fgl", "oscar", "feddeo", "gefl", "fedavg")
+    yield Row("accuracy %", methods,
+              ["method.feddeo.description_guidance=1.0", "method.feddeo.description_learning_rate=1.0",
+               "method.gefl={rounds=20, training={epochs=2,batch_size=32,learning_rate=0.02,momentum=0.9}, "
+               'generator_rounds=20, generator_epochs=4, generator_batch_size=20, generator={kind="cvae", width=16}}',
+               "method.fedavg={rounds=20, training={epochs=2,batch_size=32,learning_rate=0.02,momentum=0.9}}",
+               "beside=[]", "quality.flops=true"])  # fmt: skip
+
+
 QUESTIONS = {
     "teachers": ("Which architectures can teach? The student is cnn2-bn.", teachers),
     "sizes": ("Does a larger classifier steer better? The student is cnn2-bn.", sizes),
@@ -149,6 +197,17 @@ QUESTIONS = {
     "ablations": ("What does each part of FedLMG's guidance do?", ablations),
     "unseen": ("What of looks that the public model has never seen?", unseen),
     "drift": ("What if looks change after the upload? Two clients.", drift),
+    "foundations": ("How good must the public model be?", foundations),
+    "students": ("Should FGL's student be pretrained?", students),
+    "costs": ("What does a client pay?", costs),
+}
+
+
+COSTS: dict[str, Callable[[Trial], str]] = {
+    "sent by a client, kB": lambda trial: f"{trial.up_bytes / 1000:,.0f}",
+    "sent to a client, kB": lambda trial: f"{trial.down_bytes / 1000:,.0f}",
+    "GFLOP of a client": lambda trial: "–" if trial.flops is None else f"{trial.flops / 1e9:,.1f}",
+    "seconds of a client": lambda trial: f"{trial.work_seconds:.1f}",
 }
 
 
@@ -161,13 +220,16 @@ def main(names: Sequence[str]) -> None:
         print(f"### {question}\n\n| | {' | '.join(labels)} |\n|---|{'---:|' * len(labels)}")
         for row, each in done:
             print(f"| {row.name} | {' | '.join(told(each, label) for label in labels)} |")
+            if name == "costs":
+                for words, cost in COSTS.items():
+                    print(f"| {words} | {' | '.join(cost(each.of(label)[0]) for label in labels)} |")
         print(flush=True)
 
 
 def report(question: str, place: int, row: Row) -> Report:
     """Runs it, or goes on with it."""
     changes = [f"methods={list(row.methods)}".replace("'", '"'), f"seeds={list(SEEDS)}", *row.changes]
-    changes += ["quality.samples=0", "quality.flops=false", "evaluation.every=0"]
+    changes = ["quality.samples=0", "quality.flops=false", "evaluation.every=0", *changes]
     return genfed.run(read(CONFIG, changes), out=OUT / question / str(place), resume=True)
 
 
