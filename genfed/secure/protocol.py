@@ -42,6 +42,12 @@ class Secure:
     def __post_init__(self) -> None:
         if self.neighbours is not None and self.neighbours % 2:
             raise GenfedError(f"secure.neighbours = {self.neighbours}: an even number is needed")
+        # Else those between two clients of the ring who left could be added up apart from the others.
+        if self.neighbours is not None and self.needed(self.neighbours) <= (half := self.neighbours // 2 + 1):
+            raise GenfedError(
+                f"secure.threshold = {self.threshold:g} with neighbours = {self.neighbours}: more than {half} of "
+                f"{self.neighbours + 1} must be needed; raise one of them"
+            )
 
     def needed(self, neighbours: int) -> int:
         """Of a client with so many neighbours and these: how many must stay."""
@@ -314,7 +320,9 @@ class _Rounds:
             went, circle = sent.went[group], secrets.circle[group]
             if set(stayed) & set(went):
                 raise GenfedError("both secrets of one client were asked for, which would uncover its upload")
-            _enough(len(stayed) + 1, max(self._how.needed(len(circle)), 2), group)
+            whole = self._how.neighbours is None or len(circle) < self._how.neighbours
+            least = self._how.minimum_group if whole else 2
+            _enough(len(stayed) + 1, max(self._how.needed(len(circle)), least), group)
             shown[group] = {me: secrets.mine[group]}
             for other in (*stayed, *went):
                 key = _sealing(secrets, circle[other], group, other, me)

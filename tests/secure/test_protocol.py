@@ -139,7 +139,7 @@ def assert_same(got: Any, expected: Any) -> None:
         assert got == pytest.approx(expected)
 
 
-ALL, RING = Secure(minimum_group=2), Secure(neighbours=4, minimum_group=2, threshold=0.6)
+ALL, RING = Secure(minimum_group=2), Secure(neighbours=4, minimum_group=2)
 
 
 @pytest.mark.parametrize("how", [ALL, RING])
@@ -176,7 +176,7 @@ def test_who_leaves_at_any_step_is_made_up_for(leaving: dict[int, list[int]], su
 
 def test_who_leaves_a_ring_is_made_up_for() -> None:
     for leaving, gone in (({2: [5]}, 5), ({1: [3], 3: [9]}, 3)):
-        got = run(16, Secure(neighbours=6, minimum_group=2, threshold=0.55), leaving)
+        got = run(16, Secure(neighbours=6, minimum_group=2, threshold=0.6), leaving)
         assert_same(got, plain([i for i in range(16) if i != gone]))
 
 
@@ -273,6 +273,32 @@ def test_phases_that_need_single_uploads_are_refused() -> None:
         secure(replace(PHASE, check=lambda *_: None), ALL)
     with pytest.raises(GenfedError, match=r"secure.neighbours = 3: an even number"):
         Secure(neighbours=3)
+
+
+@pytest.mark.parametrize(("neighbours", "threshold"), [(2, 2 / 3), (4, 0.6), (6, 0.55), (48, 0.51)])
+def test_a_ring_that_could_be_cut_is_refused(neighbours: int, threshold: float) -> None:
+    half = neighbours // 2 + 1
+    with pytest.raises(GenfedError, match=f"more than {half} of {neighbours + 1} must be needed"):
+        Secure(neighbours=neighbours, threshold=threshold)
+
+
+def test_an_arc_of_the_ring_is_not_added_up_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two neighbours leave on either side of 2, 3 and 4: masks no longer tie these to the others."""
+    monkeypatch.setattr("random.SystemRandom.sample", lambda self, population, k: list(population))
+    with pytest.raises(GenfedError, match="3 clients are left, and 4 are needed for a sum"):
+        run(10, RING, {2: [0, 1, 5, 6]})
+
+
+def test_a_client_knows_the_smallest_group_too() -> None:
+    from genfed.secure.protocol import Ended, Keys, Secrets
+
+    circle = {"": {1: Keys("", ""), 2: Keys("", "")}}
+    kept = Kept()
+    kept.put(SECRETS, Secrets("", "", circle, {}, {"": ""}, {"": {}}))
+    reveal = secure(PHASE, Secure(threshold=0.51))[3].work
+    assert reveal is not None
+    with pytest.raises(GenfedError, match="2 clients are left, and 3 are needed"):
+        reveal(replace(client_of(ONE, 2), kept=kept), Ended({"": (1,)}, {"": (2,)}))
 
 
 @pytest.mark.parametrize("neighbours", [2, 4, 6])
