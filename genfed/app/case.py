@@ -90,7 +90,9 @@ def audited(trial: Trial, label: str, audit: Audit, run: Path, notify: Notify = 
     begun = time.perf_counter()
     about = Audited(label, trial.label, trial.seed, at.step, audit.sees, audit.attacker, _settings(audit), seconds=0.0)
     if trial.privacy is not None and "uploads" in audit.sees:
-        return replace(about, not_possible="clients trained with noise, and this attack is made on uploads without any")
+        return replace(
+            about, not_possible="clients trained by DP-SGD, and this attack is made on uploads of training without it"
+        )
     if trial.secure is not None and "uploads" in audit.sees:
         return replace(about, not_possible="uploads were sent under masks: nobody has a single one to attack")
     try:

@@ -47,6 +47,8 @@ class AttributeInference(Audit):
     about."""
     planted_epochs: Annotated[int, Field(ge=1)] = 100
     """Of that, by Adam."""
+    apart_epochs: Annotated[int, Field(ge=1)] = 10
+    """Of the control that has nothing to find, by Adam on other records."""
 
     def examine(self, case: Case) -> Findings:
         sought = self._sought(case)
@@ -57,11 +59,13 @@ class AttributeInference(Audit):
         few = replace(
             asked[first], members=asked[first].members[: self.planted], others=asked[first].others[: self.planted]
         )
-        new = []
+        new: list[nn.Module] = []
         for owner in owners:
             server = case.server("attribute_inference", owner.id)
             draws = case.rng("attribute_inference", "weights", owner.id)
-            new.append(server.new_network(owner.architecture, draws).cpu())
+            rest = case.train[asked[len(new)].rest]
+            apart = rest if len(rest) >= FEWEST else case.held_out[known]
+            new.append(by_heart(server.new_network(owner.architecture, draws).cpu(), apart, self.apart_epochs, draws))
 
         def told(networks: Sequence[nn.Module], about: Sequence[Asked], column: str) -> dict[str, Estimate]:
             places, own = sought[column], case.held_out[known]
@@ -95,7 +99,8 @@ class AttributeInference(Audit):
             "classes. What the classifier tells of both is what the column has to do with the others, for everybody.",
             f"Planted leak: client {owners[first].id}'s classifier, trained for {self.planted_epochs} epochs more on "
             f"{len(few.members)} members with their class, and with other values and another class.",
-            "Nothing to find: classifiers with new weights, which nobody trained.",
+            f"Nothing to find: new classifiers, trained for {self.apart_epochs} epochs on records of each client that "
+            "nobody is asked about (on held-out ones where there are none).",
         )
         return Findings(tuple(readings), {"members": count, "non-members": count, "reference": len(known)}, notes)
 

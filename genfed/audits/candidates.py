@@ -66,6 +66,14 @@ def candidates(case: Case, most: int, rng: torch.Generator) -> Candidates:
     return Candidates(mine[one[some]], others[other[some]], reference, fresh)
 
 
+def not_asked(case: Case, asked: Candidates) -> Data:
+    """Training examples that are no candidates: whoever learnt them alone can tell members from others by their kind
+    only. Where there are too few, held-out examples.
+    """
+    rest = torch.ones(len(case.train), dtype=torch.bool).index_fill_(0, asked.members, False).nonzero()[:, 0]
+    return case.train[rest] if len(rest) >= FEWEST else case.held_out[asked.fresh]
+
+
 def pairs(case: Case, most: int) -> tuple[list[Asked], Tensor]:
     """For each holding pairs of one class, where the held-out part is like the client's; and a quarter of the held-out
     part as the attacker's own population.

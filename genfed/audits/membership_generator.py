@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from genfed.audits.candidates import FEWEST, candidates
+from genfed.audits.candidates import FEWEST, candidates, not_asked
 from genfed.audits.rates import AUC, membership
 from genfed.core.audit import Audit, Case, Estimate, Findings, NotPossible, Reading
 from genfed.core.method import Data, Task, Weights
@@ -66,7 +66,9 @@ class MembershipGenerator(Audit):
         count = min(self.planted, len(members.y))
         leak = kind(case.state.generator)
         self._overfit(leak, members[:count], case.rng("membership_generator", "planted"))
-        new = made.new(task, case.rng("membership_generator", "weights")).to(case.device)
+        other = made.new(task, case.rng("membership_generator", "weights")).to(case.device)
+        apart = features(not_asked(case, asked)[:count])
+        self._overfit(other, apart, case.rng("membership_generator", "not asked"))
 
         def told(name: str, generator: GeneratorNetwork, asked_about: int) -> dict[str, Estimate]:
             scores = []
@@ -77,11 +79,12 @@ class MembershipGenerator(Audit):
 
         every = len(members)
         readings = tuple(
-            Reading(a, AUC, 0.5, told(a, network, every), told(a, leak, count), told(a, new, every)) for a in attacks
+            Reading(a, AUC, 0.5, told(a, network, every), told(a, leak, count), told(a, other, every)) for a in attacks
         )
         notes = (
             f"Planted leak: the generator, trained for {self.planted_steps} steps more on {count} members alone.",
-            "Nothing to find: a generator with new weights, which nobody trained.",
+            f"Nothing to find: a new generator, trained for {self.planted_steps} steps on {len(apart)} examples that "
+            "nobody is asked about, of the members' kind where there are such.",
         )
         sizes = {"members": len(members), "non-members": len(others)}
         return Findings(readings, sizes, notes)

@@ -72,7 +72,7 @@ class Memorisation(Audit):
         train, samples = flat(case.train[chosen]), flat(made)
         count = min(self.planted, len(samples) // 2)
         draws = case.rng("memorisation", "planted")
-        copied = train[torch.randperm(len(train), generator=draws)[:count]]
+        copied = train[:ASKED][torch.randperm(len(train[:ASKED]), generator=draws)[:count]]
         copied = copied + self.noise * torch.randn(copied.shape, generator=draws)
         near, which = relative(samples, train)
         near_planted = relative(copied, train)[0]
@@ -89,8 +89,9 @@ class Memorisation(Audit):
         def copies(near: Tensor) -> dict[str, Estimate]:
             return {COPIES: mean((near < limit).double(), case.rng("memorisation", "bootstrap", "copies"))}
 
+        leaked = torch.cat([copied, samples])
         readings = (
-            Reading("nearest-neighbour distance ratio", ABOVE, 0.0, ratio(samples), ratio(asked), ratio(fakes)),
+            Reading("nearest-neighbour distance ratio", ABOVE, 0.0, ratio(samples), ratio(leaked), ratio(fakes)),
             Reading(
                 "copies", COPIES, 2 * self.alarms,
                 copies(near), copies(torch.cat([near_planted, near[count:]])), copies(relative(fakes, train)[0]),
@@ -102,8 +103,8 @@ class Memorisation(Audit):
             "A copy is a sample whose distance to the nearest training example (Euclidean, in inputs) is below "
             f"{limit:.2f} of the mean to its {min(NEIGHBOURS, len(train))} nearest: half at most, and less where more "
             f"than {100 * self.alarms:g} % of {third} held-out examples would pass. Twice that is no leak.",
-            f"Planted leak: for MND the training examples themselves; for copies {count} noisy training examples among "
-            f"the samples, of which {int((near_planted < limit).sum())} were found.",
+            f"Planted leak: {count} noisy training examples among the samples, of which "
+            f"{int((near_planted < limit).sum())} were found as copies.",
             f"Nothing to find: {third} held-out examples stand in the place of the samples.",
         )
         sizes = {"training examples": len(train), "samples": len(samples), "held-out examples": 3 * third}

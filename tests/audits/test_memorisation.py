@@ -23,7 +23,7 @@ def test_copies_are_found_and_shown() -> None:
     assert copies.verdict == "leak"
     assert copies.run[COPIES].value == pytest.approx(0.2, abs=0.02)  # 40 of 200, and what passes by chance
     assert copies.control[COPIES].value == pytest.approx(40 / 200 + 0.2, abs=0.02)  # in the place of fresh ones
-    assert "of which 40 were found" in found.notes[2]
+    assert "of which 40 were found as copies" in found.notes[2]
     assert ratio.control[RATIO].value > 2
     (picture,) = found.pictures
     assert picture.images.shape == (2, 3, 1, 8, 8)
@@ -47,6 +47,12 @@ def test_nothing_but_copies() -> None:
     found = examined(drawn(240, "train"))
     assert [reading.verdict for reading in found.readings] == ["leak", "leak"]
     assert found.readings[1].run[COPIES].value == 1
+
+
+def test_copies_under_much_noise_are_a_leak_that_it_cannot_see() -> None:
+    toy = case(samples=samples_of(scaled(drawn(200, "more").x), drawn(200, "more").y))
+    found = Memorisation(planted=40, noise=20.0, shown=3).examine(toy.as_seen(("samples",)))
+    assert [reading.verdict for reading in found.readings] == ["blind", "blind"], found.readings
 
 
 def test_what_it_cannot_do() -> None:
