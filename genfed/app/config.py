@@ -318,10 +318,10 @@ def _config(table: Table) -> Config:
         try:
             method = build(cls, {k: v for k, v in merged.items() if k != "kind"}, f"method.{label}.")
         except GenfedError as error:
-            key = re.match(rf"method\.{re.escape(label)}\.(\w+)", line := str(error))
-            if key is None or key[1] in given:
+            found = re.match(rf"method\.{re.escape(label)}\.(\w+)", line := str(error))
+            if found is None or found[1] in given:
                 raise
-            raise GenfedError(line.replace(key[0], f"defaults.{key[1]}", 1)) from None
+            raise GenfedError(line.replace(found[0], f"defaults.{found[1]}", 1)) from None
         if label in labels:
             built[label] = method
     if idle := [label for label in own if label not in labels]:
