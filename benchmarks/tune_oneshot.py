@@ -69,6 +69,8 @@ def grids(name: str) -> dict[str, list[Trial]]:
     )
     trials = dict.fromkeys(["ensemble"] if pacs else ["local", "ensemble", "fedavg", "centralised"], by_hand)
     trials |= dict.fromkeys(("prompts_only", "fgl", "oscar"), by_words)
+    if not pacs:
+        trials["fedavg_50"] = alone((1, 2, 4))
     return trials | {"feddeo": learnt(model), "fedlmg": steered(model)}
 
 

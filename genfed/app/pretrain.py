@@ -203,7 +203,7 @@ def examples_of(config: Pretraining) -> Examples:
 def _filled(template: str, values: Mapping[str, str], word: str) -> str:
     try:
         return template.format(**values)
-    except (KeyError, IndexError, ValueError, AttributeError):
+    except (KeyError, IndexError, ValueError, AttributeError, TypeError):
         known = ", ".join(f"{{{name}}}" for name in sorted(values))
         raise GenfedError(f"public.{word}.prompts: {template!r} cannot be filled in; there are: {known}") from None
 

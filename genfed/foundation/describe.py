@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from genfed.foundation.model import FoundationModel
+from genfed.foundation.settings import fitted
+from genfed.learn.fit import scaled
 
 
 @torch.no_grad()
@@ -18,24 +20,26 @@ def likeliest(
     rng: torch.Generator,
     batch_size: int = 128,
 ) -> Tensor:
-    """For each of the images [n, C, H, W] in [−1, 1] the number of the text under which its noise is predicted best,
-    int64 [n] on the CPU: the least squared error over so many pairs (t, ε), the same for all texts. Li, Prabhudesai,
-    Duggal, Brown, Pathak, Your Diffusion Model is Secretly a Zero-Shot Classifier, arXiv 2303.16203, Algorithm 1.
+    """For each of the images [n, C, H, W], as a task's examples are, the number of the text under which its noise is
+    predicted best, int64 [n] on the CPU: the least squared error over so many pairs (t, ε), the same for all texts. Li,
+    Prabhudesai, Duggal, Brown, Pathak, Your Diffusion Model is Secretly a Zero-Shot Classifier, arXiv 2303.16203,
+    Algorithm 1.
     """
     if len(texts) == 1:
         return torch.zeros(len(images), dtype=torch.int64)
     conditions, m = model.condition(texts), len(texts)
     best = []
-    for x in torch.split(images.to(model.device), max(1, batch_size // m)):
-        z = model.encode(x)
+    for x in torch.split(images, max(1, batch_size // m)):
+        z = model.encode(fitted(scaled(x).to(model.device), model.image_shape))
         asked = conditions.repeat(len(x), *[1] * (conditions.ndim - 1))  # every image with every text
         errors = torch.zeros(len(x), m, device=model.device)
         for _ in range(probes):
             t = torch.randint(model.steps, (len(x),), generator=rng).to(model.device)
             eps = torch.randn(z.shape, generator=rng).to(model.device)
             noisy, every, true = (some.repeat_interleave(m, 0) for some in (model.noisy(z, eps, t), t, eps))
-            found = model.eps(model.predict(noisy, every, asked), noisy, every)
-            errors += (found - true).square().flatten(1).mean(1).view(-1, m)
+            parts = zip(*(torch.split(some, batch_size) for some in (noisy, every, asked, true)), strict=True)
+            found = [(model.eps(model.predict(n, s, a), n, s) - e).square().flatten(1).mean(1) for n, s, a, e in parts]
+            errors += torch.cat(found).view(-1, m)
         best.append(errors.argmin(1).cpu())
     return torch.cat(best) if best else torch.empty(0, dtype=torch.int64)
 
@@ -50,9 +54,9 @@ def learnt(
     learning_rate: float,
     rng: torch.Generator,
 ) -> tuple[Tensor, float]:
-    """The embedding [tokens, width], on the CPU, under which the noise of the images [n, C, H, W] in [−1, 1] is
-    predicted best: from `start` down the mean of (ε_θ(z_t, t, d) − ε)² by SGD; and that mean over the last epoch. After
-    0 epochs it is `start`, and the mean 0. Yang, Su, Li, Xue, FedDEO, arXiv 2407.19953.
+    """The embedding [tokens, width], on the CPU, under which the noise of the images [n, C, H, W], as a task's examples
+    are, is predicted best: from `start` down the mean of (ε_θ(z_t, t, d) − ε)² by SGD; and that mean over the last
+    epoch. After 0 epochs it is `start`, and the mean 0. Yang, Su, Li, Xue, FedDEO, arXiv 2407.19953.
     """
     description = start.to(model.device, copy=True).requires_grad_()
     sgd = torch.optim.SGD([description], lr=learning_rate)
@@ -61,7 +65,7 @@ def learnt(
         total = 0.0
         for rows in torch.split(torch.randperm(len(images), generator=rng), batch_size):
             with torch.no_grad():
-                z = model.encode(images[rows.to(images.device)].to(model.device))
+                z = model.encode(fitted(scaled(images[rows.to(images.device)]).to(model.device), model.image_shape))
             t = torch.randint(model.steps, (len(z),), generator=rng).to(model.device)
             eps = torch.randn(z.shape, generator=rng).to(model.device)
             noisy = model.noisy(z, eps, t)

@@ -19,6 +19,8 @@ from genfed.foundation.settings import Foundation, fitted
 from genfed.learn.fit import mixed
 
 log = logging.getLogger(__name__)
+LARGE = 50_000_000
+"""Weights of a network from which on memory is dearer than time."""
 
 
 @settings
@@ -110,6 +112,7 @@ def steered(
         moved: Tensor = (z - guidance.step * gradient).detach()
         return moved
 
+    spare_memory(model)
     sampler, z = model.sampler(sampling.steps, sampling.scheduler), model.noise(rngs)
     first, steps = sampler.timesteps[0], len(sampler.timesteps)
     steers = guidance.step > 0
@@ -127,6 +130,15 @@ def steered(
             z = sampler.step(model.guided(z, t, condition, none, w), t, z, rngs)
     with torch.no_grad():
         return fitted(model.decode(z), shape).clamp(-1, 1).cpu()
+
+
+def spare_memory(model: FoundationModel) -> None:
+    """Has a network of Stable Diffusion's size compute its inner values twice, where a gradient goes through it, and
+    hold few of them: a third more time, and several times as many images at once.
+    """
+    for part in (model.network, getattr(model.space, "vae", None)):
+        if part is not None and sum(weight.numel() for weight in part.parameters()) > LARGE:
+            part.enable_gradient_checkpointing()  # type: ignore[operator]
 
 
 @functools.cache

@@ -9,6 +9,7 @@ gives is ε, x0 or v = √ᾱ_t·ε − √(1 − ᾱ_t)·x0 (Salimans, Ho, arXi
 """
 
 import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -253,8 +254,13 @@ class FoundationModel:
 
     @property
     def fingerprint(self) -> str:
-        """Names its weights, by the first numbers of each: a model that was trained anew has another."""
+        """Names its weights, by the first numbers of each, and the settings of its parts: a model that was trained anew
+        has another.
+        """
         known = hashlib.blake2b(digest_size=16)
+        for part in (self.scheduler, getattr(self.space, "vae", None)):
+            config = {k: v for k, v in dict(part.config).items() if not k.startswith("_")} if part is not None else {}
+            known.update(json.dumps(config, sort_keys=True, default=str).encode())
         for part in (self.network, getattr(self.space, "vae", None), getattr(self.conditions, "encoder", None)):
             for name, weight in part.state_dict().items() if part is not None else ():
                 some = weight.flatten()[:256].float().cpu()

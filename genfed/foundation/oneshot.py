@@ -4,6 +4,7 @@ clients upload once, through synthesis and learning, to rounds of tuning on the 
 
 import logging
 import math
+import string
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -166,10 +167,23 @@ class OneShot(Method[State]):
         """
         if self.foundation.load(server.task, server.device, server.precision).fingerprint != state.foundation:
             raise GenfedError(
-                f"foundation {self.foundation.model} has other weights than when this run began: put the model back, "
-                "or begin anew with --fresh"
+                f"foundation {self.foundation.model} has changed since this run began: put the model back, or "
+                "begin anew with --fresh"
             )
-        return self.make(server, state, wanted, rngs)
+        before = [rng.get_state() for rng in rngs]
+        try:
+            return self.make(server, state, wanted, rngs)
+        except torch.OutOfMemoryError:
+            half = len(wanted) // 2
+            if not half:
+                raise GenfedError(
+                    f"foundation {self.foundation.model}: one image does not fit into the memory of {server.device}"
+                ) from None
+        # Each image draws from its own stream: half as many at once are the same images.
+        for rng, drawn in zip(rngs, before, strict=True):
+            rng.set_state(drawn)
+        parts = [(wanted[:half], rngs[:half]), (wanted[half:], rngs[half:])]
+        return torch.cat([self.made(server, state, *part) for part in parts])
 
     def make(self, server: Server, state: State, wanted: Wanted, rngs: Sequence[torch.Generator]) -> Tensor:
         """The images, as the foundation model makes them."""
@@ -277,7 +291,9 @@ def network_of(server: Server, architecture: str, weights: Weights) -> nn.Module
 def networks_of(server: Server, uploaded: Mapping[int, Weights]) -> dict[int, nn.Module]:
     """Clients' classifiers with what they uploaded, by client, on the server."""
     kinds = {info.id: info.architecture for info in server.clients}
-    return {client: network_of(server, kinds[client], weights) for client, weights in uploaded.items()}
+    # Not from the server's own stream: what students see of the set would hang on how many teachers are opened.
+    made = {client: server.new_network(kinds[client], server.common("overwritten")) for client in uploaded}
+    return {client: load_weights(network, uploaded[client]) for client, network in made.items()}
 
 
 def by_name(foundation: Foundation, prompt: str, where: Client | Server) -> Tensor:
@@ -294,10 +310,18 @@ def prompts(template: str, names: Sequence[str]) -> list[str]:
     """The template with each name in the place of {class}.
 
     Raises:
-        GenfedError: the template has other braces.
+        GenfedError: the template has other braces, or all classes would be asked for alike.
     """
     try:
-        return [template.format(**{"class": name}) for name in names]
-    except (KeyError, IndexError, ValueError, AttributeError):
+        filled = [template.format(**{"class": name}) for name in names]
+    except (KeyError, IndexError, ValueError, AttributeError, TypeError):
         about = "{class} is all that may stand in braces"
         raise GenfedError(f"the prompt {template!r} cannot be filled in; {about}") from None
+    if "class" not in words_in(template):
+        raise GenfedError(f"the prompt {template!r} has no {{class}}: all classes would be asked for alike")
+    return filled
+
+
+def words_in(template: str) -> set[str]:
+    """What stands in the braces of a template that can be filled in."""
+    return {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}

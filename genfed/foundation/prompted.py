@@ -19,8 +19,7 @@ from genfed.core.settings import settings
 from genfed.foundation.captions import Captioner, captioned, load_captioner
 from genfed.foundation.describe import likeliest
 from genfed.foundation.model import FoundationModel
-from genfed.foundation.oneshot import Asked, OneShot, State, check_labels
-from genfed.foundation.settings import fitted
+from genfed.foundation.oneshot import Asked, OneShot, State, check_labels, words_in
 from genfed.learn.fit import scaled
 
 
@@ -61,10 +60,13 @@ class ByConditions(OneShot):
         """Refuses what no images can be made of.
 
         Raises:
-            GenfedError: a class that the server does not know, or something else than a condition for each label.
+            GenfedError: a class that the server does not know, something else than a condition for each label, or more
+                than it has examples.
         """
         labels, conditions = told.labels, told.conditions
         check_labels(labels, server)
+        if len(labels) > info.examples:
+            raise GenfedError(f"{len(labels)} conditions from a client of {info.examples} examples")
         model = self.foundation.load(server.task, server.device, server.precision)
         none = model.unconditional(1)
         found, allowed = (conditions.dtype, tuple(conditions.shape)), (none.dtype, (len(labels), *none.shape[1:]))
@@ -134,9 +136,16 @@ class ByPrompts(ByConditions):
             raise GenfedError("attributes.class: {class} is the name of the class; choose another word")
         if self.captioner is not None:
             self.check_captioner(model, server)
-        for client in range(len(self.templates)):
+        for client, template in enumerate(self.templates):
             for name in server.task.classes:
                 model.condition(self.texts(client, self.aliases.get(name, name)))
+            if not words_in(template) & {"class", "caption"}:
+                raise GenfedError(f"templates: {template!r} has no {{class}}: all classes would be told alike")
+        if self.level == "instance" and not (self.attributes or self.captioner):
+            raise GenfedError('level = "instance" needs attributes or a captioner, or all of a class are told alike')
+        for word in self.attributes:
+            if not any(word in words_in(template) for template in self.templates):
+                raise GenfedError(f"attributes.{word}: no template has {{{word}}}")
         return super().init(server)
 
     def check_captioner(self, model: FoundationModel, server: Server) -> None:
@@ -208,8 +217,7 @@ class ByPrompts(ByConditions):
         asked = model.condition(texts).cpu()
         if self.level == "class":
             return asked
-        images = fitted(scaled(client.data.x[rows]), model.image_shape)
-        return asked[likeliest(model, images, texts, probes=self.probes, rng=client.rng)]
+        return asked[likeliest(model, client.data.x[rows], texts, probes=self.probes, rng=client.rng)]
 
     def of_class(self, conditions: Tensor) -> Tensor:
         """What is uploaded of the conditions of one class."""

@@ -40,6 +40,10 @@ class Foundation:
     resize: bool = False
     """Images are resized to the task's size and channels; else a model of another size is refused."""
 
+    def __post_init__(self) -> None:
+        if self.negative and self.guidance == 1:
+            raise GenfedError(f"foundation.negative = {self.negative!r}: with guidance = 1 nothing leads away from it")
+
     def load(self, task: Task, device: torch.device, precision: Literal["float32", "bfloat16"]) -> FoundationModel:
         """Opens the model for a task; opened before and unchanged since, the same one is given.
 
@@ -106,8 +110,9 @@ def _opened(
 
 def _stamp(name: str) -> int:
     """Another one when the directory has been written anew."""
-    index = (SHIPPED if name == "shipped" else Path(name)) / "model_index.json"
-    return index.stat().st_mtime_ns if index.exists() else 0
+    folder = SHIPPED if name == "shipped" else Path(name)
+    files = sorted((*folder.glob("*.json"), *folder.glob("*/*.json"), *folder.glob("*/*.safetensors")))
+    return hash(tuple((str(file), file.stat().st_mtime_ns) for file in files))
 
 
 def _shape(shape: tuple[int, ...]) -> str:

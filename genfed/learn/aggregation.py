@@ -2,7 +2,6 @@
 FedLMG. Yang, Su, Li, Xue, arXiv 2311.08870, ICML 2025.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Literal
 
@@ -11,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genfed.core.errors import GenfedError
-from genfed.core.method import Data, Server
+from genfed.core.method import Data, Server, share_of
 from genfed.learn.evaluate import predicted
 from genfed.learn.synthetic import Made, SyntheticSet
 from genfed.learn.training import Training, train
@@ -103,5 +102,5 @@ def agreed(server: Server, synthetic: SyntheticSet, teachers: Mapping[int, nn.Mo
     chosen = []
     for number in range(int(cell.max()) + 1):
         own = (cell == number).nonzero()[:, 0]
-        chosen.append(own[vote[own].argsort(descending=True, stable=True)[: math.ceil(share * len(own))]])
+        chosen.append(own[vote[own].argsort(descending=True, stable=True)[: share_of(share, len(own))]])
     return torch.cat(chosen).sort().values

@@ -16,7 +16,6 @@ from genfed.foundation.describe import learnt
 from genfed.foundation.oneshot import State, by_name
 from genfed.foundation.prompted import ByConditions, Told, check_embeddings
 from genfed.foundation.settings import fitted
-from genfed.learn.fit import scaled
 from genfed.learn.synthetic import Wanted
 
 
@@ -49,7 +48,7 @@ class FedDEO(ByConditions):
             own = client.data.x[client.data.y == label]
             description, loss = learnt(
                 model,
-                fitted(scaled(own), model.image_shape),
+                own,
                 names[label],
                 epochs=self.description_epochs,
                 batch_size=self.description_batch_size,

@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from genfed.core.aggregate import ClientInfo, Collect
+from genfed.core.errors import GenfedError
 from genfed.core.method import Client, Nothing, Phase, Reduced, Reply, Server, Weights
 from genfed.core.settings import settings
 from genfed.foundation.guide import Guidance, Teacher, check_steering, steered
@@ -96,9 +97,12 @@ class FedLMG(OneShot):
         """Refuses what nothing can be steered by.
 
         Raises:
-            GenfedError: classes that the server does not know, or no working classifier of the client's architecture.
+            GenfedError: classes that the server does not know or that stand twice, or no working classifier of the
+                client's architecture.
         """
         check_labels(upload.classes, server)
+        if len(torch.unique(upload.classes)) < len(upload.classes):
+            raise GenfedError("a class stands twice among its classes")
         check_classifier(server, info, upload.classifier)
 
     def collect(self, server: Server, state: State, reduced: Reduced) -> State:

@@ -1,5 +1,6 @@
 """What clients, settings and the machine can do wrong while a server has a diffusion model: one line, nothing lost."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -70,6 +71,7 @@ UNKNOWN: dict[str, tuple[Tensor, Tensor, str]] = {
     "a class below": (torch.zeros(2, 12, 8), torch.tensor([-1, 0]), "class -1 is unknown"),
     "no numbers": (torch.zeros(2, 12, 8), torch.tensor([0.0, 1.0]), r"labels are torch.float32 \(2,\)"),
     "one too few": (torch.zeros(1, 12, 8), torch.tensor([0, 1]), r"\(1, 12, 8\); torch.float32 \(2, 12, 8\) are"),
+    "too many": (torch.zeros(3, 12, 8), torch.tensor([0, 1, 1]), "3 conditions from a client of 2 examples"),
     "another width": (torch.zeros(2, 12, 9), torch.tensor([0, 1]), r"\(2, 12, 9\); torch.float32 \(2, 12, 8\) are"),
     "numbers of classes": (torch.zeros(2, dtype=torch.int64), torch.tensor([0, 1]), r"are torch.int64 \(2,\)"),
 }
@@ -97,6 +99,7 @@ def test_what_fedlmg_is_sent_is_looked_at() -> None:
     for upload, says in (
         (Upload(weights, torch.tensor([1, 3])), "class 3 is unknown to the server: it has 3"),
         (Upload(weights_of(own.new_network("cnn1", own.rng)), torch.tensor([0])), "its classifier is no linear: '"),
+        (Upload(weights, torch.tensor([2, 2])), "a class stands twice among its classes"),
         (Upload(weights | {name: weights[name][:1]}, torch.tensor([0])), f"no linear: '{name}' is not as there"),
         (Upload({k: v * 1e30 for k, v in weights.items()}, torch.tensor([0])), "its classifier has diverged"),
         (Upload({k: v * torch.nan for k, v in weights.items()}, torch.tensor([0])), "its classifier has diverged"),
@@ -212,6 +215,36 @@ def test_a_foundation_that_has_changed_makes_no_further_images(tmp_path: Path) -
     tensors = load_file(weights)
     name = max(tensors)
     save_file(tensors | {name: tensors[name] + 1}, weights)
-    os.utime(model / "model_index.json", (0, 0))  # written anew with it
-    with pytest.raises(GenfedError, match="has other weights than when this run began: put the model back"):
+    with pytest.raises(GenfedError, match="has changed since this run began: put the model back"):
         method.made(server(), state, wanted, rngs)
+    save_file(tensors, weights)
+    settings = model / "scheduler" / "scheduler_config.json"
+    before = settings.read_text()
+    settings.write_text(json.dumps(json.loads(before) | {"beta_end": 0.5}))
+    with pytest.raises(GenfedError, match="has changed since this run began"):
+        method.made(server(), state, wanted, rngs)
+    settings.write_text(before)
+    method.made(server(), state, wanted, rngs)
+
+
+def test_what_does_not_fit_into_memory_is_made_in_parts() -> None:
+    class Small(PromptsOnly):
+        """On a machine that holds `most` images at once."""
+
+        most = 3
+
+        def make(self, server: Server, state: Any, wanted: Any, rngs: Any) -> Tensor:
+            made = super().make(server, state, wanted, rngs)  # which draws, before memory runs out
+            if len(wanted) > self.most:
+                raise torch.OutOfMemoryError
+            return made
+
+    foundation = Foundation(model=tiny_foundation(), steps=2)
+    method, small = PromptsOnly(foundation=foundation, images=2), Small(foundation=foundation, images=2)
+    state = method.init(server())
+    wanted = method.wanted(state)
+    whole, parts = (each.made(server(), state, wanted, toys.rngs(len(wanted))) for each in (method, small))
+    assert torch.allclose(whole, parts, atol=1e-5)
+    Small.most = 0
+    with pytest.raises(GenfedError, match="one image does not fit into the memory of cpu"):
+        small.made(server(), state, wanted, toys.rngs(len(wanted)))

@@ -23,6 +23,7 @@ from genfed.core.method import Client, Data, Nothing, Server, Task, Weights
 from genfed.core.record import load, pack
 from genfed.core.rng import stream
 from genfed.core.store import FolderStore
+from genfed.foundation.oneshot import networks_of
 from genfed.learn.synthetic import NOBODY, Made
 from genfed.learn.training import Training, train
 from genfed.learn.weights import Model, weights_of
@@ -231,6 +232,15 @@ def test_students_learn_once_or_after_each_average_as_well(tmp_path: Path) -> No
     assert not any(same(a, b) for i, a in enumerate(weights) for b in weights[:i])
 
 
+def test_opening_teachers_draws_nothing_that_students_would() -> None:
+    """So FT, MD and SD differ in what students are told of an image, and not in the order of images."""
+    own = server()
+    before = own.rng.get_state()
+    found = networks_of(own, {0: weights_of(own.new_network("linear", stream(1)))})
+    assert torch.equal(own.rng.get_state(), before)
+    assert same(weights_of(found[0]), weights_of(own.new_network("linear", stream(1))))
+
+
 def test_students_start_with_weights_of_a_file_where_they_fit(tmp_path: Path) -> None:
     """Those of the same name and shape: a last layer of other classes starts anew."""
     begun = {"prompts_only": table(student="mlp-small")}
@@ -307,7 +317,7 @@ def test_words_are_chosen_for_each_example(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("genfed.foundation.prompted.likeliest", likeliest)
     fgl, oscar = settings(FGL, **given), settings(OSCAR, **given)
     told = fgl.tell(client([2, 0, 2, 0, 2]), Nothing()).upload
-    assert asked == [((2, 3, 8, 8), texts["a"]), ((3, 3, 8, 8), texts["c"])]
+    assert asked == [((2, 1, 8, 8), texts["a"]), ((3, 1, 8, 8), texts["c"])]
     condition = fgl.foundation.load(TASK, CPU, "float32").condition
     a, c = condition(texts["a"]), condition(texts["c"])
     assert torch.equal(told.conditions, torch.stack([a[3], a[0], c[2], c[2], c[1]]))
@@ -416,6 +426,28 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
         "fgl",
         {"level": "instance", "templates": ["{style} {class}"], "attributes": {"how": ["thin"]}},
         r"templates: '\{style\} \{class\}' cannot be filled in; there are: \{class\}, \{how\}",
+    ),
+    "a method in braces": ("fedlmg", {"prompt": "{class[x]}"}, "cannot be filled in"),
+    "a prompt of no class": (
+        "prompts_only",
+        {"prompt": "a digit"},
+        r"'a digit' has no \{class\}: all classes would be",
+    ),
+    "a template of no class": ("fgl", {"templates": ["{class}", "a digit"]}, r"templates: 'a digit' has no \{class\}"),
+    "an attribute of no template": (
+        "fgl",
+        {"level": "instance", "templates": ["{class}"], "attributes": {"how": ["thin", "fat"]}},
+        r"attributes.how: no template has \{how\}",
+    ),
+    "instances that are told alike": (
+        "fgl",
+        {"level": "instance", "templates": ["{class}"]},
+        "needs attributes or a captioner",
+    ),
+    "a negative that nothing leads away from": (
+        "fgl",
+        {"foundation": sampled(guidance=1.0, negative="thin")},
+        "foundation.negative = 'thin': with guidance = 1",
     ),
     "a number in braces": ("fgl", {"templates": ["{} {class}"]}, "cannot be filled in"),
     "an alias of nothing": (
