@@ -79,11 +79,14 @@ def labels() -> Iterator[Row]:
 
 
 def weak() -> Iterator[Row]:
-    """Teachers that were trained too little."""
+    """Teachers that were trained too little, and wrong ones, which call class c 9 − c."""
+    methods = ("fedlmg", "ensemble")
     for epochs in (1, 3, 10, 30):
         training = f"training={{epochs={epochs},batch_size=32,learning_rate=0.02,momentum=0.9}}"
-        methods = ("fedlmg", "ensemble")
         yield Row(f"{epochs} epochs", methods, [*everywhere(training, methods), "beside=[]"])
+    for wrong in (1, 2):
+        attack = f'attack={{kind="label_flip", share={wrong / 4}}}'
+        yield Row(f"30 epochs, {wrong} of 4 wrong", methods, [attack, "beside=[]"])
 
 
 def ablations() -> Iterator[Row]:

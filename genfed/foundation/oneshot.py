@@ -35,7 +35,8 @@ class Asked:
     """What images are asked for with, a condition a row."""
 
     conditions: Tensor
-    """As `FoundationModel.condition` gives them: embeddings [m, tokens, width], or numbers of classes [m]."""
+    """As `FoundationModel.condition` gives them: embeddings [m, tokens, width], or numbers of classes [m]. Empty: they
+    are those of the labels."""
     labels: Tensor
     """int64 [m]."""
     clients: Tensor

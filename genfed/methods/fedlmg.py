@@ -106,12 +106,11 @@ class FedLMG(OneShot):
         check_classifier(server, info, upload.classifier)
 
     def collect(self, server: Server, state: State, reduced: Reduced) -> State:
-        """A condition for each client and each of its classes."""
+        """Each client and each of its classes; the prompt is the class's."""
         classes: dict[int, Tensor] = reduced["classes"]
         labels = torch.cat([classes[client] for client in sorted(classes)])
         clients = torch.cat([torch.full_like(classes[client], client) for client in sorted(classes)])
-        asked = Asked(by_name(self.foundation, self.prompt, server)[labels], labels, clients)
-        return replace(state, teachers=reduced["classifier"], asked=asked)
+        return replace(state, teachers=reduced["classifier"], asked=Asked(torch.empty(0), labels, clients))
 
     def make(self, server: Server, state: State, wanted: Wanted, rngs: Sequence[torch.Generator]) -> Tensor:
         present = {client: state.teachers[client] for client in torch.unique(wanted.clients).tolist()}
@@ -120,7 +119,7 @@ class FedLMG(OneShot):
             self.foundation,
             self.guidance,
             {client: Teacher(network) for client, network in networks_of(server, present).items()},
-            state.asked.conditions[wanted.conditions],
+            by_name(self.foundation, self.prompt, server)[wanted.labels],
             wanted.labels,
             wanted.clients,
             rngs,

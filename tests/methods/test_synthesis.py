@@ -523,7 +523,7 @@ def test_a_class_conditional_model_is_asked_by_names(label: str, tmp_path: Path)
     foundation = {"model": str(model), "steps": 2, "batch_size": 16}
     start(tiny(label, method={label: table(foundation=foundation, **prompt)}), tmp_path / "run")
     state = finished(tmp_path / "run", label)
-    assert torch.equal(state.asked.conditions, state.asked.labels)
+    assert torch.equal(state.asked.conditions, state.asked.labels[:0] if label == "fedlmg" else state.asked.labels)
     with pytest.raises(GenfedError, match="the model has no class 'an image of 0'; it has: 0, 1"):
         start(tiny(label, method={label: table(foundation=foundation)}), tmp_path / "other")
 
