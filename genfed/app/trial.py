@@ -123,6 +123,25 @@ class Scores(Counts):
     """By client for whom it is scored: the accuracy on data like that one's; left out where there are none."""
 
 
+def check_scores(server: Server, info: ClientInfo, scores: Scores) -> None:
+    """Refuses scores that no classifier has; for `Phase.check`.
+
+    Raises:
+        GenfedError: counts of another type or shape, more right than there are, none at all, or an accuracy beyond 1.
+    """
+    classes = len(server.task.classes)
+    for name, counts in (("correct", scores.correct), ("total", scores.total)):
+        if counts.dtype != torch.int64 or counts.shape != (classes,):
+            allowed = f"torch.int64 ({classes},) is allowed"
+            raise GenfedError(f"{name} is {counts.dtype} {tuple(counts.shape)}; {allowed}")
+    if not bool(((scores.correct >= 0) & (scores.correct <= scores.total)).all()):
+        raise GenfedError("correct is below 0 or above total in a class")
+    if not bool(scores.total.any()):
+        raise GenfedError("total is 0 in every class: it was scored on no examples")
+    if bad := [value for value in scores.own_accuracy.values() if not 0 <= value <= 1]:
+        raise GenfedError(f"own_accuracy is {bad[0]:g}; 0 to 1 is allowed")
+
+
 class Watched:
     """A client's private records, and whether any was asked for."""
 
@@ -206,6 +225,7 @@ def with_evaluation(
         method.send_classifier,
         evaluate,
         aggregate={"correct": Collect(), "total": Collect(), "own_accuracy": Collect()},
+        check=check_scores,
     )
     return phases
 
@@ -327,7 +347,10 @@ class Run:
         for done in ask:
             about = {"client": done.info.id, "architecture": done.info.architecture, "examples": done.info.examples}
             costs = {"up_bytes": done.up_bytes, "down_bytes": done.down_bytes, "seconds": round(done.seconds, 6)}
-            rows.append(done.metrics | head | about | costs)  # a metric cannot pass for one of these
+            metrics = done.metrics
+            if step.phase == EVALUATE:  # its rows have columns that a metric of another name could pass for
+                metrics = {name: value for name, value in metrics.items() if name == TRIGGERED and trial.attack}
+            rows.append(metrics | head | about | costs)  # a metric cannot pass for one of these
             self._tell(at, phase, step, len(rows), len(asked))
         rows.sort(key=lambda row: int(row["client"]))
         for client, reason in sorted(ask.failures.items()):

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import queue
+import sys
 import threading
 import time
 import traceback
@@ -96,7 +97,7 @@ def from_content(content: RecordDict) -> tuple[Head, Packed]:
         if not (isinstance(head, dict) and isinstance(text["skeleton"], str)):
             raise TypeError("a head that is no table")
         return head, Packed(tensors, text["skeleton"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise GenfedError(f"it is no letter of genfed's ({type(error).__name__}: {error})") from None
 
 
@@ -344,7 +345,9 @@ def _answer(outcome: tuple[Head, Packed] | Failure) -> Answer | Failure:
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return abs(value) <= sys.float_info.max  # JSON has integers that no float holds
+    return isinstance(value, float)
 
 
 # Simulation.

@@ -4,6 +4,7 @@ import json
 import re
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,10 +18,10 @@ import genfed
 from genfed.app import federation, registry
 from genfed.app.config import read
 from genfed.app.run import load_data
-from genfed.app.trial import read_checkpoint
+from genfed.app.trial import Scores, read_checkpoint
 from genfed.core.errors import GenfedError
 from genfed.core.method import Data
-from genfed.core.record import digest, load, pack
+from genfed.core.record import digest, load, pack, unpack
 from genfed.core.store import FolderStore
 from genfed.report.results import from_json
 from tests.app import toys
@@ -417,13 +418,13 @@ def test_a_check_says_whose_memory_will_not_do(tmp_path: Path, monkeypatch: pyte
 Spoil = Any
 
 
-def _spoiled(how: Spoil) -> Any:
-    """Answers in which client 1's training goes wrong."""
+def _spoiled(how: Spoil, phase: str = "train") -> Any:
+    """Answers in which client 1's part in a phase goes wrong."""
 
     def answer(handle: Any, message: Any, context: Any) -> Any:
         reply = flower._answered(handle, message, context)
         head, _ = flower.from_content(message.content)
-        if head.get("client") == 1 and head["step"]["phase"] == "train":
+        if head.get("client") == 1 and head["step"]["phase"] == phase:
             return how(reply, message)
         return reply
 
@@ -439,6 +440,22 @@ def _with(change: Any) -> Spoil:
     return how
 
 
+def _scored(**changes: Any) -> Spoil:
+    """Other scores."""
+
+    def how(reply: Any, message: Any) -> Any:
+        head, body = flower.from_content(reply.content)
+        scores = replace(unpack(Scores, body), **changes)
+        return flower.Message(flower.to_content(head, pack(scores)), reply_to=message)
+
+    return how
+
+
+def _deep(reply: Any, message: Any) -> Any:
+    reply.content.config_records["letter"]["head"] = '{"weight":' * 100_000
+    return flower.Message(reply.content, reply_to=message)
+
+
 def _first(tensors: dict[str, torch.Tensor]) -> str:
     return min(tensors)
 
@@ -451,7 +468,9 @@ def _first(tensors: dict[str, torch.Tensor]) -> str:
         (_with(lambda head, t: t.pop(_first(t))), "the tensor is missing"),
         (_with(lambda head, t: head.update(weight=-1.0)), "its weight is -1.0; a weight is above 0"),
         (_with(lambda head, t: head.update(metrics="none")), "lacks a weight, metrics or seconds"),
+        (_with(lambda head, t: head.update(weight=10**400)), "lacks a weight, metrics or seconds"),
         (lambda reply, m: flower.Message(flower.RecordDict({}), reply_to=m), "it is no letter of genfed's"),
+        (_deep, "it is no letter of genfed's"),
     ],
 )
 def test_a_reply_that_would_spoil_the_mean_is_left_out(tmp_path: Path, how: Spoil, says: str) -> None:
@@ -460,3 +479,35 @@ def test_a_reply_that_would_spoil_the_mean_is_left_out(tmp_path: Path, how: Spoi
     assert not outcome.error
     (trial,) = from_json((tmp_path / "run" / "report.json").read_text()).trials
     assert any(line.startswith("train round 0: client 1 left out: ") and says in line for line in trial.failures)
+
+
+NONE = torch.zeros(10, dtype=torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        (_scored(correct=NONE, total=NONE), "total is 0 in every class: it was scored on no examples"),
+        (_scored(correct=torch.tensor(1), total=torch.tensor(1)), "correct is torch.int64 (); torch.int64 (10,) is"),
+        (_scored(correct=NONE + 10**9, total=NONE + 1), "correct is below 0 or above total in a class"),
+        (_scored(own_accuracy={1: 1e9}), "own_accuracy is 1e+09; 0 to 1 is allowed"),
+        (_with(lambda head, t: head.update(seconds=10**400)), "lacks a weight, metrics or seconds"),
+        (_deep, "it is no letter of genfed's"),
+    ],
+)
+def test_scores_that_no_classifier_has_are_left_out(tmp_path: Path, how: Spoil, says: str) -> None:
+    config = some("fedavg", federation={"quorum": 0.5}, evaluation={"every": 0})
+    outcome = serve(config, Grid(sites(config, tmp_path / "sites"), _spoiled(how, "evaluate")), tmp_path / "run")
+    assert not outcome.error
+    (trial,) = from_json((tmp_path / "run" / "report.json").read_text()).trials
+    assert [score.client for score in trial.clients] == [0, 2]
+    assert 0 <= trial.accuracy <= 1
+    assert any(line.startswith("evaluate round 0: client 1 left out: ") and says in line for line in trial.failures)
+
+
+def test_a_metric_cannot_pass_for_a_score(tmp_path: Path) -> None:
+    config = some("fedavg", evaluation={"every": 0})
+    more = {"own_of": 1.0, "triggered": 1e9, "frechet": 1.0}
+    how = _spoiled(_with(lambda head, t: head["metrics"].update(more)), "evaluate")
+    assert not serve(config, Grid(sites(config, tmp_path / "sites"), how), tmp_path / "run").error
+    assert not any(more.keys() & row.keys() for row in rows_of(tmp_path / "run"))
