@@ -1,5 +1,6 @@
 """What a site has, as its SITE.toml on its own disk says, and what it answers to the server's letters."""
 
+import contextlib
 import datetime
 import json
 import logging
@@ -7,7 +8,6 @@ import os
 import tomllib
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -158,10 +158,9 @@ def take_stock(site: Here) -> Holding:
 
 def holding_of(site: Here) -> Holding:
     """What `take_stock` kept; taken anew where it is missing."""
-    try:
+    with contextlib.suppress(RecordError):
         return load(Holding, site.folder / DATA)
-    except RecordError:
-        return take_stock(site)
+    return take_stock(site)
 
 
 # What it answers.
@@ -193,22 +192,38 @@ def handle(head: Mapping[str, Any], body: Packed, node: Mapping[str, Any]) -> tu
         return answer, upload
 
 
-@contextmanager
+@contextlib.contextmanager
 def _discreet(site: Here, head: Mapping[str, Any]) -> Iterator[None]:
     """What went wrong goes to the site's log; to the server only what names no file and quotes no data."""
     try:
         yield
     except (Exception, SystemExit) as error:
-        site.folder.mkdir(parents=True, exist_ok=True)
-        with (site.folder / LOG).open("a", encoding="utf-8") as file:
-            file.write(f"{_now()} {json.dumps(_about(head))}\n{traceback.format_exc()}\n")
-        told = str(error) if isinstance(error, GenfedError) else type(error).__name__
-        if isinstance(error, OSError) or "/" in told or "\\" in told:
-            told = "it could not read or write a file"
-        if told != str(error):
-            told += "; its own log says more"
-        _write_audit(site, head, len(told.encode()), ["failed"], [])
+        told = _told(error)
+        try:
+            site.folder.mkdir(parents=True, exist_ok=True)
+            with (site.folder / LOG).open("a", encoding="utf-8") as file:
+                file.write(f"{_now()} {json.dumps(_about(head))}\n{traceback.format_exc()}\n")
+            _write_audit(site, head, len(told.encode()), ["failed"], [])
+        except OSError:
+            told = "it cannot write to its own folder"
         raise (StorageError if isinstance(error, StorageError) else GenfedError)(told) from None
+
+
+def _told(error: BaseException) -> str:
+    """What the server hears of an error: genfed's own words. Of another's, which may quote anything, its type's name,
+    also where genfed's words were made of it.
+    """
+    said, cause = str(error), _foreign(error)
+    if isinstance(cause, OSError) or "/" in said or "\\" in said:
+        return "it could not read or write a file; its own log says more"
+    return said if cause is None else f"{type(cause).__name__}; its own log says more"
+
+
+def _foreign(error: BaseException | None) -> BaseException | None:
+    """The first of an error and those that it was raised from, or while handling, that is not genfed's; None: all are."""
+    while isinstance(error, GenfedError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _hello(site: Here, head: Mapping[str, Any], body: Packed) -> tuple[dict[str, Any], Packed]:

@@ -1,5 +1,6 @@
 """A federation of sites without Flower's processes: letters go from the server's main straight to sites' handlers."""
 
+import itertools
 import json
 import re
 import sys
@@ -349,6 +350,52 @@ def test_a_site_that_is_wrong_stops_the_run_before_training(tmp_path: Path, chan
     assert says in outcome.error
     assert str(tmp_path) not in outcome.error
     assert not (tmp_path / "run").exists()
+
+
+def test_what_a_site_s_own_code_says_stays_there(tmp_path: Path) -> None:
+    files = sites(some("fedavg"), tmp_path / "sites", a={"architecture": "tests.app.toys:Tells"})
+    outcome = serve(some("fedavg"), Grid(files), tmp_path / "run")
+    assert outcome.error == "ValueError; its own log says more"
+    assert "patient 17" in (tmp_path / "sites" / "a" / "site.log").read_text()
+
+
+def _raised(*chain: Exception, quiet: bool = False) -> Exception:
+    """The last, raised from the one before it and so on; `quiet`: "from None"."""
+    for before, after in itertools.pairwise(chain):
+        after.__context__ = before
+        after.__cause__, after.__suppress_context__ = (None, True) if quiet else (before, True)
+    return chain[-1]
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (GenfedError("part = 'test': the data have no such part"), "part = 'test': the data have no such part"),
+        (_raised(GenfedError("age: x"), GenfedError("table: age: x")), "table: age: x"),
+        (ValueError("patient 17"), "ValueError; its own log says more"),
+        (_raised(ValueError("patient 17"), GenfedError("it fails (patient 17)")), "ValueError; its own log says more"),
+        (
+            _raised(KeyError("patient 17"), GenfedError("patient 17"), GenfedError("column: patient 17"), quiet=True),
+            "KeyError; its own log says more",
+        ),
+        (_raised(OSError("patient 17"), GenfedError("patient 17")), "it could not read or write a file; its own log"),
+        (GenfedError("scans/17.png is no image"), "it could not read or write a file; its own log says more"),
+        (SystemExit("patient 17"), "SystemExit; its own log says more"),
+    ],
+)
+def test_the_server_hears_genfed_s_own_words_alone(error: Exception, told: str) -> None:
+    assert own_site._told(error).startswith(told)
+
+
+def test_a_folder_that_cannot_be_written_is_not_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (file, *_) = sites(some("fedavg"), tmp_path / "sites")
+
+    def full(*words: Any) -> None:
+        raise OSError(28, "No space left on device", str(tmp_path / "audit.jsonl"))
+
+    monkeypatch.setattr(own_site, "_write_audit", full)
+    with pytest.raises(GenfedError, match="^it cannot write to its own folder$"):
+        own_site.handle({"genfed": genfed.__version__, "ask": "hello"}, flower.EMPTY, {"site": str(file)})
 
 
 def test_numbers_of_sites(tmp_path: Path) -> None:

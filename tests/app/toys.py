@@ -86,6 +86,13 @@ class Raises(Linear):
         return super().forward(x)
 
 
+class Tells(Linear):
+    """Says what it should not when it is made."""
+
+    def __init__(self, task: Task) -> None:
+        raise ValueError("patient 17")
+
+
 class Diverges(Linear):
     """Gives NaN when it is trained."""
 
