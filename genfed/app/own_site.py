@@ -28,7 +28,7 @@ from genfed.core.record import Packed, load, pack, save
 from genfed.core.rng import stream
 from genfed.core.settings import settings
 from genfed.data.dataset import Source
-from genfed.engines.site import Own, Shards, Site
+from genfed.engines.site import Shards, Site
 from genfed.learn.weights import Model, weights_of
 
 log = logging.getLogger(__name__)
@@ -220,7 +220,7 @@ def _told(error: BaseException) -> str:
 
 
 def _foreign(error: BaseException | None) -> BaseException | None:
-    """The first of an error and those that it was raised from, or while handling, that is not genfed's; None: all are."""
+    """Of an error, and those that it was raised from or while handling, the first that is not genfed's; None: none."""
     while isinstance(error, GenfedError):
         error = error.__cause__ or error.__context__
     return error
@@ -264,11 +264,11 @@ def _opened(site: Here, about: Mapping[str, Any], client: int) -> Site:
     info = ClientInfo(client, config.architecture, len(holding.train))
     if list(holding.task.classes) != about["classes"]:
         raise GenfedError(f"the classes of site {config.name} are no longer those agreed on: begin the run anew")
-    own: dict[int, tuple[Own, ...]] = {info.id: (Own(info.id, (0, len(holding.train))),)}
     device = torch.device(config.device)
     return Site(
-        with_evaluation(method, holding.held_out.to(device), own),
-        Shards(holding.task, (info,), ((0, len(holding.train)),), holding.train, holding.held_out, own),
+        # Not scored on data like its own: its held-out examples are its own already.
+        with_evaluation(method, holding.held_out.to(device)),
+        Shards(holding.task, (info,), ((0, len(holding.train)),), holding.train, holding.held_out),
         site.folder / "runs" / _plain(about["run"]) / _plain(about["label"]) / f"seed-{int(about['seed'])}",
         int(about["seed"]),
         lambda name, task, rng: _new_network(config, name, task, rng),

@@ -165,10 +165,12 @@ def with_evaluation(
     own: Mapping[int, Sequence[Own]] | None = None,
     triggered: tuple[Any, int] | None = None,
 ) -> dict[str, Phase[Any]]:
-    """A method's phases by name, and the phase that scores its classifiers. Clients tell counts per class of the common
-    part, and one number for the data like their own: how many they have of each class stays with them. Where clients
-    work, `held_out` lies on their device; `own` is that of `Shards`, None: nobody is scored so. `triggered`: examples
-    of which the metric TRIGGERED tells the share that is taken for the given class.
+    """A method's phases by name, and the phase that scores its classifiers. A client tells, of each class, how many
+    examples `held_out` has and how many of them it gets right, and one number for the data like its own. That number is
+    weighted by its training examples of each class, which several of them give away, as `total` does those held out
+    where these are its own: so it is not told where the server is not to know. Where clients work, `held_out` lies on
+    their device; `own` is that of `Shards`, None: nobody is scored so. `triggered`: examples of which the metric
+    TRIGGERED tells the share that is taken for the given class.
 
     Raises:
         GenfedError: two different phases of one name, or one of a name that the run itself uses.

@@ -127,9 +127,10 @@ def state_of(out: Path, method: str) -> str:
 
 
 def rows_of(out: Path) -> list[Any]:
-    costs = ("seconds", "lost", "own")
+    """But for costs, and the score on data like their own that sites do not tell, nor send the bytes of."""
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k not in costs} for row in rows]
+    without = {"evaluate": ("seconds", "lost", "own", "up_bytes")}
+    return [{k: v for k, v in row.items() if k not in without.get(row["phase"], ("seconds", "lost"))} for row in rows]
 
 
 def test_sites_come_to_the_bits_of_the_embedded_engine(tmp_path: Path) -> None:
@@ -161,6 +162,32 @@ def test_what_left_a_site_is_in_its_log(tmp_path: Path) -> None:
     rows = [row for row in rows_of(tmp_path / "run") if row["phase"] == "train" and row["client"] == 0]
     assert left[1].bytes >= rows[0]["up_bytes"]
     assert not any("path" in name or "file" in name for line in left for name in line.says)
+
+
+def test_what_a_site_says_when_it_is_scored(tmp_path: Path) -> None:
+    """Of each class how many held-out examples it has, and how many were classified right; nothing of the others."""
+    said: list[tuple[Any, Scores]] = []
+
+    def answer(handle: Any, message: Any, context: Any) -> Any:
+        reply = flower._answered(handle, message, context)
+        if flower.from_content(message.content)[0].get("step", {}).get("phase") == "evaluate":
+            head, body = flower.from_content(reply.content)
+            said.append((head, unpack(Scores, body)))
+        return reply
+
+    config = some("fedavg", evaluation={"every": 0})
+    files = sites(config, tmp_path / "sites")
+    assert not serve(config, Grid(files, answer), tmp_path / "run").error
+    assert len(said) == 3
+    for head, scores in said:
+        assert head.keys() == {"weight", "metrics", "seconds"}
+        assert (head["weight"], head["metrics"]) == (1.0, {})
+        assert vars(scores).keys() == {"correct", "total", "own_accuracy"}
+        assert scores.own_accuracy == {}, "several would tell its share of each class in training"
+    held_out = np.load(files[0].with_suffix(".npz"))["y_test"]
+    assert said[0][1].total.tolist() == [(held_out == name).sum() for name in "0123456789"]
+    rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert all(json.loads(row).get("own") is None for row in rows)
 
 
 def test_a_server_that_stopped_goes_on_with_the_same_sites(tmp_path: Path) -> None:
@@ -394,7 +421,7 @@ def test_a_folder_that_cannot_be_written_is_not_named(tmp_path: Path, monkeypatc
         raise OSError(28, "No space left on device", str(tmp_path / "audit.jsonl"))
 
     monkeypatch.setattr(own_site, "_write_audit", full)
-    with pytest.raises(GenfedError, match="^it cannot write to its own folder$"):
+    with pytest.raises(GenfedError, match=r"^it cannot write to its own folder$"):
         own_site.handle({"genfed": genfed.__version__, "ask": "hello"}, flower.EMPTY, {"site": str(file)})
 
 
