@@ -4,6 +4,7 @@ import itertools
 import json
 import re
 import sys
+import time
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -56,6 +57,7 @@ class Grid:
         self._answer = answer or (lambda handle, message, context: flower._answered(handle, message, context))
         self._replies: dict[str, Any] = {}
         self.sent: list[Any] = []
+        self._number = itertools.count()
         self.registered: dict[int, str] = {}
 
     def get_node_ids(self) -> list[int]:
@@ -67,7 +69,7 @@ class Grid:
     def push_messages(self, messages: Iterable[Any]) -> list[str]:
         names = []
         for message in messages:
-            name = f"m{len(self.sent)}"
+            name = f"m{next(self._number)}"
             message.metadata.__dict__["_message_id"] = name
             self.sent.append(message)
             context = SimpleNamespace(node_config={"site": str(self.nodes[message.metadata.dst_node_id])})
@@ -76,7 +78,7 @@ class Grid:
         return names
 
     def pull_messages(self, names: Iterable[str]) -> list[Any]:
-        return [self._replies.pop(name) for name in names if name in self._replies]
+        return [self._replies.pop(name) for name in names if self._replies.get(name)]
 
 
 def sites(config: dict[str, Any], folder: Path, **changes: Any) -> list[Path]:
@@ -441,6 +443,52 @@ def test_a_site_cannot_pass_for_another(tmp_path: Path) -> None:
     grid.registered = {100: "a", 101: "c"}
     outcome = serve(config, grid, tmp_path / "run")
     assert outcome.error == "the site with the key of c says that it is b: it has another's"
+
+
+def test_a_node_that_is_silent_or_refused_stalls_no_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sites a and b take part; the others are asked who they are where one of those is missing, once in a minute."""
+    clock, silent, refused = 0.0, 102, 103
+    monkeypatch.setattr(serving, "time", SimpleNamespace(monotonic=lambda: clock, time=lambda: 0.0))
+    monkeypatch.setattr(serving, "ROUND_SECONDS", 0.2)
+
+    def answer(handle: Any, message: Any, context: Any) -> Any:
+        if message.metadata.dst_node_id == silent:
+            return None
+        reply = flower._answered(handle, message, context)
+        if message.metadata.dst_node_id == refused:
+            reply.content.config_records["letter"]["head"] = "{}"
+        return reply
+
+    files = sites(some("fedavg", federation={"clients": 4}), tmp_path)
+    grid = Grid(files, answer)
+    others = {node: grid.nodes.pop(node) for node in (silent, refused)}
+    roll = serving.Roll(flower.Post(grid, pause=0.001))
+    clock += 10
+    assert (roll.node_of("a"), roll.node_of("b")) == (100, 101)
+
+    def asked() -> list[int]:
+        nodes = [message.metadata.dst_node_id for message in grid.sent]
+        grid.sent.clear()
+        return nodes
+
+    assert asked() == [100, 101]
+    grid.nodes |= others
+    clock += 10
+    assert (roll.node_of("a"), roll.node_of("b"), asked()) == (100, 101, [])
+    gone = grid.nodes.pop(101)
+    clock += 10
+    begun = time.monotonic()
+    assert (roll.node_of("b"), asked()) == (None, [silent, refused])
+    assert 0.2 <= time.monotonic() - begun < 5
+    assert roll.refused[silent] == "took longer than 0.2 s"
+    assert "said what cannot be" in roll.refused[refused]
+    clock += 59
+    assert (roll.node_of("b"), roll.node_of("a"), asked()) == (None, 100, [])
+    clock += 2
+    assert (roll.node_of("b"), asked()) == (None, [silent, refused])
+    grid.nodes[105] = gone
+    clock += 10
+    assert (roll.node_of("b"), asked()) == (105, [105]), "it is back, and waits for nobody"
 
 
 def test_another_version_of_genfed_is_refused_with_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
