@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import hashlib
 import json
 import logging
 import os
@@ -19,7 +20,7 @@ from torch import nn
 from genfed import __version__
 from genfed.app import federation, registry
 from genfed.app.config import build, read_method
-from genfed.app.run import load_source
+from genfed.app.run import PATHS, load_source
 from genfed.app.trial import with_evaluation
 from genfed.core.aggregate import ClientInfo
 from genfed.core.errors import GenfedError, RecordError, StorageError
@@ -108,6 +109,8 @@ class Holding:
     task: Task
     train: Data
     held_out: Data
+    source: str
+    """Names what they were made of (`source_of`)."""
 
 
 def read_site(path: str | Path) -> Here:
@@ -131,13 +134,15 @@ def read_site(path: str | Path) -> Here:
 
 
 def take_stock(site: Here) -> Holding:
-    """Reads the site's data, checks that its model fits them, and keeps them as tensors for the work to map.
+    """Reads the site's data, checks that its model fits them, and keeps them as tensors for the work to map. The model
+    and each file are looked at now; what is kept is used until `source_of` says otherwise.
 
     Raises:
         GenfedError: data that cannot be read, or a model that does not fit them.
     """
     config = site.config
     federation.check_device(config.device)
+    source = source_of(site)  # before it is read: a change while it is read is seen the next time
     dataset = load_source(config.data, str(site.root))
     task, train = dataset.task, dataset.train
     held_out = dataset.test if config.part == "test" else dataset.validation
@@ -149,7 +154,7 @@ def take_stock(site: Here) -> Holding:
         place = torch.tensor([config.classes.index(name) for name in task.classes])
         task = replace(task, classes=config.classes)
         train, held_out = Data(train.x, place[train.y]), Data(held_out.x, place[held_out.y])
-    holding = Holding(task, train, held_out)
+    holding = Holding(task, train, held_out, source)
     federation.check_architecture(config.architecture, task, train)
     site.folder.mkdir(parents=True, exist_ok=True)
     save(holding, site.folder / DATA)
@@ -157,10 +162,25 @@ def take_stock(site: Here) -> Holding:
 
 
 def holding_of(site: Here) -> Holding:
-    """What `take_stock` kept; taken anew where it is missing."""
+    """What `take_stock` kept; taken anew where it is missing, or was made of other data than there are now."""
     with contextlib.suppress(RecordError):
-        return load(Holding, site.folder / DATA)
+        if (kept := load(Holding, site.folder / DATA)).source == source_of(site):
+            return kept
     return take_stock(site)
+
+
+def source_of(site: Here) -> str:
+    """Names what a site's data are made of: the settings that say it, and the size and time of each file."""
+    config, told = site.config, hashlib.blake2b(digest_size=16)
+    told.update(f"{__version__} {config.data!r} {config.classes!r} {config.part}".encode())
+    for name in PATHS:
+        if isinstance(path := getattr(config.data, name, None), str):
+            root = site.root / path
+            for file in sorted(root.rglob("*")) if root.is_dir() else [root]:
+                if file.is_file() and not file.is_relative_to(site.folder):
+                    about = file.stat()
+                    told.update(f"{file} {about.st_size} {about.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
+    return told.hexdigest()
 
 
 # What it answers.

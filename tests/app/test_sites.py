@@ -2,9 +2,11 @@
 
 import itertools
 import json
+import os
 import re
 import sys
 import time
+import tomllib
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -425,6 +427,65 @@ def test_a_folder_that_cannot_be_written_is_not_named(tmp_path: Path, monkeypatc
     monkeypatch.setattr(own_site, "_write_audit", full)
     with pytest.raises(GenfedError, match=r"^it cannot write to its own folder$"):
         own_site.handle({"genfed": genfed.__version__, "ask": "hello"}, flower.EMPTY, {"site": str(file)})
+
+
+def test_stock_is_taken_anew_when_the_data_are_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A SuperNode that is started by hand has not been told to read them."""
+    (file, *_) = sites(some("fedavg"), tmp_path / "sites")
+    taken: list[str] = []
+    read_all = own_site.take_stock
+
+    def take_stock(site: own_site.Here) -> own_site.Holding:
+        taken.append(site.config.part)
+        return read_all(site)
+
+    monkeypatch.setattr(own_site, "take_stock", take_stock)
+
+    def stock(**changes: Any) -> own_site.Holding:
+        about = tomllib.loads(file.read_text()) | changes
+        file.write_text(tomli_w.dumps(about))
+        return own_site.holding_of(own_site.read_site(file))
+
+    first = stock()
+    assert len(stock(threads=2, device="cpu").train) == len(first.train)
+    assert taken == ["test"], "what says nothing of the data changes nothing"
+    ten = list("0123456789")
+    assert stock(classes=[*reversed(ten)]).train.y.tolist() == [9 - y for y in first.train.y.tolist()]
+    assert stock(classes=ten).train.y.tolist() == first.train.y.tolist()
+    assert len(taken) == 3
+    arrays = dict(np.load(tmp_path / "sites" / "a.npz"))
+    more = {name: np.concatenate([arrays[name]] * 2) for name in ("x_train", "y_train")}
+    np.savez(tmp_path / "sites" / "a.npz", **arrays | more)
+    assert len(stock().train) == 2 * len(first.train)
+    cut = {"kind": "npz", "path": "a.npz", "validation": 0.25}
+    stock(data=cut, part="validation")
+    held_out = stock().held_out
+    assert len(held_out) == pytest.approx(2 * len(first.train) / 4, abs=10), "rounded in each class"
+    assert len(taken) == 5
+    (tmp_path / "sites" / "a.npz").unlink()
+    with pytest.raises(GenfedError, match=r"a\.npz"):
+        stock()
+
+
+def test_every_file_of_a_folder_counts(tmp_path: Path) -> None:
+    (tmp_path / "scans" / "0").mkdir(parents=True)
+    (tmp_path / "scans" / "0" / "1.png").write_bytes(b"1")
+    about = {"name": "a", "architecture": "linear", "folder": "scans/kept", "data": {"kind": "folder", "path": "scans"}}
+    (tmp_path / "a.toml").write_text(tomli_w.dumps(about))
+    site = own_site.read_site(tmp_path / "a.toml")
+    named = [own_site.source_of(site)]
+    for change in (
+        lambda: (tmp_path / "scans" / "0" / "2.png").write_bytes(b"2"),
+        lambda: (tmp_path / "scans" / "0" / "2.png").write_bytes(b"22"),
+        lambda: os.utime(tmp_path / "scans" / "0" / "1.png", (1, 1)),
+        lambda: (tmp_path / "scans" / "0" / "1.png").rename(tmp_path / "scans" / "0" / "3.png"),
+    ):
+        change()
+        named.append(own_site.source_of(site))
+    assert len(set(named)) == len(named)
+    site.folder.mkdir()
+    (site.folder / "site.log").write_text("what it keeps there is no data")
+    assert own_site.source_of(site) == named[-1]
 
 
 def test_numbers_of_sites(tmp_path: Path) -> None:
