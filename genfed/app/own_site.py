@@ -9,7 +9,7 @@ import os
 import tomllib
 import traceback
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,12 +24,14 @@ from genfed.app.run import PATHS, load_source
 from genfed.app.trial import with_evaluation
 from genfed.core.aggregate import ClientInfo
 from genfed.core.errors import GenfedError, RecordError, StorageError
-from genfed.core.method import Data, Task
+from genfed.core.method import Data, Method, Task
 from genfed.core.record import Packed, load, pack, save
 from genfed.core.rng import stream
 from genfed.core.settings import settings
 from genfed.data.dataset import Source
 from genfed.engines.site import Shards, Site
+from genfed.foundation.model import FoundationModel
+from genfed.foundation.settings import Foundation
 from genfed.learn.weights import Model, weights_of
 
 log = logging.getLogger(__name__)
@@ -75,7 +77,9 @@ class SiteConfig:
     threads: Annotated[int, Field(ge=1, le=1024)] = 1
     """Of its work. Another number may change the last bits."""
     allow: tuple[str, ...] = ()
-    """Methods and the like by "package.module:Class" that the server may ask for; genfed's own always are."""
+    """What the server may ask for: methods and the like by "package.module:Class" (genfed's own always are), and the
+    models that its methods open here, foundations (but the shipped one) and captioners, by the name that the server's
+    config has for them."""
     link: Link = Field(default_factory=Link)
     """The way to the server."""
 
@@ -280,7 +284,7 @@ def _opened(site: Here, about: Mapping[str, Any], client: int) -> Site:
     """The trial that the server speaks of, at this site."""
     config, holding = site.config, holding_of(site)
     _check_names(about["method"], config)
-    method = read_method(about["method"], f"method.{about['label']}")
+    method = _guarded(read_method(about["method"], f"method.{about['label']}"), config)
     info = ClientInfo(client, config.architecture, len(holding.train))
     if list(holding.task.classes) != about["classes"]:
         raise GenfedError(f"the classes of site {config.name} are no longer those agreed on: begin the run anew")
@@ -315,6 +319,35 @@ def _check_names(table: Any, config: SiteConfig) -> None:
 def _check_name(name: str, config: SiteConfig) -> None:
     if ":" in name and name not in config.allow:
         raise GenfedError(f"site {config.name} does not allow {name}; its SITE.toml would name it in allow")
+
+
+@settings
+class _Closed(Foundation):
+    """A foundation model that the site does not open; a method whose server alone opens it goes on."""
+
+    site: str
+
+    def load(self, task: Task, device: torch.device, precision: Literal["float32", "bfloat16"]) -> FoundationModel:
+        raise GenfedError(
+            f'site {self.site} opens no foundation.model but "shipped" and those that its SITE.toml names in allow'
+        )
+
+
+def _guarded(method: Method[Any], config: SiteConfig) -> Method[Any]:
+    """The method, which opens no model that the site has not allowed.
+
+    Raises:
+        GenfedError: it has its clients open a captioner that is not.
+    """
+    given = {field.name: getattr(method, field.name) for field in fields(method)}  # type: ignore[arg-type]
+    if given.get("captioner") not in (None, *config.allow):
+        raise GenfedError(f"site {config.name} opens no captioner but those that its SITE.toml names in allow")
+    closed = {
+        name: _Closed(site=config.name, **vars(value))
+        for name, value in given.items()
+        if isinstance(value, Foundation) and value.model not in ("shipped", *config.allow)
+    }
+    return replace(method, **closed)  # type: ignore[type-var]
 
 
 def _plain(name: Any) -> str:

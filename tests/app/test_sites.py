@@ -20,16 +20,16 @@ import torch
 
 import genfed
 from genfed.app import federation, registry
-from genfed.app.config import read
+from genfed.app.config import read, read_method
 from genfed.app.run import load_data
 from genfed.app.trial import Scores, read_checkpoint
 from genfed.core.errors import GenfedError
-from genfed.core.method import Data
+from genfed.core.method import Data, Task
 from genfed.core.record import digest, load, pack, unpack
 from genfed.core.store import FolderStore
 from genfed.report.results import from_json
 from tests.app import toys
-from tests.conftest import start, tiny
+from tests.conftest import start, tiny, tiny_foundation
 
 flower = pytest.importorskip(
     "genfed.engines.flower",
@@ -567,6 +567,42 @@ def test_a_site_runs_no_code_that_the_server_names(tmp_path: Path) -> None:
     assert "site a does not allow tests.app.toys:Paired; its SITE.toml would name it in allow" in outcome.error
     allowed = {name: {"allow": ["tests.app.toys:Paired"]} for name in NAMES}
     assert not serve(config, Grid(sites(config, tmp_path / "sites", **allowed)), tmp_path / "allowed").error
+
+
+def test_a_site_opens_no_model_that_it_has_not_allowed(tmp_path: Path) -> None:
+    model = tiny_foundation()
+    config = some("fgl", evaluation={"every": 0})
+    config["method"]["fgl"]["foundation"] |= {"model": model}
+    files = sites(config, tmp_path / "sites", b={"allow": [model]}, c={"allow": [model]})
+    assert serve(config, Grid(files), tmp_path / "run").error == (
+        "tell round 0: 2 of 3 clients answered and the quorum is 3; client 0: site a opens no foundation.model but "
+        '"shipped" and those that its SITE.toml names in allow'
+    )
+    left = own_site.read_audit(own_site.read_site(files[0]))
+    assert [(line.phase, line.says) for line in left][-1] == ("tell", ("failed",))
+
+
+def test_which_models_a_site_opens(tmp_path: Path) -> None:
+    (file, *_) = sites(some("fedavg"), tmp_path / "sites", a={"allow": ["some/model", "some/captioner"]})
+    config, task = own_site.read_site(file).config, Task("image", (3, 8, 8), ("a", "b"))
+    device = torch.device("cpu")
+    for kind in ("fgl", "oscar", "feddeo", "prompts_only", "fedlmg"):
+        for model, allowed in (("shipped", True), ("some/model", True), ("other/model", False), (str(tmp_path), False)):
+            method: Any = read_method({"kind": kind, "foundation": {"model": model}})
+            guarded: Any = own_site._guarded(method, config)
+            list(guarded.phases())
+            assert (guarded == method) is allowed
+            if not allowed:
+                with pytest.raises(GenfedError, match=r'^site a opens no foundation\.model but "shipped" and those'):
+                    guarded.foundation.load(task, device, "float32")
+    words = {"kind": "fgl", "level": "instance", "templates": ["{caption}"]}
+    for captioner, allowed in ((None, True), ("some/captioner", True), ("other/captioner", False)):
+        method = read_method(words | ({} if captioner is None else {"captioner": captioner}))
+        if allowed:
+            assert own_site._guarded(method, config) == method
+            continue
+        with pytest.raises(GenfedError, match=r"^site a opens no captioner but those that its SITE\.toml names in"):
+            own_site._guarded(method, config)
 
 
 def test_pooled_methods_are_refused(tmp_path: Path) -> None:
