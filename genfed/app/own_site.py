@@ -56,7 +56,7 @@ class Link:
 @settings
 class SiteConfig:
     """A site: its data, its model, its machine. None of it leaves but its name, its architecture's name, the number of
-    its examples and the names of its classes.
+    its examples, the names of its classes and, when it is scored, how many held-out examples it has of each.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
@@ -347,7 +347,7 @@ def _guarded(method: Method[Any], config: SiteConfig) -> Method[Any]:
         for name, value in given.items()
         if isinstance(value, Foundation) and value.model not in ("shipped", *config.allow)
     }
-    return replace(method, **closed)  # type: ignore[type-var]
+    return replace(method, **closed) if closed else method  # type: ignore[type-var]
 
 
 def _plain(name: Any) -> str:

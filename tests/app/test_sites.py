@@ -84,8 +84,11 @@ class Grid:
 
 
 def sites(config: dict[str, Any], folder: Path, **changes: Any) -> list[Path]:
-    """A site for each client of the config: an npz with its part, and its file; `changes` by name."""
+    """A site for each client of the config: an npz with its part, and its file; `changes` by name. They allow the
+    foundation models of its methods.
+    """
     settings = read(config)
+    models = {method.foundation.model for method in settings.method.values() if hasattr(method, "foundation")}
     shards = federation.share_out(settings, load_data(settings), 0)
     classes, files = np.array(shards.task.classes), []
     folder.mkdir(parents=True, exist_ok=True)
@@ -101,6 +104,7 @@ def sites(config: dict[str, Any], folder: Path, **changes: Any) -> list[Path]:
             "classes": list(shards.task.classes),
             "data": {"kind": "npz", "path": f"{name}.npz", "validation": 0.0},
             "link": {"insecure": True},
+            "allow": sorted(models),
         }
         file = folder / f"{name}.toml"
         file.write_text(tomli_w.dumps(about | changes.get(name, {})))
@@ -570,10 +574,9 @@ def test_a_site_runs_no_code_that_the_server_names(tmp_path: Path) -> None:
 
 
 def test_a_site_opens_no_model_that_it_has_not_allowed(tmp_path: Path) -> None:
-    model = tiny_foundation()
     config = some("fgl", evaluation={"every": 0})
-    config["method"]["fgl"]["foundation"] |= {"model": model}
-    files = sites(config, tmp_path / "sites", b={"allow": [model]}, c={"allow": [model]})
+    assert read(config).method["fgl"].foundation.model == tiny_foundation()  # type: ignore[attr-defined]
+    files = sites(config, tmp_path / "sites", a={"allow": []})
     assert serve(config, Grid(files), tmp_path / "run").error == (
         "tell round 0: 2 of 3 clients answered and the quorum is 3; client 0: site a opens no foundation.model but "
         '"shipped" and those that its SITE.toml names in allow'
