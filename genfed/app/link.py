@@ -6,6 +6,7 @@ Thin: docs/deployment.md has the same commands, to be given by hand.
 import contextlib
 import ctypes
 import http.client
+import ipaddress
 import json
 import os
 import re
@@ -59,6 +60,14 @@ class Address:
     def __str__(self) -> str:
         return f"{self.host}:{self.port}"
 
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine reaches it."""
+        try:
+            return ipaddress.ip_address(self.host.strip("[]")).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
 
 def _program(name: str) -> str:
     """One of Flower's commands, of this environment before any other."""
@@ -84,6 +93,12 @@ def environment(home: Path, extra: Mapping[str, str] | None = None) -> dict[str,
 
 
 # The server.
+
+EXPOSED = (
+    "warning: whoever reaches {} can start runs there, whose code the sites run, keys or not: let only the path "
+    "/v1/fleet/ through (a reverse proxy before 127.0.0.1), or the sites' addresses alone (a firewall)"
+)
+"""Of a SuperLink that listens beyond this machine."""
 
 
 def serve(
@@ -114,6 +129,8 @@ def serve(
     (home / "config.toml").write_text(tomli_w.dumps(_connection(address, keys)))
     settings = folder / "settings.toml"
     settings.write_text(tomli_w.dumps(to_settings(Wanted(**vars(wanted) | {"outcome": str(outcome.resolve())}))))
+    if not (running or address.loopback):
+        tell(EXPOSED.format(address))
     if running and not _answers(address):
         raise GenfedError(f"no SuperLink answers at {address}; leave out --running to have one started")
     with contextlib.nullcontext() if running else superlink(address, keys, home, folder / "superlink.log"):

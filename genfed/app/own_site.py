@@ -1,14 +1,15 @@
 """What a site has, as its SITE.toml on its own disk says, and what it answers to the server's letters."""
 
+import contextlib
 import datetime
+import hashlib
 import json
 import logging
 import os
 import tomllib
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,16 +20,18 @@ from torch import nn
 from genfed import __version__
 from genfed.app import federation, registry
 from genfed.app.config import build, read_method
-from genfed.app.run import load_source
+from genfed.app.run import PATHS, load_source
 from genfed.app.trial import with_evaluation
 from genfed.core.aggregate import ClientInfo
 from genfed.core.errors import GenfedError, RecordError, StorageError
-from genfed.core.method import Data, Task
+from genfed.core.method import Data, Method, Task
 from genfed.core.record import Packed, load, pack, save
 from genfed.core.rng import stream
 from genfed.core.settings import settings
 from genfed.data.dataset import Source
-from genfed.engines.site import Own, Shards, Site
+from genfed.engines.site import Shards, Site
+from genfed.foundation.model import FoundationModel
+from genfed.foundation.settings import Foundation
 from genfed.learn.weights import Model, weights_of
 
 log = logging.getLogger(__name__)
@@ -53,7 +56,7 @@ class Link:
 @settings
 class SiteConfig:
     """A site: its data, its model, its machine. None of it leaves but its name, its architecture's name, the number of
-    its examples and the names of its classes.
+    its examples, the names of its classes and, when it is scored, how many held-out examples it has of each.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
@@ -74,7 +77,9 @@ class SiteConfig:
     threads: Annotated[int, Field(ge=1, le=1024)] = 1
     """Of its work. Another number may change the last bits."""
     allow: tuple[str, ...] = ()
-    """Methods and the like by "package.module:Class" that the server may ask for; genfed's own always are."""
+    """What the server may ask for: methods and the like by "package.module:Class" (genfed's own always are), and the
+    models that its methods open here, foundations (but the shipped one) and captioners, by the name that the server's
+    config has for them."""
     link: Link = Field(default_factory=Link)
     """The way to the server."""
 
@@ -108,6 +113,8 @@ class Holding:
     task: Task
     train: Data
     held_out: Data
+    source: str
+    """Names what they were made of (`source_of`)."""
 
 
 def read_site(path: str | Path) -> Here:
@@ -131,13 +138,15 @@ def read_site(path: str | Path) -> Here:
 
 
 def take_stock(site: Here) -> Holding:
-    """Reads the site's data, checks that its model fits them, and keeps them as tensors for the work to map.
+    """Reads the site's data, checks that its model fits them, and keeps them as tensors for the work to map. The model
+    and each file are looked at now; what is kept is used until `source_of` says otherwise.
 
     Raises:
         GenfedError: data that cannot be read, or a model that does not fit them.
     """
     config = site.config
     federation.check_device(config.device)
+    source = source_of(site)  # before it is read: a change while it is read is seen the next time
     dataset = load_source(config.data, str(site.root))
     task, train = dataset.task, dataset.train
     held_out = dataset.test if config.part == "test" else dataset.validation
@@ -149,7 +158,7 @@ def take_stock(site: Here) -> Holding:
         place = torch.tensor([config.classes.index(name) for name in task.classes])
         task = replace(task, classes=config.classes)
         train, held_out = Data(train.x, place[train.y]), Data(held_out.x, place[held_out.y])
-    holding = Holding(task, train, held_out)
+    holding = Holding(task, train, held_out, source)
     federation.check_architecture(config.architecture, task, train)
     site.folder.mkdir(parents=True, exist_ok=True)
     save(holding, site.folder / DATA)
@@ -157,11 +166,25 @@ def take_stock(site: Here) -> Holding:
 
 
 def holding_of(site: Here) -> Holding:
-    """What `take_stock` kept; taken anew where it is missing."""
-    try:
-        return load(Holding, site.folder / DATA)
-    except RecordError:
-        return take_stock(site)
+    """What `take_stock` kept; taken anew where it is missing, or was made of other data than there are now."""
+    with contextlib.suppress(RecordError):
+        if (kept := load(Holding, site.folder / DATA)).source == source_of(site):
+            return kept
+    return take_stock(site)
+
+
+def source_of(site: Here) -> str:
+    """Names what a site's data are made of: the settings that say it, and the size and time of each file."""
+    config, told = site.config, hashlib.blake2b(digest_size=16)
+    told.update(f"{__version__} {config.data!r} {config.classes!r} {config.part}".encode())
+    for name in PATHS:
+        if isinstance(path := getattr(config.data, name, None), str):
+            root = site.root / path
+            for file in sorted(root.rglob("*")) if root.is_dir() else [root]:
+                if file.is_file() and not file.is_relative_to(site.folder):
+                    about = file.stat()
+                    told.update(f"{file} {about.st_size} {about.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
+    return told.hexdigest()
 
 
 # What it answers.
@@ -193,22 +216,38 @@ def handle(head: Mapping[str, Any], body: Packed, node: Mapping[str, Any]) -> tu
         return answer, upload
 
 
-@contextmanager
+@contextlib.contextmanager
 def _discreet(site: Here, head: Mapping[str, Any]) -> Iterator[None]:
     """What went wrong goes to the site's log; to the server only what names no file and quotes no data."""
     try:
         yield
     except (Exception, SystemExit) as error:
-        site.folder.mkdir(parents=True, exist_ok=True)
-        with (site.folder / LOG).open("a", encoding="utf-8") as file:
-            file.write(f"{_now()} {json.dumps(_about(head))}\n{traceback.format_exc()}\n")
-        told = str(error) if isinstance(error, GenfedError) else type(error).__name__
-        if isinstance(error, OSError) or "/" in told or "\\" in told:
-            told = "it could not read or write a file"
-        if told != str(error):
-            told += "; its own log says more"
-        _write_audit(site, head, len(told.encode()), ["failed"], [])
+        told = _told(error)
+        try:
+            site.folder.mkdir(parents=True, exist_ok=True)
+            with (site.folder / LOG).open("a", encoding="utf-8") as file:
+                file.write(f"{_now()} {json.dumps(_about(head))}\n{traceback.format_exc()}\n")
+            _write_audit(site, head, len(told.encode()), ["failed"], [])
+        except OSError:
+            told = "it cannot write to its own folder"
         raise (StorageError if isinstance(error, StorageError) else GenfedError)(told) from None
+
+
+def _told(error: BaseException) -> str:
+    """What the server hears of an error: genfed's own words. Of another's, which may quote anything, its type's name,
+    also where genfed's words were made of it.
+    """
+    said, cause = str(error), _foreign(error)
+    if isinstance(cause, OSError) or "/" in said or "\\" in said:
+        return "it could not read or write a file; its own log says more"
+    return said if cause is None else f"{type(cause).__name__}; its own log says more"
+
+
+def _foreign(error: BaseException | None) -> BaseException | None:
+    """Of an error, and those that it was raised from or while handling, the first that is not genfed's; None: none."""
+    while isinstance(error, GenfedError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _hello(site: Here, head: Mapping[str, Any], body: Packed) -> tuple[dict[str, Any], Packed]:
@@ -245,15 +284,15 @@ def _opened(site: Here, about: Mapping[str, Any], client: int) -> Site:
     """The trial that the server speaks of, at this site."""
     config, holding = site.config, holding_of(site)
     _check_names(about["method"], config)
-    method = read_method(about["method"], f"method.{about['label']}")
+    method = _guarded(read_method(about["method"], f"method.{about['label']}"), config)
     info = ClientInfo(client, config.architecture, len(holding.train))
     if list(holding.task.classes) != about["classes"]:
         raise GenfedError(f"the classes of site {config.name} are no longer those agreed on: begin the run anew")
-    own: dict[int, tuple[Own, ...]] = {info.id: (Own(info.id, (0, len(holding.train))),)}
     device = torch.device(config.device)
     return Site(
-        with_evaluation(method, holding.held_out.to(device), own),
-        Shards(holding.task, (info,), ((0, len(holding.train)),), holding.train, holding.held_out, own),
+        # Not scored on data like its own: its held-out examples are its own already.
+        with_evaluation(method, holding.held_out.to(device)),
+        Shards(holding.task, (info,), ((0, len(holding.train)),), holding.train, holding.held_out),
         site.folder / "runs" / _plain(about["run"]) / _plain(about["label"]) / f"seed-{int(about['seed'])}",
         int(about["seed"]),
         lambda name, task, rng: _new_network(config, name, task, rng),
@@ -280,6 +319,35 @@ def _check_names(table: Any, config: SiteConfig) -> None:
 def _check_name(name: str, config: SiteConfig) -> None:
     if ":" in name and name not in config.allow:
         raise GenfedError(f"site {config.name} does not allow {name}; its SITE.toml would name it in allow")
+
+
+@settings
+class _Closed(Foundation):
+    """A foundation model that the site does not open; a method whose server alone opens it goes on."""
+
+    site: str
+
+    def load(self, task: Task, device: torch.device, precision: Literal["float32", "bfloat16"]) -> FoundationModel:
+        raise GenfedError(
+            f'site {self.site} opens no foundation.model but "shipped" and those that its SITE.toml names in allow'
+        )
+
+
+def _guarded(method: Method[Any], config: SiteConfig) -> Method[Any]:
+    """The method, which opens no model that the site has not allowed.
+
+    Raises:
+        GenfedError: it has its clients open a captioner that is not.
+    """
+    given = {field.name: getattr(method, field.name) for field in fields(method)}  # type: ignore[arg-type]
+    if given.get("captioner") not in (None, *config.allow):
+        raise GenfedError(f"site {config.name} opens no captioner but those that its SITE.toml names in allow")
+    closed = {
+        name: _Closed(site=config.name, **vars(value))
+        for name, value in given.items()
+        if isinstance(value, Foundation) and value.model not in ("shipped", *config.allow)
+    }
+    return replace(method, **closed) if closed else method  # type: ignore[type-var]
 
 
 def _plain(name: Any) -> str:

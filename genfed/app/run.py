@@ -213,10 +213,14 @@ def load_public(config: Config, task: Task) -> Tensor | None:
     return public.train.x
 
 
+PATHS = ("path", "validation_path", "test_path")
+"""Settings of a data source that name files or folders."""
+
+
 def load_source(source: Source, root: str) -> Dataset:
     """Reads a data source whose relative paths start from `root`."""
     if root:
-        given = {name: getattr(source, name, None) for name in ("path", "validation_path", "test_path")}
+        given = {name: getattr(source, name, None) for name in PATHS}
         paths = {name: str(Path(root) / path) for name, path in given.items() if isinstance(path, str)}
         if isinstance(source, HuggingFace) and not Path(paths["path"]).exists():
             return source.load()  # a hub's name is no path

@@ -41,6 +41,10 @@ SAID = "genfed: "
 """Before each line that is meant for whoever started the server."""
 HELLO_SECONDS = 180.0
 """That a site has for a query."""
+ROUND_SECONDS = 15.0
+"""That a node has to say who it is while a round waits for it."""
+BACK_OFF = 60.0
+"""Seconds after which a node that did not say who it is, or does not take part, is asked once more."""
 PROCESS = 500 * 2**20
 """Bytes of a site's process before it does anything: torch and Flower, as measured."""
 PAUSE = 0.5
@@ -217,6 +221,8 @@ class Roll:
         self._known: dict[int, Hello] = {}
         self.refused: dict[int, str] = {}
         """By node, what one says that does not take part."""
+        self._again: dict[int, float] = {}
+        """By node of those, when it is asked once more."""
         self._looked = 0.0
 
     def call(self, count: int, seconds: float, patient: bool = True) -> tuple[Hello, ...]:
@@ -242,41 +248,55 @@ class Roll:
                 return tuple(sorted(here, key=lambda hello: hello.name))
             time.sleep(0.5)
 
-    def look(self) -> None:
-        """Asks nodes that are new who they are."""
-        self._looked = time.monotonic()
-        now = set(self._post.nodes())
-        self._known = {node: hello for node, hello in self._known.items() if node in now}
-        new = [node for node in sorted(now) if node not in self._known and node not in self.refused]
+    def look(self, seconds: float | None = None) -> None:
+        """Asks nodes that are new who they are; each has `seconds` to answer, None: those of a query."""
+        nodes = self._connected()
+        new = [n for n in nodes if n not in self._known and self._again.get(n, 0.0) <= time.monotonic()]
         letters = [(node, Letter(node, {"genfed": __version__, "ask": "hello"})) for node in new]
         registered = self._post.registered() if new else {}
-        for node, answer in self._post.send("query", letters):
+        for node, answer in self._post.send("query", letters, timeout=seconds):
             if isinstance(answer, Failure):
                 if answer.reason not in LOST.values():  # such a one is asked again with the next look
-                    self.refused[node] = answer.reason
+                    self._refuse(node, answer.reason)
                 continue
             try:
                 said = {**answer[0], "node": node, "heard": time.time()}
                 hello = TypeAdapter(Hello).validate_python(said)
-                if (name := registered.get(node, hello.name)) != hello.name:
-                    self.refused[node] = (
-                        f"the site with the key of {name} says that it is {hello.name}: it has another's"
-                    )
-                    continue
-                self._known[node] = hello
             except ValidationError as error:
                 first = error.errors()[0]
-                self.refused[node] = f"a site said what cannot be: {'.'.join(map(str, first['loc']))}: {first['msg']}"
+                self._refuse(node, f"a site said what cannot be: {'.'.join(map(str, first['loc']))}: {first['msg']}")
+                continue
+            if (name := registered.get(node, hello.name)) != hello.name:
+                self._refuse(node, f"the site with the key of {name} says that it is {hello.name}: it has another's")
+                continue
+            self._known[node] = hello
+            self.refused.pop(node, None)
+
+    def _connected(self) -> list[int]:
+        """The nodes that there are; others are forgotten."""
+        self._looked = time.monotonic()
+        nodes = sorted(self._post.nodes())
+        self._known = {node: hello for node, hello in self._known.items() if node in nodes}
+        return nodes
+
+    def _refuse(self, node: int, reason: str) -> None:
+        self.refused[node], self._again[node] = reason, time.monotonic() + BACK_OFF
 
     def here(self) -> list[Hello]:
         """Those that are known."""
         return list(self._known.values())
 
     def node_of(self, name: str) -> int | None:
-        """Where the site is; it may have come back as another node."""
+        """Where the site is; it may have come back as another node. Who else there is does not matter: nodes are asked
+        who they are only where the site is missing, and a round does not wait long for those that do not say.
+        """
         if time.monotonic() - self._looked > 1:
-            self.refused = {}  # whoever failed to answer may by now
-            self.look()
+            self._connected()
+            if self._place(name) is None:
+                self.look(ROUND_SECONDS)
+        return self._place(name)
+
+    def _place(self, name: str) -> int | None:
         return next((node for node, hello in self._known.items() if hello.name == name), None)
 
     def ask(self, name: str, head: dict[str, Any]) -> tuple[dict[str, Any], Packed]:

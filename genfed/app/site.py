@@ -55,8 +55,8 @@ def new_site(trial: Trial, new_network: NewNetwork = registry.new_network) -> Si
     """Where the trial's clients work."""
     held_out = trial.shards.held_out.to(torch.device(trial.compute.device))
     triggered = trial.attack.triggered(held_out, trial.shards.task) if trial.attack else None
-    # The score on data like a client's own is weighted by its classes, which nothing protects.
-    own = None if trial.privacy else trial.shards.own
+    # The score on data like a client's own is weighted by its classes: several of them tell its share of each.
+    own = None if trial.privacy or trial.secure else trial.shards.own
     phases = with_evaluation(trial.method, held_out, own, triggered)
     if trial.secure:
         uploading = [phase for phase in leaves(trial.method.phases()) if phase.aggregate]

@@ -123,6 +123,25 @@ class Scores(Counts):
     """By client for whom it is scored: the accuracy on data like that one's; left out where there are none."""
 
 
+def check_scores(server: Server, info: ClientInfo, scores: Scores) -> None:
+    """Refuses scores that no classifier has; for `Phase.check`.
+
+    Raises:
+        GenfedError: counts of another type or shape, more right than there are, none at all, or an accuracy beyond 1.
+    """
+    classes = len(server.task.classes)
+    for name, counts in (("correct", scores.correct), ("total", scores.total)):
+        if counts.dtype != torch.int64 or counts.shape != (classes,):
+            allowed = f"torch.int64 ({classes},) is allowed"
+            raise GenfedError(f"{name} is {counts.dtype} {tuple(counts.shape)}; {allowed}")
+    if not bool(((scores.correct >= 0) & (scores.correct <= scores.total)).all()):
+        raise GenfedError("correct is below 0 or above total in a class")
+    if not bool(scores.total.any()):
+        raise GenfedError("total is 0 in every class: it was scored on no examples")
+    if bad := [value for value in scores.own_accuracy.values() if not 0 <= value <= 1]:
+        raise GenfedError(f"own_accuracy is {bad[0]:g}; 0 to 1 is allowed")
+
+
 class Watched:
     """A client's private records, and whether any was asked for."""
 
@@ -146,10 +165,12 @@ def with_evaluation(
     own: Mapping[int, Sequence[Own]] | None = None,
     triggered: tuple[Any, int] | None = None,
 ) -> dict[str, Phase[Any]]:
-    """A method's phases by name, and the phase that scores its classifiers. Clients tell counts per class of the common
-    part, and one number for the data like their own: how many they have of each class stays with them. Where clients
-    work, `held_out` lies on their device; `own` is that of `Shards`, None: nobody is scored so. `triggered`: examples
-    of which the metric TRIGGERED tells the share that is taken for the given class.
+    """A method's phases by name, and the phase that scores its classifiers. A client tells, of each class, how many
+    examples `held_out` has and how many of them it gets right, and one number for the data like its own. That number is
+    weighted by its training examples of each class, which several of them give away, as `total` does those held out
+    where these are its own: so it is not told where the server is not to know. Where clients work, `held_out` lies on
+    their device; `own` is that of `Shards`, None: nobody is scored so. `triggered`: examples of which the metric
+    TRIGGERED tells the share that is taken for the given class.
 
     Raises:
         GenfedError: two different phases of one name, or one of a name that the run itself uses.
@@ -206,6 +227,7 @@ def with_evaluation(
         method.send_classifier,
         evaluate,
         aggregate={"correct": Collect(), "total": Collect(), "own_accuracy": Collect()},
+        check=check_scores,
     )
     return phases
 
@@ -327,7 +349,10 @@ class Run:
         for done in ask:
             about = {"client": done.info.id, "architecture": done.info.architecture, "examples": done.info.examples}
             costs = {"up_bytes": done.up_bytes, "down_bytes": done.down_bytes, "seconds": round(done.seconds, 6)}
-            rows.append(done.metrics | head | about | costs)  # a metric cannot pass for one of these
+            metrics = done.metrics
+            if step.phase == EVALUATE:  # its rows have columns that a metric of another name could pass for
+                metrics = {name: value for name, value in metrics.items() if name == TRIGGERED and trial.attack}
+            rows.append(metrics | head | about | costs)  # a metric cannot pass for one of these
             self._tell(at, phase, step, len(rows), len(asked))
         rows.sort(key=lambda row: int(row["client"]))
         for client, reason in sorted(ask.failures.items()):

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import queue
+import sys
 import threading
 import time
 import traceback
@@ -96,7 +97,7 @@ def from_content(content: RecordDict) -> tuple[Head, Packed]:
         if not (isinstance(head, dict) and isinstance(text["skeleton"], str)):
             raise TypeError("a head that is no table")
         return head, Packed(tensors, text["skeleton"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise GenfedError(f"it is no letter of genfed's ({type(error).__name__}: {error})") from None
 
 
@@ -192,22 +193,22 @@ class Post:
         return {node.node_id: node.name for node in _link(self._grid.get_nodes) if node.name}
 
     def send(
-        self, kind: str, letters: Iterable[tuple[Any, Letter]], group: str = ""
+        self, kind: str, letters: Iterable[tuple[Any, Letter]], group: str = "", timeout: float | None = None
     ) -> Iterator[tuple[Any, tuple[Head, Packed] | Failure]]:
         """`letters` are (whose, letter), drawn only as fast as they can be sent; gives (whose, answer) in any order.
-        `kind` is "train" or "query".
+        `kind` is "train" or "query"; `timeout` is that of these letters, None: the post's own.
         """
-        coming, once = iter(letters), _Once()
+        coming, once, timeout = iter(letters), _Once(), timeout or self._timeout
         flying: dict[str, tuple[Any, int, float]] = {}  # message -> (whose, bytes, deadline)
         ahead = next(coming, None)
         while ahead or flying:
             while ahead and self._room(flying, ahead[1]):
                 whose, letter = ahead
                 content = to_content(letter.head, letter.body, once)
-                message = Message(content, letter.to, kind, ttl=self._timeout + LATE, group_id=group)
+                message = Message(content, letter.to, kind, ttl=timeout + LATE, group_id=group)
                 pushed = [name for name in _link(self._grid.push_messages, [message]) if name]
                 if pushed:
-                    flying[pushed[0]] = whose, letter.body.nbytes, time.monotonic() + self._timeout
+                    flying[pushed[0]] = whose, letter.body.nbytes, time.monotonic() + timeout
                 else:
                     yield whose, Failure("its node is not connected, or the link took no message for it")
                 ahead = next(coming, None)
@@ -220,7 +221,7 @@ class Post:
                     yield sent[0], _opened(reply)
             now = time.monotonic()
             for name in [name for name, (_, _, deadline) in flying.items() if now > deadline]:
-                yield flying.pop(name)[0], Failure(f"took longer than {self._timeout:g} s")
+                yield flying.pop(name)[0], Failure(f"took longer than {timeout:g} s")
             if not heard and flying:
                 time.sleep(self._pause)
 
@@ -344,7 +345,9 @@ def _answer(outcome: tuple[Head, Packed] | Failure) -> Answer | Failure:
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return abs(value) <= sys.float_info.max  # JSON has integers that no float holds
+    return isinstance(value, float)
 
 
 # Simulation.

@@ -18,6 +18,7 @@ from genfed.core.method import Client, Data, Method, Nothing, Phase, Reduced, Re
 from genfed.core.settings import settings
 from genfed.generators.cvae import CVAE, CVAENetwork
 from genfed.generators.generator import CHUNK, Generator
+from genfed.learn.evaluate import check_counts
 from genfed.learn.fit import fit
 from genfed.learn.training import Training, train
 from genfed.learn.weights import Model, load_weights, weights_of
@@ -72,7 +73,15 @@ class OneShot(Method[S]):
     def upload(self, collect: Callable[[Server, S, Reduced], S]) -> Phase[S]:
         """The phase of the one upload; nothing is sent, for the initial weights are drawn alike everywhere."""
         all_of_them = {"decoder": Collect(), "labels": Collect()}
-        return Phase("decoder", collect, _nothing, self.train_decoder, aggregate=all_of_them, changes_classifier=False)
+        return Phase(
+            "decoder",
+            collect,
+            _nothing,
+            self.train_decoder,
+            aggregate=all_of_them,
+            changes_classifier=False,
+            check=self.check,
+        )
 
     def train_decoder(self, client: Client, sent: Nothing) -> Reply[Decoder]:
         """LocalUpdate, on a client: a CVAE from the common initial weights, of which the encoder stays behind."""
@@ -87,6 +96,18 @@ class OneShot(Method[S]):
         )
         labels = torch.bincount(client.data.y, minlength=len(client.task.classes)).cpu()
         return Reply(Decoder(decoder_of(network), labels), weight=len(client.data), metrics={"loss": loss})
+
+    def check(self, server: Server, info: ClientInfo, upload: Decoder) -> None:
+        """Refuses what no images can be made with.
+
+        Raises:
+            GenfedError: a decoder of other parts or shapes, or counts that are not the client's.
+        """
+        own = decoder_of(self.new_network(server, server.common("generator")))
+        for name in sorted(own.keys() | upload.decoder.keys()):
+            if not (name in own and name in upload.decoder and _like(own[name], upload.decoder[name])):
+                raise GenfedError(f"its decoder is not that of the generator: {name!r} is not as there")
+        check_counts(server, info, upload.labels)
 
     def train_classifiers(self, server: Server, before: Mapping[str, Weights], data: Data) -> dict[str, Weights]:
         """A round of the server: every architecture goes on learning from the same images."""
@@ -137,6 +158,10 @@ class OneShot(Method[S]):
 
 def _nothing(server: Server, state: object, info: ClientInfo) -> Nothing:
     return Nothing()
+
+
+def _like(a: Tensor, b: Tensor) -> bool:
+    return (a.shape, a.dtype) == (b.shape, b.dtype)
 
 
 def decoder_of(network: CVAENetwork) -> Weights:

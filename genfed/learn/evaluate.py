@@ -60,6 +60,19 @@ def weighted(counts: Counts, held: Tensor) -> float | None:
     return float((weights * counts.correct / counts.total.clamp(min=1)).sum() / weights.sum())
 
 
+def check_counts(server: Server, info: ClientInfo, counts: Tensor) -> None:
+    """Refuses an upload that is no count of the client's examples by class; for `Phase.check`.
+
+    Raises:
+        GenfedError: it is not int64 [classes], or does not add up to the number of the client's examples.
+    """
+    classes = len(server.task.classes)
+    if counts.dtype != torch.int64 or counts.shape != (classes,):
+        raise GenfedError(f"counts are {counts.dtype} {tuple(counts.shape)}; torch.int64 ({classes},) are allowed")
+    if bool((counts < 0).any()) or sum(counts.tolist()) != info.examples:
+        raise GenfedError(f"counts do not add up to the {info.examples} examples of the client, each 0 or more")
+
+
 def check_classifier(server: Server, info: ClientInfo, weights: Weights) -> None:
     """Refuses an upload that is no working classifier of the client's architecture; for `Phase.check`.
 

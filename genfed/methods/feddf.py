@@ -12,14 +12,14 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from genfed.core.aggregate import Collect, Fold, Mean
+from genfed.core.aggregate import ClientInfo, Collect, Fold, Mean
 from genfed.core.errors import GenfedError
 from genfed.core.method import Phase, Reduced, Server, Weights
 from genfed.core.privacy import Use
 from genfed.core.settings import settings
 from genfed.learn.averaging import Averaging, Classifiers
 from genfed.learn.distil import divergence
-from genfed.learn.evaluate import predicted
+from genfed.learn.evaluate import check_classifier, predicted
 from genfed.learn.fit import Loss, Player, batches, scaled, step
 from genfed.learn.weights import Model, load_weights, weights_of
 
@@ -52,7 +52,15 @@ class FedDF(Averaging):
     def phases(self) -> list[Phase[Classifiers]]:
         (averaging,) = super().phases()
         # The server holds every model of a round: the ensemble needs each single one.
-        return [replace(averaging, update=self.fuse, aggregate={"classifier": Collect()})]
+        return [replace(averaging, update=self.fuse, aggregate={"classifier": Collect()}, check=self.check)]
+
+    def check(self, server: Server, info: ClientInfo, upload: Model) -> None:
+        """Refuses what nothing can be learnt from.
+
+        Raises:
+            GenfedError: no working classifier of the client's architecture.
+        """
+        check_classifier(server, info, upload.classifier)
 
     def fuse(self, server: Server, state: Classifiers, reduced: Reduced) -> Classifiers:
         """The means, distilled; an architecture that nobody answered for keeps its own."""

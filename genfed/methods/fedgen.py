@@ -16,6 +16,7 @@ from genfed.core.aggregate import ClientInfo, Collect, Mean
 from genfed.core.method import Client, Data, Phase, Reduced, Reply, Server, Weights
 from genfed.core.settings import settings
 from genfed.generators.representation import RepresentationGenerator, diversity, ensemble
+from genfed.learn.evaluate import check_counts
 from genfed.learn.fit import Moments, Player, cross_entropy, fit, moments_of, restore
 from genfed.learn.headed import ByRepresentation, Headed
 from genfed.learn.split import Network, joined, parts
@@ -87,7 +88,15 @@ class FedGen(ByRepresentation[State]):
 
     def phases(self) -> list[Phase[State]]:
         how = {"extractor": Mean(by="architecture"), "header": Collect(), "counts": Collect()}
-        return [Phase("train", self.keep, self.send, self.train, aggregate=how, rounds=self.rounds)]
+        return [Phase("train", self.keep, self.send, self.train, aggregate=how, rounds=self.rounds, check=self.check)]
+
+    def check(self, server: Server, info: ClientInfo, upload: Trained) -> None:
+        """Refuses counts that are not the client's; its weights have the shapes of those that it was sent.
+
+        Raises:
+            GenfedError: they do not add up to its examples.
+        """
+        check_counts(server, info, upload.counts)
 
     def generator(self, where: Client | Server) -> RepresentationGenerator:
         """The generator with its initial weights, on `where`'s device."""

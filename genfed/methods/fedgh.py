@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from genfed.core.aggregate import ClientInfo, Collect
+from genfed.core.errors import GenfedError
 from genfed.core.method import Client, Data, Phase, Reduced, Reply, Server, Slot, Weights
 from genfed.core.settings import settings
 from genfed.learn.fit import Player, cross_entropy, fit
@@ -70,6 +71,7 @@ class FedGH(ByRepresentation[Header]):
                 aggregate=every,
                 rounds=self.rounds,
                 slots=(EXTRACTOR,),
+                check=self.check,
             ),
         ]
 
@@ -83,6 +85,21 @@ class FedGH(ByRepresentation[Header]):
         client.kept.put(EXTRACTOR, Extractor(weights_of(network.extractor)))
         of_class = class_sums(network, client)
         return Reply(Representations(of_class.means(), of_class.counts > 0), metrics={"loss": loss})
+
+    def check(self, server: Server, info: ClientInfo, upload: Representations) -> None:
+        """Refuses what the header cannot be trained on.
+
+        Raises:
+            GenfedError: other shapes or types than representations have, or no class that is present.
+        """
+        classes = len(server.task.classes)
+        allowed = {"means": (torch.float32, (classes, self.dimension)), "present": (torch.bool, (classes,))}
+        for name, (dtype, shape) in allowed.items():
+            found: Tensor = getattr(upload, name)
+            if (found.dtype, found.shape) != (dtype, shape):
+                raise GenfedError(f"{name} is {found.dtype} {tuple(found.shape)}; {dtype} {shape} is allowed")
+        if not bool(upload.present.any()):
+            raise GenfedError("present has no class; a client has examples of one or more")
 
     def keep(self, server: Server, state: Header, reduced: Reduced) -> Header:
         """Trains the header on all pairs of representation and class, and returns it."""

@@ -30,6 +30,7 @@ pytest.importorskip(
 )
 from genfed.app import link, own_site
 from genfed.app.keys import make_keys
+from genfed.app.serving import Wanted
 from tests.app.test_sites import sites, some, state_of
 
 pytestmark = [pytest.mark.flower, pytest.mark.timeout(1200)]
@@ -350,6 +351,33 @@ def test_the_server_s_words_that_are_wrong(tmp_path: Path, capsys: pytest.Captur
             assert ended.value.code == 2
             assert says in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("host", "warned"),
+    [
+        ("0.0.0.0", True),
+        ("[::]", True),
+        ("192.0.2.7", True),
+        ("server.example.org", True),
+        ("127.0.0.1", False),
+        ("127.1.2.3", False),
+        ("[::1]", False),
+        ("localhost", False),
+    ],
+)
+def test_a_link_that_others_reach_is_warned_of(
+    host: str, warned: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*words: Any) -> Any:
+        raise GenfedError("enough")
+
+    monkeypatch.setattr(link, "superlink", stop)
+    said: list[str] = []
+    with pytest.raises(GenfedError, match=r"^enough$"):
+        link.serve(Wanted("run.toml"), link.Address.of(f"{host}:9092"), None, tmp_path, said.append)
+    assert [line.partition(" can ")[0] for line in said] == [f"warning: whoever reaches {host}:9092"] * warned
+    assert all("/v1/fleet/" in line and len(line.splitlines()) == 1 for line in said)
 
 
 @pytest.mark.federation

@@ -10,6 +10,7 @@ import torch
 from genfed.app.config import read
 from genfed.app.trial import read_checkpoint
 from genfed.core.errors import GenfedError
+from genfed.report.metrics import read as read_metrics
 from genfed.report.privacy import read_audits
 from tests.conftest import start, tiny
 
@@ -38,6 +39,12 @@ def test_it_ends_where_a_plain_run_does_and_repeats_to_the_bit(tmp_path: Path) -
     assert len(trained) == 10
     assert not any("loss" in row for row in trained)
     assert all(row["up_bytes"] > 8 * len(hidden) for row in trained)
+    scored = {
+        out: [r for r in read_metrics(tmp_path / out / "metrics.jsonl") if "own" in r] for out in ("plain", "hidden")
+    }
+    assert len(scored["plain"]) == len(scored["hidden"]) == 5
+    assert all(row["own"] is not None for row in scored["plain"])
+    assert all(row["own"] is None for row in scored["hidden"]), "it is weighted by the classes that a client has"
 
 
 def test_it_goes_on_after_a_stop(tmp_path: Path) -> None:

@@ -1,9 +1,14 @@
 """A federation of sites without Flower's processes: letters go from the server's main straight to sites' handlers."""
 
+import itertools
 import json
+import os
 import re
 import sys
+import time
+import tomllib
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,16 +20,16 @@ import torch
 
 import genfed
 from genfed.app import federation, registry
-from genfed.app.config import read
+from genfed.app.config import read, read_method
 from genfed.app.run import load_data
-from genfed.app.trial import read_checkpoint
+from genfed.app.trial import Scores, read_checkpoint
 from genfed.core.errors import GenfedError
-from genfed.core.method import Data
-from genfed.core.record import digest, load, pack
+from genfed.core.method import Data, Task
+from genfed.core.record import digest, load, pack, unpack
 from genfed.core.store import FolderStore
 from genfed.report.results import from_json
 from tests.app import toys
-from tests.conftest import start, tiny
+from tests.conftest import start, tiny, tiny_foundation
 
 flower = pytest.importorskip(
     "genfed.engines.flower",
@@ -54,6 +59,7 @@ class Grid:
         self._answer = answer or (lambda handle, message, context: flower._answered(handle, message, context))
         self._replies: dict[str, Any] = {}
         self.sent: list[Any] = []
+        self._number = itertools.count()
         self.registered: dict[int, str] = {}
 
     def get_node_ids(self) -> list[int]:
@@ -65,7 +71,7 @@ class Grid:
     def push_messages(self, messages: Iterable[Any]) -> list[str]:
         names = []
         for message in messages:
-            name = f"m{len(self.sent)}"
+            name = f"m{next(self._number)}"
             message.metadata.__dict__["_message_id"] = name
             self.sent.append(message)
             context = SimpleNamespace(node_config={"site": str(self.nodes[message.metadata.dst_node_id])})
@@ -74,12 +80,15 @@ class Grid:
         return names
 
     def pull_messages(self, names: Iterable[str]) -> list[Any]:
-        return [self._replies.pop(name) for name in names if name in self._replies]
+        return [self._replies.pop(name) for name in names if self._replies.get(name)]
 
 
 def sites(config: dict[str, Any], folder: Path, **changes: Any) -> list[Path]:
-    """A site for each client of the config: an npz with its part, and its file; `changes` by name."""
+    """A site for each client of the config: an npz with its part, and its file; `changes` by name. They allow the
+    foundation models of its methods.
+    """
     settings = read(config)
+    models = {method.foundation.model for method in settings.method.values() if hasattr(method, "foundation")}
     shards = federation.share_out(settings, load_data(settings), 0)
     classes, files = np.array(shards.task.classes), []
     folder.mkdir(parents=True, exist_ok=True)
@@ -95,6 +104,7 @@ def sites(config: dict[str, Any], folder: Path, **changes: Any) -> list[Path]:
             "classes": list(shards.task.classes),
             "data": {"kind": "npz", "path": f"{name}.npz", "validation": 0.0},
             "link": {"insecure": True},
+            "allow": sorted(models),
         }
         file = folder / f"{name}.toml"
         file.write_text(tomli_w.dumps(about | changes.get(name, {})))
@@ -125,9 +135,10 @@ def state_of(out: Path, method: str) -> str:
 
 
 def rows_of(out: Path) -> list[Any]:
-    costs = ("seconds", "lost", "own")
+    """But for costs, and the score on data like their own that sites do not tell, nor send the bytes of."""
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k not in costs} for row in rows]
+    without = {"evaluate": ("seconds", "lost", "own", "up_bytes")}
+    return [{k: v for k, v in row.items() if k not in without.get(row["phase"], ("seconds", "lost"))} for row in rows]
 
 
 def test_sites_come_to_the_bits_of_the_embedded_engine(tmp_path: Path) -> None:
@@ -159,6 +170,32 @@ def test_what_left_a_site_is_in_its_log(tmp_path: Path) -> None:
     rows = [row for row in rows_of(tmp_path / "run") if row["phase"] == "train" and row["client"] == 0]
     assert left[1].bytes >= rows[0]["up_bytes"]
     assert not any("path" in name or "file" in name for line in left for name in line.says)
+
+
+def test_what_a_site_says_when_it_is_scored(tmp_path: Path) -> None:
+    """Of each class how many held-out examples it has, and how many were classified right; nothing of the others."""
+    said: list[tuple[Any, Scores]] = []
+
+    def answer(handle: Any, message: Any, context: Any) -> Any:
+        reply = flower._answered(handle, message, context)
+        if flower.from_content(message.content)[0].get("step", {}).get("phase") == "evaluate":
+            head, body = flower.from_content(reply.content)
+            said.append((head, unpack(Scores, body)))
+        return reply
+
+    config = some("fedavg", evaluation={"every": 0})
+    files = sites(config, tmp_path / "sites")
+    assert not serve(config, Grid(files, answer), tmp_path / "run").error
+    assert len(said) == 3
+    for head, scores in said:
+        assert head.keys() == {"weight", "metrics", "seconds"}
+        assert (head["weight"], head["metrics"]) == (1.0, {})
+        assert vars(scores).keys() == {"correct", "total", "own_accuracy"}
+        assert scores.own_accuracy == {}, "several would tell its share of each class in training"
+    held_out = np.load(files[0].with_suffix(".npz"))["y_test"]
+    assert said[0][1].total.tolist() == [(held_out == name).sum() for name in "0123456789"]
+    rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert all(json.loads(row).get("own") is None for row in rows)
 
 
 def test_a_server_that_stopped_goes_on_with_the_same_sites(tmp_path: Path) -> None:
@@ -350,6 +387,111 @@ def test_a_site_that_is_wrong_stops_the_run_before_training(tmp_path: Path, chan
     assert not (tmp_path / "run").exists()
 
 
+def test_what_a_site_s_own_code_says_stays_there(tmp_path: Path) -> None:
+    files = sites(some("fedavg"), tmp_path / "sites", a={"architecture": "tests.app.toys:Tells"})
+    outcome = serve(some("fedavg"), Grid(files), tmp_path / "run")
+    assert outcome.error == "ValueError; its own log says more"
+    assert "patient 17" in (tmp_path / "sites" / "a" / "site.log").read_text()
+
+
+def _raised(*chain: Exception, quiet: bool = False) -> Exception:
+    """The last, raised from the one before it and so on; `quiet`: "from None"."""
+    for before, after in itertools.pairwise(chain):
+        after.__context__ = before
+        after.__cause__, after.__suppress_context__ = (None, True) if quiet else (before, True)
+    return chain[-1]
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (GenfedError("part = 'test': the data have no such part"), "part = 'test': the data have no such part"),
+        (_raised(GenfedError("age: x"), GenfedError("table: age: x")), "table: age: x"),
+        (ValueError("patient 17"), "ValueError; its own log says more"),
+        (_raised(ValueError("patient 17"), GenfedError("it fails (patient 17)")), "ValueError; its own log says more"),
+        (
+            _raised(KeyError("patient 17"), GenfedError("patient 17"), GenfedError("column: patient 17"), quiet=True),
+            "KeyError; its own log says more",
+        ),
+        (_raised(OSError("patient 17"), GenfedError("patient 17")), "it could not read or write a file; its own log"),
+        (GenfedError("scans/17.png is no image"), "it could not read or write a file; its own log says more"),
+        (SystemExit("patient 17"), "SystemExit; its own log says more"),
+    ],
+)
+def test_the_server_hears_genfed_s_own_words_alone(error: Exception, told: str) -> None:
+    assert own_site._told(error).startswith(told)
+
+
+def test_a_folder_that_cannot_be_written_is_not_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (file, *_) = sites(some("fedavg"), tmp_path / "sites")
+
+    def full(*words: Any) -> None:
+        raise OSError(28, "No space left on device", str(tmp_path / "audit.jsonl"))
+
+    monkeypatch.setattr(own_site, "_write_audit", full)
+    with pytest.raises(GenfedError, match=r"^it cannot write to its own folder$"):
+        own_site.handle({"genfed": genfed.__version__, "ask": "hello"}, flower.EMPTY, {"site": str(file)})
+
+
+def test_stock_is_taken_anew_when_the_data_are_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A SuperNode that is started by hand has not been told to read them."""
+    (file, *_) = sites(some("fedavg"), tmp_path / "sites")
+    taken: list[str] = []
+    read_all = own_site.take_stock
+
+    def take_stock(site: own_site.Here) -> own_site.Holding:
+        taken.append(site.config.part)
+        return read_all(site)
+
+    monkeypatch.setattr(own_site, "take_stock", take_stock)
+
+    def stock(**changes: Any) -> own_site.Holding:
+        about = tomllib.loads(file.read_text()) | changes
+        file.write_text(tomli_w.dumps(about))
+        return own_site.holding_of(own_site.read_site(file))
+
+    first = stock()
+    assert len(stock(threads=2, device="cpu").train) == len(first.train)
+    assert taken == ["test"], "what says nothing of the data changes nothing"
+    ten = list("0123456789")
+    assert stock(classes=[*reversed(ten)]).train.y.tolist() == [9 - y for y in first.train.y.tolist()]
+    assert stock(classes=ten).train.y.tolist() == first.train.y.tolist()
+    assert len(taken) == 3
+    arrays = dict(np.load(tmp_path / "sites" / "a.npz"))
+    more = {name: np.concatenate([arrays[name]] * 2) for name in ("x_train", "y_train")}
+    np.savez(tmp_path / "sites" / "a.npz", **arrays | more)
+    assert len(stock().train) == 2 * len(first.train)
+    cut = {"kind": "npz", "path": "a.npz", "validation": 0.25}
+    stock(data=cut, part="validation")
+    held_out = stock().held_out
+    assert len(held_out) == pytest.approx(2 * len(first.train) / 4, abs=10), "rounded in each class"
+    assert len(taken) == 5
+    (tmp_path / "sites" / "a.npz").unlink()
+    with pytest.raises(GenfedError, match=r"a\.npz"):
+        stock()
+
+
+def test_every_file_of_a_folder_counts(tmp_path: Path) -> None:
+    (tmp_path / "scans" / "0").mkdir(parents=True)
+    (tmp_path / "scans" / "0" / "1.png").write_bytes(b"1")
+    about = {"name": "a", "architecture": "linear", "folder": "scans/kept", "data": {"kind": "folder", "path": "scans"}}
+    (tmp_path / "a.toml").write_text(tomli_w.dumps(about))
+    site = own_site.read_site(tmp_path / "a.toml")
+    named = [own_site.source_of(site)]
+    for change in (
+        lambda: (tmp_path / "scans" / "0" / "2.png").write_bytes(b"2"),
+        lambda: (tmp_path / "scans" / "0" / "2.png").write_bytes(b"22"),
+        lambda: os.utime(tmp_path / "scans" / "0" / "1.png", (1, 1)),
+        lambda: (tmp_path / "scans" / "0" / "1.png").rename(tmp_path / "scans" / "0" / "3.png"),
+    ):
+        change()
+        named.append(own_site.source_of(site))
+    assert len(set(named)) == len(named)
+    site.folder.mkdir()
+    (site.folder / "site.log").write_text("what it keeps there is no data")
+    assert own_site.source_of(site) == named[-1]
+
+
 def test_numbers_of_sites(tmp_path: Path) -> None:
     config = some("fedavg")
     files = sites(config, tmp_path / "sites")
@@ -368,6 +510,52 @@ def test_a_site_cannot_pass_for_another(tmp_path: Path) -> None:
     assert outcome.error == "the site with the key of c says that it is b: it has another's"
 
 
+def test_a_node_that_is_silent_or_refused_stalls_no_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sites a and b take part; the others are asked who they are where one of those is missing, once in a minute."""
+    clock, silent, refused = 0.0, 102, 103
+    monkeypatch.setattr(serving, "time", SimpleNamespace(monotonic=lambda: clock, time=lambda: 0.0))
+    monkeypatch.setattr(serving, "ROUND_SECONDS", 0.2)
+
+    def answer(handle: Any, message: Any, context: Any) -> Any:
+        if message.metadata.dst_node_id == silent:
+            return None
+        reply = flower._answered(handle, message, context)
+        if message.metadata.dst_node_id == refused:
+            reply.content.config_records["letter"]["head"] = "{}"
+        return reply
+
+    files = sites(some("fedavg", federation={"clients": 4}), tmp_path)
+    grid = Grid(files, answer)
+    others = {node: grid.nodes.pop(node) for node in (silent, refused)}
+    roll = serving.Roll(flower.Post(grid, pause=0.001))
+    clock += 10
+    assert (roll.node_of("a"), roll.node_of("b")) == (100, 101)
+
+    def asked() -> list[int]:
+        nodes = [message.metadata.dst_node_id for message in grid.sent]
+        grid.sent.clear()
+        return nodes
+
+    assert asked() == [100, 101]
+    grid.nodes |= others
+    clock += 10
+    assert (roll.node_of("a"), roll.node_of("b"), asked()) == (100, 101, [])
+    gone = grid.nodes.pop(101)
+    clock += 10
+    begun = time.monotonic()
+    assert (roll.node_of("b"), asked()) == (None, [silent, refused])
+    assert 0.2 <= time.monotonic() - begun < 5
+    assert roll.refused[silent] == "took longer than 0.2 s"
+    assert "said what cannot be" in roll.refused[refused]
+    clock += 59
+    assert (roll.node_of("b"), roll.node_of("a"), asked()) == (None, 100, [])
+    clock += 2
+    assert (roll.node_of("b"), asked()) == (None, [silent, refused])
+    grid.nodes[105] = gone
+    clock += 10
+    assert (roll.node_of("b"), asked()) == (105, [105]), "it is back, and waits for nobody"
+
+
 def test_another_version_of_genfed_is_refused_with_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = some("fedavg")
     grid = Grid(sites(config, tmp_path / "sites"))
@@ -383,6 +571,41 @@ def test_a_site_runs_no_code_that_the_server_names(tmp_path: Path) -> None:
     assert "site a does not allow tests.app.toys:Paired; its SITE.toml would name it in allow" in outcome.error
     allowed = {name: {"allow": ["tests.app.toys:Paired"]} for name in NAMES}
     assert not serve(config, Grid(sites(config, tmp_path / "sites", **allowed)), tmp_path / "allowed").error
+
+
+def test_a_site_opens_no_model_that_it_has_not_allowed(tmp_path: Path) -> None:
+    config = some("fgl", evaluation={"every": 0})
+    assert read(config).method["fgl"].foundation.model == tiny_foundation()  # type: ignore[attr-defined]
+    files = sites(config, tmp_path / "sites", a={"allow": []})
+    assert serve(config, Grid(files), tmp_path / "run").error == (
+        "tell round 0: 2 of 3 clients answered and the quorum is 3; client 0: site a opens no foundation.model but "
+        '"shipped" and those that its SITE.toml names in allow'
+    )
+    left = own_site.read_audit(own_site.read_site(files[0]))
+    assert [(line.phase, line.says) for line in left][-1] == ("tell", ("failed",))
+
+
+def test_which_models_a_site_opens(tmp_path: Path) -> None:
+    (file, *_) = sites(some("fedavg"), tmp_path / "sites", a={"allow": ["some/model", "some/captioner"]})
+    config, task = own_site.read_site(file).config, Task("image", (3, 8, 8), ("a", "b"))
+    device = torch.device("cpu")
+    for kind in ("fgl", "oscar", "feddeo", "prompts_only", "fedlmg"):
+        for model, allowed in (("shipped", True), ("some/model", True), ("other/model", False), (str(tmp_path), False)):
+            method: Any = read_method({"kind": kind, "foundation": {"model": model}})
+            guarded: Any = own_site._guarded(method, config)
+            list(guarded.phases())
+            assert (guarded == method) is allowed
+            if not allowed:
+                with pytest.raises(GenfedError, match=r'^site a opens no foundation\.model but "shipped" and those'):
+                    guarded.foundation.load(task, device, "float32")
+    words = {"kind": "fgl", "level": "instance", "templates": ["{caption}"]}
+    for captioner, allowed in ((None, True), ("some/captioner", True), ("other/captioner", False)):
+        method = read_method(words | ({} if captioner is None else {"captioner": captioner}))
+        if allowed:
+            assert own_site._guarded(method, config) == method
+            continue
+        with pytest.raises(GenfedError, match=r"^site a opens no captioner but those that its SITE\.toml names in"):
+            own_site._guarded(method, config)
 
 
 def test_pooled_methods_are_refused(tmp_path: Path) -> None:
@@ -417,13 +640,13 @@ def test_a_check_says_whose_memory_will_not_do(tmp_path: Path, monkeypatch: pyte
 Spoil = Any
 
 
-def _spoiled(how: Spoil) -> Any:
-    """Answers in which client 1's training goes wrong."""
+def _spoiled(how: Spoil, phase: str = "train") -> Any:
+    """Answers in which client 1's part in a phase goes wrong."""
 
     def answer(handle: Any, message: Any, context: Any) -> Any:
         reply = flower._answered(handle, message, context)
         head, _ = flower.from_content(message.content)
-        if head.get("client") == 1 and head["step"]["phase"] == "train":
+        if head.get("client") == 1 and head["step"]["phase"] == phase:
             return how(reply, message)
         return reply
 
@@ -439,6 +662,22 @@ def _with(change: Any) -> Spoil:
     return how
 
 
+def _scored(**changes: Any) -> Spoil:
+    """Other scores."""
+
+    def how(reply: Any, message: Any) -> Any:
+        head, body = flower.from_content(reply.content)
+        scores = replace(unpack(Scores, body), **changes)
+        return flower.Message(flower.to_content(head, pack(scores)), reply_to=message)
+
+    return how
+
+
+def _deep(reply: Any, message: Any) -> Any:
+    reply.content.config_records["letter"]["head"] = '{"weight":' * 100_000
+    return flower.Message(reply.content, reply_to=message)
+
+
 def _first(tensors: dict[str, torch.Tensor]) -> str:
     return min(tensors)
 
@@ -451,7 +690,9 @@ def _first(tensors: dict[str, torch.Tensor]) -> str:
         (_with(lambda head, t: t.pop(_first(t))), "the tensor is missing"),
         (_with(lambda head, t: head.update(weight=-1.0)), "its weight is -1.0; a weight is above 0"),
         (_with(lambda head, t: head.update(metrics="none")), "lacks a weight, metrics or seconds"),
+        (_with(lambda head, t: head.update(weight=10**400)), "lacks a weight, metrics or seconds"),
         (lambda reply, m: flower.Message(flower.RecordDict({}), reply_to=m), "it is no letter of genfed's"),
+        (_deep, "it is no letter of genfed's"),
     ],
 )
 def test_a_reply_that_would_spoil_the_mean_is_left_out(tmp_path: Path, how: Spoil, says: str) -> None:
@@ -460,3 +701,35 @@ def test_a_reply_that_would_spoil_the_mean_is_left_out(tmp_path: Path, how: Spoi
     assert not outcome.error
     (trial,) = from_json((tmp_path / "run" / "report.json").read_text()).trials
     assert any(line.startswith("train round 0: client 1 left out: ") and says in line for line in trial.failures)
+
+
+NONE = torch.zeros(10, dtype=torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        (_scored(correct=NONE, total=NONE), "total is 0 in every class: it was scored on no examples"),
+        (_scored(correct=torch.tensor(1), total=torch.tensor(1)), "correct is torch.int64 (); torch.int64 (10,) is"),
+        (_scored(correct=NONE + 10**9, total=NONE + 1), "correct is below 0 or above total in a class"),
+        (_scored(own_accuracy={1: 1e9}), "own_accuracy is 1e+09; 0 to 1 is allowed"),
+        (_with(lambda head, t: head.update(seconds=10**400)), "lacks a weight, metrics or seconds"),
+        (_deep, "it is no letter of genfed's"),
+    ],
+)
+def test_scores_that_no_classifier_has_are_left_out(tmp_path: Path, how: Spoil, says: str) -> None:
+    config = some("fedavg", federation={"quorum": 0.5}, evaluation={"every": 0})
+    outcome = serve(config, Grid(sites(config, tmp_path / "sites"), _spoiled(how, "evaluate")), tmp_path / "run")
+    assert not outcome.error
+    (trial,) = from_json((tmp_path / "run" / "report.json").read_text()).trials
+    assert [score.client for score in trial.clients] == [0, 2]
+    assert 0 <= trial.accuracy <= 1
+    assert any(line.startswith("evaluate round 0: client 1 left out: ") and says in line for line in trial.failures)
+
+
+def test_a_metric_cannot_pass_for_a_score(tmp_path: Path) -> None:
+    config = some("fedavg", evaluation={"every": 0})
+    more = {"own_of": 1.0, "triggered": 1e9, "frechet": 1.0}
+    how = _spoiled(_with(lambda head, t: head["metrics"].update(more)), "evaluate")
+    assert not serve(config, Grid(sites(config, tmp_path / "sites"), how), tmp_path / "run").error
+    assert not any(more.keys() & row.keys() for row in rows_of(tmp_path / "run"))

@@ -21,6 +21,7 @@ from genfed.data.digits import Digits
 from genfed.learn.aggregation import Aggregation, aggregate
 from genfed.learn.alone import Alone
 from genfed.learn.averaging import Averaging, Classifiers
+from genfed.learn.evaluate import check_classifier
 from genfed.learn.fit import scaled
 from genfed.learn.synthetic import SyntheticSet, Wanted, synthesis
 from genfed.learn.training import Training, train
@@ -83,6 +84,13 @@ class Raises(Linear):
         if self.training:
             raise ValueError("this network cannot be trained")
         return super().forward(x)
+
+
+class Tells(Linear):
+    """Says what it should not when it is made."""
+
+    def __init__(self, task: Task) -> None:
+        raise ValueError("patient 17")
 
 
 class Diverges(Linear):
@@ -342,10 +350,13 @@ class Draws(Method[Drawn]):
     def phases(self) -> list[Phase[Drawn]]:
         collect = {"classifier": Collect()}
         return [
-            Phase("upload", self.keep, self.send, self.train, collect, changes_classifier=False),
+            Phase("upload", self.keep, self.send, self.train, collect, changes_classifier=False, check=self.check),
             synthesis("draw", self.wanted, self.draw, self.chunk),
             Phase("aggregate", self.teach, rounds=self.rounds),
         ]
+
+    def check(self, server: Server, info: ClientInfo, upload: Model) -> None:
+        check_classifier(server, info, upload.classifier)
 
     def send(self, server: Server, state: Drawn, info: ClientInfo) -> Nothing:
         return Nothing()

@@ -14,7 +14,7 @@ import genfed.app.trial as trials
 from genfed.app import registry
 from genfed.app.config import Config, read
 from genfed.app.trial import Run, read_checkpoint, with_evaluation
-from genfed.core.aggregate import ClientInfo, Mean
+from genfed.core.aggregate import ClientInfo, Collect, Mean
 from genfed.core.errors import GenfedError
 from genfed.core.method import leaves
 from genfed.core.record import Packed, digest, from_bytes, pack, to_bytes, unpack
@@ -55,6 +55,12 @@ def test_another_seed_differs(method: str, once: dict[str, Any], tmp_path: Path)
     losses = [[row["loss"] for row in rows if "loss" in row] for rows in (left["metrics"], once[method]["metrics"])]
     assert len(losses[0]) == len(losses[1]) > 0
     assert all(a != b for a, b in zip(*losses, strict=True))
+
+
+def test_an_upload_that_is_collected_is_looked_at(method: str) -> None:
+    for phase in leaves(read(tiny(method)).method[method].phases()):
+        if any(isinstance(how, Collect) for how in phase.aggregate.values()):
+            assert phase.check is not None, phase.name
 
 
 def test_workers_do_not_change_it(

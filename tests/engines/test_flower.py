@@ -57,7 +57,9 @@ def test_what_is_no_letter_is_refused() -> None:
     listed.config_records["letter"]["head"] = "[]"
     broken = flower.to_content({}, record())
     broken.array_records["tensors"]["weights"] = flower.Array("uint8", (3,), "safetensors", b"abc")
-    for content in (flower.RecordDict({}), foreign, listed, broken):
+    nested = flower.to_content({}, record())
+    nested.config_records["letter"]["head"] = "[" * 100_000
+    for content in (flower.RecordDict({}), foreign, listed, broken, nested):
         with pytest.raises(GenfedError):
             flower.from_content(content)
     flower.from_content(good)
@@ -155,6 +157,9 @@ def test_letters_on_their_way_are_bounded_by_number_and_by_size(monkeypatch: pyt
         ({"weight": True, "metrics": {}, "seconds": 0}, "its answer lacks a weight"),
         ({"weight": 1, "metrics": {"loss": None}, "seconds": 0}, "its answer lacks a weight"),
         ({"weight": 1, "metrics": [], "seconds": 0}, "its answer lacks a weight"),
+        ({"weight": 10**400, "metrics": {}, "seconds": 0}, "its answer lacks a weight"),
+        ({"weight": 1, "metrics": {"loss": -(10**400)}, "seconds": 0}, "its answer lacks a weight"),
+        ({"weight": 1, "metrics": {}, "seconds": 10**400}, "its answer lacks a weight"),
         ({"failed": "no such phase"}, "no such phase"),
     ],
 )

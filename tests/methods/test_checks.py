@@ -1,0 +1,130 @@
+"""Uploads that a server keeps singly are looked at before anything is made of them."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from genfed.app import registry
+from genfed.app.config import read
+from genfed.app.trial import Scores, check_scores
+from genfed.core.aggregate import ClientInfo
+from genfed.core.errors import GenfedError
+from genfed.core.method import Phase, Server, Task, leaves
+from genfed.core.rng import stream
+from genfed.generators.decoders import Decoder, OneShot, decoder_of
+from genfed.learn.evaluate import check_counts
+from genfed.learn.weights import Model, weights_of
+from genfed.methods.fedgen import Trained
+from genfed.methods.fedgh import Representations
+from tests.conftest import tiny
+
+TASK = Task("image", (1, 8, 8), ("a", "b", "c"))
+INFO = ClientInfo(0, "linear", 5)
+NUMBERS = torch.tensor([2, 0, 3])
+
+
+def server() -> Server:
+    return Server(
+        TASK, (INFO,), 0, stream(0), 0, torch.device("cpu"), "float32",
+        lambda name, rng: registry.new_network(name, TASK, rng),
+    )  # fmt: skip
+
+
+def method_of(label: str) -> Any:
+    return read(tiny(label)).method[label]
+
+
+def collecting(label: str) -> Phase[Any]:
+    return next(phase for phase in leaves(method_of(label).phases()) if phase.check)
+
+
+def refused(phase: Phase[Any], good: Any, changes: Mapping[str, tuple[Any, str]]) -> None:
+    assert phase.check is not None
+    phase.check(server(), INFO, good)
+    for field, (value, says) in changes.items():
+        with pytest.raises(GenfedError, match=says):
+            phase.check(server(), INFO, replace(good, **{field.partition(" ")[0]: value}))
+
+
+COUNTS = {
+    "labels": (torch.tensor([5]), r"counts are torch.int64 \(1,\); torch.int64 \(3,\) are allowed"),
+    "labels float": (NUMBERS.float(), r"counts are torch.float32 \(3,\)"),
+    "labels scalar": (torch.tensor(5), r"counts are torch.int64 \(\)"),
+    "labels negative": (torch.tensor([-1, 3, 3]), "counts do not add up to the 5 examples of the client"),
+    "labels huge": (torch.tensor([2**62, 2**62, 2**62]), "counts do not add up to the 5 examples"),
+    "labels none": (torch.zeros(3, dtype=torch.int64), "counts do not add up to the 5 examples"),
+}
+
+
+@pytest.mark.parametrize("label", ["fedcvae_ens", "fedcvae_kd"])
+def test_a_decoder_and_its_labels(label: str) -> None:
+    method: OneShot[Any] = method_of(label)
+    decoder = decoder_of(method.new_network(server(), torch.Generator()))
+    name = next(name for name, part in sorted(decoder.items()) if part.ndim and len(part) > 1)
+    others = {
+        "decoder": ({k: v for k, v in decoder.items() if k != name}, f"not that of the generator: '{name}' is not"),
+        "decoder more": (decoder | {"more": torch.zeros(1)}, "'more' is not as there"),
+        "decoder cut": (decoder | {name: decoder[name][:1]}, f"'{name}' is not as there"),
+        "decoder double": (decoder | {name: decoder[name].double()}, f"'{name}' is not as there"),
+    }
+    refused(collecting(label), Decoder(decoder, NUMBERS), COUNTS | others)
+
+
+def test_counts_of_fedgen() -> None:
+    check_counts(server(), INFO, NUMBERS)
+    counts = {field.replace("labels", "counts"): change for field, change in COUNTS.items()}
+    refused(collecting("fedgen"), Trained({}, {}, NUMBERS), counts)
+
+
+def test_representations_of_fedgh() -> None:
+    some, size = torch.tensor([True, False, True]), method_of("fedgh").dimension
+    wrong: dict[str, tuple[Any, str]] = {
+        "means": (torch.zeros(3, size + 1), rf"means is torch.float32 \(3, {size + 1}\); torch.float32 \(3, {size}\)"),
+        "means double": (torch.zeros(3, size).double(), "means is torch.float64"),
+        "present": (torch.tensor([1, 0, 1]), r"present is torch.int64 \(3,\); torch.bool \(3,\) is allowed"),
+        "present scalar": (torch.tensor(True), r"present is torch.bool \(\)"),
+        "present none": (torch.zeros(3, dtype=torch.bool), "present has no class"),
+    }
+    refused(collecting("fedgh"), Representations(torch.zeros(3, size), some), wrong)
+
+
+@pytest.mark.parametrize("label", ["feddf", "ensemble", "dense"])
+def test_a_classifier_that_is_asked_with_others(label: str) -> None:
+    weights = weights_of(registry.new_network("linear", TASK, torch.Generator()))
+    name = min(weights)
+    wrong = {
+        "classifier": (weights | {name: weights[name][:1]}, f"its classifier is no linear: '{name}' is not as there"),
+        "classifier huge": ({k: v * 1e30 for k, v in weights.items()}, "its classifier has diverged"),
+    }
+    refused(collecting(label), Model(weights), wrong)
+
+
+@pytest.mark.parametrize(
+    ("correct", "total", "own", "says"),
+    [
+        ([0, 0, 0], [0, 0, 0], {}, "total is 0 in every class: it was scored on no examples"),
+        (0, 0, {}, r"correct is torch.int64 \(\); torch.int64 \(3,\) is allowed"),
+        ([1, 1, 1], 3, {}, r"total is torch.int64 \(\); torch.int64 \(3,\) is allowed"),
+        ([1, 1], [1, 1], {}, r"correct is torch.int64 \(2,\)"),
+        ([1.0, 1.0, 1.0], [1, 1, 1], {}, r"correct is torch.float32 \(3,\)"),
+        ([10**9, 0, 0], [1, 0, 0], {}, "correct is below 0 or above total in a class"),
+        ([0, -1, 0], [1, 1, 1], {}, "correct is below 0 or above total in a class"),
+        ([0, 0, 0], [5, 0, -4], {}, "correct is below 0 or above total in a class"),
+        ([0, 0, 0], [1, 1, 1], {0: 1e9}, r"own_accuracy is 1e\+09; 0 to 1 is allowed"),
+        ([0, 0, 0], [1, 1, 1], {0: 0.5, 1: -0.1}, "own_accuracy is -0.1; 0 to 1 is allowed"),
+    ],
+)
+def test_scores_that_no_classifier_has(correct: Any, total: Any, own: dict[int, float], says: str) -> None:
+    with pytest.raises(GenfedError, match=says):
+        check_scores(server(), INFO, Scores(torch.tensor(correct), torch.tensor(total), own))
+
+
+@pytest.mark.parametrize(
+    ("correct", "total", "own"),
+    [([0, 0, 0], [1, 0, 0], {}), ([4, 0, 2], [4, 0, 2], {0: 1.0}), ([2**62, 0, 0], [2**62, 2**62, 0], {0: 0.0})],
+)
+def test_scores_that_a_classifier_may_have(correct: list[int], total: list[int], own: dict[int, float]) -> None:
+    check_scores(server(), INFO, Scores(torch.tensor(correct), torch.tensor(total), own))
