@@ -1,8 +1,8 @@
 """The papers' open questions about one-shot methods, answered in miniature: `python -m benchmarks.oneshot_questions`.
 
 Each question changes something about configs/oneshot-demo.toml (scikit-learn's digits in four looks, the model that
-ships, nothing tuned) and runs it with three seeds. Names of questions as arguments: those alone. Runs go to
-runs/oneshot-questions and are resumed there; the tables go to standard output.
+ships, nothing tuned) and runs it with three seeds, on one core, so that two can be asked side by side. Names of questions
+as arguments: those alone. Runs go to runs/oneshot-questions and are resumed there; the tables go to standard output.
 """
 
 import sys
@@ -57,10 +57,11 @@ def teachers() -> Iterator[Row]:
 
 
 def sizes() -> Iterator[Row]:
-    """Larger classifiers as teachers."""
+    """Larger classifiers as teachers; what they make is judged too."""
     for name in ("cnn1-bn", "cnn5-bn", "cnn10-bn"):
         yield Row(name, ("fedlmg", "ensemble"),
-                  [f'federation.architectures=["{name}"]', f"method.fedlmg.{STUDENT}", 'beside=["local"]'])  # fmt: skip
+                  [f'federation.architectures=["{name}"]', f"method.fedlmg.{STUDENT}", 'beside=["local"]',
+                   "quality.samples=400"])  # fmt: skip
 
 
 def images() -> Iterator[Row]:
@@ -216,7 +217,7 @@ COSTS: dict[str, Callable[[Trial], str]] = {
 
 
 def main(names: Sequence[str]) -> None:
-    """Runs the questions and prints a table for each: accuracy on the test part in %, mean ± sd over seeds."""
+    """Runs the questions and prints a table for each: accuracy in %, mean ± sd over seeds."""
     for name in names:
         question, rows = QUESTIONS[name]
         done = [(row, report(name, place, row)) for place, row in enumerate(rows())]
@@ -233,14 +234,16 @@ def main(names: Sequence[str]) -> None:
 def report(question: str, place: int, row: Row) -> Report:
     """Runs it, or goes on with it."""
     changes = [f"methods={list(row.methods)}".replace("'", '"'), f"seeds={list(SEEDS)}", *row.changes]
-    changes = ["quality.samples=0", "quality.flops=false", "evaluation.every=0", *changes]
+    changes = ["quality.samples=0", "quality.flops=false", "evaluation.every=0", "compute.threads=1", *changes]
     return genfed.run(read(CONFIG, changes), out=OUT / question / str(place), resume=True)
 
 
 def told(report: Report, label: str) -> str:
-    """Its accuracy."""
+    """Its accuracy, and how many of its images were of the class asked for, where they were judged."""
     scores = [100 * trial.accuracy for trial in report.of(label)]
-    return f"{fmean(scores):.1f} ± {stdev(scores):.1f}" if scores else "–"
+    right = [100 * trial.quality.right_class for trial in report.of(label) if trial.quality]
+    judged = f" ({fmean(right):.0f} % right)" if right else ""
+    return f"{fmean(scores):.1f} ± {stdev(scores):.1f}{judged}" if scores else "–"
 
 
 if __name__ == "__main__":
