@@ -17,8 +17,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from genfed.audits.candidates import by_heart, matched, pairs
-from genfed.audits.inversion import psnr, ssim, variation
 from genfed.audits.rates import AUC, mean, membership
+from genfed.audits.rebuilding import psnr, ssim, variation
 from genfed.audits.uploads import uploaded, uploading
 from genfed.core.audit import Audit, Case, Estimate, Findings, NotPossible, Picture, Reading
 from genfed.core.method import Data

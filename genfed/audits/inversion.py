@@ -2,10 +2,9 @@
 
 Geiping, Bauermeister, Dröge, Moeller, Inverting Gradients – How Easy Is It to Break Privacy in Federated Learning?,
 NeurIPS 2020, arXiv 2003.14053, Eq. 4. The label of a batch of one: Zhao, Mopuri, Bilen, iDLG: Improved Deep Leakage
-from Gradients, arXiv 2001.02610. SSIM: Wang, Bovik, Sheikh, Simoncelli, IEEE TIP 2004.
+from Gradients, arXiv 2001.02610.
 """
 
-from collections.abc import Sequence
 from typing import Annotated
 
 import torch
@@ -14,14 +13,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from genfed.audits.rates import mean
+from genfed.audits.rebuilding import ABOVE, Gradient, cosine, matched, search, sought
 from genfed.audits.uploads import uploading
-from genfed.core.audit import Audit, Case, Estimate, Findings, NotPossible, Picture, Reading
+from genfed.core.audit import Audit, Case, Estimate, Findings, Reading
 from genfed.core.rng import seeded
 from genfed.core.settings import settings
-from genfed.learn.fit import scaled, unscaled
 
-ABOVE, PSNR, SSIM, LABELS = "PSNR above a guess, dB", "PSNR, dB", "SSIM", "labels told right"
-Gradient = Sequence[Tensor]
+LABELS = "labels told right"
 
 
 @settings
@@ -47,8 +45,8 @@ class Inversion(Audit):
     """Weight of the image's total variation (α)."""
 
     def examine(self, case: Case) -> Findings:
-        if case.task.kind != "image":
-            raise NotPossible("the examples are no images")
+        images = sought(case, self.examples)
+        x, y = images.x, images.y
         uploading(case)
         server = case.server("inversion")
         architecture = case.holdings[0].client.architecture
@@ -56,18 +54,6 @@ class Inversion(Audit):
         with seeded(case.rng("inversion", "linear")):
             linear: nn.Module = nn.Sequential(nn.Flatten(), nn.Linear(case.train.x[0].numel(), len(case.task.classes)))
         linear = linear.to(case.device)
-        held = torch.randperm(len(case.held_out), generator=case.rng("inversion", "held out"))
-        mine = case.holdings[0].rows
-        rows = mine[torch.randperm(len(mine), generator=case.rng("inversion", "rows"))]
-        rows = rows[torch.isin(case.train.y[rows], case.held_out.y)][: self.examples]
-        if len(rows) < 2:
-            raise NotPossible("the first client has fewer than 2 examples of classes that are held out")
-        x, y = scaled(case.train.x[rows]), case.train.y[rows]
-        # The attacker's own: guesses, and what stands in for the client's in the control with nothing to find.
-        own = case.held_out[held]
-        of_class = [scaled(own.x[own.y == c]) for c in y.tolist()]
-        guess = torch.stack([images.mean(0) for images in of_class])
-        other = torch.stack([images[i % len(images)] for i, images in enumerate(of_class)])
 
         def told(name: str, network: nn.Module, sent: Tensor) -> tuple[dict[str, Estimate], Tensor]:
             case.tell(f"{len(x)} images, {self.steps} steps: {name}")
@@ -81,17 +67,12 @@ class Inversion(Audit):
                 found.append(made[matched(made, x[part])])
             rebuilt = torch.cat(found)
             right = (torch.cat(labels) == y).double()
-            numbers = {
-                ABOVE: psnr(rebuilt, x) - psnr(guess, x),
-                PSNR: psnr(rebuilt, x),
-                SSIM: ssim(rebuilt, x),
-                LABELS: right,
-            }
+            numbers = images.measures(rebuilt) | {LABELS: right}
             return {n: mean(v, case.rng("inversion", "bootstrap", name, n)) for n, v in numbers.items()}, rebuilt
 
         run, rebuilt = told("this run", network, x)
         control, _ = told("planted leak", linear, x)
-        null, _ = told("nothing to find", network, other)
+        null, _ = told("nothing to find", network, images.other)
         notes = (
             f"{architecture}, client {case.holdings[0].client.id}, batches of {self.batch}"
             + (", labels given." if self.batch > 1 else ", the label told from the update.")
@@ -101,33 +82,22 @@ class Inversion(Audit):
             "more steps, or restarts, than were made.",
             "Nothing to find: the update is of another image of the same class.",
         )
-        pictures = Picture(
-            "A client's images, what was rebuilt of them from its updates, and the guess that takes no update.",
-            ("client's image", "rebuilt", "guess"), torch.stack([unscaled(i) for i in (x, rebuilt, guess)]),
-        )  # fmt: skip
         reading = Reading("inverting gradients", ABOVE, 0.0, run, control, null)
-        return Findings((reading,), {"images": len(x), "steps of search": self.steps}, notes, (pictures,))
+        sizes = {"images": len(x), "steps of search": self.steps}
+        return Findings((reading,), sizes, notes, (images.picture(rebuilt),))
 
     def _search(
         self, network: nn.Module, gradient: Gradient, y: Tensor, shape: tuple[int, ...], rng: torch.Generator
     ) -> Tensor:
         """Images [n, C, H, W] whose gradient has the direction of the one given, on the CPU."""
         device = gradient[0].device
-        x = torch.randn(len(y), *shape, generator=rng).clamp_(-1, 1).to(device).requires_grad_()
-        adam = torch.optim.Adam([x], lr=self.learning_rate)
-        stages = [self.steps * k // 8 for k in (3, 5, 7)]
-        decay = torch.optim.lr_scheduler.MultiStepLR(adam, stages, 0.1)
-        for _ in range(self.steps):
-            like = gradients(network, x, y.to(device), create_graph=True)
-            loss = 1 - cosine(like, gradient) + self.smoothness * variation(x)
-            adam.zero_grad()
-            (x.grad,) = torch.autograd.grad(loss, [x])
-            x.grad.sign_()
-            adam.step()
-            decay.step()
-            with torch.no_grad():
-                x.clamp_(-1, 1)
-        return x.detach().cpu()
+        start = torch.randn(len(y), *shape, generator=rng).clamp_(-1, 1).to(device)
+
+        def misfit(x: Tensor) -> Tensor:
+            return 1 - cosine(gradients(network, x, y.to(device), create_graph=True), gradient)
+
+        rate, smoothness = self.learning_rate, self.smoothness
+        return search(start, misfit, steps=self.steps, learning_rate=rate, smoothness=smoothness)
 
 
 def gradients(network: nn.Module, x: Tensor, y: Tensor, create_graph: bool = False) -> list[Tensor]:
@@ -149,48 +119,3 @@ def told_label(network: nn.Module, gradient: Gradient) -> int | None:
     last = [module.bias for module in network.modules() if isinstance(module, nn.Linear)]
     places = [i for i, p in enumerate(_trained(network)) if last and p is last[-1]]
     return int(gradient[places[0]].argmin()) if places else None
-
-
-def cosine(a: Gradient, b: Gradient) -> Tensor:
-    """The cosine of the angle between two gradients."""
-    product = torch.stack([(u * v).sum() for u, v in zip(a, b, strict=True)]).sum()
-    norms = [torch.stack([g.square().sum() for g in each]).sum().sqrt() for each in (a, b)]
-    return product / (norms[0] * norms[1]).clamp(min=1e-12)
-
-
-def variation(x: Tensor) -> Tensor:
-    """Total variation: the mean absolute difference of neighbouring pixels, down and across."""
-    return x.diff(dim=-1).abs().mean() + x.diff(dim=-2).abs().mean()
-
-
-def matched(made: Tensor, real: Tensor) -> Tensor:
-    """Which of `made` stands for each of `real` [n]: the nearest pair first, then the nearest of those left."""
-    far = torch.cdist(real.flatten(1), made.flatten(1))
-    found = torch.empty(len(real), dtype=torch.int64)
-    for _ in range(len(real)):
-        of_real, of_made = divmod(int(far.argmin()), len(made))
-        found[of_real] = of_made
-        far[of_real], far[:, of_made] = torch.inf, torch.inf
-    return found
-
-
-def psnr(made: Tensor, real: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB of images in [−1, 1], [n]; 60 at most."""
-    error = (made - real).square().flatten(1).mean(1)
-    return (10 * torch.log10(4 / error.clamp(min=1e-12))).clamp(max=60)
-
-
-def ssim(made: Tensor, real: Tensor) -> Tensor:
-    """Structural similarity [n] of images in [−1, 1], taken to [0, 1], over windows of 7×7 (or as large as those)."""
-    size = min(7, *made.shape[2:])
-    a, b = (made.double() + 1) / 2, (real.double() + 1) / 2
-
-    def window(x: Tensor) -> Tensor:
-        return F.avg_pool2d(x, size, 1)
-
-    mean_a, mean_b = window(a), window(b)
-    var_a, var_b = window(a * a) - mean_a**2, window(b * b) - mean_b**2
-    both = window(a * b) - mean_a * mean_b
-    c1, c2 = 0.01**2, 0.03**2
-    top = (2 * mean_a * mean_b + c1) * (2 * both + c2)
-    return (top / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))).flatten(1).mean(1)

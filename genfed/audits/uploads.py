@@ -38,6 +38,22 @@ def uploading(case: Case) -> Phase[Any]:
     raise NotPossible(f"no client of {case.label} uploads a classifier")
 
 
+def stand_in(case: Case, info: ClientInfo, data: Data, *purpose: str | int) -> Client:
+    """A client that does its part anew, had it these examples; `purpose` names the draws. It has kept nothing."""
+    server = case.server("upload", info.id)
+    return Client(
+        info=replace(info, examples=len(data)),
+        task=case.task,
+        data=data.to(case.device),
+        kept=_Empty(),
+        rng=case.rng("upload", info.id, *purpose),
+        seed=case.seed,
+        device=case.device,
+        precision=server.precision,
+        new_network_of=server.new_network,
+    )
+
+
 def uploaded(case: Case, info: ClientInfo, data: Data, purpose: str) -> nn.Module:
     """The classifier that a client would upload in one more round, had it these examples: in eval mode, on the case's
     device. `purpose` names the draws.
@@ -48,17 +64,7 @@ def uploaded(case: Case, info: ClientInfo, data: Data, purpose: str) -> nn.Modul
     phase, server = uploading(case), case.server("upload", info.id)
     assert phase.work is not None
     assert phase.send is not None
-    client = Client(
-        info=replace(info, examples=len(data)),
-        task=case.task,
-        data=data.to(case.device),
-        kept=_Empty(),
-        rng=case.rng("upload", info.id, purpose),
-        seed=case.seed,
-        device=case.device,
-        precision=server.precision,
-        new_network_of=server.new_network,
-    )
+    client = stand_in(case, info, data, purpose)
     # By way of the wire, as in a run: work may change in place what it is sent.
     sent = unpack(phase.kinds[0], pack(phase.send(server, case.state, info)))
     upload = phase.work(client, sent).upload
@@ -75,5 +81,20 @@ def drawn(data: Data, shares: torch.Tensor, count: int, rng: torch.Generator) ->
     rows = torch.empty(count, dtype=torch.int64)
     for c in torch.unique(wanted).tolist():
         of_class, places = torch.nonzero(data.y == c).flatten(), wanted == c
+        rows[places] = of_class[torch.randint(len(of_class), (int(places.sum()),), generator=rng)]
+    return data[rows]
+
+
+def alike(data: Data, y: torch.Tensor, rng: torch.Generator) -> Data:
+    """An example of each of these classes [n], drawn with replacement.
+
+    Raises:
+        NotPossible: there is none of a class.
+    """
+    rows = torch.empty_like(y)
+    for c in torch.unique(y).tolist():
+        of_class, places = torch.nonzero(data.y == c).flatten(), y == c
+        if not len(of_class):
+            raise NotPossible(f"the attacker has no held-out example of class {c}: more held-out examples would help")
         rows[places] = of_class[torch.randint(len(of_class), (int(places.sum()),), generator=rng)]
     return data[rows]

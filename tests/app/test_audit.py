@@ -13,7 +13,7 @@ from genfed.app.config import decisive, read
 from genfed.core.errors import GenfedError
 from genfed.methods.centralised import Centralised
 from genfed.report.privacy import read_audits
-from tests.conftest import left_by, start, tiny
+from tests.conftest import GENERATIVE, TINY_GENERATORS, left_by, start, tiny
 
 SMALL: dict[str, Any] = {"membership_samples": {"samples": 40, "components": 4, "members": 60}}
 
@@ -164,6 +164,20 @@ def test_every_audit_can_be_made_of_a_run(run: Path) -> None:
     assert 'alt="training example"' in page
     assert 'alt="rebuilt"' in page
     assert 'alt="representative"' in page
+
+
+def test_audits_of_diffusion_can_be_made(tmp_path: Path) -> None:
+    small = {
+        "inversion_diffusion": {"examples": 2, "steps": 1},
+        "membership_conditions": {"clients": 1, "members": 20, "draws": 1, "planted_passes": 2},
+    }
+    config = tiny("gefl", "feddeo", audits=list(small), audit=small)
+    config["method"]["gefl"] = GENERATIVE | {"generator": TINY_GENERATORS["ddpm"]}
+    start(config, tmp_path / "run")
+    found = read_audits(tmp_path / "run")
+    assert found
+    made = {(r.audit, r.method) for r in found.results if not r.not_possible}
+    assert made == {("inversion_diffusion", "gefl"), ("membership_conditions", "feddeo")}, found.results
 
 
 def test_columns_of_a_table_are_sought(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from genfed.audits.inversion import ABOVE, LABELS, Inversion, gradients, matched, psnr, ssim, told_label
+from genfed.audits.inversion import LABELS, Inversion, gradients, told_label
+from genfed.audits.rebuilding import ABOVE, matched, psnr, ssim
 from genfed.core.audit import Case, NotPossible
 from genfed.core.method import Server
 from genfed.core.rng import seeded, stream

@@ -1,0 +1,141 @@
+"""Inversion of a diffusion model's update: a client's image, from one step of training on it.
+
+Gradient matching as Zhu, Liu, Han, Deep Leakage from Gradients, NeurIPS 2019, arXiv 1906.08935, and Geiping,
+Bauermeister, Dröge, Moeller, Inverting Gradients – How Easy Is It to Break Privacy in Federated Learning?, NeurIPS
+2020, arXiv 2003.14053, Eq. 4; here of the denoising loss, and of what Adam makes of its gradient.
+"""
+
+from collections.abc import Callable
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from genfed.audits.rates import mean
+from genfed.audits.rebuilding import ABOVE, Gradient, cosine, search, sought
+from genfed.core.audit import Audit, Case, Estimate, Findings, NotPossible, Reading
+from genfed.core.settings import settings
+from genfed.generators.ddpm import DDPMNetwork
+from genfed.generators.federated import Generative, loaded
+
+Form = Callable[[Gradient], list[Tensor]]
+"""What an optimiser's first step makes of a gradient, over its learning rate."""
+
+
+@settings
+class InversionDiffusion(Audit):
+    """Rebuilds a client's images from the update of a diffusion model after one step on one of them."""
+
+    sees = ("uploads",)
+    attacker = (
+        "The server, or whoever reads what a client sends it: they know the weights that the client began with (those "
+        "of the first round), its settings, its draws (step of the diffusion and noise: they follow from the run's "
+        "seed), the class, and the update after one step on one example, and have some real examples of the same kind. "
+        "The worst case: a client of the run takes many steps on many examples before it uploads, which hides more."
+    )
+
+    examples: Annotated[int, Field(ge=2)] = 4
+    """Images that are sought."""
+    steps: Annotated[int, Field(ge=1)] = 200
+    """Of the search, per image."""
+    learning_rate: Annotated[float, Field(gt=0)] = 0.1
+    """Of Adam on the signs of the gradient; a tenth of it after 3/8, 5/8 and 7/8 of the steps."""
+    smoothness: Annotated[float, Field(ge=0)] = 1e-3
+    """Weight of the image's total variation."""
+
+    def examine(self, case: Case) -> Findings:
+        images = sought(case, self.examples)
+        network = _denoiser(case)
+        x, y, draws = images.x, images.y, case.rng("inversion_diffusion", "draws")
+        t = torch.randint(network.config.steps, (len(x),), generator=draws)
+        noise = torch.randn(x.shape, generator=draws)
+
+        def told(name: str, form: Form, sent: Tensor) -> tuple[dict[str, Estimate], Tensor]:
+            case.tell(f"{len(x)} images, {self.steps} steps: {name}")
+            found = []
+            for i in range(len(x)):
+                one, label, step, eps = (part[i : i + 1].to(case.device) for part in (sent, y, t, noise))
+                given = label, step, eps
+                update = form(gradients(network, one, *given))
+                start = torch.randn(one.shape, generator=case.rng("inversion_diffusion", "start", i)).clamp_(-1, 1)
+                found.append(self._search(network, update, form, given, start.to(case.device)))
+            rebuilt = torch.cat(found)
+            rng = case.rng("inversion_diffusion", "bootstrap", name)
+            return {n: mean(v, rng) for n, v in images.measures(rebuilt).items()}, rebuilt
+
+        run, rebuilt = told("this run", first_of_adam, x)
+        control, _ = told("planted leak", first_of_sgd, x)
+        null, _ = told("nothing to find", first_of_adam, images.other)
+        notes = (
+            f"Client {case.holdings[0].client.id}, one step of Adam on one image, the class not hidden.",
+            "A guess is the mean of the attacker's own images of the class.",
+            "Planted leak: a step of SGD, which keeps a gradient's sizes, where Adam's first keeps little but signs.",
+            "Nothing to find: the update is of another image of the same class.",
+        )
+        reading = Reading("inverting a first step", ABOVE, 0.0, run, control, null)
+        sizes = {"images": len(x), "steps of search": self.steps}
+        return Findings((reading,), sizes, notes, (images.picture(rebuilt),))
+
+    def _search(
+        self,
+        network: DDPMNetwork,
+        update: Gradient,
+        form: Form,
+        given: tuple[Tensor, Tensor, Tensor],
+        start: Tensor,
+    ) -> Tensor:
+        """An image [1, C, H, W] whose update, with the class, step and noise given, has the direction of this one; on
+        the CPU.
+        """
+
+        def misfit(x: Tensor) -> Tensor:
+            found = gradients(network, x, *given, create_graph=True)
+            return 1 - cosine(softened(found) if form is first_of_adam else found, update)
+
+        rate, smoothness = self.learning_rate, self.smoothness
+        return search(start, misfit, steps=self.steps, learning_rate=rate, smoothness=smoothness)
+
+
+def gradients(
+    network: DDPMNetwork, x: Tensor, y: Tensor, t: Tensor, noise: Tensor, create_graph: bool = False
+) -> list[Tensor]:
+    """Of the denoising loss of images [n, C, H, W] of classes y [n] at the steps t [n], by parameter."""
+    with sdpa_kernel(SDPBackend.MATH):  # torch's other ways to attend have no second derivative
+        found = network.noise(network.diffusion.add_noise(x, noise, t), t, y)
+        loss = (found - noise).square().mean()
+        return list(
+            torch.autograd.grad(loss, list(network.parameters()), create_graph=create_graph, materialize_grads=True)
+        )
+
+
+def first_of_sgd(gradient: Gradient) -> list[Tensor]:
+    """The gradient itself."""
+    return list(gradient)
+
+
+def first_of_adam(gradient: Gradient) -> list[Tensor]:
+    """g/(√g² + ε), ε as torch has it: where moments are new, hardly more than signs."""
+    return [g / (g.abs() + 1e-8) for g in gradient]
+
+
+def softened(gradient: Gradient) -> list[Tensor]:
+    """What is matched in the place of Adam's first step, since a sign has no slope."""
+    return [g / (g.abs() + g.abs().mean() + 1e-12) for g in gradient]
+
+
+def _denoiser(case: Case) -> DDPMNetwork:
+    """The generator with the weights of the first round.
+
+    Raises:
+        NotPossible: no client uploads a diffusion model of images.
+    """
+    method = case.method
+    if not isinstance(method, Generative) or not method.generates:
+        raise NotPossible(f"no client of {case.label} uploads a generator of images")
+    server = case.server("inversion_diffusion")
+    network = loaded(method.generator, server, case.task, method.initial_generator(server, case.task))
+    if not isinstance(network, DDPMNetwork):
+        raise NotPossible(f"the generator of {case.label} is no diffusion model")
+    return network.eval()

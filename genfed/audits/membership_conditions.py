@@ -1,0 +1,183 @@
+"""Membership inference from what FGL's kin upload: conditions of the public diffusion model, made of examples.
+
+The attacks are our own, of known parts. Thresholds on a loss: Yeom, Giacomelli, Fredrikson, Jha, Privacy Risk in
+Machine Learning, CSF 2018, arXiv 1709.01604; here a diffusion model's denoising loss (Matsumoto, Miura, Yanai,
+Membership Inference Attacks against Diffusion Models, arXiv 2302.03262), less that under a reference (Watson, Guo,
+Cormode, Sablayrolles, On the Importance of Difficulty Calibration in Membership Inference Attacks, ICLR 2022).
+"""
+
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from genfed.audits.candidates import FEWEST, pairs
+from genfed.audits.rates import AUC, membership
+from genfed.audits.uploads import alike, stand_in
+from genfed.core.audit import Audit, Case, Findings, NotPossible, Reading
+from genfed.core.method import Data, Nothing
+from genfed.core.settings import settings
+from genfed.foundation.model import FoundationModel
+from genfed.foundation.prompted import ByConditions, ByPrompts, Told
+from genfed.foundation.settings import fitted
+from genfed.learn.fit import scaled
+
+ATTACKS = ("distance to the nearest condition", "denoising loss under the nearest condition")
+NAMES = ("this run", "planted leak", "nothing to find")
+
+
+@dataclass(frozen=True)
+class Target:
+    """A client under attack."""
+
+    pairs: tuple[Data, Data]
+    """Members and others, row by row of one class."""
+    alone: tuple[Tensor, Tensor]
+    """The condition that the client would make of each of them, [p, …]."""
+    uploads: tuple[Told, Told, Told]
+    """By name, as `NAMES`."""
+    planted: Tensor
+    """Rows of the pairs of whom the planted one is made."""
+    own: Told
+    """What the attacker makes of examples of their own."""
+
+
+@settings
+class MembershipConditions(Audit):
+    """Tells training examples by the prompts, mean embeddings or learnt descriptions that a client uploads."""
+
+    sees = ("uploads",)
+    attacker = (
+        "The server, or whoever reads what a client sends it: they have the conditions that the client uploads and the "
+        "public diffusion model, know how conditions are made, and have real examples of their own. They know the "
+        "example that they ask about, and its class."
+    )
+
+    clients: Annotated[int, Field(ge=1)] = 4
+    """Whose conditions are attacked, at most."""
+    members: Annotated[int, Field(ge=FEWEST)] = 400
+    """Training examples that are asked about over all of these clients, and as many others, at most."""
+    draws: Annotated[int, Field(ge=1)] = 8
+    """Of the noise, each at another step of the diffusion, over which a denoising loss is a mean."""
+    planted: Annotated[int, Field(ge=1)] = 1
+    """Of the planted leak: a client's only examples of each class."""
+    planted_passes: Annotated[int, Field(ge=1)] = 100
+    """Of that, where descriptions are learnt: how often each stands there."""
+
+    def examine(self, case: Case) -> Findings:
+        if not isinstance(case.method, ByConditions):
+            raise NotPossible(f"no client of {case.label} uploads conditions of a diffusion model")
+        targets = self._targets(case)
+        if all(_same(target.own, target.uploads[2]) for target in targets):
+            raise NotPossible(
+                f"clients of {case.label} would upload the same conditions, had they other examples of the same "
+                "classes: nothing in them depends on a single one"
+            )
+        model = case.method.foundation.load(case.task, case.device, case.server("conditions").precision)
+        numbers = []
+        for i, name in enumerate(NAMES):
+            case.tell(f"{name}: {len(targets)} clients")
+            members, others = (
+                torch.cat([self._scores(case, model, target, i, who) for target in targets], 1) for who in (0, 1)
+            )
+            rng = case.rng("conditions", "bootstrap", name)
+            numbers.append([membership(*both, rng) for both in zip(members, others, strict=True)])
+        readings = tuple(Reading(attack, AUC, 0.5, *of) for attack, *of in zip(ATTACKS, *numbers, strict=True))
+        passes = "" if isinstance(case.method, ByPrompts) else f", each {self.planted_passes} times over"
+        notes = (
+            "Distance: from the condition that the client would make of the example alone. The loss: how much less it "
+            "is than under conditions that the attacker makes, in the same way, of examples of their own.",
+            f"Planted leak: conditions made of {self.planted} of the members of each class{passes}, which alone are "
+            "asked about.",
+            "Nothing to find: conditions made of held-out examples, as many of each class as the client has.",
+        )
+        count = sum(len(target.pairs[0]) for target in targets)
+        return Findings(readings, {"clients": len(targets), "members": count, "non-members": count}, notes)
+
+    def _targets(self, case: Case) -> list[Target]:
+        """Clients whose conditions the server has, at most so many.
+
+        Raises:
+            NotPossible: there are none, or too few held-out examples.
+        """
+        sent = case.state.asked
+        holdings = tuple(h for h in case.holdings if h.client.id in sent.clients)[: self.clients]
+        if not holdings:
+            raise NotPossible("the server has no client's conditions")
+        asked, known = pairs(replace(case, holdings=holdings), self.members)
+        known = known[case.held_out.y[known].argsort(stable=True)]  # so that both parts have every class
+        own, fresh = case.held_out[known[::2]], case.held_out[known[1::2]]
+        targets = []
+        for place, (holding, each) in enumerate(zip(holdings, asked, strict=True)):
+            case.tell(f"client {place + 1} of {len(holdings)}: conditions of {2 * len(each.members)} examples")
+
+            def told(data: Data, *purpose: str | int, who: int = place) -> Told:
+                there: Told = case.method.tell(  # type: ignore[attr-defined]
+                    stand_in(case, holdings[who].client, data, "conditions", *purpose), Nothing()
+                ).upload
+                return Told(there.conditions.cpu(), there.labels.cpu())
+
+            both = (case.train[each.members], case.held_out[each.others])
+            alone = [
+                torch.cat([told(data[i : i + 1], "alone", who, i).conditions for i in range(len(data))])
+                for who, data in enumerate(both)
+            ]
+            few = torch.cat([torch.nonzero(both[0].y == c)[: self.planted, 0] for c in torch.unique(both[0].y)])
+            times = 1 if isinstance(case.method, ByPrompts) else self.planted_passes
+            y = case.train.y[holding.rows]
+            planted = told(both[0][few.repeat(times)], "planted")
+            null = told(alike(fresh, y, case.rng("conditions", "null", place)), "null")
+            reference = told(alike(own, y, case.rng("conditions", "own", place)), "own")
+            mine = sent.clients == holding.client.id
+            uploads = (Told(sent.conditions[mine].cpu(), sent.labels[mine].cpu()), planted, null)
+            targets.append(Target(both, (alone[0], alone[1]), uploads, few, reference))
+        return targets
+
+    def _scores(self, case: Case, model: FoundationModel, target: Target, upload: int, who: int) -> Tensor:
+        """By attack, [2, n], higher for members; of the planted upload for those alone that it is made of."""
+        rows = target.planted if NAMES[upload] == "planted leak" else slice(None)
+        data, alone = target.pairs[who][rows], target.alone[who][rows]
+        told, far = nearest(alone, data.y, target.uploads[upload])
+        reference, _ = nearest(alone, data.y, target.own)
+        rng = case.rng("conditions", "noise", who)
+        return torch.stack([-far, gain(model, data.x, told, reference, self.draws, rng)])
+
+
+def nearest(alone: Tensor, y: Tensor, told: Told) -> tuple[Tensor, Tensor]:
+    """Of the conditions of an example's class that were told, the nearest to its own: [n, …], and how far [n]."""
+    found, far = torch.empty_like(alone), torch.empty(len(alone))
+    for c in torch.unique(y).tolist():
+        of_class, rows = told.conditions[told.labels == c], y == c
+        apart = torch.cdist(alone[rows].float().flatten(1), of_class.float().flatten(1))
+        far[rows], place = apart.min(1)
+        found[rows] = of_class[place]
+    return found, far
+
+
+@torch.no_grad()
+def gain(
+    model: FoundationModel, x: Tensor, told: Tensor, reference: Tensor, draws: int, rng: torch.Generator
+) -> Tensor:
+    """How much less the noise in images is mistaken under the conditions `told` than under the reference [n]: the mean
+    over draws, at evenly spaced steps, on the same noise.
+    """
+    found = []
+    for rows in torch.split(torch.arange(len(x)), 64):
+        z = model.encode(fitted(scaled(x[rows]).to(model.device), model.image_shape))
+        total = torch.zeros(len(rows))
+        for draw in range(draws):
+            t, eps = int((draw + 0.5) / draws * model.steps), torch.randn(z.shape, generator=rng).to(model.device)
+            noisy = model.noisy(z, eps, t)
+            under, without = (
+                (model.eps(model.predict(noisy, t, asked[rows]), noisy, t) - eps).square().flatten(1).mean(1).cpu()
+                for asked in (told, reference)
+            )
+            total += without - under
+        found.append(total / draws)
+    return torch.cat(found)
+
+
+def _same(a: Told, b: Told) -> bool:
+    return a.conditions.shape == b.conditions.shape and torch.equal(a.conditions, b.conditions)
