@@ -27,7 +27,7 @@ from genfed.core.robust import Rule, robust
 from genfed.core.store import FolderStore, MemoryStore, Store
 from genfed.engines.ask import Ask, Engine
 from genfed.engines.site import Own, Shards, Step
-from genfed.learn.evaluate import Counts, hits, tally, weighted
+from genfed.learn.evaluate import Counts, check_form, hits, tally, weighted
 from genfed.report.results import EVALUATE, QUALITY, TRIGGERED, Row
 from genfed.secure.protocol import EXCHANGES, Secure
 
@@ -130,10 +130,8 @@ def check_scores(server: Server, info: ClientInfo, scores: Scores) -> None:
         GenfedError: counts of another type or shape, more right than there are, none at all, or an accuracy beyond 1.
     """
     classes = len(server.task.classes)
-    for name, counts in (("correct", scores.correct), ("total", scores.total)):
-        if counts.dtype != torch.int64 or counts.shape != (classes,):
-            allowed = f"torch.int64 ({classes},) is allowed"
-            raise GenfedError(f"{name} is {counts.dtype} {tuple(counts.shape)}; {allowed}")
+    check_form("correct", scores.correct, torch.int64, (classes,))
+    check_form("total", scores.total, torch.int64, (classes,))
     if not bool(((scores.correct >= 0) & (scores.correct <= scores.total)).all()):
         raise GenfedError("correct is below 0 or above total in a class")
     if not bool(scores.total.any()):

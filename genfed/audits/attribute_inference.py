@@ -60,11 +60,10 @@ class AttributeInference(Audit):
             asked[first], members=asked[first].members[: self.planted], others=asked[first].others[: self.planted]
         )
         new: list[nn.Module] = []
-        for owner in owners:
+        for owner, each in zip(owners, asked, strict=True):
             server = case.server("attribute_inference", owner.id)
             draws = case.rng("attribute_inference", "weights", owner.id)
-            rest = case.train[asked[len(new)].rest]
-            apart = rest if len(rest) >= FEWEST else case.held_out[known]
+            apart = case.train[each.rest] if len(each.rest) >= FEWEST else case.held_out[known]
             new.append(by_heart(server.new_network(owner.architecture, draws).cpu(), apart, self.apart_epochs, draws))
 
         def told(networks: Sequence[nn.Module], about: Sequence[Asked], column: str) -> dict[str, Estimate]:

@@ -77,12 +77,7 @@ def drawn(data: Data, shares: torch.Tensor, count: int, rng: torch.Generator) ->
     none are drawn.
     """
     there = torch.bincount(data.y, minlength=len(shares)) > 0
-    wanted = torch.multinomial(shares * there, count, replacement=True, generator=rng)
-    rows = torch.empty(count, dtype=torch.int64)
-    for c in torch.unique(wanted).tolist():
-        of_class, places = torch.nonzero(data.y == c).flatten(), wanted == c
-        rows[places] = of_class[torch.randint(len(of_class), (int(places.sum()),), generator=rng)]
-    return data[rows]
+    return alike(data, torch.multinomial(shares * there, count, replacement=True, generator=rng), rng)
 
 
 def alike(data: Data, y: torch.Tensor, rng: torch.Generator) -> Data:

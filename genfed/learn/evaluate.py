@@ -60,6 +60,16 @@ def weighted(counts: Counts, held: Tensor) -> float | None:
     return float((weights * counts.correct / counts.total.clamp(min=1)).sum() / weights.sum())
 
 
+def check_form(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    """Refuses a part of an upload that is of another type or shape; for `Phase.check`.
+
+    Raises:
+        GenfedError: it is.
+    """
+    if (tensor.dtype, tensor.shape) != (dtype, shape):
+        raise GenfedError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}; {dtype} {shape} is allowed")
+
+
 def check_counts(server: Server, info: ClientInfo, counts: Tensor) -> None:
     """Refuses an upload that is no count of the client's examples by class; for `Phase.check`.
 

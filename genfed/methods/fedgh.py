@@ -12,6 +12,7 @@ from genfed.core.aggregate import ClientInfo, Collect
 from genfed.core.errors import GenfedError
 from genfed.core.method import Client, Data, Phase, Reduced, Reply, Server, Slot, Weights
 from genfed.core.settings import settings
+from genfed.learn.evaluate import check_form
 from genfed.learn.fit import Player, cross_entropy, fit
 from genfed.learn.headed import ByRepresentation, Headed, class_sums
 from genfed.learn.training import Training, train
@@ -93,11 +94,8 @@ class FedGH(ByRepresentation[Header]):
             GenfedError: other shapes or types than representations have, or no class that is present.
         """
         classes = len(server.task.classes)
-        allowed = {"means": (torch.float32, (classes, self.dimension)), "present": (torch.bool, (classes,))}
-        for name, (dtype, shape) in allowed.items():
-            found: Tensor = getattr(upload, name)
-            if (found.dtype, found.shape) != (dtype, shape):
-                raise GenfedError(f"{name} is {found.dtype} {tuple(found.shape)}; {dtype} {shape} is allowed")
+        check_form("means", upload.means, torch.float32, (classes, self.dimension))
+        check_form("present", upload.present, torch.bool, (classes,))
         if not bool(upload.present.any()):
             raise GenfedError("present has no class; a client has examples of one or more")
 
