@@ -188,6 +188,9 @@ class Phase(Generic[S]):
     """(server, who, upload): raises GenfedError about one that `update` could not use; who sent it is left out."""
     draws_as: str | None = None
     """Of a phase whose part it is: the name after which clients' draws are named; None: its own."""
+    exchange: int | None = None
+    """Its place among the exchanges that stand for a phase; None: it stands for itself. In an exchange a client answers
+    once: asked again it gives the same reply, and once it has answered a later step, none but to the first of them."""
 
     def __post_init__(self) -> None:
         if self.work is None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 REPLY = "last.reply"
-"""The file of the last reply of a client that is protected by noise."""
+"""The file of the last reply of a client that is protected by noise or masks."""
 Precision = Literal["float32", "bfloat16"]
 NewNetwork = Callable[[str, Task, torch.Generator], "nn.Module"]
 """(architecture, task, rng) → a classifier initialised from rng."""
@@ -103,14 +103,16 @@ class KeptOnDisk:
         self._new[slot.name] = record
 
     def commit(self) -> None:
-        """Writes what was put. It survives a kill of the process; it is not forced to the disk, so after a power cut
-        a slot may be missing that a checkpoint counts on.
+        """Writes what was put; what later steps kept, which are now to be done again, goes. It survives a kill of the
+        process; it is not forced to the disk, so after a power cut a slot may be missing that a checkpoint counts on.
         """
         for slot, record in self._new.items():
             self._folder.mkdir(parents=True, exist_ok=True)
             save(record, self._file(slot, self._number), durable=False)
-            for old in sorted(v for v in self._versions(slot) if v < self._number)[:-1]:
-                self._file(slot, old).unlink(missing_ok=True)
+            versions = self._versions(slot)
+            older, later = sorted(v for v in versions if v < self._number), [v for v in versions if v > self._number]
+            for void in (*older[:-1], *later):
+                self._file(slot, void).unlink(missing_ok=True)
 
     def _check(self, slot: str, allowed: bool) -> None:
         if not allowed and slot not in (self._slots or ()):
@@ -142,8 +144,8 @@ class Site:
         """`kept` is the folder of what clients keep. A phase named "evaluate" may read every slot. `counts_flops`: in
         the first round of each other phase a reply's metrics get "flops", and "parameters": the numbers in what the
         client was sent, or in the largest network that it made, whichever is more. `attack`: what some clients do in
-        the place of their part. With a `guard` each round is charged to the client's budget, and its reply is kept:
-        asked again, the client gives the same, not one with other noise.
+        the place of their part. With a `guard` each round is charged to the client's budget. Its reply is then kept, as
+        is one to an exchange: asked again, the client gives the same, not one with other noise or masks.
         """
         self._guard = guard
         self._phases, self._shards, self._kept, self._seed = phases, shards, kept, seed
@@ -167,12 +169,14 @@ class Site:
             raise GenfedError(f"there is no phase {step.phase!r} in which clients work; there are: {', '.join(asked)}")
         kept = KeptOnDisk(self._kept / str(client), step.number, None if step.phase == "evaluate" else phase.slots)
         folder, private = self._kept / str(client), None
-        if self._guard is not None and step.phase == "evaluate":
-            private = nothing_allowed()
-        elif self._guard is not None:
-            if (before := replied(folder, step)) is not None:
-                return before
-            private = self._guard.admit(client, folder, step.phase, step.round, step.number)
+        remembers = phase.exchange is not None or (self._guard is not None and step.phase != "evaluate")
+        if remembers and (before := replied(folder, step, phase.exchange)) is not None:
+            return before
+        if self._guard is not None:
+            scores = step.phase == "evaluate"
+            private = (
+                nothing_allowed() if scores else self._guard.admit(client, folder, step.phase, step.round, step.number)
+            )
         about = self.client(replace(step, phase=phase.draws_as or step.phase), client, kept)
         bad = self._attack if client in self._attackers and step.phase != "evaluate" else None
         bad = bad if bad and bad.meets(phase) else None
@@ -195,8 +199,8 @@ class Site:
             metrics |= {"flops": float(flops.count), "parameters": float(max(sizes))}
         if private is not None:
             private.finish()
-        if private is not None and step.phase != "evaluate":
-            metrics = {}  # losses and the like depend on the examples, and no noise was added to them
+            if step.phase != "evaluate":
+                metrics = {}  # losses and the like depend on the examples, and no noise was added to them
         upload = pack(reply.upload)
         if bad:
             upload = bad.upload(sent, upload, stream(self._seed, "attack", step.phase, step.round, client))
@@ -204,7 +208,7 @@ class Site:
         sound(answer)
         try:
             kept.commit()  # only with a reply that can be used: moments that diverged would spoil every later round
-            if private is not None and step.phase != "evaluate":
+            if remembers:
                 keep_reply(folder, step, answer)  # last: once it is there, nothing is trained or charged again
         except OSError as error:
             raise StorageError(f"client {client} cannot keep its records: {error}") from None
@@ -250,12 +254,21 @@ def keep_reply(folder: Path, step: Step, answer: Answer) -> None:
     save(reply, folder / REPLY)
 
 
-def replied(folder: Path, step: Step) -> Answer | None:
-    """The reply to this step, if it is the last that was kept."""
+def replied(folder: Path, step: Step, exchange: int | None = None) -> Answer | None:
+    """The reply to this step, if it is the last that was kept; `exchange` is that of its phase.
+
+    Raises:
+        GenfedError: it is an exchange, not the first, and the client has answered a later step since: two answers to
+            one question could uncover what masks hide.
+    """
     if not (folder / REPLY).exists():
         return None
     kept = load(Replied, folder / REPLY)
     if (kept.phase, kept.number) != (step.phase, step.number):
+        if exchange and kept.number >= step.number:
+            raise GenfedError(
+                f"it has answered {kept.phase} since, and answers {step.phase} of an earlier step no more"
+            )
         return None
     return Answer(Packed(kept.tensors, kept.skeleton), kept.weight, {}, kept.seconds)
 

@@ -8,7 +8,7 @@ import os
 import random
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Generic, TypeVar
 
 import torch
@@ -205,7 +205,7 @@ def secure(phase: Phase[Any], how: Secure) -> list[Phase[Any]]:
     masked.__annotations__ = {"sent": Work[kind_sent], "return": Reply[Masked]}  # type: ignore[valid-type]
     names = [f"{phase.name}.{exchange}" for exchange in EXCHANGES]
     collect = Collect()
-    return [
+    parts = [
         Phase(names[0], rounds.keep_keys, rounds.send_nothing, rounds.keys, {"sealing": collect, "masking": collect},
               slots=(SECRETS,)),
         Phase(names[1], rounds.keep_shares, rounds.send_circle, rounds.shares, {"sealed": collect}, slots=(SECRETS,)),
@@ -213,6 +213,7 @@ def secure(phase: Phase[Any], how: Secure) -> list[Phase[Any]]:
               slots=(SECRETS, *phase.slots), draws_as=phase.name),
         Phase(names[3], rounds.keep_revealed, rounds.send_ended, rounds.reveal, {"shares": collect}, slots=(SECRETS,)),
     ]  # fmt: skip
+    return [replace(part, exchange=place) for place, part in enumerate(parts)]
 
 
 class _Rounds:
@@ -247,6 +248,8 @@ class _Rounds:
 
     def shares(self, client: Client, sent: Circle) -> Reply[Sealed]:
         me, secrets = client.info.id, _kept(client)
+        if secrets.circle:
+            raise GenfedError("its keys have served a round: it makes new ones first")
         own, mine, sealed = {}, {}, {}
         for group, circle in sent.circle.items():
             if len({key.masking for key in circle.values()}) < len(circle):
@@ -329,6 +332,7 @@ class _Rounds:
                 both = unseal(key, bytes.fromhex(secrets.inbox[group][other]))
                 half = len(both) // 2
                 shown[group][other] = (both[:half] if other in stayed else both[half:]).hex()
+        client.kept.put(SECRETS, Secrets("", "", {}, {}, {}, {}))  # nobody is shown more of this round
         return Reply(Revealed(shown))
 
     def keep_revealed(self, server: Server, session: Session, got: Reduced) -> Session:
@@ -375,7 +379,7 @@ def _enough(count: int, needed: int, group: str) -> None:
 
 def _kept(client: Client) -> Secrets:
     secrets = client.kept.get(SECRETS)
-    if secrets is None:
+    if secrets is None or not secrets.masking:
         raise GenfedError("it has no secrets of this round: it took no part in the exchange before")
     return secrets
 

@@ -1,17 +1,26 @@
 """Runs whose server learns sums alone."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from genfed.app import federation
 from genfed.app.config import read
-from genfed.app.trial import read_checkpoint
+from genfed.app.run import load_data
+from genfed.app.site import new_site, new_trial
+from genfed.app.trial import read_checkpoint, server_of
+from genfed.core.aggregate import Fold
 from genfed.core.errors import GenfedError
+from genfed.core.method import Reduced, leaves
+from genfed.core.record import Packed, digest, pack, unpack
+from genfed.engines.site import Step
 from genfed.report.metrics import read as read_metrics
 from genfed.report.privacy import read_audits
+from genfed.secure.protocol import Session, secure
 from tests.conftest import start, tiny
 
 LINEAR: dict[str, Any] = {
@@ -106,3 +115,72 @@ def test_no_single_upload_is_there_to_be_audited(tmp_path: Path) -> None:
     found = read_audits(tmp_path / "run")
     assert found
     assert found.results[0].not_possible == "uploads were sent under masks: nobody has a single one to attack"
+
+
+class Curious:
+    """A server that asks one client of a round what it likes."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        config = read(tiny("fedavg", **LINEAR, secure={}))
+        shards = federation.share_out(config, load_data(config), 0)
+        trial = new_trial(config, tmp_path, "fedavg", 0, shards, "")
+        assert trial.secure is not None
+        self.site, self.server = new_site(trial), server_of(trial, 0, "train")
+        self.clients, self.session = shards.clients, Session(trial.method.init(server_of(trial, 0, "init")))
+        (phase,) = leaves(trial.method.phases())
+        self.exchanges = secure(replace(phase, rounds=1), trial.secure)
+
+    def asks(self, place: int, client: int, number: int | None = None, session: Session | None = None) -> Packed:
+        exchange = self.exchanges[place]
+        assert exchange.send is not None
+        sent = pack(exchange.send(self.server, session or self.session, self.clients[client]))
+        return self.site.work(Step(exchange.name, 0, place if number is None else number), client, sent).upload
+
+    def goes_on(self, place: int) -> None:
+        exchange = self.exchanges[place]
+        fold = Fold(exchange.aggregate, list(self.clients))
+        for info in self.clients:
+            fold.add(info, unpack(exchange.kinds[1], self.asks(place, info.id)), 1.0)
+        self.session = exchange.update(self.server, self.session, Reduced(fold.finish(), self.clients))
+
+
+def without(session: Session, client: int) -> Session:
+    """As if that one had left before its masked upload."""
+    return replace(
+        session, stayed={group: tuple(i for i in ids if i != client) for group, ids in session.stayed.items()}
+    )
+
+
+def test_a_client_answers_an_exchange_once(tmp_path: Path) -> None:
+    """Two answers would give the server both secrets of a neighbour, or a mask, and with them an upload."""
+    server = Curious(tmp_path)
+    for place in range(3):
+        server.goes_on(place)
+    masked = digest(server.asks(2, 0))
+    assert digest(server.asks(2, 0, session=replace(server.session, circle={}))) == masked
+    with pytest.raises(GenfedError, match=r"has answered train\.masked since, and answers train\.shares .* no more"):
+        server.asks(1, 0)
+    honest = digest(server.asks(3, 0))
+    assert digest(server.asks(3, 0, session=without(server.session, 1))) == honest, "the same shares, of one secret"
+    for number in (4, 7):
+        with pytest.raises(GenfedError, match="it has no secrets of this round"):
+            server.asks(3, 0, number, without(server.session, 1))
+        with pytest.raises(GenfedError, match="it has no secrets of this round"):
+            server.asks(2, 0, number)
+    with pytest.raises(GenfedError, match=r"has answered train\.reveal since"):
+        server.asks(2, 0)
+
+
+def test_a_round_done_again_has_new_keys_and_nothing_of_the_old(tmp_path: Path) -> None:
+    server = Curious(tmp_path)
+    for place in range(3):
+        server.goes_on(place)
+    old, first = server.session, {place: digest(server.asks(place, 1)) for place in (2,)}
+    server.goes_on(0)
+    with pytest.raises((GenfedError, KeyError)):
+        server.asks(3, 0, session=old)
+    for place in (1, 2):
+        server.goes_on(place)
+    assert digest(server.asks(2, 1)) != first[2], "other masks"
+    with pytest.raises(GenfedError, match="its keys have served a round: it makes new ones first"):
+        server.asks(1, 0, 9)

@@ -247,7 +247,7 @@ def test_both_secrets_of_one_client_are_never_given() -> None:
     from genfed.secure.protocol import Ended, Secrets
 
     kept = Kept()
-    kept.put(SECRETS, Secrets("", "", {"": {}}, {}, {"": ""}, {"": {}}))
+    kept.put(SECRETS, Secrets("", "00", {"": {}}, {}, {"": ""}, {"": {}}))
     about = replace(client_of(ONE, 2), kept=kept)
     reveal = secure(PHASE, ALL)[3].work
     assert reveal is not None
@@ -294,7 +294,7 @@ def test_a_client_knows_the_smallest_group_too() -> None:
 
     circle = {"": {1: Keys("", ""), 2: Keys("", "")}}
     kept = Kept()
-    kept.put(SECRETS, Secrets("", "", circle, {}, {"": ""}, {"": {}}))
+    kept.put(SECRETS, Secrets("", "00", circle, {}, {"": ""}, {"": {}}))
     reveal = secure(PHASE, Secure(threshold=0.51))[3].work
     assert reveal is not None
     with pytest.raises(GenfedError, match="2 clients are left, and 3 are needed"):
