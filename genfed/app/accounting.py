@@ -5,6 +5,7 @@ import logging
 import math
 import warnings
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
@@ -14,6 +15,19 @@ from genfed.core.errors import GenfedError
 log = logging.getLogger(__name__)
 Mechanism = tuple[float, float, int]
 """(noise multiplier, rate, steps)"""
+
+
+class Limit(Protocol):
+    """What a budget is counted by."""
+
+    @property
+    def epsilon(self) -> float | None: ...
+    @property
+    def delta(self) -> float: ...
+    @property
+    def accountant(self) -> Accountant: ...
+
+
 WITHIN = 1.01
 """A noise multiplier is at most so many times the smallest that would do."""
 
@@ -40,7 +54,7 @@ def _epsilon(mechanisms: tuple[Mechanism, ...], delta: float, accountant: Accoun
         return float(found.get_epsilon(delta, **orders))
 
 
-def holds(mechanisms: Sequence[Mechanism], budget: Budget) -> bool:
+def holds(mechanisms: Sequence[Mechanism], budget: Limit) -> bool:
     """Whether the budget holds these; without a target it holds everything."""
     if budget.epsilon is None:
         return True

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from genfed.app import registry
 from genfed.app.config import Config, flat
-from genfed.app.protection import protection_of
+from genfed.app.protection import protection_of, spent_in
 from genfed.app.site import classifier, new_site, trial_folder
 from genfed.app.trial import Checkpoint, Run, Trial, read_checkpoint, server_of
 from genfed.core.aggregate import Aggregate, ClientInfo, Mean
@@ -63,7 +63,7 @@ def attack(config: Config, trial: Trial, labels: Sequence[str], run: Path, notif
 
 def _private(trial: Trial) -> str:
     """What differential privacy a finished trial has, in a few words; empty: none."""
-    found = protection_of(trial)
+    found = protection_of(trial, spent_in(trial))
     if found is None or found.epsilon is None or found.reproducible_noise:
         return ""
     guarantee = f"ε = {found.epsilon:.2f} at δ = {found.delta:g} for every {found.level} over all phases"

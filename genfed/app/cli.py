@@ -443,6 +443,24 @@ def site_audit_log(site: Annotated[Path, typer.Argument(help="The site's TOML fi
         console.print(f"{line.at}  {where}{seed}  {line.bytes} bytes: {what}", soft_wrap=True)
 
 
+@site_app.command("budget")
+def site_budget(site: Annotated[Path, typer.Argument(help="The site's TOML file.", show_default=False)]) -> None:
+    """Show what each run has cost the privacy of this site's examples, and what is left of its budget."""
+    from rich.table import Table
+
+    from genfed.app.own_budget import table_of
+    from genfed.app.own_site import read_site
+
+    here = read_site(site)
+    if here.config.privacy is None:
+        raise GenfedError(f"{site} has no [privacy]: give it an epsilon and a delta, and runs are charged to them")
+    table = Table("run", "method", "seed", "steps", "ε", "ε with all before")
+    for row in table_of(here.folder, here.config.privacy):
+        table.add_row(*row)
+    _output().print(table)
+    _output().print(f"budget: ε = {here.config.privacy.epsilon:g} at δ = {here.config.privacy.delta:g}")
+
+
 @app.command(name="list")
 def list_(
     what: Annotated[

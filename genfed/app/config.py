@@ -288,6 +288,12 @@ def method_table(method: Method[Any]) -> Table:
     return table
 
 
+def settings_table(some: object) -> Table:
+    """Any settings as a table; `build` reads it."""
+    table: Table = _dump(some)
+    return table
+
+
 def read_method(table: Table, at: str = "method") -> Method[Any]:
     """A method from its table; `at` is the table's dotted key.
 

@@ -18,21 +18,24 @@ from pydantic import Field, InstanceOf
 from torch import nn
 
 from genfed import __version__
-from genfed.app import federation, registry
-from genfed.app.config import build, read_method
+from genfed.app import federation, own_budget, registry
+from genfed.app.config import Accountant, Compute, Federation, Privacy, build, read_method
+from genfed.app.protection import check_architecture, check_method, check_precision, planned_cost, spent_in
 from genfed.app.run import PATHS, load_source
-from genfed.app.trial import with_evaluation
+from genfed.app.site import new_site
+from genfed.app.trial import Trial
 from genfed.core.aggregate import ClientInfo
 from genfed.core.errors import GenfedError, RecordError, StorageError
-from genfed.core.method import Data, Method, Task
+from genfed.core.method import Data, Method, Task, leaves
 from genfed.core.record import Packed, load, pack, save
 from genfed.core.rng import stream
 from genfed.core.settings import settings
 from genfed.data.dataset import Source
-from genfed.engines.site import Shards, Site
+from genfed.engines.site import Shards
 from genfed.foundation.model import FoundationModel
 from genfed.foundation.settings import Foundation
 from genfed.learn.weights import Model, weights_of
+from genfed.secure.protocol import Secure
 
 log = logging.getLogger(__name__)
 LOG, AUDIT, DATA = "site.log", "audit.jsonl", "data.safetensors"
@@ -51,6 +54,18 @@ class Link:
     """The site's private key, by which the server knows it; empty: it shows none, and most servers refuse it."""
     insecure: bool = False
     """Without TLS: anybody on the way reads all that travels. For a trial on one machine."""
+
+
+@settings
+class Lifetime:
+    """The budget of every example of a site over all runs that it takes part in, together."""
+
+    epsilon: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    """ε, which is not passed."""
+    delta: Annotated[float, Field(gt=0, lt=1)]
+    """δ: well below one over the number of the site's examples."""
+    accountant: Accountant = "prv"
+    """How Opacus adds up what rounds cost; "rdp" is faster, and looser."""
 
 
 @settings
@@ -76,6 +91,11 @@ class SiteConfig:
     """"cpu", "cuda" or "cuda:1"."""
     threads: Annotated[int, Field(ge=1, le=1024)] = 1
     """Of its work. Another number may change the last bits."""
+    privacy: Lifetime | None = None
+    """What it may cost an example of the site to take part, over all runs; whoever does not train by DP-SGD is then
+    refused. Left out: as the run has it."""
+    minimum_group: Annotated[int, Field(ge=2)] | None = None
+    """Uploads leave under masks alone ([secure]), in sums of at least so many. Left out: as the run has it."""
     allow: tuple[str, ...] = ()
     """What the server may ask for: methods and the like by "package.module:Class" (genfed's own always are), and the
     models that its methods open here, foundations (but the shipped one) and captioners, by the name that the server's
@@ -208,7 +228,9 @@ def handle(head: Mapping[str, Any], body: Packed, node: Mapping[str, Any]) -> tu
         version = head.get("genfed")
         if version != __version__:
             raise GenfedError(f"the server has genfed {version}, and site {site.config.name} has {__version__}")
-        ask = {"hello": _hello, "initial": _initial, "work": _work}.get(str(head.get("ask")))
+        ask = {"hello": _hello, "initial": _initial, "prepare": _prepare, "work": _work, "spent": _spent}.get(
+            str(head.get("ask"))
+        )
         if ask is None:
             raise GenfedError(f"site {site.config.name} does not answer to {head.get('ask')!r}")
         answer, upload = ask(site, head, body)
@@ -264,6 +286,7 @@ def _hello(site: Here, head: Mapping[str, Any], body: Packed) -> tuple[dict[str,
         "device": config.device,
         "memory": _free_memory(),
         "clock": datetime.datetime.now(datetime.UTC).timestamp(),
+        "demands": config.privacy is not None or config.minimum_group is not None,
     }, Packed({}, "{}")
 
 
@@ -274,32 +297,92 @@ def _initial(site: Here, head: Mapping[str, Any], body: Packed) -> tuple[dict[st
     return {}, pack(Model(weights_of(network)))
 
 
+def _prepare(site: Here, head: Mapping[str, Any], body: Packed) -> tuple[dict[str, Any], Packed]:
+    """Refuses a run before training, all its trials together. Nothing is charged or written."""
+    trials = [_trial(site, json.loads(text), int(head["client"])) for text in head["open"]]
+    ahead = [mechanism for trial in trials for mechanism in planned_cost(trial, int(head["client"]))]
+    if site.config.privacy is not None:
+        own_budget.check_ahead(site.folder, site.config.privacy, ahead)
+    return {}, Packed({}, "{}")
+
+
+def _spent(site: Here, head: Mapping[str, Any], body: Packed) -> tuple[dict[str, Any], Packed]:
+    """What a trial cost so far, as mechanisms: these follow from its settings and the number of examples."""
+    trial = _trial(site, json.loads(head["open"]), int(head["client"]))
+    return {"mechanisms": spent_in(trial)[int(head["client"])]}, Packed({}, "{}")
+
+
 def _work(site: Here, head: Mapping[str, Any], body: Packed) -> tuple[dict[str, Any], Packed]:
     from genfed.engines.flower import worked
 
-    return worked(_opened(site, json.loads(head["open"]), int(head["client"])), dict(head), body)
+    config, about = site.config, json.loads(head["open"])
+    trial = _trial(site, about, int(head["client"]))
+    guard = None
+    if config.privacy is not None:
+        guard = own_budget.OwnBudgets(trial, site.folder, config.privacy, f"{about['run']} {trial.label} {trial.seed}")
+    here = new_site(trial, lambda name, task, rng: _new_network(config, name, task, rng), guard)
+    return worked(here, dict(head), body)
 
 
-def _opened(site: Here, about: Mapping[str, Any], client: int) -> Site:
-    """The trial that the server speaks of, at this site."""
+def _trial(site: Here, about: Mapping[str, Any], client: int) -> Trial:
+    """The trial that the server speaks of, at this site: of the other clients it knows how many there are.
+
+    Raises:
+        GenfedError: it asks for what the site does not give.
+    """
     config, holding = site.config, holding_of(site)
     _check_names(about["method"], config)
-    method = _guarded(read_method(about["method"], f"method.{about['label']}"), config)
-    info = ClientInfo(client, config.architecture, len(holding.train))
+    label = _plain(about["label"])
+    method = _guarded(read_method(about["method"], f"method.{label}"), config)
     if list(holding.task.classes) != about["classes"]:
         raise GenfedError(f"the classes of site {config.name} are no longer those agreed on: begin the run anew")
-    device = torch.device(config.device)
-    return Site(
+    federation_ = build(Federation, about["federation"], "federation.")
+    everybody = range(federation_.clients)
+    of = {client: ClientInfo(client, config.architecture, len(holding.train))}
+    trial = Trial(
+        label=label,
+        seed=int(about["seed"]),
+        method=method,
         # Not scored on data like its own: its held-out examples are its own already.
-        with_evaluation(method, holding.held_out.to(device)),
-        Shards(holding.task, (info,), ((0, len(holding.train)),), holding.train, holding.held_out),
-        site.folder / "runs" / _plain(about["run"]) / _plain(about["label"]) / f"seed-{int(about['seed'])}",
-        int(about["seed"]),
-        lambda name, task, rng: _new_network(config, name, task, rng),
-        config.device,
-        about["precision"],
-        bool(about["flops"]),
+        shards=Shards(
+            holding.task,
+            tuple(of.get(i, ClientInfo(i, "", 0)) for i in everybody),
+            tuple((0, len(holding.train) if i == client else 0) for i in everybody),
+            holding.train,
+            holding.held_out,
+        ),
+        folder=site.folder / "runs" / _plain(about["run"]) / label / f"seed-{int(about['seed'])}",
+        identity="",
+        federation=federation_,
+        compute=Compute(device=config.device, threads=config.threads, precision=about["precision"]),
+        evaluate_every=0,
+        counts_flops=bool(about["flops"]) and about["privacy"] is None,
+        secure=None if about["secure"] is None else build(Secure, about["secure"], "secure."),
+        privacy=None if about["privacy"] is None else build(Privacy, about["privacy"], "privacy."),
     )
+    _check_demands(config, trial)
+    return trial
+
+
+def _check_demands(config: SiteConfig, trial: Trial) -> None:
+    """Refuses a trial that does not protect the site as its file demands, or not as the run says."""
+    privacy = trial.privacy
+    if config.privacy is not None and privacy is None:
+        raise GenfedError("it takes part under [privacy] alone, since its file has a privacy budget")
+    if privacy is not None:
+        if config.privacy is not None and privacy.reproducible_noise:
+            raise GenfedError("it takes no privacy.reproducible_noise: who knows the seed knows the noise")
+        check_precision(trial.compute.precision)
+        check_method(trial.label, trial.method)
+        check_architecture(config.architecture, trial.shards.task)
+    if config.minimum_group is not None and any(phase.aggregate for phase in leaves(trial.method.phases())):
+        if trial.secure is None:
+            raise GenfedError(f"it uploads under [secure] alone, and {trial.label} would without masks")
+        if trial.secure.minimum_group < config.minimum_group:
+            raise GenfedError(
+                f"secure.minimum_group = {trial.secure.minimum_group}: it needs sums of {config.minimum_group} uploads "
+                "or more"
+            )
 
 
 def _new_network(config: SiteConfig, name: str, task: Task, rng: torch.Generator) -> nn.Module:
@@ -392,7 +475,7 @@ class Left:
 def _about(head: Mapping[str, Any]) -> dict[str, Any]:
     """What a letter asks for."""
     try:
-        trial = json.loads(head["open"]) if "open" in head else {}
+        trial = json.loads(head["open"]) if isinstance(head.get("open"), str) else {}
         step = head.get("step") or {}
         phase = step.get("phase", head.get("ask", "?"))
         about = {"run": trial.get("run", ""), "method": trial.get("label", ""), "seed": trial.get("seed", "")}

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,17 +10,17 @@ from typing import Any
 import torch
 
 from genfed.app import central, registry
-from genfed.app.accounting import epsilon, holds, noise_for, warn
+from genfed.app.accounting import Mechanism, epsilon, holds, noise_for, warn
 from genfed.app.config import Config
 from genfed.app.trial import Trial, new_server
+from genfed.core.aggregate import ClientInfo
 from genfed.core.errors import GenfedError
-from genfed.core.method import Method, Phase, Trained, leaves, rounds_ahead
+from genfed.core.method import Method, Phase, Task, Trained, leaves, rounds_ahead
 from genfed.core.privacy import Charge, Ledger, Private, Use, steps_by_mechanism
 from genfed.core.record import load, save
 from genfed.data.checks import reason
-from genfed.engines.site import Shards
 from genfed.generators.generator import GeneratorNetwork
-from genfed.learn.fit import Player, cross_entropy, scaled
+from genfed.learn.fit import Player, cross_entropy
 from genfed.learn.training import Training
 from genfed.report.results import Protection
 
@@ -43,12 +43,11 @@ def planned(trial: Trial) -> dict[int, Counter[Use]]:
     uses = trial.method.uses() or {}
     found: dict[int, Counter[Use]] = {info.id: Counter() for info in trial.shards.clients}
     sample = 1.0 if trial.method.pooled else trial.federation.sample
-    for phase in leaves(trial.method.phases()):
-        if callable(phase.rounds):
-            raise GenfedError(
-                f"{trial.label}: how many rounds phase {phase.name!r} has is known only when it begins, so "
-                "privacy.epsilon cannot be planned for; set privacy.noise_multiplier"
-            )
+    if (phase := _unplanned(trial)) is not None:
+        raise GenfedError(
+            f"{trial.label}: how many rounds phase {phase.name!r} has is known only when it begins, so "
+            "privacy.epsilon cannot be planned for; set privacy.noise_multiplier"
+        )
     for phase, asked in rounds_ahead(trial.method, trial.shards.clients, sample, trial.seed):
         for info in asked:
             found[info.id].update(uses.get(phase.name, ()))
@@ -67,16 +66,43 @@ def prepare(trial: Trial) -> Plan | None:
             noises = {}
             ahead = planned(trial)
             for info in trial.shards.clients:
+                if not info.examples:  # another's, at a site of its own
+                    continue
                 key = (info.examples, tuple(sorted(ahead[info.id].items(), key=str)))
                 if key not in found:
-                    trainings = [(use.rate(info.examples), use.steps(info.examples) * k) for use, k in key[1]]
-                    found[key] = noise_for(trainings, trial.privacy)
+                    found[key] = noise_for(_trainings(ahead[info.id], info.examples), trial.privacy)
                 noises[info.id] = found[key]
         else:
             noises = {info.id: noise for info in trial.shards.clients}
         trial.folder.mkdir(parents=True, exist_ok=True)
         save(Plan(noises), file)
     return load(Plan, file)
+
+
+def planned_cost(trial: Trial, client: int) -> list[Mechanism]:
+    """What all rounds of the trial will cost a client; nothing is written. Empty: no privacy, or no plan.
+
+    Raises:
+        GenfedError: no noise suffices, or the rounds of a phase are not known in advance and the noise must be found.
+    """
+    info = next(info for info in trial.shards.clients if info.id == client)
+    if trial.privacy is None or (trial.privacy.noise_multiplier is not None and _unplanned(trial)):
+        return []
+    trainings = _trainings(planned(trial)[client], info.examples)
+    noise = trial.privacy.noise_multiplier
+    if noise is None:
+        noise = noise_for(trainings, trial.privacy)
+    return [(noise, rate, steps) for rate, steps in trainings]
+
+
+def _trainings(uses: Mapping[Use, int], examples: int) -> list[tuple[float, int]]:
+    """(rate, steps) of each use, done so often, on so many examples."""
+    return [(use.rate(examples), use.steps(examples) * times) for use, times in uses.items()]
+
+
+def _unplanned(trial: Trial) -> Phase[Any] | None:
+    """A phase of which it is known only when it begins how many rounds it has; None: there is none."""
+    return next((phase for phase in leaves(trial.method.phases()) if callable(phase.rounds)), None)
 
 
 class Budgets:
@@ -93,19 +119,29 @@ class Budgets:
     def admit(self, client: int, folder: Path, phase: str, round_: int, step: int) -> Private:
         """See `core.privacy.Guard`."""
         uses = [use for use in self._uses.get(phase, ()) if use.epochs]
-        ledger, noise, n = ledger_in(folder), self._plan.noise_multiplier[client], self._examples[client]
-        if uses and not ledger.charged(step):
-            more = tuple(Charge(step, use.rate(n), noise, use.steps(n)) for use in uses)
-            ledger = Ledger((*ledger.charges, *more))
-            if not holds(steps_by_mechanism(ledger.charges), self._privacy):
-                raise GenfedError(f"its privacy budget of ε = {self._privacy.epsilon:g} does not hold another round")
-            folder.mkdir(parents=True, exist_ok=True)
-            save(ledger, folder / LEDGER)
+        noise, n = self._plan.noise_multiplier[client], self._examples[client]
+        if uses:
+            self.charge(folder, tuple(Charge(phase, round_, step, use.rate(n), noise, use.steps(n)) for use in uses))
         from genfed.learn.dpsgd import repeatable, unforeseeable
 
         fixed = self._privacy.reproducible_noise
         draws = repeatable(self._seed, phase, round_, client) if fixed else unforeseeable()
         return Private(self._privacy.max_grad_norm, noise, draws, uses)
+
+    def charge(self, folder: Path, more: tuple[Charge, ...]) -> None:
+        """Puts these on the ledger in a client's folder, unless they are its last.
+
+        Raises:
+            GenfedError: the budget does not hold them.
+        """
+        ledger = ledger_in(folder)
+        if ledger.charged(more):
+            return
+        ledger = Ledger((*ledger.charges, *more))
+        if not holds(steps_by_mechanism(ledger.charges), self._privacy):
+            raise GenfedError(f"its privacy budget of ε = {self._privacy.epsilon:g} does not hold another round")
+        folder.mkdir(parents=True, exist_ok=True)
+        save(ledger, folder / LEDGER)
 
 
 def ledger_in(folder: Path) -> Ledger:
@@ -113,15 +149,19 @@ def ledger_in(folder: Path) -> Ledger:
     return load(Ledger, folder / LEDGER) if (folder / LEDGER).exists() else Ledger()
 
 
-def protection_of(trial: Trial) -> Protection | None:
-    """What protects a trial, by what its clients were charged; None: no privacy is asked for."""
+def spent_in(trial: Trial) -> dict[int, list[Mechanism]]:
+    """What was charged to each client whose folder is here."""
+    folder = trial.folder / "clients"
+    return {info.id: steps_by_mechanism(ledger_in(folder / str(info.id)).charges) for info in trial.shards.clients}
+
+
+def protection_of(trial: Trial, spent: Mapping[int, Sequence[Mechanism]]) -> Protection | None:
+    """What protects a trial, by what each client was charged; None: no privacy is asked for."""
     if trial.client_privacy is not None:
         return central.protection(trial.folder, trial.client_privacy)
     plan, privacy = prepare(trial), trial.privacy
     if plan is None or privacy is None:
         return None
-    n = {info.id: info.examples for info in trial.shards.clients}
-    spent = {i: steps_by_mechanism(ledger_in(trial.folder / "clients" / str(i)).charges) for i in n}
     worst = max(epsilon(each, privacy.delta, privacy.accountant) for each in spent.values())
     return Protection(
         epsilon=worst if math.isfinite(worst) else None,
@@ -136,8 +176,9 @@ def protection_of(trial: Trial) -> Protection | None:
     )
 
 
-def check(config: Config, shards: Shards) -> None:
-    """Refuses before training what differential privacy does not cover.
+def check(config: Config, task: Task, clients: Sequence[ClientInfo], x: torch.Tensor | None = None) -> None:
+    """Refuses before training what differential privacy does not cover. `x`: two examples, as a network takes them;
+    None: noise stands for them. A site's own architecture is tried at the site (`check_architecture`).
 
     Raises:
         GenfedError: Opacus is missing, or a method, architecture, generator or setting that does not go with it.
@@ -147,30 +188,43 @@ def check(config: Config, shards: Shards) -> None:
     from genfed.learn.dpsgd import _opacus
 
     _opacus()
-    if config.compute.precision != "float32":
-        raise GenfedError(
-            f'compute.precision = "{config.compute.precision}": under [privacy] "float32" alone is allowed'
-        )
-    most = max(info.examples for info in shards.clients)
+    check_precision(config.compute.precision)
+    most = max(info.examples for info in clients)
     warn(privacy, most, f"a client has {most} examples", "an example")
     for label, method in config.method.items():
         check_method(label, method)
-    x, y = scaled(shards.train.x[:2]), shards.train.y[:2]
-    for name in sorted({info.architecture for info in shards.clients}):
-        network = registry.new_network(name, shards.task, torch.Generator().manual_seed(0))
-        _check(f"architecture {name}", Trained(f"architecture {name}", network, shards.task), x, y, _grouped(name))
+    for name in sorted({info.architecture for info in clients if x is not None or not info.personal}):
+        check_architecture(name, task, x)
     for method in config.method.values():
-        server = new_server(shards.task, shards.clients, config.compute, 0, 0, "check")
+        server = new_server(task, tuple(clients), config.compute, 0, 0, "check")
         for each in method.trained(server):
-            same = each.task.shape == shards.task.shape
-            given = x if same else torch.rand(2, *each.task.shape)
             words = (
                 'set norm = "group" for it'
                 if isinstance(each.network, GeneratorNetwork)
                 else "nn.GroupNorm can stand there"
             )
             each.network.to(server.device)
-            _check(each.name, each, given.to(server.device), y.to(server.device), words)
+            _check(each.name, each, x if each.task.shape == task.shape else None, words)
+
+
+def check_precision(precision: str) -> None:
+    """Refuses mixed precision.
+
+    Raises:
+        GenfedError: it is that.
+    """
+    if precision != "float32":
+        raise GenfedError(f'compute.precision = "{precision}": under [privacy] "float32" alone is allowed')
+
+
+def check_architecture(name: str, task: Task, x: torch.Tensor | None = None) -> None:
+    """Refuses a classifier that cannot be trained by DP-SGD; `x` as in `check`.
+
+    Raises:
+        GenfedError: says why.
+    """
+    network = registry.new_network(name, task, torch.Generator().manual_seed(0))
+    _check(f"architecture {name}", Trained(f"architecture {name}", network, task), x, _grouped(name))
 
 
 def check_method(label: str, method: Method[Any]) -> None:
@@ -215,10 +269,14 @@ def _declared(cls: type[Any], working: Mapping[str, Phase[Any]]) -> bool:
     return all(place(name) >= place("uses") for name in names)
 
 
-def _check(what: str, each: Trained, x: torch.Tensor, y: torch.Tensor, instead: str) -> None:
+def _check(what: str, each: Trained, x: torch.Tensor | None, instead: str) -> None:
     from genfed.learn.dpsgd import check_alone, check_layers, check_trained
 
     network = each.network
+    device = next(network.parameters()).device
+    noise = torch.rand(2, *each.task.shape, generator=torch.Generator().manual_seed(0))
+    x = (noise if x is None else x).to(device)
+    y = torch.arange(2, device=device) % len(each.task.classes)
     try:
         check_layers(network)
     except GenfedError as error:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from genfed import __version__
 from genfed.app import central, federation, grids, integrity, protection, quality
+from genfed.app.accounting import Mechanism
 from genfed.app.case import attack
 from genfed.app.config import Config, decisive, read, to_toml
 from genfed.app.site import new_site, new_trial, shards_file, site_of, trial_folder
@@ -37,6 +38,7 @@ from genfed.data.huggingface import HuggingFace
 from genfed.engines.ask import Engine
 from genfed.engines.embedded import InProcess, Workers
 from genfed.engines.site import Shards, threads
+from genfed.learn.fit import scaled
 from genfed.report.metrics import Metrics, retain
 from genfed.report.metrics import read as read_metrics
 from genfed.report.page import Grid, SetGrid, page
@@ -106,7 +108,7 @@ def run(
         quality.check(settings, shards)
         integrity.check(settings, shards, seed)
         central.check(settings, shards.clients, seed)
-    protection.check(settings, shards)
+    protection.check(settings, shards.task, shards.clients, scaled(shards.train.x[:2]))
 
     @contextlib.contextmanager
     def here() -> Iterator[Clients]:
@@ -130,6 +132,9 @@ class Clients(Protocol):
     def engine(self, trial: Trial) -> Engine:
         """What carries records to them; the last that was given is then closed."""
 
+    def spent(self, trial: Trial) -> Mapping[int, Sequence[Mechanism]]:
+        """What was charged to each client's privacy budget."""
+
     def done(self, seed: int) -> None:
         """No trial of that seed is left."""
 
@@ -151,6 +156,9 @@ class _Here:
             return InProcess(new_site(trial))
         self._workers.open(json.dumps({"run": str(self._folder.resolve()), "label": trial.label, "seed": trial.seed}))
         return self._workers
+
+    def spent(self, trial: Trial) -> Mapping[int, Sequence[Mechanism]]:
+        return protection.spent_in(trial)
 
     def done(self, seed: int) -> None:
         shards_file(self._folder, seed).unlink(missing_ok=True)
@@ -292,7 +300,7 @@ def _run(
                 protection.prepare(trial)  # before workers would, each for itself
                 loop = Run(trial, clients.engine(trial), record, notify)
                 state = loop.finish()
-                protected[label, seed] = protection.protection_of(trial)
+                protected[label, seed] = protection.protection_of(trial, clients.spent(trial))
                 if quality.judged(method) and config.quality.samples and (label, seed) not in judged:
                     loop.tell_after(QUALITY)
                     record([judge(trial, state, loop.step)])

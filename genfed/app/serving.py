@@ -8,22 +8,24 @@ import functools
 import hashlib
 import io
 import json
+import logging
 import time
 import traceback
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, TypeAdapter, ValidationError
 from rich.console import Console
 from torch import Tensor, nn
 
 from genfed import __version__
-from genfed.app import federation, integrity, registry
-from genfed.app.config import Config, method_table, read
+from genfed.app import central, federation, integrity, protection, registry
+from genfed.app.accounting import Mechanism
+from genfed.app.config import Config, method_table, read, settings_table
 from genfed.app.progress import Watch
 from genfed.app.run import Clients, default_folder, load_public, run_on
 from genfed.app.trial import Trial, new_server
@@ -33,10 +35,11 @@ from genfed.core.method import Data, Method, Server, Task, leaves
 from genfed.core.record import Packed, digest, pack, unpack
 from genfed.data.sites import Sites
 from genfed.engines.ask import Engine, Failure
-from genfed.engines.flower import EMPTY, LOST, Flower, Letter, Post
+from genfed.engines.flower import EMPTY, LOST, Flower, Head, Letter, Post
 from genfed.engines.site import Shards
 from genfed.learn.weights import Model
 
+log = logging.getLogger(__name__)
 SAID = "genfed: "
 """Before each line that is meant for whoever started the server."""
 HELLO_SECONDS = 180.0
@@ -49,6 +52,11 @@ PROCESS = 500 * 2**20
 """Bytes of a site's process before it does anything: torch and Flower, as measured."""
 PAUSE = 0.5
 """Seconds between two looks for answers: each is a transaction of the link's data base, where it has one."""
+MECHANISMS = TypeAdapter(
+    list[tuple[NonNegativeFloat, Annotated[float, Field(gt=0, le=1)], NonNegativeInt]],
+    config=ConfigDict(allow_inf_nan=False),
+)
+"""What a site may say that a trial cost."""
 BACK_SECONDS = 120.0
 """That a site which is not connected is waited for within a round: as long as Flower refuses one that was killed."""
 
@@ -72,6 +80,9 @@ class Wanted:
     command: str = ""
 
 
+Many = Annotated[int, Field(ge=0, lt=2**60)]
+
+
 @dataclass(frozen=True)
 class Hello:
     """What a site says of itself."""
@@ -81,14 +92,16 @@ class Hello:
     kind: str
     shape: tuple[int, ...]
     classes: tuple[str, ...]
-    examples: int
-    held_out: int
+    examples: Many
+    held_out: Many
     torch: str
     device: str
-    memory: int
+    memory: Many
     """Bytes free; 0: not known."""
     clock: float
     """Seconds since 1970."""
+    demands: bool
+    """Whether its file says what a run must protect; it is asked about that before training."""
     node: int
     heard: float
     """The server's own clock when it came."""
@@ -165,11 +178,15 @@ def _served(post: Post, grid: Any, wanted: Wanted) -> Outcome:
     task, infos = task_of(hellos), infos_of(hellos)
     public = load_public(config, task)
     integrity.check(config, _nowhere(task, infos), config.seeds[-1])
+    for seed in config.seeds:
+        central.check(config, infos, seed)
     federation.check_device(config.compute.device)
     for label, method in config.method.items():
         federation.check_augmentation(label, method, task)
     strangers = {seed: _strangers(roll, hellos, task, seed) for seed in config.seeds}
     _lend(strangers[config.seeds[-1]])
+    protection.check(config, task, infos)
+    _prepare(roll, config, task, hellos)
     tight = tight_memory(config, task, infos, public, hellos)
     if wanted.check:
         return Outcome(sites=hellos, trouble=tuple(tight))
@@ -193,12 +210,12 @@ def served(config: Config) -> Config:
     Raises:
         GenfedError: a method pools all data, or a setting that sites of their own do not heed.
     """
-    # Refused, not passed over: a run that seems protected and is not would be the worst of all.
-    for name in ("privacy", "client_privacy", "secure", "attack", "audits"):
-        if getattr(config, name):
-            raise GenfedError(
-                f"{name} is not built for sites with their own data yet: leave it out, or run without serve"
-            )
+    if config.attack:
+        raise GenfedError(
+            "[attack] simulates bad clients, which real sites are not: leave it out, or run without serve"
+        )
+    if config.audits:
+        raise GenfedError("audits need clients' examples, which sites keep: leave them out, or run without serve")
     if pooled := [label for label, method in config.method.items() if method.pooled]:
         raise GenfedError(f'{pooled[0]} pools all data, which sites keep: leave it out, e.g. beside = ["local"]')
     return replace(
@@ -533,29 +550,67 @@ class _There:
         return _nowhere(self._task, self._infos)
 
     def engine(self, trial: Trial) -> Engine:
+        return _Named(self._post, self._roll, self._names, self._opening(trial))
+
+    def spent(self, trial: Trial) -> Mapping[int, Sequence[Mechanism]]:
+        """See `Clients`. A site that does not say is taken to have spent all that is planned."""
+        spent: dict[int, Sequence[Mechanism]] = {}
+        for info, name in zip(self._infos, self._names, strict=True) if trial.privacy else ():
+            try:
+                said = self._roll.ask(name, self._opening(trial) | {"ask": "spent", "client": info.id})[0]
+                spent[info.id] = MECHANISMS.validate_python(said.get("mechanisms"))
+            except (GenfedError, ValidationError) as error:
+                log.warning("%s: %s; its ε is what is planned", name, str(error).splitlines()[0])
+                spent[info.id] = protection.planned_cost(trial, info.id)
+        return spent
+
+    def _opening(self, trial: Trial) -> Head:
         # Another run of the same config is another run: what clients keep of it stands apart.
         named = b"".join((self._folder / file).read_bytes() for file in ("config.toml", "started.json"))
-        about = {
-            "run": hashlib.blake2b(named, digest_size=8).hexdigest(),
-            "label": trial.label,
-            "seed": trial.seed,
-            "method": method_table(trial.method),
-            "classes": self._task.classes,
-            "precision": self._config.compute.precision,
-            "flops": trial.counts_flops,
-        }
-        return _Named(self._post, self._roll, self._names, about)
+        run = hashlib.blake2b(named, digest_size=8).hexdigest()
+        return {"ask": "work", "open": _about(self._config, self._task, trial.label, trial.seed, run)}
 
     def done(self, seed: int) -> None:
         pass
 
 
+def _about(config: Config, task: Task, label: str, seed: int, run: str) -> str:
+    """What a site is told of a trial."""
+    compute, federation_ = config.compute, config.federation
+    about = {
+        "run": run,
+        "label": label,
+        "seed": seed,
+        "method": method_table(config.method[label]),
+        "classes": task.classes,
+        "federation": {"clients": federation_.clients, "sample": federation_.sample},
+        "precision": compute.precision,
+        "flops": config.quality.flops and seed == config.seeds[0],
+        "secure": settings_table(config.secure) if config.secure else None,
+        "privacy": settings_table(config.privacy) if config.privacy else None,
+    }
+    return json.dumps(about)
+
+
+def _prepare(roll: Roll, config: Config, task: Task, hellos: Sequence[Hello]) -> None:
+    """Has each site say whether it takes part, where the run protects anything or a site demands it.
+
+    Raises:
+        GenfedError: one does not.
+    """
+    trials = [_about(config, task, label, seed, "ahead") for label in config.method for seed in config.seeds]
+    for number, hello in enumerate(hellos):
+        if config.privacy or config.secure or hello.demands:
+            roll.ask(hello.name, {"ask": "prepare", "open": trials, "client": number})
+
+
 class _Named(Flower):
     """Flower, each client at the site of its name."""
 
-    def __init__(self, post: Post, roll: Roll, names: Sequence[str], about: Mapping[str, Any]) -> None:
-        opening = {"genfed": __version__, "ask": "work", "open": json.dumps(about)}
-        super().__init__(post, lambda client: roll.node_of(names[client]), opening, BACK_SECONDS)
+    def __init__(self, post: Post, roll: Roll, names: Sequence[str], opening: Head) -> None:
+        super().__init__(
+            post, lambda client: roll.node_of(names[client]), {"genfed": __version__} | opening, BACK_SECONDS
+        )
 
 
 COLUMNS = ("site", "architecture", "examples", "classes", "kind", "machine", "memory free", "clock")

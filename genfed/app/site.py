@@ -15,6 +15,7 @@ from genfed.app.protection import Budgets
 from genfed.app.trial import Checkpoint, Trial, server_of, with_evaluation
 from genfed.core.aggregate import ClientInfo
 from genfed.core.method import leaves
+from genfed.core.privacy import Guard
 from genfed.core.record import load
 from genfed.engines.site import NewNetwork, Shards, Site, Step
 from genfed.report.results import EVALUATE
@@ -51,16 +52,18 @@ def trial_folder(folder: Path, label: str, seed: int) -> Path:
     return folder / "trials" / label / f"seed-{seed}"
 
 
-def new_site(trial: Trial, new_network: NewNetwork = registry.new_network) -> Site:
-    """Where the trial's clients work."""
+def new_site(trial: Trial, new_network: NewNetwork = registry.new_network, guard: Guard | None = None) -> Site:
+    """Where the trial's clients work. `guard` keeps their budgets, where there are any; None: as [privacy] has them."""
     held_out = trial.shards.held_out.to(torch.device(trial.compute.device))
     triggered = trial.attack.triggered(held_out, trial.shards.task) if trial.attack else None
     # The score on data like a client's own is weighted by its classes: several of them tell its share of each.
     own = None if trial.privacy or trial.secure else trial.shards.own
     phases = with_evaluation(trial.method, held_out, own, triggered)
     if trial.secure:
-        uploading = [phase for phase in leaves(trial.method.phases()) if phase.aggregate]
-        phases |= {part.name: part for phase in uploading for part in secure(phase, trial.secure)}
+        for phase in leaves(trial.method.phases()):
+            if phase.aggregate and phase.name in phases:
+                del phases[phase.name]  # nobody can ask for the bare upload
+                phases |= {part.name: part for part in secure(phase, trial.secure)}
     return Site(
         phases,
         trial.shards,
@@ -71,7 +74,7 @@ def new_site(trial: Trial, new_network: NewNetwork = registry.new_network) -> Si
         trial.compute.precision,
         trial.counts_flops,
         trial.attack,
-        Budgets(trial) if trial.privacy else None,
+        (guard or Budgets(trial)) if trial.privacy else None,
     )
 
 

@@ -37,6 +37,8 @@ class Use:
 class Charge:
     """What one training in one round cost: so many steps of the Gaussian mechanism on a Poisson sample."""
 
+    phase: str
+    round: int
     step: int
     """Of the trial: rounds over all phases."""
     rate: float
@@ -50,9 +52,11 @@ class Ledger:
 
     charges: tuple[Charge, ...] = ()
 
-    def charged(self, step: int) -> bool:
-        """Whether the last charge is for this step: it stands, and is not made twice."""
-        return bool(self.charges) and self.charges[-1].step == step
+    def charged(self, more: tuple[Charge, ...]) -> bool:
+        """Whether the last charges are these: they stand, and are not made twice. Others for the same step are new, or
+        whoever names the steps could have more trained for the price of less.
+        """
+        return self.charges[-len(more) :] == more
 
 
 class Private:

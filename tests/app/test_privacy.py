@@ -324,7 +324,8 @@ def test_other_bad_input(tmp_path: Path) -> None:
 def test_delta_that_is_too_large_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     config = read(private("fedavg", privacy=NOISY | {"delta": 0.1}))
     with caplog.at_level(logging.WARNING, "genfed"):
-        protection.check(config, federation.share_out(config, load_data(config), 0))
+        shards = federation.share_out(config, load_data(config), 0)
+        protection.check(config, shards.task, shards.clients)
     assert "privacy.delta = 0.1 is not below 1/n = 0.025 (a client has 40 examples)" in caplog.text
 
 

@@ -27,6 +27,7 @@ from genfed.core.errors import GenfedError
 from genfed.core.method import Data, Task
 from genfed.core.record import digest, load, pack, unpack
 from genfed.core.store import FolderStore
+from genfed.learn.weights import Model, weights_of
 from genfed.report.results import from_json
 from tests.app import toys
 from tests.conftest import start, tiny, tiny_foundation
@@ -289,7 +290,7 @@ def test_a_site_learns_from_the_images_what_a_student_would(tmp_path: Path, else
     assert [line.fields for line in own_site.read_audit(own_site.read_site(files[1])) if line.phase == "tune"] == [
         ("classifier",)
     ] * 2
-    (kept,) = (tmp_path / "sites" / "b" / "runs").glob("*/fgl/seed-0/1/set.*.safetensors")
+    (kept,) = (tmp_path / "sites" / "b" / "runs").glob("*/fgl/seed-0/clients/1/set.*.safetensors")
     sent: Data = load(Data, kept)
     made = at.state.synthetic.read(SimpleNamespace(task=at.task, store=FolderStore(tmp_path / "run/trials/fgl/seed-0")))
     assert torch.equal(sent.x, made.images)
@@ -347,7 +348,7 @@ def test_the_first_architecture_by_name_may_be_a_site_s_own(
 
 
 def test_label_sets_that_differ_are_reported_before_training(tmp_path: Path) -> None:
-    hello = serving.Hello("", "linear", "image", (1, 8, 8), (), 10, 5, "", "cpu", 0, 0.0, 1, 0.0)
+    hello = serving.Hello("", "linear", "image", (1, 8, 8), (), 10, 5, "", "cpu", 0, 0.0, False, 1, 0.0)
 
     def said(**sets: str) -> list[str]:
         made = [serving.Hello(**vars(hello) | {"name": n, "classes": tuple(c)}) for n, c in sets.items()]
@@ -733,3 +734,177 @@ def test_a_metric_cannot_pass_for_a_score(tmp_path: Path) -> None:
     how = _spoiled(_with(lambda head, t: head["metrics"].update(more)), "evaluate")
     assert not serve(config, Grid(sites(config, tmp_path / "sites"), how), tmp_path / "run").error
     assert not any(more.keys() & row.keys() for row in rows_of(tmp_path / "run"))
+
+
+# What protects a site.
+
+NOISY = {"noise_multiplier": 1.0, "delta": 1e-3, "accountant": "rdp"}
+FIXED = NOISY | {"reproducible_noise": True}
+ALIKE = {"architectures": ["linear"]}
+HERE = {"epsilon": 8.0, "delta": 1e-3, "accountant": "rdp"}
+
+
+@pytest.mark.parametrize(
+    "protects",
+    [
+        {"secure": {}},
+        {"privacy": FIXED},
+        {"privacy": FIXED | {"epsilon": 3.0, "noise_multiplier": None}, "federation": ALIKE | {"sample": 0.6}},
+        {"client_privacy": FIXED | {"clip": 1.0}},
+    ],
+    ids=["secure", "privacy", "planned", "client_privacy"],
+)
+def test_what_protects_at_sites_comes_to_the_bits_of_the_embedded_engine(
+    tmp_path: Path, protects: dict[str, Any]
+) -> None:
+    pytest.importorskip("opacus")
+    protects = json.loads(json.dumps(protects))
+    for table in protects.values():
+        for name in [name for name, value in table.items() if value is None]:
+            del table[name]
+    config = some("fedavg", "local", **({"federation": ALIKE} | protects))
+    start(config, tmp_path / "embedded")
+    assert not serve(config, Grid(sites(config, tmp_path / "sites")), tmp_path / "sited").error
+    for method in config["methods"]:
+        assert state_of(tmp_path / "sited", method) == state_of(tmp_path / "embedded", method)
+    there, here = (from_json((tmp_path / each / "report.json").read_text()) for each in ("sited", "embedded"))
+    assert [trial.accuracy for trial in there.trials] == [trial.accuracy for trial in here.trials]
+    assert [trial.protection for trial in there.trials] == [trial.protection for trial in here.trials]
+    assert (there.trials[0].protection is None) == ("secure" in protects)
+    assert there.notes == here.notes
+
+
+@pytest.mark.parametrize(
+    ("demands", "changes", "says"),
+    [
+        ({"privacy": HERE}, {}, "site b: it takes part under [privacy] alone, since its file has a privacy budget"),
+        ({"privacy": HERE}, {"privacy": FIXED}, "site b: it takes no privacy.reproducible_noise"),
+        (
+            {"privacy": HERE | {"epsilon": 0.5}},
+            {"privacy": NOISY},
+            "site b: the site's privacy budget over all runs does not hold this one, which comes to ε = 2.71: "
+            "of ε = 0.5 at δ = 0.001, 0.00 is spent",
+        ),
+        ({"minimum_group": 3}, {}, "site b: it uploads under [secure] alone, and fedavg would without masks"),
+        ({"minimum_group": 4}, {"secure": {}}, "site b: secure.minimum_group = 3: it needs sums of 4 uploads or more"),
+        (
+            {"architecture": "tests.app.toys:Normed"},
+            {"privacy": NOISY},
+            "site b: architecture tests.app.toys:Normed cannot be trained under [privacy]: ",
+        ),
+    ],
+)
+def test_a_site_s_demands_are_heard_before_training(
+    tmp_path: Path, demands: dict[str, Any], changes: dict[str, Any], says: str, elsewhere: Any
+) -> None:
+    pytest.importorskip("opacus")
+    config = some("fedavg", federation=ALIKE, **changes)
+    grid = Grid(sites(config, tmp_path / "sites", b=demands), elsewhere)
+    for check in (True, False):
+        outcome = serve(config, grid, tmp_path / "run", check=check)
+        assert outcome.error.startswith(says)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_site_without_uploads_needs_no_masks(tmp_path: Path) -> None:
+    config = some("local", federation=ALIKE)
+    grid = Grid(sites(config, tmp_path / "sites", b={"minimum_group": 3}))
+    assert not serve(config, grid, tmp_path / "run").error
+
+
+def test_a_site_s_budget_is_for_all_runs_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("opacus")
+    from genfed.app.cli import main
+    from genfed.app.own_budget import account_in
+
+    config = some("fedavg", federation=ALIKE, privacy=NOISY | {"noise_multiplier": 2.0})
+    files = sites(config, tmp_path / "sites", b={"privacy": HERE | {"epsilon": 1.3}})
+    assert not serve(config, Grid(files), tmp_path / "first").error
+    folder = own_site.read_site(files[1]).folder
+    (paid,) = account_in(folder).paid
+    assert [(charge.phase, charge.round, charge.step) for charge in paid.charges] == [("train", 0, 0), ("train", 1, 1)]
+    assert not serve(config, Grid(files), tmp_path / "second").error
+    third = serve(config, Grid(files), tmp_path / "third")
+    assert third.error.startswith("site b: the site's privacy budget over all runs does not hold this one")
+    assert len(account_in(folder).paid) == 2
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        main(["site", "budget", str(files[1])])
+    assert caught.value.code in (0, None)
+    shown = capsys.readouterr().out
+    assert shown.count("fedavg") == 2
+    assert "budget: ε = 1.3 at δ = 0.001" in shown
+
+
+def letter(config: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """What the server of the run would have a site work on."""
+    settings = read(config)
+    task = federation.share_out(settings, load_data(settings), 0).task
+    about = json.loads(serving._about(settings, task, "fedavg", 0, "run")) | changes
+    step = {"phase": "train", "round": 0, "number": 0}
+    return {"genfed": genfed.__version__, "ask": "work", "open": json.dumps(about), "step": step, "client": 0}
+
+
+def asked(file: Path, head: dict[str, Any], body: Any) -> Any:
+    return own_site.handle(head, body, {"site": str(file)})[1]
+
+
+def initial(config: dict[str, Any]) -> Any:
+    settings = read(config)
+    shards = federation.share_out(settings, load_data(settings), 0)
+    network = registry.new_network("linear", shards.task, torch.Generator().manual_seed(0))
+    return pack(Model(weights_of(network)))
+
+
+def test_a_server_cannot_have_more_trained_for_the_price_of_less(tmp_path: Path) -> None:
+    pytest.importorskip("opacus")
+    from genfed.app.own_budget import account_in
+
+    config = some("fedavg", federation=ALIKE, privacy=NOISY)
+    (file, *_) = sites(config, tmp_path / "sites", a={"privacy": HERE | {"epsilon": 100.0}})
+    sent, folder = initial(config), own_site.read_site(file).folder
+    cheap, dear = letter(config), letter(config)
+    about = json.loads(dear["open"])
+    about["method"]["training"]["epochs"] = 5
+    dear["open"] = json.dumps(about)
+
+    def spent() -> list[int]:
+        return [charge.steps for each in account_in(folder).paid for charge in each.charges]
+
+    with pytest.raises(GenfedError):
+        asked(file, cheap, pack(Model({"no": torch.zeros(1)})))  # charged, and fails
+    assert spent() == [10]
+    first = asked(file, dear, sent)  # the same step, and more is trained
+    assert spent() == [10, 50]
+    assert digest(asked(file, dear, initial(config))) == digest(first), "the same answer, not one with other noise"
+    assert spent() == [10, 50]
+    asked(file, dear | {"step": {"phase": "train", "round": 1, "number": 0}}, sent)
+    assert spent() == [10, 50], "a kept answer is one to the phase and number"
+    asked(file, dear | {"step": {"phase": "train", "round": 1, "number": 1}}, sent)
+    assert spent() == [10, 50, 50]
+
+
+def test_nobody_can_ask_for_an_upload_without_its_masks(tmp_path: Path) -> None:
+    config = some("fedavg", federation=ALIKE, secure={})
+    (file, *_) = sites(config, tmp_path / "sites")
+    with pytest.raises(GenfedError, match=r"no phase 'train' in which clients work; there are: evaluate, train\.keys"):
+        asked(file, letter(config), initial(config))
+
+
+def test_a_site_that_does_not_say_what_it_spent_is_taken_to_have_spent_all(tmp_path: Path) -> None:
+    pytest.importorskip("opacus")
+
+    def answer(handle: Any, message: Any, context: Any) -> Any:
+        head = flower.from_content(message.content)[0]
+        reply = flower._answered(handle, message, context)
+        if head["ask"] == "spent" and head["client"] == 1:
+            reply.content = flower.to_content({"mechanisms": [[-1.0, 2.0, 3]]}, flower.EMPTY)
+        return reply
+
+    config = some("fedavg", federation=ALIKE, privacy=NOISY)
+    files = sites(config, tmp_path / "sites")
+    assert not serve(config, Grid(files), tmp_path / "said").error
+    assert not serve(config, Grid(files, answer), tmp_path / "unsaid").error
+    said, unsaid = (from_json((tmp_path / each / "report.json").read_text()) for each in ("said", "unsaid"))
+    assert [trial.protection for trial in said.trials] == [trial.protection for trial in unsaid.trials]
+    assert "b: 2 validation errors for list" in (tmp_path / "unsaid" / "run.log").read_text("utf-8")
