@@ -67,6 +67,8 @@ def _private(trial: Trial) -> str:
     if found is None or found.epsilon is None or found.reproducible_noise:
         return ""
     guarantee = f"ε = {found.epsilon:.2f} at δ = {found.delta:g} for every {found.level} over all phases"
+    if found.distributed:
+        return f"clipped and given noise by the clients: {guarantee}, against the server too"
     if found.level == "client":
         return f"clipped and given noise by the server, which can read every upload: {guarantee}, against others"
     return f"DP-SGD, {guarantee}"

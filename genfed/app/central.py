@@ -1,20 +1,27 @@
-"""Client-level differential privacy of a trial: what is refused, the noise that its rounds need, what was released."""
+"""Client-level differential privacy of a trial: what is refused, the noise that its rounds need, what was released.
 
+The server adds the noise (`ClippedMean`), or under secure aggregation the clients do (`distributed`).
+"""
+
+import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
 
 from genfed.app.accounting import epsilon, holds, noise_for, warn
 from genfed.app.config import ClientPrivacy, Config
 from genfed.core.aggregate import ClientInfo, Mean, Sum
 from genfed.core.errors import GenfedError
-from genfed.core.method import Method, Phase, leaves, rounds_ahead, taking_part
+from genfed.core.method import Client, Method, Phase, leaves, rounds_ahead, taking_part
 from genfed.core.record import load, save
 from genfed.engines.site import Step
+from genfed.learn.distributed import noised
 from genfed.learn.dpfedavg import ClippedMean
 from genfed.learn.dpsgd import repeatable, unforeseeable
 from genfed.report.results import Protection
@@ -22,6 +29,7 @@ from genfed.report.results import Protection
 if TYPE_CHECKING:
     from genfed.app.trial import Trial
 
+log = logging.getLogger(__name__)
 ACCOUNT = "releases.safetensors"
 
 
@@ -104,14 +112,23 @@ def check(config: Config, clients: Sequence[ClientInfo], seed: int) -> None:
     if find_spec("opacus") is None:
         raise GenfedError("""[client_privacy] needs the extra "privacy": pip install 'genfed[privacy]'""")
     for name, why in (
-        ("secure", "hides the single uploads that the server is to clip"),
         ("aggregation", "stands in the place of the means that get the noise"),
         ("privacy", "protects examples; both together are not built"),
     ):
         if getattr(config, name) is not None:
             raise GenfedError(f"[client_privacy] with [{name}], which {why}: leave one of them out")
+    if config.secure and how.adaptive:
+        raise GenfedError("client_privacy.adaptive with [secure]: nobody can count the updates that are short enough")
     if seed == config.seeds[0]:
         warn(how, len(clients), f"there are {len(clients)} clients", "a client")
+    if config.secure and seed == config.seeds[0]:
+        least, asked = config.secure.minimum_group, len(taking_part(clients, config.federation.sample, seed, "", 0))
+        if (times := math.sqrt(asked / least)) > 1.5:
+            log.warning(
+                "secure.minimum_group = %d: so few clients' noise must do, so %d add up to %.1f times what is needed; "
+                "raise it as far as clients can be counted on to answer",
+                least, asked, times,
+            )  # fmt: skip
     for label, method in config.method.items():
         if method.pooled:
             continue
@@ -137,21 +154,44 @@ def refusal(phase: Phase[Any]) -> str | None:
     return None
 
 
+def settled(trial: "Trial") -> float:
+    """The noise multiplier of a trial, found once and written down with its account."""
+    file = trial.folder / ACCOUNT
+    if not file.exists():
+        assert trial.client_privacy is not None
+        rounds = planned(trial.method, trial.shards.clients, trial.federation.sample, trial.seed)
+        trial.folder.mkdir(parents=True, exist_ok=True)
+        save(Account(noise_multiplier(trial.client_privacy, rounds)), file)
+    return load(Account, file).noise_multiplier
+
+
+def distributed(phase: Phase[Any], trial: "Trial") -> Phase[Any]:
+    """The phase with clients that clip their updates and add the noise themselves: so much each that those of the
+    smallest sum allowed suffice.
+    """
+    how, secure = trial.client_privacy, trial.secure
+    assert how is not None
+    assert secure is not None
+    fixed = how.reproducible_noise
+
+    def draws(client: Client) -> np.random.Generator:
+        if not fixed:
+            return unforeseeable()
+        return repeatable(trial.seed, phase.name, client.info.id, int(torch.randint(2**62, (), generator=client.rng)))
+
+    return noised(phase, how.clip, settled(trial) / math.sqrt(secure.minimum_group), draws)
+
+
 class Central:
-    """What the server of a trial does instead of plain means, and its account."""
+    """What the server of a trial does about what it gives away, and its account."""
 
     def __init__(self, trial: "Trial") -> None:
         assert trial.client_privacy is not None
         self._trial, self._how, self._file = trial, trial.client_privacy, trial.folder / ACCOUNT
-        if not self._file.exists():
-            rounds = planned(trial.method, trial.shards.clients, trial.federation.sample, trial.seed)
-            trial.folder.mkdir(parents=True, exist_ok=True)
-            save(Account(noise_multiplier(self._how, rounds)), self._file)
+        settled(trial)
 
-    def fold(
-        self, phase: Phase[Any], step: Step, asked: Sequence[ClientInfo], sent_to: Callable[[ClientInfo], Any]
-    ) -> "Released":
-        """The means of a round, not yet charged.
+    def admit(self, step: Step, asked: Sequence[ClientInfo]) -> Account:
+        """The account, which can hold this round.
 
         Raises:
             GenfedError: the budget does not hold another round.
@@ -163,6 +203,23 @@ class Central:
                 f"client_privacy.epsilon = {how.epsilon:g} does not hold {step.phase} round {step.round}: rounds that "
                 "were done again after a stop have been paid for twice; what was saved before it stands"
             )
+        return account
+
+    def charge_sum(self, step: Step, asked: Sequence[ClientInfo]) -> None:
+        """Puts a round on the account whose noise the clients added, before its sum is uncovered."""
+        account = self.admit(step, asked)
+        release = Release(step.number, step.phase, tuple(sorted(info.id for info in asked)), self._how.clip)
+        save(replace(account, releases=(*account.releases, release)), self._file)
+
+    def fold(
+        self, phase: Phase[Any], step: Step, asked: Sequence[ClientInfo], sent_to: Callable[[ClientInfo], Any]
+    ) -> "Released":
+        """The means of a round, not yet charged.
+
+        Raises:
+            GenfedError: the budget does not hold another round.
+        """
+        how, account = self._how, self.admit(step, asked)
         before = [r.clip for r in account.releases if r.phase == step.phase and r.step < step.number]
         clip, noise = before[-1] if before else how.clip, account.noise_multiplier
         if how.adaptive:
@@ -206,9 +263,10 @@ class Released:
         return values
 
 
-def protection(folder: Path, how: ClientPrivacy) -> Protection:
-    """What protects the clients of a trial in `folder`, by what was released."""
-    account = load(Account, folder / ACCOUNT)
+def protection(trial: "Trial") -> Protection:
+    """What protects the clients of a trial, by what was released."""
+    account, how = load(Account, trial.folder / ACCOUNT), trial.client_privacy
+    assert how is not None
     rounds = max(account.rounds().values(), default=0)
     spent = cost(account, rounds, how)
     return Protection(
@@ -220,6 +278,9 @@ def protection(folder: Path, how: ClientPrivacy) -> Protection:
         max_grad_norm=how.clip,
         steps=rounds,
         reproducible_noise=how.reproducible_noise,
-        mechanism=f"DP-FedAvg: Gaussian noise on means of updates, {'adaptively ' if how.adaptive else ''}clipped",
+        mechanism="DP-FedAvg under secure aggregation: clients clip their updates and add Gaussian noise"
+        if trial.secure
+        else f"DP-FedAvg: Gaussian noise on means of updates, {'adaptively ' if how.adaptive else ''}clipped",
         level="client",
+        distributed=trial.secure is not None,
     )

@@ -138,7 +138,7 @@ class Privacy(Budget):
 @settings
 class ClientPrivacy(Budget):
     """Differential privacy of every client as a whole: the server clips what a client uploads, and adds noise to the
-    means (DP-FedAvg). It sees the uploads, and is trusted.
+    means (DP-FedAvg). It sees the uploads, and is trusted. With [secure] clients do both, and it sees noised sums.
     """
 
     table: ClassVar[str] = "client_privacy"

@@ -19,7 +19,7 @@ from torch import nn
 
 from genfed import __version__
 from genfed.app import federation, own_budget, registry
-from genfed.app.config import Accountant, Compute, Federation, Privacy, build, read_method
+from genfed.app.config import Accountant, ClientPrivacy, Compute, Federation, Privacy, build, read_method
 from genfed.app.protection import check_architecture, check_method, check_precision, planned_cost, spent_in
 from genfed.app.run import PATHS, load_source
 from genfed.app.site import new_site
@@ -359,6 +359,7 @@ def _trial(site: Here, about: Mapping[str, Any], client: int) -> Trial:
         counts_flops=bool(about["flops"]) and about["privacy"] is None,
         secure=None if about["secure"] is None else build(Secure, about["secure"], "secure."),
         privacy=None if about["privacy"] is None else build(Privacy, about["privacy"], "privacy."),
+        client_privacy=None if about["noised"] is None else build(ClientPrivacy, about["noised"], "client_privacy."),
     )
     _check_demands(config, trial)
     return trial

@@ -158,7 +158,7 @@ def spent_in(trial: Trial) -> dict[int, list[Mechanism]]:
 def protection_of(trial: Trial, spent: Mapping[int, Sequence[Mechanism]]) -> Protection | None:
     """What protects a trial, by what each client was charged; None: no privacy is asked for."""
     if trial.client_privacy is not None:
-        return central.protection(trial.folder, trial.client_privacy)
+        return central.protection(trial)
     plan, privacy = prepare(trial), trial.privacy
     if plan is None or privacy is None:
         return None

@@ -1,6 +1,6 @@
 """One round of a phase of whose uploads only the sum is to be learned: the exchanges of `genfed.secure`, one by one."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from genfed.core.aggregate import ClientInfo
@@ -23,12 +23,13 @@ class SecureAsk:
         clients: Sequence[ClientInfo],
         quorum: float,
         how: Secure,
+        charge: Callable[[], None] | None = None,
     ) -> None:
         """`quorum` is the fraction of `clients` whose upload must be in the sum. The exchanges take the numbers from
-        that of the step on.
+        that of the step on. `charge` is called before the sum can be uncovered.
         """
         self._engine, self._phase, self._step, self._server, self._state = engine, phase, step, server, state
-        self._clients, self._quorum, self._how = clients, quorum, how
+        self._clients, self._quorum, self._how, self._charge = clients, quorum, how, charge
         self._reduced = Reduced({}, ())
         self.failures: dict[int, str] = {}
         self.seconds = 0.0
@@ -50,6 +51,8 @@ class SecureAsk:
             if session.sums and not summed:
                 summed = reduced.clients
                 check_quorum(self._step, len(summed), len(self._clients), self._quorum, self.failures)
+                if self._charge is not None:
+                    self._charge()
         self._reduced = Reduced(session.values, summed)
         for info in summed:
             parts = done[info.id]

@@ -588,6 +588,8 @@ def _about(config: Config, task: Task, label: str, seed: int, run: str) -> str:
         "flops": config.quality.flops and seed == config.seeds[0],
         "secure": settings_table(config.secure) if config.secure else None,
         "privacy": settings_table(config.privacy) if config.privacy else None,
+        # Without [secure] the noise is the server's own business.
+        "noised": settings_table(config.client_privacy) if config.client_privacy and config.secure else None,
     }
     return json.dumps(about)
 

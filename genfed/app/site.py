@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from genfed.app import federation, registry
+from genfed.app import central, federation, registry
 from genfed.app.config import Config, decisive, read
 from genfed.app.protection import Budgets
 from genfed.app.trial import Checkpoint, Trial, server_of, with_evaluation
@@ -63,7 +63,8 @@ def new_site(trial: Trial, new_network: NewNetwork = registry.new_network, guard
         for phase in leaves(trial.method.phases()):
             if phase.aggregate and phase.name in phases:
                 del phases[phase.name]  # nobody can ask for the bare upload
-                phases |= {part.name: part for part in secure(phase, trial.secure)}
+                noised = central.distributed(phase, trial) if trial.client_privacy else phase
+                phases |= {part.name: part for part in secure(noised, trial.secure)}
     return Site(
         phases,
         trial.shards,

@@ -1,5 +1,6 @@
 """One method with one seed: the loop over its phases, with a checkpoint after every round."""
 
+import functools
 import logging
 import time
 import typing
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from genfed.app import registry
-from genfed.app.central import Central
+from genfed.app.central import Central, distributed
 from genfed.app.config import ClientPrivacy, Compute, Federation, Privacy
 from genfed.app.secured import SecureAsk
 from genfed.core.aggregate import ClientInfo, Collect
@@ -330,7 +331,11 @@ class Run:
         placed, quorum = replace(step, number=trial.place(step.number)), trial.federation.quorum
         uploads = phase.aggregate and step.phase != EVALUATE
         fold = None
-        if self._central and uploads:
+        charge = None
+        if self._central and uploads and trial.secure:
+            phase = distributed(phase, trial)
+            charge = functools.partial(self._central.charge_sum, step, asked)
+        elif self._central and uploads:
 
             def sent_to(info: ClientInfo) -> Any:
                 assert phase.send is not None
@@ -338,7 +343,7 @@ class Run:
 
             fold = self._central.fold(phase, step, asked, sent_to)
         ask = (
-            SecureAsk(self._engine, phase, placed, sender, at.state, asked, quorum, trial.secure)
+            SecureAsk(self._engine, phase, placed, sender, at.state, asked, quorum, trial.secure, charge)
             if trial.secure and uploads
             else Ask(self._engine, phase, placed, sender, at.state, asked, quorum, fold)
         )

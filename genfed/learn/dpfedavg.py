@@ -1,7 +1,7 @@
 """DP-FedAvg. McMahan, Ramage, Talwar, Zhang, Learning Differentially Private Recurrent Language Models, ICLR 2018,
 arXiv 1710.06963, Algorithm 1: flat clipping, the estimator with a fixed denominator, equal weights. Adaptive clipping:
 Andrew, Thakkar, McMahan, Ramaswamy, Differentially Private Learning with Adaptive Clipping, NeurIPS 2021, arXiv
-1905.03871, Algorithm 1. The server clips and adds the noise, and is trusted.
+1905.03871, Algorithm 1. The server clips and adds the noise, and is trusted (`learn.distributed`: clients do).
 """
 
 import math
@@ -127,8 +127,8 @@ class ClippedMean:
             key, value = (name, mean.group(info)), mean.averaged(getattr(upload, name))
             if key in self._sent:
                 tree_map(refuse_other, self._like[key], mean.averaged(getattr(sent, name, None)))
-            updates[name] = tree_map(_difference, self._like[key] if key in self._sent else _nothing(value), value)
-            square += sum(_leaves(tree_map(_square, updates[name])))
+            updates[name] = tree_map(difference, self._like[key] if key in self._sent else nothing(value), value)
+            square += squares(updates[name])
         length = math.sqrt(square)
         if not math.isfinite(length):
             raise GenfedError("its update is not finite")
@@ -179,14 +179,21 @@ class ClippedMean:
         return (new.clamp_min(0) if key.endswith("running_var") else new).to(like.dtype)
 
 
-def _difference(before: Any, after: Any) -> Any:
+def difference(before: Any, after: Any) -> Any:
+    """What a leaf gained, in double precision; integers gain nothing."""
     if not isinstance(after, Tensor):
         return after - before
     return after.double() - before.double() if after.is_floating_point() else 0.0
 
 
-def _nothing(value: Any) -> Any:
+def nothing(value: Any) -> Any:
+    """A tree of zeros like it."""
     return tree_map(lambda leaf: torch.zeros_like(leaf) if isinstance(leaf, Tensor) else 0.0, value)
+
+
+def squares(update: Any) -> float:
+    """The sum over a tree's leaves of the squares of their numbers."""
+    return math.fsum(_leaves(tree_map(_square, update)))
 
 
 def _square(update: Any) -> float:

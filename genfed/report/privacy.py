@@ -124,7 +124,12 @@ def _protects(found: Sequence[Protection]) -> str:
     budget = "" if first.target is None else f" The budget was {first.target:g}."
     protected = (
         "every client with all its examples, against whoever sees what the server sends and holds in the end and knows "
-        "all other clients; the server itself sees each upload, and is trusted"
+        "all other clients; "
+        + (
+            "the server too, which sees sums alone, as far as it follows the protocol and enough clients are honest"
+            if first.distributed
+            else "the server itself sees each upload, and is trusted"
+        )
         if of_clients
         else "every single training example, against whoever sees all that the client sends and knows all other "
         "examples"

@@ -161,6 +161,8 @@ class Protection:
     mechanism: str = "DP-SGD: Gaussian noise on cut gradients of Poisson-sampled batches"
     level: Level = "example"
     """What ε is of."""
+    distributed: bool = False
+    """Whether clients add the noise themselves, and the server sees a noised sum alone."""
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from genfed.core.errors import GenfedError
 from genfed.core.method import Phase
 from genfed.core.record import load
 from genfed.core.settings import settings
+from genfed.engines.site import Site
 from genfed.learn.averaging import Averaging, Classifiers
 from genfed.report.page import page
 from genfed.report.privacy import protections, read_audits
@@ -241,7 +242,11 @@ def test_rounds_that_are_not_known_are_charged_as_they_come(tmp_path: Path) -> N
         (["feddf"], {}, "the server uses every single classifier, and only means of clipped updates get noise"),
         (["fedgen"], {}, "the server uses every single header"),
         (["fedavg"], {"aggregation": {"kind": "median"}}, "[client_privacy] with [aggregation], which stands in"),
-        (["fedavg"], {"secure": {}}, "[client_privacy] with [secure], which hides the single uploads that the server"),
+        (
+            ["fedavg"],
+            {"secure": {}, "client_privacy": NOISY | {"adaptive": {}}},
+            "client_privacy.adaptive with [secure]: nobody can count the updates that are short enough",
+        ),
         (["fedavg"], {"privacy": NOISY}, "[client_privacy] with [privacy], which protects examples"),
         (
             ["fedavg"],
@@ -298,3 +303,77 @@ def read_checkpoint_before(tmp_path: Path) -> torch.Tensor:
     none = {"rounds": 0, "training": {"epochs": 1, "batch_size": 8}}
     start(private("fedavg", defaults=none), tmp_path / "before")
     return weights(tmp_path / "before")
+
+
+# Noise that clients add under masks.
+
+
+def test_clients_own_noise_protects_against_the_server_too(tmp_path: Path) -> None:
+    config = private("fedavg", how=FIXED, secure={})
+    report = start(config, tmp_path / "run")
+    found = report.trials[0].protection
+    assert found is not None
+    assert found.distributed
+    assert [r.step for r in account(tmp_path / "run").releases] == [0, 1]
+    plain = private("fedavg", how=FIXED)
+    assert found.epsilon == start(plain, tmp_path / "central").trials[0].protection.epsilon  # type: ignore[union-attr]
+    assert "sees sums alone" in protections(replace_noise(report))[0]
+    workers = start(config | {"compute": {"workers": 2}}, tmp_path / "workers")
+    assert workers.trials[0].accuracy == report.trials[0].accuracy
+    assert torch.equal(weights(tmp_path / "workers"), weights(tmp_path / "run"))
+    start(private("fedavg", secure={}), tmp_path / "other")
+    assert not torch.equal(weights(tmp_path / "other"), weights(tmp_path / "run"))
+
+
+def replace_noise(report: Any) -> Any:
+    """As if its noise had come from the operating system."""
+    of = dataclasses.replace(report.trials[0].protection, reproducible_noise=False)
+    return dataclasses.replace(report, trials=(dataclasses.replace(report.trials[0], protection=of),))
+
+
+def test_without_noise_it_is_the_mean_of_clipped_updates(tmp_path: Path) -> None:
+    for clip in (1e9, 0.01):
+        how = {"noise_multiplier": 0, "delta": 1e-3, "clip": clip}
+        start(private("fedavg", how=how), tmp_path / f"central-{clip}")
+        start(private("fedavg", how=how, secure={}), tmp_path / f"masked-{clip}")
+        assert torch.allclose(weights(tmp_path / f"central-{clip}"), weights(tmp_path / f"masked-{clip}"), atol=1e-6)
+
+
+def test_the_noise_of_the_smallest_sum_allowed_suffices(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What four clients add to a sum of which three must do: 4/3 of the variance that is needed."""
+    once = {"rounds": 1, "training": {"epochs": 1, "batch_size": 8}}
+    how = {"noise_multiplier": 50.0, "delta": 1e-3, "clip": 2.0, "accountant": "rdp"}
+    start(private("fedavg", how=how, secure={}, defaults=once), tmp_path / "run")
+    start(private("fedavg", how=how | {"noise_multiplier": 0}, secure={}, defaults=once), tmp_path / "still")
+    noise = weights(tmp_path / "run") - weights(tmp_path / "still")
+    assert len(noise) == 650
+    assert float(noise.double().std()) == pytest.approx(50.0 * 2.0 * math.sqrt(4 / 3) / 4, rel=0.12)  # 4 sd of 2.8 %
+    many = {"clients": 12, "examples": 240, "architectures": ["linear"]}
+    with caplog.at_level(logging.WARNING, "genfed"):
+        central.check(
+            read(private("fedavg", secure={}, federation=many)), [ClientInfo(i, "linear", 20) for i in range(12)], 0
+        )
+    assert "so few clients' noise must do, so 12 add up to 2.0 times what is needed" in caplog.text
+
+
+def test_a_sum_is_paid_for_before_it_is_uncovered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = private("fedavg", how=FIXED, secure={})
+    work, stop_in = Site.work, ["train.reveal", "train.masked"]
+
+    class KilledError(BaseException):
+        pass
+
+    def stops(self: Site, step: Any, client: int, sent: Any) -> Any:
+        if step.phase in stop_in[-1:]:
+            stop_in.pop()
+            raise KilledError
+        return work(self, step, client, sent)
+
+    monkeypatch.setattr(Site, "work", stops)
+    config["compute"] = {"workers": 0}
+    for paid in (0, 1):
+        with pytest.raises(KilledError):
+            start(config, tmp_path / "run", resume=(tmp_path / "run").exists())
+        assert len(account(tmp_path / "run").releases) == paid
+    start(config, tmp_path / "run", resume=True)
+    assert [r.step for r in account(tmp_path / "run").releases] == [0, 0, 1]

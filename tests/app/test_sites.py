@@ -751,8 +751,9 @@ HERE = {"epsilon": 8.0, "delta": 1e-3, "accountant": "rdp"}
         {"privacy": FIXED},
         {"privacy": FIXED | {"epsilon": 3.0, "noise_multiplier": None}, "federation": ALIKE | {"sample": 0.6}},
         {"client_privacy": FIXED | {"clip": 1.0}},
+        {"client_privacy": FIXED | {"clip": 1.0}, "secure": {}},
     ],
-    ids=["secure", "privacy", "planned", "client_privacy"],
+    ids=["secure", "privacy", "planned", "client_privacy", "distributed"],
 )
 def test_what_protects_at_sites_comes_to_the_bits_of_the_embedded_engine(
     tmp_path: Path, protects: dict[str, Any]
@@ -770,7 +771,7 @@ def test_what_protects_at_sites_comes_to_the_bits_of_the_embedded_engine(
     there, here = (from_json((tmp_path / each / "report.json").read_text()) for each in ("sited", "embedded"))
     assert [trial.accuracy for trial in there.trials] == [trial.accuracy for trial in here.trials]
     assert [trial.protection for trial in there.trials] == [trial.protection for trial in here.trials]
-    assert (there.trials[0].protection is None) == ("secure" in protects)
+    assert (there.trials[0].protection is None) == (protects == {"secure": {}})
     assert there.notes == here.notes
 
 
