@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,6 +48,23 @@ RunFolder = Annotated[Path, typer.Argument(help="The folder of a run, such as ru
 Method = Annotated[str | None, typer.Option(help="Label of the method.", show_default="the only one")]
 Seed = Annotated[int | None, typer.Option(help="Seed of the trial.", show_default="the first")]
 ClientNumber = Annotated[int | None, typer.Option(help="Number of the client.", show_default="0")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from genfed import __version__
+
+        _output().print(f"genfed {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _genfed(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()
@@ -332,7 +350,9 @@ def serve(
     _keys_or_not(keys, insecure)
     settings = served(read(config, set_ or []))
     folder = out or runs.default_folder(config, settings)
-    if folder.exists() and any(folder.iterdir()) and resume == fresh:
+    if resume and fresh:
+        raise GenfedError("--resume goes on with a run and --fresh deletes it: choose one")
+    if folder.exists() and any(folder.iterdir()) and not (resume or fresh):
         raise GenfedError(f"{folder} holds a run: go on with --resume, delete it with --fresh, or change --out")
     console = _console(stderr=True)
     words = shlex.join(["genfed", *sys.argv[1:]])
@@ -509,7 +529,8 @@ def _tell(report: "Report", folder: Path, console: Console) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """The `genfed` command: exit code 0, 2 for bad input (one line on standard error), 130 for Ctrl-C."""
+    """The `genfed` command: exit code 0, 2 for bad input (one line on standard error), 130 for Ctrl-C or SIGTERM."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever stops it is told how to go on
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.append(here)  # a user's "module:Class" stands where they work; only `python -m` sees it by itself
     try:

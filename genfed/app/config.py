@@ -154,7 +154,7 @@ class Config:
     """One run: some methods on the same clients, for each of some seeds."""
 
     name: str
-    """Of the run; its results go to runs/NAME."""
+    """Of the run; its results go to runs/NAME. Left out: the file's name."""
     methods: tuple[str, ...]
     """Labels: a method's name, or any word whose table [method.WORD] says `kind = "name"`."""
     beside: tuple[str, ...] = ("local", "centralised")

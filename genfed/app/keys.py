@@ -34,7 +34,7 @@ def make_keys(folder: Path, sites: Sequence[str], hosts: Sequence[str] = (), day
         from cryptography.hazmat.primitives.asymmetric import ec
         from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
     except ImportError:
-        raise GenfedError("keys need the extra; install it with: pip install 'genfed[flower]'") from None
+        raise GenfedError("""keys need the extra "flower": pip install 'genfed[flower]'""") from None
     if bad := [name for name in sites if not name or name.startswith(".") or set(name) & set("/\\\0")]:
         raise GenfedError(f"{bad[0]!r} cannot name a site: it becomes a file's name")
     if reserved := [name for name in sites if name in (AUTHORITY, SERVER, SERVER_KEY)]:

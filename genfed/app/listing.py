@@ -16,7 +16,6 @@ from genfed.app.config import ClientPrivacy, Compute, Config, Evaluation, Federa
 from genfed.core.errors import GenfedError
 from genfed.core.method import Task
 from genfed.learn.dpfedavg import Adaptive
-from genfed.learn.training import Training
 from genfed.report.results import Published
 from genfed.secure.protocol import Secure
 
@@ -42,15 +41,22 @@ def listing(what: str, name: str | None = None) -> RenderableType:
     family = next(f for f in registry.FAMILIES if f.plural == what)
     if name is not None:
         cls = registry.find(family, name)
-        parts: list[RenderableType] = [f"{name}: {_about(cls)}", "", _settings(cls, "settings")]
-        if any(f.name == "training" for f in dataclasses.fields(cls)):
-            parts.append(_settings(Training, "training"))
-        return Group(*parts)
+        return Group(f"{name}: {_about(cls)}", "", _settings(cls, "settings"), *_inner(cls))
     table = Table("name", "what it is", "settings")
     for key, cls in sorted(registry.catalogue(family).items()):
         table.add_row(key, _about(cls), ", ".join(f.name for f in dataclasses.fields(cls)) or "–")
     closing = f'`genfed list {what} NAME` explains one with its settings; your own is "package.module:Class".'
     return Group(table, closing)
+
+
+def _inner(cls: type[Any]) -> list[Table]:
+    """A table for each setting that is a table of settings itself; fields of one type have one."""
+    found: dict[type[Any], list[str]] = {}
+    for name, hint in typing.get_type_hints(cls).items():
+        for part in typing.get_args(hint) or (hint,):
+            if name in cls.__pydantic_fields__ and dataclasses.is_dataclass(part) and not inspect.isabstract(part):
+                found.setdefault(typing.cast(type[Any], part), []).append(name)
+    return [_settings(part, ", ".join(names)) for part, names in found.items()]
 
 
 def _architectures(name: str | None) -> RenderableType:
@@ -93,7 +99,8 @@ def _settings(cls: type[Any], title: str) -> Table:
     for field in dataclasses.fields(cls):
         about = cls.__pydantic_fields__[field.name]
         hint = typing.get_type_hints(cls)[field.name]
-        table.add_row(field.name, _type(hint), _default(about), about.description or "")
+        told = _default(about, field.name if cls is Config else "")
+        table.add_row(field.name, _type(hint), told, " ".join((about.description or "").split()))
     return table
 
 
@@ -111,8 +118,14 @@ def _type(hint: Any) -> str:
     return " or ".join(words) if kind in (typing.Union, types.UnionType) else _TYPES.get(hint, "table")
 
 
-def _default(field: Any) -> str:
+READ = {"name": "the file's name", "method": "each with its defaults"}
+"""What a file may leave out though a `Config` has it."""
+
+
+def _default(field: Any, name: str = "") -> str:
     value = field.get_default(call_default_factory=True)
+    if field.is_required() and name in READ:
+        return READ[name]
     if field.is_required():
         return "required"
     if dataclasses.is_dataclass(value):

@@ -274,6 +274,9 @@ class Run:
         if at.scored < at.step:
             at, rows = self._evaluated(at)
             self._keep(at, rows)
+        elif not self._took:
+            self.step = at.step
+            self.tell_after("done before")
         self.step = at.step
         return at.state
 

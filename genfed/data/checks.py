@@ -15,7 +15,8 @@ def existing(path: str) -> Path:
         GenfedError: nothing stands there.
     """
     if not (found := Path(path)).exists():
-        raise GenfedError(f"{path}: no such file or folder")
+        where = "" if found.is_absolute() else f" in {Path.cwd()}; a relative path starts there, or from --data-root"
+        raise GenfedError(f"{path}: no such file or folder{where}")
     return found
 
 

@@ -82,10 +82,10 @@ class OneShot(Method[State]):
     images: Annotated[int, Field(ge=1)] = 30
     """Made with each condition."""
     student: str | None = None
-    """Architecture of the one global model; None: one for each architecture present."""
+    """Architecture of the one global model; left out: one for each architecture present."""
     pretrained: str | None = None
     """A .safetensors file of weights with which students start, such as the model.safetensors of `genfed export`: those
-    of the same name and shape are taken, so the last layer may be of other classes. None: new weights."""
+    of the same name and shape are taken, so the last layer may be of other classes. Left out: new weights."""
     learning: Training = Field(
         default_factory=lambda: Training(epochs=2, batch_size=32, learning_rate=0.01, momentum=0.9, weight_decay=1e-5)
     )

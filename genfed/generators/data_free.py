@@ -96,7 +96,7 @@ class DataFree(Method[State]):
     )
     """Training of a client's model, all of it before the one upload (E = epochs)."""
     student: str | None = None
-    """Architecture of the one global model; None: one for each architecture present."""
+    """Architecture of the one global model; left out: one for each architecture present."""
     # differs from the papers: they have one global model. None gives every client one of its own architecture.
     generator_steps: Annotated[int, Field(ge=0)] = 30
     """Steps of the generator in an epoch, all on one batch of noise (T_G)."""

@@ -46,7 +46,7 @@ class DDPM(Generator):
     sampler: Literal["ddpm", "ddim", "dpmsolver"] = "ddpm"
     """The paper's own; or DDIM or DPM-Solver++, which need no new noise and make do with 10 to 20 steps."""
     sampling_steps: int | None = Field(default=None, ge=1)
-    """Network calls per sample, at most `steps`; None: all of them."""
+    """Network calls per sample, at most `steps`; left out: all of them."""
     learning_rate: float = Field(default=1e-4, gt=0)
     """Of Adam in the first generator round; it falls linearly, to 0 after the last."""
 

@@ -42,7 +42,7 @@ class Supply:
     generator: Weights
     """To draw them from; empty where a pool is sent."""
     pool: Data | None
-    """Examples drawn by the server, images as uint8; None: the client draws its own."""
+    """Examples drawn by the server, images as uint8; left out: the client draws its own."""
 
 
 @dataclass(frozen=True)

@@ -294,3 +294,37 @@ def test_a_run_given_by_its_folder_stays_in_it(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(SystemExit):
         cli.main(["run", str(mine), "--fresh"])
     assert left_by(other) == before
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert said(capsys, "--version") == f"genfed {genfed.__version__}"
+
+
+def test_a_method_is_explained_with_the_tables_in_it(capsys: pytest.CaptureFixture[str]) -> None:
+    text = said(capsys, "list", "methods", "fedlmg")
+    for word in ("foundation", "scheduler", "guidance", "statistics", "learning, training", "momentum"):
+        assert word in text
+    assert "the file's name" in said(capsys, "list", "settings")
+
+
+def test_both_to_go_on_and_to_delete_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("run", str(run), "--resume", "--fresh")
+    assert "--resume goes on with a run and --fresh deletes it: choose one" in said(capsys, *words, code=2)
+    assert (run / "report.json").exists()
+
+
+def test_trials_that_are_done_are_counted(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["run", str(run), "--resume"])
+    err = capsys.readouterr().err
+    assert "trial 1/8: gefl · seed 0 · done before" in err
+    assert "trial 8/8: centralised · seed 1 · done before" in err
+
+
+def test_a_path_that_is_not_there_is_said_to_be_looked_for_where(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.toml").write_text('methods = ["local"]\n[data]\nkind = "folder"\npath = "scans"\nsize = 8\n')
+    text = said(capsys, "run", "c.toml", code=2)
+    assert f"scans: no such file or folder in {tmp_path}; a relative path starts there, or from --data-root" in text

@@ -46,7 +46,8 @@ def test_kill_9_at_any_moment_and_resume(tmp_path: Path) -> None:
     assert left_by(out) == left_by(tmp_path / "whole")
 
 
-def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_or_a_kill_stops_cleanly_and_says_how_to_go_on(tmp_path: Path, sign: int) -> None:
     config = tiny("fedavg", compute={"workers": 1}, defaults={"rounds": 5000})
     file, out = tmp_path / "tiny.toml", tmp_path / "run"
     file.write_text(tomli_w.dumps(config))
@@ -61,7 +62,7 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(tmp_path: Path) -> None:
     while not (out / "trials").exists() and time.monotonic() < give_up:
         time.sleep(0.01)
     time.sleep(0.5)
-    os.killpg(run.pid, signal.SIGINT)
+    os.kill(run.pid, sign) if sign == signal.SIGTERM else os.killpg(run.pid, sign)
     _, err = run.communicate(timeout=30)
     assert run.returncode == 130
     assert "Traceback" not in err
