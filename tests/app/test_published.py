@@ -8,6 +8,7 @@ import pytest
 
 import genfed.app.run as runs
 from genfed.app.config import read
+from genfed.data.table import Table
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(file for file in (ROOT / "configs").rglob("*.toml") if file.parent.name != "pretrain")
@@ -17,10 +18,12 @@ FEW = {"probes": 1, "learning_rounds": 1, "description_batch_size": 100}
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_runs_in_miniature(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same methods, architectures and generators; one round of each phase, a seed, a few examples."""
-    monkeypatch.setattr(runs, "page", lambda report, grids: "")
+    monkeypatch.setattr(runs, "page", lambda *given: "")
     whole = read(config)
     for source in (whole.data, whole.public):
-        if path := getattr(source, "path", None):
+        if isinstance(source, Table):
+            write_rows(tmp_path / source.path, source)
+        elif path := getattr(source, "path", None):
             write_images(tmp_path / path)
     small = [f"data_root='{tmp_path}'", "seeds=[0]", "compute.workers=0", "evaluation.every=0"]
     small += ["quality.samples=0", "quality.flops=false"]
@@ -63,3 +66,13 @@ def write_images(path: Path) -> None:
     parts |= {"x_test": rng.integers(0, 256, (20, *shape), np.uint8), "y_test": np.arange(20) % 10}
     parts |= {"domain_train": np.tile(domains, 50), "domain_test": np.tile(domains, 5)}
     np.savez(path, **parts)
+
+
+def write_rows(path: Path, table: Table) -> None:
+    """A text file without a header; its columns are numbers and words in turn."""
+    draw, names = np.random.default_rng(0), table.names or ()
+    rows = draw.integers(0, 5, (400, len(names)))
+    told = [[f"word {cell}" if place % 2 else str(cell) for place, cell in enumerate(row)] for row in rows.tolist()]
+    for row in told:
+        row[names.index(table.label)] = "more" if row[0] > "2" else "less"
+    path.write_text("".join(", ".join(row) + "\n" for row in told))
