@@ -78,6 +78,10 @@ def _program(name: str) -> str:
     return found
 
 
+# Flower's commands run in their home: one that is given the name of a link takes a folder of that name, such as a clone
+# of genfed where the user stands, for an app of an older Flower's.
+
+
 def environment(home: Path, extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """Of Flower's commands: their home, quiet, and with what this process can import."""
     paths = os.pathsep.join(str(Path(p).absolute()) for p in sys.path if p and Path(p).is_dir())
@@ -247,8 +251,8 @@ def _last_line(file: Path) -> str:
 
 
 def _register(public: Path, home: Path) -> None:
-    command = [_program("flwr"), "supernode", "register", str(public), NAME, "--name", public.stem]
-    done = subprocess.run(command, env=environment(home), capture_output=True, text=True, timeout=120)
+    command = [_program("flwr"), "supernode", "register", str(public.absolute()), NAME, "--name", public.stem]
+    done = subprocess.run(command, cwd=home, env=environment(home), capture_output=True, text=True, timeout=120)
     if done.returncode and "already" not in (said := f"{done.stdout} {done.stderr}"):
         raise GenfedError(f"the SuperLink does not take {public}: {' '.join(said.split())[-300:]}")
 
@@ -256,10 +260,11 @@ def _register(public: Path, home: Path) -> None:
 def _flwr_run(settings: Path, home: Path, logged: Path, tell: Callable[[str], None]) -> str:
     """Returns the run's number; "": it was not started."""
     number = ""
-    command = [_program("flwr"), "run", str(APP), NAME, "--stream", "--run-config", str(settings)]
+    command = [_program("flwr"), "run", str(APP), NAME, "--stream", "--run-config", str(settings.absolute())]
     with logged.open("a", encoding="utf-8") as log:
         run = subprocess.Popen(
             command,
+            cwd=home,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -293,7 +298,7 @@ def _goes_on(number: str, home: Path) -> bool | None:
     """Whether a run is not finished; None: the link does not say."""
     command = [_program("flwr"), "ls", NAME, "--run-id", number, "--format", "json"]
     try:
-        done = subprocess.run(command, env=environment(home), capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, cwd=home, env=environment(home), capture_output=True, text=True, timeout=60)
         (run,) = json.loads(done.stdout)["runs"]
         return not str(run["status"]).startswith("finished")
     except (subprocess.TimeoutExpired, ValueError, KeyError):
