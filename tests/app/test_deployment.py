@@ -182,6 +182,9 @@ def test_the_readme_s_section_ends_with_gefl_trained_over_tls(tmp_path: Path) ->
         (programs / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {what} "$@"\n')
         (programs / name).chmod(0o755)
     (tmp_path / "examples").symlink_to(ROOT / "examples")
+    clone = tmp_path / "genfed"  # which Flower would take for an app: the name is that of the link
+    clone.mkdir()
+    (clone / "pyproject.toml").write_text('[project]\nname = "genfed"\n')
     done = subprocess.run(
         ["bash", "-emc", script],
         cwd=tmp_path,
