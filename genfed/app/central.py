@@ -25,6 +25,7 @@ from genfed.learn.distributed import noised
 from genfed.learn.dpfedavg import ClippedMean
 from genfed.learn.dpsgd import repeatable, unforeseeable
 from genfed.report.results import Protection
+from genfed.secure.vectors import groups
 
 if TYPE_CHECKING:
     from genfed.app.trial import Trial
@@ -101,6 +102,16 @@ def noise_multiplier(how: ClientPrivacy, rounds: Counter[int] | None) -> float:
     return how.noise_multiplier
 
 
+def check_installed() -> None:
+    """Refuses client-level privacy where Opacus is missing.
+
+    Raises:
+        GenfedError: it is.
+    """
+    if find_spec("opacus") is None:
+        raise GenfedError("""[client_privacy] needs the extra "privacy": pip install 'genfed[privacy]'""")
+
+
 def check(config: Config, clients: Sequence[ClientInfo], seed: int) -> None:
     """Refuses before training what client-level privacy does not cover, or a budget that would be passed.
 
@@ -109,8 +120,7 @@ def check(config: Config, clients: Sequence[ClientInfo], seed: int) -> None:
     """
     if (how := config.client_privacy) is None:
         return
-    if find_spec("opacus") is None:
-        raise GenfedError("""[client_privacy] needs the extra "privacy": pip install 'genfed[privacy]'""")
+    check_installed()
     for name, why in (
         ("aggregation", "stands in the place of the means that get the noise"),
         ("privacy", "protects examples; both together are not built"),
@@ -121,14 +131,6 @@ def check(config: Config, clients: Sequence[ClientInfo], seed: int) -> None:
         raise GenfedError("client_privacy.adaptive with [secure]: nobody can count the updates that are short enough")
     if seed == config.seeds[0]:
         warn(how, len(clients), f"there are {len(clients)} clients", "a client")
-    if config.secure and seed == config.seeds[0]:
-        least, asked = config.secure.minimum_group, len(taking_part(clients, config.federation.sample, seed, "", 0))
-        if (times := math.sqrt(asked / least)) > 1.5:
-            log.warning(
-                "secure.minimum_group = %d: so few clients' noise must do, so %d add up to %.1f times what is needed; "
-                "raise it as far as clients can be counted on to answer",
-                least, asked, times,
-            )  # fmt: skip
     for label, method in config.method.items():
         if method.pooled:
             continue
@@ -138,10 +140,27 @@ def check(config: Config, clients: Sequence[ClientInfo], seed: int) -> None:
         try:
             rounds = planned(method, clients, config.federation.sample, seed)
             noise = noise_multiplier(how, rounds)
+            if config.secure and seed == config.seeds[0]:
+                _warn_of_noise(label, config.secure.minimum_group, method, clients, config.federation.sample, seed)
             if how.adaptive and (rounds is None or rounds):
                 how.adaptive.on_updates(noise, len(taking_part(clients, config.federation.sample, seed, "", 0)))
         except GenfedError as error:
             raise GenfedError(f"{label}: {error}") from None
+
+
+def _warn_of_noise(
+    label: str, least: int, method: Method[Any], clients: Sequence[ClientInfo], sample: float, seed: int
+) -> None:
+    """Says where clients add much more noise than is needed, though none of a method's sums is small."""
+    ahead = [(phase, asked) for phase, asked in rounds_ahead(method, clients, sample, seed) if _uploads(phase)]
+    sums = [Counter(name for info in asked for name in groups(phase.aggregate, info)) for phase, asked in ahead]
+    smallest = min((count for each in sums for count in each.values()), default=0)
+    if (times := math.sqrt(smallest / least)) > 1.5:
+        log.warning(
+            "secure.minimum_group = %d: the noise of so few must do, so the %d of %s add up to %.1f times what is "
+            "needed; raise it as far as clients can be counted on to answer",
+            least, smallest, label, times,
+        )  # fmt: skip
 
 
 def refusal(phase: Phase[Any]) -> str | None:

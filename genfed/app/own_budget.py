@@ -1,8 +1,6 @@
 """What it costs the examples of a site to take part in runs, over all of them together."""
 
-import contextlib
-import fcntl
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,17 +10,26 @@ from genfed.app.trial import Trial
 from genfed.core.errors import GenfedError
 from genfed.core.privacy import Charge, Ledger, steps_by_mechanism
 from genfed.core.record import load, save
+from genfed.engines.site import alone
 
 BUDGET = "budget.safetensors"
 """In a site's folder. Whoever deletes it gives the site's examples a new budget."""
 
 
 @dataclass(frozen=True)
+class Bill:
+    """Whose charges they are."""
+
+    run: str
+    method: str
+    seed: int
+
+
+@dataclass(frozen=True)
 class Paid:
     """What was charged in one trial."""
 
-    run: str
-    """Run, method and seed."""
+    bill: Bill
     charges: tuple[Charge, ...]
 
 
@@ -32,41 +39,39 @@ class Account:
 
     paid: tuple[Paid, ...] = ()
 
-    def mechanisms(self) -> list[Mechanism]:
-        """Of all trials."""
-        return steps_by_mechanism([charge for each in self.paid for charge in each.charges])
+    def mechanisms(self, without: Collection[Bill] = ()) -> list[Mechanism]:
+        """Of all trials but these."""
+        return steps_by_mechanism([charge for p in self.paid if p.bill not in without for charge in p.charges])
 
-    def of(self, run: str) -> Ledger:
-        """What one trial was charged."""
-        return Ledger(next((each.charges for each in self.paid if each.run == run), ()))
-
-    def plus(self, run: str, more: tuple[Charge, ...]) -> "Account":
+    def plus(self, bill: Bill, more: tuple[Charge, ...]) -> "Account":
         """With these charged to that trial."""
-        known = [each.run for each in self.paid]
-        paid = self.paid if run in known else (*self.paid, Paid(run, ()))
-        return Account(tuple(Paid(p.run, (*p.charges, *more)) if p.run == run else p for p in paid))
+        known = any(each.bill == bill for each in self.paid)
+        paid = self.paid if known else (*self.paid, Paid(bill, ()))
+        return Account(tuple(Paid(p.bill, (*p.charges, *more)) if p.bill == bill else p for p in paid))
 
 
 class OwnBudgets(Budgets):
     """The budget of a trial, within that of the site."""
 
-    def __init__(self, trial: Trial, folder: Path, limit: Limit, run: str) -> None:
-        """`folder` is the site's, and `run` names the trial among all."""
+    def __init__(self, trial: Trial, folder: Path, limit: Limit, bill: Bill) -> None:
+        """`folder` is the site's."""
         super().__init__(trial)
-        self._folder, self._limit, self._run = folder, limit, run
+        self._folder, self._limit, self._bill = folder, limit, bill
 
-    def charge(self, folder: Path, more: tuple[Charge, ...]) -> None:
-        """See `Budgets`. On the site's account first: killed between the two, it is not charged there again."""
-        with _locked(self._folder):
+    def keep(self, folder: Path, ledger: Ledger, more: tuple[Charge, ...]) -> None:
+        """See `Budgets`; on the site's account first. Killed between the two, it is charged there twice.
+
+        Raises:
+            GenfedError: the site's budget does not hold it; nothing is charged.
+        """
+        with alone(self._folder):
             account = account_in(self._folder)
-            if not account.of(self._run).charged(more):
-                after = account.plus(self._run, more)
-                if not holds(after.mechanisms(), self._limit):
-                    raise GenfedError(
-                        f"the site's privacy budget over all runs does not hold it: {_told(account, self._limit)}"
-                    )
-                save(after, self._folder / BUDGET)
-        super().charge(folder, more)
+            after = account.plus(self._bill, more)
+            if not holds(after.mechanisms(), self._limit):
+                told = _told(account, self._limit)
+                raise GenfedError(f"the site's privacy budget over all runs does not hold it: {told}")
+            save(after, self._folder / BUDGET)
+        super().keep(folder, ledger, more)
 
 
 def account_in(folder: Path) -> Account:
@@ -74,14 +79,14 @@ def account_in(folder: Path) -> Account:
     return load(Account, folder / BUDGET) if (folder / BUDGET).exists() else Account()
 
 
-def check_ahead(folder: Path, limit: Limit, ahead: Sequence[Mechanism]) -> None:
-    """Refuses a run that would cost more than is left.
+def check_ahead(folder: Path, limit: Limit, ahead: Sequence[Mechanism], bills: Collection[Bill]) -> None:
+    """Refuses a run that would cost more than is left; `bills` are of its trials, of which some may be paid.
 
     Raises:
         GenfedError: it would.
     """
     account = account_in(folder)
-    if not holds([*account.mechanisms(), *ahead], limit):
+    if not holds([*account.mechanisms(without=bills), *ahead], limit):
         come = epsilon(ahead, limit.delta, limit.accountant)
         raise GenfedError(
             f"the site's privacy budget over all runs does not hold this one, which comes to ε = {come:.2f}: "
@@ -95,19 +100,12 @@ def table_of(folder: Path, limit: Limit) -> list[tuple[str, ...]]:
     for count, each in enumerate(paid, 1):
         alone, whole = Account((each,)).mechanisms(), Account(paid[:count]).mechanisms()
         come = [f"{epsilon(cost, limit.delta, limit.accountant):.2f}" for cost in (alone, whole)]
-        rows.append((*each.run.split(" "), str(sum(steps for _, _, steps in alone)), *come))
+        rows.append(
+            (each.bill.run, each.bill.method, str(each.bill.seed), str(sum(steps for _, _, steps in alone)), *come)
+        )
     return rows
 
 
 def _told(account: Account, limit: Limit) -> str:
     spent = epsilon(account.mechanisms(), limit.delta, limit.accountant)
     return f"of ε = {limit.epsilon:g} at δ = {limit.delta:g}, {spent:.2f} is spent"
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Two processes of a site never charge at once."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".budget.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

@@ -18,9 +18,9 @@ from pydantic import Field, InstanceOf
 from torch import nn
 
 from genfed import __version__
-from genfed.app import federation, own_budget, registry
+from genfed.app import central, federation, own_budget, registry
 from genfed.app.config import Accountant, ClientPrivacy, Compute, Federation, Privacy, build, read_method
-from genfed.app.protection import check_architecture, check_method, check_precision, planned_cost, spent_in
+from genfed.app.protection import check_architecture, check_method, check_precision, planned_cost, prepare, spent_in
 from genfed.app.run import PATHS, load_source
 from genfed.app.site import new_site
 from genfed.app.trial import Trial
@@ -31,11 +31,12 @@ from genfed.core.record import Packed, load, pack, save
 from genfed.core.rng import stream
 from genfed.core.settings import settings
 from genfed.data.dataset import Source
-from genfed.engines.site import Shards
+from genfed.engines.site import Shards, alone
 from genfed.foundation.model import FoundationModel
 from genfed.foundation.settings import Foundation
 from genfed.learn.weights import Model, weights_of
 from genfed.secure.protocol import Secure
+from genfed.secure.secrets import check_installed
 
 log = logging.getLogger(__name__)
 LOG, AUDIT, DATA = "site.log", "audit.jsonl", "data.safetensors"
@@ -106,6 +107,8 @@ class SiteConfig:
     def __post_init__(self) -> None:
         if self.link.insecure and self.link.key:
             raise GenfedError("link.insecure = true: a site without TLS shows no key; leave out link.key, or insecure")
+        if self.privacy is not None and self.minimum_group is not None:
+            raise GenfedError("[privacy] with minimum_group: no run has [privacy] and [secure] both; leave one out")
 
 
 @dataclass(frozen=True)
@@ -299,10 +302,14 @@ def _initial(site: Here, head: Mapping[str, Any], body: Packed) -> tuple[dict[st
 
 def _prepare(site: Here, head: Mapping[str, Any], body: Packed) -> tuple[dict[str, Any], Packed]:
     """Refuses a run before training, all its trials together. Nothing is charged or written."""
-    trials = [_trial(site, json.loads(text), int(head["client"])) for text in head["open"]]
-    ahead = [mechanism for trial in trials for mechanism in planned_cost(trial, int(head["client"]))]
+    client = int(head["client"])
+    told = [json.loads(text) for text in head["open"]]
+    trials = [_trial(site, about, client) for about in told]
+    for trial in trials:
+        _check_demands(site.config, trial)
+    ahead = [mechanism for trial in trials for mechanism in planned_cost(trial, client)]
     if site.config.privacy is not None:
-        own_budget.check_ahead(site.folder, site.config.privacy, ahead)
+        own_budget.check_ahead(site.folder, site.config.privacy, ahead, [_bill(about) for about in told])
     return {}, Packed({}, "{}")
 
 
@@ -317,18 +324,49 @@ def _work(site: Here, head: Mapping[str, Any], body: Packed) -> tuple[dict[str, 
 
     config, about = site.config, json.loads(head["open"])
     trial = _trial(site, about, int(head["client"]))
+    _hold_to(config, trial, head)
     guard = None
     if config.privacy is not None:
-        guard = own_budget.OwnBudgets(trial, site.folder, config.privacy, f"{about['run']} {trial.label} {trial.seed}")
+        guard = own_budget.OwnBudgets(trial, site.folder, config.privacy, _bill(about))
     here = new_site(trial, lambda name, task, rng: _new_network(config, name, task, rng), guard)
     return worked(here, dict(head), body)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What a server first said of a trial, and which client it called the site."""
+
+    about: str
+    client: int
+
+
+def _hold_to(config: SiteConfig, trial: Trial, head: Mapping[str, Any]) -> None:
+    """Refuses letters that say something else of a trial than the first one did; that one is checked whole.
+
+    Raises:
+        GenfedError: they do, or the trial does not protect the site as it must.
+    """
+    file, now = trial.folder / "opened.safetensors", Opened(str(head["open"]), int(head["client"]))
+    with alone(trial.folder):
+        if not file.exists():
+            _check_demands(config, trial)
+            prepare(trial)  # what two letters at once would both write down
+            if trial.client_privacy is not None:
+                central.settled(trial)
+            save(now, file)
+        elif load(Opened, file) != now:
+            raise GenfedError("the server says something else of this trial than before: begin the run anew")
+
+
+def _bill(about: Mapping[str, Any]) -> own_budget.Bill:
+    return own_budget.Bill(str(about["run"]), str(about["label"]), int(about["seed"]))
 
 
 def _trial(site: Here, about: Mapping[str, Any], client: int) -> Trial:
     """The trial that the server speaks of, at this site: of the other clients it knows how many there are.
 
     Raises:
-        GenfedError: it asks for what the site does not give.
+        GenfedError: it names what the site does not run, or other classes than were agreed on.
     """
     config, holding = site.config, holding_of(site)
     _check_names(about["method"], config)
@@ -339,7 +377,7 @@ def _trial(site: Here, about: Mapping[str, Any], client: int) -> Trial:
     federation_ = build(Federation, about["federation"], "federation.")
     everybody = range(federation_.clients)
     of = {client: ClientInfo(client, config.architecture, len(holding.train))}
-    trial = Trial(
+    return Trial(
         label=label,
         seed=int(about["seed"]),
         method=method,
@@ -361,13 +399,15 @@ def _trial(site: Here, about: Mapping[str, Any], client: int) -> Trial:
         privacy=None if about["privacy"] is None else build(Privacy, about["privacy"], "privacy."),
         client_privacy=None if about["noised"] is None else build(ClientPrivacy, about["noised"], "client_privacy."),
     )
-    _check_demands(config, trial)
-    return trial
 
 
 def _check_demands(config: SiteConfig, trial: Trial) -> None:
     """Refuses a trial that does not protect the site as its file demands, or not as the run says."""
     privacy = trial.privacy
+    if trial.secure is not None:
+        check_installed()
+    if trial.client_privacy is not None:
+        central.check_installed()
     if config.privacy is not None and privacy is None:
         raise GenfedError("it takes part under [privacy] alone, since its file has a privacy budget")
     if privacy is not None:
@@ -384,6 +424,8 @@ def _check_demands(config: SiteConfig, trial: Trial) -> None:
                 f"secure.minimum_group = {trial.secure.minimum_group}: it needs sums of {config.minimum_group} uploads "
                 "or more"
             )
+        if trial.secure.neighbours is not None:
+            raise GenfedError("secure.neighbours: on a ring no client can tell how large a sum is; leave it out")
 
 
 def _new_network(config: SiteConfig, name: str, task: Task, rng: torch.Generator) -> nn.Module:

@@ -19,6 +19,7 @@ from genfed.core.method import Method, Phase, Task, Trained, leaves, rounds_ahea
 from genfed.core.privacy import Charge, Ledger, Private, Use, steps_by_mechanism
 from genfed.core.record import load, save
 from genfed.data.checks import reason
+from genfed.engines.site import UNSETTLED
 from genfed.generators.generator import GeneratorNetwork
 from genfed.learn.fit import Player, cross_entropy
 from genfed.learn.training import Training
@@ -80,7 +81,7 @@ def prepare(trial: Trial) -> Plan | None:
 
 
 def planned_cost(trial: Trial, client: int) -> list[Mechanism]:
-    """What all rounds of the trial will cost a client; nothing is written. Empty: no privacy, or no plan.
+    """What all rounds of the trial will cost a client; nothing is written. Empty: no privacy, or it is not known.
 
     Raises:
         GenfedError: no noise suffices, or the rounds of a phase are not known in advance and the noise must be found.
@@ -92,7 +93,8 @@ def planned_cost(trial: Trial, client: int) -> list[Mechanism]:
     noise = trial.privacy.noise_multiplier
     if noise is None:
         noise = noise_for(trainings, trial.privacy)
-    return [(noise, rate, steps) for rate, steps in trainings]
+    ahead = [(noise, rate, steps) for rate, steps in trainings]
+    return ahead if holds(ahead, trial.privacy) else []  # the client will stop before, where is not known
 
 
 def _trainings(uses: Mapping[Use, int], examples: int) -> list[tuple[float, int]]:
@@ -129,17 +131,22 @@ class Budgets:
         return Private(self._privacy.max_grad_norm, noise, draws, uses)
 
     def charge(self, folder: Path, more: tuple[Charge, ...]) -> None:
-        """Puts these on the ledger in a client's folder, unless they are its last.
+        """Puts these on the ledger in a client's folder, unless they are its last and nothing of that work has left.
 
         Raises:
             GenfedError: the budget does not hold them.
         """
         ledger = ledger_in(folder)
-        if ledger.charged(more):
+        if (folder / UNSETTLED).exists() and ledger.charged(more):
             return
         ledger = Ledger((*ledger.charges, *more))
         if not holds(steps_by_mechanism(ledger.charges), self._privacy):
             raise GenfedError(f"its privacy budget of ε = {self._privacy.epsilon:g} does not hold another round")
+        self.keep(folder, ledger, more)
+        (folder / UNSETTLED).touch()
+
+    def keep(self, folder: Path, ledger: Ledger, more: tuple[Charge, ...]) -> None:
+        """Puts a ledger with new charges on the disk."""
         folder.mkdir(parents=True, exist_ok=True)
         save(ledger, folder / LEDGER)
 

@@ -15,10 +15,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from rich.console import Console
 from torch import Tensor, nn
 
@@ -52,9 +52,9 @@ PROCESS = 500 * 2**20
 """Bytes of a site's process before it does anything: torch and Flower, as measured."""
 PAUSE = 0.5
 """Seconds between two looks for answers: each is a transaction of the link's data base, where it has one."""
+_Noise = Literal[0] | Annotated[float, Field(ge=1e-3, le=1e6)]
 MECHANISMS = TypeAdapter(
-    list[tuple[NonNegativeFloat, Annotated[float, Field(gt=0, le=1)], NonNegativeInt]],
-    config=ConfigDict(allow_inf_nan=False),
+    list[tuple[_Noise, Annotated[float, Field(ge=1e-9, le=1)], Annotated[int, Field(ge=0, le=10**9)]]]
 )
 """What a site may say that a trial cost."""
 BACK_SECONDS = 120.0
@@ -186,7 +186,7 @@ def _served(post: Post, grid: Any, wanted: Wanted) -> Outcome:
     strangers = {seed: _strangers(roll, hellos, task, seed) for seed in config.seeds}
     _lend(strangers[config.seeds[-1]])
     protection.check(config, task, infos)
-    _prepare(roll, config, task, hellos)
+    _prepare(roll, config, task, hellos, _run_of(folder) if wanted.resume else "new")
     tight = tight_memory(config, task, infos, public, hellos)
     if wanted.check:
         return Outcome(sites=hellos, trouble=tuple(tight))
@@ -565,13 +565,17 @@ class _There:
         return spent
 
     def _opening(self, trial: Trial) -> Head:
-        # Another run of the same config is another run: what clients keep of it stands apart.
-        named = b"".join((self._folder / file).read_bytes() for file in ("config.toml", "started.json"))
-        run = hashlib.blake2b(named, digest_size=8).hexdigest()
-        return {"ask": "work", "open": _about(self._config, self._task, trial.label, trial.seed, run)}
+        about = _about(self._config, self._task, trial.label, trial.seed, _run_of(self._folder))
+        return {"ask": "work", "open": about}
 
     def done(self, seed: int) -> None:
         pass
+
+
+def _run_of(folder: Path) -> str:
+    """Names a run: another one of the same config is another run, and what clients keep of it stands apart."""
+    started = folder / "started.json"
+    return hashlib.blake2b(started.read_bytes(), digest_size=8).hexdigest() if started.exists() else "new"
 
 
 def _about(config: Config, task: Task, label: str, seed: int, run: str) -> str:
@@ -594,13 +598,13 @@ def _about(config: Config, task: Task, label: str, seed: int, run: str) -> str:
     return json.dumps(about)
 
 
-def _prepare(roll: Roll, config: Config, task: Task, hellos: Sequence[Hello]) -> None:
-    """Has each site say whether it takes part, where the run protects anything or a site demands it.
+def _prepare(roll: Roll, config: Config, task: Task, hellos: Sequence[Hello], run: str) -> None:
+    """Has each site say whether it takes part, where the run protects anything or a site demands it; `run` names it.
 
     Raises:
         GenfedError: one does not.
     """
-    trials = [_about(config, task, label, seed, "ahead") for label in config.method for seed in config.seeds]
+    trials = [_about(config, task, label, seed, run) for label in config.method for seed in config.seeds]
     for number, hello in enumerate(hellos):
         if config.privacy or config.secure or hello.demands:
             roll.ask(hello.name, {"ask": "prepare", "open": trials, "client": number})

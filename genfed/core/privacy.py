@@ -53,8 +53,8 @@ class Ledger:
     charges: tuple[Charge, ...] = ()
 
     def charged(self, more: tuple[Charge, ...]) -> bool:
-        """Whether the last charges are these: they stand, and are not made twice. Others for the same step are new, or
-        whoever names the steps could have more trained for the price of less.
+        """Whether the last charges are these. Others for the same step are new, or whoever names the steps could have
+        more trained for the price of less.
         """
         return self.charges[-len(more) :] == more
 
@@ -98,8 +98,8 @@ class Guard(Protocol):
     """Who keeps the clients' budgets of a trial."""
 
     def admit(self, client: int, folder: Path, phase: str, round_: int, step: int) -> Private:
-        """Charges a round to the client's budget, on the disk (in `folder`) before this returns; a round that is
-        charged already is not charged again, unless another one came after it.
+        """Charges a round to the client's budget, on the disk (in `folder`) before this returns; a round is not charged
+        again if nothing of it has left since: whoever works it says so by a file there.
 
         Raises:
             GenfedError: the budget does not hold it; nothing is charged.

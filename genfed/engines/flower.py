@@ -155,8 +155,18 @@ def worked(site: Site, head: Head, body: Packed) -> tuple[Head, Packed]:
     Raises:
         GenfedError: it does not know such a phase, or its work failed.
     """
-    answer = site.work(Step(**head["step"]), int(head["client"]), body)
+    answer = site.work(_step(head["step"]), int(head["client"]), body)
     return {"weight": answer.weight, "metrics": answer.metrics, "seconds": answer.seconds}, answer.upload
+
+
+def _step(said: Any) -> Step:
+    """The step that a letter names: what it keys must be what it seems."""
+    match said:
+        case {"phase": str(phase), "round": int(round_), "number": int(number)} if len(said) == 3 and not (
+            isinstance(round_, bool) or isinstance(number, bool) or min(round_, number) < 0
+        ):
+            return Step(phase, round_, number)
+    raise GenfedError("a step is a phase, a round and a number from 0 on")
 
 
 # The server's side.

@@ -1,10 +1,11 @@
 """Where a client's work is done: in this process, in a worker, or on a machine of its own."""
 
 import contextlib
+import fcntl
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 R = TypeVar("R")
+UNSETTLED, LOCK = "unsettled", ".lock"
+"""In a client's folder: a round was charged, and nothing of it has left; and what one work at a time holds."""
 REPLY = "last.reply"
 """The file of the last reply of a client that is protected by noise or masks."""
 Precision = Literal["float32", "bfloat16"]
@@ -102,13 +105,14 @@ class KeptOnDisk:
         self._check(slot.name, False)
         self._new[slot.name] = record
 
-    def commit(self) -> None:
+    def commit(self, durable: bool = False) -> None:
         """Writes what was put; what later steps kept, which are now to be done again, goes. It survives a kill of the
-        process; it is not forced to the disk, so after a power cut a slot may be missing that a checkpoint counts on.
+        process; unless `durable` it is not forced to the disk, so after a power cut a slot may be missing that a
+        checkpoint counts on.
         """
         for slot, record in self._new.items():
             self._folder.mkdir(parents=True, exist_ok=True)
-            save(record, self._file(slot, self._number), durable=False)
+            save(record, self._file(slot, self._number), durable=durable)
             versions = self._versions(slot)
             older, later = sorted(v for v in versions if v < self._number), [v for v in versions if v > self._number]
             for void in (*older[:-1], *later):
@@ -162,16 +166,28 @@ class Site:
         Raises:
             GenfedError: clients do not work in such a phase, or the reply would spoil a mean.
         """
-        started = time.perf_counter()
         phase = self._phases.get(step.phase)
         if phase is None or phase.work is None:
             asked = sorted(name for name, known in self._phases.items() if known.work)
             raise GenfedError(f"there is no phase {step.phase!r} in which clients work; there are: {', '.join(asked)}")
-        kept = KeptOnDisk(self._kept / str(client), step.number, None if step.phase == "evaluate" else phase.slots)
+        if phase.exchange is None and (self._guard is None or step.phase == "evaluate"):
+            return self._worked(step, phase, client, sent, remembers=False)
+        folder = self._kept / str(client)
+        with alone(folder):
+            if (before := replied(folder, step, phase.exchange)) is not None:
+                return before
+            try:
+                answer = self._worked(step, phase, client, sent, remembers=True)
+            except (Exception, SystemExit):  # that it failed is told, which may tell of examples; a kill tells nothing
+                (folder / UNSETTLED).unlink(missing_ok=True)
+                raise
+            (folder / UNSETTLED).unlink(missing_ok=True)
+            return answer
+
+    def _worked(self, step: Step, phase: Phase[Any], client: int, sent: Packed, *, remembers: bool) -> Answer:
+        started = time.perf_counter()
         folder, private = self._kept / str(client), None
-        remembers = phase.exchange is not None or (self._guard is not None and step.phase != "evaluate")
-        if remembers and (before := replied(folder, step, phase.exchange)) is not None:
-            return before
+        kept = KeptOnDisk(folder, step.number, None if step.phase == "evaluate" else phase.slots)
         if self._guard is not None:
             scores = step.phase == "evaluate"
             private = (
@@ -191,6 +207,7 @@ class Site:
             return network
 
         counts = self._counts_flops and step.round == 0 and step.phase != "evaluate"
+        assert phase.work is not None
         with Flops() if counts else contextlib.nullcontext() as flops:
             reply = phase.work(replace(about, new_network_of=new_network), unpack(phase.kinds[0], sent))
         # Plain numbers, whatever the method took them from: an answer may have to travel.
@@ -207,7 +224,9 @@ class Site:
         answer = Answer(upload, float(reply.weight), metrics, time.perf_counter() - started)
         sound(answer)
         try:
-            kept.commit()  # only with a reply that can be used: moments that diverged would spoil every later round
+            kept.commit(
+                durable=remembers
+            )  # only with a reply that can be used: moments that diverged would spoil every later round
             if remembers:
                 keep_reply(folder, step, answer)  # last: once it is there, nothing is trained or charged again
         except OSError as error:
@@ -232,6 +251,15 @@ class Site:
             precision=self._precision,
             new_network_of=lambda name, rng: self._new_network(name, task, rng).to(self._device),
         )
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Waits until nobody else is inside with the same folder: a letter may come again while the first is worked on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,8 @@ def noised(phase: Phase[Any], clip: float, noise: float, draws: Callable[[Client
         return phase.update(server, state, Reduced(values, reduced.clients))
 
     work.__annotations__ = {"client": Client, "sent": kind_sent, "return": Reply[kind_uploaded]}  # type: ignore[valid-type]
-    return replace(phase, work=work, update=update)
+    plain = {name: Mean(by=mean.by) for name, mean in means.items()}  # of what `averaged` gave
+    return replace(phase, work=work, update=update, aggregate=plain)
 
 
 def _allowed(key: str, value: Any) -> Any:

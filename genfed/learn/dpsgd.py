@@ -89,11 +89,16 @@ def _noise(like: Tensor, draws: np.random.Generator) -> Tensor:
 
 def clipped(gradients: Sequence[Tensor], clip: float) -> list[Tensor]:
     """The sum over examples of their gradients, each cut to the norm `clip` over all parameters: of [n, *shape] per
-    parameter, [*shape] each.
+    parameter, [*shape] each. One that is not finite counts as 0: what fails because of an example tells of it.
     """
     norms = torch.stack([g.flatten(1).norm(dim=1) for g in gradients]).norm(dim=0)
-    factors = (clip / norms.clamp_min(1e-12)).clamp_max(1)
-    return [torch.tensordot(factors, g, dims=1) for g in gradients]
+    finite = torch.isfinite(norms)
+    factors = torch.where(finite, (clip / norms.clamp_min(1e-12)).clamp_max(1), 0)
+    return [torch.tensordot(factors, torch.where(_wide(finite, g), g, 0), dims=1) for g in gradients]
+
+
+def _wide(rows: Tensor, like: Tensor) -> Tensor:
+    return rows.reshape(-1, *[1] * (like.dim() - 1))
 
 
 def parameters_of(player: Player) -> list[nn.Parameter]:
@@ -101,8 +106,11 @@ def parameters_of(player: Player) -> list[nn.Parameter]:
     return [p for group in player.optimiser.param_groups for p in group["params"]]
 
 
-def example_gradients(player: Player, x: Tensor, y: Tensor, rng: torch.Generator) -> list[Tensor]:
-    """The gradient of every example's loss, [n, *shape] per parameter of the player's; inside `per_example`.
+def example_gradients(
+    player: Player, x: Tensor, y: Tensor, rng: torch.Generator, *, summed: bool = False
+) -> list[Tensor]:
+    """The gradient of every example's loss, [n, *shape] per parameter of the player's; inside `per_example`. `summed`:
+    they must come to the batch's, which is tried before training and not in it, where to fail would tell of examples.
 
     Raises:
         GenfedError: the hooks did not see all that a parameter does.
@@ -119,7 +127,7 @@ def example_gradients(player: Player, x: Tensor, y: Tensor, rng: torch.Generator
         if p.grad is None and seen is None:
             seen = p.new_zeros(len(x), *p.shape)  # it has no part in the loss
         whole = torch.zeros_like(p) if p.grad is None else p.grad
-        if not (isinstance(seen, Tensor) and seen.shape == (len(x), *p.shape) and _sums(seen, whole)):
+        if not (isinstance(seen, Tensor) and seen.shape == (len(x), *p.shape) and (not summed or _sums(seen, whole))):
             raise GenfedError(
                 f"a parameter of shape {tuple(p.shape)} is used in a way in which no gradient per example can be had: "
                 "keep it in a layer of its own that is called with the batch first"
@@ -205,7 +213,7 @@ def check_trained(player: Player, x: Tensor, y: Tensor) -> None:
     before = {name: buffer.clone() for name, buffer in player.network.named_buffers()}
     with seeded(rng), per_example(player):
         try:
-            example_gradients(player, x, y, rng)
+            example_gradients(player, x, y, rng, summed=True)
         except GenfedError:
             raise
         except Exception as error:  # a layer that Opacus does not know may fail in any way

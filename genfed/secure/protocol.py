@@ -319,10 +319,13 @@ class _Rounds:
 
     def reveal(self, client: Client, sent: Ended) -> Reply[Revealed]:
         me, secrets, shown = client.info.id, _kept(client), {}
+        # One masking key serves all groups, and whoever answers does so for all of its own.
+        if {i for ids in sent.stayed.values() for i in ids} & {i for ids in sent.went.values() for i in ids}:
+            raise GenfedError("both secrets of one client were asked for, which would uncover its upload")
         for group, stayed in sent.stayed.items():
             went, circle = sent.went[group], secrets.circle[group]
-            if set(stayed) & set(went):
-                raise GenfedError("both secrets of one client were asked for, which would uncover its upload")
+            if len({*stayed, *went, me}) < len(stayed) + len(went) + 1:
+                raise GenfedError("a client was named twice among those who stayed or went")
             whole = self._how.neighbours is None or len(circle) < self._how.neighbours
             least = self._how.minimum_group if whole else 2
             _enough(len(stayed) + 1, max(self._how.needed(len(circle)), least), group)

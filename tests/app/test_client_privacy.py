@@ -353,7 +353,21 @@ def test_the_noise_of_the_smallest_sum_allowed_suffices(tmp_path: Path, caplog: 
         central.check(
             read(private("fedavg", secure={}, federation=many)), [ClientInfo(i, "linear", 20) for i in range(12)], 0
         )
-    assert "so few clients' noise must do, so 12 add up to 2.0 times what is needed" in caplog.text
+    assert "the noise of so few must do, so the 12 of fedavg add up to 2.0 times what is needed" in caplog.text
+    caplog.clear()
+    each = [ClientInfo(i, f"cnn{i % 4 + 1}", 20) for i in range(12)]
+    central.check(read(private("fedavg", secure={}, federation=many)), each, 0)
+    assert "the noise of so few" not in caplog.text, "every sum is as small as it may be"
+
+
+@pytest.mark.parametrize("method", ["fedavg", "fedprox", "lg_fedavg", "gefl", "gefl_f", "fml", "fedkd", "avgkd"])
+def test_every_method_that_the_server_could_protect_protects_itself(method: str, tmp_path: Path) -> None:
+    few = {"clients": 4, "examples": 80, "architectures": ["cnn1"]}
+    config = private(method, how=FIXED, secure={}, federation=few)
+    report = start(config, tmp_path / "run")
+    assert not report.trials[0].failures
+    assert report.trials[0].protection is not None
+    assert report.trials[0].protection.distributed
 
 
 def test_a_sum_is_paid_for_before_it_is_uncovered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,9 +22,9 @@ import genfed
 from genfed.app import federation, registry
 from genfed.app.config import read, read_method
 from genfed.app.run import load_data
-from genfed.app.trial import Scores, read_checkpoint
+from genfed.app.trial import Scores, new_server, read_checkpoint
 from genfed.core.errors import GenfedError
-from genfed.core.method import Data, Task
+from genfed.core.method import Data, Task, leaves
 from genfed.core.record import digest, load, pack, unpack
 from genfed.core.store import FolderStore
 from genfed.learn.weights import Model, weights_of
@@ -787,6 +787,11 @@ def test_what_protects_at_sites_comes_to_the_bits_of_the_embedded_engine(
             "of ε = 0.5 at δ = 0.001, 0.00 is spent",
         ),
         ({"minimum_group": 3}, {}, "site b: it uploads under [secure] alone, and fedavg would without masks"),
+        (
+            {"minimum_group": 3},
+            {"secure": {"neighbours": 2, "threshold": 0.9}},
+            "site b: secure.neighbours: on a ring no client can tell how large a sum is",
+        ),
         ({"minimum_group": 4}, {"secure": {}}, "site b: secure.minimum_group = 3: it needs sums of 4 uploads or more"),
         (
             {"architecture": "tests.app.toys:Normed"},
@@ -837,13 +842,12 @@ def test_a_site_s_budget_is_for_all_runs_together(tmp_path: Path, capsys: pytest
     assert "budget: ε = 1.3 at δ = 0.001" in shown
 
 
-def letter(config: dict[str, Any], **changes: Any) -> dict[str, Any]:
+def letter(config: dict[str, Any], method: str = "fedavg", phase: str = "train", number: int = 0) -> dict[str, Any]:
     """What the server of the run would have a site work on."""
     settings = read(config)
     task = federation.share_out(settings, load_data(settings), 0).task
-    about = json.loads(serving._about(settings, task, "fedavg", 0, "run")) | changes
-    step = {"phase": "train", "round": 0, "number": 0}
-    return {"genfed": genfed.__version__, "ask": "work", "open": json.dumps(about), "step": step, "client": 0}
+    about, step = serving._about(settings, task, method, 0, "run"), {"phase": phase, "round": number, "number": number}
+    return {"genfed": genfed.__version__, "ask": "work", "open": about, "step": step, "client": 0}
 
 
 def asked(file: Path, head: dict[str, Any], body: Any) -> Any:
@@ -857,32 +861,104 @@ def initial(config: dict[str, Any]) -> Any:
     return pack(Model(weights_of(network)))
 
 
-def test_a_server_cannot_have_more_trained_for_the_price_of_less(tmp_path: Path) -> None:
+def test_a_server_cannot_have_more_trained_than_is_charged(tmp_path: Path) -> None:
     pytest.importorskip("opacus")
+    from genfed.app.own_budget import account_in
+
+    config = some("gefl", federation=ALIKE, privacy=NOISY)
+    config["method"] = {"gefl": config["method"]["gefl"] | {"generator": {"kind": "cvae", "width": 4, "norm": "group"}}}
+    (file, *_) = sites(config, tmp_path / "sites", a={"privacy": HERE | {"epsilon": 100.0}})
+    settings, folder = read(config), own_site.read_site(file).folder
+    shards = federation.share_out(settings, load_data(settings), 0)
+    method: Any = settings.method["gefl"]
+    task = shards.task
+    server = new_server(task, shards.clients, settings.compute, 0, 0, "init")
+    generator, joint, *_ = leaves(method.phases())
+    state = method.init(server)
+    sent = pack(generator.send(server, state, shards.clients[0]))  # type: ignore[misc]
+    first = letter(config, "gefl", "generator")
+
+    def charged() -> list[tuple[int, int]]:
+        return [(charge.step, charge.steps) for each in account_in(folder).paid for charge in each.charges]
+
+    answer = asked(file, first, sent)
+    paid = charged()
+    assert len(paid) == 1
+    assert digest(asked(file, first, sent)) == digest(answer), "the same answer, not one with other noise"
+    assert charged() == paid
+    # Another answer takes the place of the one that is kept: then the step is done and charged anew.
+    asked(file, letter(config, "gefl", "generator", number=1), sent)
+    asked(file, first, sent)
+    assert charged() == [paid[0], (1, paid[0][1]), paid[0]]
+    with pytest.raises(GenfedError):
+        asked(file, letter(config, "gefl", "generator", number=2), pack(Model({"no": torch.zeros(1)})))
+    assert charged()[-1] == (2, paid[0][1]), "to fail tells something"
+    asked(file, letter(config, "gefl", "generator", number=2), sent)
+    assert [step for step, _ in charged()] == [0, 1, 0, 2, 2]
+    # Nor by another name for the site, other settings, or a step that is not what it seems.
+    before = charged()
+    about = json.loads(first["open"])
+    about["method"]["generator_epochs"] = 5
+    for wrong, says in (
+        (first | {"client": 1}, "says something else of this trial than before"),
+        (first | {"open": json.dumps(about)}, "says something else of this trial than before"),
+        (first | {"step": first["step"] | {"number": 0.0}}, "a step is a phase, a round and a number"),
+        (first | {"step": first["step"] | {"number": True}}, "a step is a phase, a round and a number"),
+        (first | {"step": first["step"] | {"round": -1}}, "a step is a phase, a round and a number"),
+    ):
+        with pytest.raises(GenfedError, match=says):
+            asked(file, wrong, sent)
+    assert charged() == before
+    assert joint.name == "joint"
+
+
+def test_two_letters_at_once_train_once(tmp_path: Path) -> None:
+    pytest.importorskip("opacus")
+    from concurrent.futures import ThreadPoolExecutor
+
     from genfed.app.own_budget import account_in
 
     config = some("fedavg", federation=ALIKE, privacy=NOISY)
     (file, *_) = sites(config, tmp_path / "sites", a={"privacy": HERE | {"epsilon": 100.0}})
-    sent, folder = initial(config), own_site.read_site(file).folder
-    cheap, dear = letter(config), letter(config)
-    about = json.loads(dear["open"])
-    about["method"]["training"]["epochs"] = 5
-    dear["open"] = json.dumps(about)
+    own_site.take_stock(own_site.read_site(file))  # as `genfed join` does
+    with ThreadPoolExecutor(2) as pool:
+        both = list(pool.map(lambda _: digest(asked(file, letter(config), initial(config))), range(2)))
+    assert both[0] == both[1]
+    (paid,) = account_in(own_site.read_site(file).folder).paid
+    assert len(paid.charges) == 1
 
-    def spent() -> list[int]:
-        return [charge.steps for each in account_in(folder).paid for charge in each.charges]
 
-    with pytest.raises(GenfedError):
-        asked(file, cheap, pack(Model({"no": torch.zeros(1)})))  # charged, and fails
-    assert spent() == [10]
-    first = asked(file, dear, sent)  # the same step, and more is trained
-    assert spent() == [10, 50]
-    assert digest(asked(file, dear, initial(config))) == digest(first), "the same answer, not one with other noise"
-    assert spent() == [10, 50]
-    asked(file, dear | {"step": {"phase": "train", "round": 1, "number": 0}}, sent)
-    assert spent() == [10, 50], "a kept answer is one to the phase and number"
-    asked(file, dear | {"step": {"phase": "train", "round": 1, "number": 1}}, sent)
-    assert spent() == [10, 50, 50]
+def test_a_budget_that_holds_a_run_holds_it_after_a_stop(tmp_path: Path) -> None:
+    pytest.importorskip("opacus")
+
+    class KilledError(BaseException):
+        pass
+
+    def stops(handle: Any, message: Any, context: Any) -> Any:
+        head = flower.from_content(message.content)[0]
+        if head.get("step", {}).get("phase") == "train" and head["step"]["round"] == 1:
+            raise KilledError
+        return flower._answered(handle, message, context)
+
+    config = some("fedavg", federation=ALIKE, privacy=NOISY | {"noise_multiplier": 2.0})
+    files = sites(config, tmp_path / "sites", b={"privacy": HERE | {"epsilon": 0.8}})  # a run comes to 0.78
+    with pytest.raises(KilledError):
+        serve(config, Grid(files, stops), tmp_path / "run")
+    assert not serve(config, Grid(files), tmp_path / "run", resume=True).error
+    assert not serve(config, Grid(files), tmp_path / "run", resume=True).error
+    other = serve(config, Grid(files), tmp_path / "other")
+    assert "does not hold this one, which comes to ε = 0.78: of ε = 0.8 at δ = 0.001, 0.78 is spent" in other.error
+
+
+def test_what_a_run_s_budget_refuses_costs_the_site_nothing(tmp_path: Path) -> None:
+    pytest.importorskip("opacus")
+    from genfed.app.own_budget import account_in
+
+    config = some("fedavg", federation=ALIKE | {"quorum": 0.0}, privacy=NOISY | {"epsilon": 2.5})
+    files = sites(config, tmp_path / "sites", b={"privacy": HERE})
+    assert "does not hold another round" in serve(config, Grid(files), tmp_path / "run").error
+    (paid,) = account_in(own_site.read_site(files[1]).folder).paid
+    assert len(paid.charges) == 1
 
 
 def test_nobody_can_ask_for_an_upload_without_its_masks(tmp_path: Path) -> None:
@@ -899,7 +975,7 @@ def test_a_site_that_does_not_say_what_it_spent_is_taken_to_have_spent_all(tmp_p
         head = flower.from_content(message.content)[0]
         reply = flower._answered(handle, message, context)
         if head["ask"] == "spent" and head["client"] == 1:
-            reply.content = flower.to_content({"mechanisms": [[-1.0, 2.0, 3]]}, flower.EMPTY)
+            reply.content = flower.to_content({"mechanisms": [[1e300, 0.5, 10**12]]}, flower.EMPTY)
         return reply
 
     config = some("fedavg", federation=ALIKE, privacy=NOISY)
@@ -908,4 +984,4 @@ def test_a_site_that_does_not_say_what_it_spent_is_taken_to_have_spent_all(tmp_p
     assert not serve(config, Grid(files, answer), tmp_path / "unsaid").error
     said, unsaid = (from_json((tmp_path / each / "report.json").read_text()) for each in ("said", "unsaid"))
     assert [trial.protection for trial in said.trials] == [trial.protection for trial in unsaid.trials]
-    assert "b: 2 validation errors for list" in (tmp_path / "unsaid" / "run.log").read_text("utf-8")
+    assert "its ε is what is planned" in (tmp_path / "unsaid" / "run.log").read_text("utf-8")

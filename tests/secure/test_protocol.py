@@ -253,6 +253,11 @@ def test_both_secrets_of_one_client_are_never_given() -> None:
     assert reveal is not None
     with pytest.raises(GenfedError, match="both secrets of one client"):
         reveal(about, Ended({"": (1, 2)}, {"": (2,)}))
+    kept.put(SECRETS, Secrets("", "00", {"": {}, "x": {}}, {}, {"": "", "x": ""}, {"": {}, "x": {}}))
+    with pytest.raises(GenfedError, match="both secrets of one client"):
+        reveal(about, Ended({"": (1,), "x": (3,)}, {"": (2,), "x": (1,)}))  # one key serves all groups
+    with pytest.raises(GenfedError, match="a client was named twice"):
+        reveal(about, Ended({"": (1, 1, 1), "x": ()}, {"": (), "x": ()}))
 
 
 def test_numbers_that_cannot_be_summed_are_refused_by_the_client() -> None:
