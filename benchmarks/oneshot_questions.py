@@ -58,7 +58,7 @@ def teachers() -> Iterator[Row]:
 
 def sizes() -> Iterator[Row]:
     """Larger classifiers as teachers; what they make is judged too."""
-    for name in ("cnn1-bn", "cnn5-bn", "cnn10-bn"):
+    for name in ("cnn1-bn", "cnn5-bn", "cnn7-bn"):  # deeper ones need more than 16×16
         yield Row(name, ("fedlmg", "ensemble"),
                   [f'federation.architectures=["{name}"]', f"method.fedlmg.{STUDENT}", 'beside=["local"]',
                    "quality.samples=400"])  # fmt: skip
