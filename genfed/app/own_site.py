@@ -307,6 +307,7 @@ def _prepare(site: Here, head: Mapping[str, Any], body: Packed) -> tuple[dict[st
     trials = [_trial(site, about, client) for about in told]
     for trial in trials:
         _check_demands(site.config, trial)
+        _check_network(site.config, trial)
     ahead = [mechanism for trial in trials for mechanism in planned_cost(trial, client)]
     if site.config.privacy is not None:
         own_budget.check_ahead(site.folder, site.config.privacy, ahead, [_bill(about) for about in told])
@@ -341,15 +342,16 @@ class Opened:
 
 
 def _hold_to(config: SiteConfig, trial: Trial, head: Mapping[str, Any]) -> None:
-    """Refuses letters that say something else of a trial than the first one did; that one is checked whole.
+    """Refuses letters that say something else of a trial than the first one did; with that one the network is tried.
 
     Raises:
         GenfedError: they do, or the trial does not protect the site as it must.
     """
     file, now = trial.folder / "opened.safetensors", Opened(str(head["open"]), int(head["client"]))
+    _check_demands(config, trial)  # which may be others since
     with alone(trial.folder):
         if not file.exists():
-            _check_demands(config, trial)
+            _check_network(config, trial)
             prepare(trial)  # what two letters at once would both write down
             if trial.client_privacy is not None:
                 central.settled(trial)
@@ -415,7 +417,6 @@ def _check_demands(config: SiteConfig, trial: Trial) -> None:
             raise GenfedError("it takes no privacy.reproducible_noise: who knows the seed knows the noise")
         check_precision(trial.compute.precision)
         check_method(trial.label, trial.method)
-        check_architecture(config.architecture, trial.shards.task)
     if config.minimum_group is not None and any(phase.aggregate for phase in leaves(trial.method.phases())):
         if trial.secure is None:
             raise GenfedError(f"it uploads under [secure] alone, and {trial.label} would without masks")
@@ -426,6 +427,12 @@ def _check_demands(config: SiteConfig, trial: Trial) -> None:
             )
         if trial.secure.neighbours is not None:
             raise GenfedError("secure.neighbours: on a ring no client can tell how large a sum is; leave it out")
+
+
+def _check_network(config: SiteConfig, trial: Trial) -> None:
+    """Refuses a trial under [privacy] for which the site's own classifier will not do."""
+    if trial.privacy is not None:
+        check_architecture(config.architecture, trial.shards.task)
 
 
 def _new_network(config: SiteConfig, name: str, task: Task, rng: torch.Generator) -> nn.Module:

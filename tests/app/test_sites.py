@@ -928,6 +928,25 @@ def test_two_letters_at_once_train_once(tmp_path: Path) -> None:
     assert len(paid.charges) == 1
 
 
+def test_what_a_site_comes_to_demand_holds_for_a_run_that_goes_on(tmp_path: Path) -> None:
+    config = some("fedavg", federation=ALIKE)
+    (file, *_) = sites(config, tmp_path / "sites")
+    asked(file, letter(config), initial(config))
+    file.write_text("minimum_group = 3\n" + file.read_text())
+    with pytest.raises(GenfedError, match=r"it uploads under \[secure\] alone"):
+        asked(file, letter(config, number=1), initial(config))
+    file.write_text(file.read_text().replace("minimum_group = 3", "privacy = { epsilon = 8.0, delta = 1e-3 }"))
+    with pytest.raises(GenfedError, match=r"it takes part under \[privacy\] alone"):
+        asked(file, letter(config, number=1), initial(config))
+    file.write_text("minimum_group = 3\n" + file.read_text())
+    with pytest.raises(GenfedError, match="the site's file cannot be read; its own log says more"):
+        asked(file, letter(config, number=1), initial(config))
+    with pytest.raises(
+        GenfedError, match=r"\[privacy\] with minimum_group: no run has \[privacy\] and \[secure\] both"
+    ):
+        own_site.read_site(file)
+
+
 def test_a_budget_that_holds_a_run_holds_it_after_a_stop(tmp_path: Path) -> None:
     pytest.importorskip("opacus")
 
