@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import platform
+import secrets
 import shlex
 import shutil
 import sys
@@ -67,6 +68,8 @@ class Started:
     command: str
     at: str
     """ISO 8601, UTC."""
+    id: str = ""
+    """Drawn by chance, so that sites tell two runs apart that began alike; nothing is derived from it."""
 
 
 def run(
@@ -181,7 +184,9 @@ def run_on(
     """
     for method in settings.method.values():  # a generator that does not fit, before an earlier method has run
         method.init(new_server(task, clients, settings.compute, settings.seeds[-1], 0, "init", public=public))
-    started = Started(command or _command(), datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
+    started = Started(
+        command or _command(), datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), secrets.token_hex(8)
+    )
     if resume and not (folder / "config.toml").exists():
         log.warning("nothing to resume in %s: starting", folder)
     with _claimed(folder, settings, resume=resume, fresh=fresh), _logged(folder), threads(settings.compute.threads):
