@@ -92,13 +92,10 @@ def clipped(gradients: Sequence[Tensor], clip: float) -> list[Tensor]:
     parameter, [*shape] each. One that is not finite counts as 0: what fails because of an example tells of it.
     """
     norms = torch.stack([g.flatten(1).norm(dim=1) for g in gradients]).norm(dim=0)
-    finite = torch.isfinite(norms)
-    factors = torch.where(finite, (clip / norms.clamp_min(1e-12)).clamp_max(1), 0)
-    return [torch.tensordot(factors, torch.where(_wide(finite, g), g, 0), dims=1) for g in gradients]
-
-
-def _wide(rows: Tensor, like: Tensor) -> Tensor:
-    return rows.reshape(-1, *[1] * (like.dim() - 1))
+    if not bool((finite := torch.isfinite(norms)).all()):
+        gradients, norms = [g[finite] for g in gradients], norms[finite]
+    factors = (clip / norms.clamp_min(1e-12)).clamp_max(1)
+    return [torch.tensordot(factors, g, dims=1) for g in gradients]
 
 
 def parameters_of(player: Player) -> list[nn.Parameter]:

@@ -267,3 +267,9 @@ def test_only_what_was_declared_is_trained_and_all_of_it() -> None:
     privacy.finish()
     with pytest.raises(GenfedError, match="was not declared"):
         privacy.begin(Use(1, 4))
+
+
+def test_a_gradient_that_is_not_finite_counts_as_nothing() -> None:
+    rows = torch.tensor([[3.0, 4.0], [float("inf"), 0.0], [float("nan"), 1.0], [0.3, 0.4]])
+    assert torch.allclose(clipped([rows], 1.0)[0], torch.tensor([0.9, 1.2]))  # [0.6, 0.8] + [0.3, 0.4]
+    assert torch.equal(clipped([rows[1:3]], 1.0)[0], torch.zeros(2))
