@@ -6,7 +6,6 @@ Gaussian Mechanism for Federated Learning with Secure Aggregation, ICML 2021, ar
 # differs from the paper: noise is a Gaussian rounded to the steps of secure aggregation (2⁻²⁴), not a discrete one, and
 # nothing is rotated; sums have 64 bits and need neither to be short.
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -18,7 +17,7 @@ from torch import Tensor
 from genfed.core.aggregate import Mean, tree_map
 from genfed.core.errors import GenfedError
 from genfed.core.method import Client, Phase, Reduced, Reply, Server
-from genfed.learn.dpfedavg import difference, nothing, squares
+from genfed.learn.dpfedavg import difference, nothing, shortened
 
 
 def noised(phase: Phase[Any], clip: float, noise: float, draws: Callable[[Client], np.random.Generator]) -> Phase[Any]:
@@ -36,16 +35,12 @@ def noised(phase: Phase[Any], clip: float, noise: float, draws: Callable[[Client
 
     def work(client: Client, sent: Any) -> Reply[Any]:
         assert phase.work is not None
-        upload, square, parts = phase.work(client, sent).upload, 0.0, {}
+        upload, origins, updates = phase.work(client, sent).upload, {}, {}
         for name, mean in means.items():
             value, before = mean.averaged(getattr(upload, name)), getattr(sent, name, None)
             before = nothing(value) if before is None else mean.averaged(before)
-            parts[name] = before, tree_map(difference, before, value)
-            square += squares(parts[name][1])
-        length = math.sqrt(square)
-        if not math.isfinite(length):
-            raise GenfedError("its update is not finite")
-        by, random = min(1.0, clip / length) if length else 1.0, draws(client)
+            origins[name], updates[name] = before, tree_map(difference, before, value)
+        (_, by), random = shortened(updates, clip), draws(client)
 
         def told(before: Any, update: Any) -> Any:
             if not isinstance(before, Tensor):
@@ -55,7 +50,7 @@ def noised(phase: Phase[Any], clip: float, noise: float, draws: Callable[[Client
             extra = torch.from_numpy(np.asarray(random.standard_normal(tuple(before.shape)))).to(before.device)
             return (before.double() + by * update + noise * clip * extra).to(before.dtype)
 
-        return Reply(replace(upload, **{name: tree_map(told, *both) for name, both in parts.items()}))
+        return Reply(replace(upload, **{name: tree_map(told, origins[name], updates[name]) for name in means}))
 
     def update(server: Server, state: Any, reduced: Reduced) -> Any:
         values = {name: _allowed("", value) for name, value in reduced.values.items()}

@@ -122,17 +122,14 @@ class ClippedMean:
         Raises:
             GenfedError: it does not fit those before it, or was made from another state than theirs.
         """
-        updates, square = {}, 0.0
+        updates = {}
         for name, mean in self._means.items():
             key, value = (name, mean.group(info)), mean.averaged(getattr(upload, name))
             if key in self._sent:
                 tree_map(refuse_other, self._like[key], mean.averaged(getattr(sent, name, None)))
             updates[name] = tree_map(difference, self._like[key] if key in self._sent else nothing(value), value)
-            square += squares(updates[name])
-        length = math.sqrt(square)
-        if not math.isfinite(length):
-            raise GenfedError("its update is not finite")
-        self._fold.add(info, SimpleNamespace(**updates), min(1.0, self._clip / length) if length else 1.0)
+        length, factor = shortened(updates, self._clip)
+        self._fold.add(info, SimpleNamespace(**updates), factor)
         for name, mean in self._means.items():
             self._like.setdefault((name, mean.group(info)), mean.averaged(getattr(upload, name)))
         self._within, self._answered = self._within + (length <= self._clip), self._answered + 1
@@ -191,9 +188,16 @@ def nothing(value: Any) -> Any:
     return tree_map(lambda leaf: torch.zeros_like(leaf) if isinstance(leaf, Tensor) else 0.0, value)
 
 
-def squares(update: Any) -> float:
-    """The sum over a tree's leaves of the squares of their numbers."""
-    return math.fsum(_leaves(tree_map(_square, update)))
+def shortened(updates: Mapping[str, Any], clip: float) -> tuple[float, float]:
+    """(L2 norm of a client's whole update, by what it is to be multiplied so that the norm is at most `clip`).
+
+    Raises:
+        GenfedError: it is not finite.
+    """
+    length = math.sqrt(sum(math.fsum(_leaves(tree_map(_square, update))) for update in updates.values()))
+    if not math.isfinite(length):
+        raise GenfedError("its update is not finite")
+    return length, min(1.0, clip / length) if length else 1.0
 
 
 def _square(update: Any) -> float:
