@@ -350,10 +350,7 @@ def serve(
     _keys_or_not(keys, insecure)
     settings = served(read(config, set_ or []))
     folder = out or runs.default_folder(config, settings)
-    if resume and fresh:
-        raise GenfedError("--resume goes on with a run and --fresh deletes it: choose one")
-    if folder.exists() and any(folder.iterdir()) and not (resume or fresh):
-        raise GenfedError(f"{folder} holds a run: go on with --resume, delete it with --fresh, or change --out")
+    runs.check_choice(folder, folder.exists() and any(folder.iterdir()), resume=resume, fresh=fresh)
     console = _console(stderr=True)
     words = shlex.join(["genfed", *sys.argv[1:]])
     wanted = Wanted(

@@ -416,17 +416,26 @@ def _tensorboard(folder: Path) -> Iterator[TensorBoard | None]:
             board.close()
 
 
+def check_choice(folder: Path, held: bool, *, resume: bool, fresh: bool) -> None:
+    """Refuses both flags, and neither where the folder is `held` by a run.
+
+    Raises:
+        GenfedError: says what to choose from.
+    """
+    if resume and fresh:
+        raise GenfedError("--resume goes on with a run and --fresh deletes it: choose one")
+    if held and not (resume or fresh):
+        raise GenfedError(f"{folder} holds a run: go on with --resume, delete it with --fresh, or change --out")
+
+
 @contextlib.contextmanager
 def _claimed(folder: Path, config: Config, *, resume: bool, fresh: bool) -> Iterator[None]:
     """Makes the run's folder, or refuses one that is another's or in use."""
     mine = folder / "config.toml"
-    if resume and fresh:
-        raise GenfedError("--resume goes on with a run and --fresh deletes it: choose one")
+    check_choice(folder, mine.exists(), resume=resume, fresh=fresh)
     if folder.exists() and {entry.name for entry in folder.iterdir()} - {".lock"}:
         if not mine.exists():
             raise GenfedError(f"{folder} holds files that are no run of genfed; choose another --out")
-        if not (resume or fresh):
-            raise GenfedError(f"{folder} holds a run: go on with --resume, delete it with --fresh, or change --out")
         if resume:
             try:
                 before = read(mine)
