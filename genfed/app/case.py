@@ -121,6 +121,9 @@ def case_of(trial: Trial, at: Checkpoint[Any], folder: Path, notify: Notify = la
     def samples(y: Tensor, purpose: str) -> Data:
         return _samples(trial, at.state, y, purpose)
 
+    def features(data: Data) -> Data:
+        return Data(trial.method.represent(server_of(trial, 0, "audit", "features"), at.state, data.x), data.y)
+
     def network(info: ClientInfo) -> nn.Module:
         return classifier(trial, at, info).cpu().eval()
 
@@ -152,6 +155,7 @@ def case_of(trial: Trial, at: Checkpoint[Any], folder: Path, notify: Notify = la
         samples=samples,
         classifier=network,
         retrained=retrained,
+        features=features if trial.method.of_features else None,
         tell=notify,
     )
 
@@ -162,7 +166,7 @@ def _like(own: Sequence[Own]) -> Tensor | None:
 
 
 def _samples(trial: Trial, state: Any, y: Tensor, purpose: str) -> Data:
-    if trial.method.generates:
+    if trial.method.generates or trial.method.of_features:
         server = server_of(trial, 0, "audit", purpose)
         with torch.inference_mode():
             parts = [trial.method.generate(server, state, some).float().cpu() for some in torch.split(y, AT_ONCE)]

@@ -130,6 +130,20 @@ def flat(data: Data) -> Tensor:
     return scaled(data.x).flatten(1).float()
 
 
+def like_samples(case: Case, data: Data) -> Tensor:
+    """Real examples as vectors [n, d] that can be compared with samples: of features, where samples are such."""
+    return flat(data if case.features is None else case.features(data))
+
+
+def about_features(case: Case) -> list[str]:
+    """What a reader must know where samples are features."""
+    if case.features is None:
+        return []
+    return [
+        "Samples are features: real examples are compared with them as the extractor has them that all clients share."
+    ]
+
+
 def by_heart(
     network: nn.Module,
     data: Data,

@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from genfed.audits.candidates import FEWEST, candidates, flat
+from genfed.audits.candidates import FEWEST, about_features, candidates, flat, like_samples
 from genfed.audits.rates import AUC, membership
 from genfed.core.audit import Audit, Case, Estimate, Findings, NotPossible, Reading
 from genfed.core.settings import settings
@@ -31,7 +31,8 @@ class MembershipSamples(Audit):
     sees = ("samples",)
     attacker = (
         "Someone who is given synthetic examples, by the trained generator or from the set that the server keeps, and "
-        "has some real examples of the same kind that nobody trained on. No model, no upload."
+        "has some real examples of the same kind that nobody trained on. No model (of features: the extractor), no "
+        "upload."
     )
 
     samples: Annotated[int, Field(ge=10)] = 1000
@@ -47,8 +48,10 @@ class MembershipSamples(Audit):
 
     def examine(self, case: Case) -> Findings:
         asked = candidates(case, self.members, case.rng("membership_samples", "candidates"))
-        members, reference = flat(case.train[asked.members]), flat(case.held_out[asked.reference])
-        others, fresh = flat(case.held_out[asked.others]), flat(case.held_out[asked.fresh])
+        members = like_samples(case, case.train[asked.members])
+        others, reference, fresh = (
+            like_samples(case, case.held_out[rows]) for rows in (asked.others, asked.reference, asked.fresh)
+        )
         rng = case.rng("membership_samples", "labels")
         y = case.train.y[torch.randint(len(case.train), (self.samples,), generator=rng)]
         made = flat(case.samples(y, "membership_samples"))
@@ -74,6 +77,7 @@ class MembershipSamples(Audit):
         notes = (
             f"Planted leak: noisy copies of {min(copies, len(made))} of the members stand among the samples.",
             f"Nothing to find: {len(fresh)} held-out examples stand in the place of the samples.",
+            *about_features(case),
         )
         return Findings(readings, asked.sizes | {"samples": len(made)}, notes)
 

@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from genfed.audits.candidates import flat
+from genfed.audits.candidates import about_features, flat, like_samples
 from genfed.audits.rates import mean
 from genfed.core.audit import Audit, Case, Estimate, Findings, NotPossible, Picture, Reading
 from genfed.core.method import Data
@@ -68,8 +68,10 @@ class Memorisation(Audit):
         third = len(order) // 3
         if third < 10:
             raise NotPossible(f"there are {len(order)} held-out examples; it takes 30 at least")
-        calibration, fresh, fakes = (flat(case.held_out[rows]) for rows in torch.split(order[: 3 * third], third))
-        train, samples = flat(case.train[chosen]), flat(made)
+        calibration, fresh, fakes = (
+            like_samples(case, case.held_out[rows]) for rows in torch.split(order[: 3 * third], third)
+        )
+        train, samples = like_samples(case, case.train[chosen]), flat(made)
         count = min(self.planted, len(samples) // 2)
         draws = case.rng("memorisation", "planted")
         copied = train[:ASKED][torch.randperm(len(train[:ASKED]), generator=draws)[:count]]
@@ -106,13 +108,14 @@ class Memorisation(Audit):
             f"Planted leak: {count} noisy training examples among the samples, of which "
             f"{int((near_planted < limit).sum())} were found as copies.",
             f"Nothing to find: {third} held-out examples stand in the place of the samples.",
+            *about_features(case),
         )
         sizes = {"training examples": len(train), "samples": len(samples), "held-out examples": 3 * third}
         return Findings(readings, sizes, notes, self._pictures(case, made, case.train[chosen], near, which))
 
     def _pictures(self, case: Case, made: Data, real: Data, near: Tensor, which: Tensor) -> tuple[Picture, ...]:
         """The samples that are likeliest to be copies, one of each training example, over these."""
-        if case.task.kind != "image" or not self.shown:
+        if case.task.kind != "image" or case.features is not None or not self.shown:
             return ()
         order = torch.argsort(near).tolist()
         first = {int(which[i]): i for i in reversed(order)}

@@ -124,11 +124,15 @@ class Case:
     """The server's, after the last round."""
     samples: Callable[[Tensor, str], Data]
     """(classes [n], purpose) → examples of these classes, float on the scale of `learn.fit.scaled`, that the generator
-    makes; of a set that the server keeps, as many as it has. Raises NotPossible where there is neither."""
+    makes (of a generator of features: features); of a set that the server keeps, as many as it has. Raises NotPossible
+    where there is neither."""
     classifier: "Callable[[ClientInfo], nn.Module]"
     """A client's, as it is scored after the last round, in eval mode on the CPU."""
     retrained: "Callable[[int, Sequence[Data]], Case]"
     """(number, examples by holding) → the same method on these, from another seed: a shadow of this trial."""
+    features: Callable[[Data], Data] | None = None
+    """Real examples → their features by the extractor that all clients share, where samples are such features; None:
+    samples are examples."""
     categories: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Of a table: by column of categories, the features that are its one-hot code; {}: there are none."""
     tell: Callable[[str], None] = lambda line: None

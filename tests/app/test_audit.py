@@ -180,6 +180,21 @@ def test_audits_of_diffusion_can_be_made(tmp_path: Path) -> None:
     assert made == {("inversion_diffusion", "gefl"), ("membership_conditions", "feddeo")}, found.results
 
 
+def test_features_are_audited_as_images_are(tmp_path: Path) -> None:
+    """A generator of features has no images: what it draws is compared with features of real ones."""
+    small = {"membership_samples": SMALL["membership_samples"], "memorisation": {"samples": 40}}
+    config = tiny("gefl_f", audits=list(small), audit=small)
+    start(config, tmp_path / "run")
+    found = read_audits(tmp_path / "run")
+    assert found
+    for done in found.results:
+        assert not done.not_possible
+        assert any("Samples are features" in note for note in done.notes)
+        assert not done.images
+        # Copies of features are told from fresh ones: the candidates did go through the extractor.
+        assert [reading.verdict != "blind" for reading in done.readings][:1] == [True], done
+
+
 def test_columns_of_a_table_are_sought(tmp_path: Path) -> None:
     lines = [f"{i % 7},{'abc'[i % 3]},{'xy'[i % 2]},{'no' if i % 7 < 4 else 'yes'}" for i in range(240)]
     (tmp_path / "rows.csv").write_text("\n".join(["age,blood,side,label", *lines]))

@@ -55,6 +55,20 @@ def test_what_it_cannot_do() -> None:
         MembershipSamples().examine(case(samples=samples_of(burst, torch.zeros(20).long())))
 
 
+def test_features_are_compared_with_features() -> None:
+    """An extractor that keeps the mean of an image alone: copies of means are found, and images are never compared."""
+
+    def means(data: Data) -> Data:
+        return Data(scaled(data.x).flatten(1).mean(1, keepdim=True), data.y)
+
+    def found(made: Data) -> list[str]:
+        toy = case(samples=samples_of(means(made).x, made.y), features=means)
+        return [r.verdict for r in MembershipSamples(noise=0.0).examine(toy.as_seen(("samples",))).readings]
+
+    assert found(drawn(240, "train"))[CLOSEST] == "leak"
+    assert found(drawn(240, "more"))[CLOSEST] == "none found"
+
+
 def test_an_audit_sees_no_more_than_it_says() -> None:
     seen = case(state="the server's").as_seen(("samples",))
     with pytest.raises(AssertionError, match="threat model does not have 'state'"):
