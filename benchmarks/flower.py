@@ -8,10 +8,12 @@ TLS; or another config of three clients, and some of embedded,flower,tls.
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,8 +86,8 @@ print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 class Cost:
     """Of an engine with so many clients and so large a record."""
 
-    round: float
-    """Seconds, a mean of the rounds after the first."""
+    rounds: Sequence[float]
+    """Seconds of the rounds after the first."""
     start: float
     """Seconds of the whole run beside its rounds and the scoring: processes that start, data, the report."""
     peak: float
@@ -94,7 +96,8 @@ class Cost:
 
 def overhead(counts: str = "10,100,1000", shared: str = "200", *, least: float = 0.001) -> None:
     """Prints a Markdown table, a row per number of clients and size of what each is sent and sends back: `least` MB,
-    which shows what a phase and round costs, and `shared` MB among all clients, which shows what a MB costs.
+    which shows what a phase and round costs, and `shared` MB among all clients, which shows what a MB costs. Rounds are
+    medians, with the least and the most.
     """
     print("| clients | MB each way | embedded, s a round | Flower, s a round | more, a round | more, ms a MB "
           "| MiB, embedded | MiB, Flower | s to start, embedded | Flower |")  # fmt: skip
@@ -103,19 +106,23 @@ def overhead(counts: str = "10,100,1000", shared: str = "200", *, least: float =
         slower = []  # seconds a round by which Flower is, for each size
         for megabytes in (least, float(shared) / clients):
             ours, theirs = (_cost(engine, clients, megabytes) for engine in ("embedded", "flower"))
-            slower.append(theirs.round - ours.round)
+            slower.append(statistics.median(theirs.rounds) - statistics.median(ours.rounds))
             moved = (megabytes - least) * clients
             each = f"{1000 * (slower[1] - slower[0]) / moved:.1f}" if len(slower) == 2 else ""
-            cells = [f"{clients}", f"{megabytes:g}", f"{ours.round:.2f}", f"{theirs.round:.2f}", f"{slower[-1]:+.2f}"]
+            cells = [f"{clients}", f"{megabytes:g}", _spread(ours.rounds), _spread(theirs.rounds), f"{slower[-1]:+.2f}"]
             cells += [each, f"{ours.peak:.0f}", f"{theirs.peak:.0f}", f"{ours.start:.0f}", f"{theirs.start:.0f}"]
             print("| " + " | ".join(cells) + " |", flush=True)
+
+
+def _spread(times: Sequence[float]) -> str:
+    return f"{statistics.median(times):.2f} ({min(times):.2f}–{max(times):.2f})"
 
 
 def _cost(engine: str, clients: int, megabytes: float) -> Cost:
     with tempfile.TemporaryDirectory() as name:
         images, out = Path(name) / "images.npz", Path(name) / "run"
         write_images(images, clients, 1, 8)
-        echo = {"kind": "benchmarks.flower:Echo", "count": max(1, int(megabytes * 250_000)), "rounds": 3}
+        echo = {"kind": "benchmarks.flower:Echo", "count": max(1, int(megabytes * 250_000)), "rounds": 6}
         config = {
             "name": "echo",
             "methods": ["echo"],
@@ -135,7 +142,7 @@ def _cost(engine: str, clients: int, megabytes: float) -> Cost:
         rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     rounds = [row for row in rows if row["client"] is None]
     times = [row["seconds"] for row in rounds if row["phase"] == "echo" and row["round"]]
-    return Cost(sum(times) / len(times), wall - sum(row["seconds"] for row in rounds), peak)
+    return Cost(times, wall - sum(row["seconds"] for row in rounds), peak)
 
 
 def digits(config: str = str(EXAMPLES / "digits.toml"), engines: str = "embedded,flower,tls") -> None:
