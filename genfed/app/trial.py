@@ -336,6 +336,7 @@ class Run:
         fold = None
         charge = None
         if self._central and uploads and trial.secure:
+            self._central.admit(step, asked)  # before clients train for nothing
             phase = distributed(phase, trial)
             charge = functools.partial(self._central.charge_sum, step, asked)
         elif self._central and uploads:

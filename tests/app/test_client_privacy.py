@@ -169,8 +169,17 @@ def test_a_round_is_paid_for_once_it_is_released(tmp_path: Path) -> None:
     assert fingerprint(out / name) == fingerprint(tmp_path / "whole" / name)
 
 
-def test_a_run_stops_before_its_budget_is_passed(tmp_path: Path) -> None:
-    out, stops = tmp_path / "run", 0
+@pytest.mark.parametrize("others", [{}, {"secure": {}}], ids=["server", "clients"])
+def test_a_run_stops_before_its_budget_is_passed(
+    others: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And before anybody trains for the round that would pass it, whoever adds the noise."""
+    out, stops, worked, work = tmp_path / "run", 0, list[int](), Site.work
+
+    def counted(self: Site, step: Any, client: int, sent: Any) -> Any:
+        if step.phase.startswith("train"):
+            worked.append(step.round)
+        return work(self, step, client, sent)
 
     def stop(progress: Any) -> None:
         nonlocal stops
@@ -178,12 +187,14 @@ def test_a_run_stops_before_its_budget_is_passed(tmp_path: Path) -> None:
             stops = 1
             raise StoppedError
 
-    config = private("fedavg", how={"epsilon": 5.0, "delta": 1e-3})
+    monkeypatch.setattr(Site, "work", counted)
+    config = private("fedavg", how={"epsilon": 5.0, "delta": 1e-3}, **others) | {"compute": {"workers": 0}}
     with pytest.raises(StoppedError):
         start(config, out, notify=stop)
     with pytest.raises(GenfedError, match=r"client_privacy.epsilon = 5 does not hold train round 1: .* paid for twice"):
         start(config, out, resume=True)
     assert [r.step for r in account(out).releases] == [0, 0]
+    assert set(worked) == {0}
 
 
 def test_who_fails_adds_nothing_and_the_rest_is_divided_by_all(tmp_path: Path) -> None:
