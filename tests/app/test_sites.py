@@ -37,7 +37,8 @@ flower = pytest.importorskip(
     reason="Flower is not installed: pip install 'genfed[flower]'",
     exc_type=GenfedError,  # type: ignore[arg-type]  # any exception will do
 )
-from genfed.app import audit_log, own_site, serving, site_file  # noqa: E402
+from genfed.app import agreement, audit_log, own_site, serving, site_file  # noqa: E402
+from genfed.app.roll import Hello, Roll  # noqa: E402
 
 pytestmark = pytest.mark.flower
 NAMES = ("a", "b", "c", "d")
@@ -348,11 +349,11 @@ def test_the_first_architecture_by_name_may_be_a_site_s_own(
 
 
 def test_label_sets_that_differ_are_reported_before_training(tmp_path: Path) -> None:
-    hello = serving.Hello("", "linear", "image", (1, 8, 8), (), 10, 5, "", "cpu", 0, 0.0, False, 1, 0.0)
+    hello = Hello("", "linear", "image", (1, 8, 8), (), 10, 5, "", "cpu", 0, 0.0, False, 1, 0.0)
 
     def said(**sets: str) -> list[str]:
-        made = [serving.Hello(**vars(hello) | {"name": n, "classes": tuple(c)}) for n, c in sets.items()]
-        return serving.differing_labels(made)
+        made = [Hello(**vars(hello) | {"name": n, "classes": tuple(c)}) for n, c in sets.items()]
+        return agreement.differing_labels(made)
 
     assert said(a="xy", b="xy") == []
     assert said(a="xy", b="yx") == [
@@ -514,8 +515,8 @@ def test_a_site_cannot_pass_for_another(tmp_path: Path) -> None:
 def test_a_node_that_is_silent_or_refused_stalls_no_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sites a and b take part; the others are asked who they are where one of those is missing, once in a minute."""
     clock, silent, refused = 0.0, 102, 103
-    monkeypatch.setattr(serving, "time", SimpleNamespace(monotonic=lambda: clock, time=lambda: 0.0))
-    monkeypatch.setattr(serving, "ROUND_SECONDS", 0.2)
+    monkeypatch.setattr("genfed.app.roll.time", SimpleNamespace(monotonic=lambda: clock, time=lambda: 0.0))
+    monkeypatch.setattr("genfed.app.roll.ROUND_SECONDS", 0.2)
 
     def answer(handle: Any, message: Any, context: Any) -> Any:
         if message.metadata.dst_node_id == silent:
@@ -528,7 +529,7 @@ def test_a_node_that_is_silent_or_refused_stalls_no_round(tmp_path: Path, monkey
     files = sites(some("fedavg", federation={"clients": 4}), tmp_path)
     grid = Grid(files, answer)
     others = {node: grid.nodes.pop(node) for node in (silent, refused)}
-    roll = serving.Roll(flower.Post(grid, pause=0.001))
+    roll = Roll(flower.Post(grid, pause=0.001))
     clock += 10
     assert (roll.node_of("a"), roll.node_of("b")) == (100, 101)
 
@@ -560,7 +561,7 @@ def test_a_node_that_is_silent_or_refused_stalls_no_round(tmp_path: Path, monkey
 def test_another_version_of_genfed_is_refused_with_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = some("fedavg")
     grid = Grid(sites(config, tmp_path / "sites"))
-    monkeypatch.setattr(serving, "__version__", "9.9")
+    monkeypatch.setattr("genfed.app.roll.__version__", "9.9")
     outcome = serve(config, grid, tmp_path / "run")
     assert outcome.error == f"the server has genfed 9.9, and site a has {genfed.__version__}"
 
