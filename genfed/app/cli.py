@@ -374,15 +374,15 @@ def join(
     """Take part in a federation with this machine's data, until Ctrl-C; in no run anything leaves but what the methods
     send (`genfed site audit-log`). Needs the extra "flower".
     """
-    from genfed.app import link, own_site
+    from genfed.app import link, site_file
 
-    here = own_site.read_site(site)
+    here = site_file.read_site(site)
     if command:
         _output().print(link.shown(link.supernode_command(here, 9094)), soft_wrap=True)
         return
     link.supernode_command(here, 0)  # refuses missing keys before the data are read
     console = _console(stderr=True)
-    holding = own_site.take_stock(here)
+    holding = site_file.take_stock(here)
     task = holding.task
     console.print(
         f"site {here.config.name}: {here.config.architecture}, {len(holding.train)} training examples and "
@@ -450,7 +450,8 @@ def federation_check(
 @site_app.command("audit-log")
 def site_audit_log(site: Annotated[Path, typer.Argument(help="The site's TOML file.", show_default=False)]) -> None:
     """Show what left this site: when, for which run and phase, how many bytes, which fields."""
-    from genfed.app.own_site import read_audit, read_site
+    from genfed.app.audit_log import read_audit
+    from genfed.app.site_file import read_site
 
     console = _output()
     for line in read_audit(read_site(site)):
@@ -466,7 +467,7 @@ def site_budget(site: Annotated[Path, typer.Argument(help="The site's TOML file.
     from rich.table import Table
 
     from genfed.app.own_budget import table_of
-    from genfed.app.own_site import read_site
+    from genfed.app.site_file import read_site
 
     here = read_site(site)
     if here.config.privacy is None:

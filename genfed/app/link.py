@@ -26,8 +26,8 @@ from pathlib import Path
 import tomli_w
 
 from genfed.app.keys import AUTHORITY, SERVER, SERVER_KEY
-from genfed.app.own_site import Here
 from genfed.app.serving import SAID, Outcome, Wanted, to_settings
+from genfed.app.site_file import Here
 from genfed.core.errors import GenfedError
 
 APP = Path(__file__).parent / "flower_app"

@@ -1,36 +1,31 @@
-"""What a site has, as its SITE.toml on its own disk says, and what it answers to the server's letters."""
+"""What a site answers to the server's letters."""
 
 import contextlib
 import datetime
-import hashlib
 import json
 import logging
-import os
-import tomllib
 import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import Field, InstanceOf
 from torch import nn
 
 from genfed import __version__
-from genfed.app import central, federation, own_budget, registry
-from genfed.app.config import Accountant, ClientPrivacy, Compute, Federation, Privacy, build, read_method
+from genfed.app import audit_log, central, own_budget, registry
+from genfed.app.config import ClientPrivacy, Compute, Federation, Privacy, build, read_method
 from genfed.app.protection import check_architecture, check_method, check_precision, planned_cost, prepare, spent_in
-from genfed.app.run import PATHS, load_source
 from genfed.app.site import new_site
+from genfed.app.site_file import Here, SiteConfig, holding_of, read_site
 from genfed.app.trial import Trial
 from genfed.core.aggregate import ClientInfo
-from genfed.core.errors import GenfedError, RecordError, StorageError
-from genfed.core.method import Data, Method, Task, leaves
+from genfed.core.errors import GenfedError, StorageError
+from genfed.core.method import Method, Task, leaves
 from genfed.core.record import Packed, load, pack, save
 from genfed.core.rng import stream
 from genfed.core.settings import settings
-from genfed.data.dataset import Source
 from genfed.engines.site import Shards, alone
 from genfed.foundation.model import FoundationModel
 from genfed.foundation.settings import Foundation
@@ -39,178 +34,8 @@ from genfed.secure.protocol import Secure
 from genfed.secure.secrets import check_installed
 
 log = logging.getLogger(__name__)
-LOG, AUDIT, DATA = "site.log", "audit.jsonl", "data.safetensors"
-"""In a site's folder: what went wrong, a line for all that left, and the data as tensors."""
-
-
-@settings
-class Link:
-    """The way to the server."""
-
-    address: Annotated[str, Field(pattern=r"^[^/:\s]+:\d{1,5}$")] = "127.0.0.1:9092"
-    """host:port of its SuperLink."""
-    certificate: str = ""
-    """Certificate (PEM) of the authority that vouches for the server: ca.crt. Empty: those that this machine trusts."""
-    key: str = ""
-    """The site's private key, by which the server knows it; empty: it shows none, and most servers refuse it."""
-    insecure: bool = False
-    """Without TLS: anybody on the way reads all that travels. For a trial on one machine."""
-
-
-@settings
-class Lifetime:
-    """The budget of every example of a site over all runs that it takes part in, together."""
-
-    epsilon: Annotated[float, Field(gt=0, allow_inf_nan=False)]
-    """ε, which is not passed."""
-    delta: Annotated[float, Field(gt=0, lt=1)]
-    """δ: well below one over the number of the site's examples."""
-    accountant: Accountant = "prv"
-    """How Opacus adds up what rounds cost; "rdp" is faster, and looser."""
-
-
-@settings
-class SiteConfig:
-    """A site: its data, its model, its machine. None of it leaves but its name, its architecture's name, the number of
-    its examples, the names of its classes and, when it is scored, how many held-out examples it has of each.
-    """
-
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
-    """By which the server and its report know the site: letters, digits, - and _."""
-    architecture: str
-    """Of its classifier: a name of the zoo, or its own "package.module:Class", which stands beside this file or is
-    installed."""
-    data: InstanceOf[Source]
-    """Its examples, as [data] of a config; relative paths start from this file."""
-    classes: tuple[str, ...] | None = None
-    """Names of all classes of the federation, where the site lacks examples of some; left out: those that it has."""
-    part: Literal["test", "validation"] = "test"
-    """The part of its data that classifiers are scored on."""
-    folder: str = ""
-    """Where it keeps what must outlive a restart, and its logs; empty: the site's name, beside this file."""
-    device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] = "cpu"
-    """"cpu", "cuda" or "cuda:1"."""
-    threads: Annotated[int, Field(ge=1, le=1024)] = 1
-    """Of its work. Another number may change the last bits."""
-    privacy: Lifetime | None = None
-    """What it may cost an example of the site to take part, over all runs; whoever does not train by DP-SGD is then
-    refused. Left out: as the run has it."""
-    minimum_group: Annotated[int, Field(ge=2)] | None = None
-    """Uploads leave under masks alone ([secure]), in sums of at least so many. Left out: as the run has it."""
-    allow: tuple[str, ...] = ()
-    """What the server may ask for: methods and the like by "package.module:Class" (genfed's own always are), and the
-    models that its methods open here, foundations (but the shipped one) and captioners, by the name that the server's
-    config has for them."""
-    link: Link = Field(default_factory=Link)
-    """The way to the server."""
-
-    def __post_init__(self) -> None:
-        if self.link.insecure and self.link.key:
-            raise GenfedError("link.insecure = true: a site without TLS shows no key; leave out link.key, or insecure")
-        if self.privacy is not None and self.minimum_group is not None:
-            raise GenfedError("[privacy] with minimum_group: no run has [privacy] and [secure] both; leave one out")
-
-
-@dataclass(frozen=True)
-class Here:
-    """A site as read from its file."""
-
-    config: SiteConfig
-    file: Path
-
-    @property
-    def root(self) -> Path:
-        """The folder of its file, from which its paths start."""
-        return self.file.parent
-
-    @property
-    def folder(self) -> Path:
-        """Where it keeps things."""
-        return self.root / (self.config.folder or self.config.name)
-
-
-@dataclass(frozen=True)
-class Holding:
-    """A site's data."""
-
-    task: Task
-    train: Data
-    held_out: Data
-    source: str
-    """Names what they were made of (`source_of`)."""
-
-
-def read_site(path: str | Path) -> Here:
-    """Reads a SITE.toml.
-
-    Raises:
-        GenfedError: no such file, not TOML, or a setting that is unknown, missing, of a wrong type or out of bounds.
-    """
-    file = Path(path)
-    try:
-        table = tomllib.loads(file.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise GenfedError(f"{file}: {why}; give a site's TOML file") from None
-    except tomllib.TOMLDecodeError as error:
-        raise GenfedError(f"{file}: not TOML: {error}") from None
-    try:
-        return Here(build(SiteConfig, table, ""), file.resolve())
-    except GenfedError as error:
-        raise GenfedError(f"{file}: {error}") from None
-
-
-def take_stock(site: Here) -> Holding:
-    """Reads the site's data, checks that its model fits them, and keeps them as tensors for the work to map. The model
-    and each file are looked at now; what is kept is used until `source_of` says otherwise.
-
-    Raises:
-        GenfedError: data that cannot be read, or a model that does not fit them.
-    """
-    config = site.config
-    federation.check_device(config.device)
-    source = source_of(site)  # before it is read: a change while it is read is seen the next time
-    dataset = load_source(config.data, str(site.root))
-    task, train = dataset.task, dataset.train
-    held_out = dataset.test if config.part == "test" else dataset.validation
-    if not len(held_out):
-        raise GenfedError(f"part = {config.part!r}: the data have no such part to score on")
-    if config.classes is not None:
-        if lacking := [name for name in task.classes if name not in config.classes]:
-            raise GenfedError(f"classes: the data have a class {lacking[0]!r}, which is not among them")
-        place = torch.tensor([config.classes.index(name) for name in task.classes])
-        task = replace(task, classes=config.classes)
-        train, held_out = Data(train.x, place[train.y]), Data(held_out.x, place[held_out.y])
-    holding = Holding(task, train, held_out, source)
-    federation.check_architecture(config.architecture, task, train)
-    site.folder.mkdir(parents=True, exist_ok=True)
-    save(holding, site.folder / DATA)
-    return holding
-
-
-def holding_of(site: Here) -> Holding:
-    """What `take_stock` kept; taken anew where it is missing, or was made of other data than there are now."""
-    with contextlib.suppress(RecordError):
-        if (kept := load(Holding, site.folder / DATA)).source == source_of(site):
-            return kept
-    return take_stock(site)
-
-
-def source_of(site: Here) -> str:
-    """Names what a site's data are made of: the settings that say it, and the size and time of each file."""
-    config, told = site.config, hashlib.blake2b(digest_size=16)
-    told.update(f"{__version__} {config.data!r} {config.classes!r} {config.part}".encode())
-    for name in PATHS:
-        if isinstance(path := getattr(config.data, name, None), str):
-            root = site.root / path
-            for file in sorted(root.rglob("*")) if root.is_dir() else [root]:
-                if file.is_file() and not file.is_relative_to(site.folder):
-                    about = file.stat()
-                    told.update(f"{file} {about.st_size} {about.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
-    return told.hexdigest()
-
-
-# What it answers.
+LOG = "site.log"
+"""In a site's folder: what went wrong."""
 
 
 def handle(head: Mapping[str, Any], body: Packed, node: Mapping[str, Any]) -> tuple[dict[str, Any], Packed]:
@@ -237,7 +62,9 @@ def handle(head: Mapping[str, Any], body: Packed, node: Mapping[str, Any]) -> tu
         if ask is None:
             raise GenfedError(f"site {site.config.name} does not answer to {head.get('ask')!r}")
         answer, upload = ask(site, head, body)
-        _write_audit(site, head, len(json.dumps(answer)) + upload.nbytes, sorted(answer), sorted(_fields(upload)))
+        audit_log.write_audit(
+            site, head, len(json.dumps(answer)) + upload.nbytes, sorted(answer), sorted(_fields(upload))
+        )
         return answer, upload
 
 
@@ -251,8 +78,8 @@ def _discreet(site: Here, head: Mapping[str, Any]) -> Iterator[None]:
         try:
             site.folder.mkdir(parents=True, exist_ok=True)
             with (site.folder / LOG).open("a", encoding="utf-8") as file:
-                file.write(f"{_now()} {json.dumps(_about(head))}\n{traceback.format_exc()}\n")
-            _write_audit(site, head, len(told.encode()), ["failed"], [])
+                file.write(f"{audit_log.now()} {json.dumps(audit_log.about(head))}\n{traceback.format_exc()}\n")
+            audit_log.write_audit(site, head, len(told.encode()), ["failed"], [])
         except OSError:
             told = "it cannot write to its own folder"
         raise (StorageError if isinstance(error, StorageError) else GenfedError)(told) from None
@@ -501,65 +328,5 @@ def _free_memory() -> int:
     return 0
 
 
-# What left.
-
-
-@dataclass(frozen=True)
-class Left:
-    """A line of the audit log: something that left the site."""
-
-    at: str
-    """ISO 8601, UTC."""
-    run: str
-    method: str
-    seed: str
-    phase: str
-    round: str
-    bytes: int
-    says: tuple[str, ...]
-    """Names of what was said beside the record."""
-    fields: tuple[str, ...]
-    """Of the record that was uploaded."""
-
-
-def _about(head: Mapping[str, Any]) -> dict[str, Any]:
-    """What a letter asks for."""
-    try:
-        trial = json.loads(head["open"]) if isinstance(head.get("open"), str) else {}
-        step = head.get("step") or {}
-        phase = step.get("phase", head.get("ask", "?"))
-        about = {"run": trial.get("run", ""), "method": trial.get("label", ""), "seed": trial.get("seed", "")}
-        return {
-            name: str(value)[:64] for name, value in (about | {"phase": phase, "round": step.get("round", "")}).items()
-        }
-    except (ValueError, TypeError, AttributeError):
-        return {"run": "", "method": "", "seed": "", "phase": "?", "round": ""}
-
-
-def _write_audit(site: Here, head: Mapping[str, Any], size: int, says: list[str], fields: list[str]) -> None:
-    line = {"at": _now()} | _about(head) | {"bytes": size, "says": says, "fields": fields}
-    site.folder.mkdir(parents=True, exist_ok=True)
-    with (site.folder / AUDIT).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def read_audit(site: Here) -> list[Left]:
-    """All that left the site, the oldest first; a line that a power cut left half written is left out."""
-    file, left = site.folder / AUDIT, []
-    for line in file.read_text("utf-8").splitlines() if file.exists() else ():
-        try:
-            row = json.loads(line)
-            left.append(Left(**row | {"says": tuple(row["says"]), "fields": tuple(row["fields"])}))
-        except (ValueError, TypeError, KeyError):
-            continue
-    return left
-
-
 def _fields(upload: Packed) -> list[str]:
     return list(json.loads(upload.skeleton))
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -28,7 +28,7 @@ pytest.importorskip(
     reason="Flower is not installed: pip install 'genfed[flower]'",
     exc_type=GenfedError,  # type: ignore[arg-type]  # any exception will do
 )
-from genfed.app import link, own_site
+from genfed.app import link, site_file
 from genfed.app.keys import make_keys
 from genfed.app.serving import Wanted
 from tests.app.test_sites import sites, some, state_of
@@ -214,12 +214,12 @@ def test_who_has_no_key_or_no_tls_is_not_let_in(federation: Federation) -> None:
         text = (federation.folder / "sites" / "b.toml").read_text().partition("[link]")[0]
         there[name].write_text(text + tomli_w.dumps({"link": way}))
     with pytest.raises(GenfedError, match=f"{federation.address} speaks TLS and link.insecure = true"):
-        link.check_link(own_site.read_site(there["open"]))
+        link.check_link(site_file.read_site(there["open"]))
     with pytest.raises(GenfedError, match=f"the certificate of {federation.address} is not vouched for by link.cert"):
-        link.check_link(own_site.read_site(there["misled"]))
+        link.check_link(site_file.read_site(there["misled"]))
     federation.join("a")
     federation.start("stranger", [*GENFED, "join", str(there["stranger"])])
-    plain = link.supernode_command(own_site.read_site(there["open"]), link.free_port())
+    plain = link.supernode_command(site_file.read_site(there["open"]), link.free_port())
     federation.start("open", [*plain, "--max-retries", "1"], link.environment(federation.home))
     until(lambda: "the server does not know the key of b" in text_of(federation.folder / "stranger.log"), 120)
     until(lambda: federation.running["open"].poll() is not None, 120)

@@ -37,7 +37,8 @@ flower = pytest.importorskip(
     reason="Flower is not installed: pip install 'genfed[flower]'",
     exc_type=GenfedError,  # type: ignore[arg-type]  # any exception will do
 )
-from genfed.app import own_site, serving  # noqa: E402
+from genfed.app import agreement, audit_log, own_site, serving, site_file  # noqa: E402
+from genfed.app.roll import Hello, Roll  # noqa: E402
 
 pytestmark = pytest.mark.flower
 NAMES = ("a", "b", "c", "d")
@@ -164,7 +165,7 @@ def test_what_left_a_site_is_in_its_log(tmp_path: Path) -> None:
     config = some("fedavg")
     files = sites(config, tmp_path / "sites")
     serve(config, Grid(files), tmp_path / "run")
-    left = own_site.read_audit(own_site.read_site(files[0]))
+    left = audit_log.read_audit(site_file.read_site(files[0]))
     assert [line.phase for line in left] == ["hello", "train", "evaluate", "train", "evaluate"]
     assert left[1].fields == ("classifier",)
     assert left[1].method == "fedavg"
@@ -287,7 +288,7 @@ def test_a_site_learns_from_the_images_what_a_student_would(tmp_path: Path, else
     tuned = [row for row in rows if row["phase"] == "tune" and row["client"] == 1]
     assert len(tuned) == 2
     assert all(row["up_bytes"] < 100 and row["down_bytes"] < 100 for row in tuned)
-    assert [line.fields for line in own_site.read_audit(own_site.read_site(files[1])) if line.phase == "tune"] == [
+    assert [line.fields for line in audit_log.read_audit(site_file.read_site(files[1])) if line.phase == "tune"] == [
         ("classifier",)
     ] * 2
     (kept,) = (tmp_path / "sites" / "b" / "runs").glob("*/fgl/seed-0/clients/1/set.*.safetensors")
@@ -348,11 +349,11 @@ def test_the_first_architecture_by_name_may_be_a_site_s_own(
 
 
 def test_label_sets_that_differ_are_reported_before_training(tmp_path: Path) -> None:
-    hello = serving.Hello("", "linear", "image", (1, 8, 8), (), 10, 5, "", "cpu", 0, 0.0, False, 1, 0.0)
+    hello = Hello("", "linear", "image", (1, 8, 8), (), 10, 5, "", "cpu", 0, 0.0, False, 1, 0.0)
 
     def said(**sets: str) -> list[str]:
-        made = [serving.Hello(**vars(hello) | {"name": n, "classes": tuple(c)}) for n, c in sets.items()]
-        return serving.differing_labels(made)
+        made = [Hello(**vars(hello) | {"name": n, "classes": tuple(c)}) for n, c in sets.items()]
+        return agreement.differing_labels(made)
 
     assert said(a="xy", b="xy") == []
     assert said(a="xy", b="yx") == [
@@ -429,7 +430,7 @@ def test_a_folder_that_cannot_be_written_is_not_named(tmp_path: Path, monkeypatc
     def full(*words: Any) -> None:
         raise OSError(28, "No space left on device", str(tmp_path / "audit.jsonl"))
 
-    monkeypatch.setattr(own_site, "_write_audit", full)
+    monkeypatch.setattr(audit_log, "write_audit", full)
     with pytest.raises(GenfedError, match=r"^it cannot write to its own folder$"):
         own_site.handle({"genfed": genfed.__version__, "ask": "hello"}, flower.EMPTY, {"site": str(file)})
 
@@ -438,18 +439,18 @@ def test_stock_is_taken_anew_when_the_data_are_others(tmp_path: Path, monkeypatc
     """A SuperNode that is started by hand has not been told to read them."""
     (file, *_) = sites(some("fedavg"), tmp_path / "sites")
     taken: list[str] = []
-    read_all = own_site.take_stock
+    read_all = site_file.take_stock
 
-    def take_stock(site: own_site.Here) -> own_site.Holding:
+    def take_stock(site: site_file.Here) -> site_file.Holding:
         taken.append(site.config.part)
         return read_all(site)
 
-    monkeypatch.setattr(own_site, "take_stock", take_stock)
+    monkeypatch.setattr(site_file, "take_stock", take_stock)
 
-    def stock(**changes: Any) -> own_site.Holding:
+    def stock(**changes: Any) -> site_file.Holding:
         about = tomllib.loads(file.read_text()) | changes
         file.write_text(tomli_w.dumps(about))
-        return own_site.holding_of(own_site.read_site(file))
+        return site_file.holding_of(site_file.read_site(file))
 
     first = stock()
     assert len(stock(threads=2, device="cpu").train) == len(first.train)
@@ -477,8 +478,8 @@ def test_every_file_of_a_folder_counts(tmp_path: Path) -> None:
     (tmp_path / "scans" / "0" / "1.png").write_bytes(b"1")
     about = {"name": "a", "architecture": "linear", "folder": "scans/kept", "data": {"kind": "folder", "path": "scans"}}
     (tmp_path / "a.toml").write_text(tomli_w.dumps(about))
-    site = own_site.read_site(tmp_path / "a.toml")
-    named = [own_site.source_of(site)]
+    site = site_file.read_site(tmp_path / "a.toml")
+    named = [site_file.source_of(site)]
     for change in (
         lambda: (tmp_path / "scans" / "0" / "2.png").write_bytes(b"2"),
         lambda: (tmp_path / "scans" / "0" / "2.png").write_bytes(b"22"),
@@ -486,11 +487,11 @@ def test_every_file_of_a_folder_counts(tmp_path: Path) -> None:
         lambda: (tmp_path / "scans" / "0" / "1.png").rename(tmp_path / "scans" / "0" / "3.png"),
     ):
         change()
-        named.append(own_site.source_of(site))
+        named.append(site_file.source_of(site))
     assert len(set(named)) == len(named)
     site.folder.mkdir()
     (site.folder / "site.log").write_text("what it keeps there is no data")
-    assert own_site.source_of(site) == named[-1]
+    assert site_file.source_of(site) == named[-1]
 
 
 def test_numbers_of_sites(tmp_path: Path) -> None:
@@ -514,8 +515,8 @@ def test_a_site_cannot_pass_for_another(tmp_path: Path) -> None:
 def test_a_node_that_is_silent_or_refused_stalls_no_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sites a and b take part; the others are asked who they are where one of those is missing, once in a minute."""
     clock, silent, refused = 0.0, 102, 103
-    monkeypatch.setattr(serving, "time", SimpleNamespace(monotonic=lambda: clock, time=lambda: 0.0))
-    monkeypatch.setattr(serving, "ROUND_SECONDS", 0.2)
+    monkeypatch.setattr("genfed.app.roll.time", SimpleNamespace(monotonic=lambda: clock, time=lambda: 0.0))
+    monkeypatch.setattr("genfed.app.roll.ROUND_SECONDS", 0.2)
 
     def answer(handle: Any, message: Any, context: Any) -> Any:
         if message.metadata.dst_node_id == silent:
@@ -528,7 +529,7 @@ def test_a_node_that_is_silent_or_refused_stalls_no_round(tmp_path: Path, monkey
     files = sites(some("fedavg", federation={"clients": 4}), tmp_path)
     grid = Grid(files, answer)
     others = {node: grid.nodes.pop(node) for node in (silent, refused)}
-    roll = serving.Roll(flower.Post(grid, pause=0.001))
+    roll = Roll(flower.Post(grid, pause=0.001))
     clock += 10
     assert (roll.node_of("a"), roll.node_of("b")) == (100, 101)
 
@@ -560,7 +561,7 @@ def test_a_node_that_is_silent_or_refused_stalls_no_round(tmp_path: Path, monkey
 def test_another_version_of_genfed_is_refused_with_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = some("fedavg")
     grid = Grid(sites(config, tmp_path / "sites"))
-    monkeypatch.setattr(serving, "__version__", "9.9")
+    monkeypatch.setattr("genfed.app.roll.__version__", "9.9")
     outcome = serve(config, grid, tmp_path / "run")
     assert outcome.error == f"the server has genfed 9.9, and site a has {genfed.__version__}"
 
@@ -582,13 +583,13 @@ def test_a_site_opens_no_model_that_it_has_not_allowed(tmp_path: Path) -> None:
         "tell round 0: 2 of 3 clients answered and the quorum is 3; client 0: site a opens no foundation.model but "
         '"shipped" and those that its SITE.toml names in allow'
     )
-    left = own_site.read_audit(own_site.read_site(files[0]))
+    left = audit_log.read_audit(site_file.read_site(files[0]))
     assert [(line.phase, line.says) for line in left][-1] == ("tell", ("failed",))
 
 
 def test_which_models_a_site_opens(tmp_path: Path) -> None:
     (file, *_) = sites(some("fedavg"), tmp_path / "sites", a={"allow": ["some/model", "some/captioner"]})
-    config, task = own_site.read_site(file).config, Task("image", (3, 8, 8), ("a", "b"))
+    config, task = site_file.read_site(file).config, Task("image", (3, 8, 8), ("a", "b"))
     device = torch.device("cpu")
     for kind in ("fgl", "oscar", "feddeo", "prompts_only", "fedlmg"):
         for model, allowed in (("shipped", True), ("some/model", True), ("other/model", False), (str(tmp_path), False)):
@@ -826,7 +827,7 @@ def test_a_site_s_budget_is_for_all_runs_together(tmp_path: Path, capsys: pytest
     config = some("fedavg", federation=ALIKE, privacy=NOISY | {"noise_multiplier": 2.0})
     files = sites(config, tmp_path / "sites", b={"privacy": HERE | {"epsilon": 1.3}})
     assert not serve(config, Grid(files), tmp_path / "first").error
-    folder = own_site.read_site(files[1]).folder
+    folder = site_file.read_site(files[1]).folder
     (paid,) = account_in(folder).paid
     assert [(charge.phase, charge.round, charge.step) for charge in paid.charges] == [("train", 0, 0), ("train", 1, 1)]
     assert not serve(config, Grid(files), tmp_path / "second").error
@@ -868,7 +869,7 @@ def test_a_server_cannot_have_more_trained_than_is_charged(tmp_path: Path) -> No
     config = some("gefl", federation=ALIKE, privacy=NOISY)
     config["method"] = {"gefl": config["method"]["gefl"] | {"generator": {"kind": "cvae", "width": 4, "norm": "group"}}}
     (file, *_) = sites(config, tmp_path / "sites", a={"privacy": HERE | {"epsilon": 100.0}})
-    settings, folder = read(config), own_site.read_site(file).folder
+    settings, folder = read(config), site_file.read_site(file).folder
     shards = federation.share_out(settings, load_data(settings), 0)
     method: Any = settings.method["gefl"]
     task = shards.task
@@ -920,11 +921,11 @@ def test_two_letters_at_once_train_once(tmp_path: Path) -> None:
 
     config = some("fedavg", federation=ALIKE, privacy=NOISY)
     (file, *_) = sites(config, tmp_path / "sites", a={"privacy": HERE | {"epsilon": 100.0}})
-    own_site.take_stock(own_site.read_site(file))  # as `genfed join` does
+    site_file.take_stock(site_file.read_site(file))  # as `genfed join` does
     with ThreadPoolExecutor(2) as pool:
         both = list(pool.map(lambda _: digest(asked(file, letter(config), initial(config))), range(2)))
     assert both[0] == both[1]
-    (paid,) = account_in(own_site.read_site(file).folder).paid
+    (paid,) = account_in(site_file.read_site(file).folder).paid
     assert len(paid.charges) == 1
 
 
@@ -944,7 +945,7 @@ def test_what_a_site_comes_to_demand_holds_for_a_run_that_goes_on(tmp_path: Path
     with pytest.raises(
         GenfedError, match=r"\[privacy\] with minimum_group: no run has \[privacy\] and \[secure\] both"
     ):
-        own_site.read_site(file)
+        site_file.read_site(file)
 
 
 def test_a_budget_that_holds_a_run_holds_it_after_a_stop(tmp_path: Path) -> None:
@@ -976,7 +977,7 @@ def test_what_a_run_s_budget_refuses_costs_the_site_nothing(tmp_path: Path) -> N
     config = some("fedavg", federation=ALIKE | {"quorum": 0.0}, privacy=NOISY | {"epsilon": 2.5})
     files = sites(config, tmp_path / "sites", b={"privacy": HERE})
     assert "does not hold another round" in serve(config, Grid(files), tmp_path / "run").error
-    (paid,) = account_in(own_site.read_site(files[1]).folder).paid
+    (paid,) = account_in(site_file.read_site(files[1]).folder).paid
     assert len(paid.charges) == 1
 
 
