@@ -26,7 +26,7 @@ def test_runs_in_miniature(config: Path, tmp_path: Path, monkeypatch: pytest.Mon
         elif path := getattr(source, "path", None):
             write_images(tmp_path / path)
     small = [f"data_root='{tmp_path}'", "seeds=[0]", "compute.workers=0", "evaluation.every=0"]
-    small += ["quality.samples=0", "quality.flops=false"]
+    small += ["quality.samples=0", "quality.flops=false", "audits=[]"]
     clients = min(whole.federation.clients, 10)
     small += [f"federation.clients={clients}", "federation.sample=1.0", "federation.examples=100"]
     for label, method in whole.method.items():
