@@ -7,14 +7,14 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from genfed.app.accounting import epsilon, holds, noise_for, warn
+from genfed.app.accounting import Mechanism, epsilon, holds, noise_for, warn
 from genfed.app.config import ClientPrivacy, Config
 from genfed.core.aggregate import ClientInfo, Mean, Sum
 from genfed.core.errors import GenfedError
@@ -42,7 +42,7 @@ class Release:
     """Of the trial: rounds over all phases."""
     phase: str
     clients: tuple[int, ...]
-    """Those asked: each is charged, whether or not it answered."""
+    """Those asked: each is charged, whether or not it answered. Empty where that is secret, and all are charged."""
     clip: float
     """That of the phase's next round."""
 
@@ -59,44 +59,54 @@ class Account:
         """By client, how often it was asked for what was released."""
         return Counter(client for release in self.releases for client in release.clients)
 
+    def most(self, how: ClientPrivacy, more: Sequence[ClientInfo] | None = None) -> int:
+        """Rounds that the client which is charged most has to pay for; with another one in which these are asked."""
+        if how.secret_sampling:
+            return len(self.releases) + (more is not None)
+        return max((self.rounds() + Counter(info.id for info in more or ())).values(), default=0)
 
-def cost(account: Account, rounds: int, how: ClientPrivacy) -> float:
-    """ε of a client that was asked so often."""
-    # differs from the paper: nothing is gained by sampling. Who takes part follows from the seed, which clients know;
-    # so each round in which a client is asked is a whole Gaussian mechanism for it, and the others are none.
-    return epsilon([(account.noise_multiplier, 1.0, rounds)], how.delta, how.accountant)
+
+def mechanism(noise: float, rounds: int, how: ClientPrivacy, sample: float) -> list[Mechanism]:
+    """What a client pays for that is charged for so many rounds."""
+    # differs from the paper, but with secret_sampling: nothing is gained by sampling. Who takes part follows from the
+    # seed, which clients know; so a round in which a client is asked is a whole Gaussian mechanism for it, and the
+    # others are none.
+    return [(noise, sample if how.secret_sampling else 1.0, rounds)]
 
 
-def planned(method: Method[Any], clients: Sequence[ClientInfo], sample: float, seed: int) -> Counter[int] | None:
-    """By client, how often it will be asked to upload something; None: it is not known in advance."""
+def planned(
+    how: ClientPrivacy, method: Method[Any], clients: Sequence[ClientInfo], sample: float, seed: int
+) -> int | None:
+    """Rounds that the client which will be charged most has to pay for; None: it is not known in advance."""
     if any(callable(phase.rounds) for phase in leaves(method.phases()) if _uploads(phase)):
         return None
-    ahead = rounds_ahead(method, clients, sample, seed)
-    return Counter(info.id for phase, asked in ahead if _uploads(phase) for info in asked)
+    ahead = [asked for phase, asked in rounds_ahead(method, clients, sample, seed) if _uploads(phase)]
+    if how.secret_sampling:
+        return len(ahead)
+    return max(Counter(info.id for asked in ahead for info in asked).values(), default=0)
 
 
 def _uploads(phase: Phase[Any]) -> bool:
     return phase.work is not None and bool(phase.aggregate)
 
 
-def noise_multiplier(how: ClientPrivacy, rounds: Counter[int] | None) -> float:
-    """What is set, or the least that suffices for the client that is asked most often.
+def noise_multiplier(how: ClientPrivacy, rounds: int | None, sample: float) -> float:
+    """What is set, or the least that suffices for a client that pays for so many rounds.
 
     Raises:
-        GenfedError: it is not known how often that is, or the budget does not hold what is set.
+        GenfedError: it is not known how many these are, or the budget does not hold what is set.
     """
-    most = None if rounds is None else max(rounds.values(), default=0)
     if how.noise_multiplier is None:
-        if most is None:
+        if rounds is None:
             raise GenfedError(
                 "how many rounds there will be is not known in advance, so client_privacy.epsilon cannot be planned "
                 "for; set client_privacy.noise_multiplier"
             )
-        return noise_for([(1.0, most)], how)
-    if most and not holds([(how.noise_multiplier, 1.0, most)], how):
-        came = cost(Account(how.noise_multiplier), most, how)
+        return noise_for([(rate, steps) for _, rate, steps in mechanism(0.0, rounds, how, sample)], how)
+    if rounds and not holds(spent := mechanism(how.noise_multiplier, rounds, how, sample), how):
+        came = epsilon(spent, how.delta, how.accountant)
         raise GenfedError(
-            f"client_privacy.epsilon = {how.epsilon:g}: with noise_multiplier = {how.noise_multiplier:g}, {most} "
+            f"client_privacy.epsilon = {how.epsilon:g}: with noise_multiplier = {how.noise_multiplier:g}, {rounds} "
             f"rounds of a client come to ε = {came:.2f}; have fewer rounds or more noise"
         )
     return how.noise_multiplier
@@ -129,21 +139,27 @@ def check(config: Config, clients: Sequence[ClientInfo], seed: int) -> None:
             raise GenfedError(f"[client_privacy] with [{name}], which {why}: leave one of them out")
     if config.secure and how.adaptive:
         raise GenfedError("client_privacy.adaptive with [secure]: nobody can count the updates that are short enough")
+    if config.secure and how.secret_sampling:
+        raise GenfedError("client_privacy.secret_sampling with [secure]: clients must know whose masks are in a sum")
+    if how.secret_sampling and config.federation.sample == 1:
+        raise GenfedError("client_privacy.secret_sampling: with federation.sample = 1 everybody is asked; set it lower")
     if seed == config.seeds[0]:
         warn(how, len(clients), f"there are {len(clients)} clients", "a client")
     for label, method in config.method.items():
         if method.pooled:
             continue
         for phase in leaves(method.phases()):
-            if (reason := refusal(phase)) is not None:
+            if (reason := refusal(phase, how)) is not None:
                 raise GenfedError(f"{label} cannot be run under [client_privacy]: in phase {phase.name} {reason}")
         try:
-            rounds = planned(method, clients, config.federation.sample, seed)
-            noise = noise_multiplier(how, rounds)
+            sample = config.federation.sample
+            rounds = planned(how, method, clients, sample, seed)
+            noise = noise_multiplier(how, rounds, sample)
             if config.secure and seed == config.seeds[0]:
-                _warn_of_noise(label, config.secure.minimum_group, method, clients, config.federation.sample, seed)
+                _warn_of_noise(label, config.secure.minimum_group, method, clients, sample, seed)
             if how.adaptive and (rounds is None or rounds):
-                how.adaptive.on_updates(noise, len(taking_part(clients, config.federation.sample, seed, "", 0)))
+                asked = sample * len(clients) if how.secret_sampling else len(taking_part(clients, sample, seed, "", 0))
+                how.adaptive.on_updates(noise, asked)
         except GenfedError as error:
             raise GenfedError(f"{label}: {error}") from None
 
@@ -163,13 +179,15 @@ def _warn_of_noise(
         )  # fmt: skip
 
 
-def refusal(phase: Phase[Any]) -> str | None:
+def refusal(phase: Phase[Any], how: ClientPrivacy) -> str | None:
     """Why the uploads of a phase cannot be protected; None: they can, or there are none."""
-    for name, how in phase.aggregate.items():
-        if isinstance(how, Sum):
+    for name, aggregate in phase.aggregate.items():
+        if isinstance(aggregate, Sum):
             return f"the server adds up {name}, of which a client's part has no bound"
-        if not isinstance(how, Mean):
+        if not isinstance(aggregate, Mean):
             return f"the server uses every single {name}, and only means of clipped updates get noise"
+        if how.secret_sampling and name not in (field.name for field in fields(phase.kinds[0])):
+            return f"{name} is not sent, so that secret_sampling has nothing to release where nobody is asked for it"
     return None
 
 
@@ -178,9 +196,10 @@ def settled(trial: "Trial") -> float:
     file = trial.folder / ACCOUNT
     if not file.exists():
         assert trial.client_privacy is not None
-        rounds = planned(trial.method, trial.shards.clients, trial.federation.sample, trial.seed)
+        how, sample = trial.client_privacy, trial.federation.sample
+        rounds = planned(how, trial.method, trial.shards.clients, sample, trial.seed)
         trial.folder.mkdir(parents=True, exist_ok=True)
-        save(Account(noise_multiplier(trial.client_privacy, rounds)), file)
+        save(Account(noise_multiplier(how, rounds, sample)), file)
     return load(Account, file).noise_multiplier
 
 
@@ -207,7 +226,19 @@ class Central:
     def __init__(self, trial: "Trial") -> None:
         assert trial.client_privacy is not None
         self._trial, self._how, self._file = trial, trial.client_privacy, trial.folder / ACCOUNT
+        self._clients, self._sample = trial.shards.clients, trial.federation.sample
         settled(trial)
+
+    def drawn(self, step: Step) -> list[ClientInfo] | None:
+        """Who is asked to upload in a round, drawn in secret; None: it is no secret."""
+        if not self._how.secret_sampling:
+            return None
+        coins = self._draws(step, "asked").random(len(self._clients)) < self._sample
+        return [info for info, coin in zip(self._clients, coins.tolist(), strict=True) if coin]
+
+    def _draws(self, step: Step, *purpose: str) -> np.random.Generator:
+        fixed = self._how.reproducible_noise
+        return repeatable(self._trial.seed, step.phase, step.round, *purpose) if fixed else unforeseeable()
 
     def admit(self, step: Step, asked: Sequence[ClientInfo]) -> Account:
         """The account, which can hold this round.
@@ -216,8 +247,8 @@ class Central:
             GenfedError: the budget does not hold another round.
         """
         how, account = self._how, load(Account, self._file)
-        rounds = account.rounds() + Counter(info.id for info in asked)
-        if not holds([(account.noise_multiplier, 1.0, max(rounds.values()))], how):
+        rounds = account.most(how, asked)
+        if not holds(mechanism(account.noise_multiplier, rounds, how, self._sample), how):
             raise GenfedError(
                 f"client_privacy.epsilon = {how.epsilon:g} does not hold {step.phase} round {step.round}: rounds that "
                 "were done again after a stop have been paid for twice; what was saved before it stands"
@@ -242,19 +273,19 @@ class Central:
         before = [r.clip for r in account.releases if r.phase == step.phase and r.step < step.number]
         clip, noise = before[-1] if before else how.clip, account.noise_multiplier
         if how.adaptive:
-            noise = how.adaptive.on_updates(noise, len(asked))
-        fixed = how.reproducible_noise
-        draws = repeatable(self._trial.seed, step.phase, step.round) if fixed else unforeseeable()
+            expected = self._sample * len(self._clients) if how.secret_sampling else len(asked)
+            noise = how.adaptive.on_updates(noise, expected)
         means = {name: mean for name, mean in phase.aggregate.items() if isinstance(mean, Mean)}
-        ids = tuple(sorted(info.id for info in asked))
-        clipped = ClippedMean(means, asked, sent_to, clip, noise, draws)
+        ids = () if how.secret_sampling else tuple(sorted(info.id for info in asked))
+        sampled = (self._clients, self._sample) if how.secret_sampling else None
+        clipped = ClippedMean(means, asked, sent_to, clip, noise, self._draws(step), sampled)
         return Released(clipped, self, Release(step.number, step.phase, ids, clip))
 
     def charge(self, clipped: ClippedMean, release: Release) -> None:
         """Puts a round on the account, on the disk before anything of it is given away."""
         account, adaptive = load(Account, self._file), self._how.adaptive
         if adaptive:
-            share = clipped.share_within(adaptive.on_count(account.noise_multiplier, len(release.clients)))
+            share = clipped.share_within(adaptive.on_count(account.noise_multiplier, clipped.expected))
             release = replace(release, clip=adaptive.moved(release.clip, share))
         save(replace(account, releases=(*account.releases, release)), self._file)
 
@@ -286,8 +317,10 @@ def protection(trial: "Trial") -> Protection:
     """What protects the clients of a trial, by what was released."""
     account, how = load(Account, trial.folder / ACCOUNT), trial.client_privacy
     assert how is not None
-    rounds = max(account.rounds().values(), default=0)
-    spent = cost(account, rounds, how)
+    rounds = account.most(how)
+    spent = epsilon(
+        mechanism(account.noise_multiplier, rounds, how, trial.federation.sample), how.delta, how.accountant
+    )
     return Protection(
         epsilon=spent if math.isfinite(spent) else None,
         target=how.epsilon,
@@ -299,7 +332,8 @@ def protection(trial: "Trial") -> Protection:
         reproducible_noise=how.reproducible_noise,
         mechanism="DP-FedAvg under secure aggregation: clients clip their updates and add Gaussian noise"
         if trial.secure
-        else f"DP-FedAvg: Gaussian noise on means of updates, {'adaptively ' if how.adaptive else ''}clipped",
+        else f"DP-FedAvg: Gaussian noise on means of updates, {'adaptively ' if how.adaptive else ''}clipped"
+        + (f", of clients drawn in secret with a chance of {trial.federation.sample:g}" if how.secret_sampling else ""),
         level="client",
         distributed=trial.secure is not None,
     )

@@ -147,6 +147,10 @@ class ClientPrivacy(Budget):
     """L2 norm that a client's whole update of a round is clipped to (S); with `adaptive` the first one."""
     adaptive: Adaptive | None = None
     """The norm follows a quantile of the updates' norms; left out: it stays."""
+    secret_sampling: bool = False
+    """Who is asked in a round is drawn by the server in secret, each client with the chance `federation.sample` whoever
+    else is: then rounds cost less. False: it follows from the seed, which clients know, and a client pays in full for
+    the rounds that it is asked in."""
 
 
 @settings

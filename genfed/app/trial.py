@@ -329,10 +329,12 @@ class Run:
             return state, [head | {"client": None, "seconds": time.perf_counter() - started, "failed": {}}]
         # Everybody is scored, whoever took part; and a ceiling is no federation that could be sampled.
         sample = 1.0 if step.phase == "evaluate" or trial.method.pooled else trial.federation.sample
-        asked = taking_part(trial.shards.clients, sample, trial.seed, step.phase, step.round)
+        uploads = phase.aggregate and step.phase != EVALUATE
+        asked = self._central.drawn(step) if self._central and uploads else None
+        if asked is None:
+            asked = taking_part(trial.shards.clients, sample, trial.seed, step.phase, step.round)
         sender = server_of(self._trial, step.round, step.phase, step.round, "send")
         placed, quorum = replace(step, number=trial.place(step.number)), trial.federation.quorum
-        uploads = phase.aggregate and step.phase != EVALUATE
         fold = None
         charge = None
         if self._central and uploads and trial.secure:

@@ -130,12 +130,13 @@ class Ask:
 
 
 def check_quorum(step: Step, answered: int, asked: int, quorum: float, failures: Mapping[int, str]) -> None:
-    """Refuses a round in which too few clients answered; `failures` says why, by client.
+    """Refuses a round in which too few clients answered; `failures` says why, by client. Where nobody was drawn to be
+    asked, nobody need.
 
     Raises:
         GenfedError: fewer than that fraction of those asked, or none.
     """
-    needed = max(1, share_of(quorum, asked))
+    needed = max(1, share_of(quorum, asked)) if asked else 0
     if answered < needed:
         client, reason = next(iter(sorted(failures.items())))
         raise GenfedError(

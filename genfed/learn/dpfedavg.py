@@ -35,13 +35,13 @@ class Adaptive:
 
     # differs from the paper: that twentieth alone, of a few clients, would leave the updates no privacy at all.
 
-    def on_count(self, noise_multiplier: float, asked: int) -> float:
-        """σ_b."""
+    def on_count(self, noise_multiplier: float, asked: float) -> float:
+        """σ_b, where so many are asked, or are to be expected."""
         if noise_multiplier == 0:
             return 0.0
         return self.count_noise or max(asked / 20, noise_multiplier)
 
-    def on_updates(self, noise_multiplier: float, asked: int) -> float:
+    def on_updates(self, noise_multiplier: float, asked: float) -> float:
         """z_Δ = (z⁻² − (2σ_b)⁻²)^(−1/2), so that updates and count cost together what z does (Theorem 1).
 
         Raises:
@@ -84,8 +84,8 @@ class Updates(Aggregate):
 
 class ClippedMean:
     """A `Fold` of what the clients asked add to what they were sent: each one's whole upload (all fields together) is
-    clipped to an L2 norm, noise is added once to the sums, and they are divided by how many of a group were asked,
-    whoever answered: who did not adds nothing, and all that is asked about is released with noise.
+    clipped to an L2 norm, noise is added once to the sums, and they are divided by how many of a group were to be
+    asked, whoever answered: who did not adds nothing, and every group is released with noise.
 
     Floating-point tensors and numbers count, BatchNorm's statistics among them; a running variance stays at 0 or above.
     Integers (its counters) are not released: they are as they were sent, or 0.
@@ -99,16 +99,21 @@ class ClippedMean:
         clip: float,
         noise: float,
         draws: np.random.Generator,
+        sampled: tuple[Sequence[ClientInfo], float] | None = None,
     ) -> None:
         """`noise`: its standard deviation over `clip`, on the sums (z_Δ). `sent_to` gives the record that a client is
-        sent, the same in all of a group.
+        sent, the same in all of a group. `sampled`: of whom those asked were drawn, each by itself with what chance, so
+        that sums are divided by how many were to be expected; None: nobody is to know less than who was asked.
         """
+        everybody, chance = sampled or (asked, 1.0)
         self._means, self._clip, self._noise, self._draws = means, clip, noise, draws
         self._fold = Fold({name: Updates(mean) for name, mean in means.items()}, list(asked))
-        self._asked = {name: Counter(mean.group(info) for info in asked) for name, mean in means.items()}
+        of = {name: Counter(mean.group(info) for info in everybody) for name, mean in means.items()}
+        self._expected = {name: {group: n * chance for group, n in counts.items()} for name, counts in of.items()}
         self._like: dict[tuple[str, str], Any] = {}  # the state sent; where none was, an upload
-        self._count, self._within, self._answered = len(asked), 0, 0
-        groups = {tuple(mean.group(info) for mean in means.values()): info for info in asked}
+        self.expected = len(everybody) * chance
+        self._within, self._answered = 0, 0
+        groups = {tuple(mean.group(info) for mean in means.values()): info for info in everybody}
         for info in groups.values():
             record = sent_to(info)
             for name, mean in means.items():
@@ -147,7 +152,7 @@ class ClippedMean:
         sums, found = self._fold.finish(), {}
         for name, mean in self._means.items():
             parts = {}
-            for group, count in sorted(self._asked[name].items()):
+            for group, count in sorted(self._expected[name].items()):
                 if (like := self._like.get((name, group))) is None:
                     raise GenfedError(f"no client{f' of architecture {group}' if group else ''} gave its {name}")
                 total = sums[name].get(group, tree_map(lambda leaf: 0.0, like))
@@ -160,9 +165,9 @@ class ClippedMean:
         count. Who did not answer counts for half.
         """
         count = self._within - self._answered / 2 + (noise * float(self._draws.standard_normal()) if noise else 0.0)
-        return count / self._count + 0.5
+        return count / self.expected + 0.5
 
-    def _released(self, key: str, like: Any, total: Any, sent: bool, count: int) -> Any:
+    def _released(self, key: str, like: Any, total: Any, sent: bool, count: float) -> Any:
         if isinstance(like, dict):
             return {k: self._released(k, like[k], total[k], sent, count) for k in like}
         if isinstance(like, Tensor) and not like.is_floating_point():

@@ -10,19 +10,21 @@ from typing import Any
 import pytest
 import torch
 
-from genfed.app import central
+from genfed.app import central, federation
 from genfed.app.accounting import epsilon
 from genfed.app.central import ACCOUNT, Account, planned
 from genfed.app.config import read
-from genfed.app.site import trial_folder
+from genfed.app.run import load_data
+from genfed.app.site import new_trial, trial_folder
 from genfed.app.trial import read_checkpoint
 from genfed.core.aggregate import ClientInfo
 from genfed.core.errors import GenfedError
 from genfed.core.method import Phase
 from genfed.core.record import load
 from genfed.core.settings import settings
-from genfed.engines.site import Site
+from genfed.engines.site import Site, Step
 from genfed.learn.averaging import Averaging, Classifiers
+from genfed.report.metrics import read as read_metrics
 from genfed.report.page import page
 from genfed.report.privacy import protections, read_audits
 from genfed.report.table import summary
@@ -103,11 +105,68 @@ def test_a_client_pays_for_the_rounds_that_it_is_asked_in(tmp_path: Path) -> Non
     report = start(config, tmp_path / "run")
     found = account(tmp_path / "run").rounds()
     infos = [ClientInfo(i, "linear", 20) for i in range(5)]
-    assert found == planned(read(config).method["fedavg"], infos, 0.4, 0)
+    settings = read(config)
+    assert settings.client_privacy
+    assert max(found.values()) == planned(settings.client_privacy, settings.method["fedavg"], infos, 0.4, 0)
     assert sum(found.values()) == 6 * 2
     of = report.trials[0].protection
     assert of is not None
     assert of.epsilon == epsilon([(1.0, 1.0, max(found.values()))], 1e-3, "rdp")
+
+
+def secretly(sample: float = 0.4, rounds: int = 6, **how: Any) -> dict[str, Any]:
+    """Five clients who are drawn in secret."""
+    few = {"clients": 5, "examples": 100, "architectures": ["linear"], "sample": sample}
+    short = {"rounds": rounds, "training": {"epochs": 1, "batch_size": 8}}
+    return private("fedavg", how=FIXED | {"secret_sampling": True} | how, federation=few, defaults=short)
+
+
+def test_of_clients_drawn_in_secret_all_pay_less_for_every_round(tmp_path: Path) -> None:
+    report = start(secretly(), tmp_path / "run")
+    assert [r.clients for r in account(tmp_path / "run").releases] == [()] * 6
+    of = report.trials[0].protection
+    assert of is not None
+    assert of.epsilon == epsilon([(1.0, 0.4, 6)], 1e-3, "rdp") < epsilon([(1.0, 1.0, 3)], 1e-3, "rdp")
+    assert of.steps == 6
+    assert of.mechanism.endswith("of clients drawn in secret with a chance of 0.4")
+    start(secretly() | {"compute": {"workers": 2}}, tmp_path / "workers")
+    assert torch.equal(weights(tmp_path / "workers"), weights(tmp_path / "run"))
+    asked = [row for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if row["phase"] == "train"]
+    sizes = Counter(row["round"] for row in asked if row["client"] is not None)
+    assert len(set(sizes.values())) > 1  # not two of five in each, which would tell of one by the others
+
+
+def test_less_noise_meets_a_target_where_clients_are_drawn_in_secret(tmp_path: Path) -> None:
+    config = secretly(noise_multiplier=None, epsilon=4.0)
+    found = start(config, tmp_path / "run").trials[0].protection
+    config["client_privacy"]["secret_sampling"] = False
+    other = start(config, tmp_path / "known").trials[0].protection
+    assert found is not None
+    assert other is not None
+    assert found.noise_multiplier < other.noise_multiplier
+    assert found.epsilon is not None
+    assert 3.8 < found.epsilon <= 4.0
+
+
+def test_a_round_of_which_nobody_was_drawn_is_noise_alone(tmp_path: Path) -> None:
+    report = start(secretly(0.01, noise_multiplier=0.0, epsilon=None), tmp_path / "run")
+    none = start(secretly(0.01, rounds=0, noise_multiplier=0.0, epsilon=None), tmp_path / "none")
+    assert torch.equal(weights(tmp_path / "run"), weights(tmp_path / "none"))
+    assert report.trials[0].accuracy == none.trials[0].accuracy
+    start(secretly(0.01), tmp_path / "noisy")
+    assert not torch.equal(weights(tmp_path / "noisy"), weights(tmp_path / "none"))
+
+
+def test_secret_draws_are_independent_and_do_not_follow_from_the_seed(tmp_path: Path) -> None:
+    settings = read(secretly(reproducible_noise=False))
+    shards = federation.share_out(settings, load_data(settings), 0)
+    drawer = central.Central(new_trial(settings, tmp_path / "run", "fedavg", 0, shards, ""))
+    rounds = [drawer.drawn(Step("train", 0, 0)) or [] for _ in range(2000)]
+    drawn = torch.tensor([[info in asked for info in shards.clients] for asked in rounds])
+    share = drawn.double().mean(0)
+    assert bool(((share - 0.4).abs() < 5 * (0.4 * 0.6 / 2000) ** 0.5).all())
+    together = (drawn[:, 0] & drawn[:, 1]).double().mean()
+    assert abs(together - 0.16) < 5 * (0.16 * 0.84 / 2000) ** 0.5
 
 
 def test_a_target_is_met_over_all_phases(tmp_path: Path) -> None:
@@ -257,6 +316,24 @@ def test_rounds_that_are_not_known_are_charged_as_they_come(tmp_path: Path) -> N
             ["fedavg"],
             {"secure": {}, "client_privacy": NOISY | {"adaptive": {}}},
             "client_privacy.adaptive with [secure]: nobody can count the updates that are short enough",
+        ),
+        (
+            ["fedavg"],
+            {"secure": {}, "client_privacy": NOISY | {"secret_sampling": True}},
+            "client_privacy.secret_sampling with [secure]: clients must know whose masks are in a sum",
+        ),
+        (
+            ["fedavg"],
+            {"client_privacy": NOISY | {"secret_sampling": True}},
+            "client_privacy.secret_sampling: with federation.sample = 1 everybody is asked; set it lower",
+        ),
+        (
+            ["fedkd"],
+            {
+                "client_privacy": NOISY | {"secret_sampling": True},
+                "federation": {"clients": 4, "examples": 80, "architectures": ["linear"], "sample": 0.5},
+            },
+            "in phase train update is not sent, so that secret_sampling has nothing to release where nobody is asked",
         ),
         (["fedavg"], {"privacy": NOISY}, "[client_privacy] with [privacy], which protects examples"),
         (

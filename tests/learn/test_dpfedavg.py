@@ -191,3 +191,24 @@ def test_the_order_of_answers_does_not_show() -> None:
         values = fold.finish()
         found.append(torch.cat([values["body"], values["head"]["a"], values["head"]["b"]]))
     assert torch.equal(*found)
+
+
+def test_of_clients_drawn_in_secret_sums_are_divided_by_how_many_were_to_be_expected() -> None:
+    """Four of architecture a and two of b, each drawn with a chance of a half; two of a were, and none of b."""
+    everybody = clients(6, "aab")
+    asked = [everybody[0], everybody[3]]
+    uploads = [Two(SENT.body + 3.0, SENT.head + 1.0), Two(SENT.body - 1.0, SENT.head + 2.0)]
+
+    def released(noise: float) -> dict[str, Any]:
+        fold = ClippedMean(MEANS, asked, lambda i: SENT, 1e9, noise, np.random.default_rng(0), (everybody, 0.5))
+        for info, upload in zip(asked, uploads, strict=True):
+            fold.add(info, upload, 1.0, SENT)
+        assert fold.expected == 3.0
+        assert fold.share_within(0.0) == pytest.approx(1 / 3 + 0.5)  # both of three: 2 − 2/2 over 3, and a half
+        return fold.finish()
+
+    plain = released(0.0)
+    torch.testing.assert_close(plain["body"], SENT.body + 2 / 3)
+    torch.testing.assert_close(plain["head"]["a"], SENT.head + 3 / 2)
+    assert torch.equal(plain["head"]["b"], SENT.head)
+    assert not torch.equal(released(1.0)["head"]["b"], SENT.head)  # its noise hides that nobody was asked
