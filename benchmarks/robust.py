@@ -15,7 +15,9 @@ from benchmarks.common import hardware
 RULES = ("mean", "median", "trimmed_mean", "krum", "multi_krum", "norm_bounding", "centred_clipping")
 ATTACKS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("sign_flip", {"factor": 2.0}),
+    ("scaling", {"factor": 10.0}),
     ("label_flip", {}),
+    ("free_rider", {}),
     ("backdoor", {"size": 2, "phases": ["generator"]}),
 )
 SHARES = (0.0, 0.1, 0.3)
