@@ -4,6 +4,7 @@ table RUN: what every method of a run that was audited comes to, as Markdown; co
 curves FOLDER: configs/privacy/curves.toml for ε of 1, 3, 8 and ∞, under runs/; FOLDER has mnist.npz.
 """
 
+import math
 import sys
 import tomllib
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from genfed.report.results import Report, Trial, from_json
 
 CONFIG = Path(__file__).parent.parent / "configs" / "privacy" / "curves.toml"
 BUDGETS = (1.0, 3.0, 8.0, None)
+UTILITY = "| accuracy % | Fréchet (of real ones) | right class % | trained on samples % | MND | up | down |"
 CANNOT_TELL = {"blind": " (blind)", "deceived": " (deceived)"}
 
 
@@ -30,10 +32,9 @@ def table(run: str) -> None:
 
 
 def _utility(report: Report) -> str:
-    rows = ["| method | accuracy % | Fréchet (of real ones) | right class % | trained on samples % | MND | up | down |"]
-    rows.append("|---|---:|---:|---:|---:|---:|---:|---:|")
+    rows = [f"| method {UTILITY}", "|---" + "|---:" * 7 + "|"]
     for trial in report.trials:
-        sent = [f"{sum(getattr(cost, way) for cost in trial.costs) / 1e6:.2f} MB" for way in ("up_bytes", "down_bytes")]
+        sent = [f"{way / 1e6:.2f} MB" for way in (trial.up_bytes, trial.down_bytes)]
         cells = [trial.method, f"{100 * trial.accuracy:.1f}", *_samples(trial), *sent]
         rows.append("| " + " | ".join(cells) + " |")
     return "\n".join(rows)
@@ -72,17 +73,14 @@ def _rate(found: Estimate | None) -> str:
 
 def curves(folder: str) -> None:
     """Runs all four and prints a row per method and ε."""
-    print(
-        "| method | ε | accuracy % | Fréchet (of real ones) | right class % | trained on samples % | MND | up | down |"
-    )
-    print("|---|---:|---:|---:|---:|---:|---:|---:|---:|")
+    print(f"| method | ε {UTILITY}", "|---" + "|---:" * 8 + "|", sep="\n")
     for epsilon in BUDGETS:
         config = tomllib.loads(CONFIG.read_text("utf-8"))
         config["data"]["path"] = str(Path(folder) / "mnist.npz")
         if epsilon is None:
             del config["privacy"]["epsilon"]
         config["privacy"] |= {"noise_multiplier": 0.0} if epsilon is None else {"epsilon": epsilon}
-        report = genfed.run(config, out=Path("runs") / f"curves-{epsilon or 'inf'}", resume=True)
+        report = genfed.run(config, out=Path("runs") / f"curves-{epsilon or math.inf:g}", resume=True)
         for row in _utility(report).splitlines()[2:]:
             _, method, rest = row.split(" ", 2)
             print(f"| {method} | {epsilon or '∞'} {rest}", flush=True)

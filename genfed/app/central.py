@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from genfed.app.accounting import Mechanism, epsilon, holds, noise_for, warn
+from genfed.app.accounting import epsilon, holds, noise_for, warn
 from genfed.app.config import ClientPrivacy, Config
 from genfed.core.aggregate import ClientInfo, Mean, Sum
 from genfed.core.errors import GenfedError
@@ -66,12 +66,17 @@ class Account:
         return max((self.rounds() + Counter(info.id for info in more or ())).values(), default=0)
 
 
-def mechanism(noise: float, rounds: int, how: ClientPrivacy, sample: float) -> list[Mechanism]:
-    """What a client pays for that is charged for so many rounds."""
+def rate(how: ClientPrivacy, sample: float) -> float:
+    """Of the subsampled Gaussian mechanism that a round is for a client that is charged for it."""
     # differs from the paper, but with secret_sampling: nothing is gained by sampling. Who takes part follows from the
     # seed, which clients know; so a round in which a client is asked is a whole Gaussian mechanism for it, and the
     # others are none.
-    return [(noise, sample if how.secret_sampling else 1.0, rounds)]
+    return sample if how.secret_sampling else 1.0
+
+
+def expected(how: ClientPrivacy, sample: float, clients: int, asked: int) -> float:
+    """How many of so many clients are asked in a round, as far as it is known to all."""
+    return sample * clients if how.secret_sampling else asked
 
 
 def planned(
@@ -102,8 +107,8 @@ def noise_multiplier(how: ClientPrivacy, rounds: int | None, sample: float) -> f
                 "how many rounds there will be is not known in advance, so client_privacy.epsilon cannot be planned "
                 "for; set client_privacy.noise_multiplier"
             )
-        return noise_for([(rate, steps) for _, rate, steps in mechanism(0.0, rounds, how, sample)], how)
-    if rounds and not holds(spent := mechanism(how.noise_multiplier, rounds, how, sample), how):
+        return noise_for([(rate(how, sample), rounds)], how)
+    if rounds and not holds(spent := [(how.noise_multiplier, rate(how, sample), rounds)], how):
         came = epsilon(spent, how.delta, how.accountant)
         raise GenfedError(
             f"client_privacy.epsilon = {how.epsilon:g}: with noise_multiplier = {how.noise_multiplier:g}, {rounds} "
@@ -158,8 +163,8 @@ def check(config: Config, clients: Sequence[ClientInfo], seed: int) -> None:
             if config.secure and seed == config.seeds[0]:
                 _warn_of_noise(label, config.secure.minimum_group, method, clients, sample, seed)
             if how.adaptive and (rounds is None or rounds):
-                asked = sample * len(clients) if how.secret_sampling else len(taking_part(clients, sample, seed, "", 0))
-                how.adaptive.on_updates(noise, asked)
+                asked = len(taking_part(clients, sample, seed, "", 0))
+                how.adaptive.on_updates(noise, expected(how, sample, len(clients), asked))
         except GenfedError as error:
             raise GenfedError(f"{label}: {error}") from None
 
@@ -248,7 +253,7 @@ class Central:
         """
         how, account = self._how, load(Account, self._file)
         rounds = account.most(how, asked)
-        if not holds(mechanism(account.noise_multiplier, rounds, how, self._sample), how):
+        if not holds([(account.noise_multiplier, rate(how, self._sample), rounds)], how):
             raise GenfedError(
                 f"client_privacy.epsilon = {how.epsilon:g} does not hold {step.phase} round {step.round}: rounds that "
                 "were done again after a stop have been paid for twice; what was saved before it stands"
@@ -273,8 +278,7 @@ class Central:
         before = [r.clip for r in account.releases if r.phase == step.phase and r.step < step.number]
         clip, noise = before[-1] if before else how.clip, account.noise_multiplier
         if how.adaptive:
-            expected = self._sample * len(self._clients) if how.secret_sampling else len(asked)
-            noise = how.adaptive.on_updates(noise, expected)
+            noise = how.adaptive.on_updates(noise, expected(how, self._sample, len(self._clients), len(asked)))
         means = {name: mean for name, mean in phase.aggregate.items() if isinstance(mean, Mean)}
         ids = () if how.secret_sampling else tuple(sorted(info.id for info in asked))
         sampled = (self._clients, self._sample) if how.secret_sampling else None
@@ -318,9 +322,8 @@ def protection(trial: "Trial") -> Protection:
     account, how = load(Account, trial.folder / ACCOUNT), trial.client_privacy
     assert how is not None
     rounds = account.most(how)
-    spent = epsilon(
-        mechanism(account.noise_multiplier, rounds, how, trial.federation.sample), how.delta, how.accountant
-    )
+    charged = [(account.noise_multiplier, rate(how, trial.federation.sample), rounds)]
+    spent = epsilon(charged, how.delta, how.accountant)
     return Protection(
         epsilon=spent if math.isfinite(spent) else None,
         target=how.epsilon,

@@ -330,11 +330,14 @@ class Run:
         # Everybody is scored, whoever took part; and a ceiling is no federation that could be sampled.
         sample = 1.0 if step.phase == "evaluate" or trial.method.pooled else trial.federation.sample
         uploads = phase.aggregate and step.phase != EVALUATE
-        asked = self._central.drawn(step) if self._central and uploads else None
-        if asked is None:
+        drawn = self._central.drawn(step) if self._central and uploads else None
+        if drawn is None:
             asked = taking_part(trial.shards.clients, sample, trial.seed, step.phase, step.round)
+        else:
+            asked = drawn
         sender = server_of(self._trial, step.round, step.phase, step.round, "send")
-        placed, quorum = replace(step, number=trial.place(step.number)), trial.federation.quorum
+        placed = replace(step, number=trial.place(step.number))
+        quorum = trial.federation.quorum
         fold = None
         charge = None
         if self._central and uploads and trial.secure:
@@ -351,7 +354,7 @@ class Run:
         ask = (
             SecureAsk(self._engine, phase, placed, sender, at.state, asked, quorum, trial.secure, charge)
             if trial.secure and uploads
-            else Ask(self._engine, phase, placed, sender, at.state, asked, quorum, fold)
+            else Ask(self._engine, phase, placed, sender, at.state, asked, quorum if drawn is None else None, fold)
         )
         rows: list[dict[str, Any]] = []
         self._tell(at, phase, step, 0, len(asked))

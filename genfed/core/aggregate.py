@@ -188,7 +188,7 @@ class Fold:
     def finish(self) -> dict[str, Any]:
         """The reduced value of every declared field."""
         assert not self._unheard, "a client asked has neither answered nor been skipped"
-        total = next(iter(self._waiting.values()), None)  # one, unless nobody was asked
+        (total,) = list(self._waiting.values()) or [None]  # nobody may have been asked
         return {name: how.finish(None if total is None else total[name]) for name, how in self._aggregates.items()}
 
 

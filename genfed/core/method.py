@@ -156,7 +156,7 @@ class Reduced:
 
     values: Mapping[str, Any]
     clients: tuple[ClientInfo, ...]
-    """Those whose reply is in it, by id."""
+    """Those whose reply is in it, by id; () where who was asked is secret."""
 
     def __getitem__(self, name: str) -> Any:
         return self.values[name]

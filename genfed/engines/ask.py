@@ -73,10 +73,12 @@ class Ask:
         server: Server,
         state: Any,
         clients: Sequence[ClientInfo],
-        quorum: float,
+        quorum: float | None,
         fold: Folding | None = None,
     ) -> None:
-        """`quorum` is the fraction of `clients` that must answer. `fold` reduces replies; None: as the phase says."""
+        """`quorum` is the fraction of `clients` that must answer; None: nobody is to learn who was asked, so that the
+        round goes on whoever answers, and not even the update is told. `fold` reduces replies; None: as the phase says.
+        """
         self._engine, self._phase, self._step, self._server, self._state = engine, phase, step, server, state
         self._clients, self._quorum = clients, quorum
         self._fold = fold or Fold(phase.aggregate, list(clients))
@@ -125,18 +127,19 @@ class Ask:
         Raises:
             GenfedError: too few clients answered; nothing has been changed.
         """
+        if self._quorum is None:
+            return Reduced(self._fold.finish(), ())
         check_quorum(self._step, len(self._answered), len(self._clients), self._quorum, self.failures)
         return Reduced(self._fold.finish(), tuple(sorted(self._answered, key=lambda i: i.id)))
 
 
 def check_quorum(step: Step, answered: int, asked: int, quorum: float, failures: Mapping[int, str]) -> None:
-    """Refuses a round in which too few clients answered; `failures` says why, by client. Where nobody was drawn to be
-    asked, nobody need.
+    """Refuses a round in which too few clients answered; `failures` says why, by client.
 
     Raises:
         GenfedError: fewer than that fraction of those asked, or none.
     """
-    needed = max(1, share_of(quorum, asked)) if asked else 0
+    needed = max(1, share_of(quorum, asked))
     if answered < needed:
         client, reason = next(iter(sorted(failures.items())))
         raise GenfedError(

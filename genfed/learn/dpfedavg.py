@@ -103,7 +103,10 @@ class ClippedMean:
     ) -> None:
         """`noise`: its standard deviation over `clip`, on the sums (z_Δ). `sent_to` gives the record that a client is
         sent, the same in all of a group. `sampled`: of whom those asked were drawn, each by itself with what chance, so
-        that sums are divided by how many were to be expected; None: nobody is to know less than who was asked.
+        that sums are divided by how many were to be expected; None: who was asked is known.
+
+        Raises:
+            GenfedError: those asked were drawn, and a group was sent no state to release where nobody of it was.
         """
         everybody, chance = sampled or (asked, 1.0)
         self._means, self._clip, self._noise, self._draws = means, clip, noise, draws
@@ -120,6 +123,12 @@ class ClippedMean:
                 if (before := getattr(record, name, None)) is not None:
                     self._like[name, mean.group(info)] = mean.averaged(before)
         self._sent = set(self._like)
+        wanted = {(name, group) for name, counts in self._expected.items() for group in counts}
+        if sampled and (lacking := sorted(wanted - self._sent)):
+            raise GenfedError(
+                f"{lacking[0][0]} was not sent, so that secret_sampling has nothing to release where nobody is asked "
+                "for it"
+            )
 
     def add(self, info: ClientInfo, upload: object, weight: float, sent: object = None) -> None:
         """Folds one reply in; its weight does not count.

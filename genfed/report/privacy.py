@@ -147,9 +147,9 @@ EXPOSED: dict[Level, Sequence[str]] = {
         "of generators, and audits.",
     ),
     "client": (
-        "Who takes part in which round follows from the seed and is taken to be known, as architectures and numbers of "
-        "examples are. Where clients are drawn in secret, ε holds against those who do not learn who was asked, which "
-        "the run's log and metrics tell.",
+        "Who takes part in which round follows from the seed and is taken to be known, unless clients are drawn in "
+        "secret: then ε holds against those who do not learn who was asked, which this report, the run's log and its "
+        "metrics tell. Architectures and numbers of examples are taken to be known.",
         "Methods and seeds of a run are there to be compared: whoever published all of them would add up their ε.",
         "What the server knows of clients is outside of it: this report with its losses, scores, failures and times, "
         "who has what, real pictures, measures of generators, and audits.",

@@ -157,6 +157,28 @@ def test_a_round_of_which_nobody_was_drawn_is_noise_alone(tmp_path: Path) -> Non
     assert not torch.equal(weights(tmp_path / "noisy"), weights(tmp_path / "none"))
 
 
+def test_who_fails_does_not_show_whom_else_the_coins_drew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quorum would stop rounds by the coins of those who answer, and these would be drawn anew for nothing."""
+    work, told = Site.work, list[tuple[ClientInfo, ...]]()
+
+    def fails(self: Site, step: Any, client: int, sent: Any) -> Any:
+        if step.phase == "train" and client:
+            raise GenfedError("it does not want to")
+        return work(self, step, client, sent)
+
+    def keep(self: Averaging, server: Any, state: Any, reduced: Any) -> Any:
+        told.append(reduced.clients)
+        return kept(self, server, state, reduced)
+
+    kept = Averaging.keep
+    monkeypatch.setattr(Site, "work", fails)
+    monkeypatch.setattr(Averaging, "keep", keep)
+    report = start(secretly(rounds=20) | {"compute": {"workers": 0}}, tmp_path / "run")
+    assert len(account(tmp_path / "run").releases) == 20
+    assert any("it does not want to" in line for line in report.trials[0].failures)
+    assert told == [()] * 20  # and a method is not told whom it could tell
+
+
 def test_secret_draws_are_independent_and_do_not_follow_from_the_seed(tmp_path: Path) -> None:
     settings = read(secretly(reproducible_noise=False))
     shards = federation.share_out(settings, load_data(settings), 0)

@@ -212,3 +212,10 @@ def test_of_clients_drawn_in_secret_sums_are_divided_by_how_many_were_to_be_expe
     torch.testing.assert_close(plain["head"]["a"], SENT.head + 3 / 2)
     assert torch.equal(plain["head"]["b"], SENT.head)
     assert not torch.equal(released(1.0)["head"]["b"], SENT.head)  # its noise hides that nobody was asked
+
+
+def test_what_was_not_sent_cannot_be_released_where_nobody_was_drawn() -> None:
+    with pytest.raises(GenfedError, match="head was not sent, so that secret_sampling has nothing to release"):
+        ClippedMean(
+            MEANS, [], lambda i: Two(SENT.body, None), 1.0, 1.0, np.random.default_rng(0), (clients(4, "ab"), 0.5)
+        )
