@@ -20,13 +20,14 @@ class Candidates:
     """As many members as non-members, in the same numbers of each class: else the class alone would tell them apart."""
 
     members: Tensor
-    """Rows of `Case.train`."""
+    """Rows of `Case.train`: half of it at most."""
     others: Tensor
     """Rows of `Case.held_out`: half of it, where they are not restricted further."""
     reference: Tensor
-    """Held-out rows that the attacker has as data of their own: a quarter."""
-    fresh: Tensor
-    """Held-out rows for the control that has nothing to find: a quarter."""
+    """Held-out rows that the attacker has as data of their own: the other half."""
+    apart: Tensor
+    """Rows of `Case.train` that nobody is asked about. Whoever has learnt these alone, or gives them away, tells
+    members from others by their kind only: the control that has nothing to find."""
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -52,26 +53,17 @@ def candidates(case: Case, most: int, rng: torch.Generator) -> Candidates:
     Raises:
         NotPossible: too few classes have examples in both.
     """
-    order = torch.randperm(len(case.held_out), generator=rng)
-    half, quarter = len(order) // 2, len(order) // 4
-    others, reference, fresh = order[:half], order[half : half + quarter], order[half + quarter :]
+    others, reference = torch.randperm(len(case.held_out), generator=rng).tensor_split(2)
     mine = torch.randperm(len(case.train), generator=rng)
     one, other = matched(case.train.y[mine], case.held_out.y[others])
-    some = torch.randperm(len(one), generator=rng)[:most]
-    if len(some) < FEWEST or min(len(reference), len(fresh)) < 2:
+    some = torch.randperm(len(one), generator=rng)[: min(most, len(mine) // 2)]
+    if len(some) < FEWEST:
         raise NotPossible(
             f"there are {len(some)} pairs of a training and a held-out example of one class, where an audit takes "
-            f"{FEWEST}: more held-out examples would help"
+            f"{FEWEST}: more examples would help, held-out ones above all"
         )
-    return Candidates(mine[one[some]], others[other[some]], reference, fresh)
-
-
-def not_asked(case: Case, asked: Candidates) -> Data:
-    """Training examples that are no candidates: whoever learnt them alone can tell members from others by their kind
-    only. Where there are too few, held-out examples.
-    """
-    rest = torch.ones(len(case.train), dtype=torch.bool).index_fill_(0, asked.members, False).nonzero()[:, 0]
-    return case.train[rest] if len(rest) >= FEWEST else case.held_out[asked.fresh]
+    rest = torch.ones(len(mine), dtype=torch.bool).index_fill_(0, one[some], False)
+    return Candidates(mine[one[some]], others[other[some]], reference, mine[rest])
 
 
 def pairs(case: Case, most: int) -> tuple[list[Asked], Tensor]:

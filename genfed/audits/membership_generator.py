@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from genfed.audits.candidates import FEWEST, candidates, not_asked
+from genfed.audits.candidates import FEWEST, candidates
 from genfed.audits.rates import AUC, membership
 from genfed.core.audit import Audit, Case, Estimate, Findings, NotPossible, Reading
 from genfed.core.method import Data, Task, Weights
@@ -67,7 +67,7 @@ class MembershipGenerator(Audit):
         leak = kind(case.state.generator)
         self._overfit(leak, members[:count], case.rng("membership_generator", "planted"))
         other = made.new(task, case.rng("membership_generator", "weights")).to(case.device)
-        apart = features(not_asked(case, asked)[:count])
+        apart = features(case.train[asked.apart[:count]])
         self._overfit(other, apart, case.rng("membership_generator", "not asked"))
 
         def told(name: str, generator: GeneratorNetwork, asked_about: int) -> dict[str, Estimate]:
@@ -84,7 +84,7 @@ class MembershipGenerator(Audit):
         notes = (
             f"Planted leak: the generator, trained for {self.planted_steps} steps more on {count} members alone.",
             f"Nothing to find: a new generator, trained for {self.planted_steps} steps on {len(apart)} examples that "
-            "nobody is asked about, of the members' kind where there are such.",
+            "nobody is asked about: other members, so that a difference in kind alone would show.",
         )
         sizes = {"members": len(members), "non-members": len(others)}
         return Findings(readings, sizes, notes)

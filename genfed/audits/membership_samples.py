@@ -49,9 +49,8 @@ class MembershipSamples(Audit):
     def examine(self, case: Case) -> Findings:
         asked = candidates(case, self.members, case.rng("membership_samples", "candidates"))
         members = like_samples(case, case.train[asked.members])
-        others, reference, fresh = (
-            like_samples(case, case.held_out[rows]) for rows in (asked.others, asked.reference, asked.fresh)
-        )
+        others, reference = (like_samples(case, case.held_out[rows]) for rows in (asked.others, asked.reference))
+        apart = like_samples(case, case.train[asked.apart[: self.samples]])
         rng = case.rng("membership_samples", "labels")
         y = case.train.y[torch.randint(len(case.train), (self.samples,), generator=rng)]
         made = flat(case.samples(y, "membership_samples"))
@@ -70,13 +69,14 @@ class MembershipSamples(Audit):
             return membership(attack(members, samples), attack(others, samples), draws)
 
         readings = tuple(
-            Reading(name, AUC, 0.5, told(attack, made, name), told(attack, leak, name), told(attack, fresh, name))
+            Reading(name, AUC, 0.5, told(attack, made, name), told(attack, leak, name), told(attack, apart, name))
             for name, attack in attacks.items()
         )
         copies = int(self.planted * len(members))
         notes = (
             f"Planted leak: noisy copies of {min(copies, len(made))} of the members stand among the samples.",
-            f"Nothing to find: {len(fresh)} held-out examples stand in the place of the samples.",
+            f"Nothing to find: {len(apart)} training examples that nobody is asked about stand in the place of the "
+            "samples, so that a difference in kind between members and others would show.",
             *about_features(case),
         )
         return Findings(readings, asked.sizes | {"samples": len(made)}, notes)

@@ -68,19 +68,22 @@ class Memorisation(Audit):
         third = len(order) // 3
         if third < 10:
             raise NotPossible(f"there are {len(order)} held-out examples; it takes 30 at least")
+        if len(chosen) < 20:
+            raise NotPossible(f"there are {len(chosen)} training examples to look at; it takes 20 at least")
         calibration, fresh, fakes = (
             like_samples(case, case.held_out[rows]) for rows in torch.split(order[: 3 * third], third)
         )
         train, samples = like_samples(case, case.train[chosen]), flat(made)
+        half = min(ASKED, len(train) // 2)
+        asked, like, apart = train[:half], calibration[:half], train[half:]
         count = min(self.planted, len(samples) // 2)
         draws = case.rng("memorisation", "planted")
-        copied = train[:ASKED][torch.randperm(len(train[:ASKED]), generator=draws)[:count]]
+        copied = asked[torch.randperm(half, generator=draws)[:count]]
         copied = copied + self.noise * torch.randn(copied.shape, generator=draws)
         near, which = relative(samples, train)
         near_planted = relative(copied, train)[0]
         limit = min(HALF, float(torch.quantile(relative(calibration, train)[0], self.alarms)))
-        asked, like = train[:ASKED], calibration[:ASKED]
-        size = min(AMONG, third, len(samples))
+        size = min(AMONG, third, len(samples), len(apart))
 
         def ratio(some: Tensor) -> dict[str, Estimate]:
             # As many real ones as samples, or the larger set would be the nearer.
@@ -93,7 +96,7 @@ class Memorisation(Audit):
 
         leaked = torch.cat([copied, samples])
         readings = (
-            Reading("nearest-neighbour distance ratio", ABOVE, 0.0, ratio(samples), ratio(leaked), ratio(fakes)),
+            Reading("nearest-neighbour distance ratio", ABOVE, 0.0, ratio(samples), ratio(leaked), ratio(apart)),
             Reading(
                 "copies", COPIES, 2 * self.alarms,
                 copies(near), copies(torch.cat([near_planted, near[count:]])), copies(relative(fakes, train)[0]),
@@ -107,7 +110,8 @@ class Memorisation(Audit):
             f"than {100 * self.alarms:g} % of {third} held-out examples would pass. Twice that is no leak.",
             f"Planted leak: {count} noisy training examples among the samples, of which "
             f"{int((near_planted < limit).sum())} were found as copies.",
-            f"Nothing to find: {third} held-out examples stand in the place of the samples.",
+            f"Nothing to find: {third} held-out examples stand in the place of the samples; for MND {size} training "
+            "examples whose ratio is not taken, so that a difference in kind from held-out ones would show.",
             *about_features(case),
         )
         sizes = {"training examples": len(train), "samples": len(samples), "held-out examples": 3 * third}

@@ -182,7 +182,7 @@ def test_audits_of_diffusion_can_be_made(tmp_path: Path) -> None:
 
 def test_features_are_audited_as_images_are(tmp_path: Path) -> None:
     """A generator of features has no images: what it draws is compared with features of real ones."""
-    small = {"membership_samples": SMALL["membership_samples"], "memorisation": {"samples": 40}}
+    small = {"membership_samples": SMALL["membership_samples"] | {"planted": 1.0}, "memorisation": {"samples": 40}}
     config = tiny("gefl_f", audits=list(small), audit=small)
     start(config, tmp_path / "run")
     found = read_audits(tmp_path / "run")

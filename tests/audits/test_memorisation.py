@@ -1,9 +1,11 @@
 """Copies are found and shown; fresh draws are none; of planted duplicates all are found."""
 
+import dataclasses
+
 import pytest
 import torch
 
-from genfed.audits.memorisation import COPIES, RATIO, Memorisation
+from genfed.audits.memorisation import ABOVE, COPIES, RATIO, Memorisation
 from genfed.core.audit import Findings, NotPossible
 from genfed.core.method import Data
 from genfed.learn.fit import scaled
@@ -41,6 +43,19 @@ def test_blurred_samples_are_no_copies() -> None:
     found = examined(Data(x.round().byte(), torch.arange(198) % 3))
     assert found.readings[0].run[RATIO].low > 1.1
     assert [reading.verdict for reading in found.readings] == ["none found", "none found"], found.readings
+
+
+def test_training_examples_of_another_kind_than_held_out_ones_are_no_memory() -> None:
+    """Samples of that kind, none of which anybody trained on, lie nearer to training examples than to held-out ones."""
+
+    def darker(data: Data) -> Data:
+        return Data((data.x.float() * 0.8).byte(), data.y)
+
+    made = darker(drawn(200, "more"))
+    toy = dataclasses.replace(case(samples=samples_of(scaled(made.x), made.y)), train=darker(drawn(240, "train")))
+    found = Memorisation(planted=40).examine(toy.as_seen(("samples",)))
+    assert found.readings[0].run[ABOVE].low > 0
+    assert found.readings[0].verdict == "deceived"
 
 
 def test_nothing_but_copies() -> None:
