@@ -753,8 +753,9 @@ HERE = {"epsilon": 8.0, "delta": 1e-3, "accountant": "rdp"}
         {"privacy": FIXED | {"epsilon": 3.0, "noise_multiplier": None}, "federation": ALIKE | {"sample": 0.6}},
         {"client_privacy": FIXED | {"clip": 1.0}},
         {"client_privacy": FIXED | {"clip": 1.0}, "secure": {}},
+        {"client_privacy": FIXED | {"secret_sampling": True}, "federation": ALIKE | {"sample": 0.3}},
     ],
-    ids=["secure", "privacy", "planned", "client_privacy", "distributed"],
+    ids=["secure", "privacy", "planned", "client_privacy", "distributed", "secret"],
 )
 def test_what_protects_at_sites_comes_to_the_bits_of_the_embedded_engine(
     tmp_path: Path, protects: dict[str, Any]
