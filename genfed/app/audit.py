@@ -6,17 +6,18 @@ from dataclasses import replace
 from pathlib import Path
 
 from genfed.app import federation, grids, registry
-from genfed.app.case import Notify, attack
+from genfed.app.case import Notify, attack, shared_by
 from genfed.app.config import Config, read, read_table
+from genfed.app.protection import protection_of, spent_in
 from genfed.app.run import fingerprint, load_data, load_public
 from genfed.app.site import new_trial
 from genfed.app.trial import Trial, read_checkpoint
-from genfed.core.audit import Audits
+from genfed.core.audit import Audits, Shared
 from genfed.core.errors import GenfedError
 from genfed.data.dataset import Dataset
 from genfed.engines.site import threads
 from genfed.report.page import Grid, SetGrid, page
-from genfed.report.privacy import read_audits
+from genfed.report.privacy import NOTHING, read_audits
 from genfed.report.results import from_json
 
 
@@ -60,15 +61,18 @@ def audit_run(
         for label in labels:
             attack(config, _trial(config, run, dataset, label, seed), config.audits, run, notify)
         pictures: dict[str, Grid | SetGrid] = {}
+        sent: list[Shared] = []
         for label in config.labels:
             trial = _trial(config, run, dataset, label, config.seeds[0])
+            sent += shared_by(trial, protection_of(trial, spent_in(trial)))
             if at := read_checkpoint(trial.method, trial.folder):
                 shards = federation.share_out(config, dataset, trial.seed)
                 if picture := grids.picture(label, trial, at.state, shards):
                     pictures[label] = picture
-        found = read_audits(run) or Audits((), ())
+        found = read_audits(run) or NOTHING
         report = from_json((run / "report.json").read_text("utf-8"), str(run / "report.json"))
-        (run / "report.html").write_text(page(report, pictures, found), "utf-8")
+        shown = replace(found, shared=tuple(sent))
+        (run / "report.html").write_text(page(report, pictures, shown), "utf-8")
     return found
 
 

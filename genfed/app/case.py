@@ -29,23 +29,28 @@ from genfed.engines.embedded import InProcess
 from genfed.engines.site import Own
 from genfed.learn.synthetic import as_many, keeps_set
 from genfed.report.page import png
-from genfed.report.privacy import read_audits, write_audits
+from genfed.report.privacy import NOTHING, read_audits, write_audits
+from genfed.report.results import Protection
 
 AT_ONCE = 1000
 """Examples that are drawn at once."""
 SHADOWS = "shadows"
 """In a run's folder, what an audit trains while it lasts."""
 Notify = Callable[[str], None]
+OUTSIDE = (
+    "This attacker is the server, which reads an upload before it is clipped and gets noise: ε, which holds against "
+    "whoever sees what the server sends, says nothing of this one."
+)
+"""Of attacks on uploads under [client_privacy]."""
 
 
 def attack(config: Config, trial: Trial, labels: Sequence[str], run: Path, notify: Notify = lambda line: None) -> None:
     """Makes these audits of a finished trial and adds them to the run's audits.json, each as soon as it is done. One
     that stands there with the same settings, of as many rounds, is not made again.
     """
-    before = read_audits(run) or Audits((), ())
+    before = read_audits(run) or NOTHING
     rest = [s for s in before.shared if s.method != trial.label]
-    protects = (_private(trial), trial.aggregation, trial.secure is not None)
-    found = Audits((*rest, *shared(trial.label, trial.method, *protects)), before.results)
+    found = Audits((*rest, *shared_by(trial, protection_of(trial, spent_in(trial)))), before.results)
     for label in labels:
         audit = config.audit[label]
         mine = (label, trial.label, trial.seed)
@@ -61,9 +66,13 @@ def attack(config: Config, trial: Trial, labels: Sequence[str], run: Path, notif
         shutil.rmtree(run / SHADOWS, ignore_errors=True)
 
 
-def _private(trial: Trial) -> str:
-    """What differential privacy a finished trial has, in a few words; empty: none."""
-    found = protection_of(trial, spent_in(trial))
+def shared_by(trial: Trial, protection: Protection | None) -> list[Shared]:
+    """What each phase of a finished trial sent, and what protects it: `protection` by differential privacy."""
+    return shared(trial.label, trial.method, _private(protection), trial.aggregation, trial.secure is not None)
+
+
+def _private(found: Protection | None) -> str:
+    """Differential privacy in a few words; empty: none."""
     if found is None or found.epsilon is None or found.reproducible_noise:
         return ""
     guarantee = f"ε = {found.epsilon:.2f} at δ = {found.delta:g} for every {found.level} over all phases"
@@ -104,12 +113,13 @@ def audited(trial: Trial, label: str, audit: Audit, run: Path, notify: Notify = 
         found = audit.examine(case.as_seen(audit.sees))
     except NotPossible as why:
         return replace(about, not_possible=str(why))
+    outside = trial.client_privacy is not None and "uploads" in audit.sees
     return replace(
         about,
         seconds=time.perf_counter() - begun,
         readings=found.readings,
         sizes=found.sizes,
-        notes=found.notes,
+        notes=(*found.notes, *([OUTSIDE] if outside else [])),
         images=tuple(map(_image, found.pictures)),
     )
 

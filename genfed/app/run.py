@@ -24,12 +24,12 @@ from torch import Tensor
 from genfed import __version__
 from genfed.app import central, federation, grids, integrity, protection, quality
 from genfed.app.accounting import Mechanism
-from genfed.app.case import attack
+from genfed.app.case import attack, shared_by
 from genfed.app.config import Config, decisive, read, to_toml
 from genfed.app.site import new_site, new_trial, shards_file, site_of, trial_folder
 from genfed.app.trial import Progress, Run, Trial, counts_for, new_server, read_checkpoint
 from genfed.core.aggregate import ClientInfo
-from genfed.core.audit import Audits
+from genfed.core.audit import Shared
 from genfed.core.errors import GenfedError
 from genfed.core.method import Task
 from genfed.core.record import digest, pack, save
@@ -43,7 +43,7 @@ from genfed.learn.fit import scaled
 from genfed.report.metrics import Metrics, retain
 from genfed.report.metrics import read as read_metrics
 from genfed.report.page import Grid, SetGrid, page
-from genfed.report.privacy import read_audits
+from genfed.report.privacy import NOTHING, read_audits
 from genfed.report.results import QUALITY, Environment, Protection, Report, Row, summarise, to_json
 from genfed.report.tensorboard import TensorBoard, open_tensorboard
 
@@ -278,6 +278,7 @@ def _run(
     natural: dict[str, tuple[tuple[str, ...], ...]] = {}
     pictures: dict[str, Grid | SetGrid] = {}
     protected: dict[tuple[str, int], Protection | None] = {}
+    sent: list[Shared] = []
     data = folder / "data"
     data.mkdir(exist_ok=True)
     retain(folder / "metrics.jsonl", _counting(config, folder, task))
@@ -309,6 +310,8 @@ def _run(
                 if quality.judged(method) and config.quality.samples and (label, seed) not in judged:
                     loop.tell_after(QUALITY)
                     record([judge(trial, state, loop.step)])
+                if seed == config.seeds[0]:
+                    sent += shared_by(trial, protected[label, seed])
                 if seed == config.seeds[0] and (picture := grids.picture(label, trial, state, shards)):
                     pictures[label] = picture
                 if seed == config.seeds[0] and config.audits:
@@ -337,15 +340,10 @@ def _run(
         notes=integrity.notes(config, infos, trials),
     )
     (folder / "report.json").write_text(to_json(report), "utf-8")
-    (folder / "report.html").write_text(page(report, pictures, *_audits(folder)), "utf-8")
+    audits = replace(read_audits(folder) or NOTHING, shared=tuple(sent))
+    (folder / "report.html").write_text(page(report, pictures, audits), "utf-8")
     shutil.rmtree(data, ignore_errors=True)
     return report
-
-
-def _audits(folder: Path) -> tuple[Audits, ...]:
-    """What was found so far; empty: nothing was looked for."""
-    found = read_audits(folder)
-    return (found,) if found else ()
 
 
 def _first(folder: Path, now: Started) -> Started:

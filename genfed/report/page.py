@@ -16,7 +16,7 @@ from torch import Tensor
 from genfed.core.audit import Audits
 from genfed.core.errors import GenfedError
 from genfed.report import figures, measures
-from genfed.report.privacy import SEES, exposed, privacy, protections
+from genfed.report.privacy import NOTHING, SEES, exposed, privacy, protections
 from genfed.report.results import Report, Trial
 from genfed.report.table import (
     CENTRALISED,
@@ -90,9 +90,9 @@ class Cell(NamedTuple):
     alt: str
 
 
-def page(report: Report, grids: Mapping[str, Grid | SetGrid], audits: Audits | None = None) -> str:
-    """HTML with everything a reader needs to judge the run; `grids` by title, empty for none; `audits`: what attacks
-    found, None where none was made.
+def page(report: Report, grids: Mapping[str, Grid | SetGrid], audits: Audits = NOTHING) -> str:
+    """HTML with everything a reader needs to judge the run; `grids` by title, empty for none; `audits`: what was sent,
+    and what attacks found.
 
     Raises:
         GenfedError: the report has no trial.
@@ -122,7 +122,7 @@ def page(report: Report, grids: Mapping[str, Grid | SetGrid], audits: Audits | N
         sets={t: (grid, _cells(grid, report.classes)) for t, grid in grids.items() if isinstance(grid, SetGrid)},
         classes_shown=CLASSES,
         client_name=client_name,
-        privacy=None if audits is None else privacy(audits),
+        privacy=privacy(audits),
         seen_by=SEES,
         protections=protections(report),
         exposed=exposed(report),

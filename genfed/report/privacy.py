@@ -1,5 +1,6 @@
 """What the audits of a run found: audits.json, and the tables of the page's section on privacy."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +14,8 @@ from genfed.report.results import Level, Protection, Report
 from genfed.report.table import NONE, Cells, rich_table
 
 FILE = "audits.json"
+NOTHING = Audits((), ())
+"""Where nothing was looked for."""
 VERDICTS: dict[Verdict, str] = {
     "leak": "something leaks",
     "none found": "nothing found",
@@ -30,7 +33,8 @@ UNCOVERED = (
     "no proof; only a formal guarantee (differential privacy) bounds what any attacker could learn.",
     "Attributes of persons and the mix of classes at a client, but where an audit above asks for them; and attackers "
     "who break the rules to learn more.",
-    "What leaks by the way: numbers of examples, losses and scores that clients tell the server, and their timing.",
+    "What leaks by the way: numbers of examples, the timing of clients, and, where nothing above says that they stay "
+    "at home, losses and scores that clients tell the server.",
     "Whoever reads a client's disk: what a client keeps for itself is not protected there.",
 )
 
@@ -49,6 +53,8 @@ class Audit(NamedTuple):
 class Privacy(NamedTuple):
     """The section."""
 
+    verdict: str
+    """How many readings found what, in a sentence."""
     lines: Sequence[str]
     """A sentence per reading."""
     shared: Cells
@@ -159,8 +165,18 @@ EXPOSED: dict[Level, Sequence[str]] = {
 
 def privacy(audits: Audits) -> Privacy:
     """What the page shows."""
-    return Privacy([line for result in audits.results for line in _lines(result)], _shared(audits), _protection(audits),
-                   [_audit(result) for result in audits.results], UNCOVERED)  # fmt: skip
+    lines = [line for result in audits.results for line in _lines(result)]
+    made = [_audit(result) for result in audits.results]
+    return Privacy(_verdict(audits), lines, _shared(audits), _protection(audits), made, UNCOVERED)
+
+
+def _verdict(audits: Audits) -> str:
+    found = Counter(reading.verdict for result in audits.results for reading in result.readings)
+    left = sum(bool(result.not_possible) for result in audits.results)
+    return (
+        f"Of {found.total()} attacks {found['leak']} found something and {found['none found']} found nothing; "
+        f"{found['blind'] + found['deceived']} cannot tell. {left} audits could not be made."
+    )
 
 
 def privacy_tables(audits: Audits) -> list[Table]:

@@ -46,6 +46,23 @@ def test_a_run_is_audited_at_its_end(run: Path) -> None:
     assert not (run / "shadows").exists()
 
 
+def test_every_report_says_what_was_shared(tmp_path: Path) -> None:
+    start(tiny("gefl", "local"), tmp_path / "plain")
+    text = re.sub(r"\s+", " ", (tmp_path / "plain" / "report.html").read_text())
+    for words in (
+        "What was shared, with whom",
+        "No attack was made on this run",
+        "gefl. generator, joint: no noise is added (ε = ∞), and the server can read every upload.",
+        "local. No client sends anything.",
+    ):
+        assert words in text
+    assert not (tmp_path / "plain" / "audits.json").exists()
+    audits.audit_run(tmp_path / "plain", ["membership_samples"], ["audit.membership_samples.samples=40"], "gefl")
+    text = re.sub(r"\s+", " ", (tmp_path / "plain" / "report.html").read_text())
+    assert "local. No client sends anything." in text  # of a method that nobody attacked too
+    assert re.search(r"Of 2 attacks \d found something and \d found nothing; \d cannot tell. 0 audits could not", text)
+
+
 def test_an_audit_later_gives_the_same_and_changes_nothing_else(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before, page = left_by(run), (run / "report.html").read_text()
     then = read_audits(run)

@@ -289,9 +289,12 @@ def test_who_fails_adds_nothing_and_the_rest_is_divided_by_all(tmp_path: Path) -
 
 
 def test_audits_say_who_reads_what(tmp_path: Path) -> None:
-    start(private("fedavg", audits=["membership_samples"]), tmp_path / "run")
+    small = {"inversion": {"steps": 2, "examples": 2}}
+    start(private("fedavg", audits=["membership_samples", "inversion"], audit=small), tmp_path / "run")
     found = read_audits(tmp_path / "run")
     assert found is not None
+    notes = [note for each in found.results if each.audit == "inversion" for note in each.notes]
+    assert any("This attacker is the server, which reads an upload before it is clipped" in note for note in notes)
     spent = epsilon([(1.0, 1.0, 2)], 1e-3, "rdp")
     (train,) = [each.protection for each in found.shared]
     assert train == (
