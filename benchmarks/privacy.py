@@ -87,4 +87,6 @@ def curves(folder: str) -> None:
 
 
 if __name__ == "__main__":
-    {"table": table, "curves": curves}[sys.argv[1]](sys.argv[2])
+    if len(sys.argv) != 3 or sys.argv[1] not in ("table", "curves"):
+        sys.exit(__doc__)
+    (table if sys.argv[1] == "table" else curves)(sys.argv[2])
