@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -68,19 +69,24 @@ def attack(config: Config, trial: Trial, labels: Sequence[str], run: Path, notif
 
 def shared_by(trial: Trial, protection: Protection | None) -> list[Shared]:
     """What each phase of a finished trial sent, and what protects it: `protection` by differential privacy."""
-    return shared(trial.label, trial.method, _private(protection), trial.aggregation, trial.secure is not None)
+    at = read_checkpoint(trial.method, trial.folder)
+    names = [phase.name for phase in leaves(trial.method.phases())]
+    # Phases after the last round that was done are not counted in a checkpoint: they had none.
+    ran = {name for name, rounds in zip_longest(names, at.rounds if at else (), fillvalue=0) if rounds}
+    found = shared(trial.label, trial.method, _private(protection), trial.aggregation, trial.secure is not None)
+    return [each for each in found if each.phase in ran or each.phase not in names]
 
 
 def _private(found: Protection | None) -> str:
-    """Differential privacy in a few words; empty: none."""
+    """Differential privacy in a few words; empty: none. How large ε is stands with what it is of all seeds."""
     if found is None or found.epsilon is None or found.reproducible_noise:
         return ""
-    guarantee = f"ε = {found.epsilon:.2f} at δ = {found.delta:g} for every {found.level} over all phases"
     if found.distributed:
-        return f"clipped and given noise by the clients: {guarantee}, against the server too"
+        return "clipped and given noise by the clients: ε holds for every client, against the server too"
     if found.level == "client":
-        return f"clipped and given noise by the server, which can read every upload: {guarantee}, against others"
-    return f"DP-SGD, {guarantee}"
+        server = "the server, which can read every upload"
+        return f"clipped and given noise by {server}: ε holds for every client, against others"
+    return "DP-SGD: ε holds for every example"
 
 
 def _settings(audit: Audit) -> dict[str, Any]:
@@ -229,7 +235,7 @@ def shared(
         down = ", ".join(field.name for field in dataclasses.fields(phase.kinds[0]))
         aggregates = robust(phase, aggregation).aggregate
         up = ", ".join(f"{name} ({_words(aggregate)})" for name, aggregate in aggregates.items())
-        hidden = "under masks: the server learns the sum alone" if secure and phase.aggregate else ""
+        hidden = "under masks: the server learns the sum alone, and no loss" if secure and phase.aggregate else ""
         found.append(Shared(label, phase.name, down, up, "; ".join(filter(None, (private, phase.protection, hidden)))))
     return found
 

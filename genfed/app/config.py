@@ -45,7 +45,8 @@ class Federation:
     sample: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Fraction of the clients that take part in a round, drawn anew for each."""
     quorum: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """Fraction of those asked that must answer; with fewer the run stops at its last checkpoint."""
+    """Fraction of those asked that must answer; with fewer the run stops at its last checkpoint. Nobody need where
+    `client_privacy.secret_sampling` draws who is asked."""
     timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Seconds that a client may take for a round before it is left out (with worker processes); left out: for ever."""
 

@@ -50,7 +50,6 @@ class MembershipSamples(Audit):
         asked = candidates(case, self.members, case.rng("membership_samples", "candidates"))
         members = like_samples(case, case.train[asked.members])
         others, reference = (like_samples(case, case.held_out[rows]) for rows in (asked.others, asked.reference))
-        apart = like_samples(case, case.train[asked.apart[: self.samples]])
         rng = case.rng("membership_samples", "labels")
         y = case.train.y[torch.randint(len(case.train), (self.samples,), generator=rng)]
         made = flat(case.samples(y, "membership_samples"))
@@ -58,6 +57,7 @@ class MembershipSamples(Audit):
             raise NotPossible(f"there are {len(made)} synthetic examples; the attack takes 10 at least")
         if not bool(made.isfinite().all()):
             raise NotPossible("the synthetic examples hold numbers that are not finite")
+        apart = like_samples(case, case.train[asked.apart[: len(made)]])
         leak = self._planted(made, members, case.rng("membership_samples", "planted"))
         attacks: dict[str, Attack] = {
             "distance to the closest record": closest,

@@ -44,7 +44,7 @@ class Memorisation(Audit):
 
     samples: Annotated[int, Field(ge=10)] = 1000
     """Synthetic examples that are looked at."""
-    members: Annotated[int, Field(ge=10)] = 5000
+    members: Annotated[int, Field(ge=20)] = 5000
     """Training examples among which their originals are sought, at most; fewer find fewer copies."""
     alarms: Annotated[float, Field(gt=0, lt=1)] = 0.01
     """Share of held-out examples that would pass for copies, at most."""
@@ -76,7 +76,7 @@ class Memorisation(Audit):
         train, samples = like_samples(case, case.train[chosen]), flat(made)
         half = min(ASKED, len(train) // 2)
         asked, like, apart = train[:half], calibration[:half], train[half:]
-        count = min(self.planted, len(samples) // 2)
+        count = min(self.planted, len(samples) // 2, half)
         draws = case.rng("memorisation", "planted")
         copied = asked[torch.randperm(half, generator=draws)[:count]]
         copied = copied + self.noise * torch.randn(copied.shape, generator=draws)

@@ -59,7 +59,7 @@ def uploaded(case: Case, info: ClientInfo, data: Data, purpose: str) -> nn.Modul
     device. `purpose` names the draws.
 
     Raises:
-        NotPossible: no client uploads one.
+        NotPossible: no client uploads one, or one that is not its architecture's.
     """
     phase, server = uploading(case), case.server("upload", info.id)
     assert phase.work is not None
@@ -69,7 +69,10 @@ def uploaded(case: Case, info: ClientInfo, data: Data, purpose: str) -> nn.Modul
     sent = unpack(phase.kinds[0], pack(phase.send(server, case.state, info)))
     upload = phase.work(client, sent).upload
     weights = upload.classifier if hasattr(upload, "classifier") else joined(upload.extractor, upload.header)
-    return load_weights(server.new_network(info.architecture, server.rng), weights).eval()
+    try:
+        return load_weights(server.new_network(info.architecture, server.rng), weights).eval()
+    except RuntimeError:  # fedgen's, of a network that it has put a header on
+        raise NotPossible(f"what clients of {case.label} upload is no network of their architecture") from None
 
 
 def drawn(data: Data, shares: torch.Tensor, count: int, rng: torch.Generator) -> Data:

@@ -173,10 +173,11 @@ def privacy(audits: Audits) -> Privacy:
 def _verdict(audits: Audits) -> str:
     found = Counter(reading.verdict for result in audits.results for reading in result.readings)
     left = sum(bool(result.not_possible) for result in audits.results)
-    return (
-        f"Of {found.total()} attacks {found['leak']} found something and {found['none found']} found nothing; "
-        f"{found['blind'] + found['deceived']} cannot tell. {left} audits could not be made."
+    told = (
+        f"Attacks that found something: {found['leak']}; that found nothing: {found['none found']}; that cannot tell: "
+        f"{found['blind'] + found['deceived']}."
     )
+    return f"{told} Audits that could not be made: {left}."
 
 
 def privacy_tables(audits: Audits) -> list[Table]:

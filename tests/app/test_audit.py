@@ -60,7 +60,29 @@ def test_every_report_says_what_was_shared(tmp_path: Path) -> None:
     audits.audit_run(tmp_path / "plain", ["membership_samples"], ["audit.membership_samples.samples=40"], "gefl")
     text = re.sub(r"\s+", " ", (tmp_path / "plain" / "report.html").read_text())
     assert "local. No client sends anything." in text  # of a method that nobody attacked too
-    assert re.search(r"Of 2 attacks \d found something and \d found nothing; \d cannot tell. 0 audits could not", text)
+    assert re.search(
+        r"something: \d; that found nothing: \d; that cannot tell: \d. Audits that could not be made: 0.", text
+    )
+
+
+def test_what_never_ran_was_not_shared(tmp_path: Path) -> None:
+    """A phase of no rounds sends nothing."""
+    config = tiny("fedlmg")
+    config["method"]["fedlmg"] |= {"rounds": 0}
+    start(config, tmp_path / "run")
+    text = (tmp_path / "run" / "report.html").read_text()
+    shared = text.split("What was shared, with whom")[1].split("What protects it")[0]
+    assert "synthesise" in shared
+    assert "tune" not in shared
+
+
+def test_a_network_that_is_not_its_architectures_is_not_attacked(tmp_path: Path) -> None:
+    small = {"class_representatives": {"clients": 1, "steps": 2, "planted_epochs": 1}}
+    few = {"clients": 4, "examples": 80, "architectures": ["linear"]}
+    start(tiny("fedgen", audits=list(small), audit=small, federation=few), tmp_path / "run")
+    found = read_audits(tmp_path / "run")
+    assert found
+    assert found.results[0].not_possible == "what clients of fedgen upload is no network of their architecture"
 
 
 def test_an_audit_later_gives_the_same_and_changes_nothing_else(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

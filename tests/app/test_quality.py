@@ -33,7 +33,7 @@ TOYS = "tests.app.toys"
 
 @pytest.fixture(autouse=True)
 def _no_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "page", lambda report, grids: "")
+    monkeypatch.setattr(runs, "page", lambda *given: "")
 
 
 def judged(*toys: str, **changes: Any) -> dict[str, Any]:

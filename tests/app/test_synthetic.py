@@ -188,7 +188,7 @@ def test_an_empty_set_has_nothing_to_sample(tmp_path: Path) -> None:
 
 
 def test_a_kept_set_is_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "page", lambda report, pictures: "")
+    monkeypatch.setattr(runs, "page", lambda *given: "")
     judged = config(each=5) | {"quality": {"samples": 100, "epochs": 2}, "federation": {"clients": 2, "examples": 400}}
     report = start(judged, tmp_path / "run")
     (trial,) = report.trials

@@ -13,7 +13,7 @@ from genfed.engines.embedded import Workers
 @pytest.fixture(autouse=True)
 def _no_page(monkeypatch: pytest.MonkeyPatch) -> None:
     """The page is tested elsewhere, and takes longer than a tiny run."""
-    monkeypatch.setattr(runs, "page", lambda report, grids: "")
+    monkeypatch.setattr(runs, "page", lambda *given: "")
 
 
 @pytest.fixture(scope="session")
