@@ -39,7 +39,7 @@ INFO = ClientInfo(0, "linear", 2)
 
 @pytest.fixture(autouse=True)
 def _no_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "page", lambda report, grids: "")
+    monkeypatch.setattr(runs, "page", lambda *given: "")
 
 
 def finished(out: Path, label: str) -> tuple[Any, Made]:

@@ -230,6 +230,7 @@ def test_bfloat16_is_near(folder: Path, latent: FoundationModel) -> None:
     assert math.isfinite(float(half.decode(z).sum()))
 
 
+@pytest.mark.usefixtures("latent")
 def test_half_weights_and_a_variant_are_read(folder: Path, tmp_path: Path) -> None:
     pipeline = _pipeline(folder / "latent")
     pipeline.to(torch.float16).save_pretrained(tmp_path / "half", variant="fp16")

@@ -25,7 +25,7 @@ TASK = Task("image", (1, 8, 8), ("a", "b", "c"))
 
 @pytest.fixture(autouse=True)
 def _no_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "page", lambda report, grids: "")
+    monkeypatch.setattr(runs, "page", lambda *given: "")
 
 
 def server() -> Server:

@@ -37,7 +37,7 @@ NOTHING = Reduced({}, ())
 
 @pytest.fixture(autouse=True)
 def _no_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "page", lambda report, grids: "")
+    monkeypatch.setattr(runs, "page", lambda *given: "")
 
 
 def server(number: int = 0, task: Task = TASK, architectures: tuple[str, ...] = ("linear",)) -> Server:
