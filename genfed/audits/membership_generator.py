@@ -8,7 +8,6 @@ Danezis, De Cristofaro, LOGAN, PETS 2019, arXiv 1705.07663.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
@@ -25,10 +24,7 @@ from genfed.generators.dcgan import DCGANNetwork
 from genfed.generators.ddpm import DDPMNetwork
 from genfed.generators.federated import Generative, as_maps, loaded
 from genfed.generators.generator import Generator, GeneratorNetwork
-from genfed.learn.evaluate import predicted
 from genfed.learn.fit import fit, scaled
-from genfed.learn.split import joined
-from genfed.learn.weights import load_weights
 
 Scores = Callable[[GeneratorNetwork, Tensor, Tensor, torch.Generator], Tensor]
 """(generator, x [n, *shape] scaled, y [n], draws) → scores [n], higher for members."""
@@ -130,35 +126,24 @@ class MembershipGenerator(Audit):
         fit(network.train().players(), data.to(device), epochs=self.planted_steps, batch_size=len(data), rng=rng)
 
 
-@dataclass(frozen=True)
-class _Features:
-    """Examples → what the shared extractor makes of them."""
-
-    extractor: torch.nn.Module
-    shape: tuple[int, ...]
-    device: torch.device
-
-    def __call__(self, data: Data) -> Data:
-        features = predicted(self.extractor, data.x.to(self.device)).cpu()
-        return Data(features.reshape(-1, *self.shape), data.y)
-
-
 def _subject(case: Case) -> tuple[Generator, New, Task, Callable[[Data], Data]]:
     """A generator's settings, how it is made of weights, the task of what it makes, how examples become the like."""
     method, state = case.method, case.state
     if not isinstance(method, Generative):
         raise NotPossible(f"{case.label} trains no generator that all clients share")
     server, generator = case.server("membership_generator"), method.generator
-    task: Task = case.task if method.generates else as_maps(method.features(server))  # type: ignore[attr-defined]
+    task: Task = case.task if case.features is None else as_maps(method.features(server))  # type: ignore[attr-defined]
 
     def kind(weights: Weights) -> GeneratorNetwork:
         return loaded(generator, server, task, weights)
 
-    if method.generates:
-        return generator, kind, task, lambda data: data
-    name = server.architectures[0]
-    network = load_weights(server.new_network(name, server.rng), joined(state.extractor, state.headers[name]))
-    return generator, kind, task, _Features(network.get_submodule("extractor"), task.shape, case.device)
+    def like(data: Data) -> Data:
+        if case.features is None:
+            return data
+        found = case.features(data)
+        return Data(found.x.reshape(-1, *task.shape), found.y)
+
+    return generator, kind, task, like
 
 
 def _as(kind: type[Any], network: GeneratorNetwork) -> Any:
