@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from genfed.app.run import processor
+from genfed.experiment.environment import processor
 
 ARCHITECTURES = ["cnn1", "cnn2", "cnn3", "cnn4", "cnn5"]
 PER_CLIENT = 50
@@ -121,7 +121,7 @@ def _pss(pid: int) -> float:
 
 def run_apart(config: dict[str, Any]) -> tuple[float, Any, list[dict[str, Any]]]:
     """Runs a config in a process of its own; returns its peak memory in MiB, its report and its rows of metrics."""
-    from genfed.report.metrics import read
+    from genfed.report.metrics_log import read
     from genfed.report.results import from_json
 
     with tempfile.TemporaryDirectory() as folder:

@@ -22,14 +22,17 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.common import write_images
-from genfed.app import link
-from genfed.app.config import read
-from genfed.app.keys import make_keys
-from genfed.app.trial import read_checkpoint
+from genfed.config.reader import read
 from genfed.core.aggregate import ClientInfo, Mean
-from genfed.core.method import Client, Method, Nothing, Phase, Reduced, Reply, Server
+from genfed.core.client import Client, Server
+from genfed.core.method import Method
+from genfed.core.phase import Nothing, Phase, Reduced, Reply
 from genfed.core.record import digest, pack
 from genfed.core.settings import settings
+from genfed.deployment import processes as flower_processes
+from genfed.deployment import supernode
+from genfed.deployment.certificates import make_keys
+from genfed.experiment.checkpoint import read_checkpoint
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "deployment"
 
@@ -173,7 +176,7 @@ def _accuracy(out: Path, label: str) -> str:
 
 def _sites(folder: Path, config: str) -> None:
     """Three sites and a server over TLS on this machine, from keys to report."""
-    names, port = ("north", "south", "west"), link.free_port()
+    names, port = ("north", "south", "west"), supernode.free_port()
     make_keys(folder / "keys", names)
     make = [sys.executable, str(EXAMPLES / "make_sites.py"), ".", f"127.0.0.1:{port}", "keys", config]
     subprocess.run(make, cwd=folder, check=True)
@@ -190,7 +193,7 @@ def _sites(folder: Path, config: str) -> None:
         assert done.returncode == 0, done.stderr
     finally:
         for process in joined:
-            link.end(process)
+            flower_processes.end(process)
 
 
 if __name__ == "__main__":

@@ -17,15 +17,17 @@ from torch import Tensor, nn
 
 from benchmarks.common import workload, write_images
 from benchmarks.generator_twin import CLASSES, PAIRS
-from genfed.app import federation, registry
-from genfed.app.config import read
-from genfed.app.run import load_data
-from genfed.app.site import new_site, new_trial
-from genfed.app.trial import Run
+from genfed.config import architectures
+from genfed.config.reader import read
+from genfed.core.federated_data import Shards
 from genfed.core.rng import stream
-from genfed.engines.embedded import InProcess
-from genfed.engines.site import Shards
-from genfed.learn.fit import scaled
+from genfed.engines.in_process import InProcess
+from genfed.experiment import partitioning
+from genfed.experiment.inputs import load_data
+from genfed.experiment.local_clients import new_site
+from genfed.experiment.trial import new_trial
+from genfed.experiment.trial_loop import Run
+from genfed.training.pixels import scaled
 
 CLIENTS, PER_CLIENT, BATCH = 10, 600, 64
 FEW = 2
@@ -72,7 +74,7 @@ def _lines(name: str, aims: list[str], folder: Path, repeats: int, precision: st
         table |= {"extractor_rounds": 0} if method == "gefl_f" else {}
         return config | {"method": {method: table}}
 
-    shards = federation.share_out(read(at(0, 0)), load_data(read(at(0, 0))), 0)
+    shards = partitioning.share_out(read(at(0, 0)), load_data(read(at(0, 0))), 0)
     few = replace(shards, clients=shards.clients[:FEW], ranges=shards.ranges[:FEW])
 
     def ours(shards: Shards, *plan: int) -> float:
@@ -119,7 +121,7 @@ def _twin_joint(name: str, shards: Shards) -> float:
     twin.draw(torch.zeros(BATCH, dtype=torch.long))
     begun = time.process_time()
     for info, (start, stop) in zip(shards.clients, shards.ranges, strict=True):
-        network = registry.new_network(info.architecture, shards.task, stream(0, info.architecture))
+        network = architectures.new_network(info.architecture, shards.task, stream(0, info.architecture))
         header = network.get_submodule("header") if task.kind == "features" else network
         optimiser = torch.optim.SGD(network.parameters(), lr=0.1)
         for _ in range((stop - start) // BATCH):

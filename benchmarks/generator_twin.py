@@ -19,11 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.common import cpu_seconds
-from genfed.core.method import Task
+from genfed.core.task import Task
 from genfed.generators.cvae import CVAE
 from genfed.generators.dcgan import DCGAN
 from genfed.generators.generator import Generator
-from genfed.learn.fit import step
+from genfed.training.fit import step
 
 BATCH, CLASSES = 64, 10
 IMAGES = Task("image", (1, 32, 32), tuple("0123456789"))

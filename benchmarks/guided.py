@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 
 from benchmarks.common import alternate, hardware
-from genfed.app import registry
-from genfed.core.method import Task
+from genfed.config import architectures
+from genfed.core.task import Task
 from genfed.engines.flops import Flops
-from genfed.foundation.directory import load_foundation
-from genfed.foundation.guide import Guidance, Teacher, steered
+from genfed.foundation.classifier_guidance import Guidance, Teacher, steered
+from genfed.foundation.loading import load_foundation
 from genfed.foundation.settings import Foundation
 
 BATCH, ONE_BY_ONE, PAIRS = 64, 4, 7
@@ -27,7 +27,9 @@ def main(model: str = "shipped") -> str:
     torch.set_num_threads(1)
     foundation = load_foundation(model, classes=DIGITS)
     task = Task("image", foundation.image_shape, DIGITS)
-    teachers = {i: Teacher(registry.new_network("cnn2-bn", task, torch.Generator().manual_seed(i))) for i in range(4)}
+    teachers = {
+        i: Teacher(architectures.new_network("cnn2-bn", task, torch.Generator().manual_seed(i))) for i in range(4)
+    }
     lines = []
     for guidance in (1.0, 3.0):
         sampling = Foundation(model=model, scheduler="ddpm", steps=15, guidance=guidance)

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 import genfed
-from genfed.app.config import read
-from genfed.app.export import export
-from genfed.app.pretrain import read_pretraining, run_pretraining
-from genfed.data.looks import LOOKS, Looks
+from genfed.artifacts.export import export
+from genfed.artifacts.pretrain import read_pretraining, run_pretraining
+from genfed.config.reader import read
+from genfed.data.digit_domains import LOOKS, Looks
 from genfed.report.results import Report, Trial
 
 CONFIG = Path(__file__).parent.parent / "configs" / "oneshot-demo.toml"

@@ -8,15 +8,17 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.common import alternate, cpu_seconds, workload, write_images
-from genfed.app import federation, registry
-from genfed.app.config import read
-from genfed.app.run import load_data
-from genfed.app.site import new_site, new_trial
-from genfed.app.trial import Run
+from genfed.config import architectures
+from genfed.config.reader import read
 from genfed.core.rng import stream
-from genfed.engines.embedded import InProcess
-from genfed.learn.fit import scaled
-from genfed.report.metrics import Metrics
+from genfed.engines.in_process import InProcess
+from genfed.experiment import partitioning
+from genfed.experiment.inputs import load_data
+from genfed.experiment.local_clients import new_site
+from genfed.experiment.trial import new_trial
+from genfed.experiment.trial_loop import Run
+from genfed.report.metrics_log import Metrics
+from genfed.training.pixels import scaled
 
 CLIENTS, ROUNDS, PAIRS = 10, 4, 9
 
@@ -28,7 +30,7 @@ def main() -> str:
         folder = Path(name)
         write_images(folder / "images.npz", CLIENTS)
         config = read(workload(folder / "images.npz", CLIENTS, ROUNDS, 0))
-        shards = federation.share_out(config, load_data(config), 0)
+        shards = partitioning.share_out(config, load_data(config), 0)
         runs = 0
 
         def ours() -> float:
@@ -53,7 +55,8 @@ def main() -> str:
             """FedAvg as one would write it by hand: no codec, no checkpoint, no log; float images ready in memory."""
             x, y = images, shards.train.y
             networks = {
-                a: registry.new_network(a, shards.task, stream(0, a)) for a in {c.architecture for c in shards.clients}
+                a: architectures.new_network(a, shards.task, stream(0, a))
+                for a in {c.architecture for c in shards.clients}
             }
             states = {a: copy.deepcopy(n.state_dict()) for a, n in networks.items()}
             for _ in range(ROUNDS):

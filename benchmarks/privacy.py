@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import genfed
-from genfed.core.audit import Audited, Estimate, Reading
-from genfed.report.privacy import read_audits
+from genfed.audits.findings import Audited, Estimate, Reading
+from genfed.report.privacy_section import read_audits
 from genfed.report.results import Report, Trial, from_json
 
 CONFIG = Path(__file__).parent.parent / "configs" / "privacy" / "curves.toml"

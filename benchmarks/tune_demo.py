@@ -9,7 +9,7 @@ import statistics
 from pathlib import Path
 
 import genfed
-from genfed.app.config import read
+from genfed.config.reader import read
 
 DEMO = Path(__file__).parent.parent / "configs" / "demo.toml"
 SEEDS = (10, 11)

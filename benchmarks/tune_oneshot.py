@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import genfed
-from genfed.app.config import read
+from genfed.config.reader import read
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "oneshot"
 MODELS = {"looks": "shipped", "pacs": "runs/pacs/foundation"}

@@ -7,43 +7,49 @@ imported when they are first used, so that the command line answers without load
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from genfed._version import __version__ as __version__
+
 if TYPE_CHECKING:
-    from genfed.app.config import Config
-    from genfed.app.export import load_model
-    from genfed.app.run import run
+    from genfed.artifacts.export import load_model
+    from genfed.config.settings import Config
     from genfed.core.aggregate import ClientInfo, Collect, Mean, Sum
+    from genfed.core.client import Client, Server, Slot
     from genfed.core.errors import GenfedError
-    from genfed.core.method import Client, Data, Method, Nothing, Phase, Reduced, Repeat, Reply, Server, Slot, Task
+    from genfed.core.method import Method
+    from genfed.core.phase import Nothing, Phase, Reduced, Repeat, Reply
     from genfed.core.settings import settings
     from genfed.core.store import Shard
+    from genfed.core.task import Data, Task
+    from genfed.experiment.run import run
     from genfed.generators.generator import Generator, GeneratorNetwork
-    from genfed.learn.aggregation import aggregate
-    from genfed.learn.fit import Player, fit, scaled
-    from genfed.learn.synthetic import SyntheticSet, Wanted, synthesis
-    from genfed.learn.training import Training, train
-    from genfed.learn.weights import Model, initial_weights, load_weights, weights_of
     from genfed.report.results import Report
-
-__version__ = "0.1.0"
+    from genfed.training.classifier import Training, train
+    from genfed.training.fit import Player, fit
+    from genfed.training.pixels import scaled
+    from genfed.training.synthetic_dataset import SyntheticSet, Wanted, synthesis
+    from genfed.training.synthetic_teaching import aggregate
+    from genfed.training.weights import Model, initial_weights, load_weights, weights_of
 
 _HOMES = {
-    "genfed.app.config": ("Config",),
-    "genfed.app.export": ("load_model",),
-    "genfed.app.run": ("run",),
+    "genfed.artifacts.export": ("load_model",),
+    "genfed.config.settings": ("Config",),
     "genfed.core.aggregate": ("ClientInfo", "Collect", "Mean", "Sum"),
+    "genfed.core.client": ("Client", "Server", "Slot"),
     "genfed.core.errors": ("GenfedError",),
-    "genfed.core.method": (
-        *("Client", "Data", "Method", "Nothing", "Phase", "Reduced", "Repeat", "Reply", "Server", "Slot", "Task"),
-    ),
+    "genfed.core.method": ("Method",),
+    "genfed.core.phase": ("Nothing", "Phase", "Reduced", "Repeat", "Reply"),
     "genfed.core.settings": ("settings",),
     "genfed.core.store": ("Shard",),
+    "genfed.core.task": ("Data", "Task"),
+    "genfed.experiment.run": ("run",),
     "genfed.generators.generator": ("Generator", "GeneratorNetwork"),
-    "genfed.learn.aggregation": ("aggregate",),
-    "genfed.learn.fit": ("Player", "fit", "scaled"),
-    "genfed.learn.synthetic": ("SyntheticSet", "Wanted", "synthesis"),
-    "genfed.learn.training": ("Training", "train"),
-    "genfed.learn.weights": ("Model", "initial_weights", "load_weights", "weights_of"),
     "genfed.report.results": ("Report",),
+    "genfed.training.classifier": ("Training", "train"),
+    "genfed.training.fit": ("Player", "fit"),
+    "genfed.training.pixels": ("scaled",),
+    "genfed.training.synthetic_dataset": ("SyntheticSet", "Wanted", "synthesis"),
+    "genfed.training.synthetic_teaching": ("aggregate",),
+    "genfed.training.weights": ("Model", "initial_weights", "load_weights", "weights_of"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -1,5 +1,5 @@
 """`python -m genfed` is the `genfed` command."""
 
-from genfed.app.cli import main
+from genfed.cli.main import main
 
 main()

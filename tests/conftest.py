@@ -14,10 +14,10 @@ import hypothesis
 import pytest
 import torch
 
-import genfed.app.run as runs
-from genfed.app import registry
-from genfed.app.config import read
+from genfed.config import registry
+from genfed.config.reader import read
 from genfed.core.record import Packed, digest
+from genfed.experiment import run as runs
 from genfed.report.results import Report
 
 hypothesis.settings.register_profile("untimed", deadline=None)  # a loaded machine is no failure
@@ -78,7 +78,7 @@ SYNTHESIS: dict[str, Any] = {
 STORING = "storing"
 """Label of a method of the tests' own, whose server keeps a synthetic set."""
 TINY: dict[str, dict[str, Any]] = {
-    STORING: {"kind": "tests.app.toys:Draws", "chunk": 24},
+    STORING: {"kind": "tests.toys:Draws", "chunk": 24},
     "co_boosting": {"generator_steps": 3, "batch_size": 8, "remembered": 2, "latent": 8, "width": 4},
     "dense": {"generator_steps": 3, "batch_size": 8, "remembered": 2, "latent": 8, "width": 4},
     "fedcvae_ens": ONE_SHOT,

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from genfed.app.config import read
-from genfed.app.federation import share_out
-from genfed.app.run import load_data
+from genfed.config.reader import read
+from genfed.experiment.inputs import load_data
+from genfed.experiment.partitioning import share_out
 
 NAMES = ("north", "south", "west")
 FILE = """\

@@ -16,12 +16,13 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from genfed.audits.audit import Audit, Case, NotPossible
 from genfed.audits.candidates import FEWEST, Asked, by_heart, pairs
-from genfed.audits.rates import mean
-from genfed.core.audit import Audit, Case, Estimate, Findings, NotPossible, Reading
-from genfed.core.method import Data
+from genfed.audits.findings import Estimate, Findings, Reading
+from genfed.audits.membership_metrics import mean
 from genfed.core.settings import settings
-from genfed.learn.evaluate import predicted
+from genfed.core.task import Data
+from genfed.training.evaluation import predicted
 
 ADVANTAGE, MEMBERS, OTHERS, FREQUENT = "advantage", "told of members", "told of others", "most frequent value"
 OTHER_VALUES = 3

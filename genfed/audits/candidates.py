@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from genfed.core.audit import Case, Holding, NotPossible
-from genfed.core.method import Data
-from genfed.learn.fit import Player, cross_entropy, fit, scaled
+from genfed.audits.audit import Case, Holding, NotPossible
+from genfed.core.task import Data
+from genfed.training.fit import Player, cross_entropy, fit
+from genfed.training.pixels import scaled
 
 FEWEST = 10
 """Pairs of a member and a non-member; with fewer a bootstrap interval lies above chance too often by chance."""

@@ -16,15 +16,16 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from genfed.audits.audit import Audit, Case, NotPossible
 from genfed.audits.candidates import by_heart, matched, pairs
-from genfed.audits.rates import AUC, mean, membership
-from genfed.audits.rebuilding import psnr, ssim, variation
-from genfed.audits.uploads import uploaded, uploading
-from genfed.core.audit import Audit, Case, Estimate, Findings, NotPossible, Picture, Reading
-from genfed.core.method import Data
+from genfed.audits.client_uploads import uploaded, uploading
+from genfed.audits.findings import Estimate, Findings, Picture, Reading
+from genfed.audits.membership_metrics import AUC, mean, membership
+from genfed.audits.reconstruction import psnr, ssim, variation
 from genfed.core.settings import settings
-from genfed.learn.ensemble import Ensemble
-from genfed.learn.fit import scaled, unscaled
+from genfed.core.task import Data
+from genfed.training.ensemble import Ensemble
+from genfed.training.pixels import scaled, unscaled
 
 PSNR, SSIM, NEARER = "PSNR of the nearest one, dB", "SSIM of the nearest one", "PSNR above a held-out one's, dB"
 

@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from genfed.audits.rates import mean
-from genfed.audits.rebuilding import ABOVE, Gradient, cosine, matched, search, sought
-from genfed.audits.uploads import uploading
-from genfed.core.audit import Audit, Case, Estimate, Findings, Reading
+from genfed.audits.audit import Audit, Case
+from genfed.audits.client_uploads import uploading
+from genfed.audits.findings import Estimate, Findings, Reading
+from genfed.audits.membership_metrics import mean
+from genfed.audits.reconstruction import ABOVE, Gradient, cosine, matched, search, sought
 from genfed.core.rng import seeded
 from genfed.core.settings import settings
 

@@ -13,12 +13,13 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from genfed.audits.rates import mean
-from genfed.audits.rebuilding import ABOVE, Gradient, cosine, search, sought
-from genfed.core.audit import Audit, Case, Estimate, Findings, NotPossible, Reading
+from genfed.audits.audit import Audit, Case, NotPossible
+from genfed.audits.findings import Estimate, Findings, Reading
+from genfed.audits.membership_metrics import mean
+from genfed.audits.reconstruction import ABOVE, Gradient, cosine, search, sought
 from genfed.core.settings import settings
 from genfed.generators.ddpm import DDPMNetwork
-from genfed.generators.federated import Generative, loaded
+from genfed.methods.bases.federated_generator import Generative, loaded
 
 Form = Callable[[Gradient], list[Tensor]]
 """What an optimiser's first step makes of a gradient, over its learning rate."""

@@ -14,12 +14,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from genfed.audits.audit import Audit, Case
 from genfed.audits.candidates import FEWEST, Asked, by_heart, pairs
-from genfed.audits.rates import AUC, membership
-from genfed.core.audit import Audit, Case, Estimate, Findings, Reading
-from genfed.core.method import Data
+from genfed.audits.findings import Estimate, Findings, Reading
+from genfed.audits.membership_metrics import AUC, membership
 from genfed.core.settings import settings
-from genfed.learn.evaluate import predicted
+from genfed.core.task import Data
+from genfed.training.evaluation import predicted
 
 
 @dataclass(frozen=True)

@@ -13,16 +13,19 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from genfed.audits.audit import Audit, Case, NotPossible
 from genfed.audits.candidates import FEWEST, pairs
-from genfed.audits.rates import AUC, membership
-from genfed.audits.uploads import alike, stand_in
-from genfed.core.audit import Audit, Case, Findings, NotPossible, Reading
-from genfed.core.method import Data, Nothing
+from genfed.audits.client_uploads import alike, stand_in
+from genfed.audits.findings import Findings, Reading
+from genfed.audits.membership_metrics import AUC, membership
+from genfed.core.phase import Nothing
 from genfed.core.settings import settings
+from genfed.core.task import Data
+from genfed.foundation.images import fitted
 from genfed.foundation.model import FoundationModel
-from genfed.foundation.prompted import ByConditions, ByPrompts, Told
-from genfed.foundation.settings import fitted
-from genfed.learn.fit import scaled
+from genfed.methods.bases.condition_upload import ByConditions, Told
+from genfed.methods.bases.prompt_upload import ByPrompts
+from genfed.training.pixels import scaled
 
 ATTACKS = ("distance to the nearest condition", "denoising loss under the nearest condition")
 NAMES = ("this run", "planted leak", "nothing to find")

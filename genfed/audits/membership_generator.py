@@ -14,17 +14,19 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from genfed.audits.audit import Audit, Case, NotPossible
 from genfed.audits.candidates import FEWEST, candidates
-from genfed.audits.rates import AUC, membership
-from genfed.core.audit import Audit, Case, Estimate, Findings, NotPossible, Reading
-from genfed.core.method import Data, Task, Weights
+from genfed.audits.findings import Estimate, Findings, Reading
+from genfed.audits.membership_metrics import AUC, membership
 from genfed.core.settings import settings
+from genfed.core.task import Data, Task, Weights
 from genfed.generators.cvae import CVAENetwork
 from genfed.generators.dcgan import DCGANNetwork
 from genfed.generators.ddpm import DDPMNetwork
-from genfed.generators.federated import Generative, as_maps, loaded
 from genfed.generators.generator import Generator, GeneratorNetwork
-from genfed.learn.fit import fit, scaled
+from genfed.methods.bases.federated_generator import Generative, as_maps, loaded
+from genfed.training.fit import fit
+from genfed.training.pixels import scaled
 
 Scores = Callable[[GeneratorNetwork, Tensor, Tensor, torch.Generator], Tensor]
 """(generator, x [n, *shape] scaled, y [n], draws) → scores [n], higher for members."""
@@ -128,7 +130,7 @@ class MembershipGenerator(Audit):
 
 def _subject(case: Case) -> tuple[Generator, New, Task, Callable[[Data], Data]]:
     """A generator's settings, how it is made of weights, the task of what it makes, how examples become the like."""
-    method, state = case.method, case.state
+    method = case.method
     if not isinstance(method, Generative):
         raise NotPossible(f"{case.label} trains no generator that all clients share")
     server, generator = case.server("membership_generator"), method.generator

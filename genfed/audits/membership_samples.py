@@ -14,11 +14,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from genfed.audits.audit import Audit, Case, NotPossible
 from genfed.audits.candidates import FEWEST, about_features, candidates, flat, like_samples
-from genfed.audits.rates import AUC, membership
-from genfed.core.audit import Audit, Case, Estimate, Findings, NotPossible, Reading
+from genfed.audits.findings import Estimate, Findings, Reading
+from genfed.audits.membership_metrics import AUC, membership
 from genfed.core.settings import settings
-from genfed.learn.nearest import nearest
+from genfed.metrics.nearest_neighbours import nearest
 
 Attack = Callable[[Tensor, Tensor], Tensor]
 """(x [n, d], samples [m, d]) → scores [n], higher for members."""

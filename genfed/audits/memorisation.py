@@ -15,13 +15,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from genfed.audits.audit import Audit, Case, NotPossible
 from genfed.audits.candidates import about_features, flat, like_samples
-from genfed.audits.rates import mean
-from genfed.core.audit import Audit, Case, Estimate, Findings, NotPossible, Picture, Reading
-from genfed.core.method import Data
+from genfed.audits.findings import Estimate, Findings, Picture, Reading
+from genfed.audits.membership_metrics import mean
 from genfed.core.settings import settings
-from genfed.learn.fit import scaled, unscaled
-from genfed.learn.nearest import neighbours, ratios
+from genfed.core.task import Data
+from genfed.metrics.nearest_neighbours import neighbours, ratios
+from genfed.training.pixels import scaled, unscaled
 
 ABOVE, RATIO, COPIES = "MND above that of held-out examples", "MND", "share of copies"
 ASKED, AMONG = 1000, 600

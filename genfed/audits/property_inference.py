@@ -15,13 +15,14 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from genfed.audits.rates import mean
-from genfed.audits.uploads import drawn, uploaded, uploading
+from genfed.audits.audit import Audit, Case, NotPossible
+from genfed.audits.client_uploads import drawn, uploaded, uploading
+from genfed.audits.findings import Estimate, Findings, Reading
+from genfed.audits.membership_metrics import mean
 from genfed.core.aggregate import ClientInfo
-from genfed.core.audit import Audit, Case, Estimate, Findings, NotPossible, Reading
-from genfed.core.method import Data
 from genfed.core.settings import settings
-from genfed.learn.evaluate import predicted
+from genfed.core.task import Data
+from genfed.training.evaluation import predicted
 
 NEARER, DISTANCE, LARGEST = "nearer than a guess", "total variation from the truth", "largest class told right"
 FEWEST = 10

@@ -11,8 +11,8 @@ from typing import Literal
 from torch import Tensor, nn
 
 from genfed.core.errors import GenfedError
-from genfed.core.method import Task
-from genfed.learn.norm import NORMS
+from genfed.core.task import Task
+from genfed.training.normalization import NORMS
 
 WIDTHS = (
     (16,),

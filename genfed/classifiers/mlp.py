@@ -6,7 +6,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from genfed.core.method import Task
+from genfed.core.task import Task
 
 
 class MLP(nn.Module):

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genfed.core.errors import GenfedError
-from genfed.core.method import Task
+from genfed.core.task import Task
 
 Norm = Callable[[int], nn.Module]
 

@@ -250,3 +250,11 @@ def _form(leaf: Any) -> str:
 def _same(expected: str, found: str) -> None:
     if found != expected:
         raise GenfedError(f"uploads of one group have different shapes or types: {expected} and {found}")
+
+
+def groups(aggregates: Mapping[str, Aggregate], info: ClientInfo) -> dict[str, dict[str, Aggregate]]:
+    """The fields of a client's upload by the group that they are summed in; "" is everybody."""
+    found: dict[str, dict[str, Aggregate]] = {}
+    for name, how in aggregates.items():
+        found.setdefault(how.group(info) if isinstance(how, Mean) else "", {})[name] = how
+    return found

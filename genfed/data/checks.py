@@ -5,7 +5,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from genfed.core.errors import GenfedError
-from genfed.core.method import Task
+from genfed.core.task import Task
 
 
 def existing(path: str) -> Path:

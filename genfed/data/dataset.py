@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from genfed.core.errors import GenfedError
-from genfed.core.method import Data, Task
+from genfed.core.task import Data, Task
 from genfed.data.features import Encoder
 
 

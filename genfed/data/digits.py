@@ -3,8 +3,8 @@
 import torch
 from pydantic import Field
 
-from genfed.core.method import Data
 from genfed.core.settings import settings
+from genfed.core.task import Data
 from genfed.data.dataset import Dataset
 from genfed.data.images import ImageSource
 

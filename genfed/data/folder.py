@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from genfed.core.errors import GenfedError
-from genfed.core.method import Data
 from genfed.core.settings import settings
+from genfed.core.task import Data
 from genfed.data.checks import existing
 from genfed.data.dataset import Dataset
 from genfed.data.images import ImageSource, images_below

@@ -13,9 +13,9 @@ from pydantic import Field
 from torch import Tensor
 
 from genfed.core.errors import GenfedError
-from genfed.core.method import Data
 from genfed.core.rng import stream
 from genfed.core.settings import settings
+from genfed.core.task import Data
 from genfed.data.dataset import Dataset
 from genfed.data.images import ImageSource
 from genfed.data.styles import COLOURS, EFFECTS, Style, painted, word

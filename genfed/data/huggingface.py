@@ -7,8 +7,8 @@ from typing import Any, Literal
 import numpy as np
 
 from genfed.core.errors import GenfedError
-from genfed.core.method import Data, Task
 from genfed.core.settings import settings
+from genfed.core.task import Data, Task
 from genfed.data.checks import known, reason
 from genfed.data.dataset import Dataset, Examples
 from genfed.data.features import Columns, Encoder, fitted

@@ -14,8 +14,8 @@ from pydantic import Field
 from torch import Tensor
 
 from genfed.core.errors import GenfedError
-from genfed.core.method import Task
 from genfed.core.settings import settings
+from genfed.core.task import Task
 from genfed.data.arrays import Array, Layout, examples, read_arrays
 from genfed.data.checks import check_fit, existing, known, reason
 from genfed.data.dataset import Dataset, Examples

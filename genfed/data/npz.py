@@ -7,8 +7,8 @@ import numpy as np
 from torch import Tensor
 
 from genfed.core.errors import GenfedError
-from genfed.core.method import Data
 from genfed.core.settings import settings
+from genfed.core.task import Data
 from genfed.data.arrays import Array, Layout, read_arrays
 from genfed.data.checks import known
 from genfed.data.dataset import Dataset

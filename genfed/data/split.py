@@ -9,9 +9,9 @@ from pydantic import Field
 from torch import Tensor
 
 from genfed.core.errors import GenfedError
-from genfed.core.method import Data, Task
 from genfed.core.rng import stream
 from genfed.core.settings import settings
+from genfed.core.task import Data, Task
 from genfed.data.dataset import Dataset, Source
 from genfed.data.features import Encoder
 

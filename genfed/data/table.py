@@ -10,8 +10,8 @@ import numpy as np
 from pydantic import Field
 
 from genfed.core.errors import GenfedError
-from genfed.core.method import Data, Task
 from genfed.core.settings import settings
+from genfed.core.task import Data, Task
 from genfed.data.checks import existing, known, reason
 from genfed.data.dataset import Dataset, Examples
 from genfed.data.features import MISSING, Columns, Encoder, fitted

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from genfed.core.errors import GenfedError
-from genfed.foundation.sampler import Rngs, Sampler, Scheduler, new_sampler
-from genfed.learn.fit import mixed
+from genfed.foundation.schedulers import Rngs, Sampler, Scheduler, new_sampler
+from genfed.training.fit import mixed
 
 Kind = Literal["latent", "pixel", "class"]
 Further = tuple[Tensor, float]

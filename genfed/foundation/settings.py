@@ -6,18 +6,15 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
 from genfed.core.errors import GenfedError
-from genfed.core.method import Task
 from genfed.core.settings import settings
-from genfed.foundation.directory import SHIPPED, load_foundation
+from genfed.core.task import Task
+from genfed.foundation.loading import SHIPPED, load_foundation
 from genfed.foundation.model import FoundationModel, Further
-from genfed.foundation.sampler import Rngs, Scheduler
-
-_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
+from genfed.foundation.schedulers import Rngs, Scheduler
 
 
 @settings
@@ -81,20 +78,6 @@ class Foundation:
             further=further,
             batch_size=self.batch_size,
         )
-
-
-def fitted(images: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Images [n, C, H, W] with the channels and size of `shape`, bilinear, with gradients; as they are where they have
-    them already.
-    """
-    channels, *size = shape
-    if images.shape[1] > channels:
-        images = (images * images.new_tensor(_LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
-    elif images.shape[1] < channels:
-        images = images.expand(-1, channels, -1, -1)
-    if list(images.shape[2:]) != size:
-        images = F.interpolate(images, size, mode="bilinear", antialias=True)
-    return images
 
 
 @functools.lru_cache(maxsize=1)

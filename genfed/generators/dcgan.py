@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from genfed.core.method import Task
 from genfed.core.rng import seeded
 from genfed.core.settings import settings
+from genfed.core.task import Task
 from genfed.generators.generator import Generator, GeneratorNetwork, check_maps
-from genfed.generators.halving import Doubling, Halving
-from genfed.learn.fit import Player
-from genfed.learn.norm import NORMS, Norm
+from genfed.generators.strided_conv import Doubling, Halving
+from genfed.training.fit import Player
+from genfed.training.normalization import NORMS, Norm
 
 
 class Bias(nn.Module):

@@ -16,12 +16,12 @@ from pydantic import Field
 from torch import Tensor
 
 from genfed.core.errors import GenfedError
-from genfed.core.method import Task
 from genfed.core.rng import seeded
 from genfed.core.settings import settings
+from genfed.core.task import Task
+from genfed.generators.feature_scaling import Scale
 from genfed.generators.generator import CHUNK, Generator, GeneratorNetwork, check_maps
-from genfed.generators.scale import Scale
-from genfed.learn.fit import Player
+from genfed.training.fit import Player
 
 
 @settings

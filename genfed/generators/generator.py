@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from genfed.core.errors import GenfedError
-from genfed.core.method import Task, Weights
-from genfed.learn.fit import Player
-from genfed.learn.weights import weights_of
+from genfed.core.task import Task, Weights
+from genfed.training.fit import Player
+from genfed.training.weights import weights_of
 
 CHUNK = 256
 """Examples sampled at once."""

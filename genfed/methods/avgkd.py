@@ -10,12 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from genfed.core.aggregate import ClientInfo
-from genfed.core.method import Client, Data, Phase, Reply, Server, Weights
+from genfed.core.client import Client, Server
+from genfed.core.phase import Phase, Reply
 from genfed.core.settings import settings
-from genfed.learn.averaging import Averaging, Classifiers
-from genfed.learn.evaluate import predicted
-from genfed.learn.training import train
-from genfed.learn.weights import Model, load_weights, weights_of
+from genfed.core.task import Data, Weights
+from genfed.methods.bases.averaging import Averaging, Classifiers
+from genfed.training.classifier import train
+from genfed.training.evaluation import predicted
+from genfed.training.weights import Model, load_weights, weights_of
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@ if data could be shared.
 """
 
 from genfed.core.settings import settings
-from genfed.learn.alone import Alone
+from genfed.methods.bases.local_training import Alone
 
 
 @settings

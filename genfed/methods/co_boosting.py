@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from genfed.core.method import Server
+from genfed.core.client import Server
 from genfed.core.settings import settings
-from genfed.generators.data_free import DataFree, Lesson, Pool, disagreement
-from genfed.learn.ensemble import Ensemble, combined
-from genfed.learn.fit import scaled
+from genfed.methods.bases.data_free import DataFree, Lesson, Pool, disagreement
+from genfed.training.ensemble import Ensemble, combined
+from genfed.training.pixels import scaled
 
 
 @settings

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from genfed.core.settings import settings
-from genfed.generators.data_free import DataFree, disagreement
+from genfed.methods.bases.data_free import DataFree, disagreement
 
 
 @settings

@@ -9,12 +9,15 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from genfed.core.aggregate import ClientInfo, Collect
-from genfed.core.method import Client, Method, Nothing, Phase, Reduced, Reply, Server, Weights
+from genfed.core.client import Client, Server
+from genfed.core.method import Method
+from genfed.core.phase import Nothing, Phase, Reduced, Reply
 from genfed.core.privacy import Use
 from genfed.core.settings import settings
-from genfed.learn.evaluate import check_classifier
-from genfed.learn.training import Training, train
-from genfed.learn.weights import Model, initial_weights, load_weights, weights_of
+from genfed.core.task import Weights
+from genfed.training.classifier import Training, train
+from genfed.training.upload_checks import check_classifier
+from genfed.training.weights import Model, initial_weights, load_weights, weights_of
 
 
 @dataclass(frozen=True)

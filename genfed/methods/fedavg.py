@@ -3,12 +3,9 @@ Deep Networks from Decentralized Data, AISTATS 2017, arXiv 1602.05629, Algorithm
 """
 
 from genfed.core.settings import settings
-from genfed.learn.averaging import Averaging
+from genfed.methods.bases.averaging import Averaging
 
 
 @settings
 class FedAvg(Averaging):
     """Federated averaging of classifiers among the clients that share an architecture."""
-
-    # differs from the paper: clients of different architectures cannot average, so each architecture is a
-    # federation of its own.

@@ -8,11 +8,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from genfed.core.client import Server
 from genfed.core.errors import GenfedError
-from genfed.core.method import Data, Phase, Reduced, Server, Weights
+from genfed.core.phase import Phase, Reduced
 from genfed.core.settings import settings
-from genfed.generators.decoders import OneShot, decoded
-from genfed.learn.weights import initial_classifiers
+from genfed.core.task import Data, Weights
+from genfed.methods.bases.decoder_upload import OneShot, decoded
+from genfed.training.weights import initial_classifiers
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from genfed.core.method import Data, Phase, Reduced, Server, Weights
+from genfed.core.client import Server
+from genfed.core.phase import Phase, Reduced
 from genfed.core.settings import settings
-from genfed.generators.decoders import OneShot, decoded, decoder_of
-from genfed.learn.fit import Moments, Player, fit, moments_of, restore
-from genfed.learn.weights import initial_classifiers
+from genfed.core.task import Data, Weights
+from genfed.methods.bases.decoder_upload import OneShot, decoded, decoder_of
+from genfed.training.fit import Player, fit
+from genfed.training.optimizer_state import Moments, moments_of, restore
+from genfed.training.weights import initial_classifiers
 
 
 @dataclass(frozen=True)

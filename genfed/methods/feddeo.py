@@ -10,13 +10,15 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from genfed.core.method import Client, Nothing, Reply, Server
+from genfed.core.client import Client, Server
+from genfed.core.phase import Nothing, Reply
 from genfed.core.settings import settings
-from genfed.foundation.describe import learnt
-from genfed.foundation.oneshot import State, by_name
-from genfed.foundation.prompted import ByConditions, Told, check_embeddings
-from genfed.foundation.settings import fitted
-from genfed.learn.synthetic import Wanted
+from genfed.foundation.images import fitted
+from genfed.foundation.prompts import by_name
+from genfed.foundation.textual_inversion import learnt
+from genfed.methods.bases.condition_upload import ByConditions, Told, check_embeddings
+from genfed.methods.bases.server_synthesis import State
+from genfed.training.synthetic_dataset import Wanted
 
 
 @settings

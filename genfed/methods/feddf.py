@@ -13,15 +13,19 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from genfed.core.aggregate import ClientInfo, Collect, Fold, Mean
+from genfed.core.client import Server
 from genfed.core.errors import GenfedError
-from genfed.core.method import Phase, Reduced, Server, Weights
+from genfed.core.phase import Phase, Reduced
 from genfed.core.privacy import Use
 from genfed.core.settings import settings
-from genfed.learn.averaging import Averaging, Classifiers
-from genfed.learn.distil import divergence
-from genfed.learn.evaluate import check_classifier, predicted
-from genfed.learn.fit import Loss, Player, batches, scaled, step
-from genfed.learn.weights import Model, load_weights, weights_of
+from genfed.core.task import Weights
+from genfed.methods.bases.averaging import Averaging, Classifiers
+from genfed.training.distillation import divergence
+from genfed.training.evaluation import predicted
+from genfed.training.fit import Loss, Player, batches, step
+from genfed.training.pixels import scaled
+from genfed.training.upload_checks import check_classifier
+from genfed.training.weights import Model, load_weights, weights_of
 
 
 @settings

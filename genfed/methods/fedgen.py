@@ -13,14 +13,17 @@ from pydantic import Field
 from torch import Tensor
 
 from genfed.core.aggregate import ClientInfo, Collect, Mean
-from genfed.core.method import Client, Data, Phase, Reduced, Reply, Server, Weights
+from genfed.core.client import Client, Server
+from genfed.core.phase import Phase, Reduced, Reply
 from genfed.core.settings import settings
-from genfed.generators.representation import RepresentationGenerator, diversity, ensemble
-from genfed.learn.evaluate import check_counts
-from genfed.learn.fit import Moments, Player, cross_entropy, fit, moments_of, restore
-from genfed.learn.headed import ByRepresentation, Headed
-from genfed.learn.split import Network, joined, parts
-from genfed.learn.weights import weights_of
+from genfed.core.task import Data, Weights
+from genfed.generators.representation_generator import RepresentationGenerator, diversity, ensemble
+from genfed.methods.bases.representation import ByRepresentation, Headed
+from genfed.training.fit import Player, cross_entropy, fit
+from genfed.training.optimizer_state import Moments, moments_of, restore
+from genfed.training.split_network import Network, joined, parts
+from genfed.training.upload_checks import check_counts
+from genfed.training.weights import weights_of
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,16 @@ from pydantic import Field
 from torch import Tensor
 
 from genfed.core.aggregate import ClientInfo, Collect
+from genfed.core.client import Client, Server, Slot
 from genfed.core.errors import GenfedError
-from genfed.core.method import Client, Data, Phase, Reduced, Reply, Server, Slot, Weights
+from genfed.core.phase import Phase, Reduced, Reply
 from genfed.core.settings import settings
-from genfed.learn.evaluate import check_form
-from genfed.learn.fit import Player, cross_entropy, fit
-from genfed.learn.headed import ByRepresentation, Headed, class_sums
-from genfed.learn.training import Training, train
-from genfed.learn.weights import weights_of
+from genfed.core.task import Data, Weights
+from genfed.methods.bases.representation import ByRepresentation, Headed, class_sums
+from genfed.training.classifier import Training, train
+from genfed.training.fit import Player, cross_entropy, fit
+from genfed.training.upload_checks import check_form
+from genfed.training.weights import weights_of
 
 
 @dataclass(frozen=True)

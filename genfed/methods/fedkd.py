@@ -11,14 +11,17 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from genfed.core.aggregate import ClientInfo
+from genfed.core.client import Client, Server, Slot
 from genfed.core.errors import GenfedError
-from genfed.core.method import Client, Method, Nothing, Phase, Reduced, Reply, Server, Slot, Weights
+from genfed.core.method import Method
+from genfed.core.phase import Nothing, Phase, Reduced, Reply
 from genfed.core.settings import settings
-from genfed.learn.alone import MODEL, own_classifier
-from genfed.learn.distil import divergence, train_pair
-from genfed.learn.lowrank import Factored, MeanRebuilt, factored, rebuilt
-from genfed.learn.training import Training
-from genfed.learn.weights import Model, load_weights, weights_of
+from genfed.core.task import Weights
+from genfed.methods.bases.local_training import MODEL, own_classifier
+from genfed.training.classifier import Training
+from genfed.training.distillation import divergence, train_pair
+from genfed.training.low_rank import Factored, MeanRebuilt, factored, rebuilt
+from genfed.training.weights import Model, load_weights, weights_of
 
 MENTEE = Slot("mentee", Model)
 """The mentee that a client's last round began with."""

@@ -13,17 +13,20 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from genfed.core.aggregate import ClientInfo, Collect
+from genfed.core.client import Client, Server
 from genfed.core.errors import GenfedError
-from genfed.core.method import Client, Nothing, Phase, Reduced, Reply, Server, Weights
+from genfed.core.phase import Nothing, Phase, Reduced, Reply
 from genfed.core.settings import settings
-from genfed.foundation.guide import Guidance, Teacher, check_steering, steered
-from genfed.foundation.oneshot import Asked, OneShot, State, by_name, check_labels, networks_of
+from genfed.core.task import Weights
+from genfed.foundation.classifier_guidance import Guidance, Teacher, check_steering, steered
+from genfed.foundation.prompts import by_name
 from genfed.foundation.settings import Foundation
-from genfed.learn.aggregation import Aggregation, agreed
-from genfed.learn.evaluate import check_classifier
-from genfed.learn.synthetic import Wanted
-from genfed.learn.training import train
-from genfed.learn.weights import initial_weights, load_weights, weights_of
+from genfed.methods.bases.server_synthesis import Asked, OneShot, State, networks_of
+from genfed.training.classifier import train
+from genfed.training.synthetic_dataset import Wanted
+from genfed.training.synthetic_teaching import Aggregation, agreed
+from genfed.training.upload_checks import check_classifier, check_labels
+from genfed.training.weights import initial_weights, load_weights, weights_of
 
 log = logging.getLogger(__name__)
 

@@ -11,11 +11,12 @@ from pydantic import Field
 from torch import Tensor
 
 from genfed.core.aggregate import ClientInfo, Sum
-from genfed.core.method import Client, Nothing, Phase, Reduced, Reply, Server
+from genfed.core.client import Client, Server
+from genfed.core.phase import Nothing, Phase, Reduced, Reply
 from genfed.core.settings import settings
-from genfed.learn.alone import MODEL
-from genfed.learn.headed import ByRepresentation, ClassSums, Headed, class_sums
-from genfed.learn.weights import Model, weights_of
+from genfed.methods.bases.local_training import MODEL
+from genfed.methods.bases.representation import ByRepresentation, ClassSums, Headed, class_sums
+from genfed.training.weights import Model, weights_of
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor, nn
 
-from genfed.core.method import Weights
 from genfed.core.settings import settings
-from genfed.learn.averaging import Averaging
-from genfed.learn.weights import squared_distance
+from genfed.core.task import Weights
+from genfed.methods.bases.averaging import Averaging
+from genfed.training.weights import squared_distance
 
 
 @settings

@@ -3,7 +3,7 @@ embeddings of prompts about their examples; the server's text-to-image model mak
 """
 
 from genfed.core.settings import settings
-from genfed.foundation.prompted import ByPrompts
+from genfed.methods.bases.prompt_upload import ByPrompts
 
 
 @settings

@@ -10,13 +10,16 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from genfed.core.aggregate import ClientInfo, Mean
-from genfed.core.method import Client, Method, Nothing, Phase, Reduced, Reply, Server, Trained, Weights
+from genfed.core.client import Client, Server
+from genfed.core.method import Method, Trained
+from genfed.core.phase import Nothing, Phase, Reduced, Reply
 from genfed.core.privacy import Use
 from genfed.core.settings import settings
-from genfed.learn.alone import MODEL, own_classifier
-from genfed.learn.distil import divergence, train_pair
-from genfed.learn.training import Training
-from genfed.learn.weights import Model, load_weights, weights_of
+from genfed.core.task import Weights
+from genfed.methods.bases.local_training import MODEL, own_classifier
+from genfed.training.classifier import Training
+from genfed.training.distillation import divergence, train_pair
+from genfed.training.weights import Model, load_weights, weights_of
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,16 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from genfed.core.aggregate import ClientInfo, Mean
+from genfed.core.client import Client, Server
 from genfed.core.errors import GenfedError
-from genfed.core.method import Client, Data, Phase, Reduced, Repeat, Reply, Server, Trained, Weights
+from genfed.core.method import Trained
+from genfed.core.phase import Phase, Reduced, Repeat, Reply
 from genfed.core.privacy import Use
 from genfed.core.settings import settings
-from genfed.generators.federated import AT_HOME, Generated, Generative, Supply, ToTrain
-from genfed.learn.training import train
-from genfed.learn.weights import Model, initial_classifiers, load_weights, weights_of
+from genfed.core.task import Data, Weights
+from genfed.methods.bases.federated_generator import AT_HOME, Generated, Generative, Supply, ToTrain
+from genfed.training.classifier import train
+from genfed.training.weights import Model, initial_classifiers, load_weights, weights_of
 
 
 @dataclass(frozen=True)

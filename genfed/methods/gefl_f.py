@@ -9,12 +9,16 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from genfed.core.aggregate import ClientInfo, Mean
-from genfed.core.method import Client, Data, Phase, Reduced, Repeat, Reply, Server, Task, Trained, Weights
+from genfed.core.client import Client, Server
+from genfed.core.method import Trained
+from genfed.core.phase import Phase, Reduced, Repeat, Reply
 from genfed.core.privacy import Use
 from genfed.core.settings import settings
-from genfed.generators.federated import AT_HOME, Generated, Generative, Supply
-from genfed.learn.evaluate import predicted
-from genfed.learn.split import (
+from genfed.core.task import Data, Task, Weights
+from genfed.methods.bases.federated_generator import AT_HOME, Generated, Generative, Supply
+from genfed.training.classifier import train
+from genfed.training.evaluation import predicted
+from genfed.training.split_network import (
     FEATURES,
     Network,
     cached_features,
@@ -24,8 +28,7 @@ from genfed.learn.split import (
     shared_features,
     train_parts,
 )
-from genfed.learn.training import train
-from genfed.learn.weights import weights_of
+from genfed.training.weights import weights_of
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,14 @@ from pydantic import Field
 from torch import nn
 
 from genfed.core.aggregate import ClientInfo, Mean
-from genfed.core.method import Client, Method, Phase, Reduced, Reply, Server, Weights
+from genfed.core.client import Client, Server
+from genfed.core.method import Method
+from genfed.core.phase import Phase, Reduced, Reply
 from genfed.core.privacy import Use
 from genfed.core.settings import settings
-from genfed.learn.split import Network, initial_parts, load_parts, train_parts
-from genfed.learn.training import Training
+from genfed.core.task import Weights
+from genfed.training.classifier import Training
+from genfed.training.split_network import Network, initial_parts, load_parts, train_parts
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Local-only training: what each client reaches alone. The floor that every federated method must beat."""
 
 from genfed.core.settings import settings
-from genfed.learn.alone import Alone
+from genfed.methods.bases.local_training import Alone
 
 
 @settings

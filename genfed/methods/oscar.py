@@ -4,10 +4,11 @@
 
 from torch import Tensor
 
-from genfed.core.method import Server
+from genfed.core.client import Server
 from genfed.core.settings import settings
-from genfed.foundation.oneshot import State
-from genfed.foundation.prompted import ByPrompts, check_embeddings
+from genfed.methods.bases.condition_upload import check_embeddings
+from genfed.methods.bases.prompt_upload import ByPrompts
+from genfed.methods.bases.server_synthesis import State
 
 
 @settings

@@ -6,10 +6,12 @@ from dataclasses import replace
 
 import torch
 
-from genfed.core.method import Phase, Server
+from genfed.core.client import Server
+from genfed.core.phase import Phase
 from genfed.core.settings import settings
-from genfed.foundation.oneshot import Asked, OneShot, State, by_name
-from genfed.learn.synthetic import NOBODY
+from genfed.foundation.prompts import by_name
+from genfed.methods.bases.server_synthesis import Asked, OneShot, State
+from genfed.training.synthetic_dataset import NOBODY
 
 
 @settings

@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from genfed.report.results import Point, Report, Trial
-from genfed.report.table import CENTRALISED, LOCAL
+from genfed.report.summary_table import CENTRALISED, LOCAL
 
 _INK = "#010203"  # stands for the page's text colour until the SVG is written
 _COLOURS = ("#3b82d6", "#e07b1a", "#2a9d6e", "#9b6bd3", "#d64550", "#2a9fb0", "#a87544", "#d667a8")  # on light and dark

@@ -1,24 +1,20 @@
 """The page of a run: one HTML file that loads nothing from anywhere."""
 
-import base64
-import io
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from statistics import fmean
 from typing import NamedTuple
 
 import jinja2
-import torch
-from PIL import Image
 from torch import Tensor
 
-from genfed.core.audit import Audits
+from genfed.audits.findings import Audits
 from genfed.core.errors import GenfedError
-from genfed.report import figures, measures
-from genfed.report.privacy import NOTHING, SEES, exposed, privacy, protections
+from genfed.report import figures, tables
+from genfed.report.images import CLASSES, Grid, SetGrid, _width, client_name, png
+from genfed.report.privacy_section import NOTHING, SEES, exposed, privacy, protections
 from genfed.report.results import Report, Trial
-from genfed.report.table import (
+from genfed.report.summary_table import (
     CENTRALISED,
     LOCAL,
     NONE,
@@ -35,42 +31,9 @@ from genfed.report.table import (
     summary,
 )
 
-CLASSES, CLIENTS = 20, 10
-"""Rows and columns of a sample grid that are shown."""
 VALUES = 50
 """Values of a natural column that are shown."""
 _FAILURES = 200  # lines that are shown
-
-
-@dataclass(frozen=True)
-class Grid:
-    """What a generator draws, by class."""
-
-    method: str
-    images: Tensor
-    """uint8 [classes, per_class, C, H, W]; three channels are colours, others are averaged to grey."""
-    real: Tensor | None = None
-    """Training images to show beside them, of the same shape; None: none."""
-
-
-@dataclass(frozen=True)
-class SetGrid:
-    """What a server keeps of synthetic images, by class and client."""
-
-    method: str
-    size: int
-    """Images in the set."""
-    clients: tuple[int, ...]
-    """For which there are any; −1: for nobody."""
-    cells: Mapping[tuple[int, int], Tensor]
-    """(class, client) → uint8 [k, C, H, W]; those without an image are left out."""
-    real: Tensor | None = None
-    """Held-out images to show beside them, uint8 [classes, k, C, H, W]; None: none."""
-
-    @property
-    def shown(self) -> tuple[int, ...]:
-        """The clients that have a column."""
-        return self.clients[:CLIENTS]
 
 
 class Strip(NamedTuple):
@@ -108,14 +71,14 @@ def page(report: Report, grids: Mapping[str, Grid | SetGrid], audits: Audits = N
         own=shows_own(report),
         curve=figures.accuracy_figure(report),
         architectures=_by_architecture(report),
-        over_clients=measures.over_clients(report),
+        over_clients=tables.over_clients(report),
         clients=_by_client(report),
-        own_by_client=measures.own_by_client(report),
-        own_by_value=measures.own_by_value(report),
+        own_by_client=tables.own_by_client(report),
+        own_by_value=tables.own_by_value(report),
         values_shown=VALUES,
-        published=measures.published(report),
-        generators=measures.generators(report),
-        generators_explained=measures.GENERATORS_EXPLAINED,
+        published=tables.published(report),
+        generators=tables.generators(report),
+        generators_explained=tables.GENERATORS_EXPLAINED,
         seed=seed,
         partition=None if seed is None else figures.partition_figure(report, seed),
         grids={t: (grid, _strips(grid, report.classes)) for t, grid in grids.items() if isinstance(grid, Grid)},
@@ -128,8 +91,8 @@ def page(report: Report, grids: Mapping[str, Grid | SetGrid], audits: Audits = N
         exposed=exposed(report),
         level=report.protected,
         losses=figures.loss_figures(report),
-        costs=measures.costs(report),
-        radar=figures.radar_figure(report, measures.cost_axes(report)),
+        costs=tables.costs(report),
+        radar=figures.radar_figure(report, tables.cost_axes(report)),
         phases=_costs(report),
         sent=figures.cost_figure(report, "MB sent per client, up and down", _megabytes),
         time=figures.cost_figure(report, "seconds", lambda trial: {c.phase: c.seconds for c in trial.costs}),
@@ -294,28 +257,6 @@ def _cells(grid: SetGrid, classes: Sequence[str]) -> list[tuple[str, list[Cell |
         row = [cell(grid.cells.get((k, c)), f"Images of class {name} for {client_name(c)}") for c in grid.shown]
         rows.append((name, row if grid.real is None else [*row, cell(grid.real[k], f"Real images of class {name}")]))
     return rows
-
-
-def client_name(client: int) -> str:
-    """How a column of a set is called."""
-    return "nobody" if client < 0 else f"client {client}"
-
-
-def _width(images: Tensor) -> int:
-    """At which a strip of images [n, C, H, W] is shown."""
-    count, _, height, width = images.shape
-    return count * width * max(1, round(36 / height))
-
-
-def png(images: Tensor) -> str:
-    """Images [n, C, H, W] side by side, a transparent pixel between them, as a data URL."""
-    if images.shape[1] != 3:
-        images = images.float().mean(1, keepdim=True).round().to(torch.uint8).expand(-1, 3, -1, -1)
-    opaque = torch.cat([images, torch.full_like(images[:, :1], 255)], dim=1)
-    row = torch.nn.functional.pad(opaque, (0, 1)).permute(2, 0, 3, 1).flatten(1, 2)[:, :-1]  # [H, n·(W + 1) − 1, 4]
-    file = io.BytesIO()
-    Image.fromarray(row.contiguous().cpu().numpy()).save(file, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def _templates() -> jinja2.Environment:

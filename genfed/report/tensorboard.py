@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from genfed.report.results import Row, accuracies, losses
+from genfed.report.results import Row
+from genfed.report.summarise import accuracies, losses
 
 
 class TensorBoard:

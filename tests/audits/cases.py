@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from genfed.audits.audit import Case, Holding
 from genfed.core.aggregate import ClientInfo
-from genfed.core.audit import Case, Holding
-from genfed.core.method import Data, Server, Task
+from genfed.core.client import Server
 from genfed.core.rng import stream
+from genfed.core.task import Data, Task
 
 CLASSES = 3
 

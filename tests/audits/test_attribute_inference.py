@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from genfed.audits.attribute_inference import ADVANTAGE, FREQUENT, MEMBERS, AttributeInference, guesses, with_value
+from genfed.audits.audit import Case, NotPossible
 from genfed.core.aggregate import ClientInfo
-from genfed.core.audit import Case, NotPossible
-from genfed.core.method import Data, Server, Task
+from genfed.core.client import Server
 from genfed.core.rng import seeded, stream
-from genfed.learn.fit import Player, cross_entropy, fit
+from genfed.core.task import Data, Task
+from genfed.training.fit import Player, cross_entropy, fit
 from tests.audits.cases import case, server
 
 TASK = Task("table", (9,), ("no", "yes"))

@@ -7,16 +7,17 @@ import pytest
 import torch
 from torch import nn
 
+from genfed.audits.audit import Case, NotPossible
 from genfed.audits.class_representatives import NEARER, ClassRepresentatives, likeness
-from genfed.audits.rates import AUC
-from genfed.core.audit import Case, NotPossible
-from genfed.core.method import Data, Server
+from genfed.audits.membership_metrics import AUC
+from genfed.core.client import Server
 from genfed.core.rng import seeded, stream
-from genfed.learn.averaging import Classifiers
-from genfed.learn.training import Training
-from genfed.learn.weights import weights_of
+from genfed.core.task import Data
+from genfed.methods.bases.averaging import Classifiers
 from genfed.methods.fedavg import FedAvg
 from genfed.methods.local import Local
+from genfed.training.classifier import Training
+from genfed.training.weights import weights_of
 from tests.audits.cases import case, drawn, server
 
 SMALL: dict[str, Any] = {"clients": 2, "each": 1, "steps": 60, "planted_epochs": 60}

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from genfed.audits.audit import Case, NotPossible
 from genfed.audits.inversion import LABELS, Inversion, gradients, told_label
-from genfed.audits.rebuilding import ABOVE, matched, psnr, ssim
-from genfed.core.audit import Case, NotPossible
-from genfed.core.method import Server
+from genfed.audits.reconstruction import ABOVE, matched, psnr, ssim
+from genfed.core.client import Server
 from genfed.core.rng import seeded, stream
 from genfed.methods.fedavg import FedAvg
 from genfed.methods.gefl_f import GeFLF

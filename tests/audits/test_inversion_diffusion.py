@@ -5,15 +5,9 @@ from typing import Any
 import pytest
 import torch
 
-from genfed.audits.inversion_diffusion import (
-    InversionDiffusion,
-    first_of_adam,
-    first_of_sgd,
-    gradients,
-    softened,
-)
-from genfed.audits.rebuilding import ABOVE
-from genfed.core.audit import Case, NotPossible
+from genfed.audits.audit import Case, NotPossible
+from genfed.audits.inversion_diffusion import InversionDiffusion, first_of_adam, first_of_sgd, gradients, softened
+from genfed.audits.reconstruction import ABOVE
 from genfed.core.rng import stream
 from genfed.generators.cvae import CVAE
 from genfed.generators.ddpm import DDPM, DDPMNetwork

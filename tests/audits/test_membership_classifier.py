@@ -9,20 +9,13 @@ import pytest
 import torch
 from torch import nn
 
+from genfed.audits.audit import Case, Holding, NotPossible
 from genfed.audits.candidates import pairs
-from genfed.audits.membership_classifier import (
-    Answers,
-    MembershipClassifier,
-    balanced,
-    lira,
-    rmia,
-    shadow_data,
-)
+from genfed.audits.membership_classifier import Answers, MembershipClassifier, balanced, lira, rmia, shadow_data
 from genfed.core.aggregate import ClientInfo
-from genfed.core.audit import Case, Holding, NotPossible
-from genfed.core.method import Data
 from genfed.core.rng import seeded, stream
-from genfed.learn.fit import Player, cross_entropy, fit
+from genfed.core.task import Data
+from genfed.training.fit import Player, cross_entropy, fit
 from tests.audits.cases import case, drawn
 
 SMALL: dict[str, Any] = {"shadows": 8, "references": 2, "planted_epochs": 150}

@@ -9,20 +9,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from genfed.audits.audit import Case, NotPossible
+from genfed.audits.client_uploads import alike, stand_in
+from genfed.audits.findings import Reading
 from genfed.audits.membership_conditions import ATTACKS, MembershipConditions, gain, nearest
-from genfed.audits.uploads import alike, stand_in
-from genfed.core.audit import Case, NotPossible, Reading
-from genfed.core.method import Data, Nothing
+from genfed.core.phase import Nothing
 from genfed.core.rng import stream
+from genfed.core.task import Data
 from genfed.foundation.model import Conditions, FoundationModel, Pixels
-from genfed.foundation.oneshot import Asked, State
-from genfed.foundation.prompted import ByConditions, Told
 from genfed.foundation.settings import Foundation
-from genfed.learn.synthetic import SyntheticSet
+from genfed.methods.bases.condition_upload import ByConditions, Told
+from genfed.methods.bases.server_synthesis import Asked, State
 from genfed.methods.fedavg import FedAvg
 from genfed.methods.feddeo import FedDEO
 from genfed.methods.fgl import FGL
 from genfed.methods.oscar import OSCAR
+from genfed.training.synthetic_dataset import SyntheticSet
 from tests.audits.cases import case, drawn
 
 WORDS = {"row": tuple("abcd"), "column": tuple("abcd")}

@@ -4,14 +4,15 @@ from typing import Any
 
 import pytest
 
+from genfed.audits.audit import Case, NotPossible
+from genfed.audits.findings import Findings
 from genfed.audits.membership_generator import MembershipGenerator
-from genfed.core.audit import Case, Findings, NotPossible
-from genfed.core.method import Data
 from genfed.core.rng import stream
+from genfed.core.task import Data
 from genfed.generators.generator import travelling
-from genfed.learn.fit import fit
 from genfed.methods.fedavg import FedAvg
 from genfed.methods.gefl import GeFL, State
+from genfed.training.fit import fit
 from tests.audits.cases import case, drawn, task
 from tests.conftest import TINY_GENERATORS
 
@@ -19,7 +20,7 @@ SMALL: dict[str, Any] = {"members": 60, "draws": 2, "planted": 30, "planted_step
 
 
 def method(kind: str, **more: Any) -> GeFL:
-    from genfed.app import registry
+    from genfed.config import registry
 
     chosen: dict[str, Any] = {key: value for key, value in TINY_GENERATORS[kind].items() if key != "kind"} | more
     return GeFL(generator=registry.find(registry.GENERATORS, kind)(**chosen))

@@ -6,12 +6,12 @@ import math
 import pytest
 import torch
 
+from genfed.audits.audit import NotPossible
+from genfed.audits.membership_metrics import AUC
 from genfed.audits.membership_samples import Density, MembershipSamples, closest, log_density
-from genfed.audits.rates import AUC
-from genfed.core.audit import NotPossible
-from genfed.core.method import Data
 from genfed.core.rng import stream
-from genfed.learn.fit import scaled
+from genfed.core.task import Data
+from genfed.training.pixels import scaled
 from tests.audits.cases import case, drawn, samples_of
 
 CLOSEST, RATIO = 0, 1

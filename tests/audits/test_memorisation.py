@@ -5,10 +5,11 @@ import dataclasses
 import pytest
 import torch
 
+from genfed.audits.audit import NotPossible
+from genfed.audits.findings import Findings
 from genfed.audits.memorisation import ABOVE, COPIES, RATIO, Memorisation
-from genfed.core.audit import Findings, NotPossible
-from genfed.core.method import Data
-from genfed.learn.fit import scaled
+from genfed.core.task import Data
+from genfed.training.pixels import scaled
 from tests.audits.cases import case, drawn, samples_of
 
 

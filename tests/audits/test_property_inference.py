@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from genfed.audits.audit import Case, Holding, NotPossible
+from genfed.audits.client_uploads import drawn as sample
 from genfed.audits.property_inference import (
     DISTANCE,
     LARGEST,
@@ -18,16 +20,15 @@ from genfed.audits.property_inference import (
     measures,
     regression,
 )
-from genfed.audits.uploads import drawn as sample
 from genfed.core.aggregate import ClientInfo
-from genfed.core.audit import Case, Holding, NotPossible
-from genfed.core.method import Data, Server
+from genfed.core.client import Server
 from genfed.core.rng import seeded, stream
-from genfed.learn.averaging import Classifiers
-from genfed.learn.training import Training
-from genfed.learn.weights import weights_of
+from genfed.core.task import Data
+from genfed.methods.bases.averaging import Classifiers
 from genfed.methods.fedavg import FedAvg
 from genfed.methods.local import Local
+from genfed.training.classifier import Training
+from genfed.training.weights import weights_of
 from tests.audits.cases import case, drawn, server
 
 EVEN = (1 / 3, 1 / 3, 1 / 3)

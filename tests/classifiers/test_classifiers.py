@@ -4,7 +4,7 @@ from torch import nn
 
 from genfed.classifiers import cnn, mlp, resnet, vit
 from genfed.core.errors import GenfedError
-from genfed.core.method import Task
+from genfed.core.task import Task
 
 EVERY = cnn.ARCHITECTURES | resnet.ARCHITECTURES | vit.ARCHITECTURES | mlp.ARCHITECTURES
 IMAGES_ONLY = sorted(EVERY.keys() - mlp.ARCHITECTURES.keys())

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-import genfed.app.run as runs
-from genfed.engines.embedded import Workers
+from genfed.engines.worker_pool import Workers
+from genfed.experiment import run as runs
 
 
 @pytest.fixture(autouse=True)
@@ -19,6 +19,6 @@ def _no_page(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def pool() -> Iterator[Workers]:
     """Two worker processes that serve every test here: starting them takes longer than a tiny run."""
-    workers = Workers([sys.executable, "-m", "genfed.app.worker", "1", str(os.getpid())], 2)
+    workers = Workers([sys.executable, "-m", "genfed.experiment.worker", "1", str(os.getpid())], 2)
     yield workers
     workers.close()

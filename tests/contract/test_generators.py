@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-import genfed.app.run as runs
-from genfed.app import registry
-from genfed.app.config import Config
-from genfed.engines.embedded import Workers
-from genfed.generators.federated import Generative
+from genfed.config import registry
+from genfed.config.settings import Config
+from genfed.engines.worker_pool import Workers
+from genfed.experiment import run as runs
+from genfed.methods.bases.federated_generator import Generative
 from tests.conftest import TINY, TINY_GENERATORS, left_by, start, tiny
 
 GENERATORS = sorted(registry.catalogue(registry.GENERATORS))

@@ -9,18 +9,23 @@ from typing import Any
 
 import pytest
 
-import genfed.app.run as runs
-import genfed.app.trial as trials
-from genfed.app import registry
-from genfed.app.config import Config, read
-from genfed.app.trial import Run, read_checkpoint, with_evaluation
+from genfed.config import registry
+from genfed.config.reader import read
+from genfed.config.settings import Config
 from genfed.core.aggregate import ClientInfo, Collect, Mean
 from genfed.core.errors import GenfedError
-from genfed.core.method import leaves
+from genfed.core.phase import leaves
 from genfed.core.record import Packed, digest, from_bytes, pack, to_bytes, unpack
-from genfed.engines.ask import Failure
-from genfed.engines.embedded import InProcess, Workers
-from genfed.engines.site import Answer, Site, Step
+from genfed.engines.client_runner import Site
+from genfed.engines.in_process import InProcess
+from genfed.engines.messages import Answer, Step
+from genfed.engines.round import Failure
+from genfed.engines.worker_pool import Workers
+from genfed.experiment import evaluation, local_clients
+from genfed.experiment import run as runs
+from genfed.experiment.checkpoint import read_checkpoint
+from genfed.experiment.evaluation import with_evaluation
+from genfed.experiment.trial_loop import Run
 from tests.conftest import STORING, left_by, start, tiny
 
 METHODS = [*sorted(registry.catalogue(registry.METHODS)), STORING]
@@ -109,7 +114,7 @@ def test_order_of_completion_does_not_change_it(
         ) -> Iterator[tuple[ClientInfo, Answer | Failure]]:
             yield from reversed(list(super().exchange(step, jobs)))
 
-    monkeypatch.setattr(runs, "InProcess", Backwards)
+    monkeypatch.setattr(local_clients, "InProcess", Backwards)
     start(tiny(method), tmp_path / "run")
     assert left_by(tmp_path / "run") == once[method]
 
@@ -157,7 +162,7 @@ def test_everybody_is_scored_as_if_alone(
 ) -> None:
     """Clients who were sent the same share a score, unless what they kept makes the difference."""
     number = itertools.count()
-    monkeypatch.setattr(trials, "digest", lambda packed: f"never twice {next(number)}")
+    monkeypatch.setattr(evaluation, "digest", lambda packed: f"never twice {next(number)}")
     start(tiny(method), tmp_path / "run")
     assert next(number) > 0
     assert left_by(tmp_path / "run") == once[method]

@@ -10,21 +10,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from genfed.core.aggregate import ClientInfo, Collect, Mean
+from genfed.core.client import Client, Server, Slot
 from genfed.core.errors import GenfedError
-from genfed.core.method import (
-    Client,
-    Data,
-    Nothing,
-    Phase,
-    Reduced,
-    Repeat,
-    Reply,
-    Server,
-    Slot,
-    leaves,
-    participants,
-)
+from genfed.core.phase import Nothing, Phase, Reduced, Repeat, Reply, leaves
 from genfed.core.rng import stream
+from genfed.core.schedule import participants
+from genfed.core.task import Data
 
 T = TypeVar("T")
 

@@ -609,7 +609,8 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> Non
     script = """
         import resource, sys, torch
         from pathlib import Path
-        from genfed.core.record import load, save
+        from genfed.core.record import load
+        from genfed.core.record import save
         from tests.core.test_record import One
         path = Path(sys.argv[1])
         save(One(torch.ones(3)), path)

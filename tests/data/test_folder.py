@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from genfed.core.errors import GenfedError
-from genfed.core.method import Task
+from genfed.core.task import Task
 from genfed.data.dataset import Dataset, Source
 from genfed.data.folder import Folder
 from genfed.data.images import images_below

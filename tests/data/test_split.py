@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genfed.core.errors import GenfedError
-from genfed.core.method import Data
+from genfed.core.task import Data
 from genfed.data.dataset import Dataset
 from genfed.data.digits import Digits
 from genfed.data.folder import Folder

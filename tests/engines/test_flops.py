@@ -3,7 +3,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from genfed.engines.flops import Flops
-from genfed.generators.halving import Halving
+from genfed.generators.strided_conv import Halving
 
 
 def test_products_are_counted_forwards_and_backwards() -> None:

@@ -11,19 +11,25 @@ from typing import Any
 import pytest
 import tomli_w
 import torch
+from tests.engines.test_round import CLIENTS, Sent
 
 from genfed.core.errors import GenfedError
 from genfed.core.record import Packed, digest, pack
-from genfed.engines.ask import Failure
-from genfed.engines.site import Answer, Step
+from genfed.engines.messages import Answer, Step
+from genfed.engines.round import Failure
 from tests.conftest import left_by, start, tiny
-from tests.engines.test_ask import CLIENTS, Sent
 
 flower = pytest.importorskip(
     "genfed.engines.flower",
     reason="Flower is not installed: pip install 'genfed[flower]'",
     exc_type=GenfedError,  # type: ignore[arg-type]  # any exception will do
 )
+from flwr.app import Array, ConfigRecord, Message, RecordDict  # noqa: E402
+
+from genfed.engines.flower.client import answer_message  # noqa: E402
+from genfed.engines.flower.engine import LATE, PATIENCE, Flower, Post  # noqa: E402
+from genfed.engines.flower.messages import ArrayCache, from_content, to_content  # noqa: E402
+
 pytestmark = pytest.mark.flower
 
 
@@ -45,28 +51,28 @@ def record(value: float = 1.0) -> Packed:
 
 
 def test_a_letter_keeps_every_bit() -> None:
-    head, body = flower.from_content(flower.to_content({"step": [1, "ü"]}, record()))
+    head, body = from_content(to_content({"step": [1, "ü"]}, record()))
     assert head == {"step": [1, "ü"]}
     assert digest(body) == digest(record())
 
 
 def test_what_is_no_letter_is_refused() -> None:
-    good = flower.to_content({}, record())
-    foreign = flower.RecordDict({"letter": flower.ConfigRecord({"head": "[", "skeleton": "{}"})})
-    listed = flower.to_content({}, record())
+    good = to_content({}, record())
+    foreign = RecordDict({"letter": ConfigRecord({"head": "[", "skeleton": "{}"})})
+    listed = to_content({}, record())
     listed.config_records["letter"]["head"] = "[]"
-    broken = flower.to_content({}, record())
-    broken.array_records["tensors"]["weights"] = flower.Array("uint8", (3,), "safetensors", b"abc")
-    nested = flower.to_content({}, record())
+    broken = to_content({}, record())
+    broken.array_records["tensors"]["weights"] = Array("uint8", (3,), "safetensors", b"abc")
+    nested = to_content({}, record())
     nested.config_records["letter"]["head"] = "[" * 100_000
-    for content in (flower.RecordDict({}), foreign, listed, broken, nested):
+    for content in (RecordDict({}), foreign, listed, broken, nested):
         with pytest.raises(GenfedError):
-            flower.from_content(content)
-    flower.from_content(good)
+            from_content(content)
+    from_content(good)
 
 
 def test_a_field_that_all_are_sent_is_made_once() -> None:
-    once, weights = flower._Once(), torch.zeros(4)
+    once, weights = ArrayCache(), torch.zeros(4)
     made = [once("weights", Packed({"Sent.weights": weights}, "")) for _ in range(2)]
     assert made[0] is made[1]
     assert once("weights", Packed({"Sent.weights": torch.ones(4)}, "")) is not made[0]
@@ -114,12 +120,12 @@ def failed(code: int, reason: str = "") -> Any:
 
 
 def echo(message: Any) -> Any:
-    _, body = flower.from_content(message.content)
-    return replied(flower.to_content({"weight": 2.0, "metrics": {"loss": 0.5}, "seconds": 0.1}, body))
+    _, body = from_content(message.content)
+    return replied(to_content({"weight": 2.0, "metrics": {"loss": 0.5}, "seconds": 0.1}, body))
 
 
 def exchange(grid: Grid, node_of: Any = lambda client: 100 + client, **post: Any) -> dict[int, Answer | Failure]:
-    engine = flower.Flower(flower.Post(grid, pause=0.001, **post), node_of)
+    engine = Flower(Post(grid, pause=0.001, **post), node_of)
     answers = list(engine.exchange(STEP, ((info, record(float(info.id))) for info in CLIENTS)))
     assert sorted(info.id for info, _ in answers) == [info.id for info in CLIENTS], "each is given once"
     return {info.id: answer for info, answer in answers}
@@ -132,18 +138,18 @@ def test_every_client_is_asked_at_its_node_and_its_answer_given_back() -> None:
         assert (answer.weight, answer.metrics, answer.seconds) == (2.0, {"loss": 0.5}, 0.1)
         assert digest(answer.upload) == digest(record(float(client)))
     assert {m.metadata.dst_node_id for m in grid._content.values()} == {100, 101, 102, 103, 104}
-    assert {m.metadata.ttl for m in grid._content.values()} == {flower.PATIENCE + flower.LATE}
+    assert {m.metadata.ttl for m in grid._content.values()} == {PATIENCE + LATE}
 
 
 def test_letters_on_their_way_are_bounded_by_number_and_by_size(monkeypatch: pytest.MonkeyPatch) -> None:
     bounded = Grid(echo, after=3)
     exchange(bounded, at_once=2)
     assert bounded.most == 2
-    monkeypatch.setattr(flower, "IN_FLIGHT", 3 * record().nbytes)
+    monkeypatch.setattr("genfed.engines.flower.engine.IN_FLIGHT", 3 * record().nbytes)
     by_size = Grid(echo, after=3)
     exchange(by_size)
     assert by_size.most == 3
-    monkeypatch.setattr(flower, "IN_FLIGHT", 1)
+    monkeypatch.setattr("genfed.engines.flower.engine.IN_FLIGHT", 1)
     alone = Grid(echo, after=1)
     exchange(alone)
     assert alone.most == 1
@@ -164,14 +170,14 @@ def test_letters_on_their_way_are_bounded_by_number_and_by_size(monkeypatch: pyt
     ],
 )
 def test_an_answer_that_is_none_is_a_failure(head: dict[str, Any], says: str) -> None:
-    for answer in exchange(Grid(lambda _: replied(flower.to_content(head, record())))).values():
+    for answer in exchange(Grid(lambda _: replied(to_content(head, record())))).values():
         assert isinstance(answer, Failure)
         assert answer.reason.startswith(says)
         assert not answer.fatal
 
 
 def test_rubbish_is_a_failure() -> None:
-    for answer in exchange(Grid(lambda _: replied(flower.RecordDict({})))).values():
+    for answer in exchange(Grid(lambda _: replied(RecordDict({})))).values():
         assert isinstance(answer, Failure)
         assert "no letter of genfed's" in answer.reason
 
@@ -183,7 +189,7 @@ def test_a_client_whose_node_was_lost_is_asked_once_more() -> None:
         seen.append(message.metadata.dst_node_id)
         return failed(5) if seen.count(message.metadata.dst_node_id) == 1 else echo(message)
 
-    engine = flower.Flower(flower.Post(Grid(once), pause=0.001), lambda client: 100 + client)
+    engine = Flower(Post(Grid(once), pause=0.001), lambda client: 100 + client)
     answers = list(engine.exchange(STEP, [(CLIENTS[0], record())]))
     assert isinstance(answers[0][1], Answer)
     assert engine.lost() == ["client 0: its node was lost; asked again"]
@@ -207,9 +213,7 @@ def test_who_takes_too_long_or_is_not_there_is_left_out() -> None:
 
 def test_a_client_that_comes_back_in_time_is_asked() -> None:
     back = time.monotonic() + 0.5
-    engine = flower.Flower(
-        flower.Post(Grid(echo), pause=0.001), lambda _: 100 if time.monotonic() > back else None, patience=30.0
-    )
+    engine = Flower(Post(Grid(echo), pause=0.001), lambda _: 100 if time.monotonic() > back else None, patience=30.0)
     assert isinstance(dict(engine.exchange(STEP, [(CLIENTS[0], record())]))[CLIENTS[0]], Answer)
 
 
@@ -233,24 +237,24 @@ def test_a_node_answers_whatever_its_handler_does(error: BaseException) -> None:
     def handle(head: Any, body: Any, node: Any) -> Any:
         raise error
 
-    message = flower.Message(flower.to_content({}, record()), 1, "train", ttl=10)
+    message = Message(to_content({}, record()), 1, "train", ttl=10)
     message.metadata.__dict__["_message_id"] = "x"
-    reply = flower._answered(handle, message, SimpleNamespace(node_config={}))
-    head, _ = flower.from_content(reply.content)
+    reply = answer_message(handle, message, SimpleNamespace(node_config={}))
+    head, _ = from_content(reply.content)
     assert head["failed"] in ("ValueError: no", "known", "SystemExit: 3", "MemoryError: ")
-    rubbish = flower._answered(lambda *_: 3, message, SimpleNamespace(node_config={}))
-    assert "failed" in flower.from_content(rubbish.content)[0]
+    rubbish = answer_message(lambda *_: 3, message, SimpleNamespace(node_config={}))  # type: ignore[arg-type]
+    assert "failed" in from_content(rubbish.content)[0]
 
 
 @pytest.mark.parametrize("version", ["1.40.2", "1.43.0", "2.0"])
 def test_another_version_is_refused(version: str) -> None:
     with pytest.raises(GenfedError, match=f"^Flower {version} is installed, and genfed needs 1.41 up to below 1.43; "):
-        flower._check(version)
+        flower.check_version(version)
 
 
 def test_without_flower_the_extra_is_named(tmp_path: Path) -> None:
     (tmp_path / "tiny.toml").write_text(tomli_w.dumps(tiny("fedavg")))
-    start_without = "import sys; sys.modules['flwr'] = None; from genfed.app.cli import main; main()"
+    start_without = "import sys; sys.modules['flwr'] = None; from genfed.cli.main import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", start_without, "run", str(tmp_path / "tiny.toml"), "--engine", "flower"],
         capture_output=True,
@@ -264,7 +268,7 @@ def test_without_flower_the_extra_is_named(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("default")  # Ray's and Flower's own
 def test_a_simulation_gives_the_bits_of_the_embedded_engine(tmp_path: Path) -> None:
     """FedAvg, GeFL and a client that fails."""
-    changes = {"architectures": ["linear", "linear", "linear", "tests.app.toys:Raises"]}
+    changes = {"architectures": ["linear", "linear", "linear", "tests.toys:Raises"]}
     config = tiny("fedavg", "gefl", compute={"workers": 2}, federation=changes)
     start(config, tmp_path / "embedded")
     report = start(config, tmp_path / "flower", engine="flower")

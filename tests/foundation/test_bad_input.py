@@ -14,21 +14,23 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-import genfed.app.run as runs
-from genfed.app import cli
-from genfed.app.config import read
-from genfed.app.trial import new_server, read_checkpoint
+from genfed.cli import main as cli
+from genfed.config.reader import read
 from genfed.core.aggregate import ClientInfo
+from genfed.core.client import Server
 from genfed.core.errors import GenfedError
-from genfed.core.method import Server, Task
 from genfed.core.store import FolderStore
-from genfed.foundation.prompted import Told
+from genfed.core.task import Task
+from genfed.experiment import run as runs
+from genfed.experiment.checkpoint import read_checkpoint
+from genfed.experiment.trial import new_server
 from genfed.foundation.settings import Foundation
-from genfed.learn.synthetic import Made
-from genfed.learn.weights import weights_of
+from genfed.methods.bases.condition_upload import Told
 from genfed.methods.fedlmg import FedLMG, Upload
 from genfed.methods.fgl import FGL
 from genfed.methods.prompts_only import PromptsOnly
+from genfed.training.synthetic_dataset import Made
+from genfed.training.weights import weights_of
 from tests.conftest import SYNTHESIS, TINY, left_by, start, tiny, tiny_foundation
 from tests.foundation import toys
 

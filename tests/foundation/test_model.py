@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from genfed.core.errors import GenfedError
-from genfed.core.method import Task
 from genfed.core.rng import stream
-from genfed.foundation.directory import load_foundation
+from genfed.core.task import Task
+from genfed.foundation.loading import load_foundation
 from genfed.foundation.model import FoundationModel, per_image
 from genfed.foundation.settings import Foundation
 from tests.foundation import toys

@@ -14,14 +14,15 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 
-from genfed.core.method import Client, Nothing, Reply, Server
+from genfed.core.client import Client, Server
+from genfed.core.phase import Nothing, Reply
 from genfed.core.rng import seeded, stream
 from genfed.core.settings import settings
-from genfed.foundation.oneshot import State
-from genfed.foundation.prompted import Told
-from genfed.learn.synthetic import Wanted
+from genfed.methods.bases.condition_upload import Told
+from genfed.methods.bases.server_synthesis import State
 from genfed.methods.fedlmg import FedLMG, Upload
 from genfed.methods.fgl import FGL
+from genfed.training.synthetic_dataset import Wanted
 
 TOKENS = 12
 

@@ -12,11 +12,12 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from genfed.core.errors import GenfedError
-from genfed.core.method import Data, Task
+from genfed.core.task import Data, Task
 from genfed.generators.cvae import CVAE, CVAENetwork
 from genfed.generators.generator import staying, travelling
-from genfed.generators.halving import Halving
-from genfed.learn.fit import fit, scaled, step
+from genfed.generators.strided_conv import Halving
+from genfed.training.fit import fit, step
+from genfed.training.pixels import scaled
 
 
 def task(*shape: int, classes: int = 10) -> Task:

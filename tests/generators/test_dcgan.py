@@ -8,13 +8,14 @@ import torch
 import torch.nn.functional as F
 
 from genfed.core.errors import GenfedError
-from genfed.core.method import Task
 from genfed.core.rng import stream
+from genfed.core.task import Task
 from genfed.data.digits import Digits
 from genfed.generators.dcgan import DCGAN, DCGANNetwork
 from genfed.generators.generator import staying, travelling
-from genfed.generators.halving import Halving
-from genfed.learn.fit import fit, scaled, step
+from genfed.generators.strided_conv import Halving
+from genfed.training.fit import fit, step
+from genfed.training.pixels import scaled
 
 MAKING = ("noise_to_map.", "label_to_map.", "generator.")
 SMALL = DCGAN(width=8, discriminator_width=8, latent=6)

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from genfed.core.errors import GenfedError
-from genfed.core.method import Data, Task
 from genfed.core.rng import stream
+from genfed.core.task import Data, Task
 from genfed.generators import ddpm
 from genfed.generators.ddpm import DDPM, DDPMNetwork
 from genfed.generators.generator import travelling
-from genfed.learn.fit import fit, step
+from genfed.training.fit import fit, step
 
 TINY = DDPM(width=4, levels=2, steps=5)
 CLASSES = 3

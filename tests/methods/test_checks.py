@@ -7,18 +7,20 @@ from typing import Any
 import pytest
 import torch
 
-from genfed.app import registry
-from genfed.app.config import read
-from genfed.app.trial import Scores, check_scores
+from genfed.config import architectures
+from genfed.config.reader import read
 from genfed.core.aggregate import ClientInfo
+from genfed.core.client import Server
 from genfed.core.errors import GenfedError
-from genfed.core.method import Phase, Server, Task, leaves
+from genfed.core.phase import Phase, leaves
 from genfed.core.rng import stream
-from genfed.generators.decoders import Decoder, OneShot, decoder_of
-from genfed.learn.evaluate import check_counts
-from genfed.learn.weights import Model, weights_of
+from genfed.core.task import Task
+from genfed.experiment.evaluation import Scores, check_scores
+from genfed.methods.bases.decoder_upload import Decoder, OneShot, decoder_of
 from genfed.methods.fedgen import Trained
 from genfed.methods.fedgh import Representations
+from genfed.training.upload_checks import check_counts
+from genfed.training.weights import Model, weights_of
 from tests.conftest import tiny
 
 TASK = Task("image", (1, 8, 8), ("a", "b", "c"))
@@ -29,7 +31,7 @@ NUMBERS = torch.tensor([2, 0, 3])
 def server() -> Server:
     return Server(
         TASK, (INFO,), 0, stream(0), 0, torch.device("cpu"), "float32",
-        lambda name, rng: registry.new_network(name, TASK, rng),
+        lambda name, rng: architectures.new_network(name, TASK, rng),
     )  # fmt: skip
 
 
@@ -93,7 +95,7 @@ def test_representations_of_fedgh() -> None:
 
 @pytest.mark.parametrize("label", ["feddf", "ensemble", "dense"])
 def test_a_classifier_that_is_asked_with_others(label: str) -> None:
-    weights = weights_of(registry.new_network("linear", TASK, torch.Generator()))
+    weights = weights_of(architectures.new_network("linear", TASK, torch.Generator()))
     name = min(weights)
     wrong = {
         "classifier": (weights | {name: weights[name][:1]}, f"its classifier is no linear: '{name}' is not as there"),

@@ -8,16 +8,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import genfed.app.run as runs
-from genfed.app import registry
-from genfed.app.config import read
-from genfed.app.trial import read_checkpoint
-from genfed.core.method import Server, Task
+from genfed.config import architectures
+from genfed.config.reader import read
+from genfed.core.client import Server
 from genfed.core.rng import stream
-from genfed.generators.data_free import Pool
-from genfed.learn.ensemble import Ensemble
-from genfed.learn.fit import scaled
+from genfed.core.task import Task
+from genfed.experiment import run as runs
+from genfed.experiment.checkpoint import read_checkpoint
+from genfed.methods.bases.data_free import Pool
 from genfed.methods.co_boosting import CoBoosting
+from genfed.training.ensemble import Ensemble
+from genfed.training.pixels import scaled
 from tests.conftest import TINY, start, tiny
 
 TASK = Task("image", (1, 8, 8), ("a", "b", "c"))
@@ -30,7 +31,7 @@ def _no_page(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def server() -> Server:
     def new_network(name: str, rng: torch.Generator) -> nn.Module:
-        return registry.new_network(name, TASK, rng)
+        return architectures.new_network(name, TASK, rng)
 
     return Server(TASK, (), 0, stream(0), 0, torch.device("cpu"), "float32", new_network)
 

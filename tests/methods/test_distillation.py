@@ -10,22 +10,24 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import genfed.app.run as runs
-from genfed.app.config import read
-from genfed.app.trial import Checkpoint, read_checkpoint
+from genfed.config.reader import read
 from genfed.core.aggregate import ClientInfo
+from genfed.core.client import Client, Server
 from genfed.core.errors import GenfedError
-from genfed.core.method import Client, Data, Reduced, Server, Task
+from genfed.core.phase import Reduced
 from genfed.core.record import load
 from genfed.core.rng import stream
-from genfed.learn import distil
-from genfed.learn.averaging import Classifiers
-from genfed.learn.lowrank import Factored
-from genfed.learn.weights import Model
+from genfed.core.task import Data, Task
+from genfed.experiment import run as runs
+from genfed.experiment.checkpoint import Checkpoint, read_checkpoint
 from genfed.methods import avgkd, fedkd
+from genfed.methods.bases.averaging import Classifiers
 from genfed.methods.feddf import FedDF
 from genfed.methods.fedkd import FedKD
 from genfed.methods.fml import FML
+from genfed.training import distillation
+from genfed.training.low_rank import Factored
+from genfed.training.weights import Model
 from tests.conftest import left_by, start, tiny
 
 CPU = torch.device("cpu")
@@ -266,7 +268,7 @@ def test_the_energy_of_fedkd_rises_to_its_end() -> None:
 
 def test_with_all_energy_the_mentee_is_the_mean_of_the_clients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[int, dict[str, Tensor]]] = []
-    train_pair = distil.train_pair
+    train_pair = distillation.train_pair
 
     def watch(mentor: nn.Module, mentee: nn.Module, client: Client, training: Any, loss: Any) -> float:
         told = train_pair(mentor, mentee, client, training, loss)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from genfed.core.errors import GenfedError
-from genfed.core.method import Task
+from genfed.core.task import Task
 from tests.conftest import TINY, TINY_GENERATORS, start, tiny
 
 

@@ -11,24 +11,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-import genfed.app.run as runs
-from genfed.app import registry
-from genfed.app.config import read
-from genfed.app.trial import read_checkpoint
+from genfed.config import architectures
+from genfed.config.reader import read
 from genfed.core.aggregate import ClientInfo
+from genfed.core.client import Server
 from genfed.core.errors import GenfedError
-from genfed.core.method import Reduced, Server, Task, Weights
+from genfed.core.phase import Reduced
 from genfed.core.record import load
 from genfed.core.rng import stream
+from genfed.core.task import Task, Weights
+from genfed.experiment import run as runs
+from genfed.experiment.checkpoint import read_checkpoint
 from genfed.generators.cvae import CVAE
-from genfed.generators.decoders import decoder_of, in_proportion
-from genfed.generators.noise import NoiseToImage
-from genfed.learn.weights import Model, weights_of
+from genfed.generators.noise_to_image import NoiseToImage
+from genfed.methods.bases.decoder_upload import decoder_of, in_proportion
 from genfed.methods.dense import DENSE, boundary_support
 from genfed.methods.fedcvae_ens import FedCVAEEns
 from genfed.methods.fedcvae_ens import State as Ensemble
 from genfed.methods.fedcvae_kd import FedCVAEKD
 from genfed.methods.fedcvae_kd import State as Distilled
+from genfed.training.weights import Model, weights_of
 from tests.conftest import TINY, start, tiny
 
 TASK = Task("image", (1, 8, 8), ("a", "b", "c"))
@@ -40,11 +42,11 @@ def _no_page(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "page", lambda *given: "")
 
 
-def server(number: int = 0, task: Task = TASK, architectures: tuple[str, ...] = ("linear",)) -> Server:
+def server(number: int = 0, task: Task = TASK, names: tuple[str, ...] = ("linear",)) -> Server:
     def new_network(name: str, rng: torch.Generator) -> nn.Module:
-        return registry.new_network(name, task, rng)
+        return architectures.new_network(name, task, rng)
 
-    clients = tuple(ClientInfo(i, name, 1) for i, name in enumerate(architectures))
+    clients = tuple(ClientInfo(i, name, 1) for i, name in enumerate(names))
     return Server(task, clients, number, stream(0, number), 0, torch.device("cpu"), "float32", new_network)
 
 

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 import torch
 
-from genfed.app.config import read
-from genfed.app.federation import share_out
-from genfed.app.run import load_data
-from genfed.app.site import trial_folder
-from genfed.app.trial import new_server, read_checkpoint
-from genfed.core.method import Reduced
+from genfed.config.reader import read
+from genfed.core.phase import Reduced
+from genfed.experiment.checkpoint import read_checkpoint
+from genfed.experiment.inputs import load_data
+from genfed.experiment.partitioning import share_out
+from genfed.experiment.trial import new_server, trial_folder
 from tests.conftest import left_by, start, tiny
 
 

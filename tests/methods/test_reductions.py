@@ -7,17 +7,18 @@ from typing import Any
 import pytest
 import torch
 
-import genfed.app.run as runs
-from genfed.app.config import read
-from genfed.app.trial import Checkpoint, read_checkpoint
-from genfed.core.method import Client, Data
+from genfed.config.reader import read
+from genfed.core.client import Client
 from genfed.core.record import load
-from genfed.generators import federated
+from genfed.core.task import Data
+from genfed.experiment import run as runs
+from genfed.experiment.checkpoint import Checkpoint, read_checkpoint
 from genfed.generators.cvae import CVAENetwork
-from genfed.learn import fit, training
-from genfed.learn.weights import Model
 from genfed.methods import gefl
+from genfed.methods.bases import federated_generator
 from genfed.methods.gefl import GeFL
+from genfed.training import classifier, fit
+from genfed.training.weights import Model
 from tests.conftest import TINY, TINY_GENERATORS, left_by, start, tiny
 
 
@@ -102,7 +103,7 @@ def test_the_global_generator_is_the_plain_mean_of_the_clients(tmp_path: Path, m
     train = GeFL.train_generator
 
     @functools.wraps(train)
-    def watched(self: GeFL, client: Client, sent: federated.ToTrain) -> Any:
+    def watched(self: GeFL, client: Client, sent: federated_generator.ToTrain) -> Any:
         reply = train(self, client, sent)
         uploads.append(reply.upload.generator)
         return reply
@@ -130,7 +131,7 @@ def test_what_stays_at_home_goes_on_from_round_to_round(tmp_path: Path, monkeypa
         begun.append({k: v.clone() for k, v in network.state_dict().items() if not network.travels(k)})
         return fit.fit(players, *args, **options)
 
-    monkeypatch.setattr(federated, "fit", watched)
+    monkeypatch.setattr(federated_generator, "fit", watched)
     up = []
     for keep in (False, True):
         begun.clear()
@@ -143,7 +144,9 @@ def test_what_stays_at_home_goes_on_from_round_to_round(tmp_path: Path, monkeypa
     assert len(begun) == 2 * 4
     for client in range(4):
         folder = tmp_path / "True" / "trials" / "gefl" / "seed-0" / "clients" / str(client)
-        left, at_the_end = (load(federated.AtHome, folder / f"generator.{step}.safetensors").weights for step in (0, 1))
+        left, at_the_end = (
+            load(federated_generator.AtHome, folder / f"generator.{step}.safetensors").weights for step in (0, 1)
+        )
         assert same(begun[4 + client], left)
         assert not same(left, begun[client])
         assert not same(left, at_the_end)
@@ -175,7 +178,7 @@ def test_generator_rounds_know_how_far_they_are(tmp_path: Path, monkeypatch: pyt
         self.asked = progress
         return 1 - progress
 
-    monkeypatch.setattr(federated, "fit", watched)
+    monkeypatch.setattr(federated_generator, "fit", watched)
     monkeypatch.setattr(CVAENetwork, "pace", pace)
     method = tiny("gefl")["method"]["gefl"] | {"interleaved": 2}
     start(tiny("gefl", method={"gefl": method}), tmp_path / "gefl")
@@ -188,7 +191,7 @@ def test_generator_rounds_know_how_far_they_are(tmp_path: Path, monkeypatch: pyt
 def test_steps_on_generated_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """T_s · max(1, ⌊n / B⌋) steps of B examples, y over all classes, before the real ones; n = 20, B = 8, T_s = 3."""
     seen: list[tuple[int, int | None]] = []
-    learn = training.train
+    learn = classifier.train
 
     def watched(
         network: Any, client: Client, how: Any, *, data: Data | None = None, epochs: Any = None, **options: Any
@@ -200,7 +203,7 @@ def test_steps_on_generated_examples(tmp_path: Path, monkeypatch: pytest.MonkeyP
             assert float(data.x.abs().max()) <= 1, "real and generated examples are on one scale"
         return learn(network, client, how, data=data, epochs=epochs, **options)
 
-    for module in (gefl, federated):
+    for module in (gefl, federated_generator):
         monkeypatch.setattr(module, "train", watched)
     method = tiny("gefl")["method"]["gefl"] | {"synthetic_epochs": 3, "rounds": 1}
     start(tiny("gefl", method={"gefl": method}), tmp_path / "run")

@@ -10,19 +10,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import genfed.app.run as runs
 from genfed.core.aggregate import ClientInfo, Fold, Mean
-from genfed.core.method import Client, Data, Method, Nothing, Reduced, Server, Task, leaves
+from genfed.core.client import Client, Server
+from genfed.core.method import Method
+from genfed.core.phase import Nothing, Reduced, leaves
 from genfed.core.rng import seeded, stream
-from genfed.engines.site import KeptOnDisk
-from genfed.generators.representation import RepresentationGenerator, diversity, ensemble
-from genfed.learn.headed import ByRepresentation, ClassSums, Headed
-from genfed.learn.split import Network, joined, parts
-from genfed.learn.training import Training, train
-from genfed.learn.weights import load_weights, weights_of
+from genfed.core.task import Data, Task
+from genfed.engines.client_storage import KeptOnDisk
+from genfed.experiment import run as runs
+from genfed.generators.representation_generator import RepresentationGenerator, diversity, ensemble
+from genfed.methods.bases.representation import ByRepresentation, ClassSums, Headed
 from genfed.methods.fedgen import All, FedGen, State
 from genfed.methods.fedgh import FedGH, Header
 from genfed.methods.fedproto import FedProto, Prototypes
+from genfed.training.classifier import Training, train
+from genfed.training.split_network import Network, joined, parts
+from genfed.training.weights import load_weights, weights_of
 from tests.conftest import left_by, start, tiny
 
 TASK = Task("table", (3,), ("a", "b", "c"))

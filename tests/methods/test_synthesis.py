@@ -11,27 +11,29 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-import genfed.app.run as runs
-import genfed.foundation.directory as directory
-import genfed.foundation.settings as foundation_settings
-from genfed.app import registry
-from genfed.app.config import read
-from genfed.app.trial import read_checkpoint
+from genfed.config import architectures
+from genfed.config.reader import read
 from genfed.core.aggregate import ClientInfo
+from genfed.core.client import Client, Server
 from genfed.core.errors import GenfedError
-from genfed.core.method import Client, Data, Nothing, Server, Task, Weights
+from genfed.core.phase import Nothing
 from genfed.core.record import load, pack
 from genfed.core.rng import stream
 from genfed.core.store import FolderStore
-from genfed.foundation.oneshot import networks_of
-from genfed.learn.synthetic import NOBODY, Made
-from genfed.learn.training import Training, train
-from genfed.learn.weights import Model, weights_of
+from genfed.core.task import Data, Task, Weights
+from genfed.experiment import run as runs
+from genfed.experiment.checkpoint import read_checkpoint
+from genfed.foundation import loading
+from genfed.foundation import settings as foundation_settings
+from genfed.methods.bases.server_synthesis import networks_of
 from genfed.methods.ensemble import Ensemble, Models
 from genfed.methods.ensemble import Mean as Answers
 from genfed.methods.feddeo import FedDEO
 from genfed.methods.fgl import FGL
 from genfed.methods.oscar import OSCAR
+from genfed.training.classifier import Training, train
+from genfed.training.synthetic_dataset import NOBODY, Made
+from genfed.training.weights import Model, weights_of
 from tests.conftest import SYNTHESIS, TINY, left_by, start, tiny, tiny_foundation
 from tests.foundation import toys
 
@@ -66,7 +68,7 @@ def finished(out: Path, label: str) -> Any:
 
 def server(task: Task = TASK, store: FolderStore | None = None) -> Server:
     def new_network(name: str, rng: torch.Generator) -> nn.Module:
-        return registry.new_network(name, task, rng)
+        return architectures.new_network(name, task, rng)
 
     clients = (ClientInfo(0, "linear", 1),)
     made = Server(task, clients, 0, stream(0), 0, CPU, "float32", new_network)
@@ -154,14 +156,14 @@ def test_who_asked_for_what(alike: Path) -> None:
 
 def test_clients_with_an_architecture_of_their_own_learn_as_students_do(tmp_path: Path) -> None:
     """From the initial weights of their architecture, on the server's set, by its settings; it has no student."""
-    own = "tests.app.toys:Linear"
+    own = "tests.toys:Linear"
     given = table(learning_rounds=2) | {"foundation": sampled()}
     start(tiny("fgl", method={"fgl": given}, federation={"clients": 2, "architectures": [own]}), tmp_path / "run")
     state, learning = finished(tmp_path / "run", "fgl"), Training(epochs=1, batch_size=8)
     assert (state.students, state.personal) == ({}, (own,))
     task, rng = Task("image", (1, 8, 8), tuple("0123456789")), stream(0, "learn_own", 0, 1)
-    network = registry.new_network(own, task, rng)
-    network.load_state_dict(registry.new_network(own, task, stream(0, "common", "classifier", own)).state_dict())
+    network = architectures.new_network(own, task, rng)
+    network.load_state_dict(architectures.new_network(own, task, stream(0, "common", "classifier", own)).state_dict())
     for _ in range(2):
         train(network, replace(server(task), rng=rng), learning, data=images_of(tmp_path / "run", "fgl").data)
     (kept,) = (tmp_path / "run" / "trials" / "fgl" / "seed-0" / "clients" / "1").glob("model.*")
@@ -314,7 +316,7 @@ def test_words_are_chosen_for_each_example(monkeypatch: pytest.MonkeyPatch) -> N
         asked.append((tuple(images.shape), words))
         return chosen[0 if " a " in words[0] else 2]
 
-    monkeypatch.setattr("genfed.foundation.prompted.likeliest", likeliest)
+    monkeypatch.setattr("genfed.methods.bases.prompt_upload.likeliest", likeliest)
     fgl, oscar = settings(FGL, **given), settings(OSCAR, **given)
     told = fgl.tell(client([2, 0, 2, 0, 2]), Nothing()).upload
     assert asked == [((2, 1, 8, 8), texts["a"]), ((3, 1, 8, 8), texts["c"])]
@@ -497,7 +499,7 @@ def test_bad_settings_are_refused_before_training(what: str, tmp_path: Path) -> 
 def test_a_missing_extra_is_said_before_training(label: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny(label)
     foundation_settings._opened.cache_clear()
-    monkeypatch.setattr(directory, "library", directory.library.__wrapped__)
+    monkeypatch.setattr(loading, "library", loading.library.__wrapped__)
     monkeypatch.setitem(sys.modules, "diffusers", None)
     with pytest.raises(GenfedError, match=r'needs the extra "foundation" .*: pip install'):
         start(config, tmp_path / "run")

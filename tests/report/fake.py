@@ -4,7 +4,8 @@ import math
 import random
 from typing import Any
 
-from genfed.report.results import Environment, Published, Report, summarise
+from genfed.report.results import Environment, Published, Report
+from genfed.report.summarise import summarise
 
 CLASSES = tuple(f"digit {k}" for k in range(10))
 PLANS = {  # label -> phases with their rounds, bytes up and down in a round

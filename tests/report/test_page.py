@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 from genfed.core.errors import GenfedError
-from genfed.report.page import Grid, SetGrid, compare_page, headlines, page
+from genfed.report.images import Grid, SetGrid
+from genfed.report.page import compare_page, headlines, page
 from genfed.report.results import ClientScore, OwnScore, PhaseCost, Point, Published, Report, Trial
 from tests.report.fake import fake_report
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from genfed.core.errors import GenfedError
-from genfed.report.results import ClientScore, OwnScore, PhaseCost, Point, Row, from_json, summarise, to_json
+from genfed.report.results import ClientScore, OwnScore, PhaseCost, Point, Row, from_json, to_json
+from genfed.report.summarise import summarise
 from tests.report.fake import fake_report, quality_row
 
 

@@ -1,1 +1,0 @@
-"""Configuration, the registry, the run loop and the command line."""

@@ -1,0 +1,1 @@
+"""Uses a finished run: trained models, samples, predictions, audits."""

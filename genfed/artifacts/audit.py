@@ -1,0 +1,108 @@
+"""`genfed audit`: attacks on the trials of a run that has finished, and its report with what came of them."""
+
+import fcntl
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from genfed.audits.findings import Audits, Shared
+from genfed.config import registry
+from genfed.config.reader import read, read_table
+from genfed.config.settings import Config
+from genfed.core.errors import GenfedError
+from genfed.data.dataset import Dataset
+from genfed.engines.client_runner import threads
+from genfed.experiment import checks, partitioning, sample_grids
+from genfed.experiment.auditing import Notify, attack, shared_by
+from genfed.experiment.checkpoint import read_checkpoint
+from genfed.experiment.inputs import fingerprint, load_data, load_public
+from genfed.experiment.trial import Trial, new_trial
+from genfed.privacy.example_level import protection_of, spent_in
+from genfed.report.images import Grid, SetGrid
+from genfed.report.page import page
+from genfed.report.privacy_section import NOTHING, read_audits
+from genfed.report.results import from_json
+
+
+def audit_run(
+    run: Path,
+    audits: Sequence[str] = (),
+    overrides: Iterable[str] = (),
+    method: str | None = None,
+    seed: int | None = None,
+    notify: Notify = lambda line: None,
+) -> Audits:
+    """Makes audits of a run's trials, writes audits.json and report.html anew, and returns all that were made so far.
+
+    Args:
+        run: the folder of a run.
+        audits: names, or labels of the run's tables [audit.WORD]; empty: the config's, else all that train
+            nothing anew.
+        overrides: "audit.NAME.setting=value".
+        method: a label; None: every method of the run.
+        seed: None: the run's first.
+        notify: told what is going on.
+
+    Raises:
+        GenfedError: no finished run, no such audit, method or seed, or data that are others than they were.
+    """
+    if not (run / "report.json").exists():
+        raise GenfedError(f"{run} has no report.json: it is no run, or has not finished")
+    config = _config(run, audits, overrides)
+    labels = config.labels if method is None else (method,)
+    if method is not None and method not in config.labels:
+        raise GenfedError(registry.unknown(method, config.labels, f"{run} has no method"))
+    seed = config.seeds[0] if seed is None else seed
+    if seed not in config.seeds:
+        raise GenfedError(f"{run} has no seed {seed} (there are: {', '.join(map(str, config.seeds))})")
+    dataset = load_data(config)
+    with (run / ".lock").open("w") as lock, threads(config.compute.threads):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise GenfedError(f"{run} is being written by another process; wait for it") from None
+        for label in labels:
+            attack(config, _trial(config, run, dataset, label, seed), config.audits, run, notify)
+        pictures: dict[str, Grid | SetGrid] = {}
+        sent: list[Shared] = []
+        for label in config.labels:
+            trial = _trial(config, run, dataset, label, config.seeds[0])
+            sent += shared_by(trial, protection_of(trial, spent_in(trial)))
+            if at := read_checkpoint(trial.method, trial.folder):
+                shards = partitioning.share_out(config, dataset, trial.seed)
+                if picture := sample_grids.picture(label, trial, at.state, shards):
+                    pictures[label] = picture
+        found = read_audits(run) or NOTHING
+        report = from_json((run / "report.json").read_text("utf-8"), str(run / "report.json"))
+        shown = replace(found, shared=tuple(sent))
+        (run / "report.html").write_text(page(report, pictures, shown), "utf-8")
+    return found
+
+
+def _config(run: Path, audits: Sequence[str], overrides: Iterable[str]) -> Config:
+    """The run's, with these audits."""
+    changes = list(overrides)
+    if other := [change for change in changes if not change.strip().startswith("audit.")]:
+        raise GenfedError(f"--set {other[0]!r}: of a finished run only audit.NAME.setting can be set")
+    table = read_table(run, changes)
+    names = tuple(audits) or tuple(table.get("audits", ()))
+    if not names:
+        known = registry.catalogue(registry.AUDITS)
+        names = tuple(sorted(name for name, cls in known.items() if not cls.retrains))
+    return read(table | {"audits": names})
+
+
+def _trial(config: Config, run: Path, dataset: Dataset, label: str, seed: int) -> Trial:
+    public = load_public(config, dataset.task)
+    shards = partitioning.share_out(config, dataset, seed)
+    trial = replace(new_trial(config, run, label, seed, shards, fingerprint(shards, public)), public=public)
+    at = read_checkpoint(trial.method, trial.folder)
+    if at is None:
+        raise GenfedError(f"{run}: {label} with seed {seed} has no checkpoint to audit")
+    if at.trial != trial.identity:
+        raise GenfedError(f"{run}: its data are others than they were, or its settings; an audit needs the same")
+    try:
+        checks.check_device(config.compute.device)
+    except GenfedError:  # it was trained on another machine
+        return replace(trial, compute=replace(config.compute, device="cpu"))
+    return trial

@@ -1,0 +1,85 @@
+"""The classes of new examples, by a classifier that a run trained."""
+
+import csv
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from torch import nn
+
+from genfed.artifacts.export import encoder_of, find, load_model, read_about
+from genfed.artifacts.trained_model import Trained
+from genfed.config.reader import read_source
+from genfed.core.errors import GenfedError
+from genfed.core.task import Task
+from genfed.data.dataset import Examples, Source
+from genfed.data.features import Encoder
+from genfed.training.evaluation import predicted
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A classifier, and how the examples that it takes are read."""
+
+    network: nn.Module
+    task: Task
+    precision: Literal["float32", "bfloat16"]
+    source: Source
+    encoder: Encoder | None
+    trained: Trained | None
+    """Whence it is; None: an exported folder."""
+
+    def rows(self, path: str) -> Iterator[list[object]]:
+        """A head, then for every example its name, its class and the probability of each class."""
+        for i, piece in enumerate(self.source.read(path, self.task, self.encoder)):
+            if i == 0:
+                yield [piece.column, "label", *(f"p_{name}" for name in self.task.classes)]
+            yield from self._classified(piece)
+
+    def _classified(self, piece: Examples) -> list[list[object]]:
+        scores = predicted(self.network, piece.x, self.precision)
+        best, chances = scores.argmax(1).tolist(), scores.softmax(1).tolist()
+        return [
+            [name, self.task.classes[c], *(f"{p:.6g}" for p in chance)]
+            for name, c, chance in zip(piece.names, best, chances, strict=True)
+        ]
+
+
+def predictor(run: Path, method: str | None, seed: int | None, client: int | None) -> Predictor:
+    """The classifier of a client of a run (None: of the first one), or of the folder that `genfed export` wrote.
+
+    Raises:
+        GenfedError: no such run, trial or client; several methods, and none is named; damaged files.
+    """
+    if (run / "model.json").is_file():
+        if (method, seed, client) != (None, None, None):
+            raise GenfedError(f"{run} holds one model: leave out --method, --seed and --client")
+        about, (network, task) = read_about(run), load_model(run)
+        return Predictor(network, task, about.precision, read_source(about.data), about.encoder, None)
+    found = find(run, method, seed, 0 if client is None else client)
+    config = found.chosen.config
+    return Predictor(found.network, found.chosen.at.task, config.compute.precision, config.data, encoder_of(run), found)
+
+
+def write_predictions(model: Predictor, inputs: str, out: Path) -> int:
+    """Classifies what `inputs` holds into a CSV file and returns the number of examples.
+
+    Raises:
+        GenfedError: `out` exists, or the examples cannot be read or do not fit.
+    """
+    if out.exists():
+        raise GenfedError(f"{out} exists already; give another --out")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part, n = out.with_name(f".{out.name}.part"), -1
+    try:
+        # a file's name may hold bytes that are not text
+        with part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+            table = csv.writer(file, lineterminator="\n")
+            for row in model.rows(inputs):
+                table.writerow(row)
+                n += 1
+        part.replace(out)
+    finally:
+        part.unlink(missing_ok=True)
+    return n

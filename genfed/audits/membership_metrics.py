@@ -1,0 +1,85 @@
+"""How well scores tell members from non-members: AUC and true-positive rates at low false-positive rates, with
+stratified bootstrap intervals (members and non-members drawn anew, each as many as there are; 2.5 and 97.5 %).
+
+Low false-positive rates are what counts: Carlini, Chien, Nasr, Song, Terzis, Tramèr, Membership Inference Attacks From
+First Principles, arXiv 2112.03570.
+"""
+
+import torch
+from torch import Tensor
+
+from genfed.audits.audit import NotPossible
+from genfed.audits.findings import Estimate
+
+AUC = "AUC"
+RATES = {"TPR at 0.1 % FPR": 0.001, "TPR at 1 % FPR": 0.01}
+DRAWS = 1000
+"""Of the bootstrap."""
+_AT_ONCE = 20_000_000
+"""Numbers of the bootstrap that are held at once."""
+
+
+def membership(members: Tensor, others: Tensor, rng: torch.Generator, draws: int = DRAWS) -> dict[str, Estimate]:
+    """By name, of scores [n] that are higher for members: AUC, and the share of members that score above all but that
+    share of the others. A rate below one over the number of non-members cannot be read.
+
+    Raises:
+        NotPossible: scores that are not finite.
+    """
+    _check(members, others)
+    scores, place = torch.unique(torch.cat([members, others]).double(), return_inverse=True)
+    parts = (place[: len(members)], place[len(members) :])
+    counted = [torch.bincount(part, minlength=len(scores))[None].double() for part in parts]
+    exact = _numbers(*counted)
+    drawn: list[Tensor] = []
+    at_once = max(1, min(draws, _AT_ONCE // len(scores)))
+    for start in range(0, draws, at_once):
+        count = min(at_once, draws - start)
+        drawn.append(_numbers(*(_redrawn(part, len(scores), count, rng) for part in parts)))
+    low, high = torch.quantile(torch.cat(drawn, 1), torch.tensor([0.025, 0.975], dtype=torch.float64), 1)
+    found = {}
+    for i, (name, rate) in enumerate({AUC: 1.0, **RATES}.items()):
+        few = f"{len(others)} non-members are too few: it takes {round(1 / rate)}" if len(others) * rate < 1 else ""
+        found[name] = Estimate(float(exact[i, 0]), float(low[i]), float(high[i]), few)
+    return found
+
+
+def mean(values: Tensor, rng: torch.Generator, draws: int = DRAWS, less: Tensor | None = None) -> Estimate:
+    """Of values [n], with the bootstrap interval of their mean; `less` [m]: of values whose mean is taken off.
+
+    Raises:
+        NotPossible: values that are not finite.
+    """
+    parts = [values.double(), (torch.zeros(1) if less is None else less).double()]
+    _check(*parts)
+    means = [
+        torch.stack([part[torch.randint(len(part), part.shape, generator=rng)].mean() for _ in range(draws)])
+        for part in parts
+    ]
+    low, high = torch.quantile(means[0] - means[1], torch.tensor([0.025, 0.975], dtype=torch.float64))
+    return Estimate(float(parts[0].mean() - parts[1].mean()), float(low), float(high))
+
+
+def _check(*values: Tensor) -> None:
+    if not all(bool(part.isfinite().all()) for part in values):
+        raise NotPossible("there are scores that are not finite: what was trained has diverged")
+
+
+def _redrawn(place: Tensor, bins: int, draws: int, rng: torch.Generator) -> Tensor:
+    """How often each score stands in each of some bootstrap samples, [draws, bins]."""
+    chosen = place[torch.randint(len(place), (draws, len(place)), generator=rng)]
+    counts = torch.zeros(draws, bins, dtype=torch.float64)
+    return counts.scatter_add_(1, chosen, torch.ones(chosen.shape, dtype=torch.float64))
+
+
+def _numbers(members: Tensor, others: Tensor) -> Tensor:
+    """AUC and rates [1 + rates, b] of counts by rising score, each [b, bins]."""
+    n = others.sum(1)
+    below = others.cumsum(1) - others
+    area = (members * (below + others / 2)).sum(1)
+    found = [area / (members.sum(1) * n)]
+    above = others.flip(1).cumsum(1).flip(1)  # non-members with that score or a higher one
+    for rate in RATES.values():
+        allowed = torch.floor(rate * n + 1e-9)
+        found.append((members * (above <= allowed[:, None])).sum(1) / members.sum(1))
+    return torch.stack(found)

@@ -1,0 +1,1 @@
+"""A federation across machines: the server, sites, certificates, Flower's programs."""

@@ -1,0 +1,140 @@
+"""Whether sites agree with one another and with the run, and what they come to together."""
+
+import contextlib
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter
+from torch import Tensor
+
+from genfed.config.settings import Config
+from genfed.core.aggregate import ClientInfo
+from genfed.core.client import Server
+from genfed.core.errors import GenfedError
+from genfed.core.method import Method
+from genfed.core.phase import leaves
+from genfed.core.record import pack
+from genfed.core.task import Task
+from genfed.deployment.roster import Hello
+from genfed.experiment.trial import new_server
+
+PROCESS = 500 * 2**20
+"""Bytes of a site's process before it does anything: torch and Flower, as measured."""
+
+
+def trouble(config: Config, hellos: Sequence[Hello]) -> list[str]:
+    """Why a run would be refused."""
+    if not hellos:
+        return ["no site is there"]
+    lines = [*differing_labels(hellos)]
+    if len(hellos) < config.federation.clients:
+        lines.insert(0, f"{len(hellos)} of {config.federation.clients} sites are there")
+    shapes: dict[str, list[str]] = {}
+    for hello in hellos:
+        shapes.setdefault(f"{hello.kind} examples of shape {hello.shape}", []).append(hello.name)
+    if len(shapes) > 1:
+        lines.append(
+            "examples differ: " + ", ".join(f"{', '.join(names)} has {what}" for what, names in shapes.items())
+        )
+    few = min(hellos, key=lambda hello: hello.examples)
+    for label, method in config.method.items():
+        if few.examples < method.minimum_examples:
+            lines.append(
+                f"{label} needs {method.minimum_examples} examples at every client, and {few.name} has {few.examples}"
+            )
+        if method.needs_architectures and (own := [hello for hello in hellos if hello.info(0).personal]):
+            lines.append(
+                f"{label} has others than its site run each architecture, and {own[0].architecture} is known to site "
+                f"{own[0].name} alone: use one of the zoo, or gefl, gefl_f or fgl"
+            )
+        if method.needs_public and config.public is None:
+            lines.append(f"{label} needs public examples: name a data source in the table [public]")
+    return lines
+
+
+def tight_memory(
+    config: Config, task: Task, infos: tuple[ClientInfo, ...], public: Tensor | None, hellos: Sequence[Hello]
+) -> list[str]:
+    """A line for each site and method with a phase that needs more memory than is free: at least a process, what is
+    sent, as much again for its gradients and twice for an optimiser's moments, and the examples.
+    """
+    example = torch.Size(task.shape).numel() * 4
+    lines = []
+    for label, method in config.method.items():
+        server = new_server(task, infos, config.compute, config.seeds[-1], 0, "init", public=public)
+        state = _begun(label, method, server, hellos)
+        for info, hello in zip(infos, hellos, strict=True):
+            sizes = {}
+            for phase in leaves(method.phases()):
+                if phase.work is not None and phase.send is not None:
+                    with contextlib.suppress(Exception):  # it sends what an earlier phase has yet to make
+                        sizes[phase.name] = pack(phase.send(server, state, info)).nbytes
+            largest = max(sizes, key=lambda name: sizes[name], default="")
+            need = PROCESS + 4 * sizes.get(largest, 0) + example * (hello.examples + hello.held_out)
+            if 0 < hello.memory < need:
+                lines.append(
+                    f"{hello.name} has {hello.memory / 2**30:.1f} GiB of memory free, and phase {largest} of {label} "
+                    f"needs {need / 2**30:.1f} GiB or more"
+                )
+    return lines
+
+
+def _begun(label: str, method: Method[Any], server: Server, hellos: Sequence[Hello]) -> Any:
+    """The state before the first round.
+
+    Raises:
+        GenfedError: the method refuses, in a line that names it, and the site whose own architecture is the reason.
+    """
+    try:
+        return method.init(server)
+    except GenfedError as error:
+        own = [h for h in hellos if h.info(0).personal and h.architecture in str(error)]
+        raise GenfedError(f"{label}: {error}" + (f" (site {own[0].name})" if own else "")) from None
+
+
+def differing_labels(hellos: Sequence[Hello]) -> list[str]:
+    """A line for all the ways in which label sets differ; empty: they do not."""
+    sets = Counter(hello.classes for hello in hellos)
+    if len(sets) == 1:
+        return []
+    if len({frozenset(classes) for classes in sets}) == 1:
+        return ["the sites name the same classes in different orders: give all the same list `classes` in SITE.toml"]
+    everywhere = set.intersection(*(set(hello.classes) for hello in hellos))
+    anywhere = set.union(*(set(hello.classes) for hello in hellos))
+    if not everywhere:
+        return ["label sets do not overlap: " + "; ".join(f"{h.name} has {_listed(h.classes)}" for h in hellos)]
+    parts = []
+    for hello in hellos:
+        others = Counter(name for other in hellos if other is not hello for name in other.classes)
+        lacks = sorted(anywhere - set(hello.classes))
+        alone = sorted(name for name in hello.classes if not others[name])
+        if lacks and alone and len(lacks) >= len(alone):
+            near = ", ".join(f"{name!r}" for name in alone)
+            parts.append(f"{hello.name} alone has {near} (renamed?) and lacks {_listed(lacks)}")
+        elif lacks:
+            parts.append(f"{hello.name} lacks {_listed(lacks)}")
+        elif alone:
+            parts.append(f"{hello.name} alone has {_listed(alone)}")
+    return [
+        "label sets differ: "
+        + "; ".join(parts)
+        + "; a site without examples of a class names all of them in `classes` of its SITE.toml"
+    ]
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(repr(name) for name in names[:8])
+    return shown + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+
+
+def task_of(hellos: Sequence[Hello]) -> Task:
+    """What is learned, once all agree."""
+    first = hellos[0]
+    return TypeAdapter(Task).validate_python({"kind": first.kind, "shape": first.shape, "classes": first.classes})
+
+
+def infos_of(hellos: Sequence[Hello]) -> tuple[ClientInfo, ...]:
+    """The sites as clients, numbered in the order of their names."""
+    return tuple(hello.info(i) for i, hello in enumerate(hellos))

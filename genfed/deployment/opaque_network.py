@@ -1,0 +1,80 @@
+"""Architectures that only a site knows, as the server has them: weights without a forward."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from genfed.config import architectures
+from genfed.core.errors import GenfedError
+from genfed.core.record import digest, pack, unpack
+from genfed.core.task import Task
+from genfed.deployment.roster import Hello, Roll
+from genfed.training.weights import Model
+
+
+class Stranger(nn.Module):
+    """A network of which the server knows the weights and not what it computes. If all lie under `extractor` and
+    `header`, it has these two parts, so that its extractor can be averaged.
+    """
+
+    def __init__(self, architecture: str, weights: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self._name, self._weights = architecture, dict(weights)
+        if {key.partition(".")[0] for key in weights} == {"extractor", "header"}:
+            for part in ("extractor", "header"):
+                under = {k.partition(".")[2]: v for k, v in weights.items() if k.startswith(f"{part}.")}
+                self._modules[part] = Stranger(architecture, under)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
+        """Its weights."""
+        return dict(self._weights)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Nobody has a use for it that does not end in its forward."""
+        raise self._refusal()
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            raise self._refusal() from None
+
+    def forward(self, *args: Any) -> Any:
+        raise self._refusal()
+
+    def _refusal(self) -> GenfedError:
+        return GenfedError(f"it must run {self._name}, which its site alone knows: use one of the zoo, or gefl")
+
+
+def strangers_of(roll: Roll, hellos: Sequence[Hello], task: Task, seed: int) -> dict[str, dict[str, Tensor]]:
+    """Initial weights of architectures that this server cannot know, asked from their sites.
+
+    Raises:
+        GenfedError: an architecture that is not in the zoo, or one name for two.
+    """
+    found: dict[str, tuple[str, dict[str, Tensor]]] = {}
+    for hello in hellos:
+        name = hello.architecture
+        if not hello.info(0).personal:
+            architectures.new_network(name, task, torch.Generator())  # refuses what the zoo does not have
+            continue
+        weights = unpack(Model, roll.ask(hello.name, {"ask": "initial", "seed": seed})[1]).classifier
+        if name in found and digest(pack(Model(found[name][1]))) != digest(pack(Model(weights))):
+            raise GenfedError(
+                f"sites {found[name][0]} and {hello.name} both name {name}, and theirs differ: rename one"
+            )
+        found[name] = hello.name, weights
+    return {name: weights for name, (_, weights) in found.items()}
+
+
+def lend(strangers: Mapping[str, dict[str, Tensor]]) -> None:
+    """Has the registry make each of them, from its weights, where its name is asked for."""
+    for name, weights in strangers.items():
+        architectures.lend(name, functools.partial(_stranger, name, weights))
+
+
+def _stranger(name: str, weights: dict[str, Tensor], task: Task) -> nn.Module:
+    return Stranger(name, weights)

@@ -1,0 +1,79 @@
+"""TODO"""
+
+import contextlib
+import hashlib
+from dataclasses import dataclass, replace
+
+import torch
+
+from genfed._version import __version__
+from genfed.core.errors import GenfedError, RecordError
+from genfed.core.record import load, save
+from genfed.core.task import Data, Task
+from genfed.deployment.site_settings import Here
+from genfed.experiment import checks
+from genfed.experiment.inputs import PATHS, load_source
+
+DATA = "data.safetensors"
+"""In a site's folder: the data as tensors."""
+
+
+@dataclass(frozen=True)
+class Holding:
+    """A site's data."""
+
+    task: Task
+    train: Data
+    held_out: Data
+    source: str
+    """Names what they were made of (`source_of`)."""
+
+
+def take_stock(site: Here) -> Holding:
+    """Reads the site's data, checks that its model fits them, and keeps them as tensors for the work to map. The model
+    and each file are looked at now; what is kept is used until `source_of` says otherwise.
+
+    Raises:
+        GenfedError: data that cannot be read, or a model that does not fit them.
+    """
+    config = site.config
+    checks.check_device(config.device)
+    source = source_of(site)  # before it is read: a change while it is read is seen the next time
+    dataset = load_source(config.data, str(site.root))
+    task, train = dataset.task, dataset.train
+    held_out = dataset.test if config.part == "test" else dataset.validation
+    if not len(held_out):
+        raise GenfedError(f"part = {config.part!r}: the data have no such part to score on")
+    if config.classes is not None:
+        if lacking := [name for name in task.classes if name not in config.classes]:
+            raise GenfedError(f"classes: the data have a class {lacking[0]!r}, which is not among them")
+        place = torch.tensor([config.classes.index(name) for name in task.classes])
+        task = replace(task, classes=config.classes)
+        train, held_out = Data(train.x, place[train.y]), Data(held_out.x, place[held_out.y])
+    holding = Holding(task, train, held_out, source)
+    checks.check_architecture(config.architecture, task, train)
+    site.folder.mkdir(parents=True, exist_ok=True)
+    save(holding, site.folder / DATA)
+    return holding
+
+
+def holding_of(site: Here) -> Holding:
+    """What `take_stock` kept; taken anew where it is missing, or was made of other data than there are now."""
+    with contextlib.suppress(RecordError):
+        if (kept := load(Holding, site.folder / DATA)).source == source_of(site):
+            return kept
+    return take_stock(site)
+
+
+def source_of(site: Here) -> str:
+    """Names what a site's data are made of: the settings that say it, and the size and time of each file."""
+    config, told = site.config, hashlib.blake2b(digest_size=16)
+    told.update(f"{__version__} {config.data!r} {config.classes!r} {config.part}".encode())
+    for name in PATHS:
+        if isinstance(path := getattr(config.data, name, None), str):
+            root = site.root / path
+            for file in sorted(root.rglob("*")) if root.is_dir() else [root]:
+                if file.is_file() and not file.is_relative_to(site.folder):
+                    about = file.stat()
+                    told.update(f"{file} {about.st_size} {about.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
+    return told.hexdigest()

@@ -1,0 +1,130 @@
+"""A site's side of Flower: its SuperNode, and checks of its connection to the server."""
+
+import http.client
+import os
+import signal
+import socket
+import ssl
+import subprocess
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from genfed.core.errors import GenfedError
+from genfed.deployment.processes import Address, _program, _tied, end, environment
+from genfed.deployment.site_settings import Here
+
+
+# A site.
+def supernode_command(site: Here, port: int) -> list[str]:
+    """Starts the site's SuperNode, whose own processes find it at `port` of the loopback device."""
+    link = site.config.link
+    command = [_program("flower-supernode"), "--superlink", link.address, "--port", str(port)]
+    command += ["--node-config", f'site="{site.file}"']
+    if link.insecure:
+        return [*command, "--insecure"]
+    if link.certificate:
+        command += ["--root-certificates", str(_there(site, "link.certificate", link.certificate))]
+    if link.key:
+        command += ["--auth-supernode-private-key", str(_there(site, "link.key", link.key))]
+    return command
+
+
+def _there(site: Here, key: str, name: str) -> Path:
+    file = site.root / name
+    if not file.is_file():
+        raise GenfedError(f"{site.file}: {key} = {name!r}: no such file")
+    return file
+
+
+def free_port() -> int:
+    """One of the loopback device that nobody listens at."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def check_link(site: Here) -> str:
+    """Tries the way to the server. Returns a line where nobody answers (yet); "" where it can be used.
+
+    Raises:
+        GenfedError: somebody answers, and not as the site's file says.
+    """
+    link, address = site.config.link, Address.of(site.config.link.address)
+    host = address.host.strip("[]")
+    try:
+        with socket.create_connection((host, address.port), 5) as plain:
+            if link.insecure:
+                _check_plain(plain, address)
+                return ""
+            roots = _there(site, "link.certificate", link.certificate) if link.certificate else None
+            try:
+                context = ssl.create_default_context(cafile=None if roots is None else str(roots))
+            except ssl.SSLError:
+                raise GenfedError(f"{site.file}: link.certificate = {link.certificate!r}: not a certificate") from None
+            with context.wrap_socket(plain, server_hostname=host):
+                return ""
+    except ssl.SSLCertVerificationError as error:
+        raise GenfedError(
+            f"the certificate of {address} is not vouched for by link.certificate = {link.certificate!r} "
+            f"({error.verify_message}); get ca.crt from whoever runs the server"
+        ) from None
+    except ssl.SSLError:
+        raise GenfedError(f"{address} does not speak TLS; if it is a trial without, set link.insecure = true") from None
+    except OSError as error:
+        return f"nobody answers at {address} yet ({error.strerror or error}); waiting"
+
+
+def _check_plain(plain: socket.socket, address: Address) -> None:
+    connection = http.client.HTTPConnection(address.host.strip("[]"), address.port, timeout=5)
+    connection.sock = plain
+    try:
+        connection.request("GET", "/")
+        connection.getresponse()
+    except (http.client.HTTPException, ConnectionError):
+        raise GenfedError(
+            f"{address} speaks TLS and link.insecure = true: set link.certificate (ca.crt) and link.key instead"
+        ) from None
+
+
+AGAIN = 10.0
+"""Seconds after which a site whose SuperNode ended tries again."""
+
+
+def join(site: Here, tell: Callable[[str], None]) -> None:
+    """Has a SuperNode run until this process is told to stop. A SuperLink turns away a key that it does not know (yet),
+    or whose node was killed a moment ago, and the SuperNode then ends; so it is started again.
+    """
+    home = site.folder / "flower"
+    home.mkdir(parents=True, exist_ok=True)
+    # The user's own architecture stands beside the site's file.
+    paths = f"{site.root}{os.pathsep}{environment(home)['PYTHONPATH']}"
+    stopped = threading.Event()
+
+    def stop(number: int, frame: object) -> None:
+        stopped.set()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        while not stopped.is_set():
+            node = subprocess.Popen(
+                supernode_command(site, free_port()),
+                stdin=subprocess.DEVNULL,
+                env=environment(home, {"PYTHONPATH": paths}),
+                start_new_session=True,
+                preexec_fn=_tied,
+            )
+            try:
+                while node.poll() is None and not stopped.is_set():
+                    stopped.wait(0.2)
+            finally:
+                end(node)
+            if not stopped.is_set():
+                tell(
+                    f"the SuperNode ended (exit code {node.returncode}): the server does not know the key of "
+                    f"{site.config.name}, or refuses it for up to 90 s after a hard stop; trying again in {AGAIN:g} s"
+                )
+                stopped.wait(AGAIN)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,165 @@
+"""Where a client's work is done: in this process, in a worker, or on a machine of its own."""
+
+import contextlib
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from genfed.core.client import Client, Kept
+from genfed.core.errors import GenfedError, StorageError
+from genfed.core.federated_data import Shards
+from genfed.core.phase import Phase
+from genfed.core.privacy import Guard, nothing_allowed
+from genfed.core.record import Packed, pack, unpack
+from genfed.core.rng import stream
+from genfed.core.task import Task
+from genfed.engines.client_storage import UNSETTLED, KeptOnDisk, alone, keep_reply, replied
+from genfed.engines.flops import Flops
+from genfed.engines.messages import Answer, Step, sound
+from genfed.robustness.attack import Attack
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Precision = Literal["float32", "bfloat16"]
+NewNetwork = Callable[[str, Task, torch.Generator], "nn.Module"]
+"""(architecture, task, rng) → a classifier initialised from rng."""
+
+
+class Site:
+    """Does the work of some clients of one trial."""
+
+    def __init__(
+        self,
+        phases: Mapping[str, Phase[Any]],
+        shards: Shards,
+        kept: Path,
+        seed: int,
+        new_network: NewNetwork,
+        device: str = "cpu",
+        precision: Precision = "float32",
+        counts_flops: bool = False,
+        attack: Attack | None = None,
+        guard: Guard | None = None,
+    ) -> None:
+        """`kept` is the folder of what clients keep. A phase named "evaluate" may read every slot. `counts_flops`: in
+        the first round of each other phase a reply's metrics get "flops", and "parameters": the numbers in what the
+        client was sent, or in the largest network that it made, whichever is more. `attack`: what some clients do in
+        the place of their part. With a `guard` each round is charged to the client's budget. Its reply is then kept, as
+        is one to an exchange: asked again, the client gives the same, not one with other noise or masks.
+        """
+        self._guard = guard
+        self._phases, self._shards, self._kept, self._seed = phases, shards, kept, seed
+        self._new_network, self._precision, self._counts_flops = new_network, precision, counts_flops
+        self._device = torch.device(device)
+        self._attack = attack
+        self._attackers = attack.attackers(shards.clients, seed) if attack else ()
+        self._place = {info.id: i for i, info in enumerate(shards.clients)}
+        self._train = shards.train if self._device.type == "cpu" else shards.train.to(self._device)
+
+    def work(self, step: Step, client: int, sent: Packed) -> Answer:
+        """Has one client do its part of a step. Doing it again gives the same answer.
+
+        Raises:
+            GenfedError: clients do not work in such a phase, or the reply would spoil a mean.
+        """
+        phase = self._phases.get(step.phase)
+        if phase is None or phase.work is None:
+            asked = sorted(name for name, known in self._phases.items() if known.work)
+            raise GenfedError(f"there is no phase {step.phase!r} in which clients work; there are: {', '.join(asked)}")
+        if phase.exchange is None and (self._guard is None or step.phase == "evaluate"):
+            return self._worked(step, phase, client, sent, remembers=False)
+        folder = self._kept / str(client)
+        with alone(folder):
+            if (before := replied(folder, step, phase.exchange)) is not None:
+                return before
+            try:
+                answer = self._worked(step, phase, client, sent, remembers=True)
+            except (Exception, SystemExit):  # that it failed is told, which may tell of examples; a kill tells nothing
+                (folder / UNSETTLED).unlink(missing_ok=True)
+                raise
+            (folder / UNSETTLED).unlink(missing_ok=True)
+            return answer
+
+    def _worked(self, step: Step, phase: Phase[Any], client: int, sent: Packed, *, remembers: bool) -> Answer:
+        started = time.perf_counter()
+        folder, private = self._kept / str(client), None
+        kept = KeptOnDisk(folder, step.number, None if step.phase == "evaluate" else phase.slots)
+        if self._guard is not None:
+            scores = step.phase == "evaluate"
+            private = (
+                nothing_allowed() if scores else self._guard.admit(client, folder, step.phase, step.round, step.number)
+            )
+        about = self.client(replace(step, phase=phase.draws_as or step.phase), client, kept)
+        bad = self._attack if client in self._attackers and step.phase != "evaluate" else None
+        bad = bad if bad and bad.meets(phase) else None
+        if bad:
+            about = replace(about, data=bad.data(about))
+        about = replace(about, privacy=private)
+        sizes = [sum(t.numel() for t in sent.tensors.values() if t.is_floating_point())]
+
+        def new_network(name: str, rng: torch.Generator) -> "nn.Module":
+            network = about.new_network_of(name, rng)
+            sizes.append(sum(p.numel() for p in network.parameters()))
+            return network
+
+        counts = self._counts_flops and step.round == 0 and step.phase != "evaluate"
+        assert phase.work is not None
+        with Flops() if counts else contextlib.nullcontext() as flops:
+            reply = phase.work(replace(about, new_network_of=new_network), unpack(phase.kinds[0], sent))
+        # Plain numbers, whatever the method took them from: an answer may have to travel.
+        metrics = {name: float(value) for name, value in reply.metrics.items()}
+        if flops is not None:
+            metrics |= {"flops": float(flops.count), "parameters": float(max(sizes))}
+        if private is not None:
+            private.finish()
+            if step.phase != "evaluate":
+                metrics = {}  # losses and the like depend on the examples, and no noise was added to them
+        upload = pack(reply.upload)
+        if bad:
+            upload = bad.upload(sent, upload, stream(self._seed, "attack", step.phase, step.round, client))
+        answer = Answer(upload, float(reply.weight), metrics, time.perf_counter() - started)
+        sound(answer)
+        try:
+            kept.commit(
+                durable=remembers
+            )  # only with a reply that can be used: moments that diverged would spoil every later round
+            if remembers:
+                keep_reply(folder, step, answer)  # last: once it is there, nothing is trained or charged again
+        except OSError as error:
+            raise StorageError(f"client {client} cannot keep its records: {error}") from None
+        return answer
+
+    def evaluated(self, step: Step, client: int) -> Client:
+        """One client as it is when it is scored after `step.number` rounds."""
+        return self.client(step, client, KeptOnDisk(self._kept / str(client), step.number, None))
+
+    def client(self, step: Step, client: int, kept: Kept) -> Client:
+        """All that one client's part of a step may touch."""
+        task, place = self._shards.task, self._place[client]
+        return Client(
+            info=self._shards.clients[place],
+            task=task,
+            data=self._train[slice(*self._shards.ranges[place])],
+            kept=kept,
+            rng=stream(self._seed, step.phase, step.round, client),
+            seed=self._seed,
+            device=self._device,
+            precision=self._precision,
+            new_network_of=lambda name, rng: self._new_network(name, task, rng).to(self._device),
+        )
+
+
+@contextlib.contextmanager
+def threads(count: int) -> Any:
+    """Inside the block torch computes with `count` threads, which fixes the bits of its sums."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,44 @@
+"""The engine that has clients work in this process, one after another."""
+
+import logging
+import traceback
+from collections.abc import Iterable, Iterator
+
+from genfed.core.aggregate import ClientInfo
+from genfed.core.errors import GenfedError, StorageError
+from genfed.core.record import Packed
+from genfed.engines.client_runner import Site
+from genfed.engines.messages import Answer, Step
+from genfed.engines.round import Failure
+
+log = logging.getLogger(__name__)
+
+
+def _attempt(site: Site, step: Step, client: int, sent: Packed) -> Answer | Failure:
+    try:
+        return site.work(step, client, sent)
+    except GenfedError as error:
+        return Failure(str(error), fatal=isinstance(error, StorageError))
+    except Exception as error:  # a client's own code may fail in any way; the others go on
+        log.warning("client %d failed in %s round %d\n%s", client, step.phase, step.round, traceback.format_exc())
+        return Failure(f"{type(error).__name__}: {error}".splitlines()[0])
+
+
+class InProcess:
+    """Clients one after the other in this process."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+
+    def exchange(
+        self, step: Step, jobs: Iterable[tuple[ClientInfo, Packed]]
+    ) -> Iterator[tuple[ClientInfo, Answer | Failure]]:
+        """See `Engine`."""
+        for info, sent in jobs:
+            # A copy, so that a client that works in place cannot reach the server's state.
+            own = Packed({name: tensor.clone() for name, tensor in sent.tensors.items()}, sent.skeleton)
+            yield info, _attempt(self._site, step, info.id, own)
+
+    def lost(self) -> list[str]:
+        """See `Engine`: there is no worker to lose."""
+        return []

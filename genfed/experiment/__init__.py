@@ -1,0 +1,1 @@
+"""Runs a config on this machine: trials, rounds, checkpoints, workers, the report."""

@@ -1,0 +1,261 @@
+"""Audits of a trial that has finished: what an audit meets, shadows of the trial, and the record of what came of it."""
+
+import dataclasses
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from genfed.audits.audit import Audit, Case, Holding, NotPossible
+from genfed.audits.findings import Audited, Audits, Image, Picture, Shared
+from genfed.config import registry
+from genfed.config.reader import flat
+from genfed.config.settings import Config
+from genfed.core.aggregate import Aggregate, ClientInfo, Mean
+from genfed.core.errors import GenfedError
+from genfed.core.federated_data import Own
+from genfed.core.method import Method
+from genfed.core.phase import leaves
+from genfed.core.record import digest, pack
+from genfed.core.rng import derive, stream
+from genfed.core.task import Data
+from genfed.data.features import read_encoder
+from genfed.engines.in_process import InProcess
+from genfed.experiment.checkpoint import Checkpoint, read_checkpoint
+from genfed.experiment.local_clients import classifier, new_site
+from genfed.experiment.trial import Trial, server_of, trial_folder
+from genfed.experiment.trial_loop import Run
+from genfed.privacy.example_level import protection_of, spent_in
+from genfed.privacy.guarantee import Protection
+from genfed.report.images import png
+from genfed.report.privacy_section import NOTHING, read_audits, write_audits
+from genfed.robustness.robust_mean import Robust, Rule, robust
+from genfed.training.synthetic_dataset import as_many, keeps_set
+
+AT_ONCE = 1000
+"""Examples that are drawn at once."""
+SHADOWS = "shadows"
+"""In a run's folder, what an audit trains while it lasts."""
+Notify = Callable[[str], None]
+OUTSIDE = (
+    "This attacker is the server, which reads an upload before it is clipped and gets noise: ε, which holds against "
+    "whoever sees what the server sends, says nothing of this one."
+)
+"""Of attacks on uploads under [client_privacy]."""
+
+
+def attack(config: Config, trial: Trial, labels: Sequence[str], run: Path, notify: Notify = lambda line: None) -> None:
+    """Makes these audits of a finished trial and adds them to the run's audits.json, each as soon as it is done. One
+    that stands there with the same settings, of as many rounds, is not made again.
+    """
+    before = read_audits(run) or NOTHING
+    rest = [s for s in before.shared if s.method != trial.label]
+    found = Audits((*rest, *shared_by(trial, protection_of(trial, spent_in(trial)))), before.results)
+    for label in labels:
+        audit = config.audit[label]
+        mine = (label, trial.label, trial.seed)
+        old = next((r for r in found.results if (r.audit, r.method, r.seed) == mine), None)
+        at = read_checkpoint(trial.method, trial.folder)
+        if old and at and (old.settings, old.step) == (_settings(audit), at.step):
+            continue
+        notify(f"{label} on {trial.label}, seed {trial.seed}")
+        new = audited(trial, label, audit, run, notify)
+        others = [r for r in found.results if (r.audit, r.method, r.seed) != mine]
+        found = replace(found, results=(*others, new))
+        write_audits(found, run)
+        shutil.rmtree(run / SHADOWS, ignore_errors=True)
+
+
+def shared_by(trial: Trial, protection: Protection | None) -> list[Shared]:
+    """What each phase of a finished trial sent, and what protects it: `protection` by differential privacy."""
+    at = read_checkpoint(trial.method, trial.folder)
+    names = [phase.name for phase in leaves(trial.method.phases())]
+    # Phases after the last round that was done are not counted in a checkpoint: they had none.
+    ran = {name for name, rounds in zip_longest(names, at.rounds if at else (), fillvalue=0) if rounds}
+    found = shared(trial.label, trial.method, _private(protection), trial.aggregation, trial.secure is not None)
+    return [each for each in found if each.phase in ran or each.phase not in names]
+
+
+def _private(found: Protection | None) -> str:
+    """Differential privacy in a few words; empty: none. How large ε is stands with what it is of all seeds."""
+    if found is None or found.epsilon is None or found.reproducible_noise:
+        return ""
+    if found.distributed:
+        return "clipped and given noise by the clients: ε holds for every client, against the server too"
+    if found.level == "client":
+        server = "the server, which can read every upload"
+        return f"clipped and given noise by {server}: ε holds for every client, against others"
+    return "DP-SGD: ε holds for every example"
+
+
+def _settings(audit: Audit) -> dict[str, Any]:
+    """As they stand in a JSON file."""
+    settings: dict[str, Any] = json.loads(json.dumps(flat(audit)))
+    return settings
+
+
+def audited(trial: Trial, label: str, audit: Audit, run: Path, notify: Notify = lambda line: None) -> Audited:
+    """Makes one audit of a finished trial of a run; what it trains for it lies in that folder's `SHADOWS`.
+
+    Raises:
+        GenfedError: the trial has no checkpoint, or a shadow of it could not be trained.
+    """
+    at = read_checkpoint(trial.method, trial.folder)
+    if at is None:
+        raise GenfedError(f"{trial.label} with seed {trial.seed} has no checkpoint to audit")
+    begun = time.perf_counter()
+    about = Audited(label, trial.label, trial.seed, at.step, audit.sees, audit.attacker, _settings(audit), seconds=0.0)
+    if trial.privacy is not None and "uploads" in audit.sees:
+        return replace(
+            about, not_possible="clients trained by DP-SGD, and this attack is made on uploads of training without it"
+        )
+    if trial.secure is not None and "uploads" in audit.sees:
+        return replace(about, not_possible="uploads were sent under masks: nobody has a single one to attack")
+    try:
+        encoder = run / "encoder.json"
+        categories = read_encoder(encoder).places if encoder.exists() else {}
+        case = replace(case_of(trial, at, run / SHADOWS, notify), categories=categories)
+        found = audit.examine(case.as_seen(audit.sees))
+    except NotPossible as why:
+        return replace(about, not_possible=str(why))
+    outside = trial.client_privacy is not None and "uploads" in audit.sees
+    return replace(
+        about,
+        seconds=time.perf_counter() - begun,
+        readings=found.readings,
+        sizes=found.sizes,
+        notes=(*found.notes, *([OUTSIDE] if outside else [])),
+        images=tuple(map(_image, found.pictures)),
+    )
+
+
+def case_of(trial: Trial, at: Checkpoint[Any], folder: Path, notify: Notify = lambda line: None) -> Case:
+    """What an audit meets; shadows are trained in `folder`."""
+    shards = trial.shards
+
+    def samples(y: Tensor, purpose: str) -> Data:
+        return _samples(trial, at.state, y, purpose)
+
+    def features(data: Data) -> Data:
+        return Data(trial.method.represent(server_of(trial, 0, "audit", "features"), at.state, data.x), data.y)
+
+    def network(info: ClientInfo) -> nn.Module:
+        return classifier(trial, at, info).cpu().eval()
+
+    def retrained(number: int, examples: Sequence[Data]) -> Case:
+        notify(f"shadow {number + 1}")
+        shadow = _shadow(trial, number, examples, folder)
+        before = read_checkpoint(shadow.method, shadow.folder)
+        if before and before.trial != shadow.identity:  # of an audit with other settings, which was interrupted
+            shutil.rmtree(shadow.folder)
+        Run(shadow, InProcess(new_site(shadow)), lambda rows: None, lambda progress: None).finish()
+        done = read_checkpoint(shadow.method, shadow.folder)
+        assert done is not None
+        return case_of(shadow, done, folder)
+
+    return Case(
+        label=trial.label,
+        method=trial.method,
+        task=shards.task,
+        seed=trial.seed,
+        device=torch.device(trial.compute.device),
+        train=shards.train,
+        held_out=shards.held_out,
+        holdings=tuple(
+            Holding(info, torch.arange(*place), _like(shards.own.get(info.id, ())))
+            for info, place in zip(shards.clients, shards.ranges, strict=True)
+        ),
+        server=lambda *path: server_of(trial, 0, "audit", *path),
+        state=at.state,
+        samples=samples,
+        classifier=network,
+        retrained=retrained,
+        features=features if trial.method.of_features else None,
+        tell=notify,
+    )
+
+
+def _like(own: Sequence[Own]) -> Tensor | None:
+    rows = [each.rows for each in own if each.rows is not None]
+    return torch.unique(torch.cat(rows)) if rows else None
+
+
+def _samples(trial: Trial, state: Any, y: Tensor, purpose: str) -> Data:
+    if trial.method.generates or trial.method.of_features:
+        server = server_of(trial, 0, "audit", purpose)
+        with torch.inference_mode():
+            parts = [trial.method.generate(server, state, some).float().cpu() for some in torch.split(y, AT_ONCE)]
+        return Data(torch.cat(parts).clone(), y)
+    if not keeps_set(trial.method):
+        raise NotPossible(f"{trial.label} has no generator of examples, and its server keeps no synthetic set")
+    server = server_of(trial, 0, "audit", purpose)
+    labels = state.synthetic.wanted(server).labels
+    rows = as_many(labels, y, stream(trial.seed, "audit", purpose, "stored"))
+    made: Data = state.synthetic.read(server, rows).data
+    return made
+
+
+def _shadow(trial: Trial, number: int, examples: Sequence[Data], folder: Path) -> Trial:
+    stops = torch.tensor([len(data) for data in examples]).cumsum(0).tolist()
+    shards = replace(
+        trial.shards,
+        clients=tuple(
+            replace(info, examples=len(data)) for info, data in zip(trial.shards.clients, examples, strict=True)
+        ),
+        ranges=tuple(zip([0, *stops[:-1]], stops, strict=True)),
+        train=Data(torch.cat([data.x for data in examples]), torch.cat([data.y for data in examples])),
+        own={},
+    )
+    identity = f"{trial.identity}-shadow-{number}-{digest(pack(shards.train))}"
+    return replace(
+        trial,
+        seed=derive(trial.seed, "audit", "shadow", number),
+        shards=shards,
+        folder=trial_folder(folder, trial.label, trial.seed) / f"shadow-{number}",
+        identity=identity,
+        evaluate_every=0,
+        counts_flops=False,
+    )
+
+
+def shared(
+    label: str, method: Method[Any], private: str = "", aggregation: Rule | None = None, secure: bool = False
+) -> list[Shared]:
+    """What each phase of a method sends up and down, and what protects it: `private` says what all trainings have; the
+    rest is of the trial.
+    """
+    found = []
+    if method.pooled:
+        found.append(Shared(label, "before training", "", "all training examples (a ceiling, no federation)"))
+    for phase in {phase.name: phase for phase in leaves(method.phases())}.values():
+        if phase.work is None:
+            found.append(Shared(label, phase.name, "", ""))
+            continue
+        down = ", ".join(field.name for field in dataclasses.fields(phase.kinds[0]))
+        aggregates = robust(phase, aggregation).aggregate
+        up = ", ".join(f"{name} ({_words(aggregate)})" for name, aggregate in aggregates.items())
+        hidden = "under masks: the server learns the sum alone, and no loss" if secure and phase.aggregate else ""
+        found.append(Shared(label, phase.name, down, up, "; ".join(filter(None, (private, phase.protection, hidden)))))
+    return found
+
+
+def _words(aggregate: Aggregate) -> str:
+    if isinstance(aggregate, Robust):
+        rule = registry.name_of(registry.AGGREGATIONS, type(aggregate.rule)).replace("_", " ")
+        return f"all held, reduced by {rule}{' within an architecture' if aggregate.mean.by else ''}"
+    if isinstance(aggregate, Mean):
+        return "averaged within an architecture" if aggregate.by else "averaged"
+    return {"Sum": "added up", "Collect": "kept one by one"}.get(type(aggregate).__name__, type(aggregate).__name__)
+
+
+def _image(picture: Picture) -> Image:
+    shown = [png(row) for row in picture.images]
+    count, _, height, width = picture.images.shape[1:]
+    return Image(picture.caption, picture.rows, tuple(shown), count * width * max(1, round(36 / height)))

@@ -1,0 +1,90 @@
+"""Refuses before training what would fail in it: clients, devices, architectures, augmentation."""
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from genfed.config import architectures
+from genfed.config.settings import Config
+from genfed.core.errors import GenfedError
+from genfed.core.federated_data import Shards
+from genfed.core.method import Method
+from genfed.core.task import Data, Task
+from genfed.data.checks import reason
+from genfed.experiment.partitioning import class_counts
+from genfed.training.classifier import Training
+from genfed.training.pixels import scaled
+
+
+def check(config: Config, shards: Shards) -> None:
+    """Refuses before training what would fail in it.
+
+    Raises:
+        GenfedError: an architecture that does not fit the examples, a class missing where a method needs it,
+            augmentation where there is none, a device that is not there.
+    """
+    check_device(config.compute.device)
+    if config.federation.timeout is not None and config.compute.workers == 0:
+        raise GenfedError("federation.timeout needs worker processes: compute.workers is 0")
+    for name in sorted({c.architecture for c in shards.clients}):
+        check_architecture(name, shards.task, shards.train)
+    counts = class_counts(shards)
+    few = min(shards.clients, key=lambda info: info.examples)
+    for label, method in config.method.items():
+        if few.examples < method.minimum_examples:
+            raise GenfedError(
+                f"{label} needs {method.minimum_examples} examples at every client, and client {few.id} has "
+                f"{few.examples}: choose another partition, more examples or fewer clients"
+            )
+        check_augmentation(label, method, shards.task)
+        if method.needs_public and config.public is None:
+            raise GenfedError(f"{label} needs public examples: name a data source in the table [public]")
+        if method.needs_every_class and (lacking := _lacking(counts)) is not None:
+            client, place = lacking
+            raise GenfedError(
+                f"{label} needs every class at every client, and client {client} has no example of "
+                f"{shards.task.classes[place]!r}: choose another partition or method"
+            )
+
+
+def check_augmentation(label: str, method: Method[Any], task: Task) -> None:
+    """Refuses to augment what are no images, and where a method does not."""
+    for field in dataclasses.fields(method):  # type: ignore[arg-type]
+        training = getattr(method, field.name)
+        if not isinstance(training, Training) or training.augmentation == "none":
+            continue
+        what = f'method.{label}.{field.name}.augmentation = "{training.augmentation}"'
+        if field.name in method.unaugmented:
+            raise GenfedError(f'{what}: this method does not augment there; "none" alone is allowed')
+        if task.kind != "image":
+            examples = "a table" if task.kind == "table" else "features"
+            raise GenfedError(f'{what}: the examples are {examples}, where "none" alone is allowed')
+
+
+def check_device(device: str) -> None:
+    """Refuses a GPU that is not there."""
+    if device.startswith("cuda"):
+        count, place = torch.cuda.device_count(), int(device.partition(":")[2] or 0)
+        if place >= count:
+            raise GenfedError(f'compute.device = {device!r}: this machine has {count} CUDA devices; use "cpu"')
+
+
+def check_architecture(name: str, task: Task, data: Data) -> None:
+    """Refuses a network that does not take two of these examples to one score per class."""
+    network = architectures.new_network(name, task, torch.Generator().manual_seed(0)).eval()
+    try:
+        with torch.no_grad():
+            scores: object = network(scaled(data.x[:2]))
+    except Exception as error:  # a user's own code may fail in any way
+        about = f"{type(error).__name__}: {reason(error)}"
+        raise GenfedError(f"architecture {name} does not fit examples of shape {task.shape} ({about})") from error
+    expected = (min(2, len(data)), len(task.classes))
+    if not isinstance(scores, Tensor) or tuple(scores.shape) != expected:
+        found = f"scores of shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else f"a {type(scores).__name__}"
+        raise GenfedError(f"architecture {name} gives {found} where scores of shape {expected} are expected")
+
+
+def _lacking(counts: tuple[tuple[int, ...], ...]) -> tuple[int, int] | None:
+    return next(((k, c) for k, row in enumerate(counts) for c, n in enumerate(row) if n == 0), None)

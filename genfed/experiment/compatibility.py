@@ -1,0 +1,115 @@
+"""Attacks that a run is given, and what it sets against them: refused before training where they cannot work, and told
+in the report.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from genfed.config import registry
+from genfed.config.settings import Config
+from genfed.core.aggregate import ClientInfo, Mean, groups
+from genfed.core.errors import GenfedError
+from genfed.core.federated_data import Shards
+from genfed.core.method import Method
+from genfed.core.phase import Phase, leaves
+from genfed.core.schedule import rounds_ahead
+from genfed.robustness.robust_mean import Rule
+from genfed.secure_aggregation.crypto import check_installed
+from genfed.secure_aggregation.protocol import refusal
+from genfed.secure_aggregation.settings import Secure
+
+
+def check(config: Config, shards: Shards, seed: int) -> None:
+    """Refuses before training what would fail in it, or would seem to protect and not do so.
+
+    Raises:
+        GenfedError: an attack on nothing, or a rule for a method that averages nothing or for too small groups.
+    """
+    federated = {label: method for label, method in config.method.items() if not method.pooled}
+    if config.attack:
+        _check_attack(config, shards, {label: _uploading(method) for label, method in federated.items()})
+    if config.aggregation:
+        for label, method in federated.items():
+            phases = _uploading(method)
+            means = [each for phase in phases for each in phase.aggregate.values() if isinstance(each, Mean)]
+            if phases and not means:
+                kind = registry.name_of(registry.AGGREGATIONS, type(config.aggregation))
+                fields = ", ".join(sorted({name for phase in phases for name in phase.aggregate}))
+                raise GenfedError(
+                    f"aggregation.kind = {kind!r}: the server of {label} averages nothing of what clients upload "
+                    f"({fields}), so it would protect nothing; leave the method out, or [aggregation]"
+                )
+            _check_groups(label, config, method, shards, seed)
+    if config.secure:
+        _check_secure(config, config.secure, federated, shards, seed)
+
+
+def _check_secure(config: Config, how: Secure, methods: Mapping[str, Method[Any]], shards: Shards, seed: int) -> None:
+    check_installed()
+    if config.privacy:
+        raise GenfedError("[secure] with [privacy] is not built: its exchanges are not charged; leave one of them out")
+    if config.aggregation or config.attack:
+        other = "aggregation" if config.aggregation else "attack"
+        why = "looks at" if config.aggregation else "is simulated on"
+        raise GenfedError(f"[secure] hides single uploads, which [{other}] {why}: leave one of them out")
+    for label, method in methods.items():
+        for phase in _uploading(method):
+            if (reason := refusal(phase)) is not None:
+                raise GenfedError(f"[secure]: phase {phase.name} of {label} cannot be aggregated securely: {reason}")
+        for phase, asked in _rounds(method, shards.clients, config.federation.sample, seed):
+            for group, count in Counter(name for info in asked for name in groups(phase.aggregate, info)).items():
+                if count < how.minimum_group:
+                    raise GenfedError(
+                        f"secure.minimum_group = {how.minimum_group}: in phase {phase.name} of {label} a sum would "
+                        f"be of {count} uploads{f' of architecture {group}' if group else ''}; have more clients in a "
+                        "group or leave the method out"
+                    )
+
+
+def _check_attack(config: Config, shards: Shards, phases: Mapping[str, Sequence[Phase[Any]]]) -> None:
+    attack = config.attack
+    assert attack is not None
+    known = {phase.name for each in phases.values() for phase in each}
+    for name in attack.phases:
+        if name not in known:
+            raise GenfedError(registry.unknown(name, known, "attack.phases: no method uploads in such a phase"))
+    kind = registry.name_of(registry.ATTACKS, type(attack))
+    if not known:
+        raise GenfedError(f"attack.kind = {kind!r}: no method of the run uploads anything; leave [attack] out")
+    for label, each in phases.items():
+        met = [phase for phase in each if attack.meets(phase)]
+        if met and (why := attack.refused(shards.task, met)):
+            raise GenfedError(f"attack.kind = {kind!r}: it cannot be made on {label}: {why}")
+
+
+def _check_groups(label: str, config: Config, method: Method[Any], shards: Shards, seed: int) -> None:
+    rule = config.aggregation
+    assert rule is not None
+    for phase, asked in _rounds(method, shards.clients, config.federation.sample, seed):
+        for name, mean in phase.aggregate.items():
+            if isinstance(mean, Mean):
+                for group, count in Counter(mean.group(info) for info in asked).items():
+                    _check_group(rule, count, f"{label}, phase {phase.name}, {name}{f' of {group}' if group else ''}")
+
+
+def _check_group(rule: Rule, count: int, where: str) -> None:
+    try:
+        rule.check(count)
+    except GenfedError as error:
+        raise GenfedError(f"{where}: {error}") from None
+
+
+def _rounds(
+    method: Method[Any], clients: Sequence[ClientInfo], sample: float, seed: int
+) -> Iterator[tuple[Phase[Any], Sequence[ClientInfo]]]:
+    """`rounds_ahead`; where everybody takes part, the first round of a phase stands for all of them."""
+    seen: set[str] = set()
+    for phase, asked in rounds_ahead(method, clients, sample, seed):
+        if sample < 1 or phase.name not in seen:
+            yield phase, asked
+        seen.add(phase.name)
+
+
+def _uploading(method: Method[Any]) -> list[Phase[Any]]:
+    return [phase for phase in leaves(method.phases()) if phase.aggregate]

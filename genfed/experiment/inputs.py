@@ -1,0 +1,69 @@
+"""Reads the data sets of a run."""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import Tensor
+
+from genfed.config.settings import Config
+from genfed.core.errors import GenfedError
+from genfed.core.federated_data import Shards
+from genfed.core.record import digest, pack
+from genfed.core.task import Task
+from genfed.data.dataset import Dataset, Source
+from genfed.data.huggingface import HuggingFace
+
+
+@dataclass(frozen=True)
+class Public:
+    """The public examples as a record."""
+
+    x: Tensor
+
+
+def load_data(config: Config) -> Dataset:
+    """Reads the data set, a relative path starting from `data_root`."""
+    return load_source(config.data, config.data_root)
+
+
+def load_public(config: Config, task: Task) -> Tensor | None:
+    """Reads the training part of the public data set, without labels; None where the config has none.
+
+    Raises:
+        GenfedError: its examples are not like the clients'.
+    """
+    if config.public is None:
+        return None
+    public = load_source(config.public, config.data_root)
+    if (public.task.kind, public.task.shape) != (task.kind, task.shape):
+        raise GenfedError(
+            f"public: {public.task.kind} examples of shape {public.task.shape}, where the clients' are {task.kind} "
+            f"examples of shape {task.shape}; set its size and channels, or choose another source"
+        )
+    return public.train.x
+
+
+PATHS = ("path", "validation_path", "test_path")
+"""Settings of a data source that name files or folders."""
+
+
+def load_source(source: Source, root: str) -> Dataset:
+    """Reads a data source whose relative paths start from `root`."""
+    if root:
+        given = {name: getattr(source, name, None) for name in PATHS}
+        paths = {name: str(Path(root) / path) for name, path in given.items() if isinstance(path, str)}
+        if isinstance(source, HuggingFace) and not Path(paths["path"]).exists():
+            return source.load()  # a hub's name is no path
+        source = replace(source, **paths)  # type: ignore[type-var]
+    return source.load()
+
+
+def fingerprint(shards: Shards, public: Tensor | None) -> str:
+    """Names the data of a seed: another one is of other data. What clients are scored on besides the common part does
+    not count, since training does not depend on it; a run that was begun without goes on.
+    """
+    packed = pack(replace(shards, own={}))
+    fields = {name: value for name, value in json.loads(packed.skeleton).items() if name != "own"}
+    named = digest(packed._replace(skeleton=json.dumps(fields)))
+    return named + ("" if public is None else digest(pack(Public(public))))

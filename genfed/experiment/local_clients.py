@@ -1,0 +1,155 @@
+"""One trial of a run, as the main process and its workers both see it."""
+
+import contextlib
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from genfed.config import architectures
+from genfed.config.reader import read
+from genfed.config.settings import Config
+from genfed.core.aggregate import ClientInfo
+from genfed.core.federated_data import Shards
+from genfed.core.phase import leaves
+from genfed.core.privacy import Guard
+from genfed.core.record import load, save
+from genfed.data.dataset import Dataset
+from genfed.engines.client_runner import NewNetwork, Site
+from genfed.engines.in_process import InProcess
+from genfed.engines.messages import Step
+from genfed.engines.round import Engine
+from genfed.engines.worker_pool import Workers
+from genfed.experiment import partitioning
+from genfed.experiment.checkpoint import Checkpoint
+from genfed.experiment.environment import worker_count
+from genfed.experiment.evaluation import with_evaluation
+from genfed.experiment.trial import Trial, new_trial, server_of
+from genfed.privacy import client_level, example_level
+from genfed.privacy.accounting import Mechanism
+from genfed.privacy.example_level import Budgets
+from genfed.report.results import EVALUATE
+from genfed.secure_aggregation.protocol import secure
+
+if TYPE_CHECKING:
+    from genfed.engines.flower.engine import Flower
+
+log = logging.getLogger(__name__)
+
+
+class _Here:
+    """All clients on this machine."""
+
+    def __init__(self, config: Config, dataset: Dataset, folder: Path, workers: "Workers | Flower | None") -> None:
+        self._config, self._dataset, self._folder, self._workers = config, dataset, folder, workers
+
+    def shards(self, seed: int) -> Shards:
+        shards = partitioning.share_out(self._config, self._dataset, seed)
+        if self._workers:
+            save(shards, shards_file(self._folder, seed), durable=False)
+        return shards
+
+    def engine(self, trial: Trial) -> Engine:
+        if self._workers is None:
+            return InProcess(new_site(trial))
+        self._workers.open(json.dumps({"run": str(self._folder.resolve()), "label": trial.label, "seed": trial.seed}))
+        return self._workers
+
+    def spent(self, trial: Trial) -> Mapping[int, Sequence[Mechanism]]:
+        return example_level.spent_in(trial)
+
+    def done(self, seed: int) -> None:
+        shards_file(self._folder, seed).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _workers(config: Config, folder: Path) -> Iterator[Workers | None]:
+    count = worker_count(config)
+    if count == 0:
+        yield None
+        return
+    command = [sys.executable, "-m", "genfed.experiment.worker", str(config.compute.threads), str(os.getpid())]
+    # A worker finds what this process can import: the user's own methods and architectures.
+    paths = os.pathsep.join(p or str(Path.cwd()) for p in sys.path)
+    with (folder / "workers.log").open("ab") as output:
+        environment = os.environ | {"PYTHONPATH": paths}
+        workers = Workers(command, count, output, environment, config.federation.timeout)
+        try:
+            yield workers
+        finally:
+            workers.close()
+
+
+def _simulation() -> Callable[[Config], "AbstractContextManager[Flower]"]:
+    """Opens Flower's simulation.
+
+    Raises:
+        GenfedError: the extra is not installed, or its version does not work.
+    """
+    from genfed.engines.flower import simulation
+
+    def opened(config: Config) -> "AbstractContextManager[Flower]":
+        clients, compute = config.federation.clients, config.compute
+        return simulation.simulation(
+            clients, max(1, worker_count(config)), compute.threads, site_of, config.federation.timeout
+        )
+
+    return opened
+
+
+def new_site(trial: Trial, new_network: NewNetwork = architectures.new_network, guard: Guard | None = None) -> Site:
+    """Where the trial's clients work. `guard` keeps their budgets, where there are any; None: as [privacy] has them."""
+    held_out = trial.shards.held_out.to(torch.device(trial.compute.device))
+    triggered = trial.attack.triggered(held_out, trial.shards.task) if trial.attack else None
+    # The score on data like a client's own is weighted by its classes: several of them tell its share of each.
+    own = None if trial.privacy or trial.secure else trial.shards.own
+    phases = with_evaluation(trial.method, held_out, own, triggered)
+    if trial.secure:
+        for phase in leaves(trial.method.phases()):
+            if phase.aggregate and phase.name in phases:
+                del phases[phase.name]  # nobody can ask for the bare upload
+                noised = client_level.distributed(phase, trial) if trial.client_privacy else phase
+                phases |= {part.name: part for part in secure(noised, trial.secure)}
+    return Site(
+        phases,
+        trial.shards,
+        trial.folder / "clients",
+        trial.seed,
+        new_network,
+        trial.compute.device,
+        trial.compute.precision,
+        trial.counts_flops,
+        trial.attack,
+        (guard or Budgets(trial)) if trial.privacy else None,
+    )
+
+
+def classifier(
+    trial: Trial, at: Checkpoint[Any], info: ClientInfo, new_network: NewNetwork = architectures.new_network
+) -> nn.Module:
+    """A client's, as the last evaluation made it; `new_network` makes the architectures that it asks for."""
+    number = at.evaluations - 1 if at.scored == at.step else at.evaluations
+    server = server_of(trial, number, EVALUATE, number, "send")
+    sent = trial.method.send_classifier(server, at.state, info)
+    client = new_site(trial, new_network).evaluated(Step(EVALUATE, number, trial.place(at.step)), info.id)
+    return trial.method.classifier(client, sent)
+
+
+def site_of(text: str) -> Site:
+    """A worker's view of a trial, from what the main process tells it."""
+    about = json.loads(text)
+    folder, seed = Path(about["run"]), about["seed"]
+    shards = load(Shards, shards_file(folder, seed))
+    return new_site(new_trial(read(folder), folder, about["label"], seed, shards, ""))
+
+
+def shards_file(folder: Path, seed: int) -> Path:
+    """The data of a seed's clients, for workers to map while the run goes on."""
+    return folder / "data" / f"seed-{seed}.safetensors"

@@ -1,0 +1,55 @@
+"""The notes of a report about attacks, robust rules and secure aggregation."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from genfed.config import registry
+from genfed.config.settings import Config
+from genfed.core.aggregate import ClientInfo, Mean
+from genfed.core.method import Method
+from genfed.experiment.compatibility import _uploading
+from genfed.report.results import Trial
+
+
+def notes(config: Config, clients: Mapping[int, Sequence[ClientInfo]], trials: Sequence[Trial]) -> tuple[str, ...]:
+    """What a reader must know: `clients` of the federation by seed. Empty: nothing of the kind in this run."""
+    lines = []
+    if attack := config.attack:
+        kind = registry.name_of(registry.ATTACKS, type(attack))
+        who = {seed: attack.attackers(infos, seed) for seed, infos in clients.items()}
+        count, of = len(next(iter(who.values()))), len(next(iter(clients.values())))
+        where = f" in the phases {', '.join(attack.phases)}" if attack.phases else ""
+        ids = "; ".join(f"seed {seed}: {', '.join(map(str, bad[:20]))}" for seed, bad in who.items())
+        lines.append(
+            f"This run was attacked, in simulation: {count} of {of} clients {attack.about}{where} ({kind}; {ids}). "
+            "Scores are over all clients, those that attack among them."
+        )
+    if config.aggregation:
+        kind = registry.name_of(registry.AGGREGATIONS, type(config.aggregation))
+        lines.append(f"Uploads that a method averages are reduced by {kind} instead.")
+        lines += [line for label, method in config.method.items() for line in _uncovered(label, method, kind)]
+    if config.secure:
+        lines.append(
+            "Uploads were added up under masks (secure aggregation): the server learned their sums, and of a single "
+            "client what its messages cost and how its classifier scores."
+        )
+    for label in dict.fromkeys(trial.method for trial in trials):
+        rates = [trial.triggered for trial in trials if trial.method == label and trial.triggered is not None]
+        if rates:
+            lines.append(
+                f"{label}: with the trigger, {100 * fmean(rates):.1f} % of the examples of other classes are taken for "
+                "the class that it is to mean."
+            )
+    return tuple(lines)
+
+
+def _uncovered(label: str, method: Method[Any], kind: str) -> Iterator[str]:
+    """Of a method that averages some of what is uploaded, what it does not."""
+    if method.pooled:
+        return
+    fields = {
+        name: None for phase in _uploading(method) for name, how in phase.aggregate.items() if not isinstance(how, Mean)
+    }
+    if fields:
+        yield f"{label}: {', '.join(fields)} cannot be reduced by {kind}, and are as clients send them."

@@ -1,0 +1,118 @@
+"""From a data set to clients: shares the training part out, hands out architectures, refuses what cannot work."""
+
+import dataclasses
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from genfed.config.settings import Config
+from genfed.core.aggregate import ClientInfo
+from genfed.core.errors import GenfedError
+from genfed.core.federated_data import Own, Shards
+from genfed.core.rng import stream
+from genfed.data.dataset import Dataset
+from genfed.data.partition import subset
+
+
+def share_out(config: Config, dataset: Dataset, seed: int) -> Shards:
+    """The clients of one seed: the same for every method of the run.
+
+    Raises:
+        GenfedError: the partition or an architecture does not fit the data.
+    """
+    federation = config.federation
+    y, columns = dataset.train.y, dataset.columns
+    rows = torch.arange(len(y))
+    if federation.examples is not None:
+        rows = subset(y, federation.examples, stream(seed, "examples"))
+        columns = {name: tuple(values[i] for i in rows.tolist()) for name, values in columns.items()}
+    parts = config.partition.split(y[rows], federation.clients, stream(seed, "partition"), columns)
+    names = assign(federation.architectures, federation.clients)
+    clients = tuple(ClientInfo(i, name, len(part)) for i, (name, part) in enumerate(zip(names, parts, strict=True)))
+    stops = torch.tensor([len(part) for part in parts]).cumsum(0).tolist()
+    tested = config.evaluation.part == "test"
+    held_out = dataset.test if tested else dataset.validation
+    if len(held_out) == 0:
+        raise GenfedError(f"evaluation.part = {config.evaluation.part!r}: the data set has no such part")
+    return Shards(
+        dataset.task,
+        clients,
+        tuple(zip([0, *stops[:-1]], stops, strict=True)),
+        dataset.train[rows[torch.cat(parts)]],
+        held_out,
+        _own(parts, config.partition.natural, columns, dataset.test_columns if tested else dataset.validation_columns),
+    )
+
+
+def _own(
+    parts: Sequence[Tensor],
+    column: str | None,
+    columns: Mapping[str, Sequence[str]],
+    held_out: Mapping[str, Sequence[str]],
+) -> dict[int, tuple[Own, ...]]:
+    """Each client for itself: with its values of the natural column, where the held-out part has that column."""
+    if column is None or column not in held_out:
+        return {i: (Own(i, (0, len(part))),) for i, part in enumerate(parts)}
+    places = defaultdict(list)
+    for row, value in enumerate(held_out[column]):
+        places[value].append(row)
+    own: dict[int, tuple[Own, ...]] = {}
+    for i, part in enumerate(parts):
+        values = tuple(sorted({columns[column][row] for row in part.tolist()}))
+        rows = torch.tensor(sorted(row for value in values for row in places[value]), dtype=torch.int64)
+        own[i] = (Own(i, (0, len(part)), values, rows),)
+    return own
+
+
+def pooled(shards: Shards) -> Shards:
+    """One client per architecture, each holding all the training examples and scored for all who have it."""
+    names = sorted({c.architecture for c in shards.clients})
+    everything = (0, len(shards.train))
+    clients = tuple(ClientInfo(i, name, len(shards.train)) for i, name in enumerate(names))
+    own: dict[int, tuple[Own, ...]] = {pool.id: () for pool in clients}
+    for info, place in zip(shards.clients, shards.ranges, strict=True):
+        itself = tuple(dataclasses.replace(each, range=place) for each in shards.own.get(info.id, ()))
+        own[names.index(info.architecture)] += itself
+    return Shards(shards.task, clients, (everything,) * len(names), shards.train, shards.held_out, own)
+
+
+def assign(architectures: tuple[str, ...] | dict[str, float], clients: int) -> list[str]:
+    """One architecture per client: names in turn, or in blocks in proportion to their weights (largest remainders).
+
+    Raises:
+        GenfedError: no names, more names than clients, a weight that is not above 0, or one that comes to no client.
+    """
+    if not architectures:
+        raise GenfedError("federation.architectures is empty: name at least one (`genfed list architectures`)")
+    if len(architectures) > clients:
+        raise GenfedError(
+            f"federation.architectures names {len(architectures)} for federation.clients = {clients}: "
+            "have at least as many clients as architectures"
+        )
+    if isinstance(architectures, tuple):
+        return [architectures[i % len(architectures)] for i in range(clients)]
+    if bad := [name for name, weight in architectures.items() if not 0 < weight < math.inf]:
+        raise GenfedError(
+            f"federation.architectures.{bad[0]} = {architectures[bad[0]]}: a weight is above 0 and finite"
+        )
+    total = sum(architectures.values())
+    shares = {name: clients * weight / total for name, weight in architectures.items()}
+    counts = {name: int(share) for name, share in shares.items()}
+    for name in sorted(shares, key=lambda n: counts[n] - shares[n])[: clients - sum(counts.values())]:
+        counts[name] += 1
+    if idle := [name for name, count in counts.items() if count == 0]:
+        raise GenfedError(
+            f"federation.architectures.{idle[0]} = {architectures[idle[0]]} comes to none of {clients} clients: "
+            "raise its weight or federation.clients, or leave it out"
+        )
+    return [name for name, count in counts.items() for _ in range(count)]
+
+
+def class_counts(shards: Shards) -> tuple[tuple[int, ...], ...]:
+    """For every client, its examples of each class."""
+    classes = len(shards.task.classes)
+    parts = (shards.train.y[slice(*r)] for r in shards.ranges)
+    return tuple(tuple(torch.bincount(y, minlength=classes).tolist()) for y in parts)

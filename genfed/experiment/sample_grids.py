@@ -1,0 +1,80 @@
+"""Small pictures of what a trial makes or keeps, for its report and for `genfed sample`."""
+
+from collections import defaultdict
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from genfed.core.client import Server
+from genfed.core.federated_data import Shards
+from genfed.experiment.trial import Trial, server_of
+from genfed.report.images import CLASSES, CLIENTS, Grid, SetGrid
+from genfed.training.pixels import scaled, unscaled
+from genfed.training.synthetic_dataset import SyntheticSet, keeps_set
+
+SIDE = 64
+"""Pixels that a picture of a kept image is made to fit into."""
+
+
+def picture(label: str, trial: Trial, state: Any, shards: Shards) -> Grid | SetGrid | None:
+    """What the trial's generator draws, or what its server keeps; None: neither."""
+    if trial.method.generates:
+        return generated(label, trial, state)
+    if keeps_set(trial.method):
+        return kept(label, state.synthetic, server_of(trial, 0, "grid"), shards)
+    return None
+
+
+def generated(label: str, trial: Trial, state: Any, each: int = 10) -> Grid:
+    """Ten generated and ten held-out examples of every class."""
+    classes = len(trial.shards.task.classes)
+    y = torch.arange(classes).repeat_interleave(each)
+    made = trial.method.generate(server_of(trial, 0, "grid"), state, y)
+    real = _real(trial.shards, each)
+    return Grid(label, unscaled(made).cpu().reshape(classes, each, *made.shape[1:]), real)
+
+
+def kept(label: str, synthetic: SyntheticSet, server: Server, shards: Shards | None = None, each: int = 5) -> SetGrid:
+    """The first five of every class and client, beside five held-out examples of `shards` (None: without)."""
+    found: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
+    for made in synthetic.chunks(server):
+        pairs = zip(made.wanted.labels.tolist(), made.wanted.clients.tolist(), strict=True)
+        for image, pair in zip(made.images, pairs, strict=True):
+            if len(found[pair]) < each:
+                found[pair].append(_small(image[None])[0])
+    clients = tuple(sorted({client for _, client in found}))
+    cells = {pair: torch.stack(images) for pair, images in found.items()}
+    shown = {pair: x for pair, x in cells.items() if pair[0] < CLASSES and pair[1] in clients[:CLIENTS]}
+    real = None if shards is None else _real(shards, each)
+    small = None if real is None else torch.stack([_small(images) for images in real])
+    return SetGrid(label, len(synthetic), clients, shown, small)
+
+
+def sheet(grid: SetGrid, each: int = 5) -> Tensor:
+    """One picture [C, H, W]: a row per class, five images of each client side by side, white where there is none."""
+    c, h, w = next(iter(grid.cells.values())).shape[1:]
+    rows = sorted({label for label, _ in grid.cells})
+    canvas = torch.full((c, len(rows) * (h + 1), len(grid.shown) * (each * (w + 1) + 4)), 255, dtype=torch.uint8)
+    for (label, client), images in grid.cells.items():
+        top, left = rows.index(label) * (h + 1), grid.shown.index(client) * (each * (w + 1) + 4)
+        for i, image in enumerate(images):
+            canvas[:, top : top + h, left + i * (w + 1) : left + i * (w + 1) + w] = image
+    return canvas
+
+
+def _real(shards: Shards, each: int) -> Tensor | None:
+    held_out = shards.held_out
+    rows = [torch.nonzero(held_out.y == c).flatten()[:each] for c in range(len(shards.task.classes))]
+    enough = all(len(r) == each for r in rows)
+    return torch.stack([unscaled(scaled(held_out.x[r])) for r in rows]) if enough else None
+
+
+def _small(images: Tensor) -> Tensor:
+    height, width = images.shape[2:]
+    factor = SIDE / max(height, width)
+    if factor >= 1:
+        return images.clone()
+    size = (max(1, round(height * factor)), max(1, round(width * factor)))
+    return F.interpolate(images.float(), size, mode="area").round().to(torch.uint8)

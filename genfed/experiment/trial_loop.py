@@ -1,0 +1,204 @@
+"""The loop over the rounds of one trial, with a checkpoint after each."""
+
+import functools
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from statistics import fmean
+from typing import Any
+
+from genfed.core.aggregate import ClientInfo
+from genfed.core.errors import GenfedError
+from genfed.core.phase import Phase, Reduced, leaves
+from genfed.core.record import pack, save, unpack
+from genfed.core.schedule import taking_part
+from genfed.core.store import FolderStore
+from genfed.engines.messages import Step
+from genfed.engines.round import Ask, Engine
+from genfed.experiment.checkpoint import Checkpoint, read_checkpoint
+from genfed.experiment.evaluation import with_evaluation
+from genfed.experiment.progress import Progress
+from genfed.experiment.trial import Trial, server_of
+from genfed.privacy.client_level import Central, distributed
+from genfed.report.results import EVALUATE, TRIGGERED, Row
+from genfed.robustness.robust_mean import robust
+from genfed.secure_aggregation.round import SecureAsk
+
+log = logging.getLogger(__name__)
+
+
+class Run:
+    """The loop of one trial."""
+
+    def __init__(
+        self,
+        trial: Trial,
+        engine: Engine,
+        record: Callable[[Sequence[Row]], None],
+        notify: Callable[[Progress], None],
+    ) -> None:
+        """`record` takes the rows of a round and puts them on disk before its checkpoint is; `notify` is called
+        whenever a client has answered.
+        """
+        self._trial, self._engine, self._record, self._notify = trial, engine, record, notify
+        self._plan = tuple(robust(phase, trial.aggregation) for phase in leaves(trial.method.phases()))
+        self._phases = with_evaluation(trial.method, trial.shards.held_out)
+        self._central = Central(trial) if trial.client_privacy else None
+        self._accuracy: float | None = None
+        self._took: dict[str, list[float]] = {}
+        self.step = 0
+        """Rounds done, once it is finished."""
+
+    def finish(self) -> Any:
+        """Does what is left to do, from the last checkpoint on, and returns the final state."""
+        at = read_checkpoint(self._trial.method, self._trial.folder) or self._begin()
+        if at.trial != self._trial.identity:
+            raise GenfedError(f"{self._trial.folder} is of other settings or data; choose another --out, or --fresh")
+        FolderStore(self._trial.folder).retain(at.state)  # shards of a round that was interrupted go
+        step, rounds_of = 0, Counter[str]()
+        for place, phase in enumerate(self._plan):
+            if place == len(at.rounds):
+                entered = phase.rounds(at.state) if callable(phase.rounds) else phase.rounds
+                at = replace(at, rounds=(*at.rounds, entered))
+            for _ in range(at.rounds[place]):
+                if step >= at.step:
+                    begun = time.perf_counter()
+                    at = self._round(at, phase, rounds_of[phase.name])
+                    self._took.setdefault(phase.name, []).append(time.perf_counter() - begun)
+                rounds_of[phase.name] += 1
+                step += 1
+        if at.scored < at.step:
+            at, rows = self._evaluated(at)
+            self._keep(at, rows)
+        elif not self._took:
+            self.step = at.step
+            self.tell_after("done before")
+        self.step = at.step
+        return at.state
+
+    def tell_after(self, what: str) -> None:
+        """Says that something is done now that the rounds are."""
+        trial, step = self._trial, self.step
+        self._notify(Progress(trial.label, trial.seed, what, 0, 1, step, step, 0, 1, self._accuracy))
+
+    def _begin(self) -> Checkpoint[Any]:
+        store = FolderStore(self._trial.folder, "init")
+        state = self._trial.method.init(replace(server_of(self._trial, 0, "init"), store=store))
+        at = Checkpoint(self._trial.identity, self._trial.shards.task, 0, (), 0, -1, state)
+        self._trial.folder.mkdir(parents=True, exist_ok=True)
+        self._keep(at, [])
+        return at
+
+    def _round(self, at: Checkpoint[Any], phase: Phase[Any], number: int) -> Checkpoint[Any]:
+        state, rows = self._ask(phase, Step(phase.name, number, at.step), at)
+        at = replace(at, step=at.step + 1, state=state)
+        every = self._trial.evaluate_every
+        if every and phase.changes_classifier and (number + 1) % every == 0:
+            at, more = self._evaluated(at)
+            rows += more
+        self._keep(at, rows)
+        return at
+
+    def _evaluated(self, at: Checkpoint[Any]) -> tuple[Checkpoint[Any], list[dict[str, Any]]]:
+        _, rows = self._ask(self._phases["evaluate"], Step("evaluate", at.evaluations, at.step), at)
+        scores = [sum(row["correct"]) / sum(row["total"]) for row in rows if row["client"] is not None]
+        self._accuracy = sum(scores) / len(scores)
+        return replace(at, evaluations=at.evaluations + 1, scored=at.step), rows
+
+    def _keep(self, at: Checkpoint[Any], rows: Sequence[Row]) -> None:
+        self._record(rows)
+        save(at, self._trial.folder / "state.safetensors")
+        FolderStore(self._trial.folder).retain(at.state)
+
+    def _ask(self, phase: Phase[Any], step: Step, at: Checkpoint[Any]) -> tuple[Any, list[dict[str, Any]]]:
+        trial = self._trial
+        head: dict[str, Any] = {"method": trial.label, "seed": trial.seed}
+        head |= {"step": step.number, "phase": step.phase, "round": step.round}
+        server = replace(
+            server_of(trial, step.round, step.phase, step.round, "update"),
+            store=FolderStore(trial.folder, step.phase, step.round),
+        )
+        if phase.work is None:
+            self._tell(at, phase, step, 0, 0)
+            started = time.perf_counter()
+            state = phase.update(server, at.state, Reduced({}, ()))
+            return state, [head | {"client": None, "seconds": time.perf_counter() - started, "failed": {}}]
+        # Everybody is scored, whoever took part; and a ceiling is no federation that could be sampled.
+        sample = 1.0 if step.phase == "evaluate" or trial.method.pooled else trial.federation.sample
+        uploads = phase.aggregate and step.phase != EVALUATE
+        drawn = self._central.drawn(step) if self._central and uploads else None
+        if drawn is None:
+            asked = taking_part(trial.shards.clients, sample, trial.seed, step.phase, step.round)
+        else:
+            asked = drawn
+        sender = server_of(self._trial, step.round, step.phase, step.round, "send")
+        placed = replace(step, number=trial.place(step.number))
+        quorum = trial.federation.quorum
+        fold = None
+        charge = None
+        if self._central and uploads and trial.secure:
+            self._central.admit(step, asked)  # before clients train for nothing
+            phase = distributed(phase, trial)
+            charge = functools.partial(self._central.charge_sum, step, asked)
+        elif self._central and uploads:
+
+            def sent_to(info: ClientInfo) -> Any:
+                assert phase.send is not None
+                return unpack(phase.kinds[0], pack(phase.send(sender, at.state, info)))
+
+            fold = self._central.fold(phase, step, asked, sent_to)
+        ask = (
+            SecureAsk(self._engine, phase, placed, sender, at.state, asked, quorum, trial.secure, charge)
+            if trial.secure and uploads
+            else Ask(self._engine, phase, placed, sender, at.state, asked, quorum if drawn is None else None, fold)
+        )
+        rows: list[dict[str, Any]] = []
+        self._tell(at, phase, step, 0, len(asked))
+        for done in ask:
+            about = {"client": done.info.id, "architecture": done.info.architecture, "examples": done.info.examples}
+            costs = {"up_bytes": done.up_bytes, "down_bytes": done.down_bytes, "seconds": round(done.seconds, 6)}
+            metrics = done.metrics
+            if step.phase == EVALUATE:  # its rows have columns that a metric of another name could pass for
+                metrics = {name: value for name, value in metrics.items() if name == TRIGGERED and trial.attack}
+            rows.append(metrics | head | about | costs)  # a metric cannot pass for one of these
+            self._tell(at, phase, step, len(rows), len(asked))
+        rows.sort(key=lambda row: int(row["client"]))
+        for client, reason in sorted(ask.failures.items()):
+            log.warning("%s, seed %d: client %d left out of %s: %s", trial.label, trial.seed, client, step, reason)
+        reduced = ask.reduced
+        if step.phase == "evaluate":
+            for row in rows:
+                row |= {name: reduced[name][row["client"]].tolist() for name in ("correct", "total")}
+                own = reduced["own_accuracy"][row["client"]]
+                row["own"] = fmean(own.values()) if own else None
+                if trial.method.pooled:
+                    row["own_of"] = own  # by client of the federation
+        failed = {str(client): reason for client, reason in sorted(ask.failures.items())}
+        whole: dict[str, Any] = {"client": None, "seconds": round(ask.seconds, 6), "failed": failed}
+        if lost := self._engine.lost():
+            whole["lost"] = lost
+        rows.append(head | whole)
+        return phase.update(server, at.state, reduced), rows
+
+    def _tell(self, at: Checkpoint[Any], phase: Phase[Any], step: Step, client: int, clients: int) -> None:
+        plan = self._plan
+        known = [*at.rounds, *(p.rounds for p in plan[len(at.rounds) :] if isinstance(p.rounds, int))]
+        rounds = sum(r for r, p in zip(known, plan, strict=False) if p.name == phase.name) or 1
+        took, rest = self._took.get(step.phase), rounds - step.round - client / max(1, clients)
+        self._notify(
+            Progress(
+                self._trial.label,
+                self._trial.seed,
+                step.phase,
+                step.round,
+                rounds,
+                at.step,
+                sum(known),
+                client,
+                clients,
+                self._accuracy,
+                rest * sum(took) / len(took) if took else None,
+            )
+        )

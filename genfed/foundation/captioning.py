@@ -1,0 +1,165 @@
+"""Captions of a client's own images, by any image-to-text model of transformers that needs no question (BLIP, BLIP-2,
+GIT, a VisionEncoderDecoderModel). They stand in prompts, and leave the client as embeddings alone.
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from genfed.core.errors import GenfedError
+from genfed.foundation.images import fitted
+from genfed.foundation.loading import _broken, library, quiet
+from genfed.foundation.model import FoundationModel, Prompts
+from genfed.training.fit import mixed
+from genfed.training.pixels import unscaled
+
+_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
+_PICKLED = (".bin", ".ckpt", ".pt", ".pth")
+_PARTS = {
+    "an image processor": ("preprocessor_config.json", "processor_config.json"),
+    "a tokenizer": ("tokenizer.json", "vocab.json", "vocab.txt", "*.model"),
+}
+_OFFLINE = {"local_files_only": True, "trust_remote_code": False}
+
+
+@dataclass(frozen=True)
+class Captioner:
+    """An image-to-text model whose weights nobody changes."""
+
+    model: Any
+    processor: Any
+    """Of images: resizes and normalises them as the model was trained."""
+    tokenizer: Any
+    tokens: int
+    """That a caption has at most."""
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        images: Tensor,
+        *,
+        precision: Literal["float32", "bfloat16"] = "float32",
+        least: int = 0,
+        batch_size: int = 16,
+    ) -> list[str]:
+        """A caption for each of the images [n, C, H, W] in [−1, 1], C = 1 or 3. Every token is the likeliest, so
+        captions repeat; it has `least` tokens or more.
+        """
+        captions: list[str] = []
+        pixels = unscaled(fitted(images, (3, *images.shape[2:]))).permute(0, 2, 3, 1).cpu().numpy()
+        for start in range(0, len(pixels), batch_size):
+            pictures = [Image.fromarray(one) for one in pixels[start : start + batch_size]]
+            asked = self.processor(images=pictures, return_tensors="pt").to(self.model.device)
+            lengths = {"max_new_tokens": self.tokens} | ({"min_new_tokens": least} if least else {})
+            with _silent(), mixed(self.model.device, precision):
+                written = self.model.generate(**asked, **lengths, do_sample=False, num_beams=1)
+            captions += [" ".join(text.split()) for text in self.tokenizer.batch_decode(written, True)]
+        return captions
+
+
+def captioned(
+    model: FoundationModel, fill: Callable[[str], str], captions: Sequence[str], batch_size: int = 64
+) -> Tensor:
+    """The embeddings [n, tokens, width], on the CPU, of the prompts that `fill` makes of the captions."""
+    prompts = [fill(cut(model, fill, caption)) for caption in captions]
+    parts = [prompts[start : start + batch_size] for start in range(0, len(prompts), batch_size)]
+    return torch.cat([model.condition(part).cpu() for part in parts])
+
+
+def cut(model: FoundationModel, fill: Callable[[str], str], caption: str) -> str:
+    """The caption up to the last of its words with which the text encoder reads the whole prompt; empty where there is
+    no room.
+    """
+    assert isinstance(model.conditions, Prompts)
+    tokenizer, words = model.conditions.tokenizer, caption.split()
+    while words and len(tokenizer(fill(" ".join(words)), verbose=False).input_ids) > tokenizer.model_max_length:
+        words.pop()
+    return " ".join(words)
+
+
+def load_captioner(name: str, tokens: int, device: torch.device) -> Captioner:
+    """Opens a directory of transformers, or a model of the Hugging Face hub ("owner/name", downloaded once), and has it
+    write a caption. Opened before and unchanged since, the same one is given.
+
+    Raises:
+        GenfedError: no such directory, no image-to-text model, pickled weights or weights that are missing, a model
+            that writes nothing without a question or no caption as long, or an extra that is not installed.
+    """
+    config = Path(name) / "config.json"
+    return _opened(name, config.stat().st_mtime_ns if config.exists() else 0, tokens, device)
+
+
+@functools.lru_cache(maxsize=1)
+def _opened(name: str, stamp: int, tokens: int, device: torch.device) -> Captioner:
+    root, does = _found(name), "be read"
+    try:
+        with _silent():
+            captioner = _read(root, name, tokens, device)
+            does = f"write {tokens} tokens about an image without a question"
+            captioner(torch.zeros(1, 3, 8, 8), least=tokens)
+    except GenfedError:
+        raise
+    except Exception as error:  # damaged files, a processor that needs torchvision, a model that reads fewer tokens
+        raise GenfedError(f"captioner {name}: it cannot {does} ({_broken(error)})") from None
+    return captioner
+
+
+def _read(root: Path, name: str, tokens: int, device: torch.device) -> Captioner:
+    transformers = library("transformers")
+    config = transformers.AutoConfig.from_pretrained(root, **_OFFLINE)
+    if type(config) not in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        raise GenfedError(
+            f"captioner {name}: a {config.model_type} is no image-to-text model; blip, blip-2, git and "
+            "vision-encoder-decoder are some"
+        )
+    files = sorted(file.name for file in root.iterdir())
+    if not any(file.endswith(".safetensors") for file in files):
+        pickled = [file for file in files if file.endswith(_PICKLED)]
+        what = f"{pickled[0]} is pickled, and may run code when it is read" if pickled else "there are no weights"
+        raise GenfedError(f"captioner {name}: {what}; .safetensors are allowed")
+    for part, names in _PARTS.items():  # transformers would make one up
+        if not any(any(root.glob(pattern)) for pattern in names):
+            raise GenfedError(f"captioner {name}: it lacks {part} ({names[0]})")
+    model, info = transformers.AutoModelForImageTextToText.from_pretrained(
+        root, use_safetensors=True, output_loading_info=True, torch_dtype=torch.float32, **_OFFLINE
+    )
+    if missing := sorted(info["missing_keys"]):  # it would be left as it was drawn
+        raise GenfedError(f"captioner {name}: the weights lack {missing[0]}")
+    processor = transformers.AutoImageProcessor.from_pretrained(root, backend="pil", **_OFFLINE)  # without torchvision
+    tokenizer = transformers.AutoTokenizer.from_pretrained(root, **_OFFLINE)
+    return Captioner(model.to(device).requires_grad_(False).eval(), processor, tokenizer, tokens)
+
+
+def _found(name: str) -> Path:
+    """The directory of that name."""
+    if (root := Path(name)).exists():
+        if not (root / "config.json").exists():
+            raise GenfedError(f"captioner {name}: no directory of transformers, it has no config.json")
+        return root
+    if len(parts := name.split("/")) != 2 or not all(parts) or parts[0].startswith((".", "~")):
+        raise GenfedError(f"captioner {name}: no such directory; a directory of transformers or owner/name are allowed")
+    try:
+        return Path(library("huggingface_hub").snapshot_download(name, allow_patterns=list(_FILES)))
+    except Exception as error:  # whatever the network and the hub come up with
+        about = _broken(error)
+        raise GenfedError(f"captioner {name}: no such directory, and the hub does not give it ({about})") from None
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Without what transformers tells of its own; captions are nobody's to read."""
+    logging = library("transformers").utils.logging
+    level = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        with quiet():
+            yield
+    finally:
+        logging.set_verbosity(level)

@@ -1,1 +1,0 @@
-"""Local training, evaluation and what is done to weights."""

@@ -1,0 +1,67 @@
+"""Averaging classifiers among the clients that share an architecture: the shape of FedAvg and its kin."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from genfed.core.aggregate import ClientInfo, Mean
+from genfed.core.client import Client, Server
+from genfed.core.method import Method
+from genfed.core.phase import Phase, Reduced, Reply
+from genfed.core.privacy import Use
+from genfed.core.settings import settings
+from genfed.core.task import Weights
+from genfed.training.classifier import Training, train
+from genfed.training.weights import Model, initial_classifiers, load_weights, weights_of
+
+
+@dataclass(frozen=True)
+class Classifiers:
+    """The global weights of each architecture."""
+
+    classifiers: dict[str, Weights]
+
+
+@settings
+class Averaging(Method[Classifiers]):
+    """T rounds of local training and of averaging, weighted by examples."""
+
+    state = Classifiers
+
+    rounds: Annotated[int, Field(ge=0)] = 50
+    """Rounds of local training and averaging (T)."""
+    training: Training = Field(default_factory=Training)
+    """Local training in a round."""
+
+    def penalty(self, network: nn.Module, sent: Weights) -> Callable[[], Tensor] | None:
+        """What local training adds to its loss; None adds nothing."""
+        return None
+
+    def init(self, server: Server) -> Classifiers:
+        return Classifiers(initial_classifiers(server))
+
+    def phases(self) -> list[Phase[Classifiers]]:
+        mean = {"classifier": Mean(by="architecture")}
+        return [Phase("train", self.keep, self.send_classifier, self.train, aggregate=mean, rounds=self.rounds)]
+
+    def uses(self) -> Mapping[str, Sequence[Use]] | None:
+        return {"train": [self.training.use()]}
+
+    def send_classifier(self, server: Server, state: Classifiers, info: ClientInfo) -> Model:
+        return Model(state.classifiers[info.architecture])
+
+    def train(self, client: Client, sent: Model) -> Reply[Model]:
+        """One round on a client."""
+        network = self.classifier(client, sent)
+        loss = train(network, client, self.training, penalty=self.penalty(network, sent.classifier))
+        return Reply(Model(weights_of(network)), weight=len(client.data), metrics={"loss": loss})
+
+    def keep(self, server: Server, state: Classifiers, reduced: Reduced) -> Classifiers:
+        """The means become the global weights; an architecture that nobody answered for keeps its own."""
+        return Classifiers(state.classifiers | reduced["classifier"])
+
+    def classifier(self, client: Client, sent: Model) -> nn.Module:
+        return load_weights(client.new_network(client.rng), sent.classifier)

@@ -1,0 +1,245 @@
+"""What DENSE and what builds on it share: clients upload their models once; the server trains a generator against the
+ensemble of them and distils the ensemble, on what the generator makes, into students.
+"""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from genfed.core.aggregate import ClientInfo, Collect
+from genfed.core.client import Client, Server
+from genfed.core.method import Method
+from genfed.core.phase import Nothing, Phase, Reduced, Reply
+from genfed.core.privacy import Use
+from genfed.core.settings import settings
+from genfed.core.task import Data, Weights
+from genfed.generators.noise_to_image import NoiseToImage
+from genfed.training.classifier import Training, train
+from genfed.training.distillation import divergence
+from genfed.training.ensemble import Ensemble
+from genfed.training.fit import Player, fit, step
+from genfed.training.optimizer_state import Moments, moments_of, restore
+from genfed.training.pixels import scaled, unscaled
+from genfed.training.upload_checks import check_classifier
+from genfed.training.weights import Model, initial_weights, load_weights, weights_of
+
+
+@dataclass(frozen=True)
+class Learner:
+    """Weights that are trained from round to round, and what their optimiser remembers."""
+
+    weights: Weights
+    moments: Moments
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The newest images, the oldest first."""
+
+    images: Tensor
+    """uint8 [m, C, H, W]."""
+    labels: Tensor
+    """What each was to be, int64 [m]."""
+    logits: Tensor
+    """The ensemble's of each when it was made, [m, classes]."""
+
+    def joined(self, newer: "Pool", most: int) -> "Pool":
+        """With newer ones after these, the newest `most` of all."""
+        pairs = ((self.images, newer.images), (self.labels, newer.labels), (self.logits, newer.logits))
+        return Pool(*(torch.cat(pair)[-most:] for pair in pairs))
+
+
+@dataclass(frozen=True)
+class State:
+    """The clients' models (all of them, in memory and in every checkpoint), what each counts for, the generator, the
+    students by architecture, and the newest images.
+    """
+
+    models: dict[int, Weights]
+    shares: Tensor
+    """[models], in the order of the clients' ids; the ensemble is the mean of logits times these."""
+    generator: Learner
+    students: dict[str, Learner]
+    pool: Pool
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What students learn in an epoch."""
+
+    images: Tensor
+    """[m, C, H, W]: uint8, or floats on the scale of `learn.fit.scaled`."""
+    logits: Tensor
+    """The teacher's of each, [m, classes]."""
+
+
+@dataclass(frozen=True)
+class Student:
+    """A global model on its way."""
+
+    architecture: str
+    classifier: Weights
+
+
+@settings
+class DataFree(Method[State]):
+    """One upload of every client's model, then data-free distillation on the server; images alone."""
+
+    state = State
+    needs_architectures = True
+
+    rounds: Annotated[int, Field(ge=0)] = 200
+    """Epochs of the server (T): in each the generator is trained, then the students."""
+    training: Training = Field(
+        default_factory=lambda: Training(epochs=200, batch_size=128, learning_rate=0.01, momentum=0.9)
+    )
+    """Training of a client's model, all of it before the one upload (E = epochs)."""
+    student: str | None = None
+    """Architecture of the one global model; left out: one for each architecture present."""
+    # differs from the papers: they have one global model. None gives every client one of its own architecture.
+    generator_steps: Annotated[int, Field(ge=0)] = 30
+    """Steps of the generator in an epoch, all on one batch of noise (T_G)."""
+    generator_learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    """Of its Adam (η_G; betas 0.5 and 0.999)."""
+    batch_size: Annotated[int, Field(ge=2)] = 128
+    """Images that an epoch makes, and that a student's step takes (b)."""
+    remembered: Annotated[int, Field(ge=1)] = 20
+    """The newest batches of images that students learn from in each epoch. The published codes keep all."""
+    learning_rate: Annotated[float, Field(gt=0)] = 0.01
+    """Of the students' SGD (η_S)."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Of the same."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """At which students learn the ensemble's answers."""
+    latent: Annotated[int, Field(ge=1)] = 256
+    """Numbers that an image is made from."""
+    width: Annotated[int, Field(ge=1)] = 64
+    """Channels of the generator at the image's full size."""
+
+    @abstractmethod
+    def objective(self, logits: Tensor, gap: Tensor, answers: Sequence[Tensor], y: Tensor) -> Tensor:
+        """The generator's loss per image [n]: of the ensemble's logits [n, classes] and its distance in statistics, a
+        scalar, of each student's logits, and of the classes y [n] that images were to be.
+        """
+
+    def lesson(self, server: Server, ensemble: Ensemble, shares: Tensor, pool: Pool) -> tuple[Lesson, Tensor]:
+        """What students learn from the images; and what models, by `shares` until now, count for from now on."""
+        return Lesson(pool.images, pool.logits), shares
+
+    def init(self, server: Server) -> State:
+        network = NoiseToImage(server.task, self.latent, self.width, server.common("generator"))
+        names = server.architectures if self.student is None else (self.student,)
+        new = {name: server.new_network(name, server.common("classifier", name)) for name in names}
+        images = torch.empty(0, *server.task.shape, dtype=torch.uint8)
+        return State(
+            {},
+            torch.empty(0),
+            Learner(weights_of(network), Moments({})),
+            {name: Learner(weights_of(student), Moments({})) for name, student in new.items()},
+            Pool(images, torch.empty(0, dtype=torch.int64), torch.empty(0, len(server.task.classes))),
+        )
+
+    def phases(self) -> list[Phase[State]]:
+        return [
+            Phase(
+                "train",
+                self.collect,
+                lambda server, state, info: Nothing(),
+                self.train,
+                aggregate={"classifier": Collect()},
+                changes_classifier=False,
+                check=lambda server, info, upload: check_classifier(server, info, upload.classifier),
+            ),
+            Phase("distil", self.distil, rounds=self.rounds),
+        ]
+
+    def uses(self) -> dict[str, list[Use]]:
+        return {"train": [self.training.use()]}
+
+    def train(self, client: Client, sent: Nothing) -> Reply[Model]:
+        """LocalUpdate, on a client, from its architecture's initial weights."""
+        network = load_weights(client.new_network(client.rng), initial_weights(client))
+        loss = train(network, client, self.training)
+        return Reply(Model(weights_of(network)), weight=len(client.data), metrics={"loss": loss})
+
+    def collect(self, server: Server, state: State, reduced: Reduced) -> State:
+        """The only upload; all models count alike."""
+        models = reduced["classifier"]
+        return replace(state, models=models, shares=torch.ones(len(models)))
+
+    def distil(self, server: Server, state: State, reduced: Reduced) -> State:
+        """An epoch: images are made, then students learn."""
+        kinds = {info.id: info.architecture for info in server.clients}
+        models = [load_weights(server.new_network(kinds[i], server.rng), w) for i, w in state.models.items()]
+        ensemble = Ensemble(models, state.shares.to(server.device))
+        students = {
+            name: load_weights(server.new_network(name, server.rng), learner.weights)
+            for name, learner in state.students.items()
+        }
+        generator, made = self.generate_images(server, state.generator, ensemble, list(students.values()))
+        pool = state.pool.joined(made, self.remembered * self.batch_size)
+        lesson, shares = self.lesson(server, ensemble, state.shares, pool)
+        learners = {
+            name: self.teach(server, student, state.students[name].moments, lesson)
+            for name, student in students.items()
+        }
+        return State(state.models, shares, generator, learners, pool)
+
+    def generate_images(
+        self, server: Server, learner: Learner, ensemble: Ensemble, students: Sequence[nn.Module]
+    ) -> tuple[Learner, Pool]:
+        """T_G steps on one batch of noise; the generator then, and its images."""
+        new = NoiseToImage(server.task, self.latent, self.width, server.rng)
+        network = load_weights(new.to(server.device), learner.weights)
+        adam = torch.optim.Adam(network.parameters(), self.generator_learning_rate, (0.5, 0.999), fused=True)
+        restore(adam, learner.moments)
+        z = torch.randn(self.batch_size, self.latent, generator=server.rng).to(server.device)
+        y = torch.randint(len(server.task.classes), (self.batch_size,), generator=server.rng).to(server.device)
+        for student in students:
+            student.eval().requires_grad_(False)
+
+        def loss(z: Tensor, y: Tensor, rng: torch.Generator) -> Tensor:
+            x = network(z)
+            logits, gap = ensemble(x)
+            return self.objective(logits, gap, [student(x).float() for student in students], y)
+
+        for _ in range(self.generator_steps):
+            step(Player(loss, adam), z, y, server.rng, server.precision)
+        with torch.no_grad():
+            images = unscaled(network(z))
+            logits, _ = ensemble(scaled(images))
+        return Learner(weights_of(network), moments_of(adam)), Pool(images.cpu(), y.cpu(), logits.cpu())
+
+    def teach(self, server: Server, student: nn.Module, moments: Moments, lesson: Lesson) -> Learner:
+        """One epoch over the images of KL(ensemble ‖ student), the distillation loss."""
+        student.train().requires_grad_(True)
+        sgd = torch.optim.SGD(student.parameters(), self.learning_rate, self.momentum, fused=True)
+        restore(sgd, moments)
+        answers = lesson.logits.to(server.device)
+
+        def loss(x: Tensor, rows: Tensor, rng: torch.Generator) -> Tensor:
+            return divergence(student(x).float(), answers[rows], self.temperature)
+
+        data = Data(lesson.images, torch.arange(len(lesson.images))).to(server.device)
+        player, size = Player(loss, sgd), self.batch_size
+        fit([player], data, epochs=1, batch_size=size, rng=server.rng, precision=server.precision)
+        return Learner(weights_of(student), moments_of(sgd))
+
+    def send_classifier(self, server: Server, state: State, info: ClientInfo) -> Student:
+        name = info.architecture if self.student is None else self.student
+        return Student(name, state.students[name].weights)
+
+    def classifier(self, client: Client, sent: Student) -> nn.Module:
+        return load_weights(client.new_network_of(sent.architecture, client.rng), sent.classifier)
+
+
+def disagreement(teacher: Tensor, student: Tensor) -> Tensor:
+    """KL(teacher ‖ student) of logits [n, classes], one per image [n]; gradients flow to both, so to the images."""
+    ours, theirs = student.log_softmax(1), teacher.log_softmax(1)
+    return F.kl_div(ours, theirs, reduction="none", log_target=True).sum(1)

@@ -1,0 +1,185 @@
+"""Clients that upload the decoder of a CVAE once, and a server that trains classifiers on what decoders make: the
+shape that FedCVAE-Ens and FedCVAE-KD share.
+"""
+
+import itertools
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, TypeVar
+
+import torch
+from pydantic import Field, InstanceOf
+from torch import Tensor, nn
+
+from genfed.core.aggregate import ClientInfo, Collect
+from genfed.core.client import Client, Server
+from genfed.core.errors import GenfedError
+from genfed.core.method import Method
+from genfed.core.phase import Nothing, Phase, Reduced, Reply
+from genfed.core.settings import settings
+from genfed.core.task import Data, Weights
+from genfed.generators.cvae import CVAE, CVAENetwork
+from genfed.generators.generator import CHUNK, Generator
+from genfed.training.classifier import Training, train
+from genfed.training.fit import fit
+from genfed.training.upload_checks import check_counts
+from genfed.training.weights import Model, load_weights, weights_of
+
+S = TypeVar("S")
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """A client's one upload."""
+
+    decoder: Weights
+    labels: Tensor
+    """Examples of each class [classes] int64: its label distribution and its size."""
+
+
+@settings
+class OneShot(Method[S]):
+    """One upload of a CVAE's decoder by every client; classifiers learn on the server from generated images alone."""
+
+    generates = True
+    bare = "how many examples of each class a client has"
+    needs_architectures = True
+    minimum_examples = 2  # BatchNorm on 1×1 maps has no variance of one example
+
+    generator: InstanceOf[Generator] = Field(default_factory=lambda: CVAE())
+    """The clients' generator, of the kind cvae."""
+    generator_epochs: Annotated[int, Field(ge=0)] = 15
+    """Epochs of a client's CVAE, all of them before the one upload."""
+    generator_batch_size: Annotated[int, Field(ge=2)] = 32
+    """Examples per step of it."""
+    truncation: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2.0
+    """Codes are drawn from a standard normal distribution cut off at ± this; the published runs have 1 to 3."""
+    samples: Annotated[int, Field(ge=2)] = 5000
+    """Images that classifiers are trained on, the same in every round and for every architecture."""
+    rounds: Annotated[int, Field(ge=0)] = 1
+    """Rounds of the server, each of `training.epochs` with a new optimiser and followed by a checkpoint."""
+    training: Training = Field(
+        default_factory=lambda: Training(epochs=10, batch_size=32, optimiser="adam", learning_rate=1e-3)
+    )
+    """Training of each architecture's classifier on the server, in a round."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.generator, CVAE):
+            name = type(self.generator).__name__
+            raise GenfedError(f"generator = {name}: clients upload a decoder, so its kind is cvae")
+
+    @abstractmethod
+    def classifiers(self, state: S) -> Mapping[str, Weights]:
+        """The weights of each architecture."""
+
+    def upload(self, collect: Callable[[Server, S, Reduced], S]) -> Phase[S]:
+        """The phase of the one upload; nothing is sent, for the initial weights are drawn alike everywhere."""
+        all_of_them = {"decoder": Collect(), "labels": Collect()}
+        return Phase(
+            "decoder",
+            collect,
+            _nothing,
+            self.train_decoder,
+            aggregate=all_of_them,
+            changes_classifier=False,
+            check=self.check,
+        )
+
+    def train_decoder(self, client: Client, sent: Nothing) -> Reply[Decoder]:
+        """LocalUpdate, on a client: a CVAE from the common initial weights, of which the encoder stays behind."""
+        network = self.new_network(client, client.common("generator"))
+        loss = fit(
+            network.players(),
+            client.data,
+            epochs=self.generator_epochs,
+            batch_size=self.generator_batch_size,
+            rng=client.rng,
+            precision=client.precision,
+        )
+        labels = torch.bincount(client.data.y, minlength=len(client.task.classes)).cpu()
+        return Reply(Decoder(decoder_of(network), labels), weight=len(client.data), metrics={"loss": loss})
+
+    def check(self, server: Server, info: ClientInfo, upload: Decoder) -> None:
+        """Refuses what no images can be made with.
+
+        Raises:
+            GenfedError: a decoder of other parts or shapes, or counts that are not the client's.
+        """
+        own = decoder_of(self.new_network(server, server.common("generator")))
+        for name in sorted(own.keys() | upload.decoder.keys()):
+            if not (name in own and name in upload.decoder and _like(own[name], upload.decoder[name])):
+                raise GenfedError(f"its decoder is not that of the generator: {name!r} is not as there")
+        check_counts(server, info, upload.labels)
+
+    def train_classifiers(self, server: Server, before: Mapping[str, Weights], data: Data) -> dict[str, Weights]:
+        """A round of the server: every architecture goes on learning from the same images."""
+        after = {}
+        for architecture, weights in before.items():
+            network = load_weights(server.new_network(architecture, server.rng), weights)
+            train(network, server, self.training, data=data)
+            after[architecture] = weights_of(network)
+        return after
+
+    def send_classifier(self, server: Server, state: S, info: ClientInfo) -> Model:
+        return Model(self.classifiers(state)[info.architecture])
+
+    def classifier(self, client: Client, sent: Model) -> nn.Module:
+        return load_weights(client.new_network(client.rng), sent.classifier)
+
+    def new_network(self, where: Client | Server, rng: torch.Generator, decoder: Weights | None = None) -> CVAENetwork:
+        """A CVAE on `where`'s device, with this decoder (None: a new one)."""
+        assert isinstance(self.generator, CVAE)
+        network = self.generator.new(where.task, rng)
+        network.load_state_dict(network.state_dict() | (decoder or {}))
+        return network.to(where.device)
+
+    def codes(self, count: int, rng: torch.Generator) -> Tensor:
+        """Codes z [count, latent] from the truncated normal distribution, on the CPU."""
+        assert isinstance(self.generator, CVAE)
+        z = torch.empty(count, self.generator.latent)
+        return nn.init.trunc_normal_(z, a=-self.truncation, b=self.truncation, generator=rng)
+
+    def drawn(
+        self, server: Server, decoders: Mapping[int, Weights], labels: Mapping[int, Tensor], count: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`count` images of all clients' decoders: x [count, C, H, W], y [count] and the codes z [count, latent], on
+        the server's device; of each client in proportion to its examples, labelled as those are distributed. The
+        same whenever they are drawn again.
+        """
+        rng = server.common("samples")
+        parts = []
+        shares = in_proportion(count, [int(of.sum()) for of in labels.values()])
+        for (client, weights), share in zip(decoders.items(), shares, strict=True):
+            if share:
+                y = torch.multinomial(labels[client].double(), share, replacement=True, generator=rng)
+                z, y = self.codes(share, rng).to(server.device), y.to(server.device)
+                parts.append((decoded(self.new_network(server, rng, weights), z, y), y, z))
+        x, y, z = (torch.cat(part) for part in zip(*parts, strict=True))
+        return x, y, z
+
+
+def _nothing(server: Server, state: object, info: ClientInfo) -> Nothing:
+    return Nothing()
+
+
+def _like(a: Tensor, b: Tensor) -> bool:
+    return (a.shape, a.dtype) == (b.shape, b.dtype)
+
+
+def decoder_of(network: CVAENetwork) -> Weights:
+    """The part of its state dict that decodes."""
+    return {k: v for k, v in weights_of(network).items() if network.decodes(k)}
+
+
+@torch.no_grad()
+def decoded(network: CVAENetwork, z: Tensor, y: Tensor) -> Tensor:
+    """Images [n, C, H, W] in eval mode, of codes [n, latent] and labels [n]."""
+    network.eval()
+    return torch.cat([network.decode(*part) for part in zip(torch.split(z, CHUNK), torch.split(y, CHUNK), strict=True)])
+
+
+def in_proportion(total: int, sizes: Sequence[int]) -> list[int]:
+    """`total` shared out in proportion to `sizes`, each share less than one off; their sum is `total`."""
+    bounds = [total * sum(sizes[:i]) // sum(sizes) for i in range(len(sizes) + 1)]
+    return [after - before for before, after in itertools.pairwise(bounds)]

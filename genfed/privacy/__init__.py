@@ -1,0 +1,1 @@
+"""Differential privacy: settings, noise, accounting, budgets, what is refused."""

@@ -1,0 +1,103 @@
+"""What mechanisms cost together, by Opacus's accountants, and the noise that a budget needs."""
+
+import functools
+import logging
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from genfed.core.errors import GenfedError
+from genfed.privacy.settings import Accountant, Budget
+
+log = logging.getLogger(__name__)
+Mechanism = tuple[float, float, int]
+"""(noise multiplier, rate, steps)"""
+
+
+class Limit(Protocol):
+    """What a budget is counted by."""
+
+    @property
+    def epsilon(self) -> float | None: ...
+    @property
+    def delta(self) -> float: ...
+    @property
+    def accountant(self) -> Accountant: ...
+
+
+WITHIN = 1.01
+"""A noise multiplier is at most so many times the smallest that would do."""
+
+
+def epsilon(mechanisms: Sequence[Mechanism], delta: float, accountant: Accountant) -> float:
+    """What these come to together by Opacus's accountant; 0 for none, ∞ without noise."""
+    spent = [(noise, rate, steps) for noise, rate, steps in mechanisms if steps]
+    if any(noise == 0 for noise, _, _ in spent):
+        return math.inf
+    return _epsilon(tuple(spent), delta, accountant) if spent else 0.0
+
+
+@functools.lru_cache(maxsize=4096)
+def _epsilon(mechanisms: tuple[Mechanism, ...], delta: float, accountant: Accountant) -> float:
+    from opacus.accountants import PRVAccountant, RDPAccountant  # takes seconds
+
+    found = RDPAccountant() if accountant == "rdp" else PRVAccountant()
+    found.history = list(mechanisms)
+    more = [*range(64, 257, 8), 384, 512, 1024]  # orders for ε far below 1
+    orders = {"alphas": [*RDPAccountant.DEFAULT_ALPHAS, *more]} if accountant == "rdp" else {}
+    # Whole batches (a rate of 1) make PRV divide by 0 on its way to the right number; RDP tells of orders at an end.
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Optimal order is the")
+        return float(found.get_epsilon(delta, **orders))
+
+
+def holds(mechanisms: Sequence[Mechanism], budget: Limit) -> bool:
+    """Whether the budget holds these; without a target it holds everything."""
+    if budget.epsilon is None:
+        return True
+    # Both accountants bound ε from above, and this one is fast.
+    if epsilon(mechanisms, budget.delta, "rdp") <= budget.epsilon:
+        return True
+    return budget.accountant != "rdp" and epsilon(mechanisms, budget.delta, "prv") <= budget.epsilon
+
+
+def warn(budget: Budget, n: int, counted: str, each: str) -> None:
+    """Warns of noise that protects nobody, and of a δ that is too large: `n`, as `counted` says, of what is protected,
+    which is called `each`.
+    """
+    if budget.reproducible_noise:
+        log.warning(
+            "%s.reproducible_noise: whoever knows the seed can take the noise away; this run is not private",
+            budget.table,
+        )
+    if budget.delta >= 1 / n:
+        log.warning(
+            "%s.delta = %g is not below 1/n = %.2g (%s): it would allow to give away %s whole; choose a much smaller "
+            "one",
+            budget.table, budget.delta, 1 / n, counted, each,
+        )  # fmt: skip
+
+
+def noise_for(trainings: Sequence[tuple[float, int]], budget: Budget) -> float:
+    """The least noise multiplier, up to one in a hundred, with which the budget holds all these (rate, steps)."""
+
+    def enough(noise: float) -> bool:
+        return holds([(noise, rate, steps) for rate, steps in trainings], budget)
+
+    if not any(steps for _, steps in trainings):
+        return 0.0
+    high = 1.0
+    while not enough(high):
+        high *= 2
+        if high > 1e5:
+            raise GenfedError(f"{budget.table}.epsilon = {budget.epsilon}: no noise is enough for it")
+    low = high / 2
+    while enough(low):
+        low, high = low / 2, low
+    while high / low > WITHIN:
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high

@@ -1,0 +1,43 @@
+"""Clips a client's update to a norm."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from genfed.core.aggregate import tree_map
+from genfed.core.errors import GenfedError
+
+
+def difference(before: Any, after: Any) -> Any:
+    """What a leaf gained, in double precision; integers gain nothing."""
+    if not isinstance(after, Tensor):
+        return after - before
+    return after.double() - before.double() if after.is_floating_point() else 0.0
+
+
+def nothing(value: Any) -> Any:
+    """A tree of zeros like it."""
+    return tree_map(lambda leaf: torch.zeros_like(leaf) if isinstance(leaf, Tensor) else 0.0, value)
+
+
+def shortened(updates: Mapping[str, Any], clip: float) -> tuple[float, float]:
+    """(L2 norm of a client's whole update, by what it is to be multiplied so that the norm is at most `clip`).
+
+    Raises:
+        GenfedError: it is not finite.
+    """
+    length = math.sqrt(sum(math.fsum(_leaves(tree_map(_square, update))) for update in updates.values()))
+    if not math.isfinite(length):
+        raise GenfedError("its update is not finite")
+    return length, min(1.0, clip / length) if length else 1.0
+
+
+def _square(update: Any) -> float:
+    return float(update.square().sum()) if isinstance(update, Tensor) else float(update) ** 2
+
+
+def _leaves(tree: Any) -> list[Any]:
+    return [leaf for part in tree.values() for leaf in _leaves(part)] if isinstance(tree, dict) else [tree]

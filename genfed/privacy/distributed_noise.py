@@ -1,0 +1,69 @@
+"""DP-FedAvg whose noise is the clients' own: each clips its update and adds its part of the noise, so that under
+secure aggregation the server sees a noised sum and nothing else. Kairouz, Liu, Steinke, The Distributed Discrete
+Gaussian Mechanism for Federated Learning with Secure Aggregation, ICML 2021, arXiv 2102.06387.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from genfed.core.aggregate import Mean, tree_map
+from genfed.core.client import Client, Server
+from genfed.core.errors import GenfedError
+from genfed.core.phase import Phase, Reduced, Reply
+from genfed.privacy.clipping import difference, nothing, shortened
+
+# differs from the paper: noise is a Gaussian rounded to the steps of secure aggregation (2⁻²⁴), not a discrete one, and
+# nothing is rotated; sums have 64 bits and need neither to be short.
+
+
+def noised(phase: Phase[Any], clip: float, noise: float, draws: Callable[[Client], np.random.Generator]) -> Phase[Any]:
+    """The phase with clients that clip their update, all fields together, to the L2 norm `clip`, and add noise of
+    standard deviation `noise`·`clip` to it; `draws` gives it. Each counts once, whatever weight the method gives it.
+    What is averaged is what was sent plus the update; integers (BatchNorm's counters) stay as sent, or are 0.
+
+    Raises:
+        GenfedError: something is uploaded that is no mean.
+    """
+    means = {name: how for name, how in phase.aggregate.items() if isinstance(how, Mean)}
+    if means.keys() != phase.aggregate.keys():
+        raise GenfedError(f"phase {phase.name}: only means of clipped updates get noise")
+    kind_sent, kind_uploaded = phase.kinds
+
+    def work(client: Client, sent: Any) -> Reply[Any]:
+        assert phase.work is not None
+        upload, origins, updates = phase.work(client, sent).upload, {}, {}
+        for name, mean in means.items():
+            value, before = mean.averaged(getattr(upload, name)), getattr(sent, name, None)
+            before = nothing(value) if before is None else mean.averaged(before)
+            origins[name], updates[name] = before, tree_map(difference, before, value)
+        (_, by), random = shortened(updates, clip), draws(client)
+
+        def told(before: Any, update: Any) -> Any:
+            if not isinstance(before, Tensor):
+                return before + by * update + noise * clip * float(random.standard_normal())
+            if not before.is_floating_point():
+                return before
+            extra = torch.from_numpy(np.asarray(random.standard_normal(tuple(before.shape)))).to(before.device)
+            return (before.double() + by * update + noise * clip * extra).to(before.dtype)
+
+        return Reply(replace(upload, **{name: tree_map(told, origins[name], updates[name]) for name in means}))
+
+    def update(server: Server, state: Any, reduced: Reduced) -> Any:
+        values = {name: _allowed("", value) for name, value in reduced.values.items()}
+        return phase.update(server, state, Reduced(values, reduced.clients))
+
+    work.__annotations__ = {"client": Client, "sent": kind_sent, "return": Reply[kind_uploaded]}  # type: ignore[valid-type]
+    plain = {name: Mean(by=mean.by) for name, mean in means.items()}  # of what `averaged` gave
+    return replace(phase, work=work, update=update, aggregate=plain)
+
+
+def _allowed(key: str, value: Any) -> Any:
+    """A mean whose variances the noise has not brought below 0."""
+    if isinstance(value, dict):
+        return {k: _allowed(k, v) for k, v in value.items()}
+    return value.clamp_min(0) if key.endswith("running_var") else value

@@ -1,0 +1,111 @@
+"""What it costs the examples of a site to take part in runs, over all of them together."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from genfed.core.errors import GenfedError
+from genfed.core.record import load, save
+from genfed.engines.client_storage import alone
+from genfed.experiment.trial import Trial
+from genfed.privacy.accounting import Limit, Mechanism, epsilon, holds
+from genfed.privacy.example_level import Budgets
+from genfed.privacy.ledger import Charge, Ledger, steps_by_mechanism
+
+BUDGET = "budget.safetensors"
+"""In a site's folder. Whoever deletes it gives the site's examples a new budget."""
+
+
+@dataclass(frozen=True)
+class Bill:
+    """Whose charges they are."""
+
+    run: str
+    method: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Paid:
+    """What was charged in one trial."""
+
+    bill: Bill
+    charges: tuple[Charge, ...]
+
+
+@dataclass(frozen=True)
+class Account:
+    """All that was ever charged to a site, the oldest trial first; only added to."""
+
+    paid: tuple[Paid, ...] = ()
+
+    def mechanisms(self, without: Collection[Bill] = ()) -> list[Mechanism]:
+        """Of all trials but these."""
+        return steps_by_mechanism([charge for p in self.paid if p.bill not in without for charge in p.charges])
+
+    def plus(self, bill: Bill, more: tuple[Charge, ...]) -> "Account":
+        """With these charged to that trial."""
+        known = any(each.bill == bill for each in self.paid)
+        paid = self.paid if known else (*self.paid, Paid(bill, ()))
+        return Account(tuple(Paid(p.bill, (*p.charges, *more)) if p.bill == bill else p for p in paid))
+
+
+class OwnBudgets(Budgets):
+    """The budget of a trial, within that of the site."""
+
+    def __init__(self, trial: Trial, folder: Path, limit: Limit, bill: Bill) -> None:
+        """`folder` is the site's."""
+        super().__init__(trial)
+        self._folder, self._limit, self._bill = folder, limit, bill
+
+    def keep(self, folder: Path, ledger: Ledger, more: tuple[Charge, ...]) -> None:
+        """See `Budgets`; on the site's account first. Killed between the two, it is charged there twice.
+
+        Raises:
+            GenfedError: the site's budget does not hold it; nothing is charged.
+        """
+        with alone(self._folder):
+            account = account_in(self._folder)
+            after = account.plus(self._bill, more)
+            if not holds(after.mechanisms(), self._limit):
+                told = _told(account, self._limit)
+                raise GenfedError(f"the site's privacy budget over all runs does not hold it: {told}")
+            save(after, self._folder / BUDGET)
+        super().keep(folder, ledger, more)
+
+
+def account_in(folder: Path) -> Account:
+    """What was charged to the site whose folder it is."""
+    return load(Account, folder / BUDGET) if (folder / BUDGET).exists() else Account()
+
+
+def check_ahead(folder: Path, limit: Limit, ahead: Sequence[Mechanism], bills: Collection[Bill]) -> None:
+    """Refuses a run that would cost more than is left; `bills` are of its trials, of which some may be paid.
+
+    Raises:
+        GenfedError: it would.
+    """
+    account = account_in(folder)
+    if not holds([*account.mechanisms(without=bills), *ahead], limit):
+        come = epsilon(ahead, limit.delta, limit.accountant)
+        raise GenfedError(
+            f"the site's privacy budget over all runs does not hold this one, which comes to ε = {come:.2f}: "
+            f"{_told(account, limit)}"
+        )
+
+
+def table_of(folder: Path, limit: Limit) -> list[tuple[str, ...]]:
+    """A row for each trial, the oldest first: run, method, seed, steps, its ε, and that of all up to it."""
+    rows, paid = [], account_in(folder).paid
+    for count, each in enumerate(paid, 1):
+        alone, whole = Account((each,)).mechanisms(), Account(paid[:count]).mechanisms()
+        come = [f"{epsilon(cost, limit.delta, limit.accountant):.2f}" for cost in (alone, whole)]
+        rows.append(
+            (each.bill.run, each.bill.method, str(each.bill.seed), str(sum(steps for _, _, steps in alone)), *come)
+        )
+    return rows
+
+
+def _told(account: Account, limit: Limit) -> str:
+    spent = epsilon(account.mechanisms(), limit.delta, limit.accountant)
+    return f"of ε = {limit.epsilon:g} at δ = {limit.delta:g}, {spent:.2f} is spent"

@@ -1,0 +1,162 @@
+"""Summarises the rows of metrics.jsonl into a report."""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from statistics import fmean
+from typing import Any
+
+from genfed.core.errors import GenfedError
+from genfed.report.results import (
+    EVALUATE,
+    QUALITY,
+    TRIGGERED,
+    ClientScore,
+    OwnScore,
+    PhaseCost,
+    Point,
+    Quality,
+    Row,
+    Trial,
+    _mean,
+)
+
+
+def summarise(rows: Iterable[Row], method: str, seed: int) -> Trial:
+    """What the rows of one trial come to; rows of others are skipped.
+
+    Raises:
+        GenfedError: the trial was never evaluated, or a client was scored on no examples.
+    """
+    every = [row for row in rows if row["method"] == method and row["seed"] == seed]
+    own = [row for row in every if row["phase"] != QUALITY]
+    curve = accuracies(own)
+    if not curve:
+        raise GenfedError(f"{method}, seed {seed}: there is no evaluation in the metrics")
+    last = curve[-1]
+    clients = tuple(
+        sorted(
+            (_score(row) for row in own if _is_client(row, EVALUATE) and row["round"] == last.round),
+            key=lambda score: score.client,
+        )
+    )
+    assert last.value is not None
+    return Trial(
+        method, seed, last.value, clients, curve, losses(own), _costs(own), _failures(every),
+        best=_best(own), parameters=_parameters(own), quality=_quality(every), own=_own_scores(own, last.round),
+        triggered=_triggered(own, last.round),
+    )  # fmt: skip
+
+
+def accuracies(rows: Sequence[Row]) -> tuple[Point, ...]:
+    """Accuracy at every evaluation of one trial: the mean over architectures of the mean over their clients."""
+    points = []
+    for (phase, round_, step), members in _by_round(row for row in rows if _is_client(row, EVALUATE)).items():
+        points.append(Point(phase, round_, step, _mean((s.architecture, s.accuracy) for s in map(_score, members))))
+    return tuple(sorted(points, key=lambda point: point.round))
+
+
+def _best(rows: Sequence[Row]) -> float:
+    scores = [_score(row) for row in rows if _is_client(row, EVALUATE)]
+    best = {s.client: s for s in sorted(scores, key=lambda s: s.accuracy)}  # the last of a client is its best
+    return _mean((s.architecture, s.accuracy) for s in best.values())
+
+
+def _own_scores(rows: Sequence[Row], round_: int) -> tuple[OwnScore, ...]:
+    """Those of one evaluation, by client; rows of before they were measured have none."""
+    scores = []
+    for row in rows:
+        if _is_client(row, EVALUATE) and row["round"] == round_:
+            of: Mapping[Any, float | None] = row.get("own_of", {row["client"]: row.get("own")})
+            scores += [OwnScore(int(c), row["architecture"], value) for c, value in of.items() if value is not None]
+    return tuple(sorted(scores, key=lambda score: score.client))
+
+
+def _triggered(rows: Sequence[Row], round_: int) -> float | None:
+    scored = [row for row in rows if _is_client(row, EVALUATE) and row["round"] == round_]
+    rates = [row[TRIGGERED] for row in scored if TRIGGERED in row]
+    return fmean(rates) if rates else None
+
+
+def _parameters(rows: Sequence[Row]) -> float | None:
+    held: dict[int, float] = defaultdict(float)
+    trained = [row for row in rows if row["client"] is not None and row["phase"] != EVALUATE]
+    counted = [row for row in trained if "parameters" in row]
+    for row in counted:
+        held[row["client"]] = max(held[row["client"]], row["parameters"])
+    whole = {row["phase"] for row in counted} == {row["phase"] for row in trained}
+    return fmean(held.values()) if held and whole else None
+
+
+def _quality(rows: Sequence[Row]) -> Quality | None:
+    names = [f.name for f in fields(Quality)]
+    row = next((row for row in rows if row["phase"] == QUALITY and "frechet" in row), None)
+    return None if row is None else Quality(**{name: row[name] for name in names if name in row})
+
+
+def losses(rows: Sequence[Row]) -> tuple[Point, ...]:
+    """The mean of the clients' "loss" in every round of one trial that has any; None where one is not finite."""
+    trained = (row for row in rows if row["client"] is not None and row["phase"] != EVALUATE and "loss" in row)
+    points = []
+    for (phase, round_, step), members in _by_round(trained).items():
+        values = [row["loss"] for row in members]
+        finite = all(value is not None and math.isfinite(value) for value in values)
+        points.append(Point(phase, round_, step, fmean(values) if finite else None))
+    return tuple(points)
+
+
+def _is_client(row: Row, phase: str) -> bool:
+    return row["client"] is not None and row["phase"] == phase
+
+
+def _by_round(rows: Iterable[Row]) -> dict[tuple[str, int, int], list[Row]]:
+    rounds = defaultdict(list)
+    for row in rows:
+        rounds[row["phase"], row["round"], row["step"]].append(row)
+    return rounds
+
+
+def _score(row: Row) -> ClientScore:
+    correct, total = row["correct"], row["total"]
+    if not sum(total):
+        raise GenfedError(f"{row['method']}, seed {row['seed']}: client {row['client']} was scored on no examples")
+    recall = tuple(c / t if t else None for c, t in zip(correct, total, strict=True))
+    return ClientScore(row["client"], row["architecture"], row["examples"], sum(correct) / sum(total), recall)
+
+
+def _costs(rows: Sequence[Row]) -> tuple[PhaseCost, ...]:
+    everybody = {row["client"] for row in rows} - {None}  # whoever was never sampled sent nothing, and counts
+    phases: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        phases[row["phase"]].append(row)
+    costs = []
+    for phase, members in phases.items():
+        clients = [row for row in members if row["client"] is not None]
+        whole = [row for row in members if row["client"] is None]
+        counted = [] if phase == EVALUATE else clients
+        flops = [row["flops"] for row in counted if row["round"] == 0 and "flops" in row]
+        costs.append(
+            PhaseCost(
+                phase,
+                rounds=len({row["round"] for row in members}),
+                up_bytes=sum(row["up_bytes"] for row in counted) / len(everybody),
+                down_bytes=sum(row["down_bytes"] for row in counted) / len(everybody),
+                client_seconds=sum((row["seconds"] for row in clients), 0.0),
+                seconds=sum((row["seconds"] for row in whole), 0.0),
+                flops=fmean(flops) * len(counted) / len(everybody) if flops else None,
+            )
+        )
+    return tuple(costs)
+
+
+def _failures(rows: Sequence[Row]) -> tuple[str, ...]:
+    lines = []
+    for row in rows:
+        if row["client"] is None:
+            where = f"{row['phase']} round {row['round']}"
+            lines += [
+                f"{where}: client {client} left out: {reason}" for client, reason in row.get("failed", {}).items()
+            ]
+            lines += [f"{where}: {line}" for line in row.get("lost", ())]
+    return tuple(lines)

@@ -1,0 +1,1 @@
+"""Robust aggregation rules, and simulated attacks that they are measured against."""

@@ -1,0 +1,190 @@
+"""Robust aggregation: what a run puts in the place of the means that its methods declare."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from genfed.core.aggregate import Aggregate, ClientInfo, Mean, refuse_other, tree_map
+from genfed.core.errors import GenfedError
+from genfed.core.phase import Phase
+
+S = TypeVar("S")
+_PIECE = 2**16  # coordinates that are looked at together: beside the uploads themselves, little is held
+
+
+class Rule:
+    """How the uploads of a group are reduced. It must not depend on their order but for breaking ties."""
+
+    def check(self, count: int) -> None:
+        """Refuses a group of so many uploads.
+
+        Raises:
+            GenfedError: there are too few of them for the clients that are taken to be bad.
+        """
+        return
+
+
+class Coordinatewise(Rule, ABC):
+    """Each coordinate by itself, whatever the weights that clients claim."""
+
+    @abstractmethod
+    def middle(self, values: Tensor) -> Tensor:
+        """Of values float64 [n, m], one row per client: [m]."""
+
+
+class Combination(Rule, ABC):
+    """A combination of the updates (what was uploaded, less what was sent), chosen by their lengths and angles."""
+
+    @abstractmethod
+    def coefficients(self, gram: Tensor, weights: Tensor) -> Tensor:
+        """Of the updates' inner products float64 [n, n] and the weights that clients claim, float64 [n]: what each
+        update is multiplied with, float64 [n], at least 0 and in all at most 1. What is left of 1 stays as it was sent.
+        """
+
+
+@dataclass(frozen=True)
+class Held:
+    """One upload."""
+
+    value: Any
+    weight: float
+    sent: Any
+    """Of the same names and shapes; None: nothing was sent, and the upload is itself an update."""
+
+
+@dataclass(frozen=True)
+class Robust(Aggregate):
+    """`rule` in the place of `mean`, in each of its groups. All uploads of a round are held until the last is there.
+
+    Lengths and angles are those of all floating-point tensors and numbers of the field together, BatchNorm's statistics
+    among them. An integer or a truth value is the (lower) median of those that count for the result.
+    """
+
+    mean: Mean
+    rule: Rule
+
+    def form(self, value: Any, info: ClientInfo) -> dict[str, Any]:
+        return self.mean.form(value, info)
+
+    def lift(self, value: Any, weight: float, info: ClientInfo) -> Any:
+        return self.lift_from(None, value, weight, info)
+
+    def lift_from(self, sent: Any, value: Any, weight: float, info: ClientInfo) -> Any:
+        before = None if sent is None else self.mean.averaged(sent)
+        return {self.mean.group(info): {info.id: Held(self.mean.averaged(value), weight, before)}}
+
+    def add(self, left: Any, right: Any) -> Any:
+        return {group: left.get(group, {}) | right.get(group, {}) for group in left | right}
+
+    def finish(self, total: Any) -> Any:
+        """See `Mean.finish`.
+
+        Raises:
+            GenfedError: a group is too small for the rule, or its clients were sent different states.
+        """
+        reduced = {group: self._reduced(group, held) for group, held in sorted((total or {}).items())}
+        return reduced if self.mean.by else reduced.get("")
+
+    def _reduced(self, group: str, by_client: dict[int, Held]) -> Any:
+        held = [by_client[client] for client in sorted(by_client)]
+        try:
+            self.rule.check(len(held))
+        except GenfedError as error:
+            raise GenfedError(f"{error}{f' (architecture {group})' if group else ''}") from None
+        values = [each.value for each in held]
+        if isinstance(self.rule, Coordinatewise):
+            middle = self.rule.middle
+            return tree_map(lambda *leaves: _by_coordinate(leaves, middle), *values)
+        assert isinstance(self.rule, Combination), "a rule is Coordinatewise or a Combination"
+        sent = _common([each.sent for each in held])
+        weights = torch.tensor([each.weight for each in held], dtype=torch.float64)
+        c = self.rule.coefficients(_gram(values, sent), weights).tolist()
+        if sent is None:
+            return tree_map(lambda *leaves: _combined(leaves, c, None), *values)
+        return tree_map(lambda before, *leaves: _combined(leaves, c, before), sent, *values)
+
+
+def robust(phase: Phase[S], rule: Rule | None) -> Phase[S]:
+    """The phase with `rule` in the place of every mean that it declares; None changes nothing."""
+    if rule is None:
+        return phase
+    how = {name: Robust(each, rule) if isinstance(each, Mean) else each for name, each in phase.aggregate.items()}
+    return replace(phase, aggregate=how)
+
+
+def _common(sent: Sequence[Any]) -> Any:
+    """What all were sent."""
+    if any(each is None for each in sent):
+        return None
+    for other in sent[1:]:
+        tree_map(refuse_other, sent[0], other)
+    return sent[0]
+
+
+def _is_integer(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and not leaf.is_floating_point()
+
+
+def _rows(leaves: Sequence[Any]) -> list[Tensor]:
+    """Each client's as a row."""
+    return [leaf.flatten() if isinstance(leaf, Tensor) else torch.tensor([float(leaf)]).double() for leaf in leaves]
+
+
+def _pieces(rows: Sequence[Tensor]) -> Iterator[Tensor]:
+    """float64 [n, some] at a time."""
+    for start in range(0, len(rows[0]), _PIECE):
+        yield torch.stack([row[start : start + _PIECE].double() for row in rows])
+
+
+def _shaped(flat: Tensor, like: Any) -> Any:
+    return flat.to(like.dtype).reshape(like.shape) if isinstance(like, Tensor) else flat.item()
+
+
+def _by_coordinate(leaves: Sequence[Any], middle: Any) -> Any:
+    if _is_integer(leaves[0]):
+        return _lower_median(leaves)
+    found = [middle(piece) for piece in _pieces(_rows(leaves))]
+    return _shaped(torch.cat(found) if found else torch.empty(0), leaves[0])
+
+
+def _lower_median(leaves: Sequence[Tensor]) -> Tensor:
+    whole = torch.stack([leaf.to(torch.int64) for leaf in leaves])
+    return whole.sort(dim=0).values[(len(leaves) - 1) // 2].to(leaves[0].dtype)
+
+
+def _gram(values: Sequence[Any], sent: Any) -> Tensor:
+    """The updates' inner products, float64 [n, n]."""
+    gram = torch.zeros(len(values), len(values), dtype=torch.float64)
+
+    def add(before: Any, *leaves: Any) -> None:
+        if _is_integer(leaves[0]):
+            return
+        rows = _rows(leaves)
+        origin = _rows([before]) if before is not None else [torch.zeros(()).expand(len(rows[0]))]
+        for piece, start in zip(_pieces(rows), _pieces(origin), strict=True):
+            update = piece - start
+            gram.addmm_(update, update.T)
+
+    if sent is None:
+        tree_map(lambda *leaves: add(None, *leaves), *values)
+    else:
+        tree_map(add, sent, *values)
+    return gram
+
+
+def _combined(leaves: Sequence[Any], coefficients: Sequence[float], before: Any) -> Any:
+    counting = [(c, leaf) for c, leaf in zip(coefficients, leaves, strict=True) if c]
+    if _is_integer(leaves[0]):
+        return _lower_median([leaf for _, leaf in counting]) if counting else leaves[0].clone()
+    rows = _rows([leaf for _, leaf in counting])
+    total = torch.zeros(leaves[0].numel() if isinstance(leaves[0], Tensor) else 1, dtype=torch.float64)
+    for (c, _), row in zip(counting, rows, strict=True):
+        total += row.double() * c
+    rest = 1 - sum(c for c, _ in counting)
+    if before is not None and rest:
+        total += _rows([before])[0].double() * rest
+    return _shaped(total, leaves[0])

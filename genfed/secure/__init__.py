@@ -1,1 +1,0 @@
-"""Secure aggregation: the server learns a sum of uploads, and no upload."""

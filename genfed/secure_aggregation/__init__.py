@@ -1,0 +1,1 @@
+"""Sums of uploads under masks, so that the server sees no single one."""

@@ -1,0 +1,35 @@
+"""The settings of secure aggregation."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from genfed.core.errors import GenfedError
+from genfed.core.schedule import share_of
+from genfed.core.settings import settings
+
+
+@settings
+class Secure:
+    """Secure aggregation of every phase in which clients upload something."""
+
+    threshold: Annotated[float, Field(gt=0.5, le=1)] = 2 / 3
+    """Share of a client and its neighbours that must stay to the end for a sum, rounded up."""
+    neighbours: Annotated[int, Field(ge=2)] | None = None
+    """Clients that each shares masks and secrets with, an even number; left out: all of its group."""
+    minimum_group: Annotated[int, Field(ge=2)] = 3
+    """Uploads that a sum must hold at least: the sum of one is that upload."""
+
+    def __post_init__(self) -> None:
+        if self.neighbours is not None and self.neighbours % 2:
+            raise GenfedError(f"secure.neighbours = {self.neighbours}: an even number is needed")
+        # Else those between two clients of the ring who left could be added up apart from the others.
+        if self.neighbours is not None and self.needed(self.neighbours) <= (half := self.neighbours // 2 + 1):
+            raise GenfedError(
+                f"secure.threshold = {self.threshold:g} with neighbours = {self.neighbours}: more than {half} of "
+                f"{self.neighbours + 1} must be needed; raise one of them"
+            )
+
+    def needed(self, neighbours: int) -> int:
+        """Of a client with so many neighbours and these: how many must stay."""
+        return share_of(self.threshold, neighbours + 1)

@@ -1,0 +1,1 @@
+"""Networks learn here: local training, evaluation, distillation, synthetic data."""

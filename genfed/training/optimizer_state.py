@@ -1,0 +1,28 @@
+"""The state of optimizers as a record."""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What an optimiser remembers between rounds: by parameter number, then by name."""
+
+    values: dict[int, dict[str, Tensor]]
+
+
+def moments_of(optimiser: torch.optim.Optimizer) -> Moments:
+    """The optimiser's memory as a record, on the CPU."""
+    state = optimiser.state_dict()["state"]
+    return Moments({i: {k: v.cpu() for k, v in s.items() if isinstance(v, Tensor)} for i, s in state.items()})
+
+
+def restore(optimiser: torch.optim.Optimizer, moments: Moments | None) -> None:
+    """Gives a copy of the memory back; None leaves the optimiser new."""
+    if moments is not None:
+        groups = optimiser.state_dict()["param_groups"]
+        # An optimiser works in place, and what is loaded may be a server's state.
+        optimiser.load_state_dict({"state": copy.deepcopy(moments.values), "param_groups": groups})

@@ -1,0 +1,138 @@
+"""Networks in two parts: an extractor that can be shared, and a header that goes its own way.
+
+A network says so by having two children, `extractor` and `header`, and computing header(extractor(x)).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from genfed.core.client import Client, Server, Slot
+from genfed.core.errors import GenfedError
+from genfed.core.phase import Reply
+from genfed.core.task import Data, Task, Weights
+from genfed.training.classifier import Training, train
+from genfed.training.evaluation import predicted
+from genfed.training.weights import initial_classifiers, load_weights, weights_of
+
+FEATURES = Slot("features", Data)
+"""Where a client keeps the features of its examples once the extractor stands still."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """A classifier in its two parts."""
+
+    extractor: Weights
+    header: Weights
+
+
+def parts(weights: Weights) -> tuple[Weights, Weights]:
+    """The weights of the extractor and of the header, each by its own names."""
+    return _under("extractor.", weights), _under("header.", weights)
+
+
+def joined(extractor: Weights, header: Weights) -> Weights:
+    """The weights of the whole network."""
+    return {f"extractor.{k}": v for k, v in extractor.items()} | {f"header.{k}": v for k, v in header.items()}
+
+
+def initial_parts(server: Server) -> tuple[Weights, dict[str, Weights]]:
+    """The initial extractor (that of the first architecture) and the initial headers by architecture.
+
+    Raises:
+        GenfedError: the architectures cannot share an extractor.
+    """
+    check_parts(server)
+    split = {architecture: parts(weights) for architecture, weights in initial_classifiers(server).items()}
+    return next(iter(split.values()))[0], {architecture: header for architecture, (_, header) in split.items()}
+
+
+def load_parts(client: Client, sent: Network) -> nn.Module:
+    """The client's network with the weights that were sent."""
+    return load_weights(client.new_network(client.rng), joined(sent.extractor, sent.header))
+
+
+def train_parts(client: Client, sent: Network, training: Training, epochs: int | None = None) -> Reply[Network]:
+    """Trains extractor and header together on real examples, for `epochs` (None: the setting's)."""
+    network = load_parts(client, sent)
+    loss = train(network, client, training, epochs=epochs)
+    return Reply(Network(*parts(weights_of(network))), weight=len(client.data), metrics={"loss": loss})
+
+
+def check_parts(server: Server) -> None:
+    """Refuses architectures that cannot share an extractor.
+
+    Raises:
+        GenfedError: one does not have the two parts, or its extractor is not like the others'.
+    """
+    shapes: dict[str, dict[str, tuple[int, ...]]] = {}
+    for architecture in server.architectures:
+        network = server.new_network(architecture, server.common("classifier", architecture))
+        if {name for name, _ in network.named_children()} != {"extractor", "header"}:
+            raise GenfedError(
+                f"architecture {architecture} has no extractor and header: a network whose extractor is shared has "
+                "exactly these two children"
+            )
+        shapes[architecture] = {k: tuple(v.shape) for k, v in parts(weights_of(network))[0].items()}
+    first, *others = shapes
+    for other in others:
+        if shapes[other] != shapes[first]:
+            raise GenfedError(f"architectures {first} and {other} have different extractors, which cannot be averaged")
+
+
+def shared_features(server: Server) -> Task:
+    """The task of telling classes by the features of the extractor that all architectures share.
+
+    Raises:
+        GenfedError: their extractors' features differ in shape, or some are below 0.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    unknown: GenfedError | None = None
+    for architecture in server.architectures:
+        network = server.new_network(architecture, server.common("classifier", architecture))
+        x = torch.randn(8, *server.task.shape, generator=server.common("shape")).clamp(-1, 1)
+        try:
+            with torch.no_grad():
+                features: Tensor = network.get_submodule("extractor").eval()(x.to(server.device))
+        except GenfedError as error:  # only its site can run it, and finds out there
+            unknown = error
+            continue
+        if bool((features < 0).any()):
+            raise GenfedError(
+                f"architecture {architecture}: its extractor gives features below 0, which generators do not make: let "
+                "it end in a ReLU"
+            )
+        shapes[architecture] = tuple(features.shape[1:])
+    if unknown and not shapes:
+        raise unknown
+    first, *others = shapes
+    for other in others:
+        if shapes[other] != shapes[first]:
+            raise GenfedError(
+                f"architectures {first} and {other} have features of the shapes {shapes[first]} and {shapes[other]}: "
+                "one generator cannot make both"
+            )
+    return Task("features", shapes[first], server.task.classes)
+
+
+def feature_task(network: nn.Module, task: Task) -> Task:
+    """The task of telling classes by the extractor's features; their shape is found by trying."""
+    device = next(network.parameters()).device
+    with torch.no_grad():
+        features: Tensor = network.get_submodule("extractor").eval()(torch.zeros(1, *task.shape, device=device))
+    return Task("features", tuple(features.shape[1:]), task.classes)
+
+
+def cached_features(client: Client, network: nn.Module) -> Data:
+    """The features of the client's examples, float32 [n, *feature shape]; computed once and kept."""
+    kept = client.kept.get(FEATURES)
+    if kept is None:
+        kept = Data(predicted(network.get_submodule("extractor"), client.data.x).cpu(), client.data.y.cpu())
+        client.kept.put(FEATURES, kept)
+    return kept.to(client.device)
+
+
+def _under(prefix: str, weights: Weights) -> Weights:
+    return {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}

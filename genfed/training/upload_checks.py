@@ -1,0 +1,70 @@
+"""Checks of what clients upload."""
+
+import torch
+from torch import Tensor
+
+from genfed.core.aggregate import ClientInfo
+from genfed.core.client import Server
+from genfed.core.errors import GenfedError
+from genfed.core.task import Weights
+from genfed.training.evaluation import predicted
+from genfed.training.weights import load_weights
+
+
+def check_labels(labels: Tensor, server: Server) -> None:
+    """Refuses what are no classes.
+
+    Raises:
+        GenfedError: they are not int64 [n], or the server does not know one.
+    """
+    known = len(server.task.classes)
+    if labels.dtype != torch.int64 or labels.ndim != 1:
+        raise GenfedError(f"labels are {labels.dtype} {tuple(labels.shape)}; torch.int64 (n,) are allowed")
+    if len(unknown := labels[(labels < 0) | (labels >= known)]):
+        raise GenfedError(f"class {int(unknown[0])} is unknown to the server: it has {known}, counted from 0")
+
+
+_SCORE = 1e6
+"""Beyond it a classifier has diverged."""
+
+
+def check_form(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    """Refuses a part of an upload that is of another type or shape; for `Phase.check`.
+
+    Raises:
+        GenfedError: it is.
+    """
+    if (tensor.dtype, tensor.shape) != (dtype, shape):
+        raise GenfedError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}; {dtype} {shape} is allowed")
+
+
+def check_counts(server: Server, info: ClientInfo, counts: Tensor) -> None:
+    """Refuses an upload that is no count of the client's examples by class; for `Phase.check`.
+
+    Raises:
+        GenfedError: it is not int64 [classes], or does not add up to the number of the client's examples.
+    """
+    classes = len(server.task.classes)
+    if counts.dtype != torch.int64 or counts.shape != (classes,):
+        raise GenfedError(f"counts are {counts.dtype} {tuple(counts.shape)}; torch.int64 ({classes},) are allowed")
+    if bool((counts < 0).any()) or sum(counts.tolist()) != info.examples:
+        raise GenfedError(f"counts do not add up to the {info.examples} examples of the client, each 0 or more")
+
+
+def check_classifier(server: Server, info: ClientInfo, weights: Weights) -> None:
+    """Refuses an upload that is no working classifier of the client's architecture; for `Phase.check`.
+
+    Raises:
+        GenfedError: it has other parts or shapes, or its scores of noise are beyond all measure.
+    """
+    draws, shape = server.common("check"), (4, *server.task.shape)
+    network = server.new_network(info.architecture, draws)
+    own = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    if unlike := own.items() ^ {name: tuple(value.shape) for name, value in weights.items()}.items():
+        raise GenfedError(f"its classifier is no {info.architecture}: {min(unlike)[0]!r} is not as there")
+    noise = torch.randn(shape, generator=draws)
+    if server.task.kind == "image":
+        noise = noise.mul_(50).add_(128).clamp_(0, 255).byte()
+    scores = predicted(load_weights(network, weights), noise.to(server.device))
+    if not bool((scores.abs() < _SCORE).all()):
+        raise GenfedError("its classifier has diverged: scores of noise are not finite or beyond a million")

@@ -1,0 +1,1030 @@
+"""A federation of sites without Flower's processes: letters go from the server's main straight to sites' handlers."""
+
+import itertools
+import json
+import os
+import re
+import sys
+import time
+import tomllib
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import tomli_w
+import torch
+
+import genfed
+from genfed.config import architectures, registry
+from genfed.config.reader import read, read_method
+from genfed.core.errors import GenfedError
+from genfed.core.phase import leaves
+from genfed.core.record import digest, load, pack, unpack
+from genfed.core.store import FolderStore
+from genfed.core.task import Data, Task
+from genfed.experiment import partitioning
+from genfed.experiment.checkpoint import read_checkpoint
+from genfed.experiment.evaluation import Scores
+from genfed.experiment.inputs import load_data
+from genfed.experiment.trial import new_server
+from genfed.report.results import from_json
+from genfed.training.weights import Model, weights_of
+from tests import toys
+from tests.conftest import start, tiny, tiny_foundation
+
+flower = pytest.importorskip(
+    "genfed.engines.flower",
+    reason="Flower is not installed: pip install 'genfed[flower]'",
+    exc_type=GenfedError,  # type: ignore[arg-type]  # any exception will do
+)
+from flwr.app import Message, RecordDict  # noqa: E402
+
+from genfed.deployment import (  # noqa: E402
+    agreement,
+    audit_log,
+    site_data,
+    site_settings,
+)
+from genfed.deployment import server as deployment_server  # noqa: E402
+from genfed.deployment import site as deployment_site  # noqa: E402
+from genfed.deployment.roster import (  # noqa: E402
+    Hello,
+    Roll,
+)
+from genfed.engines.flower.client import answer_message  # noqa: E402
+from genfed.engines.flower.engine import Post  # noqa: E402
+from genfed.engines.flower.messages import EMPTY, from_content, to_content  # noqa: E402
+
+pytestmark = pytest.mark.flower
+NAMES = ("a", "b", "c", "d")
+
+
+@pytest.fixture(autouse=True)
+def _somebody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flower's messages say who sent them."""
+    from flwr.supercore.task_identity import TaskIdentity
+
+    for name in ("_run_id", "_task_id", "_node_id"):
+        monkeypatch.setattr(TaskIdentity, name, 1)
+
+
+class Grid:
+    """Nodes that answer as soon as they are asked."""
+
+    def __init__(self, files: Iterable[Path], answer: Any = None) -> None:
+        self.nodes: dict[int, Path] = dict(enumerate(files, 100))
+        self._answer = answer or (lambda handle, message, context: answer_message(handle, message, context))
+        self._replies: dict[str, Any] = {}
+        self.sent: list[Any] = []
+        self._number = itertools.count()
+        self.registered: dict[int, str] = {}
+
+    def get_node_ids(self) -> list[int]:
+        return list(self.nodes)
+
+    def get_nodes(self) -> list[Any]:
+        return [SimpleNamespace(node_id=node, name=self.registered.get(node, "")) for node in self.nodes]
+
+    def push_messages(self, messages: Iterable[Any]) -> list[str]:
+        names = []
+        for message in messages:
+            name = f"m{next(self._number)}"
+            message.metadata.__dict__["_message_id"] = name
+            self.sent.append(message)
+            context = SimpleNamespace(node_config={"site": str(self.nodes[message.metadata.dst_node_id])})
+            self._replies[name] = self._answer(deployment_site.handle, message, context)
+            names.append(name)
+        return names
+
+    def pull_messages(self, names: Iterable[str]) -> list[Any]:
+        return [self._replies.pop(name) for name in names if self._replies.get(name)]
+
+
+def sites(config: dict[str, Any], folder: Path, **changes: Any) -> list[Path]:
+    """A site for each client of the config: an npz with its part, and its file; `changes` by name. They allow the
+    foundation models of its methods.
+    """
+    settings = read(config)
+    models = {method.foundation.model for method in settings.method.values() if hasattr(method, "foundation")}
+    shards = partitioning.share_out(settings, load_data(settings), 0)
+    classes, files = np.array(shards.task.classes), []
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, info, rows in zip(NAMES, shards.clients, shards.ranges, strict=False):
+        mine, test = shards.train[slice(*rows)], shards.held_out
+        arrays = {"x_train": mine.x, "x_test": test.x}
+        labels = {"y_train": classes[mine.y], "y_test": classes[test.y]}
+        given: dict[str, Any] = {k: v.numpy() for k, v in arrays.items()} | labels
+        np.savez(folder / f"{name}.npz", **given)
+        about = {
+            "name": name,
+            "architecture": info.architecture,
+            "classes": list(shards.task.classes),
+            "data": {"kind": "npz", "path": f"{name}.npz", "validation": 0.0},
+            "link": {"insecure": True},
+            "allow": sorted(models),
+        }
+        file = folder / f"{name}.toml"
+        file.write_text(tomli_w.dumps(about | changes.get(name, {})))
+        files.append(file)
+    return files
+
+
+def some(*methods: str, **changes: Any) -> dict[str, Any]:
+    """A config of three clients with enough examples that each has every class."""
+    architectures = ["linear", "mlp-small", "linear"]
+    few = {"clients": 3, "examples": 240, "architectures": architectures, "quorum": 1.0} | changes.pop("federation", {})
+    return tiny(*methods, federation=few, **changes)
+
+
+def serve(config: dict[str, Any], grid: Grid, out: Path, **options: Any) -> deployment_server.Outcome:
+    file, outcome = out.with_suffix(".toml"), out.with_suffix(".json")
+    file.write_text(tomli_w.dumps(config))
+    wanted = {"config": str(file), "out": str(out), "outcome": str(outcome), "wait": 1.0} | options
+    deployment_server.main(grid, wanted)
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(deployment_server.Outcome).validate_json(outcome.read_bytes())
+
+
+def state_of(out: Path, method: str) -> str:
+    at: Any = read_checkpoint(read(out).method[method], out / "trials" / method / "seed-0")
+    return digest(pack(at.state))
+
+
+def rows_of(out: Path) -> list[Any]:
+    """But for costs, and the score on data like their own that sites do not tell, nor send the bytes of."""
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    without = {"evaluate": ("seconds", "lost", "own", "up_bytes")}
+    return [{k: v for k, v in row.items() if k not in without.get(row["phase"], ("seconds", "lost"))} for row in rows]
+
+
+def test_sites_come_to_the_bits_of_the_embedded_engine(tmp_path: Path) -> None:
+    config = some("gefl", "local")
+    start(config, tmp_path / "embedded")
+    grid = Grid(reversed(sites(config, tmp_path / "sites")))  # whoever connects first is not the first client
+    outcome = serve(config, grid, tmp_path / "sited")
+    assert not outcome.error
+    for method in config["methods"]:
+        assert state_of(tmp_path / "sited", method) == state_of(tmp_path / "embedded", method)
+    assert rows_of(tmp_path / "sited") == rows_of(tmp_path / "embedded")
+    report = from_json((tmp_path / "sited" / "report.json").read_text())
+    assert [trial.accuracy for trial in report.trials] == [
+        trial.accuracy for trial in from_json((tmp_path / "embedded" / "report.json").read_text()).trials
+    ]
+    wire = "".join(m.content.config_records["letter"]["head"] for m in grid.sent)
+    assert str(tmp_path) not in wire
+    assert not list((tmp_path / "sited").rglob("clients")), "what clients keep stays with them"
+
+
+def test_what_left_a_site_is_in_its_log(tmp_path: Path) -> None:
+    config = some("fedavg")
+    files = sites(config, tmp_path / "sites")
+    serve(config, Grid(files), tmp_path / "run")
+    left = audit_log.read_audit(site_settings.read_site(files[0]))
+    assert [line.phase for line in left] == ["hello", "train", "evaluate", "train", "evaluate"]
+    assert left[1].fields == ("classifier",)
+    assert left[1].method == "fedavg"
+    rows = [row for row in rows_of(tmp_path / "run") if row["phase"] == "train" and row["client"] == 0]
+    assert left[1].bytes >= rows[0]["up_bytes"]
+    assert not any("path" in name or "file" in name for line in left for name in line.says)
+
+
+def test_what_a_site_says_when_it_is_scored(tmp_path: Path) -> None:
+    """Of each class how many held-out examples it has, and how many were classified right; nothing of the others."""
+    said: list[tuple[Any, Scores]] = []
+
+    def answer(handle: Any, message: Any, context: Any) -> Any:
+        reply = answer_message(handle, message, context)
+        if from_content(message.content)[0].get("step", {}).get("phase") == "evaluate":
+            head, body = from_content(reply.content)
+            said.append((head, unpack(Scores, body)))
+        return reply
+
+    config = some("fedavg", evaluation={"every": 0})
+    files = sites(config, tmp_path / "sites")
+    assert not serve(config, Grid(files, answer), tmp_path / "run").error
+    assert len(said) == 3
+    for head, scores in said:
+        assert head.keys() == {"weight", "metrics", "seconds"}
+        assert (head["weight"], head["metrics"]) == (1.0, {})
+        assert vars(scores).keys() == {"correct", "total", "own_accuracy"}
+        assert scores.own_accuracy == {}, "several would tell its share of each class in training"
+    held_out = np.load(files[0].with_suffix(".npz"))["y_test"]
+    assert said[0][1].total.tolist() == [(held_out == name).sum() for name in "0123456789"]
+    rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert all(json.loads(row).get("own") is None for row in rows)
+
+
+def test_a_server_that_stopped_goes_on_with_the_same_sites(tmp_path: Path) -> None:
+    config = some("gefl")
+    files = sites(config, tmp_path / "sites")
+    serve(config, Grid(files), tmp_path / "whole")
+
+    class StoppedError(BaseException):
+        pass
+
+    calls = 0
+
+    def stops(handle: Any, message: Any, context: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 9:  # in the second round of the generator
+            raise StoppedError
+        return answer_message(handle, message, context)
+
+    with pytest.raises(StoppedError):
+        serve(config, Grid(files, stops), tmp_path / "stopped")
+    assert not serve(config, Grid(files), tmp_path / "stopped", resume=True).error
+    assert state_of(tmp_path / "stopped", "gefl") == state_of(tmp_path / "whole", "gefl")
+
+
+# An architecture that only site b knows.
+
+OWN = "tests.toys:Linear"
+TAKE_IT = ("fedavg", "fedprox", "local", "fml", "fedkd", "gefl")
+LEARN_IT = ("fgl", "oscar", "feddeo", "prompts_only")
+SHARE_ITS_EXTRACTOR = ("gefl_f", "lg_fedavg")
+REFUSE_IT = sorted({*registry.catalogue(registry.METHODS)} - {*TAKE_IT, *LEARN_IT, *SHARE_ITS_EXTRACTOR, "centralised"})
+
+
+def owned(*methods: str, own: str = OWN, **changes: Any) -> dict[str, Any]:
+    """A config whose second client has an architecture of its own."""
+    return some(*methods, **changes) | {
+        "federation": some(*methods)["federation"] | {"architectures": ["cnn1", own, "cnn2"]},
+        "data": {"kind": "digits", "size": 16},
+    }
+
+
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Answers of sites whose processes know their own architectures, and of them the server nothing."""
+
+    def answer(handle: Any, message: Any, context: Any) -> Any:
+        with monkeypatch.context() as there:
+            there.setattr(architectures, "_makers", {})
+            return answer_message(handle, message, context)
+
+    monkeypatch.setattr(architectures, "_makers", {})
+    return answer
+
+
+@pytest.mark.parametrize("methods", [TAKE_IT, LEARN_IT, SHARE_ITS_EXTRACTOR])
+def test_an_architecture_that_only_its_site_knows_takes_part(
+    tmp_path: Path, methods: tuple[str, ...], elsewhere: Any
+) -> None:
+    own = "tests.toys:Headed" if methods == SHARE_ITS_EXTRACTOR else OWN
+    config = owned(*methods, own=own, evaluation={"every": 0})
+    start(config, tmp_path / "embedded")
+    architectures._makers.clear()
+    grid = Grid(sites(config, tmp_path / "sites"), elsewhere)
+    assert not serve(config, grid, tmp_path / "sited").error
+    for method in methods:
+        assert state_of(tmp_path / "sited", method) == state_of(tmp_path / "embedded", method)
+    assert rows_of(tmp_path / "sited") == rows_of(tmp_path / "embedded")
+    trials = from_json((tmp_path / "sited" / "report.json").read_text()).trials
+    assert not any(trial.failures for trial in trials)
+
+
+def test_a_site_learns_from_the_images_what_a_student_would(tmp_path: Path, elsewhere: Any) -> None:
+    """It is sent the set once, and tells nothing of its model, which the server never has."""
+    config = owned("fgl")
+    config["method"]["fgl"] |= {"learning_rounds": 3, "synthetic_epochs": 1}
+    files = sites(config, tmp_path / "sites")
+    assert not serve(config, Grid(files, elsewhere), tmp_path / "run").error
+    at: Any = read_checkpoint(read(tmp_path / "run").method["fgl"], tmp_path / "run" / "trials" / "fgl" / "seed-0")
+    assert at.state.personal == (OWN,)
+    assert sorted(at.state.students) == ["cnn1", "cnn2"]
+    rows = [row for row in rows_of(tmp_path / "run") if row["client"] is not None]
+    images = len(at.state.synthetic)
+    assert images == 30, "an image of each class for each of three clients"
+    got = {row["client"]: row["down_bytes"] for row in rows if row["phase"] == "learn_own"}
+    assert got[1] - got[0] == images * (16 * 16 + 8)
+    assert got[0] == got[2] < 100, "an empty record"
+    tuned = [row for row in rows if row["phase"] == "tune" and row["client"] == 1]
+    assert len(tuned) == 2
+    assert all(row["up_bytes"] < 100 and row["down_bytes"] < 100 for row in tuned)
+    assert [
+        line.fields for line in audit_log.read_audit(site_settings.read_site(files[1])) if line.phase == "tune"
+    ] == [("classifier",)] * 2
+    (kept,) = (tmp_path / "sites" / "b" / "runs").glob("*/fgl/seed-0/clients/1/set.*.safetensors")
+    sent: Data = load(Data, kept)
+    made = at.state.synthetic.read(SimpleNamespace(task=at.task, store=FolderStore(tmp_path / "run/trials/fgl/seed-0")))
+    assert torch.equal(sent.x, made.images)
+    scores = [sum(row["correct"]) for row in rows if row["phase"] == "evaluate" and row["client"] == 1]
+    assert len(set(scores)) > 1, "its own model is what is scored"
+
+
+@pytest.mark.parametrize("method", REFUSE_IT)
+def test_a_method_that_must_see_it_is_refused_before_training(tmp_path: Path, method: str, elsewhere: Any) -> None:
+    config = owned(method)
+    grid = Grid(sites(config, tmp_path / "sites"), elsewhere)
+    assert serve(config, grid, tmp_path / "run").error == (
+        f"{method} has others than its site run each architecture, and {OWN} is known to site b alone: use one of the "
+        "zoo, or gefl, gefl_f or fgl"
+    )
+    assert not (tmp_path / "run").exists()
+    asked = {json.loads(m.content.config_records["letter"]["head"])["ask"] for m in grid.sent}
+    assert asked == {"hello"}
+
+
+@pytest.mark.parametrize("method", SHARE_ITS_EXTRACTOR)
+def test_an_architecture_without_an_extractor_is_refused_before_training(
+    tmp_path: Path, method: str, elsewhere: Any
+) -> None:
+    config = owned(method)
+    grid = Grid(sites(config, tmp_path / "sites"), elsewhere)
+    assert serve(config, grid, tmp_path / "run").error == (
+        f"{method}: architecture {OWN} has no extractor and header: a network whose extractor is shared has exactly "
+        "these two children (site b)"
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_method_of_ones_own_that_looks_at_it_is_refused_before_training(tmp_path: Path, elsewhere: Any) -> None:
+    config = owned("mine", method={"mine": {"kind": "tests.toys:Looks"}})
+    allowed = {name: {"allow": ["tests.toys:Looks"]} for name in NAMES}
+    grid = Grid(sites(config, tmp_path / "sites", **allowed), elsewhere)
+    assert serve(config, grid, tmp_path / "run").error == (
+        f"mine: it must run {OWN}, which its site alone knows: use one of the zoo, or gefl (site b)"
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_first_architecture_by_name_may_be_a_site_s_own(
+    tmp_path: Path, elsewhere: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server finds the shape of the shared features by another's extractor."""
+    monkeypatch.setitem(sys.modules, "a_toy", toys)
+    config = owned("gefl_f", own="a_toy:Headed")
+    config["method"]["gefl_f"] |= {"pool": "server"}
+    start(config, tmp_path / "embedded")
+    architectures._makers.clear()
+    assert not serve(config, Grid(sites(config, tmp_path / "sites"), elsewhere), tmp_path / "sited").error
+    assert state_of(tmp_path / "sited", "gefl_f") == state_of(tmp_path / "embedded", "gefl_f")
+
+
+def test_label_sets_that_differ_are_reported_before_training(tmp_path: Path) -> None:
+    hello = Hello("", "linear", "image", (1, 8, 8), (), 10, 5, "", "cpu", 0, 0.0, False, 1, 0.0)
+
+    def said(**sets: str) -> list[str]:
+        made = [Hello(**vars(hello) | {"name": n, "classes": tuple(c)}) for n, c in sets.items()]
+        return agreement.differing_labels(made)
+
+    assert said(a="xy", b="xy") == []
+    assert said(a="xy", b="yx") == [
+        "the sites name the same classes in different orders: give all the same list `classes` in SITE.toml"
+    ]
+    assert said(a="xy", b="vw") == ["label sets do not overlap: a has 'x', 'y'; b has 'v', 'w'"]
+    (line,) = said(a="xyz", b="xyz", c="xyw")
+    assert line.startswith("label sets differ: a lacks 'w'; b lacks 'w'; c alone has 'w' (renamed?) and lacks 'z'; ")
+    (line,) = said(a="xyz", b="xyz", c="xy")
+    assert line.startswith("label sets differ: c lacks 'z'; ")
+    config = some("fedavg")
+    ten = list("0123456789")
+    files = sites(config, tmp_path / "sites", b={"classes": [*ten, "ten"]})
+    outcome = serve(config, Grid(files), tmp_path / "run")
+    assert outcome.error.startswith("label sets differ: a lacks 'ten'; b alone has 'ten'; c lacks 'ten'; ")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"name": "b"}, "two sites are named b; each needs a name of its own"),
+        ({"architecture": "lineal"}, "no such architecture: 'lineal'; did you mean 'linear'?"),
+        ({"data": {"kind": "npz", "path": "nowhere.npz"}}, "could not read or write a file; its own log says more"),
+        ({"classes": ["0", "1"]}, "classes: the data have a class '2', which is not among them"),
+    ],
+)
+def test_a_site_that_is_wrong_stops_the_run_before_training(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
+    config = some("fedavg")
+    outcome = serve(config, Grid(sites(config, tmp_path / "sites", a=changes)), tmp_path / "run")
+    assert says in outcome.error
+    assert str(tmp_path) not in outcome.error
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_a_site_s_own_code_says_stays_there(tmp_path: Path) -> None:
+    files = sites(some("fedavg"), tmp_path / "sites", a={"architecture": "tests.toys:Tells"})
+    outcome = serve(some("fedavg"), Grid(files), tmp_path / "run")
+    assert outcome.error == "ValueError; its own log says more"
+    assert "patient 17" in (tmp_path / "sites" / "a" / "site.log").read_text()
+
+
+def _raised(*chain: Exception, quiet: bool = False) -> Exception:
+    """The last, raised from the one before it and so on; `quiet`: "from None"."""
+    for before, after in itertools.pairwise(chain):
+        after.__context__ = before
+        after.__cause__, after.__suppress_context__ = (None, True) if quiet else (before, True)
+    return chain[-1]
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (GenfedError("part = 'test': the data have no such part"), "part = 'test': the data have no such part"),
+        (_raised(GenfedError("age: x"), GenfedError("table: age: x")), "table: age: x"),
+        (ValueError("patient 17"), "ValueError; its own log says more"),
+        (_raised(ValueError("patient 17"), GenfedError("it fails (patient 17)")), "ValueError; its own log says more"),
+        (
+            _raised(KeyError("patient 17"), GenfedError("patient 17"), GenfedError("column: patient 17"), quiet=True),
+            "KeyError; its own log says more",
+        ),
+        (_raised(OSError("patient 17"), GenfedError("patient 17")), "it could not read or write a file; its own log"),
+        (GenfedError("scans/17.png is no image"), "it could not read or write a file; its own log says more"),
+        (SystemExit("patient 17"), "SystemExit; its own log says more"),
+    ],
+)
+def test_the_server_hears_genfed_s_own_words_alone(error: Exception, told: str) -> None:
+    assert deployment_site._told(error).startswith(told)
+
+
+def test_a_folder_that_cannot_be_written_is_not_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (file, *_) = sites(some("fedavg"), tmp_path / "sites")
+
+    def full(*words: Any) -> None:
+        raise OSError(28, "No space left on device", str(tmp_path / "audit.jsonl"))
+
+    monkeypatch.setattr(audit_log, "write_audit", full)
+    with pytest.raises(GenfedError, match=r"^it cannot write to its own folder$"):
+        deployment_site.handle({"genfed": genfed.__version__, "ask": "hello"}, EMPTY, {"site": str(file)})
+
+
+def test_stock_is_taken_anew_when_the_data_are_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A SuperNode that is started by hand has not been told to read them."""
+    (file, *_) = sites(some("fedavg"), tmp_path / "sites")
+    taken: list[str] = []
+    read_all = site_data.take_stock
+
+    def take_stock(site: site_settings.Here) -> site_data.Holding:
+        taken.append(site.config.part)
+        return read_all(site)
+
+    monkeypatch.setattr(site_data, "take_stock", take_stock)
+
+    def stock(**changes: Any) -> site_data.Holding:
+        about = tomllib.loads(file.read_text()) | changes
+        file.write_text(tomli_w.dumps(about))
+        return site_data.holding_of(site_settings.read_site(file))
+
+    first = stock()
+    assert len(stock(threads=2, device="cpu").train) == len(first.train)
+    assert taken == ["test"], "what says nothing of the data changes nothing"
+    ten = list("0123456789")
+    assert stock(classes=[*reversed(ten)]).train.y.tolist() == [9 - y for y in first.train.y.tolist()]
+    assert stock(classes=ten).train.y.tolist() == first.train.y.tolist()
+    assert len(taken) == 3
+    arrays = dict(np.load(tmp_path / "sites" / "a.npz"))
+    more = {name: np.concatenate([arrays[name]] * 2) for name in ("x_train", "y_train")}
+    np.savez(tmp_path / "sites" / "a.npz", **arrays | more)
+    assert len(stock().train) == 2 * len(first.train)
+    cut = {"kind": "npz", "path": "a.npz", "validation": 0.25}
+    stock(data=cut, part="validation")
+    held_out = stock().held_out
+    assert len(held_out) == pytest.approx(2 * len(first.train) / 4, abs=10), "rounded in each class"
+    assert len(taken) == 5
+    (tmp_path / "sites" / "a.npz").unlink()
+    with pytest.raises(GenfedError, match=r"a\.npz"):
+        stock()
+
+
+def test_every_file_of_a_folder_counts(tmp_path: Path) -> None:
+    (tmp_path / "scans" / "0").mkdir(parents=True)
+    (tmp_path / "scans" / "0" / "1.png").write_bytes(b"1")
+    about = {"name": "a", "architecture": "linear", "folder": "scans/kept", "data": {"kind": "folder", "path": "scans"}}
+    (tmp_path / "a.toml").write_text(tomli_w.dumps(about))
+    site = site_settings.read_site(tmp_path / "a.toml")
+    named = [site_data.source_of(site)]
+    for change in (
+        lambda: (tmp_path / "scans" / "0" / "2.png").write_bytes(b"2"),
+        lambda: (tmp_path / "scans" / "0" / "2.png").write_bytes(b"22"),
+        lambda: os.utime(tmp_path / "scans" / "0" / "1.png", (1, 1)),
+        lambda: (tmp_path / "scans" / "0" / "1.png").rename(tmp_path / "scans" / "0" / "3.png"),
+    ):
+        change()
+        named.append(site_data.source_of(site))
+    assert len(set(named)) == len(named)
+    site.folder.mkdir()
+    (site.folder / "site.log").write_text("what it keeps there is no data")
+    assert site_data.source_of(site) == named[-1]
+
+
+def test_numbers_of_sites(tmp_path: Path) -> None:
+    config = some("fedavg")
+    files = sites(config, tmp_path / "sites")
+    few = serve(config, Grid(files[:2]), tmp_path / "few")
+    assert few.error == "2 of 3 sites are there after 1 s"
+    many = serve(config | {"federation": config["federation"] | {"clients": 2, "architectures": ["linear"]}},
+                 Grid(files), tmp_path / "many")  # fmt: skip
+    assert many.error == "3 sites are there (a, b, c) for federation.clients = 2"
+
+
+def test_a_site_cannot_pass_for_another(tmp_path: Path) -> None:
+    config = some("fedavg")
+    grid = Grid(sites(config, tmp_path / "sites"))
+    grid.registered = {100: "a", 101: "c"}
+    outcome = serve(config, grid, tmp_path / "run")
+    assert outcome.error == "the site with the key of c says that it is b: it has another's"
+
+
+def test_a_node_that_is_silent_or_refused_stalls_no_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sites a and b take part; the others are asked who they are where one of those is missing, once in a minute."""
+    clock, silent, refused = 0.0, 102, 103
+    monkeypatch.setattr("genfed.deployment.roster.time", SimpleNamespace(monotonic=lambda: clock, time=lambda: 0.0))
+    monkeypatch.setattr("genfed.deployment.roster.ROUND_SECONDS", 0.2)
+
+    def answer(handle: Any, message: Any, context: Any) -> Any:
+        if message.metadata.dst_node_id == silent:
+            return None
+        reply = answer_message(handle, message, context)
+        if message.metadata.dst_node_id == refused:
+            reply.content.config_records["letter"]["head"] = "{}"
+        return reply
+
+    files = sites(some("fedavg", federation={"clients": 4}), tmp_path)
+    grid = Grid(files, answer)
+    others = {node: grid.nodes.pop(node) for node in (silent, refused)}
+    roll = Roll(Post(grid, pause=0.001))
+    clock += 10
+    assert (roll.node_of("a"), roll.node_of("b")) == (100, 101)
+
+    def asked() -> list[int]:
+        nodes = [message.metadata.dst_node_id for message in grid.sent]
+        grid.sent.clear()
+        return nodes
+
+    assert asked() == [100, 101]
+    grid.nodes |= others
+    clock += 10
+    assert (roll.node_of("a"), roll.node_of("b"), asked()) == (100, 101, [])
+    gone = grid.nodes.pop(101)
+    clock += 10
+    begun = time.monotonic()
+    assert (roll.node_of("b"), asked()) == (None, [silent, refused])
+    assert 0.2 <= time.monotonic() - begun < 5
+    assert roll.refused[silent] == "took longer than 0.2 s"
+    assert "said what cannot be" in roll.refused[refused]
+    clock += 59
+    assert (roll.node_of("b"), roll.node_of("a"), asked()) == (None, 100, [])
+    clock += 2
+    assert (roll.node_of("b"), asked()) == (None, [silent, refused])
+    grid.nodes[105] = gone
+    clock += 10
+    assert (roll.node_of("b"), asked()) == (105, [105]), "it is back, and waits for nobody"
+
+
+def test_another_version_of_genfed_is_refused_with_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = some("fedavg")
+    grid = Grid(sites(config, tmp_path / "sites"))
+    monkeypatch.setattr("genfed.deployment.roster.__version__", "9.9")
+    outcome = serve(config, grid, tmp_path / "run")
+    assert outcome.error == f"the server has genfed 9.9, and site a has {genfed.__version__}"
+
+
+def test_a_site_runs_no_code_that_the_server_names(tmp_path: Path) -> None:
+    config = some("mine", method={"mine": {"kind": "tests.toys:Paired"}})
+    files = sites(config, tmp_path / "sites")
+    outcome = serve(config, Grid(files), tmp_path / "run")
+    assert "site a does not allow tests.toys:Paired; its SITE.toml would name it in allow" in outcome.error
+    allowed = {name: {"allow": ["tests.toys:Paired"]} for name in NAMES}
+    assert not serve(config, Grid(sites(config, tmp_path / "sites", **allowed)), tmp_path / "allowed").error
+
+
+def test_a_site_opens_no_model_that_it_has_not_allowed(tmp_path: Path) -> None:
+    config = some("fgl", evaluation={"every": 0})
+    assert read(config).method["fgl"].foundation.model == tiny_foundation()  # type: ignore[attr-defined]
+    files = sites(config, tmp_path / "sites", a={"allow": []})
+    assert serve(config, Grid(files), tmp_path / "run").error == (
+        "tell round 0: 2 of 3 clients answered and the quorum is 3; client 0: site a opens no foundation.model but "
+        '"shipped" and those that its SITE.toml names in allow'
+    )
+    left = audit_log.read_audit(site_settings.read_site(files[0]))
+    assert [(line.phase, line.says) for line in left][-1] == ("tell", ("failed",))
+
+
+def test_which_models_a_site_opens(tmp_path: Path) -> None:
+    (file, *_) = sites(some("fedavg"), tmp_path / "sites", a={"allow": ["some/model", "some/captioner"]})
+    config, task = site_settings.read_site(file).config, Task("image", (3, 8, 8), ("a", "b"))
+    device = torch.device("cpu")
+    for kind in ("fgl", "oscar", "feddeo", "prompts_only", "fedlmg"):
+        for model, allowed in (("shipped", True), ("some/model", True), ("other/model", False), (str(tmp_path), False)):
+            method: Any = read_method({"kind": kind, "foundation": {"model": model}})
+            guarded: Any = deployment_site._guarded(method, config)
+            list(guarded.phases())
+            assert (guarded == method) is allowed
+            if not allowed:
+                with pytest.raises(GenfedError, match=r'^site a opens no foundation\.model but "shipped" and those'):
+                    guarded.foundation.load(task, device, "float32")
+    words = {"kind": "fgl", "level": "instance", "templates": ["{caption}"]}
+    for captioner, allowed in ((None, True), ("some/captioner", True), ("other/captioner", False)):
+        method = read_method(words | ({} if captioner is None else {"captioner": captioner}))
+        if allowed:
+            assert deployment_site._guarded(method, config) == method
+            continue
+        with pytest.raises(GenfedError, match=r"^site a opens no captioner but those that its SITE\.toml names in"):
+            deployment_site._guarded(method, config)
+
+
+def test_pooled_methods_are_refused(tmp_path: Path) -> None:
+    config = some("centralised")
+    outcome = serve(config, Grid([]), tmp_path / "run")
+    assert outcome.error.startswith("centralised pools all data, which sites keep: leave it out")
+    with pytest.raises(GenfedError, match="the data lie at the sites, so use `genfed serve`"):
+        start(config | {"data": {"kind": "sites"}}, tmp_path / "here")
+
+
+def test_a_check_says_what_there_is_and_trains_nothing(tmp_path: Path) -> None:
+    config = some("fedavg")
+    outcome = serve(config, Grid(sites(config, tmp_path / "sites")), tmp_path / "run", check=True)
+    assert [hello.name for hello in outcome.sites] == ["a", "b", "c"]
+    assert outcome.trouble == ()
+    assert not (tmp_path / "run").exists()
+    (row, *_) = deployment_server.table_of(outcome)
+    assert len(row) == len(deployment_server.COLUMNS)
+    assert row[:3] == ("a", "linear", f"{outcome.sites[0].examples} + {outcome.sites[0].held_out}")
+
+
+def test_a_check_says_whose_memory_will_not_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = some("gefl", method={"gefl": {"generator": {"kind": "cvae", "width": 64, "latent": 4}}})
+    files = sites(config, tmp_path / "sites")
+    free = iter([0, 2**35, 2**28])  # not known, enough, too little: as they are asked
+    monkeypatch.setattr(deployment_site, "_free_memory", lambda: next(free))
+    outcome = serve(config, Grid(files), tmp_path / "run", check=True)
+    (line,) = outcome.trouble
+    assert re.fullmatch(r"c has 0\.2 GiB of memory free, and phase joint of gefl needs 0\.\d GiB or more", line)
+
+
+Spoil = Any
+
+
+def _spoiled(how: Spoil, phase: str = "train") -> Any:
+    """Answers in which client 1's part in a phase goes wrong."""
+
+    def answer(handle: Any, message: Any, context: Any) -> Any:
+        reply = answer_message(handle, message, context)
+        head, _ = from_content(message.content)
+        if head.get("client") == 1 and head["step"]["phase"] == phase:
+            return how(reply, message)
+        return reply
+
+    return answer
+
+
+def _with(change: Any) -> Spoil:
+    def how(reply: Any, message: Any) -> Any:
+        head, body = from_content(reply.content)
+        change(head, body.tensors)
+        return Message(to_content(head, body), reply_to=message)
+
+    return how
+
+
+def _scored(**changes: Any) -> Spoil:
+    """Other scores."""
+
+    def how(reply: Any, message: Any) -> Any:
+        head, body = from_content(reply.content)
+        scores = replace(unpack(Scores, body), **changes)
+        return Message(to_content(head, pack(scores)), reply_to=message)
+
+    return how
+
+
+def _deep(reply: Any, message: Any) -> Any:
+    reply.content.config_records["letter"]["head"] = '{"weight":' * 100_000
+    return Message(reply.content, reply_to=message)
+
+
+def _first(tensors: dict[str, torch.Tensor]) -> str:
+    return min(tensors)
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        (_with(lambda head, t: t.update({_first(t): t[_first(t)].mul(float("nan"))})), "numbers that are not finite"),
+        (_with(lambda head, t: t.update({_first(t): t[_first(t)][:1]})), "is torch.float32 (1"),
+        (_with(lambda head, t: t.pop(_first(t))), "the tensor is missing"),
+        (_with(lambda head, t: head.update(weight=-1.0)), "its weight is -1.0; a weight is above 0"),
+        (_with(lambda head, t: head.update(metrics="none")), "lacks a weight, metrics or seconds"),
+        (_with(lambda head, t: head.update(weight=10**400)), "lacks a weight, metrics or seconds"),
+        (lambda reply, m: Message(RecordDict({}), reply_to=m), "it is no letter of genfed's"),
+        (_deep, "it is no letter of genfed's"),
+    ],
+)
+def test_a_reply_that_would_spoil_the_mean_is_left_out(tmp_path: Path, how: Spoil, says: str) -> None:
+    config = some("fedavg", federation={"quorum": 0.5})
+    outcome = serve(config, Grid(sites(config, tmp_path / "sites"), _spoiled(how)), tmp_path / "run")
+    assert not outcome.error
+    (trial,) = from_json((tmp_path / "run" / "report.json").read_text()).trials
+    assert any(line.startswith("train round 0: client 1 left out: ") and says in line for line in trial.failures)
+
+
+NONE = torch.zeros(10, dtype=torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        (_scored(correct=NONE, total=NONE), "total is 0 in every class: it was scored on no examples"),
+        (_scored(correct=torch.tensor(1), total=torch.tensor(1)), "correct is torch.int64 (); torch.int64 (10,) is"),
+        (_scored(correct=NONE + 10**9, total=NONE + 1), "correct is below 0 or above total in a class"),
+        (_scored(own_accuracy={1: 1e9}), "own_accuracy is 1e+09; 0 to 1 is allowed"),
+        (_with(lambda head, t: head.update(seconds=10**400)), "lacks a weight, metrics or seconds"),
+        (_deep, "it is no letter of genfed's"),
+    ],
+)
+def test_scores_that_no_classifier_has_are_left_out(tmp_path: Path, how: Spoil, says: str) -> None:
+    config = some("fedavg", federation={"quorum": 0.5}, evaluation={"every": 0})
+    outcome = serve(config, Grid(sites(config, tmp_path / "sites"), _spoiled(how, "evaluate")), tmp_path / "run")
+    assert not outcome.error
+    (trial,) = from_json((tmp_path / "run" / "report.json").read_text()).trials
+    assert [score.client for score in trial.clients] == [0, 2]
+    assert 0 <= trial.accuracy <= 1
+    assert any(line.startswith("evaluate round 0: client 1 left out: ") and says in line for line in trial.failures)
+
+
+def test_a_metric_cannot_pass_for_a_score(tmp_path: Path) -> None:
+    config = some("fedavg", evaluation={"every": 0})
+    more = {"own_of": 1.0, "triggered": 1e9, "frechet": 1.0}
+    how = _spoiled(_with(lambda head, t: head["metrics"].update(more)), "evaluate")
+    assert not serve(config, Grid(sites(config, tmp_path / "sites"), how), tmp_path / "run").error
+    assert not any(more.keys() & row.keys() for row in rows_of(tmp_path / "run"))
+
+
+# What protects a site.
+
+NOISY = {"noise_multiplier": 1.0, "delta": 1e-3, "accountant": "rdp"}
+FIXED = NOISY | {"reproducible_noise": True}
+ALIKE = {"architectures": ["linear"]}
+HERE = {"epsilon": 8.0, "delta": 1e-3, "accountant": "rdp"}
+
+
+@pytest.mark.parametrize(
+    "protects",
+    [
+        {"secure": {}},
+        {"privacy": FIXED},
+        {"privacy": FIXED | {"epsilon": 3.0, "noise_multiplier": None}, "federation": ALIKE | {"sample": 0.6}},
+        {"client_privacy": FIXED | {"clip": 1.0}},
+        {"client_privacy": FIXED | {"clip": 1.0}, "secure": {}},
+        {"client_privacy": FIXED | {"secret_sampling": True}, "federation": ALIKE | {"sample": 0.3}},
+    ],
+    ids=["secure", "privacy", "planned", "client_privacy", "distributed", "secret"],
+)
+def test_what_protects_at_sites_comes_to_the_bits_of_the_embedded_engine(
+    tmp_path: Path, protects: dict[str, Any]
+) -> None:
+    pytest.importorskip("opacus")
+    protects = json.loads(json.dumps(protects))
+    for table in protects.values():
+        for name in [name for name, value in table.items() if value is None]:
+            del table[name]
+    config = some("fedavg", "local", **({"federation": ALIKE} | protects))
+    start(config, tmp_path / "embedded")
+    assert not serve(config, Grid(sites(config, tmp_path / "sites")), tmp_path / "sited").error
+    for method in config["methods"]:
+        assert state_of(tmp_path / "sited", method) == state_of(tmp_path / "embedded", method)
+    there, here = (from_json((tmp_path / each / "report.json").read_text()) for each in ("sited", "embedded"))
+    assert [trial.accuracy for trial in there.trials] == [trial.accuracy for trial in here.trials]
+    assert [trial.protection for trial in there.trials] == [trial.protection for trial in here.trials]
+    assert (there.trials[0].protection is None) == (protects == {"secure": {}})
+    assert there.notes == here.notes
+
+
+@pytest.mark.parametrize(
+    ("demands", "changes", "says"),
+    [
+        ({"privacy": HERE}, {}, "site b: it takes part under [privacy] alone, since its file has a privacy budget"),
+        ({"privacy": HERE}, {"privacy": FIXED}, "site b: it takes no privacy.reproducible_noise"),
+        (
+            {"privacy": HERE | {"epsilon": 0.5}},
+            {"privacy": NOISY},
+            "site b: the site's privacy budget over all runs does not hold this one, which comes to ε = 2.71: "
+            "of ε = 0.5 at δ = 0.001, 0.00 is spent",
+        ),
+        ({"minimum_group": 3}, {}, "site b: it uploads under [secure] alone, and fedavg would without masks"),
+        (
+            {"minimum_group": 3},
+            {"secure": {"neighbours": 2, "threshold": 0.9}},
+            "site b: secure.neighbours: on a ring no client can tell how large a sum is",
+        ),
+        ({"minimum_group": 4}, {"secure": {}}, "site b: secure.minimum_group = 3: it needs sums of 4 uploads or more"),
+        (
+            {"architecture": "tests.toys:Normed"},
+            {"privacy": NOISY},
+            "site b: architecture tests.toys:Normed cannot be trained under [privacy]: ",
+        ),
+    ],
+)
+def test_a_site_s_demands_are_heard_before_training(
+    tmp_path: Path, demands: dict[str, Any], changes: dict[str, Any], says: str, elsewhere: Any
+) -> None:
+    pytest.importorskip("opacus")
+    config = some("fedavg", federation=ALIKE, **changes)
+    grid = Grid(sites(config, tmp_path / "sites", b=demands), elsewhere)
+    for check in (True, False):
+        outcome = serve(config, grid, tmp_path / "run", check=check)
+        assert outcome.error.startswith(says)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_site_without_uploads_needs_no_masks(tmp_path: Path) -> None:
+    config = some("local", federation=ALIKE)
+    grid = Grid(sites(config, tmp_path / "sites", b={"minimum_group": 3}))
+    assert not serve(config, grid, tmp_path / "run").error
+
+
+def test_a_site_s_budget_is_for_all_runs_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("opacus")
+    from genfed.cli.main import main
+    from genfed.privacy.site_budget import account_in
+
+    config = some("fedavg", federation=ALIKE, privacy=NOISY | {"noise_multiplier": 2.0})
+    files = sites(config, tmp_path / "sites", b={"privacy": HERE | {"epsilon": 1.3}})
+    assert not serve(config, Grid(files), tmp_path / "first").error
+    folder = site_settings.read_site(files[1]).folder
+    (paid,) = account_in(folder).paid
+    assert [(charge.phase, charge.round, charge.step) for charge in paid.charges] == [("train", 0, 0), ("train", 1, 1)]
+    assert not serve(config, Grid(files), tmp_path / "second").error
+    third = serve(config, Grid(files), tmp_path / "third")
+    assert third.error.startswith("site b: the site's privacy budget over all runs does not hold this one")
+    assert len(account_in(folder).paid) == 2
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        main(["site", "budget", str(files[1])])
+    assert caught.value.code in (0, None)
+    shown = capsys.readouterr().out
+    assert shown.count("fedavg") == 2
+    assert "budget: ε = 1.3 at δ = 0.001" in shown
+
+
+def letter(config: dict[str, Any], method: str = "fedavg", phase: str = "train", number: int = 0) -> dict[str, Any]:
+    """What the server of the run would have a site work on."""
+    settings = read(config)
+    task = partitioning.share_out(settings, load_data(settings), 0).task
+    about, step = (
+        deployment_server._about(settings, task, method, 0, "run"),
+        {"phase": phase, "round": number, "number": number},
+    )
+    return {"genfed": genfed.__version__, "ask": "work", "open": about, "step": step, "client": 0}
+
+
+def asked(file: Path, head: dict[str, Any], body: Any) -> Any:
+    return deployment_site.handle(head, body, {"site": str(file)})[1]
+
+
+def initial(config: dict[str, Any]) -> Any:
+    settings = read(config)
+    shards = partitioning.share_out(settings, load_data(settings), 0)
+    network = architectures.new_network("linear", shards.task, torch.Generator().manual_seed(0))
+    return pack(Model(weights_of(network)))
+
+
+def test_a_server_cannot_have_more_trained_than_is_charged(tmp_path: Path) -> None:
+    pytest.importorskip("opacus")
+    from genfed.privacy.site_budget import account_in
+
+    config = some("gefl", federation=ALIKE, privacy=NOISY)
+    config["method"] = {"gefl": config["method"]["gefl"] | {"generator": {"kind": "cvae", "width": 4, "norm": "group"}}}
+    (file, *_) = sites(config, tmp_path / "sites", a={"privacy": HERE | {"epsilon": 100.0}})
+    settings, folder = read(config), site_settings.read_site(file).folder
+    shards = partitioning.share_out(settings, load_data(settings), 0)
+    method: Any = settings.method["gefl"]
+    task = shards.task
+    server = new_server(task, shards.clients, settings.compute, 0, 0, "init")
+    generator, joint, *_ = leaves(method.phases())
+    state = method.init(server)
+    sent = pack(generator.send(server, state, shards.clients[0]))  # type: ignore[misc]
+    first = letter(config, "gefl", "generator")
+
+    def charged() -> list[tuple[int, int]]:
+        return [(charge.step, charge.steps) for each in account_in(folder).paid for charge in each.charges]
+
+    answer = asked(file, first, sent)
+    paid = charged()
+    assert len(paid) == 1
+    assert digest(asked(file, first, sent)) == digest(answer), "the same answer, not one with other noise"
+    assert charged() == paid
+    # Another answer takes the place of the one that is kept: then the step is done and charged anew.
+    asked(file, letter(config, "gefl", "generator", number=1), sent)
+    asked(file, first, sent)
+    assert charged() == [paid[0], (1, paid[0][1]), paid[0]]
+    with pytest.raises(GenfedError):
+        asked(file, letter(config, "gefl", "generator", number=2), pack(Model({"no": torch.zeros(1)})))
+    assert charged()[-1] == (2, paid[0][1]), "to fail tells something"
+    asked(file, letter(config, "gefl", "generator", number=2), sent)
+    assert [step for step, _ in charged()] == [0, 1, 0, 2, 2]
+    # Nor by another name for the site, other settings, or a step that is not what it seems.
+    before = charged()
+    about = json.loads(first["open"])
+    about["method"]["generator_epochs"] = 5
+    for wrong, says in (
+        (first | {"client": 1}, "says something else of this trial than before"),
+        (first | {"open": json.dumps(about)}, "says something else of this trial than before"),
+        (first | {"step": first["step"] | {"number": 0.0}}, "a step is a phase, a round and a number"),
+        (first | {"step": first["step"] | {"number": True}}, "a step is a phase, a round and a number"),
+        (first | {"step": first["step"] | {"round": -1}}, "a step is a phase, a round and a number"),
+    ):
+        with pytest.raises(GenfedError, match=says):
+            asked(file, wrong, sent)
+    assert charged() == before
+    assert joint.name == "joint"
+
+
+def test_two_letters_at_once_train_once(tmp_path: Path) -> None:
+    pytest.importorskip("opacus")
+    from concurrent.futures import ThreadPoolExecutor
+
+    from genfed.privacy.site_budget import account_in
+
+    config = some("fedavg", federation=ALIKE, privacy=NOISY)
+    (file, *_) = sites(config, tmp_path / "sites", a={"privacy": HERE | {"epsilon": 100.0}})
+    site_data.take_stock(site_settings.read_site(file))  # as `genfed join` does
+    with ThreadPoolExecutor(2) as pool:
+        both = list(pool.map(lambda _: digest(asked(file, letter(config), initial(config))), range(2)))
+    assert both[0] == both[1]
+    (paid,) = account_in(site_settings.read_site(file).folder).paid
+    assert len(paid.charges) == 1
+
+
+def test_what_a_site_comes_to_demand_holds_for_a_run_that_goes_on(tmp_path: Path) -> None:
+    config = some("fedavg", federation=ALIKE)
+    (file, *_) = sites(config, tmp_path / "sites")
+    asked(file, letter(config), initial(config))
+    file.write_text("minimum_group = 3\n" + file.read_text())
+    with pytest.raises(GenfedError, match=r"it uploads under \[secure\] alone"):
+        asked(file, letter(config, number=1), initial(config))
+    file.write_text(file.read_text().replace("minimum_group = 3", "privacy = { epsilon = 8.0, delta = 1e-3 }"))
+    with pytest.raises(GenfedError, match=r"it takes part under \[privacy\] alone"):
+        asked(file, letter(config, number=1), initial(config))
+    file.write_text("minimum_group = 3\n" + file.read_text())
+    with pytest.raises(GenfedError, match="the site's file cannot be read; its own log says more"):
+        asked(file, letter(config, number=1), initial(config))
+    with pytest.raises(
+        GenfedError, match=r"\[privacy\] with minimum_group: no run has \[privacy\] and \[secure\] both"
+    ):
+        site_settings.read_site(file)
+
+
+def test_a_budget_that_holds_a_run_holds_it_after_a_stop(tmp_path: Path) -> None:
+    pytest.importorskip("opacus")
+
+    class KilledError(BaseException):
+        pass
+
+    def stops(handle: Any, message: Any, context: Any) -> Any:
+        head = from_content(message.content)[0]
+        if head.get("step", {}).get("phase") == "train" and head["step"]["round"] == 1:
+            raise KilledError
+        return answer_message(handle, message, context)
+
+    config = some("fedavg", federation=ALIKE, privacy=NOISY | {"noise_multiplier": 2.0})
+    files = sites(config, tmp_path / "sites", b={"privacy": HERE | {"epsilon": 0.8}})  # a run comes to 0.78
+    with pytest.raises(KilledError):
+        serve(config, Grid(files, stops), tmp_path / "run")
+    assert not serve(config, Grid(files), tmp_path / "run", resume=True).error
+    assert not serve(config, Grid(files), tmp_path / "run", resume=True).error
+    other = serve(config, Grid(files), tmp_path / "other")
+    assert "does not hold this one, which comes to ε = 0.78: of ε = 0.8 at δ = 0.001, 0.78 is spent" in other.error
+
+
+def test_what_a_run_s_budget_refuses_costs_the_site_nothing(tmp_path: Path) -> None:
+    pytest.importorskip("opacus")
+    from genfed.privacy.site_budget import account_in
+
+    config = some("fedavg", federation=ALIKE | {"quorum": 0.0}, privacy=NOISY | {"epsilon": 2.5})
+    files = sites(config, tmp_path / "sites", b={"privacy": HERE})
+    assert "does not hold another round" in serve(config, Grid(files), tmp_path / "run").error
+    (paid,) = account_in(site_settings.read_site(files[1]).folder).paid
+    assert len(paid.charges) == 1
+
+
+def test_nobody_can_ask_for_an_upload_without_its_masks(tmp_path: Path) -> None:
+    config = some("fedavg", federation=ALIKE, secure={})
+    (file, *_) = sites(config, tmp_path / "sites")
+    with pytest.raises(GenfedError, match=r"no phase 'train' in which clients work; there are: evaluate, train\.keys"):
+        asked(file, letter(config), initial(config))
+
+
+def test_a_site_that_does_not_say_what_it_spent_is_taken_to_have_spent_all(tmp_path: Path) -> None:
+    pytest.importorskip("opacus")
+
+    def answer(handle: Any, message: Any, context: Any) -> Any:
+        head = from_content(message.content)[0]
+        reply = answer_message(handle, message, context)
+        if head["ask"] == "spent" and head["client"] == 1:
+            reply.content = to_content({"mechanisms": [[1e300, 0.5, 10**12]]}, EMPTY)
+        return reply
+
+    config = some("fedavg", federation=ALIKE, privacy=NOISY)
+    files = sites(config, tmp_path / "sites")
+    assert not serve(config, Grid(files), tmp_path / "said").error
+    assert not serve(config, Grid(files, answer), tmp_path / "unsaid").error
+    said, unsaid = (from_json((tmp_path / each / "report.json").read_text()) for each in ("said", "unsaid"))
+    assert [trial.protection for trial in said.trials] == [trial.protection for trial in unsaid.trials]
+    assert "its ε is what is planned" in (tmp_path / "unsaid" / "run.log").read_text("utf-8")

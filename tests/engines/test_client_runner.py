@@ -1,0 +1,281 @@
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from genfed.core.aggregate import ClientInfo, Sum
+from genfed.core.client import Client, Slot
+from genfed.core.errors import GenfedError, RecordError
+from genfed.core.federated_data import Shards
+from genfed.core.phase import Nothing, Phase, Reply
+from genfed.core.record import Packed, pack, unpack
+from genfed.core.rng import stream
+from genfed.core.task import Data, Task
+from genfed.engines.client_runner import Site, threads
+from genfed.engines.client_storage import KeptOnDisk
+from genfed.engines.in_process import InProcess
+from genfed.engines.messages import Step
+from genfed.engines.round import Failure
+
+
+@dataclass(frozen=True)
+class Note:
+    text: str
+
+
+@dataclass(frozen=True)
+class Got:
+    total: Tensor
+    draw: Tensor
+
+
+@dataclass(frozen=True)
+class Sent:
+    x: Tensor
+
+
+NOTE, OTHER = Slot("note", Note), Slot("other-note", Note)
+
+
+def keep(store: KeptOnDisk, slot: Slot[Any], record: Any) -> None:
+    store.put(slot, record)
+    store.commit()
+
+
+def kept(folder: Path, number: int, slots: tuple[Slot[Any], ...] | None = (NOTE, OTHER)) -> KeptOnDisk:
+    return KeptOnDisk(folder, number, slots)
+
+
+# What clients keep.
+
+
+def test_a_step_reads_what_was_kept_before_it_however_often_it_is_repeated(tmp_path: Path) -> None:
+    for text in ("first", "again"):
+        assert kept(tmp_path, 0).get(NOTE) is None
+        keep(kept(tmp_path, 0), NOTE, Note(text))
+        assert kept(tmp_path, 0).get(NOTE) is None
+    for _ in range(3):
+        assert kept(tmp_path, 4).get(NOTE) == Note("again")
+        keep(kept(tmp_path, 4), NOTE, Note("fourth"))
+    assert kept(tmp_path, 5).get(NOTE) == Note("fourth")
+    assert kept(tmp_path, 4).get(NOTE) == Note("again")
+    assert kept(tmp_path, 100).get(NOTE) == Note("fourth")
+
+
+def test_the_last_two_survive(tmp_path: Path) -> None:
+    for number in (0, 1, 2, 9, 10, 11):  # 10 comes after 9, not after 1
+        keep(kept(tmp_path, number), NOTE, Note(str(number)))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["note.10.safetensors", "note.11.safetensors"]
+    assert kept(tmp_path, 11).get(NOTE) == Note("10")
+    assert kept(tmp_path, 12).get(NOTE) == Note("11")
+
+
+def test_slots_do_not_disturb_one_another(tmp_path: Path) -> None:
+    keep(kept(tmp_path, 0), NOTE, Note("mine"))
+    assert kept(tmp_path, 1).get(OTHER) is None
+    for number in range(5):
+        keep(kept(tmp_path, number), OTHER, Note("other"))
+    assert kept(tmp_path, 9).get(NOTE) == Note("mine")
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.booleans(), st.integers(1, 3)), min_size=1, max_size=8))
+def test_any_history_with_kills_ends_like_the_one_without(
+    tmp_path_factory: pytest.TempPathFactory, plan: list[tuple[bool, int]]
+) -> None:
+    """Each step writes or does not, and is done one to three times, as after kills."""
+    folder, last = tmp_path_factory.mktemp("kept"), ""
+    for number, (writes, times) in enumerate(plan):
+        for _ in range(times):
+            record = kept(folder, number).get(NOTE)
+            assert (record.text if record else "") == last
+            if writes:
+                keep(kept(folder, number), NOTE, Note(f"{last}+{number}"))
+        last = f"{last}+{number}" if writes else last
+    assert len(list(folder.iterdir())) <= 2
+
+
+def test_undeclared_slots_are_refused(tmp_path: Path) -> None:
+    for refused in (kept(tmp_path, 0, ()), kept(tmp_path, 0, (OTHER,))):
+        with pytest.raises(GenfedError, match="slot 'note' is not declared by the phase that asks for it"):
+            refused.get(NOTE)
+        with pytest.raises(GenfedError, match="slot 'note' is not declared"):
+            refused.put(NOTE, Note(""))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_evaluation_reads_all_and_writes_nothing(tmp_path: Path) -> None:
+    keep(kept(tmp_path, 0), NOTE, Note("mine"))
+    assert kept(tmp_path, 1, None).get(NOTE) == Note("mine")
+    assert kept(tmp_path, 1, None).get(OTHER) is None
+    with pytest.raises(GenfedError, match="not declared"):
+        keep(kept(tmp_path, 1, None), NOTE, Note("other"))
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    keep(kept(tmp_path, 0), NOTE, Note("mine"))
+    (tmp_path / "note.0.safetensors").write_bytes(b"")
+    with pytest.raises(RecordError, match=r"note\.0\.safetensors is damaged"):
+        kept(tmp_path, 1).get(NOTE)
+
+
+def test_what_a_killed_process_left_half_written_is_not_read(tmp_path: Path) -> None:
+    keep(kept(tmp_path, 0), NOTE, Note("mine"))
+    (tmp_path / ".note.1.safetensors.123.part").write_bytes(b"half")
+    assert kept(tmp_path, 2).get(NOTE) == Note("mine")
+    keep(kept(tmp_path, 2), NOTE, Note("two"))
+
+
+@pytest.mark.parametrize("name", ["", "a.b", "a/b", "..", "*", "[a]", "a b", "a\n"])
+def test_a_slot_name_is_fit_for_a_file(name: str) -> None:
+    with pytest.raises(GenfedError, match="cannot name a slot"):
+        Slot(name, Note)
+
+
+# The work of one client.
+
+
+def shards() -> Shards:
+    clients = (ClientInfo(4, "a", 2), ClientInfo(7, "b", 3))
+    data = Data(torch.arange(5, dtype=torch.float32).reshape(5, 1), torch.arange(5) % 2)
+    return Shards(Task("table", (1,), ("x", "y")), clients, ((0, 2), (2, 5)), data, data)
+
+
+def new_network(architecture: str, task: Task, rng: torch.Generator) -> nn.Module:
+    network = nn.Linear(1, {"a": 2, "b": 3}[architecture])
+    nn.init.normal_(network.weight, generator=rng)
+    return network
+
+
+def site(folder: Path, work: Any, *slots: Slot[Any], name: str = "train", seed: int = 3) -> Site:
+    phase: Phase[Any] = Phase(
+        name, lambda server, state, reduced: state, lambda *_: Nothing(), work,
+        {"total": Sum(), "draw": Sum()}, slots=slots,
+    )  # fmt: skip
+    return Site({name: phase}, shards(), folder, seed, new_network)
+
+
+def look(client: Client, sent: Sent) -> Reply[Got]:
+    sent.x.add_(1)  # work in place
+    total = client.data.x.sum() + sent.x.sum()
+    return Reply(
+        Got(total, torch.rand(2, generator=client.rng)), weight=len(client.data), metrics={"n": client.info.id}
+    )
+
+
+def test_a_client_gets_its_own_rows_draws_and_architecture(tmp_path: Path) -> None:
+    def work(client: Client, sent: Sent) -> Reply[Got]:
+        assert client.new_network(client.common("x")).weight.shape == (3, 1)
+        assert client.task.classes == ("x", "y")
+        assert client.info == ClientInfo(7, "b", 3)
+        return look(client, sent)
+
+    answer = site(tmp_path, work).work(Step("train", 5, 9), 7, pack(Sent(torch.zeros(2))))
+    got = unpack(Got, answer.upload)
+    assert got.total.item() == 2 + 3 + 4 + 2
+    assert torch.equal(got.draw, torch.rand(2, generator=stream(3, "train", 5, 7)))
+    assert (answer.weight, answer.metrics) == (3.0, {"n": 7.0})
+    assert answer.seconds > 0
+
+
+def test_doing_a_step_again_gives_the_same_answer(tmp_path: Path) -> None:
+    def work(client: Client, sent: Sent) -> Reply[Got]:
+        before = client.kept.get(NOTE)
+        client.kept.put(NOTE, Note((before.text if before else "") + f"{client.info.id};"))
+        return Reply(Got(torch.tensor(len(before.text) if before else 0), torch.rand(1, generator=client.rng)))
+
+    place = site(tmp_path, work, NOTE)
+    steps = [Step("train", i, i) for i in range(3)]
+    answers = [[place.work(step, 4, pack(Sent(torch.zeros(1)))).upload for _ in range(2)] for step in steps]
+    for i, (one, other) in enumerate(answers):
+        assert unpack(Got, one).total.item() == 2 * i
+        assert all(torch.equal(one.tensors[k], other.tensors[k]) for k in one.tensors)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["4"]
+
+
+def test_only_evaluation_may_read_what_it_does_not_declare(tmp_path: Path) -> None:
+    def work(client: Client, sent: Sent) -> Reply[Got]:
+        assert client.kept.get(NOTE) == Note("mine")
+        return Reply(Got(torch.zeros(1), torch.zeros(1)))
+
+    keep(KeptOnDisk(tmp_path / "4", 0, (NOTE,)), NOTE, Note("mine"))
+    sent = pack(Sent(torch.zeros(1)))
+    site(tmp_path, work, name="evaluate").work(Step("evaluate", 0, 1), 4, sent)
+    with pytest.raises(GenfedError, match="slot 'note' is not declared"):
+        site(tmp_path, work).work(Step("train", 0, 1), 4, sent)
+
+
+def test_weights_and_metrics_become_plain_numbers(tmp_path: Path) -> None:
+    def work(client: Client, sent: Sent) -> Reply[Got]:
+        metrics: Any = {"loss": torch.tensor(0.5), "n": 3}
+        return Reply(Got(torch.zeros(1), torch.zeros(1)), weight=torch.tensor(2.0), metrics=metrics)  # type: ignore[arg-type]
+
+    answer = site(tmp_path, work).work(Step("train", 0, 0), 4, pack(Sent(torch.zeros(1))))
+    assert (type(answer.weight), answer.weight) == (float, 2.0)
+    assert {k: (type(v), v) for k, v in answer.metrics.items()} == {"loss": (float, 0.5), "n": (float, 3.0)}
+
+
+def exchange(place: Site, sent: Packed) -> dict[int, Any]:
+    jobs = [(info, sent) for info in shards().clients]
+    return {info.id: answer for info, answer in InProcess(place).exchange(Step("train", 0, 0), jobs)}
+
+
+def test_one_client_in_process_cannot_change_what_the_next_is_sent(tmp_path: Path) -> None:
+    state = torch.zeros(2)
+    answers = exchange(site(tmp_path, look), pack(Sent(state)))
+    assert unpack(Got, answers[4].upload).total.item() == 0 + 1 + 2
+    assert unpack(Got, answers[7].upload).total.item() == 2 + 3 + 4 + 2
+    assert state.tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (GenfedError("no class 3"), "no class 3"),
+        (ValueError("two\nlines"), "ValueError: two"),
+        (MemoryError(), "MemoryError: "),
+        (KeyError("x"), "KeyError: 'x'"),
+    ],
+)
+def test_a_client_that_fails_is_told_of_and_the_others_go_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, error: Exception, reason: str
+) -> None:
+    def work(client: Client, sent: Sent) -> Reply[Got]:
+        if client.info.id == 4:
+            raise error
+        return look(client, sent)
+
+    answers = exchange(site(tmp_path, work), pack(Sent(torch.zeros(1))))
+    assert answers[4] == Failure(reason)
+    assert answers[7].weight == 3.0
+
+
+@pytest.mark.parametrize("reply", [None, Reply(3), Reply(Got([1], None)), Reply(Note("x"), weight="much")])  # type: ignore[arg-type]
+def test_a_reply_that_is_none_is_a_failure(tmp_path: Path, reply: Any) -> None:
+    def work(client: Client, sent: Sent) -> Reply[Got]:
+        return reply  # type: ignore[no-any-return]
+
+    assert all(isinstance(a, Failure) for a in exchange(site(tmp_path, work), pack(Sent(torch.zeros(1)))).values())
+
+
+def test_what_was_sent_must_be_what_the_work_takes(tmp_path: Path) -> None:
+    answers = exchange(site(tmp_path, look), pack(Note("x")))
+    assert answers[4] == Failure("Sent: Sent lacks x")
+
+
+def test_threads_are_restored() -> None:
+    before = torch.get_num_threads()
+
+    def failing() -> None:
+        with threads(before + 1):
+            assert torch.get_num_threads() == before + 1
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        failing()
+    assert torch.get_num_threads() == before

@@ -1,0 +1,120 @@
+import dataclasses
+
+import pytest
+from rich.console import Console
+from rich.table import Table
+
+from genfed.report.results import ClientScore, OwnScore, PhaseCost, Point, Report, Trial
+from genfed.report.summary_table import compare_table, gain, seconds, size, summary, summary_table, to_markdown
+from tests.report.fake import fake_report
+
+
+def trial(method: str, seed: int, accuracy: float, worst: float, up: float = 0, wall: float = 1.0) -> Trial:
+    scores = (ClientScore(0, "cnn", 5, worst, (worst,)), ClientScore(1, "mlp", 5, 1.0, (1.0,)))
+    costs = (PhaseCost("train", 1, up, 2 * up, 1.0, wall), PhaseCost("evaluate", 1, 0, 0, 0.1, 0.5))
+    return Trial(method, seed, accuracy, scores, (Point("evaluate", 0, 1, accuracy),), (), costs)
+
+
+def report(*trials: Trial) -> Report:
+    return dataclasses.replace(fake_report(1, 1), trials=trials)
+
+
+SMALL = report(
+    trial("local", 0, 0.50, 0.2),
+    trial("local", 1, 0.60, 0.4),
+    trial("a|[b]", 1, 0.70, 0.5, up=2_000_000, wall=120),
+    trial("a|[b]", 0, 0.80, 0.3, up=1_000_000, wall=240),
+    trial("once", 7, 0.80, 0.3, up=1500),
+)
+
+
+def test_every_cell_is_as_computed_by_hand() -> None:
+    assert summary(SMALL).rows == [
+        ("local", "2", "55.0 ± 7.1", "–", "30.0", "0 B", "0 B", "1.5"),
+        # Gains are paired by seed: 80 - 50 and 70 - 60.
+        ("a|[b]", "2", "75.0 ± 7.1", "+20.0 [+10.0, +30.0]", "40.0", "1.5 MB", "3.0 MB", "180"),
+        ("once", "1", "80.0 ± –", "–", "30.0", "1.5 kB", "3.0 kB", "1.5"),
+    ]
+
+
+def test_there_is_no_gain_without_local() -> None:
+    assert gain(report(trial("a", 0, 0.5, 0.5)), "a") is None
+
+
+def test_labels_are_shown_as_they_are() -> None:
+    console = Console(width=200)
+    with console.capture() as capture:
+        console.print(summary_table(SMALL))
+    assert "a|[b]" in capture.get()
+    assert "accuracy on the test part" in capture.get()
+
+
+def test_markdown_has_the_same_cells() -> None:
+    lines = to_markdown(summary_table(SMALL)).splitlines()
+    assert lines[0].startswith("| method | seeds | accuracy % |")
+    assert lines[1] == "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
+    assert lines[3] == "| a\\|[b] | 2 | 75.0 ± 7.1 | +20.0 [+10.0, +30.0] | 40.0 | 1.5 MB | 3.0 MB | 180 |"
+    assert len(lines) == 7  # the caption stands below, after an empty line
+    assert lines[6].startswith("Accuracy after the final round")
+
+
+def test_an_empty_table_is_still_markdown() -> None:
+    assert to_markdown(Table("a")) == "| a |\n| --- |\n"
+
+
+def test_runs_stand_side_by_side() -> None:
+    lines = to_markdown(compare_table([("one", SMALL), ("two", SMALL)])).splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| one"] * 3 + ["| two"] * 3
+    assert len(lines) == 8
+
+
+def test_accuracy_on_data_like_ones_own_has_a_column_where_clients_are_not_alike() -> None:
+    own = (OwnScore(0, "cnn", 0.5), OwnScore(1, "cnn", 1.0), OwnScore(2, "mlp", 0.25))
+    trials = [dataclasses.replace(t, own=own) if t.method == "local" and t.seed == 1 else t for t in SMALL.trials]
+    alike = dataclasses.replace(SMALL, trials=tuple(trials))
+    skewed = dataclasses.replace(alike, skewed=True)
+    assert summary(alike) == summary(SMALL)
+    assert summary(dataclasses.replace(SMALL, skewed=True)) == summary(SMALL), "none was measured"
+    head, rows = summary(skewed)
+    assert head[4:6] == ("worst %", "own %")
+    assert [row[5] for row in rows] == ["50.0", "–", "–"]  # (75 + 25) / 2, of the one seed that has it
+    assert [(*row[:5], *row[6:]) for row in rows] == summary(SMALL).rows
+    assert "Own: the accuracy of each client" in str(summary_table(skewed).caption)
+    lines = to_markdown(compare_table([("before", SMALL), ("now", skewed)])).splitlines()
+    assert {len(line.split(" | ")) for line in lines} == {10}
+    assert [line.split(" | ")[6] for line in lines[2:]] == ["–", "–", "–", "50.0", "–", "–"]
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        (dataclasses.replace(SMALL, classes=("x",)), "classes"),
+        (dataclasses.replace(SMALL, shape=(3, 8, 8)), "shape of an example"),
+        (dataclasses.replace(SMALL, scored_on="validation"), "part scored on"),
+        (dataclasses.replace(SMALL, partition={"0": ((1, 2),)}), "partition"),
+        (dataclasses.replace(SMALL, trials=SMALL.trials[:1]), "seeds"),
+    ],
+)
+def test_runs_that_do_not_compare_are_flagged(other: Report, named: str) -> None:
+    caption = compare_table([("one", SMALL), ("two", other)]).caption
+    assert str(caption) == f"These runs do not compare like with like: they differ in {named}."
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (999.6, "1.0 kB"),
+        (1234, "1.2 kB"),
+        (999_960, "1.0 MB"),
+        (3.4e6, "3.4 MB"),
+        (5e15, "5000.0 TB"),
+    ],
+)
+def test_sizes_are_for_people(count: float, text: str) -> None:
+    assert size(count) == text
+
+
+def test_seconds_are_for_people() -> None:
+    assert [seconds(s) for s in (0.04, 12.34, 99.94, 1234.5)] == ["0.0", "12.3", "99.9", "1,234"]

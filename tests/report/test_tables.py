@@ -1,0 +1,180 @@
+"""The cells beside accuracy, as computed by hand."""
+
+import dataclasses
+
+from rich.console import Console
+
+from genfed.report.figures import radar_figure
+from genfed.report.results import ClientScore, OwnScore, PhaseCost, Point, Published, Quality, Report, Trial
+from genfed.report.tables import (
+    cost_axes,
+    costs,
+    generators,
+    more_tables,
+    over_clients,
+    own_by_client,
+    own_by_value,
+    published,
+)
+from tests.report.fake import fake_report
+
+JUDGED = Quality(
+    samples=500,
+    architecture="mlp",
+    seconds=0.25,
+    frechet=1.5,
+    frechet_real=0.25,
+    precision=0.9,
+    recall=0.8,
+    density=1.25,
+    coverage=0.7,
+    right_class=0.5,
+    train_on_synthetic=0.75,
+    train_on_real=0.95,
+    memorisation=0.9,
+    memorisation_features=1000.0,
+)
+
+
+def trial(
+    method: str, seed: int, *accuracies: float, quality: Quality | None = None, flops: float | None = None
+) -> Trial:
+    clients = tuple(ClientScore(i, "cnn", 5, a, (a,)) for i, a in enumerate(accuracies))
+    mean = sum(accuracies) / len(accuracies)
+    phases = (PhaseCost("train", 2, 1000, 500, 6.0, 2.0, flops), PhaseCost("evaluate", 1, 0, 0, 9.0, 0.5))
+    curve = (Point("evaluate", 0, 2, mean),)
+    return Trial(method, seed, mean, clients, curve, (), phases, best=mean + 0.1, parameters=flops, quality=quality)
+
+
+SMALL = dataclasses.replace(
+    fake_report(1, 1),
+    published={},
+    trials=(
+        trial("a", 0, 0.2, 0.4, 0.6, quality=JUDGED, flops=2e9),
+        trial("a", 1, 0.4, 0.6, 0.8, quality=dataclasses.replace(JUDGED, frechet=2.0)),
+        trial("b", 0, 0.5, 0.5, 0.5),
+    ),
+)
+
+
+def with_figures(**figures: Published) -> Report:
+    return dataclasses.replace(SMALL, published=figures)
+
+
+def test_what_is_told_of_images_for_clients_has_columns_where_there_are_such() -> None:
+    some = dataclasses.replace(JUDGED, client_match=0.25, clients_apart=0.9, certainty=0.5)
+    other = dataclasses.replace(JUDGED, client_match=0.5, clients_apart=1.0)
+    trials = (trial("a", 0, 0.2, quality=some), trial("a", 1, 0.2, quality=other), trial("b", 0, 0.5, quality=JUDGED))
+    cells = generators(dataclasses.replace(SMALL, trials=trials))
+    assert cells is not None
+    assert cells.head[-3:] == ("teacher sure %", "client match %", "of real clients %")
+    assert [row[-3:] for row in cells.rows] == [("50.0", "37.5", "95.0"), ("–", "–", "–")]
+
+
+def test_generators_are_means_over_the_seeds_that_were_judged() -> None:
+    cells = generators(SMALL)
+    assert cells is not None
+    assert cells.rows == [
+        ("a", "1.75", "0.25", "0.90", "0.80", "1.25", "0.70", "50.0", "75.0", "95.0", "0.90", "1000"),
+    ]
+    assert len(cells.head) == len(cells.rows[0])
+    assert generators(dataclasses.replace(SMALL, trials=SMALL.trials[2:])) is None
+
+
+def test_a_published_figure_is_compared_with_the_same_kind_of_our_own() -> None:
+    final = Published(accuracy=55.0, source="a letter", metric="final round")
+    cells = published(with_figures(a=Published(accuracy=62.5, source="table II"), b=final))
+    assert cells is not None
+    assert cells.rows == [
+        ("a", "62.5", "best round on test", "60.0", "50.0", "-2.5", "table II"),
+        ("b", "55", "final round", "60.0", "50.0", "-5.0", "a letter"),
+    ]
+    assert published(SMALL) is None
+
+
+def test_the_spread_over_clients() -> None:
+    assert over_clients(SMALL).rows == [
+        ("a", "30.0", "40.0", "50.0", "60.0", "70.0"),
+        ("b", "50.0", "50.0", "50.0", "50.0", "50.0"),
+    ]
+
+
+def with_own(**natural: tuple[tuple[str, ...], ...]) -> Report:
+    """Method a with two seeds; of b, in which clients are pooled, client 1 has no score."""
+    scores = [
+        (OwnScore(0, "cnn", 0.5), OwnScore(1, "mlp", 0.75), OwnScore(2, "cnn", 1.0)),
+        (OwnScore(0, "cnn", 0.0), OwnScore(1, "mlp", 0.25), OwnScore(2, "cnn", 0.5)),
+        (OwnScore(0, "cnn", 0.25), OwnScore(2, "cnn", 0.5)),
+    ]
+    trials = tuple(dataclasses.replace(t, own=own) for t, own in zip(SMALL.trials, scores, strict=True))
+    column = "domain" if natural else None
+    seeds = {name.strip("s"): values for name, values in natural.items()}
+    partition: dict[str, tuple[tuple[int, ...], ...]] = {"0": ((1, 2), (0, 4), (5, 0))}
+    return dataclasses.replace(SMALL, trials=trials, skewed=True, column=column, natural=seeds, partition=partition)
+
+
+def test_own_accuracy_stands_beside_the_spread() -> None:
+    cells = over_clients(with_own())
+    assert cells.head[-2:] == ("own, mean", "own, worst")
+    # a: means over architectures of 3/4 and 3/4, 1/4 and 1/4; worst 50 and 0
+    assert [row[-2:] for row in cells.rows] == [("50.0", "25.0"), ("37.5", "25.0")]
+    assert len(over_clients(dataclasses.replace(with_own(), skewed=False)).head) == 6
+
+
+def test_own_accuracy_of_each_client_is_of_one_seed() -> None:
+    cells = own_by_client(with_own())
+    assert cells is not None
+    assert cells.head == ("client", "architecture", "examples", "a", "b")
+    assert cells.rows == [
+        ("0", "cnn", "3", "50.0", "25.0"),
+        ("1", "mlp", "4", "75.0", "–"),
+        ("2", "cnn", "5", "100.0", "50.0"),
+    ]
+    assert own_by_client(dataclasses.replace(with_own(), skewed=False)) is None
+    assert own_by_value(with_own()) is None
+
+
+def test_own_accuracy_by_value_is_of_the_clients_that_have_it() -> None:
+    """In seed 0 client 2 has two values, in seed 1 clients 0 and 2 share one."""
+    report = with_own(s0=(("chalk",), ("ink",), ("neon", "ice")), s1=(("ink",), ("chalk",), ("ink",)))
+    cells = own_by_value(report)
+    assert cells is not None
+    assert cells.head == ("domain", "a", "b")
+    assert cells.rows == [
+        ("chalk", "37.5", "25.0"),  # 0.5 and 0.25
+        ("ice", "100.0", "50.0"),
+        ("ink", "50.0", "–"),  # 0.75, and (0 + 0.5) / 2
+        ("neon", "100.0", "50.0"),
+    ]
+    by_client = own_by_client(report)
+    assert by_client is not None
+    assert [row[3] for row in by_client.rows] == ["chalk", "ink", "neon, ice"]
+
+
+def test_costs_are_of_one_client_in_training() -> None:
+    assert costs(SMALL).rows == [
+        ("a", "1.5 kB", "2.0 s", "2.0 G", "2.0 G", "0.5 s"),
+        ("b", "1.5 kB", "2.0 s", "–", "–", "–"),
+    ]
+    assert cost_axes(SMALL)["sampling"] == {"a": 0.5, "b": 0.0}
+
+
+def test_the_radar_needs_three_costs() -> None:
+    assert (
+        radar_figure(SMALL, {"x": {"a": 1.0, "b": 0.0}, "y": {"a": 1.0, "b": 2.0}, "z": {"a": 0.0, "b": 0.0}}) is None
+    )
+    picture = radar_figure(SMALL, cost_axes(SMALL))
+    assert picture is not None
+    assert all(f">{name}</text>" in picture for name in ("bytes", "work", "FLOPs", "parameters", "sampling", "a", "b"))
+
+
+def test_the_terminal_shows_what_there_is() -> None:
+    assert more_tables(dataclasses.replace(SMALL, trials=SMALL.trials[2:])) == []
+    console = Console(width=120)
+    with console.capture() as capture:
+        for table in more_tables(with_figures(a=Published(accuracy=62.5, source="[table II]"))):
+            console.print(table)
+    text = capture.get()
+    assert "above 1 is memorisation" in " ".join(text.split())
+    assert "[table II]" in text
+    assert "too high" in text

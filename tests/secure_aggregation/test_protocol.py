@@ -1,0 +1,333 @@
+"""The sum is the plain one, one upload looks like noise, and whoever leaves is made up for, as far as that goes."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor
+
+from genfed.core.aggregate import Aggregate, ClientInfo, Collect, Fold, Mean, Sum
+from genfed.core.client import Client, Server, Slot
+from genfed.core.errors import GenfedError
+from genfed.core.phase import Phase, Reduced, Reply
+from genfed.core.record import pack, unpack
+from genfed.core.task import Data
+from genfed.robustness.robust_mean import robust
+from genfed.robustness.rules import Median
+from genfed.secure_aggregation.fixed_point import SCALE
+from genfed.secure_aggregation.messages import SECRETS, Masked, Session
+from genfed.secure_aggregation.protocol import circles, secure
+from genfed.secure_aggregation.settings import Secure
+from tests.training.clients import client_of
+
+
+@dataclass(frozen=True)
+class Sent:
+    w: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Upload:
+    w: dict[str, Tensor]
+    head: dict[str, Tensor]
+    counts: Tensor
+    seen: float
+
+
+HOW: dict[str, Aggregate] = {"w": Mean(), "head": Mean(by="architecture"), "counts": Sum(), "seen": Sum()}
+
+
+def upload_of(number: int) -> Reply[Upload]:
+    rng = torch.Generator().manual_seed(number)
+    w = {"a": torch.randn(3, 4, generator=rng), "n": torch.tensor(7), "h": torch.randn(2, generator=rng).half()}
+    head = {"v": torch.randn(2 + number % 2, generator=rng)}
+    return Reply(Upload(w, head, torch.tensor([number, 1]), number / 4), weight=10.0 + number, metrics={"loss": 1.0})
+
+
+def work(client: Client, sent: Sent) -> Reply[Upload]:
+    assert sent.w["a"].item() == 1.0
+    return upload_of(client.info.id)
+
+
+def keep(server: Server, state: Any, reduced: Reduced) -> Any:
+    raise AssertionError("the run's own business")
+
+
+def send(server: Server, state: Any, info: ClientInfo) -> Sent:
+    return Sent({"a": torch.tensor(1.0)})
+
+
+PHASE: Phase[Any] = Phase("train", keep, send, work, HOW)
+
+
+ONE = Data(torch.zeros(1, 1, 2, 2), torch.zeros(1).long())
+
+
+class Kept:
+    """What one client keeps: what was put in an exchange is there in the next."""
+
+    def __init__(self) -> None:
+        self.record: Any = None
+
+    def get(self, slot: Slot[Any]) -> Any:
+        assert slot is SECRETS
+        return self.record
+
+    def put(self, slot: Slot[Any], record: Any) -> None:
+        self.record = unpack(slot.kind, pack(record))
+
+
+def clients(count: int) -> list[ClientInfo]:
+    return [ClientInfo(i, "ab"[i % 2], 10 + i) for i in range(count)]
+
+
+def run(
+    count: int,
+    how: Secure,
+    leaving: Mapping[int, Sequence[int]] | None = None,
+    phase: Phase[Any] = PHASE,
+    seen: Callable[[str, int, Any], None] = lambda exchange, client, upload: None,
+) -> dict[str, Any]:
+    """All four exchanges; `leaving`: by exchange, who fails in it. Everything crosses as records do."""
+    infos = clients(count)
+    kept: dict[int, Kept] = {info.id: Kept() for info in infos}
+    session = Session(None)
+    server: Any = None
+    asked = infos
+    for place, exchange in enumerate(secure(phase, how)):
+        fold = Fold(exchange.aggregate, asked)
+        answered = []
+        assert exchange.send is not None
+        assert exchange.work is not None
+        for info in asked:
+            kind_sent, kind_uploaded = exchange.kinds
+            sent = unpack(kind_sent, pack(exchange.send(server, session, info)))
+            about = replace(client_of(ONE, 2), info=info, kept=kept[info.id])
+            reply = exchange.work(about, sent)
+            assert reply.weight == 1.0
+            assert not reply.metrics
+            if info.id in (leaving or {}).get(place, ()):
+                fold.skip(info)
+                continue
+            upload = unpack(kind_uploaded, pack(reply.upload))
+            seen(exchange.name, info.id, upload)
+            fold.add(info, upload, reply.weight)
+            answered.append(info)
+        session = exchange.update(server, session, Reduced(fold.finish(), tuple(answered)))
+        asked = answered
+    return dict(session.values)
+
+
+def plain(numbers: Sequence[int]) -> dict[str, Any]:
+    infos = [info for info in clients(max(numbers) + 1) if info.id in numbers]
+    fold = Fold(HOW, infos)
+    for info in infos:
+        reply = upload_of(info.id)
+        fold.add(info, reply.upload, reply.weight)
+    return fold.finish()
+
+
+def assert_same(got: Any, expected: Any) -> None:
+    if isinstance(expected, dict):
+        assert got.keys() == expected.keys()
+        for key in expected:
+            assert_same(got[key], expected[key])
+    elif isinstance(expected, Tensor):
+        assert (got.dtype, got.shape) == (expected.dtype, expected.shape)
+        assert torch.allclose(got.double(), expected.double(), atol=1e-3 if got.dtype == torch.float16 else 1e-6)
+    else:
+        assert got == pytest.approx(expected)
+
+
+ALL, RING = Secure(minimum_group=2), Secure(neighbours=4, minimum_group=2)
+
+
+@pytest.mark.parametrize("how", [ALL, RING])
+def test_the_sum_is_the_plain_one(how: Secure) -> None:
+    assert_same(run(10, how), plain(range(10)))
+
+
+def test_rounding_is_all_that_is_lost() -> None:
+    got, expected = run(8, ALL)["w"]["a"], plain(range(8))["w"]["a"]
+    step = 8 / 2 / SCALE / sum(10 + i for i in range(8))  # each of eight is rounded by half a step at most
+    assert (got.double() - expected.double()).abs().max() <= step + 1e-7  # and float32
+
+
+def test_it_is_the_same_to_the_bit_whatever_the_masks() -> None:
+    one, other = run(6, ALL), run(6, ALL)
+    assert torch.equal(one["w"]["a"], other["w"]["a"])
+
+
+@pytest.mark.parametrize(
+    ("leaving", "summed"),
+    [
+        ({0: [3]}, {3}),
+        ({1: [0, 5]}, {0, 5}),
+        ({2: [2]}, {2}),
+        ({2: [1, 8]}, {1, 8}),
+        ({3: [4]}, set()),  # it has given its upload: it is in the sum
+        ({0: [0], 1: [1], 2: [2], 3: [3]}, {0, 1, 2}),
+    ],
+)
+def test_who_leaves_at_any_step_is_made_up_for(leaving: dict[int, list[int]], summed: set[int]) -> None:
+    got = run(14, Secure(minimum_group=2, threshold=0.55), leaving)
+    assert_same(got, plain([i for i in range(14) if i not in summed]))
+
+
+def test_who_leaves_a_ring_is_made_up_for() -> None:
+    for leaving, gone in (({2: [5]}, 5), ({1: [3], 3: [9]}, 3)):
+        got = run(16, Secure(neighbours=6, minimum_group=2, threshold=0.6), leaving)
+        assert_same(got, plain([i for i in range(16) if i != gone]))
+
+
+@pytest.mark.parametrize(
+    ("leaving", "says"),
+    [
+        ({0: range(1, 10)}, "1 clients are left, and 2 are needed for a sum"),
+        ({2: range(4, 10)}, "clients .*are left, and . are needed|gave their share of a secret, and . are needed"),
+        ({3: range(4, 10)}, "gave their share of a secret, and . are needed"),
+    ],
+)
+def test_too_few_are_refused(leaving: dict[int, Any], says: str) -> None:
+    with pytest.raises(GenfedError, match=says):
+        run(10, ALL, leaving)
+
+
+def test_a_group_that_is_too_small_is_refused() -> None:
+    with pytest.raises(GenfedError, match="2 clients of architecture b are left, and 3 are needed"):
+        run(5, Secure())
+
+
+def masked_numbers(count: int, rounds: int, expose: bool = False) -> Tensor:
+    """What the server sees of client 0, by number [rounds · m]; `expose`: as it would be without masks."""
+    rows: list[Tensor] = []
+
+    def seen(exchange: str, client: int, upload: Any) -> None:
+        if exchange == "train.masked" and client == 0:
+            assert isinstance(upload, Masked)
+            rows.append(upload.masked[""].numbers)
+
+    for _ in range(rounds):
+        run(count, ALL, seen=seen)
+    whole = torch.cat(rows)
+    if expose:
+        reply = upload_of(0)
+        plain_numbers = torch.cat([v.flatten().double() for v in reply.upload.w.values()]) * reply.weight * SCALE
+        return plain_numbers.round().long().repeat(rounds)
+    return whole
+
+
+def uniform(numbers: Tensor) -> float:
+    """The p-value of the numbers' being uniform modulo 2⁶⁴: of their highest and of their lowest four bits."""
+    high = torch.bincount((numbers >> 60) & 15, minlength=16)
+    low = torch.bincount(numbers & 15, minlength=16)
+    return float(min(stats.chisquare(counts.numpy()).pvalue for counts in (high, low)))
+
+
+def test_what_the_server_sees_of_one_client_is_uniform() -> None:
+    assert uniform(masked_numbers(4, 30)) > 1e-5
+    assert uniform(masked_numbers(4, 30, expose=True)) < 1e-9  # and the test would see it
+
+
+def test_masks_are_new_in_every_round() -> None:
+    first, second = masked_numbers(4, 1), masked_numbers(4, 1)
+    assert not (first == second).any()
+
+
+def test_what_is_revealed_after_everybody_stayed_opens_no_mask_of_a_pair() -> None:
+    """Of a client that stayed its own seed is asked for, never its key: both would uncover it."""
+    phases = secure(PHASE, ALL)
+    session = Session(None, stayed={"": (0, 1, 2)}, circle={"": circles([0, 1, 2], None)}, sealed={0: {}, 1: {}, 2: {}})
+    assert phases[3].send is not None
+    ended = phases[3].send(None, session, ClientInfo(0, "a", 1))  # type: ignore[arg-type]
+    assert (ended.stayed, ended.went) == ({"": (1, 2)}, {"": ()})
+
+
+def test_both_secrets_of_one_client_are_never_given() -> None:
+    from genfed.secure_aggregation.messages import Ended, Secrets
+
+    kept = Kept()
+    kept.put(SECRETS, Secrets("", "00", {"": {}}, {}, {"": ""}, {"": {}}))
+    about = replace(client_of(ONE, 2), kept=kept)
+    reveal = secure(PHASE, ALL)[3].work
+    assert reveal is not None
+    with pytest.raises(GenfedError, match="both secrets of one client"):
+        reveal(about, Ended({"": (1, 2)}, {"": (2,)}))
+    kept.put(SECRETS, Secrets("", "00", {"": {}, "x": {}}, {}, {"": "", "x": ""}, {"": {}, "x": {}}))
+    with pytest.raises(GenfedError, match="both secrets of one client"):
+        reveal(about, Ended({"": (1,), "x": (3,)}, {"": (2,), "x": (1,)}))  # one key serves all groups
+    with pytest.raises(GenfedError, match="a client was named twice"):
+        reveal(about, Ended({"": (1, 1, 1), "x": ()}, {"": (), "x": ()}))
+
+
+def test_numbers_that_cannot_be_summed_are_refused_by_the_client() -> None:
+    def infinite(client: Client, sent: Sent) -> Reply[Upload]:
+        reply = upload_of(client.info.id)
+        return replace(reply, upload=replace(reply.upload, seen=1e30 if client.info.id == 2 else 0.0))
+
+    with pytest.raises(GenfedError, match="a number that secure aggregation cannot sum"):
+        run(4, ALL, phase=replace(PHASE, work=infinite))
+
+
+def test_phases_that_need_single_uploads_are_refused() -> None:
+    with pytest.raises(GenfedError, match="its server needs every single counts"):
+        secure(replace(PHASE, aggregate=HOW | {"counts": Collect()}), ALL)
+    with pytest.raises(GenfedError, match="a robust aggregation looks at every single w"):
+        secure(robust(PHASE, Median()), ALL)
+    with pytest.raises(GenfedError, match="checks every single upload"):
+        secure(replace(PHASE, check=lambda *_: None), ALL)
+    with pytest.raises(GenfedError, match=r"secure.neighbours = 3: an even number"):
+        Secure(neighbours=3)
+
+
+@pytest.mark.parametrize(("neighbours", "threshold"), [(2, 2 / 3), (4, 0.6), (6, 0.55), (48, 0.51)])
+def test_a_ring_that_could_be_cut_is_refused(neighbours: int, threshold: float) -> None:
+    half = neighbours // 2 + 1
+    with pytest.raises(GenfedError, match=f"more than {half} of {neighbours + 1} must be needed"):
+        Secure(neighbours=neighbours, threshold=threshold)
+
+
+def test_an_arc_of_the_ring_is_not_added_up_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two neighbours leave on either side of 2, 3 and 4: masks no longer tie these to the others."""
+    monkeypatch.setattr("random.SystemRandom.sample", lambda self, population, k: list(population))
+    with pytest.raises(GenfedError, match="3 clients are left, and 4 are needed for a sum"):
+        run(10, RING, {2: [0, 1, 5, 6]})
+
+
+def test_a_client_knows_the_smallest_group_too() -> None:
+    from genfed.secure_aggregation.messages import Ended, Keys, Secrets
+
+    circle = {"": {1: Keys("", ""), 2: Keys("", "")}}
+    kept = Kept()
+    kept.put(SECRETS, Secrets("", "00", circle, {}, {"": ""}, {"": {}}))
+    reveal = secure(PHASE, Secure(threshold=0.51))[3].work
+    assert reveal is not None
+    with pytest.raises(GenfedError, match="2 clients are left, and 3 are needed"):
+        reveal(replace(client_of(ONE, 2), kept=kept), Ended({"": (1,)}, {"": (2,)}))
+
+
+@pytest.mark.parametrize("neighbours", [2, 4, 6])
+def test_a_ring_is_regular_symmetric_and_drawn_anew(neighbours: int) -> None:
+    ids = list(range(0, 60, 3))
+    ring = circles(ids, neighbours)
+    assert list(ring) == ids
+    assert all(len(set(near)) == neighbours and one not in near for one, near in ring.items())
+    assert all(one in ring[other] for one, near in ring.items() for other in near)
+    assert ring != circles(ids, neighbours)
+    assert circles([1, 2, 5], neighbours) == {1: (2, 5), 2: (1, 5), 5: (1, 2)}
+
+
+def test_a_form_is_public_and_says_no_number() -> None:
+    forms: list[str] = []
+
+    def seen(exchange: str, client: int, upload: Any) -> None:
+        if exchange == "train.masked":
+            forms.append(upload.masked[""].form)
+
+    run(4, ALL, seen=seen)
+    assert len(set(forms)) == 1
+    assert json.loads(forms[0])[0] == ["w", ["a"], "float32", [3, 4]]

@@ -1,0 +1,188 @@
+"""Runs whose server learns sums alone."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from genfed.config.reader import read
+from genfed.core.aggregate import Fold
+from genfed.core.errors import GenfedError
+from genfed.core.phase import Reduced, leaves
+from genfed.core.record import Packed, digest, pack, unpack
+from genfed.engines.messages import Step
+from genfed.experiment import partitioning
+from genfed.experiment.checkpoint import read_checkpoint
+from genfed.experiment.inputs import load_data
+from genfed.experiment.local_clients import new_site
+from genfed.experiment.trial import new_trial, server_of
+from genfed.report.metrics_log import read as read_metrics
+from genfed.report.privacy_section import read_audits
+from genfed.secure_aggregation.messages import Session
+from genfed.secure_aggregation.protocol import secure
+from tests.conftest import start, tiny
+
+LINEAR: dict[str, Any] = {
+    "federation": {"clients": 5, "examples": 100, "architectures": ["linear"]},
+    "evaluation": {"every": 0},
+}
+
+
+def final(config: dict[str, Any], out: Path, **options: Any) -> torch.Tensor:
+    start(config, out, **options)
+    at = read_checkpoint(read(config).method["fedavg"], out / "trials" / "fedavg" / "seed-0")
+    assert at is not None
+    weights: torch.Tensor = torch.cat([w.flatten() for w in at.state.classifiers["linear"].values()])
+    return weights
+
+
+def test_it_ends_where_a_plain_run_does_and_repeats_to_the_bit(tmp_path: Path) -> None:
+    plain = final(tiny("fedavg", **LINEAR), tmp_path / "plain")
+    config = tiny("fedavg", **LINEAR, secure={"minimum_group": 3})
+    hidden = final(config, tmp_path / "hidden")
+    assert torch.allclose(hidden, plain, atol=1e-5)
+    assert torch.equal(final(config | {"compute": {"workers": 2}}, tmp_path / "workers"), hidden)
+    rows = [json.loads(line) for line in (tmp_path / "hidden" / "metrics.jsonl").read_text().splitlines()]
+    trained = [row for row in rows if row["phase"] == "train" and row["client"] is not None]
+    assert len(trained) == 10
+    assert not any("loss" in row for row in trained)
+    assert all(row["up_bytes"] > 8 * len(hidden) for row in trained)
+    scored = {
+        out: [r for r in read_metrics(tmp_path / out / "metrics.jsonl") if "own" in r] for out in ("plain", "hidden")
+    }
+    assert len(scored["plain"]) == len(scored["hidden"]) == 5
+    assert all(row["own"] is not None for row in scored["plain"])
+    assert all(row["own"] is None for row in scored["hidden"]), "it is weighted by the classes that a client has"
+
+
+def test_it_goes_on_after_a_stop(tmp_path: Path) -> None:
+    class StoppedError(Exception):
+        pass
+
+    config = tiny("fedavg", **LINEAR, secure={})
+    left = 8  # in the second round
+
+    def stop(progress: object) -> None:
+        nonlocal left
+        left -= 1
+        if not left:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        start(config, tmp_path / "run", notify=stop)
+    again = final(config, tmp_path / "run", resume=True)
+    assert torch.equal(again, final(config, tmp_path / "whole"))
+
+
+@pytest.mark.parametrize(
+    ("methods", "changes", "says"),
+    [
+        (["ensemble"], {}, "of ensemble cannot be aggregated securely: its server needs every single classifier"),
+        (["fedgen"], {}, "its server needs every single header"),
+        (
+            ["fedavg"],
+            {"aggregation": {"kind": "median"}},
+            "[secure] hides single uploads, which [aggregation] looks at",
+        ),
+        (
+            ["fedavg"],
+            {"attack": {"kind": "sign_flip"}},
+            "[secure] hides single uploads, which [attack] is simulated on",
+        ),
+        (
+            ["fedavg"],
+            {"privacy": {"noise_multiplier": 1.0, "delta": 1e-3}},
+            "[secure] with [privacy] is not built: its exchanges are not charged; leave one of them out",
+        ),
+        (["fedavg"], {}, "a sum would be of 2 uploads of architecture linear"),
+        (["fedavg"], {"secure": {"threshold": 0.5}}, "secure.threshold = 0.5: input should be greater than 0.5"),
+        (["fedavg"], {"secure": {"neighbours": 3}}, "secure.neighbours = 3: an even number is needed"),
+    ],
+)
+def test_what_is_refused_before_training(
+    methods: list[str], changes: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    config = tiny(*methods, **({"secure": {}} | changes))
+    with pytest.raises(GenfedError) as caught:
+        start(config, tmp_path / "run")
+    assert says in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_no_single_upload_is_there_to_be_audited(tmp_path: Path) -> None:
+    start(tiny("fedavg", **LINEAR, secure={}, audits=["inversion"]), tmp_path / "run")
+    found = read_audits(tmp_path / "run")
+    assert found
+    assert found.results[0].not_possible == "uploads were sent under masks: nobody has a single one to attack"
+
+
+class Curious:
+    """A server that asks one client of a round what it likes."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        config = read(tiny("fedavg", **LINEAR, secure={}))
+        shards = partitioning.share_out(config, load_data(config), 0)
+        trial = new_trial(config, tmp_path, "fedavg", 0, shards, "")
+        assert trial.secure is not None
+        self.site, self.server = new_site(trial), server_of(trial, 0, "train")
+        self.clients, self.session = shards.clients, Session(trial.method.init(server_of(trial, 0, "init")))
+        (phase,) = leaves(trial.method.phases())
+        self.exchanges = secure(replace(phase, rounds=1), trial.secure)
+
+    def asks(self, place: int, client: int, number: int | None = None, session: Session | None = None) -> Packed:
+        exchange = self.exchanges[place]
+        assert exchange.send is not None
+        sent = pack(exchange.send(self.server, session or self.session, self.clients[client]))
+        return self.site.work(Step(exchange.name, 0, place if number is None else number), client, sent).upload
+
+    def goes_on(self, place: int) -> None:
+        exchange = self.exchanges[place]
+        fold = Fold(exchange.aggregate, list(self.clients))
+        for info in self.clients:
+            fold.add(info, unpack(exchange.kinds[1], self.asks(place, info.id)), 1.0)
+        self.session = exchange.update(self.server, self.session, Reduced(fold.finish(), self.clients))
+
+
+def without(session: Session, client: int) -> Session:
+    """As if that one had left before its masked upload."""
+    return replace(
+        session, stayed={group: tuple(i for i in ids if i != client) for group, ids in session.stayed.items()}
+    )
+
+
+def test_a_client_answers_an_exchange_once(tmp_path: Path) -> None:
+    """Two answers would give the server both secrets of a neighbour, or a mask, and with them an upload."""
+    server = Curious(tmp_path)
+    for place in range(3):
+        server.goes_on(place)
+    masked = digest(server.asks(2, 0))
+    assert digest(server.asks(2, 0, session=replace(server.session, circle={}))) == masked
+    with pytest.raises(GenfedError, match=r"has answered train\.masked since, and answers train\.shares .* no more"):
+        server.asks(1, 0)
+    honest = digest(server.asks(3, 0))
+    assert digest(server.asks(3, 0, session=without(server.session, 1))) == honest, "the same shares, of one secret"
+    for number in (4, 7):
+        with pytest.raises(GenfedError, match="it has no secrets of this round"):
+            server.asks(3, 0, number, without(server.session, 1))
+        with pytest.raises(GenfedError, match="it has no secrets of this round"):
+            server.asks(2, 0, number)
+    with pytest.raises(GenfedError, match=r"has answered train\.reveal since"):
+        server.asks(2, 0)
+
+
+def test_a_round_done_again_has_new_keys_and_nothing_of_the_old(tmp_path: Path) -> None:
+    server = Curious(tmp_path)
+    for place in range(3):
+        server.goes_on(place)
+    old, first = server.session, {place: digest(server.asks(place, 1)) for place in (2,)}
+    server.goes_on(0)
+    with pytest.raises((GenfedError, KeyError)):
+        server.asks(3, 0, session=old)
+    for place in (1, 2):
+        server.goes_on(place)
+    assert digest(server.asks(2, 1)) != first[2], "other masks"
+    with pytest.raises(GenfedError, match="its keys have served a round: it makes new ones first"):
+        server.asks(1, 0, 9)
