@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from genfed.experiment.environment import processor
+from genfed.experiment.environment import processor_name
 
 ARCHITECTURES = ["cnn1", "cnn2", "cnn3", "cnn4", "cnn5"]
 PER_CLIENT = 50
@@ -24,7 +24,7 @@ PER_CLIENT = 50
 
 def hardware() -> str:
     """One line: processor, cores, torch."""
-    return f"{processor()}, {len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}, torch {torch.__version__}"
+    return f"{processor_name()}, {len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}, torch {torch.__version__}"
 
 
 def write_images(path: Path, clients: int, per_client: int = PER_CLIENT, side: int = 32) -> None:
@@ -121,7 +121,7 @@ def _pss(pid: int) -> float:
 
 def run_apart(config: dict[str, Any]) -> tuple[float, Any, list[dict[str, Any]]]:
     """Runs a config in a process of its own; returns its peak memory in MiB, its report and its rows of metrics."""
-    from genfed.report.metrics_log import read
+    from genfed.report.metrics_log import read_metrics
     from genfed.report.results import from_json
 
     with tempfile.TemporaryDirectory() as folder:
@@ -131,4 +131,4 @@ def run_apart(config: dict[str, Any]) -> tuple[float, Any, list[dict[str, Any]]]
         with Memory(process.pid) as memory:
             process.wait()
         assert process.returncode == 0
-        return memory.peak, from_json((out / "report.json").read_text("utf-8")), read(out / "metrics.jsonl")
+        return memory.peak, from_json((out / "report.json").read_text("utf-8")), read_metrics(out / "metrics.jsonl")

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
 
-from genfed.data.split import stratified
+from genfed.data.split import split_stratified
 
 EACH, SIZE = 500, 16
 
@@ -21,7 +21,7 @@ EACH, SIZE = 500, 16
 def main(folder: str) -> None:
     """Writes the file."""
     pixels, labels = load_digits(return_X_y=True)
-    unseen = stratified(torch.from_numpy(labels), [0.25], 0, tuple("0123456789"))[0].numpy()
+    unseen = split_stratified(torch.from_numpy(labels), [0.25], 0, tuple("0123456789"))[0].numpy()
     sources = {"digits": (pixels[unseen].reshape(-1, 8, 8) * (255 / 16), labels[unseen])}
     for name in ("mnist", "usps"):
         with np.load(Path(folder) / f"{name}.npz") as arrays:

@@ -22,11 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.common import write_images
-from genfed.config.reader import read
+from genfed.config.reader import read_config
 from genfed.core.aggregate import ClientInfo, Mean
 from genfed.core.client import Client, Server
 from genfed.core.method import Method
-from genfed.core.phase import Nothing, Phase, Reduced, Reply
+from genfed.core.phase import Empty, Phase, Reduced, Reply
 from genfed.core.record import digest, pack
 from genfed.core.settings import settings
 from genfed.deployment import processes as flower_processes
@@ -69,10 +69,10 @@ class Echo(Method[Numbers]):
     def keep(self, server: Server, state: Numbers, reduced: Reduced) -> Numbers:
         return Numbers(reduced["numbers"])
 
-    def send_classifier(self, server: Server, state: Numbers, info: ClientInfo) -> Nothing:
-        return Nothing()
+    def send_classifier(self, server: Server, state: Numbers, info: ClientInfo) -> Empty:
+        return Empty()
 
-    def classifier(self, client: Client, sent: Nothing) -> nn.Module:
+    def classifier(self, client: Client, sent: Empty) -> nn.Module:
         return client.new_network(client.rng)
 
 
@@ -160,9 +160,10 @@ def digits(config: str = str(EXAMPLES / "digits.toml"), engines: str = "embedded
                 genfed = [sys.executable, "-m", "genfed", "run", config, "--out", engine, "--engine", engine]
                 subprocess.run(genfed, cwd=folder, check=True, capture_output=True)
             wall = time.monotonic() - begun
-            for label in read(folder / engine / "config.toml").method:
+            for label in read_config(folder / engine / "config.toml").method:
                 at: Any = read_checkpoint(
-                    read(folder / engine / "config.toml").method[label], folder / engine / "trials" / label / "seed-0"
+                    read_config(folder / engine / "config.toml").method[label],
+                    folder / engine / "trials" / label / "seed-0",
                 )
                 accuracy = _accuracy(folder / engine, label)
                 print(f"| {label} | {engine} | {wall:.0f} | {accuracy} | `{digest(pack(at.state))[:16]}` |", flush=True)
@@ -193,7 +194,7 @@ def _sites(folder: Path, config: str) -> None:
         assert done.returncode == 0, done.stderr
     finally:
         for process in joined:
-            flower_processes.end(process)
+            flower_processes.end_process(process)
 
 
 if __name__ == "__main__":

@@ -18,16 +18,16 @@ from torch import Tensor, nn
 from benchmarks.common import workload, write_images
 from benchmarks.generator_twin import CLASSES, PAIRS
 from genfed.config import architectures
-from genfed.config.reader import read
-from genfed.core.federated_data import Shards
+from genfed.config.reader import read_config
+from genfed.core.federated_data import FederatedData
 from genfed.core.rng import stream
 from genfed.engines.in_process import InProcess
 from genfed.experiment import partitioning
 from genfed.experiment.inputs import load_data
-from genfed.experiment.local_clients import new_site
+from genfed.experiment.local_clients import new_runner
 from genfed.experiment.trial import new_trial
-from genfed.experiment.trial_loop import Run
-from genfed.training.pixels import scaled
+from genfed.experiment.trial_loop import TrialLoop
+from genfed.training.pixels import normalize_pixels
 
 CLIENTS, PER_CLIENT, BATCH = 10, 600, 64
 FEW = 2
@@ -74,16 +74,16 @@ def _lines(name: str, aims: list[str], folder: Path, repeats: int, precision: st
         table |= {"extractor_rounds": 0} if method == "gefl_f" else {}
         return config | {"method": {method: table}}
 
-    shards = partitioning.share_out(read(at(0, 0)), load_data(read(at(0, 0))), 0)
+    shards = partitioning.partition_data(read_config(at(0, 0)), load_data(read_config(at(0, 0))), 0)
     few = replace(shards, clients=shards.clients[:FEW], ranges=shards.ranges[:FEW])
 
-    def ours(shards: Shards, *plan: int) -> float:
+    def ours(shards: FederatedData, *plan: int) -> float:
         """The rounds alone: what a run with none of them costs (initial weights, the final scoring) is taken off."""
         spent = []
         for rounds in ((0, 0), plan):
             with tempfile.TemporaryDirectory(dir=folder) as out:
-                trial = new_trial(read(at(*rounds)), Path(out), method, 0, shards, "")
-                run = Run(trial, InProcess(new_site(trial)), lambda rows: None, lambda progress: None)
+                trial = new_trial(read_config(at(*rounds)), Path(out), method, 0, shards, "")
+                run = TrialLoop(trial, InProcess(new_runner(trial)), lambda rows: None, lambda progress: None)
                 begun = time.process_time()
                 run.finish()
                 spent.append(time.process_time() - begun)
@@ -102,7 +102,7 @@ def _lines(name: str, aims: list[str], folder: Path, repeats: int, precision: st
     return lines
 
 
-def _twin_generator(name: str, shards: Shards) -> float:
+def _twin_generator(name: str, shards: FederatedData) -> float:
     task, _, make = PAIRS[name]
     x, twin = _examples(shards, task.shape), make(task)
     begun = time.process_time()
@@ -114,10 +114,10 @@ def _twin_generator(name: str, shards: Shards) -> float:
     return time.process_time() - begun
 
 
-def _twin_joint(name: str, shards: Shards) -> float:
+def _twin_joint(name: str, shards: FederatedData) -> float:
     """Generated features go through the header alone; real images through extractor and header, both ways."""
     task, _, make = PAIRS[name]
-    x, twin = scaled(shards.train.x), make(task)
+    x, twin = normalize_pixels(shards.train.x), make(task)
     twin.draw(torch.zeros(BATCH, dtype=torch.long))
     begun = time.process_time()
     for info, (start, stop) in zip(shards.clients, shards.ranges, strict=True):
@@ -139,9 +139,9 @@ def _learn(network: Callable[[Tensor], Tensor], optimiser: torch.optim.Optimizer
     optimiser.step()
 
 
-def _examples(shards: Shards, shape: tuple[int, ...]) -> Tensor:
+def _examples(shards: FederatedData, shape: tuple[int, ...]) -> Tensor:
     """The images, or as many features; what they are does not matter to time."""
-    x = scaled(shards.train.x)
+    x = normalize_pixels(shards.train.x)
     return x if x.shape[1:] == shape else nn.functional.max_pool2d(x.expand(-1, 3, -1, -1), 2)
 
 

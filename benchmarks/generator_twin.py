@@ -23,7 +23,7 @@ from genfed.core.task import Task
 from genfed.generators.cvae import CVAE
 from genfed.generators.dcgan import DCGAN
 from genfed.generators.generator import Generator
-from genfed.training.fit import step
+from genfed.training.fit import train_step
 
 BATCH, CLASSES = 64, 10
 IMAGES = Task("image", (1, 32, 32), tuple("0123456789"))
@@ -179,11 +179,11 @@ def main() -> None:
         rng = torch.Generator().manual_seed(0)
         x, y = torch.rand(BATCH, *task.shape, generator=rng), torch.randint(CLASSES, (BATCH,), generator=rng)
         twin, ours = make_twin(task), generator.new(task, rng)
-        learn, players = twin.learner(), ours.players()
+        learn, players = twin.learner(), ours.objectives()
 
         def train(x: Tensor = x, y: Tensor = y, players: object = players, rng: torch.Generator = rng) -> None:
             for player in players:  # type: ignore[attr-defined]
-                step(player, x, y, rng, options.precision)
+                train_step(player, x, y, rng, options.precision)
 
         alternate(f"{name} training", lambda: learn(x, y), train, options.pairs)  # noqa: B023
         alternate(f"{name} sampling", lambda: twin.draw(y), lambda: ours.sample(y, rng), options.pairs)  # noqa: B023

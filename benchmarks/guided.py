@@ -13,8 +13,8 @@ import torch
 from benchmarks.common import alternate, hardware
 from genfed.config import architectures
 from genfed.core.task import Task
-from genfed.engines.flops import Flops
-from genfed.foundation.classifier_guidance import Guidance, Teacher, steered
+from genfed.engines.flops import FlopCounter
+from genfed.foundation.classifier_guidance import ClassifierGuidance, Teacher, generate_guided
 from genfed.foundation.loading import load_foundation
 from genfed.foundation.settings import Foundation
 
@@ -39,10 +39,10 @@ def main(model: str = "shipped") -> str:
             begun = time.perf_counter()
             for start in range(0, images, at_once):
                 ids = torch.arange(start, start + at_once)
-                steered(
+                generate_guided(
                     foundation,
                     sampling,
-                    Guidance(edits=3),
+                    ClassifierGuidance(edits=3),
                     teachers,
                     foundation.condition([f"an image of {i % 10}" for i in ids.tolist()]),
                     ids % 10,
@@ -53,7 +53,7 @@ def main(model: str = "shipped") -> str:
             return (time.perf_counter() - begun) / images
 
         pairs = alternate(lambda: made(ONE_BY_ONE, 1), lambda: made(BATCH, BATCH), PAIRS)
-        with Flops() as flops:
+        with FlopCounter() as flops:
             made(1, 1)
         one, batch = (1 / statistics.median(times) for times in (pairs.first, pairs.second))
         lines.append(

@@ -17,9 +17,9 @@ import numpy as np
 import genfed
 from genfed.artifacts.export import export
 from genfed.artifacts.pretrain import read_pretraining, run_pretraining
-from genfed.config.reader import read
-from genfed.data.digit_domains import LOOKS, Looks
-from genfed.report.results import Report, Trial
+from genfed.config.reader import read_config
+from genfed.data.digit_domains import LOOKS, DigitDomains
+from genfed.report.results import Report, TrialResult
 
 CONFIG = Path(__file__).parent.parent / "configs" / "oneshot-demo.toml"
 OUT = Path("runs") / "oneshot-questions"
@@ -128,7 +128,7 @@ def unseen() -> Iterator[Row]:
 
 def drift() -> Iterator[Row]:
     """Every client's look changes after its upload: digits are to be recognised in two looks that no upload is of."""
-    source, target = Looks(looks=("chalk", "neon")).load(), Looks(looks=("ink", "blueprint")).load()
+    source, target = DigitDomains(looks=("chalk", "neon")).load(), DigitDomains(looks=("ink", "blueprint")).load()
     old, new = sorted(("chalk", "neon")), sorted(("ink", "blueprint"))
     OUT.mkdir(parents=True, exist_ok=True)
     for name, test in (("no", source), ("yes", target)):
@@ -208,7 +208,7 @@ QUESTIONS = {
 }
 
 
-COSTS: dict[str, Callable[[Trial], str]] = {
+COSTS: dict[str, Callable[[TrialResult], str]] = {
     "sent by a client, kB": lambda trial: f"{trial.up_bytes / 1000:,.0f}",
     "sent to a client, kB": lambda trial: f"{trial.down_bytes / 1000:,.0f}",
     "GFLOP of a client": lambda trial: "–" if trial.flops is None else f"{trial.flops / 1e9:,.1f}",
@@ -235,7 +235,7 @@ def report(question: str, place: int, row: Row) -> Report:
     """Runs it, or goes on with it."""
     changes = [f"methods={list(row.methods)}".replace("'", '"'), f"seeds={list(SEEDS)}", *row.changes]
     changes = ["quality.samples=0", "quality.flops=false", "evaluation.every=0", "compute.threads=1", *changes]
-    return genfed.run(read(CONFIG, changes), out=OUT / question / str(place), resume=True)
+    return genfed.run(read_config(CONFIG, changes), out=OUT / question / str(place), resume=True)
 
 
 def told(report: Report, label: str) -> str:

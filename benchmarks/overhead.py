@@ -9,16 +9,16 @@ import torch.nn.functional as F
 
 from benchmarks.common import alternate, cpu_seconds, workload, write_images
 from genfed.config import architectures
-from genfed.config.reader import read
+from genfed.config.reader import read_config
 from genfed.core.rng import stream
 from genfed.engines.in_process import InProcess
 from genfed.experiment import partitioning
 from genfed.experiment.inputs import load_data
-from genfed.experiment.local_clients import new_site
+from genfed.experiment.local_clients import new_runner
 from genfed.experiment.trial import new_trial
-from genfed.experiment.trial_loop import Run
-from genfed.report.metrics_log import Metrics
-from genfed.training.pixels import scaled
+from genfed.experiment.trial_loop import TrialLoop
+from genfed.report.metrics_log import MetricsLog
+from genfed.training.pixels import normalize_pixels
 
 CLIENTS, ROUNDS, PAIRS = 10, 4, 9
 
@@ -29,8 +29,8 @@ def main() -> str:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_images(folder / "images.npz", CLIENTS)
-        config = read(workload(folder / "images.npz", CLIENTS, ROUNDS, 0))
-        shards = partitioning.share_out(config, load_data(config), 0)
+        config = read_config(workload(folder / "images.npz", CLIENTS, ROUNDS, 0))
+        shards = partitioning.partition_data(config, load_data(config), 0)
         runs = 0
 
         def ours() -> float:
@@ -39,13 +39,13 @@ def main() -> str:
             out = folder / str(runs)
             out.mkdir()
             trial = new_trial(config, out, "fedavg", 0, shards, "")
-            with Metrics(out / "metrics.jsonl") as metrics:
+            with MetricsLog(out / "metrics.jsonl") as metrics:
 
                 def record(rows: object) -> None:
                     metrics.write(rows)  # type: ignore[arg-type]
                     metrics.flush()
 
-                run = Run(trial, InProcess(new_site(trial)), record, lambda progress: None)
+                run = TrialLoop(trial, InProcess(new_runner(trial)), record, lambda progress: None)
                 return cpu_seconds(run.finish)
 
         def bare() -> float:
@@ -82,7 +82,7 @@ def main() -> str:
                 with torch.inference_mode():
                     network(scored).argmax(1)
 
-        images, scored = scaled(shards.train.x), scaled(shards.held_out.x)
+        images, scored = normalize_pixels(shards.train.x), normalize_pixels(shards.held_out.x)
         pairs = alternate(ours, bare, PAIRS)
     return (
         "## 1. The engine beside a bare PyTorch loop\n\n"

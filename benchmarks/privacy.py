@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import genfed
-from genfed.audits.findings import Audited, Estimate, Reading
+from genfed.audits.findings import AuditResult, Estimate, Reading
 from genfed.report.privacy_section import read_audits
-from genfed.report.results import Report, Trial, from_json
+from genfed.report.results import Report, TrialResult, from_json
 
 CONFIG = Path(__file__).parent.parent / "configs" / "privacy" / "curves.toml"
 BUDGETS = (1.0, 3.0, 8.0, None)
@@ -40,20 +40,20 @@ def _utility(report: Report) -> str:
     return "\n".join(rows)
 
 
-def _samples(trial: Trial) -> Sequence[str]:
+def _samples(trial: TrialResult) -> Sequence[str]:
     if (q := trial.quality) is None:
         return ("–",) * 4
     frechet = f"{q.frechet:.1f} ({q.frechet_real:.1f})"
     return frechet, f"{100 * q.right_class:.1f}", f"{100 * q.train_on_synthetic:.1f}", f"{q.memorisation:.2f}"
 
 
-def _attacks(done: Audited) -> Sequence[str]:
+def _attacks(done: AuditResult) -> Sequence[str]:
     if done.not_possible:
         return [f"| {done.audit} | {done.method} | not made: {done.not_possible} | | | | | |"]
     return [_attack(done, reading) for reading in done.readings]
 
 
-def _attack(done: Audited, reading: Reading) -> str:
+def _attack(done: AuditResult, reading: Reading) -> str:
     numbers = [told[reading.judged_by] for told in (reading.run, reading.control, reading.null)]
     rates = [_rate(reading.run.get(f"TPR at {rate} % FPR")) for rate in ("0.1", "1")]
     told = [f"**{_words(numbers[0])}**" if reading.verdict == "leak" else _words(numbers[0]), *map(_words, numbers[1:])]

@@ -9,7 +9,7 @@ import statistics
 from pathlib import Path
 
 import genfed
-from genfed.config.reader import read
+from genfed.config.reader import read_config
 
 DEMO = Path(__file__).parent.parent / "configs" / "demo.toml"
 SEEDS = (10, 11)
@@ -19,14 +19,14 @@ LEARNING_RATES = (0.05, 0.1, 0.2)
 
 def main() -> None:
     """Runs the grid and prints it as a Markdown table."""
-    methods = read(DEMO).labels
+    methods = read_config(DEMO).labels
     table: dict[tuple[int, float], dict[str, float]] = {}
     for size, rate in itertools.product(BATCH_SIZES, LEARNING_RATES):
         changes = [
             f"method.{m}.training.{k}={v}" for m in methods for k, v in (("batch_size", size), ("learning_rate", rate))
         ]
         report = genfed.run(
-            read(
+            read_config(
                 DEMO,
                 [
                     *changes,

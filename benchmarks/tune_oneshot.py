@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import genfed
-from genfed.config.reader import read
+from genfed.config.reader import read_config
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "oneshot"
 MODELS = {"looks": "shipped", "pacs": "runs/pacs/foundation"}
@@ -87,7 +87,7 @@ def main(name: str, labels: list[str]) -> None:
             changes += [f'methods=["{label}"]', "beside=[]", f"seeds=[{SEED}]", "evaluation.part=validation"]
             changes += ["quality.samples=0", "quality.flops=false", "compute.workers=0"]
             out = Path("runs") / f"tune-{name}" / label / str(i)
-            report = genfed.run(read(CONFIGS / f"{name}.toml", changes), out=out, resume=True)
+            report = genfed.run(read_config(CONFIGS / f"{name}.toml", changes), out=out, resume=True)
             scores.append(100 * report.of(label)[0].accuracy)
         for trial, score in zip(trials[label], scores, strict=True):
             told = ", ".join(f"{key} = {value}" for key, value in trial.items())

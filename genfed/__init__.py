@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from genfed.core.client import Client, Server, Slot
     from genfed.core.errors import GenfedError
     from genfed.core.method import Method
-    from genfed.core.phase import Nothing, Phase, Reduced, Repeat, Reply
+    from genfed.core.phase import Empty, Phase, Reduced, Repeat, Reply
     from genfed.core.settings import settings
     from genfed.core.store import Shard
     from genfed.core.task import Data, Task
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from genfed.generators.generator import Generator, GeneratorNetwork
     from genfed.report.results import Report
     from genfed.training.classifier import Training, train
-    from genfed.training.fit import Player, fit
-    from genfed.training.pixels import scaled
-    from genfed.training.synthetic_dataset import SyntheticSet, Wanted, synthesis
-    from genfed.training.synthetic_teaching import aggregate
+    from genfed.training.fit import Objective, fit
+    from genfed.training.pixels import normalize_pixels
+    from genfed.training.synthetic_dataset import SampleRequest, SyntheticDataset, synthesis
+    from genfed.training.synthetic_teaching import train_student
     from genfed.training.weights import Model, initial_weights, load_weights, weights_of
 
 _HOMES = {
@@ -37,7 +37,7 @@ _HOMES = {
     "genfed.core.client": ("Client", "Server", "Slot"),
     "genfed.core.errors": ("GenfedError",),
     "genfed.core.method": ("Method",),
-    "genfed.core.phase": ("Nothing", "Phase", "Reduced", "Repeat", "Reply"),
+    "genfed.core.phase": ("Empty", "Phase", "Reduced", "Repeat", "Reply"),
     "genfed.core.settings": ("settings",),
     "genfed.core.store": ("Shard",),
     "genfed.core.task": ("Data", "Task"),
@@ -45,10 +45,10 @@ _HOMES = {
     "genfed.generators.generator": ("Generator", "GeneratorNetwork"),
     "genfed.report.results": ("Report",),
     "genfed.training.classifier": ("Training", "train"),
-    "genfed.training.fit": ("Player", "fit"),
-    "genfed.training.pixels": ("scaled",),
-    "genfed.training.synthetic_dataset": ("SyntheticSet", "Wanted", "synthesis"),
-    "genfed.training.synthetic_teaching": ("aggregate",),
+    "genfed.training.fit": ("Objective", "fit"),
+    "genfed.training.pixels": ("normalize_pixels",),
+    "genfed.training.synthetic_dataset": ("SyntheticDataset", "SampleRequest", "synthesis"),
+    "genfed.training.synthetic_teaching": ("train_student",),
     "genfed.training.weights": ("Model", "initial_weights", "load_weights", "weights_of"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
@@ -59,37 +59,37 @@ __all__ = [
     "Collect",
     "Config",
     "Data",
+    "Empty",
     "Generator",
     "GeneratorNetwork",
     "GenfedError",
     "Mean",
     "Method",
     "Model",
-    "Nothing",
+    "Objective",
     "Phase",
-    "Player",
     "Reduced",
     "Repeat",
     "Reply",
     "Report",
+    "SampleRequest",
     "Server",
     "Shard",
     "Slot",
     "Sum",
-    "SyntheticSet",
+    "SyntheticDataset",
     "Task",
     "Training",
-    "Wanted",
-    "aggregate",
     "fit",
     "initial_weights",
     "load_model",
     "load_weights",
+    "normalize_pixels",
     "run",
-    "scaled",
     "settings",
     "synthesis",
     "train",
+    "train_student",
     "weights_of",
 ]
 

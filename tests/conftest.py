@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from genfed.config import registry
-from genfed.config.reader import read
+from genfed.config.reader import read_config
 from genfed.core.record import Packed, digest
 from genfed.experiment import run as runs
 from genfed.report.results import Report
@@ -102,7 +102,7 @@ TINY: dict[str, dict[str, Any]] = {
 """Settings that make a method small, by method."""
 SHARED_EXTRACTOR = {"gefl_f", "lg_fedavg"}
 WITHOUT_ROUNDS = {"ensemble"}
-NEED_PUBLIC = {name for name, cls in registry.catalogue(registry.METHODS).items() if cls.needs_public}
+NEED_PUBLIC = {name for name, cls in registry.list_classes(registry.METHODS).items() if cls.needs_public}
 
 
 @functools.cache
@@ -147,7 +147,7 @@ def tiny(*methods: str, **changes: Any) -> dict[str, Any]:
 
 def start(config: dict[str, Any], out: Path, **options: Any) -> Report:
     """Runs a table of settings into `out`."""
-    return runs.run(read(config), out=out, **options)
+    return runs.run(read_config(config), out=out, **options)
 
 
 def left_by(out: Path) -> dict[str, Any]:

@@ -16,17 +16,17 @@ from genfed.classifiers.cnn import ARCHITECTURES
 from genfed.core.aggregate import ClientInfo, Collect
 from genfed.core.client import Client, Server
 from genfed.core.method import Method
-from genfed.core.phase import Nothing, Phase, Reduced, Reply
+from genfed.core.phase import Empty, Phase, Reduced, Reply
 from genfed.core.settings import settings
 from genfed.core.store import FolderStore, Shard
 from genfed.core.task import Task, Weights
 from genfed.data.digits import Digits
-from genfed.methods.bases.averaging import Averaging, Classifiers
-from genfed.methods.bases.local_training import Alone
+from genfed.methods.bases.averaging import Classifiers, FederatedAveraging
+from genfed.methods.bases.local_training import LocalTraining
 from genfed.training.classifier import Training, train
-from genfed.training.pixels import scaled
-from genfed.training.synthetic_dataset import SyntheticSet, Wanted, synthesis
-from genfed.training.synthetic_teaching import Aggregation, aggregate
+from genfed.training.pixels import normalize_pixels
+from genfed.training.synthetic_dataset import SampleRequest, SyntheticDataset, synthesis
+from genfed.training.synthetic_teaching import Supervision, train_student
 from genfed.training.upload_checks import check_classifier
 from genfed.training.weights import Model, initial_classifiers, initial_weights, load_weights, weights_of
 
@@ -82,7 +82,7 @@ class Two(Linear):
         return super().forward(x), x  # type: ignore[return-value]
 
 
-class Undecorated(Averaging):
+class Undecorated(FederatedAveraging):
     """A method without @settings."""
 
 
@@ -146,7 +146,7 @@ class NoLinear(nn.Module):
 
 
 @settings
-class Copies(Averaging):
+class Copies(FederatedAveraging):
     """A generator that gives away the training examples of digits 8×8."""
 
     generates = True
@@ -158,11 +158,11 @@ class Copies(Averaging):
         for c in y.tolist():
             seen[c] += 1
         taken = [iter(rows[c][torch.randperm(len(rows[c]), generator=server.rng)[:n]]) for c, n in enumerate(seen)]
-        return scaled(train.x[torch.stack([next(taken[c]) for c in y.tolist()])])
+        return normalize_pixels(train.x[torch.stack([next(taken[c]) for c in y.tolist()])])
 
 
 @settings
-class Noise(Averaging):
+class Noise(FederatedAveraging):
     """A generator of noise."""
 
     generates = True
@@ -172,7 +172,7 @@ class Noise(Averaging):
 
 
 @settings
-class Burst(Averaging):
+class Burst(FederatedAveraging):
     """A generator whose weights have diverged."""
 
     generates = True
@@ -182,7 +182,7 @@ class Burst(Averaging):
 
 
 @settings
-class Huge(Averaging):
+class Huge(FederatedAveraging):
     """A generator whose numbers are finite, and too large to compute with."""
 
     generates = True
@@ -192,14 +192,14 @@ class Huge(Averaging):
 
 
 @settings
-class Picky(Alone):
+class Picky(LocalTraining):
     """A method that needs every class at every client."""
 
     needs_every_class = True
 
 
 @settings
-class WrongShape(Averaging):
+class WrongShape(FederatedAveraging):
     """Client 1 uploads tensors of another shape than it was sent."""
 
     def train(self, client: Client, sent: Model) -> Reply[Model]:
@@ -286,7 +286,7 @@ class Between(nn.Module):
 
 
 @settings
-class Paired(Averaging):
+class Paired(FederatedAveraging):
     """A method whose classifier is a module of its own."""
 
     def classifier(self, client: Client, sent: Model) -> nn.Module:
@@ -299,10 +299,10 @@ class Paired(Averaging):
 
 
 @settings
-class Centred(Alone):
+class Centred(LocalTraining):
     """A method whose classifier looks at the client's data: the last bias becomes the share of each class."""
 
-    def classifier(self, client: Client, sent: Nothing) -> nn.Module:
+    def classifier(self, client: Client, sent: Empty) -> nn.Module:
         network = super().classifier(client, sent)
         bias = dict(network.named_parameters())["layer.bias"]
         with torch.no_grad():
@@ -311,7 +311,7 @@ class Centred(Alone):
 
 
 @settings
-class Looks(Averaging):
+class Looks(FederatedAveraging):
     """A method that tries every architecture on the server."""
 
     def init(self, server: Server) -> Classifiers:
@@ -321,7 +321,7 @@ class Looks(Averaging):
 
 
 @settings
-class Bigger(Averaging):
+class Bigger(FederatedAveraging):
     """A method whose clients all make another architecture than their own."""
 
     def init(self, server: Server) -> Classifiers:
@@ -336,7 +336,7 @@ class Drawn:
     """The state of `Draws`: classifiers that clients uploaded, the set, and a classifier per architecture."""
 
     teachers: dict[int, Weights]
-    synthetic: SyntheticSet
+    synthetic: SyntheticDataset
     classifiers: dict[str, Weights]
 
 
@@ -354,12 +354,12 @@ class Draws(Method[Drawn]):
     each: int = 2
     """Images per client and class."""
     chunk: int = 8
-    aggregation: Aggregation = "specific_teacher"
+    aggregation: Supervision = "specific_teacher"
     spoils: int = -1
     """The chunk that comes out not finite."""
 
     def init(self, server: Server) -> Drawn:
-        return Drawn({}, SyntheticSet(), initial_classifiers(server))
+        return Drawn({}, SyntheticDataset(), initial_classifiers(server))
 
     def phases(self) -> list[Phase[Drawn]]:
         collect = {"classifier": Collect()}
@@ -372,10 +372,10 @@ class Draws(Method[Drawn]):
     def check(self, server: Server, info: ClientInfo, upload: Model) -> None:
         check_classifier(server, info, upload.classifier)
 
-    def send(self, server: Server, state: Drawn, info: ClientInfo) -> Nothing:
-        return Nothing()
+    def send(self, server: Server, state: Drawn, info: ClientInfo) -> Empty:
+        return Empty()
 
-    def train(self, client: Client, sent: Nothing) -> Reply[Model]:
+    def train(self, client: Client, sent: Empty) -> Reply[Model]:
         network = load_weights(client.new_network(client.rng), initial_weights(client))
         loss = train(network, client, self.training)
         return Reply(Model(weights_of(network)), metrics={"loss": loss})
@@ -383,12 +383,12 @@ class Draws(Method[Drawn]):
     def keep(self, server: Server, state: Drawn, reduced: Reduced) -> Drawn:
         return replace(state, teachers=reduced["classifier"])
 
-    def wanted(self, state: Drawn) -> Wanted:
+    def wanted(self, state: Drawn) -> SampleRequest:
         clients = torch.tensor(sorted(state.teachers), dtype=torch.int64).repeat_interleave(10 * self.each)
         labels = torch.arange(10).repeat_interleave(self.each).repeat(len(state.teachers))
-        return Wanted(labels, clients, torch.arange(len(labels)))
+        return SampleRequest(labels, clients, torch.arange(len(labels)))
 
-    def draw(self, server: Server, state: Drawn, wanted: Wanted, rngs: Sequence[torch.Generator]) -> Tensor:
+    def draw(self, server: Server, state: Drawn, wanted: SampleRequest, rngs: Sequence[torch.Generator]) -> Tensor:
         moment = Path(os.environ.get("GENFED_TEST_MOMENT", "/nowhere"))
         if moment.is_file() and moment.read_text() == str(server.round):
             moment.unlink()
@@ -406,7 +406,7 @@ class Draws(Method[Drawn]):
         teachers = {client: network(kinds[client], weights) for client, weights in state.teachers.items()}
         students = {name: network(name, weights) for name, weights in state.classifiers.items()}
         for student in students.values():
-            aggregate(student, server, state.synthetic, teachers, self.aggregation, self.training)
+            train_student(student, server, state.synthetic, teachers, self.aggregation, self.training)
         return replace(state, classifiers={name: weights_of(student) for name, student in students.items()})
 
     def send_classifier(self, server: Server, state: Drawn, info: ClientInfo) -> Model:

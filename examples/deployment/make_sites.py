@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from genfed.config.reader import read
+from genfed.config.reader import read_config
 from genfed.experiment.inputs import load_data
-from genfed.experiment.partitioning import share_out
+from genfed.experiment.partitioning import partition_data
 
 NAMES = ("north", "south", "west")
 FILE = """\
@@ -31,8 +31,8 @@ address = "{address}"
 
 def make(folder: Path, address: str = "127.0.0.1:9092", keys: str = "", config_file: str = "") -> None:
     """Writes NAME.npz and NAME.toml for each site; without `keys` they speak without TLS."""
-    config = read(config_file or Path(__file__).with_name("digits.toml"))
-    shards = share_out(config, load_data(config), config.seeds[0])
+    config = read_config(config_file or Path(__file__).with_name("digits.toml"))
+    shards = partition_data(config, load_data(config), config.seeds[0])
     folder.mkdir(parents=True, exist_ok=True)
     classes, test = np.array(shards.task.classes), shards.held_out
     for name, info, rows in zip(NAMES, shards.clients, shards.ranges, strict=True):

@@ -5,19 +5,19 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from genfed.audits.findings import Audits, Shared
+from genfed.audits.findings import Audits, Exchanged
 from genfed.config import registry
-from genfed.config.reader import read, read_table
+from genfed.config.reader import read_config, read_table
 from genfed.config.settings import Config
 from genfed.core.errors import GenfedError
 from genfed.data.dataset import Dataset
-from genfed.engines.client_runner import threads
+from genfed.engines.client_runner import use_threads
 from genfed.experiment import checks, partitioning, sample_grids
-from genfed.experiment.auditing import Notify, attack, shared_by
+from genfed.experiment.auditing import Notify, audit_trial, describe_trial_exchanges
 from genfed.experiment.checkpoint import read_checkpoint
-from genfed.experiment.inputs import fingerprint, load_data, load_public
+from genfed.experiment.inputs import data_fingerprint, load_data, load_public
 from genfed.experiment.trial import Trial, new_trial
-from genfed.privacy.example_level import protection_of, spent_in
+from genfed.privacy.example_level import guarantee_of, read_charges
 from genfed.report.images import Grid, SetGrid
 from genfed.report.page import page
 from genfed.report.privacy_section import NOTHING, read_audits
@@ -51,26 +51,26 @@ def audit_run(
     config = _config(run, audits, overrides)
     labels = config.labels if method is None else (method,)
     if method is not None and method not in config.labels:
-        raise GenfedError(registry.unknown(method, config.labels, f"{run} has no method"))
+        raise GenfedError(registry.explain_unknown(method, config.labels, f"{run} has no method"))
     seed = config.seeds[0] if seed is None else seed
     if seed not in config.seeds:
         raise GenfedError(f"{run} has no seed {seed} (there are: {', '.join(map(str, config.seeds))})")
     dataset = load_data(config)
-    with (run / ".lock").open("w") as lock, threads(config.compute.threads):
+    with (run / ".lock").open("w") as lock, use_threads(config.compute.threads):
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise GenfedError(f"{run} is being written by another process; wait for it") from None
         for label in labels:
-            attack(config, _trial(config, run, dataset, label, seed), config.audits, run, notify)
+            audit_trial(config, _trial(config, run, dataset, label, seed), config.audits, run, notify)
         pictures: dict[str, Grid | SetGrid] = {}
-        sent: list[Shared] = []
+        sent: list[Exchanged] = []
         for label in config.labels:
             trial = _trial(config, run, dataset, label, config.seeds[0])
-            sent += shared_by(trial, protection_of(trial, spent_in(trial)))
+            sent += describe_trial_exchanges(trial, guarantee_of(trial, read_charges(trial)))
             if at := read_checkpoint(trial.method, trial.folder):
-                shards = partitioning.share_out(config, dataset, trial.seed)
-                if picture := sample_grids.picture(label, trial, at.state, shards):
+                shards = partitioning.partition_data(config, dataset, trial.seed)
+                if picture := sample_grids.sample_picture(label, trial, at.state, shards):
                     pictures[label] = picture
         found = read_audits(run) or NOTHING
         report = from_json((run / "report.json").read_text("utf-8"), str(run / "report.json"))
@@ -87,15 +87,15 @@ def _config(run: Path, audits: Sequence[str], overrides: Iterable[str]) -> Confi
     table = read_table(run, changes)
     names = tuple(audits) or tuple(table.get("audits", ()))
     if not names:
-        known = registry.catalogue(registry.AUDITS)
+        known = registry.list_classes(registry.AUDITS)
         names = tuple(sorted(name for name, cls in known.items() if not cls.retrains))
-    return read(table | {"audits": names})
+    return read_config(table | {"audits": names})
 
 
 def _trial(config: Config, run: Path, dataset: Dataset, label: str, seed: int) -> Trial:
     public = load_public(config, dataset.task)
-    shards = partitioning.share_out(config, dataset, seed)
-    trial = replace(new_trial(config, run, label, seed, shards, fingerprint(shards, public)), public=public)
+    shards = partitioning.partition_data(config, dataset, seed)
+    trial = replace(new_trial(config, run, label, seed, shards, data_fingerprint(shards, public)), public=public)
     at = read_checkpoint(trial.method, trial.folder)
     if at is None:
         raise GenfedError(f"{run}: {label} with seed {seed} has no checkpoint to audit")

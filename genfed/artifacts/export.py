@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from genfed._version import __version__
-from genfed.artifacts.trained_model import Trained, choose, trained
+from genfed.artifacts.trained_model import TrainedModel, load_trained, select_trial
 from genfed.config import architectures, registry
-from genfed.config.reader import read, source_table
+from genfed.config.reader import read_config, source_table
 from genfed.core.errors import GenfedError
 from genfed.core.task import Task
 from genfed.data.checks import reason
@@ -28,7 +28,7 @@ Format = Literal["safetensors", "onnx"]
 
 
 @dataclass(frozen=True)
-class About:
+class ModelCard:
     """model.json: what an exported model is, and what it takes and gives."""
 
     __pydantic_config__: ClassVar[pydantic.ConfigDict] = pydantic.ConfigDict(extra="forbid", strict=True)
@@ -71,14 +71,14 @@ def export(
     seed: int | None = None,
     client: int = 0,
     form: Format = "safetensors",
-) -> Trained:
+) -> TrainedModel:
     """Writes the classifier of a client into the folder `out`: model.json and model.safetensors (its state dict) or
     model.onnx. The run's last checkpoint is used, finished or not.
 
     Raises:
         GenfedError: no such run, trial or client, `out` exists, or ONNX cannot say what the network does.
     """
-    model = find(run, method, seed, client)
+    model = find_trained(run, method, seed, client)
     if out.exists() and (out.is_file() or any(out.iterdir())):
         raise GenfedError(f"{out} exists already; give another --out")
     about = _about(model)
@@ -88,11 +88,11 @@ def export(
         content = safetensors.torch.save({k: v.contiguous().clone() for k, v in weights_of(model.network).items()})
     out.mkdir(parents=True, exist_ok=True)
     (out / f"model.{form}").write_bytes(content)
-    (out / "model.json").write_bytes(pydantic.TypeAdapter(About).dump_json(about, indent=1) + b"\n")
+    (out / "model.json").write_bytes(pydantic.TypeAdapter(ModelCard).dump_json(about, indent=1) + b"\n")
     return model
 
 
-def find(run: Path, method: str | None, seed: int | None, client: int) -> Trained:
+def find_trained(run: Path, method: str | None, seed: int | None, client: int) -> TrainedModel:
     """The classifier that a run's folder holds.
 
     Raises:
@@ -100,8 +100,8 @@ def find(run: Path, method: str | None, seed: int | None, client: int) -> Traine
     """
     if not (run / "config.toml").is_file():
         raise GenfedError(f"{run} is not the folder of a run: it has no config.toml")
-    config = read(run)
-    return trained(choose(run, config, method, seed, config.labels), client)
+    config = read_config(run)
+    return load_trained(select_trial(run, config, method, seed, config.labels), client)
 
 
 def load_model(folder: str | Path) -> tuple[nn.Module, Task]:
@@ -111,7 +111,7 @@ def load_model(folder: str | Path) -> tuple[nn.Module, Task]:
     Raises:
         GenfedError: not such a folder, damaged files, or a network that no architecture's name makes.
     """
-    about, file = read_about(Path(folder)), Path(folder) / "model.safetensors"
+    about, file = read_model_card(Path(folder)), Path(folder) / "model.safetensors"
     if not file.exists():
         raise GenfedError(f"{folder} has no model.safetensors: export it with --format safetensors")
     if about.architecture is None:
@@ -127,7 +127,7 @@ def load_model(folder: str | Path) -> tuple[nn.Module, Task]:
     return network.eval(), about.task
 
 
-def read_about(folder: Path) -> About:
+def read_model_card(folder: Path) -> ModelCard:
     """What an exported folder's model.json says.
 
     Raises:
@@ -135,7 +135,7 @@ def read_about(folder: Path) -> About:
     """
     file = folder / "model.json"
     try:
-        return pydantic.TypeAdapter(About).validate_json(file.read_bytes())
+        return pydantic.TypeAdapter(ModelCard).validate_json(file.read_bytes())
     except OSError as error:
         raise GenfedError(f"{file}: {error.strerror}; give a folder that `genfed export` wrote") from None
     except pydantic.ValidationError as error:
@@ -144,19 +144,19 @@ def read_about(folder: Path) -> About:
         raise GenfedError(f"{file} is not one that `genfed export` wrote: {about}") from None
 
 
-def encoder_of(run: Path) -> Encoder | None:
+def read_run_encoder(run: Path) -> Encoder | None:
     """How a run's table is encoded; None where it has no table."""
     return read_encoder(run / "encoder.json") if (run / "encoder.json").exists() else None
 
 
-def _about(model: Trained) -> About:
+def _about(model: TrainedModel) -> ModelCard:
     chosen, task = model.chosen, model.chosen.at.task
     kind = type(model.network)
     sides = ", ".join(map(str, task.shape))
     takes = "encoded as `encoder` says, or as they are where it is null"
     if task.kind == "image":
         takes = "in [−1, 1]; of pixels from 0 to 255 it is pixel · 2/255 − 1"
-    return About(
+    return ModelCard(
         architecture=model.architecture,
         network=f"{kind.__module__}:{kind.__qualname__}",
         task=task,
@@ -173,11 +173,11 @@ def _about(model: Trained) -> About:
         client=model.info.id,
         rounds=chosen.at.step,
         data=source_table(chosen.config.data),
-        encoder=encoder_of(chosen.run),
+        encoder=read_run_encoder(chosen.run),
     )
 
 
-def _onnx(model: Trained) -> bytes:
+def _onnx(model: TrainedModel) -> bytes:
     """The network as an ONNX model of x [n, *shape] → scores [n, classes], for any n."""
     if missing := [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]:
         raise GenfedError(f"ONNX needs {' and '.join(missing)}, the extra \"export\": pip install 'genfed[export]'")

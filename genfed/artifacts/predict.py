@@ -8,14 +8,14 @@ from typing import Literal
 
 from torch import nn
 
-from genfed.artifacts.export import encoder_of, find, load_model, read_about
-from genfed.artifacts.trained_model import Trained
+from genfed.artifacts.export import find_trained, load_model, read_model_card, read_run_encoder
+from genfed.artifacts.trained_model import TrainedModel
 from genfed.config.reader import read_source
 from genfed.core.errors import GenfedError
 from genfed.core.task import Task
 from genfed.data.dataset import Examples, Source
 from genfed.data.features import Encoder
-from genfed.training.evaluation import predicted
+from genfed.training.evaluation import predict
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Predictor:
     precision: Literal["float32", "bfloat16"]
     source: Source
     encoder: Encoder | None
-    trained: Trained | None
+    trained: TrainedModel | None
     """Whence it is; None: an exported folder."""
 
     def rows(self, path: str) -> Iterator[list[object]]:
@@ -38,7 +38,7 @@ class Predictor:
             yield from self._classified(piece)
 
     def _classified(self, piece: Examples) -> list[list[object]]:
-        scores = predicted(self.network, piece.x, self.precision)
+        scores = predict(self.network, piece.x, self.precision)
         best, chances = scores.argmax(1).tolist(), scores.softmax(1).tolist()
         return [
             [name, self.task.classes[c], *(f"{p:.6g}" for p in chance)]
@@ -46,7 +46,7 @@ class Predictor:
         ]
 
 
-def predictor(run: Path, method: str | None, seed: int | None, client: int | None) -> Predictor:
+def load_predictor(run: Path, method: str | None, seed: int | None, client: int | None) -> Predictor:
     """The classifier of a client of a run (None: of the first one), or of the folder that `genfed export` wrote.
 
     Raises:
@@ -55,11 +55,13 @@ def predictor(run: Path, method: str | None, seed: int | None, client: int | Non
     if (run / "model.json").is_file():
         if (method, seed, client) != (None, None, None):
             raise GenfedError(f"{run} holds one model: leave out --method, --seed and --client")
-        about, (network, task) = read_about(run), load_model(run)
+        about, (network, task) = read_model_card(run), load_model(run)
         return Predictor(network, task, about.precision, read_source(about.data), about.encoder, None)
-    found = find(run, method, seed, 0 if client is None else client)
+    found = find_trained(run, method, seed, 0 if client is None else client)
     config = found.chosen.config
-    return Predictor(found.network, found.chosen.at.task, config.compute.precision, config.data, encoder_of(run), found)
+    return Predictor(
+        found.network, found.chosen.at.task, config.compute.precision, config.data, read_run_encoder(run), found
+    )
 
 
 def write_predictions(model: Predictor, inputs: str, out: Path) -> int:

@@ -14,22 +14,22 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field, InstanceOf
 
-from genfed.config.reader import build, dump_toml, flat, read_source, read_table
+from genfed.config.reader import build_settings, dump_toml, flatten_settings, read_source, read_table
 from genfed.core.errors import GenfedError
 from genfed.core.settings import settings
 from genfed.data.dataset import Dataset, Source
-from genfed.engines.client_runner import threads
+from genfed.engines.client_runner import use_threads
 from genfed.experiment.checks import check_device
-from genfed.experiment.environment import processor
-from genfed.foundation.pretraining import CHECKPOINT, Examples, Optimisation, Told, pretrain
-from genfed.foundation.small_model import Miniature
+from genfed.experiment.environment import processor_name
+from genfed.foundation.pretraining import CHECKPOINT, Optimization, PromptedImages, TrainingProgress, pretrain
+from genfed.foundation.small_model import SmallDiffusion
 
 _FREE = re.compile(r"name|data_root|public\..*\.path|training\.save_every")
 """Settings that the outcome does not depend on."""
 
 
 @settings
-class Public:
+class PublicSource:
     """Public images and what they are asked for with."""
 
     data: InstanceOf[Source]
@@ -40,7 +40,7 @@ class Public:
 
 
 @settings
-class Pretraining:
+class PretrainingSettings:
     """One miniature and what it is trained on."""
 
     name: str
@@ -49,11 +49,11 @@ class Pretraining:
     """Of all draws."""
     data_root: str = ""
     """Folder that a relative path of a source starts from; empty: the working directory."""
-    public: dict[str, InstanceOf[Public]]
+    public: dict[str, InstanceOf[PublicSource]]
     """Tables [public.WORD], with [public.WORD.data]; all images have one shape, and all count alike."""
-    model: Miniature = Field(default_factory=Miniature)
+    model: SmallDiffusion = Field(default_factory=SmallDiffusion)
     """Its size."""
-    training: Optimisation = Field(default_factory=Optimisation)
+    training: Optimization = Field(default_factory=Optimization)
     """How it is trained."""
     threads: Annotated[int, Field(ge=1, le=1024)] = 1
     """Of the processor; another number may change the last bits."""
@@ -64,7 +64,7 @@ class Pretraining:
 
 
 @dataclass(frozen=True)
-class About:
+class PretrainingCard:
     """Of a finished directory: pretraining.json beside its config."""
 
     seconds: float
@@ -78,7 +78,7 @@ class About:
     versions: dict[str, str]
 
 
-def read_pretraining(source: str | Path, overrides: Iterable[str] = ()) -> Pretraining:
+def read_pretraining(source: str | Path, overrides: Iterable[str] = ()) -> PretrainingSettings:
     """Reads a TOML file; `overrides` are "key=value".
 
     Raises:
@@ -95,25 +95,25 @@ def read_pretraining(source: str | Path, overrides: Iterable[str] = ()) -> Pretr
         if not isinstance(own, dict) or not isinstance(own.get("data"), dict):
             raise GenfedError(f"public.{word}: expected a table with a table data, such as [public.{word}.data]")
         data = read_source(own["data"], f"public.{word}.data")
-        public[word] = build(Public, own | {"data": data}, f"public.{word}.")
-    return build(Pretraining, table | {"public": public}, "")
+        public[word] = build_settings(PublicSource, own | {"data": data}, f"public.{word}.")
+    return build_settings(PretrainingSettings, table | {"public": public}, "")
 
 
 def run_pretraining(
-    config: Pretraining,
+    config: PretrainingSettings,
     folder: Path,
     *,
     resume: bool = False,
     fresh: bool = False,
-    notify: Callable[[Told], None] = lambda told: None,
-) -> About:
+    notify: Callable[[TrainingProgress], None] = lambda told: None,
+) -> PretrainingCard:
     """Trains and writes the directory: the model, the config as pretraining.toml and pretraining.json.
 
     Raises:
         GenfedError: something in the config, the data or the folder is wrong; what was done before stays done.
     """
     check_device(config.device)
-    examples = examples_of(config)
+    examples = read_examples(config)
     mine = folder / "pretraining.toml"
     if folder.exists() and {entry.name for entry in folder.iterdir()} - {".lock"}:
         if not mine.exists():
@@ -125,7 +125,7 @@ def run_pretraining(
         if resume and (key := _changed(read_pretraining(mine), config)):
             raise GenfedError(f"{folder} was started with another {key}: resume it as it was, or use --fresh or --out")
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock, threads(config.threads):
+    with (folder / ".lock").open("w") as lock, use_threads(config.threads):
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -133,7 +133,7 @@ def run_pretraining(
         finished, checkpoint = folder / "pretraining.json", folder / CHECKPOINT
         if resume and finished.exists() and not checkpoint.exists():
             about = json.loads(finished.read_text("utf-8"))
-            return About(**about | {"losses": tuple(about["losses"])})
+            return PretrainingCard(**about | {"losses": tuple(about["losses"])})
         if fresh:
             for file in (folder / "model_index.json", checkpoint, finished):
                 file.unlink(missing_ok=True)
@@ -151,12 +151,12 @@ def run_pretraining(
             precision=config.precision,
             notify=notify,
         )
-        about = About(
+        about = PretrainingCard(
             round(time.monotonic() - began, 1),
             len(examples.x),
             len(examples.prompts),
             losses,
-            processor(),
+            processor_name(),
             config.device,
             _versions(),
         )
@@ -166,7 +166,7 @@ def run_pretraining(
     return about
 
 
-def examples_of(config: Pretraining) -> Examples:
+def read_examples(config: PretrainingSettings) -> PromptedImages:
     """The images of all sources, each with as many prompts as its source has templates (the fewer repeated).
 
     Raises:
@@ -197,7 +197,7 @@ def examples_of(config: Pretraining) -> Examples:
             found = [_filled(template, values, word) for template in templates]
             which.append([number.setdefault(found[k % len(found)], len(number)) for k in range(most)])
     x = torch.cat([dataset.train.x for dataset in loaded.values()])
-    return Examples(x, tuple(number), torch.tensor(which))
+    return PromptedImages(x, tuple(number), torch.tensor(which))
 
 
 def _filled(template: str, values: Mapping[str, str], word: str) -> str:
@@ -208,15 +208,15 @@ def _filled(template: str, values: Mapping[str, str], word: str) -> str:
         raise GenfedError(f"public.{word}.prompts: {template!r} cannot be filled in; there are: {known}") from None
 
 
-def _load(config: Pretraining, source: Source) -> Dataset:
+def _load(config: PretrainingSettings, source: Source) -> Dataset:
     path = getattr(source, "path", None)
     if config.data_root and isinstance(path, str):
         source = replace(source, path=str(Path(config.data_root) / path))  # type: ignore[type-var]
     return source.load()
 
 
-def _changed(before: Pretraining, now: Pretraining) -> str | None:
-    old, new = ({k: v for k, v in flat(c).items() if not _FREE.fullmatch(k)} for c in (before, now))
+def _changed(before: PretrainingSettings, now: PretrainingSettings) -> str | None:
+    old, new = ({k: v for k, v in flatten_settings(c).items() if not _FREE.fullmatch(k)} for c in (before, now))
     return next((key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)), None)
 
 

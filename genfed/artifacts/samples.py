@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from genfed.artifacts.trained_model import Chosen, choose
-from genfed.config.reader import read
+from genfed.artifacts.trained_model import SelectedTrial, select_trial
+from genfed.config.reader import read_config
 from genfed.core.client import Server
 from genfed.core.errors import GenfedError
 from genfed.core.rng import stream
@@ -23,8 +23,8 @@ from genfed.core.task import Task
 from genfed.experiment import generator_quality, sample_grids
 from genfed.experiment.checks import check_device
 from genfed.experiment.trial import new_server, trial_folder
-from genfed.training.pixels import unscaled
-from genfed.training.synthetic_dataset import SyntheticSet, in_turn
+from genfed.training.pixels import denormalize_pixels
+from genfed.training.synthetic_dataset import SyntheticDataset, choose_in_turn
 
 AT_ONCE = 1000
 """Examples that are drawn, or read, and held at once."""
@@ -52,11 +52,11 @@ def write_samples(
     Raises:
         GenfedError: no such run or trial, a method with neither, examples that are no PNG, `out` exists.
     """
-    config = read(run)
-    able = [label for label in config.labels if generator_quality.shows(config.method[label])]
+    config = read_config(run)
+    able = [label for label in config.labels if generator_quality.has_samples(config.method[label])]
     if not able:
         raise GenfedError(f"{run}: none of its methods has a generator to sample from, or keeps a synthetic set")
-    chosen = choose(run, config, method, seed, able, "methods with a generator or a synthetic set")
+    chosen = select_trial(run, config, method, seed, able, "methods with a generator or a synthetic set")
     if chosen.label not in able:
         raise GenfedError(f"{chosen.label} has no generator to sample from, and keeps no synthetic set")
     task = chosen.at.task
@@ -72,14 +72,14 @@ def write_samples(
         raise GenfedError(f"{run}: the server of {chosen.label} has made no image yet")
     count = _write(_kept(chosen, server, n, draw), task, out, form, notify)
     if form == "png":
-        Image.fromarray(_pixels(sample_grids.sheet(sample_grids.kept(chosen.label, synthetic, server))[None])[0]).save(
-            out / "grid.png"
-        )
+        Image.fromarray(
+            _pixels(sample_grids.join_images(sample_grids.synthetic_grid(chosen.label, synthetic, server))[None])[0]
+        ).save(out / "grid.png")
     return count
 
 
 @dataclass(frozen=True)
-class Piece:
+class SampleChunk:
     """Some of the images that are written."""
 
     x: Tensor
@@ -91,20 +91,20 @@ class Piece:
     """What else is known of each, for an npz."""
 
 
-def _drawn(chosen: Chosen, n: int, draw: int) -> Iterator[Piece]:
+def _drawn(chosen: SelectedTrial, n: int, draw: int) -> Iterator[SampleChunk]:
     """Fresh ones of the generator, the classes in turn."""
     for start in range(0, n, AT_ONCE):
         y = torch.arange(start, min(start + AT_ONCE, n)) % len(chosen.at.task.classes)
         server = _server(chosen, *(("sample", draw) if start == 0 else ("sample", draw, start)))
         with torch.inference_mode():
             x = chosen.config.method[chosen.label].generate(server, chosen.at.state, y)
-        yield Piece(x, y, [f"{i:06d}" for i in range(start, start + len(y))], {})
+        yield SampleChunk(x, y, [f"{i:06d}" for i in range(start, start + len(y))], {})
 
 
-def _kept(chosen: Chosen, server: Server, n: int, draw: int) -> Iterator[Piece]:
+def _kept(chosen: SelectedTrial, server: Server, n: int, draw: int) -> Iterator[SampleChunk]:
     """Those of the set that the server keeps, every class and client in turn; in the set's order."""
-    synthetic: SyntheticSet = chosen.at.state.synthetic
-    rows = in_turn(synthetic.wanted(server), n, stream(chosen.seed, "sample", draw)).sort().values
+    synthetic: SyntheticDataset = chosen.at.state.synthetic
+    rows = choose_in_turn(synthetic.requested(server), n, stream(chosen.seed, "sample", draw)).sort().values
     for some in torch.split(rows, AT_ONCE):
         made = synthetic.read(server, some)
         clients = made.wanted.clients
@@ -113,10 +113,10 @@ def _kept(chosen: Chosen, server: Server, n: int, draw: int) -> Iterator[Piece]:
             for i, client in zip(some.tolist(), clients.tolist(), strict=True)
         ]
         more = {"client": clients, "condition": made.wanted.conditions, "seed": made.seeds}
-        yield Piece(made.images, made.wanted.labels, names, more)
+        yield SampleChunk(made.images, made.wanted.labels, names, more)
 
 
-def _server(chosen: Chosen, *path: str | int) -> Server:
+def _server(chosen: SelectedTrial, *path: str | int) -> Server:
     """Of the trial, on its device, or on the CPU where that is not there: it was trained on another machine."""
     compute = chosen.config.compute
     try:
@@ -128,7 +128,7 @@ def _server(chosen: Chosen, *path: str | int) -> Server:
 
 
 def _write(
-    pieces: Iterable[Piece], task: Task, out: Path, form: Literal["png", "npz"], notify: Callable[[int], None]
+    pieces: Iterable[SampleChunk], task: Task, out: Path, form: Literal["png", "npz"], notify: Callable[[int], None]
 ) -> int:
     out.parent.mkdir(parents=True, exist_ok=True)
     folders = [out / name for name in folder_names(task.classes)]
@@ -166,7 +166,7 @@ def _presented(x: Tensor, task: Task) -> NDArray[Any]:
     """On the CPU: a table as it is, images as pixels."""
     if task.kind != "image":
         return x.float().cpu().numpy()
-    return _pixels(x if x.dtype == torch.uint8 else unscaled(x))
+    return _pixels(x if x.dtype == torch.uint8 else denormalize_pixels(x))
 
 
 def _pixels(x: Tensor) -> NDArray[Any]:

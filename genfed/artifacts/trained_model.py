@@ -12,21 +12,21 @@ from genfed.config import architectures, registry
 from genfed.config.settings import Config
 from genfed.core.aggregate import ClientInfo
 from genfed.core.errors import GenfedError
-from genfed.core.federated_data import Shards
+from genfed.core.federated_data import FederatedData
 from genfed.core.task import Data, Task
 from genfed.data.checks import reason
-from genfed.engines.client_runner import threads
+from genfed.engines.client_runner import use_threads
 from genfed.experiment import partitioning
 from genfed.experiment.checkpoint import Checkpoint, read_checkpoint
-from genfed.experiment.inputs import fingerprint, load_data, load_public
-from genfed.experiment.local_clients import classifier
+from genfed.experiment.inputs import data_fingerprint, load_data, load_public
+from genfed.experiment.local_clients import load_classifier
 from genfed.experiment.trial import Trial, new_trial, trial_folder
-from genfed.report.metrics_log import read as read_metrics
+from genfed.report.metrics_log import read_metrics as read_metrics
 from genfed.report.results import EVALUATE, Row
 
 
 @dataclass(frozen=True)
-class Chosen:
+class SelectedTrial:
     """One trial of a run, and where it stands."""
 
     run: Path
@@ -37,15 +37,15 @@ class Chosen:
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedModel:
     """A client's classifier."""
 
-    chosen: Chosen
+    chosen: SelectedTrial
     info: ClientInfo
     clients: int
     """How many the trial has, by number from 0."""
     network: nn.Module
-    """On the CPU, in eval mode; [n, *task.shape] on the scale of `learn.fit.scaled` → scores [n, classes]."""
+    """On the CPU, in eval mode; [n, *task.shape] on the scale of `normalize_pixels` → scores [n, classes]."""
     architecture: str | None
     """The name that makes such a network; None: the method made something of its own."""
     accuracy: float | None
@@ -55,9 +55,9 @@ class Trained:
         return f"{self.chosen.label}, seed {self.chosen.seed}, client {self.info.id} ({self.info.architecture})"
 
 
-def choose(
+def select_trial(
     run: Path, config: Config, method: str | None, seed: int | None, among: Sequence[str], what: str = "methods"
-) -> Chosen:
+) -> SelectedTrial:
     """The trial of that method (None: the only one of the labels `among`) and seed (None: the first); `what` names the
     labels `among` in a message.
 
@@ -68,17 +68,17 @@ def choose(
         raise GenfedError(f"{run}: name one of its {what} by --method (there are: {', '.join(among)})")
     label = among[0] if method is None else method
     if label not in config.method:
-        raise GenfedError(registry.unknown(label, config.labels, f"{run} has no method"))
+        raise GenfedError(registry.explain_unknown(label, config.labels, f"{run} has no method"))
     seed = config.seeds[0] if seed is None else seed
     if seed not in config.seeds:
         raise GenfedError(f"{run} has no seed {seed} (there are: {', '.join(map(str, config.seeds))})")
     at = read_checkpoint(config.method[label], trial_folder(run, label, seed))
     if at is None:
         raise GenfedError(f"{run}: {label} with seed {seed} has no checkpoint yet")
-    return Chosen(run, config, label, seed, at)
+    return SelectedTrial(run, config, label, seed, at)
 
 
-def trained(chosen: Chosen, client: int) -> Trained:
+def load_trained(chosen: SelectedTrial, client: int) -> TrainedModel:
     """The classifier of a client as `evaluate` makes it, from the last checkpoint and what the client kept. Data are
     read only where the method looks at them for it.
 
@@ -100,7 +100,7 @@ def trained(chosen: Chosen, client: int) -> Trained:
         more = f", … {shards.clients[-1].id}" if len(shards.clients) > 20 else ""
         raise GenfedError(f"{label} has no client {client} (there are: {there}{more})")
     names = {info.architecture: None}
-    with threads(config.compute.threads):
+    with use_threads(config.compute.threads):
         try:
             network = _classifier(_trial(chosen, shards, _NotRead()), at, info, names)
         except GenfedError:
@@ -114,7 +114,7 @@ def trained(chosen: Chosen, client: int) -> Trained:
             except Exception as error:
                 about = f"{type(error).__name__}: {reason(error)}"
                 raise GenfedError(f"{label} cannot make the classifier of client {client} ({about})") from error
-        return Trained(
+        return TrainedModel(
             chosen,
             info,
             len(shards.clients),
@@ -137,11 +137,11 @@ class _NotRead(Data):
         return self
 
 
-def _without_data(task: Task, clients: tuple[ClientInfo, ...]) -> Shards:
-    return Shards(task, clients, ((0, 0),) * len(clients), _NotRead(), _NotRead())
+def _without_data(task: Task, clients: tuple[ClientInfo, ...]) -> FederatedData:
+    return FederatedData(task, clients, ((0, 0),) * len(clients), _NotRead(), _NotRead())
 
 
-def _trial(chosen: Chosen, shards: Shards, public: Any) -> Trial:
+def _trial(chosen: SelectedTrial, shards: FederatedData, public: Any) -> Trial:
     """On the CPU, wherever it was trained."""
     config, label, seed = chosen.config, chosen.label, chosen.seed
     return Trial(
@@ -158,17 +158,17 @@ def _trial(chosen: Chosen, shards: Shards, public: Any) -> Trial:
     )
 
 
-def _read(chosen: Chosen) -> Trial:
+def _read(chosen: SelectedTrial) -> Trial:
     """The trial with its data."""
     config, label, seed = chosen.config, chosen.label, chosen.seed
     try:
         dataset = load_data(config)
         public = load_public(config, dataset.task)
-        shards = partitioning.share_out(config, dataset, seed)
+        shards = partitioning.partition_data(config, dataset, seed)
     except GenfedError as error:
         why = f"{label}: its classifier is made with the run's data, which cannot be read"
         raise GenfedError(f"{why}: {error}") from None
-    same = new_trial(config, chosen.run, label, seed, shards, fingerprint(shards, public))
+    same = new_trial(config, chosen.run, label, seed, shards, data_fingerprint(shards, public))
     if same.identity != chosen.at.trial:
         raise GenfedError(f"{label}: its classifier is made with the run's data, which are others than they were")
     return _trial(chosen, same.shards, public)
@@ -181,12 +181,12 @@ def _classifier(trial: Trial, at: Checkpoint[Any], info: ClientInfo, names: dict
         names[architecture] = None
         return architectures.new_network(architecture, task, rng)
 
-    return classifier(trial, at, info, new_network).eval()
+    return load_classifier(trial, at, info, new_network).eval()
 
 
-def _clients(chosen: Chosen, rows: Sequence[Row]) -> tuple[ClientInfo, ...] | None:
+def _clients(chosen: SelectedTrial, rows: Sequence[Row]) -> tuple[ClientInfo, ...] | None:
     """Everybody, as the metrics have them; None where they lack one."""
-    names = partitioning.assign(chosen.config.federation.architectures, chosen.config.federation.clients)
+    names = partitioning.assign_architectures(chosen.config.federation.architectures, chosen.config.federation.clients)
     count = len(set(names)) if chosen.config.method[chosen.label].pooled else len(names)
     found = {row["client"]: ClientInfo(row["client"], row["architecture"], row["examples"]) for row in rows}
     return tuple(found[i] for i in range(count)) if found.keys() == set(range(count)) else None

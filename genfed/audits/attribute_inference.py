@@ -17,12 +17,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from genfed.audits.audit import Audit, Case, NotPossible
-from genfed.audits.candidates import FEWEST, Asked, by_heart, pairs
+from genfed.audits.candidates import FEWEST, AskedExamples, overfit_control, pair_examples
 from genfed.audits.findings import Estimate, Findings, Reading
-from genfed.audits.membership_metrics import mean
+from genfed.audits.membership_metrics import mean_with_interval
 from genfed.core.settings import settings
 from genfed.core.task import Data
-from genfed.training.evaluation import predicted
+from genfed.training.evaluation import predict
 
 ADVANTAGE, MEMBERS, OTHERS, FREQUENT = "advantage", "told of members", "told of others", "most frequent value"
 OTHER_VALUES = 3
@@ -53,7 +53,7 @@ class AttributeInference(Audit):
 
     def examine(self, case: Case) -> Findings:
         sought = self._sought(case)
-        asked, known = pairs(case, self.members)
+        asked, known = pair_examples(case, self.members)
         owners = [holding.client for holding in case.holdings]
         final = [case.classifier(owner) for owner in owners]
         first = max(range(len(asked)), key=lambda place: len(asked[place].members))
@@ -65,22 +65,24 @@ class AttributeInference(Audit):
             server = case.server("attribute_inference", owner.id)
             draws = case.rng("attribute_inference", "weights", owner.id)
             apart = case.train[each.rest] if len(each.rest) >= FEWEST else case.held_out[known]
-            new.append(by_heart(server.new_network(owner.architecture, draws).cpu(), apart, self.apart_epochs, draws))
+            new.append(
+                overfit_control(server.new_network(owner.architecture, draws).cpu(), apart, self.apart_epochs, draws)
+            )
 
-        def told(networks: Sequence[nn.Module], about: Sequence[Asked], column: str) -> dict[str, Estimate]:
+        def told(networks: Sequence[nn.Module], about: Sequence[AskedExamples], column: str) -> dict[str, Estimate]:
             places, own = sought[column], case.held_out[known]
             found = []
             for data, part in ((case.train, "members"), (case.held_out, "others")):
                 some = [data[getattr(each, part)] for each in about]
-                found.append([guesses(n, d, places, own) for n, d in zip(networks, some, strict=True)])
+                found.append([guess_values(n, d, places, own) for n, d in zip(networks, some, strict=True)])
             members, others = (torch.cat([each.right for each in part]) for part in found)
             frequent = torch.cat([each.frequent for each in found[0]])
             rng = case.rng("attribute_inference", "bootstrap", column)
             return {
-                ADVANTAGE: mean(members, rng, less=others),
-                MEMBERS: mean(members, rng),
-                OTHERS: mean(others, rng),
-                FREQUENT: mean(frequent, rng),
+                ADVANTAGE: mean_with_interval(members, rng, less=others),
+                MEMBERS: mean_with_interval(members, rng),
+                OTHERS: mean_with_interval(others, rng),
+                FREQUENT: mean_with_interval(frequent, rng),
             }
 
         readings = []
@@ -124,9 +126,9 @@ class AttributeInference(Audit):
         parts = [data] * OTHER_VALUES
         for _ in range(OTHER_VALUES):
             other = (values + torch.randint(1, len(places), values.shape, generator=rng)) % len(places)
-            parts.append(Data(with_value(data.x, places, other), (data.y + 1) % classes))
+            parts.append(Data(replace_value(data.x, places, other), (data.y + 1) % classes))
         every = Data(torch.cat([p.x for p in parts]), torch.cat([p.y for p in parts]))
-        return by_heart(learnt, every, self.planted_epochs, rng, learning_rate=3e-3, batch_size=32)
+        return overfit_control(learnt, every, self.planted_epochs, rng, learning_rate=3e-3, batch_size=32)
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ class Guesses:
     frequent: Tensor
 
 
-def guesses(network: nn.Module, data: Data, places: tuple[int, ...], own: Data) -> Guesses:
+def guess_values(network: nn.Module, data: Data, places: tuple[int, ...], own: Data) -> Guesses:
     """The value that maximises p(class | other columns, value) · frequency(value), for each record; frequencies are of
     `own`, with one of each value more.
     """
@@ -145,7 +147,7 @@ def guesses(network: nn.Module, data: Data, places: tuple[int, ...], own: Data) 
     prior = (counts / counts.sum()).log()
     scores = []
     for v in range(len(places)):
-        chances = predicted(network, with_value(data.x, places, v)).double().log_softmax(1)
+        chances = predict(network, replace_value(data.x, places, v)).double().log_softmax(1)
         scores.append(chances.gather(1, data.y[:, None])[:, 0] + prior[v])
     there = data.x[:, places].sum(1) > 0  # all zeros: a value that no training row had
     true = data.x[there][:, places].argmax(1)
@@ -153,7 +155,7 @@ def guesses(network: nn.Module, data: Data, places: tuple[int, ...], own: Data) 
     return Guesses((found == true).double(), (true == prior.argmax()).double())
 
 
-def with_value(x: Tensor, places: tuple[int, ...], value: int | Tensor) -> Tensor:
+def replace_value(x: Tensor, places: tuple[int, ...], value: int | Tensor) -> Tensor:
     """The records [n, features] with another value, or others [n], in the column of these features."""
     changed = x.clone()
     changed[:, places] = F.one_hot(torch.as_tensor(value).expand(len(x)), len(places)).to(x)

@@ -30,7 +30,7 @@ class NotPossible(GenfedError):  # noqa: N818
 
 
 @dataclass(frozen=True)
-class Holding:
+class ClientExamples:
     """Whose examples are whose."""
 
     client: ClientInfo
@@ -55,13 +55,13 @@ class Case:
     """All clients' training examples, on the CPU."""
     held_out: Data
     """Those that nobody trained on, on the CPU."""
-    holdings: tuple[Holding, ...]
+    holdings: tuple[ClientExamples, ...]
     server: Callable[..., Server]
     """By a path that names its draws: where server functions run."""
     state: Any
     """The server's, after the last round."""
     samples: Callable[[Tensor, str], Data]
-    """(classes [n], purpose) → examples of these classes, float on the scale of `learn.fit.scaled`, that the generator
+    """(classes [n], purpose) → examples of these classes, float on the scale of `normalize_pixels`, that the generator
     makes (of a generator of features: features); of a set that the server keeps, as many as it has. Raises NotPossible
     where there is neither."""
     classifier: "Callable[[ClientInfo], nn.Module]"

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from genfed.audits.audit import Case, Holding, NotPossible
+from genfed.audits.audit import Case, ClientExamples, NotPossible
 from genfed.core.task import Data
-from genfed.training.fit import Player, cross_entropy, fit
-from genfed.training.pixels import scaled
+from genfed.training.fit import Objective, cross_entropy, fit
+from genfed.training.pixels import normalize_pixels
 
 FEWEST = 10
 """Pairs of a member and a non-member; with fewer a bootstrap interval lies above chance too often by chance."""
@@ -37,7 +37,7 @@ class Candidates:
 
 
 @dataclass(frozen=True)
-class Asked:
+class AskedExamples:
     """Whom the attacker asks a client's classifier about, in pairs of one class."""
 
     members: Tensor
@@ -48,7 +48,7 @@ class Asked:
     """The client's other training examples, which are in every shadow as well."""
 
 
-def candidates(case: Case, most: int, rng: torch.Generator) -> Candidates:
+def select_candidates(case: Case, most: int, rng: torch.Generator) -> Candidates:
     """At most `most` members and as many non-members, at random.
 
     Raises:
@@ -56,7 +56,7 @@ def candidates(case: Case, most: int, rng: torch.Generator) -> Candidates:
     """
     others, reference = torch.randperm(len(case.held_out), generator=rng).tensor_split(2)
     mine = torch.randperm(len(case.train), generator=rng)
-    one, other = matched(case.train.y[mine], case.held_out.y[others])
+    one, other = match_classes(case.train.y[mine], case.held_out.y[others])
     some = torch.randperm(len(one), generator=rng)[: min(most, len(mine) // 2)]
     if len(some) < FEWEST:
         raise NotPossible(
@@ -67,7 +67,7 @@ def candidates(case: Case, most: int, rng: torch.Generator) -> Candidates:
     return Candidates(mine[one[some]], others[other[some]], reference, mine[rest])
 
 
-def pairs(case: Case, most: int) -> tuple[list[Asked], Tensor]:
+def pair_examples(case: Case, most: int) -> tuple[list[AskedExamples], Tensor]:
     """For each holding pairs of one class, where the held-out part is like the client's; and a quarter of the held-out
     part as the attacker's own population.
 
@@ -83,19 +83,19 @@ def pairs(case: Case, most: int) -> tuple[list[Asked], Tensor]:
         share = _share(case, holding, free, len(case.holdings) - place)[:at_most]
         draws = case.rng("membership_classifier", "own", place)
         mine = holding.rows[torch.randperm(len(holding.rows), generator=draws)]
-        one, other = matched(case.train.y[mine], case.held_out.y[share])
+        one, other = match_classes(case.train.y[mine], case.held_out.y[share])
         if not len(one) or not quarter:
             why = "has no held-out examples of its classes left to be compared with"
             raise NotPossible(f"client {holding.client.id} {why}: more held-out examples, or fewer clients, would help")
         rest = torch.ones(len(mine), dtype=torch.bool).index_fill_(0, one, False)
-        asked.append(Asked(mine[one], share[other], mine[rest]))
+        asked.append(AskedExamples(mine[one], share[other], mine[rest]))
         free = free[~torch.isin(free, share[other])]
     if (count := sum(len(each.members) for each in asked)) < FEWEST:
         raise NotPossible(f"there are {count} pairs to be asked about, where it takes {FEWEST}")
     return asked, population
 
 
-def _share(case: Case, holding: Holding, free: Tensor, clients: int) -> Tensor:
+def _share(case: Case, holding: ClientExamples, free: Tensor, clients: int) -> Tensor:
     """A client's part of the held-out rows that nobody has yet: of each of its classes, one over the clients left."""
     able = free if holding.like is None else free[torch.isin(free, holding.like)]
     y, chosen = case.held_out.y[able], []
@@ -106,7 +106,7 @@ def _share(case: Case, holding: Holding, free: Tensor, clients: int) -> Tensor:
     return able[torch.isin(able, kept)]  # in their random order, whatever the class
 
 
-def matched(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+def match_classes(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     """Rows of labels `one` [n] and `other` [m]: the first of each class, as many of one as of the other, class by
     class in the same order.
     """
@@ -118,17 +118,17 @@ def matched(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat([a for a, _ in rows]), torch.cat([b for _, b in rows])
 
 
-def flat(data: Data) -> Tensor:
-    """Examples as vectors [n, d], on the scale of `learn.fit.scaled`."""
-    return scaled(data.x).flatten(1).float()
+def to_vectors(data: Data) -> Tensor:
+    """Examples as vectors [n, d], on the scale of `normalize_pixels`."""
+    return normalize_pixels(data.x).flatten(1).float()
 
 
-def like_samples(case: Case, data: Data) -> Tensor:
+def comparable_vectors(case: Case, data: Data) -> Tensor:
     """Real examples as vectors [n, d] that can be compared with samples: of features, where samples are such."""
-    return flat(data if case.features is None else case.features(data))
+    return to_vectors(data if case.features is None else case.features(data))
 
 
-def about_features(case: Case) -> list[str]:
+def describe_features(case: Case) -> list[str]:
     """What a reader must know where samples are features."""
     if case.features is None:
         return []
@@ -137,7 +137,7 @@ def about_features(case: Case) -> list[str]:
     ]
 
 
-def by_heart(
+def overfit_control(
     network: nn.Module,
     data: Data,
     epochs: int,
@@ -146,6 +146,6 @@ def by_heart(
     batch_size: int = 16,
 ) -> nn.Module:
     """The classifier itself, a planted leak: trained on these few examples by Adam; in eval mode."""
-    player = Player(cross_entropy(network.train()), torch.optim.Adam(network.parameters(), lr=learning_rate))
+    player = Objective(cross_entropy(network.train()), torch.optim.Adam(network.parameters(), lr=learning_rate))
     fit([player], data, epochs=epochs, batch_size=batch_size, rng=rng)
     return network.eval()

@@ -17,21 +17,21 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from genfed.audits.audit import Audit, Case, NotPossible
-from genfed.audits.candidates import by_heart, matched, pairs
-from genfed.audits.client_uploads import uploaded, uploading
+from genfed.audits.candidates import match_classes, overfit_control, pair_examples
+from genfed.audits.client_uploads import find_classifier_phase, simulate_upload
 from genfed.audits.findings import Estimate, Findings, Picture, Reading
-from genfed.audits.membership_metrics import AUC, mean, membership
+from genfed.audits.membership_metrics import AUC, mean_with_interval, membership_numbers
 from genfed.audits.reconstruction import psnr, ssim, variation
 from genfed.core.settings import settings
 from genfed.core.task import Data
-from genfed.training.ensemble import Ensemble
-from genfed.training.pixels import scaled, unscaled
+from genfed.training.ensemble import ClassifierEnsemble
+from genfed.training.pixels import denormalize_pixels, normalize_pixels
 
 PSNR, SSIM, NEARER = "PSNR of the nearest one, dB", "SSIM of the nearest one", "PSNR above a held-out one's, dB"
 
 
 @dataclass(frozen=True)
-class Target:
+class RepresentativeTarget:
     """A classifier under attack, and images that are compared with its representatives: as many of each class."""
 
     network: nn.Module
@@ -69,20 +69,20 @@ class ClassRepresentatives(Audit):
     def examine(self, case: Case) -> Findings:
         if case.task.kind != "image":
             raise NotPossible("the examples are no images")
-        uploading(case)
+        find_classifier_phase(case)
         attacked = replace(case, holdings=case.holdings[: self.clients])
-        asked, known = pairs(attacked, self.clients * len(case.held_out))  # all that there are
+        asked, known = pair_examples(attacked, self.clients * len(case.held_out))  # all that there are
         own, fresh = case.held_out[known[::2]], case.held_out[known[1::2]]
         run = []
         for holding, each in zip(attacked.holdings, asked, strict=True):
-            network = uploaded(case, holding.client, case.train[holding.rows], "representatives")
-            run.append(Target(network, case.train[each.members], case.held_out[each.others]))
+            network = simulate_upload(case, holding.client, case.train[holding.rows], "representatives")
+            run.append(RepresentativeTarget(network, case.train[each.members], case.held_out[each.others]))
         few = self._few(case, case.train, "planted")
         others = case.held_out[torch.cat([each.others for each in asked])]
-        one, other = matched(few.y, others.y)
-        planted = [Target(self._overfit(case, few, "planted"), few[one], others[other])]
+        one, other = match_classes(few.y, others.y)
+        planted = [RepresentativeTarget(self._overfit(case, few, "planted"), few[one], others[other])]
         stranger = self._overfit(case, self._few(case, fresh, "null"), "null")
-        null = [Target(stranger, target.members, target.others) for target in run]
+        null = [RepresentativeTarget(stranger, target.members, target.others) for target in run]
 
         (found, picture), (control, _), (nothing, _) = (
             self._told(case, name, targets, own)
@@ -101,7 +101,9 @@ class ClassRepresentatives(Audit):
         sizes = {"clients": len(run), "members": count, "non-members": count}
         return Findings((reading,), sizes, notes, (picture,))
 
-    def _told(self, case: Case, name: str, targets: Sequence[Target], own: Data) -> tuple[dict[str, Estimate], Picture]:
+    def _told(
+        self, case: Case, name: str, targets: Sequence[RepresentativeTarget], own: Data
+    ) -> tuple[dict[str, Estimate], Picture]:
         """The numbers over all targets, and a picture of the first."""
         members, others, near, shown = [], [], [], []
         centres = _means(own, len(case.task.classes))
@@ -112,7 +114,7 @@ class ClassRepresentatives(Audit):
             members.append(likeness(made, centres, target.members))
             others.append(likeness(made, centres, target.others))
             for c in torch.unique(target.members.y).tolist():
-                real = (scaled(part.x[part.y == c]) for part in (target.members, target.others))
+                real = (normalize_pixels(part.x[part.y == c]) for part in (target.members, target.others))
                 mine, theirs = (_nearest(made[:, c], images) for images in real)
                 near.append((made[:, c], mine, theirs))
                 if i == 0:
@@ -124,20 +126,20 @@ class ClassRepresentatives(Audit):
             SSIM: ssim(made, mine),
             NEARER: psnr(made, mine) - psnr(made, theirs),
         }
-        numbers = membership(torch.cat(members), torch.cat(others), rng)
-        numbers |= {name: mean(values, rng) for name, values in close.items()}
+        numbers = membership_numbers(torch.cat(members), torch.cat(others), rng)
+        numbers |= {name: mean_with_interval(values, rng) for name, values in close.items()}
         picture = Picture(
             "Representatives of the classes from the first client's classifier, the nearest of its training examples, "
             "and the nearest of as many held-out ones.",
             ("representative", "training example", "held-out example"),
-            unscaled(torch.stack(shown[:10], 1)),
+            denormalize_pixels(torch.stack(shown[:10], 1)),
         )
         return numbers, picture
 
     def representatives(self, network: nn.Module, centres: Tensor, rng: torch.Generator) -> Tensor:
         """Images [each, classes, C, H, W] that the network is sure of, from the classes' mean images on."""
         device = next(network.parameters()).device
-        teacher, classes = Ensemble([copy.deepcopy(network)]), len(centres)
+        teacher, classes = ClassifierEnsemble([copy.deepcopy(network)]), len(centres)
         y = torch.arange(classes, device=device).repeat(self.each)
         # differs from the paper: it starts from noise; from the mean of real images the search finds more.
         start = centres.repeat(self.each, 1, 1, 1)
@@ -163,7 +165,7 @@ class ClassRepresentatives(Audit):
         """A new classifier that has learnt these by heart."""
         draws = case.rng("class_representatives", "weights", name)
         network = case.server("class_representatives").new_network(case.holdings[0].client.architecture, draws)
-        return by_heart(network, data.to(case.device), self.planted_epochs, draws)
+        return overfit_control(network, data.to(case.device), self.planted_epochs, draws)
 
 
 def likeness(made: Tensor, centres: Tensor, data: Data) -> Tensor:
@@ -171,13 +173,13 @@ def likeness(made: Tensor, centres: Tensor, data: Data) -> Tensor:
     representatives [each, classes, C, H, W] of the class.
     """
     directions = F.normalize((made - centres).flatten(2), dim=2)[:, data.y]
-    own = F.normalize((scaled(data.x) - centres[data.y]).flatten(1), dim=1)
+    own = F.normalize((normalize_pixels(data.x) - centres[data.y]).flatten(1), dim=1)
     return (directions * own).sum(2).amax(0)
 
 
 def _means(data: Data, classes: int) -> Tensor:
     """The mean image of each class [classes, C, H, W]; of a class without any that of all."""
-    x = scaled(data.x)
+    x = normalize_pixels(data.x)
     return torch.stack([x[data.y == c].mean(0) if bool((data.y == c).any()) else x.mean(0) for c in range(classes)])
 
 

@@ -9,10 +9,10 @@ from torch import nn
 from genfed.audits.audit import Case, NotPossible
 from genfed.core.aggregate import ClientInfo
 from genfed.core.client import Client
-from genfed.core.phase import Phase, leaves
+from genfed.core.phase import Phase, flatten_phases
 from genfed.core.record import pack, unpack
 from genfed.core.task import Data
-from genfed.training.split_network import joined
+from genfed.training.split_network import join_parts
 from genfed.training.weights import load_weights
 
 
@@ -20,19 +20,19 @@ class _Empty:
     """The records of a client that has kept nothing."""
 
     def get(self, slot: Any) -> None:
-        """See `Kept`."""
+        """See `ClientStorage`."""
 
     def put(self, slot: Any, record: Any) -> None:
-        """See `Kept`."""
+        """See `ClientStorage`."""
 
 
-def uploading(case: Case) -> Phase[Any]:
+def find_classifier_phase(case: Case) -> Phase[Any]:
     """The first phase in which clients upload a network that classifies, or one in two parts.
 
     Raises:
         NotPossible: there is none.
     """
-    for phase in leaves(case.method.phases()):
+    for phase in flatten_phases(case.method.phases()):
         if phase.work is not None and phase.rounds != 0:
             names = {f.name for f in fields(phase.kinds[1])}
             if "classifier" in names or {"extractor", "header"} <= names:
@@ -40,14 +40,14 @@ def uploading(case: Case) -> Phase[Any]:
     raise NotPossible(f"no client of {case.label} uploads a classifier")
 
 
-def stand_in(case: Case, info: ClientInfo, data: Data, *purpose: str | int) -> Client:
+def stand_in_client(case: Case, info: ClientInfo, data: Data, *purpose: str | int) -> Client:
     """A client that does its part anew, had it these examples; `purpose` names the draws. It has kept nothing."""
     server = case.server("upload", info.id)
     return Client(
         info=replace(info, examples=len(data)),
         task=case.task,
         data=data.to(case.device),
-        kept=_Empty(),
+        storage=_Empty(),
         rng=case.rng("upload", info.id, *purpose),
         seed=case.seed,
         device=case.device,
@@ -56,36 +56,36 @@ def stand_in(case: Case, info: ClientInfo, data: Data, *purpose: str | int) -> C
     )
 
 
-def uploaded(case: Case, info: ClientInfo, data: Data, purpose: str) -> nn.Module:
+def simulate_upload(case: Case, info: ClientInfo, data: Data, purpose: str) -> nn.Module:
     """The classifier that a client would upload in one more round, had it these examples: in eval mode, on the case's
     device. `purpose` names the draws.
 
     Raises:
         NotPossible: no client uploads one, or one that is not its architecture's.
     """
-    phase, server = uploading(case), case.server("upload", info.id)
+    phase, server = find_classifier_phase(case), case.server("upload", info.id)
     assert phase.work is not None
     assert phase.send is not None
-    client = stand_in(case, info, data, purpose)
+    client = stand_in_client(case, info, data, purpose)
     # By way of the wire, as in a run: work may change in place what it is sent.
     sent = unpack(phase.kinds[0], pack(phase.send(server, case.state, info)))
     upload = phase.work(client, sent).upload
-    weights = upload.classifier if hasattr(upload, "classifier") else joined(upload.extractor, upload.header)
+    weights = upload.classifier if hasattr(upload, "classifier") else join_parts(upload.extractor, upload.header)
     try:
         return load_weights(server.new_network(info.architecture, server.rng), weights).eval()
     except RuntimeError:  # fedgen's, of a network that it has put a header on
         raise NotPossible(f"what clients of {case.label} upload is no network of their architecture") from None
 
 
-def drawn(data: Data, shares: torch.Tensor, count: int, rng: torch.Generator) -> Data:
+def draw_by_shares(data: Data, shares: torch.Tensor, count: int, rng: torch.Generator) -> Data:
     """So many examples, with replacement, of classes drawn by their shares [classes]; of a class that `data` lacks
     none are drawn.
     """
     there = torch.bincount(data.y, minlength=len(shares)) > 0
-    return alike(data, torch.multinomial(shares * there, count, replacement=True, generator=rng), rng)
+    return draw_alike(data, torch.multinomial(shares * there, count, replacement=True, generator=rng), rng)
 
 
-def alike(data: Data, y: torch.Tensor, rng: torch.Generator) -> Data:
+def draw_alike(data: Data, y: torch.Tensor, rng: torch.Generator) -> Data:
     """An example of each of these classes [n], drawn with replacement.
 
     Raises:

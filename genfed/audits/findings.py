@@ -73,7 +73,7 @@ class Findings:
 
 
 @dataclass(frozen=True)
-class Image:
+class ReportImage:
     """A picture as a report keeps it."""
 
     caption: str
@@ -85,7 +85,7 @@ class Image:
 
 
 @dataclass(frozen=True)
-class Audited:
+class AuditResult:
     """An audit of one trial as `audits.json` has it."""
 
     audit: str
@@ -101,13 +101,13 @@ class Audited:
     readings: tuple[Reading, ...] = ()
     sizes: dict[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    images: tuple[Image, ...] = ()
+    images: tuple[ReportImage, ...] = ()
     not_possible: str = ""
     """Why it was not made; empty: it was."""
 
 
 @dataclass(frozen=True)
-class Shared:
+class Exchanged:
     """What one phase of a method sends."""
 
     method: str
@@ -124,5 +124,5 @@ class Shared:
 class Audits:
     """All audits of a run: audits.json."""
 
-    shared: tuple[Shared, ...]
-    results: tuple[Audited, ...]
+    shared: tuple[Exchanged, ...]
+    results: tuple[AuditResult, ...]

@@ -13,10 +13,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from genfed.audits.audit import Audit, Case
-from genfed.audits.client_uploads import uploading
+from genfed.audits.client_uploads import find_classifier_phase
 from genfed.audits.findings import Estimate, Findings, Reading
-from genfed.audits.membership_metrics import mean
-from genfed.audits.reconstruction import ABOVE, Gradient, cosine, matched, search, sought
+from genfed.audits.membership_metrics import mean_with_interval
+from genfed.audits.reconstruction import ABOVE, Gradient, cosine, match_images, search_images, select_images
 from genfed.core.rng import seeded
 from genfed.core.settings import settings
 
@@ -46,9 +46,9 @@ class Inversion(Audit):
     """Weight of the image's total variation (α)."""
 
     def examine(self, case: Case) -> Findings:
-        images = sought(case, self.examples)
+        images = select_images(case, self.examples)
         x, y = images.x, images.y
-        uploading(case)
+        find_classifier_phase(case)
         server = case.server("inversion")
         architecture = case.holdings[0].client.architecture
         network = server.new_network(architecture, server.common("classifier", architecture)).eval()
@@ -60,16 +60,18 @@ class Inversion(Audit):
             case.tell(f"{len(x)} images, {self.steps} steps: {name}")
             found, labels = [], []
             for i, part in enumerate(torch.split(torch.arange(len(x)), self.batch)):
-                gradient = gradients(network, sent[part].to(case.device), y[part].to(case.device))
-                label = told_label(network, gradient) if len(part) == 1 else None
+                gradient = classifier_gradients(network, sent[part].to(case.device), y[part].to(case.device))
+                label = read_label(network, gradient) if len(part) == 1 else None
                 labels.append(torch.tensor([label]) if label is not None else y[part])
                 rng = case.rng("inversion", "start", i)
                 made = self._search(network, gradient, labels[-1], case.task.shape, rng)
-                found.append(made[matched(made, x[part])])
+                found.append(made[match_images(made, x[part])])
             rebuilt = torch.cat(found)
             right = (torch.cat(labels) == y).double()
             numbers = images.measures(rebuilt) | {LABELS: right}
-            return {n: mean(v, case.rng("inversion", "bootstrap", name, n)) for n, v in numbers.items()}, rebuilt
+            return {
+                n: mean_with_interval(v, case.rng("inversion", "bootstrap", name, n)) for n, v in numbers.items()
+            }, rebuilt
 
         run, rebuilt = told("this run", network, x)
         control, _ = told("planted leak", linear, x)
@@ -95,13 +97,13 @@ class Inversion(Audit):
         start = torch.randn(len(y), *shape, generator=rng).clamp_(-1, 1).to(device)
 
         def misfit(x: Tensor) -> Tensor:
-            return 1 - cosine(gradients(network, x, y.to(device), create_graph=True), gradient)
+            return 1 - cosine(classifier_gradients(network, x, y.to(device), create_graph=True), gradient)
 
         rate, smoothness = self.learning_rate, self.smoothness
-        return search(start, misfit, steps=self.steps, learning_rate=rate, smoothness=smoothness)
+        return search_images(start, misfit, steps=self.steps, learning_rate=rate, smoothness=smoothness)
 
 
-def gradients(network: nn.Module, x: Tensor, y: Tensor, create_graph: bool = False) -> list[Tensor]:
+def classifier_gradients(network: nn.Module, x: Tensor, y: Tensor, create_graph: bool = False) -> list[Tensor]:
     """Of the batch's mean cross-entropy, by parameter that is trained: (before − after)/η of one step of SGD."""
     loss = F.cross_entropy(network(x), y)
     # A parameter may stand there that the loss does not reach: its gradient is 0.
@@ -115,7 +117,7 @@ def _trained(network: nn.Module) -> list[nn.Parameter]:
     return [p for p in network.parameters() if p.requires_grad]
 
 
-def told_label(network: nn.Module, gradient: Gradient) -> int | None:
+def read_label(network: nn.Module, gradient: Gradient) -> int | None:
     """Of a batch of one: only the true class has a negative gradient in the last bias. None: none is trained."""
     last = [module.bias for module in network.modules() if isinstance(module, nn.Linear)]
     places = [i for i, p in enumerate(_trained(network)) if last and p is last[-1]]

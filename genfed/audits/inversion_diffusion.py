@@ -15,11 +15,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from genfed.audits.audit import Audit, Case, NotPossible
 from genfed.audits.findings import Estimate, Findings, Reading
-from genfed.audits.membership_metrics import mean
-from genfed.audits.reconstruction import ABOVE, Gradient, cosine, search, sought
+from genfed.audits.membership_metrics import mean_with_interval
+from genfed.audits.reconstruction import ABOVE, Gradient, cosine, search_images, select_images
 from genfed.core.settings import settings
 from genfed.generators.ddpm import DDPMNetwork
-from genfed.methods.bases.federated_generator import Generative, loaded
+from genfed.methods.bases.federated_generator import FederatedGenerator, build_generator
 
 Form = Callable[[Gradient], list[Tensor]]
 """What an optimiser's first step makes of a gradient, over its learning rate."""
@@ -47,7 +47,7 @@ class InversionDiffusion(Audit):
     """Weight of the image's total variation."""
 
     def examine(self, case: Case) -> Findings:
-        images = sought(case, self.examples)
+        images = select_images(case, self.examples)
         network = _denoiser(case)
         x, y, draws = images.x, images.y, case.rng("inversion_diffusion", "draws")
         t = torch.randint(network.config.steps, (len(x),), generator=draws)
@@ -59,12 +59,12 @@ class InversionDiffusion(Audit):
             for i in range(len(x)):
                 one, label, step, eps = (part[i : i + 1].to(case.device) for part in (sent, y, t, noise))
                 given = label, step, eps
-                update = form(gradients(network, one, *given))
+                update = form(denoiser_gradients(network, one, *given))
                 start = torch.randn(one.shape, generator=case.rng("inversion_diffusion", "start", i)).clamp_(-1, 1)
                 found.append(self._search(network, update, form, given, start.to(case.device)))
             rebuilt = torch.cat(found)
             rng = case.rng("inversion_diffusion", "bootstrap", name)
-            return {n: mean(v, rng) for n, v in images.measures(rebuilt).items()}, rebuilt
+            return {n: mean_with_interval(v, rng) for n, v in images.measures(rebuilt).items()}, rebuilt
 
         run, rebuilt = told("this run", first_of_adam, x)
         control, _ = told("planted leak", first_of_sgd, x)
@@ -92,14 +92,14 @@ class InversionDiffusion(Audit):
         """
 
         def misfit(x: Tensor) -> Tensor:
-            found = gradients(network, x, *given, create_graph=True)
-            return 1 - cosine(softened(found) if form is first_of_adam else found, update)
+            found = denoiser_gradients(network, x, *given, create_graph=True)
+            return 1 - cosine(temper(found) if form is first_of_adam else found, update)
 
         rate, smoothness = self.learning_rate, self.smoothness
-        return search(start, misfit, steps=self.steps, learning_rate=rate, smoothness=smoothness)
+        return search_images(start, misfit, steps=self.steps, learning_rate=rate, smoothness=smoothness)
 
 
-def gradients(
+def denoiser_gradients(
     network: DDPMNetwork, x: Tensor, y: Tensor, t: Tensor, noise: Tensor, create_graph: bool = False
 ) -> list[Tensor]:
     """Of the denoising loss of images [n, C, H, W] of classes y [n] at the steps t [n], by parameter."""
@@ -121,7 +121,7 @@ def first_of_adam(gradient: Gradient) -> list[Tensor]:
     return [g / (g.abs() + 1e-8) for g in gradient]
 
 
-def softened(gradient: Gradient) -> list[Tensor]:
+def temper(gradient: Gradient) -> list[Tensor]:
     """What is matched in the place of Adam's first step, since a sign has no slope."""
     return [g / (g.abs() + g.abs().mean() + 1e-12) for g in gradient]
 
@@ -133,10 +133,10 @@ def _denoiser(case: Case) -> DDPMNetwork:
         NotPossible: no client uploads a diffusion model of images.
     """
     method = case.method
-    if not isinstance(method, Generative) or not method.generates:
+    if not isinstance(method, FederatedGenerator) or not method.generates:
         raise NotPossible(f"no client of {case.label} uploads a generator of images")
     server = case.server("inversion_diffusion")
-    network = loaded(method.generator, server, case.task, method.initial_generator(server, case.task))
+    network = build_generator(method.generator, server, case.task, method.initial_generator(server, case.task))
     if not isinstance(network, DDPMNetwork):
         raise NotPossible(f"the generator of {case.label} is no diffusion model")
     return network.eval()

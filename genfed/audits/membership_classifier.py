@@ -15,16 +15,16 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from genfed.audits.audit import Audit, Case
-from genfed.audits.candidates import FEWEST, Asked, by_heart, pairs
+from genfed.audits.candidates import FEWEST, AskedExamples, overfit_control, pair_examples
 from genfed.audits.findings import Estimate, Findings, Reading
-from genfed.audits.membership_metrics import AUC, membership
+from genfed.audits.membership_metrics import AUC, membership_numbers
 from genfed.core.settings import settings
 from genfed.core.task import Data
-from genfed.training.evaluation import predicted
+from genfed.training.evaluation import predict
 
 
 @dataclass(frozen=True)
-class Answers:
+class ShadowAnswers:
     """What one run's classifiers say, in float64; clients one after the other."""
 
     scores: Tensor
@@ -60,15 +60,15 @@ class MembershipClassifier(Audit):
     asked about alone; those of shadows likewise."""
 
     def examine(self, case: Case) -> Findings:
-        asked, population = pairs(case, self.members)
+        asked, population = pair_examples(case, self.members)
         count = sum(len(each.members) for each in asked)
-        inside = balanced(case, asked, self.shadows)
+        inside = draw_shadow_members(case, asked, self.shadows)
 
-        def answers(classifiers: Sequence[nn.Module]) -> Answers:
+        def answers(classifiers: Sequence[nn.Module]) -> ShadowAnswers:
             members = [_scores(n, case.train[a.members]) for n, a in zip(classifiers, asked, strict=True)]
             others = [_scores(n, case.held_out[a.others]) for n, a in zip(classifiers, asked, strict=True)]
             of_population = torch.stack([_scores(n, case.held_out[population]) for n in classifiers])
-            return Answers(torch.stack([torch.cat(members), torch.cat(others)]), of_population)
+            return ShadowAnswers(torch.stack([torch.cat(members), torch.cat(others)]), of_population)
 
         owners = [holding.client for holding in case.holdings]
         final = [case.classifier(owner) for owner in owners]
@@ -83,7 +83,7 @@ class MembershipClassifier(Audit):
             leaking.append(answers(self._planted(case, networks, shadow_data(case, there, inside[number]))))
         without = min(self.references, self.shadows // 2)
         everybody = torch.arange(len(asked)).repeat_interleave(torch.tensor([len(a.members) for a in asked]))
-        attacks: dict[str, Callable[[Answers, Sequence[Answers], Tensor], Tensor]] = {
+        attacks: dict[str, Callable[[ShadowAnswers, Sequence[ShadowAnswers], Tensor], Tensor]] = {
             f"LiRA, {self.shadows} shadows": lira,
             f"RMIA, {without} shadows without the example": lambda target, others, where: rmia(
                 target, others, where, everybody, without, self.gamma, self.offline
@@ -91,9 +91,11 @@ class MembershipClassifier(Audit):
             "confidence alone": lambda target, others, where: target.scores,
         }
 
-        def told(name: str, target: Answers, others: Sequence[Answers], where: Tensor) -> dict[str, Estimate]:
+        def told(
+            name: str, target: ShadowAnswers, others: Sequence[ShadowAnswers], where: Tensor
+        ) -> dict[str, Estimate]:
             members, non_members = attacks[name](target, others, where)
-            return membership(members, non_members, case.rng("membership_classifier", "bootstrap", name))
+            return membership_numbers(members, non_members, case.rng("membership_classifier", "bootstrap", name))
 
         readings = tuple(
             Reading(
@@ -117,11 +119,11 @@ class MembershipClassifier(Audit):
     def _planted(self, case: Case, networks: Sequence[nn.Module], members: Sequence[Data]) -> Sequence[nn.Module]:
         """The same networks, each trained further on these of its members."""
         for place, (network, data) in enumerate(zip(networks, members, strict=True)):
-            by_heart(network, data, self.planted_epochs, case.rng("membership_classifier", "planted", place))
+            overfit_control(network, data, self.planted_epochs, case.rng("membership_classifier", "planted", place))
         return networks
 
 
-def balanced(case: Case, asked: Sequence[Asked], shadows: int) -> Tensor:
+def draw_shadow_members(case: Case, asked: Sequence[AskedExamples], shadows: int) -> Tensor:
     """Which candidates stand in which shadow: bool [shadows, 2 (member, other), pairs]. Of a client's candidates of a
     class one half stands in a shadow, at random, and the other half in the next; so each stands in half of all shadows.
     """
@@ -139,7 +141,7 @@ def balanced(case: Case, asked: Sequence[Asked], shadows: int) -> Tensor:
     return inside
 
 
-def shadow_data(case: Case, asked: Sequence[Asked], inside: Tensor) -> list[Data]:
+def shadow_data(case: Case, asked: Sequence[AskedExamples], inside: Tensor) -> list[Data]:
     """The examples of each client of a shadow; inside [2, pairs]."""
     parts, start = [], 0
     for each in asked:
@@ -150,7 +152,7 @@ def shadow_data(case: Case, asked: Sequence[Asked], inside: Tensor) -> list[Data
     return parts
 
 
-def lira(target: Answers, shadows: Sequence[Answers], inside: Tensor) -> Tensor:
+def lira(target: ShadowAnswers, shadows: Sequence[ShadowAnswers], inside: Tensor) -> Tensor:
     """Log N(φ; μ_in, σ_in²) − log N(φ; μ_out, σ_out²) [2, pairs], φ = log p/(1 − p); σ² is one for all examples."""
     scores = torch.stack([shadow.scores for shadow in shadows])  # [shadows, 2, pairs]
     found = []
@@ -164,8 +166,8 @@ def lira(target: Answers, shadows: Sequence[Answers], inside: Tensor) -> Tensor:
 
 
 def rmia(
-    target: Answers,
-    shadows: Sequence[Answers],
+    target: ShadowAnswers,
+    shadows: Sequence[ShadowAnswers],
     inside: Tensor,
     client: Tensor,
     references: int,
@@ -185,7 +187,7 @@ def rmia(
 
 def _scores(network: nn.Module, data: Data) -> Tensor:
     """Log p/(1 − p) of the true class [n], from scores: that of the class less the log-sum-exp of the others."""
-    scores = predicted(network, data.x).double()
+    scores = predict(network, data.x).double()
     own = scores.gather(1, data.y[:, None])
     others = scores.scatter(1, data.y[:, None], -torch.inf)
     return (own[:, 0] - torch.logsumexp(others, 1)).clamp(-60, 60)

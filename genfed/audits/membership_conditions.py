@@ -14,36 +14,36 @@ from pydantic import Field
 from torch import Tensor
 
 from genfed.audits.audit import Audit, Case, NotPossible
-from genfed.audits.candidates import FEWEST, pairs
-from genfed.audits.client_uploads import alike, stand_in
+from genfed.audits.candidates import FEWEST, pair_examples
+from genfed.audits.client_uploads import draw_alike, stand_in_client
 from genfed.audits.findings import Findings, Reading
-from genfed.audits.membership_metrics import AUC, membership
-from genfed.core.phase import Nothing
+from genfed.audits.membership_metrics import AUC, membership_numbers
+from genfed.core.phase import Empty
 from genfed.core.settings import settings
 from genfed.core.task import Data
-from genfed.foundation.images import fitted
+from genfed.foundation.images import resize_to
 from genfed.foundation.model import FoundationModel
-from genfed.methods.bases.condition_upload import ByConditions, Told
-from genfed.methods.bases.prompt_upload import ByPrompts
-from genfed.training.pixels import scaled
+from genfed.methods.bases.condition_upload import ConditionUpload, ConditionUploadMethod
+from genfed.methods.bases.prompt_upload import PromptUploadMethod
+from genfed.training.pixels import normalize_pixels
 
 ATTACKS = ("distance to the nearest condition", "denoising loss under the nearest condition")
 NAMES = ("this run", "planted leak", "nothing to find")
 
 
 @dataclass(frozen=True)
-class Target:
+class ConditionTarget:
     """A client under attack."""
 
     pairs: tuple[Data, Data]
     """Members and others, row by row of one class."""
     alone: tuple[Tensor, Tensor]
     """The condition that the client would make of each of them, [p, …]."""
-    uploads: tuple[Told, Told, Told]
+    uploads: tuple[ConditionUpload, ConditionUpload, ConditionUpload]
     """By name, as `NAMES`."""
     planted: Tensor
     """Rows of the pairs of whom the planted one is made."""
-    own: Told
+    own: ConditionUpload
     """What the attacker makes of examples of their own."""
 
 
@@ -70,7 +70,7 @@ class MembershipConditions(Audit):
     """Of that, where descriptions are learnt: how often each stands there."""
 
     def examine(self, case: Case) -> Findings:
-        if not isinstance(case.method, ByConditions):
+        if not isinstance(case.method, ConditionUploadMethod):
             raise NotPossible(f"no client of {case.label} uploads conditions of a diffusion model")
         targets = self._targets(case)
         if all(_same(target.own, target.uploads[2]) for target in targets):
@@ -86,9 +86,9 @@ class MembershipConditions(Audit):
                 torch.cat([self._scores(case, model, target, i, who) for target in targets], 1) for who in (0, 1)
             )
             rng = case.rng("conditions", "bootstrap", name)
-            numbers.append([membership(*both, rng) for both in zip(members, others, strict=True)])
+            numbers.append([membership_numbers(*both, rng) for both in zip(members, others, strict=True)])
         readings = tuple(Reading(attack, AUC, 0.5, *of) for attack, *of in zip(ATTACKS, *numbers, strict=True))
-        passes = "" if isinstance(case.method, ByPrompts) else f", each {self.planted_passes} times over"
+        passes = "" if isinstance(case.method, PromptUploadMethod) else f", each {self.planted_passes} times over"
         notes = (
             "Distance: from the condition that the client would make of the example alone. The loss: how much less it "
             "is than under conditions that the attacker makes, in the same way, of examples of their own.",
@@ -99,7 +99,7 @@ class MembershipConditions(Audit):
         count = sum(len(target.pairs[0]) for target in targets)
         return Findings(readings, {"clients": len(targets), "members": count, "non-members": count}, notes)
 
-    def _targets(self, case: Case) -> list[Target]:
+    def _targets(self, case: Case) -> list[ConditionTarget]:
         """Clients whose conditions the server has, at most so many.
 
         Raises:
@@ -109,18 +109,18 @@ class MembershipConditions(Audit):
         holdings = tuple(h for h in case.holdings if h.client.id in sent.clients)[: self.clients]
         if not holdings:
             raise NotPossible("the server has no client's conditions")
-        asked, known = pairs(replace(case, holdings=holdings), self.members)
+        asked, known = pair_examples(replace(case, holdings=holdings), self.members)
         known = known[case.held_out.y[known].argsort(stable=True)]  # so that both parts have every class
         own, fresh = case.held_out[known[::2]], case.held_out[known[1::2]]
         targets = []
         for place, (holding, each) in enumerate(zip(holdings, asked, strict=True)):
             case.tell(f"client {place + 1} of {len(holdings)}: conditions of {2 * len(each.members)} examples")
 
-            def told(data: Data, *purpose: str | int, who: int = place) -> Told:
-                there: Told = case.method.tell(  # type: ignore[attr-defined]
-                    stand_in(case, holdings[who].client, data, "conditions", *purpose), Nothing()
+            def told(data: Data, *purpose: str | int, who: int = place) -> ConditionUpload:
+                there: ConditionUpload = case.method.tell(  # type: ignore[attr-defined]
+                    stand_in_client(case, holdings[who].client, data, "conditions", *purpose), Empty()
                 ).upload
-                return Told(there.conditions.cpu(), there.labels.cpu())
+                return ConditionUpload(there.conditions.cpu(), there.labels.cpu())
 
             both = (case.train[each.members], case.held_out[each.others])
             alone = [
@@ -128,27 +128,27 @@ class MembershipConditions(Audit):
                 for who, data in enumerate(both)
             ]
             few = torch.cat([torch.nonzero(both[0].y == c)[: self.planted, 0] for c in torch.unique(both[0].y)])
-            times = 1 if isinstance(case.method, ByPrompts) else self.planted_passes
+            times = 1 if isinstance(case.method, PromptUploadMethod) else self.planted_passes
             y = case.train.y[holding.rows]
             planted = told(both[0][few.repeat(times)], "planted")
-            null = told(alike(fresh, y, case.rng("conditions", "null", place)), "null")
-            reference = told(alike(own, y, case.rng("conditions", "own", place)), "own")
+            null = told(draw_alike(fresh, y, case.rng("conditions", "null", place)), "null")
+            reference = told(draw_alike(own, y, case.rng("conditions", "own", place)), "own")
             mine = sent.clients == holding.client.id
-            uploads = (Told(sent.conditions[mine].cpu(), sent.labels[mine].cpu()), planted, null)
-            targets.append(Target(both, (alone[0], alone[1]), uploads, few, reference))
+            uploads = (ConditionUpload(sent.conditions[mine].cpu(), sent.labels[mine].cpu()), planted, null)
+            targets.append(ConditionTarget(both, (alone[0], alone[1]), uploads, few, reference))
         return targets
 
-    def _scores(self, case: Case, model: FoundationModel, target: Target, upload: int, who: int) -> Tensor:
+    def _scores(self, case: Case, model: FoundationModel, target: ConditionTarget, upload: int, who: int) -> Tensor:
         """By attack, [2, n], higher for members; of the planted upload for those alone that it is made of."""
         rows = target.planted if NAMES[upload] == "planted leak" else slice(None)
         data, alone = target.pairs[who][rows], target.alone[who][rows]
-        told, far = nearest(alone, data.y, target.uploads[upload])
-        reference, _ = nearest(alone, data.y, target.own)
+        told, far = nearest_condition(alone, data.y, target.uploads[upload])
+        reference, _ = nearest_condition(alone, data.y, target.own)
         rng = case.rng("conditions", "noise", who)
-        return torch.stack([-far, gain(model, data.x, told, reference, self.draws, rng)])
+        return torch.stack([-far, noise_gain(model, data.x, told, reference, self.draws, rng)])
 
 
-def nearest(alone: Tensor, y: Tensor, told: Told) -> tuple[Tensor, Tensor]:
+def nearest_condition(alone: Tensor, y: Tensor, told: ConditionUpload) -> tuple[Tensor, Tensor]:
     """Of the conditions of an example's class that were told, the nearest to its own: [n, …], and how far [n]."""
     found, far = torch.empty_like(alone), torch.empty(len(alone))
     for c in torch.unique(y).tolist():
@@ -160,7 +160,7 @@ def nearest(alone: Tensor, y: Tensor, told: Told) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def gain(
+def noise_gain(
     model: FoundationModel, x: Tensor, told: Tensor, reference: Tensor, draws: int, rng: torch.Generator
 ) -> Tensor:
     """How much less the noise in images is mistaken under the conditions `told` than under the reference [n]: the mean
@@ -168,7 +168,7 @@ def gain(
     """
     found = []
     for rows in torch.split(torch.arange(len(x)), 64):
-        z = model.encode(fitted(scaled(x[rows]).to(model.device), model.image_shape))
+        z = model.encode(resize_to(normalize_pixels(x[rows]).to(model.device), model.image_shape))
         total = torch.zeros(len(rows))
         for draw in range(draws):
             t, eps = int((draw + 0.5) / draws * model.steps), torch.randn(z.shape, generator=rng).to(model.device)
@@ -182,5 +182,5 @@ def gain(
     return torch.cat(found)
 
 
-def _same(a: Told, b: Told) -> bool:
+def _same(a: ConditionUpload, b: ConditionUpload) -> bool:
     return a.conditions.shape == b.conditions.shape and torch.equal(a.conditions, b.conditions)

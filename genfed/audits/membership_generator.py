@@ -15,18 +15,18 @@ from pydantic import Field
 from torch import Tensor
 
 from genfed.audits.audit import Audit, Case, NotPossible
-from genfed.audits.candidates import FEWEST, candidates
+from genfed.audits.candidates import FEWEST, select_candidates
 from genfed.audits.findings import Estimate, Findings, Reading
-from genfed.audits.membership_metrics import AUC, membership
+from genfed.audits.membership_metrics import AUC, membership_numbers
 from genfed.core.settings import settings
 from genfed.core.task import Data, Task, Weights
 from genfed.generators.cvae import CVAENetwork
 from genfed.generators.dcgan import DCGANNetwork
 from genfed.generators.ddpm import DDPMNetwork
 from genfed.generators.generator import Generator, GeneratorNetwork
-from genfed.methods.bases.federated_generator import Generative, as_maps, loaded
+from genfed.methods.bases.federated_generator import FederatedGenerator, build_generator, maps_task
 from genfed.training.fit import fit
-from genfed.training.pixels import scaled
+from genfed.training.pixels import normalize_pixels
 
 Scores = Callable[[GeneratorNetwork, Tensor, Tensor, torch.Generator], Tensor]
 """(generator, x [n, *shape] scaled, y [n], draws) → scores [n], higher for members."""
@@ -59,7 +59,7 @@ class MembershipGenerator(Audit):
         made, kind, task, features = _subject(case)
         network = kind(case.state.generator)
         attacks = self._attacks(network)
-        asked = candidates(case, self.members, case.rng("membership_generator", "candidates"))
+        asked = select_candidates(case, self.members, case.rng("membership_generator", "candidates"))
         members, others = features(case.train[asked.members]), features(case.held_out[asked.others])
         count = min(self.planted, len(members.y))
         leak = kind(case.state.generator)
@@ -73,7 +73,7 @@ class MembershipGenerator(Audit):
             for part, data in (("members", members), ("others", others)):
                 rng = case.rng("membership_generator", "noise", name, part)
                 scores.append(self._scores(attacks[name], generator, data[:asked_about], rng))
-            return membership(scores[0], scores[1], case.rng("membership_generator", "bootstrap", name))
+            return membership_numbers(scores[0], scores[1], case.rng("membership_generator", "bootstrap", name))
 
         every = len(members)
         readings = tuple(
@@ -115,7 +115,7 @@ class MembershipGenerator(Audit):
         network.eval()
         device, found = next(network.parameters()).device, []
         for rows in torch.split(torch.arange(len(data)), 500):
-            x, y = scaled(data.x[rows]).to(device), data.y[rows].to(device)
+            x, y = normalize_pixels(data.x[rows]).to(device), data.y[rows].to(device)
             draws = [attack(network, x, y, rng).cpu() for _ in range(self.draws)]
             found.append(torch.stack(draws).mean(0))
         scores = torch.cat(found)
@@ -125,19 +125,19 @@ class MembershipGenerator(Audit):
 
     def _overfit(self, network: GeneratorNetwork, data: Data, rng: torch.Generator) -> None:
         device = next(network.parameters()).device
-        fit(network.train().players(), data.to(device), epochs=self.planted_steps, batch_size=len(data), rng=rng)
+        fit(network.train().objectives(), data.to(device), epochs=self.planted_steps, batch_size=len(data), rng=rng)
 
 
 def _subject(case: Case) -> tuple[Generator, New, Task, Callable[[Data], Data]]:
     """A generator's settings, how it is made of weights, the task of what it makes, how examples become the like."""
     method = case.method
-    if not isinstance(method, Generative):
+    if not isinstance(method, FederatedGenerator):
         raise NotPossible(f"{case.label} trains no generator that all clients share")
     server, generator = case.server("membership_generator"), method.generator
-    task: Task = case.task if case.features is None else as_maps(method.features(server))  # type: ignore[attr-defined]
+    task: Task = case.task if case.features is None else maps_task(method.features(server))  # type: ignore[attr-defined]
 
     def kind(weights: Weights) -> GeneratorNetwork:
-        return loaded(generator, server, task, weights)
+        return build_generator(generator, server, task, weights)
 
     def like(data: Data) -> Data:
         if case.features is None:

@@ -19,7 +19,9 @@ _AT_ONCE = 20_000_000
 """Numbers of the bootstrap that are held at once."""
 
 
-def membership(members: Tensor, others: Tensor, rng: torch.Generator, draws: int = DRAWS) -> dict[str, Estimate]:
+def membership_numbers(
+    members: Tensor, others: Tensor, rng: torch.Generator, draws: int = DRAWS
+) -> dict[str, Estimate]:
     """By name, of scores [n] that are higher for members: AUC, and the share of members that score above all but that
     share of the others. A rate below one over the number of non-members cannot be read.
 
@@ -44,7 +46,9 @@ def membership(members: Tensor, others: Tensor, rng: torch.Generator, draws: int
     return found
 
 
-def mean(values: Tensor, rng: torch.Generator, draws: int = DRAWS, less: Tensor | None = None) -> Estimate:
+def mean_with_interval(
+    values: Tensor, rng: torch.Generator, draws: int = DRAWS, less: Tensor | None = None
+) -> Estimate:
     """Of values [n], with the bootstrap interval of their mean; `less` [m]: of values whose mean is taken off.
 
     Raises:

@@ -15,11 +15,11 @@ from pydantic import Field
 from torch import Tensor
 
 from genfed.audits.audit import Audit, Case, NotPossible
-from genfed.audits.candidates import FEWEST, about_features, candidates, flat, like_samples
+from genfed.audits.candidates import FEWEST, comparable_vectors, describe_features, select_candidates, to_vectors
 from genfed.audits.findings import Estimate, Findings, Reading
-from genfed.audits.membership_metrics import AUC, membership
+from genfed.audits.membership_metrics import AUC, membership_numbers
 from genfed.core.settings import settings
-from genfed.metrics.nearest_neighbours import nearest
+from genfed.metrics.nearest_neighbours import nearest_distance
 
 Attack = Callable[[Tensor, Tensor], Tensor]
 """(x [n, d], samples [m, d]) → scores [n], higher for members."""
@@ -48,26 +48,26 @@ class MembershipSamples(Audit):
     """Standard deviation of what is added to these copies, where pixels are in [−1, 1]."""
 
     def examine(self, case: Case) -> Findings:
-        asked = candidates(case, self.members, case.rng("membership_samples", "candidates"))
-        members = like_samples(case, case.train[asked.members])
-        others, reference = (like_samples(case, case.held_out[rows]) for rows in (asked.others, asked.reference))
+        asked = select_candidates(case, self.members, case.rng("membership_samples", "candidates"))
+        members = comparable_vectors(case, case.train[asked.members])
+        others, reference = (comparable_vectors(case, case.held_out[rows]) for rows in (asked.others, asked.reference))
         rng = case.rng("membership_samples", "labels")
         y = case.train.y[torch.randint(len(case.train), (self.samples,), generator=rng)]
-        made = flat(case.samples(y, "membership_samples"))
+        made = to_vectors(case.samples(y, "membership_samples"))
         if len(made) < 10:
             raise NotPossible(f"there are {len(made)} synthetic examples; the attack takes 10 at least")
         if not bool(made.isfinite().all()):
             raise NotPossible("the synthetic examples hold numbers that are not finite")
-        apart = like_samples(case, case.train[asked.apart[: len(made)]])
+        apart = comparable_vectors(case, case.train[asked.apart[: len(made)]])
         leak = self._planted(made, members, case.rng("membership_samples", "planted"))
         attacks: dict[str, Attack] = {
-            "distance to the closest record": closest,
+            "distance to the closest record": nearest_sample,
             f"density ratio (DOMIAS, {self.components} components)": Density(reference, self.components).ratio,
         }
 
         def told(attack: Attack, samples: Tensor, name: str) -> dict[str, Estimate]:
             draws = case.rng("membership_samples", "bootstrap", name)
-            return membership(attack(members, samples), attack(others, samples), draws)
+            return membership_numbers(attack(members, samples), attack(others, samples), draws)
 
         readings = tuple(
             Reading(name, AUC, 0.5, told(attack, made, name), told(attack, leak, name), told(attack, apart, name))
@@ -78,7 +78,7 @@ class MembershipSamples(Audit):
             f"Planted leak: noisy copies of {min(copies, len(made))} of the members stand among the samples.",
             f"Nothing to find: {len(apart)} training examples that nobody is asked about stand in the place of the "
             "samples, so that a difference in kind between members and others would show.",
-            *about_features(case),
+            *describe_features(case),
         )
         return Findings(readings, asked.sizes | {"samples": len(made)}, notes)
 
@@ -89,9 +89,9 @@ class MembershipSamples(Audit):
         return torch.cat([copied + self.noise * torch.randn(copied.shape, generator=rng), made[count:]])
 
 
-def closest(x: Tensor, samples: Tensor) -> Tensor:
+def nearest_sample(x: Tensor, samples: Tensor) -> Tensor:
     """The negative distance of each of x [n, d] to the nearest sample, [n]."""
-    return -nearest(x, samples)[0]
+    return -nearest_distance(x, samples)[0]
 
 
 class Density:
@@ -121,7 +121,7 @@ class Density:
 
 
 def log_density(x: Tensor, points: Tensor) -> Tensor:
-    """Of x [n, d] by a Gaussian kernel on each of `points` [m, d], whose width is Scott's m^(−1/(d + 4))."""
+    """Of x [n, d] by a Gaussian kernel on each of `format_points` [m, d], whose width is Scott's m^(−1/(d + 4))."""
     m, d = points.shape
     width = m ** (-1 / (d + 4))
     squares = torch.cat([torch.cdist(some, points).square() for some in torch.split(x, 1000)])

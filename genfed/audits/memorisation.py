@@ -16,13 +16,13 @@ from pydantic import Field
 from torch import Tensor
 
 from genfed.audits.audit import Audit, Case, NotPossible
-from genfed.audits.candidates import about_features, flat, like_samples
+from genfed.audits.candidates import comparable_vectors, describe_features, to_vectors
 from genfed.audits.findings import Estimate, Findings, Picture, Reading
-from genfed.audits.membership_metrics import mean
+from genfed.audits.membership_metrics import mean_with_interval
 from genfed.core.settings import settings
 from genfed.core.task import Data
-from genfed.metrics.nearest_neighbours import neighbours, ratios
-from genfed.training.pixels import scaled, unscaled
+from genfed.metrics.nearest_neighbours import distance_ratios, nearest_neighbors
+from genfed.training.pixels import denormalize_pixels, normalize_pixels
 
 ABOVE, RATIO, COPIES = "MND above that of held-out examples", "MND", "share of copies"
 ASKED, AMONG = 1000, 600
@@ -62,7 +62,7 @@ class Memorisation(Audit):
         made = case.samples(y, "memorisation")
         if len(made) < 10:
             raise NotPossible(f"there are {len(made)} synthetic examples; it takes 10 at least")
-        if not bool(scaled(made.x).isfinite().all()):
+        if not bool(normalize_pixels(made.x).isfinite().all()):
             raise NotPossible("the synthetic examples hold numbers that are not finite")
         chosen = torch.randperm(len(case.train), generator=case.rng("memorisation", "members"))[: self.members]
         order = torch.randperm(len(case.held_out), generator=case.rng("memorisation", "held out"))
@@ -72,35 +72,38 @@ class Memorisation(Audit):
         if len(chosen) < 20:
             raise NotPossible(f"there are {len(chosen)} training examples to look at; it takes 20 at least")
         calibration, fresh, fakes = (
-            like_samples(case, case.held_out[rows]) for rows in torch.split(order[: 3 * third], third)
+            comparable_vectors(case, case.held_out[rows]) for rows in torch.split(order[: 3 * third], third)
         )
-        train, samples = like_samples(case, case.train[chosen]), flat(made)
+        train, samples = comparable_vectors(case, case.train[chosen]), to_vectors(made)
         half = min(ASKED, len(train) // 2)
         asked, like, apart = train[:half], calibration[:half], train[half:]
         count = min(self.planted, len(samples) // 2, half)
         draws = case.rng("memorisation", "planted")
         copied = asked[torch.randperm(half, generator=draws)[:count]]
         copied = copied + self.noise * torch.randn(copied.shape, generator=draws)
-        near, which = relative(samples, train)
-        near_planted = relative(copied, train)[0]
-        limit = min(HALF, float(torch.quantile(relative(calibration, train)[0], self.alarms)))
+        near, which = relative_distance(samples, train)
+        near_planted = relative_distance(copied, train)[0]
+        limit = min(HALF, float(torch.quantile(relative_distance(calibration, train)[0], self.alarms)))
         size = min(AMONG, third, len(samples), len(apart))
 
         def ratio(some: Tensor) -> dict[str, Estimate]:
             # As many real ones as samples, or the larger set would be the nearer.
-            inside, outside = (ratios(x, fresh[:size], some[:size]) for x in (asked, like))
+            inside, outside = (distance_ratios(x, fresh[:size], some[:size]) for x in (asked, like))
             draws = case.rng("memorisation", "bootstrap", "MND")
-            return {ABOVE: mean(inside, draws, less=outside), RATIO: mean(inside, draws)}
+            return {ABOVE: mean_with_interval(inside, draws, less=outside), RATIO: mean_with_interval(inside, draws)}
 
         def copies(near: Tensor) -> dict[str, Estimate]:
-            return {COPIES: mean((near < limit).double(), case.rng("memorisation", "bootstrap", "copies"))}
+            return {
+                COPIES: mean_with_interval((near < limit).double(), case.rng("memorisation", "bootstrap", "copies"))
+            }
 
         leaked = torch.cat([copied, samples])
         readings = (
             Reading("nearest-neighbour distance ratio", ABOVE, 0.0, ratio(samples), ratio(leaked), ratio(apart)),
             Reading(
                 "copies", COPIES, 2 * self.alarms,
-                copies(near), copies(torch.cat([near_planted, near[count:]])), copies(relative(fakes, train)[0]),
+                copies(near), copies(torch.cat([near_planted, near[count:]])),
+                copies(relative_distance(fakes, train)[0]),
             ),
         )  # fmt: skip
         notes = (
@@ -113,7 +116,7 @@ class Memorisation(Audit):
             f"{int((near_planted < limit).sum())} were found as copies.",
             f"Nothing to find: {third} held-out examples stand in the place of the samples; for MND {size} training "
             "examples whose ratio is not taken, so that a difference in kind from held-out ones would show.",
-            *about_features(case),
+            *describe_features(case),
         )
         sizes = {"training examples": len(train), "samples": len(samples), "held-out examples": 3 * third}
         return Findings(readings, sizes, notes, self._pictures(case, made, case.train[chosen], near, which))
@@ -126,7 +129,7 @@ class Memorisation(Audit):
         first = {int(which[i]): i for i in reversed(order)}
         pairs = sorted(((i, k) for k, i in first.items()), key=lambda pair: float(near[pair[0]]))[: self.shown]
         rows = torch.tensor(pairs)
-        above, below = (unscaled(scaled(x)) for x in (made.x[rows[:, 0]], real.x[rows[:, 1]]))
+        above, below = (denormalize_pixels(normalize_pixels(x)) for x in (made.x[rows[:, 0]], real.x[rows[:, 1]]))
         caption = (
             "The likeliest copies (nearer to one training example than to the next ones), the likeliest first, each "
             "training example once."
@@ -134,9 +137,9 @@ class Memorisation(Audit):
         return (Picture(caption, ("sample", "training example"), torch.stack([above, below])),)
 
 
-def relative(x: Tensor, train: Tensor) -> tuple[Tensor, Tensor]:
+def relative_distance(x: Tensor, train: Tensor) -> tuple[Tensor, Tensor]:
     """The distance from each of x [n, d] to the nearest of `train` over the mean of those to its nearest `NEIGHBOURS`,
     0 where all these are 0; and which is the nearest. Each [n].
     """
-    far, which = neighbours(x, train, min(NEIGHBOURS, len(train)))
+    far, which = nearest_neighbors(x, train, min(NEIGHBOURS, len(train)))
     return far[:, 0] / far.mean(1).clamp(min=1e-30), which[:, 0]

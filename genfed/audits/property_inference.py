@@ -16,13 +16,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from genfed.audits.audit import Audit, Case, NotPossible
-from genfed.audits.client_uploads import drawn, uploaded, uploading
+from genfed.audits.client_uploads import draw_by_shares, find_classifier_phase, simulate_upload
 from genfed.audits.findings import Estimate, Findings, Reading
-from genfed.audits.membership_metrics import mean
+from genfed.audits.membership_metrics import mean_with_interval
 from genfed.core.aggregate import ClientInfo
 from genfed.core.settings import settings
 from genfed.core.task import Data
-from genfed.training.evaluation import predicted
+from genfed.training.evaluation import predict
 
 NEARER, DISTANCE, LARGEST = "nearer than a guess", "total variation from the truth", "largest class told right"
 FEWEST = 10
@@ -30,7 +30,7 @@ FEWEST = 10
 
 
 @dataclass(frozen=True)
-class Regression:
+class MixRegression:
     """Answers z [n, 2, classes] → shares softmax(offset + Σ slope · z): two slopes for all classes, so that few shadows
     suffice. A classifier trained to the end answers by log-shares, one trained little by shares.
     """
@@ -61,7 +61,7 @@ class PropertyInference(Audit):
     """Of the planted leak: share of a client's examples that are of one class."""
 
     def examine(self, case: Case) -> Findings:
-        uploading(case)
+        find_classifier_phase(case)
         classes = len(case.task.classes)
         if len(case.held_out) < 4 * FEWEST:
             raise NotPossible(
@@ -71,7 +71,7 @@ class PropertyInference(Audit):
         order = order[case.held_out.y[order].argsort(stable=True)]  # so that each part has the mix of all
         own, probe = case.held_out[order[0::4]], case.held_out[order[1::4]]
         fresh = case.held_out[torch.cat([order[2::4], order[3::4]])]
-        guess = shares_of(case.held_out.y, classes)
+        guess = class_shares(case.held_out.y, classes)
         if classes < 2 or float(guess.max()) == 1:
             raise NotPossible("the held-out examples are of one class")
 
@@ -86,18 +86,18 @@ class PropertyInference(Audit):
             skewed = torch.full((classes,), (1 - self.planted) / (classes - 1))
             skewed[place % classes] = self.planted
             truth.append(data)
-            planted.append(drawn(case.train, skewed, len(data), rng))
-            null.append(drawn(fresh, guess, len(data), rng))
+            planted.append(draw_by_shares(case.train, skewed, len(data), rng))
+            null.append(draw_by_shares(fresh, guess, len(data), rng))
 
         def numbers(name: str, trained_on: Sequence[Data], true: Sequence[Data]) -> dict[str, Estimate]:
             case.tell(f"{name}: {len(asked)} uploads")
             found = []
             for (info, _), data in zip(asked, trained_on, strict=True):
-                network = uploaded(case, info, data, f"property {name}")
-                found.append(told[info.architecture](answers(network, probe, case.device)[None])[0])
-            mixes = torch.stack([shares_of(data.y, classes) for data in true])
+                network = simulate_upload(case, info, data, f"property {name}")
+                found.append(told[info.architecture](log_probabilities(network, probe, case.device)[None])[0])
+            mixes = torch.stack([class_shares(data.y, classes) for data in true])
             rng = case.rng("property_inference", "bootstrap", name)
-            return {n: mean(v, rng) for n, v in measures(torch.stack(found), mixes, guess).items()}
+            return {n: mean_with_interval(v, rng) for n, v in measure_mixes(torch.stack(found), mixes, guess).items()}
 
         reading = Reading(
             "mix of classes", NEARER, 0.0,
@@ -114,34 +114,34 @@ class PropertyInference(Audit):
         sizes = {"clients": len(asked), "shadow uploads": self.shadows * len(names), "examples asked": len(probe)}
         return Findings((reading,), sizes, notes)
 
-    def _shadowed(self, case: Case, asked: Sequence[tuple[ClientInfo, Data]], own: Data, probe: Data) -> Regression:
+    def _shadowed(self, case: Case, asked: Sequence[tuple[ClientInfo, Data]], own: Data, probe: Data) -> MixRegression:
         """What uploads of one architecture tell, learnt from the attacker's own."""
         classes, rng = len(case.task.classes), case.rng("property_inference", "shadows", asked[0][0].architecture)
         z, mixes = [], []
         for number in range(self.shadows):
             info, data = asked[number % len(asked)]
             case.tell(f"shadow upload {number + 1} of {self.shadows}, {info.architecture}")
-            part = drawn(own, lopsided(classes, rng), len(data), rng)
-            z.append(answers(uploaded(case, info, part, f"shadow {number}"), probe, case.device))
-            mixes.append(shares_of(part.y, classes))
-        return regression(torch.stack(z), torch.stack(mixes))
+            part = draw_by_shares(own, skewed_shares(classes, rng), len(data), rng)
+            z.append(log_probabilities(simulate_upload(case, info, part, f"shadow {number}"), probe, case.device))
+            mixes.append(class_shares(part.y, classes))
+        return fit_regression(torch.stack(z), torch.stack(mixes))
 
 
-def answers(network: nn.Module, probe: Data, device: torch.device) -> Tensor:
+def log_probabilities(network: nn.Module, probe: Data, device: torch.device) -> Tensor:
     """The mean log-probability of each class over the probe's examples of it, and over the others, [2, classes] in
     float64; 0 where there are none.
 
     Raises:
         NotPossible: it is not finite.
     """
-    told = predicted(network, probe.x.to(device)).double().log_softmax(1).cpu()
+    told = predict(network, probe.x.to(device)).double().log_softmax(1).cpu()
     if not bool(told.isfinite().all()):
         raise NotPossible("an upload has diverged: what it answers is not finite")
     own = F.one_hot(probe.y, told.shape[1]).double()
     return torch.stack([(told * part).sum(0) / part.sum(0).clamp(min=1) for part in (own, 1 - own)])
 
 
-def regression(z: Tensor, mixes: Tensor, ridge: float = 1e-2) -> Regression:
+def fit_regression(z: Tensor, mixes: Tensor, ridge: float = 1e-2) -> MixRegression:
     """The least cross-entropy from mixes [n, classes] to what answers z [n, 2, classes] tell, plus a ridge."""
     scale = z.std((0, 2)).clamp(min=1e-12)
     offset = torch.zeros(z.shape[2], dtype=z.dtype, requires_grad=True)
@@ -156,10 +156,10 @@ def regression(z: Tensor, mixes: Tensor, ridge: float = 1e-2) -> Regression:
         return value
 
     search.step(loss)  # type: ignore[no-untyped-call]
-    return Regression(offset.detach(), slope.detach() / scale)
+    return MixRegression(offset.detach(), slope.detach() / scale)
 
 
-def measures(found: Tensor, truth: Tensor, guess: Tensor) -> dict[str, Tensor]:
+def measure_mixes(found: Tensor, truth: Tensor, guess: Tensor) -> dict[str, Tensor]:
     """Of mixes [clients, classes] that were told and that are, and of the guess [classes]: by name, values whose mean
     is the number.
     """
@@ -172,12 +172,12 @@ def measures(found: Tensor, truth: Tensor, guess: Tensor) -> dict[str, Tensor]:
     }
 
 
-def shares_of(y: Tensor, classes: int) -> Tensor:
+def class_shares(y: Tensor, classes: int) -> Tensor:
     """The mix of labels, [classes] in float64."""
     return torch.bincount(y, minlength=classes).double() / len(y)
 
 
-def lopsided(classes: int, rng: torch.Generator) -> Tensor:
+def skewed_shares(classes: int, rng: torch.Generator) -> Tensor:
     """Random shares [classes] in float64, from about even to mostly one class."""
     shares = torch.empty(classes, dtype=torch.float64).exponential_(generator=rng).square()
     return shares / shares.sum()

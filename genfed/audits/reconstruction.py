@@ -12,14 +12,14 @@ from torch import Tensor
 
 from genfed.audits.audit import Case, NotPossible
 from genfed.audits.findings import Picture
-from genfed.training.pixels import scaled, unscaled
+from genfed.training.pixels import denormalize_pixels, normalize_pixels
 
 ABOVE, PSNR, SSIM = "PSNR above a guess, dB", "PSNR, dB", "SSIM"
 Gradient = Sequence[Tensor]
 
 
 @dataclass(frozen=True)
-class Sought:
+class ImageTarget:
     """Images of the first client, and what stands beside them, [n, C, H, W] in [−1, 1]."""
 
     x: Tensor
@@ -40,11 +40,11 @@ class Sought:
         return Picture(
             "A client's images, what was rebuilt of them from its updates, and the guess that takes no update.",
             ("client's image", "rebuilt", "guess"),
-            torch.stack([unscaled(images) for images in (self.x, rebuilt, self.guess)]),
+            torch.stack([denormalize_pixels(images) for images in (self.x, rebuilt, self.guess)]),
         )
 
 
-def sought(case: Case, examples: int) -> Sought:
+def select_images(case: Case, examples: int) -> ImageTarget:
     """So many images at most.
 
     Raises:
@@ -59,13 +59,13 @@ def sought(case: Case, examples: int) -> Sought:
     if len(rows) < 2:
         raise NotPossible("the first client has fewer than 2 examples of classes that are held out")
     y, own = case.train.y[rows], case.held_out[held]
-    of_class = [scaled(own.x[own.y == c]) for c in y.tolist()]
+    of_class = [normalize_pixels(own.x[own.y == c]) for c in y.tolist()]
     guess = torch.stack([images.mean(0) for images in of_class])
     other = torch.stack([images[i % len(images)] for i, images in enumerate(of_class)])
-    return Sought(scaled(case.train.x[rows]), y, guess, other)
+    return ImageTarget(normalize_pixels(case.train.x[rows]), y, guess, other)
 
 
-def search(
+def search_images(
     start: Tensor, misfit: Callable[[Tensor], Tensor], *, steps: int, learning_rate: float, smoothness: float
 ) -> Tensor:
     """From images `start` in [−1, 1] to such whose misfit plus total variation is small: by Adam on the signs of the
@@ -96,7 +96,7 @@ def variation(x: Tensor) -> Tensor:
     return x.diff(dim=-1).abs().mean() + x.diff(dim=-2).abs().mean()
 
 
-def matched(made: Tensor, real: Tensor) -> Tensor:
+def match_images(made: Tensor, real: Tensor) -> Tensor:
     """Which of `made` stands for each of `real` [n]: the nearest pair first, then the nearest of those left."""
     far = torch.cdist(real.flatten(1), made.flatten(1))
     found = torch.empty(len(real), dtype=torch.int64)

@@ -139,9 +139,9 @@ def predict(
     client: ClientNumber = None,
 ) -> None:
     """Classify new examples, read as the run's own were: class and probabilities of each, in a CSV file."""
-    from genfed.artifacts.predict import predictor, write_predictions
+    from genfed.artifacts.predict import load_predictor, write_predictions
 
-    model = predictor(run, method, seed, client)
+    model = load_predictor(run, method, seed, client)
     count = write_predictions(model, inputs, out)
     console = _output()
     by = f" by {model.trained}" if model.trained else ""
@@ -176,13 +176,13 @@ def pretrain(
     killed goes on with --resume and ends with the same bits.
     """
     from genfed.artifacts.pretrain import read_pretraining, run_pretraining
-    from genfed.experiment.progress import Steps
+    from genfed.experiment.progress import StepProgressBar
 
     settings = read_pretraining(config, set_ or [])
     folder = out or Path("runs") / settings.name
     console = _console(stderr=True)
     try:
-        with Steps(console) as watch:
+        with StepProgressBar(console) as watch:
             about = run_pretraining(settings, folder, resume=resume, fresh=fresh, notify=watch)
     except KeyboardInterrupt:
         raise _stopped(console, "every checkpoint") from None

@@ -54,10 +54,10 @@ def _stopped(console: Console, kept: str = "every finished round") -> typer.Exit
 def _tell(report: "Report", folder: Path, console: Console) -> None:
     """A run's tables and where its page is; what clients failed at on `console`."""
     from genfed.report.summary_table import summary_table
-    from genfed.report.tables import more_tables
+    from genfed.report.tables import other_tables
 
     output = _output()
-    for table in (summary_table(report), *more_tables(report)):
+    for table in (summary_table(report), *other_tables(report)):
         output.print(table)
     for line in report.notes:
         output.print(line, style="yellow", soft_wrap=True)

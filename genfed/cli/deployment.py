@@ -12,7 +12,7 @@ from genfed.cli.common import Overrides, _console, _output, _stopped, _tell, app
 from genfed.core.errors import GenfedError
 
 if TYPE_CHECKING:
-    from genfed.deployment.server import Outcome, Wanted
+    from genfed.deployment.server import Outcome, ServeRequest
 
 
 def _keys_or_not(keys: Path | None, insecure: bool) -> None:
@@ -37,7 +37,7 @@ Running = Annotated[
 
 
 def _serving(
-    wanted: "Wanted", address: str, keys: Path | None, folder: Path, running: bool, console: Console
+    wanted: "ServeRequest", address: str, keys: Path | None, folder: Path, running: bool, console: Console
 ) -> "Outcome":
     from genfed.deployment import processes, superlink
 
@@ -69,18 +69,18 @@ def serve(
     Starts a SuperLink, waits for `federation.clients` sites (`genfed join`), and does what `genfed run` does. Needs the
     extra "flower"; docs/deployment.md says how to have it outlive a restart, and how to use Flower's own commands.
     """
-    from genfed.config.reader import read
-    from genfed.deployment.server import Wanted, served
+    from genfed.config.reader import read_config
+    from genfed.deployment.server import ServeRequest, serve_run
     from genfed.experiment import run_folder
     from genfed.report.results import from_json
 
     _keys_or_not(keys, insecure)
-    settings = served(read(config, set_ or []))
+    settings = serve_run(read_config(config, set_ or []))
     folder = out or run_folder.default_folder(config, settings)
     run_folder.check_choice(folder, folder.exists() and any(folder.iterdir()), resume=resume, fresh=fresh)
     console = _console(stderr=True)
     words = shlex.join(["genfed", *sys.argv[1:]])
-    wanted = Wanted(
+    wanted = ServeRequest(
         str(Path(config).resolve()), str(folder.resolve()), resume, fresh, tuple(set_ or ()), wait=wait, command=words
     )
     try:
@@ -105,11 +105,11 @@ def join(
 
     here = site_settings.read_site(site)
     if command:
-        _output().print(processes.shown(supernode.supernode_command(here, 9094)), soft_wrap=True)
+        _output().print(processes.shell_line(supernode.supernode_command(here, 9094)), soft_wrap=True)
         return
     supernode.supernode_command(here, 0)  # refuses missing keys before the data are read
     console = _console(stderr=True)
-    holding = site_data.take_stock(here)
+    holding = site_data.load_site_data(here)
     task = holding.task
     console.print(
         f"site {here.config.name}: {here.config.architecture}, {len(holding.train)} training examples and "
@@ -157,16 +157,16 @@ def federation_check(
 
     from rich.table import Table
 
-    from genfed.config.reader import read
-    from genfed.deployment.server import COLUMNS, Wanted, served, table_of
+    from genfed.config.reader import read_config
+    from genfed.deployment.server import COLUMNS, ServeRequest, request_to_settings, serve_run
 
     _keys_or_not(keys, insecure)
-    served(read(config, set_ or []))
+    serve_run(read_config(config, set_ or []))
     with tempfile.TemporaryDirectory() as folder:
-        wanted = Wanted(str(Path(config).resolve()), overrides=tuple(set_ or ()), check=True, wait=wait)
+        wanted = ServeRequest(str(Path(config).resolve()), overrides=tuple(set_ or ()), check=True, wait=wait)
         outcome = _serving(wanted, address, keys, Path(folder), running, _console(stderr=True))
     table = Table(*COLUMNS)
-    for row in table_of(outcome):
+    for row in request_to_settings(outcome):
         table.add_row(*row)
     _output().print(table)
     if outcome.trouble:
@@ -193,13 +193,13 @@ def site_budget(site: Annotated[Path, typer.Argument(help="The site's TOML file.
     from rich.table import Table
 
     from genfed.deployment.site_settings import read_site
-    from genfed.privacy.site_budget import table_of
+    from genfed.privacy.site_budget import read_budget_table
 
     here = read_site(site)
     if here.config.privacy is None:
         raise GenfedError(f"{site} has no [privacy]: give it an epsilon and a delta, and runs are charged to them")
     table = Table("run", "method", "seed", "steps", "ε", "ε with all before")
-    for row in table_of(here.folder, here.config.privacy):
+    for row in read_budget_table(here.folder, here.config.privacy):
         table.add_row(*row)
     _output().print(table)
     _output().print(f"budget: ε = {here.config.privacy.epsilon:g} at δ = {here.config.privacy.delta:g}")

@@ -12,15 +12,15 @@ from rich.console import Group, RenderableType
 from rich.table import Column, Table
 
 from genfed.config import architectures, registry
-from genfed.config.settings import Compute, Config, Evaluation, Federation, Quality
+from genfed.config.settings import Compute, Config, Evaluation, Federation, Metrics
 from genfed.core.errors import GenfedError
 from genfed.core.task import Task
-from genfed.privacy.settings import Adaptive, ClientPrivacy, Privacy
+from genfed.privacy.settings import AdaptiveClipping, ClientPrivacy, Privacy
 from genfed.report.results import Published
-from genfed.secure_aggregation.settings import Secure
+from genfed.secure_aggregation.settings import SecureAggregation
 
 
-def listing(what: str, name: str | None = None) -> RenderableType:
+def print_listing(what: str, name: str | None = None) -> RenderableType:
     """All of a kind in a table; one alone, or "settings", with its settings.
 
     Raises:
@@ -30,8 +30,8 @@ def listing(what: str, name: str | None = None) -> RenderableType:
         if name is not None:
             raise GenfedError(f"list settings takes no name ({name!r}); it shows all of them")
         tables = {"": Config, "federation": Federation, "evaluation": Evaluation, "compute": Compute}
-        tables |= {"quality": Quality, "secure": Secure, "privacy": Privacy, "client_privacy": ClientPrivacy}
-        tables |= {"client_privacy.adaptive": Adaptive, "published.WORD": Published}
+        tables |= {"quality": Metrics, "secure": SecureAggregation, "privacy": Privacy, "client_privacy": ClientPrivacy}
+        tables |= {"client_privacy.adaptive": AdaptiveClipping, "published.WORD": Published}
         closing = "[defaults] holds settings for every method that has them; [method.LABEL] those of one method."
         return Group(
             closing, *(_settings(cls, f"[{key}]" if key else "the top of the file") for key, cls in tables.items())
@@ -40,10 +40,10 @@ def listing(what: str, name: str | None = None) -> RenderableType:
         return _architectures(name)
     family = next(f for f in registry.FAMILIES if f.plural == what)
     if name is not None:
-        cls = registry.find(family, name)
+        cls = registry.find_class(family, name)
         return Group(f"{name}: {_about(cls)}", "", _settings(cls, "settings"), *_inner(cls))
     table = Table("name", "what it is", "settings")
-    for key, cls in sorted(registry.catalogue(family).items()):
+    for key, cls in sorted(registry.list_classes(family).items()):
         table.add_row(key, _about(cls), ", ".join(f.name for f in dataclasses.fields(cls)) or "–")
     closing = f'`genfed list {what} NAME` explains one with its settings; your own is "package.module:Class".'
     return Group(table, closing)
@@ -64,7 +64,7 @@ def _architectures(name: str | None) -> RenderableType:
     table = Table("name", about, "parameters (1×32×32, 10 classes)", "on a table of 16 features")
     known = architectures.architectures()
     if name is not None and name not in known:
-        raise GenfedError(registry.unknown(name, known, "no such architecture"))
+        raise GenfedError(registry.explain_unknown(name, known, "no such architecture"))
     image = Task("image", (1, 32, 32), tuple("0123456789"))
     features = Task("table", (16,), ("no", "yes"))
     for key in known if name is None else [name]:

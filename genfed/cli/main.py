@@ -57,15 +57,15 @@ def run(
     overrides = list(set_ or [])
     if data_root is not None:
         overrides.append(f"data_root={json.dumps(str(data_root), ensure_ascii=False)}")
-    from genfed.config.reader import read
+    from genfed.config.reader import read_config
     from genfed.experiment import run, run_folder
-    from genfed.experiment.progress import Watch
+    from genfed.experiment.progress import RunProgressBar
 
-    settings = read(config, overrides)
+    settings = read_config(config, overrides)
     folder = out or run_folder.default_folder(config, settings)
     console = _console(stderr=True)
     try:
-        with Watch(console, trials=len(settings.labels) * len(settings.seeds)) as watch:
+        with RunProgressBar(console, trials=len(settings.labels) * len(settings.seeds)) as watch:
             report = run.run(settings, out=folder, resume=resume, fresh=fresh, notify=watch, engine=engine)
     except KeyboardInterrupt:
         raise _stopped(console) from None
@@ -96,9 +96,9 @@ def list_(
     name: Annotated[str | None, typer.Argument(help="Only this one, with its settings.", show_default=False)] = None,
 ) -> None:
     """Explain what can be named in a config, with every setting and its default."""
-    from genfed.cli.listing import listing
+    from genfed.cli.listing import print_listing
 
-    _output().print(listing(what, name))
+    _output().print(print_listing(what, name))
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

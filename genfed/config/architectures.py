@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from genfed.config.registry import _CLASSIFIERS, _custom, _modules, unknown
+from genfed.config.registry import _CLASSIFIERS, _custom, _modules, explain_unknown
 from genfed.core.errors import GenfedError
 from genfed.core.rng import seeded
 from genfed.core.task import Task
@@ -56,6 +56,6 @@ def _maker(architecture: str) -> Callable[[Task], nn.Module]:
         else:
             known = architectures()
             if architecture not in known:
-                raise GenfedError(unknown(architecture, known, "no such architecture"))
+                raise GenfedError(explain_unknown(architecture, known, "no such architecture"))
             _makers[architecture] = known[architecture]
     return _makers[architecture]

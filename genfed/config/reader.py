@@ -25,7 +25,7 @@ Table = dict[str, Any]
 log = logging.getLogger(__name__)
 
 
-def read(source: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> Config:
+def read_config(source: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> Config:
     """Reads a TOML file, a run's folder (its resolved config) or a table of settings; `overrides` are "key=value" with
     a dotted key and a TOML value (a bare word is a string).
 
@@ -64,7 +64,7 @@ def dump_toml(config: object) -> str:
     return tomli_w.dumps(_dump(config))
 
 
-def flat(config: object) -> Table:
+def flatten_settings(config: object) -> Table:
     """Any settings by dotted key."""
     return _flat(_dump(config))
 
@@ -75,7 +75,7 @@ _FREE = (
 )
 
 
-def decisive(config: Config) -> Table:
+def decisive_settings(config: Config) -> Table:
     """The settings that the outcome depends on, by dotted key. Where data lie is not among them: that they are the same
     is known from the data themselves.
     """
@@ -131,14 +131,14 @@ def _config(table: Table) -> Config:
         given = _table(own.get(label, {}), f"method.{label}")
         if not isinstance(kind := given.get("kind", label), str):
             raise GenfedError(f"method.{label}.kind = {kind!r}: expected the name of a method")
-        if kind != label and label in registry.catalogue(registry.METHODS):
+        if kind != label and label in registry.list_classes(registry.METHODS):
             raise GenfedError(f"method.{label}.kind = {kind!r}: {label} is a method itself; use another label")
-        cls = registry.find(registry.METHODS, kind)
+        cls = registry.find_class(registry.METHODS, kind)
         fields = {f.name for f in dataclasses.fields(cls)}
         used |= fields & defaults.keys()
         merged = _merge({k: v for k, v in defaults.items() if k in fields}, given)
         try:
-            method = build(cls, {k: v for k, v in merged.items() if k != "kind"}, f"method.{label}.")
+            method = build_settings(cls, {k: v for k, v in merged.items() if k != "kind"}, f"method.{label}.")
         except GenfedError as error:
             found = re.match(rf"method\.{re.escape(label)}\.(\w+)", line := str(error))
             if found is None or found[1] in given:
@@ -151,15 +151,19 @@ def _config(table: Table) -> Config:
         log.warning("%s: not used, since neither methods nor beside names %s", tables, ", ".join(idle))
     for key in defaults.keys() - used:
         known = {f.name for method in built.values() for f in dataclasses.fields(method)}
-        raise GenfedError(registry.unknown(key, known, f"defaults.{key}: no method of the run has such a setting"))
+        raise GenfedError(
+            registry.explain_unknown(key, known, f"defaults.{key}: no method of the run has such a setting")
+        )
     figures = _table(table.pop("published", {}), "published")
     for label in figures:
-        if label not in (known := {*labels, *own, *registry.catalogue(registry.METHODS)}):
-            raise GenfedError(registry.unknown(label, known, f"published.{label}: no such method"))
-    published = {k: build(Published, _table(v, f"published.{k}"), f"published.{k}.") for k, v in figures.items()}
+        if label not in (known := {*labels, *own, *registry.list_classes(registry.METHODS)}):
+            raise GenfedError(registry.explain_unknown(label, known, f"published.{label}: no such method"))
+    published = {
+        k: build_settings(Published, _table(v, f"published.{k}"), f"published.{k}.") for k, v in figures.items()
+    }
     # As with [method.WORD], a table for a method that is not run is checked all the same, and left out.
     ours = {label: figure for label, figure in published.items() if label in labels}
-    return build(Config, table | {"method": built, "published": ours, "audit": _audits(table)}, "")
+    return build_settings(Config, table | {"method": built, "published": ours, "audit": _audits(table)}, "")
 
 
 def _audits(table: Table) -> dict[str, Audit]:
@@ -170,8 +174,8 @@ def _audits(table: Table) -> dict[str, Audit]:
         given = _table(own.get(label, {}), f"audit.{label}")
         if not isinstance(kind := given.get("kind", label), str):
             raise GenfedError(f"audit.{label}.kind = {kind!r}: expected the name of an audit")
-        cls = registry.find(registry.AUDITS, kind)
-        built[label] = build(cls, {k: v for k, v in given.items() if k != "kind"}, f"audit.{label}.")
+        cls = registry.find_class(registry.AUDITS, kind)
+        built[label] = build_settings(cls, {k: v for k, v in given.items() if k != "kind"}, f"audit.{label}.")
     return built
 
 
@@ -186,14 +190,14 @@ def _labels(table: Table, key: str, default: tuple[str, ...] = ()) -> tuple[str,
     return tuple(value)
 
 
-def build(cls: type[T], table: Table, at: str) -> T:
+def build_settings(cls: type[T], table: Table, at: str) -> T:
     """A settings object from a table; `at` is the dotted key of the table, with a dot at its end."""
     hints = typing.get_type_hints(cls)
     fields = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     values = {}
     for key, value in table.items():
         if key not in fields:
-            raise GenfedError(registry.unknown(key, fields, f"{at}{key}: no such setting"))
+            raise GenfedError(registry.explain_unknown(key, fields, f"{at}{key}: no such setting"))
         values[key] = _value(hints[key], value, f"{at}{key}")
     try:
         return cls(**values)
@@ -209,11 +213,11 @@ def _value(hint: Any, value: Any, at: str) -> Any:
         for family in registry.FAMILIES:
             if hint is family.base:
                 if not isinstance(kind := value.get("kind"), str):
-                    raise GenfedError(f"{at}.kind: says which of {', '.join(sorted(registry.catalogue(family)))}")
+                    raise GenfedError(f"{at}.kind: says which of {', '.join(sorted(registry.list_classes(family)))}")
                 rest = {k: v for k, v in value.items() if k != "kind"}
-                return build(registry.find(family, kind), rest, f"{at}.")
+                return build_settings(registry.find_class(family, kind), rest, f"{at}.")
         if dataclasses.is_dataclass(hint):
-            return build(hint, value, f"{at}.")
+            return build_settings(hint, value, f"{at}.")
     if typing.get_origin(hint) is dict and isinstance(value, dict):
         return {key: _value(typing.get_args(hint)[1], item, f"{at}.{key}") for key, item in value.items()}
     return tuple(value) if isinstance(value, list) else value

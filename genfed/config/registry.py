@@ -21,7 +21,7 @@ from genfed.data.dataset import Source
 from genfed.data.partition import Partitioner
 from genfed.generators.generator import Generator
 from genfed.robustness.attack import Attack
-from genfed.robustness.robust_mean import Rule
+from genfed.robustness.robust_mean import AggregationRule
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,13 @@ DATA = Family("data", Source, "genfed.data")
 PARTITIONS = Family("partitions", Partitioner, "genfed.data.partition")
 GENERATORS = Family("generators", Generator, "genfed.generators")
 AUDITS = Family("audits", Audit, "genfed.audits")
-AGGREGATIONS = Family("aggregations", Rule, "genfed.robustness.rules")
+AGGREGATIONS = Family("aggregations", AggregationRule, "genfed.robustness.rules")
 ATTACKS = Family("attacks", Attack, "genfed.robustness.attacks")
 FAMILIES = (METHODS, DATA, PARTITIONS, GENERATORS, AUDITS, AGGREGATIONS, ATTACKS)
 _CLASSIFIERS = "genfed.classifiers"
 
 
-def catalogue(family: Family) -> dict[str, type[Any]]:
+def list_classes(family: Family) -> dict[str, type[Any]]:
     """Every name of the family, genfed's own and those that installed packages register."""
     package = importlib.import_module(family.package)
     if hasattr(package, "__path__"):
@@ -59,7 +59,7 @@ def catalogue(family: Family) -> dict[str, type[Any]]:
     return found
 
 
-def find(family: Family, name: str) -> type[Any]:
+def find_class(family: Family, name: str) -> type[Any]:
     """The class of that name, or of "package.module:Class".
 
     Raises:
@@ -72,18 +72,18 @@ def find(family: Family, name: str) -> type[Any]:
         if inspect.isabstract(cls):
             raise GenfedError(f"{name}: it lacks {', '.join(sorted(cls.__abstractmethods__))}")
         return cls
-    known = catalogue(family)
+    known = list_classes(family)
     if name not in known:
-        raise GenfedError(unknown(name, known, f"no such {family.plural.removesuffix('s')}"))
+        raise GenfedError(explain_unknown(name, known, f"no such {family.plural.removesuffix('s')}"))
     return known[name]
 
 
 def name_of(family: Family, cls: type[Any]) -> str:
     """The name by which `find` gives this class."""
-    return next((n for n, c in catalogue(family).items() if c is cls), f"{cls.__module__}:{cls.__qualname__}")
+    return next((n for n, c in list_classes(family).items() if c is cls), f"{cls.__module__}:{cls.__qualname__}")
 
 
-def unknown(name: str, known: Iterable[str], what: str) -> str:
+def explain_unknown(name: str, known: Iterable[str], what: str) -> str:
     """One line that says what there is, the nearest first."""
     names = sorted(known)
     near = difflib.get_close_matches(name, names, 1)

@@ -14,8 +14,8 @@ from genfed.data.partition import IID, Partitioner
 from genfed.privacy.settings import ClientPrivacy, Privacy
 from genfed.report.results import Published
 from genfed.robustness.attack import Attack
-from genfed.robustness.robust_mean import Rule
-from genfed.secure_aggregation.settings import Secure
+from genfed.robustness.robust_mean import AggregationRule
+from genfed.secure_aggregation.settings import SecureAggregation
 
 
 @settings
@@ -49,7 +49,7 @@ class Evaluation:
 
 
 @settings
-class Quality:
+class Metrics:
     """What is measured besides accuracy. The outcome of training does not depend on it."""
 
     samples: Annotated[int, Field(ge=0)] = 1000
@@ -104,17 +104,17 @@ class Config:
     """`kind` names how the training part is shared out."""
     federation: Federation = Field(default_factory=Federation)
     """The clients."""
-    aggregation: InstanceOf[Rule] | None = None
+    aggregation: InstanceOf[AggregationRule] | None = None
     """`kind` names what stands in the place of every mean of uploads; left out: the means that methods declare."""
     attack: InstanceOf[Attack] | None = None
     """`kind` names what a share of the clients does instead of its part, simulated; left out: all are honest."""
-    secure: Secure | None = None
+    secure: SecureAggregation | None = None
     """The server learns sums of uploads and no upload; left out: it sees them all."""
     evaluation: Evaluation = Field(default_factory=Evaluation)
     """Scoring."""
     compute: Compute = Field(default_factory=Compute)
     """The machine."""
-    quality: Quality = Field(default_factory=Quality)
+    quality: Metrics = Field(default_factory=Metrics)
     """Measures of generators and of costs."""
     published: dict[str, InstanceOf[Published]] = Field(default_factory=dict)
     """Per label a figure from a paper, to be set beside the run's own: [published.WORD]."""

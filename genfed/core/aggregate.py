@@ -70,24 +70,24 @@ class Mean(Aggregate):
         return value
 
     def form(self, value: Any, info: ClientInfo) -> dict[str, Any]:
-        return {self.group(info): tree_map(_form, self.averaged(value))}
+        return {self.group(info): map_tree(_form, self.averaged(value))}
 
     def lift(self, value: Any, weight: float, info: ClientInfo) -> Any:
         tree = self.averaged(value)
-        return {self.group(info): (weight, tree_map(lambda leaf: _times(leaf, weight), tree), tree_map(_dtype, tree))}
+        return {self.group(info): (weight, map_tree(lambda leaf: _times(leaf, weight), tree), map_tree(_dtype, tree))}
 
     def add(self, left: Any, right: Any) -> Any:
         out = dict(left)
         for group, (weight, total, dtypes) in right.items():
             if group in out:
                 before, sum_before, dtypes = out[group]
-                weight, total = before + weight, tree_map(_plus, sum_before, total)
+                weight, total = before + weight, map_tree(_plus, sum_before, total)
             out[group] = (weight, total, dtypes)
         return out
 
     def finish(self, total: Any) -> Any:
         def divide(weight: float, value: Any, dtypes: Any) -> Any:
-            return tree_map(lambda leaf, dtype: _divided(leaf, weight, dtype), value, dtypes)
+            return map_tree(lambda leaf, dtype: _divided(leaf, weight, dtype), value, dtypes)
 
         means = {group: divide(*parts) for group, parts in sorted((total or {}).items())}
         return means if self.by else means.get("")
@@ -102,16 +102,16 @@ class Sum(Aggregate):
     """Σ value, weights aside: floating-point tensors in double precision, integers and booleans as int64."""
 
     def form(self, value: Any, info: ClientInfo) -> dict[str, Any]:
-        return {"": tree_map(_form, value)}
+        return {"": map_tree(_form, value)}
 
     def lift(self, value: Any, weight: float, info: ClientInfo) -> Any:
-        return tree_map(_widened, value), tree_map(_dtype, value)
+        return map_tree(_widened, value), map_tree(_dtype, value)
 
     def add(self, left: Any, right: Any) -> Any:
-        return tree_map(lambda a, b: a + b, left[0], right[0]), left[1]
+        return map_tree(lambda a, b: a + b, left[0], right[0]), left[1]
 
     def finish(self, total: Any) -> Any:
-        return None if total is None else tree_map(_narrowed, *total)
+        return None if total is None else map_tree(_narrowed, *total)
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ class Fold:
         }
         # Here and not when partial sums are joined, which may be much later and on another's account.
         for key, form in forms.items():
-            tree_map(_same, self._forms.get(key, form), form)
+            map_tree(_same, self._forms.get(key, form), form)
         values = {
             name: how.lift_from(getattr(sent, name, None), getattr(upload, name), weight, info)
             for name, how in self._aggregates.items()
@@ -192,18 +192,18 @@ class Fold:
         return {name: how.finish(None if total is None else total[name]) for name, how in self._aggregates.items()}
 
 
-def tree_map(function: Callable[..., Any], *trees: Any) -> Any:
+def map_tree(function: Callable[..., Any], *trees: Any) -> Any:
     """Applies to every leaf of dicts that have the same keys."""
     first = trees[0]
     if any(isinstance(tree, dict) for tree in trees):
         if not all(isinstance(tree, dict) and tree.keys() == first.keys() for tree in trees):
             raise GenfedError("uploads of one group have different names")
-        return {key: tree_map(function, *(tree[key] for tree in trees)) for key in first}
+        return {key: map_tree(function, *(tree[key] for tree in trees)) for key in first}
     return function(*trees)
 
 
-def refuse_other(first: Any, other: Any) -> None:
-    """Of `tree_map`: refuses what two clients of a group were sent where it differs.
+def refuse_unequal(first: Any, other: Any) -> None:
+    """Of `map_tree`: refuses what two clients of a group were sent where it differs.
 
     Raises:
         GenfedError: it does.
@@ -252,7 +252,7 @@ def _same(expected: str, found: str) -> None:
         raise GenfedError(f"uploads of one group have different shapes or types: {expected} and {found}")
 
 
-def groups(aggregates: Mapping[str, Aggregate], info: ClientInfo) -> dict[str, dict[str, Aggregate]]:
+def list_groups(aggregates: Mapping[str, Aggregate], info: ClientInfo) -> dict[str, dict[str, Aggregate]]:
     """The fields of a client's upload by the group that they are summed in; "" is everybody."""
     found: dict[str, dict[str, Aggregate]] = {}
     for name, how in aggregates.items():

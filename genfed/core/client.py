@@ -10,7 +10,7 @@ from torch import Tensor
 
 from genfed.core.aggregate import ClientInfo
 from genfed.core.errors import GenfedError
-from genfed.core.privacy import Private
+from genfed.core.privacy import PrivateTrainer
 from genfed.core.rng import stream
 from genfed.core.store import MemoryStore, Store
 from genfed.core.task import Data, Task
@@ -31,7 +31,7 @@ class Slot(Generic[R]):
         self.name, self.kind = name, kind
 
 
-class Kept(Protocol):
+class ClientStorage(Protocol):
     """A client's private records. A step reads what was kept before it, however often it is repeated."""
 
     def get(self, slot: Slot[R]) -> R | None:
@@ -49,7 +49,7 @@ class Client:
     task: Task
     data: Data
     """Its training examples, on `device`."""
-    kept: Kept
+    storage: ClientStorage
     rng: torch.Generator
     """Draws of this (phase, round, client)."""
     seed: int
@@ -57,8 +57,8 @@ class Client:
     precision: Literal["float32", "bfloat16"]
     new_network_of: "Callable[[str, torch.Generator], nn.Module]"
     """A classifier by architecture, initialised from the generator; on `device`."""
-    privacy: Private | None = None
-    """How it trains on its own examples, to be handed to `learn.fit`; None: without differential privacy."""
+    privacy: PrivateTrainer | None = None
+    """How it trains on its own examples, to be handed to `training.fit`; None: without differential privacy."""
 
     def new_network(self, rng: torch.Generator) -> "nn.Module":
         """Its own classifier, initialised from the generator; on `device`."""

@@ -9,7 +9,7 @@ from genfed.core.task import Data, Task
 
 
 @dataclass(frozen=True)
-class Own:
+class PersonalTestSet:
     """What a client of the federation has, so that a classifier is scored on the like."""
 
     client: int
@@ -22,7 +22,7 @@ class Own:
 
 
 @dataclass(frozen=True)
-class Shards:
+class FederatedData:
     """The clients and their data. Each client's examples are one range of rows of `train`."""
 
     task: Task
@@ -31,5 +31,5 @@ class Shards:
     train: Data
     held_out: Data
     """The common part on which classifiers are scored."""
-    own: dict[int, tuple[Own, ...]] = field(default_factory=dict)
+    own: dict[int, tuple[PersonalTestSet, ...]] = field(default_factory=dict)
     """By client: those for whom its classifier is scored on data like their own. Itself, or those in its pool."""

@@ -11,7 +11,7 @@ from genfed.core.aggregate import ClientInfo
 from genfed.core.client import Client, Server
 from genfed.core.errors import GenfedError
 from genfed.core.phase import Phase, Repeat
-from genfed.core.privacy import Use
+from genfed.core.privacy import DeclaredTraining
 from genfed.core.task import Task
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ S = TypeVar("S")
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedNetwork:
     """A network that clients train on their examples and that is not their own classifier."""
 
     name: str
@@ -55,18 +55,18 @@ class Method(ABC, Generic[S]):
     of_features: ClassVar[bool] = False
     """True: `generate` makes features instead, and `represent` says what those of real examples are."""
 
-    bare: ClassVar[str] = ""
+    unprotected_upload: ClassVar[str] = ""
     """What leaves a client without DP-SGD having made it, in the words after "its clients upload"; empty: not said."""
 
-    def uses(self) -> Mapping[str, Sequence[Use]] | None:
+    def private_trainings(self) -> Mapping[str, Sequence[DeclaredTraining]] | None:
         """By phase in which clients work: its trainings on a client's own examples. Whoever declares them vouches that
-        they all go through `learn.fit` with `client.privacy`, and that nothing which a client uploads or scores
+        they all go through `training.fit` with `client.privacy`, and that nothing which a client uploads or scores
         depends on its examples but by them and by how many there are. None (the default): differential privacy is
         refused. It does not hold for a class below, where that brings its own `work` or `phases`.
         """
         return None
 
-    def trained(self, server: Server) -> "Sequence[Trained]":
+    def trained_networks(self, server: Server) -> "Sequence[TrainedNetwork]":
         """What clients train on their examples besides their own classifiers, with the initial weights; a run with
         differential privacy checks these networks before training.
         """
@@ -91,7 +91,7 @@ class Method(ABC, Generic[S]):
         """
 
     def generate(self, server: Server, state: S, y: Tensor) -> Tensor:
-        """One example per label: y [n] → [n, *shape] on the scale of `learn.fit.scaled`."""
+        """One example per label: y [n] → [n, *shape] on the scale of `normalize_pixels`."""
         raise GenfedError(f"{type(self).__name__} has no generator to sample from")
 
     def represent(self, server: Server, state: S, x: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ class Reply(Generic[U]):
 
 
 @dataclass(frozen=True)
-class Nothing:
+class Empty:
     """An empty record: nothing is sent, or nothing is uploaded."""
 
 
@@ -103,11 +103,11 @@ class Repeat(Generic[S]):
     phases: "Sequence[Phase[S] | Repeat[S]]"
 
 
-def leaves(plan: "Sequence[Phase[S] | Repeat[S]]") -> Iterator[Phase[S]]:
+def flatten_phases(plan: "Sequence[Phase[S] | Repeat[S]]") -> Iterator[Phase[S]]:
     """The phases in the order in which they run, repeats unrolled."""
     for item in plan:
         if isinstance(item, Repeat):
             for _ in range(item.times):
-                yield from leaves(item.phases)
+                yield from flatten_phases(item.phases)
         else:
             yield item

@@ -14,7 +14,7 @@ from genfed.core.errors import GenfedError
 
 
 @dataclass(frozen=True)
-class Use:
+class DeclaredTraining:
     """One training on a client's own examples: what a phase declares and DP-SGD is accounted for."""
 
     epochs: int
@@ -33,15 +33,17 @@ class Use:
         return max(1, math.ceil(examples / self.batch_size))
 
 
-class Private:
+class PrivateTrainer:
     """How a client trains in one round so that no single example shows: what its phase declared, and no more."""
 
-    def __init__(self, clip: float, noise_multiplier: float, draws: np.random.Generator, uses: Iterable[Use]) -> None:
+    def __init__(
+        self, clip: float, noise_multiplier: float, draws: np.random.Generator, uses: Iterable[DeclaredTraining]
+    ) -> None:
         """`clip` is the norm that an example's gradient is cut to; batches and noise come from `draws`."""
         self.clip, self.noise_multiplier, self.draws = clip, noise_multiplier, draws
         self._left = [use for use in uses if use.epochs]
 
-    def begin(self, use: Use) -> None:
+    def begin(self, use: DeclaredTraining) -> None:
         """To be called before a training.
 
         Raises:
@@ -63,15 +65,15 @@ class Private:
             raise GenfedError(f"{self._left[0]} was declared by the method, and not trained by DP-SGD")
 
 
-def nothing_allowed() -> Private:
+def allow_no_training() -> PrivateTrainer:
     """For work in which nothing may be trained."""
-    return Private(1.0, 0.0, np.random.default_rng(0), ())
+    return PrivateTrainer(1.0, 0.0, np.random.default_rng(0), ())
 
 
-class Guard(Protocol):
+class BudgetKeeper(Protocol):
     """Who keeps the clients' budgets of a trial."""
 
-    def admit(self, client: int, folder: Path, phase: str, round_: int, step: int) -> Private:
+    def admit(self, client: int, folder: Path, phase: str, round_: int, step: int) -> PrivateTrainer:
         """Charges a round to the client's budget, on the disk (in `folder`) before this returns; a round is not charged
         again if nothing of it has left since: whoever works it says so by a file there.
 

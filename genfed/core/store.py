@@ -96,7 +96,7 @@ class FolderStore:
         Raises:
             RecordError: one that it holds is missing.
         """
-        held = {shard.name for shard in shards_of(state)}
+        held = {shard.name for shard in find_shards(state)}
         there = {file.name.removesuffix(".safetensors"): file for file in self._folder.glob("*.safetensors")}
         if missing := sorted(held - there.keys()):
             raise self._lost(f"{self._file(missing[0])}: no such file")
@@ -110,16 +110,16 @@ class FolderStore:
         return self._folder / f"{name}.safetensors"
 
 
-def shards_of(value: Any) -> Iterator[Shard]:
+def find_shards(value: Any) -> Iterator[Shard]:
     """Every shard that a record holds, however deep."""
     if isinstance(value, Shard):
         yield value
     elif isinstance(value, dict):
         for item in value.values():
-            yield from shards_of(item)
+            yield from find_shards(item)
     elif isinstance(value, tuple):
         for item in value:
-            yield from shards_of(item)
+            yield from find_shards(item)
     elif dataclasses.is_dataclass(value):
         for field in dataclasses.fields(value):
-            yield from shards_of(getattr(value, field.name))
+            yield from find_shards(getattr(value, field.name))

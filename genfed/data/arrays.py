@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from genfed.core.errors import GenfedError
-from genfed.data.checks import existing, reason
+from genfed.data.checks import reason, require_path
 
 Array = NDArray[Any]
 Layout = Literal["NHWC", "NCHW"]
@@ -24,7 +24,7 @@ def read_arrays(path: str, wanted: Callable[[str], bool]) -> dict[str, Array]:
     Raises:
         GenfedError: no such file, or not a readable .npz.
     """
-    file = existing(path)
+    file = require_path(path)
     try:
         # NumPy leaves a file that it opened itself open when that turns out to be damaged
         with file.open("rb") as stream:

@@ -8,7 +8,7 @@ from genfed.core.errors import GenfedError
 from genfed.core.task import Task
 
 
-def existing(path: str) -> Path:
+def require_path(path: str) -> Path:
     """The path.
 
     Raises:
@@ -20,7 +20,7 @@ def existing(path: str) -> Path:
     return found
 
 
-def known(name: str, names: Collection[str], where: str) -> str:
+def require_known(name: str, names: Collection[str], where: str) -> str:
     """`name`, which must be one of `names`; `where` begins the message, e.g. "data.csv: column".
 
     Raises:

@@ -12,8 +12,8 @@ from genfed.core.settings import settings
 from genfed.core.task import Data
 from genfed.data.dataset import Dataset
 from genfed.data.images import ImageSource
-from genfed.data.split import stratified
-from genfed.data.styles import Style, painted, word
+from genfed.data.split import split_stratified
+from genfed.data.styles import Style, describe_character, paint
 
 LOOKS = {
     "ink": Style("black", "white"),
@@ -27,7 +27,7 @@ LOOKS = {
 
 
 @settings
-class Looks(ImageSource):
+class DigitDomains(ImageSource):
     """scikit-learn's 1,797 digits in colour, each digit in one look.
 
     Columns: domain (the look; `[partition] kind = "by_column", column = "domain"` makes a client of each), prompt,
@@ -60,7 +60,7 @@ class Looks(ImageSource):
         names, y = tuple("0123456789"), torch.from_numpy(labels).long()
         # The same digits for any split_seed, and those of a smaller share among those of a larger: a model made from
         # public ones has seen none of the others.
-        rows = stratified(y, [self.public], 0, names)[self.part == "public"]
+        rows = split_stratified(y, [self.public], 0, names)[self.part == "public"]
         ink = torch.from_numpy(pixels)[rows].float().div_(16).view(-1, 1, 8, 8)
         shapes = F.interpolate(ink, (self.size, self.size), mode="bilinear")[:, 0]
         y, rng = y[rows], stream(self.split_seed, "looks", self.part)
@@ -70,7 +70,7 @@ class Looks(ImageSource):
             for place, row in enumerate(own[torch.randperm(len(own), generator=rng)].tolist()):
                 domains[row] = self.looks[(place + label) % len(self.looks)]
         styles = [LOOKS[domain] for domain in domains]
-        words = [word(names[label]) for label in y.tolist()]
+        words = [describe_character(names[label]) for label in y.tolist()]
         columns = {
             "domain": domains,
             "prompt": [style.prompt(what) for style, what in zip(styles, words, strict=True)],
@@ -79,5 +79,5 @@ class Looks(ImageSource):
             "background": [style.background for style in styles],
             "effect": [style.effect for style in styles],
         }
-        x = self.converted(painted(shapes, styles, rng))
+        x = self.converted(paint(shapes, styles, rng))
         return self.dataset("image", {"train": Data(x, y)}, names, columns)

@@ -85,7 +85,7 @@ class Encoder:
         return scaled
 
 
-def fitted(train: Columns, scale: Literal["standard", "range"], where: str) -> Encoder:
+def fit_encoder(train: Columns, scale: Literal["standard", "range"], where: str) -> Encoder:
     """An encoder for rows like these. `scale`: "standard" (mean 0, variance 1) or "range" (training rows lie in
     [−1, 1]).
 

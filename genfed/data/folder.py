@@ -8,10 +8,10 @@ import numpy as np
 from genfed.core.errors import GenfedError
 from genfed.core.settings import settings
 from genfed.core.task import Data
-from genfed.data.checks import existing
+from genfed.data.checks import require_path
 from genfed.data.dataset import Dataset
 from genfed.data.images import ImageSource, images_below
-from genfed.data.labels import encode
+from genfed.data.labels import encode_labels
 from genfed.data.split import PARTS
 
 
@@ -26,12 +26,12 @@ class Folder(ImageSource):
     """The folder."""
 
     def load(self) -> Dataset:
-        root = existing(self.path)
+        root = require_path(self.path)
         if not root.is_dir():
             raise GenfedError(f"{self.path}: not a folder; one sub-folder per class is allowed")
         found = {part: _images(folder) for part, folder in self._parts(root).items()}
         labels = {part: np.array([label for label, _ in files], np.str_) for part, files in found.items()}
-        y, classes = encode(labels, None, self.path)
+        y, classes = encode_labels(labels, None, self.path)
         data = {
             part: Data(self.stacked(((str(file), file) for _, file in files), len(files)), y[part])
             for part, files in found.items()

@@ -18,7 +18,7 @@ from genfed.core.settings import settings
 from genfed.core.task import Data
 from genfed.data.dataset import Dataset
 from genfed.data.images import ImageSource
-from genfed.data.styles import COLOURS, EFFECTS, Style, painted, word
+from genfed.data.styles import COLOURS, EFFECTS, Style, describe_character, paint
 
 _FONTS = (
     *(f"DejaVuSans{style}" for style in ("", "-Bold", "-Oblique", "-BoldOblique")),
@@ -80,7 +80,7 @@ class Glyphs(ImageSource):
             name, font = fonts[int(draws[0] * len(fonts))]
             slant = (0.25 + 0.25 * draws[2]) * (1 if draws[3] < 0.5 else -1) if draws[1] < self.slanted else 0.0
             drawn[i] = _drawn(names[i % len(names)], font, slant, draws[4], draws[5])
-            style, what = self._style(rng), word(names[i % len(names)])
+            style, what = self._style(rng), describe_character(names[i % len(names)])
             prompt = style.prompt(what, "slanted") if slant else style.prompt(what)
             for key, value in zip(_STYLED, (prompt, what, style.colour, style.background, style.effect), strict=True):
                 columns[key].append(value)
@@ -93,7 +93,7 @@ class Glyphs(ImageSource):
                 for part in torch.split(drawn, 1000)
             ]
         )
-        data = Data(self.converted(painted(shapes, styles, rng)), torch.arange(self.examples) % len(names))
+        data = Data(self.converted(paint(shapes, styles, rng)), torch.arange(self.examples) % len(names))
         return self.dataset("image", {"train": data}, tuple(names), columns)
 
     def _style(self, rng: torch.Generator) -> Style:

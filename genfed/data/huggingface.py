@@ -9,11 +9,11 @@ import numpy as np
 from genfed.core.errors import GenfedError
 from genfed.core.settings import settings
 from genfed.core.task import Data, Task
-from genfed.data.checks import known, reason
+from genfed.data.checks import reason, require_known
 from genfed.data.dataset import Dataset, Examples
-from genfed.data.features import Columns, Encoder, fitted
+from genfed.data.features import Columns, Encoder, fit_encoder
 from genfed.data.images import ImageSource
-from genfed.data.labels import encode
+from genfed.data.labels import encode_labels
 from genfed.data.split import PARTS
 from genfed.data.table import Table
 
@@ -48,9 +48,9 @@ class HuggingFace(ImageSource):
     def load(self) -> Dataset:
         splits = self._splits()
         for name in (self.label, *(self.columns or []), *(self.numeric or [])):
-            known(name, splits["train"].column_names, f"{self.path}: column")
+            require_known(name, splits["train"].column_names, f"{self.path}: column")
         names = getattr(splits["train"].features[self.label], "names", None)  # of a ClassLabel
-        y, classes = encode({part: self._labels(split, part) for part, split in splits.items()}, None, self.path)
+        y, classes = encode_labels({part: self._labels(split, part) for part, split in splits.items()}, None, self.path)
         if names is not None:
             classes = tuple(names[int(value)] for value in classes)
         natural = {
@@ -64,7 +64,7 @@ class HuggingFace(ImageSource):
             images = {part: Data(x[part], y[part]) for part in x}
             return self.dataset("image", images, classes, natural["train"], None, natural)
         features = {part: self._features(split, splits["train"]) for part, split in splits.items()}
-        encoder = fitted(features["train"].rows(self.cut(y, classes)["train"][1]), self.scale, self.path)
+        encoder = fit_encoder(features["train"].rows(self.cut(y, classes)["train"][1]), self.scale, self.path)
         data = {part: Data(encoder(columns, self.path), y[part]) for part, columns in features.items()}
         return self.dataset("table", data, classes, natural["train"], encoder, natural)
 
@@ -81,7 +81,7 @@ class HuggingFace(ImageSource):
         splits = {}
         for part in PARTS:
             if (name := names[part]) is not None or part in found:
-                splits[part] = found[known(name or part, found, f"{self.path}: split")]
+                splits[part] = found[require_known(name or part, found, f"{self.path}: split")]
         return splits
 
     def _load(self) -> dict[str, Any]:
@@ -102,7 +102,7 @@ class HuggingFace(ImageSource):
         return dict(found) if isinstance(found, datasets.DatasetDict) else {self.train_split: found}
 
     def _labels(self, split: Any, part: str) -> Any:
-        values = list(split[known(self.label, split.column_names, f"{self.path}: column")])
+        values = list(split[require_known(self.label, split.column_names, f"{self.path}: column")])
         # the hub marks the withheld labels of a test part so
         if bad := sum(value is None or value == -1 for value in values):
             raise GenfedError(f"{self.path}: {bad} examples of {part} have no label")
@@ -113,7 +113,7 @@ class HuggingFace(ImageSource):
 
         found = [name for name, feature in split.features.items() if isinstance(feature, datasets.Image)]
         if self.image is not None:
-            return known(self.image, found, f"{self.path}: image column")
+            return require_known(self.image, found, f"{self.path}: image column")
         if len(found) > 1:
             raise GenfedError(f"{self.path}: there are several image columns, {', '.join(found)}; set image")
         return found[0] if found and self.numeric is None else None
@@ -133,7 +133,7 @@ class HuggingFace(ImageSource):
         numbers = [name for name, f in train.features.items() if name not in out and _is_number(f)]
         found = {}
         for name in numbers if self.numeric is None else self.numeric:
-            values = split[known(name, split.column_names, f"{self.path}: column")]
+            values = split[require_known(name, split.column_names, f"{self.path}: column")]
             try:
                 found[name] = np.array([np.nan if value is None else value for value in values], np.float64)
             except (ValueError, TypeError):

@@ -17,7 +17,7 @@ from genfed.core.errors import GenfedError
 from genfed.core.settings import settings
 from genfed.core.task import Task
 from genfed.data.arrays import Array, Layout, examples, read_arrays
-from genfed.data.checks import check_fit, existing, known, reason
+from genfed.data.checks import check_fit, reason, require_known, require_path
 from genfed.data.dataset import Dataset, Examples
 from genfed.data.features import Encoder
 from genfed.data.split import SplitSource
@@ -51,13 +51,13 @@ class ImageSource(SplitSource):
         """Images in a folder (and those below it), one image, or the array x of an .npz file."""
         if Path(path).suffix.lower() == ".npz":
             arrays = read_arrays(path, lambda name: name == "x")
-            x = self.tensor(arrays[known("x", arrays, f"{path}: array")], f"{path}: x")
+            x = self.tensor(arrays[require_known("x", arrays, f"{path}: array")], f"{path}: x")
             check_fit(tuple(x.shape[1:]), task, f"{path}: x")
             if not len(x):
                 raise GenfedError(f"{path}: x holds no examples")
             yield Examples(tuple(map(str, range(len(x)))), "row", x)
             return
-        root = existing(path)
+        root = require_path(path)
         if task.kind != "image":
             raise GenfedError(f"{path}: the run's examples are a table; an .npz with an array x is allowed")
         files, top = (images_below(root), root) if root.is_dir() else ([root], root.parent)

@@ -12,7 +12,7 @@ from genfed.core.errors import GenfedError
 Labels = NDArray[np.int64] | NDArray[np.str_]
 
 
-def encode(
+def encode_labels(
     found: Mapping[str, NDArray[np.generic]], names: Sequence[str] | None, where: str
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Numbers the classes of all parts by sorted value: part → labels [n] (integers or strings) becomes

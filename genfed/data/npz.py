@@ -10,10 +10,10 @@ from genfed.core.errors import GenfedError
 from genfed.core.settings import settings
 from genfed.core.task import Data
 from genfed.data.arrays import Array, Layout, read_arrays
-from genfed.data.checks import known
+from genfed.data.checks import require_known
 from genfed.data.dataset import Dataset
 from genfed.data.images import ImageSource
-from genfed.data.labels import encode
+from genfed.data.labels import encode_labels
 from genfed.data.split import PARTS
 
 
@@ -41,7 +41,7 @@ class Npz(ImageSource):
     def load(self) -> Dataset:
         arrays = read_arrays(self.path, self._wanted)
         given = self._parts(arrays)
-        y, classes = encode({part: labels for part, (_, labels) in given.items()}, self.classes, self.path)
+        y, classes = encode_labels({part: labels for part, (_, labels) in given.items()}, self.classes, self.path)
         images = {part: self.tensor(x, f"{self.path}: x of {part}") for part, (x, _) in given.items()}
         data = {part: Data(x, y[part]) for part, x in images.items()}
         kind: Literal["image", "table"] = "table" if images["train"].ndim == 2 else "image"
@@ -59,7 +59,7 @@ class Npz(ImageSource):
         if "train" not in names:
             raise GenfedError(f"{self.path}: there is x_{own[0]} and no x_train")
         for name in (name for pair in names.values() for name in pair):
-            known(name, arrays, f"{self.path}: array")
+            require_known(name, arrays, f"{self.path}: array")
         given = {part: (arrays[x], arrays[y]) for part, (x, y) in names.items()}
         for part, (x, y) in given.items():
             if x.shape[:1] != y.shape[:1]:
@@ -68,7 +68,7 @@ class Npz(ImageSource):
 
     def _divided(self, x: Array, y: Array, arrays: Mapping[str, Array]) -> dict[str, tuple[Array, Array]]:
         assert self.split is not None
-        marks = arrays[known(self.split, arrays, f"{self.path}: array")]
+        marks = arrays[require_known(self.split, arrays, f"{self.path}: array")]
         if marks.shape != (len(x),) or "x" not in arrays:
             raise GenfedError(f"{self.path}: {self.split} has shape {marks.shape}; one mark per row of x is allowed")
         parts = _named(marks)
@@ -92,7 +92,7 @@ class Npz(ImageSource):
             divided = marks is not None and stored in arrays and len(arrays[stored]) == len(marks)
             if part != "train" and stored == name and not divided:
                 continue
-            values = arrays[known(stored, arrays, f"{self.path}: array")]
+            values = arrays[require_known(stored, arrays, f"{self.path}: array")]
             if marks is not None and divided:
                 values = values[_named(marks) == part]
             if values.shape != (n,):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from genfed.core.errors import GenfedError
 from genfed.core.settings import settings
-from genfed.data.checks import known
+from genfed.data.checks import require_known
 
 _ATTEMPTS = 1000
 
@@ -185,7 +185,7 @@ class ByColumn(Partitioner):
         self, y: Tensor, clients: int, rng: torch.Generator, columns: Mapping[str, Sequence[str]]
     ) -> list[Tensor]:
         _enough(y, clients)
-        values = columns[known(self.column, columns, "natural column")]
+        values = columns[require_known(self.column, columns, "natural column")]
         assert len(values) == len(y), "a natural column has one value per example"
         distinct = sorted(set(values))
         if clients > len(distinct):
@@ -198,7 +198,7 @@ class ByColumn(Partitioner):
         return [(owners == i).nonzero()[:, 0] for i in range(clients)]
 
 
-def subset(y: Tensor, examples: int, rng: torch.Generator) -> Tensor:
+def draw_subset(y: Tensor, examples: int, rng: torch.Generator) -> Tensor:
     """`examples` random rows, sorted.
 
     Raises:

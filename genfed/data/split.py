@@ -55,7 +55,7 @@ class SplitSource(Source):
         """
         missing = [part for part in PARTS if part not in y]
         fractions = [self.validation if part == "validation" else self.test for part in missing]
-        train, *cuts = stratified(y["train"], fractions, self.split_seed, classes)
+        train, *cuts = split_stratified(y["train"], fractions, self.split_seed, classes)
         given = {part: (part, torch.arange(len(labels))) for part, labels in y.items()}
         return given | {"train": ("train", train)} | {p: ("train", rows) for p, rows in zip(missing, cuts, strict=True)}
 
@@ -95,7 +95,7 @@ class SplitSource(Source):
         )
 
 
-def stratified(y: Tensor, fractions: Sequence[float], seed: int, classes: Sequence[str]) -> list[Tensor]:
+def split_stratified(y: Tensor, fractions: Sequence[float], seed: int, classes: Sequence[str]) -> list[Tensor]:
     """Sorted rows of the rest and then of each fraction: disjoint, together everything, each with the same shares of
     the classes (rounded, at least one example; none where the fraction is 0).
 

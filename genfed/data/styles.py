@@ -37,12 +37,12 @@ class Style:
         return ", ".join((f"a {self.colour} {what} on a {self.background} background", *more, *effect))
 
 
-def word(character: str) -> str:
+def describe_character(character: str) -> str:
     """What a prompt calls it: "digit seven", "letter k"."""
     return f"digit {WORDS[int(character)]}" if character.isdigit() else f"letter {character.lower()}"
 
 
-def painted(shapes: Tensor, styles: Sequence[Style], rng: torch.Generator) -> Tensor:
+def paint(shapes: Tensor, styles: Sequence[Style], rng: torch.Generator) -> Tensor:
     """Shapes [n, H, W] in [0, 1], 1 being ink → uint8 [n, 3, H, W], each in its style; `rng` draws the grain."""
     ink, size = shapes.clone(), shapes.shape[1:]
     for effect, change in (("outlined", _rim), ("blurred", _soft)):

@@ -12,10 +12,10 @@ from pydantic import Field
 from genfed.core.errors import GenfedError
 from genfed.core.settings import settings
 from genfed.core.task import Data, Task
-from genfed.data.checks import existing, known, reason
+from genfed.data.checks import reason, require_known, require_path
 from genfed.data.dataset import Dataset, Examples
-from genfed.data.features import MISSING, Columns, Encoder, fitted
-from genfed.data.labels import encode
+from genfed.data.features import MISSING, Columns, Encoder, fit_encoder
+from genfed.data.labels import encode_labels
 from genfed.data.split import SplitSource
 
 _CSV, _PARQUET = (".csv", ".tsv", ".txt", ".data"), (".parquet", ".pq")
@@ -61,11 +61,11 @@ class Table(SplitSource):
         numeric, categorical = self._features(tables["train"])
         for part, table in tables.items():
             for name in (self.label, *numeric, *categorical, *(self.columns or [])):
-                known(name, table.column_names, f"{paths[part]}: column")
+                require_known(name, table.column_names, f"{paths[part]}: column")
         labels = {part: self._labels(table) for part, table in tables.items()}
-        y, classes = encode(labels, self.classes, self.path)
+        y, classes = encode_labels(labels, self.classes, self.path)
         features = {part: self._columns_of(table, numeric, categorical) for part, table in tables.items()}
-        encoder = fitted(features["train"].rows(self.cut(y, classes)["train"][1]), self.scale, self.path)
+        encoder = fit_encoder(features["train"].rows(self.cut(y, classes)["train"][1]), self.scale, self.path)
         data = {part: Data(encoder(columns, self.path), y[part]) for part, columns in features.items()}
         natural = {}
         for part, table in tables.items():
@@ -83,7 +83,7 @@ class Table(SplitSource):
         there = replace(self, path=path)  # so that messages name the file
         table = there._read(path, as_text=[name for name, texts in encoder.categories.items() if not _alike(texts)])
         for name in (*encoder.numbers, *encoder.categories):
-            known(name, table.column_names, f"{path}: column")
+            require_known(name, table.column_names, f"{path}: column")
         x = encoder(there._columns_of(table, encoder.numbers, encoder.categories), path)
         yield Examples(tuple(map(str, range(len(x)))), "row", x)
 
@@ -100,7 +100,7 @@ class Table(SplitSource):
             from pyarrow import parquet
         except ImportError:
             raise GenfedError("""CSV and Parquet need the extra "tables": pip install 'genfed[tables]'""") from None
-        file, kind = existing(path), Path(path).suffix.lower()
+        file, kind = require_path(path), Path(path).suffix.lower()
         if kind not in _CSV + _PARQUET:
             raise GenfedError(f"{path}: unknown file type {kind!r}; {', '.join(_CSV + _PARQUET)} are allowed")
         try:
@@ -141,7 +141,7 @@ class Table(SplitSource):
         from pyarrow import types
 
         for name in (*(self.drop or []), self.label, *(self.columns or [])):
-            known(name, table.column_names, f"{self.path}: column")
+            require_known(name, table.column_names, f"{self.path}: column")
         named = [*(self.numeric or []), *(self.categorical or [])]
         out = {self.label, *(self.columns or []), *(self.drop or [])}
         for name in named:

@@ -14,21 +14,21 @@ from genfed.core.aggregate import ClientInfo
 from genfed.core.client import Server
 from genfed.core.errors import GenfedError
 from genfed.core.method import Method
-from genfed.core.phase import leaves
+from genfed.core.phase import flatten_phases
 from genfed.core.record import pack
 from genfed.core.task import Task
-from genfed.deployment.roster import Hello
+from genfed.deployment.roster import SiteDescription
 from genfed.experiment.trial import new_server
 
 PROCESS = 500 * 2**20
 """Bytes of a site's process before it does anything: torch and Flower, as measured."""
 
 
-def trouble(config: Config, hellos: Sequence[Hello]) -> list[str]:
+def find_disagreements(config: Config, hellos: Sequence[SiteDescription]) -> list[str]:
     """Why a run would be refused."""
     if not hellos:
         return ["no site is there"]
-    lines = [*differing_labels(hellos)]
+    lines = [*describe_label_sets(hellos)]
     if len(hellos) < config.federation.clients:
         lines.insert(0, f"{len(hellos)} of {config.federation.clients} sites are there")
     shapes: dict[str, list[str]] = {}
@@ -54,8 +54,8 @@ def trouble(config: Config, hellos: Sequence[Hello]) -> list[str]:
     return lines
 
 
-def tight_memory(
-    config: Config, task: Task, infos: tuple[ClientInfo, ...], public: Tensor | None, hellos: Sequence[Hello]
+def warn_of_memory(
+    config: Config, task: Task, infos: tuple[ClientInfo, ...], public: Tensor | None, hellos: Sequence[SiteDescription]
 ) -> list[str]:
     """A line for each site and method with a phase that needs more memory than is free: at least a process, what is
     sent, as much again for its gradients and twice for an optimiser's moments, and the examples.
@@ -67,7 +67,7 @@ def tight_memory(
         state = _begun(label, method, server, hellos)
         for info, hello in zip(infos, hellos, strict=True):
             sizes = {}
-            for phase in leaves(method.phases()):
+            for phase in flatten_phases(method.phases()):
                 if phase.work is not None and phase.send is not None:
                     with contextlib.suppress(Exception):  # it sends what an earlier phase has yet to make
                         sizes[phase.name] = pack(phase.send(server, state, info)).nbytes
@@ -81,7 +81,7 @@ def tight_memory(
     return lines
 
 
-def _begun(label: str, method: Method[Any], server: Server, hellos: Sequence[Hello]) -> Any:
+def _begun(label: str, method: Method[Any], server: Server, hellos: Sequence[SiteDescription]) -> Any:
     """The state before the first round.
 
     Raises:
@@ -94,7 +94,7 @@ def _begun(label: str, method: Method[Any], server: Server, hellos: Sequence[Hel
         raise GenfedError(f"{label}: {error}" + (f" (site {own[0].name})" if own else "")) from None
 
 
-def differing_labels(hellos: Sequence[Hello]) -> list[str]:
+def describe_label_sets(hellos: Sequence[SiteDescription]) -> list[str]:
     """A line for all the ways in which label sets differ; empty: they do not."""
     sets = Counter(hello.classes for hello in hellos)
     if len(sets) == 1:
@@ -129,12 +129,12 @@ def _listed(names: Sequence[str]) -> str:
     return shown + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
-def task_of(hellos: Sequence[Hello]) -> Task:
+def agreed_task(hellos: Sequence[SiteDescription]) -> Task:
     """What is learned, once all agree."""
     first = hellos[0]
     return TypeAdapter(Task).validate_python({"kind": first.kind, "shape": first.shape, "classes": first.classes})
 
 
-def infos_of(hellos: Sequence[Hello]) -> tuple[ClientInfo, ...]:
+def number_sites(hellos: Sequence[SiteDescription]) -> tuple[ClientInfo, ...]:
     """The sites as clients, numbered in the order of their names."""
     return tuple(hello.info(i) for i, hello in enumerate(hellos))

@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from genfed.deployment.site_settings import Here
+from genfed.deployment.site_settings import LocatedSite
 
 AUDIT = "audit.jsonl"
 """In a site's folder: a line for all that left."""
 
 
 @dataclass(frozen=True)
-class Left:
+class AuditEntry:
     """A line of the audit log: something that left the site."""
 
     at: str
@@ -31,7 +31,7 @@ class Left:
     """Of the record that was uploaded."""
 
 
-def about(head: Mapping[str, Any]) -> dict[str, Any]:
+def describe_request(head: Mapping[str, Any]) -> dict[str, Any]:
     """What a letter asks for."""
     try:
         trial = json.loads(head["open"]) if isinstance(head.get("open"), str) else {}
@@ -45,9 +45,9 @@ def about(head: Mapping[str, Any]) -> dict[str, Any]:
         return {"run": "", "method": "", "seed": "", "phase": "?", "round": ""}
 
 
-def write_audit(site: Here, head: Mapping[str, Any], size: int, says: list[str], fields: list[str]) -> None:
+def write_audit(site: LocatedSite, head: Mapping[str, Any], size: int, says: list[str], fields: list[str]) -> None:
     """Adds a line; it is on the disk when this returns."""
-    line = {"at": now()} | about(head) | {"bytes": size, "says": says, "fields": fields}
+    line = {"at": utc_now()} | describe_request(head) | {"bytes": size, "says": says, "fields": fields}
     site.folder.mkdir(parents=True, exist_ok=True)
     with (site.folder / AUDIT).open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
@@ -55,18 +55,18 @@ def write_audit(site: Here, head: Mapping[str, Any], size: int, says: list[str],
         os.fsync(file.fileno())
 
 
-def read_audit(site: Here) -> list[Left]:
+def read_audit(site: LocatedSite) -> list[AuditEntry]:
     """All that left the site, the oldest first; a line that a power cut left half written is left out."""
     file, left = site.folder / AUDIT, []
     for line in file.read_text("utf-8").splitlines() if file.exists() else ():
         try:
             row = json.loads(line)
-            left.append(Left(**row | {"says": tuple(row["says"]), "fields": tuple(row["fields"])}))
+            left.append(AuditEntry(**row | {"says": tuple(row["says"]), "fields": tuple(row["fields"])}))
         except (ValueError, TypeError, KeyError):
             continue
     return left
 
 
-def now() -> str:
+def utc_now() -> str:
     """ISO 8601, UTC."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

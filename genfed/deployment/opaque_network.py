@@ -11,11 +11,11 @@ from genfed.config import architectures
 from genfed.core.errors import GenfedError
 from genfed.core.record import digest, pack, unpack
 from genfed.core.task import Task
-from genfed.deployment.roster import Hello, Roll
+from genfed.deployment.roster import SiteDescription, SiteRoster
 from genfed.training.weights import Model
 
 
-class Stranger(nn.Module):
+class OpaqueNetwork(nn.Module):
     """A network of which the server knows the weights and not what it computes. If all lie under `extractor` and
     `header`, it has these two parts, so that its extractor can be averaged.
     """
@@ -26,7 +26,7 @@ class Stranger(nn.Module):
         if {key.partition(".")[0] for key in weights} == {"extractor", "header"}:
             for part in ("extractor", "header"):
                 under = {k.partition(".")[2]: v for k, v in weights.items() if k.startswith(f"{part}.")}
-                self._modules[part] = Stranger(architecture, under)
+                self._modules[part] = OpaqueNetwork(architecture, under)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
         """Its weights."""
@@ -49,7 +49,9 @@ class Stranger(nn.Module):
         return GenfedError(f"it must run {self._name}, which its site alone knows: use one of the zoo, or gefl")
 
 
-def strangers_of(roll: Roll, hellos: Sequence[Hello], task: Task, seed: int) -> dict[str, dict[str, Tensor]]:
+def opaque_networks(
+    roll: SiteRoster, hellos: Sequence[SiteDescription], task: Task, seed: int
+) -> dict[str, dict[str, Tensor]]:
     """Initial weights of architectures that this server cannot know, asked from their sites.
 
     Raises:
@@ -77,4 +79,4 @@ def lend(strangers: Mapping[str, dict[str, Tensor]]) -> None:
 
 
 def _stranger(name: str, weights: dict[str, Tensor], task: Task) -> nn.Module:
-    return Stranger(name, weights)
+    return OpaqueNetwork(name, weights)

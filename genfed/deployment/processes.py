@@ -67,7 +67,7 @@ def _program(name: str) -> str:
 
 # Flower's commands run in their home: one that is given the name of a link takes a folder of that name, such as a clone
 # of genfed where the user stands, for an app of an older Flower's.
-def environment(home: Path, extra: Mapping[str, str] | None = None) -> dict[str, str]:
+def flower_environment(home: Path, extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """Of Flower's commands: their home, quiet, and with what this process can import."""
     paths = os.pathsep.join(str(Path(p).absolute()) for p in sys.path if p and Path(p).is_dir())
     programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
@@ -87,7 +87,7 @@ def _tied() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
-def end(process: "subprocess.Popen[bytes]", patience: float = 10.0) -> None:
+def end_process(process: "subprocess.Popen[bytes]", patience: float = 10.0) -> None:
     """Ends a process that was started in a session of its own, and what it started in it."""
     for sign, seconds in ((signal.SIGTERM, patience), (signal.SIGKILL, patience)):
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -114,6 +114,6 @@ def _last_line(file: Path) -> str:
     return lines[-1].strip() if lines else "it said nothing"
 
 
-def shown(command: list[str]) -> str:
+def shell_line(command: list[str]) -> str:
     """As one would type it."""
     return shlex.join([Path(command[0]).name, *command[1:]])

@@ -11,8 +11,8 @@ from genfed._version import __version__
 from genfed.core.aggregate import ClientInfo
 from genfed.core.errors import GenfedError
 from genfed.core.record import Packed
-from genfed.engines.flower.engine import LOST, Post
-from genfed.engines.flower.messages import EMPTY, Letter
+from genfed.engines.flower.engine import LOST, MessageLink
+from genfed.engines.flower.messages import EMPTY, Envelope
 from genfed.engines.round import Failure
 
 ROUND_SECONDS = 15.0
@@ -23,7 +23,7 @@ Many = Annotated[int, Field(ge=0, lt=2**60)]
 
 
 @dataclass(frozen=True)
-class Hello:
+class SiteDescription:
     """What a site says of itself."""
 
     name: str
@@ -50,19 +50,19 @@ class Hello:
         return ClientInfo(number, self.architecture, self.examples)
 
 
-class Roll:
+class SiteRoster:
     """The sites that are connected, by name."""
 
-    def __init__(self, post: Post) -> None:
+    def __init__(self, post: MessageLink) -> None:
         self._post = post
-        self._known: dict[int, Hello] = {}
+        self._known: dict[int, SiteDescription] = {}
         self.refused: dict[int, str] = {}
         """By node, what one says that does not take part."""
         self._again: dict[int, float] = {}
         """By node of those, when it is asked once more."""
         self._looked = 0.0
 
-    def call(self, count: int, seconds: float, patient: bool = True) -> tuple[Hello, ...]:
+    def call(self, count: int, seconds: float, patient: bool = True) -> tuple[SiteDescription, ...]:
         """The sites that are there, by name, once there are `count`, or after `seconds`.
 
         Raises:
@@ -89,7 +89,7 @@ class Roll:
         """Asks nodes that are new who they are; each has `seconds` to answer, None: those of a query."""
         nodes = self._connected()
         new = [n for n in nodes if n not in self._known and self._again.get(n, 0.0) <= time.monotonic()]
-        letters = [(node, Letter(node, {"genfed": __version__, "ask": "hello"})) for node in new]
+        letters = [(node, Envelope(node, {"genfed": __version__, "ask": "hello"})) for node in new]
         registered = self._post.registered() if new else {}
         for node, answer in self._post.send("query", letters, timeout=seconds):
             if isinstance(answer, Failure):
@@ -98,7 +98,7 @@ class Roll:
                 continue
             try:
                 said = {**answer[0], "node": node, "heard": time.time()}
-                hello = TypeAdapter(Hello).validate_python(said)
+                hello = TypeAdapter(SiteDescription).validate_python(said)
             except ValidationError as error:
                 first = error.errors()[0]
                 self._refuse(node, f"a site said what cannot be: {'.'.join(map(str, first['loc']))}: {first['msg']}")
@@ -119,7 +119,7 @@ class Roll:
     def _refuse(self, node: int, reason: str) -> None:
         self.refused[node], self._again[node] = reason, time.monotonic() + BACK_OFF
 
-    def here(self) -> list[Hello]:
+    def here(self) -> list[SiteDescription]:
         """Those that are known."""
         return list(self._known.values())
 
@@ -145,7 +145,7 @@ class Roll:
         node = self.node_of(name)
         if node is None:
             raise GenfedError(f"site {name} is not connected")
-        ((_, answer),) = self._post.send("query", [(name, Letter(node, {"genfed": __version__} | head, EMPTY))])
+        ((_, answer),) = self._post.send("query", [(name, Envelope(node, {"genfed": __version__} | head, EMPTY))])
         if isinstance(answer, Failure):
             raise GenfedError(f"site {name}: {answer.reason}")
         return answer

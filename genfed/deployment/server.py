@@ -20,23 +20,23 @@ from rich.console import Console
 from torch import Tensor
 
 from genfed._version import __version__
-from genfed.config.reader import method_table, read, settings_table
+from genfed.config.reader import method_table, read_config, settings_table
 from genfed.config.settings import Config
 from genfed.core.aggregate import ClientInfo
 from genfed.core.errors import GenfedError
-from genfed.core.federated_data import Shards
+from genfed.core.federated_data import FederatedData
 from genfed.core.task import Data, Task
 from genfed.data.sites import Sites
 from genfed.deployment import agreement
-from genfed.deployment.opaque_network import lend, strangers_of
-from genfed.deployment.roster import Hello, Roll
-from genfed.engines.flower.engine import Flower, Post
-from genfed.engines.flower.messages import Head
+from genfed.deployment.opaque_network import lend, opaque_networks
+from genfed.deployment.roster import SiteDescription, SiteRoster
+from genfed.engines.flower.engine import FlowerEngine, MessageLink
+from genfed.engines.flower.messages import MessageHeader
 from genfed.engines.round import Engine
 from genfed.experiment import checks, compatibility
 from genfed.experiment.inputs import load_public
-from genfed.experiment.progress import Watch
-from genfed.experiment.run import Clients, run_on
+from genfed.experiment.progress import RunProgressBar
+from genfed.experiment.run import FederationClients, run_on
 from genfed.experiment.run_folder import default_folder
 from genfed.experiment.trial import Trial
 from genfed.privacy import client_level, example_level
@@ -60,7 +60,7 @@ BACK_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ServeRequest:
     """What the server is started for."""
 
     config: str
@@ -84,7 +84,7 @@ class Outcome:
 
     error: str = ""
     folder: str = ""
-    sites: tuple[Hello, ...] = ()
+    sites: tuple[SiteDescription, ...] = ()
     trouble: tuple[str, ...] = field(default_factory=tuple)
     """Of a check: lines that say why a run would be refused."""
 
@@ -95,11 +95,11 @@ def main(grid: Any, settings: Mapping[str, Any]) -> None:
     if isinstance(given.get("overrides"), str):
         given["overrides"] = json.loads(given["overrides"])
     try:
-        wanted = TypeAdapter(Wanted).validate_python(given)
+        wanted = TypeAdapter(ServeRequest).validate_python(given)
     except ValidationError as error:
         raise GenfedError(f"run settings: {error.errors()[0]['loc'][0]}: {error.errors()[0]['msg']}") from None
     try:
-        outcome = _served(Post(grid, HELLO_SECONDS, pause=PAUSE), grid, wanted)
+        outcome = _serve_run(MessageLink(grid, HELLO_SECONDS, pause=PAUSE), grid, wanted)
     except GenfedError as error:
         outcome = Outcome(error=str(error))
     except Exception as error:  # ours, or a method's: whoever waits is told, and Flower's log has the rest
@@ -128,49 +128,49 @@ class _Said(io.TextIOBase):
         return len(text)
 
 
-def _served(post: Post, grid: Any, wanted: Wanted) -> Outcome:
-    config = served(read(wanted.config, wanted.overrides))
+def _serve_run(post: MessageLink, grid: Any, wanted: ServeRequest) -> Outcome:
+    config = serve_run(read_config(wanted.config, wanted.overrides))
     folder = Path(wanted.out) if wanted.out else default_folder(wanted.config, config)
-    roll = Roll(post)
+    roll = SiteRoster(post)
     count = config.federation.clients
     say(f"waiting for {count} sites")
     hellos = roll.call(count, wanted.wait, patient=not wanted.check)
-    if wanted.check and (trouble := [*roll.refused.values(), *agreement.trouble(config, hellos)]):
+    if wanted.check and (trouble := [*roll.refused.values(), *agreement.find_disagreements(config, hellos)]):
         return Outcome(sites=hellos, trouble=tuple(trouble))
     say("here are " + ", ".join(f"{h.name} ({h.architecture}, {h.examples} examples)" for h in hellos))
     if len(hellos) < count:
         raise GenfedError(f"{len(hellos)} of {count} sites are there after {wanted.wait:g} s")
-    if trouble := agreement.trouble(config, hellos):
+    if trouble := agreement.find_disagreements(config, hellos):
         raise GenfedError("; ".join(trouble))
-    task, infos = agreement.task_of(hellos), agreement.infos_of(hellos)
+    task, infos = agreement.agreed_task(hellos), agreement.number_sites(hellos)
     public = load_public(config, task)
-    compatibility.check(config, _nowhere(task, infos), config.seeds[-1])
+    compatibility.check_compatibility(config, _nowhere(task, infos), config.seeds[-1])
     for seed in config.seeds:
         client_level.check(config, infos, seed)
     checks.check_device(config.compute.device)
     for label, method in config.method.items():
         checks.check_augmentation(label, method, task)
-    strangers = {seed: strangers_of(roll, hellos, task, seed) for seed in config.seeds}
+    strangers = {seed: opaque_networks(roll, hellos, task, seed) for seed in config.seeds}
     lend(strangers[config.seeds[-1]])
     privacy_compatibility.check(config, task, infos)
     _prepare(roll, config, task, hellos, _run_of(folder) if wanted.resume else "new")
-    tight = agreement.tight_memory(config, task, infos, public, hellos)
+    tight = agreement.warn_of_memory(config, task, infos, public, hellos)
     if wanted.check:
         return Outcome(sites=hellos, trouble=tuple(tight))
     for line in tight:
         say(line)
 
     @contextlib.contextmanager
-    def there() -> Iterator[Clients]:
+    def there() -> Iterator[FederationClients]:
         yield _There(config, grid, roll, folder, task, infos, hellos, strangers)
 
     console = Console(file=_Said(), markup=False, emoji=False, highlight=False, soft_wrap=True)  # type: ignore[arg-type]
-    with Watch(console, trials=len(config.labels) * len(config.seeds)) as watch:
+    with RunProgressBar(console, trials=len(config.labels) * len(config.seeds)) as watch:
         run_on(config, task, infos, public, folder, there, wanted.resume, wanted.fresh, watch, wanted.command or None)
     return Outcome(folder=str(folder), sites=hellos)
 
 
-def served(config: Config) -> Config:
+def serve_run(config: Config) -> Config:
     """A config as the server has it: what clients have is theirs to say, and generators are not judged, since that
     needs real examples.
 
@@ -195,10 +195,10 @@ def served(config: Config) -> Config:
 
 
 # Where the clients are.
-def _nowhere(task: Task, infos: tuple[ClientInfo, ...]) -> Shards:
+def _nowhere(task: Task, infos: tuple[ClientInfo, ...]) -> FederatedData:
     """Clients without examples here."""
     nothing = Data(torch.zeros(0, *task.shape), torch.zeros(0, dtype=torch.int64))
-    return Shards(task, infos, ((0, 0),) * len(infos), nothing, nothing)
+    return FederatedData(task, infos, ((0, 0),) * len(infos), nothing, nothing)
 
 
 class _There:
@@ -208,19 +208,19 @@ class _There:
         self,
         config: Config,
         grid: Any,
-        roll: Roll,
+        roll: SiteRoster,
         folder: Path,
         task: Task,
         infos: tuple[ClientInfo, ...],
-        hellos: Sequence[Hello],
+        hellos: Sequence[SiteDescription],
         strangers: Mapping[int, Mapping[str, dict[str, Tensor]]],
     ) -> None:
         self._strangers = strangers
         self._config, self._roll, self._folder = config, roll, folder
         self._task, self._infos, self._names = task, infos, [hello.name for hello in hellos]
-        self._post = Post(grid, config.federation.timeout, pause=PAUSE)
+        self._post = MessageLink(grid, config.federation.timeout, pause=PAUSE)
 
-    def shards(self, seed: int) -> Shards:
+    def shards(self, seed: int) -> FederatedData:
         lend(self._strangers[seed])
         return _nowhere(self._task, self._infos)
 
@@ -228,7 +228,7 @@ class _There:
         return _Named(self._post, self._roll, self._names, self._opening(trial))
 
     def spent(self, trial: Trial) -> Mapping[int, Sequence[Mechanism]]:
-        """See `Clients`. A site that does not say is taken to have spent all that is planned."""
+        """See `FederationClients`. A site that does not say is taken to have spent all that is planned."""
         spent: dict[int, Sequence[Mechanism]] = {}
         for info, name in zip(self._infos, self._names, strict=True) if trial.privacy else ():
             try:
@@ -236,10 +236,10 @@ class _There:
                 spent[info.id] = MECHANISMS.validate_python(said.get("mechanisms"))
             except (GenfedError, ValidationError) as error:
                 log.warning("%s: %s; its ε is what is planned", name, str(error).splitlines()[0])
-                spent[info.id] = example_level.planned_cost(trial, info.id)
+                spent[info.id] = example_level.estimate_cost(trial, info.id)
         return spent
 
-    def _opening(self, trial: Trial) -> Head:
+    def _opening(self, trial: Trial) -> MessageHeader:
         about = _about(self._config, self._task, trial.label, trial.seed, _run_of(self._folder))
         return {"ask": "work", "open": about}
 
@@ -273,7 +273,7 @@ def _about(config: Config, task: Task, label: str, seed: int, run: str) -> str:
     return json.dumps(about)
 
 
-def _prepare(roll: Roll, config: Config, task: Task, hellos: Sequence[Hello], run: str) -> None:
+def _prepare(roll: SiteRoster, config: Config, task: Task, hellos: Sequence[SiteDescription], run: str) -> None:
     """Has each site say whether it takes part, where the run protects anything or a site demands it; `run` names it.
 
     Raises:
@@ -285,10 +285,10 @@ def _prepare(roll: Roll, config: Config, task: Task, hellos: Sequence[Hello], ru
             roll.ask(hello.name, {"ask": "prepare", "open": trials, "client": number})
 
 
-class _Named(Flower):
+class _Named(FlowerEngine):
     """Flower, each client at the site of its name."""
 
-    def __init__(self, post: Post, roll: Roll, names: Sequence[str], opening: Head) -> None:
+    def __init__(self, post: MessageLink, roll: SiteRoster, names: Sequence[str], opening: MessageHeader) -> None:
         super().__init__(
             post, lambda client: roll.node_of(names[client]), {"genfed": __version__} | opening, BACK_SECONDS
         )
@@ -298,7 +298,7 @@ COLUMNS = ("site", "architecture", "examples", "classes", "kind", "machine", "me
 """Of `table_of`: examples are to train and to score on, the clock is against the server's."""
 
 
-def table_of(outcome: Outcome) -> list[tuple[str, ...]]:
+def request_to_settings(outcome: Outcome) -> list[tuple[str, ...]]:
     """What a check says of each site: rows of text."""
     return [
         (
@@ -315,6 +315,6 @@ def table_of(outcome: Outcome) -> list[tuple[str, ...]]:
     ]
 
 
-def to_settings(wanted: Wanted) -> dict[str, Any]:
+def to_settings(wanted: ServeRequest) -> dict[str, Any]:
     """Run settings as Flower carries them."""
     return asdict(wanted) | {"overrides": json.dumps(wanted.overrides)}

@@ -15,31 +15,31 @@ from torch import nn
 
 from genfed._version import __version__
 from genfed.config import architectures
-from genfed.config.reader import build, read_method
+from genfed.config.reader import build_settings, read_method
 from genfed.config.settings import Compute, Federation
 from genfed.core.aggregate import ClientInfo
 from genfed.core.errors import GenfedError, StorageError
-from genfed.core.federated_data import Shards
+from genfed.core.federated_data import FederatedData
 from genfed.core.method import Method
-from genfed.core.phase import leaves
+from genfed.core.phase import flatten_phases
 from genfed.core.record import Packed, load, pack, save
 from genfed.core.rng import stream
 from genfed.core.settings import settings
 from genfed.core.task import Task
 from genfed.deployment import audit_log
-from genfed.deployment.site_data import holding_of
-from genfed.deployment.site_settings import Here, SiteConfig, read_site
-from genfed.engines.client_storage import alone
-from genfed.experiment.local_clients import new_site
+from genfed.deployment.site_data import describe_holdings
+from genfed.deployment.site_settings import LocatedSite, SiteSettings, read_site
+from genfed.engines.client_storage import lock_folder
+from genfed.experiment.local_clients import new_runner
 from genfed.experiment.trial import Trial
 from genfed.foundation.model import FoundationModel
 from genfed.foundation.settings import Foundation
 from genfed.privacy import client_level, site_budget
 from genfed.privacy.compatibility import check_architecture, check_method, check_precision
-from genfed.privacy.example_level import planned_cost, prepare, spent_in
+from genfed.privacy.example_level import estimate_cost, read_charges, settle_noise_by_client
 from genfed.privacy.settings import ClientPrivacy, Privacy
-from genfed.secure_aggregation.crypto import check_installed
-from genfed.secure_aggregation.settings import Secure
+from genfed.secure_aggregation.crypto import check_cryptography
+from genfed.secure_aggregation.settings import SecureAggregation
 from genfed.training.weights import Model, weights_of
 
 log = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ def handle(head: Mapping[str, Any], body: Packed, node: Mapping[str, Any]) -> tu
 
 
 @contextlib.contextmanager
-def _discreet(site: Here, head: Mapping[str, Any]) -> Iterator[None]:
+def _discreet(site: LocatedSite, head: Mapping[str, Any]) -> Iterator[None]:
     """What went wrong goes to the site's log; to the server only what names no file and quotes no data."""
     try:
         yield
@@ -87,7 +87,9 @@ def _discreet(site: Here, head: Mapping[str, Any]) -> Iterator[None]:
         try:
             site.folder.mkdir(parents=True, exist_ok=True)
             with (site.folder / LOG).open("a", encoding="utf-8") as file:
-                file.write(f"{audit_log.now()} {json.dumps(audit_log.about(head))}\n{traceback.format_exc()}\n")
+                file.write(
+                    f"{audit_log.utc_now()} {json.dumps(audit_log.describe_request(head))}\n{traceback.format_exc()}\n"
+                )
             audit_log.write_audit(site, head, len(told.encode()), ["failed"], [])
         except OSError:
             told = "it cannot write to its own folder"
@@ -111,8 +113,8 @@ def _foreign(error: BaseException | None) -> BaseException | None:
     return error
 
 
-def _hello(site: Here, head: Mapping[str, Any], body: Packed) -> tuple[dict[str, Any], Packed]:
-    holding, config = holding_of(site), site.config
+def _hello(site: LocatedSite, head: Mapping[str, Any], body: Packed) -> tuple[dict[str, Any], Packed]:
+    holding, config = describe_holdings(site), site.config
     return {
         "name": config.name,
         "architecture": config.architecture,
@@ -129,16 +131,16 @@ def _hello(site: Here, head: Mapping[str, Any], body: Packed) -> tuple[dict[str,
     }, Packed({}, "{}")
 
 
-def _initial(site: Here, head: Mapping[str, Any], body: Packed) -> tuple[dict[str, Any], Packed]:
-    """The initial weights of an architecture that only the site knows, as `learn.weights.initial_weights` has them."""
+def _initial(site: LocatedSite, head: Mapping[str, Any], body: Packed) -> tuple[dict[str, Any], Packed]:
+    """The initial weights of an architecture that only the site knows, as `initial_weights` has them."""
     name = site.config.architecture
     network = architectures.new_network(
-        name, holding_of(site).task, stream(int(head["seed"]), "common", "classifier", name)
+        name, describe_holdings(site).task, stream(int(head["seed"]), "common", "classifier", name)
     )
     return {}, pack(Model(weights_of(network)))
 
 
-def _prepare(site: Here, head: Mapping[str, Any], body: Packed) -> tuple[dict[str, Any], Packed]:
+def _prepare(site: LocatedSite, head: Mapping[str, Any], body: Packed) -> tuple[dict[str, Any], Packed]:
     """Refuses a run before training, all its trials together. Nothing is charged or written."""
     client = int(head["client"])
     told = [json.loads(text) for text in head["open"]]
@@ -146,75 +148,75 @@ def _prepare(site: Here, head: Mapping[str, Any], body: Packed) -> tuple[dict[st
     for trial in trials:
         _check_demands(site.config, trial)
         _check_network(site.config, trial)
-    ahead = [mechanism for trial in trials for mechanism in planned_cost(trial, client)]
+    ahead = [mechanism for trial in trials for mechanism in estimate_cost(trial, client)]
     if site.config.privacy is not None:
         site_budget.check_ahead(site.folder, site.config.privacy, ahead, [_bill(about) for about in told])
     return {}, Packed({}, "{}")
 
 
-def _spent(site: Here, head: Mapping[str, Any], body: Packed) -> tuple[dict[str, Any], Packed]:
+def _spent(site: LocatedSite, head: Mapping[str, Any], body: Packed) -> tuple[dict[str, Any], Packed]:
     """What a trial cost so far, as mechanisms: these follow from its settings and the number of examples."""
     trial = _trial(site, json.loads(head["open"]), int(head["client"]))
-    return {"mechanisms": spent_in(trial)[int(head["client"])]}, Packed({}, "{}")
+    return {"mechanisms": read_charges(trial)[int(head["client"])]}, Packed({}, "{}")
 
 
-def _work(site: Here, head: Mapping[str, Any], body: Packed) -> tuple[dict[str, Any], Packed]:
-    from genfed.engines.flower.client import worked
+def _work(site: LocatedSite, head: Mapping[str, Any], body: Packed) -> tuple[dict[str, Any], Packed]:
+    from genfed.engines.flower.client import handle_work
 
     config, about = site.config, json.loads(head["open"])
     trial = _trial(site, about, int(head["client"]))
     _hold_to(config, trial, head)
     guard = None
     if config.privacy is not None:
-        guard = site_budget.OwnBudgets(trial, site.folder, config.privacy, _bill(about))
-    here = new_site(trial, lambda name, task, rng: _new_network(config, name, task, rng), guard)
-    return worked(here, dict(head), body)
+        guard = site_budget.SiteBudget(trial, site.folder, config.privacy, _bill(about))
+    here = new_runner(trial, lambda name, task, rng: _new_network(config, name, task, rng), guard)
+    return handle_work(here, dict(head), body)
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenedTrial:
     """What a server first said of a trial, and which client it called the site."""
 
     about: str
     client: int
 
 
-def _hold_to(config: SiteConfig, trial: Trial, head: Mapping[str, Any]) -> None:
+def _hold_to(config: SiteSettings, trial: Trial, head: Mapping[str, Any]) -> None:
     """Refuses letters that say something else of a trial than the first one did; with that one the network is tried.
 
     Raises:
         GenfedError: they do, or the trial does not protect the site as it must.
     """
-    file, now = trial.folder / "opened.safetensors", Opened(str(head["open"]), int(head["client"]))
+    file, now = trial.folder / "opened.safetensors", OpenedTrial(str(head["open"]), int(head["client"]))
     _check_demands(config, trial)  # which may be others since
-    with alone(trial.folder):
+    with lock_folder(trial.folder):
         if not file.exists():
             _check_network(config, trial)
-            prepare(trial)  # what two letters at once would both write down
+            settle_noise_by_client(trial)  # what two letters at once would both write down
             if trial.client_privacy is not None:
-                client_level.settled(trial)
+                client_level.settle_noise(trial)
             save(now, file)
-        elif load(Opened, file) != now:
+        elif load(OpenedTrial, file) != now:
             raise GenfedError("the server says something else of this trial than before: begin the run anew")
 
 
-def _bill(about: Mapping[str, Any]) -> site_budget.Bill:
-    return site_budget.Bill(str(about["run"]), str(about["label"]), int(about["seed"]))
+def _bill(about: Mapping[str, Any]) -> site_budget.TrialKey:
+    return site_budget.TrialKey(str(about["run"]), str(about["label"]), int(about["seed"]))
 
 
-def _trial(site: Here, about: Mapping[str, Any], client: int) -> Trial:
+def _trial(site: LocatedSite, about: Mapping[str, Any], client: int) -> Trial:
     """The trial that the server speaks of, at this site: of the other clients it knows how many there are.
 
     Raises:
         GenfedError: it names what the site does not run, or other classes than were agreed on.
     """
-    config, holding = site.config, holding_of(site)
+    config, holding = site.config, describe_holdings(site)
     _check_names(about["method"], config)
     label = _plain(about["label"])
     method = _guarded(read_method(about["method"], f"method.{label}"), config)
     if list(holding.task.classes) != about["classes"]:
         raise GenfedError(f"the classes of site {config.name} are no longer those agreed on: begin the run anew")
-    federation_ = build(Federation, about["federation"], "federation.")
+    federation_ = build_settings(Federation, about["federation"], "federation.")
     everybody = range(federation_.clients)
     of = {client: ClientInfo(client, config.architecture, len(holding.train))}
     return Trial(
@@ -222,7 +224,7 @@ def _trial(site: Here, about: Mapping[str, Any], client: int) -> Trial:
         seed=int(about["seed"]),
         method=method,
         # Not scored on data like its own: its held-out examples are its own already.
-        shards=Shards(
+        shards=FederatedData(
             holding.task,
             tuple(of.get(i, ClientInfo(i, "", 0)) for i in everybody),
             tuple((0, len(holding.train) if i == client else 0) for i in everybody),
@@ -235,19 +237,21 @@ def _trial(site: Here, about: Mapping[str, Any], client: int) -> Trial:
         compute=Compute(device=config.device, threads=config.threads, precision=about["precision"]),
         evaluate_every=0,
         counts_flops=bool(about["flops"]) and about["privacy"] is None,
-        secure=None if about["secure"] is None else build(Secure, about["secure"], "secure."),
-        privacy=None if about["privacy"] is None else build(Privacy, about["privacy"], "privacy."),
-        client_privacy=None if about["noised"] is None else build(ClientPrivacy, about["noised"], "client_privacy."),
+        secure=None if about["secure"] is None else build_settings(SecureAggregation, about["secure"], "secure."),
+        privacy=None if about["privacy"] is None else build_settings(Privacy, about["privacy"], "privacy."),
+        client_privacy=None
+        if about["noised"] is None
+        else build_settings(ClientPrivacy, about["noised"], "client_privacy."),
     )
 
 
-def _check_demands(config: SiteConfig, trial: Trial) -> None:
+def _check_demands(config: SiteSettings, trial: Trial) -> None:
     """Refuses a trial that does not protect the site as its file demands, or not as the run says."""
     privacy = trial.privacy
     if trial.secure is not None:
-        check_installed()
+        check_cryptography()
     if trial.client_privacy is not None:
-        client_level.check_installed()
+        client_level.check_opacus()
     if config.privacy is not None and privacy is None:
         raise GenfedError("it takes part under [privacy] alone, since its file has a privacy budget")
     if privacy is not None:
@@ -255,7 +259,7 @@ def _check_demands(config: SiteConfig, trial: Trial) -> None:
             raise GenfedError("it takes no privacy.reproducible_noise: who knows the seed knows the noise")
         check_precision(trial.compute.precision)
         check_method(trial.label, trial.method)
-    if config.minimum_group is not None and any(phase.aggregate for phase in leaves(trial.method.phases())):
+    if config.minimum_group is not None and any(phase.aggregate for phase in flatten_phases(trial.method.phases())):
         if trial.secure is None:
             raise GenfedError(f"it uploads under [secure] alone, and {trial.label} would without masks")
         if trial.secure.minimum_group < config.minimum_group:
@@ -267,19 +271,19 @@ def _check_demands(config: SiteConfig, trial: Trial) -> None:
             raise GenfedError("secure.neighbours: on a ring no client can tell how large a sum is; leave it out")
 
 
-def _check_network(config: SiteConfig, trial: Trial) -> None:
+def _check_network(config: SiteSettings, trial: Trial) -> None:
     """Refuses a trial under [privacy] for which the site's own classifier will not do."""
     if trial.privacy is not None:
         check_architecture(config.architecture, trial.shards.task)
 
 
-def _new_network(config: SiteConfig, name: str, task: Task, rng: torch.Generator) -> nn.Module:
+def _new_network(config: SiteSettings, name: str, task: Task, rng: torch.Generator) -> nn.Module:
     if name != config.architecture:
         _check_name(name, config)
     return architectures.new_network(name, task, rng)
 
 
-def _check_names(table: Any, config: SiteConfig) -> None:
+def _check_names(table: Any, config: SiteSettings) -> None:
     """Refuses a method's table that names code which the site has not allowed."""
     for key, value in table.items() if isinstance(table, dict) else ():
         if key == "kind":
@@ -287,7 +291,7 @@ def _check_names(table: Any, config: SiteConfig) -> None:
         _check_names(value, config)
 
 
-def _check_name(name: str, config: SiteConfig) -> None:
+def _check_name(name: str, config: SiteSettings) -> None:
     if ":" in name and name not in config.allow:
         raise GenfedError(f"site {config.name} does not allow {name}; its SITE.toml would name it in allow")
 
@@ -304,7 +308,7 @@ class _Closed(Foundation):
         )
 
 
-def _guarded(method: Method[Any], config: SiteConfig) -> Method[Any]:
+def _guarded(method: Method[Any], config: SiteSettings) -> Method[Any]:
     """The method, which opens no model that the site has not allowed.
 
     Raises:

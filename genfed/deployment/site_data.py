@@ -10,7 +10,7 @@ from genfed._version import __version__
 from genfed.core.errors import GenfedError, RecordError
 from genfed.core.record import load, save
 from genfed.core.task import Data, Task
-from genfed.deployment.site_settings import Here
+from genfed.deployment.site_settings import LocatedSite
 from genfed.experiment import checks
 from genfed.experiment.inputs import PATHS, load_source
 
@@ -19,26 +19,26 @@ DATA = "data.safetensors"
 
 
 @dataclass(frozen=True)
-class Holding:
+class SiteHoldings:
     """A site's data."""
 
     task: Task
     train: Data
     held_out: Data
     source: str
-    """Names what they were made of (`source_of`)."""
+    """Names what they were made of (`fingerprint_source`)."""
 
 
-def take_stock(site: Here) -> Holding:
+def load_site_data(site: LocatedSite) -> SiteHoldings:
     """Reads the site's data, checks that its model fits them, and keeps them as tensors for the work to map. The model
-    and each file are looked at now; what is kept is used until `source_of` says otherwise.
+    and each file are looked at now; what is kept is used until `fingerprint_source` says otherwise.
 
     Raises:
         GenfedError: data that cannot be read, or a model that does not fit them.
     """
     config = site.config
     checks.check_device(config.device)
-    source = source_of(site)  # before it is read: a change while it is read is seen the next time
+    source = fingerprint_source(site)  # before it is read: a change while it is read is seen the next time
     dataset = load_source(config.data, str(site.root))
     task, train = dataset.task, dataset.train
     held_out = dataset.test if config.part == "test" else dataset.validation
@@ -50,22 +50,22 @@ def take_stock(site: Here) -> Holding:
         place = torch.tensor([config.classes.index(name) for name in task.classes])
         task = replace(task, classes=config.classes)
         train, held_out = Data(train.x, place[train.y]), Data(held_out.x, place[held_out.y])
-    holding = Holding(task, train, held_out, source)
+    holding = SiteHoldings(task, train, held_out, source)
     checks.check_architecture(config.architecture, task, train)
     site.folder.mkdir(parents=True, exist_ok=True)
     save(holding, site.folder / DATA)
     return holding
 
 
-def holding_of(site: Here) -> Holding:
-    """What `take_stock` kept; taken anew where it is missing, or was made of other data than there are now."""
+def describe_holdings(site: LocatedSite) -> SiteHoldings:
+    """What `load_site_data` kept; taken anew where it is missing, or was made of other data than there are now."""
     with contextlib.suppress(RecordError):
-        if (kept := load(Holding, site.folder / DATA)).source == source_of(site):
+        if (kept := load(SiteHoldings, site.folder / DATA)).source == fingerprint_source(site):
             return kept
-    return take_stock(site)
+    return load_site_data(site)
 
 
-def source_of(site: Here) -> str:
+def fingerprint_source(site: LocatedSite) -> str:
     """Names what a site's data are made of: the settings that say it, and the size and time of each file."""
     config, told = site.config, hashlib.blake2b(digest_size=16)
     told.update(f"{__version__} {config.data!r} {config.classes!r} {config.part}".encode())

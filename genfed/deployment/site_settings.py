@@ -7,11 +7,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, InstanceOf
 
-from genfed.config.reader import build
+from genfed.config.reader import build_settings
 from genfed.core.errors import GenfedError
 from genfed.core.settings import settings
 from genfed.data.dataset import Source
-from genfed.privacy.settings import Lifetime
+from genfed.privacy.settings import LifetimeBudget
 
 
 @settings
@@ -29,7 +29,7 @@ class Link:
 
 
 @settings
-class SiteConfig:
+class SiteSettings:
     """A site: its data, its model, its machine. None of it leaves but its name, its architecture's name, the number of
     its examples, the names of its classes and, when it is scored, how many held-out examples it has of each.
     """
@@ -51,7 +51,7 @@ class SiteConfig:
     """"cpu", "cuda" or "cuda:1"."""
     threads: Annotated[int, Field(ge=1, le=1024)] = 1
     """Of its work. Another number may change the last bits."""
-    privacy: Lifetime | None = None
+    privacy: LifetimeBudget | None = None
     """What it may cost an example of the site to take part, over all runs; whoever does not train by DP-SGD is then
     refused. Left out: as the run has it."""
     minimum_group: Annotated[int, Field(ge=2)] | None = None
@@ -71,10 +71,10 @@ class SiteConfig:
 
 
 @dataclass(frozen=True)
-class Here:
+class LocatedSite:
     """A site as read from its file."""
 
-    config: SiteConfig
+    config: SiteSettings
     file: Path
 
     @property
@@ -88,7 +88,7 @@ class Here:
         return self.root / (self.config.folder or self.config.name)
 
 
-def read_site(path: str | Path) -> Here:
+def read_site(path: str | Path) -> LocatedSite:
     """Reads a SITE.toml.
 
     Raises:
@@ -103,6 +103,6 @@ def read_site(path: str | Path) -> Here:
     except tomllib.TOMLDecodeError as error:
         raise GenfedError(f"{file}: not TOML: {error}") from None
     try:
-        return Here(build(SiteConfig, table, ""), file.resolve())
+        return LocatedSite(build_settings(SiteSettings, table, ""), file.resolve())
     except GenfedError as error:
         raise GenfedError(f"{file}: {error}") from None

@@ -16,8 +16,18 @@ import tomli_w
 
 from genfed.core.errors import GenfedError
 from genfed.deployment.certificates import AUTHORITY, SERVER, SERVER_KEY
-from genfed.deployment.processes import APP, NAME, Address, _answers, _last_line, _program, _tied, end, environment
-from genfed.deployment.server import SAID, Outcome, Wanted, to_settings
+from genfed.deployment.processes import (
+    APP,
+    NAME,
+    Address,
+    _answers,
+    _last_line,
+    _program,
+    _tied,
+    end_process,
+    flower_environment,
+)
+from genfed.deployment.server import SAID, Outcome, ServeRequest, to_settings
 
 # The server.
 EXPOSED = (
@@ -28,7 +38,7 @@ EXPOSED = (
 
 
 def serve(
-    wanted: Wanted,
+    wanted: ServeRequest,
     address: Address,
     keys: Path | None,
     folder: Path,
@@ -54,12 +64,12 @@ def serve(
     home.mkdir(exist_ok=True)
     (home / "config.toml").write_text(tomli_w.dumps(_connection(address, keys)))
     settings = folder / "settings.toml"
-    settings.write_text(tomli_w.dumps(to_settings(Wanted(**vars(wanted) | {"outcome": str(outcome.resolve())}))))
+    settings.write_text(tomli_w.dumps(to_settings(ServeRequest(**vars(wanted) | {"outcome": str(outcome.resolve())}))))
     if not (running or address.loopback):
         tell(EXPOSED.format(address))
     if running and not _answers(address):
         raise GenfedError(f"no SuperLink answers at {address}; leave out --running to have one started")
-    with contextlib.nullcontext() if running else superlink(address, keys, home, folder / "superlink.log"):
+    with contextlib.nullcontext() if running else open_superlink(address, keys, home, folder / "superlink.log"):
         for public in sorted(keys.glob("*.pub")) if keys else ():
             _register(public, home)
         number = _flwr_run(settings.resolve(), home, folder / "flwr-run.log", tell)
@@ -101,7 +111,7 @@ def superlink_command(address: Address, keys: Path | None) -> list[str]:
 
 
 @contextlib.contextmanager
-def superlink(address: Address, keys: Path | None, home: Path, logged: Path) -> Iterator[subprocess.Popen[bytes]]:
+def open_superlink(address: Address, keys: Path | None, home: Path, logged: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A SuperLink that runs as long as the block."""
     command = superlink_command(address, keys)
     _check_free(address)
@@ -111,7 +121,7 @@ def superlink(address: Address, keys: Path | None, home: Path, logged: Path) -> 
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            env=environment(home),
+            env=flower_environment(home),
             start_new_session=True,
             preexec_fn=_tied,
         )
@@ -125,7 +135,7 @@ def superlink(address: Address, keys: Path | None, home: Path, logged: Path) -> 
             time.sleep(0.2)
         yield link
     finally:
-        end(link)
+        end_process(link)
 
 
 def _check_free(address: Address) -> None:
@@ -141,7 +151,7 @@ def _check_free(address: Address) -> None:
 
 def _register(public: Path, home: Path) -> None:
     command = [_program("flwr"), "supernode", "register", str(public.absolute()), NAME, "--name", public.stem]
-    done = subprocess.run(command, cwd=home, env=environment(home), capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=home, env=flower_environment(home), capture_output=True, text=True, timeout=120)
     if done.returncode and "already" not in (said := f"{done.stdout} {done.stderr}"):
         raise GenfedError(f"the SuperLink does not take {public}: {' '.join(said.split())[-300:]}")
 
@@ -157,7 +167,7 @@ def _flwr_run(settings: Path, home: Path, logged: Path, tell: Callable[[str], No
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env=environment(home) | {"NO_COLOR": "1", "COLUMNS": "400"},
+            env=flower_environment(home) | {"NO_COLOR": "1", "COLUMNS": "400"},
             text=True,
             errors="replace",
             start_new_session=True,
@@ -187,7 +197,9 @@ def _goes_on(number: str, home: Path) -> bool | None:
     """Whether a run is not finished; None: the link does not say."""
     command = [_program("flwr"), "ls", NAME, "--run-id", number, "--format", "json"]
     try:
-        done = subprocess.run(command, cwd=home, env=environment(home), capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            command, cwd=home, env=flower_environment(home), capture_output=True, text=True, timeout=60
+        )
         (run,) = json.loads(done.stdout)["runs"]
         return not str(run["status"]).startswith("finished")
     except (subprocess.TimeoutExpired, ValueError, KeyError):

@@ -11,12 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from genfed.core.errors import GenfedError
-from genfed.deployment.processes import Address, _program, _tied, end, environment
-from genfed.deployment.site_settings import Here
+from genfed.deployment.processes import Address, _program, _tied, end_process, flower_environment
+from genfed.deployment.site_settings import LocatedSite
 
 
 # A site.
-def supernode_command(site: Here, port: int) -> list[str]:
+def supernode_command(site: LocatedSite, port: int) -> list[str]:
     """Starts the site's SuperNode, whose own processes find it at `port` of the loopback device."""
     link = site.config.link
     command = [_program("flower-supernode"), "--superlink", link.address, "--port", str(port)]
@@ -30,7 +30,7 @@ def supernode_command(site: Here, port: int) -> list[str]:
     return command
 
 
-def _there(site: Here, key: str, name: str) -> Path:
+def _there(site: LocatedSite, key: str, name: str) -> Path:
     file = site.root / name
     if not file.is_file():
         raise GenfedError(f"{site.file}: {key} = {name!r}: no such file")
@@ -44,7 +44,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def check_link(site: Here) -> str:
+def check_link(site: LocatedSite) -> str:
     """Tries the way to the server. Returns a line where nobody answers (yet); "" where it can be used.
 
     Raises:
@@ -91,14 +91,14 @@ AGAIN = 10.0
 """Seconds after which a site whose SuperNode ended tries again."""
 
 
-def join(site: Here, tell: Callable[[str], None]) -> None:
+def join(site: LocatedSite, tell: Callable[[str], None]) -> None:
     """Has a SuperNode run until this process is told to stop. A SuperLink turns away a key that it does not know (yet),
     or whose node was killed a moment ago, and the SuperNode then ends; so it is started again.
     """
     home = site.folder / "flower"
     home.mkdir(parents=True, exist_ok=True)
     # The user's own architecture stands beside the site's file.
-    paths = f"{site.root}{os.pathsep}{environment(home)['PYTHONPATH']}"
+    paths = f"{site.root}{os.pathsep}{flower_environment(home)['PYTHONPATH']}"
     stopped = threading.Event()
 
     def stop(number: int, frame: object) -> None:
@@ -110,7 +110,7 @@ def join(site: Here, tell: Callable[[str], None]) -> None:
             node = subprocess.Popen(
                 supernode_command(site, free_port()),
                 stdin=subprocess.DEVNULL,
-                env=environment(home, {"PYTHONPATH": paths}),
+                env=flower_environment(home, {"PYTHONPATH": paths}),
                 start_new_session=True,
                 preexec_fn=_tied,
             )
@@ -118,7 +118,7 @@ def join(site: Here, tell: Callable[[str], None]) -> None:
                 while node.poll() is None and not stopped.is_set():
                     stopped.wait(0.2)
             finally:
-                end(node)
+                end_process(node)
             if not stopped.is_set():
                 tell(
                     f"the SuperNode ended (exit code {node.returncode}): the server does not know the key of "

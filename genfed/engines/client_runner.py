@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from genfed.core.client import Client, Kept
+from genfed.core.client import Client, ClientStorage
 from genfed.core.errors import GenfedError, StorageError
-from genfed.core.federated_data import Shards
+from genfed.core.federated_data import FederatedData
 from genfed.core.phase import Phase
-from genfed.core.privacy import Guard, nothing_allowed
+from genfed.core.privacy import BudgetKeeper, allow_no_training
 from genfed.core.record import Packed, pack, unpack
 from genfed.core.rng import stream
 from genfed.core.task import Task
-from genfed.engines.client_storage import UNSETTLED, KeptOnDisk, alone, keep_reply, replied
-from genfed.engines.flops import Flops
-from genfed.engines.messages import Answer, Step, sound
+from genfed.engines.client_storage import UNSETTLED, DiskStorage, load_reply, lock_folder, store_reply
+from genfed.engines.flops import FlopCounter
+from genfed.engines.messages import PackedReply, RoundId, check_reply
 from genfed.robustness.attack import Attack
 
 if TYPE_CHECKING:
@@ -30,13 +30,13 @@ NewNetwork = Callable[[str, Task, torch.Generator], "nn.Module"]
 """(architecture, task, rng) → a classifier initialised from rng."""
 
 
-class Site:
+class ClientRunner:
     """Does the work of some clients of one trial."""
 
     def __init__(
         self,
         phases: Mapping[str, Phase[Any]],
-        shards: Shards,
+        shards: FederatedData,
         kept: Path,
         seed: int,
         new_network: NewNetwork,
@@ -44,7 +44,7 @@ class Site:
         precision: Precision = "float32",
         counts_flops: bool = False,
         attack: Attack | None = None,
-        guard: Guard | None = None,
+        guard: BudgetKeeper | None = None,
     ) -> None:
         """`kept` is the folder of what clients keep. A phase named "evaluate" may read every slot. `counts_flops`: in
         the first round of each other phase a reply's metrics get "flops", and "parameters": the numbers in what the
@@ -61,7 +61,7 @@ class Site:
         self._place = {info.id: i for i, info in enumerate(shards.clients)}
         self._train = shards.train if self._device.type == "cpu" else shards.train.to(self._device)
 
-    def work(self, step: Step, client: int, sent: Packed) -> Answer:
+    def work(self, step: RoundId, client: int, sent: Packed) -> PackedReply:
         """Has one client do its part of a step. Doing it again gives the same answer.
 
         Raises:
@@ -74,8 +74,8 @@ class Site:
         if phase.exchange is None and (self._guard is None or step.phase == "evaluate"):
             return self._worked(step, phase, client, sent, remembers=False)
         folder = self._kept / str(client)
-        with alone(folder):
-            if (before := replied(folder, step, phase.exchange)) is not None:
+        with lock_folder(folder):
+            if (before := load_reply(folder, step, phase.exchange)) is not None:
                 return before
             try:
                 answer = self._worked(step, phase, client, sent, remembers=True)
@@ -85,18 +85,20 @@ class Site:
             (folder / UNSETTLED).unlink(missing_ok=True)
             return answer
 
-    def _worked(self, step: Step, phase: Phase[Any], client: int, sent: Packed, *, remembers: bool) -> Answer:
+    def _worked(self, step: RoundId, phase: Phase[Any], client: int, sent: Packed, *, remembers: bool) -> PackedReply:
         started = time.perf_counter()
         folder, private = self._kept / str(client), None
-        kept = KeptOnDisk(folder, step.number, None if step.phase == "evaluate" else phase.slots)
+        kept = DiskStorage(folder, step.number, None if step.phase == "evaluate" else phase.slots)
         if self._guard is not None:
             scores = step.phase == "evaluate"
             private = (
-                nothing_allowed() if scores else self._guard.admit(client, folder, step.phase, step.round, step.number)
+                allow_no_training()
+                if scores
+                else self._guard.admit(client, folder, step.phase, step.round, step.number)
             )
         about = self.client(replace(step, phase=phase.draws_as or step.phase), client, kept)
         bad = self._attack if client in self._attackers and step.phase != "evaluate" else None
-        bad = bad if bad and bad.meets(phase) else None
+        bad = bad if bad and bad.targets_phase(phase) else None
         if bad:
             about = replace(about, data=bad.data(about))
         about = replace(about, privacy=private)
@@ -109,7 +111,7 @@ class Site:
 
         counts = self._counts_flops and step.round == 0 and step.phase != "evaluate"
         assert phase.work is not None
-        with Flops() if counts else contextlib.nullcontext() as flops:
+        with FlopCounter() if counts else contextlib.nullcontext() as flops:
             reply = phase.work(replace(about, new_network_of=new_network), unpack(phase.kinds[0], sent))
         # Plain numbers, whatever the method took them from: an answer may have to travel.
         metrics = {name: float(value) for name, value in reply.metrics.items()}
@@ -122,30 +124,30 @@ class Site:
         upload = pack(reply.upload)
         if bad:
             upload = bad.upload(sent, upload, stream(self._seed, "attack", step.phase, step.round, client))
-        answer = Answer(upload, float(reply.weight), metrics, time.perf_counter() - started)
-        sound(answer)
+        answer = PackedReply(upload, float(reply.weight), metrics, time.perf_counter() - started)
+        check_reply(answer)
         try:
             kept.commit(
                 durable=remembers
             )  # only with a reply that can be used: moments that diverged would spoil every later round
             if remembers:
-                keep_reply(folder, step, answer)  # last: once it is there, nothing is trained or charged again
+                store_reply(folder, step, answer)  # last: once it is there, nothing is trained or charged again
         except OSError as error:
             raise StorageError(f"client {client} cannot keep its records: {error}") from None
         return answer
 
-    def evaluated(self, step: Step, client: int) -> Client:
+    def evaluated(self, step: RoundId, client: int) -> Client:
         """One client as it is when it is scored after `step.number` rounds."""
-        return self.client(step, client, KeptOnDisk(self._kept / str(client), step.number, None))
+        return self.client(step, client, DiskStorage(self._kept / str(client), step.number, None))
 
-    def client(self, step: Step, client: int, kept: Kept) -> Client:
+    def client(self, step: RoundId, client: int, kept: ClientStorage) -> Client:
         """All that one client's part of a step may touch."""
         task, place = self._shards.task, self._place[client]
         return Client(
             info=self._shards.clients[place],
             task=task,
             data=self._train[slice(*self._shards.ranges[place])],
-            kept=kept,
+            storage=kept,
             rng=stream(self._seed, step.phase, step.round, client),
             seed=self._seed,
             device=self._device,
@@ -155,7 +157,7 @@ class Site:
 
 
 @contextlib.contextmanager
-def threads(count: int) -> Any:
+def use_threads(count: int) -> Any:
     """Inside the block torch computes with `count` threads, which fixes the bits of its sums."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)

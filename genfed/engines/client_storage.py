@@ -12,7 +12,7 @@ from torch import Tensor
 from genfed.core.client import Slot
 from genfed.core.errors import GenfedError
 from genfed.core.record import Packed, load, save
-from genfed.engines.messages import Answer, Step
+from genfed.engines.messages import PackedReply, RoundId
 
 R = TypeVar("R")
 UNSETTLED, LOCK = "unsettled", ".lock"
@@ -21,7 +21,7 @@ REPLY = "last.reply"
 """The file of the last reply of a client that is protected by noise or masks."""
 
 
-class KeptOnDisk:
+class DiskStorage:
     """A client's slots as files, one per step that wrote them; the last two survive, so a step that is asked for again
     still reads what was kept before it.
     """
@@ -68,7 +68,7 @@ class KeptOnDisk:
 
 
 @contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path) -> Iterator[None]:
     """Waits until nobody else is inside with the same folder: a letter may come again while the first is worked on."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("w") as lock:
@@ -77,7 +77,7 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Replied:
+class StoredReply:
     """A reply as a client keeps it, and to which step."""
 
     phase: str
@@ -88,15 +88,15 @@ class Replied:
     seconds: float
 
 
-def keep_reply(folder: Path, step: Step, answer: Answer) -> None:
+def store_reply(folder: Path, step: RoundId, answer: PackedReply) -> None:
     """Puts a reply on the disk before it leaves, in place of the one before it."""
     folder.mkdir(parents=True, exist_ok=True)
     upload = answer.upload
-    reply = Replied(step.phase, step.number, dict(upload.tensors), upload.skeleton, answer.weight, answer.seconds)
+    reply = StoredReply(step.phase, step.number, dict(upload.tensors), upload.skeleton, answer.weight, answer.seconds)
     save(reply, folder / REPLY)
 
 
-def replied(folder: Path, step: Step, exchange: int | None = None) -> Answer | None:
+def load_reply(folder: Path, step: RoundId, exchange: int | None = None) -> PackedReply | None:
     """The reply to this step, if it is the last that was kept; `exchange` is that of its phase.
 
     Raises:
@@ -105,11 +105,11 @@ def replied(folder: Path, step: Step, exchange: int | None = None) -> Answer | N
     """
     if not (folder / REPLY).exists():
         return None
-    kept = load(Replied, folder / REPLY)
+    kept = load(StoredReply, folder / REPLY)
     if (kept.phase, kept.number) != (step.phase, step.number):
         if exchange and kept.number >= step.number:
             raise GenfedError(
                 f"it has answered {kept.phase} since, and answers {step.phase} of an earlier step no more"
             )
         return None
-    return Answer(Packed(kept.tensors, kept.skeleton), kept.weight, {}, kept.seconds)
+    return PackedReply(Packed(kept.tensors, kept.skeleton), kept.weight, {}, kept.seconds)

@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 
-class Flops(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Inside the block, `count` grows by the floating-point operations of matrix products, convolutions and attention,
     forwards and backwards; a product of [m, k] and [k, n] is 2·m·k·n. All else (norms, optimisers) is not counted.
 

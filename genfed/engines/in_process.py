@@ -7,14 +7,14 @@ from collections.abc import Iterable, Iterator
 from genfed.core.aggregate import ClientInfo
 from genfed.core.errors import GenfedError, StorageError
 from genfed.core.record import Packed
-from genfed.engines.client_runner import Site
-from genfed.engines.messages import Answer, Step
+from genfed.engines.client_runner import ClientRunner
+from genfed.engines.messages import PackedReply, RoundId
 from genfed.engines.round import Failure
 
 log = logging.getLogger(__name__)
 
 
-def _attempt(site: Site, step: Step, client: int, sent: Packed) -> Answer | Failure:
+def _attempt(site: ClientRunner, step: RoundId, client: int, sent: Packed) -> PackedReply | Failure:
     try:
         return site.work(step, client, sent)
     except GenfedError as error:
@@ -27,12 +27,12 @@ def _attempt(site: Site, step: Step, client: int, sent: Packed) -> Answer | Fail
 class InProcess:
     """Clients one after the other in this process."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: ClientRunner) -> None:
         self._site = site
 
     def exchange(
-        self, step: Step, jobs: Iterable[tuple[ClientInfo, Packed]]
-    ) -> Iterator[tuple[ClientInfo, Answer | Failure]]:
+        self, step: RoundId, jobs: Iterable[tuple[ClientInfo, Packed]]
+    ) -> Iterator[tuple[ClientInfo, PackedReply | Failure]]:
         """See `Engine`."""
         for info, sent in jobs:
             # A copy, so that a client that works in place cannot reach the server's state.

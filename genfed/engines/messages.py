@@ -12,7 +12,7 @@ from genfed.core.record import Packed
 
 
 @dataclass(frozen=True)
-class Step:
+class RoundId:
     """One round of one phase."""
 
     phase: str
@@ -23,7 +23,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Answer:
+class PackedReply:
     """A client's reply, packed, and the seconds that its work took."""
 
     upload: Packed
@@ -32,7 +32,7 @@ class Answer:
     seconds: float = 0.0
 
 
-def sound(answer: Answer) -> None:
+def check_reply(answer: PackedReply) -> None:
     """Refuses a reply whose numbers would spoil a mean.
 
     Raises:

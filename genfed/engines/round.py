@@ -13,8 +13,8 @@ from genfed.core.client import Server
 from genfed.core.errors import GenfedError, StorageError
 from genfed.core.phase import Phase, Reduced
 from genfed.core.record import Packed, pack, unpack
-from genfed.core.schedule import share_of
-from genfed.engines.messages import Answer, Step, sound
+from genfed.core.schedule import round_up_share
+from genfed.engines.messages import PackedReply, RoundId, check_reply
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Engine(Protocol):
     """Carries records to clients and back."""
 
     def exchange(
-        self, step: Step, jobs: Iterable[tuple[ClientInfo, Packed]]
-    ) -> Iterator[tuple[ClientInfo, Answer | Failure]]:
+        self, step: RoundId, jobs: Iterable[tuple[ClientInfo, Packed]]
+    ) -> Iterator[tuple[ClientInfo, PackedReply | Failure]]:
         """Has every client work on what is sent to it; gives the answers in any order. `jobs` is drawn from only as
         fast as clients take them.
         """
@@ -40,7 +40,7 @@ class Engine(Protocol):
         """A line for each worker that was lost since this was last asked."""
 
 
-class Folding(Protocol):
+class Reducer(Protocol):
     """What reduces the replies to one ask, as `core.aggregate.Fold` does."""
 
     def add(self, info: ClientInfo, upload: object, weight: float, sent: object = None) -> None:
@@ -54,7 +54,7 @@ class Folding(Protocol):
 
 
 @dataclass(frozen=True)
-class Exchange:
+class ClientCost:
     """One client's part in a round, for the log."""
 
     info: ClientInfo
@@ -64,19 +64,19 @@ class Exchange:
     metrics: dict[str, float]
 
 
-class Ask:
-    """One round: iterate over it for each client's `Exchange` as it is done, then take `reduced` and `failures`."""
+class Round:
+    """One round: iterate over it for each client's `ClientCost` as it is done, then take `reduced` and `failures`."""
 
     def __init__(
         self,
         engine: Engine,
         phase: Phase[Any],
-        step: Step,
+        step: RoundId,
         server: Server,
         state: Any,
         clients: Sequence[ClientInfo],
         quorum: float | None,
-        fold: Folding | None = None,
+        fold: Reducer | None = None,
     ) -> None:
         """`quorum` is the fraction of `clients` that must answer; None: nobody is to learn who was asked, so that the
         round goes on whoever answers, and not even the update is told. `fold` reduces replies; None: as the phase says.
@@ -96,7 +96,7 @@ class Ask:
             self._sent[info.id] = packed
             yield info, packed
 
-    def __iter__(self) -> Iterator[Exchange]:
+    def __iter__(self) -> Iterator[ClientCost]:
         started = time.perf_counter()
         for info, answer in self._engine.exchange(self._step, self._jobs()):
             sent = self._sent.pop(info.id)
@@ -111,13 +111,13 @@ class Ask:
                 self._fold.skip(info)
                 continue
             self._answered.append(info)
-            yield Exchange(info, answer.upload.nbytes, sent.nbytes, answer.seconds, answer.metrics)
+            yield ClientCost(info, answer.upload.nbytes, sent.nbytes, answer.seconds, answer.metrics)
         self.seconds = time.perf_counter() - started
 
-    def _take(self, info: ClientInfo, sent: Packed, answer: Answer) -> None:
+    def _take(self, info: ClientInfo, sent: Packed, answer: PackedReply) -> None:
         kind_sent, kind_uploaded = self._phase.kinds
         was_sent, upload = unpack(kind_sent, sent), unpack(kind_uploaded, answer.upload)
-        check(sent, answer)
+        check_upload(sent, answer)
         if self._phase.check is not None:
             self._phase.check(self._server, info, upload)
         self._fold.add(info, upload, answer.weight, was_sent)
@@ -135,13 +135,13 @@ class Ask:
         return Reduced(self._fold.finish(), tuple(sorted(self._answered, key=lambda i: i.id)))
 
 
-def check_quorum(step: Step, answered: int, asked: int, quorum: float, failures: Mapping[int, str]) -> None:
+def check_quorum(step: RoundId, answered: int, asked: int, quorum: float, failures: Mapping[int, str]) -> None:
     """Refuses a round in which too few clients answered; `failures` says why, by client.
 
     Raises:
         GenfedError: fewer than that fraction of those asked, or none.
     """
-    needed = max(1, share_of(quorum, asked))
+    needed = max(1, round_up_share(quorum, asked))
     if answered < needed:
         client, reason = next(iter(sorted(failures.items())))
         raise GenfedError(
@@ -150,11 +150,11 @@ def check_quorum(step: Step, answered: int, asked: int, quorum: float, failures:
         )
 
 
-def check(sent: Packed, answer: Answer) -> None:
+def check_upload(sent: Packed, answer: PackedReply) -> None:
     """Refuses a reply that would spoil a mean: numbers that are not finite, a weight that is not above 0, or, in an
     upload field that bears the name of a field that was sent with tensors, other tensors than were sent.
     """
-    sound(answer)
+    check_reply(answer)
     uploaded = answer.upload.tensors
     fields = json.loads(answer.upload.skeleton).keys()
     expected, got = _by_field(sent.tensors), _by_field(uploaded)

@@ -19,9 +19,9 @@ from typing import Any
 
 from genfed.core.aggregate import ClientInfo
 from genfed.core.record import Packed, from_bytes, to_bytes
-from genfed.engines.client_runner import Site
+from genfed.engines.client_runner import ClientRunner
 from genfed.engines.in_process import _attempt
-from genfed.engines.messages import Answer, Step
+from genfed.engines.messages import PackedReply, RoundId
 from genfed.engines.round import Failure
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class _Worker:
     """When it could begin the job, on the monotonic clock; None while it is starting up."""
 
 
-class Workers:
+class WorkerPool:
     """Worker processes that live as long as this object. Nothing is pickled: messages are JSON and safetensors."""
 
     def __init__(
@@ -80,7 +80,7 @@ class Workers:
         return _Worker(process, pipe)
 
     def open(self, trial: str) -> None:
-        """Tells every worker which trial comes next, in the words that `serve`'s `site_of` understands."""
+        """Tells every worker which trial comes next, in the words that `serve`'s `open_runner` understands."""
         self._opening = json.dumps({"open": trial})
         for place, worker in enumerate(self._workers):
             try:
@@ -89,8 +89,8 @@ class Workers:
                 self._workers[place] = self._replace(worker, "died")
 
     def exchange(
-        self, step: Step, jobs: Iterable[tuple[ClientInfo, Packed]]
-    ) -> Iterator[tuple[ClientInfo, Answer | Failure]]:
+        self, step: RoundId, jobs: Iterable[tuple[ClientInfo, Packed]]
+    ) -> Iterator[tuple[ClientInfo, PackedReply | Failure]]:
         """See `Engine`. A worker that dies is replaced and its client asked once more; one that takes too long is
         replaced and its client left out.
         """
@@ -189,7 +189,7 @@ class Workers:
             worker.process.wait()
 
 
-def _message(step: Step, info: ClientInfo, sent: Packed) -> bytes:
+def _message(step: RoundId, info: ClientInfo, sent: Packed) -> bytes:
     return _framed({"work": asdict(step), "client": info.id}, to_bytes(sent))
 
 
@@ -198,19 +198,19 @@ def _split(message: bytes) -> tuple[dict[str, Any], bytes]:
     return json.loads(message[4 : 4 + size]), message[4 + size :]
 
 
-def _read(message: bytes) -> Answer | Failure:
+def _read(message: bytes) -> PackedReply | Failure:
     head, body = _split(message)
     if "failed" in head:
         return Failure(head["failed"], head["fatal"])
-    return Answer(from_bytes(body), head["weight"], head["metrics"], head["seconds"])
+    return PackedReply(from_bytes(body), head["weight"], head["metrics"], head["seconds"])
 
 
-def serve(descriptor: int, site_of: Callable[[str], Site]) -> None:
+def serve_worker(descriptor: int, site_of: Callable[[str], ClientRunner]) -> None:
     """A worker's whole life: opens trials and does clients' work until the pipe closes."""
     pipe = Connection(descriptor)
     with contextlib.suppress(OSError):
         pipe.send_bytes(READY)
-    site: Site | None = None
+    site: ClientRunner | None = None
     broken = "no trial is open"
     while True:
         try:
@@ -224,7 +224,7 @@ def serve(descriptor: int, site_of: Callable[[str], Site]) -> None:
                 site, broken = None, f"a worker cannot open the trial: {error}"
             continue
         head, body = _split(message)
-        step = Step(**head["work"])
+        step = RoundId(**head["work"])
         outcome = _attempt(site, step, head["client"], from_bytes(body)) if site else Failure(broken)
         try:
             pipe.send_bytes(_answer(outcome))
@@ -232,7 +232,7 @@ def serve(descriptor: int, site_of: Callable[[str], Site]) -> None:
             return
 
 
-def _answer(outcome: Answer | Failure) -> bytes:
+def _answer(outcome: PackedReply | Failure) -> bytes:
     head: dict[str, Any]
     if isinstance(outcome, Failure):
         head, body = {"failed": outcome.reason, "fatal": outcome.fatal}, b""

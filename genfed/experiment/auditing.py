@@ -13,31 +13,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from genfed.audits.audit import Audit, Case, Holding, NotPossible
-from genfed.audits.findings import Audited, Audits, Image, Picture, Shared
+from genfed.audits.audit import Audit, Case, ClientExamples, NotPossible
+from genfed.audits.findings import AuditResult, Audits, Exchanged, Picture, ReportImage
 from genfed.config import registry
-from genfed.config.reader import flat
+from genfed.config.reader import flatten_settings
 from genfed.config.settings import Config
 from genfed.core.aggregate import Aggregate, ClientInfo, Mean
 from genfed.core.errors import GenfedError
-from genfed.core.federated_data import Own
+from genfed.core.federated_data import PersonalTestSet
 from genfed.core.method import Method
-from genfed.core.phase import leaves
+from genfed.core.phase import flatten_phases
 from genfed.core.record import digest, pack
 from genfed.core.rng import derive, stream
 from genfed.core.task import Data
 from genfed.data.features import read_encoder
 from genfed.engines.in_process import InProcess
 from genfed.experiment.checkpoint import Checkpoint, read_checkpoint
-from genfed.experiment.local_clients import classifier, new_site
-from genfed.experiment.trial import Trial, server_of, trial_folder
-from genfed.experiment.trial_loop import Run
-from genfed.privacy.example_level import protection_of, spent_in
-from genfed.privacy.guarantee import Protection
-from genfed.report.images import png
+from genfed.experiment.local_clients import load_classifier, new_runner
+from genfed.experiment.trial import Trial, trial_folder, trial_server
+from genfed.experiment.trial_loop import TrialLoop
+from genfed.privacy.example_level import guarantee_of, read_charges
+from genfed.privacy.guarantee import PrivacyGuarantee
+from genfed.report.images import encode_png
 from genfed.report.privacy_section import NOTHING, read_audits, write_audits
-from genfed.robustness.robust_mean import Robust, Rule, robust
-from genfed.training.synthetic_dataset import as_many, keeps_set
+from genfed.robustness.robust_mean import AggregationRule, RobustMean, make_robust
+from genfed.training.synthetic_dataset import choose_as_many, keeps_synthetic_dataset
 
 AT_ONCE = 1000
 """Examples that are drawn at once."""
@@ -51,13 +51,15 @@ OUTSIDE = (
 """Of attacks on uploads under [client_privacy]."""
 
 
-def attack(config: Config, trial: Trial, labels: Sequence[str], run: Path, notify: Notify = lambda line: None) -> None:
+def audit_trial(
+    config: Config, trial: Trial, labels: Sequence[str], run: Path, notify: Notify = lambda line: None
+) -> None:
     """Makes these audits of a finished trial and adds them to the run's audits.json, each as soon as it is done. One
     that stands there with the same settings, of as many rounds, is not made again.
     """
     before = read_audits(run) or NOTHING
     rest = [s for s in before.shared if s.method != trial.label]
-    found = Audits((*rest, *shared_by(trial, protection_of(trial, spent_in(trial)))), before.results)
+    found = Audits((*rest, *describe_trial_exchanges(trial, guarantee_of(trial, read_charges(trial)))), before.results)
     for label in labels:
         audit = config.audit[label]
         mine = (label, trial.label, trial.seed)
@@ -66,24 +68,26 @@ def attack(config: Config, trial: Trial, labels: Sequence[str], run: Path, notif
         if old and at and (old.settings, old.step) == (_settings(audit), at.step):
             continue
         notify(f"{label} on {trial.label}, seed {trial.seed}")
-        new = audited(trial, label, audit, run, notify)
+        new = run_audit(trial, label, audit, run, notify)
         others = [r for r in found.results if (r.audit, r.method, r.seed) != mine]
         found = replace(found, results=(*others, new))
         write_audits(found, run)
         shutil.rmtree(run / SHADOWS, ignore_errors=True)
 
 
-def shared_by(trial: Trial, protection: Protection | None) -> list[Shared]:
+def describe_trial_exchanges(trial: Trial, protection: PrivacyGuarantee | None) -> list[Exchanged]:
     """What each phase of a finished trial sent, and what protects it: `protection` by differential privacy."""
     at = read_checkpoint(trial.method, trial.folder)
-    names = [phase.name for phase in leaves(trial.method.phases())]
+    names = [phase.name for phase in flatten_phases(trial.method.phases())]
     # Phases after the last round that was done are not counted in a checkpoint: they had none.
     ran = {name for name, rounds in zip_longest(names, at.rounds if at else (), fillvalue=0) if rounds}
-    found = shared(trial.label, trial.method, _private(protection), trial.aggregation, trial.secure is not None)
+    found = describe_exchanges(
+        trial.label, trial.method, _private(protection), trial.aggregation, trial.secure is not None
+    )
     return [each for each in found if each.phase in ran or each.phase not in names]
 
 
-def _private(found: Protection | None) -> str:
+def _private(found: PrivacyGuarantee | None) -> str:
     """Differential privacy in a few words; empty: none. How large ε is stands with what it is of all seeds."""
     if found is None or found.epsilon is None or found.reproducible_noise:
         return ""
@@ -97,11 +101,11 @@ def _private(found: Protection | None) -> str:
 
 def _settings(audit: Audit) -> dict[str, Any]:
     """As they stand in a JSON file."""
-    settings: dict[str, Any] = json.loads(json.dumps(flat(audit)))
+    settings: dict[str, Any] = json.loads(json.dumps(flatten_settings(audit)))
     return settings
 
 
-def audited(trial: Trial, label: str, audit: Audit, run: Path, notify: Notify = lambda line: None) -> Audited:
+def run_audit(trial: Trial, label: str, audit: Audit, run: Path, notify: Notify = lambda line: None) -> AuditResult:
     """Makes one audit of a finished trial of a run; what it trains for it lies in that folder's `SHADOWS`.
 
     Raises:
@@ -111,7 +115,9 @@ def audited(trial: Trial, label: str, audit: Audit, run: Path, notify: Notify = 
     if at is None:
         raise GenfedError(f"{trial.label} with seed {trial.seed} has no checkpoint to audit")
     begun = time.perf_counter()
-    about = Audited(label, trial.label, trial.seed, at.step, audit.sees, audit.attacker, _settings(audit), seconds=0.0)
+    about = AuditResult(
+        label, trial.label, trial.seed, at.step, audit.sees, audit.attacker, _settings(audit), seconds=0.0
+    )
     if trial.privacy is not None and "uploads" in audit.sees:
         return replace(
             about, not_possible="clients trained by DP-SGD, and this attack is made on uploads of training without it"
@@ -121,7 +127,7 @@ def audited(trial: Trial, label: str, audit: Audit, run: Path, notify: Notify = 
     try:
         encoder = run / "encoder.json"
         categories = read_encoder(encoder).places if encoder.exists() else {}
-        case = replace(case_of(trial, at, run / SHADOWS, notify), categories=categories)
+        case = replace(audit_case(trial, at, run / SHADOWS, notify), categories=categories)
         found = audit.examine(case.as_seen(audit.sees))
     except NotPossible as why:
         return replace(about, not_possible=str(why))
@@ -136,7 +142,7 @@ def audited(trial: Trial, label: str, audit: Audit, run: Path, notify: Notify = 
     )
 
 
-def case_of(trial: Trial, at: Checkpoint[Any], folder: Path, notify: Notify = lambda line: None) -> Case:
+def audit_case(trial: Trial, at: Checkpoint[Any], folder: Path, notify: Notify = lambda line: None) -> Case:
     """What an audit meets; shadows are trained in `folder`."""
     shards = trial.shards
 
@@ -144,10 +150,10 @@ def case_of(trial: Trial, at: Checkpoint[Any], folder: Path, notify: Notify = la
         return _samples(trial, at.state, y, purpose)
 
     def features(data: Data) -> Data:
-        return Data(trial.method.represent(server_of(trial, 0, "audit", "features"), at.state, data.x), data.y)
+        return Data(trial.method.represent(trial_server(trial, 0, "audit", "features"), at.state, data.x), data.y)
 
     def network(info: ClientInfo) -> nn.Module:
-        return classifier(trial, at, info).cpu().eval()
+        return load_classifier(trial, at, info).cpu().eval()
 
     def retrained(number: int, examples: Sequence[Data]) -> Case:
         notify(f"shadow {number + 1}")
@@ -155,10 +161,10 @@ def case_of(trial: Trial, at: Checkpoint[Any], folder: Path, notify: Notify = la
         before = read_checkpoint(shadow.method, shadow.folder)
         if before and before.trial != shadow.identity:  # of an audit with other settings, which was interrupted
             shutil.rmtree(shadow.folder)
-        Run(shadow, InProcess(new_site(shadow)), lambda rows: None, lambda progress: None).finish()
+        TrialLoop(shadow, InProcess(new_runner(shadow)), lambda rows: None, lambda progress: None).finish()
         done = read_checkpoint(shadow.method, shadow.folder)
         assert done is not None
-        return case_of(shadow, done, folder)
+        return audit_case(shadow, done, folder)
 
     return Case(
         label=trial.label,
@@ -169,10 +175,10 @@ def case_of(trial: Trial, at: Checkpoint[Any], folder: Path, notify: Notify = la
         train=shards.train,
         held_out=shards.held_out,
         holdings=tuple(
-            Holding(info, torch.arange(*place), _like(shards.own.get(info.id, ())))
+            ClientExamples(info, torch.arange(*place), _like(shards.own.get(info.id, ())))
             for info, place in zip(shards.clients, shards.ranges, strict=True)
         ),
-        server=lambda *path: server_of(trial, 0, "audit", *path),
+        server=lambda *path: trial_server(trial, 0, "audit", *path),
         state=at.state,
         samples=samples,
         classifier=network,
@@ -182,22 +188,22 @@ def case_of(trial: Trial, at: Checkpoint[Any], folder: Path, notify: Notify = la
     )
 
 
-def _like(own: Sequence[Own]) -> Tensor | None:
+def _like(own: Sequence[PersonalTestSet]) -> Tensor | None:
     rows = [each.rows for each in own if each.rows is not None]
     return torch.unique(torch.cat(rows)) if rows else None
 
 
 def _samples(trial: Trial, state: Any, y: Tensor, purpose: str) -> Data:
     if trial.method.generates or trial.method.of_features:
-        server = server_of(trial, 0, "audit", purpose)
+        server = trial_server(trial, 0, "audit", purpose)
         with torch.inference_mode():
             parts = [trial.method.generate(server, state, some).float().cpu() for some in torch.split(y, AT_ONCE)]
         return Data(torch.cat(parts).clone(), y)
-    if not keeps_set(trial.method):
+    if not keeps_synthetic_dataset(trial.method):
         raise NotPossible(f"{trial.label} has no generator of examples, and its server keeps no synthetic set")
-    server = server_of(trial, 0, "audit", purpose)
+    server = trial_server(trial, 0, "audit", purpose)
     labels = state.synthetic.wanted(server).labels
-    rows = as_many(labels, y, stream(trial.seed, "audit", purpose, "stored"))
+    rows = choose_as_many(labels, y, stream(trial.seed, "audit", purpose, "stored"))
     made: Data = state.synthetic.read(server, rows).data
     return made
 
@@ -225,29 +231,31 @@ def _shadow(trial: Trial, number: int, examples: Sequence[Data], folder: Path) -
     )
 
 
-def shared(
-    label: str, method: Method[Any], private: str = "", aggregation: Rule | None = None, secure: bool = False
-) -> list[Shared]:
+def describe_exchanges(
+    label: str, method: Method[Any], private: str = "", aggregation: AggregationRule | None = None, secure: bool = False
+) -> list[Exchanged]:
     """What each phase of a method sends up and down, and what protects it: `private` says what all trainings have; the
     rest is of the trial.
     """
     found = []
     if method.pooled:
-        found.append(Shared(label, "before training", "", "all training examples (a ceiling, no federation)"))
-    for phase in {phase.name: phase for phase in leaves(method.phases())}.values():
+        found.append(Exchanged(label, "before training", "", "all training examples (a ceiling, no federation)"))
+    for phase in {phase.name: phase for phase in flatten_phases(method.phases())}.values():
         if phase.work is None:
-            found.append(Shared(label, phase.name, "", ""))
+            found.append(Exchanged(label, phase.name, "", ""))
             continue
         down = ", ".join(field.name for field in dataclasses.fields(phase.kinds[0]))
-        aggregates = robust(phase, aggregation).aggregate
+        aggregates = make_robust(phase, aggregation).aggregate
         up = ", ".join(f"{name} ({_words(aggregate)})" for name, aggregate in aggregates.items())
         hidden = "under masks: the server learns the sum alone, and no loss" if secure and phase.aggregate else ""
-        found.append(Shared(label, phase.name, down, up, "; ".join(filter(None, (private, phase.protection, hidden)))))
+        found.append(
+            Exchanged(label, phase.name, down, up, "; ".join(filter(None, (private, phase.protection, hidden))))
+        )
     return found
 
 
 def _words(aggregate: Aggregate) -> str:
-    if isinstance(aggregate, Robust):
+    if isinstance(aggregate, RobustMean):
         rule = registry.name_of(registry.AGGREGATIONS, type(aggregate.rule)).replace("_", " ")
         return f"all held, reduced by {rule}{' within an architecture' if aggregate.mean.by else ''}"
     if isinstance(aggregate, Mean):
@@ -255,7 +263,7 @@ def _words(aggregate: Aggregate) -> str:
     return {"Sum": "added up", "Collect": "kept one by one"}.get(type(aggregate).__name__, type(aggregate).__name__)
 
 
-def _image(picture: Picture) -> Image:
-    shown = [png(row) for row in picture.images]
+def _image(picture: Picture) -> ReportImage:
+    shown = [encode_png(row) for row in picture.images]
     count, _, height, width = picture.images.shape[1:]
-    return Image(picture.caption, picture.rows, tuple(shown), count * width * max(1, round(36 / height)))
+    return ReportImage(picture.caption, picture.rows, tuple(shown), count * width * max(1, round(36 / height)))

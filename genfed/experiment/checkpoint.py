@@ -47,7 +47,7 @@ def read_checkpoint(method: Method[Any], folder: Path) -> Checkpoint[Any] | None
     return at
 
 
-def counts_for(row: Row, at: Checkpoint[Any] | None) -> bool:
+def is_in_checkpoint(row: Row, at: Checkpoint[Any] | None) -> bool:
     """Whether a row of metrics.jsonl belongs to what the checkpoint holds."""
     if at is None:
         return False

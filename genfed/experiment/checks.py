@@ -9,16 +9,16 @@ from torch import Tensor
 from genfed.config import architectures
 from genfed.config.settings import Config
 from genfed.core.errors import GenfedError
-from genfed.core.federated_data import Shards
+from genfed.core.federated_data import FederatedData
 from genfed.core.method import Method
 from genfed.core.task import Data, Task
 from genfed.data.checks import reason
-from genfed.experiment.partitioning import class_counts
+from genfed.experiment.partitioning import count_classes
 from genfed.training.classifier import Training
-from genfed.training.pixels import scaled
+from genfed.training.pixels import normalize_pixels
 
 
-def check(config: Config, shards: Shards) -> None:
+def check_clients(config: Config, shards: FederatedData) -> None:
     """Refuses before training what would fail in it.
 
     Raises:
@@ -30,7 +30,7 @@ def check(config: Config, shards: Shards) -> None:
         raise GenfedError("federation.timeout needs worker processes: compute.workers is 0")
     for name in sorted({c.architecture for c in shards.clients}):
         check_architecture(name, shards.task, shards.train)
-    counts = class_counts(shards)
+    counts = count_classes(shards)
     few = min(shards.clients, key=lambda info: info.examples)
     for label, method in config.method.items():
         if few.examples < method.minimum_examples:
@@ -76,7 +76,7 @@ def check_architecture(name: str, task: Task, data: Data) -> None:
     network = architectures.new_network(name, task, torch.Generator().manual_seed(0)).eval()
     try:
         with torch.no_grad():
-            scores: object = network(scaled(data.x[:2]))
+            scores: object = network(normalize_pixels(data.x[:2]))
     except Exception as error:  # a user's own code may fail in any way
         about = f"{type(error).__name__}: {reason(error)}"
         raise GenfedError(f"architecture {name} does not fit examples of shape {task.shape} ({about})") from error

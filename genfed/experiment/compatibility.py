@@ -8,19 +8,19 @@ from typing import Any
 
 from genfed.config import registry
 from genfed.config.settings import Config
-from genfed.core.aggregate import ClientInfo, Mean, groups
+from genfed.core.aggregate import ClientInfo, Mean, list_groups
 from genfed.core.errors import GenfedError
-from genfed.core.federated_data import Shards
+from genfed.core.federated_data import FederatedData
 from genfed.core.method import Method
-from genfed.core.phase import Phase, leaves
-from genfed.core.schedule import rounds_ahead
-from genfed.robustness.robust_mean import Rule
-from genfed.secure_aggregation.crypto import check_installed
-from genfed.secure_aggregation.protocol import refusal
-from genfed.secure_aggregation.settings import Secure
+from genfed.core.phase import Phase, flatten_phases
+from genfed.core.schedule import plan_rounds
+from genfed.robustness.robust_mean import AggregationRule
+from genfed.secure_aggregation.crypto import check_cryptography
+from genfed.secure_aggregation.protocol import reason_to_refuse_secure
+from genfed.secure_aggregation.settings import SecureAggregation
 
 
-def check(config: Config, shards: Shards, seed: int) -> None:
+def check_compatibility(config: Config, shards: FederatedData, seed: int) -> None:
     """Refuses before training what would fail in it, or would seem to protect and not do so.
 
     Raises:
@@ -45,8 +45,10 @@ def check(config: Config, shards: Shards, seed: int) -> None:
         _check_secure(config, config.secure, federated, shards, seed)
 
 
-def _check_secure(config: Config, how: Secure, methods: Mapping[str, Method[Any]], shards: Shards, seed: int) -> None:
-    check_installed()
+def _check_secure(
+    config: Config, how: SecureAggregation, methods: Mapping[str, Method[Any]], shards: FederatedData, seed: int
+) -> None:
+    check_cryptography()
     if config.privacy:
         raise GenfedError("[secure] with [privacy] is not built: its exchanges are not charged; leave one of them out")
     if config.aggregation or config.attack:
@@ -55,10 +57,10 @@ def _check_secure(config: Config, how: Secure, methods: Mapping[str, Method[Any]
         raise GenfedError(f"[secure] hides single uploads, which [{other}] {why}: leave one of them out")
     for label, method in methods.items():
         for phase in _uploading(method):
-            if (reason := refusal(phase)) is not None:
+            if (reason := reason_to_refuse_secure(phase)) is not None:
                 raise GenfedError(f"[secure]: phase {phase.name} of {label} cannot be aggregated securely: {reason}")
         for phase, asked in _rounds(method, shards.clients, config.federation.sample, seed):
-            for group, count in Counter(name for info in asked for name in groups(phase.aggregate, info)).items():
+            for group, count in Counter(name for info in asked for name in list_groups(phase.aggregate, info)).items():
                 if count < how.minimum_group:
                     raise GenfedError(
                         f"secure.minimum_group = {how.minimum_group}: in phase {phase.name} of {label} a sum would "
@@ -67,23 +69,23 @@ def _check_secure(config: Config, how: Secure, methods: Mapping[str, Method[Any]
                     )
 
 
-def _check_attack(config: Config, shards: Shards, phases: Mapping[str, Sequence[Phase[Any]]]) -> None:
+def _check_attack(config: Config, shards: FederatedData, phases: Mapping[str, Sequence[Phase[Any]]]) -> None:
     attack = config.attack
     assert attack is not None
     known = {phase.name for each in phases.values() for phase in each}
     for name in attack.phases:
         if name not in known:
-            raise GenfedError(registry.unknown(name, known, "attack.phases: no method uploads in such a phase"))
+            raise GenfedError(registry.explain_unknown(name, known, "attack.phases: no method uploads in such a phase"))
     kind = registry.name_of(registry.ATTACKS, type(attack))
     if not known:
         raise GenfedError(f"attack.kind = {kind!r}: no method of the run uploads anything; leave [attack] out")
     for label, each in phases.items():
-        met = [phase for phase in each if attack.meets(phase)]
-        if met and (why := attack.refused(shards.task, met)):
+        met = [phase for phase in each if attack.targets_phase(phase)]
+        if met and (why := attack.reason_to_refuse(shards.task, met)):
             raise GenfedError(f"attack.kind = {kind!r}: it cannot be made on {label}: {why}")
 
 
-def _check_groups(label: str, config: Config, method: Method[Any], shards: Shards, seed: int) -> None:
+def _check_groups(label: str, config: Config, method: Method[Any], shards: FederatedData, seed: int) -> None:
     rule = config.aggregation
     assert rule is not None
     for phase, asked in _rounds(method, shards.clients, config.federation.sample, seed):
@@ -93,7 +95,7 @@ def _check_groups(label: str, config: Config, method: Method[Any], shards: Shard
                     _check_group(rule, count, f"{label}, phase {phase.name}, {name}{f' of {group}' if group else ''}")
 
 
-def _check_group(rule: Rule, count: int, where: str) -> None:
+def _check_group(rule: AggregationRule, count: int, where: str) -> None:
     try:
         rule.check(count)
     except GenfedError as error:
@@ -103,13 +105,13 @@ def _check_group(rule: Rule, count: int, where: str) -> None:
 def _rounds(
     method: Method[Any], clients: Sequence[ClientInfo], sample: float, seed: int
 ) -> Iterator[tuple[Phase[Any], Sequence[ClientInfo]]]:
-    """`rounds_ahead`; where everybody takes part, the first round of a phase stands for all of them."""
+    """`plan_rounds`; where everybody takes part, the first round of a phase stands for all of them."""
     seen: set[str] = set()
-    for phase, asked in rounds_ahead(method, clients, sample, seed):
+    for phase, asked in plan_rounds(method, clients, sample, seed):
         if sample < 1 or phase.name not in seen:
             yield phase, asked
         seen.add(phase.name)
 
 
 def _uploading(method: Method[Any]) -> list[Phase[Any]]:
-    return [phase for phase in leaves(method.phases()) if phase.aggregate]
+    return [phase for phase in flatten_phases(method.phases()) if phase.aggregate]

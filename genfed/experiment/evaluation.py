@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from genfed.core.aggregate import ClientInfo, Collect
-from genfed.core.client import Client, Kept, Server, Slot
+from genfed.core.client import Client, ClientStorage, Server, Slot
 from genfed.core.errors import GenfedError
-from genfed.core.federated_data import Own
+from genfed.core.federated_data import PersonalTestSet
 from genfed.core.method import Method
-from genfed.core.phase import Phase, Reply, leaves
+from genfed.core.phase import Phase, Reply, flatten_phases
 from genfed.core.record import digest, pack
 from genfed.report.results import EVALUATE, QUALITY, TRIGGERED
-from genfed.training.evaluation import Counts, hits, tally, weighted
+from genfed.training.evaluation import ClassCounts, correct_mask, count_by_class, reweighted_accuracy
 from genfed.training.upload_checks import check_form
 
 R = TypeVar("R")
@@ -26,14 +26,14 @@ REMEMBERED = 64
 
 
 @dataclass(frozen=True)
-class Scores(Counts):
+class ClassifierScores(ClassCounts):
     """What a client tells of its classifier."""
 
     own_accuracy: dict[int, float]
     """By client for whom it is scored: the accuracy on data like that one's; left out where there are none."""
 
 
-def check_scores(server: Server, info: ClientInfo, scores: Scores) -> None:
+def check_scores(server: Server, info: ClientInfo, scores: ClassifierScores) -> None:
     """Refuses scores that no classifier has; for `Phase.check`.
 
     Raises:
@@ -50,41 +50,41 @@ def check_scores(server: Server, info: ClientInfo, scores: Scores) -> None:
         raise GenfedError(f"own_accuracy is {bad[0]:g}; 0 to 1 is allowed")
 
 
-class Watched:
+class WatchedStorage:
     """A client's private records, and whether any was asked for."""
 
-    def __init__(self, kept: Kept) -> None:
+    def __init__(self, kept: ClientStorage) -> None:
         self._kept = kept
         self.read = False
 
     def get(self, slot: Slot[R]) -> R | None:
-        """See `Kept`."""
+        """See `ClientStorage`."""
         self.read = True
         return self._kept.get(slot)
 
     def put(self, slot: Slot[R], record: R) -> None:
-        """See `Kept`."""
+        """See `ClientStorage`."""
         self._kept.put(slot, record)
 
 
-def with_evaluation(
+def add_evaluation(
     method: Method[Any],
     held_out: Any,
-    own: Mapping[int, Sequence[Own]] | None = None,
+    own: Mapping[int, Sequence[PersonalTestSet]] | None = None,
     triggered: tuple[Any, int] | None = None,
 ) -> dict[str, Phase[Any]]:
     """A method's phases by name, and the phase that scores its classifiers. A client tells, of each class, how many
     examples `held_out` has and how many of them it gets right, and one number for the data like its own. That number is
     weighted by its training examples of each class, which several of them give away, as `total` does those held out
     where these are its own: so it is not told where the server is not to know. Where clients work, `held_out` lies on
-    their device; `own` is that of `Shards`, None: nobody is scored so. `triggered`: examples of which the metric
+    their device; `own` is that of `FederatedData`, None: nobody is scored so. `triggered`: examples of which the metric
     TRIGGERED tells the share that is taken for the given class.
 
     Raises:
         GenfedError: two different phases of one name, or one of a name that the run itself uses.
     """
     phases: dict[str, Phase[Any]] = {}
-    for phase in leaves(method.phases()):
+    for phase in flatten_phases(method.phases()):
         same = replace(phase, rounds=1)  # a phase may come again with another number of rounds
         if phase.name in (EVALUATE, QUALITY):
             raise GenfedError(f"{type(method).__name__} has a phase named {phase.name!r}, which is the run's own")
@@ -95,11 +95,11 @@ def with_evaluation(
 
     def judged(network: nn.Module, client: Client) -> tuple[Tensor, dict[str, float]]:
         """Which of the common part it gets right, and the metrics."""
-        hit = hits(network, held_out, client.precision)
+        hit = correct_mask(network, held_out, client.precision)
         if triggered is None:
             return hit, {}
         data, target = triggered
-        fooled = hits(network, replace(data, y=torch.full_like(data.y, target)), client.precision)
+        fooled = correct_mask(network, replace(data, y=torch.full_like(data.y, target)), client.precision)
         return hit, {TRIGGERED: fooled.double().mean().item()}
 
     def scored_once(client: Client, sent: Any) -> tuple[Tensor, dict[str, float]]:
@@ -108,8 +108,8 @@ def with_evaluation(
         """
         known = (client.info.architecture, digest(pack(sent)))
         if known not in scored:
-            kept = Watched(client.kept)
-            result = judged(method.classifier(replace(client, kept=kept), sent), client)
+            kept = WatchedStorage(client.storage)
+            result = judged(method.classifier(replace(client, storage=kept), sent), client)
             if kept.read:
                 return result
             if len(scored) >= REMEMBERED:
@@ -117,16 +117,16 @@ def with_evaluation(
             scored[known] = result
         return scored[known]
 
-    def evaluate(client: Client, sent: Any) -> Reply[Scores]:
+    def evaluate(client: Client, sent: Any) -> Reply[ClassifierScores]:
         (hit, metrics), y = scored_once(client, sent), held_out.y.cpu()
         classes, mine, accuracy = len(client.task.classes), client.data.y.cpu(), {}
-        whole = tally(hit, y, classes)
+        whole = count_by_class(hit, y, classes)
         for each in (own or {}).get(client.info.id, ()):
-            counts = whole if each.rows is None else tally(hit[each.rows], y[each.rows], classes)
+            counts = whole if each.rows is None else count_by_class(hit[each.rows], y[each.rows], classes)
             held = torch.bincount(mine[slice(*each.range)], minlength=classes)
-            if (score := weighted(counts, held)) is not None:
+            if (score := reweighted_accuracy(counts, held)) is not None:
                 accuracy[each.client] = score
-        return Reply(Scores(whole.correct, whole.total, accuracy), metrics=metrics)
+        return Reply(ClassifierScores(whole.correct, whole.total, accuracy), metrics=metrics)
 
     evaluate.__annotations__["sent"] = typing.get_type_hints(method.classifier)["sent"]
     phases["evaluate"] = Phase(

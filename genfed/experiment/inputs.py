@@ -8,7 +8,7 @@ from torch import Tensor
 
 from genfed.config.settings import Config
 from genfed.core.errors import GenfedError
-from genfed.core.federated_data import Shards
+from genfed.core.federated_data import FederatedData
 from genfed.core.record import digest, pack
 from genfed.core.task import Task
 from genfed.data.dataset import Dataset, Source
@@ -16,7 +16,7 @@ from genfed.data.huggingface import HuggingFace
 
 
 @dataclass(frozen=True)
-class Public:
+class PublicExamples:
     """The public examples as a record."""
 
     x: Tensor
@@ -59,11 +59,11 @@ def load_source(source: Source, root: str) -> Dataset:
     return source.load()
 
 
-def fingerprint(shards: Shards, public: Tensor | None) -> str:
+def data_fingerprint(shards: FederatedData, public: Tensor | None) -> str:
     """Names the data of a seed: another one is of other data. What clients are scored on besides the common part does
     not count, since training does not depend on it; a run that was begun without goes on.
     """
     packed = pack(replace(shards, own={}))
     fields = {name: value for name, value in json.loads(packed.skeleton).items() if name != "own"}
     named = digest(packed._replace(skeleton=json.dumps(fields)))
-    return named + ("" if public is None else digest(pack(Public(public))))
+    return named + ("" if public is None else digest(pack(PublicExamples(public))))

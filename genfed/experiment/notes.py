@@ -9,10 +9,12 @@ from genfed.config.settings import Config
 from genfed.core.aggregate import ClientInfo, Mean
 from genfed.core.method import Method
 from genfed.experiment.compatibility import _uploading
-from genfed.report.results import Trial
+from genfed.report.results import TrialResult
 
 
-def notes(config: Config, clients: Mapping[int, Sequence[ClientInfo]], trials: Sequence[Trial]) -> tuple[str, ...]:
+def write_notes(
+    config: Config, clients: Mapping[int, Sequence[ClientInfo]], trials: Sequence[TrialResult]
+) -> tuple[str, ...]:
     """What a reader must know: `clients` of the federation by seed. Empty: nothing of the kind in this run."""
     lines = []
     if attack := config.attack:

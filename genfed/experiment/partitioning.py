@@ -11,13 +11,13 @@ from torch import Tensor
 from genfed.config.settings import Config
 from genfed.core.aggregate import ClientInfo
 from genfed.core.errors import GenfedError
-from genfed.core.federated_data import Own, Shards
+from genfed.core.federated_data import FederatedData, PersonalTestSet
 from genfed.core.rng import stream
 from genfed.data.dataset import Dataset
-from genfed.data.partition import subset
+from genfed.data.partition import draw_subset
 
 
-def share_out(config: Config, dataset: Dataset, seed: int) -> Shards:
+def partition_data(config: Config, dataset: Dataset, seed: int) -> FederatedData:
     """The clients of one seed: the same for every method of the run.
 
     Raises:
@@ -27,17 +27,17 @@ def share_out(config: Config, dataset: Dataset, seed: int) -> Shards:
     y, columns = dataset.train.y, dataset.columns
     rows = torch.arange(len(y))
     if federation.examples is not None:
-        rows = subset(y, federation.examples, stream(seed, "examples"))
+        rows = draw_subset(y, federation.examples, stream(seed, "examples"))
         columns = {name: tuple(values[i] for i in rows.tolist()) for name, values in columns.items()}
     parts = config.partition.split(y[rows], federation.clients, stream(seed, "partition"), columns)
-    names = assign(federation.architectures, federation.clients)
+    names = assign_architectures(federation.architectures, federation.clients)
     clients = tuple(ClientInfo(i, name, len(part)) for i, (name, part) in enumerate(zip(names, parts, strict=True)))
     stops = torch.tensor([len(part) for part in parts]).cumsum(0).tolist()
     tested = config.evaluation.part == "test"
     held_out = dataset.test if tested else dataset.validation
     if len(held_out) == 0:
         raise GenfedError(f"evaluation.part = {config.evaluation.part!r}: the data set has no such part")
-    return Shards(
+    return FederatedData(
         dataset.task,
         clients,
         tuple(zip([0, *stops[:-1]], stops, strict=True)),
@@ -52,34 +52,34 @@ def _own(
     column: str | None,
     columns: Mapping[str, Sequence[str]],
     held_out: Mapping[str, Sequence[str]],
-) -> dict[int, tuple[Own, ...]]:
+) -> dict[int, tuple[PersonalTestSet, ...]]:
     """Each client for itself: with its values of the natural column, where the held-out part has that column."""
     if column is None or column not in held_out:
-        return {i: (Own(i, (0, len(part))),) for i, part in enumerate(parts)}
+        return {i: (PersonalTestSet(i, (0, len(part))),) for i, part in enumerate(parts)}
     places = defaultdict(list)
     for row, value in enumerate(held_out[column]):
         places[value].append(row)
-    own: dict[int, tuple[Own, ...]] = {}
+    own: dict[int, tuple[PersonalTestSet, ...]] = {}
     for i, part in enumerate(parts):
         values = tuple(sorted({columns[column][row] for row in part.tolist()}))
         rows = torch.tensor(sorted(row for value in values for row in places[value]), dtype=torch.int64)
-        own[i] = (Own(i, (0, len(part)), values, rows),)
+        own[i] = (PersonalTestSet(i, (0, len(part)), values, rows),)
     return own
 
 
-def pooled(shards: Shards) -> Shards:
+def pool_clients(shards: FederatedData) -> FederatedData:
     """One client per architecture, each holding all the training examples and scored for all who have it."""
     names = sorted({c.architecture for c in shards.clients})
     everything = (0, len(shards.train))
     clients = tuple(ClientInfo(i, name, len(shards.train)) for i, name in enumerate(names))
-    own: dict[int, tuple[Own, ...]] = {pool.id: () for pool in clients}
+    own: dict[int, tuple[PersonalTestSet, ...]] = {pool.id: () for pool in clients}
     for info, place in zip(shards.clients, shards.ranges, strict=True):
         itself = tuple(dataclasses.replace(each, range=place) for each in shards.own.get(info.id, ()))
         own[names.index(info.architecture)] += itself
-    return Shards(shards.task, clients, (everything,) * len(names), shards.train, shards.held_out, own)
+    return FederatedData(shards.task, clients, (everything,) * len(names), shards.train, shards.held_out, own)
 
 
-def assign(architectures: tuple[str, ...] | dict[str, float], clients: int) -> list[str]:
+def assign_architectures(architectures: tuple[str, ...] | dict[str, float], clients: int) -> list[str]:
     """One architecture per client: names in turn, or in blocks in proportion to their weights (largest remainders).
 
     Raises:
@@ -111,7 +111,7 @@ def assign(architectures: tuple[str, ...] | dict[str, float], clients: int) -> l
     return [name for name, count in counts.items() for _ in range(count)]
 
 
-def class_counts(shards: Shards) -> tuple[tuple[int, ...], ...]:
+def count_classes(shards: FederatedData) -> tuple[tuple[int, ...], ...]:
     """For every client, its examples of each class."""
     classes = len(shards.task.classes)
     parts = (shards.train.y[slice(*r)] for r in shards.ranges)

@@ -8,7 +8,7 @@ from rich import progress as rich_progress
 from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from genfed.foundation.pretraining import Told
+from genfed.foundation.pretraining import TrainingProgress
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Progress:
     """Seconds that the phase still takes, going by its rounds in this process; None before the first of them."""
 
 
-class Watch:
+class RunProgressBar:
     """Live bars on a terminal; elsewhere a line when a trial begins and at most one every half minute."""
 
     def __init__(self, console: Console, trials: int) -> None:
@@ -68,7 +68,7 @@ class Watch:
             f" · {asked}{scored}"
         )
         if progress.left is not None and progress.rounds > 1:
-            where += f" · {duration(progress.left)} left"
+            where += f" · {format_duration(progress.left)} left"
         done = (progress.step + progress.client / max(1, progress.clients)) / max(1, progress.steps)
         trials = f"trial {len(self._seen)}/{self._trials}"
         self._bars.update(self._all, completed=len(self._seen) - 1 + min(1, done), description=trials)
@@ -77,7 +77,7 @@ class Watch:
             self._said = time.monotonic()
             self._console.print(f"{trials}: {where}", highlight=False, soft_wrap=True)
 
-    def __enter__(self) -> "Watch":
+    def __enter__(self) -> "RunProgressBar":
         self._bars.start()
         return self
 
@@ -85,7 +85,7 @@ class Watch:
         self._bars.stop()
 
 
-class Steps:
+class StepProgressBar:
     """The same for a training of one model, told every hundred steps."""
 
     def __init__(self, console: Console) -> None:
@@ -104,14 +104,14 @@ class Steps:
         )
         self._now: TaskID = self._bars.add_task("starting", total=None)
 
-    def __call__(self, told: Told) -> None:
+    def __call__(self, told: TrainingProgress) -> None:
         where = f"{told.stage} · step {told.step}/{told.steps} · loss {told.loss:.4f}"
         self._bars.update(self._now, completed=told.step, total=told.steps, description=where)
         if not self._console.is_terminal and (time.monotonic() - self._said > 30 or told.step == told.steps):
             self._said = time.monotonic()
             self._console.print(where, highlight=False, soft_wrap=True)
 
-    def __enter__(self) -> "Steps":
+    def __enter__(self) -> "StepProgressBar":
         self._bars.start()
         return self
 
@@ -119,7 +119,7 @@ class Steps:
         self._bars.stop()
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """About how long: 8 s, 2 min, 3.5 h."""
     if seconds < 99.5:
         return f"{seconds:.0f} s"

@@ -13,38 +13,38 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from torch import Tensor
 
-from genfed.audits.findings import Shared
-from genfed.config.reader import read, to_toml
+from genfed.audits.findings import Exchanged
+from genfed.config.reader import read_config, to_toml
 from genfed.config.settings import Config
 from genfed.core.aggregate import ClientInfo
 from genfed.core.errors import GenfedError
-from genfed.core.federated_data import Shards
+from genfed.core.federated_data import FederatedData
 from genfed.core.task import Task
 from genfed.data.features import write_encoder
-from genfed.engines.client_runner import threads
+from genfed.engines.client_runner import use_threads
 from genfed.engines.round import Engine
 from genfed.experiment import checks, compatibility, generator_quality, notes, partitioning, sample_grids
-from genfed.experiment.auditing import attack, shared_by
+from genfed.experiment.auditing import audit_trial, describe_trial_exchanges
 from genfed.experiment.environment import _command, _environment
-from genfed.experiment.inputs import fingerprint, load_data, load_public
-from genfed.experiment.local_clients import _Here, _simulation, _workers
+from genfed.experiment.inputs import data_fingerprint, load_data, load_public
+from genfed.experiment.local_clients import LocalClients, _simulation, _workers
 from genfed.experiment.progress import Progress
-from genfed.experiment.run_folder import Started, _claimed, _counting, _first, _logged, default_folder
+from genfed.experiment.run_folder import RunStart, _claimed, _counting, _first, _logged, default_folder
 from genfed.experiment.trial import Trial, new_server, new_trial
-from genfed.experiment.trial_loop import Run
+from genfed.experiment.trial_loop import TrialLoop
 from genfed.privacy import client_level, example_level
 from genfed.privacy import compatibility as privacy_compatibility
 from genfed.privacy.accounting import Mechanism
-from genfed.privacy.guarantee import Protection
+from genfed.privacy.guarantee import PrivacyGuarantee
 from genfed.report.images import Grid, SetGrid
-from genfed.report.metrics_log import Metrics, retain
-from genfed.report.metrics_log import read as read_metrics
+from genfed.report.metrics_log import MetricsLog, retain_metrics
+from genfed.report.metrics_log import read_metrics as read_metrics
 from genfed.report.page import page
 from genfed.report.privacy_section import NOTHING, read_audits
 from genfed.report.results import QUALITY, Report, Row, to_json
 from genfed.report.summarise import summarise
 from genfed.report.tensorboard import TensorBoard, open_tensorboard
-from genfed.training.pixels import scaled
+from genfed.training.pixels import normalize_pixels
 
 if TYPE_CHECKING:
     pass
@@ -81,36 +81,36 @@ def run(
     Raises:
         GenfedError: something in the config, the data or the folder is wrong; what was done before stays done.
     """
-    settings = config if isinstance(config, Config) else read(config, overrides)
+    settings = config if isinstance(config, Config) else read_config(config, overrides)
     folder = default_folder(config, settings) if out is None else Path(out)
     simulate = _simulation() if engine == "flower" else None
     dataset = load_data(settings)
     public = load_public(settings, dataset.task)
     for seed in settings.seeds:
-        shards = partitioning.share_out(settings, dataset, seed)
-        checks.check(settings, shards)
-        generator_quality.check(settings, shards)
-        compatibility.check(settings, shards, seed)
+        shards = partitioning.partition_data(settings, dataset, seed)
+        checks.check_clients(settings, shards)
+        generator_quality.check_generator_quality(settings, shards)
+        compatibility.check_compatibility(settings, shards, seed)
         client_level.check(settings, shards.clients, seed)
-    privacy_compatibility.check(settings, shards.task, shards.clients, scaled(shards.train.x[:2]))
+    privacy_compatibility.check(settings, shards.task, shards.clients, normalize_pixels(shards.train.x[:2]))
 
     @contextlib.contextmanager
-    def here() -> Iterator[Clients]:
+    def here() -> Iterator[FederationClients]:
         opened = _workers(settings, folder) if simulate is None else simulate(settings)
         if dataset.encoder is not None:  # whoever uses what was trained needs no training data
             write_encoder(dataset.encoder, folder / "encoder.json")
         with opened as workers:
-            yield _Here(settings, dataset, folder, workers)
+            yield LocalClients(settings, dataset, folder, workers)
 
     return run_on(
         settings, dataset.task, shards.clients, public, folder, here, resume, fresh, notify or (lambda _: None), command
     )
 
 
-class Clients(Protocol):
+class FederationClients(Protocol):
     """Where the clients of a run are, and their data."""
 
-    def shards(self, seed: int) -> Shards:
+    def shards(self, seed: int) -> FederatedData:
         """The clients of a seed; without examples where these lie elsewhere."""
 
     def engine(self, trial: Trial) -> Engine:
@@ -129,7 +129,7 @@ def run_on(
     clients: tuple[ClientInfo, ...],
     public: Tensor | None,
     folder: Path,
-    there: Callable[[], AbstractContextManager[Clients]],
+    there: Callable[[], AbstractContextManager[FederationClients]],
     resume: bool,
     fresh: bool,
     notify: Callable[[Progress], None],
@@ -140,12 +140,12 @@ def run_on(
     """
     for method in settings.method.values():  # a generator that does not fit, before an earlier method has run
         method.init(new_server(task, clients, settings.compute, settings.seeds[-1], 0, "init", public=public))
-    started = Started(
+    started = RunStart(
         command or _command(), datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), secrets.token_hex(8)
     )
     if resume and not (folder / "config.toml").exists():
         log.warning("nothing to resume in %s: starting", folder)
-    with _claimed(folder, settings, resume=resume, fresh=fresh), _logged(folder), threads(settings.compute.threads):
+    with _claimed(folder, settings, resume=resume, fresh=fresh), _logged(folder), use_threads(settings.compute.threads):
         try:
             with there() as opened:
                 return _run(settings, task, opened, public, folder, notify, _first(folder, started))
@@ -156,24 +156,24 @@ def run_on(
 def _run(
     config: Config,
     task: Task,
-    clients: Clients,
+    clients: FederationClients,
     public: Tensor | None,
     folder: Path,
     notify: Callable[[Progress], None],
-    started: Started,
+    started: RunStart,
 ) -> Report:
     partition: dict[str, tuple[tuple[int, ...], ...]] = {}
     infos: dict[int, tuple[ClientInfo, ...]] = {}
     natural: dict[str, tuple[tuple[str, ...], ...]] = {}
     pictures: dict[str, Grid | SetGrid] = {}
-    protected: dict[tuple[str, int], Protection | None] = {}
-    sent: list[Shared] = []
+    protected: dict[tuple[str, int], PrivacyGuarantee | None] = {}
+    sent: list[Exchanged] = []
     data = folder / "data"
     data.mkdir(exist_ok=True)
-    retain(folder / "metrics.jsonl", _counting(config, folder, task))
+    retain_metrics(folder / "metrics.jsonl", _counting(config, folder, task))
     # A generator that was judged before a stop is not judged again.
     judged = {(row["method"], row["seed"]) for row in read_metrics(folder / "metrics.jsonl") if row["phase"] == QUALITY}
-    with Metrics(folder / "metrics.jsonl") as metrics, _tensorboard(folder) as board:
+    with MetricsLog(folder / "metrics.jsonl") as metrics, _tensorboard(folder) as board:
 
         def record(rows: Sequence[Row]) -> None:
             metrics.write(rows)
@@ -185,27 +185,27 @@ def _run(
             shards = clients.shards(seed)
             infos[seed] = shards.clients
             if len(shards.train):
-                partition[str(seed)] = partitioning.class_counts(shards)
+                partition[str(seed)] = partitioning.count_classes(shards)
             values = tuple(own.values for each in shards.own.values() for own in each)
             natural |= {str(seed): values} if any(values) else {}
-            judge = generator_quality.Judge(config, shards, seed)
-            which = fingerprint(shards, public)
+            judge = generator_quality.GeneratorEvaluator(config, shards, seed)
+            which = data_fingerprint(shards, public)
             for label, method in config.method.items():
                 trial = replace(new_trial(config, folder, label, seed, shards, which), public=public)
-                example_level.prepare(trial)  # before workers would, each for itself
-                loop = Run(trial, clients.engine(trial), record, notify)
+                example_level.settle_noise_by_client(trial)  # before workers would, each for itself
+                loop = TrialLoop(trial, clients.engine(trial), record, notify)
                 state = loop.finish()
-                protected[label, seed] = example_level.protection_of(trial, clients.spent(trial))
-                if generator_quality.judged(method) and config.quality.samples and (label, seed) not in judged:
-                    loop.tell_after(QUALITY)
+                protected[label, seed] = example_level.guarantee_of(trial, clients.spent(trial))
+                if generator_quality.is_evaluated(method) and config.quality.samples and (label, seed) not in judged:
+                    loop.report_progress(QUALITY)
                     record([judge(trial, state, loop.step)])
                 if seed == config.seeds[0]:
-                    sent += shared_by(trial, protected[label, seed])
-                if seed == config.seeds[0] and (picture := sample_grids.picture(label, trial, state, shards)):
+                    sent += describe_trial_exchanges(trial, protected[label, seed])
+                if seed == config.seeds[0] and (picture := sample_grids.sample_picture(label, trial, state, shards)):
                     pictures[label] = picture
                 if seed == config.seeds[0] and config.audits:
-                    loop.tell_after("audits")
-                    attack(config, trial, config.audits, folder)
+                    loop.report_progress("audits")
+                    audit_trial(config, trial, config.audits, folder)
             clients.done(seed)
     rows = read_metrics(folder / "metrics.jsonl")
     trials = tuple(
@@ -226,7 +226,7 @@ def _run(
         skewed=not config.partition.alike,
         column=config.partition.natural if natural else None,
         natural=natural,
-        notes=notes.notes(config, infos, trials),
+        notes=notes.write_notes(config, infos, trials),
     )
     (folder / "report.json").write_text(to_json(report), "utf-8")
     audits = replace(read_audits(folder) or NOTHING, shared=tuple(sent))

@@ -11,12 +11,12 @@ from typing import Any
 
 import pydantic
 
-from genfed.config.reader import decisive, read, to_toml
+from genfed.config.reader import decisive_settings, read_config, to_toml
 from genfed.config.settings import Config
 from genfed.core.errors import GenfedError
 from genfed.core.task import Task
 from genfed.experiment import generator_quality
-from genfed.experiment.checkpoint import counts_for, read_checkpoint
+from genfed.experiment.checkpoint import is_in_checkpoint, read_checkpoint
 from genfed.experiment.trial import trial_folder
 from genfed.report.results import QUALITY
 
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Started:
+class RunStart:
     """How a run began, whatever resumed it since: started.json."""
 
     command: str
@@ -41,12 +41,12 @@ def default_folder(config: object, settings: Config) -> Path:
     return Path("runs") / settings.name
 
 
-def _first(folder: Path, now: Started) -> Started:
+def _first(folder: Path, now: RunStart) -> RunStart:
     """How the run in the folder began: as it says, else just now."""
     file = folder / "started.json"
     with contextlib.suppress(OSError, pydantic.ValidationError):
-        return pydantic.TypeAdapter(Started).validate_json(file.read_bytes())
-    file.write_bytes(pydantic.TypeAdapter(Started).dump_json(now) + b"\n")
+        return pydantic.TypeAdapter(RunStart).validate_json(file.read_bytes())
+    file.write_bytes(pydantic.TypeAdapter(RunStart).dump_json(now) + b"\n")
     return now
 
 
@@ -58,8 +58,8 @@ def _counting(config: Config, folder: Path, task: Task) -> Callable[[dict[str, A
     }
 
     def counts(row: dict[str, Any]) -> bool:
-        stale = row["phase"] == QUALITY and not generator_quality.current(row, config, task)
-        return not stale and counts_for(row, at.get((row["method"], row["seed"])))
+        stale = row["phase"] == QUALITY and not generator_quality.is_current(row, config, task)
+        return not stale and is_in_checkpoint(row, at.get((row["method"], row["seed"])))
 
     return counts
 
@@ -86,7 +86,7 @@ def _claimed(folder: Path, config: Config, *, resume: bool, fresh: bool) -> Iter
             raise GenfedError(f"{folder} holds files that are no run of genfed; choose another --out")
         if resume:
             try:
-                before = read(mine)
+                before = read_config(mine)
             except GenfedError as error:
                 raise GenfedError(f"{mine}: {error}; this run cannot be resumed, use --fresh") from None
             _same(before, config, folder)
@@ -109,7 +109,7 @@ def _claimed(folder: Path, config: Config, *, resume: bool, fresh: bool) -> Iter
 
 
 def _same(before: Config, now: Config, folder: Path) -> None:
-    old, new = decisive(before), decisive(now)
+    old, new = decisive_settings(before), decisive_settings(now)
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) != new.get(key):
             raise GenfedError(

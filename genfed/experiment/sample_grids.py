@@ -8,35 +8,37 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from genfed.core.client import Server
-from genfed.core.federated_data import Shards
-from genfed.experiment.trial import Trial, server_of
+from genfed.core.federated_data import FederatedData
+from genfed.experiment.trial import Trial, trial_server
 from genfed.report.images import CLASSES, CLIENTS, Grid, SetGrid
-from genfed.training.pixels import scaled, unscaled
-from genfed.training.synthetic_dataset import SyntheticSet, keeps_set
+from genfed.training.pixels import denormalize_pixels, normalize_pixels
+from genfed.training.synthetic_dataset import SyntheticDataset, keeps_synthetic_dataset
 
 SIDE = 64
 """Pixels that a picture of a kept image is made to fit into."""
 
 
-def picture(label: str, trial: Trial, state: Any, shards: Shards) -> Grid | SetGrid | None:
+def sample_picture(label: str, trial: Trial, state: Any, shards: FederatedData) -> Grid | SetGrid | None:
     """What the trial's generator draws, or what its server keeps; None: neither."""
     if trial.method.generates:
-        return generated(label, trial, state)
-    if keeps_set(trial.method):
-        return kept(label, state.synthetic, server_of(trial, 0, "grid"), shards)
+        return generator_grid(label, trial, state)
+    if keeps_synthetic_dataset(trial.method):
+        return synthetic_grid(label, state.synthetic, trial_server(trial, 0, "grid"), shards)
     return None
 
 
-def generated(label: str, trial: Trial, state: Any, each: int = 10) -> Grid:
+def generator_grid(label: str, trial: Trial, state: Any, each: int = 10) -> Grid:
     """Ten generated and ten held-out examples of every class."""
     classes = len(trial.shards.task.classes)
     y = torch.arange(classes).repeat_interleave(each)
-    made = trial.method.generate(server_of(trial, 0, "grid"), state, y)
+    made = trial.method.generate(trial_server(trial, 0, "grid"), state, y)
     real = _real(trial.shards, each)
-    return Grid(label, unscaled(made).cpu().reshape(classes, each, *made.shape[1:]), real)
+    return Grid(label, denormalize_pixels(made).cpu().reshape(classes, each, *made.shape[1:]), real)
 
 
-def kept(label: str, synthetic: SyntheticSet, server: Server, shards: Shards | None = None, each: int = 5) -> SetGrid:
+def synthetic_grid(
+    label: str, synthetic: SyntheticDataset, server: Server, shards: FederatedData | None = None, each: int = 5
+) -> SetGrid:
     """The first five of every class and client, beside five held-out examples of `shards` (None: without)."""
     found: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
     for made in synthetic.chunks(server):
@@ -52,7 +54,7 @@ def kept(label: str, synthetic: SyntheticSet, server: Server, shards: Shards | N
     return SetGrid(label, len(synthetic), clients, shown, small)
 
 
-def sheet(grid: SetGrid, each: int = 5) -> Tensor:
+def join_images(grid: SetGrid, each: int = 5) -> Tensor:
     """One picture [C, H, W]: a row per class, five images of each client side by side, white where there is none."""
     c, h, w = next(iter(grid.cells.values())).shape[1:]
     rows = sorted({label for label, _ in grid.cells})
@@ -64,11 +66,11 @@ def sheet(grid: SetGrid, each: int = 5) -> Tensor:
     return canvas
 
 
-def _real(shards: Shards, each: int) -> Tensor | None:
+def _real(shards: FederatedData, each: int) -> Tensor | None:
     held_out = shards.held_out
     rows = [torch.nonzero(held_out.y == c).flatten()[:each] for c in range(len(shards.task.classes))]
     enough = all(len(r) == each for r in rows)
-    return torch.stack([unscaled(scaled(held_out.x[r])) for r in rows]) if enough else None
+    return torch.stack([denormalize_pixels(normalize_pixels(held_out.x[r])) for r in rows]) if enough else None
 
 
 def _small(images: Tensor) -> Tensor:

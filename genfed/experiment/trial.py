@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from genfed.config import architectures
-from genfed.config.reader import decisive
+from genfed.config.reader import decisive_settings
 from genfed.config.settings import Compute, Config, Federation
 from genfed.core.aggregate import ClientInfo
 from genfed.core.client import Server
-from genfed.core.federated_data import Shards
+from genfed.core.federated_data import FederatedData
 from genfed.core.method import Method
 from genfed.core.rng import stream
 from genfed.core.store import FolderStore, MemoryStore, Store
@@ -23,9 +23,9 @@ from genfed.core.task import Task
 from genfed.experiment import partitioning
 from genfed.privacy.settings import ClientPrivacy, Privacy
 from genfed.robustness.attack import Attack
-from genfed.robustness.robust_mean import Rule
+from genfed.robustness.robust_mean import AggregationRule
 from genfed.secure_aggregation.protocol import EXCHANGES
-from genfed.secure_aggregation.settings import Secure
+from genfed.secure_aggregation.settings import SecureAggregation
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Trial:
     label: str
     seed: int
     method: Method[Any]
-    shards: Shards
+    shards: FederatedData
     folder: Path
     """Holds its checkpoint and what its clients keep."""
     identity: str
@@ -47,11 +47,11 @@ class Trial:
     """Unlabelled examples that anybody may see; None: the run names none."""
     counts_flops: bool = False
     """Whether clients count their arithmetic in the first round of each phase."""
-    aggregation: Rule | None = None
+    aggregation: AggregationRule | None = None
     """What stands in the place of every mean of uploads; None: the means that the method declares."""
     attack: Attack | None = None
     """What some of its clients do instead of their part; None: all are honest."""
-    secure: Secure | None = None
+    secure: SecureAggregation | None = None
     """How uploads are added up without the server's seeing them; None: it sees them."""
     privacy: Privacy | None = None
     """How each example is protected; None: not."""
@@ -63,16 +63,16 @@ class Trial:
         return step * len(EXCHANGES) if self.secure else step
 
 
-def new_trial(config: Config, folder: Path, label: str, seed: int, shards: Shards, fingerprint: str) -> Trial:
-    """One method with one seed of a run in `folder`; `fingerprint` names the data."""
+def new_trial(config: Config, folder: Path, label: str, seed: int, shards: FederatedData, fingerprint: str) -> Trial:
+    """One method with one seed of a run in `folder`; `data_fingerprint` names the data."""
     method = config.method[label]
     about = replace(config, methods=(label,), beside=(), method={label: method}, seeds=(seed,))
-    text = json.dumps(decisive(about), sort_keys=True)
+    text = json.dumps(decisive_settings(about), sort_keys=True)
     return Trial(
         label=label,
         seed=seed,
         method=method,
-        shards=partitioning.pooled(shards) if method.pooled else shards,
+        shards=partitioning.pool_clients(shards) if method.pooled else shards,
         folder=trial_folder(folder, label, seed),
         identity=hashlib.blake2b(f"{fingerprint} {text}".encode(), digest_size=16).hexdigest(),
         federation=config.federation,
@@ -99,7 +99,7 @@ S = TypeVar("S")
 log = logging.getLogger(__name__)
 
 
-def server_of(trial: Trial, number: int, *path: str | int) -> Server:
+def trial_server(trial: Trial, number: int, *path: str | int) -> Server:
     """Where a server function of this trial runs, its draws named by `path`; its store can be read."""
     shards, store = trial.shards, FolderStore(trial.folder)
     return new_server(

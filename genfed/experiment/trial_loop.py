@@ -11,25 +11,25 @@ from typing import Any
 
 from genfed.core.aggregate import ClientInfo
 from genfed.core.errors import GenfedError
-from genfed.core.phase import Phase, Reduced, leaves
+from genfed.core.phase import Phase, Reduced, flatten_phases
 from genfed.core.record import pack, save, unpack
-from genfed.core.schedule import taking_part
+from genfed.core.schedule import select_participants
 from genfed.core.store import FolderStore
-from genfed.engines.messages import Step
-from genfed.engines.round import Ask, Engine
+from genfed.engines.messages import RoundId
+from genfed.engines.round import Engine, Round
 from genfed.experiment.checkpoint import Checkpoint, read_checkpoint
-from genfed.experiment.evaluation import with_evaluation
+from genfed.experiment.evaluation import add_evaluation
 from genfed.experiment.progress import Progress
-from genfed.experiment.trial import Trial, server_of
-from genfed.privacy.client_level import Central, distributed
+from genfed.experiment.trial import Trial, trial_server
+from genfed.privacy.client_level import ClientLevelPrivacy, distribute_noise
 from genfed.report.results import EVALUATE, TRIGGERED, Row
-from genfed.robustness.robust_mean import robust
-from genfed.secure_aggregation.round import SecureAsk
+from genfed.robustness.robust_mean import make_robust
+from genfed.secure_aggregation.round import SecureRound
 
 log = logging.getLogger(__name__)
 
 
-class Run:
+class TrialLoop:
     """The loop of one trial."""
 
     def __init__(
@@ -43,9 +43,9 @@ class Run:
         whenever a client has answered.
         """
         self._trial, self._engine, self._record, self._notify = trial, engine, record, notify
-        self._plan = tuple(robust(phase, trial.aggregation) for phase in leaves(trial.method.phases()))
-        self._phases = with_evaluation(trial.method, trial.shards.held_out)
-        self._central = Central(trial) if trial.client_privacy else None
+        self._plan = tuple(make_robust(phase, trial.aggregation) for phase in flatten_phases(trial.method.phases()))
+        self._phases = add_evaluation(trial.method, trial.shards.held_out)
+        self._central = ClientLevelPrivacy(trial) if trial.client_privacy else None
         self._accuracy: float | None = None
         self._took: dict[str, list[float]] = {}
         self.step = 0
@@ -74,25 +74,25 @@ class Run:
             self._keep(at, rows)
         elif not self._took:
             self.step = at.step
-            self.tell_after("done before")
+            self.report_progress("done before")
         self.step = at.step
         return at.state
 
-    def tell_after(self, what: str) -> None:
+    def report_progress(self, what: str) -> None:
         """Says that something is done now that the rounds are."""
         trial, step = self._trial, self.step
         self._notify(Progress(trial.label, trial.seed, what, 0, 1, step, step, 0, 1, self._accuracy))
 
     def _begin(self) -> Checkpoint[Any]:
         store = FolderStore(self._trial.folder, "init")
-        state = self._trial.method.init(replace(server_of(self._trial, 0, "init"), store=store))
+        state = self._trial.method.init(replace(trial_server(self._trial, 0, "init"), store=store))
         at = Checkpoint(self._trial.identity, self._trial.shards.task, 0, (), 0, -1, state)
         self._trial.folder.mkdir(parents=True, exist_ok=True)
         self._keep(at, [])
         return at
 
     def _round(self, at: Checkpoint[Any], phase: Phase[Any], number: int) -> Checkpoint[Any]:
-        state, rows = self._ask(phase, Step(phase.name, number, at.step), at)
+        state, rows = self._ask(phase, RoundId(phase.name, number, at.step), at)
         at = replace(at, step=at.step + 1, state=state)
         every = self._trial.evaluate_every
         if every and phase.changes_classifier and (number + 1) % every == 0:
@@ -102,7 +102,7 @@ class Run:
         return at
 
     def _evaluated(self, at: Checkpoint[Any]) -> tuple[Checkpoint[Any], list[dict[str, Any]]]:
-        _, rows = self._ask(self._phases["evaluate"], Step("evaluate", at.evaluations, at.step), at)
+        _, rows = self._ask(self._phases["evaluate"], RoundId("evaluate", at.evaluations, at.step), at)
         scores = [sum(row["correct"]) / sum(row["total"]) for row in rows if row["client"] is not None]
         self._accuracy = sum(scores) / len(scores)
         return replace(at, evaluations=at.evaluations + 1, scored=at.step), rows
@@ -112,12 +112,12 @@ class Run:
         save(at, self._trial.folder / "state.safetensors")
         FolderStore(self._trial.folder).retain(at.state)
 
-    def _ask(self, phase: Phase[Any], step: Step, at: Checkpoint[Any]) -> tuple[Any, list[dict[str, Any]]]:
+    def _ask(self, phase: Phase[Any], step: RoundId, at: Checkpoint[Any]) -> tuple[Any, list[dict[str, Any]]]:
         trial = self._trial
         head: dict[str, Any] = {"method": trial.label, "seed": trial.seed}
         head |= {"step": step.number, "phase": step.phase, "round": step.round}
         server = replace(
-            server_of(trial, step.round, step.phase, step.round, "update"),
+            trial_server(trial, step.round, step.phase, step.round, "update"),
             store=FolderStore(trial.folder, step.phase, step.round),
         )
         if phase.work is None:
@@ -128,19 +128,19 @@ class Run:
         # Everybody is scored, whoever took part; and a ceiling is no federation that could be sampled.
         sample = 1.0 if step.phase == "evaluate" or trial.method.pooled else trial.federation.sample
         uploads = phase.aggregate and step.phase != EVALUATE
-        drawn = self._central.drawn(step) if self._central and uploads else None
+        drawn = self._central.draw_secretly(step) if self._central and uploads else None
         if drawn is None:
-            asked = taking_part(trial.shards.clients, sample, trial.seed, step.phase, step.round)
+            asked = select_participants(trial.shards.clients, sample, trial.seed, step.phase, step.round)
         else:
             asked = drawn
-        sender = server_of(self._trial, step.round, step.phase, step.round, "send")
+        sender = trial_server(self._trial, step.round, step.phase, step.round, "send")
         placed = replace(step, number=trial.place(step.number))
         quorum = trial.federation.quorum
         fold = None
         charge = None
         if self._central and uploads and trial.secure:
             self._central.admit(step, asked)  # before clients train for nothing
-            phase = distributed(phase, trial)
+            phase = distribute_noise(phase, trial)
             charge = functools.partial(self._central.charge_sum, step, asked)
         elif self._central and uploads:
 
@@ -150,9 +150,9 @@ class Run:
 
             fold = self._central.fold(phase, step, asked, sent_to)
         ask = (
-            SecureAsk(self._engine, phase, placed, sender, at.state, asked, quorum, trial.secure, charge)
+            SecureRound(self._engine, phase, placed, sender, at.state, asked, quorum, trial.secure, charge)
             if trial.secure and uploads
-            else Ask(self._engine, phase, placed, sender, at.state, asked, quorum if drawn is None else None, fold)
+            else Round(self._engine, phase, placed, sender, at.state, asked, quorum if drawn is None else None, fold)
         )
         rows: list[dict[str, Any]] = []
         self._tell(at, phase, step, 0, len(asked))
@@ -182,7 +182,7 @@ class Run:
         rows.append(head | whole)
         return phase.update(server, at.state, reduced), rows
 
-    def _tell(self, at: Checkpoint[Any], phase: Phase[Any], step: Step, client: int, clients: int) -> None:
+    def _tell(self, at: Checkpoint[Any], phase: Phase[Any], step: RoundId, client: int, clients: int) -> None:
         plan = self._plan
         known = [*at.rounds, *(p.rounds for p in plan[len(at.rounds) :] if isinstance(p.rounds, int))]
         rounds = sum(r for r, p in zip(known, plan, strict=False) if p.name == phase.name) or 1

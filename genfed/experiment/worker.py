@@ -8,8 +8,8 @@ import sys
 
 import torch
 
-from genfed.engines.worker_pool import serve
-from genfed.experiment.local_clients import site_of
+from genfed.engines.worker_pool import serve_worker
+from genfed.experiment.local_clients import open_runner
 
 PR_SET_PDEATHSIG = 1
 
@@ -28,4 +28,4 @@ if __name__ == "__main__":
     threads, parent, descriptor = map(int, sys.argv[1:])
     die_with(parent)
     torch.set_num_threads(threads)
-    serve(descriptor, site_of)
+    serve_worker(descriptor, open_runner)

@@ -14,11 +14,11 @@ from PIL import Image
 from torch import Tensor
 
 from genfed.core.errors import GenfedError
-from genfed.foundation.images import fitted
-from genfed.foundation.loading import _broken, library, quiet
+from genfed.foundation.images import resize_to
+from genfed.foundation.loading import _broken, import_library, silence_libraries
 from genfed.foundation.model import FoundationModel, Prompts
-from genfed.training.fit import mixed
-from genfed.training.pixels import unscaled
+from genfed.training.fit import mixed_precision
+from genfed.training.pixels import denormalize_pixels
 
 _FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
 _PICKLED = (".bin", ".ckpt", ".pt", ".pth")
@@ -53,27 +53,27 @@ class Captioner:
         captions repeat; it has `least` tokens or more.
         """
         captions: list[str] = []
-        pixels = unscaled(fitted(images, (3, *images.shape[2:]))).permute(0, 2, 3, 1).cpu().numpy()
+        pixels = denormalize_pixels(resize_to(images, (3, *images.shape[2:]))).permute(0, 2, 3, 1).cpu().numpy()
         for start in range(0, len(pixels), batch_size):
             pictures = [Image.fromarray(one) for one in pixels[start : start + batch_size]]
             asked = self.processor(images=pictures, return_tensors="pt").to(self.model.device)
             lengths = {"max_new_tokens": self.tokens} | ({"min_new_tokens": least} if least else {})
-            with _silent(), mixed(self.model.device, precision):
+            with _silent(), mixed_precision(self.model.device, precision):
                 written = self.model.generate(**asked, **lengths, do_sample=False, num_beams=1)
             captions += [" ".join(text.split()) for text in self.tokenizer.batch_decode(written, True)]
         return captions
 
 
-def captioned(
+def embed_captions(
     model: FoundationModel, fill: Callable[[str], str], captions: Sequence[str], batch_size: int = 64
 ) -> Tensor:
     """The embeddings [n, tokens, width], on the CPU, of the prompts that `fill` makes of the captions."""
-    prompts = [fill(cut(model, fill, caption)) for caption in captions]
+    prompts = [fill(truncate_caption(model, fill, caption)) for caption in captions]
     parts = [prompts[start : start + batch_size] for start in range(0, len(prompts), batch_size)]
     return torch.cat([model.condition(part).cpu() for part in parts])
 
 
-def cut(model: FoundationModel, fill: Callable[[str], str], caption: str) -> str:
+def truncate_caption(model: FoundationModel, fill: Callable[[str], str], caption: str) -> str:
     """The caption up to the last of its words with which the text encoder reads the whole prompt; empty where there is
     no room.
     """
@@ -112,7 +112,7 @@ def _opened(name: str, stamp: int, tokens: int, device: torch.device) -> Caption
 
 
 def _read(root: Path, name: str, tokens: int, device: torch.device) -> Captioner:
-    transformers = library("transformers")
+    transformers = import_library("transformers")
     config = transformers.AutoConfig.from_pretrained(root, **_OFFLINE)
     if type(config) not in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         raise GenfedError(
@@ -146,7 +146,7 @@ def _found(name: str) -> Path:
     if len(parts := name.split("/")) != 2 or not all(parts) or parts[0].startswith((".", "~")):
         raise GenfedError(f"captioner {name}: no such directory; a directory of transformers or owner/name are allowed")
     try:
-        return Path(library("huggingface_hub").snapshot_download(name, allow_patterns=list(_FILES)))
+        return Path(import_library("huggingface_hub").snapshot_download(name, allow_patterns=list(_FILES)))
     except Exception as error:  # whatever the network and the hub come up with
         about = _broken(error)
         raise GenfedError(f"captioner {name}: no such directory, and the hub does not give it ({about})") from None
@@ -155,11 +155,11 @@ def _found(name: str) -> Path:
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
     """Without what transformers tells of its own; captions are nobody's to read."""
-    logging = library("transformers").utils.logging
+    logging = import_library("transformers").utils.logging
     level = logging.get_verbosity()
     logging.set_verbosity(logging.CRITICAL)
     try:
-        with quiet():
+        with silence_libraries():
             yield
     finally:
         logging.set_verbosity(level)

@@ -13,11 +13,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from genfed.core.errors import GenfedError
 from genfed.core.settings import settings
-from genfed.foundation.images import fitted
+from genfed.foundation.images import resize_to
 from genfed.foundation.model import FoundationModel
 from genfed.foundation.schedulers import Rngs
 from genfed.foundation.settings import Foundation
-from genfed.training.fit import mixed
+from genfed.training.fit import mixed_precision
 
 log = logging.getLogger(__name__)
 LARGE = 50_000_000
@@ -25,7 +25,7 @@ LARGE = 50_000_000
 
 
 @settings
-class Guidance:
+class ClassifierGuidance:
     """How strongly classifiers steer."""
 
     statistics: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
@@ -74,10 +74,10 @@ class Teacher(nn.Module):
         return logits, torch.stack([logits.new_zeros(len(x)), *self._gaps]).sum(0)
 
 
-def steered(
+def generate_guided(
     model: FoundationModel,
     sampling: Foundation,
-    guidance: Guidance,
+    guidance: ClassifierGuidance,
     teachers: Mapping[int, Teacher],
     condition: Tensor,
     labels: Tensor,
@@ -96,13 +96,13 @@ def steered(
     none = model.unconditional(len(rngs), sampling.negative) if w != 1 else condition
 
     def loss(z: Tensor, t: int) -> Tensor:
-        images = fitted(model.decode(model.clean(model.guided(z, t, condition, none, w), z, t)), shape)
-        views = [shifted(images, rngs) for _ in range(guidance.views)] or [images]
+        images = resize_to(model.decode(model.clean(model.guided(z, t, condition, none, w), z, t)), shape)
+        views = [shift_images(images, rngs) for _ in range(guidance.views)] or [images]
         losses = [classified(view, rows, client) for view in views for client, rows in own.items()]
         return torch.stack(losses).sum() / len(views)
 
     def classified(images: Tensor, rows: Tensor, client: int) -> Tensor:
-        with mixed(model.device, model.precision):
+        with mixed_precision(model.device, model.precision):
             logits, gap = teachers[client](images[rows])
         losses: Tensor = F.cross_entropy(logits, labels[rows], reduction="none") + guidance.statistics * gap
         return losses.sum()
@@ -113,7 +113,7 @@ def steered(
         moved: Tensor = (z - guidance.step * gradient).detach()
         return moved
 
-    spare_memory(model)
+    checkpoint_gradients(model)
     sampler, z = model.sampler(sampling.steps, sampling.scheduler), model.noise(rngs)
     first, steps = sampler.timesteps[0], len(sampler.timesteps)
     steers = guidance.step > 0
@@ -130,10 +130,10 @@ def steered(
         with torch.no_grad():
             z = sampler.step(model.guided(z, t, condition, none, w), t, z, rngs)
     with torch.no_grad():
-        return fitted(model.decode(z), shape).clamp(-1, 1).cpu()
+        return resize_to(model.decode(z), shape).clamp(-1, 1).cpu()
 
 
-def spare_memory(model: FoundationModel) -> None:
+def checkpoint_gradients(model: FoundationModel) -> None:
     """Has a network of Stable Diffusion's size compute its inner values twice, where a gradient goes through it, and
     hold few of them: a third more time, and several times as many images at once.
     """
@@ -153,7 +153,7 @@ def _warn(name: str, t: int) -> None:
     )
 
 
-def check_steering(model: FoundationModel, sampling: Foundation) -> None:
+def check_sampler(model: FoundationModel, sampling: Foundation) -> None:
     """Refuses a sampler that remembers what it saw before guidance changed it.
 
     Raises:
@@ -167,7 +167,7 @@ def check_steering(model: FoundationModel, sampling: Foundation) -> None:
         )
 
 
-def shifted(images: Tensor, rngs: Rngs) -> Tensor:
+def shift_images(images: Tensor, rngs: Rngs) -> Tensor:
     """Each image [n, C, H, W] moved by up to an eighth of its sides, drawn from its own generator, edges repeated."""
     most = [max(1, side // 8) for side in images.shape[2:]]
     padded = F.pad(images, (most[1], most[1], most[0], most[0]), mode="replicate")

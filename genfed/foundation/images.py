@@ -6,7 +6,7 @@ from torch import Tensor
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
-def fitted(images: Tensor, shape: tuple[int, ...]) -> Tensor:
+def resize_to(images: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Images [n, C, H, W] with the channels and size of `shape`, bilinear, with gradients; as they are where they have
     them already.
     """

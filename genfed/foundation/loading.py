@@ -135,7 +135,7 @@ def _found(name: str) -> Path:
         return root
     if len(parts := name.split("/")) != 2 or not all(parts) or parts[0].startswith((".", "~")):
         raise GenfedError(f'{name}: no such directory; a directory of diffusers, "shipped" or owner/name are allowed')
-    hub = library("huggingface_hub")
+    hub = import_library("huggingface_hub")
     weights = [f"{part}/*.safetensors*" for part in _PARTS]
     wanted = ["model_index.json", "*/config.json", "scheduler/*", "tokenizer/*", *weights]
     variants = ["*.fp16.*", "*.non_ema.*", "safety_checker/*", "feature_extractor/*"]
@@ -160,8 +160,8 @@ def _network(root: Path, part: str, owner: str, kind: str, device: torch.device)
     variant = "fp16" if all(".fp16" in file for file in safe) else None
     options = {"low_cpu_mem_usage": False} if owner == "diffusers" else {}
     try:
-        with quiet():
-            network, info = getattr(library(owner), kind).from_pretrained(
+        with silence_libraries():
+            network, info = getattr(import_library(owner), kind).from_pretrained(
                 folder,
                 use_safetensors=True,
                 local_files_only=True,
@@ -186,7 +186,9 @@ def _tokenizer(root: Path, index: dict[str, Any]) -> Any:
     if not (root / "tokenizer").is_dir():
         raise GenfedError(f"{root}: the part tokenizer is missing")
     try:
-        tokenizer = getattr(library("transformers"), kind).from_pretrained(root / "tokenizer", local_files_only=True)
+        tokenizer = getattr(import_library("transformers"), kind).from_pretrained(
+            root / "tokenizer", local_files_only=True
+        )
     except GenfedError:
         raise
     except Exception as error:
@@ -204,7 +206,7 @@ def _scheduler(root: Path, index: dict[str, Any]) -> Any:
         )
     folder = root / "scheduler"
     _json(folder / "scheduler_config.json", root)
-    made = getattr(library("diffusers"), kind)
+    made = getattr(import_library("diffusers"), kind)
     try:
         scheduler = made.from_pretrained(folder, local_files_only=True)
     except Exception as error:
@@ -236,9 +238,9 @@ def _json(file: Path, root: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def silence_libraries() -> Iterator[None]:
     """Without transformers' own progress bars, which stay as they were."""
-    bars = library("transformers").utils.logging
+    bars = import_library("transformers").utils.logging
     shown = bars.is_progress_bar_enabled()
     bars.disable_progress_bar()
     try:
@@ -249,7 +251,7 @@ def quiet() -> Iterator[None]:
 
 
 @functools.cache
-def library(name: str) -> Any:
+def import_library(name: str) -> Any:
     """Imports it.
 
     Raises:

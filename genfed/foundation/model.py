@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from genfed.core.errors import GenfedError
 from genfed.foundation.schedulers import Rngs, Sampler, Scheduler, new_sampler
-from genfed.training.fit import mixed
+from genfed.training.fit import mixed_precision
 
 Kind = Literal["latent", "pixel", "class"]
 Further = tuple[Tensor, float]
@@ -185,7 +185,7 @@ class FoundationModel:
 
     def predict(self, z: Tensor, t: int | Tensor, condition: Tensor) -> Tensor:
         """The raw output of the network, float32 [n, *latent_shape]: ε, x0 or v. t is one step, or one per row [n]."""
-        with mixed(self.device, self.precision):
+        with mixed_precision(self.device, self.precision):
             return self.conditions.ask(self.network, z, self._steps(t, z), condition.to(self.device)).float()
 
     def guided(
@@ -269,12 +269,12 @@ class FoundationModel:
 
     def decode(self, z: Tensor) -> Tensor:
         """From z to images float32 [n, *image_shape], cut to [−1, 1]; where it is cut the gradient is 0."""
-        with mixed(self.device, self.precision):
+        with mixed_precision(self.device, self.precision):
             return self.space.decode(z).float().clamp(-1, 1)
 
     def encode(self, images: Tensor) -> Tensor:
         """Images [n, *image_shape] in [−1, 1] → z float32 [n, *latent_shape]."""
-        with mixed(self.device, self.precision):
+        with mixed_precision(self.device, self.precision):
             return self.space.encode(images).float()
 
     def sampler(self, steps: int, scheduler: Scheduler = "own") -> Sampler:

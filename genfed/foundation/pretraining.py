@@ -21,10 +21,10 @@ from genfed.core.record import digest, load, pack, save
 from genfed.core.rng import seeded, stream
 from genfed.core.settings import settings
 from genfed.core.task import Weights
-from genfed.foundation.small_model import Miniature, Parts, new_parts, tokens, write
-from genfed.training.fit import mixed
-from genfed.training.optimizer_state import Moments, moments_of, restore
-from genfed.training.pixels import scaled
+from genfed.foundation.small_model import SmallDiffusion, SmallDiffusionParts, new_parts, tokens, write
+from genfed.training.fit import mixed_precision
+from genfed.training.optimizer_state import OptimizerState, load_optimizer_state, optimizer_state
+from genfed.training.pixels import normalize_pixels
 
 CHECKPOINT = "pretraining.safetensors"
 EVERY = 100
@@ -35,7 +35,7 @@ Stage = Literal["autoencoder", "text", "diffusion"]
 
 
 @settings
-class Optimisation:
+class Optimization:
     """How the miniature is trained. All draws come from the seed."""
 
     autoencoder_steps: Annotated[int, Field(ge=1)] = 2000
@@ -63,7 +63,7 @@ class Optimisation:
 
 
 @dataclass(frozen=True)
-class Examples:
+class PromptedImages:
     """Public images and what they may be asked for with."""
 
     x: Tensor
@@ -75,7 +75,7 @@ class Examples:
 
 
 @dataclass(frozen=True)
-class Told:
+class TrainingProgress:
     """How far it is."""
 
     step: int
@@ -86,7 +86,7 @@ class Told:
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class PretrainingCheckpoint:
     """All that the next step depends on."""
 
     step: int
@@ -95,7 +95,7 @@ class Checkpoint:
     """Of all networks."""
     averages: Weights
     """Of those that the stage trains."""
-    moments: Moments
+    moments: OptimizerState
     losses: tuple[float, ...]
     """Mean of each EVERY steps."""
     pending: float
@@ -105,15 +105,15 @@ class Checkpoint:
 
 
 def pretrain(
-    examples: Examples,
-    model: Miniature,
-    optimisation: Optimisation,
+    examples: PromptedImages,
+    model: SmallDiffusion,
+    optimisation: Optimization,
     folder: Path,
     *,
     seed: int,
     device: torch.device,
     precision: str = "float32",
-    notify: Callable[[Told], None] = lambda told: None,
+    notify: Callable[[TrainingProgress], None] = lambda told: None,
 ) -> tuple[float, ...]:
     """Trains and writes a directory that genfed and diffusers open; goes on where a checkpoint in `folder` stopped, to
     the same bits. Returns the losses, a mean per EVERY steps.
@@ -126,13 +126,13 @@ def pretrain(
     shape = tuple(examples.x.shape[1:])
     with seeded(stream(seed, "pretrain", "weights")):
         parts = new_parts(model, shape, examples.prompts)
-        eye = Eye(shape[0], model.text_width)
+        eye = ImageEncoder(shape[0], model.text_width)
     networks = nn.ModuleDict({"unet": parts.unet, "text_encoder": parts.text_encoder, "eye": eye})
     if parts.vae is not None:
         networks["vae"] = parts.vae
     networks.to(device)
     file = folder / CHECKPOINT
-    before = load(Checkpoint, file) if file.exists() else None
+    before = load(PretrainingCheckpoint, file) if file.exists() else None
     which = digest(pack(examples))
     if before is not None:
         if before.examples != which:
@@ -151,7 +151,7 @@ def pretrain(
     return training.losses
 
 
-class Eye(nn.Module):
+class ImageEncoder(nn.Module):
     """Images [n, C, H, W] → what the text encoder should say of them [n, width]; and the logarithm of how sharply it
     should tell them apart. It is not kept.
     """
@@ -175,16 +175,16 @@ class _Training:
 
     def __init__(
         self,
-        parts: Parts,
+        parts: SmallDiffusionParts,
         networks: nn.ModuleDict,
-        examples: Examples,
+        examples: PromptedImages,
         name: str,
-        optimisation: Optimisation,
+        optimisation: Optimization,
         file: Path,
         seed: int,
         device: torch.device,
         precision: str,
-        notify: Callable[[Told], None],
+        notify: Callable[[TrainingProgress], None],
     ) -> None:
         self.parts, self.networks, self.optimisation = parts, networks, optimisation
         self.examples, self.name = examples, name
@@ -201,7 +201,7 @@ class _Training:
         stage: Stage,
         trained: Sequence[nn.Module],
         steps: int,
-        before: Checkpoint | None,
+        before: PretrainingCheckpoint | None,
         loss_of: Callable[[Tensor, torch.Generator], Tensor],
     ) -> None:
         """The next stage, from its beginning or where the checkpoint stopped; leaves the average of the weights."""
@@ -217,7 +217,7 @@ class _Training:
         averages = [p.detach().clone() for p in parameters]
         at, losses = start, self.losses
         if before is not None and before.step > start:
-            restore(optimiser, before.moments)
+            load_optimizer_state(optimiser, before.moments)
             for i, average in enumerate(averages):
                 average.copy_(before.averages[str(i)])
             at, losses, pending = before.step, before.losses, before.pending
@@ -230,7 +230,7 @@ class _Training:
                 group["lr"] = rate
             rng = stream(self.seed, "pretrain", step)
             rows = torch.randint(len(self.x), (settings.batch_size,), generator=rng)
-            with mixed(self.device, self.precision):
+            with mixed_precision(self.device, self.precision):
                 loss = loss_of(rows, rng)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
@@ -243,7 +243,7 @@ class _Training:
             if (step + 1 - start) % EVERY == 0:
                 losses, pending = (*losses, pending / EVERY), 0.0
                 self._check(losses[-1], step + 1)
-                self.notify(Told(step + 1, everything, stage, losses[-1]))
+                self.notify(TrainingProgress(step + 1, everything, stage, losses[-1]))
             if (step + 1 - start) % settings.save_every == 0 and step + 1 < start + steps:
                 self._save(step + 1, optimiser, averages, losses, pending)
         self._check(pending, start + steps)  # of the steps since
@@ -255,7 +255,7 @@ class _Training:
 
     def autoencoder_loss(self, rows: Tensor, rng: torch.Generator) -> Tensor:
         """Mean squared error of the image plus the weighted KL divergence from N(0, 1), both means over numbers."""
-        x = scaled(self.x[rows.to(self.device)])
+        x = normalize_pixels(self.x[rows.to(self.device)])
         found = self.parts.vae.encode(x).latent_dist
         noise = torch.randn(found.mean.shape, generator=rng).to(self.device)
         kl = 0.5 * (found.mean.square() + found.var - 1 - found.logvar).mean()
@@ -272,9 +272,9 @@ class _Training:
         prompts = self._prompts(rows, rng)
         said = self.parts.text_encoder(self.tokens[prompts.to(self.device)])[0][:, -1]
         eye = self.networks["eye"]
-        seen = eye(scaled(self.x[rows.to(self.device)]))
+        seen = eye(normalize_pixels(self.x[rows.to(self.device)]))
         cosines = F.normalize(seen.float(), dim=1) @ F.normalize(said.float(), dim=1).T
-        logits = cosines * cast(Eye, eye).sharpness.exp().clamp(max=100)
+        logits = cosines * cast(ImageEncoder, eye).sharpness.exp().clamp(max=100)
         same = (prompts[:, None] == prompts).float().to(self.device)
         asked = same / same.sum(1, keepdim=True)
         return (F.cross_entropy(logits, asked) + F.cross_entropy(logits.T, asked)) / 2
@@ -298,7 +298,7 @@ class _Training:
     def enter_latent_space(self) -> None:
         """Encodes all images once, and scales latents to variance 1, as Stable Diffusion has them."""
         with torch.no_grad():
-            means = [self.parts.vae.encode(scaled(x)).latent_dist.mode() for x in torch.split(self.x, 200)]
+            means = [self.parts.vae.encode(normalize_pixels(x)).latent_dist.mode() for x in torch.split(self.x, 200)]
         latents = torch.cat(means)
         factor = 1 / float(latents.std())
         self.parts.vae.register_to_config(scaling_factor=factor)
@@ -316,7 +316,7 @@ class _Training:
 
     def _encoded(self, rows: Tensor) -> Tensor:
         rows = rows.to(self.device)
-        return scaled(self.x[rows]) if self.latents is None else self.latents[rows]
+        return normalize_pixels(self.x[rows]) if self.latents is None else self.latents[rows]
 
     def _check(self, loss: float, step: int) -> None:
         if not math.isfinite(loss):
@@ -332,4 +332,7 @@ class _Training:
     ) -> None:
         weights = {name: tensor.cpu() for name, tensor in self.networks.state_dict().items()}
         kept = {str(i): average.cpu() for i, average in enumerate(averages)}
-        save(Checkpoint(step, weights, kept, moments_of(optimiser), losses, pending, self.name), self.file)
+        save(
+            PretrainingCheckpoint(step, weights, kept, optimizer_state(optimiser), losses, pending, self.name),
+            self.file,
+        )

@@ -12,11 +12,11 @@ from pydantic import Field
 
 from genfed.core.errors import GenfedError
 from genfed.core.settings import settings
-from genfed.foundation.loading import library, quiet
+from genfed.foundation.loading import import_library, silence_libraries
 
 
 @settings
-class Miniature:
+class SmallDiffusion:
     """The size of a small text-to-image diffusion model."""
 
     autoencoder: tuple[Annotated[int, Field(ge=4, multiple_of=4)], ...] = (32, 64)
@@ -46,7 +46,7 @@ class Miniature:
 
 
 @dataclass(frozen=True)
-class Parts:
+class SmallDiffusionParts:
     """What a directory holds."""
 
     unet: Any
@@ -57,13 +57,13 @@ class Parts:
     """None: the diffusion is of pixels."""
 
 
-def new_parts(config: Miniature, shape: tuple[int, ...], prompts: Iterable[str]) -> Parts:
+def new_parts(config: SmallDiffusion, shape: tuple[int, ...], prompts: Iterable[str]) -> SmallDiffusionParts:
     """New parts for images of a shape (C, H, W); their weights come from torch's own stream (see `rng.seeded`).
 
     Raises:
         GenfedError: the maps cannot be halved so often, or a prompt is longer than the text encoder reads.
     """
-    diffusers, transformers = library("diffusers"), library("transformers")
+    diffusers, transformers = import_library("diffusers"), import_library("transformers")
     channels, height, width = shape
     vae, factor = None, 2 ** (len(config.autoencoder) - 1) if config.autoencoder else 1
     halvings = factor * 2 ** (len(config.unet) - 1)
@@ -128,7 +128,7 @@ def new_parts(config: Miniature, shape: tuple[int, ...], prompts: Iterable[str])
         steps_offset=1,
         timestep_spacing="trailing",
     )
-    return Parts(unet, text_encoder, tokenizer, scheduler, vae)
+    return SmallDiffusionParts(unet, text_encoder, tokenizer, scheduler, vae)
 
 
 def tokens(tokenizer: Any, prompts: Iterable[str]) -> torch.Tensor:
@@ -146,7 +146,7 @@ def tokens(tokenizer: Any, prompts: Iterable[str]) -> torch.Tensor:
     return torch.tensor(rows)
 
 
-def write(parts: Parts, folder: Path, weights: str) -> None:
+def write(parts: SmallDiffusionParts, folder: Path, weights: str) -> None:
     """Writes the directory, model_index.json last; `weights` is their type on disk, and, if it is "float16", in memory
     from then on.
     """
@@ -155,7 +155,7 @@ def write(parts: Parts, folder: Path, weights: str) -> None:
     for name, network in networks.items():
         if network is not None:
             cast = network.half() if weights == "float16" else network
-            with quiet():
+            with silence_libraries():
                 cast.save_pretrained(folder / name, safe_serialization=True)
         source = "transformers" if name == "text_encoder" else "diffusers"
         index[name] = [source, type(network).__name__] if network is not None else [None, None]
@@ -175,7 +175,7 @@ def write(parts: Parts, folder: Path, weights: str) -> None:
 
 def _tokenizer(transformers: Any, prompts: Iterable[str], most: int) -> Any:
     """CLIP's byte-level one with merges of its own: each word of the prompts is one token."""
-    tokenizers = library("tokenizers")
+    tokenizers = import_library("tokenizers")
     known = transformers.CLIPTokenizer().backend_tokenizer
     words = dict.fromkeys(
         part
@@ -199,4 +199,4 @@ def _tokenizer(transformers: Any, prompts: Iterable[str], most: int) -> Any:
 
 
 def _version() -> str:
-    return str(library("diffusers").__version__)
+    return str(import_library("diffusers").__version__)

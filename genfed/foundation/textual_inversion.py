@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor
 
-from genfed.foundation.images import fitted
+from genfed.foundation.images import resize_to
 from genfed.foundation.model import FoundationModel
-from genfed.training.pixels import scaled
+from genfed.training.pixels import normalize_pixels
 
 
-def learnt(
+def learn_embedding(
     model: FoundationModel,
     images: Tensor,
     start: Tensor,
@@ -29,7 +29,9 @@ def learnt(
         total = 0.0
         for rows in torch.split(torch.randperm(len(images), generator=rng), batch_size):
             with torch.no_grad():
-                z = model.encode(fitted(scaled(images[rows.to(images.device)]).to(model.device), model.image_shape))
+                z = model.encode(
+                    resize_to(normalize_pixels(images[rows.to(images.device)]).to(model.device), model.image_shape)
+                )
             t = torch.randint(model.steps, (len(z),), generator=rng).to(model.device)
             eps = torch.randn(z.shape, generator=rng).to(model.device)
             noisy = model.noisy(z, eps, t)

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from genfed.foundation.images import fitted
+from genfed.foundation.images import resize_to
 from genfed.foundation.model import FoundationModel
-from genfed.training.pixels import scaled
+from genfed.training.pixels import normalize_pixels
 
 
 @torch.no_grad()
-def likeliest(
+def classify_by_noise(
     model: FoundationModel,
     images: Tensor,
     texts: Sequence[str],
@@ -30,7 +30,7 @@ def likeliest(
     conditions, m = model.condition(texts), len(texts)
     best = []
     for x in torch.split(images, max(1, batch_size // m)):
-        z = model.encode(fitted(scaled(x).to(model.device), model.image_shape))
+        z = model.encode(resize_to(normalize_pixels(x).to(model.device), model.image_shape))
         asked = conditions.repeat(len(x), *[1] * (conditions.ndim - 1))  # every image with every text
         errors = torch.zeros(len(x), m, device=model.device)
         for _ in range(probes):

@@ -17,9 +17,9 @@ from genfed.core.rng import seeded
 from genfed.core.settings import settings
 from genfed.core.task import Task
 from genfed.generators.generator import Generator, GeneratorNetwork, check_maps
-from genfed.generators.strided_conv import Doubling, Halving
-from genfed.privacy.per_example_gradients import each
-from genfed.training.fit import Player
+from genfed.generators.strided_conv import StridedConv4, TransposedConv4
+from genfed.privacy.per_example_gradients import per_example_parameter
+from genfed.training.fit import Objective
 from genfed.training.normalization import NORMS, Norm
 
 PUBLISHED_BATCH = 64
@@ -77,13 +77,15 @@ class CVAENetwork(GeneratorNetwork):
             wide = (height >> level, width >> level)
             below = widths[level - 1] if level else channels + 1
             # No biases: the norm after them would take them away again.
-            down += [Halving(below, outer, wide), norm(outer), nn.ReLU(inplace)]
+            down += [StridedConv4(below, outer, wide), norm(outer), nn.ReLU(inplace)]
             if level:
-                up = [Doubling(below, outer, wide), norm(below), nn.ReLU(inplace), *up]
+                up = [TransposedConv4(below, outer, wide), norm(below), nn.ReLU(inplace), *up]
         self.encoder = nn.Sequential(*down, nn.Flatten())
         self.code = nn.Linear(math.prod(self.deepest), 2 * config.latent)
         self.start = nn.Linear(config.latent + self.classes, math.prod(self.deepest))
-        self.decoder = nn.Sequential(nn.Unflatten(1, self.deepest), *up, Doubling(channels, widths[0], (height, width)))
+        self.decoder = nn.Sequential(
+            nn.Unflatten(1, self.deepest), *up, TransposedConv4(channels, widths[0], (height, width))
+        )
         self.bias = nn.Parameter(torch.zeros(channels, 1, 1))
 
     def encode(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,13 +95,13 @@ class CVAENetwork(GeneratorNetwork):
         return mean, log_variance
 
     def _planes(self, y: Tensor) -> Tensor:
-        planes = each(self.planes, len(y))
+        planes = per_example_parameter(self.planes, len(y))
         return planes[y] if planes.dim() == 4 else planes[torch.arange(len(y), device=y.device), y]
 
     def decode(self, z: Tensor, y: Tensor) -> Tensor:
         """Images [n, C, H, W] in [−1, 1] (features: at least 0) of codes [n, latent] and labels [n]."""
         x = self.decoder(self.start(torch.cat([z, F.one_hot(y, self.classes)], 1)))
-        x = x[..., : self.shape[1], : self.shape[2]].float() + each(self.bias, len(y))
+        x = x[..., : self.shape[1], : self.shape[2]].float() + per_example_parameter(self.bias, len(y))
         return torch.relu(x) if self.positive else torch.tanh(x)
 
     def loss(self, x: Tensor, y: Tensor, rng: torch.Generator) -> Tensor:
@@ -110,17 +112,17 @@ class CVAENetwork(GeneratorNetwork):
         error = (self.decode(z, y) - x).square().flatten(1).sum(1)
         return error + (mean.square() + log_variance.exp() - log_variance - 1).sum(1) / 2
 
-    def players(self) -> Sequence[Player]:
+    def objectives(self) -> Sequence[Objective]:
         # differs from the paper: its loss is the batch's sum and ours the mean, which Adam takes no notice of save
         # for the decay that is added to the gradient; so that is divided alike.
         decay = self.config.weight_decay / PUBLISHED_BATCH
         adam = torch.optim.Adam(self.parameters(), lr=self.config.learning_rate, weight_decay=decay, fused=True)
-        return [Player(self.loss, adam, network=self)]
+        return [Objective(self.loss, adam, network=self)]
 
     def sample(self, y: Tensor, rng: torch.Generator) -> Tensor:
         return self.from_noise(self.decode, self.config.latent, y, rng)
 
-    def travels(self, name: str) -> bool:
+    def is_uploaded(self, name: str) -> bool:
         return self.decodes(name) or not self.config.keep_encoder
 
     def decodes(self, name: str) -> bool:

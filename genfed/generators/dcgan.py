@@ -17,8 +17,8 @@ from genfed.core.rng import seeded
 from genfed.core.settings import settings
 from genfed.core.task import Task
 from genfed.generators.generator import Generator, GeneratorNetwork, check_maps
-from genfed.generators.strided_conv import Doubling, Halving
-from genfed.training.fit import Player
+from genfed.generators.strided_conv import StridedConv4, TransposedConv4
+from genfed.training.fit import Objective
 from genfed.training.normalization import NORMS, Norm
 
 
@@ -84,20 +84,20 @@ class DCGANNetwork(GeneratorNetwork):
         self.label_to_map = nn.Linear(self.classes, 16 * (widths[0] - half), bias=False)
         up: list[nn.Module] = [nn.Unflatten(1, (widths[0], 4, 4)), norm(widths[0]), nn.ReLU(inplace)]
         for (outer, inner), wide in zip(itertools.pairwise(widths), sides, strict=False):
-            up += [Doubling(inner, outer, wide), norm(inner), nn.ReLU(inplace)]
-        self.generator = nn.Sequential(*up, Doubling(channels, widths[-1], sides[-1]), Bias(channels))
+            up += [TransposedConv4(inner, outer, wide), norm(inner), nn.ReLU(inplace)]
+        self.generator = nn.Sequential(*up, TransposedConv4(channels, widths[-1], sides[-1]), Bias(channels))
         d = config.discriminator_width
-        self.see_image = nn.Sequential(Halving(channels, d // 2, sides[-1]), Bias(d // 2))
-        self.see_label = nn.Sequential(Halving(self.classes, d - d // 2, sides[-1]), Bias(d - d // 2))
+        self.see_image = nn.Sequential(StridedConv4(channels, d // 2, sides[-1]), Bias(d // 2))
+        self.see_label = nn.Sequential(StridedConv4(self.classes, d - d // 2, sides[-1]), Bias(d - d // 2))
         down: list[nn.Module] = [nn.LeakyReLU(0.2, inplace)]
         for i, wide in enumerate(reversed(sides[:-1])):
             outer = d * 2 ** (i + 1)
-            down += [Halving(d * 2**i, outer, wide), norm(outer), nn.LeakyReLU(0.2, inplace)]
+            down += [StridedConv4(d * 2**i, outer, wide), norm(outer), nn.LeakyReLU(0.2, inplace)]
         if doublings == 1:  # or image and label would only be added up, and the label could not be judged
             down += [nn.Conv2d(d, d, 3, 1, 1, bias=False), norm(d), nn.LeakyReLU(0.2, inplace)]
         self.discriminator = nn.Sequential(*down, nn.Flatten(), nn.Linear(16 * d * 2 ** (doublings - 1), 1))
         for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear | Halving):
+            if isinstance(module, nn.Conv2d | nn.Linear | StridedConv4):
                 nn.init.normal_(module.weight, 0, 0.02)
 
     def make(self, z: Tensor, y: Tensor) -> Tensor:
@@ -117,7 +117,7 @@ class DCGANNetwork(GeneratorNetwork):
         logits: Tensor = self.discriminator(torch.cat([self.see_image(x), labels], 1))
         return logits.flatten()
 
-    def players(self) -> Sequence[Player]:
+    def objectives(self) -> Sequence[Objective]:
         judging = [p for n, p in self.named_parameters() if not self._makes(n)]
         making = [p for n, p in self.named_parameters() if self._makes(n)]
 
@@ -146,14 +146,14 @@ class DCGANNetwork(GeneratorNetwork):
 
         sight = nn.ModuleList([self.see_image, self.see_label, self.discriminator])
         return [
-            Player(judge_loss, adam(judging), network=sight),
-            Player(make_loss, adam(making), sees_data=False),
+            Objective(judge_loss, adam(judging), network=sight),
+            Objective(make_loss, adam(making), sees_data=False),
         ]
 
     def sample(self, y: Tensor, rng: torch.Generator) -> Tensor:
         return self.from_noise(self.make, self.config.latent, y, rng)
 
-    def travels(self, name: str) -> bool:
+    def is_uploaded(self, name: str) -> bool:
         return self._makes(name) or not self.config.keep_discriminator
 
     def _makes(self, name: str) -> bool:

@@ -19,9 +19,9 @@ from genfed.core.errors import GenfedError
 from genfed.core.rng import seeded
 from genfed.core.settings import settings
 from genfed.core.task import Task
-from genfed.generators.feature_scaling import Scale
+from genfed.generators.feature_scaling import ChannelScaler
 from genfed.generators.generator import CHUNK, Generator, GeneratorNetwork, check_maps
-from genfed.training.fit import Player
+from genfed.training.fit import Objective
 
 
 @settings
@@ -72,7 +72,7 @@ class DDPMNetwork(GeneratorNetwork):
         super().__init__()
         diffusers = _diffusers()
         self.config, self.shape, self.none = config, task.shape, len(task.classes)
-        self.scale = Scale(task.shape[0]) if task.kind == "features" else None
+        self.scale = ChannelScaler(task.shape[0]) if task.kind == "features" else None
         channels, height, width = task.shape
         levels = min(config.levels, 1 + int(math.log2(min(height, width))))
         self.padding = (0, -width % 2 ** (levels - 1), 0, -height % 2 ** (levels - 1))
@@ -118,9 +118,9 @@ class DDPMNetwork(GeneratorNetwork):
         found = self.noise(self.diffusion.add_noise(x, noise, t), t, y.masked_fill(hidden, self.none))
         return (found - noise).square().flatten(1).mean(1)
 
-    def players(self) -> Sequence[Player]:
+    def objectives(self) -> Sequence[Objective]:
         adam = torch.optim.Adam(self.parameters(), lr=self.config.learning_rate, fused=True)
-        return [Player(self.loss, adam, network=self)]
+        return [Objective(self.loss, adam, network=self)]
 
     def pace(self, progress: float) -> float:
         return 1 - progress  # lr_t = lr · (1 − t/T_KA)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 
-class Scale(nn.Module):
+class ChannelScaler(nn.Module):
     """Features [n, C, H, W] to mean 0 and variance 1 per channel, and back."""
 
     moments: Tensor

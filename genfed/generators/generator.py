@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from genfed.core.errors import GenfedError
 from genfed.core.task import Task, Weights
-from genfed.training.fit import Player
+from genfed.training.fit import Objective
 from genfed.training.weights import weights_of
 
 CHUNK = 256
@@ -19,12 +19,12 @@ class GeneratorNetwork(nn.Module, ABC):
     """A conditional generator of one task's examples."""
 
     @abstractmethod
-    def players(self) -> Sequence[Player]:
-        """Who trains it, each with a new optimiser; stepped in turn by `learn.fit`."""
+    def objectives(self) -> Sequence[Objective]:
+        """Who trains it, each with a new optimiser; stepped in turn by `training.fit`."""
 
     @abstractmethod
     def sample(self, y: Tensor, rng: torch.Generator) -> Tensor:
-        """One example per label: y [n] → x [n, *shape] on the scale of `learn.fit.scaled`, in eval mode and without
+        """One example per label: y [n] → x [n, *shape] on the scale of `normalize_pixels`, in eval mode and without
         gradients. The draws come from `rng` (CPU), the result lies on y's device.
         """
 
@@ -48,7 +48,7 @@ class GeneratorNetwork(nn.Module, ABC):
         """
         return 1.0
 
-    def travels(self, name: str) -> bool:
+    def is_uploaded(self, name: str) -> bool:
         """Whether the state-dict entry `name` leaves the client; by default all do."""
         return True
 
@@ -65,14 +65,14 @@ class Generator(ABC):
         """
 
 
-def travelling(network: GeneratorNetwork) -> Weights:
+def uploaded_weights(network: GeneratorNetwork) -> Weights:
     """The part of its state dict that is uploaded, on the CPU."""
-    return {k: v for k, v in weights_of(network).items() if network.travels(k)}
+    return {k: v for k, v in weights_of(network).items() if network.is_uploaded(k)}
 
 
-def staying(network: GeneratorNetwork) -> Weights:
+def kept_weights(network: GeneratorNetwork) -> Weights:
     """The part of its state dict that the client keeps, on the CPU."""
-    return {k: v for k, v in weights_of(network).items() if not network.travels(k)}
+    return {k: v for k, v in weights_of(network).items() if not network.is_uploaded(k)}
 
 
 def check_maps(name: str, task: Task, least: int) -> None:

@@ -11,7 +11,7 @@ from genfed.core.task import Weights
 
 
 class RepresentationGenerator(nn.Module):
-    """(noise [n, noise], y [n]) → representations [n, dimension], none below 0 as those of `learn.headed` are."""
+    """(noise [n, noise], y [n]) → representations [n, dimension], none below 0."""
 
     # differs from the paper: its code has BatchNorm after the first layer; no statistics are sent here.
 

@@ -32,7 +32,7 @@ if ONEDNN is not None:
         return 2 * a[0] * a[1] * b[0]
 
 
-class Halving(nn.Module):
+class StridedConv4(nn.Module):
     """[n, inner, H, W] → [n, outer, H/2, W/2]: a convolution with kernel 4, stride 2, padding 1 and no bias."""
 
     transposed = False
@@ -68,8 +68,8 @@ class Halving(nn.Module):
         return y.view(len(x), x.shape[2] // 2, x.shape[3] // 2, self.weight.shape[3]).permute(0, 3, 1, 2)
 
 
-class Doubling(Halving):
-    """[n, outer, H/2, W/2] → [n, inner, H, W]: the transpose of `Halving` with the same weight."""
+class TransposedConv4(StridedConv4):
+    """[n, outer, H/2, W/2] → [n, inner, H, W]: the transpose of `StridedConv4` with the same weight."""
 
     transposed = True
     _convolution = staticmethod(F.conv_transpose2d)

@@ -14,14 +14,14 @@ from genfed.core.client import Client, Server
 from genfed.core.phase import Phase, Reply
 from genfed.core.settings import settings
 from genfed.core.task import Data, Weights
-from genfed.methods.bases.averaging import Averaging, Classifiers
+from genfed.methods.bases.averaging import Classifiers, FederatedAveraging
 from genfed.training.classifier import train
-from genfed.training.evaluation import predicted
+from genfed.training.evaluation import predict
 from genfed.training.weights import Model, load_weights, weights_of
 
 
 @dataclass(frozen=True)
-class Sent:
+class AvgKDSent:
     """The weights of the client's architecture, and those of the others by name (None in the first round)."""
 
     classifier: Weights
@@ -29,7 +29,7 @@ class Sent:
 
 
 @settings
-class AvgKD(Averaging):
+class AvgKD(FederatedAveraging):
     """FedAvg within an architecture, with targets that the other architectures have a say in."""
 
     # differs from the paper: there no weights are averaged, and an agent learns from the mean of its labels and of what
@@ -39,14 +39,14 @@ class AvgKD(Averaging):
 
     def phases(self) -> list[Phase[Classifiers]]:
         (averaging,) = super().phases()
-        return [replace(averaging, send=self.send_all, work=self.distil)]
+        return [replace(averaging, send=self.send_all, work=self.distill)]
 
-    def send_all(self, server: Server, state: Classifiers, info: ClientInfo) -> Sent:
+    def send_all(self, server: Server, state: Classifiers, info: ClientInfo) -> AvgKDSent:
         """Every architecture, once they have been trained."""
         others = {a: weights for a, weights in state.classifiers.items() if a != info.architecture}
-        return Sent(state.classifiers[info.architecture], others if server.round else None)
+        return AvgKDSent(state.classifiers[info.architecture], others if server.round else None)
 
-    def distil(self, client: Client, sent: Sent) -> Reply[Model]:
+    def distill(self, client: Client, sent: AvgKDSent) -> Reply[Model]:
         """One round on a client; the first one is FedAvg's."""
         own = Model(sent.classifier)
         if sent.others is None:
@@ -64,5 +64,5 @@ def targets(client: Client, others: dict[str, Weights]) -> Tensor:
     total = F.one_hot(client.data.y, len(client.task.classes)).float()
     for architecture, weights in others.items():
         network = load_weights(client.new_network_of(architecture, client.rng), weights)
-        total += torch.softmax(predicted(network, client.data.x, client.precision), 1)
+        total += torch.softmax(predict(network, client.data.x, client.precision), 1)
     return torch.softmax(total, 1)

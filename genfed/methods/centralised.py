@@ -3,11 +3,11 @@ if data could be shared.
 """
 
 from genfed.core.settings import settings
-from genfed.methods.bases.local_training import Alone
+from genfed.methods.bases.local_training import LocalTraining
 
 
 @settings
-class Centralised(Alone):
+class Centralised(LocalTraining):
     """One model per architecture, trained on everybody's examples."""
 
     pooled = True

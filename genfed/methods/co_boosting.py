@@ -14,13 +14,13 @@ from torch import Tensor
 
 from genfed.core.client import Server
 from genfed.core.settings import settings
-from genfed.methods.bases.data_free import DataFree, Lesson, Pool, disagreement
-from genfed.training.ensemble import Ensemble, combined
-from genfed.training.pixels import scaled
+from genfed.methods.bases.data_free import DataFreeDistillation, ReplayBatch, ReplayPool, disagreement
+from genfed.training.ensemble import ClassifierEnsemble, combine
+from genfed.training.pixels import normalize_pixels
 
 
 @settings
-class CoBoosting(DataFree):
+class CoBoosting(DataFreeDistillation):
     """Data and ensemble boost one another. The generator goes on from epoch to epoch, as in DENSE here."""
 
     # differs from the published code: there the generator starts anew in each epoch and its noise is trained with it.
@@ -46,36 +46,38 @@ class CoBoosting(DataFree):
         hard = doubt.clamp(min=0) ** self.hardness * F.cross_entropy(logits, y, reduction="none")
         return hard + self.stability * gap - self.adversarial * apart
 
-    def lesson(self, server: Server, ensemble: Ensemble, shares: Tensor, pool: Pool) -> tuple[Lesson, Tensor]:
+    def replay_batch(
+        self, server: Server, ensemble: ClassifierEnsemble, shares: Tensor, pool: ReplayPool
+    ) -> tuple[ReplayBatch, Tensor]:
         """Batch by batch: images become diverse hard samples, and by these the shares move. Students learn the samples
         with the answers of the ensemble as it is after all of them.
         """
         # differs from the published code: there shares move by the images as they are stored, and less every epoch.
         images, each, shares = [], [], shares.to(server.device)
         for x, y in zip(*(torch.split(part, self.batch_size) for part in (pool.images, pool.labels)), strict=True):
-            images.append(self.moved(ensemble, shares, scaled(x.to(server.device)), server.rng))
+            images.append(self.make_harder(ensemble, shares, normalize_pixels(x.to(server.device)), server.rng))
             with torch.no_grad():
                 each.append(ensemble.each(images[-1]))
-            shares = self.stepped(shares, each[-1], y.to(server.device))
-        logits = torch.cat([combined(answers, shares) for answers in each])
-        return Lesson(torch.cat(images).cpu(), logits.cpu()), shares.cpu()
+            shares = self.step_shares(shares, each[-1], y.to(server.device))
+        logits = torch.cat([combine(answers, shares) for answers in each])
+        return ReplayBatch(torch.cat(images).cpu(), logits.cpu()), shares.cpu()
 
-    def moved(self, ensemble: Ensemble, shares: Tensor, x: Tensor, rng: torch.Generator) -> Tensor:
+    def make_harder(self, ensemble: ClassifierEnsemble, shares: Tensor, x: Tensor, rng: torch.Generator) -> Tensor:
         """Diverse hard samples: x + ε·g/‖g‖ with g = ∇_x uᵀA(x), u uniform in [−1, 1] for each image and class."""
         if self.perturbation == 0:
             return x
         # differs from the paper: ε is per pixel, whatever the size; its code takes ε·sign(g), which is as long.
         x = x.requires_grad_()
-        logits = combined(ensemble.each(x), shares)
+        logits = combine(ensemble.each(x), shares)
         u = (torch.rand(logits.shape, generator=rng) * 2 - 1).to(x.device)
         (g,) = torch.autograd.grad((u * logits).sum(), x)
         direction = F.normalize(g.flatten(1)).view_as(g) * math.sqrt(g[0].numel())
         return (x + 2 * self.perturbation * direction).detach()  # from black to white is 2
 
-    def stepped(self, shares: Tensor, each: Tensor, y: Tensor) -> Tensor:
+    def step_shares(self, shares: Tensor, each: Tensor, y: Tensor) -> Tensor:
         """Down the sign of the gradient of CE(A(x), y), within 0 and n (weights w of the paper within 0 and 1); `each`
         are the models' logits [n, b, classes].
         """
         shares = shares.detach().requires_grad_()
-        (g,) = torch.autograd.grad(F.cross_entropy(combined(each, shares), y), shares)
+        (g,) = torch.autograd.grad(F.cross_entropy(combine(each, shares), y), shares)
         return (shares - self.share_step * g.sign()).clamp(0, len(shares)).detach()

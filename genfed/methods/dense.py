@@ -12,11 +12,11 @@ from pydantic import Field
 from torch import Tensor
 
 from genfed.core.settings import settings
-from genfed.methods.bases.data_free import DataFree, disagreement
+from genfed.methods.bases.data_free import DataFreeDistillation, disagreement
 
 
 @settings
-class DENSE(DataFree):
+class DENSE(DataFreeDistillation):
     """Images of every class, like what the models were trained on, and near where ensemble and student part; with
     `remembered` = 1 students learn from the newest batch alone, as in Algorithm 1.
     """

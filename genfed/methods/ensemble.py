@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from genfed.core.aggregate import ClientInfo, Collect
 from genfed.core.client import Client, Server
 from genfed.core.method import Method
-from genfed.core.phase import Nothing, Phase, Reduced, Reply
-from genfed.core.privacy import Use
+from genfed.core.phase import Empty, Phase, Reduced, Reply
+from genfed.core.privacy import DeclaredTraining
 from genfed.core.settings import settings
 from genfed.core.task import Weights
 from genfed.training.classifier import Training, train
@@ -21,14 +21,14 @@ from genfed.training.weights import Model, initial_weights, load_weights, weight
 
 
 @dataclass(frozen=True)
-class Models:
+class UploadedClassifiers:
     """Classifiers by client, and of which architecture each is."""
 
     models: dict[int, Weights]
     architectures: dict[int, str]
 
 
-class Mean(nn.Module):
+class ProbabilityMean(nn.Module):
     """x [n, *shape] → the logarithm of the mean of the models' probabilities [n, classes]."""
 
     def __init__(self, models: list[nn.Module]) -> None:
@@ -40,49 +40,49 @@ class Mean(nn.Module):
 
 
 @settings
-class Ensemble(Method[Models]):
+class Ensemble(Method[UploadedClassifiers]):
     """One upload of every client's classifier; all of them answer."""
 
-    state = Models
+    state = UploadedClassifiers
     needs_architectures = True  # of all others, at every client
 
     training: Training = Field(default_factory=Training)
     """Local training, all of it before the one upload."""
 
-    def init(self, server: Server) -> Models:
-        return Models({}, {})
+    def init(self, server: Server) -> UploadedClassifiers:
+        return UploadedClassifiers({}, {})
 
-    def phases(self) -> list[Phase[Models]]:
+    def phases(self) -> list[Phase[UploadedClassifiers]]:
         collect = {"classifier": Collect()}
         return [
             Phase(
                 "train",
                 self.keep,
-                lambda server, state, info: Nothing(),
+                lambda server, state, info: Empty(),
                 self.train,
                 aggregate=collect,
                 check=lambda server, info, upload: check_classifier(server, info, upload.classifier),
             )
         ]
 
-    def uses(self) -> dict[str, list[Use]]:
-        return {"train": [self.training.use()]}
+    def private_trainings(self) -> dict[str, list[DeclaredTraining]]:
+        return {"train": [self.training.declare()]}
 
-    def train(self, client: Client, sent: Nothing) -> Reply[Model]:
+    def train(self, client: Client, sent: Empty) -> Reply[Model]:
         """The client's own classifier."""
         network = load_weights(client.new_network(client.rng), initial_weights(client))
         loss = train(network, client, self.training)
         return Reply(Model(weights_of(network)), metrics={"loss": loss})
 
-    def keep(self, server: Server, state: Models, reduced: Reduced) -> Models:
+    def keep(self, server: Server, state: UploadedClassifiers, reduced: Reduced) -> UploadedClassifiers:
         """The only upload."""
         models = reduced["classifier"]
-        return Models(models, {info.id: info.architecture for info in reduced.clients})
+        return UploadedClassifiers(models, {info.id: info.architecture for info in reduced.clients})
 
-    def send_classifier(self, server: Server, state: Models, info: ClientInfo) -> Models:
+    def send_classifier(self, server: Server, state: UploadedClassifiers, info: ClientInfo) -> UploadedClassifiers:
         return state
 
-    def classifier(self, client: Client, sent: Models) -> nn.Module:
-        return Mean(
+    def classifier(self, client: Client, sent: UploadedClassifiers) -> nn.Module:
+        return ProbabilityMean(
             [load_weights(client.new_network_of(sent.architectures[i], client.rng), w) for i, w in sent.models.items()]
         )

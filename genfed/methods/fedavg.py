@@ -3,9 +3,9 @@ Deep Networks from Decentralized Data, AISTATS 2017, arXiv 1602.05629, Algorithm
 """
 
 from genfed.core.settings import settings
-from genfed.methods.bases.averaging import Averaging
+from genfed.methods.bases.averaging import FederatedAveraging
 
 
 @settings
-class FedAvg(Averaging):
+class FedAvg(FederatedAveraging):
     """Federated averaging of classifiers among the clients that share an architecture."""

@@ -13,12 +13,12 @@ from genfed.core.errors import GenfedError
 from genfed.core.phase import Phase, Reduced
 from genfed.core.settings import settings
 from genfed.core.task import Data, Weights
-from genfed.methods.bases.decoder_upload import OneShot, decoded
+from genfed.methods.bases.decoder_upload import DecoderUpload, decode
 from genfed.training.weights import initial_classifiers
 
 
 @dataclass(frozen=True)
-class State:
+class FedCVAEEnsState:
     """The clients' decoders (all of them, in memory and in every checkpoint) and label counts, by client; the weights
     of each architecture.
     """
@@ -29,31 +29,31 @@ class State:
 
 
 @settings
-class FedCVAEEns(OneShot[State]):
+class FedCVAEEns(DecoderUpload[FedCVAEEnsState]):
     """Classifiers learn from images of all clients' decoders, made on the server."""
 
-    state = State
+    state = FedCVAEEnsState
 
-    def init(self, server: Server) -> State:
+    def init(self, server: Server) -> FedCVAEEnsState:
         self.new_network(server, server.common("generator"))  # refuses before training what it cannot make
-        return State({}, {}, initial_classifiers(server))
+        return FedCVAEEnsState({}, {}, initial_classifiers(server))
 
-    def phases(self) -> list[Phase[State]]:
-        return [self.upload(self.collect), Phase("classifier", self.learn, rounds=self.rounds)]
+    def phases(self) -> list[Phase[FedCVAEEnsState]]:
+        return [self.upload(self.collect), Phase("classifier", self.train_students, rounds=self.rounds)]
 
-    def collect(self, server: Server, state: State, reduced: Reduced) -> State:
+    def collect(self, server: Server, state: FedCVAEEnsState, reduced: Reduced) -> FedCVAEEnsState:
         """The only upload."""
         return replace(state, decoders=reduced["decoder"], labels=reduced["labels"])
 
-    def learn(self, server: Server, state: State, reduced: Reduced) -> State:
+    def train_students(self, server: Server, state: FedCVAEEnsState, reduced: Reduced) -> FedCVAEEnsState:
         """A round of classifier training on images of all decoders."""
-        x, y, _ = self.drawn(server, state.decoders, state.labels, self.samples)
+        x, y, _ = self.draw_examples(server, state.decoders, state.labels, self.samples)
         return replace(state, classifiers=self.train_classifiers(server, state.classifiers, Data(x, y)))
 
-    def classifiers(self, state: State) -> dict[str, Weights]:
+    def classifiers(self, state: FedCVAEEnsState) -> dict[str, Weights]:
         return state.classifiers
 
-    def generate(self, server: Server, state: State, y: Tensor) -> Tensor:
+    def generate(self, server: Server, state: FedCVAEEnsState, y: Tensor) -> Tensor:
         """Each by the decoder of a client, drawn in proportion to its examples of that class."""
         if not state.decoders:
             raise GenfedError("no client has uploaded its decoder yet")
@@ -61,9 +61,9 @@ class FedCVAEEns(OneShot[State]):
         holdings[holdings.sum(1) == 0] = 1  # a class that nobody has: any decoder is as good
         makers = torch.multinomial(holdings[y.cpu()], 1, generator=server.rng)[:, 0].to(server.device)
         y = y.to(server.device)
-        z, x = self.codes(len(y), server.rng).to(server.device), torch.zeros(len(y), *server.task.shape)
+        z, x = self.draw_codes(len(y), server.rng).to(server.device), torch.zeros(len(y), *server.task.shape)
         x = x.to(server.device)
         for place, weights in enumerate(state.decoders.values()):
             if bool((mine := makers == place).any()):
-                x[mine] = decoded(self.new_network(server, server.rng, weights), z[mine], y[mine])
+                x[mine] = decode(self.new_network(server, server.rng, weights), z[mine], y[mine])
         return x

@@ -11,18 +11,18 @@ from pydantic import Field
 from torch import Tensor
 
 from genfed.core.client import Client, Server
-from genfed.core.phase import Nothing, Reply
+from genfed.core.phase import Empty, Reply
 from genfed.core.settings import settings
-from genfed.foundation.images import fitted
+from genfed.foundation.images import resize_to
 from genfed.foundation.prompts import by_name
-from genfed.foundation.textual_inversion import learnt
-from genfed.methods.bases.condition_upload import ByConditions, Told, check_embeddings
-from genfed.methods.bases.server_synthesis import State
-from genfed.training.synthetic_dataset import Wanted
+from genfed.foundation.textual_inversion import learn_embedding
+from genfed.methods.bases.condition_upload import ConditionUpload, ConditionUploadMethod, check_embeddings
+from genfed.methods.bases.server_synthesis import ServerSynthesisState
+from genfed.training.synthetic_dataset import SampleRequest
 
 
 @settings
-class FedDEO(ByConditions):
+class FedDEO(ConditionUploadMethod):
     """Learnt descriptions: ε = u + w·(text − u) + w_d·(description − u), w being `foundation.guidance`."""
 
     prompt: str = "an image of {class}"
@@ -36,19 +36,19 @@ class FedDEO(ByConditions):
     description_learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 10.0
     """Of SGD, without momentum; the published code's is 10."""
 
-    def init(self, server: Server) -> State:
+    def init(self, server: Server) -> ServerSynthesisState:
         check_embeddings(self.foundation.load(server.task, server.device, server.precision), "feddeo")
         by_name(self.foundation, self.prompt, server)  # refuses a prompt before training
         return super().init(server)
 
-    def tell(self, client: Client, sent: Nothing) -> Reply[Told]:
+    def upload_conditions(self, client: Client, sent: Empty) -> Reply[ConditionUpload]:
         """A description of each class that the client has."""
         model = self.foundation.load(client.task, client.device, client.precision)
         names, labels = by_name(self.foundation, self.prompt, client), torch.unique(client.data.y).cpu()
         descriptions, total = [], 0.0
         for label in labels.tolist():
             own = client.data.x[client.data.y == label]
-            description, loss = learnt(
+            description, loss = learn_embedding(
                 model,
                 own,
                 names[label],
@@ -59,11 +59,13 @@ class FedDEO(ByConditions):
             )
             descriptions.append(description)
             total += loss * len(own)
-        told = Told(torch.stack(descriptions), labels)
+        told = ConditionUpload(torch.stack(descriptions), labels)
         return Reply(told, weight=len(client.data), metrics={"loss": total / len(client.data)})
 
-    def make(self, server: Server, state: State, wanted: Wanted, rngs: Sequence[torch.Generator]) -> Tensor:
+    def generate_images(
+        self, server: Server, state: ServerSynthesisState, wanted: SampleRequest, rngs: Sequence[torch.Generator]
+    ) -> Tensor:
         model = self.foundation.load(server.task, server.device, server.precision)
         names = by_name(self.foundation, self.prompt, server)[wanted.labels]
         described = state.asked.conditions[wanted.conditions], self.description_guidance
-        return fitted(self.foundation.generate(model, names, rngs, [described]), server.task.shape)
+        return resize_to(self.foundation.generate(model, names, rngs, [described]), server.task.shape)

@@ -16,20 +16,20 @@ from genfed.core.aggregate import ClientInfo, Collect, Fold, Mean
 from genfed.core.client import Server
 from genfed.core.errors import GenfedError
 from genfed.core.phase import Phase, Reduced
-from genfed.core.privacy import Use
+from genfed.core.privacy import DeclaredTraining
 from genfed.core.settings import settings
 from genfed.core.task import Weights
-from genfed.methods.bases.averaging import Averaging, Classifiers
+from genfed.methods.bases.averaging import Classifiers, FederatedAveraging
 from genfed.training.distillation import divergence
-from genfed.training.evaluation import predicted
-from genfed.training.fit import Loss, Player, batches, step
-from genfed.training.pixels import scaled
+from genfed.training.evaluation import predict
+from genfed.training.fit import Loss, Objective, batches, train_step
+from genfed.training.pixels import normalize_pixels
 from genfed.training.upload_checks import check_classifier
 from genfed.training.weights import Model, load_weights, weights_of
 
 
 @settings
-class FedDF(Averaging):
+class FedDF(FederatedAveraging):
     """FedAvg within an architecture, followed by distillation on the server from the clients of all."""
 
     needs_public = True
@@ -50,8 +50,8 @@ class FedDF(Averaging):
             raise GenfedError("feddf needs public examples, and the source in the table [public] has none")
         return super().init(server)
 
-    def uses(self) -> Mapping[str, Sequence[Use]] | None:
-        return super().uses()  # what is done with the uploads is the server's alone
+    def private_trainings(self) -> Mapping[str, Sequence[DeclaredTraining]] | None:
+        return super().private_trainings()  # what is done with the uploads is the server's alone
 
     def phases(self) -> list[Phase[Classifiers]]:
         (averaging,) = super().phases()
@@ -75,10 +75,10 @@ class FedDF(Averaging):
         means: dict[str, Weights] = fold.finish()["classifier"]
         if self.distillation_steps:
             teachers = ((info.architecture, received[info.id]) for info in reduced.clients)
-            means = self.distilled(server, means, list(teachers))
+            means = self.distill(server, means, list(teachers))
         return Classifiers(state.classifiers | means)
 
-    def distilled(
+    def distill(
         self, server: Server, students: dict[str, Weights], teachers: list[tuple[str, Weights]]
     ) -> dict[str, Weights]:
         """The students after learning from the mean of the teachers' logits; all see the same batches."""
@@ -91,17 +91,19 @@ class FedDF(Averaging):
         # The teachers stand still: each predicts every example that is used once, one network at a time.
         ensemble = torch.zeros(len(x), len(server.task.classes), device=server.device)
         for architecture, weights in teachers:
-            ensemble += predicted(loaded(server, architecture, weights), x, server.precision) / len(teachers)
+            ensemble += predict(build_classifier(server, architecture, weights), x, server.precision) / len(teachers)
         # differs from the paper: in eval mode. BatchNorm would take over the statistics of the public examples, and the
         # students are scored on the clients'.
-        networks = {architecture: loaded(server, architecture, w).eval() for architecture, w in students.items()}
+        networks = {
+            architecture: build_classifier(server, architecture, w).eval() for architecture, w in students.items()
+        }
         rate = self.distillation_learning_rate
         optimisers = [torch.optim.Adam(n.parameters(), lr=rate, fused=True) for n in networks.values()]
-        players = [Player(self.loss(n), o) for n, o in zip(networks.values(), optimisers, strict=True)]
+        players = [Objective(self.loss(n), o) for n, o in zip(networks.values(), optimisers, strict=True)]
         falling = [torch.optim.lr_scheduler.CosineAnnealingLR(o, self.distillation_steps) for o in optimisers]
         for rows in torch.split(places.to(server.device), [len(rows) for rows in drawn]):
             for player, schedule in zip(players, falling, strict=True):
-                step(player, scaled(x[rows]), ensemble[rows], rng, server.precision)
+                train_step(player, normalize_pixels(x[rows]), ensemble[rows], rng, server.precision)
                 schedule.step()
         return {architecture: weights_of(network) for architecture, network in networks.items()}
 
@@ -114,6 +116,6 @@ class FedDF(Averaging):
         return loss
 
 
-def loaded(server: Server, architecture: str, weights: Weights) -> nn.Module:
+def build_classifier(server: Server, architecture: str, weights: Weights) -> nn.Module:
     """A network with these weights, on the server."""
     return load_weights(server.new_network(architecture, server.rng), weights)

@@ -18,28 +18,28 @@ from genfed.core.phase import Phase, Reduced, Reply
 from genfed.core.settings import settings
 from genfed.core.task import Data, Weights
 from genfed.generators.representation_generator import RepresentationGenerator, diversity, ensemble
-from genfed.methods.bases.representation import ByRepresentation, Headed
-from genfed.training.fit import Player, cross_entropy, fit
-from genfed.training.optimizer_state import Moments, moments_of, restore
-from genfed.training.split_network import Network, joined, parts
+from genfed.methods.bases.representation import RepresentationMethod, RepresentationNetwork
+from genfed.training.fit import Objective, cross_entropy, fit
+from genfed.training.optimizer_state import OptimizerState, load_optimizer_state, optimizer_state
+from genfed.training.split_network import SplitNetwork, join_parts, split_parts
 from genfed.training.upload_checks import check_counts
 from genfed.training.weights import weights_of
 
 
 @dataclass(frozen=True)
-class State:
+class FedGenState:
     """The extractors by architecture, the header of all, the generator and its optimiser's memory."""
 
     extractors: dict[str, Weights]
     header: Weights
     generator: Weights
-    moments: Moments | None
+    moments: OptimizerState | None
     counts: Tensor
     """Examples of each class with the clients of the last round, int64 [classes]; 0 before the first."""
 
 
 @dataclass(frozen=True)
-class All:
+class FedGenSent:
     """What a client starts from."""
 
     extractor: Weights
@@ -49,7 +49,7 @@ class All:
 
 
 @dataclass(frozen=True)
-class Trained:
+class FedGenUpload:
     """A client's network, and its examples of each class [classes]."""
 
     extractor: Weights
@@ -58,13 +58,13 @@ class Trained:
 
 
 @settings
-class FedGen(ByRepresentation[State]):
+class FedGen(RepresentationMethod[FedGenState]):
     """Clients average what they can, and a generator of representations tells each header what the others know."""
 
     # differs from the paper: it averages whole networks, or the header alone; here the header is averaged over all
     # clients, and the extractor among those of its architecture, both weighted by examples.
 
-    state = State
+    state = FedGenState
     bare = "how many examples of each class a client has"
     unaugmented = ("training",)  # its loss is on representations too
 
@@ -83,17 +83,19 @@ class FedGen(ByRepresentation[State]):
     hidden: Annotated[int, Field(ge=1)] = 256
     """Width of the generator's hidden layer."""
 
-    def init(self, server: Server) -> State:
-        both = {architecture: parts(weights_of(network)) for architecture, network in self.networks(server).items()}
+    def init(self, server: Server) -> FedGenState:
+        both = {
+            architecture: split_parts(weights_of(network)) for architecture, network in self.networks(server).items()
+        }
         extractors = {architecture: extractor for architecture, (extractor, _) in both.items()}
         none = torch.zeros(len(server.task.classes), dtype=torch.int64)
-        return State(extractors, both[server.architectures[0]][1], weights_of(self.generator(server)), None, none)
+        return FedGenState(extractors, both[server.architectures[0]][1], weights_of(self.generator(server)), None, none)
 
-    def phases(self) -> list[Phase[State]]:
+    def phases(self) -> list[Phase[FedGenState]]:
         how = {"extractor": Mean(by="architecture"), "header": Collect(), "counts": Collect()}
         return [Phase("train", self.keep, self.send, self.train, aggregate=how, rounds=self.rounds, check=self.check)]
 
-    def check(self, server: Server, info: ClientInfo, upload: Trained) -> None:
+    def check(self, server: Server, info: ClientInfo, upload: FedGenUpload) -> None:
         """Refuses counts that are not the client's; its weights have the shapes of those that it was sent.
 
         Raises:
@@ -106,13 +108,13 @@ class FedGen(ByRepresentation[State]):
         classes, rng = len(where.task.classes), where.common("generator")
         return RepresentationGenerator(self.noise, classes, self.hidden, self.dimension, rng).to(where.device)
 
-    def send(self, server: Server, state: State, info: ClientInfo) -> All:
+    def send(self, server: Server, state: FedGenState, info: ClientInfo) -> FedGenSent:
         """The client's network, the generator, and the counts that make p̂(y)."""
-        return All(state.extractors[info.architecture], state.header, state.generator, state.counts)
+        return FedGenSent(state.extractors[info.architecture], state.header, state.generator, state.counts)
 
-    def train(self, client: Client, sent: All) -> Reply[Trained]:
+    def train(self, client: Client, sent: FedGenSent) -> Reply[FedGenUpload]:
         """One round on a client: each step learns from a real batch and from as many generated representations."""
-        network = self.classifier(client, Network(sent.extractor, sent.header))
+        network = self.classifier(client, SplitNetwork(sent.extractor, sent.header))
         generator, real = self.generator(client), cross_entropy(network)
         generator.load_state_dict(sent.generator)
 
@@ -123,27 +125,29 @@ class FedGen(ByRepresentation[State]):
 
         # differs from the paper: as in its code, nothing is generated before the generator has been trained.
         loss = both if self.generated_weight and sent.counts.any() else real
-        mean = self.fitted(network, client, loss)
+        mean = self.train_representation(network, client, loss)
         counts = torch.bincount(client.data.y.cpu(), minlength=len(sent.counts))
-        return Reply(Trained(*parts(weights_of(network)), counts), weight=len(client.data), metrics={"loss": mean})
+        return Reply(
+            FedGenUpload(*split_parts(weights_of(network)), counts), weight=len(client.data), metrics={"loss": mean}
+        )
 
-    def keep(self, server: Server, state: State, reduced: Reduced) -> State:
+    def keep(self, server: Server, state: FedGenState, reduced: Reduced) -> FedGenState:
         """Averages the networks, and trains the generator against the headers as they came."""
         headers, counts = list(reduced["header"].values()), torch.stack(list(reduced["counts"].values()))
         share = counts.sum(1).double() / counts.sum()
         stacked = {name: torch.stack([header[name].double() for header in headers]) for name in state.header}
         header = {name: torch.tensordot(share, each, 1).float() for name, each in stacked.items()}
         generator, moments = self.train_generator(server, state, headers, counts)
-        return State(state.extractors | reduced["extractor"], header, generator, moments, counts.sum(0))
+        return FedGenState(state.extractors | reduced["extractor"], header, generator, moments, counts.sum(0))
 
     def train_generator(
-        self, server: Server, state: State, headers: Sequence[Weights], counts: Tensor
-    ) -> tuple[Weights, Moments]:
+        self, server: Server, state: FedGenState, headers: Sequence[Weights], counts: Tensor
+    ) -> tuple[Weights, OptimizerState]:
         """Eq. 4 with the diversity loss: the generator after this round, and its optimiser's memory."""
         generator = self.generator(server)
         generator.load_state_dict(state.generator)
         adam = torch.optim.Adam(generator.parameters(), lr=self.generator_learning_rate, fused=True)
-        restore(adam, state.moments)
+        load_optimizer_state(adam, state.moments)
         vote = ensemble(headers, counts, server.device)
 
         def loss(noise: Tensor, y: Tensor, rng: torch.Generator) -> Tensor:
@@ -154,13 +158,13 @@ class FedGen(ByRepresentation[State]):
         y = torch.multinomial(counts.sum(0).double(), n, replacement=True, generator=server.rng)
         drawn = Data(torch.randn(n, self.noise, generator=server.rng), y).to(server.device)
         size, rng = self.generator_batch_size, server.rng
-        fit([Player(loss, adam)], drawn, epochs=1, batch_size=size, rng=rng, precision=server.precision)
-        return weights_of(generator), moments_of(adam)
+        fit([Objective(loss, adam)], drawn, epochs=1, batch_size=size, rng=rng, precision=server.precision)
+        return weights_of(generator), optimizer_state(adam)
 
-    def send_classifier(self, server: Server, state: State, info: ClientInfo) -> Network:
-        return Network(state.extractors[info.architecture], state.header)
+    def send_classifier(self, server: Server, state: FedGenState, info: ClientInfo) -> SplitNetwork:
+        return SplitNetwork(state.extractors[info.architecture], state.header)
 
-    def classifier(self, client: Client, sent: Network) -> Headed:
+    def classifier(self, client: Client, sent: SplitNetwork) -> RepresentationNetwork:
         network = self.network(client, client.info.architecture)
-        network.load_state_dict(joined(sent.extractor, sent.header))
+        network.load_state_dict(join_parts(sent.extractor, sent.header))
         return network

@@ -14,22 +14,22 @@ from genfed.core.errors import GenfedError
 from genfed.core.phase import Phase, Reduced, Reply
 from genfed.core.settings import settings
 from genfed.core.task import Data, Weights
-from genfed.methods.bases.representation import ByRepresentation, Headed, class_sums
+from genfed.methods.bases.representation import RepresentationMethod, RepresentationNetwork, sum_by_class
 from genfed.training.classifier import Training, train
-from genfed.training.fit import Player, cross_entropy, fit
+from genfed.training.fit import Objective, cross_entropy, fit
 from genfed.training.upload_checks import check_form
 from genfed.training.weights import weights_of
 
 
 @dataclass(frozen=True)
-class Header:
+class FedGHHeader:
     """The global header."""
 
     header: Weights
 
 
 @dataclass(frozen=True)
-class Extractor:
+class FedGHExtractor:
     """A client's extractor, which never leaves it."""
 
     extractor: Weights
@@ -45,25 +45,25 @@ class Representations:
     """Which classes it has, bool [classes]."""
 
 
-EXTRACTOR = Slot("extractor", Extractor)
+EXTRACTOR = Slot("extractor", FedGHExtractor)
 
 
 @settings
-class FedGH(ByRepresentation[Header]):
+class FedGH(RepresentationMethod[FedGHHeader]):
     """Each client has its own extractor, and all have one header, which the server trains."""
 
-    state = Header
+    state = FedGHHeader
     bare = "the mean representation of each class"
     unaugmented = ("header_training",)  # of representations
 
     header_training: Training = Field(default_factory=lambda: Training(epochs=1, batch_size=1, learning_rate=0.01))
     """How the server trains the header in a round, on one representation per client and class."""
 
-    def init(self, server: Server) -> Header:
+    def init(self, server: Server) -> FedGHHeader:
         networks = self.networks(server)
-        return Header(weights_of(networks[server.architectures[0]].header))  # all begin alike
+        return FedGHHeader(weights_of(networks[server.architectures[0]].header))  # all begin alike
 
-    def phases(self) -> list[Phase[Header]]:
+    def phases(self) -> list[Phase[FedGHHeader]]:
         every = {"means": Collect(), "present": Collect()}
         return [
             Phase(
@@ -78,15 +78,15 @@ class FedGH(ByRepresentation[Header]):
             ),
         ]
 
-    def send_classifier(self, server: Server, state: Header, info: ClientInfo) -> Header:
+    def send_classifier(self, server: Server, state: FedGHHeader, info: ClientInfo) -> FedGHHeader:
         return state
 
-    def train(self, client: Client, sent: Header) -> Reply[Representations]:
+    def train(self, client: Client, sent: FedGHHeader) -> Reply[Representations]:
         """One round on a client: its extractor under the global header, both trained; the extractor stays there."""
         network = self.classifier(client, sent)
         loss = train(network, client, self.training)
-        client.kept.put(EXTRACTOR, Extractor(weights_of(network.extractor)))
-        of_class = class_sums(network, client)
+        client.storage.put(EXTRACTOR, FedGHExtractor(weights_of(network.extractor)))
+        of_class = sum_by_class(network, client)
         return Reply(Representations(of_class.means(), of_class.counts > 0), metrics={"loss": loss})
 
     def check(self, server: Server, info: ClientInfo, upload: Representations) -> None:
@@ -101,7 +101,7 @@ class FedGH(ByRepresentation[Header]):
         if not bool(upload.present.any()):
             raise GenfedError("present has no class; a client has examples of one or more")
 
-    def keep(self, server: Server, state: Header, reduced: Reduced) -> Header:
+    def keep(self, server: Server, state: FedGHHeader, reduced: Reduced) -> FedGHHeader:
         """Trains the header on all pairs of representation and class, and returns it."""
         present = torch.stack(list(reduced["present"].values()))
         x = torch.stack(list(reduced["means"].values()))[present]
@@ -109,18 +109,18 @@ class FedGH(ByRepresentation[Header]):
         header = self.network(server, server.architectures[0]).header
         header.load_state_dict(state.header)
         fit(
-            [Player(cross_entropy(header), self.header_training.new_optimiser(header))],
+            [Objective(cross_entropy(header), self.header_training.new_optimizer(header))],
             Data(x, y).to(server.device),
             epochs=self.header_training.epochs,
             batch_size=self.header_training.batch_size,
             rng=server.rng,
             precision=server.precision,
         )
-        return Header(weights_of(header))
+        return FedGHHeader(weights_of(header))
 
-    def classifier(self, client: Client, sent: Header) -> Headed:
+    def classifier(self, client: Client, sent: FedGHHeader) -> RepresentationNetwork:
         network = self.network(client, client.info.architecture)
-        if (kept := client.kept.get(EXTRACTOR)) is not None:
+        if (kept := client.storage.get(EXTRACTOR)) is not None:
             network.extractor.load_state_dict(kept.extractor)
         network.header.load_state_dict(sent.header)
         return network

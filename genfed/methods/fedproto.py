@@ -12,10 +12,15 @@ from torch import Tensor
 
 from genfed.core.aggregate import ClientInfo, Sum
 from genfed.core.client import Client, Server
-from genfed.core.phase import Nothing, Phase, Reduced, Reply
+from genfed.core.phase import Empty, Phase, Reduced, Reply
 from genfed.core.settings import settings
 from genfed.methods.bases.local_training import MODEL
-from genfed.methods.bases.representation import ByRepresentation, ClassSums, Headed, class_sums
+from genfed.methods.bases.representation import (
+    ClassStatistics,
+    RepresentationMethod,
+    RepresentationNetwork,
+    sum_by_class,
+)
 from genfed.training.weights import Model, weights_of
 
 
@@ -36,7 +41,7 @@ class Prototypes:
 
 
 @settings
-class FedProto(ByRepresentation[Prototypes]):
+class FedProto(RepresentationMethod[Prototypes]):
     """Each client trains its own model, and holds its representations near the prototypes of all clients."""
 
     state = Prototypes
@@ -61,9 +66,9 @@ class FedProto(ByRepresentation[Prototypes]):
         """The prototypes of all classes."""
         return state
 
-    def train(self, client: Client, sent: Prototypes) -> Reply[ClassSums]:
+    def train(self, client: Client, sent: Prototypes) -> Reply[ClassStatistics]:
         """One round on a client; its model stays there."""
-        network = self.classifier(client, Nothing())
+        network = self.classifier(client, Empty())
         prototypes = Prototypes(sent.prototypes.to(client.device), sent.known.to(client.device))
 
         def loss(x: Tensor, y: Tensor, rng: torch.Generator) -> Tensor:  # Eq. 7
@@ -72,24 +77,24 @@ class FedProto(ByRepresentation[Prototypes]):
             apart = prototypes.distance(z.float(), y)
             return F.cross_entropy(network.header(z), y, reduction="none") + self.prototype_weight * apart
 
-        mean = self.fitted(network, client, loss)
-        client.kept.put(MODEL, Model(weights_of(network)))
-        return Reply(class_sums(network, client), metrics={"loss": mean})
+        mean = self.train_representation(network, client, loss)
+        client.storage.put(MODEL, Model(weights_of(network)))
+        return Reply(sum_by_class(network, client), metrics={"loss": mean})
 
     def keep(self, server: Server, state: Prototypes, reduced: Reduced) -> Prototypes:
         """Eq. 6: the mean of all examples of a class; a class of which nobody had one keeps its prototype."""
         # differs from the paper: Eq. 6 divides once more by the number of clients that have the class, which would
         # shrink the weighted mean towards 0.
-        total = ClassSums(reduced["sums"], reduced["counts"])
+        total = ClassStatistics(reduced["sums"], reduced["counts"])
         seen = total.counts > 0
         return Prototypes(torch.where(seen[:, None], total.means(), state.prototypes), state.known | seen)
 
-    def send_classifier(self, server: Server, state: Prototypes, info: ClientInfo) -> Nothing:
-        return Nothing()
+    def send_classifier(self, server: Server, state: Prototypes, info: ClientInfo) -> Empty:
+        return Empty()
 
-    def classifier(self, client: Client, sent: Nothing) -> Headed:
+    def classifier(self, client: Client, sent: Empty) -> RepresentationNetwork:
         # differs from the paper: it takes the class of the nearest prototype; here the model's own header decides.
         network = self.network(client, client.info.architecture)
-        if (kept := client.kept.get(MODEL)) is not None:
+        if (kept := client.storage.get(MODEL)) is not None:
             network.load_state_dict(kept.classifier)
         return network

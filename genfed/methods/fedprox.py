@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from genfed.core.settings import settings
 from genfed.core.task import Weights
-from genfed.methods.bases.averaging import Averaging
+from genfed.methods.bases.averaging import FederatedAveraging
 from genfed.training.weights import squared_distance
 
 
 @settings
-class FedProx(Averaging):
+class FedProx(FederatedAveraging):
     """FedAvg within an architecture, with local training held near the global weights."""
 
     mu: Annotated[float, Field(ge=0)] = 0.01

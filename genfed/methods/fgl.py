@@ -3,9 +3,9 @@ embeddings of prompts about their examples; the server's text-to-image model mak
 """
 
 from genfed.core.settings import settings
-from genfed.methods.bases.prompt_upload import ByPrompts
+from genfed.methods.bases.prompt_upload import PromptUploadMethod
 
 
 @settings
-class FGL(ByPrompts):
+class FGL(PromptUploadMethod):
     """Images of all that clients told, in the proportions in which they told it; `rounds` of FedAvg may follow."""

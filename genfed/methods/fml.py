@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from genfed.core.aggregate import ClientInfo, Mean
 from genfed.core.client import Client, Server
-from genfed.core.method import Method, Trained
-from genfed.core.phase import Nothing, Phase, Reduced, Reply
-from genfed.core.privacy import Use
+from genfed.core.method import Method, TrainedNetwork
+from genfed.core.phase import Empty, Phase, Reduced, Reply
+from genfed.core.privacy import DeclaredTraining
 from genfed.core.settings import settings
 from genfed.core.task import Weights
-from genfed.methods.bases.local_training import MODEL, own_classifier
+from genfed.methods.bases.local_training import MODEL, load_own_classifier
 from genfed.training.classifier import Training
 from genfed.training.distillation import divergence, train_pair
 from genfed.training.weights import Model, load_weights, weights_of
@@ -56,11 +56,15 @@ class FML(Method[Meme]):
             Phase("train", self.keep, self.send_meme, self.train, aggregate=mean, rounds=self.rounds, slots=(MODEL,))
         ]
 
-    def uses(self) -> dict[str, list[Use]]:
-        return {"train": [self.training.use()]}
+    def private_trainings(self) -> dict[str, list[DeclaredTraining]]:
+        return {"train": [self.training.declare()]}
 
-    def trained(self, server: Server) -> list[Trained]:
-        return [Trained(f"architecture {self.meme}", server.new_network(self.meme, server.common("meme")), server.task)]
+    def trained_networks(self, server: Server) -> list[TrainedNetwork]:
+        return [
+            TrainedNetwork(
+                f"architecture {self.meme}", server.new_network(self.meme, server.common("meme")), server.task
+            )
+        ]
 
     def send_meme(self, server: Server, state: Meme, info: ClientInfo) -> Meme:
         """The same for everybody."""
@@ -68,11 +72,11 @@ class FML(Method[Meme]):
 
     def train(self, client: Client, sent: Meme) -> Reply[Meme]:
         """One round; the personal model stays in the client's slot."""
-        personal = own_classifier(client)
+        personal = load_own_classifier(client)
         # Not from client.rng, so that the personal model's draws are those of local training.
         meme = load_weights(client.new_network_of(self.meme, client.common("meme")), sent.meme)
         loss = train_pair(personal, meme, client, self.training, self.loss)
-        client.kept.put(MODEL, Model(weights_of(personal)))
+        client.storage.put(MODEL, Model(weights_of(personal)))
         return Reply(Meme(weights_of(meme)), weight=len(client.data), metrics={"loss": loss})
 
     def loss(self, personal: Tensor, meme: Tensor, y: Tensor) -> Tensor:
@@ -89,8 +93,8 @@ class FML(Method[Meme]):
         """The mean over all clients, weighted by examples."""
         return Meme(reduced["meme"])
 
-    def send_classifier(self, server: Server, state: Meme, info: ClientInfo) -> Nothing:
-        return Nothing()
+    def send_classifier(self, server: Server, state: Meme, info: ClientInfo) -> Empty:
+        return Empty()
 
-    def classifier(self, client: Client, sent: Nothing) -> nn.Module:
-        return own_classifier(client)
+    def classifier(self, client: Client, sent: Empty) -> nn.Module:
+        return load_own_classifier(client)

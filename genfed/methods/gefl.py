@@ -12,18 +12,24 @@ from torch import Tensor, nn
 from genfed.core.aggregate import ClientInfo, Mean
 from genfed.core.client import Client, Server
 from genfed.core.errors import GenfedError
-from genfed.core.method import Trained
+from genfed.core.method import TrainedNetwork
 from genfed.core.phase import Phase, Reduced, Repeat, Reply
-from genfed.core.privacy import Use
+from genfed.core.privacy import DeclaredTraining
 from genfed.core.settings import settings
 from genfed.core.task import Data, Weights
-from genfed.methods.bases.federated_generator import AT_HOME, Generated, Generative, Supply, ToTrain
+from genfed.methods.bases.federated_generator import (
+    AT_HOME,
+    FederatedGenerator,
+    GeneratedSupply,
+    GeneratorStart,
+    SentGenerator,
+)
 from genfed.training.classifier import train
 from genfed.training.weights import Model, initial_classifiers, load_weights, weights_of
 
 
 @dataclass(frozen=True)
-class State:
+class GeFLState:
     """The global generator and the global weights of each architecture."""
 
     generator: Weights
@@ -33,18 +39,18 @@ class State:
 
 
 @dataclass(frozen=True)
-class Both:
+class GeFLSent:
     """What a joint round starts from."""
 
-    supply: Supply
+    supply: GeneratedSupply
     classifier: Weights
 
 
 @settings
-class GeFL(Generative[State]):
+class GeFL(FederatedGenerator[GeFLState]):
     """A generator trained by all clients augments the data of each, whatever its architecture."""
 
-    state = State
+    state = GeFLState
     generates = True
 
     interleaved: Annotated[int, Field(ge=0)] = 0
@@ -55,10 +61,10 @@ class GeFL(Generative[State]):
         if self.interleaved > self.rounds:
             raise GenfedError(f"interleaved = {self.interleaved}: at most rounds = {self.rounds} is allowed")
 
-    def init(self, server: Server) -> State:
-        return State(self.initial_generator(server, server.task), initial_classifiers(server))
+    def init(self, server: Server) -> GeFLState:
+        return GeFLState(self.initial_generator(server, server.task), initial_classifiers(server))
 
-    def phases(self) -> list[Phase[State] | Repeat[State]]:
+    def phases(self) -> list[Phase[GeFLState] | Repeat[GeFLState]]:
         generator = Phase(
             "generator",
             self.keep_generator,
@@ -79,53 +85,56 @@ class GeFL(Generative[State]):
         draw = Phase("pool", self.keep_pool, changes_classifier=False)
         # A generator round after a joint one starts from the generator that the joint one drew from: the same as
         # training it at the end of the joint round, as the paper has it.
-        both: list[Phase[State] | Repeat[State]] = [self.joint_rounds(1, draw, joint), replace(generator, rounds=1)]
+        both: list[Phase[GeFLState] | Repeat[GeFLState]] = [
+            self.joint_rounds(1, draw, joint),
+            replace(generator, rounds=1),
+        ]
         together = Repeat(self.interleaved, both)
         return [generator, together, self.joint_rounds(self.rounds - self.interleaved, draw, joint)]
 
-    def uses(self) -> dict[str, list[Use]]:
-        return {"generator": [self.generator_use()], "joint": [self.training.use()]}
+    def private_trainings(self) -> dict[str, list[DeclaredTraining]]:
+        return {"generator": [self.generator_use()], "joint": [self.training.declare()]}
 
-    def trained(self, server: Server) -> list[Trained]:
+    def trained_networks(self, server: Server) -> list[TrainedNetwork]:
         return [self.new_generator(server, server.task)]
 
-    def send_generator(self, server: Server, state: State, info: ClientInfo) -> ToTrain:
+    def send_generator(self, server: Server, state: GeFLState, info: ClientInfo) -> GeneratorStart:
         """The global generator."""
-        return ToTrain(state.generator, server.round / (self.generator_rounds + self.interleaved))
+        return GeneratorStart(state.generator, server.round / (self.generator_rounds + self.interleaved))
 
-    def train_generator(self, client: Client, sent: ToTrain) -> Reply[Generated]:
+    def train_generator(self, client: Client, sent: GeneratorStart) -> Reply[SentGenerator]:
         """Step 1, on a client: T_g epochs; Adam's moments stay here from round to round."""
-        trained, loss = self.train_at_home(client, client.task, sent.generator, client.data, sent.progress)
-        return Reply(Generated(trained), metrics={"loss": loss})  # unweighted, as the paper has it
+        trained, loss = self.train_local_generator(client, client.task, sent.generator, client.data, sent.progress)
+        return Reply(SentGenerator(trained), metrics={"loss": loss})  # unweighted, as the paper has it
 
-    def keep_generator(self, server: Server, state: State, reduced: Reduced) -> State:
+    def keep_generator(self, server: Server, state: GeFLState, reduced: Reduced) -> GeFLState:
         """The mean over all clients."""
-        return State(reduced["generator"], state.classifiers)
+        return GeFLState(reduced["generator"], state.classifiers)
 
-    def keep_pool(self, server: Server, state: State, reduced: Reduced) -> State:
+    def keep_pool(self, server: Server, state: GeFLState, reduced: Reduced) -> GeFLState:
         """A new pool, where the server draws one."""
         return replace(state, pool=self.draw_pool(server, server.task, state.generator))
 
-    def send_both(self, server: Server, state: State, info: ClientInfo) -> Both:
+    def send_both(self, server: Server, state: GeFLState, info: ClientInfo) -> GeFLSent:
         """The generator, or a pool of its examples, and the client's architecture."""
-        return Both(self.supply(state.generator, state.pool), state.classifiers[info.architecture])
+        return GeFLSent(self.supply(state.generator, state.pool), state.classifiers[info.architecture])
 
-    def train_classifier(self, client: Client, sent: Both) -> Reply[Model]:
+    def train_classifier(self, client: Client, sent: GeFLSent) -> Reply[Model]:
         """Step 2, on a client: T_s epochs on generated, then T_r epochs on real examples."""
         network = load_weights(client.new_network(client.rng), sent.classifier)
         metrics = self.train_on_generated(network, client, client.task, sent.supply)
         metrics["loss"] = train(network, client, self.training)
         return Reply(Model(weights_of(network)), weight=len(client.data), metrics=metrics)
 
-    def keep_classifiers(self, server: Server, state: State, reduced: Reduced) -> State:
+    def keep_classifiers(self, server: Server, state: GeFLState, reduced: Reduced) -> GeFLState:
         """The means within each architecture; one that nobody answered for keeps its own."""
         return replace(state, classifiers=state.classifiers | reduced["classifier"])
 
-    def send_classifier(self, server: Server, state: State, info: ClientInfo) -> Model:
+    def send_classifier(self, server: Server, state: GeFLState, info: ClientInfo) -> Model:
         return Model(state.classifiers[info.architecture])
 
     def classifier(self, client: Client, sent: Model) -> nn.Module:
         return load_weights(client.new_network(client.rng), sent.classifier)
 
-    def generate(self, server: Server, state: State, y: Tensor) -> Tensor:
-        return self.drawn(server, server.task, state.generator, y)
+    def generate(self, server: Server, state: GeFLState, y: Tensor) -> Tensor:
+        return self.sample_from(server, server.task, state.generator, y)

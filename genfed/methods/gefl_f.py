@@ -10,17 +10,17 @@ from torch import Tensor, nn
 
 from genfed.core.aggregate import ClientInfo, Mean
 from genfed.core.client import Client, Server
-from genfed.core.method import Trained
+from genfed.core.method import TrainedNetwork
 from genfed.core.phase import Phase, Reduced, Repeat, Reply
-from genfed.core.privacy import Use
+from genfed.core.privacy import DeclaredTraining
 from genfed.core.settings import settings
 from genfed.core.task import Data, Task, Weights
-from genfed.methods.bases.federated_generator import AT_HOME, Generated, Generative, Supply
+from genfed.methods.bases.federated_generator import AT_HOME, FederatedGenerator, GeneratedSupply, SentGenerator
 from genfed.training.classifier import train
-from genfed.training.evaluation import predicted
+from genfed.training.evaluation import predict
 from genfed.training.split_network import (
     FEATURES,
-    Network,
+    SplitNetwork,
     cached_features,
     feature_task,
     initial_parts,
@@ -32,7 +32,7 @@ from genfed.training.weights import weights_of
 
 
 @dataclass(frozen=True)
-class State:
+class GeFLFState:
     """The shared extractor, the headers by architecture, and the generator of features."""
 
     extractor: Weights
@@ -43,7 +43,7 @@ class State:
 
 
 @dataclass(frozen=True)
-class OfFeatures:
+class FeatureGenerator:
     """A generator of features and the extractor whose features they are."""
 
     extractor: Weights
@@ -53,26 +53,26 @@ class OfFeatures:
 
 
 @dataclass(frozen=True)
-class All:
+class GeFLFSent:
     """What a joint round starts from."""
 
     extractor: Weights
     header: Weights
-    supply: Supply
+    supply: GeneratedSupply
 
 
 @dataclass(frozen=True)
-class Header:
+class GeFLFHeader:
     """A header on its way back."""
 
     header: Weights
 
 
 @settings
-class GeFLF(Generative[State]):
+class GeFLF(FederatedGenerator[GeFLFState]):
     """All clients share an extractor and a generator of its features; each trains its own header on both."""
 
-    state = State
+    state = GeFLFState
     unaugmented = ("training",)  # headers learn from features
     of_features = True
 
@@ -81,11 +81,11 @@ class GeFLF(Generative[State]):
     extractor_epochs: Annotated[int, Field(ge=0)] = 5
     """Local epochs in such a round (T_w)."""
 
-    def init(self, server: Server) -> State:
+    def init(self, server: Server) -> GeFLFState:
         extractor, headers = initial_parts(server)
-        return State(extractor, headers, self.initial_generator(server, shared_features(server)))
+        return GeFLFState(extractor, headers, self.initial_generator(server, shared_features(server)))
 
-    def phases(self) -> list[Phase[State] | Repeat[State]]:
+    def phases(self) -> list[Phase[GeFLFState] | Repeat[GeFLFState]]:
         by_architecture = Mean(by="architecture")
         joint = Phase(
             "joint",
@@ -117,44 +117,44 @@ class GeFLF(Generative[State]):
             self.joint_rounds(self.rounds, Phase("pool", self.keep_pool, changes_classifier=False), joint),
         ]
 
-    def uses(self) -> dict[str, list[Use]]:
+    def private_trainings(self) -> dict[str, list[DeclaredTraining]]:
         # What is kept of an example's features depends on no other example: the extractor stands still.
         return {
-            "extractor": [self.training.use(self.extractor_epochs)],
+            "extractor": [self.training.declare(self.extractor_epochs)],
             "generator": [self.generator_use()],
-            "joint": [self.training.use()],
+            "joint": [self.training.declare()],
         }
 
-    def trained(self, server: Server) -> list[Trained]:
+    def trained_networks(self, server: Server) -> list[TrainedNetwork]:
         return [self.new_generator(server, self.features(server))]
 
-    def send_classifier(self, server: Server, state: State, info: ClientInfo) -> Network:
-        return Network(state.extractor, state.headers[info.architecture])
+    def send_classifier(self, server: Server, state: GeFLFState, info: ClientInfo) -> SplitNetwork:
+        return SplitNetwork(state.extractor, state.headers[info.architecture])
 
-    def train_network(self, client: Client, sent: Network) -> Reply[Network]:
+    def train_network(self, client: Client, sent: SplitNetwork) -> Reply[SplitNetwork]:
         """Step 1, on a client: T_w epochs of the whole network."""
         return train_parts(client, sent, self.training, self.extractor_epochs)
 
-    def keep_network(self, server: Server, state: State, reduced: Reduced) -> State:
+    def keep_network(self, server: Server, state: GeFLFState, reduced: Reduced) -> GeFLFState:
         """The extractor's mean over all clients, the headers' within each architecture."""
         return replace(state, extractor=reduced["extractor"], headers=state.headers | reduced["header"])
 
-    def send_generator(self, server: Server, state: State, info: ClientInfo) -> OfFeatures:
-        return OfFeatures(state.extractor, state.generator, server.round / self.generator_rounds)
+    def send_generator(self, server: Server, state: GeFLFState, info: ClientInfo) -> FeatureGenerator:
+        return FeatureGenerator(state.extractor, state.generator, server.round / self.generator_rounds)
 
-    def train_generator(self, client: Client, sent: OfFeatures) -> Reply[Generated]:
+    def train_generator(self, client: Client, sent: FeatureGenerator) -> Reply[SentGenerator]:
         """Step 2, on a client: T_g epochs on its features."""
         network = client.new_network(client.rng)
         network.get_submodule("extractor").load_state_dict(sent.extractor)
         task, features = feature_task(network, client.task), cached_features(client, network)
-        trained, loss = self.train_at_home(client, task, sent.generator, features, sent.progress)
-        return Reply(Generated(trained), metrics={"loss": loss})  # unweighted, as the paper has it
+        trained, loss = self.train_local_generator(client, task, sent.generator, features, sent.progress)
+        return Reply(SentGenerator(trained), metrics={"loss": loss})  # unweighted, as the paper has it
 
-    def keep_generator(self, server: Server, state: State, reduced: Reduced) -> State:
+    def keep_generator(self, server: Server, state: GeFLFState, reduced: Reduced) -> GeFLFState:
         """The mean over all clients."""
         return replace(state, generator=reduced["generator"])
 
-    def keep_pool(self, server: Server, state: State, reduced: Reduced) -> State:
+    def keep_pool(self, server: Server, state: GeFLFState, reduced: Reduced) -> GeFLFState:
         """A new pool, where the server draws one."""
         return replace(state, pool=self.draw_pool(server, self.features(server), state.generator))
 
@@ -162,29 +162,29 @@ class GeFLF(Generative[State]):
         """The task of telling classes by the shared extractor's features."""
         return shared_features(server)
 
-    def send_all(self, server: Server, state: State, info: ClientInfo) -> All:
+    def send_all(self, server: Server, state: GeFLFState, info: ClientInfo) -> GeFLFSent:
         """Extractor, header, and the generator or a pool of its features."""
-        return All(state.extractor, state.headers[info.architecture], self.supply(state.generator, state.pool))
+        return GeFLFSent(state.extractor, state.headers[info.architecture], self.supply(state.generator, state.pool))
 
-    def train_header(self, client: Client, sent: All) -> Reply[Header]:
+    def train_header(self, client: Client, sent: GeFLFSent) -> Reply[GeFLFHeader]:
         """Step 3, on a client: T_s epochs on generated, then T_r epochs on real features."""
-        network = load_parts(client, Network(sent.extractor, sent.header))
+        network = load_parts(client, SplitNetwork(sent.extractor, sent.header))
         header, task = network.get_submodule("header"), feature_task(network, client.task)
         metrics = self.train_on_generated(header, client, task, sent.supply)
         metrics["loss"] = train(header, client, self.training, data=cached_features(client, network))
-        return Reply(Header(weights_of(header)), weight=len(client.data), metrics=metrics)
+        return Reply(GeFLFHeader(weights_of(header)), weight=len(client.data), metrics=metrics)
 
-    def keep_headers(self, server: Server, state: State, reduced: Reduced) -> State:
+    def keep_headers(self, server: Server, state: GeFLFState, reduced: Reduced) -> GeFLFState:
         """The means within each architecture."""
         return replace(state, headers=state.headers | reduced["header"])
 
-    def generate(self, server: Server, state: State, y: Tensor) -> Tensor:
-        return self.drawn(server, self.features(server), state.generator, y)
+    def generate(self, server: Server, state: GeFLFState, y: Tensor) -> Tensor:
+        return self.sample_from(server, self.features(server), state.generator, y)
 
-    def represent(self, server: Server, state: State, x: Tensor) -> Tensor:
+    def represent(self, server: Server, state: GeFLFState, x: Tensor) -> Tensor:
         extractor = server.new_network(server.architectures[0], server.common("shape")).get_submodule("extractor")
         extractor.load_state_dict(state.extractor)
-        return predicted(extractor, x.to(server.device)).cpu()
+        return predict(extractor, x.to(server.device)).cpu()
 
-    def classifier(self, client: Client, sent: Network) -> nn.Module:
+    def classifier(self, client: Client, sent: SplitNetwork) -> nn.Module:
         return load_parts(client, sent)

@@ -13,15 +13,15 @@ from genfed.core.aggregate import ClientInfo, Mean
 from genfed.core.client import Client, Server
 from genfed.core.method import Method
 from genfed.core.phase import Phase, Reduced, Reply
-from genfed.core.privacy import Use
+from genfed.core.privacy import DeclaredTraining
 from genfed.core.settings import settings
 from genfed.core.task import Weights
 from genfed.training.classifier import Training
-from genfed.training.split_network import Network, initial_parts, load_parts, train_parts
+from genfed.training.split_network import SplitNetwork, initial_parts, load_parts, train_parts
 
 
 @dataclass(frozen=True)
-class State:
+class LGFedAvgState:
     """The shared extractor and the headers by architecture."""
 
     extractor: Weights
@@ -29,39 +29,39 @@ class State:
 
 
 @settings
-class LGFedAvg(Method[State]):
+class LGFedAvg(Method[LGFedAvgState]):
     """FedAvg of the extractor over all clients, and of the header within an architecture."""
 
     # differs from the paper: there the first layers stay local and the last ones are shared; heterogeneous clients have
     # their first block in common, so GeFL turns it round.
 
-    state = State
+    state = LGFedAvgState
 
     rounds: Annotated[int, Field(ge=0)] = 50
     """Rounds of local training and averaging (T)."""
     training: Training = Field(default_factory=Training)
     """Local training in a round."""
 
-    def init(self, server: Server) -> State:
-        return State(*initial_parts(server))
+    def init(self, server: Server) -> LGFedAvgState:
+        return LGFedAvgState(*initial_parts(server))
 
-    def phases(self) -> list[Phase[State]]:
+    def phases(self) -> list[Phase[LGFedAvgState]]:
         means = {"extractor": Mean(), "header": Mean(by="architecture")}
         return [Phase("train", self.keep, self.send_classifier, self.train, aggregate=means, rounds=self.rounds)]
 
-    def uses(self) -> dict[str, list[Use]]:
-        return {"train": [self.training.use()]}
+    def private_trainings(self) -> dict[str, list[DeclaredTraining]]:
+        return {"train": [self.training.declare()]}
 
-    def send_classifier(self, server: Server, state: State, info: ClientInfo) -> Network:
-        return Network(state.extractor, state.headers[info.architecture])
+    def send_classifier(self, server: Server, state: LGFedAvgState, info: ClientInfo) -> SplitNetwork:
+        return SplitNetwork(state.extractor, state.headers[info.architecture])
 
-    def train(self, client: Client, sent: Network) -> Reply[Network]:
+    def train(self, client: Client, sent: SplitNetwork) -> Reply[SplitNetwork]:
         """One round on a client."""
         return train_parts(client, sent, self.training)
 
-    def keep(self, server: Server, state: State, reduced: Reduced) -> State:
+    def keep(self, server: Server, state: LGFedAvgState, reduced: Reduced) -> LGFedAvgState:
         """The extractor's mean over all clients, the headers' within each architecture."""
-        return State(reduced["extractor"], state.headers | reduced["header"])
+        return LGFedAvgState(reduced["extractor"], state.headers | reduced["header"])
 
-    def classifier(self, client: Client, sent: Network) -> nn.Module:
+    def classifier(self, client: Client, sent: SplitNetwork) -> nn.Module:
         return load_parts(client, sent)

@@ -1,9 +1,9 @@
 """Local-only training: what each client reaches alone. The floor that every federated method must beat."""
 
 from genfed.core.settings import settings
-from genfed.methods.bases.local_training import Alone
+from genfed.methods.bases.local_training import LocalTraining
 
 
 @settings
-class Local(Alone):
+class Local(LocalTraining):
     """Every client trains alone, from the same initial weights as in the other methods."""

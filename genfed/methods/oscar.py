@@ -7,15 +7,15 @@ from torch import Tensor
 from genfed.core.client import Server
 from genfed.core.settings import settings
 from genfed.methods.bases.condition_upload import check_embeddings
-from genfed.methods.bases.prompt_upload import ByPrompts
-from genfed.methods.bases.server_synthesis import State
+from genfed.methods.bases.prompt_upload import PromptUploadMethod
+from genfed.methods.bases.server_synthesis import ServerSynthesisState
 
 
 @settings
-class OSCAR(ByPrompts):
+class OSCAR(PromptUploadMethod):
     """FGL with a mean in place of many: fewer bytes, and no example's own description leaves."""
 
-    def init(self, server: Server) -> State:
+    def init(self, server: Server) -> ServerSynthesisState:
         check_embeddings(self.foundation.load(server.task, server.device, server.precision), "oscar")
         return super().init(server)
 

@@ -10,21 +10,21 @@ from genfed.core.client import Server
 from genfed.core.phase import Phase
 from genfed.core.settings import settings
 from genfed.foundation.prompts import by_name
-from genfed.methods.bases.server_synthesis import Asked, OneShot, State
-from genfed.training.synthetic_dataset import NOBODY
+from genfed.methods.bases.server_synthesis import ConditionSet, ServerSynthesis, ServerSynthesisState
+from genfed.training.synthetic_dataset import NO_CLIENT
 
 
 @settings
-class PromptsOnly(OneShot):
+class PromptsOnly(ServerSynthesis):
     """Images of the classes, and of no client."""
 
     prompt: str = "an image of {class}"
     """What the diffusion model is asked for, with the name of the class; for a class-conditional model "{class}"."""
 
-    def init(self, server: Server) -> State:
+    def init(self, server: Server) -> ServerSynthesisState:
         conditions = by_name(self.foundation, self.prompt, server)
         labels = torch.arange(len(conditions))
-        return replace(super().init(server), asked=Asked(conditions, labels, torch.full_like(labels, NOBODY)))
+        return replace(super().init(server), asked=ConditionSet(conditions, labels, torch.full_like(labels, NO_CLIENT)))
 
-    def uploads(self) -> list[Phase[State]]:
+    def upload_phases(self) -> list[Phase[ServerSynthesisState]]:
         return []

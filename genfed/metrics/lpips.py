@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genfed.core.errors import GenfedError
-from genfed.metrics.nearest_neighbours import LARGEST, ratios
+from genfed.metrics.nearest_neighbours import LARGEST, distance_ratios
 from genfed.training.weights import read_weights
 
 SIDE = 64
@@ -69,7 +69,7 @@ class Lpips(nn.Module):
         LARGEST at most.
         """
         vectors = (torch.cat([self(some) for some in torch.split(images, 100)]) for images in (train, fresh, made))
-        return float(ratios(*vectors).square().clamp(max=LARGEST).mean())
+        return float(distance_ratios(*vectors).square().clamp(max=LARGEST).mean())
 
 
 def _of(given: dict[str, Tensor], name: str, shape: tuple[int, ...], file: str | Path) -> Tensor:

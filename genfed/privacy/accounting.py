@@ -17,7 +17,7 @@ Mechanism = tuple[float, float, int]
 """(noise multiplier, rate, steps)"""
 
 
-class Limit(Protocol):
+class PrivacyLimit(Protocol):
     """What a budget is counted by."""
 
     @property
@@ -54,7 +54,7 @@ def _epsilon(mechanisms: tuple[Mechanism, ...], delta: float, accountant: Accoun
         return float(found.get_epsilon(delta, **orders))
 
 
-def holds(mechanisms: Sequence[Mechanism], budget: Limit) -> bool:
+def fits_budget(mechanisms: Sequence[Mechanism], budget: PrivacyLimit) -> bool:
     """Whether the budget holds these; without a target it holds everything."""
     if budget.epsilon is None:
         return True
@@ -64,7 +64,7 @@ def holds(mechanisms: Sequence[Mechanism], budget: Limit) -> bool:
     return budget.accountant != "rdp" and epsilon(mechanisms, budget.delta, "prv") <= budget.epsilon
 
 
-def warn(budget: Budget, n: int, counted: str, each: str) -> None:
+def warn_of_weak_privacy(budget: Budget, n: int, counted: str, each: str) -> None:
     """Warns of noise that protects nobody, and of a δ that is too large: `n`, as `counted` says, of what is protected,
     which is called `each`.
     """
@@ -85,7 +85,7 @@ def noise_for(trainings: Sequence[tuple[float, int]], budget: Budget) -> float:
     """The least noise multiplier, up to one in a hundred, with which the budget holds all these (rate, steps)."""
 
     def enough(noise: float) -> bool:
-        return holds([(noise, rate, steps) for rate, steps in trainings], budget)
+        return fits_budget([(noise, rate, steps) for rate, steps in trainings], budget)
 
     if not any(steps for _, steps in trainings):
         return 0.0

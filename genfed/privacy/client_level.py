@@ -1,6 +1,6 @@
 """Client-level differential privacy of a trial: what is refused, the noise that its rounds need, what was released.
 
-The server adds the noise (`ClippedMean`), or under secure aggregation the clients do (`distributed`).
+The server adds the noise (`NoisyClippedMean`), or under secure aggregation the clients do (`distributed`).
 """
 
 import logging
@@ -15,19 +15,19 @@ import numpy as np
 import torch
 
 from genfed.config.settings import Config
-from genfed.core.aggregate import ClientInfo, Mean, Sum, groups
+from genfed.core.aggregate import ClientInfo, Mean, Sum, list_groups
 from genfed.core.client import Client
 from genfed.core.errors import GenfedError
 from genfed.core.method import Method
-from genfed.core.phase import Phase, leaves
+from genfed.core.phase import Phase, flatten_phases
 from genfed.core.record import load, save
-from genfed.core.schedule import rounds_ahead, taking_part
-from genfed.engines.messages import Step
-from genfed.privacy.accounting import epsilon, holds, noise_for, warn
-from genfed.privacy.distributed_noise import noised
-from genfed.privacy.dp_fedavg import ClippedMean
-from genfed.privacy.guarantee import Protection
-from genfed.privacy.randomness import repeatable, unforeseeable
+from genfed.core.schedule import plan_rounds, select_participants
+from genfed.engines.messages import RoundId
+from genfed.privacy.accounting import epsilon, fits_budget, noise_for, warn_of_weak_privacy
+from genfed.privacy.distributed_noise import add_client_noise
+from genfed.privacy.dp_fedavg import NoisyClippedMean
+from genfed.privacy.guarantee import PrivacyGuarantee
+from genfed.privacy.randomness import os_randomness, seeded_randomness
 from genfed.privacy.settings import ClientPrivacy
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Release:
 
 
 @dataclass(frozen=True)
-class Account:
+class ReleaseLedger:
     """All that was ever released; kept by the server, and only added to."""
 
     noise_multiplier: float
@@ -69,7 +69,7 @@ class Account:
         return max((self.rounds() + Counter(info.id for info in more or ())).values(), default=0)
 
 
-def rate(how: ClientPrivacy, sample: float) -> float:
+def sampling_rate(how: ClientPrivacy, sample: float) -> float:
     """Of the subsampled Gaussian mechanism that a round is for a client that is charged for it."""
     # differs from the paper, but with secret_sampling: nothing is gained by sampling. Who takes part follows from the
     # seed, which clients know; so a round in which a client is asked is a whole Gaussian mechanism for it, and the
@@ -77,18 +77,18 @@ def rate(how: ClientPrivacy, sample: float) -> float:
     return sample if how.secret_sampling else 1.0
 
 
-def expected(how: ClientPrivacy, sample: float, clients: int, asked: int) -> float:
+def expected_participants(how: ClientPrivacy, sample: float, clients: int, asked: int) -> float:
     """How many of so many clients are asked in a round, as far as it is known to all."""
     return sample * clients if how.secret_sampling else asked
 
 
-def planned(
+def count_charged_rounds(
     how: ClientPrivacy, method: Method[Any], clients: Sequence[ClientInfo], sample: float, seed: int
 ) -> int | None:
     """Rounds that the client which will be charged most has to pay for; None: it is not known in advance."""
-    if any(callable(phase.rounds) for phase in leaves(method.phases()) if _uploads(phase)):
+    if any(callable(phase.rounds) for phase in flatten_phases(method.phases()) if _uploads(phase)):
         return None
-    ahead = [asked for phase, asked in rounds_ahead(method, clients, sample, seed) if _uploads(phase)]
+    ahead = [asked for phase, asked in plan_rounds(method, clients, sample, seed) if _uploads(phase)]
     if how.secret_sampling:
         return len(ahead)
     return max(Counter(info.id for asked in ahead for info in asked).values(), default=0)
@@ -110,8 +110,8 @@ def noise_multiplier(how: ClientPrivacy, rounds: int | None, sample: float) -> f
                 "how many rounds there will be is not known in advance, so client_privacy.epsilon cannot be planned "
                 "for; set client_privacy.noise_multiplier"
             )
-        return noise_for([(rate(how, sample), rounds)], how)
-    if rounds and not holds(spent := [(how.noise_multiplier, rate(how, sample), rounds)], how):
+        return noise_for([(sampling_rate(how, sample), rounds)], how)
+    if rounds and not fits_budget(spent := [(how.noise_multiplier, sampling_rate(how, sample), rounds)], how):
         came = epsilon(spent, how.delta, how.accountant)
         raise GenfedError(
             f"client_privacy.epsilon = {how.epsilon:g}: with noise_multiplier = {how.noise_multiplier:g}, {rounds} "
@@ -120,7 +120,7 @@ def noise_multiplier(how: ClientPrivacy, rounds: int | None, sample: float) -> f
     return how.noise_multiplier
 
 
-def check_installed() -> None:
+def check_opacus() -> None:
     """Refuses client-level privacy where Opacus is missing.
 
     Raises:
@@ -138,7 +138,7 @@ def check(config: Config, clients: Sequence[ClientInfo], seed: int) -> None:
     """
     if (how := config.client_privacy) is None:
         return
-    check_installed()
+    check_opacus()
     for name, why in (
         ("aggregation", "stands in the place of the means that get the noise"),
         ("privacy", "protects examples; both together are not built"),
@@ -152,22 +152,22 @@ def check(config: Config, clients: Sequence[ClientInfo], seed: int) -> None:
     if how.secret_sampling and config.federation.sample == 1:
         raise GenfedError("client_privacy.secret_sampling: with federation.sample = 1 everybody is asked; set it lower")
     if seed == config.seeds[0]:
-        warn(how, len(clients), f"there are {len(clients)} clients", "a client")
+        warn_of_weak_privacy(how, len(clients), f"there are {len(clients)} clients", "a client")
     for label, method in config.method.items():
         if method.pooled:
             continue
-        for phase in leaves(method.phases()):
-            if (reason := refusal(phase, how)) is not None:
+        for phase in flatten_phases(method.phases()):
+            if (reason := reason_to_refuse(phase, how)) is not None:
                 raise GenfedError(f"{label} cannot be run under [client_privacy]: in phase {phase.name} {reason}")
         try:
             sample = config.federation.sample
-            rounds = planned(how, method, clients, sample, seed)
+            rounds = count_charged_rounds(how, method, clients, sample, seed)
             noise = noise_multiplier(how, rounds, sample)
             if config.secure and seed == config.seeds[0]:
                 _warn_of_noise(label, config.secure.minimum_group, method, clients, sample, seed)
             if how.adaptive and (rounds is None or rounds):
-                asked = len(taking_part(clients, sample, seed, "", 0))
-                how.adaptive.on_updates(noise, expected(how, sample, len(clients), asked))
+                asked = len(select_participants(clients, sample, seed, "", 0))
+                how.adaptive.on_updates(noise, expected_participants(how, sample, len(clients), asked))
         except GenfedError as error:
             raise GenfedError(f"{label}: {error}") from None
 
@@ -176,8 +176,8 @@ def _warn_of_noise(
     label: str, least: int, method: Method[Any], clients: Sequence[ClientInfo], sample: float, seed: int
 ) -> None:
     """Says where clients add much more noise than is needed, though none of a method's sums is small."""
-    ahead = [(phase, asked) for phase, asked in rounds_ahead(method, clients, sample, seed) if _uploads(phase)]
-    sums = [Counter(name for info in asked for name in groups(phase.aggregate, info)) for phase, asked in ahead]
+    ahead = [(phase, asked) for phase, asked in plan_rounds(method, clients, sample, seed) if _uploads(phase)]
+    sums = [Counter(name for info in asked for name in list_groups(phase.aggregate, info)) for phase, asked in ahead]
     smallest = min((count for each in sums for count in each.values()), default=0)
     if (times := math.sqrt(smallest / least)) > 1.5:
         log.warning(
@@ -187,7 +187,7 @@ def _warn_of_noise(
         )  # fmt: skip
 
 
-def refusal(phase: Phase[Any], how: ClientPrivacy) -> str | None:
+def reason_to_refuse(phase: Phase[Any], how: ClientPrivacy) -> str | None:
     """Why the uploads of a phase cannot be protected; None: they can, or there are none."""
     for name, aggregate in phase.aggregate.items():
         if isinstance(aggregate, Sum):
@@ -199,19 +199,19 @@ def refusal(phase: Phase[Any], how: ClientPrivacy) -> str | None:
     return None
 
 
-def settled(trial: "Trial") -> float:
+def settle_noise(trial: "Trial") -> float:
     """The noise multiplier of a trial, found once and written down with its account."""
     file = trial.folder / ACCOUNT
     if not file.exists():
         assert trial.client_privacy is not None
         how, sample = trial.client_privacy, trial.federation.sample
-        rounds = planned(how, trial.method, trial.shards.clients, sample, trial.seed)
+        rounds = count_charged_rounds(how, trial.method, trial.shards.clients, sample, trial.seed)
         trial.folder.mkdir(parents=True, exist_ok=True)
-        save(Account(noise_multiplier(how, rounds, sample)), file)
-    return load(Account, file).noise_multiplier
+        save(ReleaseLedger(noise_multiplier(how, rounds, sample)), file)
+    return load(ReleaseLedger, file).noise_multiplier
 
 
-def distributed(phase: Phase[Any], trial: "Trial") -> Phase[Any]:
+def distribute_noise(phase: Phase[Any], trial: "Trial") -> Phase[Any]:
     """The phase with clients that clip their updates and add the noise themselves: so much each that those of the
     smallest sum allowed suffice.
     """
@@ -222,56 +222,58 @@ def distributed(phase: Phase[Any], trial: "Trial") -> Phase[Any]:
 
     def draws(client: Client) -> np.random.Generator:
         if not fixed:
-            return unforeseeable()
-        return repeatable(trial.seed, phase.name, client.info.id, int(torch.randint(2**62, (), generator=client.rng)))
+            return os_randomness()
+        return seeded_randomness(
+            trial.seed, phase.name, client.info.id, int(torch.randint(2**62, (), generator=client.rng))
+        )
 
-    return noised(phase, how.clip, settled(trial) / math.sqrt(secure.minimum_group), draws)
+    return add_client_noise(phase, how.clip, settle_noise(trial) / math.sqrt(secure.minimum_group), draws)
 
 
-class Central:
+class ClientLevelPrivacy:
     """What the server of a trial does about what it gives away, and its account."""
 
     def __init__(self, trial: "Trial") -> None:
         assert trial.client_privacy is not None
         self._trial, self._how, self._file = trial, trial.client_privacy, trial.folder / ACCOUNT
         self._clients, self._sample = trial.shards.clients, trial.federation.sample
-        settled(trial)
+        settle_noise(trial)
 
-    def drawn(self, step: Step) -> list[ClientInfo] | None:
+    def draw_secretly(self, step: RoundId) -> list[ClientInfo] | None:
         """Who is asked to upload in a round, drawn in secret; None: it is no secret."""
         if not self._how.secret_sampling:
             return None
         coins = self._draws(step, "asked").random(len(self._clients)) < self._sample
         return [info for info, coin in zip(self._clients, coins.tolist(), strict=True) if coin]
 
-    def _draws(self, step: Step, *purpose: str) -> np.random.Generator:
+    def _draws(self, step: RoundId, *purpose: str) -> np.random.Generator:
         fixed = self._how.reproducible_noise
-        return repeatable(self._trial.seed, step.phase, step.round, *purpose) if fixed else unforeseeable()
+        return seeded_randomness(self._trial.seed, step.phase, step.round, *purpose) if fixed else os_randomness()
 
-    def admit(self, step: Step, asked: Sequence[ClientInfo]) -> Account:
+    def admit(self, step: RoundId, asked: Sequence[ClientInfo]) -> ReleaseLedger:
         """The account, which can hold this round.
 
         Raises:
             GenfedError: the budget does not hold another round.
         """
-        how, account = self._how, load(Account, self._file)
+        how, account = self._how, load(ReleaseLedger, self._file)
         rounds = account.most(how, asked)
-        if not holds([(account.noise_multiplier, rate(how, self._sample), rounds)], how):
+        if not fits_budget([(account.noise_multiplier, sampling_rate(how, self._sample), rounds)], how):
             raise GenfedError(
                 f"client_privacy.epsilon = {how.epsilon:g} does not hold {step.phase} round {step.round}: rounds that "
                 "were done again after a stop have been paid for twice; what was saved before it stands"
             )
         return account
 
-    def charge_sum(self, step: Step, asked: Sequence[ClientInfo]) -> None:
+    def charge_sum(self, step: RoundId, asked: Sequence[ClientInfo]) -> None:
         """Puts a round on the account whose noise the clients added, before its sum is uncovered."""
         account = self.admit(step, asked)
         release = Release(step.number, step.phase, tuple(sorted(info.id for info in asked)), self._how.clip)
         save(replace(account, releases=(*account.releases, release)), self._file)
 
     def fold(
-        self, phase: Phase[Any], step: Step, asked: Sequence[ClientInfo], sent_to: Callable[[ClientInfo], Any]
-    ) -> "Released":
+        self, phase: Phase[Any], step: RoundId, asked: Sequence[ClientInfo], sent_to: Callable[[ClientInfo], Any]
+    ) -> "NoisyReduction":
         """The means of a round, not yet charged.
 
         Raises:
@@ -281,28 +283,30 @@ class Central:
         before = [r.clip for r in account.releases if r.phase == step.phase and r.step < step.number]
         clip, noise = before[-1] if before else how.clip, account.noise_multiplier
         if how.adaptive:
-            noise = how.adaptive.on_updates(noise, expected(how, self._sample, len(self._clients), len(asked)))
+            noise = how.adaptive.on_updates(
+                noise, expected_participants(how, self._sample, len(self._clients), len(asked))
+            )
         means = {name: mean for name, mean in phase.aggregate.items() if isinstance(mean, Mean)}
         ids = () if how.secret_sampling else tuple(sorted(info.id for info in asked))
         sampled = (self._clients, self._sample) if how.secret_sampling else None
-        clipped = ClippedMean(means, asked, sent_to, clip, noise, self._draws(step), sampled)
-        return Released(clipped, self, Release(step.number, step.phase, ids, clip))
+        clipped = NoisyClippedMean(means, asked, sent_to, clip, noise, self._draws(step), sampled)
+        return NoisyReduction(clipped, self, Release(step.number, step.phase, ids, clip))
 
-    def charge(self, clipped: ClippedMean, release: Release) -> None:
+    def charge(self, clipped: NoisyClippedMean, release: Release) -> None:
         """Puts a round on the account, on the disk before anything of it is given away."""
-        account, adaptive = load(Account, self._file), self._how.adaptive
+        account, adaptive = load(ReleaseLedger, self._file), self._how.adaptive
         if adaptive:
             share = clipped.share_within(adaptive.on_count(account.noise_multiplier, clipped.expected))
-            release = replace(release, clip=adaptive.moved(release.clip, share))
+            release = replace(release, clip=adaptive.next_clip(release.clip, share))
         save(replace(account, releases=(*account.releases, release)), self._file)
 
 
 @dataclass(frozen=True)
-class Released:
+class NoisyReduction:
     """What `Fold` is to a round, and charges it when it ends."""
 
-    clipped: ClippedMean
-    central: Central
+    clipped: NoisyClippedMean
+    central: ClientLevelPrivacy
     release: Release
 
     def add(self, info: ClientInfo, upload: object, weight: float, sent: object = None) -> None:
@@ -320,14 +324,14 @@ class Released:
         return values
 
 
-def protection(trial: "Trial") -> Protection:
+def client_level_guarantee(trial: "Trial") -> PrivacyGuarantee:
     """What protects the clients of a trial, by what was released."""
-    account, how = load(Account, trial.folder / ACCOUNT), trial.client_privacy
+    account, how = load(ReleaseLedger, trial.folder / ACCOUNT), trial.client_privacy
     assert how is not None
     rounds = account.most(how)
-    charged = [(account.noise_multiplier, rate(how, trial.federation.sample), rounds)]
+    charged = [(account.noise_multiplier, sampling_rate(how, trial.federation.sample), rounds)]
     spent = epsilon(charged, how.delta, how.accountant)
-    return Protection(
+    return PrivacyGuarantee(
         epsilon=spent if math.isfinite(spent) else None,
         target=how.epsilon,
         delta=how.delta,

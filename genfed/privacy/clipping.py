@@ -7,29 +7,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genfed.core.aggregate import tree_map
+from genfed.core.aggregate import map_tree
 from genfed.core.errors import GenfedError
 
 
-def difference(before: Any, after: Any) -> Any:
+def subtract(before: Any, after: Any) -> Any:
     """What a leaf gained, in double precision; integers gain nothing."""
     if not isinstance(after, Tensor):
         return after - before
     return after.double() - before.double() if after.is_floating_point() else 0.0
 
 
-def nothing(value: Any) -> Any:
+def zeros_like(value: Any) -> Any:
     """A tree of zeros like it."""
-    return tree_map(lambda leaf: torch.zeros_like(leaf) if isinstance(leaf, Tensor) else 0.0, value)
+    return map_tree(lambda leaf: torch.zeros_like(leaf) if isinstance(leaf, Tensor) else 0.0, value)
 
 
-def shortened(updates: Mapping[str, Any], clip: float) -> tuple[float, float]:
+def clip_update(updates: Mapping[str, Any], clip: float) -> tuple[float, float]:
     """(L2 norm of a client's whole update, by what it is to be multiplied so that the norm is at most `clip`).
 
     Raises:
         GenfedError: it is not finite.
     """
-    length = math.sqrt(sum(math.fsum(_leaves(tree_map(_square, update))) for update in updates.values()))
+    length = math.sqrt(sum(math.fsum(_leaves(map_tree(_square, update))) for update in updates.values()))
     if not math.isfinite(length):
         raise GenfedError("its update is not finite")
     return length, min(1.0, clip / length) if length else 1.0

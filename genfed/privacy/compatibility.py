@@ -9,15 +9,15 @@ from genfed.config import architectures
 from genfed.config.settings import Config
 from genfed.core.aggregate import ClientInfo
 from genfed.core.errors import GenfedError
-from genfed.core.method import Method, Trained
-from genfed.core.phase import Phase, leaves
+from genfed.core.method import Method, TrainedNetwork
+from genfed.core.phase import Phase, flatten_phases
 from genfed.core.task import Task
 from genfed.data.checks import reason
 from genfed.experiment.trial import new_server
 from genfed.generators.generator import GeneratorNetwork
-from genfed.privacy.accounting import warn
+from genfed.privacy.accounting import warn_of_weak_privacy
 from genfed.training.classifier import Training
-from genfed.training.fit import Player, cross_entropy
+from genfed.training.fit import Objective, cross_entropy
 
 
 def check(config: Config, task: Task, clients: Sequence[ClientInfo], x: torch.Tensor | None = None) -> None:
@@ -34,14 +34,14 @@ def check(config: Config, task: Task, clients: Sequence[ClientInfo], x: torch.Te
     _opacus()
     check_precision(config.compute.precision)
     most = max(info.examples for info in clients)
-    warn(privacy, most, f"a client has {most} examples", "an example")
+    warn_of_weak_privacy(privacy, most, f"a client has {most} examples", "an example")
     for label, method in config.method.items():
         check_method(label, method)
     for name in sorted({info.architecture for info in clients if x is not None or not info.personal}):
         check_architecture(name, task, x)
     for method in config.method.values():
         server = new_server(task, tuple(clients), config.compute, 0, 0, "check")
-        for each in method.trained(server):
+        for each in method.trained_networks(server):
             words = (
                 'set norm = "group" for it'
                 if isinstance(each.network, GeneratorNetwork)
@@ -68,7 +68,7 @@ def check_architecture(name: str, task: Task, x: torch.Tensor | None = None) -> 
         GenfedError: says why.
     """
     network = architectures.new_network(name, task, torch.Generator().manual_seed(0))
-    _check(f"architecture {name}", Trained(f"architecture {name}", network, task), x, _grouped(name))
+    _check(f"architecture {name}", TrainedNetwork(f"architecture {name}", network, task), x, _grouped(name))
 
 
 def check_method(label: str, method: Method[Any]) -> None:
@@ -77,13 +77,13 @@ def check_method(label: str, method: Method[Any]) -> None:
     Raises:
         GenfedError: it does, or does not say.
     """
-    uses = method.uses()
-    working = {phase.name: phase for phase in leaves(method.phases()) if phase.work is not None}
+    uses = method.private_trainings()
+    working = {phase.name: phase for phase in flatten_phases(method.phases()) if phase.work is not None}
     if uses is None or not _declared(type(method), working):
         what = (
-            f"its clients upload {method.bare}"
-            if method.bare
-            else "it does not say what its clients train (Method.uses)"
+            f"its clients upload {method.unprotected_upload}"
+            if method.unprotected_upload
+            else "it does not say what its clients train (Method.private_trainings)"
         )
         raise GenfedError(f"{label} cannot be run under [privacy]: {what}, which DP-SGD does not cover")
     if unsaid := working.keys() - uses.keys():
@@ -110,10 +110,10 @@ def _declared(cls: type[Any], working: Mapping[str, Phase[Any]]) -> bool:
         if getattr(work, "__self__", None) is None or not hasattr(cls, name):
             return False
         names.append(name)
-    return all(place(name) >= place("uses") for name in names)
+    return all(place(name) >= place("private_trainings") for name in names)
 
 
-def _check(what: str, each: Trained, x: torch.Tensor | None, instead: str) -> None:
+def _check(what: str, each: TrainedNetwork, x: torch.Tensor | None, instead: str) -> None:
     from genfed.privacy.per_example_gradients import check_alone, check_layers, check_trained
 
     network = each.network
@@ -127,10 +127,10 @@ def _check(what: str, each: Trained, x: torch.Tensor | None, instead: str) -> No
         raise GenfedError(f"{what} cannot be trained under [privacy]: {error}; {instead}") from None
     try:
         if isinstance(network, GeneratorNetwork):
-            players = [player for player in network.train().players() if player.sees_data]
+            players = [player for player in network.train().objectives() if player.sees_data]
         else:
             players = [
-                Player(cross_entropy(network), torch.optim.SGD(network.train().parameters(), 0.1), network=network)
+                Objective(cross_entropy(network), torch.optim.SGD(network.train().parameters(), 0.1), network=network)
             ]
             check_alone(network, x)
         for player in players:

@@ -11,17 +11,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genfed.core.aggregate import Mean, tree_map
+from genfed.core.aggregate import Mean, map_tree
 from genfed.core.client import Client, Server
 from genfed.core.errors import GenfedError
 from genfed.core.phase import Phase, Reduced, Reply
-from genfed.privacy.clipping import difference, nothing, shortened
+from genfed.privacy.clipping import clip_update, subtract, zeros_like
 
 # differs from the paper: noise is a Gaussian rounded to the steps of secure aggregation (2⁻²⁴), not a discrete one, and
 # nothing is rotated; sums have 64 bits and need neither to be short.
 
 
-def noised(phase: Phase[Any], clip: float, noise: float, draws: Callable[[Client], np.random.Generator]) -> Phase[Any]:
+def add_client_noise(
+    phase: Phase[Any], clip: float, noise: float, draws: Callable[[Client], np.random.Generator]
+) -> Phase[Any]:
     """The phase with clients that clip their update, all fields together, to the L2 norm `clip`, and add noise of
     standard deviation `noise`·`clip` to it; `draws` gives it. Each counts once, whatever weight the method gives it.
     What is averaged is what was sent plus the update; integers (BatchNorm's counters) stay as sent, or are 0.
@@ -39,9 +41,9 @@ def noised(phase: Phase[Any], clip: float, noise: float, draws: Callable[[Client
         upload, origins, updates = phase.work(client, sent).upload, {}, {}
         for name, mean in means.items():
             value, before = mean.averaged(getattr(upload, name)), getattr(sent, name, None)
-            before = nothing(value) if before is None else mean.averaged(before)
-            origins[name], updates[name] = before, tree_map(difference, before, value)
-        (_, by), random = shortened(updates, clip), draws(client)
+            before = zeros_like(value) if before is None else mean.averaged(before)
+            origins[name], updates[name] = before, map_tree(subtract, before, value)
+        (_, by), random = clip_update(updates, clip), draws(client)
 
         def told(before: Any, update: Any) -> Any:
             if not isinstance(before, Tensor):
@@ -51,7 +53,7 @@ def noised(phase: Phase[Any], clip: float, noise: float, draws: Callable[[Client
             extra = torch.from_numpy(np.asarray(random.standard_normal(tuple(before.shape)))).to(before.device)
             return (before.double() + by * update + noise * clip * extra).to(before.dtype)
 
-        return Reply(replace(upload, **{name: tree_map(told, origins[name], updates[name]) for name in means}))
+        return Reply(replace(upload, **{name: map_tree(told, origins[name], updates[name]) for name in means}))
 
     def update(server: Server, state: Any, reduced: Reduced) -> Any:
         values = {name: _allowed("", value) for name, value in reduced.values.items()}

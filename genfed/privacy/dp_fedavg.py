@@ -1,7 +1,7 @@
 """DP-FedAvg. McMahan, Ramage, Talwar, Zhang, Learning Differentially Private Recurrent Language Models, ICLR 2018,
 arXiv 1710.06963, Algorithm 1: flat clipping, the estimator with a fixed denominator, equal weights. Adaptive clipping:
 Andrew, Thakkar, McMahan, Ramaswamy, Differentially Private Learning with Adaptive Clipping, NeurIPS 2021, arXiv
-1905.03871, Algorithm 1. The server clips and adds the noise, and is trusted (`learn.distributed`: clients do).
+1905.03871, Algorithm 1. The server clips and adds the noise, and is trusted (`privacy.distributed_noise`: clients do).
 """
 
 from collections import Counter
@@ -14,32 +14,32 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genfed.core.aggregate import Aggregate, ClientInfo, Fold, Mean, refuse_other, tree_map
+from genfed.core.aggregate import Aggregate, ClientInfo, Fold, Mean, map_tree, refuse_unequal
 from genfed.core.errors import GenfedError
-from genfed.privacy.clipping import difference, nothing, shortened
+from genfed.privacy.clipping import clip_update, subtract, zeros_like
 
 
 @dataclass(frozen=True)
-class Updates(Aggregate):
+class UpdateSum(Aggregate):
     """Σ weight·update of each group, in double precision."""
 
     mean: Mean
 
     def form(self, value: Any, info: ClientInfo) -> dict[str, Any]:
-        return {self.mean.group(info): tree_map(lambda leaf: str(getattr(leaf, "shape", "a number")), value)}
+        return {self.mean.group(info): map_tree(lambda leaf: str(getattr(leaf, "shape", "a number")), value)}
 
     def lift(self, value: Any, weight: float, info: ClientInfo) -> Any:
-        return {self.mean.group(info): tree_map(lambda leaf: leaf * weight, value)}
+        return {self.mean.group(info): map_tree(lambda leaf: leaf * weight, value)}
 
     def add(self, left: Any, right: Any) -> Any:
-        both = {group: tree_map(lambda a, b: a + b, left[group], right[group]) for group in left.keys() & right.keys()}
+        both = {group: map_tree(lambda a, b: a + b, left[group], right[group]) for group in left.keys() & right.keys()}
         return left | right | both
 
     def finish(self, total: Any) -> Any:
         return total or {}
 
 
-class ClippedMean:
+class NoisyClippedMean:
     """A `Fold` of what the clients asked add to what they were sent: each one's whole upload (all fields together) is
     clipped to an L2 norm, noise is added once to the sums, and they are divided by how many of a group were to be
     asked, whoever answered: who did not adds nothing, and every group is released with noise.
@@ -67,7 +67,7 @@ class ClippedMean:
         """
         everybody, chance = sampled or (asked, 1.0)
         self._means, self._clip, self._noise, self._draws = means, clip, noise, draws
-        self._fold = Fold({name: Updates(mean) for name, mean in means.items()}, list(asked))
+        self._fold = Fold({name: UpdateSum(mean) for name, mean in means.items()}, list(asked))
         of = {name: Counter(mean.group(info) for info in everybody) for name, mean in means.items()}
         self._expected = {name: {group: n * chance for group, n in counts.items()} for name, counts in of.items()}
         self._like: dict[tuple[str, str], Any] = {}  # the state sent; where none was, an upload
@@ -97,9 +97,9 @@ class ClippedMean:
         for name, mean in self._means.items():
             key, value = (name, mean.group(info)), mean.averaged(getattr(upload, name))
             if key in self._sent:
-                tree_map(refuse_other, self._like[key], mean.averaged(getattr(sent, name, None)))
-            updates[name] = tree_map(difference, self._like[key] if key in self._sent else nothing(value), value)
-        length, factor = shortened(updates, self._clip)
+                map_tree(refuse_unequal, self._like[key], mean.averaged(getattr(sent, name, None)))
+            updates[name] = map_tree(subtract, self._like[key] if key in self._sent else zeros_like(value), value)
+        length, factor = clip_update(updates, self._clip)
         self._fold.add(info, SimpleNamespace(**updates), factor)
         for name, mean in self._means.items():
             self._like.setdefault((name, mean.group(info)), mean.averaged(getattr(upload, name)))
@@ -121,7 +121,7 @@ class ClippedMean:
             for group, count in sorted(self._expected[name].items()):
                 if (like := self._like.get((name, group))) is None:
                     raise GenfedError(f"no client{f' of architecture {group}' if group else ''} gave its {name}")
-                total = sums[name].get(group, tree_map(lambda leaf: 0.0, like))
+                total = sums[name].get(group, map_tree(lambda leaf: 0.0, like))
                 parts[group] = self._released("", like, total, (name, group) in self._sent, count)
             found[name] = parts if mean.by else parts[""]
         return found

@@ -8,48 +8,48 @@ from pathlib import Path
 from typing import Any
 
 from genfed.core.errors import GenfedError
-from genfed.core.phase import Phase, leaves
-from genfed.core.privacy import Private, Use
+from genfed.core.phase import Phase, flatten_phases
+from genfed.core.privacy import DeclaredTraining, PrivateTrainer
 from genfed.core.record import load, save
-from genfed.core.schedule import rounds_ahead
+from genfed.core.schedule import plan_rounds
 from genfed.engines.client_storage import UNSETTLED
 from genfed.experiment.trial import Trial
 from genfed.privacy import client_level
-from genfed.privacy.accounting import Mechanism, epsilon, holds, noise_for
-from genfed.privacy.guarantee import Protection
-from genfed.privacy.ledger import Charge, Ledger, steps_by_mechanism
+from genfed.privacy.accounting import Mechanism, epsilon, fits_budget, noise_for
+from genfed.privacy.guarantee import PrivacyGuarantee
+from genfed.privacy.ledger import Charge, Ledger, sum_by_mechanism
 
 LEDGER, PLAN = "ledger.safetensors", "privacy.safetensors"
 
 
 @dataclass(frozen=True)
-class Plan:
+class NoisePlan:
     """What was settled before the first round: each client's noise multiplier."""
 
     noise_multiplier: dict[int, float]
 
 
-def planned(trial: Trial) -> dict[int, Counter[Use]]:
+def count_trainings(trial: Trial) -> dict[int, Counter[DeclaredTraining]]:
     """By client: how often each training will be done, over all phases and the rounds that it takes part in.
 
     Raises:
         GenfedError: the rounds of a phase are not known in advance.
     """
-    uses = trial.method.uses() or {}
-    found: dict[int, Counter[Use]] = {info.id: Counter() for info in trial.shards.clients}
+    uses = trial.method.private_trainings() or {}
+    found: dict[int, Counter[DeclaredTraining]] = {info.id: Counter() for info in trial.shards.clients}
     sample = 1.0 if trial.method.pooled else trial.federation.sample
     if (phase := _unplanned(trial)) is not None:
         raise GenfedError(
             f"{trial.label}: how many rounds phase {phase.name!r} has is known only when it begins, so "
             "privacy.epsilon cannot be planned for; set privacy.noise_multiplier"
         )
-    for phase, asked in rounds_ahead(trial.method, trial.shards.clients, sample, trial.seed):
+    for phase, asked in plan_rounds(trial.method, trial.shards.clients, sample, trial.seed):
         for info in asked:
             found[info.id].update(uses.get(phase.name, ()))
     return found
 
 
-def prepare(trial: Trial) -> Plan | None:
+def settle_noise_by_client(trial: Trial) -> NoisePlan | None:
     """Settles the noise of a trial once, and writes it down for every process and resume; None: no privacy."""
     if trial.privacy is None:
         return None
@@ -57,9 +57,9 @@ def prepare(trial: Trial) -> Plan | None:
     if not file.exists():
         noise = trial.privacy.noise_multiplier
         if noise is None:
-            found: dict[tuple[int, tuple[tuple[Use, int], ...]], float] = {}
+            found: dict[tuple[int, tuple[tuple[DeclaredTraining, int], ...]], float] = {}
             noises = {}
-            ahead = planned(trial)
+            ahead = count_trainings(trial)
             for info in trial.shards.clients:
                 if not info.examples:  # another's, at a site of its own
                     continue
@@ -70,11 +70,11 @@ def prepare(trial: Trial) -> Plan | None:
         else:
             noises = {info.id: noise for info in trial.shards.clients}
         trial.folder.mkdir(parents=True, exist_ok=True)
-        save(Plan(noises), file)
-    return load(Plan, file)
+        save(NoisePlan(noises), file)
+    return load(NoisePlan, file)
 
 
-def planned_cost(trial: Trial, client: int) -> list[Mechanism]:
+def estimate_cost(trial: Trial, client: int) -> list[Mechanism]:
     """What all rounds of the trial will cost a client; nothing is written. Empty: no privacy, or it is not known.
 
     Raises:
@@ -83,46 +83,46 @@ def planned_cost(trial: Trial, client: int) -> list[Mechanism]:
     info = next(info for info in trial.shards.clients if info.id == client)
     if trial.privacy is None or (trial.privacy.noise_multiplier is not None and _unplanned(trial)):
         return []
-    trainings = _trainings(planned(trial)[client], info.examples)
+    trainings = _trainings(count_trainings(trial)[client], info.examples)
     noise = trial.privacy.noise_multiplier
     if noise is None:
         noise = noise_for(trainings, trial.privacy)
     ahead = [(noise, rate, steps) for rate, steps in trainings]
-    return ahead if holds(ahead, trial.privacy) else []  # the client will stop before, where is not known
+    return ahead if fits_budget(ahead, trial.privacy) else []  # the client will stop before, where is not known
 
 
-def _trainings(uses: Mapping[Use, int], examples: int) -> list[tuple[float, int]]:
+def _trainings(uses: Mapping[DeclaredTraining, int], examples: int) -> list[tuple[float, int]]:
     """(rate, steps) of each use, done so often, on so many examples."""
     return [(use.rate(examples), use.steps(examples) * times) for use, times in uses.items()]
 
 
 def _unplanned(trial: Trial) -> Phase[Any] | None:
     """A phase of which it is known only when it begins how many rounds it has; None: there is none."""
-    return next((phase for phase in leaves(trial.method.phases()) if callable(phase.rounds)), None)
+    return next((phase for phase in flatten_phases(trial.method.phases()) if callable(phase.rounds)), None)
 
 
-class Budgets:
-    """The clients' budgets of a trial; a `core.privacy.Guard`."""
+class TrialBudget:
+    """The clients' budgets of a trial; a `core.privacy.BudgetKeeper`."""
 
     def __init__(self, trial: Trial) -> None:
-        plan, uses = prepare(trial), trial.method.uses()
+        plan, uses = settle_noise_by_client(trial), trial.method.private_trainings()
         assert plan is not None
         assert trial.privacy is not None
         assert uses is not None
         self._plan, self._uses, self._privacy, self._seed = plan, uses, trial.privacy, trial.seed
         self._examples = {info.id: info.examples for info in trial.shards.clients}
 
-    def admit(self, client: int, folder: Path, phase: str, round_: int, step: int) -> Private:
-        """See `core.privacy.Guard`."""
+    def admit(self, client: int, folder: Path, phase: str, round_: int, step: int) -> PrivateTrainer:
+        """See `core.privacy.BudgetKeeper`."""
         uses = [use for use in self._uses.get(phase, ()) if use.epochs]
         noise, n = self._plan.noise_multiplier[client], self._examples[client]
         if uses:
             self.charge(folder, tuple(Charge(phase, round_, step, use.rate(n), noise, use.steps(n)) for use in uses))
-        from genfed.privacy.randomness import repeatable, unforeseeable
+        from genfed.privacy.randomness import os_randomness, seeded_randomness
 
         fixed = self._privacy.reproducible_noise
-        draws = repeatable(self._seed, phase, round_, client) if fixed else unforeseeable()
-        return Private(self._privacy.max_grad_norm, noise, draws, uses)
+        draws = seeded_randomness(self._seed, phase, round_, client) if fixed else os_randomness()
+        return PrivateTrainer(self._privacy.max_grad_norm, noise, draws, uses)
 
     def charge(self, folder: Path, more: tuple[Charge, ...]) -> None:
         """Puts these on the ledger in a client's folder, unless they are its last and nothing of that work has left.
@@ -130,11 +130,11 @@ class Budgets:
         Raises:
             GenfedError: the budget does not hold them.
         """
-        ledger = ledger_in(folder)
+        ledger = read_ledger(folder)
         if (folder / UNSETTLED).exists() and ledger.charged(more):
             return
         ledger = Ledger((*ledger.charges, *more))
-        if not holds(steps_by_mechanism(ledger.charges), self._privacy):
+        if not fits_budget(sum_by_mechanism(ledger.charges), self._privacy):
             raise GenfedError(f"its privacy budget of ε = {self._privacy.epsilon:g} does not hold another round")
         self.keep(folder, ledger, more)
         (folder / UNSETTLED).touch()
@@ -145,26 +145,26 @@ class Budgets:
         save(ledger, folder / LEDGER)
 
 
-def ledger_in(folder: Path) -> Ledger:
+def read_ledger(folder: Path) -> Ledger:
     """What was charged to the client whose folder it is."""
     return load(Ledger, folder / LEDGER) if (folder / LEDGER).exists() else Ledger()
 
 
-def spent_in(trial: Trial) -> dict[int, list[Mechanism]]:
+def read_charges(trial: Trial) -> dict[int, list[Mechanism]]:
     """What was charged to each client whose folder is here."""
     folder = trial.folder / "clients"
-    return {info.id: steps_by_mechanism(ledger_in(folder / str(info.id)).charges) for info in trial.shards.clients}
+    return {info.id: sum_by_mechanism(read_ledger(folder / str(info.id)).charges) for info in trial.shards.clients}
 
 
-def protection_of(trial: Trial, spent: Mapping[int, Sequence[Mechanism]]) -> Protection | None:
+def guarantee_of(trial: Trial, spent: Mapping[int, Sequence[Mechanism]]) -> PrivacyGuarantee | None:
     """What protects a trial, by what each client was charged; None: no privacy is asked for."""
     if trial.client_privacy is not None:
-        return client_level.protection(trial)
-    plan, privacy = prepare(trial), trial.privacy
+        return client_level.client_level_guarantee(trial)
+    plan, privacy = settle_noise_by_client(trial), trial.privacy
     if plan is None or privacy is None:
         return None
     worst = max(epsilon(each, privacy.delta, privacy.accountant) for each in spent.values())
-    return Protection(
+    return PrivacyGuarantee(
         epsilon=worst if math.isfinite(worst) else None,
         target=privacy.epsilon,
         delta=privacy.delta,

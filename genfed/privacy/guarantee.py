@@ -7,7 +7,7 @@ Level = Literal["example", "client"]
 
 
 @dataclass(frozen=True)
-class Protection:
+class PrivacyGuarantee:
     """Differential privacy of every single example of a client, or of every client, by what clients were charged; see
     docs/privacy.md.
     """

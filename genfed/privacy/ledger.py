@@ -30,7 +30,7 @@ class Ledger:
         return self.charges[-len(more) :] == more
 
 
-def steps_by_mechanism(charges: Sequence[Charge]) -> list[tuple[float, float, int]]:
+def sum_by_mechanism(charges: Sequence[Charge]) -> list[tuple[float, float, int]]:
     """(noise multiplier, rate, steps) of all charges, those of one mechanism added up."""
     found: dict[tuple[float, float], int] = {}
     for charge in charges:

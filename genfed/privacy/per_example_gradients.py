@@ -10,19 +10,19 @@ from torch import Tensor, nn
 
 from genfed.core.errors import GenfedError
 from genfed.core.rng import seeded
-from genfed.training.fit import Player
+from genfed.training.fit import Objective
 
 
-def parameters_of(player: Player) -> list[nn.Parameter]:
+def parameters_of(player: Objective) -> list[nn.Parameter]:
     """Those that the player's optimiser changes."""
     return [p for group in player.optimiser.param_groups for p in group["params"]]
 
 
 def example_gradients(
-    player: Player, x: Tensor, y: Tensor, rng: torch.Generator, *, summed: bool = False
+    player: Objective, x: Tensor, y: Tensor, rng: torch.Generator, *, summed: bool = False
 ) -> list[Tensor]:
-    """The gradient of every example's loss, [n, *shape] per parameter of the player's; inside `per_example`. `summed`:
-    they must come to the batch's, which is tried before training and not in it, where to fail would tell of examples.
+    """Returns the gradient of every example's loss, [n, *shape] per parameter; inside `hook_per_example`. `summed`: they
+    must come to the batch's, which is tried before training and not in it, where to fail would tell of examples.
 
     Raises:
         GenfedError: the hooks did not see all that a parameter does.
@@ -54,7 +54,7 @@ def _sums(parts: Tensor, whole: Tensor) -> bool:
 
 
 @contextlib.contextmanager
-def per_example(player: Player) -> Iterator[Any]:
+def hook_per_example(player: Objective) -> Iterator[Any]:
     """Inside the block the player's backward passes leave the gradient of each example; gives Opacus's hooks.
 
     Raises:
@@ -91,7 +91,7 @@ def _sampler(own: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @contextlib.contextmanager
-def _off(hooks: Sequence[Any]) -> Iterator[None]:
+def _hooks_disabled(hooks: Sequence[Any]) -> Iterator[None]:
     for each in hooks:
         each.disable_hooks()
     try:
@@ -114,7 +114,7 @@ def check_layers(network: nn.Module) -> None:
             raise GenfedError(f"{name} keeps statistics of examples")
 
 
-def check_trained(player: Player, x: Tensor, y: Tensor) -> None:
+def check_trained(player: Objective, x: Tensor, y: Tensor) -> None:
     """Refuses, before training, a player that could not be trained by DP-SGD, by trying it on two examples.
 
     Raises:
@@ -123,7 +123,7 @@ def check_trained(player: Player, x: Tensor, y: Tensor) -> None:
     assert player.network is not None
     rng = torch.Generator().manual_seed(0)
     before = {name: buffer.clone() for name, buffer in player.network.named_buffers()}
-    with seeded(rng), per_example(player):
+    with seeded(rng), hook_per_example(player):
         try:
             example_gradients(player, x, y, rng, summed=True)
         except GenfedError:
@@ -152,7 +152,7 @@ def check_alone(network: nn.Module, x: Tensor) -> None:
         raise GenfedError("its output for an example depends on the others of the batch")
 
 
-def each(parameter: nn.Parameter, n: int) -> Tensor:
+def per_example_parameter(parameter: nn.Parameter, n: int) -> Tensor:
     """A parameter that no layer holds, as n examples use it: [n, *shape] while the gradient of each is wanted, else as
     it is.
     """

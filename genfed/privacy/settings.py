@@ -50,7 +50,7 @@ class Privacy(Budget):
 
 
 @settings
-class Adaptive:
+class AdaptiveClipping:
     """The norm that updates are clipped to follows a quantile of their norms, in each phase by itself."""
 
     quantile: Annotated[float, Field(gt=0, lt=1)] = 0.5
@@ -85,7 +85,7 @@ class Adaptive:
             )
         return float((noise_multiplier**-2 - (2 * count) ** -2) ** -0.5)
 
-    def moved(self, clip: float, share: float) -> float:
+    def next_clip(self, clip: float, share: float) -> float:
         """The next norm; `share` of the updates were no longer than this one."""
         return clip * math.exp(-self.rate * (share - self.quantile))
 
@@ -100,7 +100,7 @@ class ClientPrivacy(Budget):
 
     clip: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     """L2 norm that a client's whole update of a round is clipped to (S); with `adaptive` the first one."""
-    adaptive: Adaptive | None = None
+    adaptive: AdaptiveClipping | None = None
     """The norm follows a quantile of the updates' norms; left out: it stays."""
     secret_sampling: bool = False
     """Who is asked in a round is drawn by the server in secret, each client with the chance `federation.sample` whoever
@@ -109,7 +109,7 @@ class ClientPrivacy(Budget):
 
 
 @settings
-class Lifetime:
+class LifetimeBudget:
     """The budget of every example of a site over all runs that it takes part in, together."""
 
     epsilon: Annotated[float, Field(gt=0, allow_inf_nan=False)]

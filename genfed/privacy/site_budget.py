@@ -6,18 +6,18 @@ from pathlib import Path
 
 from genfed.core.errors import GenfedError
 from genfed.core.record import load, save
-from genfed.engines.client_storage import alone
+from genfed.engines.client_storage import lock_folder
 from genfed.experiment.trial import Trial
-from genfed.privacy.accounting import Limit, Mechanism, epsilon, holds
-from genfed.privacy.example_level import Budgets
-from genfed.privacy.ledger import Charge, Ledger, steps_by_mechanism
+from genfed.privacy.accounting import Mechanism, PrivacyLimit, epsilon, fits_budget
+from genfed.privacy.example_level import TrialBudget
+from genfed.privacy.ledger import Charge, Ledger, sum_by_mechanism
 
 BUDGET = "budget.safetensors"
 """In a site's folder. Whoever deletes it gives the site's examples a new budget."""
 
 
 @dataclass(frozen=True)
-class Bill:
+class TrialKey:
     """Whose charges they are."""
 
     run: str
@@ -26,67 +26,67 @@ class Bill:
 
 
 @dataclass(frozen=True)
-class Paid:
+class TrialCharges:
     """What was charged in one trial."""
 
-    bill: Bill
+    bill: TrialKey
     charges: tuple[Charge, ...]
 
 
 @dataclass(frozen=True)
-class Account:
+class SiteLedger:
     """All that was ever charged to a site, the oldest trial first; only added to."""
 
-    paid: tuple[Paid, ...] = ()
+    paid: tuple[TrialCharges, ...] = ()
 
-    def mechanisms(self, without: Collection[Bill] = ()) -> list[Mechanism]:
+    def mechanisms(self, without: Collection[TrialKey] = ()) -> list[Mechanism]:
         """Of all trials but these."""
-        return steps_by_mechanism([charge for p in self.paid if p.bill not in without for charge in p.charges])
+        return sum_by_mechanism([charge for p in self.paid if p.bill not in without for charge in p.charges])
 
-    def plus(self, bill: Bill, more: tuple[Charge, ...]) -> "Account":
+    def plus(self, bill: TrialKey, more: tuple[Charge, ...]) -> "SiteLedger":
         """With these charged to that trial."""
         known = any(each.bill == bill for each in self.paid)
-        paid = self.paid if known else (*self.paid, Paid(bill, ()))
-        return Account(tuple(Paid(p.bill, (*p.charges, *more)) if p.bill == bill else p for p in paid))
+        paid = self.paid if known else (*self.paid, TrialCharges(bill, ()))
+        return SiteLedger(tuple(TrialCharges(p.bill, (*p.charges, *more)) if p.bill == bill else p for p in paid))
 
 
-class OwnBudgets(Budgets):
+class SiteBudget(TrialBudget):
     """The budget of a trial, within that of the site."""
 
-    def __init__(self, trial: Trial, folder: Path, limit: Limit, bill: Bill) -> None:
+    def __init__(self, trial: Trial, folder: Path, limit: PrivacyLimit, bill: TrialKey) -> None:
         """`folder` is the site's."""
         super().__init__(trial)
         self._folder, self._limit, self._bill = folder, limit, bill
 
     def keep(self, folder: Path, ledger: Ledger, more: tuple[Charge, ...]) -> None:
-        """See `Budgets`; on the site's account first. Killed between the two, it is charged there twice.
+        """See `TrialBudget`; on the site's account first. Killed between the two, it is charged there twice.
 
         Raises:
             GenfedError: the site's budget does not hold it; nothing is charged.
         """
-        with alone(self._folder):
-            account = account_in(self._folder)
+        with lock_folder(self._folder):
+            account = read_site_ledger(self._folder)
             after = account.plus(self._bill, more)
-            if not holds(after.mechanisms(), self._limit):
+            if not fits_budget(after.mechanisms(), self._limit):
                 told = _told(account, self._limit)
                 raise GenfedError(f"the site's privacy budget over all runs does not hold it: {told}")
             save(after, self._folder / BUDGET)
         super().keep(folder, ledger, more)
 
 
-def account_in(folder: Path) -> Account:
+def read_site_ledger(folder: Path) -> SiteLedger:
     """What was charged to the site whose folder it is."""
-    return load(Account, folder / BUDGET) if (folder / BUDGET).exists() else Account()
+    return load(SiteLedger, folder / BUDGET) if (folder / BUDGET).exists() else SiteLedger()
 
 
-def check_ahead(folder: Path, limit: Limit, ahead: Sequence[Mechanism], bills: Collection[Bill]) -> None:
+def check_ahead(folder: Path, limit: PrivacyLimit, ahead: Sequence[Mechanism], bills: Collection[TrialKey]) -> None:
     """Refuses a run that would cost more than is left; `bills` are of its trials, of which some may be paid.
 
     Raises:
         GenfedError: it would.
     """
-    account = account_in(folder)
-    if not holds([*account.mechanisms(without=bills), *ahead], limit):
+    account = read_site_ledger(folder)
+    if not fits_budget([*account.mechanisms(without=bills), *ahead], limit):
         come = epsilon(ahead, limit.delta, limit.accountant)
         raise GenfedError(
             f"the site's privacy budget over all runs does not hold this one, which comes to ε = {come:.2f}: "
@@ -94,11 +94,11 @@ def check_ahead(folder: Path, limit: Limit, ahead: Sequence[Mechanism], bills: C
         )
 
 
-def table_of(folder: Path, limit: Limit) -> list[tuple[str, ...]]:
+def read_budget_table(folder: Path, limit: PrivacyLimit) -> list[tuple[str, ...]]:
     """A row for each trial, the oldest first: run, method, seed, steps, its ε, and that of all up to it."""
-    rows, paid = [], account_in(folder).paid
+    rows, paid = [], read_site_ledger(folder).paid
     for count, each in enumerate(paid, 1):
-        alone, whole = Account((each,)).mechanisms(), Account(paid[:count]).mechanisms()
+        alone, whole = SiteLedger((each,)).mechanisms(), SiteLedger(paid[:count]).mechanisms()
         come = [f"{epsilon(cost, limit.delta, limit.accountant):.2f}" for cost in (alone, whole)]
         rows.append(
             (each.bill.run, each.bill.method, str(each.bill.seed), str(sum(steps for _, _, steps in alone)), *come)
@@ -106,6 +106,6 @@ def table_of(folder: Path, limit: Limit) -> list[tuple[str, ...]]:
     return rows
 
 
-def _told(account: Account, limit: Limit) -> str:
+def _told(account: SiteLedger, limit: PrivacyLimit) -> str:
     spent = epsilon(account.mechanisms(), limit.delta, limit.accountant)
     return f"of ε = {limit.epsilon:g} at δ = {limit.delta:g}, {spent:.2f} is spent"

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from genfed.report.results import Point, Report, Trial
+from genfed.report.results import Point, Report, TrialResult
 from genfed.report.summary_table import CENTRALISED, LOCAL
 
 _INK = "#010203"  # stands for the page's text colour until the SVG is written
@@ -106,7 +106,7 @@ def partition_figure(report: Report, seed: str) -> Markup:
     return _svg(paint, f"Examples of each class at each client, seed {seed}", {}, height)
 
 
-def cost_figure(report: Report, unit: str, of: Callable[[Trial], Mapping[str, float]]) -> Markup:
+def cost_figure(report: Report, unit: str, of: Callable[[TrialResult], Mapping[str, float]]) -> Markup:
     """A bar per method, stacked by phase: what `of` gives for each phase, a mean over seeds; `unit` labels the axis."""
     totals = {method: [of(trial) for trial in report.of(method)] for method in report.methods}
     phases = dict.fromkeys(phase for each in totals.values() for trial in each for phase in trial)

@@ -55,7 +55,7 @@ def _width(images: Tensor) -> int:
     return count * width * max(1, round(36 / height))
 
 
-def png(images: Tensor) -> str:
+def encode_png(images: Tensor) -> str:
     """Images [n, C, H, W] side by side, a transparent pixel between them, as a data URL."""
     if images.shape[1] != 3:
         images = images.float().mean(1, keepdim=True).round().to(torch.uint8).expand(-1, 3, -1, -1)

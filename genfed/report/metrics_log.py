@@ -12,7 +12,7 @@ from genfed.core.errors import GenfedError
 from genfed.report.results import Row
 
 
-class Metrics:
+class MetricsLog:
     """Appends rows to `path`, which is made if need be. A line counts once its newline is on disk: one that was
     torn by a kill is cut off on opening.
     """
@@ -41,14 +41,14 @@ class Metrics:
             finally:
                 self._file.close()
 
-    def __enter__(self) -> "Metrics":
+    def __enter__(self) -> "MetricsLog":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
 
-def read(path: Path) -> list[dict[str, Any]]:
+def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Every row. A last line without its newline was torn by a kill, and is left out.
 
     Raises:
@@ -78,11 +78,11 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def retain(path: Path, counts: Callable[[dict[str, Any]], bool]) -> None:
+def retain_metrics(path: Path, counts: Callable[[dict[str, Any]], bool]) -> None:
     """Keeps the rows that count and drops the others, atomically; a file that is not there is made empty."""
-    rows = [row for row in read(path) if counts(row)] if path.exists() else []
+    rows = [row for row in read_metrics(path) if counts(row)] if path.exists() else []
     part = path.with_name(f".{path.name}.part")
     part.unlink(missing_ok=True)
-    with Metrics(part) as kept:
+    with MetricsLog(part) as kept:
         kept.write(rows)
     part.replace(path)

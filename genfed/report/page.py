@@ -11,23 +11,23 @@ from torch import Tensor
 from genfed.audits.findings import Audits
 from genfed.core.errors import GenfedError
 from genfed.report import figures, tables
-from genfed.report.images import CLASSES, Grid, SetGrid, _width, client_name, png
-from genfed.report.privacy_section import NOTHING, SEES, exposed, privacy, protections
-from genfed.report.results import Report, Trial
+from genfed.report.images import CLASSES, Grid, SetGrid, _width, client_name, encode_png
+from genfed.report.privacy_section import NOTHING, SEES, build_privacy_section, describe_exposure, describe_protections
+from genfed.report.results import Report, TrialResult
 from genfed.report.summary_table import (
     CENTRALISED,
     LOCAL,
     NONE,
-    Cells,
-    accuracy,
-    differences,
-    gain,
-    percent,
-    points,
-    seconds,
-    shows_own,
-    side_by_side,
-    size,
+    TextTable,
+    accuracy_spread,
+    find_differences,
+    format_bytes,
+    format_percent,
+    format_points,
+    format_seconds,
+    gain_over,
+    join_summaries,
+    shows_personal,
     summary,
 )
 
@@ -45,7 +45,7 @@ class Strip(NamedTuple):
     width: int
 
 
-class Cell(NamedTuple):
+class PictureCell(NamedTuple):
     """Pictures of one class: a data URL of a PNG, how wide it is shown in CSS pixels, and what it shows."""
 
     source: str
@@ -65,19 +65,19 @@ def page(report: Report, grids: Mapping[str, Grid | SetGrid], audits: Audits = N
     failures = [f"{t.method}, seed {t.seed}: {line}" for t in report.trials for line in t.failures]
     return _templates().get_template("report.html.j2").render(
         report=report,
-        headlines=headlines(report),
+        headlines=write_headlines(report),
         setting=_setting(report),
         summary=summary(report),
-        own=shows_own(report),
+        own=shows_personal(report),
         curve=figures.accuracy_figure(report),
         architectures=_by_architecture(report),
-        over_clients=tables.over_clients(report),
+        over_clients=tables.client_spread_table(report),
         clients=_by_client(report),
-        own_by_client=tables.own_by_client(report),
-        own_by_value=tables.own_by_value(report),
+        own_by_client=tables.personal_table_by_client(report),
+        own_by_value=tables.personal_table_by_value(report),
         values_shown=VALUES,
-        published=tables.published(report),
-        generators=tables.generators(report),
+        published=tables.published_table(report),
+        generators=tables.generator_table(report),
         generators_explained=tables.GENERATORS_EXPLAINED,
         seed=seed,
         partition=None if seed is None else figures.partition_figure(report, seed),
@@ -85,13 +85,13 @@ def page(report: Report, grids: Mapping[str, Grid | SetGrid], audits: Audits = N
         sets={t: (grid, _cells(grid, report.classes)) for t, grid in grids.items() if isinstance(grid, SetGrid)},
         classes_shown=CLASSES,
         client_name=client_name,
-        privacy=privacy(audits),
+        privacy=build_privacy_section(audits),
         seen_by=SEES,
-        protections=protections(report),
-        exposed=exposed(report),
+        protections=describe_protections(report),
+        exposed=describe_exposure(report),
         level=report.protected,
         losses=figures.loss_figures(report),
-        costs=tables.costs(report),
+        costs=tables.cost_table(report),
         radar=figures.radar_figure(report, tables.cost_axes(report)),
         phases=_costs(report),
         sent=figures.cost_figure(report, "MB sent per client, up and down", _megabytes),
@@ -114,9 +114,9 @@ def compare_page(reports: Sequence[tuple[str, Report]]) -> str:
         .get_template("compare.html.j2")
         .render(
             names=[name for name, _ in reports],
-            differences=differences([report for _, report in reports]),
-            summary=side_by_side(reports),
-            own=shows_own(*(report for _, report in reports)),
+            differences=find_differences([report for _, report in reports]),
+            summary=join_summaries(reports),
+            own=shows_personal(*(report for _, report in reports)),
             picture=figures.compare_figure(reports),
         )
     )
@@ -130,22 +130,24 @@ def _refuse_empty(reports: Sequence[tuple[str, Report]]) -> None:
             raise GenfedError(f"{name}: the report has no finished trial to show")
 
 
-def headlines(report: Report) -> list[str]:
+def write_headlines(report: Report) -> list[str]:
     """A sentence for every method that is not a baseline (for every method if all are), in the config's order."""
     chosen = [method for method in report.methods if method not in (LOCAL, CENTRALISED)] or report.methods
     return [_headline(report, method) for method in chosen]
 
 
 def _headline(report: Report, method: str) -> str:
-    score = accuracy(report.of(method))
-    spread = "" if score.sd is None else f" ± {percent(score.sd)}"
+    score = accuracy_spread(report.of(method))
+    spread = "" if score.sd is None else f" ± {format_percent(score.sd)}"
     parts = []
     for baseline, words in ((LOCAL, "training alone"), (CENTRALISED, "training on all data in one place")):
-        if more := gain(report, method, baseline):
-            parts.append(f"{points(more.mean).lstrip('+-')} points {'below' if more.mean < 0 else 'above'} {words}")
+        if more := gain_over(report, method, baseline):
+            parts.append(
+                f"{format_points(more.mean).lstrip('+-')} points {'below' if more.mean < 0 else 'above'} {words}"
+            )
     seeds = len(report.of(method))
     return (
-        f"{method} classifies {percent(score.mean)}{spread} % of the {report.scored_on} examples correctly"
+        f"{method} classifies {format_percent(score.mean)}{spread} % of the {report.scored_on} examples correctly"
         f"{', ' + ' and '.join(parts) if parts else ''}: {_setting(report)}, "
         + (f"mean ± standard deviation of {seeds} seeds." if seeds > 1 else "one seed.")
     )
@@ -157,7 +159,7 @@ def _setting(report: Report) -> str:
     return f"{_count(len(clients), 'client')} with {_count(kinds, 'architecture')}"
 
 
-def _widest(report: Report) -> Trial:
+def _widest(report: Report) -> TrialResult:
     """The first trial with the most clients: a centralised one has fewer than there are."""
     return max(report.trials, key=lambda trial: len(trial.clients))
 
@@ -166,23 +168,23 @@ def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def _by_architecture(report: Report) -> Cells:
+def _by_architecture(report: Report) -> TextTable:
     clients = _widest(report).clients
     names = dict.fromkeys(c.architecture for c in clients)
 
     def cell(method: str, name: str) -> str:
         groups = [[c.accuracy for c in t.clients if c.architecture == name] for t in report.of(method)]
         means = [fmean(group) for group in groups if group]
-        return percent(fmean(means)) if means else NONE
+        return format_percent(fmean(means)) if means else NONE
 
     rows = [
         (name, str(sum(c.architecture == name for c in clients)), *(cell(m, name) for m in report.methods))
         for name in names
     ]
-    return Cells(("architecture", "clients", *report.methods), rows)
+    return TextTable(("architecture", "clients", *report.methods), rows)
 
 
-def _by_client(report: Report) -> Cells:
+def _by_client(report: Report) -> TextTable:
     """Of the first seed. A method whose clients are others (one client with everybody's data) has no column."""
     widest = _widest(report)
     clients = [(c.client, c.architecture, c.examples) for c in widest.clients]
@@ -193,17 +195,17 @@ def _by_client(report: Report) -> Cells:
         if scores.keys() & set(clients):
             columns[method] = scores
     rows = [
-        (*map(str, client), *(percent(s[client]) if client in s else NONE for s in columns.values()))
+        (*map(str, client), *(format_percent(s[client]) if client in s else NONE for s in columns.values()))
         for client in clients
     ]
-    return Cells(("client", "architecture", "examples", *columns), rows)
+    return TextTable(("client", "architecture", "examples", *columns), rows)
 
 
-def _megabytes(trial: Trial) -> dict[str, float]:
+def _megabytes(trial: TrialResult) -> dict[str, float]:
     return {cost.phase: (cost.up_bytes + cost.down_bytes) / 1e6 for cost in trial.costs}
 
 
-def _costs(report: Report) -> Cells:
+def _costs(report: Report) -> TextTable:
     rows = []
     for method in report.methods:
         by_phase = defaultdict(list)
@@ -216,16 +218,18 @@ def _costs(report: Report) -> Cells:
                     method,
                     phase,
                     f"{fmean(c.rounds for c in costs):g}",
-                    size(fmean(c.up_bytes for c in costs)),
-                    size(fmean(c.down_bytes for c in costs)),
-                    seconds(fmean(c.client_seconds for c in costs)),
-                    seconds(fmean(c.seconds for c in costs)),
+                    format_bytes(fmean(c.up_bytes for c in costs)),
+                    format_bytes(fmean(c.down_bytes for c in costs)),
+                    format_seconds(fmean(c.client_seconds for c in costs)),
+                    format_seconds(fmean(c.seconds for c in costs)),
                 )
             )
-    return Cells(("method", "phase", "rounds", "up per client", "down per client", "client seconds", "seconds"), rows)
+    return TextTable(
+        ("method", "phase", "rounds", "up per client", "down per client", "client seconds", "seconds"), rows
+    )
 
 
-def _environment(report: Report) -> Cells:
+def _environment(report: Report) -> TextTable:
     at = report.environment
     rows = [
         ("started (UTC)", at.started),
@@ -235,22 +239,22 @@ def _environment(report: Report) -> Cells:
         ("workers", f"{at.workers}, {_count(at.threads, 'thread')} each"),
         ("versions", ", ".join(f"{name} {version}" for name, version in at.versions.items())),
     ]
-    return Cells((), rows)
+    return TextTable((), rows)
 
 
 def _strips(grid: Grid, classes: Sequence[str]) -> list[Strip]:
     shown = _width(grid.images[0])
     return [
-        Strip(name, png(grid.images[k]), None if grid.real is None else png(grid.real[k]), shown)
+        Strip(name, encode_png(grid.images[k]), None if grid.real is None else encode_png(grid.real[k]), shown)
         for k, name in enumerate(classes[:CLASSES])
     ]
 
 
-def _cells(grid: SetGrid, classes: Sequence[str]) -> list[tuple[str, list[Cell | None]]]:
+def _cells(grid: SetGrid, classes: Sequence[str]) -> list[tuple[str, list[PictureCell | None]]]:
     """A row per class: its name, a cell per client, and one of real images where there are any."""
 
-    def cell(images: Tensor | None, what: str) -> Cell | None:
-        return None if images is None else Cell(png(images), _width(images), what)
+    def cell(images: Tensor | None, what: str) -> PictureCell | None:
+        return None if images is None else PictureCell(encode_png(images), _width(images), what)
 
     rows = []
     for k, name in enumerate(classes[:CLASSES]):

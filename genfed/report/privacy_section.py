@@ -8,11 +8,11 @@ from typing import NamedTuple
 import pydantic
 from rich.table import Table
 
-from genfed.audits.findings import Audited, Audits, Estimate, Image, Reading, Verdict
+from genfed.audits.findings import AuditResult, Audits, Estimate, Reading, ReportImage, Verdict
 from genfed.core.errors import GenfedError
-from genfed.privacy.guarantee import Level, Protection
+from genfed.privacy.guarantee import Level, PrivacyGuarantee
 from genfed.report.results import Report
-from genfed.report.summary_table import NONE, Cells, rich_table
+from genfed.report.summary_table import NONE, TextTable, rich_table
 
 FILE = "audits.json"
 NOTHING = Audits((), ())
@@ -40,28 +40,28 @@ UNCOVERED = (
 )
 
 
-class Audit(NamedTuple):
+class ShownAudit(NamedTuple):
     """One audit of one trial, to be shown."""
 
     title: str
-    result: Audited
-    cells: Cells | None
+    result: AuditResult
+    cells: TextTable | None
     """A row per attack and number; None: it was not made."""
     sizes: str
-    images: Sequence[Image]
+    images: Sequence[ReportImage]
 
 
-class Privacy(NamedTuple):
+class PrivacySection(NamedTuple):
     """The section."""
 
     verdict: str
     """How many readings found what, in a sentence."""
     lines: Sequence[str]
     """A sentence per reading."""
-    shared: Cells
+    shared: TextTable
     protection: Sequence[str]
     """A sentence per method."""
-    audits: Sequence[Audit]
+    audits: Sequence[ShownAudit]
     uncovered: Sequence[str]
 
 
@@ -88,7 +88,7 @@ def read_audits(run: Path) -> Audits | None:
         raise GenfedError(f"{file} is no record of audits ({first['msg']}); delete it to make them again") from None
 
 
-def protections(report: Report) -> list[str]:
+def describe_protections(report: Report) -> list[str]:
     """What differential privacy protects, a sentence or two per method; empty: none was asked for."""
     lines = []
     for method in report.methods:
@@ -98,12 +98,12 @@ def protections(report: Report) -> list[str]:
     return lines
 
 
-def exposed(report: Report) -> Sequence[str]:
+def describe_exposure(report: Report) -> Sequence[str]:
     """What that protection does not cover."""
     return EXPOSED[report.protected or "example"]
 
 
-def _protects(found: Sequence[Protection]) -> str:
+def _protects(found: Sequence[PrivacyGuarantee]) -> str:
     first, least = found[0], min(each.noise_multiplier[0] for each in found)
     most = max(each.noise_multiplier[1] for each in found)
     noise = f"{least:.3g}" if f"{least:.3g}" == f"{most:.3g}" else f"{least:.3g} to {most:.3g}"
@@ -164,11 +164,11 @@ EXPOSED: dict[Level, Sequence[str]] = {
 }
 
 
-def privacy(audits: Audits) -> Privacy:
+def build_privacy_section(audits: Audits) -> PrivacySection:
     """What the page shows."""
     lines = [line for result in audits.results for line in _lines(result)]
     made = [_audit(result) for result in audits.results]
-    return Privacy(_verdict(audits), lines, _shared(audits), _protection(audits), made, UNCOVERED)
+    return PrivacySection(_verdict(audits), lines, _shared(audits), _protection(audits), made, UNCOVERED)
 
 
 def _verdict(audits: Audits) -> str:
@@ -195,13 +195,13 @@ def privacy_tables(audits: Audits) -> list[Table]:
                     (result.method, f"{reading.attack}: {reading.judged_by}", *judged, VERDICTS[reading.verdict])
                 )
         head = ("method", "attack and number", "this run", "planted leak", "nothing to find", "verdict")
-        tables.append(rich_table(f"Privacy: {label}", Cells(head, rows)))
+        tables.append(rich_table(f"Privacy: {label}", TextTable(head, rows)))
     return tables
 
 
-def _shared(audits: Audits) -> Cells:
+def _shared(audits: Audits) -> TextTable:
     rows = [(s.method, s.phase, s.down or "nothing", s.up or "nothing") for s in audits.shared]
-    return Cells(("method", "phase", "the server sends", "a client sends"), rows)
+    return TextTable(("method", "phase", "the server sends", "a client sends"), rows)
 
 
 def _protection(audits: Audits) -> list[str]:
@@ -217,7 +217,7 @@ def _protection(audits: Audits) -> list[str]:
     return found
 
 
-def _audit(result: Audited) -> Audit:
+def _audit(result: AuditResult) -> ShownAudit:
     rows = [
         (
             reading.attack,
@@ -233,10 +233,10 @@ def _audit(result: Audited) -> Audit:
     head = ("attack", "number", "this run", "planted leak", "nothing to find", "verdict")
     sizes = ", ".join(f"{count:,} {name}" for name, count in result.sizes.items())
     title = f"{result.audit} on {result.method}"
-    return Audit(title, result, Cells(head, rows) if rows else None, sizes, result.images)
+    return ShownAudit(title, result, TextTable(head, rows) if rows else None, sizes, result.images)
 
 
-def _lines(result: Audited) -> list[str]:
+def _lines(result: AuditResult) -> list[str]:
     where = f"{result.method}, {result.audit}"
     if result.not_possible:
         return [f"{where}: not made ({result.not_possible})."]  # it may begin with a label, which has no capital

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from genfed.core.errors import GenfedError
 from genfed.core.settings import settings
-from genfed.privacy.guarantee import Level, Protection
+from genfed.privacy.guarantee import Level, PrivacyGuarantee
 
 Row = Mapping[str, Any]
 """A line of metrics.jsonl: one client in one round of a phase, or (`client` is None) the round as a whole."""
@@ -50,7 +50,7 @@ class ClientScore:
 
 
 @dataclass(frozen=True)
-class OwnScore:
+class PersonalScore:
     """A classifier on held-out examples like those of one client, after the final round; see docs/measures.md."""
 
     client: int
@@ -91,7 +91,7 @@ class PhaseCost:
 
 
 @dataclass(frozen=True)
-class Quality:
+class GeneratorQuality:
     """How good the examples of a trial's generator are; see docs/measures.md. Shares are in [0, 1]."""
 
     samples: int
@@ -133,7 +133,7 @@ class Quality:
 
 
 @dataclass(frozen=True)
-class Trial:
+class TrialResult:
     """One method with one seed."""
 
     method: str
@@ -155,11 +155,11 @@ class Trial:
     parameters: float | None = None
     """Numbers that a client holds at once: in what it is sent, or in its classifier, whichever is more, at their most,
     a mean over clients; None: not counted in every phase."""
-    quality: Quality | None = None
+    quality: GeneratorQuality | None = None
     """Of its generator; None: it has none, or it was not judged."""
-    protection: Protection | None = None
+    protection: PrivacyGuarantee | None = None
     """Differential privacy of the clients' examples, or of the clients; None: none was asked for."""
-    own: tuple[OwnScore, ...] = ()
+    own: tuple[PersonalScore, ...] = ()
     """Every client on data like its own. Where clients are pooled (a ceiling), the pool's classifier of its
     architecture on data like its own. A client without such held-out examples is left out; empty: not measured."""
     triggered: float | None = None
@@ -167,12 +167,12 @@ class Trial:
     for the class that it is to mean, a mean over clients; None: no such attack was simulated."""
 
     @property
-    def own_accuracy(self) -> float | None:
+    def personal_accuracy(self) -> float | None:
         """The mean over architectures of the mean over their clients, each on data like its own; None: not measured."""
         return _mean((score.architecture, score.accuracy) for score in self.own) if self.own else None
 
     @property
-    def own_worst(self) -> float | None:
+    def personal_worst(self) -> float | None:
         """The worst client on data like its own; None: not measured."""
         return min((score.accuracy for score in self.own), default=None)
 
@@ -247,7 +247,7 @@ class Report:
     classes: tuple[str, ...]
     shape: tuple[int, ...]
     environment: Environment
-    trials: tuple[Trial, ...]
+    trials: tuple[TrialResult, ...]
     partition: dict[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
     """By seed (as text): for every client, its examples of each class."""
     scored_on: str = "test"
@@ -274,7 +274,7 @@ class Report:
         """What differential privacy protects in it; None: none was asked for."""
         return next((trial.protection.level for trial in self.trials if trial.protection), None)
 
-    def of(self, method: str) -> tuple[Trial, ...]:
+    def of(self, method: str) -> tuple[TrialResult, ...]:
         """The trials of a method, by seed."""
         return tuple(sorted((t for t in self.trials if t.method == method), key=lambda t: t.seed))
 

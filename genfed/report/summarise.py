@@ -13,17 +13,17 @@ from genfed.report.results import (
     QUALITY,
     TRIGGERED,
     ClientScore,
-    OwnScore,
+    GeneratorQuality,
+    PersonalScore,
     PhaseCost,
     Point,
-    Quality,
     Row,
-    Trial,
+    TrialResult,
     _mean,
 )
 
 
-def summarise(rows: Iterable[Row], method: str, seed: int) -> Trial:
+def summarise(rows: Iterable[Row], method: str, seed: int) -> TrialResult:
     """What the rows of one trial come to; rows of others are skipped.
 
     Raises:
@@ -42,7 +42,7 @@ def summarise(rows: Iterable[Row], method: str, seed: int) -> Trial:
         )
     )
     assert last.value is not None
-    return Trial(
+    return TrialResult(
         method, seed, last.value, clients, curve, losses(own), _costs(own), _failures(every),
         best=_best(own), parameters=_parameters(own), quality=_quality(every), own=_own_scores(own, last.round),
         triggered=_triggered(own, last.round),
@@ -63,13 +63,15 @@ def _best(rows: Sequence[Row]) -> float:
     return _mean((s.architecture, s.accuracy) for s in best.values())
 
 
-def _own_scores(rows: Sequence[Row], round_: int) -> tuple[OwnScore, ...]:
+def _own_scores(rows: Sequence[Row], round_: int) -> tuple[PersonalScore, ...]:
     """Those of one evaluation, by client; rows of before they were measured have none."""
     scores = []
     for row in rows:
         if _is_client(row, EVALUATE) and row["round"] == round_:
             of: Mapping[Any, float | None] = row.get("own_of", {row["client"]: row.get("own")})
-            scores += [OwnScore(int(c), row["architecture"], value) for c, value in of.items() if value is not None]
+            scores += [
+                PersonalScore(int(c), row["architecture"], value) for c, value in of.items() if value is not None
+            ]
     return tuple(sorted(scores, key=lambda score: score.client))
 
 
@@ -89,10 +91,10 @@ def _parameters(rows: Sequence[Row]) -> float | None:
     return fmean(held.values()) if held and whole else None
 
 
-def _quality(rows: Sequence[Row]) -> Quality | None:
-    names = [f.name for f in fields(Quality)]
+def _quality(rows: Sequence[Row]) -> GeneratorQuality | None:
+    names = [f.name for f in fields(GeneratorQuality)]
     row = next((row for row in rows if row["phase"] == QUALITY and "frechet" in row), None)
-    return None if row is None else Quality(**{name: row[name] for name in names if name in row})
+    return None if row is None else GeneratorQuality(**{name: row[name] for name in names if name in row})
 
 
 def losses(rows: Sequence[Row]) -> tuple[Point, ...]:

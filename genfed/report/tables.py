@@ -5,22 +5,22 @@ from statistics import fmean
 
 from rich.table import Table
 
-from genfed.report.results import Quality, Report, Trial
+from genfed.report.results import GeneratorQuality, Report, TrialResult
 from genfed.report.summary_table import (
     NONE,
-    Cells,
-    accuracy,
-    amount,
-    own_accuracy,
-    percent,
-    points,
+    TextTable,
+    accuracy_spread,
+    format_amount,
+    format_bytes,
+    format_percent,
+    format_points,
+    format_seconds,
+    personal_accuracy_spread,
     rich_table,
-    seconds,
-    shows_own,
-    size,
+    shows_personal,
 )
 
-_GENERATORS: dict[str, Callable[[Quality], float | None]] = {
+_GENERATORS: dict[str, Callable[[GeneratorQuality], float | None]] = {
     "Fréchet": lambda q: q.frechet,
     "of real": lambda q: q.frechet_real,
     "precision": lambda q: q.precision,
@@ -33,9 +33,9 @@ _GENERATORS: dict[str, Callable[[Quality], float | None]] = {
     "MND": lambda q: q.memorisation,
     "MND features": lambda q: q.memorisation_features,
 }
-_LPIPS: dict[str, Callable[[Quality], float | None]] = {"MND LPIPS": lambda q: q.memorisation_lpips}
+_LPIPS: dict[str, Callable[[GeneratorQuality], float | None]] = {"MND LPIPS": lambda q: q.memorisation_lpips}
 """Shown where a run has the weights."""
-_FOR_CLIENTS: dict[str, Callable[[Quality], float | None]] = {
+_FOR_CLIENTS: dict[str, Callable[[GeneratorQuality], float | None]] = {
     "teacher sure %": lambda q: None if q.certainty is None else 100 * q.certainty,
     "client match %": lambda q: None if q.client_match is None else 100 * q.client_match,
     "of real clients %": lambda q: None if q.clients_apart is None else 100 * q.clients_apart,
@@ -58,50 +58,54 @@ GENERATORS_EXPLAINED = (
 )
 
 
-def generators(report: Report) -> Cells | None:
+def generator_table(report: Report) -> TextTable | None:
     """A row per method whose generator was judged, means over seeds; None where there is none."""
     judged = {method: [trial.quality for trial in report.of(method) if trial.quality] for method in report.methods}
     every = [q for each in judged.values() for q in each]
     shown = _GENERATORS | {n: of for n, of in (_LPIPS | _FOR_CLIENTS).items() if any(of(q) is not None for q in every)}
 
-    def cell(name: str, each: Sequence[Quality]) -> str:
+    def cell(name: str, each: Sequence[GeneratorQuality]) -> str:
         values = [value for value in map(shown[name], each) if value is not None]
         return _decimals(name, fmean(values)) if values else NONE
 
     rows = [(method, *(cell(name, each) for name in shown)) for method, each in judged.items() if each]
-    return Cells(("method", *shown), rows) if rows else None
+    return TextTable(("method", *shown), rows) if rows else None
 
 
-def published(report: Report) -> Cells | None:
+def published_table(report: Report) -> TextTable | None:
     """The run's own figures beside those of papers; None where none are named."""
     rows = []
     for method, figure in report.published.items():
-        final, best = accuracy(report.of(method)), _mean(report.of(method), lambda trial: trial.best)
+        final, best = accuracy_spread(report.of(method)), _mean(report.of(method), lambda trial: trial.best)
         ours = best if figure.metric == "best round on test" else final.mean
-        difference = NONE if ours is None else points(ours - figure.accuracy / 100)
-        own = (NONE if best is None else percent(best), percent(final.mean), difference)
+        difference = NONE if ours is None else format_points(ours - figure.accuracy / 100)
+        own = (NONE if best is None else format_percent(best), format_percent(final.mean), difference)
         rows.append((method, f"{figure.accuracy:g}", figure.metric, *own, figure.source))
     head = ("method", "published %", "which is", "our best round %", "our final round %", "difference", "source")
-    return Cells(head, rows) if rows else None
+    return TextTable(head, rows) if rows else None
 
 
-def over_clients(report: Report) -> Cells:
+def client_spread_table(report: Report) -> TextTable:
     """How accuracy is spread over clients: a row per method, means over seeds. Where clients are not alike, also that
     on data like their own: the mean and the worst.
     """
-    rows, own = [], shows_own(report)
+    rows, own = [], shows_personal(report)
     for method in report.methods:
         trials = report.of(method)
         spread = zip(*((t.worst, *t.quartiles, max(c.accuracy for c in t.clients)) for t in trials), strict=True)
-        more = (own_accuracy(trials), own_accuracy(trials, lambda t: t.own_worst)) if own else ()
-        rows.append((method, *(percent(fmean(values)) for values in spread), *more))
+        more = (
+            (personal_accuracy_spread(trials), personal_accuracy_spread(trials, lambda t: t.personal_worst))
+            if own
+            else ()
+        )
+        rows.append((method, *(format_percent(fmean(values)) for values in spread), *more))
     head = ("method", "worst", "first quartile", "median", "third quartile", "best")
-    return Cells((*head, "own, mean", "own, worst") if own else head, rows)
+    return TextTable((*head, "own, mean", "own, worst") if own else head, rows)
 
 
-def own_by_client(report: Report) -> Cells | None:
+def personal_table_by_client(report: Report) -> TextTable | None:
     """Accuracy on data like each client's own, of one seed; None where clients are alike or it was not measured."""
-    if not shows_own(report):
+    if not shows_personal(report):
         return None
     seed = next(trial.seed for trial in report.trials if trial.own)
     trials = {method: next((t for t in report.of(method) if t.seed == seed), None) for method in report.methods}
@@ -114,19 +118,19 @@ def own_by_client(report: Report) -> Cells | None:
             architectures[client],
             str(sum(counts[client])) if counts else NONE,
             *([", ".join(natural[client])] if natural else []),
-            *(percent(of[client]) if client in of else NONE for of in scores.values()),
+            *(format_percent(of[client]) if client in of else NONE for of in scores.values()),
         )
         for client in sorted(architectures)
     ]
     head = ("client", "architecture", "examples", *([report.column or "value"] if natural else []))
-    return Cells((*head, *scores), rows)
+    return TextTable((*head, *scores), rows)
 
 
-def own_by_value(report: Report) -> Cells | None:
+def personal_table_by_value(report: Report) -> TextTable | None:
     """Accuracy of the clients that have a value of the natural column, each on data like its own: a row per value, a
     mean over clients and then over seeds. None where clients are not made by a column.
     """
-    if not (shows_own(report) and report.natural):
+    if not (shows_personal(report) and report.natural):
         return None
 
     def cell(method: str, value: str) -> str:
@@ -135,18 +139,18 @@ def own_by_value(report: Report) -> Cells | None:
             holders = {i for i, own in enumerate(report.natural.get(str(trial.seed), ())) if value in own}
             if found := [score.accuracy for score in trial.own if score.client in holders]:
                 means.append(fmean(found))
-        return percent(fmean(means)) if means else NONE
+        return format_percent(fmean(means)) if means else NONE
 
     values = sorted({value for clients in report.natural.values() for own in clients for value in own})
     rows = [(value, *(cell(method, value) for method in report.methods)) for value in values]
-    return Cells((report.column or "value", *report.methods), rows)
+    return TextTable((report.column or "value", *report.methods), rows)
 
 
-_COSTS: dict[str, tuple[Callable[[Trial], float | None], Callable[[float], str]]] = {
-    "bytes": (lambda trial: trial.up_bytes + trial.down_bytes, size),
-    "work": (lambda trial: trial.work_seconds, lambda value: f"{seconds(value)} s"),
-    "FLOPs": (lambda trial: trial.flops, amount),
-    "parameters": (lambda trial: trial.parameters, amount),
+_COSTS: dict[str, tuple[Callable[[TrialResult], float | None], Callable[[float], str]]] = {
+    "bytes": (lambda trial: trial.up_bytes + trial.down_bytes, format_bytes),
+    "work": (lambda trial: trial.work_seconds, lambda value: f"{format_seconds(value)} s"),
+    "FLOPs": (lambda trial: trial.flops, format_amount),
+    "parameters": (lambda trial: trial.parameters, format_amount),
     "sampling": (
         lambda trial: 1000 * q.seconds / q.samples if (q := trial.quality) and not q.stored else None,
         lambda value: f"{value:.2g} s",
@@ -154,13 +158,13 @@ _COSTS: dict[str, tuple[Callable[[Trial], float | None], Callable[[float], str]]
 }
 
 
-def costs(report: Report) -> Cells:
+def cost_table(report: Report) -> TextTable:
     """What a client pays, a row per method, means over the seeds where it was counted."""
     rows = []
     for method in report.methods:
         values = [(_mean(report.of(method), of), shown) for of, shown in _COSTS.values()]
         rows.append((method, *(NONE if value is None else shown(value) for value, shown in values)))
-    return Cells(("method", *_COSTS), rows)
+    return TextTable(("method", *_COSTS), rows)
 
 
 def cost_axes(report: Report) -> dict[str, dict[str, float]]:
@@ -168,12 +172,12 @@ def cost_axes(report: Report) -> dict[str, dict[str, float]]:
     return {name: {m: _mean(report.of(m), of) or 0.0 for m in report.methods} for name, (of, _) in _COSTS.items()}
 
 
-def more_tables(report: Report) -> list[Table]:
+def other_tables(report: Report) -> list[Table]:
     """For the terminal, those that there is something in."""
     tables = []
-    if cells := generators(report):
+    if cells := generator_table(report):
         tables.append(rich_table("Generators", cells, "\n".join(GENERATORS_EXPLAINED)))
-    if cells := published(report):
+    if cells := published_table(report):
         caption = (
             f"Best round: each client's own, of those scored, on the {report.scored_on} part, which is too high; it "
             "stands here to compare with papers that report it. The final round is the result."
@@ -182,7 +186,7 @@ def more_tables(report: Report) -> list[Table]:
     return tables
 
 
-def _mean(trials: Sequence[Trial], of: Callable[[Trial], float | None]) -> float | None:
+def _mean(trials: Sequence[TrialResult], of: Callable[[TrialResult], float | None]) -> float | None:
     values = [value for value in map(of, trials) if value is not None]
     return fmean(values) if values else None
 

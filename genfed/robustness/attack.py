@@ -12,7 +12,7 @@ from genfed.core.client import Client
 from genfed.core.phase import Phase
 from genfed.core.record import Packed
 from genfed.core.rng import stream
-from genfed.core.schedule import share_of
+from genfed.core.schedule import round_up_share
 from genfed.core.settings import settings
 from genfed.core.task import Data, Task
 
@@ -31,16 +31,16 @@ class Attack:
 
     def attackers(self, clients: Sequence[ClientInfo], seed: int) -> tuple[int, ...]:
         """The ids of those that attack, sorted."""
-        count = share_of(self.share, len(clients))
+        count = round_up_share(self.share, len(clients))
         ids = sorted(info.id for info in clients)
         chosen = torch.randperm(len(ids), generator=stream(seed, "attack"))[:count].tolist()
         return tuple(sorted(ids[place] for place in chosen))
 
-    def meets(self, phase: "Phase[object]") -> bool:
+    def targets_phase(self, phase: "Phase[object]") -> bool:
         """Whether the phase is attacked."""
         return bool(phase.aggregate) and (not self.phases or phase.name in self.phases)
 
-    def refused(self, task: Task, phases: "Sequence[Phase[object]]") -> str | None:
+    def reason_to_refuse(self, task: Task, phases: "Sequence[Phase[object]]") -> str | None:
         """Why it cannot be made on the phases (those that it meets); None: it can."""
         return None
 
@@ -57,13 +57,15 @@ class Attack:
         return None
 
 
-def paired(phase: "Phase[object]") -> set[str]:
+def find_paired_fields(phase: "Phase[object]") -> set[str]:
     """The upload fields of which a client is sent one of the same name: what it does to them is an update."""
     sent, uploaded = (set(getattr(kind, "__dataclass_fields__", {})) for kind in phase.kinds)
     return sent & uploaded
 
 
-def updated(sent: Packed, upload: Packed, change: Callable[[Tensor, Tensor], Tensor], zero: bool = True) -> Packed:
+def replace_update(
+    sent: Packed, upload: Packed, change: Callable[[Tensor, Tensor], Tensor], zero: bool = True
+) -> Packed:
     """The upload with s + change(s, u − s), in double precision, in the place of every floating-point tensor u that was
     trained from s. Where nothing like it was sent, s is 0, or without `zero` u stays. A tensor that was nowhere below 0
     is not so afterwards: it may be a variance.

@@ -13,7 +13,7 @@ from genfed.core.phase import Phase
 from genfed.core.record import Packed
 from genfed.core.settings import settings
 from genfed.core.task import Data, Task
-from genfed.robustness.attack import Attack, paired, updated
+from genfed.robustness.attack import Attack, find_paired_fields, replace_update
 
 
 @settings
@@ -28,7 +28,7 @@ class SignFlip(Attack):
     """What the turned update is multiplied with."""
 
     def upload(self, sent: Packed, upload: Packed, rng: torch.Generator) -> Packed:
-        return updated(sent, upload, lambda before, update: -self.factor * update)
+        return replace_update(sent, upload, lambda before, update: -self.factor * update)
 
 
 @settings
@@ -43,7 +43,7 @@ class Scaling(Attack):
     """What the update is multiplied with."""
 
     def upload(self, sent: Packed, upload: Packed, rng: torch.Generator) -> Packed:
-        return updated(sent, upload, lambda before, update: self.factor * update)
+        return replace_update(sent, upload, lambda before, update: self.factor * update)
 
 
 @settings
@@ -77,7 +77,7 @@ class Backdoor(Attack):
     factor: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     """What the update is multiplied with before it is uploaded."""
 
-    def refused(self, task: Task, phases: "Sequence[Phase[Any]]") -> str | None:
+    def reason_to_refuse(self, task: Task, phases: "Sequence[Phase[Any]]") -> str | None:
         if task.kind != "image":
             return "a square can be put into images alone"
         if self.target >= len(task.classes):
@@ -98,7 +98,7 @@ class Backdoor(Attack):
     def upload(self, sent: Packed, upload: Packed, rng: torch.Generator) -> Packed:
         if self.factor == 1:
             return upload
-        return updated(sent, upload, lambda before, update: self.factor * update)
+        return replace_update(sent, upload, lambda before, update: self.factor * update)
 
     def triggered(self, held_out: Data, task: Task) -> tuple[Data, int]:
         others = held_out[held_out.y != self.target]
@@ -121,8 +121,8 @@ class FreeRider(Attack):
     noise: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """Standard deviation of Gaussian noise that is added, in units of the tensor's own; 0: none."""
 
-    def refused(self, task: Task, phases: "Sequence[Phase[Any]]") -> str | None:
-        if not any(paired(phase) for phase in phases):
+    def reason_to_refuse(self, task: Task, phases: "Sequence[Phase[Any]]") -> str | None:
+        if not any(find_paired_fields(phase) for phase in phases):
             return "clients are sent nothing that they could give back"
         return None
 
@@ -131,6 +131,6 @@ class FreeRider(Attack):
             spread = before.std(correction=0) * self.noise
             return spread * torch.randn(before.shape, generator=rng, dtype=torch.float64)
 
-        return updated(
+        return replace_update(
             sent, upload, noise if self.noise else lambda before, update: torch.zeros_like(update), zero=False
         )

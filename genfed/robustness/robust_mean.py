@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from genfed.core.aggregate import Aggregate, ClientInfo, Mean, refuse_other, tree_map
+from genfed.core.aggregate import Aggregate, ClientInfo, Mean, map_tree, refuse_unequal
 from genfed.core.errors import GenfedError
 from genfed.core.phase import Phase
 
@@ -16,7 +16,7 @@ S = TypeVar("S")
 _PIECE = 2**16  # coordinates that are looked at together: beside the uploads themselves, little is held
 
 
-class Rule:
+class AggregationRule:
     """How the uploads of a group are reduced. It must not depend on their order but for breaking ties."""
 
     def check(self, count: int) -> None:
@@ -28,15 +28,15 @@ class Rule:
         return
 
 
-class Coordinatewise(Rule, ABC):
+class CoordinatewiseRule(AggregationRule, ABC):
     """Each coordinate by itself, whatever the weights that clients claim."""
 
     @abstractmethod
-    def middle(self, values: Tensor) -> Tensor:
+    def reduce(self, values: Tensor) -> Tensor:
         """Of values float64 [n, m], one row per client: [m]."""
 
 
-class Combination(Rule, ABC):
+class LinearCombination(AggregationRule, ABC):
     """A combination of the updates (what was uploaded, less what was sent), chosen by their lengths and angles."""
 
     @abstractmethod
@@ -47,7 +47,7 @@ class Combination(Rule, ABC):
 
 
 @dataclass(frozen=True)
-class Held:
+class HeldUpload:
     """One upload."""
 
     value: Any
@@ -57,7 +57,7 @@ class Held:
 
 
 @dataclass(frozen=True)
-class Robust(Aggregate):
+class RobustMean(Aggregate):
     """`rule` in the place of `mean`, in each of its groups. All uploads of a round are held until the last is there.
 
     Lengths and angles are those of all floating-point tensors and numbers of the field together, BatchNorm's statistics
@@ -65,7 +65,7 @@ class Robust(Aggregate):
     """
 
     mean: Mean
-    rule: Rule
+    rule: AggregationRule
 
     def form(self, value: Any, info: ClientInfo) -> dict[str, Any]:
         return self.mean.form(value, info)
@@ -75,7 +75,7 @@ class Robust(Aggregate):
 
     def lift_from(self, sent: Any, value: Any, weight: float, info: ClientInfo) -> Any:
         before = None if sent is None else self.mean.averaged(sent)
-        return {self.mean.group(info): {info.id: Held(self.mean.averaged(value), weight, before)}}
+        return {self.mean.group(info): {info.id: HeldUpload(self.mean.averaged(value), weight, before)}}
 
     def add(self, left: Any, right: Any) -> Any:
         return {group: left.get(group, {}) | right.get(group, {}) for group in left | right}
@@ -89,30 +89,30 @@ class Robust(Aggregate):
         reduced = {group: self._reduced(group, held) for group, held in sorted((total or {}).items())}
         return reduced if self.mean.by else reduced.get("")
 
-    def _reduced(self, group: str, by_client: dict[int, Held]) -> Any:
+    def _reduced(self, group: str, by_client: dict[int, HeldUpload]) -> Any:
         held = [by_client[client] for client in sorted(by_client)]
         try:
             self.rule.check(len(held))
         except GenfedError as error:
             raise GenfedError(f"{error}{f' (architecture {group})' if group else ''}") from None
         values = [each.value for each in held]
-        if isinstance(self.rule, Coordinatewise):
-            middle = self.rule.middle
-            return tree_map(lambda *leaves: _by_coordinate(leaves, middle), *values)
-        assert isinstance(self.rule, Combination), "a rule is Coordinatewise or a Combination"
+        if isinstance(self.rule, CoordinatewiseRule):
+            middle = self.rule.reduce
+            return map_tree(lambda *leaves: _by_coordinate(leaves, middle), *values)
+        assert isinstance(self.rule, LinearCombination), "a rule is Coordinatewise or a Combination"
         sent = _common([each.sent for each in held])
         weights = torch.tensor([each.weight for each in held], dtype=torch.float64)
         c = self.rule.coefficients(_gram(values, sent), weights).tolist()
         if sent is None:
-            return tree_map(lambda *leaves: _combined(leaves, c, None), *values)
-        return tree_map(lambda before, *leaves: _combined(leaves, c, before), sent, *values)
+            return map_tree(lambda *leaves: _combined(leaves, c, None), *values)
+        return map_tree(lambda before, *leaves: _combined(leaves, c, before), sent, *values)
 
 
-def robust(phase: Phase[S], rule: Rule | None) -> Phase[S]:
+def make_robust(phase: Phase[S], rule: AggregationRule | None) -> Phase[S]:
     """The phase with `rule` in the place of every mean that it declares; None changes nothing."""
     if rule is None:
         return phase
-    how = {name: Robust(each, rule) if isinstance(each, Mean) else each for name, each in phase.aggregate.items()}
+    how = {name: RobustMean(each, rule) if isinstance(each, Mean) else each for name, each in phase.aggregate.items()}
     return replace(phase, aggregate=how)
 
 
@@ -121,7 +121,7 @@ def _common(sent: Sequence[Any]) -> Any:
     if any(each is None for each in sent):
         return None
     for other in sent[1:]:
-        tree_map(refuse_other, sent[0], other)
+        map_tree(refuse_unequal, sent[0], other)
     return sent[0]
 
 
@@ -170,9 +170,9 @@ def _gram(values: Sequence[Any], sent: Any) -> Tensor:
             gram.addmm_(update, update.T)
 
     if sent is None:
-        tree_map(lambda *leaves: add(None, *leaves), *values)
+        map_tree(lambda *leaves: add(None, *leaves), *values)
     else:
-        tree_map(add, sent, *values)
+        map_tree(add, sent, *values)
     return gram
 
 

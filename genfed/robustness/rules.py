@@ -8,16 +8,16 @@ from pydantic import Field
 from torch import Tensor
 
 from genfed.core.errors import GenfedError
-from genfed.core.schedule import share_of
+from genfed.core.schedule import round_up_share
 from genfed.core.settings import settings
-from genfed.robustness.robust_mean import Combination, Coordinatewise
+from genfed.robustness.robust_mean import CoordinatewiseRule, LinearCombination
 
 Share = Annotated[float, Field(ge=0, lt=0.5)]
 
 
 def _refuse(count: int, share: float, fewest: int, why: str) -> None:
     if count < fewest:
-        bad = share_of(share, count)
+        bad = round_up_share(share, count)
         raise GenfedError(
             f"aggregation.share = {share:g}: {bad} of {count} uploads are taken to be bad, and {why} needs "
             f"{fewest} uploads then; lower it, or have more clients in a group"
@@ -25,17 +25,17 @@ def _refuse(count: int, share: float, fewest: int, why: str) -> None:
 
 
 @settings
-class Median(Coordinatewise):
+class Median(CoordinatewiseRule):
     """The median of each coordinate, weights aside. Yin, Chen, Ramchandran, Bartlett, arXiv 1803.01498, option I."""
 
-    def middle(self, values: Tensor) -> Tensor:
+    def reduce(self, values: Tensor) -> Tensor:
         """Of an even number of values the mean of the two in the middle."""
         ordered, n = values.sort(dim=0).values, len(values)
         return (ordered[(n - 1) // 2] + ordered[n // 2]) / 2
 
 
 @settings
-class TrimmedMean(Coordinatewise):
+class TrimmedMean(CoordinatewiseRule):
     """The mean of each coordinate without its largest and smallest values, weights aside. Yin, Chen, Ramchandran,
     Bartlett, arXiv 1803.01498, option II.
     """
@@ -44,16 +44,16 @@ class TrimmedMean(Coordinatewise):
     """Of a group's uploads the share that is left out at either end (β), rounded up; 0 is the unweighted mean."""
 
     def check(self, count: int) -> None:
-        _refuse(count, self.share, 2 * share_of(self.share, count) + 1, "a trimmed mean")
+        _refuse(count, self.share, 2 * round_up_share(self.share, count) + 1, "a trimmed mean")
 
-    def middle(self, values: Tensor) -> Tensor:
+    def reduce(self, values: Tensor) -> Tensor:
         """The mean of what is left."""
-        bad = share_of(self.share, len(values))
+        bad = round_up_share(self.share, len(values))
         return values.sort(dim=0).values[bad : len(values) - bad].mean(0)
 
 
 @settings
-class Krum(Combination):
+class Krum(LinearCombination):
     """The one upload that is nearest to its neighbours, weights aside. Blanchard, El Mhamdi, Guerraoui, Stainer,
     Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent, NeurIPS 2017, arXiv 1703.02757.
     """
@@ -62,15 +62,15 @@ class Krum(Combination):
     """Of a group's uploads the share that is taken to be bad; f of n, rounded up, and n ≥ 2·f + 3."""
 
     def check(self, count: int) -> None:
-        _refuse(count, self.share, 2 * share_of(self.share, count) + 3, "Krum")
+        _refuse(count, self.share, 2 * round_up_share(self.share, count) + 3, "Krum")
 
     def coefficients(self, gram: Tensor, weights: Tensor) -> Tensor:
         """1 for the upload of the lowest score, among equals for the first."""
-        return _lowest(scores(gram, share_of(self.share, len(gram))), 1)
+        return _lowest(krum_scores(gram, round_up_share(self.share, len(gram))), 1)
 
 
 @settings
-class MultiKrum(Combination):
+class MultiKrum(LinearCombination):
     """The unweighted mean of the uploads that are nearest to their neighbours. Blanchard, El Mhamdi, Guerraoui,
     Stainer, arXiv 1703.02757, section 5 (m-Krum).
     """
@@ -81,7 +81,7 @@ class MultiKrum(Combination):
     """Uploads that are averaged (m), at most those of the smallest group; left out: n − f."""
 
     def check(self, count: int) -> None:
-        _refuse(count, self.share, 2 * share_of(self.share, count) + 3, "Krum")
+        _refuse(count, self.share, 2 * round_up_share(self.share, count) + 3, "Krum")
         if self.chosen is not None and self.chosen > count:
             raise GenfedError(
                 f"aggregation.chosen = {self.chosen}: a group has {count} uploads, and no more are allowed"
@@ -89,11 +89,11 @@ class MultiKrum(Combination):
 
     def coefficients(self, gram: Tensor, weights: Tensor) -> Tensor:
         """1/m for the m uploads of the lowest scores."""
-        bad = share_of(self.share, len(gram))
-        return _lowest(scores(gram, bad), self.chosen or len(gram) - bad)
+        bad = round_up_share(self.share, len(gram))
+        return _lowest(krum_scores(gram, bad), self.chosen or len(gram) - bad)
 
 
-def scores(gram: Tensor, bad: int) -> Tensor:
+def krum_scores(gram: Tensor, bad: int) -> Tensor:
     """Of each of n uploads the sum of its squared distances to the n − f − 2 nearest others, [n]."""
     lengths = gram.diagonal()
     apart = (lengths[:, None] + lengths - 2 * gram).clamp_min(0)
@@ -107,7 +107,7 @@ def _lowest(score: Tensor, count: int) -> Tensor:
 
 
 @settings
-class NormBounding(Combination):
+class NormBounding(LinearCombination):
     """The declared weighted mean of updates that are shortened to a bound. Sun, Kairouz, Suresh, McMahan, Can You
     Really Backdoor Federated Learning?, arXiv 1911.07963, section 3.
     """
@@ -124,7 +124,7 @@ class NormBounding(Combination):
 
 
 @settings
-class CentredClipping(Combination):
+class CenteredClipping(LinearCombination):
     """The state that was sent, moved again and again by the unweighted mean of what is left to each upload, shortened
     to a radius. Karimireddy, He, Jaggi, Learning from History for Byzantine Robust Optimization, arXiv 2012.10333,
     Eq. 5.

@@ -26,7 +26,7 @@ PRIME = 2**521 - 1
 _SHARE = 66  # bytes of one
 
 
-def check_installed() -> None:
+def check_cryptography() -> None:
     """Refuses where the primitives are not there.
 
     Raises:
@@ -36,13 +36,13 @@ def check_installed() -> None:
         raise GenfedError('[secure] needs the package cryptography: pip install "genfed[privacy]"')
 
 
-def key_pair() -> tuple[bytes, bytes]:
+def new_key_pair() -> tuple[bytes, bytes]:
     """A new private and public key, 32 bytes each."""
     key = X25519PrivateKey.generate()
     return key.private_bytes_raw(), key.public_key().public_bytes_raw()
 
 
-def agreed(private: bytes, public: bytes, purpose: str) -> bytes:
+def agree_key(private: bytes, public: bytes, purpose: str) -> bytes:
     """The 32 bytes that both owners of two key pairs, and nobody else, derive for a purpose."""
     shared = X25519PrivateKey.from_private_bytes(private).exchange(X25519PublicKey.from_public_bytes(public))
     return HKDF(hashes.SHA256(), 32, None, purpose.encode()).derive(shared)
@@ -66,7 +66,7 @@ def unseal(key: bytes, sealed: bytes) -> bytes:
         raise GenfedError("a sealed share was changed on its way") from None
 
 
-def mask(seed: bytes, size: int) -> Tensor:
+def expand_mask(seed: bytes, size: int) -> Tensor:
     """Numbers that are uniform modulo 2⁶⁴ to whoever does not have the seed (32 bytes), int64 [size]. One seed gives
     one mask, so a seed serves once.
     """
@@ -75,7 +75,7 @@ def mask(seed: bytes, size: int) -> Tensor:
     return torch.frombuffer(drawn, dtype=torch.int64) if size else torch.empty(0, dtype=torch.int64)
 
 
-def share(secret: bytes, holders: Sequence[int], threshold: int) -> dict[int, bytes]:
+def split_secret(secret: bytes, holders: Sequence[int], threshold: int) -> dict[int, bytes]:
     """Shares of a secret by holder: any `threshold` of them give it back, fewer tell nothing (Shamir 1979)."""
     coefficients = [int.from_bytes(secret, "big")] + [_below_prime() for _ in range(threshold - 1)]
 
@@ -94,7 +94,7 @@ def _below_prime() -> int:
     return drawn
 
 
-def recover(shares: Mapping[int, bytes], threshold: int, size: int = 32) -> bytes:
+def recover_secret(shares: Mapping[int, bytes], threshold: int, size: int = 32) -> bytes:
     """The secret of `size` bytes.
 
     Raises:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genfed.core.aggregate import Aggregate, ClientInfo, Mean, Sum, groups
+from genfed.core.aggregate import Aggregate, ClientInfo, Mean, Sum, list_groups
 from genfed.core.errors import GenfedError
 
 SCALE = 2.0**24
@@ -17,7 +17,7 @@ _LARGEST = 2.0**62
 
 
 @dataclass(frozen=True)
-class Vector:
+class GroupVector:
     """One client's contribution to the sums of a group; public but for the numbers."""
 
     numbers: Tensor
@@ -26,16 +26,16 @@ class Vector:
     """JSON: field, path, type and shape of each value in turn."""
 
 
-def vectors(
+def pack_vectors(
     upload: object, weight: float, aggregates: Mapping[str, Aggregate], info: ClientInfo, members: Mapping[str, int]
-) -> dict[str, Vector]:
+) -> dict[str, GroupVector]:
     """An upload by group; `members` is how many may be added up in each.
 
     Raises:
         GenfedError: numbers that are not finite, or so large that the sum could pass what 64 bits hold.
     """
     made = {}
-    for group, fields in groups(aggregates, info).items():
+    for group, fields in list_groups(aggregates, info).items():
         parts, form = [torch.tensor([weight * SCALE], dtype=torch.float64)], []
         for name, how in fields.items():
             value = getattr(upload, name)
@@ -48,11 +48,11 @@ def vectors(
         most = float(numbers.abs().max())
         if not most < _LARGEST / members[group]:  # NaN too
             raise GenfedError(f"its upload holds a number that secure aggregation cannot sum ({most / SCALE:g})")
-        made[group] = Vector(numbers.round().to(torch.int64), json.dumps(form))
+        made[group] = GroupVector(numbers.round().to(torch.int64), json.dumps(form))
     return made
 
 
-def reduced(sums: Mapping[str, Vector], aggregates: Mapping[str, Aggregate]) -> dict[str, Any]:
+def unpack_sums(sums: Mapping[str, GroupVector], aggregates: Mapping[str, Aggregate]) -> dict[str, Any]:
     """What `update` gets, from the sums of all groups."""
     values: dict[str, Any] = {
         name: {} if isinstance(how, Mean) and how.by else None for name, how in aggregates.items()

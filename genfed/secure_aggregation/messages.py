@@ -4,13 +4,13 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from genfed.core.client import Slot
-from genfed.secure_aggregation.fixed_point import Vector
+from genfed.secure_aggregation.fixed_point import GroupVector
 
 D = TypeVar("D")
 
 
 @dataclass(frozen=True)
-class Keys:
+class MaskKeys:
     """What a client makes known: a key to seal messages to it, and one to agree on masks."""
 
     sealing: str
@@ -18,21 +18,21 @@ class Keys:
 
 
 @dataclass(frozen=True)
-class Circle:
+class Neighbors:
     """Whom a client shares masks with, by group: their keys by client."""
 
-    circle: dict[str, dict[int, Keys]]
+    circle: dict[str, dict[int, MaskKeys]]
 
 
 @dataclass(frozen=True)
-class Sealed:
+class SealedShares:
     """Shares of a client's secrets, sealed for each neighbour: by group and client."""
 
     sealed: dict[str, dict[int, str]]
 
 
 @dataclass(frozen=True)
-class Work(Generic[D]):
+class SecureWork(Generic[D]):
     """What was to be sent, and by group the shares that neighbours sealed for this client."""
 
     sent: D
@@ -42,14 +42,14 @@ class Work(Generic[D]):
 
 
 @dataclass(frozen=True)
-class Masked:
+class MaskedUpload:
     """An upload under its masks, by group."""
 
-    masked: dict[str, Vector]
+    masked: dict[str, GroupVector]
 
 
 @dataclass(frozen=True)
-class Ended:
+class Survivors:
     """Of a client's neighbours, by group, those whose masked upload came, and those who went before it."""
 
     stayed: dict[str, tuple[int, ...]]
@@ -57,19 +57,19 @@ class Ended:
 
 
 @dataclass(frozen=True)
-class Revealed:
+class RevealedShares:
     """Shares by group and client: of the seed of its own mask for who stayed, of its masking key for who went."""
 
     shares: dict[str, dict[int, str]]
 
 
 @dataclass(frozen=True)
-class Secrets:
+class ClientSecrets:
     """What a client keeps to itself during a round."""
 
     sealing: str
     masking: str
-    circle: dict[str, dict[int, Keys]]
+    circle: dict[str, dict[int, MaskKeys]]
     own: dict[str, str]
     """By group the seed of its own mask."""
     mine: dict[str, str]
@@ -77,20 +77,20 @@ class Secrets:
     inbox: dict[str, dict[int, str]]
 
 
-SECRETS = Slot("secure", Secrets)
+SECRETS = Slot("secure", ClientSecrets)
 
 
 @dataclass(frozen=True)
-class Session:
+class SecureSession:
     """What the server knows in the course of a round."""
 
     state: Any
     """Of the method."""
-    keys: dict[int, Keys] = field(default_factory=dict)
+    keys: dict[int, MaskKeys] = field(default_factory=dict)
     circle: dict[str, dict[int, tuple[int, ...]]] = field(default_factory=dict)
     """By group and client its neighbours."""
     sealed: dict[int, dict[str, dict[int, str]]] = field(default_factory=dict)
     """By who sealed them."""
-    sums: dict[str, Vector] = field(default_factory=dict)
+    sums: dict[str, GroupVector] = field(default_factory=dict)
     stayed: dict[str, tuple[int, ...]] = field(default_factory=dict)
     values: dict[str, Any] = field(default_factory=dict)

@@ -14,33 +14,41 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genfed.core.aggregate import Aggregate, ClientInfo, Collect, Mean, Sum, groups
+from genfed.core.aggregate import Aggregate, ClientInfo, Collect, Mean, Sum, list_groups
 from genfed.core.client import Client, Server
 from genfed.core.errors import GenfedError
-from genfed.core.phase import Nothing, Phase, Reduced, Reply
-from genfed.robustness.robust_mean import Robust
-from genfed.secure_aggregation.crypto import agreed, key_pair, mask, recover, seal, share, unseal
-from genfed.secure_aggregation.fixed_point import Vector, reduced, vectors
+from genfed.core.phase import Empty, Phase, Reduced, Reply
+from genfed.robustness.robust_mean import RobustMean
+from genfed.secure_aggregation.crypto import (
+    agree_key,
+    expand_mask,
+    new_key_pair,
+    recover_secret,
+    seal,
+    split_secret,
+    unseal,
+)
+from genfed.secure_aggregation.fixed_point import GroupVector, pack_vectors, unpack_sums
 from genfed.secure_aggregation.messages import (
     SECRETS,
-    Circle,
-    Ended,
-    Keys,
-    Masked,
-    Revealed,
-    Sealed,
-    Secrets,
-    Session,
-    Work,
+    ClientSecrets,
+    MaskedUpload,
+    MaskKeys,
+    Neighbors,
+    RevealedShares,
+    SealedShares,
+    SecureSession,
+    SecureWork,
+    Survivors,
 )
-from genfed.secure_aggregation.settings import Secure
+from genfed.secure_aggregation.settings import SecureAggregation
 
 EXCHANGES = ("keys", "shares", "masked", "reveal")
 """Of a phase p they are the phases p.keys, p.shares, p.masked and p.reveal."""
 
 
 @dataclass(frozen=True)
-class Wrapping(Aggregate):
+class WrappingSum(Aggregate):
     """Σ modulo 2⁶⁴ by group, and who is in it."""
 
     def form(self, value: Any, info: ClientInfo) -> dict[str, Any]:
@@ -61,17 +69,17 @@ class Wrapping(Aggregate):
         return total or {}
 
 
-def refusal(phase: Phase[Any]) -> str | None:
+def reason_to_refuse_secure(phase: Phase[Any]) -> str | None:
     """Why a phase cannot be aggregated securely; None: it can."""
     for name, how in phase.aggregate.items():
-        if isinstance(how, Robust):
+        if isinstance(how, RobustMean):
             return f"a robust aggregation looks at every single {name}"
         if not isinstance(how, Mean | Sum):
             return f"its server needs every single {name}"
     return "its server checks every single upload" if phase.check is not None else None
 
 
-def circles(members: Sequence[int], neighbours: int | None) -> dict[int, tuple[int, ...]]:
+def neighbor_graph(members: Sequence[int], neighbours: int | None) -> dict[int, tuple[int, ...]]:
     """Each one's neighbours: all others, or on a ring in random order the nearest on either side (a Harary graph)."""
     if neighbours is None or neighbours >= len(members) - 1:
         return {one: tuple(other for other in sorted(members) if other != one) for one in sorted(members)}
@@ -83,31 +91,31 @@ def circles(members: Sequence[int], neighbours: int | None) -> dict[int, tuple[i
     }
 
 
-def secure(phase: Phase[Any], how: Secure) -> list[Phase[Any]]:
-    """The exchanges that stand for one round of a phase; their state is a `Session`, which ends with the `values` that
-    the phase's own `update` is to get.
+def make_secure(phase: Phase[Any], how: SecureAggregation) -> list[Phase[Any]]:
+    """Returns the exchanges that stand for one round of a phase. Their state is a `SecureSession`, which ends with the
+    `values` that the phase's own `update` gets.
 
     Raises:
         GenfedError: the phase needs single uploads.
     """
-    if why := refusal(phase):
+    if why := reason_to_refuse_secure(phase):
         raise GenfedError(f"phase {phase.name} cannot be aggregated securely: {why}")
     rounds = _Rounds(phase, how)
     kind_sent, _ = phase.kinds
     rounds_work = typing.cast(Any, rounds.masked)
 
-    def masked(client: Client, sent: Any) -> Reply[Masked]:
-        reply: Reply[Masked] = rounds_work(client, sent)
+    def masked(client: Client, sent: Any) -> Reply[MaskedUpload]:
+        reply: Reply[MaskedUpload] = rounds_work(client, sent)
         return reply
 
-    masked.__annotations__ = {"sent": Work[kind_sent], "return": Reply[Masked]}  # type: ignore[valid-type]
+    masked.__annotations__ = {"sent": SecureWork[kind_sent], "return": Reply[MaskedUpload]}  # type: ignore[valid-type]
     names = [f"{phase.name}.{exchange}" for exchange in EXCHANGES]
     collect = Collect()
     parts = [
         Phase(names[0], rounds.keep_keys, rounds.send_nothing, rounds.keys, {"sealing": collect, "masking": collect},
               slots=(SECRETS,)),
         Phase(names[1], rounds.keep_shares, rounds.send_circle, rounds.shares, {"sealed": collect}, slots=(SECRETS,)),
-        Phase(names[2], rounds.keep_masked, rounds.send_work, masked, {"masked": Wrapping()},
+        Phase(names[2], rounds.keep_masked, rounds.send_work, masked, {"masked": WrappingSum()},
               slots=(SECRETS, *phase.slots), draws_as=phase.name),
         Phase(names[3], rounds.keep_revealed, rounds.send_ended, rounds.reveal, {"shares": collect}, slots=(SECRETS,)),
     ]  # fmt: skip
@@ -117,34 +125,34 @@ def secure(phase: Phase[Any], how: Secure) -> list[Phase[Any]]:
 class _Rounds:
     """The work and the server functions of one phase's exchanges."""
 
-    def __init__(self, phase: Phase[Any], how: Secure) -> None:
+    def __init__(self, phase: Phase[Any], how: SecureAggregation) -> None:
         self._phase, self._how = phase, how
 
     # Round 0: keys.
 
-    def send_nothing(self, server: Server, session: Session, info: ClientInfo) -> Nothing:
-        return Nothing()
+    def send_nothing(self, server: Server, session: SecureSession, info: ClientInfo) -> Empty:
+        return Empty()
 
-    def keys(self, client: Client, sent: Nothing) -> Reply[Keys]:
-        sealing, masking = key_pair(), key_pair()
-        client.kept.put(SECRETS, Secrets(sealing[0].hex(), masking[0].hex(), {}, {}, {}, {}))
-        return Reply(Keys(sealing[1].hex(), masking[1].hex()))
+    def keys(self, client: Client, sent: Empty) -> Reply[MaskKeys]:
+        sealing, masking = new_key_pair(), new_key_pair()
+        client.storage.put(SECRETS, ClientSecrets(sealing[0].hex(), masking[0].hex(), {}, {}, {}, {}))
+        return Reply(MaskKeys(sealing[1].hex(), masking[1].hex()))
 
-    def keep_keys(self, server: Server, session: Session, got: Reduced) -> Session:
-        keys = {info.id: Keys(got["sealing"][info.id], got["masking"][info.id]) for info in got.clients}
+    def keep_keys(self, server: Server, session: SecureSession, got: Reduced) -> SecureSession:
+        keys = {info.id: MaskKeys(got["sealing"][info.id], got["masking"][info.id]) for info in got.clients}
         members = _members(self._phase.aggregate, got.clients)
         for group, ids in members.items():
             _enough(len(ids), self._how.minimum_group, group)
-        circle = {group: circles(ids, self._how.neighbours) for group, ids in members.items()}
-        return Session(session.state, keys, circle)
+        circle = {group: neighbor_graph(ids, self._how.neighbours) for group, ids in members.items()}
+        return SecureSession(session.state, keys, circle)
 
     # Round 1: shares of secrets.
 
-    def send_circle(self, server: Server, session: Session, info: ClientInfo) -> Circle:
+    def send_circle(self, server: Server, session: SecureSession, info: ClientInfo) -> Neighbors:
         mine = {group: of[info.id] for group, of in session.circle.items() if info.id in of}
-        return Circle({group: {other: session.keys[other] for other in ids} for group, ids in mine.items()})
+        return Neighbors({group: {other: session.keys[other] for other in ids} for group, ids in mine.items()})
 
-    def shares(self, client: Client, sent: Circle) -> Reply[Sealed]:
+    def shares(self, client: Client, sent: Neighbors) -> Reply[SealedShares]:
         me, secrets = client.info.id, _kept(client)
         if secrets.circle:
             raise GenfedError("its keys have served a round: it makes new ones first")
@@ -154,22 +162,22 @@ class _Rounds:
                 raise GenfedError("two clients have one key")
             seed, needed = os.urandom(32), self._how.needed(len(circle))
             holders = sorted([*circle, me])
-            of_seed = share(seed, holders, needed)
-            of_key = share(bytes.fromhex(secrets.masking), holders, needed)
+            of_seed = split_secret(seed, holders, needed)
+            of_key = split_secret(bytes.fromhex(secrets.masking), holders, needed)
             own[group], mine[group] = seed.hex(), of_seed[me].hex()
             sealed[group] = {
                 other: seal(_sealing(secrets, keys, group, me, other), of_seed[other] + of_key[other]).hex()
                 for other, keys in circle.items()
             }
-        client.kept.put(SECRETS, Secrets(secrets.sealing, secrets.masking, sent.circle, own, mine, {}))
-        return Reply(Sealed(sealed))
+        client.storage.put(SECRETS, ClientSecrets(secrets.sealing, secrets.masking, sent.circle, own, mine, {}))
+        return Reply(SealedShares(sealed))
 
-    def keep_shares(self, server: Server, session: Session, got: Reduced) -> Session:
-        return Session(session.state, session.keys, session.circle, got["sealed"])
+    def keep_shares(self, server: Server, session: SecureSession, got: Reduced) -> SecureSession:
+        return SecureSession(session.state, session.keys, session.circle, got["sealed"])
 
     # Round 2: masked uploads.
 
-    def send_work(self, server: Server, session: Session, info: ClientInfo) -> Work[Any]:
+    def send_work(self, server: Server, session: SecureSession, info: ClientInfo) -> SecureWork[Any]:
         assert self._phase.send is not None
         inbox = {
             group: {o: session.sealed[o][group][info.id] for o in of[info.id] if o in session.sealed}
@@ -177,45 +185,45 @@ class _Rounds:
             if info.id in of
         }
         members = {group: len(session.circle[group]) for group in inbox}
-        return Work(self._phase.send(server, session.state, info), inbox, members)
+        return SecureWork(self._phase.send(server, session.state, info), inbox, members)
 
-    def masked(self, client: Client, sent: Work[Any]) -> Reply[Masked]:
+    def masked(self, client: Client, sent: SecureWork[Any]) -> Reply[MaskedUpload]:
         assert self._phase.work is not None
         me, secrets = client.info.id, _kept(client)
         for group, inbox in sent.inbox.items():  # fewer could never be unmasked, or would be masked by too few
             _enough(len(inbox) + 1, self._how.needed(len(secrets.circle[group])), group)
         reply = self._phase.work(client, sent.sent)
-        made = vectors(reply.upload, reply.weight, self._phase.aggregate, client.info, sent.members)
+        made = pack_vectors(reply.upload, reply.weight, self._phase.aggregate, client.info, sent.members)
         hidden = {}
         for group, vector in made.items():
-            numbers = vector.numbers + mask(bytes.fromhex(secrets.own[group]), len(vector.numbers))
+            numbers = vector.numbers + expand_mask(bytes.fromhex(secrets.own[group]), len(vector.numbers))
             for other in sent.inbox[group]:
                 seed = _pair(secrets.masking, secrets.circle[group][other].masking, group)
-                numbers = numbers + _signed(me, other, mask(seed, len(numbers)))
-            hidden[group] = Vector(numbers, vector.form)
+                numbers = numbers + _signed(me, other, expand_mask(seed, len(numbers)))
+            hidden[group] = GroupVector(numbers, vector.form)
         s = secrets
-        client.kept.put(SECRETS, Secrets(s.sealing, s.masking, s.circle, {}, s.mine, sent.inbox))
-        return Reply(Masked(hidden))  # no weight and no metrics: they would tell of one client
+        client.storage.put(SECRETS, ClientSecrets(s.sealing, s.masking, s.circle, {}, s.mine, sent.inbox))
+        return Reply(MaskedUpload(hidden))  # no weight and no metrics: they would tell of one client
 
-    def keep_masked(self, server: Server, session: Session, got: Reduced) -> Session:
-        sums = {group: Vector(numbers, form) for group, (numbers, form, _) in got["masked"].items()}
+    def keep_masked(self, server: Server, session: SecureSession, got: Reduced) -> SecureSession:
+        sums = {group: GroupVector(numbers, form) for group, (numbers, form, _) in got["masked"].items()}
         stayed = {group: tuple(sorted(ids)) for group, (_, _, ids) in got["masked"].items()}
         for group, ids in stayed.items():
             _enough(len(ids), self._how.minimum_group, group)
-        return Session(session.state, session.keys, session.circle, session.sealed, sums, stayed)
+        return SecureSession(session.state, session.keys, session.circle, session.sealed, sums, stayed)
 
     # Round 3: shares of what is needed to take the masks off the sum.
 
-    def send_ended(self, server: Server, session: Session, info: ClientInfo) -> Ended:
+    def send_ended(self, server: Server, session: SecureSession, info: ClientInfo) -> Survivors:
         stayed, went = {}, {}
         for group, ids in session.stayed.items():
             if info.id in ids:
                 near = [o for o in session.circle[group][info.id] if o in session.sealed]
                 stayed[group] = tuple(o for o in near if o in ids)
                 went[group] = tuple(o for o in near if o not in ids)
-        return Ended(stayed, went)
+        return Survivors(stayed, went)
 
-    def reveal(self, client: Client, sent: Ended) -> Reply[Revealed]:
+    def reveal(self, client: Client, sent: Survivors) -> Reply[RevealedShares]:
         me, secrets, shown = client.info.id, _kept(client), {}
         # One masking key serves all groups, and whoever answers does so for all of its own.
         if {i for ids in sent.stayed.values() for i in ids} & {i for ids in sent.went.values() for i in ids}:
@@ -233,10 +241,10 @@ class _Rounds:
                 both = unseal(key, bytes.fromhex(secrets.inbox[group][other]))
                 half = len(both) // 2
                 shown[group][other] = (both[:half] if other in stayed else both[half:]).hex()
-        client.kept.put(SECRETS, Secrets("", "", {}, {}, {}, {}))  # nobody is shown more of this round
-        return Reply(Revealed(shown))
+        client.storage.put(SECRETS, ClientSecrets("", "", {}, {}, {}, {}))  # nobody is shown more of this round
+        return Reply(RevealedShares(shown))
 
-    def keep_revealed(self, server: Server, session: Session, got: Reduced) -> Session:
+    def keep_revealed(self, server: Server, session: SecureSession, got: Reduced) -> SecureSession:
         shares: dict[int, dict[str, dict[int, str]]] = got["shares"]
         sums = {}
         for group, total in session.sums.items():
@@ -249,25 +257,25 @@ class _Rounds:
 
             def secret(of: int, group: str = group, circle: Any = circle) -> bytes:
                 there = {h: bytes.fromhex(s[group][of]) for h, s in shares.items() if of in s.get(group, {})}
-                return recover(there, self._how.needed(len(circle[of])))
+                return recover_secret(there, self._how.needed(len(circle[of])))
 
             for one in stayed:
-                numbers = numbers - mask(secret(one), size)
+                numbers = numbers - expand_mask(secret(one), size)
             for one in circle:
                 near = [other for other in circle[one] if other in stayed]
                 if one not in stayed and one in session.sealed and near:
                     key = secret(one).hex()
                     for other in near:
                         seed = _pair(key, session.keys[other].masking, group)
-                        numbers = numbers - _signed(other, one, mask(seed, size))
-            sums[group] = Vector(numbers, total.form)
-        return Session(session.state, values=reduced(sums, self._phase.aggregate))
+                        numbers = numbers - _signed(other, one, expand_mask(seed, size))
+            sums[group] = GroupVector(numbers, total.form)
+        return SecureSession(session.state, values=unpack_sums(sums, self._phase.aggregate))
 
 
 def _members(aggregates: Mapping[str, Aggregate], clients: Sequence[ClientInfo]) -> dict[str, list[int]]:
     members: dict[str, list[int]] = {}
     for info in clients:
-        for group in groups(aggregates, info):
+        for group in list_groups(aggregates, info):
             members.setdefault(group, []).append(info.id)
     return members
 
@@ -278,19 +286,19 @@ def _enough(count: int, needed: int, group: str) -> None:
         raise GenfedError(f"secure aggregation: {count} clients{where} are left, and {needed} are needed for a sum")
 
 
-def _kept(client: Client) -> Secrets:
-    secrets = client.kept.get(SECRETS)
+def _kept(client: Client) -> ClientSecrets:
+    secrets = client.storage.get(SECRETS)
     if secrets is None or not secrets.masking:
         raise GenfedError("it has no secrets of this round: it took no part in the exchange before")
     return secrets
 
 
-def _sealing(secrets: Secrets, other: Keys, group: str, sender: int, receiver: int) -> bytes:
-    return agreed(bytes.fromhex(secrets.sealing), bytes.fromhex(other.sealing), f"seal {sender} {receiver} {group}")
+def _sealing(secrets: ClientSecrets, other: MaskKeys, group: str, sender: int, receiver: int) -> bytes:
+    return agree_key(bytes.fromhex(secrets.sealing), bytes.fromhex(other.sealing), f"seal {sender} {receiver} {group}")
 
 
 def _pair(private: str, public: str, group: str) -> bytes:
-    return agreed(bytes.fromhex(private), bytes.fromhex(public), f"mask {group}")
+    return agree_key(bytes.fromhex(private), bytes.fromhex(public), f"mask {group}")
 
 
 def _signed(me: int, other: int, numbers: Tensor) -> Tensor:

@@ -6,26 +6,26 @@ from typing import Any
 from genfed.core.aggregate import ClientInfo
 from genfed.core.client import Server
 from genfed.core.phase import Phase, Reduced
-from genfed.engines.messages import Step
-from genfed.engines.round import Ask, Engine, Exchange, check_quorum
-from genfed.secure_aggregation.messages import Session
-from genfed.secure_aggregation.protocol import secure
-from genfed.secure_aggregation.settings import Secure
+from genfed.engines.messages import RoundId
+from genfed.engines.round import ClientCost, Engine, Round, check_quorum
+from genfed.secure_aggregation.messages import SecureSession
+from genfed.secure_aggregation.protocol import make_secure
+from genfed.secure_aggregation.settings import SecureAggregation
 
 
-class SecureAsk:
-    """What `Ask` is to one exchange: iterate over it, then take `reduced` and `failures`."""
+class SecureRound:
+    """What `Round` is to one exchange: iterate over it, then take `reduced` and `failures`."""
 
     def __init__(
         self,
         engine: Engine,
         phase: Phase[Any],
-        step: Step,
+        step: RoundId,
         server: Server,
         state: Any,
         clients: Sequence[ClientInfo],
         quorum: float,
-        how: Secure,
+        how: SecureAggregation,
         charge: Callable[[], None] | None = None,
     ) -> None:
         """`quorum` is the fraction of `clients` whose upload must be in the sum. The exchanges take the numbers from
@@ -37,12 +37,12 @@ class SecureAsk:
         self.failures: dict[int, str] = {}
         self.seconds = 0.0
 
-    def __iter__(self) -> Iterator[Exchange]:
-        session, asked, summed = Session(self._state), list(self._clients), tuple[ClientInfo, ...]()
-        done: dict[int, list[Exchange]] = {info.id: [] for info in asked}
-        for place, exchange in enumerate(secure(self._phase, self._how)):
-            step = Step(exchange.name, self._step.round, self._step.number + place)
-            ask = Ask(self._engine, exchange, step, self._server, session, asked, 0.0)
+    def __iter__(self) -> Iterator[ClientCost]:
+        session, asked, summed = SecureSession(self._state), list(self._clients), tuple[ClientInfo, ...]()
+        done: dict[int, list[ClientCost]] = {info.id: [] for info in asked}
+        for place, exchange in enumerate(make_secure(self._phase, self._how)):
+            step = RoundId(exchange.name, self._step.round, self._step.number + place)
+            ask = Round(self._engine, exchange, step, self._server, session, asked, 0.0)
             for each in ask:
                 done[each.info.id].append(each)
             self.seconds += ask.seconds
@@ -61,7 +61,7 @@ class SecureAsk:
             parts = done[info.id]
             # Of a client nothing is told but what its work cost: a loss would be an upload of its own.
             cost = {name: max(p.metrics.get(name, 0.0) for p in parts) for name in ("flops", "parameters")}
-            yield Exchange(
+            yield ClientCost(
                 info,
                 sum(p.up_bytes for p in parts),
                 sum(p.down_bytes for p in parts),

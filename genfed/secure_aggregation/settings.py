@@ -5,12 +5,12 @@ from typing import Annotated
 from pydantic import Field
 
 from genfed.core.errors import GenfedError
-from genfed.core.schedule import share_of
+from genfed.core.schedule import round_up_share
 from genfed.core.settings import settings
 
 
 @settings
-class Secure:
+class SecureAggregation:
     """Secure aggregation of every phase in which clients upload something."""
 
     threshold: Annotated[float, Field(gt=0.5, le=1)] = 2 / 3
@@ -32,4 +32,4 @@ class Secure:
 
     def needed(self, neighbours: int) -> int:
         """Of a client with so many neighbours and these: how many must stay."""
-        return share_of(self.threshold, neighbours + 1)
+        return round_up_share(self.threshold, neighbours + 1)

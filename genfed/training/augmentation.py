@@ -18,7 +18,7 @@ from genfed.training.fit import Loss
 Augmentation = Literal["none", "mixup", "cutmix", "augmix", "autoaugment"]
 
 
-class Mixed(NamedTuple):
+class MixedBatch(NamedTuple):
     """A batch in which every image is its own by `share`, and by the rest that of its partner, as its target is."""
 
     x: Tensor
@@ -28,7 +28,7 @@ class Mixed(NamedTuple):
     """In [0, 1]; 1 is no partner."""
 
 
-def augmented(network: nn.Module, augmentation: Augmentation) -> Loss:
+def augment(network: nn.Module, augmentation: Augmentation) -> Loss:
     """Cross-entropy with the targets of an augmented batch, one per example; of any but "none"."""
     augment = AUGMENTATIONS[augmentation]
 
@@ -45,27 +45,27 @@ def augmented(network: nn.Module, augmentation: Augmentation) -> Loss:
     return loss
 
 
-def mixup(x: Tensor, rng: torch.Generator) -> Mixed:
+def mixup(x: Tensor, rng: torch.Generator) -> MixedBatch:
     """λ·x + (1 − λ)·partner; λ ~ Beta(1, 1), one for the batch."""
     share = float(torch.rand((), generator=rng))
     partner = torch.randperm(len(x), generator=rng).to(x.device)
-    return Mixed(share * x + (1 - share) * x[partner], partner, share)
+    return MixedBatch(share * x + (1 - share) * x[partner], partner, share)
 
 
-def cutmix(x: Tensor, rng: torch.Generator) -> Mixed:
+def cutmix(x: Tensor, rng: torch.Generator) -> MixedBatch:
     """In half of the batches a box of the partner is pasted, of an area of 1 − λ where it is not cut off at a border,
     λ ~ Beta(1, 1); the share is that of the pixels that stay.
     """
     applied, left, row, column = torch.rand(4, generator=rng).tolist()
     partner = torch.randperm(len(x), generator=rng).to(x.device)
     if applied >= 0.5:
-        return Mixed(x, partner, 1.0)
+        return MixedBatch(x, partner, 1.0)
     height, width = x.shape[2:]
     top, bottom = _span(height, math.sqrt(1 - left), row)
     begin, end = _span(width, math.sqrt(1 - left), column)
     x = x.clone()
     x[:, :, top:bottom, begin:end] = x[partner, :, top:bottom, begin:end]
-    return Mixed(x, partner, 1 - (bottom - top) * (end - begin) / (height * width))
+    return MixedBatch(x, partner, 1 - (bottom - top) * (end - begin) / (height * width))
 
 
 def _span(side: int, fraction: float, place: float) -> tuple[int, int]:
@@ -73,7 +73,7 @@ def _span(side: int, fraction: float, place: float) -> tuple[int, int]:
     return max(centre - half, 0), min(centre + half, side)
 
 
-def augmix(x: Tensor, rng: torch.Generator) -> Mixed:
+def augmix(x: Tensor, rng: torch.Generator) -> MixedBatch:
     """Three chains of one to three operations, mixed by Dirichlet(1, 1, 1), and that with the image by Beta(1, 1)."""
     # differs from the paper: targets learn from the mix alone, without the Jensen-Shannon loss between views.
     n, chains = len(x), x.repeat(3, 1, 1, 1)
@@ -89,7 +89,7 @@ def augmix(x: Tensor, rng: torch.Generator) -> Mixed:
     return _alone((kept * x + (1 - kept) * mix).clamp(-1, 1))
 
 
-def autoaugment(x: Tensor, rng: torch.Generator) -> Mixed:
+def autoaugment(x: Tensor, rng: torch.Generator) -> MixedBatch:
     """One of the 25 sub-policies for CIFAR10, drawn for every image: two operations, each applied by its chance."""
     # differs from the paper: neither the crops and flips before the policy nor Cutout after it; black is what comes in
     # from beyond a border, where the published code has the mean colour.
@@ -104,11 +104,11 @@ def autoaugment(x: Tensor, rng: torch.Generator) -> Mixed:
     return _alone(x)
 
 
-def _alone(x: Tensor) -> Mixed:
-    return Mixed(x, torch.arange(len(x), device=x.device), 1.0)
+def _alone(x: Tensor) -> MixedBatch:
+    return MixedBatch(x, torch.arange(len(x), device=x.device), 1.0)
 
 
-AUGMENTATIONS: Mapping[str, Callable[[Tensor, torch.Generator], Mixed]] = {
+AUGMENTATIONS: Mapping[str, Callable[[Tensor, torch.Generator], MixedBatch]] = {
     "mixup": mixup,
     "cutmix": cutmix,
     "augmix": augmix,
@@ -184,7 +184,7 @@ def equalize(x: Tensor, _: Tensor) -> Tensor:
     return torch.where(step[..., None] > 0, new.gather(2, levels).view(x.shape) / 127.5 - 1, x)
 
 
-def colour(x: Tensor, factor: Tensor) -> Tensor:
+def color(x: Tensor, factor: Tensor) -> Tensor:
     """From grey (0) past the image (1) to more colour."""
     return _blend(_grey(x), x, factor)
 
@@ -250,7 +250,7 @@ _AUTOAUGMENT = _AUGMIX | {
     "translate_x": _Operation(translate_x, 0, 10 / 32, True),
     "translate_y": _Operation(translate_y, 0, 10 / 32, True),
     "invert": _Operation(invert),
-    "colour": _Operation(colour, 0.1, 1.9),
+    "colour": _Operation(color, 0.1, 1.9),
     "contrast": _Operation(contrast, 0.1, 1.9),
     "brightness": _Operation(brightness, 0.1, 1.9),
     "sharpness": _Operation(sharpness, 0.1, 1.9),

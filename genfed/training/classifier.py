@@ -8,11 +8,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from genfed.core.client import Client, Server
-from genfed.core.privacy import Use
+from genfed.core.privacy import DeclaredTraining
 from genfed.core.settings import settings
 from genfed.core.task import Data
-from genfed.training.augmentation import Augmentation, augmented
-from genfed.training.fit import Player, cross_entropy, fit
+from genfed.training.augmentation import Augmentation, augment
+from genfed.training.fit import Objective, cross_entropy, fit
 
 
 @settings
@@ -34,11 +34,11 @@ class Training:
     augmentation: Augmentation = "none"
     """Of the images that it learns from, real and generated alike, anew in every epoch; not of features or tables."""
 
-    def use(self, epochs: int | None = None) -> Use:
+    def declare(self, epochs: int | None = None) -> DeclaredTraining:
         """What a phase declares that trains so on a client's examples, for `epochs` (None: the setting's)."""
-        return Use(self.epochs if epochs is None else epochs, self.batch_size)
+        return DeclaredTraining(self.epochs if epochs is None else epochs, self.batch_size)
 
-    def new_optimiser(self, network: nn.Module) -> torch.optim.Optimizer:
+    def new_optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
         """A new optimiser over all parameters."""
         if self.optimiser == "adam":
             return torch.optim.Adam(
@@ -70,8 +70,8 @@ def train(
     if data is None:
         assert isinstance(where, Client), "a server has no examples of its own"
         data = where.data
-    loss = cross_entropy(network) if training.augmentation == "none" else augmented(network, training.augmentation)
-    player = Player(loss, training.new_optimiser(network.train()), penalty, network)
+    loss = cross_entropy(network) if training.augmentation == "none" else augment(network, training.augmentation)
+    player = Objective(loss, training.new_optimizer(network.train()), penalty, network)
     return fit(
         [player],
         data,

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from genfed.core.client import Client
 from genfed.training.classifier import Training
-from genfed.training.fit import Player, fit
+from genfed.training.fit import Objective, fit
 
 PairLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(logits of the one [n, classes], of the other, y [n]) → the sum of both networks' losses per example [n]."""
@@ -32,7 +32,7 @@ def train_pair(one: nn.Module, other: nn.Module, client: Client, training: Train
 
     pair = nn.ModuleList([one, other]).train()
     return fit(
-        [Player(of_both, training.new_optimiser(pair), network=pair)],
+        [Objective(of_both, training.new_optimizer(pair), network=pair)],
         client.data,
         epochs=training.epochs,
         batch_size=training.batch_size,

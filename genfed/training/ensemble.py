@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
-class Ensemble(nn.Module):
+class ClassifierEnsemble(nn.Module):
     """Frozen models: x [n, *shape] → the mean of their logits [n, classes], each times its share, and how far x's
     statistics are from those that their BatchNorm layers keep: ‖μ(x) − μ‖ + ‖σ²(x) − σ²‖, summed over layers, the mean
     over models (0 where none has such a layer).
@@ -34,10 +34,10 @@ class Ensemble(nn.Module):
         return torch.stack([model(x).float() for model in self.models])
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        logits = combined(self.each(x), self.shares)
+        logits = combine(self.each(x), self.shares)
         return logits, torch.stack([logits.new_zeros(()), *self._gaps]).sum() / len(self.models)
 
 
-def combined(each: Tensor, shares: Tensor | None) -> Tensor:
+def combine(each: Tensor, shares: Tensor | None) -> Tensor:
     """The mean [n, classes] of the models' logits [models, n, classes], each times its share [models] (None: 1)."""
     return each.mean(0) if shares is None else (each * shares.view(-1, 1, 1)).mean(0)

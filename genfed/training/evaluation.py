@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from genfed.core.task import Data
-from genfed.training.fit import mixed
-from genfed.training.pixels import scaled
+from genfed.training.fit import mixed_precision
+from genfed.training.pixels import normalize_pixels
 
 
 @dataclass(frozen=True)
-class Counts:
+class ClassCounts:
     """Per class [classes] int64: test examples, and how many of them were classified right."""
 
     correct: Tensor
@@ -19,33 +19,35 @@ class Counts:
 
 
 @torch.no_grad()
-def predicted(network: nn.Module, x: Tensor, precision: str = "float32", batch_size: int = 500) -> Tensor:
+def predict(network: nn.Module, x: Tensor, precision: str = "float32", batch_size: int = 500) -> Tensor:
     """What the network gives, [n, …] float32 of examples as `Data.x` has them; in eval mode, without gradients."""
     network.eval()
     parts = []
     for some in torch.split(x, batch_size):
-        with mixed(x.device, precision):
-            out: Tensor = network(scaled(some))
+        with mixed_precision(x.device, precision):
+            out: Tensor = network(normalize_pixels(some))
         parts.append(out.float())
     return torch.cat(parts)
 
 
-def count(network: nn.Module, data: Data, classes: int, precision: str = "float32", batch_size: int = 500) -> Counts:
+def evaluate(
+    network: nn.Module, data: Data, classes: int, precision: str = "float32", batch_size: int = 500
+) -> ClassCounts:
     """Classifies all examples in eval mode."""
-    return tally(hits(network, data, precision, batch_size), data.y.cpu(), classes)
+    return count_by_class(correct_mask(network, data, precision, batch_size), data.y.cpu(), classes)
 
 
-def hits(network: nn.Module, data: Data, precision: str = "float32", batch_size: int = 500) -> Tensor:
+def correct_mask(network: nn.Module, data: Data, precision: str = "float32", batch_size: int = 500) -> Tensor:
     """Which examples are classified right in eval mode: bool [n], on the CPU."""
-    return (predicted(network, data.x, precision, batch_size).argmax(1) == data.y).cpu()
+    return (predict(network, data.x, precision, batch_size).argmax(1) == data.y).cpu()
 
 
-def tally(hit: Tensor, y: Tensor, classes: int) -> Counts:
+def count_by_class(hit: Tensor, y: Tensor, classes: int) -> ClassCounts:
     """Counts examples of the classes y [n] and those that were hit, bool [n]; both on the CPU."""
-    return Counts(torch.bincount(y[hit], minlength=classes), torch.bincount(y, minlength=classes))
+    return ClassCounts(torch.bincount(y[hit], minlength=classes), torch.bincount(y, minlength=classes))
 
 
-def weighted(counts: Counts, held: Tensor) -> float | None:
+def reweighted_accuracy(counts: ClassCounts, held: Tensor) -> float | None:
     """Accuracy with each class weighted by its share in `held`, numbers of examples [classes]. A class that was not
     tested is left out and the others make up for it; None: no class is left.
     """

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genfed.core.privacy import Private
+from genfed.core.privacy import PrivateTrainer
 from genfed.core.rng import seeded
 from genfed.core.task import Data
-from genfed.training.pixels import scaled
+from genfed.training.pixels import normalize_pixels
 
 SCALED_AT_ONCE = 16_000_000
 """Pixels of a client that are held as floats while it trains (64 MB); with more, each batch is scaled by itself."""
@@ -19,7 +19,7 @@ Loss = Callable[[Tensor, Tensor, torch.Generator], Tensor]
 
 
 @dataclass(frozen=True)
-class Player:
+class Objective:
     """One who minimises its own loss: a classifier, a VAE, or one side of a GAN."""
 
     loss: Loss
@@ -45,14 +45,14 @@ def batches(n: int, size: int, rng: torch.Generator) -> Iterator[Tensor]:
 
 
 def fit(
-    players: Sequence[Player],
+    players: Sequence[Objective],
     data: Data,
     *,
     epochs: int,
     batch_size: int,
     rng: torch.Generator,
     precision: str = "float32",
-    privacy: Private | None = None,
+    privacy: PrivateTrainer | None = None,
 ) -> float:
     """Trains for `epochs` over the data, the players in turn on each batch; 0 epochs change nothing. With `privacy` by
     DP-SGD, which a client's own examples need: `rng` is then not drawn from.
@@ -67,21 +67,21 @@ def fit(
         return 0.0
     total, device = 0.0, data.y.device
     if epochs > 1 and data.x.numel() <= SCALED_AT_ONCE:
-        data = Data(scaled(data.x), data.y)
+        data = Data(normalize_pixels(data.x), data.y)
     with seeded(rng):  # dropout
         for _ in range(epochs):
             losses = []
             for rows in batches(len(data), batch_size, rng):
                 rows = rows.to(device)
-                x, y = scaled(data.x[rows]), data.y[rows]
-                losses += [step(player, x, y, rng, precision) for player in players]
+                x, y = normalize_pixels(data.x[rows]), data.y[rows]
+                losses += [train_step(player, x, y, rng, precision) for player in players]
             total = float(torch.stack(losses).sum()) / len(data)
     return total
 
 
-def step(player: Player, x: Tensor, y: Tensor, rng: torch.Generator, precision: str = "float32") -> Tensor:
+def train_step(player: Objective, x: Tensor, y: Tensor, rng: torch.Generator, precision: str = "float32") -> Tensor:
     """One optimiser step on one batch; returns the batch's summed loss, detached."""
-    with mixed(x.device, precision):
+    with mixed_precision(x.device, precision):
         loss = player.loss(x, y, rng)
     mean = objective = loss.float().mean()
     if player.penalty is not None:
@@ -92,7 +92,7 @@ def step(player: Player, x: Tensor, y: Tensor, rng: torch.Generator, precision: 
     return mean.detach() * len(x)
 
 
-def mixed(device: torch.device, precision: str) -> contextlib.AbstractContextManager[object]:
+def mixed_precision(device: torch.device, precision: str) -> contextlib.AbstractContextManager[object]:
     """Autocast to bfloat16 where `precision` says so; weights and optimisers stay float32."""
     if precision == "float32":
         return contextlib.nullcontext()

@@ -11,7 +11,7 @@ from genfed.core.task import Weights
 
 
 @dataclass(frozen=True)
-class Factored:
+class FactoredWeights:
     """Tensors by name: some whole, the others as left [rows, rank] · right [rank, *the other dimensions]."""
 
     whole: Weights
@@ -19,7 +19,7 @@ class Factored:
     right: Weights
 
 
-def factored(weights: Weights, energy: float) -> Factored:
+def factorize(weights: Weights, energy: float) -> FactoredWeights:
     """Cuts the singular values of every matrix (a kernel [out, in, h, w] is [out, in·h·w]): the fewest largest ones
     that hold `energy` in (0, 1] of the sum of their squares are kept. What would not get smaller stays whole.
     """
@@ -30,10 +30,10 @@ def factored(weights: Weights, energy: float) -> Factored:
             whole[name] = value
         else:
             left[name], right[name] = factors
-    return Factored(whole, left, right)
+    return FactoredWeights(whole, left, right)
 
 
-def rebuilt(weights: Factored) -> Weights:
+def rebuild(weights: FactoredWeights) -> Weights:
     """The tensors that the products stand for, each in one piece.
 
     Raises:
@@ -52,11 +52,11 @@ def rebuilt(weights: Factored) -> Weights:
 
 
 @dataclass(frozen=True)
-class MeanRebuilt(Mean):
-    """The mean of what `Factored` uploads stand for, whatever rank each has."""
+class RebuiltMean(Mean):
+    """The mean of what `FactoredWeights` uploads stand for, whatever rank each has."""
 
-    def averaged(self, value: Factored) -> Weights:
-        return rebuilt(value)
+    def averaged(self, value: FactoredWeights) -> Weights:
+        return rebuild(value)
 
 
 def _factors(value: Tensor, energy: float) -> tuple[Tensor, Tensor] | None:

@@ -8,19 +8,19 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Moments:
+class OptimizerState:
     """What an optimiser remembers between rounds: by parameter number, then by name."""
 
     values: dict[int, dict[str, Tensor]]
 
 
-def moments_of(optimiser: torch.optim.Optimizer) -> Moments:
+def optimizer_state(optimiser: torch.optim.Optimizer) -> OptimizerState:
     """The optimiser's memory as a record, on the CPU."""
     state = optimiser.state_dict()["state"]
-    return Moments({i: {k: v.cpu() for k, v in s.items() if isinstance(v, Tensor)} for i, s in state.items()})
+    return OptimizerState({i: {k: v.cpu() for k, v in s.items() if isinstance(v, Tensor)} for i, s in state.items()})
 
 
-def restore(optimiser: torch.optim.Optimizer, moments: Moments | None) -> None:
+def load_optimizer_state(optimiser: torch.optim.Optimizer, moments: OptimizerState | None) -> None:
     """Gives a copy of the memory back; None leaves the optimiser new."""
     if moments is not None:
         groups = optimiser.state_dict()["param_groups"]

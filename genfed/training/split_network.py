@@ -13,7 +13,7 @@ from genfed.core.errors import GenfedError
 from genfed.core.phase import Reply
 from genfed.core.task import Data, Task, Weights
 from genfed.training.classifier import Training, train
-from genfed.training.evaluation import predicted
+from genfed.training.evaluation import predict
 from genfed.training.weights import initial_classifiers, load_weights, weights_of
 
 FEATURES = Slot("features", Data)
@@ -21,19 +21,19 @@ FEATURES = Slot("features", Data)
 
 
 @dataclass(frozen=True)
-class Network:
+class SplitNetwork:
     """A classifier in its two parts."""
 
     extractor: Weights
     header: Weights
 
 
-def parts(weights: Weights) -> tuple[Weights, Weights]:
+def split_parts(weights: Weights) -> tuple[Weights, Weights]:
     """The weights of the extractor and of the header, each by its own names."""
     return _under("extractor.", weights), _under("header.", weights)
 
 
-def joined(extractor: Weights, header: Weights) -> Weights:
+def join_parts(extractor: Weights, header: Weights) -> Weights:
     """The weights of the whole network."""
     return {f"extractor.{k}": v for k, v in extractor.items()} | {f"header.{k}": v for k, v in header.items()}
 
@@ -45,20 +45,22 @@ def initial_parts(server: Server) -> tuple[Weights, dict[str, Weights]]:
         GenfedError: the architectures cannot share an extractor.
     """
     check_parts(server)
-    split = {architecture: parts(weights) for architecture, weights in initial_classifiers(server).items()}
+    split = {architecture: split_parts(weights) for architecture, weights in initial_classifiers(server).items()}
     return next(iter(split.values()))[0], {architecture: header for architecture, (_, header) in split.items()}
 
 
-def load_parts(client: Client, sent: Network) -> nn.Module:
+def load_parts(client: Client, sent: SplitNetwork) -> nn.Module:
     """The client's network with the weights that were sent."""
-    return load_weights(client.new_network(client.rng), joined(sent.extractor, sent.header))
+    return load_weights(client.new_network(client.rng), join_parts(sent.extractor, sent.header))
 
 
-def train_parts(client: Client, sent: Network, training: Training, epochs: int | None = None) -> Reply[Network]:
+def train_parts(
+    client: Client, sent: SplitNetwork, training: Training, epochs: int | None = None
+) -> Reply[SplitNetwork]:
     """Trains extractor and header together on real examples, for `epochs` (None: the setting's)."""
     network = load_parts(client, sent)
     loss = train(network, client, training, epochs=epochs)
-    return Reply(Network(*parts(weights_of(network))), weight=len(client.data), metrics={"loss": loss})
+    return Reply(SplitNetwork(*split_parts(weights_of(network))), weight=len(client.data), metrics={"loss": loss})
 
 
 def check_parts(server: Server) -> None:
@@ -75,7 +77,7 @@ def check_parts(server: Server) -> None:
                 f"architecture {architecture} has no extractor and header: a network whose extractor is shared has "
                 "exactly these two children"
             )
-        shapes[architecture] = {k: tuple(v.shape) for k, v in parts(weights_of(network))[0].items()}
+        shapes[architecture] = {k: tuple(v.shape) for k, v in split_parts(weights_of(network))[0].items()}
     first, *others = shapes
     for other in others:
         if shapes[other] != shapes[first]:
@@ -127,10 +129,10 @@ def feature_task(network: nn.Module, task: Task) -> Task:
 
 def cached_features(client: Client, network: nn.Module) -> Data:
     """The features of the client's examples, float32 [n, *feature shape]; computed once and kept."""
-    kept = client.kept.get(FEATURES)
+    kept = client.storage.get(FEATURES)
     if kept is None:
-        kept = Data(predicted(network.get_submodule("extractor"), client.data.x).cpu(), client.data.y.cpu())
-        client.kept.put(FEATURES, kept)
+        kept = Data(predict(network.get_submodule("extractor"), client.data.x).cpu(), client.data.y.cpu())
+        client.storage.put(FEATURES, kept)
     return kept.to(client.device)
 
 

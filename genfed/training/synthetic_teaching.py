@@ -11,25 +11,25 @@ from torch import Tensor, nn
 
 from genfed.core.client import Server
 from genfed.core.errors import GenfedError
-from genfed.core.schedule import share_of
+from genfed.core.schedule import round_up_share
 from genfed.core.task import Data
 from genfed.training.classifier import Training, train
-from genfed.training.evaluation import predicted
-from genfed.training.synthetic_dataset import Made, SyntheticSet
+from genfed.training.evaluation import predict
+from genfed.training.synthetic_dataset import SyntheticBatch, SyntheticDataset
 
-Aggregation = Literal["fine_tuning", "multi_teacher", "specific_teacher"]
+Supervision = Literal["fine_tuning", "multi_teacher", "specific_teacher"]
 """FT: labels alone. MD: labels, and the mean of all teachers' probabilities. SD: labels, and the probabilities of the
 teacher of the client that the image stands for."""
-Targets = Callable[[Made], Tensor]
+Targets = Callable[[SyntheticBatch], Tensor]
 """Images → what a student learns of each: classes [n], or what cross-entropy is taken to, [n, classes]."""
 
 
-def aggregate(
+def train_student(
     student: nn.Module,
     server: Server,
-    synthetic: SyntheticSet,
+    synthetic: SyntheticDataset,
     teachers: Mapping[int, nn.Module],
-    how: Aggregation,
+    how: Supervision,
     training: Training,
 ) -> float:
     """Trains the student in place on the `lesson` of the set for `training.epochs`. Returns the mean loss of the last
@@ -40,10 +40,12 @@ def aggregate(
     """
     if not len(synthetic):
         return 0.0
-    return train(student, server, training, data=lesson(server, synthetic, teachers, how))
+    return train(student, server, training, data=teaching_set(server, synthetic, teachers, how))
 
 
-def lesson(server: Server, synthetic: SyntheticSet, teachers: Mapping[int, nn.Module], how: Aggregation) -> Data:
+def teaching_set(
+    server: Server, synthetic: SyntheticDataset, teachers: Mapping[int, nn.Module], how: Supervision
+) -> Data:
     """All images of a set that has some, and what students learn of each, on the server's device: training on it is by
     CE(student, y), plus CE(student, p) where teachers, by client, answer with probabilities p (temperature 1). Students
     and teachers are of any architecture, and it is the same for all students: the set is read once.
@@ -55,12 +57,12 @@ def lesson(server: Server, synthetic: SyntheticSet, teachers: Mapping[int, nn.Mo
     targets: list[Tensor] = []
     for made in synthetic.chunks(server):
         images[start : start + len(made)] = made.images
-        targets.append(targets_of(made, server, teachers, how))
+        targets.append(soft_targets(made, server, teachers, how))
         start += len(made)
     return Data(images, torch.cat(targets)).to(server.device)
 
 
-def targets_of(made: Made, server: Server, teachers: Mapping[int, nn.Module], how: Aggregation) -> Tensor:
+def soft_targets(made: SyntheticBatch, server: Server, teachers: Mapping[int, nn.Module], how: Supervision) -> Tensor:
     """On the CPU: classes [n], or one-hot classes plus probabilities [n, classes]. Cross-entropy is linear in its
     target, so that to the sum (of weight 2) is the sum of both losses; under MixUp too.
     """
@@ -72,7 +74,7 @@ def targets_of(made: Made, server: Server, teachers: Mapping[int, nn.Module], ho
     one_hot = F.one_hot(labels, len(server.task.classes)).float()
 
     def answers(teacher: nn.Module, images: Tensor) -> Tensor:
-        return predicted(teacher, images.to(server.device), server.precision).softmax(1).cpu()
+        return predict(teacher, images.to(server.device), server.precision).softmax(1).cpu()
 
     if how == "multi_teacher":
         return one_hot + torch.stack([answers(teacher, made.images) for teacher in teachers.values()]).mean(0)
@@ -84,7 +86,9 @@ def targets_of(made: Made, server: Server, teachers: Mapping[int, nn.Module], ho
     return one_hot
 
 
-def agreed(server: Server, synthetic: SyntheticSet, teachers: Mapping[int, nn.Module], share: float) -> Tensor:
+def consensus_rows(
+    server: Server, synthetic: SyntheticDataset, teachers: Mapping[int, nn.Module], share: float
+) -> Tensor:
     """Rows [m], sorted: of the images of each client and class the share (rounded up) that the teachers of the *other*
     clients, asked together, are surest are of it. An image that has fooled its own teacher seldom fools these. All
     where the share is 1 or there are no others.
@@ -96,7 +100,7 @@ def agreed(server: Server, synthetic: SyntheticSet, teachers: Mapping[int, nn.Mo
         labels, clients = made.wanted.labels, made.wanted.clients
         total = torch.zeros(len(made))
         for client, teacher in teachers.items():
-            scores = predicted(teacher, made.images.to(server.device), server.precision)
+            scores = predict(teacher, made.images.to(server.device), server.precision)
             total += scores.softmax(1).cpu().gather(1, labels[:, None])[:, 0] * (clients != client)
         votes.append(total)
         cells.append(torch.stack([clients, labels], 1))
@@ -104,5 +108,5 @@ def agreed(server: Server, synthetic: SyntheticSet, teachers: Mapping[int, nn.Mo
     chosen = []
     for number in range(int(cell.max()) + 1):
         own = (cell == number).nonzero()[:, 0]
-        chosen.append(own[vote[own].argsort(descending=True, stable=True)[: share_of(share, len(own))]])
+        chosen.append(own[vote[own].argsort(descending=True, stable=True)[: round_up_share(share, len(own))]])
     return torch.cat(chosen).sort().values

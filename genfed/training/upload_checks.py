@@ -7,7 +7,7 @@ from genfed.core.aggregate import ClientInfo
 from genfed.core.client import Server
 from genfed.core.errors import GenfedError
 from genfed.core.task import Weights
-from genfed.training.evaluation import predicted
+from genfed.training.evaluation import predict
 from genfed.training.weights import load_weights
 
 
@@ -65,6 +65,6 @@ def check_classifier(server: Server, info: ClientInfo, weights: Weights) -> None
     noise = torch.randn(shape, generator=draws)
     if server.task.kind == "image":
         noise = noise.mul_(50).add_(128).clamp_(0, 255).byte()
-    scores = predicted(load_weights(network, weights), noise.to(server.device))
+    scores = predict(load_weights(network, weights), noise.to(server.device))
     if not bool((scores.abs() < _SCORE).all()):
         raise GenfedError("its classifier has diverged: scores of noise are not finite or beyond a million")

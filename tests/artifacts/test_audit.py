@@ -8,9 +8,9 @@ import pytest
 
 from genfed.artifacts import audit as audits
 from genfed.cli import main as cli
-from genfed.config.reader import decisive, read
+from genfed.config.reader import decisive_settings, read_config
 from genfed.core.errors import GenfedError
-from genfed.experiment.auditing import shared
+from genfed.experiment.auditing import describe_exchanges
 from genfed.methods.centralised import Centralised
 from genfed.report.privacy_section import read_audits
 from tests.conftest import GENERATIVE, TINY_GENERATORS, left_by, start, tiny
@@ -127,7 +127,7 @@ def test_shadows_of_an_interrupted_audit_with_other_settings_are_not_used(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("genfed.audits.membership_classifier.membership", interrupted)
+        patch.setattr("genfed.audits.membership_classifier.membership_numbers", interrupted)
         with pytest.raises(KeyboardInterrupt):
             audit(24)
     assert len(list((run / "shadows").rglob("state.safetensors"))) == 4
@@ -136,13 +136,15 @@ def test_shadows_of_an_interrupted_audit_with_other_settings_are_not_used(
 
 
 def test_a_ceiling_is_said_to_have_all_data() -> None:
-    first, train = shared("centralised", Centralised())
+    first, train = describe_exchanges("centralised", Centralised())
     assert (first.phase, first.up) == ("before training", "all training examples (a ceiling, no federation)")
     assert (train.down, train.up) == ("", "")
 
 
 def test_audits_are_no_part_of_the_outcome() -> None:
-    assert decisive(read(tiny("gefl"))) == decisive(read(tiny("gefl", audits=["membership_samples"], audit=SMALL)))
+    assert decisive_settings(read_config(tiny("gefl"))) == decisive_settings(
+        read_config(tiny("gefl", audits=["membership_samples"], audit=SMALL))
+    )
 
 
 @pytest.mark.parametrize(
@@ -156,7 +158,7 @@ def test_audits_are_no_part_of_the_outcome() -> None:
 )
 def test_bad_settings_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(GenfedError, match=re.escape(message)):
-        read(tiny("gefl", **change))
+        read_config(tiny("gefl", **change))
 
 
 def test_what_cannot_be_audited_is_refused(run: Path, tmp_path: Path) -> None:

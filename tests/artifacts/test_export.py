@@ -15,16 +15,16 @@ from PIL import Image
 from torch import Tensor
 
 import genfed
-from genfed.artifacts.export import find
+from genfed.artifacts.export import find_trained
 from genfed.cli import main as cli
 from genfed.config import registry
-from genfed.config.reader import read
+from genfed.config.reader import read_config
 from genfed.core.task import Data
 from genfed.data.digits import Digits
 from genfed.experiment.inputs import load_data
 from genfed.report.results import from_json
-from genfed.training.evaluation import count
-from genfed.training.pixels import scaled
+from genfed.training.evaluation import evaluate
+from genfed.training.pixels import normalize_pixels
 from tests.conftest import start, tiny
 
 TOYS = "tests.toys"
@@ -59,7 +59,7 @@ def said(capsys: pytest.CaptureFixture[str], *words: object, code: int = 0) -> s
 
 
 def held_out(run: Path) -> Data:
-    return load_data(read(run)).test
+    return load_data(read_config(run)).test
 
 
 def rows_of(file: Path) -> list[dict[str, str]]:
@@ -78,7 +78,7 @@ def test_a_loaded_model_scores_what_the_evaluation_counted(
             said(capsys, "export", run, "--out", out, "--method", label, "--seed", trial.seed, "--client", score.client)
             network, task = genfed.load_model(out)
             assert not network.training
-            counts = count(network, held_out(run), len(task.classes))
+            counts = evaluate(network, held_out(run), len(task.classes))
             assert float(counts.correct.sum()) / float(counts.total.sum()) == score.accuracy
             recall = tuple(c / t for c, t in zip(counts.correct.tolist(), counts.total.tolist(), strict=True))
             assert recall == score.recall
@@ -88,18 +88,18 @@ def test_a_loaded_model_scores_what_the_evaluation_counted(
             assert (about["task"]["shape"], about["task"]["classes"]) == ([1, 8, 8], list("0123456789"))
 
 
-@pytest.mark.parametrize("name", sorted(registry.catalogue(registry.METHODS)))
+@pytest.mark.parametrize("name", sorted(registry.list_classes(registry.METHODS)))
 def test_every_method_gives_the_classifier_that_was_scored(name: str, tmp_path: Path) -> None:
     (trial,) = start(tiny(name), tmp_path / "run").trials
     test = held_out(tmp_path / "run")
     for score in trial.clients[:2]:
-        counts = count(find(tmp_path / "run", None, None, score.client).network, test, 10)
+        counts = evaluate(find_trained(tmp_path / "run", None, None, score.client).network, test, 10)
         assert float(counts.correct.sum()) / float(counts.total.sum()) == score.accuracy
 
 
 def test_the_users_own_draws_go_on_as_they_would(run: Path) -> None:
     before = torch.get_rng_state()
-    find(run, "gefl", None, 1)
+    find_trained(run, "gefl", None, 1)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -128,7 +128,7 @@ def test_onnx_agrees_for_any_number_of_examples(run: Path, tmp_path: Path, capsy
     network, _ = genfed.load_model(tmp_path / "st")
     content = (tmp_path / "onnx" / "model.onnx").read_bytes()
     session = onnxruntime.InferenceSession(content)
-    x = scaled(held_out(run).x)
+    x = normalize_pixels(held_out(run).x)
     for part in (x, x[:1]):
         scores = torch.from_numpy(session.run(["scores"], {"x": part.numpy()})[0])
         with torch.no_grad():
@@ -164,7 +164,7 @@ def test_a_module_of_the_methods_own(tmp_path: Path, capsys: pytest.CaptureFixtu
     said(capsys, "export", tmp_path / "run", "--out", tmp_path / "onnx", "--format", "onnx")
     session = onnxruntime.InferenceSession((tmp_path / "onnx" / "model.onnx").read_bytes())
     test = held_out(tmp_path / "run")
-    guesses = torch.from_numpy(session.run(None, {"x": scaled(test.x).numpy()})[0]).argmax(1)
+    guesses = torch.from_numpy(session.run(None, {"x": normalize_pixels(test.x).numpy()})[0]).argmax(1)
     assert float((guesses == test.y).sum()) / len(test) == about["accuracy"]
 
 
@@ -192,7 +192,7 @@ def centred(tmp_path: Path) -> Path:
 def test_a_classifier_that_looks_at_data_gets_them(centred: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (score,) = [c for c in from_json((centred / "run" / "report.json").read_text()).trials[0].clients if c.client == 2]
     said(capsys, "export", centred / "run", "--out", centred / "out", "--client", 2)
-    counts = count(genfed.load_model(centred / "out")[0], held_out(centred / "run"), 10)
+    counts = evaluate(genfed.load_model(centred / "out")[0], held_out(centred / "run"), 10)
     assert float(counts.correct.sum()) / float(counts.total.sum()) == score.accuracy
 
 
@@ -262,7 +262,7 @@ def test_predictions_are_what_the_evaluation_counted(
 
     said(capsys, "export", run, "--out", tmp_path / "model", *words)
     with torch.no_grad():
-        chances = genfed.load_model(tmp_path / "model")[0](scaled(test.x)).softmax(1)
+        chances = genfed.load_model(tmp_path / "model")[0](normalize_pixels(test.x)).softmax(1)
     got = torch.tensor([[float(row[f"p_{c}"]) for c in "0123456789"] for row in rows])
     assert (got - chances).abs().max() < 1e-5
 
@@ -289,7 +289,7 @@ def test_predictions_are_in_the_precision_of_the_run(tmp_path: Path, capsys: pyt
         hits = sum(int(row["label"]) == y for row, y in zip(rows, test.y.tolist(), strict=True))
         assert hits / len(test) == score.accuracy
     with torch.no_grad():
-        exact = genfed.load_model(tmp_path / "model")[0](scaled(test.x)).softmax(1)[:, 0]
+        exact = genfed.load_model(tmp_path / "model")[0](normalize_pixels(test.x)).softmax(1)[:, 0]
     assert max(abs(float(row["p_0"]) - p) for row, p in zip(rows, exact.tolist(), strict=True)) > 1e-4
 
 
@@ -300,7 +300,7 @@ def test_images_are_resized_as_the_runs_own(run: Path, tmp_path: Path, capsys: p
     said(capsys, "export", run, "--out", tmp_path / "model", "--method", "fedavg")
     said(capsys, "predict", tmp_path / "model", tmp_path / "png", "--out", tmp_path / "p.csv")
     with torch.no_grad():
-        scores = genfed.load_model(tmp_path / "model")[0](scaled(Digits(size=8).converted(large)))
+        scores = genfed.load_model(tmp_path / "model")[0](normalize_pixels(Digits(size=8).converted(large)))
     got = [float(row["p_0"]) for row in rows_of(tmp_path / "p.csv")]
     assert got == pytest.approx(scores.softmax(1)[:, 0].tolist(), abs=1e-5)
 
@@ -333,7 +333,7 @@ def test_rows_of_a_table_are_encoded_as_in_training(table: Path, capsys: pytest.
     finally:
         (table / "moved.csv").rename(table / "d.csv")
     network, _ = genfed.load_model(table / "model")
-    counts = count(network, test, 2)
+    counts = evaluate(network, test, 2)
     assert float(counts.correct.sum()) / len(test) == about.accuracy
 
 

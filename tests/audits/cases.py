@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from genfed.audits.audit import Case, Holding
+from genfed.audits.audit import Case, ClientExamples
 from genfed.core.aggregate import ClientInfo
 from genfed.core.client import Server
 from genfed.core.rng import stream
@@ -44,7 +44,7 @@ def case(*, train: int = 240, held_out: int = 480, clients: int = 2, **changes: 
     fields: dict[str, Any] = {
         "label": "toy", "method": None, "task": task(), "seed": 0, "device": torch.device("cpu"),
         "train": drawn(train, "train"), "held_out": drawn(held_out, "held out"),
-        "holdings": tuple(Holding(info, torch.arange(i, train, clients), None) for i, info in enumerate(infos)),
+        "holdings": tuple(ClientExamples(info, torch.arange(i, train, clients), None) for i, info in enumerate(infos)),
         "server": server, "state": None, "samples": unused, "classifier": unused, "retrained": unused,
     }  # fmt: skip
     return Case(**fields | changes)

@@ -8,13 +8,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from genfed.audits.attribute_inference import ADVANTAGE, FREQUENT, MEMBERS, AttributeInference, guesses, with_value
+from genfed.audits.attribute_inference import (
+    ADVANTAGE,
+    FREQUENT,
+    MEMBERS,
+    AttributeInference,
+    guess_values,
+    replace_value,
+)
 from genfed.audits.audit import Case, NotPossible
 from genfed.core.aggregate import ClientInfo
 from genfed.core.client import Server
 from genfed.core.rng import seeded, stream
 from genfed.core.task import Data, Task
-from genfed.training.fit import Player, cross_entropy, fit
+from genfed.training.fit import Objective, cross_entropy, fit
 from tests.audits.cases import case, server
 
 TASK = Task("table", (9,), ("no", "yes"))
@@ -45,10 +52,10 @@ def toy(epochs: int = 0, **changes: Any) -> Case:
 
     def classifier(info: ClientInfo) -> nn.Module:
         network, own = mlp("", stream(info.id)), train[made.holdings[info.id].rows]
-        other = with_value(own.x, COLUMNS["blood"], (own.x[:, 4:8].argmax(1) + 1) % 4)  # with the other class
+        other = replace_value(own.x, COLUMNS["blood"], (own.x[:, 4:8].argmax(1) + 1) % 4)  # with the other class
         data = Data(torch.cat([own.x, other]), torch.cat([own.y, 1 - own.y]))
         adam = torch.optim.Adam(network.parameters(), lr=5e-3)
-        fit([Player(cross_entropy(network), adam)], data, epochs=epochs, batch_size=20, rng=stream(0))
+        fit([Objective(cross_entropy(network), adam)], data, epochs=epochs, batch_size=20, rng=stream(0))
         return network.eval()
 
     fields: dict[str, Any] = {
@@ -82,11 +89,11 @@ def test_guesses_by_hand() -> None:
 
     x = torch.tensor([[0.0, 1, 0], [1.0, 0, 1], [1.0, 1, 0], [0.0, 0, 0]])  # the last has no value that is known
     own = Data(torch.tensor([[0.0, 1, 0]] * 5 + [[0.0, 0, 1]] * 3), torch.zeros(8))  # 6/10 and 4/10
-    told = guesses(Knows(), Data(x, torch.ones(4).long()), (1, 2), own)
+    told = guess_values(Knows(), Data(x, torch.ones(4).long()), (1, 2), own)
     # 0.9 · 0.6 > 0.5 · 0.4: 0; 0.5 · 0.6 < 0.9 · 0.4: 1; as the second: 1
     assert told.right.tolist() == [1, 1, 0]
     assert told.frequent.tolist() == [1, 0, 1]
-    assert guesses(Knows(), Data(x[1:2], torch.zeros(1).long()), (1, 2), own).right.tolist() == [0]  # 0.3 > 0.04
+    assert guess_values(Knows(), Data(x[1:2], torch.zeros(1).long()), (1, 2), own).right.tolist() == [0]  # 0.3 > 0.04
 
 
 def test_what_it_cannot_do() -> None:

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from genfed.audits.audit import Case, NotPossible
-from genfed.audits.inversion import LABELS, Inversion, gradients, told_label
-from genfed.audits.reconstruction import ABOVE, matched, psnr, ssim
+from genfed.audits.inversion import LABELS, Inversion, classifier_gradients, read_label
+from genfed.audits.reconstruction import ABOVE, match_images, psnr, ssim
 from genfed.core.client import Server
 from genfed.core.rng import seeded, stream
 from genfed.methods.fedavg import FedAvg
@@ -49,20 +49,20 @@ def test_who_uploads_no_classifier_cannot_be_inverted() -> None:
 
 def test_the_label_is_told_from_the_last_bias() -> None:
     network, x = mlp("", stream(0)), torch.rand(1, 1, 8, 8)
-    assert [told_label(network, gradients(network, x, torch.tensor([c]))) for c in range(3)] == [0, 1, 2]
-    assert told_label(nn.Flatten(), []) is None
+    assert [read_label(network, classifier_gradients(network, x, torch.tensor([c]))) for c in range(3)] == [0, 1, 2]
+    assert read_label(nn.Flatten(), []) is None
 
 
 def test_parameters_that_are_frozen_or_idle_do_no_harm() -> None:
     network, x, y = mlp("", stream(0)), torch.rand(1, 1, 8, 8), torch.tensor([1])
     network.register_parameter("idle", nn.Parameter(torch.ones(2)))
     network[1].requires_grad_(False)
-    found = gradients(network, x, y)
+    found = classifier_gradients(network, x, y)
     assert [len(g) for g in found] == [2, 3, 3]  # idle, last weights, last bias
     assert not found[0].any()
-    assert told_label(network, found) == 1
+    assert read_label(network, found) == 1
     network[3].requires_grad_(False)
-    assert told_label(network, found[:1]) is None
+    assert read_label(network, found[:1]) is None
 
 
 def test_measures_by_hand() -> None:
@@ -71,4 +71,4 @@ def test_measures_by_hand() -> None:
     assert psnr(x + 0.2, x).tolist() == pytest.approx([20.0] * 3, abs=1e-3)  # 10·log10(4/0.04)
     assert ssim(x, x).tolist() == pytest.approx([1.0] * 3)
     assert float(ssim(x[[1, 2, 0]], x).max()) < 0.3  # of unlike noise
-    assert matched(x[[2, 0, 1]], x).tolist() == [1, 2, 0]
+    assert match_images(x[[2, 0, 1]], x).tolist() == [1, 2, 0]

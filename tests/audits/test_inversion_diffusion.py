@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from genfed.audits.audit import Case, NotPossible
-from genfed.audits.inversion_diffusion import InversionDiffusion, first_of_adam, first_of_sgd, gradients, softened
+from genfed.audits.inversion_diffusion import (
+    InversionDiffusion,
+    denoiser_gradients,
+    first_of_adam,
+    first_of_sgd,
+    temper,
+)
 from genfed.audits.reconstruction import ABOVE
 from genfed.core.rng import stream
 from genfed.generators.cvae import CVAE
@@ -41,7 +47,7 @@ def test_images_are_rebuilt_from_a_first_step() -> None:
 def test_gradients_are_those_of_a_step_and_its_forms_by_hand() -> None:
     model, x = network(), torch.zeros(1, 1, 8, 8)
     t, y, noise = torch.tensor([5]), torch.tensor([1]), torch.randn(1, 1, 8, 8, generator=stream(2))
-    gradient = gradients(model, x, y, t, noise)
+    gradient = denoiser_gradients(model, x, y, t, noise)
     before = [p.detach().clone() for p in model.parameters()]
     for form, optimiser in (
         (first_of_sgd, torch.optim.SGD(model.parameters(), lr=0.1)),
@@ -53,7 +59,7 @@ def test_gradients_are_those_of_a_step_and_its_forms_by_hand() -> None:
         optimiser.step()
         for p, old, step in zip(model.parameters(), before, form(gradient), strict=True):
             torch.testing.assert_close(old - p.detach(), 0.1 * step, atol=1e-5, rtol=1e-3)
-    assert softened([torch.tensor([3.0, -1.0]), torch.zeros(2)])[0].tolist() == pytest.approx([0.6, -1 / 3])
+    assert temper([torch.tensor([3.0, -1.0]), torch.zeros(2)])[0].tolist() == pytest.approx([0.6, -1 / 3])
 
 
 def test_what_it_cannot_do() -> None:

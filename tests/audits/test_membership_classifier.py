@@ -9,13 +9,20 @@ import pytest
 import torch
 from torch import nn
 
-from genfed.audits.audit import Case, Holding, NotPossible
-from genfed.audits.candidates import pairs
-from genfed.audits.membership_classifier import Answers, MembershipClassifier, balanced, lira, rmia, shadow_data
+from genfed.audits.audit import Case, ClientExamples, NotPossible
+from genfed.audits.candidates import pair_examples
+from genfed.audits.membership_classifier import (
+    MembershipClassifier,
+    ShadowAnswers,
+    draw_shadow_members,
+    lira,
+    rmia,
+    shadow_data,
+)
 from genfed.core.aggregate import ClientInfo
 from genfed.core.rng import seeded, stream
 from genfed.core.task import Data
-from genfed.training.fit import Player, cross_entropy, fit
+from genfed.training.fit import Objective, cross_entropy, fit
 from tests.audits.cases import case, drawn
 
 SMALL: dict[str, Any] = {"shadows": 8, "references": 2, "planted_epochs": 150}
@@ -34,13 +41,13 @@ def local(number: int, parts: Sequence[Data], epochs: int) -> Case:
         with seeded(stream(number, "weights")):
             network = nn.Sequential(nn.Flatten(), nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 3))
         adam = torch.optim.Adam(network.parameters(), lr=5e-3)
-        fit([Player(cross_entropy(network), adam)], parts[info.id], epochs=epochs, batch_size=60, rng=stream(number))
+        fit([Objective(cross_entropy(network), adam)], parts[info.id], epochs=epochs, batch_size=60, rng=stream(number))
         return network
 
     train = Data(torch.cat([p.x for p in parts]), torch.cat([p.y for p in parts]))
     stops = torch.tensor([0, *(len(p) for p in parts)]).cumsum(0).tolist()
     infos = [ClientInfo(i, "mlp", len(p)) for i, p in enumerate(parts)]
-    holdings = tuple(Holding(info, torch.arange(stops[info.id], stops[info.id + 1]), None) for info in infos)
+    holdings = tuple(ClientExamples(info, torch.arange(stops[info.id], stops[info.id + 1]), None) for info in infos)
     held_out = noisy(drawn(200, "held out"), "held out")
     return replace(
         case(), train=train, held_out=held_out, holdings=holdings, classifier=classifier,
@@ -66,11 +73,11 @@ def test_classifiers_that_learnt_nothing_are_silent_and_the_planted_leak_is_foun
 
 def test_every_candidate_stands_in_half_of_the_shadows_which_have_the_same_classes() -> None:
     trial = toy(0)
-    asked, population = pairs(trial, 40)
+    asked, population = pair_examples(trial, 40)
     assert [len(a.members) for a in asked] == [20, 20]
     rows = torch.cat([population, *(a.others for a in asked)])
     assert len(torch.unique(rows)) == len(rows)  # nobody is asked about twice, and the population is nobody
-    inside = balanced(trial, asked, 4)
+    inside = draw_shadow_members(trial, asked, 4)
     assert inside.sum(0).tolist() == [[2] * 40] * 2
     for part, each, holding in zip(shadow_data(trial, asked, inside[0]), asked, trial.holdings, strict=True):
         assert torch.equal(trial.train.y[each.members], trial.held_out.y[each.others])
@@ -82,16 +89,16 @@ def test_clients_meet_held_out_examples_like_theirs() -> None:
     trial = toy(0)
     like = torch.arange(100, 200)
     trial = replace(trial, holdings=tuple(replace(h, like=like) for h in trial.holdings))
-    asked, _ = pairs(trial, 1000)
+    asked, _ = pair_examples(trial, 1000)
     assert all(int(a.others.min()) >= 100 for a in asked)
     lost = replace(trial, holdings=(replace(trial.holdings[0], like=torch.tensor([], dtype=torch.int64)),))
     with pytest.raises(NotPossible, match="client 0 has no held-out examples"):
-        pairs(lost, 100)
+        pair_examples(lost, 100)
 
 
 def test_lira_and_rmia_by_hand() -> None:
-    def answers(member: float, other: float, population: float = 0.0) -> Answers:
-        return Answers(torch.tensor([[member], [other]]).double(), torch.tensor([[population]]).double())
+    def answers(member: float, other: float, population: float = 0.0) -> ShadowAnswers:
+        return ShadowAnswers(torch.tensor([[member], [other]]).double(), torch.tensor([[population]]).double())
 
     shadows = [answers(3, 0), answers(5, 2), answers(1, 4), answers(-1, 4)]
     inside = torch.tensor([[[True], [False]], [[True], [False]], [[False], [True]], [[False], [True]]])

@@ -10,21 +10,21 @@ import torch
 from torch import Tensor, nn
 
 from genfed.audits.audit import Case, NotPossible
-from genfed.audits.client_uploads import alike, stand_in
+from genfed.audits.client_uploads import draw_alike, stand_in_client
 from genfed.audits.findings import Reading
-from genfed.audits.membership_conditions import ATTACKS, MembershipConditions, gain, nearest
-from genfed.core.phase import Nothing
+from genfed.audits.membership_conditions import ATTACKS, MembershipConditions, nearest_condition, noise_gain
+from genfed.core.phase import Empty
 from genfed.core.rng import stream
 from genfed.core.task import Data
 from genfed.foundation.model import Conditions, FoundationModel, Pixels
 from genfed.foundation.settings import Foundation
-from genfed.methods.bases.condition_upload import ByConditions, Told
-from genfed.methods.bases.server_synthesis import Asked, State
+from genfed.methods.bases.condition_upload import ConditionUpload, ConditionUploadMethod
+from genfed.methods.bases.server_synthesis import ConditionSet, ServerSynthesisState
 from genfed.methods.fedavg import FedAvg
 from genfed.methods.feddeo import FedDEO
 from genfed.methods.fgl import FGL
 from genfed.methods.oscar import OSCAR
-from genfed.training.synthetic_dataset import SyntheticSet
+from genfed.training.synthetic_dataset import SyntheticDataset
 from tests.audits.cases import case, drawn
 
 WORDS = {"row": tuple("abcd"), "column": tuple("abcd")}
@@ -83,19 +83,19 @@ def described(**more: Any) -> dict[str, Any]:
     return {"level": "instance", "templates": ("{class} at {row}{column}",), "attributes": WORDS, "probes": 2} | more
 
 
-def toy(method: ByConditions, train: Data, of: Callable[[int], Data] | None = None, **changes: Any) -> Case:
+def toy(method: ConditionUploadMethod, train: Data, of: Callable[[int], Data] | None = None, **changes: Any) -> Case:
     """Two clients, whose uploads are those of their own examples, or of `of` (client)."""
     made = dataclasses.replace(case(train=len(train), method=method), train=train, held_out=spots(160, "held out"))
     told = [
-        method.tell(stand_in(made, h.client, of(i) if of else train[h.rows], "run"), Nothing()).upload
+        method.upload_conditions(stand_in_client(made, h.client, of(i) if of else train[h.rows], "run"), Empty()).upload
         for i, h in enumerate(made.holdings)
     ]
-    asked = Asked(
+    asked = ConditionSet(
         torch.cat([each.conditions for each in told]),
         torch.cat([each.labels for each in told]),
         torch.cat([torch.full_like(each.labels, i) for i, each in enumerate(told)]),
     )
-    return dataclasses.replace(made, state=State({}, asked, SyntheticSet(), {}, ""), **changes)
+    return dataclasses.replace(made, state=ServerSynthesisState({}, asked, SyntheticDataset(), {}, ""), **changes)
 
 
 def read(audit: MembershipConditions, toy: Case) -> dict[str, Reading]:
@@ -108,14 +108,14 @@ METHODS = [FGL(**described()), LEARNT]
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_conditions_of_few_examples_betray_them(method: ByConditions) -> None:
+def test_conditions_of_few_examples_betray_them(method: ConditionUploadMethod) -> None:
     found = read(FEW, toy(method, spots(24, "train")))
     assert list(found) == list(ATTACKS)
     assert {reading.verdict for reading in found.values()} == {"leak"}, found
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_conditions_of_others_tell_nothing_and_the_planted_leak_is_found(method: ByConditions) -> None:
+def test_conditions_of_others_tell_nothing_and_the_planted_leak_is_found(method: ConditionUploadMethod) -> None:
     found = read(FEW, toy(method, spots(24, "train"), of=lambda i: spots(12, "others", str(i))))
     assert {reading.verdict for reading in found.values()} == {"none found"}, found
 
@@ -126,7 +126,7 @@ def test_the_mean_of_few_is_near_them() -> None:
 
 
 @pytest.mark.parametrize("method", [FGL(), OSCAR(), FedDEO(description_epochs=0), FGL(**described(attributes=ONE))])
-def test_conditions_of_whole_classes_hold_no_example(method: ByConditions) -> None:
+def test_conditions_of_whole_classes_hold_no_example(method: ConditionUploadMethod) -> None:
     with pytest.raises(NotPossible, match="clients of toy would upload the same conditions"):
         FEW.examine(toy(method, spots(24, "train")))
 
@@ -135,28 +135,28 @@ def test_what_it_cannot_do() -> None:
     with pytest.raises(NotPossible, match="no client of toy uploads conditions"):
         FEW.examine(case(method=FedAvg()))
     made, nobody = toy(FGL(), spots(24, "train")), torch.empty(0, dtype=torch.int64)
-    state = dataclasses.replace(made.state, asked=Asked(torch.empty(0), nobody, nobody))
+    state = dataclasses.replace(made.state, asked=ConditionSet(torch.empty(0), nobody, nobody))
     with pytest.raises(NotPossible, match="the server has no client's conditions"):
         FEW.examine(dataclasses.replace(made, state=state))
     with pytest.raises(NotPossible, match="no held-out example of class 2"):
-        alike(drawn(2), torch.tensor([0, 2]), stream(0))
+        draw_alike(drawn(2), torch.tensor([0, 2]), stream(0))
 
 
 def test_examples_alike_are_of_the_same_classes() -> None:
     data, y = spots(30, "alike"), torch.tensor([2, 0, 0, 1, 2])
-    found = alike(data, y, stream(0))
+    found = draw_alike(data, y, stream(0))
     assert torch.equal(found.y, y)
     assert all((x == data.x[data.y == c]).flatten(1).all(1).any() for x, c in zip(found.x, y, strict=True))
 
 
 def test_measures_by_hand() -> None:
-    told = Told(torch.tensor([[0.0, 0.0], [3.0, 4.0], [1.0, 1.0]]), torch.tensor([0, 0, 1]))
-    found, far = nearest(torch.tensor([[3.0, 3.0], [3.0, 3.0]]), torch.tensor([0, 1]), told)
+    told = ConditionUpload(torch.tensor([[0.0, 0.0], [3.0, 4.0], [1.0, 1.0]]), torch.tensor([0, 0, 1]))
+    found, far = nearest_condition(torch.tensor([[3.0, 3.0], [3.0, 3.0]]), torch.tensor([0, 1]), told)
     assert found.tolist() == [[3, 4], [1, 1]]
     assert far.tolist() == pytest.approx([1, 8**0.5])
     x, (signal, noise) = torch.zeros(2, 1, 8, 8), MODEL.levels(5, torch.zeros(1, 1, 8, 8))
     tones = torch.tensor([0.0, 0.5]).view(2, 1, 1).expand(2, 1, 64)  # the image itself, and half a unit off
     other = torch.full((2, 1, 64), 0.25)
-    by = gain(MODEL, x, tones, other, 1, stream(0))  # the mistake in ε is that in x0 times √ᾱ/√(1 − ᾱ)
+    by = noise_gain(MODEL, x, tones, other, 1, stream(0))  # the mistake in ε is that in x0 times √ᾱ/√(1 − ᾱ)
     wanted = [float((signal / noise) ** 2) * d for d in (0.25**2, 0.25**2 - 0.5**2)]
     assert by.tolist() == pytest.approx(wanted, rel=1e-3)

@@ -9,9 +9,9 @@ from genfed.audits.findings import Findings
 from genfed.audits.membership_generator import MembershipGenerator
 from genfed.core.rng import stream
 from genfed.core.task import Data
-from genfed.generators.generator import travelling
+from genfed.generators.generator import uploaded_weights
 from genfed.methods.fedavg import FedAvg
-from genfed.methods.gefl import GeFL, State
+from genfed.methods.gefl import GeFL, GeFLState
 from genfed.training.fit import fit
 from tests.audits.cases import case, drawn, task
 from tests.conftest import TINY_GENERATORS
@@ -23,7 +23,7 @@ def method(kind: str, **more: Any) -> GeFL:
     from genfed.config import registry
 
     chosen: dict[str, Any] = {key: value for key, value in TINY_GENERATORS[kind].items() if key != "kind"} | more
-    return GeFL(generator=registry.find(registry.GENERATORS, kind)(**chosen))
+    return GeFL(generator=registry.find_class(registry.GENERATORS, kind)(**chosen))
 
 
 def trained(kind: str, data: Data | None, epochs: int = 200, **more: Any) -> Case:
@@ -31,8 +31,8 @@ def trained(kind: str, data: Data | None, epochs: int = 200, **more: Any) -> Cas
     gefl = method(kind, **more)
     network = gefl.generator.new(task(), stream(0, "weights"))
     if data:
-        fit(network.train().players(), data, epochs=epochs, batch_size=30, rng=stream(0, "fit"))
-    return case(train=60, held_out=160, seed=1, method=gefl, state=State(travelling(network), {}))
+        fit(network.train().objectives(), data, epochs=epochs, batch_size=30, rng=stream(0, "fit"))
+    return case(train=60, held_out=160, seed=1, method=gefl, state=GeFLState(uploaded_weights(network), {}))
 
 
 def verdicts(found: Findings) -> list[str]:
@@ -79,4 +79,6 @@ def test_a_generator_that_diverged_is_not_read() -> None:
     toy = trained("cvae", None)
     broken = {name: value / 0 * 0 for name, value in toy.state.generator.items()}
     with pytest.raises(NotPossible, match="not finite"):
-        MembershipGenerator(**SMALL).examine(case(train=60, held_out=160, method=toy.method, state=State(broken, {})))
+        MembershipGenerator(**SMALL).examine(
+            case(train=60, held_out=160, method=toy.method, state=GeFLState(broken, {}))
+        )

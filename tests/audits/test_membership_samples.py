@@ -8,17 +8,17 @@ import torch
 
 from genfed.audits.audit import NotPossible
 from genfed.audits.membership_metrics import AUC
-from genfed.audits.membership_samples import Density, MembershipSamples, closest, log_density
+from genfed.audits.membership_samples import Density, MembershipSamples, log_density, nearest_sample
 from genfed.core.rng import stream
 from genfed.core.task import Data
-from genfed.training.pixels import scaled
+from genfed.training.pixels import normalize_pixels
 from tests.audits.cases import case, drawn, samples_of
 
 CLOSEST, RATIO = 0, 1
 
 
 def audited(made: Data, **settings: float) -> tuple[str, str]:
-    toy = case(samples=samples_of(scaled(made.x), made.y))
+    toy = case(samples=samples_of(normalize_pixels(made.x), made.y))
     found = MembershipSamples(**settings).examine(toy.as_seen(("samples",)))  # type: ignore[arg-type]
     assert found.sizes["members"] == found.sizes["non-members"] == 120  # of 240: the others are for a control
     assert (found.sizes["reference"], found.sizes["samples"]) == (240, len(made))
@@ -63,7 +63,9 @@ def test_members_of_another_kind_than_held_out_examples_are_not_told_by_that() -
         return Data((data.x.float() * 0.9).byte(), data.y)
 
     made = darker(drawn(240, "more"))
-    toy = dataclasses.replace(case(samples=samples_of(scaled(made.x), made.y)), train=darker(drawn(240, "train")))
+    toy = dataclasses.replace(
+        case(samples=samples_of(normalize_pixels(made.x), made.y)), train=darker(drawn(240, "train"))
+    )
     readings = MembershipSamples().examine(toy.as_seen(("samples",))).readings
     assert all(reading.run[AUC].low > 0.5 for reading in readings)
     assert [reading.verdict for reading in readings] == ["deceived", "deceived"]
@@ -73,7 +75,7 @@ def test_features_are_compared_with_features() -> None:
     """An extractor that keeps the mean of an image alone: copies of means are found, and images are never compared."""
 
     def means(data: Data) -> Data:
-        return Data(scaled(data.x).flatten(1).mean(1, keepdim=True), data.y)
+        return Data(normalize_pixels(data.x).flatten(1).mean(1, keepdim=True), data.y)
 
     def found(made: Data) -> list[str]:
         toy = case(samples=samples_of(means(made).x, made.y), features=means)
@@ -96,7 +98,7 @@ def test_densities_by_hand() -> None:
     h = 2 ** (-1 / 5)
     by_hand = sum(math.exp(-((0.5 - p) ** 2) / (2 * h * h)) for p in (0, 2)) / (2 * h * math.sqrt(2 * math.pi))
     assert float(log_density(x, points)) == pytest.approx(math.log(by_hand), abs=1e-6)
-    assert closest(torch.tensor([[0.0, 3.0]]), torch.tensor([[4.0, 0.0], [9.0, 9.0]])).tolist() == [-5.0]
+    assert nearest_sample(torch.tensor([[0.0, 3.0]]), torch.tensor([[4.0, 0.0], [9.0, 9.0]])).tolist() == [-5.0]
 
     reference = torch.randn(500, 3, generator=stream(0)) * torch.tensor([5.0, 2.0, 1e-9])
     density = Density(reference, 3)
@@ -106,6 +108,6 @@ def test_densities_by_hand() -> None:
 
 def test_rates_are_reported_for_every_control() -> None:
     made = drawn(240, "more")
-    reading = MembershipSamples().examine(case(samples=samples_of(scaled(made.x), made.y))).readings[0]
+    reading = MembershipSamples().examine(case(samples=samples_of(normalize_pixels(made.x), made.y))).readings[0]
     assert list(reading.run) == list(reading.control) == list(reading.null)
     assert reading.control[AUC].value == pytest.approx(0.3 + 0.7 * 0.5, abs=0.08)  # three in ten are told for sure

@@ -9,12 +9,12 @@ from genfed.audits.audit import NotPossible
 from genfed.audits.findings import Findings
 from genfed.audits.memorisation import ABOVE, COPIES, RATIO, Memorisation
 from genfed.core.task import Data
-from genfed.training.pixels import scaled
+from genfed.training.pixels import normalize_pixels
 from tests.audits.cases import case, drawn, samples_of
 
 
 def examined(made: Data) -> Findings:
-    toy = case(samples=samples_of(scaled(made.x), made.y))
+    toy = case(samples=samples_of(normalize_pixels(made.x), made.y))
     return Memorisation(planted=40, shown=3).examine(toy.as_seen(("samples",)))
 
 
@@ -53,7 +53,9 @@ def test_training_examples_of_another_kind_than_held_out_ones_are_no_memory() ->
         return Data((data.x.float() * 0.8).byte(), data.y)
 
     made = darker(drawn(200, "more"))
-    toy = dataclasses.replace(case(samples=samples_of(scaled(made.x), made.y)), train=darker(drawn(240, "train")))
+    toy = dataclasses.replace(
+        case(samples=samples_of(normalize_pixels(made.x), made.y)), train=darker(drawn(240, "train"))
+    )
     found = Memorisation(planted=40).examine(toy.as_seen(("samples",)))
     assert found.readings[0].run[ABOVE].low > 0
     assert found.readings[0].verdict == "deceived"
@@ -66,7 +68,7 @@ def test_nothing_but_copies() -> None:
 
 
 def test_copies_under_much_noise_are_a_leak_that_it_cannot_see() -> None:
-    toy = case(samples=samples_of(scaled(drawn(200, "more").x), drawn(200, "more").y))
+    toy = case(samples=samples_of(normalize_pixels(drawn(200, "more").x), drawn(200, "more").y))
     found = Memorisation(planted=40, noise=20.0, shown=3).examine(toy.as_seen(("samples",)))
     assert [reading.verdict for reading in found.readings] == ["blind", "blind"], found.readings
 

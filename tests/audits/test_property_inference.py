@@ -8,17 +8,17 @@ import pytest
 import torch
 from torch import nn
 
-from genfed.audits.audit import Case, Holding, NotPossible
-from genfed.audits.client_uploads import drawn as sample
+from genfed.audits.audit import Case, ClientExamples, NotPossible
+from genfed.audits.client_uploads import draw_by_shares as sample
 from genfed.audits.property_inference import (
     DISTANCE,
     LARGEST,
     NEARER,
     PropertyInference,
-    answers,
-    lopsided,
-    measures,
-    regression,
+    fit_regression,
+    log_probabilities,
+    measure_mixes,
+    skewed_shares,
 )
 from genfed.core.aggregate import ClientInfo
 from genfed.core.client import Server
@@ -55,7 +55,7 @@ def toy(mixes: Sequence[Sequence[float]], epochs: int = 3, **changes: Any) -> Ca
         "state": Classifiers({"linear": weights_of(linear("", stream(0)))}),
         "train": train,
         "holdings": tuple(
-            Holding(ClientInfo(i, "linear", len(part)), torch.arange(ends[i], ends[i + 1]), None)
+            ClientExamples(ClientInfo(i, "linear", len(part)), torch.arange(ends[i], ends[i + 1]), None)
             for i, part in enumerate(parts)
         ),
     }
@@ -85,10 +85,10 @@ def test_uploads_that_nobody_trained_are_blind() -> None:
 
 
 def test_the_regression_gives_back_what_answers_were_made_of() -> None:
-    mixes = torch.stack([lopsided(4, stream(i)) for i in range(20)])
+    mixes = torch.stack([skewed_shares(4, stream(i)) for i in range(20)])
     bias = torch.tensor([0.3, -0.5, 0.2, 0.0])
     z = torch.stack([0.5 * mixes.log() + bias, torch.randn(20, 4, generator=stream(99)).double()], 1)  # and noise
-    told = regression(z, mixes, ridge=1e-9)
+    told = fit_regression(z, mixes, ridge=1e-9)
     assert told.slope.tolist() == pytest.approx([2, 0], abs=1e-2)
     assert torch.allclose(told(z), mixes, atol=1e-2)
 
@@ -99,14 +99,14 @@ def test_answers_by_hand() -> None:
             return x.log()
 
     probe = Data(torch.tensor([[0.5, 0.4, 0.1], [0.5, 0.2, 0.3], [0.25, 0.5, 0.25]]), torch.tensor([0, 0, 1]))
-    z = answers(Says(), probe, torch.device("cpu")).exp()
+    z = log_probabilities(Says(), probe, torch.device("cpu")).exp()
     assert z[0].tolist() == pytest.approx([0.5, 0.5, 1])  # of class 2 there is none: log 1
     assert z[1].tolist() == pytest.approx([0.25, (0.4 * 0.2) ** 0.5, (0.1 * 0.3 * 0.25) ** (1 / 3)])
 
 
 def test_measures_by_hand() -> None:
     truth, guess = torch.tensor([[0.8, 0.2], [0.5, 0.5]]).double(), torch.tensor([0.5, 0.5]).double()
-    found = {n: float(v.mean()) for n, v in measures(torch.tensor([[0.7, 0.3], [0.4, 0.6]]), truth, guess).items()}
+    found = {n: float(v.mean()) for n, v in measure_mixes(torch.tensor([[0.7, 0.3], [0.4, 0.6]]), truth, guess).items()}
     assert found[DISTANCE] == pytest.approx(0.1)
     assert found[NEARER] == pytest.approx((0.3 - 0.1 + 0 - 0.1) / 2)
     assert found[LARGEST] == 0.5

@@ -10,7 +10,7 @@ import pytest
 import tomli_w
 
 from genfed.cli import main as cli
-from genfed.config.reader import read
+from genfed.config.reader import read_config
 from tests.conftest import left_by, start, tiny
 
 ROOT = Path(__file__).parents[2]
@@ -65,7 +65,7 @@ def test_every_command_of_the_readme_is_one(capsys: pytest.CaptureFixture[str]) 
         told = capsys.readouterr().out
         assert all(word in told for word in words if word.startswith("--"))
     for path in re.findall(r"configs/\w+\.toml", README):
-        read(ROOT / path)
+        read_config(ROOT / path)
 
 
 def test_links_lead_somewhere() -> None:

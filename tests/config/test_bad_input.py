@@ -13,7 +13,7 @@ import tomli_w
 
 import genfed
 from genfed.cli import main as cli
-from genfed.config.reader import read, to_toml
+from genfed.config.reader import read_config, to_toml
 from genfed.core import record
 from genfed.core.errors import GenfedError
 from genfed.experiment.progress import Progress
@@ -189,12 +189,12 @@ def test_one_wrong_part_of_a_list_is_one_complaint(tmp_path: Path) -> None:
 
 def test_a_table_for_a_method_that_is_not_run_is_said(caplog: pytest.LogCaptureFixture) -> None:
     method = {"gefl": {"rounds": 3}, "mine": {"kind": "fedprox"}, "local": {"rounds": 3}}
-    config = read(tiny("fedavg", beside=["local"], method=method))
+    config = read_config(tiny("fedavg", beside=["local"], method=method))
     assert [record.getMessage() for record in caplog.records] == [
         "[method.gefl], [method.mine]: not used, since neither methods nor beside names gefl, mine"
     ]
     caplog.clear()
-    read(tiny("fedavg", beside=["local"], method={"local": {"rounds": 3}}))
+    read_config(tiny("fedavg", beside=["local"], method={"local": {"rounds": 3}}))
     assert config.labels == ("fedavg", "local")
     assert not caplog.records
 
@@ -208,7 +208,7 @@ def test_a_config_that_is_no_config(tmp_path: Path) -> None:
         if text is not None:
             path.write_text(text)
         with pytest.raises(GenfedError, match=re.escape(says)):
-            read(path)
+            read_config(path)
 
 
 @pytest.mark.parametrize(
@@ -221,20 +221,20 @@ def test_a_config_that_is_no_config(tmp_path: Path) -> None:
 )
 def test_bad_overrides(override: str, says: str) -> None:
     with pytest.raises(GenfedError, match=re.escape(says)):
-        read(tiny("fedavg"), [override])
+        read_config(tiny("fedavg"), [override])
 
 
 def test_overrides_and_defaults_reach_the_methods() -> None:
-    config = read(tiny("gefl", "fedavg"), ["defaults.rounds=7", "method.fedavg.rounds=9", "name=words"])
+    config = read_config(tiny("gefl", "fedavg"), ["defaults.rounds=7", "method.fedavg.rounds=9", "name=words"])
     assert (config.method["gefl"].rounds, config.method["fedavg"].rounds, config.name) == (7, 9, "words")  # type: ignore[attr-defined]
     assert config.method["gefl"].training.epochs == 1  # type: ignore[attr-defined]
 
 
 def test_the_resolved_config_reads_as_itself(tmp_path: Path) -> None:
     for method in ("gefl", "fedprox", "centralised"):
-        config = read(tiny(method))
+        config = read_config(tiny(method))
         (tmp_path / "config.toml").write_text(to_toml(config))
-        assert read(tmp_path) == config
+        assert read_config(tmp_path) == config
 
 
 def test_a_folder_that_holds_something_else(tmp_path: Path) -> None:
@@ -251,7 +251,7 @@ def test_a_folder_that_holds_another_run(tmp_path: Path) -> None:
     line = refused(tiny("local", federation={"examples": 40}), out, resume=True)
     assert "was started with federation.examples = 80, not 40" in line
     start(tiny("local", federation={"examples": 40}), out, fresh=True)
-    assert read(out).federation.examples == 40
+    assert read_config(out).federation.examples == 40
 
 
 def test_a_folder_in_use(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from genfed.config.reader import read
+from genfed.config.reader import read_config
 from genfed.data.table import Table
 from genfed.experiment import run as runs
 
@@ -19,7 +19,7 @@ FEW = {"probes": 1, "learning_rounds": 1, "description_batch_size": 100}
 def test_runs_in_miniature(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same methods, architectures and generators; one round of each phase, a seed, a few examples."""
     monkeypatch.setattr(runs, "page", lambda *given: "")
-    whole = read(config)
+    whole = read_config(config)
     for source in (whole.data, whole.public):
         if isinstance(source, Table):
             write_rows(tmp_path / source.path, source)
@@ -52,7 +52,7 @@ def test_runs_in_miniature(config: Path, tmp_path: Path, monkeypatch: pytest.Mon
             small += [f"method.{label}.{field}={n}" for field, n in FEW.items() if hasattr(method, field)]
         if hasattr(method, "distillation_steps"):
             small.append(f"method.{label}.distillation_steps=2")
-    report = runs.run(read(config, small), out=tmp_path / "run")
+    report = runs.run(read_config(config, small), out=tmp_path / "run")
     assert report.methods == whole.labels
     assert not any(trial.failures for trial in report.trials)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from genfed.engines.worker_pool import Workers
+from genfed.engines.worker_pool import WorkerPool
 from genfed.experiment import run as runs
 
 
@@ -17,8 +17,8 @@ def _no_page(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def pool() -> Iterator[Workers]:
+def pool() -> Iterator[WorkerPool]:
     """Two worker processes that serve every test here: starting them takes longer than a tiny run."""
-    workers = Workers([sys.executable, "-m", "genfed.experiment.worker", "1", str(os.getpid())], 2)
+    workers = WorkerPool([sys.executable, "-m", "genfed.experiment.worker", "1", str(os.getpid())], 2)
     yield workers
     workers.close()

@@ -8,22 +8,22 @@ import pytest
 
 from genfed.config import registry
 from genfed.config.settings import Config
-from genfed.engines.worker_pool import Workers
+from genfed.engines.worker_pool import WorkerPool
 from genfed.experiment import run as runs
-from genfed.methods.bases.federated_generator import Generative
+from genfed.methods.bases.federated_generator import FederatedGenerator
 from tests.conftest import TINY, TINY_GENERATORS, left_by, start, tiny
 
-GENERATORS = sorted(registry.catalogue(registry.GENERATORS))
-METHODS = sorted(n for n, c in registry.catalogue(registry.METHODS).items() if issubclass(c, Generative))
+GENERATORS = sorted(registry.list_classes(registry.GENERATORS))
+METHODS = sorted(n for n, c in registry.list_classes(registry.METHODS).items() if issubclass(c, FederatedGenerator))
 
 
 @pytest.mark.parametrize("generator", GENERATORS)
 @pytest.mark.parametrize("method", METHODS)
 def test_repeats_with_workers(
-    method: str, generator: str, pool: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    method: str, generator: str, pool: WorkerPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     @contextlib.contextmanager
-    def ours(config: Config, folder: Path) -> Iterator[Workers]:
+    def ours(config: Config, folder: Path) -> Iterator[WorkerPool]:
         yield pool
 
     settings = {method: TINY[method] | {"generator": TINY_GENERATORS[generator]}}

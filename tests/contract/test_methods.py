@@ -10,25 +10,25 @@ from typing import Any
 import pytest
 
 from genfed.config import registry
-from genfed.config.reader import read
+from genfed.config.reader import read_config
 from genfed.config.settings import Config
 from genfed.core.aggregate import ClientInfo, Collect, Mean
 from genfed.core.errors import GenfedError
-from genfed.core.phase import leaves
+from genfed.core.phase import flatten_phases
 from genfed.core.record import Packed, digest, from_bytes, pack, to_bytes, unpack
-from genfed.engines.client_runner import Site
+from genfed.engines.client_runner import ClientRunner
 from genfed.engines.in_process import InProcess
-from genfed.engines.messages import Answer, Step
+from genfed.engines.messages import PackedReply, RoundId
 from genfed.engines.round import Failure
-from genfed.engines.worker_pool import Workers
+from genfed.engines.worker_pool import WorkerPool
 from genfed.experiment import evaluation, local_clients
 from genfed.experiment import run as runs
 from genfed.experiment.checkpoint import read_checkpoint
-from genfed.experiment.evaluation import with_evaluation
-from genfed.experiment.trial_loop import Run
+from genfed.experiment.evaluation import add_evaluation
+from genfed.experiment.trial_loop import TrialLoop
 from tests.conftest import STORING, left_by, start, tiny
 
-METHODS = [*sorted(registry.catalogue(registry.METHODS)), STORING]
+METHODS = [*sorted(registry.list_classes(registry.METHODS)), STORING]
 pytestmark = pytest.mark.parametrize("method", METHODS)
 
 
@@ -63,16 +63,16 @@ def test_another_seed_differs(method: str, once: dict[str, Any], tmp_path: Path)
 
 
 def test_an_upload_that_is_collected_is_looked_at(method: str) -> None:
-    for phase in leaves(read(tiny(method)).method[method].phases()):
+    for phase in flatten_phases(read_config(tiny(method)).method[method].phases()):
         if any(isinstance(how, Collect) for how in phase.aggregate.values()):
             assert phase.check is not None, phase.name
 
 
 def test_workers_do_not_change_it(
-    method: str, once: dict[str, Any], pool: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    method: str, once: dict[str, Any], pool: WorkerPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     @contextlib.contextmanager
-    def ours(config: Config, folder: Path) -> Iterator[Workers]:
+    def ours(config: Config, folder: Path) -> Iterator[WorkerPool]:
         yield pool
 
     monkeypatch.setattr(runs, "_workers", ours)
@@ -110,8 +110,8 @@ def test_order_of_completion_does_not_change_it(
 ) -> None:
     class Backwards(InProcess):
         def exchange(
-            self, step: Step, jobs: Iterable[tuple[ClientInfo, Packed]]
-        ) -> Iterator[tuple[ClientInfo, Answer | Failure]]:
+            self, step: RoundId, jobs: Iterable[tuple[ClientInfo, Packed]]
+        ) -> Iterator[tuple[ClientInfo, PackedReply | Failure]]:
             yield from reversed(list(super().exchange(step, jobs)))
 
     monkeypatch.setattr(local_clients, "InProcess", Backwards)
@@ -124,9 +124,9 @@ def test_records_round_trip_and_inputs_are_not_mutated(
 ) -> None:
     """Every record that crosses is watched: it survives the codec, and neither side changes what it was given."""
     crossed = 0
-    work = Site.work
+    work = ClientRunner.work
 
-    def watched(site: Site, step: Step, client: int, sent: Packed) -> Answer:
+    def watched(site: ClientRunner, step: RoundId, client: int, sent: Packed) -> PackedReply:
         nonlocal crossed
         before, data = digest(sent), digest(pack(site._shards))
         answer = work(site, step, client, sent)
@@ -142,16 +142,16 @@ def test_records_round_trip_and_inputs_are_not_mutated(
         crossed += 1
         return answer
 
-    asked = Run._ask
+    asked = TrialLoop._ask
 
-    def unmoved(run: Run, phase: Any, step: Step, at: Any) -> Any:
+    def unmoved(run: TrialLoop, phase: Any, step: RoundId, at: Any) -> Any:
         before = digest(pack(at.state))
         result = asked(run, phase, step, at)
         assert digest(pack(at.state)) == before, f"{step}: a server function changed the state in place"
         return result
 
-    monkeypatch.setattr(Site, "work", watched)
-    monkeypatch.setattr(Run, "_ask", unmoved)
+    monkeypatch.setattr(ClientRunner, "work", watched)
+    monkeypatch.setattr(TrialLoop, "_ask", unmoved)
     start(tiny(method), tmp_path / "run")
     assert crossed > 0
     assert left_by(tmp_path / "run") == once[method]
@@ -173,11 +173,13 @@ def test_partial_participation_and_unequal_clients(method: str, tmp_path: Path) 
     report = start(tiny(method, **changes), tmp_path / "run")
     assert not any(trial.failures for trial in report.trials)
     rows = left_by(tmp_path / "run")["metrics"]
-    alone = {phase.name for phase in leaves(read(tiny(method)).method[method].phases()) if phase.work is None}
+    alone = {
+        phase.name for phase in flatten_phases(read_config(tiny(method)).method[method].phases()) if phase.work is None
+    }
     trained = {(r["step"], r["phase"]) for r in rows if r["phase"] not in alone}
     for key in trained:
         clients = [r for r in rows if (r["step"], r["phase"]) == key and r["client"] is not None]
-        pooled = read(tiny(method)).method[method].pooled
+        pooled = read_config(tiny(method)).method[method].pooled
         everybody = 2 if pooled else 4
         whole = pooled or key[1] == "evaluate"  # a ceiling is no sample, and everybody is scored
         assert len(clients) == (everybody if whole else everybody // 2)
@@ -192,7 +194,7 @@ def test_augmentation_changes_the_training_or_is_refused(method: str, tmp_path: 
     """A setting that nobody reads would make "with MixUp" a row that is none."""
     augmented = tiny(method)
     augmented["defaults"]["training"] |= {"augmentation": "mixup"}
-    if "training" in read(tiny(method)).method[method].unaugmented:
+    if "training" in read_config(tiny(method)).method[method].unaugmented:
         with pytest.raises(GenfedError, match="this method does not augment there"):
             start(augmented, tmp_path / "mixup")
         return
@@ -200,7 +202,7 @@ def test_augmentation_changes_the_training_or_is_refused(method: str, tmp_path: 
     start(augmented, tmp_path / "mixup")
     seen = []
     for out in (tmp_path / "none", tmp_path / "mixup"):
-        at: Any = read_checkpoint(read(out).method[method], out / "trials" / method / "seed-0")
+        at: Any = read_checkpoint(read_config(out).method[method], out / "trials" / method / "seed-0")
         losses = [row.get("loss") for row in left_by(out)["metrics"]]
         seen.append((digest(pack(at.state)), losses))  # the one where a server trains, the other where clients do
     assert seen[0] != seen[1]
@@ -214,7 +216,7 @@ def test_is_private_or_refused(method: str, tmp_path: Path) -> None:
     ]
     if "generator" in config["method"].get(method, {}):
         config["method"][method] |= {"generator": config["method"][method]["generator"] | {"norm": "group"}}
-    if read(config).method[method].uses() is None or method == "avgkd":
+    if read_config(config).method[method].private_trainings() is None or method == "avgkd":
         with pytest.raises(GenfedError, match=rf"{method} cannot be run under \[privacy\]"):
             start(config, tmp_path / "run")
         return
@@ -230,11 +232,11 @@ def test_is_private_or_refused(method: str, tmp_path: Path) -> None:
 def test_is_client_private_or_refused(method: str, tmp_path: Path) -> None:
     """Under [client_privacy] a method is refused before training, or each round with uploads is charged."""
     config = tiny(method, client_privacy={"noise_multiplier": 1.0, "delta": 1e-3, "accountant": "rdp"})
-    known = read(config).method[method]
+    known = read_config(config).method[method]
     if known.pooled:
         assert start(config, tmp_path / "run").trials[0].protection is None
         return
-    uploading = [phase for phase in leaves(known.phases()) if phase.aggregate]
+    uploading = [phase for phase in flatten_phases(known.phases()) if phase.aggregate]
     if not all(isinstance(how, Mean) for phase in uploading for how in phase.aggregate.values()):
         with pytest.raises(GenfedError, match=rf"{method} cannot be run under \[client_privacy\]"):
             start(config, tmp_path / "run")
@@ -246,8 +248,8 @@ def test_is_client_private_or_refused(method: str, tmp_path: Path) -> None:
 
 
 def test_every_phase_is_well_formed(method: str) -> None:
-    config = read(tiny(method))
-    phases = with_evaluation(config.method[method], None)
+    config = read_config(tiny(method))
+    phases = add_evaluation(config.method[method], None)
     assert len(phases) > 1
-    for phase in leaves(config.method[method].phases()):
+    for phase in flatten_phases(config.method[method].phases()):
         assert phase.name.isidentifier()

@@ -12,9 +12,9 @@ from torch import Tensor
 from genfed.core.aggregate import ClientInfo, Collect, Mean
 from genfed.core.client import Client, Server, Slot
 from genfed.core.errors import GenfedError
-from genfed.core.phase import Nothing, Phase, Reduced, Repeat, Reply, leaves
+from genfed.core.phase import Empty, Phase, Reduced, Repeat, Reply, flatten_phases
 from genfed.core.rng import stream
-from genfed.core.schedule import participants
+from genfed.core.schedule import draw_participants
 from genfed.core.task import Data
 
 T = TypeVar("T")
@@ -33,7 +33,7 @@ def test_participants_are_distinct_sorted_and_as_many_as_asked(
 ) -> None:
     everybody = clients(count)
     order.shuffle(everybody)
-    some = participants(everybody, sample, torch.Generator().manual_seed(seed))
+    some = draw_participants(everybody, sample, torch.Generator().manual_seed(seed))
     assert sample * count - 1e-6 <= len(some) <= sample * count + 1
     assert len(set(some)) == len(some)
     assert set(some) <= set(everybody)
@@ -45,11 +45,13 @@ def test_participants_are_distinct_sorted_and_as_many_as_asked(
     [(1.0, 7, 7), (0.5, 7, 4), (0.1, 10, 1), (0.1, 11, 2), (0.3, 10, 3), (0.07, 100, 7), (0.29, 100, 29), (0.01, 3, 1)],
 )
 def test_how_many_take_part(sample: float, count: int, size: int) -> None:
-    assert len(participants(clients(count), sample, stream(0))) == size
+    assert len(draw_participants(clients(count), sample, stream(0))) == size
 
 
 def test_everybody_is_drawn_equally_often() -> None:
-    times = Counter(c.id for i in range(4000) for c in participants(clients(5), 0.4, stream(0, "train", i, "sample")))
+    times = Counter(
+        c.id for i in range(4000) for c in draw_participants(clients(5), 0.4, stream(0, "train", i, "sample"))
+    )
     assert set(times) == {1, 3, 5, 7, 9}
     for drawn in times.values():  # 1600 ± 31
         assert abs(drawn - 1600) < 155
@@ -58,7 +60,7 @@ def test_everybody_is_drawn_equally_often() -> None:
 @pytest.mark.parametrize(("sample", "count"), [(0.0, 5), (-0.5, 5), (1.5, 5), (1.0, 0), (0.5, 0)])
 def test_a_sample_of_nobody_or_of_too_many_is_refused(sample: float, count: int) -> None:
     with pytest.raises(GenfedError, match=rf"sample = {sample} of {count} clients"):
-        participants(clients(count), sample, stream(0))
+        draw_participants(clients(count), sample, stream(0))
 
 
 # The plan.
@@ -73,7 +75,7 @@ def alone(name: str) -> Phase[Any]:
 
 
 def names(plan: list[Any]) -> list[str]:
-    return [phase.name for phase in leaves(plan)]
+    return [phase.name for phase in flatten_phases(plan)]
 
 
 def test_repeats_are_unrolled_in_order() -> None:
@@ -85,7 +87,7 @@ def test_repeats_are_unrolled_in_order() -> None:
 
 
 def test_leaves_are_drawn_one_by_one() -> None:
-    walk = leaves([Repeat(10**12, [alone("a")])])
+    walk = flatten_phases([Repeat(10**12, [alone("a")])])
     assert isinstance(walk, Iterator)
     assert next(walk).name == "a"
 
@@ -121,7 +123,7 @@ def boxed(client: Client, sent: Boxed[int]) -> Reply[Boxed[Tensor]]:
     raise NotImplementedError
 
 
-def silent(client: Client, sent: Nothing) -> Reply[Nothing]:
+def silent(client: Client, sent: Empty) -> Reply[Empty]:
     raise NotImplementedError
 
 
@@ -137,7 +139,7 @@ def test_the_kinds_of_a_phase() -> None:
     assert Phase("p", keep, None, work, BOTH).kinds == (Sent, Upload)
     assert Phase("p", keep, None, quoted, BOTH).kinds == (Sent, Upload)
     assert Phase("p", keep, None, Owner().work, BOTH).kinds == (Sent, Upload)
-    assert Phase("p", keep, None, silent).kinds == (Nothing, Nothing)
+    assert Phase("p", keep, None, silent).kinds == (Empty, Empty)
     assert Phase("p", keep, None, boxed, {"x": Mean()}).kinds == (Boxed[int], Boxed[Tensor])
 
 

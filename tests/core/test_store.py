@@ -9,7 +9,7 @@ from torch import Tensor
 
 from genfed.core.errors import GenfedError, RecordError
 from genfed.core.record import save
-from genfed.core.store import FolderStore, MemoryStore, Shard, Store, shards_of
+from genfed.core.store import FolderStore, MemoryStore, Shard, Store, find_shards
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def test_a_damaged_shard_is_one_line(how: str, tmp_path: Path) -> None:
 def test_what_no_state_holds_is_deleted(tmp_path: Path) -> None:
     shards = [FolderStore(tmp_path, "p", i).append(Item(torch.zeros(1)), 1) for i in range(5)]
     state = State((shards[0],), {"x": shards[2]}, shards[4])
-    assert list(shards_of(state)) == [shards[0], shards[2], shards[4]]
+    assert list(find_shards(state)) == [shards[0], shards[2], shards[4]]
     FolderStore(tmp_path).retain(state)
     assert sorted(file.name for file in (tmp_path / "store").iterdir()) == [f"p.{i}.0.safetensors" for i in (0, 2, 4)]
     (tmp_path / "store" / "p.2.0.safetensors").unlink()

@@ -8,29 +8,29 @@ from sklearn.datasets import load_digits
 
 from genfed.core.errors import GenfedError
 from genfed.core.rng import stream
-from genfed.data.digit_domains import LOOKS, Looks
+from genfed.data.digit_domains import LOOKS, DigitDomains
 from genfed.data.glyphs import Glyphs
 from genfed.data.partition import ByColumn
-from genfed.data.styles import Style, painted, word
+from genfed.data.styles import Style, describe_character, paint
 
 
 def test_a_shape_is_painted() -> None:
     shape = torch.zeros(1, 8, 8)
     shape[0, 2:6, 2:6] = 1
-    x = painted(shape, [Style("red", "white")], stream(0))
+    x = paint(shape, [Style("red", "white")], stream(0))
     assert x.dtype == torch.uint8
     assert x[0, :, 3, 3].tolist() == [220, 30, 30]
     assert x[0, :, 0, 0].tolist() == [255, 255, 255]
-    half = painted(shape / 2, [Style("black", "white")], stream(0))
+    half = paint(shape / 2, [Style("black", "white")], stream(0))
     assert half[0, :, 3, 3].tolist() == [128, 128, 128]  # 127.5 to even
-    rim = painted(shape, [Style("black", "white", "outlined")], stream(0))
+    rim = paint(shape, [Style("black", "white", "outlined")], stream(0))
     assert rim[0, 0, 3, 3] == 255
     assert rim[0, 0, 1, 3] == 0
 
 
 def test_a_prompt_says_what_is_shown() -> None:
-    assert Style("red", "white").prompt(word("7")) == "a red digit seven on a white background"
-    assert Style("red", "blue", "noisy").prompt(word("K"), "slanted") == (
+    assert Style("red", "white").prompt(describe_character("7")) == "a red digit seven on a white background"
+    assert Style("red", "blue", "noisy").prompt(describe_character("K"), "slanted") == (
         "a red letter k on a blue background, slanted, noisy"
     )
 
@@ -45,13 +45,15 @@ def test_glyphs_are_what_their_prompts_say_and_the_same_every_time() -> None:
     assert data.task.shape == (3, 16, 16)
     assert {len(values) for values in data.columns.values()} == {len(data.train)}
     assert data.train.y.bincount().min() == 14
-    assert data.test_columns["word"] == tuple(word(data.task.classes[label]) for label in data.test.y.tolist())
+    assert data.test_columns["word"] == tuple(
+        describe_character(data.task.classes[label]) for label in data.test.y.tolist()
+    )
     for i, prompt in enumerate(data.columns["prompt"]):
         background = data.columns["background"][i]
         corner = torch.tensor([255, 255, 255] if background == "white" else [220, 30, 30])
         assert (data.train.x[i, :, 0, 0] - corner).abs().max() < 60  # a large glyph may touch it
         assert prompt.startswith(f"a {data.columns['colour'][i]} {data.columns['word'][i]} on a {background}")
-        assert data.columns["word"][i] == word(data.task.classes[int(data.train.y[i])])
+        assert data.columns["word"][i] == describe_character(data.task.classes[int(data.train.y[i])])
     slanted = sum(prompt.endswith("slanted") for prompt in data.columns["prompt"])
     assert 45 < slanted < 95  # half of 140
 
@@ -64,7 +66,7 @@ def test_letters_and_grey() -> None:
 
 
 def test_looks_are_domains_that_clients_can_be_made_of() -> None:
-    data = Looks().load()
+    data = DigitDomains().load()
     assert set(data.columns["domain"]) == {"ink", "chalk", "neon", "blueprint"}
     parts = ByColumn(column="domain").split(data.train.y, 4, stream(0), data.columns)
     assert min(map(len, parts)) > 0.8 * max(map(len, parts))
@@ -75,7 +77,7 @@ def test_looks_are_domains_that_clients_can_be_made_of() -> None:
 
 def test_the_public_part_is_nobody_elses() -> None:
     """In ink alone the restyling can be undone, so that digits can be told apart."""
-    ink = {part: Looks(part=part, looks=("ink",), channels=1, size=8).load() for part in ("clients", "public")}
+    ink = {part: DigitDomains(part=part, looks=("ink",), channels=1, size=8).load() for part in ("clients", "public")}
     seen = {
         part: {bytes(x) for d in (data.train, data.validation, data.test) for x in d.x.flatten(1).numpy()}
         for part, data in ink.items()
@@ -89,11 +91,11 @@ def test_the_public_part_is_nobody_elses() -> None:
 def test_a_model_of_public_digits_has_seen_no_clients_whatever_the_other_settings() -> None:
     """What a model has learnt from stays apart when a run asks for another cut, or for a larger public part."""
 
-    def seen(settings: Looks) -> set[bytes]:
+    def seen(settings: DigitDomains) -> set[bytes]:
         data = settings.load()
         return {bytes(x) for d in (data.train, data.validation, data.test) for x in d.x.flatten(1).numpy()}
 
-    ink = Looks(looks=("ink",), channels=1, size=8)
+    ink = DigitDomains(looks=("ink",), channels=1, size=8)
     public = seen(replace(ink, part="public"))
     assert not public & seen(replace(ink, split_seed=1))
     assert not public & seen(replace(ink, public=0.4))
@@ -103,8 +105,8 @@ def test_a_model_of_public_digits_has_seen_no_clients_whatever_the_other_setting
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: Looks(looks=("oil",)), "looks: 'oil' is not there; there are: ink"),
-        (lambda: Looks(looks=()), "looks is empty"),
+        (lambda: DigitDomains(looks=("oil",)), "looks: 'oil' is not there; there are: ink"),
+        (lambda: DigitDomains(looks=()), "looks is empty"),
         (lambda: Glyphs(colours=("red", "mauve")), "colours: 'mauve' is not there"),
         (lambda: Glyphs(colours=("red", "red")), "at least two"),
         (lambda: Glyphs(effects=("torn",)), "effects: 'torn' is not there"),

@@ -17,7 +17,7 @@ from genfed.data.partition import (
     Partitioner,
     Pathological,
     QuantitySkew,
-    subset,
+    draw_subset,
 )
 
 NONE: Mapping[str, Sequence[str]] = {}
@@ -251,10 +251,15 @@ def test_by_column_refuses_an_unknown_column_and_too_many_clients() -> None:
 
 def test_subset_draws_so_many_rows() -> None:
     y = torch.arange(20)
-    rows = subset(y, 8, rng(1))
+    rows = draw_subset(y, 8, rng(1))
     assert len(set(rows.tolist())) == 8
-    assert rows.tolist() == sorted(rows.tolist()) == subset(y, 8, rng(1)).tolist() != subset(y, 8, rng(2)).tolist()
-    assert subset(y, 20, rng()).tolist() == y.tolist()
+    assert (
+        rows.tolist()
+        == sorted(rows.tolist())
+        == draw_subset(y, 8, rng(1)).tolist()
+        != draw_subset(y, 8, rng(2)).tolist()
+    )
+    assert draw_subset(y, 20, rng()).tolist() == y.tolist()
     for wrong in (0, 21):
         with pytest.raises(GenfedError, match=f"examples is {wrong}; 1 to 20"):
-            subset(y, wrong, rng())
+            draw_subset(y, wrong, rng())

@@ -13,7 +13,7 @@ from genfed.data.digits import Digits
 from genfed.data.folder import Folder
 from genfed.data.huggingface import HuggingFace
 from genfed.data.npz import Npz
-from genfed.data.split import stratified
+from genfed.data.split import split_stratified
 from genfed.data.table import Table
 
 
@@ -21,7 +21,7 @@ from genfed.data.table import Table
 @given(st.lists(st.integers(3, 30), min_size=1, max_size=4), st.floats(0.05, 0.3), st.floats(0.05, 0.3), st.integers())
 def test_parts_are_disjoint_complete_and_have_every_class(sizes: list[int], a: float, b: float, seed: int) -> None:
     y = torch.cat([torch.full((n,), label) for label, n in enumerate(sizes)])
-    parts = stratified(y, [a, b], seed, [str(label) for label in range(len(sizes))])
+    parts = split_stratified(y, [a, b], seed, [str(label) for label in range(len(sizes))])
     assert sorted(torch.cat(parts).tolist()) == list(range(len(y)))
     for part in parts:
         assert set(y[part].tolist()) == set(y.tolist())
@@ -30,19 +30,19 @@ def test_parts_are_disjoint_complete_and_have_every_class(sizes: list[int], a: f
 
 
 def test_a_fraction_of_0_gives_an_empty_part() -> None:
-    train, validation, test = stratified(torch.zeros(10, dtype=torch.int64), [0, 0.2], 0, ["a"])
+    train, validation, test = split_stratified(torch.zeros(10, dtype=torch.int64), [0, 0.2], 0, ["a"])
     assert (len(train), len(validation), len(test)) == (8, 0, 2)
 
 
 def test_another_seed_cuts_otherwise() -> None:
     y = torch.zeros(50, dtype=torch.int64)
-    first, again, other = (stratified(y, [0.2], seed, ["a"])[1].tolist() for seed in (0, 0, 1))
+    first, again, other = (split_stratified(y, [0.2], seed, ["a"])[1].tolist() for seed in (0, 0, 1))
     assert first == again != other
 
 
 def test_a_class_with_too_few_examples_is_refused() -> None:
     with pytest.raises(GenfedError, match="class 'cat' has 2 examples: too few for a training part and 2 set aside"):
-        stratified(torch.tensor([0, 0, 0, 1, 1]), [0.1, 0.1], 0, ["dog", "cat"])
+        split_stratified(torch.tensor([0, 0, 0, 1, 1]), [0.1, 0.1], 0, ["dog", "cat"])
 
 
 def test_fractions_must_leave_something() -> None:

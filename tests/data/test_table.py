@@ -10,7 +10,7 @@ from pyarrow import csv, parquet
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
 
 from genfed.core.errors import GenfedError
-from genfed.data.features import Columns, Encoder, Scaling, fitted, read_encoder, write_encoder
+from genfed.data.features import Columns, Encoder, Scaling, fit_encoder, read_encoder, write_encoder
 from genfed.data.table import Table
 
 ROWS = [
@@ -228,9 +228,9 @@ def test_scaling_is_that_of_scikit_learn(tmp_path: Path) -> None:
     values = rng.lognormal(3, 2, (99, 4))
     columns = Columns({f"c{i}": values[:, i] for i in range(4)}, {})
     standard = StandardScaler().fit_transform(values).astype(np.float32)
-    assert (fitted(columns, "standard", "here")(columns, "here").numpy() == standard).all()
+    assert (fit_encoder(columns, "standard", "here")(columns, "here").numpy() == standard).all()
     in_range = MinMaxScaler((-1, 1)).fit_transform(values)
-    assert np.allclose(fitted(columns, "range", "here")(columns, "here").numpy(), in_range, atol=1e-7)
+    assert np.allclose(fit_encoder(columns, "range", "here")(columns, "here").numpy(), in_range, atol=1e-7)
 
 
 def test_where_a_column_of_categories_is() -> None:

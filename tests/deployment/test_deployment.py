@@ -31,7 +31,7 @@ pytest.importorskip(
 from genfed.deployment import processes as flower_processes
 from genfed.deployment import site_settings, superlink, supernode
 from genfed.deployment.certificates import make_keys
-from genfed.deployment.server import Wanted
+from genfed.deployment.server import ServeRequest
 from tests.deployment.test_sites import sites, some, state_of
 
 pytestmark = [pytest.mark.flower, pytest.mark.timeout(1200)]
@@ -114,7 +114,7 @@ class Federation:
 
     def end(self, *names: str) -> None:
         for name in names or list(self.running):
-            flower_processes.end(self.running.pop(name), 5)
+            flower_processes.end_process(self.running.pop(name), 5)
 
 
 NAMES = ("a", "b", "c")
@@ -223,7 +223,7 @@ def test_who_has_no_key_or_no_tls_is_not_let_in(federation: Federation) -> None:
     federation.join("a")
     federation.start("stranger", [*GENFED, "join", str(there["stranger"])])
     plain = supernode.supernode_command(site_settings.read_site(there["open"]), supernode.free_port())
-    federation.start("open", [*plain, "--max-retries", "1"], flower_processes.environment(federation.home))
+    federation.start("open", [*plain, "--max-retries", "1"], flower_processes.flower_environment(federation.home))
     until(lambda: "the server does not know the key of b" in text_of(federation.folder / "stranger.log"), 120)
     until(lambda: federation.running["open"].poll() is not None, 120)
     federation.end("stranger", "open")
@@ -378,10 +378,12 @@ def test_a_link_that_others_reach_is_warned_of(
     def stop(*words: Any) -> Any:
         raise GenfedError("enough")
 
-    monkeypatch.setattr(superlink, "superlink", stop)
+    monkeypatch.setattr(superlink, "open_superlink", stop)
     said: list[str] = []
     with pytest.raises(GenfedError, match=r"^enough$"):
-        superlink.serve(Wanted("run.toml"), flower_processes.Address.of(f"{host}:9092"), None, tmp_path, said.append)
+        superlink.serve(
+            ServeRequest("run.toml"), flower_processes.Address.of(f"{host}:9092"), None, tmp_path, said.append
+        )
     assert [line.partition(" can ")[0] for line in said] == [f"warning: whoever reaches {host}:9092"] * warned
     assert all("/v1/fleet/" in line and len(line.splitlines()) == 1 for line in said)
 

@@ -20,15 +20,15 @@ import torch
 
 import genfed
 from genfed.config import architectures, registry
-from genfed.config.reader import read, read_method
+from genfed.config.reader import read_config, read_method
 from genfed.core.errors import GenfedError
-from genfed.core.phase import leaves
+from genfed.core.phase import flatten_phases
 from genfed.core.record import digest, load, pack, unpack
 from genfed.core.store import FolderStore
 from genfed.core.task import Data, Task
 from genfed.experiment import partitioning
 from genfed.experiment.checkpoint import read_checkpoint
-from genfed.experiment.evaluation import Scores
+from genfed.experiment.evaluation import ClassifierScores
 from genfed.experiment.inputs import load_data
 from genfed.experiment.trial import new_server
 from genfed.report.results import from_json
@@ -52,12 +52,12 @@ from genfed.deployment import (  # noqa: E402
 from genfed.deployment import server as deployment_server  # noqa: E402
 from genfed.deployment import site as deployment_site  # noqa: E402
 from genfed.deployment.roster import (  # noqa: E402
-    Hello,
-    Roll,
+    SiteDescription,
+    SiteRoster,
 )
 from genfed.engines.flower.client import answer_message  # noqa: E402
-from genfed.engines.flower.engine import Post  # noqa: E402
-from genfed.engines.flower.messages import EMPTY, from_content, to_content  # noqa: E402
+from genfed.engines.flower.engine import MessageLink  # noqa: E402
+from genfed.engines.flower.messages import EMPTY, decode_message, encode_message  # noqa: E402
 
 pytestmark = pytest.mark.flower
 NAMES = ("a", "b", "c", "d")
@@ -108,9 +108,9 @@ def sites(config: dict[str, Any], folder: Path, **changes: Any) -> list[Path]:
     """A site for each client of the config: an npz with its part, and its file; `changes` by name. They allow the
     foundation models of its methods.
     """
-    settings = read(config)
+    settings = read_config(config)
     models = {method.foundation.model for method in settings.method.values() if hasattr(method, "foundation")}
-    shards = partitioning.share_out(settings, load_data(settings), 0)
+    shards = partitioning.partition_data(settings, load_data(settings), 0)
     classes, files = np.array(shards.task.classes), []
     folder.mkdir(parents=True, exist_ok=True)
     for name, info, rows in zip(NAMES, shards.clients, shards.ranges, strict=False):
@@ -151,7 +151,7 @@ def serve(config: dict[str, Any], grid: Grid, out: Path, **options: Any) -> depl
 
 
 def state_of(out: Path, method: str) -> str:
-    at: Any = read_checkpoint(read(out).method[method], out / "trials" / method / "seed-0")
+    at: Any = read_checkpoint(read_config(out).method[method], out / "trials" / method / "seed-0")
     return digest(pack(at.state))
 
 
@@ -195,13 +195,13 @@ def test_what_left_a_site_is_in_its_log(tmp_path: Path) -> None:
 
 def test_what_a_site_says_when_it_is_scored(tmp_path: Path) -> None:
     """Of each class how many held-out examples it has, and how many were classified right; nothing of the others."""
-    said: list[tuple[Any, Scores]] = []
+    said: list[tuple[Any, ClassifierScores]] = []
 
     def answer(handle: Any, message: Any, context: Any) -> Any:
         reply = answer_message(handle, message, context)
-        if from_content(message.content)[0].get("step", {}).get("phase") == "evaluate":
-            head, body = from_content(reply.content)
-            said.append((head, unpack(Scores, body)))
+        if decode_message(message.content)[0].get("step", {}).get("phase") == "evaluate":
+            head, body = decode_message(reply.content)
+            said.append((head, unpack(ClassifierScores, body)))
         return reply
 
     config = some("fedavg", evaluation={"every": 0})
@@ -248,7 +248,9 @@ OWN = "tests.toys:Linear"
 TAKE_IT = ("fedavg", "fedprox", "local", "fml", "fedkd", "gefl")
 LEARN_IT = ("fgl", "oscar", "feddeo", "prompts_only")
 SHARE_ITS_EXTRACTOR = ("gefl_f", "lg_fedavg")
-REFUSE_IT = sorted({*registry.catalogue(registry.METHODS)} - {*TAKE_IT, *LEARN_IT, *SHARE_ITS_EXTRACTOR, "centralised"})
+REFUSE_IT = sorted(
+    {*registry.list_classes(registry.METHODS)} - {*TAKE_IT, *LEARN_IT, *SHARE_ITS_EXTRACTOR, "centralised"}
+)
 
 
 def owned(*methods: str, own: str = OWN, **changes: Any) -> dict[str, Any]:
@@ -295,7 +297,9 @@ def test_a_site_learns_from_the_images_what_a_student_would(tmp_path: Path, else
     config["method"]["fgl"] |= {"learning_rounds": 3, "synthetic_epochs": 1}
     files = sites(config, tmp_path / "sites")
     assert not serve(config, Grid(files, elsewhere), tmp_path / "run").error
-    at: Any = read_checkpoint(read(tmp_path / "run").method["fgl"], tmp_path / "run" / "trials" / "fgl" / "seed-0")
+    at: Any = read_checkpoint(
+        read_config(tmp_path / "run").method["fgl"], tmp_path / "run" / "trials" / "fgl" / "seed-0"
+    )
     assert at.state.personal == (OWN,)
     assert sorted(at.state.students) == ["cnn1", "cnn2"]
     rows = [row for row in rows_of(tmp_path / "run") if row["client"] is not None]
@@ -368,11 +372,11 @@ def test_the_first_architecture_by_name_may_be_a_site_s_own(
 
 
 def test_label_sets_that_differ_are_reported_before_training(tmp_path: Path) -> None:
-    hello = Hello("", "linear", "image", (1, 8, 8), (), 10, 5, "", "cpu", 0, 0.0, False, 1, 0.0)
+    hello = SiteDescription("", "linear", "image", (1, 8, 8), (), 10, 5, "", "cpu", 0, 0.0, False, 1, 0.0)
 
     def said(**sets: str) -> list[str]:
-        made = [Hello(**vars(hello) | {"name": n, "classes": tuple(c)}) for n, c in sets.items()]
-        return agreement.differing_labels(made)
+        made = [SiteDescription(**vars(hello) | {"name": n, "classes": tuple(c)}) for n, c in sets.items()]
+        return agreement.describe_label_sets(made)
 
     assert said(a="xy", b="xy") == []
     assert said(a="xy", b="yx") == [
@@ -458,18 +462,18 @@ def test_stock_is_taken_anew_when_the_data_are_others(tmp_path: Path, monkeypatc
     """A SuperNode that is started by hand has not been told to read them."""
     (file, *_) = sites(some("fedavg"), tmp_path / "sites")
     taken: list[str] = []
-    read_all = site_data.take_stock
+    read_all = site_data.load_site_data
 
-    def take_stock(site: site_settings.Here) -> site_data.Holding:
+    def take_stock(site: site_settings.LocatedSite) -> site_data.SiteHoldings:
         taken.append(site.config.part)
         return read_all(site)
 
-    monkeypatch.setattr(site_data, "take_stock", take_stock)
+    monkeypatch.setattr(site_data, "load_site_data", take_stock)
 
-    def stock(**changes: Any) -> site_data.Holding:
+    def stock(**changes: Any) -> site_data.SiteHoldings:
         about = tomllib.loads(file.read_text()) | changes
         file.write_text(tomli_w.dumps(about))
-        return site_data.holding_of(site_settings.read_site(file))
+        return site_data.describe_holdings(site_settings.read_site(file))
 
     first = stock()
     assert len(stock(threads=2, device="cpu").train) == len(first.train)
@@ -498,7 +502,7 @@ def test_every_file_of_a_folder_counts(tmp_path: Path) -> None:
     about = {"name": "a", "architecture": "linear", "folder": "scans/kept", "data": {"kind": "folder", "path": "scans"}}
     (tmp_path / "a.toml").write_text(tomli_w.dumps(about))
     site = site_settings.read_site(tmp_path / "a.toml")
-    named = [site_data.source_of(site)]
+    named = [site_data.fingerprint_source(site)]
     for change in (
         lambda: (tmp_path / "scans" / "0" / "2.png").write_bytes(b"2"),
         lambda: (tmp_path / "scans" / "0" / "2.png").write_bytes(b"22"),
@@ -506,11 +510,11 @@ def test_every_file_of_a_folder_counts(tmp_path: Path) -> None:
         lambda: (tmp_path / "scans" / "0" / "1.png").rename(tmp_path / "scans" / "0" / "3.png"),
     ):
         change()
-        named.append(site_data.source_of(site))
+        named.append(site_data.fingerprint_source(site))
     assert len(set(named)) == len(named)
     site.folder.mkdir()
     (site.folder / "site.log").write_text("what it keeps there is no data")
-    assert site_data.source_of(site) == named[-1]
+    assert site_data.fingerprint_source(site) == named[-1]
 
 
 def test_numbers_of_sites(tmp_path: Path) -> None:
@@ -548,7 +552,7 @@ def test_a_node_that_is_silent_or_refused_stalls_no_round(tmp_path: Path, monkey
     files = sites(some("fedavg", federation={"clients": 4}), tmp_path)
     grid = Grid(files, answer)
     others = {node: grid.nodes.pop(node) for node in (silent, refused)}
-    roll = Roll(Post(grid, pause=0.001))
+    roll = SiteRoster(MessageLink(grid, pause=0.001))
     clock += 10
     assert (roll.node_of("a"), roll.node_of("b")) == (100, 101)
 
@@ -596,7 +600,7 @@ def test_a_site_runs_no_code_that_the_server_names(tmp_path: Path) -> None:
 
 def test_a_site_opens_no_model_that_it_has_not_allowed(tmp_path: Path) -> None:
     config = some("fgl", evaluation={"every": 0})
-    assert read(config).method["fgl"].foundation.model == tiny_foundation()  # type: ignore[attr-defined]
+    assert read_config(config).method["fgl"].foundation.model == tiny_foundation()  # type: ignore[attr-defined]
     files = sites(config, tmp_path / "sites", a={"allow": []})
     assert serve(config, Grid(files), tmp_path / "run").error == (
         "tell round 0: 2 of 3 clients answered and the quorum is 3; client 0: site a opens no foundation.model but "
@@ -643,7 +647,7 @@ def test_a_check_says_what_there_is_and_trains_nothing(tmp_path: Path) -> None:
     assert [hello.name for hello in outcome.sites] == ["a", "b", "c"]
     assert outcome.trouble == ()
     assert not (tmp_path / "run").exists()
-    (row, *_) = deployment_server.table_of(outcome)
+    (row, *_) = deployment_server.request_to_settings(outcome)
     assert len(row) == len(deployment_server.COLUMNS)
     assert row[:3] == ("a", "linear", f"{outcome.sites[0].examples} + {outcome.sites[0].held_out}")
 
@@ -666,7 +670,7 @@ def _spoiled(how: Spoil, phase: str = "train") -> Any:
 
     def answer(handle: Any, message: Any, context: Any) -> Any:
         reply = answer_message(handle, message, context)
-        head, _ = from_content(message.content)
+        head, _ = decode_message(message.content)
         if head.get("client") == 1 and head["step"]["phase"] == phase:
             return how(reply, message)
         return reply
@@ -676,9 +680,9 @@ def _spoiled(how: Spoil, phase: str = "train") -> Any:
 
 def _with(change: Any) -> Spoil:
     def how(reply: Any, message: Any) -> Any:
-        head, body = from_content(reply.content)
+        head, body = decode_message(reply.content)
         change(head, body.tensors)
-        return Message(to_content(head, body), reply_to=message)
+        return Message(encode_message(head, body), reply_to=message)
 
     return how
 
@@ -687,9 +691,9 @@ def _scored(**changes: Any) -> Spoil:
     """Other scores."""
 
     def how(reply: Any, message: Any) -> Any:
-        head, body = from_content(reply.content)
-        scores = replace(unpack(Scores, body), **changes)
-        return Message(to_content(head, pack(scores)), reply_to=message)
+        head, body = decode_message(reply.content)
+        scores = replace(unpack(ClassifierScores, body), **changes)
+        return Message(encode_message(head, pack(scores)), reply_to=message)
 
     return how
 
@@ -842,18 +846,18 @@ def test_a_site_without_uploads_needs_no_masks(tmp_path: Path) -> None:
 def test_a_site_s_budget_is_for_all_runs_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("opacus")
     from genfed.cli.main import main
-    from genfed.privacy.site_budget import account_in
+    from genfed.privacy.site_budget import read_site_ledger
 
     config = some("fedavg", federation=ALIKE, privacy=NOISY | {"noise_multiplier": 2.0})
     files = sites(config, tmp_path / "sites", b={"privacy": HERE | {"epsilon": 1.3}})
     assert not serve(config, Grid(files), tmp_path / "first").error
     folder = site_settings.read_site(files[1]).folder
-    (paid,) = account_in(folder).paid
+    (paid,) = read_site_ledger(folder).paid
     assert [(charge.phase, charge.round, charge.step) for charge in paid.charges] == [("train", 0, 0), ("train", 1, 1)]
     assert not serve(config, Grid(files), tmp_path / "second").error
     third = serve(config, Grid(files), tmp_path / "third")
     assert third.error.startswith("site b: the site's privacy budget over all runs does not hold this one")
-    assert len(account_in(folder).paid) == 2
+    assert len(read_site_ledger(folder).paid) == 2
     capsys.readouterr()
     with pytest.raises(SystemExit) as caught:
         main(["site", "budget", str(files[1])])
@@ -865,8 +869,8 @@ def test_a_site_s_budget_is_for_all_runs_together(tmp_path: Path, capsys: pytest
 
 def letter(config: dict[str, Any], method: str = "fedavg", phase: str = "train", number: int = 0) -> dict[str, Any]:
     """What the server of the run would have a site work on."""
-    settings = read(config)
-    task = partitioning.share_out(settings, load_data(settings), 0).task
+    settings = read_config(config)
+    task = partitioning.partition_data(settings, load_data(settings), 0).task
     about, step = (
         deployment_server._about(settings, task, method, 0, "run"),
         {"phase": phase, "round": number, "number": number},
@@ -879,31 +883,31 @@ def asked(file: Path, head: dict[str, Any], body: Any) -> Any:
 
 
 def initial(config: dict[str, Any]) -> Any:
-    settings = read(config)
-    shards = partitioning.share_out(settings, load_data(settings), 0)
+    settings = read_config(config)
+    shards = partitioning.partition_data(settings, load_data(settings), 0)
     network = architectures.new_network("linear", shards.task, torch.Generator().manual_seed(0))
     return pack(Model(weights_of(network)))
 
 
 def test_a_server_cannot_have_more_trained_than_is_charged(tmp_path: Path) -> None:
     pytest.importorskip("opacus")
-    from genfed.privacy.site_budget import account_in
+    from genfed.privacy.site_budget import read_site_ledger
 
     config = some("gefl", federation=ALIKE, privacy=NOISY)
     config["method"] = {"gefl": config["method"]["gefl"] | {"generator": {"kind": "cvae", "width": 4, "norm": "group"}}}
     (file, *_) = sites(config, tmp_path / "sites", a={"privacy": HERE | {"epsilon": 100.0}})
-    settings, folder = read(config), site_settings.read_site(file).folder
-    shards = partitioning.share_out(settings, load_data(settings), 0)
+    settings, folder = read_config(config), site_settings.read_site(file).folder
+    shards = partitioning.partition_data(settings, load_data(settings), 0)
     method: Any = settings.method["gefl"]
     task = shards.task
     server = new_server(task, shards.clients, settings.compute, 0, 0, "init")
-    generator, joint, *_ = leaves(method.phases())
+    generator, joint, *_ = flatten_phases(method.phases())
     state = method.init(server)
     sent = pack(generator.send(server, state, shards.clients[0]))  # type: ignore[misc]
     first = letter(config, "gefl", "generator")
 
     def charged() -> list[tuple[int, int]]:
-        return [(charge.step, charge.steps) for each in account_in(folder).paid for charge in each.charges]
+        return [(charge.step, charge.steps) for each in read_site_ledger(folder).paid for charge in each.charges]
 
     answer = asked(file, first, sent)
     paid = charged()
@@ -940,15 +944,15 @@ def test_two_letters_at_once_train_once(tmp_path: Path) -> None:
     pytest.importorskip("opacus")
     from concurrent.futures import ThreadPoolExecutor
 
-    from genfed.privacy.site_budget import account_in
+    from genfed.privacy.site_budget import read_site_ledger
 
     config = some("fedavg", federation=ALIKE, privacy=NOISY)
     (file, *_) = sites(config, tmp_path / "sites", a={"privacy": HERE | {"epsilon": 100.0}})
-    site_data.take_stock(site_settings.read_site(file))  # as `genfed join` does
+    site_data.load_site_data(site_settings.read_site(file))  # as `genfed join` does
     with ThreadPoolExecutor(2) as pool:
         both = list(pool.map(lambda _: digest(asked(file, letter(config), initial(config))), range(2)))
     assert both[0] == both[1]
-    (paid,) = account_in(site_settings.read_site(file).folder).paid
+    (paid,) = read_site_ledger(site_settings.read_site(file).folder).paid
     assert len(paid.charges) == 1
 
 
@@ -978,7 +982,7 @@ def test_a_budget_that_holds_a_run_holds_it_after_a_stop(tmp_path: Path) -> None
         pass
 
     def stops(handle: Any, message: Any, context: Any) -> Any:
-        head = from_content(message.content)[0]
+        head = decode_message(message.content)[0]
         if head.get("step", {}).get("phase") == "train" and head["step"]["round"] == 1:
             raise KilledError
         return answer_message(handle, message, context)
@@ -995,12 +999,12 @@ def test_a_budget_that_holds_a_run_holds_it_after_a_stop(tmp_path: Path) -> None
 
 def test_what_a_run_s_budget_refuses_costs_the_site_nothing(tmp_path: Path) -> None:
     pytest.importorskip("opacus")
-    from genfed.privacy.site_budget import account_in
+    from genfed.privacy.site_budget import read_site_ledger
 
     config = some("fedavg", federation=ALIKE | {"quorum": 0.0}, privacy=NOISY | {"epsilon": 2.5})
     files = sites(config, tmp_path / "sites", b={"privacy": HERE})
     assert "does not hold another round" in serve(config, Grid(files), tmp_path / "run").error
-    (paid,) = account_in(site_settings.read_site(files[1]).folder).paid
+    (paid,) = read_site_ledger(site_settings.read_site(files[1]).folder).paid
     assert len(paid.charges) == 1
 
 
@@ -1015,10 +1019,10 @@ def test_a_site_that_does_not_say_what_it_spent_is_taken_to_have_spent_all(tmp_p
     pytest.importorskip("opacus")
 
     def answer(handle: Any, message: Any, context: Any) -> Any:
-        head = from_content(message.content)[0]
+        head = decode_message(message.content)[0]
         reply = answer_message(handle, message, context)
         if head["ask"] == "spent" and head["client"] == 1:
-            reply.content = to_content({"mechanisms": [[1e300, 0.5, 10**12]]}, EMPTY)
+            reply.content = encode_message({"mechanisms": [[1e300, 0.5, 10**12]]}, EMPTY)
         return reply
 
     config = some("fedavg", federation=ALIKE, privacy=NOISY)

@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from genfed.core.aggregate import ClientInfo, Sum
 from genfed.core.client import Client, Slot
 from genfed.core.errors import GenfedError, RecordError
-from genfed.core.federated_data import Shards
-from genfed.core.phase import Nothing, Phase, Reply
+from genfed.core.federated_data import FederatedData
+from genfed.core.phase import Empty, Phase, Reply
 from genfed.core.record import Packed, pack, unpack
 from genfed.core.rng import stream
 from genfed.core.task import Data, Task
-from genfed.engines.client_runner import Site, threads
-from genfed.engines.client_storage import KeptOnDisk
+from genfed.engines.client_runner import ClientRunner, use_threads
+from genfed.engines.client_storage import DiskStorage
 from genfed.engines.in_process import InProcess
-from genfed.engines.messages import Step
+from genfed.engines.messages import RoundId
 from genfed.engines.round import Failure
 
 
@@ -42,13 +42,13 @@ class Sent:
 NOTE, OTHER = Slot("note", Note), Slot("other-note", Note)
 
 
-def keep(store: KeptOnDisk, slot: Slot[Any], record: Any) -> None:
+def keep(store: DiskStorage, slot: Slot[Any], record: Any) -> None:
     store.put(slot, record)
     store.commit()
 
 
-def kept(folder: Path, number: int, slots: tuple[Slot[Any], ...] | None = (NOTE, OTHER)) -> KeptOnDisk:
-    return KeptOnDisk(folder, number, slots)
+def kept(folder: Path, number: int, slots: tuple[Slot[Any], ...] | None = (NOTE, OTHER)) -> DiskStorage:
+    return DiskStorage(folder, number, slots)
 
 
 # What clients keep.
@@ -140,10 +140,10 @@ def test_a_slot_name_is_fit_for_a_file(name: str) -> None:
 # The work of one client.
 
 
-def shards() -> Shards:
+def shards() -> FederatedData:
     clients = (ClientInfo(4, "a", 2), ClientInfo(7, "b", 3))
     data = Data(torch.arange(5, dtype=torch.float32).reshape(5, 1), torch.arange(5) % 2)
-    return Shards(Task("table", (1,), ("x", "y")), clients, ((0, 2), (2, 5)), data, data)
+    return FederatedData(Task("table", (1,), ("x", "y")), clients, ((0, 2), (2, 5)), data, data)
 
 
 def new_network(architecture: str, task: Task, rng: torch.Generator) -> nn.Module:
@@ -152,12 +152,12 @@ def new_network(architecture: str, task: Task, rng: torch.Generator) -> nn.Modul
     return network
 
 
-def site(folder: Path, work: Any, *slots: Slot[Any], name: str = "train", seed: int = 3) -> Site:
+def site(folder: Path, work: Any, *slots: Slot[Any], name: str = "train", seed: int = 3) -> ClientRunner:
     phase: Phase[Any] = Phase(
-        name, lambda server, state, reduced: state, lambda *_: Nothing(), work,
+        name, lambda server, state, reduced: state, lambda *_: Empty(), work,
         {"total": Sum(), "draw": Sum()}, slots=slots,
     )  # fmt: skip
-    return Site({name: phase}, shards(), folder, seed, new_network)
+    return ClientRunner({name: phase}, shards(), folder, seed, new_network)
 
 
 def look(client: Client, sent: Sent) -> Reply[Got]:
@@ -175,7 +175,7 @@ def test_a_client_gets_its_own_rows_draws_and_architecture(tmp_path: Path) -> No
         assert client.info == ClientInfo(7, "b", 3)
         return look(client, sent)
 
-    answer = site(tmp_path, work).work(Step("train", 5, 9), 7, pack(Sent(torch.zeros(2))))
+    answer = site(tmp_path, work).work(RoundId("train", 5, 9), 7, pack(Sent(torch.zeros(2))))
     got = unpack(Got, answer.upload)
     assert got.total.item() == 2 + 3 + 4 + 2
     assert torch.equal(got.draw, torch.rand(2, generator=stream(3, "train", 5, 7)))
@@ -185,12 +185,12 @@ def test_a_client_gets_its_own_rows_draws_and_architecture(tmp_path: Path) -> No
 
 def test_doing_a_step_again_gives_the_same_answer(tmp_path: Path) -> None:
     def work(client: Client, sent: Sent) -> Reply[Got]:
-        before = client.kept.get(NOTE)
-        client.kept.put(NOTE, Note((before.text if before else "") + f"{client.info.id};"))
+        before = client.storage.get(NOTE)
+        client.storage.put(NOTE, Note((before.text if before else "") + f"{client.info.id};"))
         return Reply(Got(torch.tensor(len(before.text) if before else 0), torch.rand(1, generator=client.rng)))
 
     place = site(tmp_path, work, NOTE)
-    steps = [Step("train", i, i) for i in range(3)]
+    steps = [RoundId("train", i, i) for i in range(3)]
     answers = [[place.work(step, 4, pack(Sent(torch.zeros(1)))).upload for _ in range(2)] for step in steps]
     for i, (one, other) in enumerate(answers):
         assert unpack(Got, one).total.item() == 2 * i
@@ -200,14 +200,14 @@ def test_doing_a_step_again_gives_the_same_answer(tmp_path: Path) -> None:
 
 def test_only_evaluation_may_read_what_it_does_not_declare(tmp_path: Path) -> None:
     def work(client: Client, sent: Sent) -> Reply[Got]:
-        assert client.kept.get(NOTE) == Note("mine")
+        assert client.storage.get(NOTE) == Note("mine")
         return Reply(Got(torch.zeros(1), torch.zeros(1)))
 
-    keep(KeptOnDisk(tmp_path / "4", 0, (NOTE,)), NOTE, Note("mine"))
+    keep(DiskStorage(tmp_path / "4", 0, (NOTE,)), NOTE, Note("mine"))
     sent = pack(Sent(torch.zeros(1)))
-    site(tmp_path, work, name="evaluate").work(Step("evaluate", 0, 1), 4, sent)
+    site(tmp_path, work, name="evaluate").work(RoundId("evaluate", 0, 1), 4, sent)
     with pytest.raises(GenfedError, match="slot 'note' is not declared"):
-        site(tmp_path, work).work(Step("train", 0, 1), 4, sent)
+        site(tmp_path, work).work(RoundId("train", 0, 1), 4, sent)
 
 
 def test_weights_and_metrics_become_plain_numbers(tmp_path: Path) -> None:
@@ -215,14 +215,14 @@ def test_weights_and_metrics_become_plain_numbers(tmp_path: Path) -> None:
         metrics: Any = {"loss": torch.tensor(0.5), "n": 3}
         return Reply(Got(torch.zeros(1), torch.zeros(1)), weight=torch.tensor(2.0), metrics=metrics)  # type: ignore[arg-type]
 
-    answer = site(tmp_path, work).work(Step("train", 0, 0), 4, pack(Sent(torch.zeros(1))))
+    answer = site(tmp_path, work).work(RoundId("train", 0, 0), 4, pack(Sent(torch.zeros(1))))
     assert (type(answer.weight), answer.weight) == (float, 2.0)
     assert {k: (type(v), v) for k, v in answer.metrics.items()} == {"loss": (float, 0.5), "n": (float, 3.0)}
 
 
-def exchange(place: Site, sent: Packed) -> dict[int, Any]:
+def exchange(place: ClientRunner, sent: Packed) -> dict[int, Any]:
     jobs = [(info, sent) for info in shards().clients]
-    return {info.id: answer for info, answer in InProcess(place).exchange(Step("train", 0, 0), jobs)}
+    return {info.id: answer for info, answer in InProcess(place).exchange(RoundId("train", 0, 0), jobs)}
 
 
 def test_one_client_in_process_cannot_change_what_the_next_is_sent(tmp_path: Path) -> None:
@@ -272,7 +272,7 @@ def test_threads_are_restored() -> None:
     before = torch.get_num_threads()
 
     def failing() -> None:
-        with threads(before + 1):
+        with use_threads(before + 1):
             assert torch.get_num_threads() == before + 1
             raise KeyError
 

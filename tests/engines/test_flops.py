@@ -2,13 +2,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from genfed.engines.flops import Flops
-from genfed.generators.strided_conv import Halving
+from genfed.engines.flops import FlopCounter
+from genfed.generators.strided_conv import StridedConv4
 
 
 def test_products_are_counted_forwards_and_backwards() -> None:
     layer, x = nn.Linear(5, 3), torch.randn(7, 5, requires_grad=True)
-    with Flops() as flops:
+    with FlopCounter() as flops:
         layer(x).sum().backward()
     assert flops.count == 3 * 2 * 7 * 5 * 3
 
@@ -16,7 +16,7 @@ def test_products_are_counted_forwards_and_backwards() -> None:
 def test_convolutions_are_counted_and_the_outcome_is_the_same() -> None:
     layer, x = nn.Conv2d(2, 4, 3, padding=1, bias=False), torch.randn(5, 2, 8, 8)
     expected = layer(x)
-    with Flops() as flops:
+    with FlopCounter() as flops:
         found = layer(x)
         with torch.inference_mode():
             F.linear(torch.ones(2, 3), torch.ones(4, 3))  # not yet taken apart there
@@ -26,8 +26,8 @@ def test_convolutions_are_counted_and_the_outcome_is_the_same() -> None:
 
 def test_the_products_of_small_maps_are_counted() -> None:
     """From 2×2 to 1×1 a kernel has four living taps."""
-    layer, x = Halving(300, 400, (2, 2)), torch.randn(6, 300, 2, 2)
-    with Flops() as flops:
+    layer, x = StridedConv4(300, 400, (2, 2)), torch.randn(6, 300, 2, 2)
+    with FlopCounter() as flops:
         y = layer(x)
         forward = flops.count
         y.sum().backward()

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import tomli_w
 import torch
-from tests.engines.test_round import CLIENTS, Sent
 
 from genfed.core.errors import GenfedError
 from genfed.core.record import Packed, digest, pack
-from genfed.engines.messages import Answer, Step
+from genfed.engines.messages import PackedReply, RoundId
 from genfed.engines.round import Failure
 from tests.conftest import left_by, start, tiny
+from tests.engines.test_round import CLIENTS, Sent
 
 flower = pytest.importorskip(
     "genfed.engines.flower",
@@ -27,8 +27,8 @@ flower = pytest.importorskip(
 from flwr.app import Array, ConfigRecord, Message, RecordDict  # noqa: E402
 
 from genfed.engines.flower.client import answer_message  # noqa: E402
-from genfed.engines.flower.engine import LATE, PATIENCE, Flower, Post  # noqa: E402
-from genfed.engines.flower.messages import ArrayCache, from_content, to_content  # noqa: E402
+from genfed.engines.flower.engine import LATE, PATIENCE, FlowerEngine, MessageLink  # noqa: E402
+from genfed.engines.flower.messages import ArrayCache, decode_message, encode_message  # noqa: E402
 
 pytestmark = pytest.mark.flower
 
@@ -42,7 +42,7 @@ def _somebody(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(TaskIdentity, name, 1)
 
 
-STEP = Step("train", 3, 8)
+STEP = RoundId("train", 3, 8)
 
 
 def record(value: float = 1.0) -> Packed:
@@ -51,24 +51,24 @@ def record(value: float = 1.0) -> Packed:
 
 
 def test_a_letter_keeps_every_bit() -> None:
-    head, body = from_content(to_content({"step": [1, "ü"]}, record()))
+    head, body = decode_message(encode_message({"step": [1, "ü"]}, record()))
     assert head == {"step": [1, "ü"]}
     assert digest(body) == digest(record())
 
 
 def test_what_is_no_letter_is_refused() -> None:
-    good = to_content({}, record())
+    good = encode_message({}, record())
     foreign = RecordDict({"letter": ConfigRecord({"head": "[", "skeleton": "{}"})})
-    listed = to_content({}, record())
+    listed = encode_message({}, record())
     listed.config_records["letter"]["head"] = "[]"
-    broken = to_content({}, record())
+    broken = encode_message({}, record())
     broken.array_records["tensors"]["weights"] = Array("uint8", (3,), "safetensors", b"abc")
-    nested = to_content({}, record())
+    nested = encode_message({}, record())
     nested.config_records["letter"]["head"] = "[" * 100_000
     for content in (RecordDict({}), foreign, listed, broken, nested):
         with pytest.raises(GenfedError):
-            from_content(content)
-    from_content(good)
+            decode_message(content)
+    decode_message(good)
 
 
 def test_a_field_that_all_are_sent_is_made_once() -> None:
@@ -120,12 +120,12 @@ def failed(code: int, reason: str = "") -> Any:
 
 
 def echo(message: Any) -> Any:
-    _, body = from_content(message.content)
-    return replied(to_content({"weight": 2.0, "metrics": {"loss": 0.5}, "seconds": 0.1}, body))
+    _, body = decode_message(message.content)
+    return replied(encode_message({"weight": 2.0, "metrics": {"loss": 0.5}, "seconds": 0.1}, body))
 
 
-def exchange(grid: Grid, node_of: Any = lambda client: 100 + client, **post: Any) -> dict[int, Answer | Failure]:
-    engine = Flower(Post(grid, pause=0.001, **post), node_of)
+def exchange(grid: Grid, node_of: Any = lambda client: 100 + client, **post: Any) -> dict[int, PackedReply | Failure]:
+    engine = FlowerEngine(MessageLink(grid, pause=0.001, **post), node_of)
     answers = list(engine.exchange(STEP, ((info, record(float(info.id))) for info in CLIENTS)))
     assert sorted(info.id for info, _ in answers) == [info.id for info in CLIENTS], "each is given once"
     return {info.id: answer for info, answer in answers}
@@ -134,7 +134,7 @@ def exchange(grid: Grid, node_of: Any = lambda client: 100 + client, **post: Any
 def test_every_client_is_asked_at_its_node_and_its_answer_given_back() -> None:
     grid = Grid(echo, after=2)
     for client, answer in exchange(grid).items():
-        assert isinstance(answer, Answer)
+        assert isinstance(answer, PackedReply)
         assert (answer.weight, answer.metrics, answer.seconds) == (2.0, {"loss": 0.5}, 0.1)
         assert digest(answer.upload) == digest(record(float(client)))
     assert {m.metadata.dst_node_id for m in grid._content.values()} == {100, 101, 102, 103, 104}
@@ -170,7 +170,7 @@ def test_letters_on_their_way_are_bounded_by_number_and_by_size(monkeypatch: pyt
     ],
 )
 def test_an_answer_that_is_none_is_a_failure(head: dict[str, Any], says: str) -> None:
-    for answer in exchange(Grid(lambda _: replied(to_content(head, record())))).values():
+    for answer in exchange(Grid(lambda _: replied(encode_message(head, record())))).values():
         assert isinstance(answer, Failure)
         assert answer.reason.startswith(says)
         assert not answer.fatal
@@ -189,9 +189,9 @@ def test_a_client_whose_node_was_lost_is_asked_once_more() -> None:
         seen.append(message.metadata.dst_node_id)
         return failed(5) if seen.count(message.metadata.dst_node_id) == 1 else echo(message)
 
-    engine = Flower(Post(Grid(once), pause=0.001), lambda client: 100 + client)
+    engine = FlowerEngine(MessageLink(Grid(once), pause=0.001), lambda client: 100 + client)
     answers = list(engine.exchange(STEP, [(CLIENTS[0], record())]))
-    assert isinstance(answers[0][1], Answer)
+    assert isinstance(answers[0][1], PackedReply)
     assert engine.lost() == ["client 0: its node was lost; asked again"]
     assert engine.lost() == []
     always = exchange(Grid(lambda _: failed(8)))
@@ -205,16 +205,18 @@ def test_who_takes_too_long_or_is_not_there_is_left_out() -> None:
     late = exchange(Grid(lambda m: None if m.metadata.dst_node_id == 103 else echo(m)), timeout=0.2)
     assert time.monotonic() - begun < 5
     assert late.pop(3) == Failure("took longer than 0.2 s")
-    assert all(isinstance(answer, Answer) for answer in late.values())
+    assert all(isinstance(answer, PackedReply) for answer in late.values())
     absent = exchange(Grid(echo), node_of=lambda client: None if client == 2 else 100)
     assert absent.pop(2) == Failure("it is not connected")
-    assert all(isinstance(answer, Answer) for answer in absent.values())
+    assert all(isinstance(answer, PackedReply) for answer in absent.values())
 
 
 def test_a_client_that_comes_back_in_time_is_asked() -> None:
     back = time.monotonic() + 0.5
-    engine = Flower(Post(Grid(echo), pause=0.001), lambda _: 100 if time.monotonic() > back else None, patience=30.0)
-    assert isinstance(dict(engine.exchange(STEP, [(CLIENTS[0], record())]))[CLIENTS[0]], Answer)
+    engine = FlowerEngine(
+        MessageLink(Grid(echo), pause=0.001), lambda _: 100 if time.monotonic() > back else None, patience=30.0
+    )
+    assert isinstance(dict(engine.exchange(STEP, [(CLIENTS[0], record())]))[CLIENTS[0]], PackedReply)
 
 
 def test_a_link_that_is_gone_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,13 +239,13 @@ def test_a_node_answers_whatever_its_handler_does(error: BaseException) -> None:
     def handle(head: Any, body: Any, node: Any) -> Any:
         raise error
 
-    message = Message(to_content({}, record()), 1, "train", ttl=10)
+    message = Message(encode_message({}, record()), 1, "train", ttl=10)
     message.metadata.__dict__["_message_id"] = "x"
     reply = answer_message(handle, message, SimpleNamespace(node_config={}))
-    head, _ = from_content(reply.content)
+    head, _ = decode_message(reply.content)
     assert head["failed"] in ("ValueError: no", "known", "SystemExit: 3", "MemoryError: ")
     rubbish = answer_message(lambda *_: 3, message, SimpleNamespace(node_config={}))  # type: ignore[arg-type]
-    assert "failed" in from_content(rubbish.content)[0]
+    assert "failed" in decode_message(rubbish.content)[0]
 
 
 @pytest.mark.parametrize("version", ["1.40.2", "1.43.0", "2.0"])

@@ -10,14 +10,14 @@ from torch import Tensor
 from genfed.core.aggregate import ClientInfo, Collect, Mean, Sum
 from genfed.core.client import Client, Server
 from genfed.core.errors import GenfedError
-from genfed.core.phase import Nothing, Phase, Reduced, Reply
+from genfed.core.phase import Empty, Phase, Reduced, Reply
 from genfed.core.record import Packed, pack
 from genfed.core.task import Task
-from genfed.engines.messages import Answer, Step
-from genfed.engines.round import Ask, Failure, check
+from genfed.engines.messages import PackedReply, RoundId
+from genfed.engines.round import Failure, Round, check_upload
 
 CLIENTS = tuple(ClientInfo(i, "ab"[i % 2], 10 + i) for i in range(5))
-STEP = Step("train", 3, 8)
+STEP = RoundId("train", 3, 8)
 
 
 @dataclass(frozen=True)
@@ -58,21 +58,23 @@ def server() -> Server:
     return Server(task, CLIENTS, 3, torch.Generator(), 0, torch.device("cpu"), "float32", none)
 
 
-def good(info: ClientInfo, **changes: Any) -> Answer:
+def good(info: ClientInfo, **changes: Any) -> PackedReply:
     upload = Upload({"w": torch.full((2,), 2.0 * info.id), "n": torch.tensor(7)}, 1.0, torch.zeros(info.id))
-    return Answer(pack(replace(upload, **changes)), 1.0, {"loss": 0.5}, 0.25)
+    return PackedReply(pack(replace(upload, **changes)), 1.0, {"loss": 0.5}, 0.25)
 
 
 class Fake:
     """Answers as it is told, in the order of `order`; takes jobs one at a time."""
 
-    def __init__(self, answer: Callable[[ClientInfo], Answer | Failure], order: Iterable[int] | None = None) -> None:
+    def __init__(
+        self, answer: Callable[[ClientInfo], PackedReply | Failure], order: Iterable[int] | None = None
+    ) -> None:
         self._answer, self._order = answer, order
         self.got: dict[int, Packed] = {}
 
     def exchange(
-        self, step: Step, jobs: Iterable[tuple[ClientInfo, Packed]]
-    ) -> Iterator[tuple[ClientInfo, Answer | Failure]]:
+        self, step: RoundId, jobs: Iterable[tuple[ClientInfo, Packed]]
+    ) -> Iterator[tuple[ClientInfo, PackedReply | Failure]]:
         assert step == STEP
         infos = {}
         for info, packed in jobs:
@@ -84,8 +86,8 @@ class Fake:
         return []
 
 
-def ask(answer: Callable[[ClientInfo], Answer | Failure], quorum: float = 0.0, order: Any = None) -> Ask:
-    return Ask(Fake(answer, order), phase(), STEP, server(), None, CLIENTS, quorum)
+def ask(answer: Callable[[ClientInfo], PackedReply | Failure], quorum: float = 0.0, order: Any = None) -> Round:
+    return Round(Fake(answer, order), phase(), STEP, server(), None, CLIENTS, quorum)
 
 
 def test_replies_are_reduced_whatever_their_order() -> None:
@@ -152,7 +154,7 @@ def test_a_weight_is_finite_and_above_0(weight: float) -> None:
 
 
 def test_bytes_of_another_record_are_left_out() -> None:
-    asking = ask(lambda info: Answer(Packed({}, "{"), 1.0) if info.id == 1 else good(info))
+    asking = ask(lambda info: PackedReply(Packed({}, "{"), 1.0) if info.id == 1 else good(info))
     list(asking)
     assert asking.failures.keys() == {1}
     assert "Upload: the skeleton is not JSON" in asking.failures[1]
@@ -163,17 +165,17 @@ def test_a_field_that_was_not_sent_is_held_against_the_first_of_its_group() -> N
     class Pair:
         counts: Tensor
 
-    def pair(client: Client, sent: Nothing) -> Reply[Pair]:
+    def pair(client: Client, sent: Empty) -> Reply[Pair]:
         raise AssertionError
 
-    counting: Phase[Any] = Phase("train", keep, lambda *_: Nothing(), pair, {"counts": Sum()})
-    fake = Fake(lambda info: Answer(pack(Pair(torch.ones(1 + info.id // 4))), 1.0))
-    asking = Ask(fake, counting, STEP, server(), None, CLIENTS, 0.8)
+    counting: Phase[Any] = Phase("train", keep, lambda *_: Empty(), pair, {"counts": Sum()})
+    fake = Fake(lambda info: PackedReply(pack(Pair(torch.ones(1 + info.id // 4))), 1.0))
+    asking = Round(fake, counting, STEP, server(), None, CLIENTS, 0.8)
     list(asking)
     assert asking.failures.keys() == {4}
     assert asking.reduced["counts"].tolist() == [4.0]
-    upside_down = Ask(
-        Fake(lambda info: Answer(pack(Pair(torch.ones(1 + info.id // 4))), 1.0), [4, 0, 1, 2, 3]),
+    upside_down = Round(
+        Fake(lambda info: PackedReply(pack(Pair(torch.ones(1 + info.id // 4))), 1.0), [4, 0, 1, 2, 3]),
         counting, STEP, server(), None, CLIENTS, 0.8,
     )  # fmt: skip
     list(upside_down)
@@ -184,7 +186,7 @@ def test_a_field_that_was_not_sent_is_held_against_the_first_of_its_group() -> N
 
 
 def test_nothing_sent_holds_nothing_against_an_upload() -> None:
-    check(pack(Nothing()), good(CLIENTS[0]))
+    check_upload(pack(Empty()), good(CLIENTS[0]))
 
 
 @pytest.mark.parametrize(
@@ -219,7 +221,7 @@ def test_a_quorum_that_is_whole_but_for_rounding() -> None:
     """0.07 · 100 is 7.000000000000001 in floating point."""
     many = tuple(ClientInfo(i, "a", 1) for i in range(100))
     fake = Fake(lambda info: good(info) if info.id < 7 else Failure("lost"))
-    asking = Ask(fake, phase(), STEP, server(), None, many, 0.07)
+    asking = Round(fake, phase(), STEP, server(), None, many, 0.07)
     list(asking)
     assert len(asking.reduced.clients) == 7
 
@@ -228,7 +230,7 @@ def test_jobs_are_made_as_they_are_drawn() -> None:
     made: list[int] = []
 
     class Lazy(Fake):
-        def exchange(self, step: Step, jobs: Any) -> Iterator[tuple[ClientInfo, Answer | Failure]]:
+        def exchange(self, step: RoundId, jobs: Any) -> Iterator[tuple[ClientInfo, PackedReply | Failure]]:
             for info, _ in jobs:
                 assert made == list(range(info.id + 1))
                 yield info, good(info)
@@ -237,5 +239,5 @@ def test_jobs_are_made_as_they_are_drawn() -> None:
         made.append(info.id)
         return send(server, state, info)
 
-    asking = Ask(Lazy(good), replace(phase(), send=counted), STEP, server(), None, CLIENTS, 1.0)
+    asking = Round(Lazy(good), replace(phase(), send=counted), STEP, server(), None, CLIENTS, 1.0)
     assert len(list(asking)) == 5

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from genfed.config.reader import read, to_toml
+from genfed.config.reader import read_config, to_toml
 from genfed.core.errors import GenfedError
 from genfed.experiment.checkpoint import read_checkpoint
 from tests.conftest import left_by, start, tiny
@@ -20,7 +20,7 @@ LINEAR: dict[str, Any] = {
 
 def final(config: dict[str, Any], out: Path) -> torch.Tensor:
     start(config, out)
-    method = read(config).method["fedavg"]
+    method = read_config(config).method["fedavg"]
     at = read_checkpoint(method, out / "trials" / "fedavg" / "seed-0")
     assert at is not None
     weights: torch.Tensor = torch.cat([w.flatten() for w in at.state.classifiers["linear"].values()])
@@ -99,11 +99,13 @@ def test_what_a_rule_does_not_cover_is_told(tmp_path: Path) -> None:
 
 
 def test_settings_are_written_out() -> None:
-    config = read(tiny("fedavg", aggregation={"kind": "krum"}, attack={"kind": "sign_flip", "phases": ["train"]}))
+    config = read_config(
+        tiny("fedavg", aggregation={"kind": "krum"}, attack={"kind": "sign_flip", "phases": ["train"]})
+    )
     text = to_toml(config)
     assert '[aggregation]\nkind = "krum"\nshare = 0.2' in text
     assert 'kind = "sign_flip"' in text
-    assert "aggregation" not in to_toml(read(tiny("fedavg")))
+    assert "aggregation" not in to_toml(read_config(tiny("fedavg")))
 
 
 @pytest.mark.parametrize(

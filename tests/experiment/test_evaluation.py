@@ -12,20 +12,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from genfed.config.reader import read
+from genfed.config.reader import read_config
 from genfed.core.client import Client
-from genfed.core.federated_data import Shards
-from genfed.core.phase import Nothing
+from genfed.core.federated_data import FederatedData
+from genfed.core.phase import Empty
 from genfed.core.record import digest, load, pack, save, unpack
-from genfed.engines.client_runner import Site
-from genfed.engines.messages import Step
+from genfed.engines.client_runner import ClientRunner
+from genfed.engines.messages import RoundId
 from genfed.experiment import evaluation
-from genfed.experiment.evaluation import Scores, with_evaluation
-from genfed.experiment.inputs import fingerprint, load_data
-from genfed.experiment.partitioning import class_counts, pooled, share_out
-from genfed.report.metrics_log import read as read_metrics
+from genfed.experiment.evaluation import ClassifierScores, add_evaluation
+from genfed.experiment.inputs import data_fingerprint, load_data
+from genfed.experiment.partitioning import count_classes, partition_data, pool_clients
+from genfed.report.metrics_log import read_metrics as read_metrics
 from genfed.report.results import from_json
-from genfed.training.evaluation import hits
+from genfed.training.evaluation import correct_mask
 from tests.conftest import start, tiny
 
 
@@ -45,17 +45,17 @@ class Stub:
     def send_classifier(self) -> None:
         raise NotImplementedError
 
-    def classifier(self, client: Client, sent: Nothing) -> nn.Module:
+    def classifier(self, client: Client, sent: Empty) -> nn.Module:
         return Says()
 
 
-def own_accuracies(shards: Shards, folder: Path) -> list[dict[int, float]]:
+def own_accuracies(shards: FederatedData, folder: Path) -> list[dict[int, float]]:
     """What each client replies whose classifier is `Says`."""
     method: Any = Stub()
-    site = Site(with_evaluation(method, shards.held_out, shards.own), shards, folder, 0, lambda *_: Says())
-    sent = pack(Nothing())
-    answers = [site.work(Step("evaluate", 0, 0), info.id, sent) for info in shards.clients]
-    return [unpack(Scores, answer.upload).own_accuracy for answer in answers]
+    site = ClientRunner(add_evaluation(method, shards.held_out, shards.own), shards, folder, 0, lambda *_: Says())
+    sent = pack(Empty())
+    answers = [site.work(RoundId("evaluate", 0, 0), info.id, sent) for info in shards.clients]
+    return [unpack(ClassifierScores, answer.upload).own_accuracy for answer in answers]
 
 
 def shards_of(
@@ -64,15 +64,15 @@ def shards_of(
     clients: int = 2,
     architectures: tuple[str, ...] = ("linear",),
     **arrays: Any,
-) -> Shards:
+) -> FederatedData:
     np.savez(folder / "data.npz", **arrays)
     data = {"kind": "npz", "path": str(folder / "data.npz"), "validation": 0.0}
     if "column" in partition:
         data["columns"] = [partition["column"]]
     config = tiny("local") | {"data": data, "partition": partition}
     config["federation"] = {"clients": clients, "architectures": list(architectures)}
-    settings = read(config)
-    return share_out(settings, load_data(settings), 0)
+    settings = read_config(config)
+    return partition_data(settings, load_data(settings), 0)
 
 
 BY_SITE = {"kind": "by_column", "column": "site"}
@@ -122,9 +122,9 @@ def test_what_was_not_tested_is_left_out(tmp_path: Path) -> None:
 
 
 def test_the_ceiling_is_scored_for_every_client_of_its_architecture(tmp_path: Path) -> None:
-    shards = pooled(shards_of(tmp_path, BY_SITE, **SITES, site_test=SITE_TEST))
+    shards = pool_clients(shards_of(tmp_path, BY_SITE, **SITES, site_test=SITE_TEST))
     assert own_accuracies(shards, tmp_path) == [{0: pytest.approx(0.625), 1: pytest.approx(0.5)}]
-    two = pooled(shards_of(tmp_path, BY_SITE, 2, ("mlp-small", "linear"), **SITES, site_test=SITE_TEST))
+    two = pool_clients(shards_of(tmp_path, BY_SITE, 2, ("mlp-small", "linear"), **SITES, site_test=SITE_TEST))
     assert [info.architecture for info in two.clients] == ["linear", "mlp-small"]
     assert own_accuracies(two, tmp_path) == [{1: pytest.approx(0.5)}, {0: pytest.approx(0.625)}]
 
@@ -146,7 +146,7 @@ def test_label_skew_weighs_the_recall_of_each_class(partition: dict[str, Any], t
     said, true = shards.held_out.x[:, 0].numpy(), shards.held_out.y.numpy()
     recall = [np.mean(said[true == c] == c) for c in range(3)]
     assert len({round(float(r), 3) for r in recall}) == 3
-    expected = [np.dot(counts, recall) / sum(counts) for counts in class_counts(shards)]
+    expected = [np.dot(counts, recall) / sum(counts) for counts in count_classes(shards)]
     assert own_accuracies(shards, tmp_path) == [{i: pytest.approx(e)} for i, e in enumerate(expected)]
 
 
@@ -158,7 +158,7 @@ def test_for_one_client_with_all_data_it_is_the_common_accuracy(tmp_path: Path) 
     config["federation"] = {"clients": 1, "architectures": ["linear"]}
     trial = start(config, tmp_path / "run").trials[0]
     assert 0 < trial.accuracy < 1
-    assert trial.own_accuracy == pytest.approx(trial.accuracy)
+    assert trial.personal_accuracy == pytest.approx(trial.accuracy)
 
 
 def domains(**changes: Any) -> dict[str, Any]:
@@ -179,7 +179,7 @@ def test_a_run_reports_it_and_goes_on_where_it_was_not_measured(tmp_path: Path) 
     last = [row for row in rows if row["client"] is not None and row["round"] == 1]
     assert [row["own"] for row in last[:4]] == [s.accuracy for s in local.own]
     assert [list(row["own_of"]) for row in last[4:]] == [["0", "2"], ["1", "3"]]
-    assert sum(row["own"] for row in last[4:]) / 2 == pytest.approx(ceiling.own_accuracy)
+    assert sum(row["own"] for row in last[4:]) / 2 == pytest.approx(ceiling.personal_accuracy)
     assert "By domain" in (run / "report.html").read_text("utf-8")
 
     before = [
@@ -187,7 +187,7 @@ def test_a_run_reports_it_and_goes_on_where_it_was_not_measured(tmp_path: Path) 
     ]
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in before))
     again = start(domains(), run, resume=True)
-    assert [(t.accuracy, t.own, t.own_accuracy, t.own_worst) for t in again.trials] == [
+    assert [(t.accuracy, t.own, t.personal_accuracy, t.personal_worst) for t in again.trials] == [
         (t.accuracy, (), None, None) for t in report.trials
     ]
     assert "By domain" not in (run / "report.html").read_text("utf-8")
@@ -195,13 +195,13 @@ def test_a_run_reports_it_and_goes_on_where_it_was_not_measured(tmp_path: Path) 
 
 def test_what_is_held_out_like_ones_own_does_not_name_the_data(tmp_path: Path) -> None:
     """The name is that of a record without it, as runs of before have it in their checkpoints."""
-    settings = read(domains())
-    shards = share_out(settings, load_data(settings), 0)
-    fields = [f for f in dataclasses.fields(Shards) if f.name != "own"]
+    settings = read_config(domains())
+    shards = partition_data(settings, load_data(settings), 0)
+    fields = [f for f in dataclasses.fields(FederatedData) if f.name != "own"]
     before = make_dataclass("Shards", [(f.name, f.type) for f in fields], frozen=True)
-    assert fingerprint(shards, None) == digest(pack(before(*(getattr(shards, f.name) for f in fields))))
+    assert data_fingerprint(shards, None) == digest(pack(before(*(getattr(shards, f.name) for f in fields))))
     save(shards, tmp_path / "shards.safetensors")
-    there = load(Shards, tmp_path / "shards.safetensors")
+    there = load(FederatedData, tmp_path / "shards.safetensors")
     assert digest(pack(there)) == digest(pack(shards))
     shutil.rmtree(tmp_path)
     rows = [each.rows for own in there.own.values() for each in own]
@@ -216,9 +216,9 @@ def test_clients_of_one_classifier_have_it_scored_once(tmp_path: Path, monkeypat
 
     def watched(*given: Any) -> Tensor:
         scored.append(given)
-        return hits(*given)
+        return correct_mask(*given)
 
-    monkeypatch.setattr(evaluation, "hits", watched)
+    monkeypatch.setattr(evaluation, "correct_mask", watched)
     for label, times in (("fedavg", 2), ("local", 4)):
         scored.clear()
         start(tiny(label) | {"evaluation": {"every": 0}, "beside": []}, tmp_path / label)

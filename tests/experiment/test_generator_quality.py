@@ -10,25 +10,25 @@ from typing import Any
 import pytest
 import torch
 
-from genfed.artifacts.trained_model import choose, trained
-from genfed.config.reader import read, to_toml
+from genfed.artifacts.trained_model import load_trained, select_trial
+from genfed.config.reader import read_config, to_toml
 from genfed.core.aggregate import ClientInfo
 from genfed.core.errors import GenfedError
-from genfed.core.federated_data import Shards
-from genfed.core.phase import leaves
+from genfed.core.federated_data import FederatedData
+from genfed.core.phase import flatten_phases
 from genfed.core.rng import stream
 from genfed.core.task import Data, Task
 from genfed.experiment import run as runs
-from genfed.experiment.evaluation import with_evaluation
-from genfed.experiment.generator_quality import Judge
+from genfed.experiment.evaluation import add_evaluation
+from genfed.experiment.generator_quality import GeneratorEvaluator
 from genfed.experiment.inputs import load_data
-from genfed.experiment.partitioning import share_out
+from genfed.experiment.partitioning import partition_data
 from genfed.experiment.progress import Progress
 from genfed.experiment.trial import new_server
-from genfed.report.metrics_log import read as read_metrics
+from genfed.report.metrics_log import read_metrics as read_metrics
 from genfed.report.results import from_json
-from genfed.training.pixels import scaled
-from genfed.training.synthetic_dataset import NOBODY, Made, Wanted
+from genfed.training.pixels import normalize_pixels
+from genfed.training.synthetic_dataset import NO_CLIENT, SampleRequest, SyntheticBatch
 from tests.conftest import left_by, start, tiny
 
 TOYS = "tests.toys"
@@ -78,13 +78,13 @@ def test_images_for_clients_by_hand(tmp_path: Path) -> None:
     infos = tuple(ClientInfo(i, "linear", 20) for i in range(2))
     task = Task("image", (1, 8, 8), ("a", "b"))
     data = Data(x, torch.arange(40) % 2)
-    shards: Any = Shards(task, infos, ((0, 20), (20, 40)), data, data)
-    config = read(tiny("local", quality={"samples": 10, "epochs": 20}))
-    judge, method = Judge(config, shards, 0), config.method["local"]
+    shards: Any = FederatedData(task, infos, ((0, 20), (20, 40)), data, data)
+    config = read_config(tiny("local", quality={"samples": 10, "epochs": 20}))
+    judge, method = GeneratorEvaluator(config, shards, 0), config.method["local"]
     fields = {"seed": 0, "method": method, "shards": shards, "folder": tmp_path, "compute": config.compute}
     trial: Any = SimpleNamespace(**fields, public=None)
-    labels, clients = torch.tensor([0, 1, 0, 1, 0]), torch.tensor([0, 0, 0, 1, NOBODY])
-    made = Made(x[[1, 2, 30, 31, 3]], Wanted(labels, clients, labels), labels)
+    labels, clients = torch.tensor([0, 1, 0, 1, 0]), torch.tensor([0, 0, 0, 1, NO_CLIENT])
+    made = SyntheticBatch(x[[1, 2, 30, 31, 3]], SampleRequest(labels, clients, labels), labels)
 
     def sure(odds: float) -> dict[str, torch.Tensor]:
         return {"header.weight": torch.zeros(2, 64), "header.bias": torch.tensor([math.log(odds), 0.0])}
@@ -96,7 +96,7 @@ def test_images_for_clients_by_hand(tmp_path: Path) -> None:
         "clients_apart": 1.0,
     }
     assert judge._for_clients(trial, SimpleNamespace(), made).keys() == {"client_match", "clients_apart"}
-    nobody = dataclasses.replace(made.wanted, clients=torch.full_like(clients, NOBODY))
+    nobody = dataclasses.replace(made.wanted, clients=torch.full_like(clients, NO_CLIENT))
     assert judge._for_clients(trial, SimpleNamespace(), dataclasses.replace(made, wanted=nobody)) == {}
 
 
@@ -105,15 +105,15 @@ def test_a_stopped_run_is_judged_as_an_undisturbed_one_and_once(
 ) -> None:
     config = judged("Copies", "Noise", quality={"samples": 30, "epochs": 1})
     whole = start(config, tmp_path / "whole")
-    judge, calls = Judge.__call__, list[str]()
+    judge, calls = GeneratorEvaluator.__call__, list[str]()
 
-    def stop(self: Judge, trial: Any, state: Any, step: int) -> dict[str, Any]:
+    def stop(self: GeneratorEvaluator, trial: Any, state: Any, step: int) -> dict[str, Any]:
         calls.append(trial.label)
         if len(calls) == 2:
             raise KeyboardInterrupt
         return judge(self, trial, state, step)
 
-    monkeypatch.setattr(Judge, "__call__", stop)
+    monkeypatch.setattr(GeneratorEvaluator, "__call__", stop)
     with pytest.raises(KeyboardInterrupt):
         start(config, tmp_path / "run")
     again = start(config, tmp_path / "run", resume=True)
@@ -202,14 +202,14 @@ PUBLISHED = {"accuracy": 95.47, "source": "arXiv 2412.18460, table II"}
 
 
 def test_published_figures_are_kept_with_the_run(tmp_path: Path) -> None:
-    config = read(tiny("fedavg", published={"fedavg": PUBLISHED, "gefl": PUBLISHED}))  # gefl is not run
+    config = read_config(tiny("fedavg", published={"fedavg": PUBLISHED, "gefl": PUBLISHED}))  # gefl is not run
     assert list(config.published) == ["fedavg"]
     report = runs.run(config, out=tmp_path)
     assert report.published["fedavg"].metric == "best round on test"
     assert json.loads((tmp_path / "report.json").read_text())["published"]["fedavg"]["accuracy"] == 95.47
     (tmp_path / "other.toml").write_text(to_toml(config))
-    assert read(tmp_path / "other.toml") == config
-    without = runs.run(read(tiny("fedavg")), out=tmp_path, resume=True)
+    assert read_config(tmp_path / "other.toml") == config
+    without = runs.run(read_config(tiny("fedavg")), out=tmp_path, resume=True)
     assert without.published == {}
     assert without.trials == report.trials
 
@@ -226,16 +226,16 @@ def test_published_figures_are_kept_with_the_run(tmp_path: Path) -> None:
 )
 def test_a_figure_that_cannot_be_is_refused(figure: Any, says: str) -> None:
     with pytest.raises(GenfedError, match=says):
-        read(tiny("fedavg", published=figure))
+        read_config(tiny("fedavg", published=figure))
 
 
 @pytest.mark.parametrize("name", ["quality", "evaluate"])
 def test_a_phase_cannot_have_a_name_of_the_runs_own(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    method = read(tiny("fedavg")).method["fedavg"]
-    (phase,) = leaves(method.phases())
+    method = read_config(tiny("fedavg")).method["fedavg"]
+    (phase,) = flatten_phases(method.phases())
     monkeypatch.setattr(type(method), "phases", lambda self: [dataclasses.replace(phase, name=name)])
     with pytest.raises(GenfedError, match=f"has a phase named '{name}', which is the run's own"):
-        with_evaluation(method, None)
+        add_evaluation(method, None)
 
 
 def test_a_generator_of_features_is_judged_among_features(tmp_path: Path) -> None:
@@ -248,12 +248,12 @@ def test_a_generator_of_features_is_judged_among_features(tmp_path: Path) -> Non
     start(config, tmp_path / "run", resume=True)
     assert [row for row in left_by(tmp_path / "run")["metrics"] if row["phase"] == "quality"] == rows
 
-    settings = read(tmp_path / "run")
+    settings = read_config(tmp_path / "run")
     method, dataset = settings.method["gefl_f"], load_data(settings)
-    chosen = choose(tmp_path / "run", settings, "gefl_f", None, ["gefl_f"])
-    clients = share_out(settings, dataset, 0).clients
+    chosen = select_trial(tmp_path / "run", settings, "gefl_f", None, ["gefl_f"])
+    clients = partition_data(settings, dataset, 0).clients
     server = new_server(chosen.at.task, clients, settings.compute, 0, 0, "quality")
     x = dataset.test.x[:5]
     with torch.no_grad():
-        expected = trained(chosen, 1).network.get_submodule("extractor").eval()(scaled(x))
+        expected = load_trained(chosen, 1).network.get_submodule("extractor").eval()(normalize_pixels(x))
     assert torch.equal(method.represent(server, chosen.at.state, x), expected)

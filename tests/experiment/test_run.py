@@ -14,26 +14,31 @@ import torch
 
 from genfed.cli import common
 from genfed.cli import main as cli
-from genfed.config.reader import read, to_toml
+from genfed.config.reader import read_config, to_toml
 from genfed.core.errors import GenfedError
-from genfed.experiment.environment import _command, worker_count
+from genfed.experiment.environment import _command, count_workers
 from genfed.experiment.inputs import load_data, load_public
-from genfed.experiment.partitioning import assign, class_counts, pooled, share_out
+from genfed.experiment.partitioning import assign_architectures, count_classes, partition_data, pool_clients
 from tests.conftest import start, tiny
 
 
 def shards(seed: int = 0, **changes: Any) -> Any:
-    config = read(tiny("local", **changes))
-    return share_out(config, load_data(config), seed)
+    config = read_config(tiny("local", **changes))
+    return partition_data(config, load_data(config), seed)
 
 
 def test_architectures_in_turn_per_client_and_by_weight() -> None:
-    assert assign(("a", "b"), 5) == ["a", "b", "a", "b", "a"]
-    assert assign(("a", "b", "a"), 3) == ["a", "b", "a"]
-    assert assign({"a": 3.0, "b": 1.0}, 8) == ["a"] * 6 + ["b"] * 2
-    assert assign({"a": 1.0, "b": 1.0, "c": 1.0}, 4) == ["a", "a", "b", "c"]  # the largest remainder, first come
+    assert assign_architectures(("a", "b"), 5) == ["a", "b", "a", "b", "a"]
+    assert assign_architectures(("a", "b", "a"), 3) == ["a", "b", "a"]
+    assert assign_architectures({"a": 3.0, "b": 1.0}, 8) == ["a"] * 6 + ["b"] * 2
+    assert assign_architectures({"a": 1.0, "b": 1.0, "c": 1.0}, 4) == [
+        "a",
+        "a",
+        "b",
+        "c",
+    ]  # the largest remainder, first come
     with pytest.raises(GenfedError, match=r"names 3 for federation.clients = 2"):
-        assign({"a": 1.0, "b": 1.0, "c": 1.0}, 2)
+        assign_architectures({"a": 1.0, "b": 1.0, "c": 1.0}, 2)
 
 
 def test_clients_are_ranges_of_the_examples_drawn() -> None:
@@ -41,7 +46,7 @@ def test_clients_are_ranges_of_the_examples_drawn() -> None:
     assert [c.examples for c in made.clients] == [17, 17, 16]
     assert made.ranges == ((0, 17), (17, 34), (34, 50))
     assert len(made.train) == 50
-    assert sum(map(sum, class_counts(made))) == 50
+    assert sum(map(sum, count_classes(made))) == 50
 
 
 def test_a_seed_gives_its_own_clients_and_the_same_ones_again() -> None:
@@ -52,7 +57,7 @@ def test_a_seed_gives_its_own_clients_and_the_same_ones_again() -> None:
 
 
 def test_no_test_example_is_trained_on() -> None:
-    config = read(tiny("local"))
+    config = read_config(tiny("local"))
     data = load_data(config)
     parts = [{bytes(x.numpy().data) for x in part.x} for part in (data.train, data.validation, data.test)]
     # 8×8 digits of 17 levels: no two of the 1,797 are alike
@@ -62,16 +67,16 @@ def test_no_test_example_is_trained_on() -> None:
 
 
 def test_the_part_scored_on_is_the_one_asked_for() -> None:
-    config = read(tiny("local", evaluation={"part": "validation"}))
+    config = read_config(tiny("local", evaluation={"part": "validation"}))
     data = load_data(config)
-    assert torch.equal(share_out(config, data, 0).held_out.x, data.validation.x)
-    empty = read(tiny("local", data={"validation": 0.0}, evaluation={"part": "validation"}))
+    assert torch.equal(partition_data(config, data, 0).held_out.x, data.validation.x)
+    empty = read_config(tiny("local", data={"validation": 0.0}, evaluation={"part": "validation"}))
     with pytest.raises(GenfedError, match=r"evaluation.part = 'validation': the data set has no such part"):
-        share_out(empty, load_data(empty), 0)
+        partition_data(empty, load_data(empty), 0)
 
 
 def test_the_ceiling_has_one_client_per_architecture_with_all_data() -> None:
-    made = pooled(shards())
+    made = pool_clients(shards())
     assert [(c.architecture, c.examples) for c in made.clients] == [("linear", 80), ("mlp-small", 80)]
     assert made.ranges == ((0, 80), (0, 80))
 
@@ -84,14 +89,14 @@ def test_the_ceiling_trains_in_every_round_whoever_is_sampled(tmp_path: Path) ->
 
 
 def test_workers_are_never_more_than_clients() -> None:
-    assert worker_count(read(tiny("local", compute={"workers": 9}))) == 4
+    assert count_workers(read_config(tiny("local", compute={"workers": 9}))) == 4
 
 
 def test_workers_and_their_threads_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     """Twice as many threads as cores would wait for one another most of the time."""
-    monkeypatch.setattr("genfed.experiment.environment.cores", lambda: 4)
+    monkeypatch.setattr("genfed.experiment.environment.count_cores", lambda: 4)
     for threads, workers in ((1, 4), (2, 2), (3, 1), (8, 1)):
-        assert worker_count(read(tiny("local") | {"compute": {"threads": threads}})) == workers
+        assert count_workers(read_config(tiny("local") | {"compute": {"threads": threads}})) == workers
 
 
 @pytest.mark.parametrize("method", ["fedavg", "gefl"])
@@ -158,11 +163,11 @@ def test_importing_genfed_imports_nothing_heavy() -> None:
 
 
 def test_public_examples_are_read_and_must_be_like_the_clients(tmp_path: Path) -> None:
-    config = read(tiny("fedavg") | {"public": {"kind": "digits", "size": 8}})
+    config = read_config(tiny("fedavg") | {"public": {"kind": "digits", "size": 8}})
     assert config.public is not None
     public = load_public(config, load_data(config).task)
     assert public is not None
     assert public.shape[1:] == (1, 8, 8)
-    assert read(tomllib.loads(to_toml(config))) == config
+    assert read_config(tomllib.loads(to_toml(config))) == config
     with pytest.raises(GenfedError, match=r"public: image examples of shape \(1, 16, 16\), where the clients' are"):
         start(tiny("fedavg") | {"public": {"kind": "digits", "size": 16}}, tmp_path / "run")

@@ -15,17 +15,17 @@ from PIL import Image
 
 from genfed.artifacts.samples import write_samples
 from genfed.cli import main as cli
-from genfed.config.reader import read
+from genfed.config.reader import read_config
 from genfed.core.errors import GenfedError
 from genfed.core.store import FolderStore
 from genfed.experiment import run as runs
 from genfed.experiment import sample_grids
 from genfed.experiment.checkpoint import read_checkpoint
-from genfed.experiment.progress import Progress, duration
+from genfed.experiment.progress import Progress, format_duration
 from genfed.experiment.trial import new_server
-from genfed.experiment.trial_loop import Run
-from genfed.report.tables import costs
-from genfed.training.synthetic_dataset import Made
+from genfed.experiment.trial_loop import TrialLoop
+from genfed.report.tables import cost_table
+from genfed.training.synthetic_dataset import SyntheticBatch
 from tests.conftest import STORING, left_by, start, tiny
 
 TRIAL = Path("trials") / STORING / "seed-0"
@@ -38,10 +38,10 @@ def config(**settings: Any) -> dict[str, Any]:
     return made
 
 
-def stored(out: Path) -> Made:
-    at: Any = read_checkpoint(read(out).method[STORING], out / TRIAL)
-    server = new_server(at.task, (), read(out).compute, 0, 0, store=FolderStore(out / TRIAL))
-    made: Made = at.state.synthetic.read(server)
+def stored(out: Path) -> SyntheticBatch:
+    at: Any = read_checkpoint(read_config(out).method[STORING], out / TRIAL)
+    server = new_server(at.task, (), read_config(out).compute, 0, 0, store=FolderStore(out / TRIAL))
+    made: SyntheticBatch = at.state.synthetic.read(server)
     return made
 
 
@@ -138,15 +138,21 @@ def test_time_left_is_told_of_every_phase_after_its_first_round(
     told: list[Progress] = []
     clock = iter(range(10_000))
     monkeypatch.setattr("genfed.experiment.trial_loop.time.perf_counter", lambda: 10.0 * next(clock))
-    ask = Run._ask
-    monkeypatch.setattr(Run, "_ask", lambda self, phase, step, at: ask(self, phase, step, at))
+    ask = TrialLoop._ask
+    monkeypatch.setattr(TrialLoop, "_ask", lambda self, phase, step, at: ask(self, phase, step, at))
     start(config(), tmp_path / "run", notify=told.append)
     drawn = [progress for progress in told if progress.phase == "draw"]
     assert [progress.round for progress in drawn] == [0, 1, 2, 3]
     assert [progress.rounds for progress in drawn] == [4] * 4
     # A round of the server reads the clock twice between its begin and its end: 30 s here.
     assert [progress.left for progress in drawn] == [None, 90.0, 60.0, 30.0]
-    assert [duration(seconds) for seconds in (3, 99, 100, 5999, 7200)] == ["3 s", "99 s", "2 min", "1.7 h", "2.0 h"]
+    assert [format_duration(seconds) for seconds in (3, 99, 100, 5999, 7200)] == [
+        "3 s",
+        "99 s",
+        "2 min",
+        "1.7 h",
+        "2.0 h",
+    ]
 
 
 def test_sample_writes_what_is_kept(whole: Path, tmp_path: Path) -> None:
@@ -200,7 +206,7 @@ def test_a_kept_set_is_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     # 100 labels as frequent as the clients', of which the set has 10 each at most.
     assert 80 < trial.quality.samples < 100
     assert None not in (trial.quality.certainty, trial.quality.client_match, trial.quality.clients_apart)
-    assert dict(zip(costs(report).head, costs(report).rows[0], strict=True))["sampling"] == "–"
+    assert dict(zip(cost_table(report).head, cost_table(report).rows[0], strict=True))["sampling"] == "–"
     before = left_by(tmp_path / "run")
     again = start(judged, tmp_path / "run", resume=True)
     assert again.trials[0].quality == trial.quality, "it is not judged again"

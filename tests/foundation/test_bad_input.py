@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from genfed.cli import main as cli
-from genfed.config.reader import read
+from genfed.config.reader import read_config
 from genfed.core.aggregate import ClientInfo
 from genfed.core.client import Server
 from genfed.core.errors import GenfedError
@@ -25,11 +25,11 @@ from genfed.experiment import run as runs
 from genfed.experiment.checkpoint import read_checkpoint
 from genfed.experiment.trial import new_server
 from genfed.foundation.settings import Foundation
-from genfed.methods.bases.condition_upload import Told
-from genfed.methods.fedlmg import FedLMG, Upload
+from genfed.methods.bases.condition_upload import ConditionUpload
+from genfed.methods.fedlmg import FedLMG, FedLMGUpload
 from genfed.methods.fgl import FGL
 from genfed.methods.prompts_only import PromptsOnly
-from genfed.training.synthetic_dataset import Made
+from genfed.training.synthetic_dataset import SyntheticBatch
 from genfed.training.weights import weights_of
 from tests.conftest import SYNTHESIS, TINY, left_by, start, tiny, tiny_foundation
 from tests.foundation import toys
@@ -44,11 +44,11 @@ def _no_page(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "page", lambda *given: "")
 
 
-def finished(out: Path, label: str) -> tuple[Any, Made]:
+def finished(out: Path, label: str) -> tuple[Any, SyntheticBatch]:
     """The final state, and the images."""
     folder = out / "trials" / label / "seed-0"
-    at: Any = read_checkpoint(read(out).method[label], folder)
-    server = new_server(at.task, (), read(out).compute, 0, 0, store=FolderStore(folder))
+    at: Any = read_checkpoint(read_config(out).method[label], folder)
+    server = new_server(at.task, (), read_config(out).compute, 0, 0, store=FolderStore(folder))
     return at.state, at.state.synthetic.read(server)
 
 
@@ -80,7 +80,7 @@ UNKNOWN: dict[str, tuple[Tensor, Tensor, str]] = {
 
 
 def server() -> Server:
-    return new_server(TASK, (), read(tiny("fgl")).compute, 0, 0)
+    return new_server(TASK, (), read_config(tiny("fgl")).compute, 0, 0)
 
 
 @pytest.mark.parametrize("what", UNKNOWN)
@@ -88,9 +88,9 @@ def test_what_is_told_is_looked_at(what: str) -> None:
     conditions, labels, says = UNKNOWN[what]
     method = FGL(foundation=Foundation(model=tiny_foundation(), steps=2))
     with pytest.raises(GenfedError, match=says):
-        method.check(server(), INFO, Told(conditions, labels))
+        method.check(server(), INFO, ConditionUpload(conditions, labels))
     for n in (0, 2):
-        method.check(server(), INFO, Told(torch.zeros(n, 12, 8), torch.arange(n)))
+        method.check(server(), INFO, ConditionUpload(torch.zeros(n, 12, 8), torch.arange(n)))
 
 
 def test_what_fedlmg_is_sent_is_looked_at() -> None:
@@ -99,16 +99,22 @@ def test_what_fedlmg_is_sent_is_looked_at() -> None:
     weights = weights_of(own.new_network("linear", own.rng))
     name = min(weights)
     for upload, says in (
-        (Upload(weights, torch.tensor([1, 3])), "class 3 is unknown to the server: it has 3"),
-        (Upload(weights_of(own.new_network("cnn1", own.rng)), torch.tensor([0])), "its classifier is no linear: '"),
-        (Upload(weights, torch.tensor([2, 2])), "a class stands twice among its classes"),
-        (Upload(weights | {name: weights[name][:1]}, torch.tensor([0])), f"no linear: '{name}' is not as there"),
-        (Upload({k: v * 1e30 for k, v in weights.items()}, torch.tensor([0])), "its classifier has diverged"),
-        (Upload({k: v * torch.nan for k, v in weights.items()}, torch.tensor([0])), "its classifier has diverged"),
+        (FedLMGUpload(weights, torch.tensor([1, 3])), "class 3 is unknown to the server: it has 3"),
+        (
+            FedLMGUpload(weights_of(own.new_network("cnn1", own.rng)), torch.tensor([0])),
+            "its classifier is no linear: '",
+        ),
+        (FedLMGUpload(weights, torch.tensor([2, 2])), "a class stands twice among its classes"),
+        (FedLMGUpload(weights | {name: weights[name][:1]}, torch.tensor([0])), f"no linear: '{name}' is not as there"),
+        (FedLMGUpload({k: v * 1e30 for k, v in weights.items()}, torch.tensor([0])), "its classifier has diverged"),
+        (
+            FedLMGUpload({k: v * torch.nan for k, v in weights.items()}, torch.tensor([0])),
+            "its classifier has diverged",
+        ),
     ):
         with pytest.raises(GenfedError, match=says):
             method.check(own, INFO, upload)
-    method.check(own, INFO, Upload(weights, torch.tensor([0, 2])))
+    method.check(own, INFO, FedLMGUpload(weights, torch.tensor([0, 2])))
 
 
 def test_that_nothing_steers_by_batch_norm_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -124,8 +130,8 @@ def test_classes_that_a_class_conditional_model_lacks(tmp_path: Path) -> None:
     method = FGL(foundation=Foundation(model=str(model), steps=2, resize=True), templates=("{class}",))
     for number in (-1, 4):
         with pytest.raises(GenfedError, match="classes that class does not know: it has 3"):
-            method.check(server(), INFO, Told(torch.tensor([0, number]), torch.tensor([0, 1])))
-    method.check(server(), INFO, Told(torch.tensor([2, 0]), torch.tensor([0, 1])))
+            method.check(server(), INFO, ConditionUpload(torch.tensor([0, number]), torch.tensor([0, 1])))
+    method.check(server(), INFO, ConditionUpload(torch.tensor([2, 0]), torch.tensor([0, 1])))
 
 
 # Settings that cannot work, as the command says them.
@@ -211,22 +217,22 @@ def test_a_foundation_that_has_changed_makes_no_further_images(tmp_path: Path) -
     shutil.copytree(tiny_foundation(), model)
     method = PromptsOnly(foundation=Foundation(model=str(model), steps=2), images=1)
     state = method.init(server())
-    wanted, rngs = method.wanted(state)[:2], toys.rngs(2)
-    assert method.made(server(), state, wanted, rngs).shape == (2, 3, 8, 8)
+    wanted, rngs = method.request(state)[:2], toys.rngs(2)
+    assert method.generate_checked(server(), state, wanted, rngs).shape == (2, 3, 8, 8)
     weights = model / "unet" / "diffusion_pytorch_model.safetensors"
     tensors = load_file(weights)
     name = max(tensors)
     save_file(tensors | {name: tensors[name] + 1}, weights)
     with pytest.raises(GenfedError, match="has changed since this run began: put the model back"):
-        method.made(server(), state, wanted, rngs)
+        method.generate_checked(server(), state, wanted, rngs)
     save_file(tensors, weights)
     settings = model / "scheduler" / "scheduler_config.json"
     before = settings.read_text()
     settings.write_text(json.dumps(json.loads(before) | {"beta_end": 0.5}))
     with pytest.raises(GenfedError, match="has changed since this run began"):
-        method.made(server(), state, wanted, rngs)
+        method.generate_checked(server(), state, wanted, rngs)
     settings.write_text(before)
-    method.made(server(), state, wanted, rngs)
+    method.generate_checked(server(), state, wanted, rngs)
 
 
 def test_what_does_not_fit_into_memory_is_made_in_parts() -> None:
@@ -236,7 +242,7 @@ def test_what_does_not_fit_into_memory_is_made_in_parts() -> None:
         most = 3
 
         def make(self, server: Server, state: Any, wanted: Any, rngs: Any) -> Tensor:
-            made = super().make(server, state, wanted, rngs)  # which draws, before memory runs out
+            made = super().generate_images(server, state, wanted, rngs)  # which draws, before memory runs out
             if len(wanted) > self.most:
                 raise torch.OutOfMemoryError
             return made
@@ -244,9 +250,9 @@ def test_what_does_not_fit_into_memory_is_made_in_parts() -> None:
     foundation = Foundation(model=tiny_foundation(), steps=2)
     method, small = PromptsOnly(foundation=foundation, images=2), Small(foundation=foundation, images=2)
     state = method.init(server())
-    wanted = method.wanted(state)
-    whole, parts = (each.made(server(), state, wanted, toys.rngs(len(wanted))) for each in (method, small))
+    wanted = method.request(state)
+    whole, parts = (each.generate_checked(server(), state, wanted, toys.rngs(len(wanted))) for each in (method, small))
     assert torch.allclose(whole, parts, atol=1e-5)
     Small.most = 0
     with pytest.raises(GenfedError, match="one image does not fit into the memory of cpu"):
-        small.made(server(), state, wanted, toys.rngs(len(wanted)))
+        small.generate_checked(server(), state, wanted, toys.rngs(len(wanted)))

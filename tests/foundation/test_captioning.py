@@ -15,23 +15,23 @@ import transformers
 from torch import Tensor
 
 from genfed.config import architectures
-from genfed.config.reader import read
+from genfed.config.reader import read_config
 from genfed.core.aggregate import ClientInfo
 from genfed.core.client import Client
 from genfed.core.errors import GenfedError
-from genfed.core.phase import Nothing
+from genfed.core.phase import Empty
 from genfed.core.rng import stream
 from genfed.core.task import Data, Task
 from genfed.experiment import run as runs
 from genfed.experiment.checkpoint import read_checkpoint
 from genfed.foundation import captioning, loading
-from genfed.foundation.captioning import Captioner, cut, load_captioner
+from genfed.foundation.captioning import Captioner, load_captioner, truncate_caption
 from genfed.foundation.loading import load_foundation
 from genfed.foundation.settings import Foundation
-from genfed.methods.bases.condition_upload import Told
+from genfed.methods.bases.condition_upload import ConditionUpload
 from genfed.methods.fgl import FGL
 from genfed.methods.oscar import OSCAR
-from genfed.training.pixels import scaled
+from genfed.training.pixels import normalize_pixels
 from tests.conftest import TINY, left_by, start, tiny, tiny_foundation
 from tests.foundation import toys
 
@@ -70,7 +70,7 @@ def opened(path: Path, tokens: int = 4) -> Captioner:
 
 @pytest.mark.parametrize("kind", ["blip", "git", "vision-encoder-decoder"])
 def test_images_have_captions_of_their_own_that_repeat(kind: str, tmp_path: Path) -> None:
-    captioner, images = opened(toys.captioner(tmp_path / kind, kind)), scaled(pixels(12, 1, 8, 8))
+    captioner, images = opened(toys.captioner(tmp_path / kind, kind)), normalize_pixels(pixels(12, 1, 8, 8))
     said = captioner(images)
     assert len(said) == 12
     assert len(set(said)) > 2, "they depend on the image"
@@ -85,8 +85,8 @@ def test_images_have_captions_of_their_own_that_repeat(kind: str, tmp_path: Path
 
 def test_images_are_of_any_size_and_none_need_torchvision(folder: Path) -> None:
     captioner = opened(folder)
-    assert len(captioner(scaled(pixels(2, 3, 5, 11)))) == 2
-    assert len(captioner(scaled(pixels(2, 3, 8, 8)), precision="bfloat16")) == 2
+    assert len(captioner(normalize_pixels(pixels(2, 3, 5, 11)))) == 2
+    assert len(captioner(normalize_pixels(pixels(2, 3, 8, 8)), precision="bfloat16")) == 2
     assert captioner(torch.empty(0, 3, 8, 8)) == []
     assert type(captioner.processor).__name__.endswith("Pil")
     assert opened(folder) is captioner
@@ -99,7 +99,7 @@ def test_loading_and_captioning_say_nothing(
     toys.edit(copy / "generation_config.json", max_length=9, temperature=0.5)
     level = transformers.utils.logging.get_verbosity()
     with caplog.at_level(logging.DEBUG):
-        opened(copy)(scaled(pixels(2, 1, 8, 8)))
+        opened(copy)(normalize_pixels(pixels(2, 1, 8, 8)))
     assert capfd.readouterr() == ("", "")
     assert not any(word in record.getMessage() for record in caplog.records for word in toys.WORDS)
     assert transformers.utils.logging.get_verbosity() == level
@@ -110,7 +110,7 @@ def test_a_caption_loses_words_until_the_prompt_can_be_read() -> None:
     model = load_foundation(tiny_foundation())
 
     def left(template: str, caption: str) -> str:
-        return cut(model, lambda words: template.format(caption=words), caption)
+        return truncate_caption(model, lambda words: template.format(caption=words), caption)
 
     assert left("a {caption}", "cat on mat") == "cat on mat"
     assert left("a {caption}", "cats on mats") == "cats on"
@@ -134,19 +134,19 @@ def client(y: list[int], number: int = 0) -> Client:
     return Client(info, TASK, data, kept, stream(number), 0, CPU, "float32", new_network)
 
 
-def told(cls: type[FGL] | type[OSCAR], who: Client, folder: Path, **changes: Any) -> Told:
+def told(cls: type[FGL] | type[OSCAR], who: Client, folder: Path, **changes: Any) -> ConditionUpload:
     foundation = Foundation(model=tiny_foundation(), steps=2, resize=True)
     method = cls(foundation=foundation, captioner=str(folder), **(DESCRIBED | changes))
-    return method.tell(who, Nothing()).upload
+    return method.upload_conditions(who, Empty()).upload
 
 
 def test_what_is_told_are_the_embeddings_of_prompts_with_captions(folder: Path) -> None:
     """And OSCAR tells their mean."""
     who = client([2, 0, 2, 2, 0])
-    said = opened(folder)(scaled(who.data.x))
+    said = opened(folder)(normalize_pixels(who.data.x))
     model = load_foundation(tiny_foundation())
     asked = [("a", said[1]), ("a", said[4]), ("no", said[0]), ("no", said[2]), ("no", said[3])]
-    prompts = [f"{name} {cut(model, f'{name} {{}}'.format, caption)}" for name, caption in asked]
+    prompts = [f"{name} {truncate_caption(model, f'{name} {{}}'.format, caption)}" for name, caption in asked]
     by_hand = model.condition(prompts)
     upload = told(FGL, who, folder, aliases={"c": "no"})
     assert upload.labels.tolist() == [0, 0, 2, 2, 2]
@@ -182,7 +182,9 @@ def test_a_run_repeats_and_nobody_can_read_what_was_said(
     with caplog.at_level(logging.DEBUG):
         (trial,) = start(config, tmp_path / "run").trials
     assert not trial.failures
-    at: Any = read_checkpoint(read(tmp_path / "run").method["fgl"], tmp_path / "run" / "trials" / "fgl" / "seed-0")
+    at: Any = read_checkpoint(
+        read_config(tmp_path / "run").method["fgl"], tmp_path / "run" / "trials" / "fgl" / "seed-0"
+    )
     assert len(at.state.asked) == 40
     assert 10 < len(torch.unique(at.state.asked.conditions, dim=0)) < 40
     written = [file for file in (tmp_path / "run").rglob("*") if file.is_file()]
@@ -303,7 +305,7 @@ def test_a_name_of_the_hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_missing_extra_is_said(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(captioning, "library", loading.library.__wrapped__)
+    monkeypatch.setattr(captioning, "import_library", loading.import_library.__wrapped__)
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(GenfedError, match=r"needs the extra \"foundation\" .*: pip install"):
         opened(copy)

@@ -16,7 +16,13 @@ from genfed.core.errors import GenfedError
 from genfed.core.rng import seeded, stream
 from genfed.core.task import Task
 from genfed.foundation import classifier_guidance
-from genfed.foundation.classifier_guidance import Guidance, Teacher, check_steering, shifted, steered
+from genfed.foundation.classifier_guidance import (
+    ClassifierGuidance,
+    Teacher,
+    check_sampler,
+    generate_guided,
+    shift_images,
+)
 from genfed.foundation.loading import load_foundation
 from genfed.foundation.model import Conditions, FoundationModel, Pixels
 from genfed.foundation.settings import Foundation
@@ -151,7 +157,7 @@ class Brightness(nn.Module):
 
 def made(
     model: FoundationModel,
-    guidance: Guidance,
+    guidance: ClassifierGuidance,
     teachers: Any,
     labels: list[int],
     clients: list[int],
@@ -162,7 +168,7 @@ def made(
 ) -> Tensor:
     sampling = Foundation(steps=steps, guidance=1.0, scheduler=scheduler)
     condition = model.condition(["a"] * len(labels))
-    return steered(
+    return generate_guided(
         model,
         sampling,
         guidance,
@@ -178,17 +184,20 @@ def made(
 @pytest.mark.parametrize(
     ("guidance", "pulls"),
     [
-        (Guidance(step=0.5, statistics=0.3, edits=3), 3 + 4),
-        (Guidance(step=0.5, statistics=0.3, edits=0), 4),
-        (Guidance(step=0.5, statistics=0.3, edits=1, begin=0.5), 1 + 2),
-        (Guidance(step=0.5, statistics=0.3, edits=0, begin=0.25, end=0.75), 2),
-        (Guidance(step=0.5, statistics=0.3, edits=2, end=0.0), 2),
-        (Guidance(step=0.5, statistics=0.3, edits=2, views=3), 2 + 4),  # one pixel looks the same from everywhere
-        (Guidance(step=0.5, statistics=0.0), 0),
-        (Guidance(step=0.0, statistics=0.3), 0),
+        (ClassifierGuidance(step=0.5, statistics=0.3, edits=3), 3 + 4),
+        (ClassifierGuidance(step=0.5, statistics=0.3, edits=0), 4),
+        (ClassifierGuidance(step=0.5, statistics=0.3, edits=1, begin=0.5), 1 + 2),
+        (ClassifierGuidance(step=0.5, statistics=0.3, edits=0, begin=0.25, end=0.75), 2),
+        (ClassifierGuidance(step=0.5, statistics=0.3, edits=2, end=0.0), 2),
+        (
+            ClassifierGuidance(step=0.5, statistics=0.3, edits=2, views=3),
+            2 + 4,
+        ),  # one pixel looks the same from everywhere
+        (ClassifierGuidance(step=0.5, statistics=0.0), 0),
+        (ClassifierGuidance(step=0.0, statistics=0.3), 0),
     ],
 )
-def test_steps_down_a_quadratic_loss_by_hand(guidance: Guidance, pulls: int) -> None:
+def test_steps_down_a_quadratic_loss_by_hand(guidance: ClassifierGuidance, pulls: int) -> None:
     """L = λ·½‖0.6·z‖², so each step multiplies z by 1 − step·λ·0.36."""
     model = stub()
     images = made(model, guidance, {0: Square()}, [0, 1], [0, 0])
@@ -199,13 +208,13 @@ def test_steps_down_a_quadratic_loss_by_hand(guidance: Guidance, pulls: int) -> 
 def test_a_step_towards_a_class_by_hand() -> None:
     """−log σ(0.6·z) has the slope −0.6·(1 − σ(0.6·z))."""
     model = stub()
-    (image,) = made(model, Guidance(step=2.0, edits=1, end=0.0), {5: Brightness()}, [0], [5])
+    (image,) = made(model, ClassifierGuidance(step=2.0, edits=1, end=0.0), {5: Brightness()}, [0], [5])
     z = model.noise(toys.rngs(1))
     torch.testing.assert_close(image[None], 0.6 * (z + 2 * 0.6 * (1 - torch.sigmoid(0.6 * z))))
 
 
 def test_each_image_heeds_its_own_clients_teacher_and_its_own_label() -> None:
-    model, guidance = stub(), Guidance(step=1.0, statistics=0.5, edits=0)
+    model, guidance = stub(), ClassifierGuidance(step=1.0, statistics=0.5, edits=0)
     teachers = {3: Square(), 8: Brightness()}
     images = made(model, guidance, teachers, [0, 0, 1, 1], [3, 8, 8, 3])
     z = model.noise(toys.rngs(4))
@@ -217,7 +226,7 @@ def test_each_image_heeds_its_own_clients_teacher_and_its_own_label() -> None:
 
 def test_noise_that_cannot_be_edited_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     """With ᾱ = 10⁻⁶ an ε of 0 makes x0 a thousand times z: all is cut."""
-    model, guidance = stub(kept=1e-6, prediction="epsilon"), Guidance(edits=5, end=0.0)
+    model, guidance = stub(kept=1e-6, prediction="epsilon"), ClassifierGuidance(edits=5, end=0.0)
     with caplog.at_level(logging.WARNING):
         images = made(model, guidance, {0: Square()}, [0, 0], [0, 0])
         made(model, guidance, {0: Square()}, [0, 0], [0, 0])
@@ -243,7 +252,7 @@ def test_an_image_that_cannot_be_edited_draws_as_much_alone_as_beside_one_that_c
     after = []
     for n in (1, 2):
         rngs = toys.rngs(n)
-        made(model, Guidance(edits=3, views=2), {0: Square()}, [0] * n, [0] * n, scheduler="ddpm", rngs=rngs)
+        made(model, ClassifierGuidance(edits=3, views=2), {0: Square()}, [0] * n, [0] * n, scheduler="ddpm", rngs=rngs)
         after.append(rngs[0].get_state())
     assert torch.equal(*after)
 
@@ -309,9 +318,9 @@ def test_it_is_the_papers_algorithm_an_image_at_a_time(
         with torch.no_grad():
             expected.append(vae.decode(z / 0.7).sample.clip(-1, 1))
     sampling: Any = Foundation(steps=3, guidance=2.5, scheduler=scheduler)  # type: ignore[arg-type]
-    images = steered(
-        model, sampling, Guidance(step=0.5, statistics=0.3, edits=2), {0: Teacher(client)}, model.condition(texts),
-        torch.tensor(labels), torch.tensor([0, 0]), toys.rngs(2), SHAPE,
+    images = generate_guided(
+        model, sampling, ClassifierGuidance(step=0.5, statistics=0.3, edits=2), {0: Teacher(client)},
+        model.condition(texts), torch.tensor(labels), torch.tensor([0, 0]), toys.rngs(2), SHAPE,
     )  # fmt: skip
     torch.testing.assert_close(images, torch.cat(expected), rtol=0, atol=1e-4)
 
@@ -322,8 +331,8 @@ def test_unsteered_it_is_generation_bit_for_bit(kind: str, scheduler: Any, reque
     model: FoundationModel = request.getfixturevalue(kind)
     sampling = Foundation(steps=3, guidance=2.0, scheduler=scheduler)
     condition = model.condition(["a cat", "a dog", "an owl"])
-    for guidance in (Guidance(step=0.0), Guidance(edits=0, begin=1.0)):
-        images = steered(
+    for guidance in (ClassifierGuidance(step=0.0), ClassifierGuidance(edits=0, begin=1.0)):
+        images = generate_guided(
             model, sampling, guidance, {0: Teacher(convolutional())}, condition, torch.tensor([0, 1, 2]),
             torch.zeros(3, dtype=torch.int64), toys.rngs(3), SHAPE,
         )  # fmt: skip
@@ -335,7 +344,7 @@ def test_an_image_is_steered_as_if_alone(pixel: FoundationModel, views: int) -> 
     """Whoever else is in the batch, and whosever teacher steers these."""
     with seeded(stream(4)):
         teachers = {k: Teacher(convolutional()) for k in (0, 1, 2)}
-    guidance = Guidance(step=5.0, edits=2, views=views)
+    guidance = ClassifierGuidance(step=5.0, edits=2, views=views)
     labels, clients = [0, 1, 2, 0], [2, 0, 2, 1]
     whole = made(pixel, guidance, teachers, labels, clients, steps=3, scheduler="ddpm")
     for i in range(4):
@@ -343,7 +352,7 @@ def test_an_image_is_steered_as_if_alone(pixel: FoundationModel, views: int) -> 
         rngs = [toys.rngs(4)[i]]
         alone = made(pixel, guidance, only, [labels[i]], [clients[i]], steps=3, scheduler="ddpm", rngs=rngs)
         torch.testing.assert_close(alone[0], whole[i], rtol=0, atol=1e-3)
-    unsteered = made(pixel, Guidance(step=0.0), teachers, labels, clients, steps=3, scheduler="ddpm")
+    unsteered = made(pixel, ClassifierGuidance(step=0.0), teachers, labels, clients, steps=3, scheduler="ddpm")
     assert float((whole - unsteered).abs().mean()) > 0.01
 
 
@@ -351,13 +360,13 @@ def test_steering_brings_images_nearer_to_what_the_teacher_knows(pixel: Foundati
     with seeded(stream(4)):
         teacher = Teacher(convolutional())
 
-    def loss(guidance: Guidance) -> float:
+    def loss(guidance: ClassifierGuidance) -> float:
         images = made(pixel, guidance, {0: teacher}, [0, 1, 2] * 3, [0] * 9, steps=3)
         logits, gap = teacher(images)
         ce = nn.functional.cross_entropy(logits, torch.tensor([0, 1, 2] * 3), reduction="none")
         return float((ce + 0.1 * gap).detach().sum())
 
-    assert loss(Guidance(step=30.0, edits=3)) < loss(Guidance(step=0.0)) - 0.1
+    assert loss(ClassifierGuidance(step=30.0, edits=3)) < loss(ClassifierGuidance(step=0.0)) - 0.1
 
 
 def test_bfloat16_steers_nearly_as_float32(pixel: FoundationModel) -> None:
@@ -367,9 +376,9 @@ def test_bfloat16_steers_nearly_as_float32(pixel: FoundationModel) -> None:
     unsteered, full, rough = (
         made(model, guidance, teachers, [0, 1, 2], [0, 0, 0], steps=3)
         for model, guidance in (
-            (pixel, Guidance(step=0.0)),
-            (pixel, Guidance(step=20.0, edits=2)),
-            (half, Guidance(step=20.0, edits=2)),
+            (pixel, ClassifierGuidance(step=0.0)),
+            (pixel, ClassifierGuidance(step=20.0, edits=2)),
+            (half, ClassifierGuidance(step=20.0, edits=2)),
         )
     )
     way, rough_way = (full - unsteered).flatten(), (rough - unsteered).flatten()
@@ -381,36 +390,36 @@ def test_bfloat16_steers_nearly_as_float32(pixel: FoundationModel) -> None:
 
 def test_views_are_the_image_moved_by_its_own_draws() -> None:
     x = torch.arange(2 * 16 * 8, dtype=torch.float32).view(2, 1, 16, 8)
-    views = shifted(x, toys.rngs(2))
+    views = shift_images(x, toys.rngs(2))
     assert views.shape == x.shape
-    assert torch.equal(shifted(x[1:], toys.rngs(2)[1:]), views[1:])
+    assert torch.equal(shift_images(x[1:], toys.rngs(2)[1:]), views[1:])
     inner = views[0, 0, 2:-2, 1:-1] - x[0, 0, 2:-2, 1:-1]
     (by,) = set(inner.flatten().tolist())  # all pixels moved alike: by up to 2 rows of 8 and up to one column
     assert by in {8.0 * down + right for down in range(-2, 3) for right in (-1, 0, 1)}
-    moves = {float(shifted(x[:1], [stream(i)])[0, 0, 8, 4]) for i in range(60)}
+    moves = {float(shift_images(x[:1], [stream(i)])[0, 0, 8, 4]) for i in range(60)}
     assert len(moves) == 15
     flat = torch.full((3, 2, 8, 8), 0.3)
-    assert torch.equal(shifted(flat, toys.rngs(3)), flat)
+    assert torch.equal(shift_images(flat, toys.rngs(3)), flat)
 
 
 def test_a_sampler_that_remembers_is_refused(pixel: FoundationModel) -> None:
     for scheduler in ("own", "ddpm", "ddim"):
-        check_steering(pixel, Foundation(scheduler=scheduler))
+        check_sampler(pixel, Foundation(scheduler=scheduler))
     with pytest.raises(GenfedError) as raised:
-        check_steering(pixel, Foundation(scheduler="dpmsolver"))
+        check_sampler(pixel, Foundation(scheduler="dpmsolver"))
     assert str(raised.value) == (
         'foundation.scheduler = "dpmsolver": a DPMSolverMultistepScheduler remembers earlier steps, which guidance has '
         "changed since; ddpm and ddim are allowed"
     )
     with pytest.raises(GenfedError, match=r"guidance.begin = 0.8 is after guidance.end = 0.5"):
-        Guidance(begin=0.8, end=0.5)
+        ClassifierGuidance(begin=0.8, end=0.5)
 
 
 def test_images_of_a_larger_model_are_steered_at_the_tasks_size(latent: FoundationModel) -> None:
     task = Task("image", (1, 5, 5), ("a", "b"))
     teacher = Teacher(nn.Sequential(nn.Flatten(), nn.Linear(25, 2)))
-    images = steered(
-        latent, Foundation(steps=2, guidance=1.0), Guidance(edits=1), {0: teacher}, latent.condition(["a"]),
+    images = generate_guided(
+        latent, Foundation(steps=2, guidance=1.0), ClassifierGuidance(edits=1), {0: teacher}, latent.condition(["a"]),
         torch.tensor([1]), torch.tensor([0]), toys.rngs(1), task.shape,
     )  # fmt: skip
     assert images.shape == (1, 1, 5, 5)

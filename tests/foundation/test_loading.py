@@ -17,7 +17,7 @@ import torch
 from genfed.core.errors import GenfedError
 from genfed.core.task import Task
 from genfed.foundation import loading
-from genfed.foundation.images import fitted
+from genfed.foundation.images import resize_to
 from genfed.foundation.loading import load_foundation
 from genfed.foundation.settings import Foundation
 from tests.foundation import toys
@@ -167,7 +167,7 @@ except GenfedError as error:
 
 @pytest.mark.parametrize("missing", ["diffusers", "transformers"])
 def test_an_extra_that_is_not_installed(sound: Path, missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "library", loading.library.__wrapped__)
+    monkeypatch.setattr(loading, "import_library", loading.import_library.__wrapped__)
     monkeypatch.setitem(sys.modules, missing, None)
     said = refused(sound / "latent")
     assert "needs the extra" in said
@@ -200,12 +200,12 @@ def test_a_model_must_suit_the_task(sound: Path) -> None:
 
 def test_images_are_fitted_to_a_task() -> None:
     images = torch.rand(2, 3, 8, 8).requires_grad_()
-    assert fitted(images, (3, 8, 8)) is images
-    grey = fitted(images, (1, 8, 8))
+    assert resize_to(images, (3, 8, 8)) is images
+    grey = resize_to(images, (1, 8, 8))
     expected = 0.299 * images[:, 0] + 0.587 * images[:, 1] + 0.114 * images[:, 2]
     torch.testing.assert_close(grey[:, 0], expected)
-    assert fitted(grey, (3, 5, 9)).shape == (2, 3, 5, 9)
-    fitted(images, (1, 5, 5)).sum().backward()  # type: ignore[no-untyped-call]
+    assert resize_to(grey, (3, 5, 9)).shape == (2, 3, 5, 9)
+    resize_to(images, (1, 5, 5)).sum().backward()  # type: ignore[no-untyped-call]
     assert images.grad is not None
 
 

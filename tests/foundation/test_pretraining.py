@@ -10,13 +10,13 @@ import pytest
 import tomli_w
 import torch
 
-from genfed.artifacts.pretrain import examples_of, read_pretraining, run_pretraining
+from genfed.artifacts.pretrain import read_examples, read_pretraining, run_pretraining
 from genfed.cli import main as cli
 from genfed.core.errors import GenfedError
 from genfed.core.rng import stream
 from genfed.foundation.loading import load_foundation
-from genfed.foundation.pretraining import CHECKPOINT, Told
-from genfed.foundation.small_model import Miniature, new_parts, tokens
+from genfed.foundation.pretraining import CHECKPOINT, TrainingProgress
+from genfed.foundation.small_model import SmallDiffusion, new_parts, tokens
 from tests.foundation import toys
 
 TINY: dict[str, Any] = {
@@ -71,7 +71,7 @@ def test_diffusers_opens_it_and_draws_the_same_images(trained: Path, monkeypatch
 
 def test_the_vae_scales_latents_to_variance_one(trained: Path) -> None:
     model, config_ = load_foundation(str(trained)), read_pretraining(trained / "pretraining.toml")
-    x = examples_of(config_).x.float() / 127.5 - 1
+    x = read_examples(config_).x.float() / 127.5 - 1
     with torch.no_grad():
         assert float(model.encode(x).std()) == pytest.approx(1, abs=0.01)  # the weights were made float16 since
 
@@ -113,7 +113,7 @@ def test_another_seed_differs_and_the_network_learns(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("genfed.foundation.pretraining.EVERY", 20)
-    told: list[Told] = []
+    told: list[TrainingProgress] = []
     table = TINY | {
         "seed": 1,
         "model": TINY["model"] | {"autoencoder": []},
@@ -145,7 +145,7 @@ def test_sources_are_joined_with_a_template_per_class(tmp_path: Path) -> None:
             "data": {"kind": "npz", "path": "own.npz", "classes": ["cat", "dog"], "layout": "NHWC"},
         }
     }
-    examples = examples_of(read_pretraining(config(tmp_path, public=public, data_root=str(tmp_path))))
+    examples = read_examples(read_pretraining(config(tmp_path, public=public, data_root=str(tmp_path))))
     assert examples.x.shape == (40 + 14, 3, 8, 8)
     assert examples.which.shape == (54, 2)
     assert examples.prompts[examples.which[-1, 0]] == examples.prompts[examples.which[-1, 1]] == "a photo of a dog"
@@ -217,7 +217,7 @@ def test_a_training_that_diverges_stops(every: int, step: int, tmp_path: Path, m
 
 @pytest.mark.parametrize("sizes", [{"autoencoder": (12, 16)}, {"text_width": 104}, {"unet": (96, 104)}])
 def test_every_size_that_a_config_may_name_can_be_made(sizes: dict[str, Any]) -> None:
-    parts = new_parts(Miniature(**sizes), (3, 16, 16), ["a digit"])
+    parts = new_parts(SmallDiffusion(**sizes), (3, 16, 16), ["a digit"])
     embedded = parts.text_encoder(tokens(parts.tokenizer, ["a digit"]))[0]
     z = parts.vae.encode(torch.zeros(1, 3, 16, 16)).latent_dist.mode()
     assert parts.unet(z, torch.tensor([3]), encoder_hidden_states=embedded).sample.shape == z.shape
@@ -225,7 +225,7 @@ def test_every_size_that_a_config_may_name_can_be_made(sizes: dict[str, Any]) ->
 
 
 def test_another_checkpoint_is_not_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def killed(told: Told) -> None:
+    def killed(told: TrainingProgress) -> None:
         if told.step == 4:
             raise KeyboardInterrupt
 
@@ -259,13 +259,15 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], trained
 
 def test_the_shipped_config_is_valid() -> None:
     settings = read_pretraining("configs/pretrain/glyphs.toml", ["public.glyphs.data.examples=200"])
-    examples = examples_of(settings)
+    examples = read_examples(settings)
     assert tuple(examples.x.shape[1:]) == (3, 16, 16)
     assert examples.which.shape[1] == len(settings.public["glyphs"].prompts)
 
 
-@pytest.mark.parametrize("model", [Miniature(autoencoder=(24, 40), unet=(96, 128), text_width=72), Miniature()])
-def test_levels_of_any_allowed_widths_fit_together(model: Miniature) -> None:
+@pytest.mark.parametrize(
+    "model", [SmallDiffusion(autoencoder=(24, 40), unet=(96, 128), text_width=72), SmallDiffusion()]
+)
+def test_levels_of_any_allowed_widths_fit_together(model: SmallDiffusion) -> None:
     parts = new_parts(model, (3, 16, 16), ["a dog"])
     z = parts.vae.encode(torch.zeros(2, 3, 16, 16)).latent_dist.mode()
     told = parts.text_encoder(torch.tensor(parts.tokenizer(["a dog"]).input_ids))[0]

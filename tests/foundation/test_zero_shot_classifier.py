@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from genfed.core.rng import stream
 from genfed.foundation.model import Conditions, FoundationModel, Pixels
-from genfed.foundation.textual_inversion import learnt
-from genfed.foundation.zero_shot_classifier import likeliest
+from genfed.foundation.textual_inversion import learn_embedding
+from genfed.foundation.zero_shot_classifier import classify_by_noise
 
 TEXTS = {"dark": -0.5, "light": 0.5, "grey": 0.0}
 
@@ -48,7 +48,7 @@ def tones(*values: float) -> Tensor:
 def test_the_text_that_fits_is_found(batch_size: int) -> None:
     model = stub("sample", lambda z, tone: tone.expand_as(z))
     images = tones(0.45, -0.6, 0.1, -0.45, -0.1)
-    found = likeliest(model, images, list(TEXTS), probes=1, rng=stream(0), batch_size=batch_size)
+    found = classify_by_noise(model, images, list(TEXTS), probes=1, rng=stream(0), batch_size=batch_size)
     assert found.tolist() == [1, 0, 2, 0, 2]
 
 
@@ -58,24 +58,26 @@ def test_one_text_fits_all_and_is_not_asked_about() -> None:
 
     rng = stream(0)
     before = rng.get_state()
-    found = likeliest(stub("sample", answer), tones(0.1, 0.2), ["dark"], probes=3, rng=rng)
+    found = classify_by_noise(stub("sample", answer), tones(0.1, 0.2), ["dark"], probes=3, rng=rng)
     assert found.tolist() == [0, 0]
     assert torch.equal(rng.get_state(), before)
     knows = stub("sample", lambda z, tone: tone.expand_as(z))
-    assert likeliest(knows, tones(), ["dark", "light"], probes=3, rng=rng).shape == (0,)
+    assert classify_by_noise(knows, tones(), ["dark", "light"], probes=3, rng=rng).shape == (0,)
 
 
 def test_texts_are_compared_on_the_same_noise() -> None:
     """A network that does not heed the text finds all alike, so the first is taken, however noisy."""
     model = stub("epsilon", lambda z, tone: torch.zeros_like(z))
-    assert likeliest(model, tones(0.5, -0.5, 0.1), list(TEXTS), probes=1, rng=stream(0)).tolist() == [0, 0, 0]
+    assert classify_by_noise(model, tones(0.5, -0.5, 0.1), list(TEXTS), probes=1, rng=stream(0)).tolist() == [0, 0, 0]
 
 
 def test_a_step_of_a_description_by_hand() -> None:
     """ε_θ = d everywhere, so (d − ε)² has the slope 2·mean(d − ε)."""
     model = stub("epsilon", lambda z, tone: tone.expand_as(z))
     start, rng = torch.tensor([[0.4]]), stream(3)
-    description, loss = learnt(model, tones(0.2), start, epochs=1, batch_size=1, learning_rate=0.1, rng=stream(3))
+    description, loss = learn_embedding(
+        model, tones(0.2), start, epochs=1, batch_size=1, learning_rate=0.1, rng=stream(3)
+    )
     torch.randperm(1, generator=rng)
     torch.randint(50, (1,), generator=rng)
     eps = torch.randn(1, 1, 2, 2, generator=rng)
@@ -89,9 +91,9 @@ def test_a_description_comes_to_the_tone_of_the_images() -> None:
     model = stub("sample", lambda z, tone: tone.expand_as(z))
     images = tones(0.3, 0.3, 0.3, 0.3)
     options: dict[str, Any] = {"batch_size": 2, "learning_rate": 0.01}
-    description, loss = learnt(model, images, torch.tensor([[-0.5]]), epochs=60, rng=stream(0), **options)
+    description, loss = learn_embedding(model, images, torch.tensor([[-0.5]]), epochs=60, rng=stream(0), **options)
     assert float(description) == pytest.approx(0.3, abs=3e-3)
     assert loss < 1e-2
-    same, nothing = learnt(model, images, torch.tensor([[-0.5]]), epochs=0, rng=stream(0), **options)
+    same, nothing = learn_embedding(model, images, torch.tensor([[-0.5]]), epochs=0, rng=stream(0), **options)
     assert (float(same), nothing) == (-0.5, 0)
     assert not same.requires_grad

@@ -15,14 +15,14 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 
 from genfed.core.client import Client, Server
-from genfed.core.phase import Nothing, Reply
+from genfed.core.phase import Empty, Reply
 from genfed.core.rng import seeded, stream
 from genfed.core.settings import settings
-from genfed.methods.bases.condition_upload import Told
-from genfed.methods.bases.server_synthesis import State
-from genfed.methods.fedlmg import FedLMG, Upload
+from genfed.methods.bases.condition_upload import ConditionUpload
+from genfed.methods.bases.server_synthesis import ServerSynthesisState
+from genfed.methods.fedlmg import FedLMG, FedLMGUpload
 from genfed.methods.fgl import FGL
-from genfed.training.synthetic_dataset import Wanted
+from genfed.training.synthetic_dataset import SampleRequest
 
 TOKENS = 12
 
@@ -199,11 +199,11 @@ OLD = {
 class Spoilt(FedLMG):
     """FedLMG where client 1's classifier is not finite."""
 
-    def train(self, client: Client, sent: Nothing) -> Reply[Upload]:
+    def train(self, client: Client, sent: Empty) -> Reply[FedLMGUpload]:
         reply = super().train(client, sent)
         if client.info.id == 1:
             weights = {name: value * float("nan") for name, value in reply.upload.classifier.items()}
-            return Reply(Upload(weights, reply.upload.classes))
+            return Reply(FedLMGUpload(weights, reply.upload.classes))
         return reply
 
 
@@ -211,8 +211,8 @@ class Spoilt(FedLMG):
 class Astray(FGL):
     """FGL where client 1 tells of a class that nobody knows."""
 
-    def tell(self, client: Client, sent: Nothing) -> Reply[Told]:
-        reply = super().tell(client, sent)
+    def upload_conditions(self, client: Client, sent: Empty) -> Reply[ConditionUpload]:
+        reply = super().upload_conditions(client, sent)
         shift = 7 if client.info.id == 1 else 0
         return replace(reply, upload=replace(reply.upload, labels=reply.upload.labels + shift))
 
@@ -221,11 +221,13 @@ class Astray(FGL):
 class Dies(FGL):
     """FGL whose process is killed in the middle of a batch of images: that which the file GENFED_TEST_MOMENT names."""
 
-    def make(self, server: Server, state: State, wanted: Wanted, rngs: Sequence[torch.Generator]) -> Tensor:
+    def generate_images(
+        self, server: Server, state: ServerSynthesisState, wanted: SampleRequest, rngs: Sequence[torch.Generator]
+    ) -> Tensor:
         moment = Path(os.environ.get("GENFED_TEST_MOMENT", "/nowhere"))
         if moment.is_file() and moment.read_text() == str(server.round):
             half = len(wanted) // 2
-            super().make(server, state, wanted[:half], rngs[:half])
+            super().generate_images(server, state, wanted[:half], rngs[:half])
             moment.unlink()
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().make(server, state, wanted, rngs)
+        return super().generate_images(server, state, wanted, rngs)

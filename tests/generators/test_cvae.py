@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from genfed.core.errors import GenfedError
 from genfed.core.task import Data, Task
 from genfed.generators.cvae import CVAE, CVAENetwork
-from genfed.generators.generator import staying, travelling
-from genfed.generators.strided_conv import Halving
-from genfed.training.fit import fit, step
-from genfed.training.pixels import scaled
+from genfed.generators.generator import kept_weights, uploaded_weights
+from genfed.generators.strided_conv import StridedConv4
+from genfed.training.fit import fit, train_step
+from genfed.training.pixels import normalize_pixels
 
 
 def task(*shape: int, classes: int = 10) -> Task:
@@ -54,9 +54,12 @@ def test_loss_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Whole(nn.Module):
-    """A `Halving` or `Doubling` as torch's 4×4 convolution; the taps that ours lacks are 9, and meet padding alone."""
+    """A `StridedConv4` or `TransposedConv4` as torch's 4×4 convolution.
 
-    def __init__(self, layer: Halving) -> None:
+    The taps that ours lacks are 9, and meet padding alone.
+    """
+
+    def __init__(self, layer: StridedConv4) -> None:
         super().__init__()
         weight = layer.weight.detach().permute(3, 2, 0, 1)
         rows, columns = ((4 - side) // 2 for side in weight.shape[2:])
@@ -72,7 +75,7 @@ def with_whole_kernels(network: CVAENetwork) -> CVAENetwork:
     network = copy.deepcopy(network)
     for layers in (network.encoder, network.decoder):
         for i, layer in enumerate(layers):
-            layers[i] = Whole(layer) if isinstance(layer, Halving) else layer
+            layers[i] = Whole(layer) if isinstance(layer, StridedConv4) else layer
     return network
 
 
@@ -102,7 +105,7 @@ def test_paper_size() -> None:
 def test_any_image(channels: int, height: int, width: int, classes: int, n: int) -> None:
     network = small(channels, height, width, classes=classes)
     x, y = torch.rand(n, channels, height, width) * 2 - 1, torch.randint(classes, (n,))
-    (player,) = network.players()
+    (player,) = network.objectives()
     loss = player.loss(x, y, rng())
     assert loss.shape == (n,)
     assert loss.isfinite().all()
@@ -138,15 +141,15 @@ def test_every_setting_counts(change: dict[str, float]) -> None:
     made = []
     for config in (CVAE(width=4, latent=3), replace(CVAE(width=4, latent=3), **change)):  # type: ignore[arg-type]
         network = config.new(task(1, 8, 8), rng())
-        (player,) = network.players()
+        (player,) = network.objectives()
         for _ in range(3):
-            step(player, x, y, rng(1))
+            train_step(player, x, y, rng(1))
         made.append(network.sample(y, rng(2)))
     assert not torch.equal(*made)
 
 
 def test_the_decay_is_the_published_one_for_a_batch_of_64() -> None:
-    (player,) = small(1, 8, 8).players()
+    (player,) = small(1, 8, 8).objectives()
     (group,) = player.optimiser.param_groups
     assert group["weight_decay"] == 1e-3 / 64
     assert group["lr"] == 1e-3
@@ -156,20 +159,20 @@ def test_the_encoder_can_stay_at_home() -> None:
     """What travels is enough to decode; what makes codes is not in it."""
     whole = small(1, 8, 8)
     half = CVAE(width=4, latent=3, keep_encoder=True).new(task(1, 8, 8), rng())
-    assert not staying(whole)
-    assert travelling(half).keys() | staying(half).keys() == whole.state_dict().keys()
-    assert {name.partition(".")[0] for name in travelling(half)} == {"start", "decoder", "bias"}
-    assert {name.partition(".")[0] for name in staying(half)} == {"planes", "encoder", "code"}
+    assert not kept_weights(whole)
+    assert uploaded_weights(half).keys() | kept_weights(half).keys() == whole.state_dict().keys()
+    assert {name.partition(".")[0] for name in uploaded_weights(half)} == {"start", "decoder", "bias"}
+    assert {name.partition(".")[0] for name in kept_weights(half)} == {"planes", "encoder", "code"}
 
 
 def test_initialisation_and_training_repeat() -> None:
     x, y = torch.rand(6, 1, 12, 12, generator=rng()) * 2 - 1, torch.arange(6)
     networks = [small(1, 12, 12, seed=3), small(1, 12, 12, seed=3)]
     for network in networks:
-        (player,) = network.players()
+        (player,) = network.objectives()
         for i in range(2):
-            step(player, x, y, rng(i))
-    first, second = (travelling(network) for network in networks)
+            train_step(player, x, y, rng(i))
+    first, second = (uploaded_weights(network) for network in networks)
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not torch.equal(small(1, 12, 12, seed=4).planes, small(1, 12, 12, seed=3).planes)
 
@@ -177,11 +180,11 @@ def test_initialisation_and_training_repeat() -> None:
 def test_sampling() -> None:
     network = small(1, 8, 8)
     y = torch.arange(300) % 10  # more than a chunk
-    before, state = travelling(network), torch.get_rng_state()
+    before, state = uploaded_weights(network), torch.get_rng_state()
     made = network.sample(y, rng(5))
     assert network.training
     assert torch.equal(torch.get_rng_state(), state)
-    assert all(torch.equal(value, before[name]) for name, value in travelling(network).items())
+    assert all(torch.equal(value, before[name]) for name, value in uploaded_weights(network).items())
     assert torch.equal(made, network.sample(y, rng(5)))
     assert not torch.equal(made, network.sample(y, rng(6)))
     assert not made.requires_grad
@@ -197,8 +200,8 @@ def test_bfloat16_trains_alike() -> None:
     x, y = torch.rand(8, 1, 16, 16, generator=rng()) * 2 - 1, torch.arange(8)
     losses = []
     for precision in ("float32", "bfloat16"):
-        (player,) = small(1, 16, 16).players()
-        losses.append(torch.stack([step(player, x, y, rng(i), precision) for i in range(10)]))
+        (player,) = small(1, 16, 16).objectives()
+        losses.append(torch.stack([train_step(player, x, y, rng(i), precision) for i in range(10)]))
     torch.testing.assert_close(losses[0], losses[1], rtol=0.05, atol=0)
 
 
@@ -207,10 +210,10 @@ def test_it_learns_digits() -> None:
     x = torch.from_numpy(digits.images * (255 / 16)).round().to(torch.uint8)[:, None]
     data = Data(x, torch.from_numpy(digits.target).long())
     network = CVAE(width=16, latent=8).new(task(1, 8, 8), rng())
-    early = fit(network.players(), data, epochs=1, batch_size=64, rng=rng(1))
-    late = fit(network.players(), data, epochs=12, batch_size=64, rng=rng(2))
+    early = fit(network.objectives(), data, epochs=1, batch_size=64, rng=rng(1))
+    late = fit(network.objectives(), data, epochs=12, batch_size=64, rng=rng(2))
     assert late < 0.6 * early
-    means = torch.stack([scaled(x[data.y == c]).mean(0) for c in range(10)]).flatten(1)
+    means = torch.stack([normalize_pixels(x[data.y == c]).mean(0) for c in range(10)]).flatten(1)
     y = torch.arange(200) % 10
     nearest = torch.cdist(network.sample(y, rng(3)).flatten(1), means).argmin(1)
     assert (nearest == y).float().mean() > 0.7

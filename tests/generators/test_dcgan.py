@@ -12,10 +12,10 @@ from genfed.core.rng import stream
 from genfed.core.task import Task
 from genfed.data.digits import Digits
 from genfed.generators.dcgan import DCGAN, DCGANNetwork
-from genfed.generators.generator import staying, travelling
-from genfed.generators.strided_conv import Halving
-from genfed.training.fit import fit, step
-from genfed.training.pixels import scaled
+from genfed.generators.generator import kept_weights, uploaded_weights
+from genfed.generators.strided_conv import StridedConv4
+from genfed.training.fit import fit, train_step
+from genfed.training.pixels import normalize_pixels
 
 MAKING = ("noise_to_map.", "label_to_map.", "generator.")
 SMALL = DCGAN(width=8, discriminator_width=8, latent=6)
@@ -58,7 +58,8 @@ def test_published_sizes() -> None:
     assert big.noise_to_map.weight.shape == (256 * 16, 100)
     assert big.label_to_map.weight.shape == (256 * 16, 10)
     up, down = (
-        [tuple(m.weight.shape) for m in side if isinstance(m, Halving)] for side in (big.generator, big.discriminator)
+        [tuple(m.weight.shape) for m in side if isinstance(m, StridedConv4)]
+        for side in (big.generator, big.discriminator)
     )
     assert up == [(4, 4, 256, 512), (4, 4, 128, 256), (4, 4, 1, 128)]
     assert down == [(4, 4, 128, 256), (4, 4, 256, 512)]
@@ -76,7 +77,7 @@ def test_it_is_the_published_network_of_whole_convolutions() -> None:
     onehot = F.one_hot(y, 3).float()[..., None, None]
 
     def kernel(layer: object) -> torch.Tensor:
-        assert isinstance(layer, Halving)
+        assert isinstance(layer, StridedConv4)
         return layer.weight.permute(3, 2, 0, 1)
 
     first = [gan.noise_to_map.weight.T.view(6, -1, 4, 4), gan.label_to_map.weight.T.view(3, -1, 4, 4)]
@@ -84,7 +85,7 @@ def test_it_is_the_published_network_of_whole_convolutions() -> None:
     x = torch.cat(maps, 1)
     layer: Any
     for layer in list(gan.generator)[1:-1]:
-        x = F.conv_transpose2d(x, kernel(layer), stride=2, padding=1) if isinstance(layer, Halving) else layer(x)
+        x = F.conv_transpose2d(x, kernel(layer), stride=2, padding=1) if isinstance(layer, StridedConv4) else layer(x)
     bias: Any = gan.generator[-1].bias
     made = torch.tanh(x + bias)
     torch.testing.assert_close(gan.make(z, y), made, rtol=1e-4, atol=1e-6)
@@ -95,7 +96,7 @@ def test_it_is_the_published_network_of_whole_convolutions() -> None:
         seen.append(F.conv2d(v, kernel(see[0]), see[1].bias.flatten(), 2, 1))
     x = torch.cat(seen, 1)
     for layer in list(gan.discriminator)[:-2]:
-        x = F.conv2d(x, kernel(layer), stride=2, padding=1) if isinstance(layer, Halving) else layer(x)
+        x = F.conv2d(x, kernel(layer), stride=2, padding=1) if isinstance(layer, StridedConv4) else layer(x)
     last: Any = gan.discriminator[-1]
     logit = F.conv2d(x, last.weight.view(1, -1, 4, 4), last.bias).flatten()
     torch.testing.assert_close(gan.judge(made, y), logit, rtol=1e-4, atol=1e-6)
@@ -110,7 +111,7 @@ def test_losses_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
         return torch.full((len(x),), 0.5 if bool((x == 1).all()) else -1.0)
 
     monkeypatch.setattr(gan, "judge", judge)
-    first, second = gan.players()
+    first, second = gan.objectives()
     y = torch.tensor([0, 2])
     expected = math.log1p(math.exp(-0.5)) + math.log1p(math.exp(-1.0))
     torch.testing.assert_close(first.loss(real, y, stream(0)), torch.full((2,), expected))
@@ -120,9 +121,9 @@ def test_losses_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_each_player_changes_its_own_side_alone() -> None:
     gan = network(1, 8, 8)
     x, y = torch.rand(8, 1, 8, 8) * 2 - 1, torch.arange(8) % 3
-    for place, player in enumerate(gan.players()):
+    for place, player in enumerate(gan.objectives()):
         before = {n: p.detach().clone() for n, p in gan.named_parameters()}
-        step(player, x, y, stream(2))
+        train_step(player, x, y, stream(2))
         changed = {n for n, p in gan.named_parameters() if not torch.equal(p, before[n])}
         making = {n for n in before if n.startswith(MAKING)}
         assert changed
@@ -132,18 +133,18 @@ def test_each_player_changes_its_own_side_alone() -> None:
 
 def test_the_discriminator_can_stay_at_home() -> None:
     whole, half = network(1, 8, 8), network(1, 8, 8, config=DCGAN(width=8, latent=6, keep_discriminator=True))
-    assert not staying(whole)
-    assert travelling(half).keys() | staying(half).keys() == half.state_dict().keys()
-    assert all(name.startswith(MAKING) for name in travelling(half))
+    assert not kept_weights(whole)
+    assert uploaded_weights(half).keys() | kept_weights(half).keys() == half.state_dict().keys()
+    assert all(name.startswith(MAKING) for name in uploaded_weights(half))
 
 
 def test_samples_of_digits_follow_their_labels() -> None:
     """Ten epochs on real 8×8 digits: most samples are nearer the mean of their own class than that of any other."""
     digits = Digits(size=8).load()
     gan = DCGAN(width=32, discriminator_width=32, latent=8, learning_rate=2e-3).new(digits.task, stream(3))
-    fit(gan.players(), digits.train, epochs=10, batch_size=32, rng=stream(4))
+    fit(gan.objectives(), digits.train, epochs=10, batch_size=32, rng=stream(4))
     y = torch.arange(10).repeat(20)
     made = gan.sample(y, stream(5))
-    means = torch.stack([scaled(digits.train.x[digits.train.y == c]).mean(0) for c in range(10)])
+    means = torch.stack([normalize_pixels(digits.train.x[digits.train.y == c]).mean(0) for c in range(10)])
     nearest = (made[:, None] - means).square().flatten(2).sum(2).argmin(1)
     assert float((nearest == y).float().mean()) > 0.7

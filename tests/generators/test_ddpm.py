@@ -16,8 +16,8 @@ from genfed.core.rng import stream
 from genfed.core.task import Data, Task
 from genfed.generators import ddpm
 from genfed.generators.ddpm import DDPM, DDPMNetwork
-from genfed.generators.generator import travelling
-from genfed.training.fit import fit, step
+from genfed.generators.generator import uploaded_weights
+from genfed.training.fit import fit, train_step
 
 TINY = DDPM(width=4, levels=2, steps=5)
 CLASSES = 3
@@ -147,7 +147,7 @@ def test_features_of_any_scale(shape: tuple[int, ...], monkeypatch: pytest.Monke
     x = torch.relu(torch.randn(64, *shape, generator=stream(0))) * 300
     y = torch.zeros(64, dtype=torch.long)
     assert model.loss(x, y, stream(0)).mean() < 5
-    assert {"scale.moments", "scale.batches"} <= travelling(model).keys()
+    assert {"scale.moments", "scale.batches"} <= uploaded_weights(model).keys()
     clean = []
 
     def add_noise(x: Tensor, noise: Tensor, t: Tensor) -> Tensor:
@@ -172,11 +172,11 @@ def test_one_example_at_a_time() -> None:
 
 def test_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
     model, y = network(1, 8, 8), torch.arange(20) % CLASSES
-    before, state = {k: v.clone() for k, v in travelling(model).items()}, torch.get_rng_state()
+    before, state = {k: v.clone() for k, v in uploaded_weights(model).items()}, torch.get_rng_state()
     made = model.sample(y, stream(5))
     assert model.training
     assert torch.equal(torch.get_rng_state(), state)
-    assert all(torch.equal(value, before[name]) for name, value in travelling(model).items())
+    assert all(torch.equal(value, before[name]) for name, value in uploaded_weights(model).items())
     assert torch.equal(made, model.sample(y, stream(5)))
     assert not torch.equal(made, model.sample(y, stream(6)))
     monkeypatch.setattr(ddpm, "CHUNK", 7)
@@ -200,16 +200,16 @@ def test_initialisation_and_training_repeat() -> None:
     x, y = torch.rand(6, 1, 8, 8) * 2 - 1, torch.arange(6) % CLASSES
     models = [network(1, 8, 8), network(1, 8, 8)]
     for model in models:
-        (player,) = model.players()
+        (player,) = model.objectives()
         for i in range(2):
-            step(player, x, y, stream(i))
-    first, second = (travelling(model) for model in models)
+            train_step(player, x, y, stream(i))
+    first, second = (uploaded_weights(model) for model in models)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_the_learning_rate_falls_linearly() -> None:
     model = network(1, 8, 8, config=DDPM(width=4))
-    assert [group["lr"] for player in model.players() for group in player.optimiser.param_groups] == [1e-4]
+    assert [group["lr"] for player in model.objectives() for group in player.optimiser.param_groups] == [1e-4]
     assert [model.pace(t / 4) for t in range(4)] == [1, 0.75, 0.5, 0.25]
 
 
@@ -217,8 +217,8 @@ def test_bfloat16_trains_alike() -> None:
     x, y = torch.rand(8, 1, 8, 8) * 2 - 1, torch.arange(8) % CLASSES
     losses = []
     for precision in ("float32", "bfloat16"):
-        (player,) = network(1, 8, 8).players()
-        losses.append(torch.stack([step(player, x, y, stream(i), precision) for i in range(5)]))
+        (player,) = network(1, 8, 8).objectives()
+        losses.append(torch.stack([train_step(player, x, y, stream(i), precision) for i in range(5)]))
     torch.testing.assert_close(losses[0], losses[1], rtol=0.05, atol=0)
 
 
@@ -230,8 +230,8 @@ def test_it_learns_two_classes() -> None:
     task = Task("image", (1, 8, 8), ("left", "right"))
     config = DDPM(width=8, levels=2, steps=20, last_beta=0.5, guidance=2.0, learning_rate=1e-2)
     model = config.new(task, stream(3))
-    early = fit(model.players(), Data(x, y), epochs=1, batch_size=16, rng=stream(1))
-    late = fit(model.players(), Data(x, y), epochs=20, batch_size=16, rng=stream(2))
+    early = fit(model.objectives(), Data(x, y), epochs=1, batch_size=16, rng=stream(1))
+    late = fit(model.objectives(), Data(x, y), epochs=20, batch_size=16, rng=stream(2))
     assert late < 0.5 * early
     y = torch.arange(20) % 2
     made = (model.sample(y, stream(4)) * half).mean((1, 2, 3))

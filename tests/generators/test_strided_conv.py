@@ -6,10 +6,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from genfed.generators import strided_conv
-from genfed.generators.strided_conv import Doubling, Halving
+from genfed.generators.strided_conv import StridedConv4, TransposedConv4
 
 
-def whole(layer: Halving) -> Tensor:
+def whole(layer: StridedConv4) -> Tensor:
     """Its weights as torch's [outer, inner, 4, 4], the taps that it lacks as zeros."""
     weight = layer.weight.detach().permute(3, 2, 0, 1)
     rows, columns = ((4 - side) // 2 for side in weight.shape[2:])
@@ -20,9 +20,13 @@ sides = st.integers(1, 6).map(lambda half: 2 * half)
 
 
 @given(
-    kind=st.sampled_from([Halving, Doubling]), height=sides, width=sides, n=st.integers(1, 3), seed=st.integers(0, 99)
+    kind=st.sampled_from([StridedConv4, TransposedConv4]),
+    height=sides,
+    width=sides,
+    n=st.integers(1, 3),
+    seed=st.integers(0, 99),
 )
-def test_it_is_the_4x4_kernel(kind: type[Halving], height: int, width: int, n: int, seed: int) -> None:
+def test_it_is_the_4x4_kernel(kind: type[StridedConv4], height: int, width: int, n: int, seed: int) -> None:
     torch.manual_seed(seed)
     layer = kind(3, 5, (height, width))
     x = torch.randn((n, 5, height // 2, width // 2) if layer.transposed else (n, 3, height, width), requires_grad=True)
@@ -44,13 +48,13 @@ def test_it_is_the_4x4_kernel(kind: type[Halving], height: int, width: int, n: i
 
 def test_initial_weights_are_bounded_as_the_whole_kernels() -> None:
     for wide in ((2, 2), (4, 4), (16, 16)):
-        weight = Halving(8, 64, wide).weight.abs().max()
+        weight = StridedConv4(8, 64, wide).weight.abs().max()
         assert weight <= (16 * 8) ** -0.5
         assert weight > 0.95 * (16 * 8) ** -0.5
 
 
-@pytest.mark.parametrize("kind", [Halving, Doubling])
-def test_without_onednn(kind: type[Halving], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", [StridedConv4, TransposedConv4])
+def test_without_onednn(kind: type[StridedConv4], monkeypatch: pytest.MonkeyPatch) -> None:
     layer = kind(3, 5, (4, 4))
     x = torch.randn(2, 5, 2, 2) if layer.transposed else torch.randn(2, 3, 4, 4)
     before = layer(x)
@@ -59,12 +63,12 @@ def test_without_onednn(kind: type[Halving], monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_no_image_is_no_error() -> None:
-    assert Halving(3, 5, (4, 4))(torch.empty(0, 3, 4, 4)).shape == (0, 5, 2, 2)
-    assert Doubling(3, 5, (4, 4))(torch.empty(0, 5, 2, 2)).shape == (0, 3, 4, 4)
+    assert StridedConv4(3, 5, (4, 4))(torch.empty(0, 3, 4, 4)).shape == (0, 5, 2, 2)
+    assert TransposedConv4(3, 5, (4, 4))(torch.empty(0, 5, 2, 2)).shape == (0, 3, 4, 4)
 
 
 def test_bfloat16_is_near() -> None:
-    layer, x = Halving(16, 8, (4, 4)), torch.randn(4, 16, 4, 4)
+    layer, x = StridedConv4(16, 8, (4, 4)), torch.randn(4, 16, 4, 4)
     with torch.autocast("cpu", torch.bfloat16):
         rough = layer(x)
     assert rough.dtype == torch.bfloat16

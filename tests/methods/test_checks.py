@@ -8,16 +8,16 @@ import pytest
 import torch
 
 from genfed.config import architectures
-from genfed.config.reader import read
+from genfed.config.reader import read_config
 from genfed.core.aggregate import ClientInfo
 from genfed.core.client import Server
 from genfed.core.errors import GenfedError
-from genfed.core.phase import Phase, leaves
+from genfed.core.phase import Phase, flatten_phases
 from genfed.core.rng import stream
 from genfed.core.task import Task
-from genfed.experiment.evaluation import Scores, check_scores
-from genfed.methods.bases.decoder_upload import Decoder, OneShot, decoder_of
-from genfed.methods.fedgen import Trained
+from genfed.experiment.evaluation import ClassifierScores, check_scores
+from genfed.methods.bases.decoder_upload import Decoder, DecoderUpload, build_decoder
+from genfed.methods.fedgen import FedGenUpload
 from genfed.methods.fedgh import Representations
 from genfed.training.upload_checks import check_counts
 from genfed.training.weights import Model, weights_of
@@ -36,11 +36,11 @@ def server() -> Server:
 
 
 def method_of(label: str) -> Any:
-    return read(tiny(label)).method[label]
+    return read_config(tiny(label)).method[label]
 
 
 def collecting(label: str) -> Phase[Any]:
-    return next(phase for phase in leaves(method_of(label).phases()) if phase.check)
+    return next(phase for phase in flatten_phases(method_of(label).phases()) if phase.check)
 
 
 def refused(phase: Phase[Any], good: Any, changes: Mapping[str, tuple[Any, str]]) -> None:
@@ -63,8 +63,8 @@ COUNTS = {
 
 @pytest.mark.parametrize("label", ["fedcvae_ens", "fedcvae_kd"])
 def test_a_decoder_and_its_labels(label: str) -> None:
-    method: OneShot[Any] = method_of(label)
-    decoder = decoder_of(method.new_network(server(), torch.Generator()))
+    method: DecoderUpload[Any] = method_of(label)
+    decoder = build_decoder(method.new_network(server(), torch.Generator()))
     name = next(name for name, part in sorted(decoder.items()) if part.ndim and len(part) > 1)
     others = {
         "decoder": ({k: v for k, v in decoder.items() if k != name}, f"not that of the generator: '{name}' is not"),
@@ -78,7 +78,7 @@ def test_a_decoder_and_its_labels(label: str) -> None:
 def test_counts_of_fedgen() -> None:
     check_counts(server(), INFO, NUMBERS)
     counts = {field.replace("labels", "counts"): change for field, change in COUNTS.items()}
-    refused(collecting("fedgen"), Trained({}, {}, NUMBERS), counts)
+    refused(collecting("fedgen"), FedGenUpload({}, {}, NUMBERS), counts)
 
 
 def test_representations_of_fedgh() -> None:
@@ -121,7 +121,7 @@ def test_a_classifier_that_is_asked_with_others(label: str) -> None:
 )
 def test_scores_that_no_classifier_has(correct: Any, total: Any, own: dict[int, float], says: str) -> None:
     with pytest.raises(GenfedError, match=says):
-        check_scores(server(), INFO, Scores(torch.tensor(correct), torch.tensor(total), own))
+        check_scores(server(), INFO, ClassifierScores(torch.tensor(correct), torch.tensor(total), own))
 
 
 @pytest.mark.parametrize(
@@ -129,4 +129,4 @@ def test_scores_that_no_classifier_has(correct: Any, total: Any, own: dict[int, 
     [([0, 0, 0], [1, 0, 0], {}), ([4, 0, 2], [4, 0, 2], {0: 1.0}), ([2**62, 0, 0], [2**62, 2**62, 0], {0: 0.0})],
 )
 def test_scores_that_a_classifier_may_have(correct: list[int], total: list[int], own: dict[int, float]) -> None:
-    check_scores(server(), INFO, Scores(torch.tensor(correct), torch.tensor(total), own))
+    check_scores(server(), INFO, ClassifierScores(torch.tensor(correct), torch.tensor(total), own))

@@ -9,16 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from genfed.config import architectures
-from genfed.config.reader import read
+from genfed.config.reader import read_config
 from genfed.core.client import Server
 from genfed.core.rng import stream
 from genfed.core.task import Task
 from genfed.experiment import run as runs
 from genfed.experiment.checkpoint import read_checkpoint
-from genfed.methods.bases.data_free import Pool
+from genfed.methods.bases.data_free import ReplayPool
 from genfed.methods.co_boosting import CoBoosting
-from genfed.training.ensemble import Ensemble
-from genfed.training.pixels import scaled
+from genfed.training.ensemble import ClassifierEnsemble
+from genfed.training.pixels import normalize_pixels
 from tests.conftest import TINY, start, tiny
 
 TASK = Task("image", (1, 8, 8), ("a", "b", "c"))
@@ -77,8 +77,8 @@ def test_how_hard_an_image_is_has_no_gradient_of_its_own() -> None:
 
 
 def test_an_image_moves_along_the_gradient_of_a_random_answer_by_a_given_length() -> None:
-    models, shares, x = [linear(1), linear(2)], torch.tensor([0.5, 1.5]), scaled(pixels(4))
-    moved = CoBoosting(perturbation=0.1).moved(Ensemble(models), shares, x.clone(), stream(5))
+    models, shares, x = [linear(1), linear(2)], torch.tensor([0.5, 1.5]), normalize_pixels(pixels(4))
+    moved = CoBoosting(perturbation=0.1).make_harder(ClassifierEnsemble(models), shares, x.clone(), stream(5))
     way = (moved - x).flatten(1)
     torch.testing.assert_close(way.square().mean(1).sqrt(), torch.full((4,), 0.2))
     u = torch.rand(4, 3, generator=stream(5)) * 2 - 1
@@ -88,8 +88,10 @@ def test_an_image_moves_along_the_gradient_of_a_random_answer_by_a_given_length(
 
 
 def test_an_image_that_nothing_depends_on_stays() -> None:
-    x = scaled(pixels(2))
-    assert torch.equal(CoBoosting().moved(Ensemble([linear(1, std=0.0)]), torch.ones(1), x.clone(), stream(0)), x)
+    x = normalize_pixels(pixels(2))
+    assert torch.equal(
+        CoBoosting().make_harder(ClassifierEnsemble([linear(1, std=0.0)]), torch.ones(1), x.clone(), stream(0)), x
+    )
 
 
 # Whom to trust.
@@ -102,23 +104,23 @@ def test_shares_step_towards_the_models_that_are_right_and_stay_in_bounds() -> N
     y = torch.tensor([0, 1])
     shares, steps = torch.ones(2), []
     for _ in range(4):
-        shares = CoBoosting(share_step=0.4).stepped(shares, RIGHT_AND_WRONG, y)
+        shares = CoBoosting(share_step=0.4).step_shares(shares, RIGHT_AND_WRONG, y)
         steps.append(shares.tolist())
     expected = [[1.4, 0.6], [1.8, 0.2], [2.0, 0.0], [2.0, 0.0]]
     for found, wanted in zip(steps, expected, strict=True):
         assert found == pytest.approx(wanted)
     assert not shares.requires_grad
-    assert CoBoosting(share_step=0.0).stepped(torch.ones(2), RIGHT_AND_WRONG, y).tolist() == [1, 1]
+    assert CoBoosting(share_step=0.0).step_shares(torch.ones(2), RIGHT_AND_WRONG, y).tolist() == [1, 1]
 
 
 def test_students_learn_moved_images_with_the_answers_of_the_newest_ensemble() -> None:
     models = [linear(1), linear(2)]
-    pool = Pool(pixels(6), torch.tensor([0, 1, 2, 0, 1, 2]), torch.zeros(6, 3))
+    pool = ReplayPool(pixels(6), torch.tensor([0, 1, 2, 0, 1, 2]), torch.zeros(6, 3))
     method = CoBoosting(batch_size=4, perturbation=0.05, share_step=0.3)
-    lesson, shares = method.lesson(server(), Ensemble(models), torch.ones(2), pool)
+    lesson, shares = method.replay_batch(server(), ClassifierEnsemble(models), torch.ones(2), pool)
     assert not torch.equal(shares, torch.ones(2))
-    assert float((lesson.images - scaled(pool.images)).abs().max()) > 0.01
-    each = Ensemble(models).each(lesson.images)
+    assert float((lesson.images - normalize_pixels(pool.images)).abs().max()) > 0.01
+    each = ClassifierEnsemble(models).each(lesson.images)
     torch.testing.assert_close(lesson.logits, (each * shares.view(2, 1, 1)).mean(0))
 
 
@@ -135,7 +137,7 @@ DENSELY: dict[str, Any] = {
 
 
 def finished(out: Path, label: str) -> Any:
-    at: Any = read_checkpoint(read(out).method[label], out / "trials" / label / "seed-0")
+    at: Any = read_checkpoint(read_config(out).method[label], out / "trials" / label / "seed-0")
     return at.state
 
 

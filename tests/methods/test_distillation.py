@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from genfed.config.reader import read
+from genfed.config.reader import read_config
 from genfed.core.aggregate import ClientInfo
 from genfed.core.client import Client, Server
 from genfed.core.errors import GenfedError
@@ -26,7 +26,7 @@ from genfed.methods.feddf import FedDF
 from genfed.methods.fedkd import FedKD
 from genfed.methods.fml import FML
 from genfed.training import distillation
-from genfed.training.low_rank import Factored
+from genfed.training.low_rank import FactoredWeights
 from genfed.training.weights import Model
 from tests.conftest import left_by, start, tiny
 
@@ -42,7 +42,7 @@ def _no_page(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def state(out: Path, label: str) -> Any:
-    at: Checkpoint[Any] | None = read_checkpoint(read(out).method[label], out / "trials" / label / "seed-0")
+    at: Checkpoint[Any] | None = read_checkpoint(read_config(out).method[label], out / "trials" / label / "seed-0")
     assert at is not None
     return at.state
 
@@ -160,7 +160,7 @@ def test_the_rate_of_feddf_falls_to_nothing() -> None:
     """Adam's first steps are as long as its rate: over k steps of a cosine they sum to (k + 1) / 2 of them."""
     server = Server(TASK, (), 0, stream(0), 0, CPU, "float32", lambda name, rng: Constant(), torch.zeros(3, 2))
     method = FedDF(distillation_steps=9, distillation_batch_size=2, distillation_learning_rate=1e-3)
-    after = method.distilled(server, {"a": constant(0.0, 0.0)}, [("a", constant(50.0, 0.0))])
+    after = method.distill(server, {"a": constant(0.0, 0.0)}, [("a", constant(50.0, 0.0))])
     assert after["a"]["logits"].tolist() == pytest.approx([5e-3, -5e-3], rel=0.01)
 
 
@@ -185,7 +185,7 @@ def test_feddf_leaves_the_clients_statistics() -> None:
     server = Server(TASK, (), 0, stream(0), 0, CPU, "float32", lambda name, rng: copy.deepcopy(network), public)
     method = FedDF(distillation_steps=3, distillation_batch_size=1)
     other = begun | {"1.bias": torch.tensor([5.0, 0.0])}
-    after = method.distilled(server, {"a": begun}, [("a", other)])["a"]
+    after = method.distill(server, {"a": begun}, [("a", other)])["a"]
     assert torch.equal(after["0.running_mean"], begun["0.running_mean"])
     assert not torch.equal(after["1.weight"], begun["1.weight"])
 
@@ -247,13 +247,13 @@ def test_the_loss_of_fedkd_by_hand() -> None:
     tasks = [-math.log(0.75) - math.log(0.5), -2 * math.log(0.5)]
     apart = 0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25)
     apart += 0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)
-    got = fedkd.adaptive(mentor, mentee, torch.tensor([0, 0]))
+    got = fedkd.adaptive_loss(mentor, mentee, torch.tensor([0, 0]))
     assert got.tolist() == pytest.approx([tasks[0] + apart / (sum(tasks) / 2), tasks[1]], rel=1e-5)
 
 
 def test_a_batch_that_is_learned_by_heart_has_a_finite_loss() -> None:
     mentor, mentee = (torch.tensor([[x, 0.0]], requires_grad=True) for x in (60.0, 90.0))
-    loss = fedkd.adaptive(mentor, mentee, torch.tensor([0]))
+    loss = fedkd.adaptive_loss(mentor, mentee, torch.tensor([0]))
     loss.sum().backward()  # type: ignore[no-untyped-call]
     assert mentor.grad is not None
     assert bool(torch.isfinite(torch.cat([loss, mentor.grad[0]])).all())
@@ -299,21 +299,21 @@ def test_clients_of_fedkd_hold_the_servers_mentee_though_only_updates_were_sent(
     """Of 4 clients 2 take part in each of 6 rounds: some were there in the round before, some were not."""
     ways: list[bool] = []
     at_server: list[dict[str, Tensor]] = []
-    received, send = fedkd.received, FedKD.send
+    received, send = fedkd.receive_mentee, FedKD.send
 
     @functools.wraps(send)
-    def sending(self: FedKD, server: Server, state: fedkd.State, info: ClientInfo) -> fedkd.Sent:
+    def sending(self: FedKD, server: Server, state: fedkd.FedKDState, info: ClientInfo) -> fedkd.FedKDSent:
         at_server.append(state.mentee)
         return send(self, server, state, info)
 
-    def receiving(client: Client, sent: fedkd.Sent) -> dict[str, Tensor]:
+    def receiving(client: Client, sent: fedkd.FedKDSent) -> dict[str, Tensor]:
         mentee = received(client, sent)
         ways.append(sent.last is not None)
         assert (sent.last is None) != (sent.mentee is None)
         assert same(mentee, at_server[-1])
         return mentee
 
-    monkeypatch.setattr(fedkd, "received", receiving)
+    monkeypatch.setattr(fedkd, "receive_mentee", receiving)
     monkeypatch.setattr(FedKD, "send", sending)
     report = start(tiny("fedkd", federation={"sample": 0.5}, defaults={"rounds": 6}), tmp_path / "run")
     assert not any(trial.failures for trial in report.trials)
@@ -332,4 +332,4 @@ def test_an_update_without_the_mentee_it_is_for_is_no_use() -> None:
     unused: Any = None
     client = Client(ClientInfo(0, "a", 1), TASK, unused, Empty(), stream(0), 0, CPU, "float32", unused)
     with pytest.raises(GenfedError, match="is not kept here any more"):
-        fedkd.received(client, fedkd.Sent(None, Factored({}, {}, {}), 0.9))
+        fedkd.receive_mentee(client, fedkd.FedKDSent(None, FactoredWeights({}, {}, {}), 0.9))

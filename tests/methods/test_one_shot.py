@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from genfed.config import architectures
-from genfed.config.reader import read
+from genfed.config.reader import read_config
 from genfed.core.aggregate import ClientInfo
 from genfed.core.client import Server
 from genfed.core.errors import GenfedError
@@ -24,12 +24,12 @@ from genfed.experiment import run as runs
 from genfed.experiment.checkpoint import read_checkpoint
 from genfed.generators.cvae import CVAE
 from genfed.generators.noise_to_image import NoiseToImage
-from genfed.methods.bases.decoder_upload import decoder_of, in_proportion
+from genfed.methods.bases.decoder_upload import build_decoder, labels_in_proportion
 from genfed.methods.dense import DENSE, boundary_support
 from genfed.methods.fedcvae_ens import FedCVAEEns
-from genfed.methods.fedcvae_ens import State as Ensemble
+from genfed.methods.fedcvae_ens import FedCVAEEnsState as Ensemble
 from genfed.methods.fedcvae_kd import FedCVAEKD
-from genfed.methods.fedcvae_kd import State as Distilled
+from genfed.methods.fedcvae_kd import FedCVAEKDState as Distilled
 from genfed.training.weights import Model, weights_of
 from tests.conftest import TINY, start, tiny
 
@@ -51,7 +51,7 @@ def server(number: int = 0, task: Task = TASK, names: tuple[str, ...] = ("linear
 
 
 def finished(out: Path, label: str) -> Any:
-    at: Any = read_checkpoint(read(out).method[label], out / "trials" / label / "seed-0")
+    at: Any = read_checkpoint(read_config(out).method[label], out / "trials" / label / "seed-0")
     return at.state
 
 
@@ -104,10 +104,10 @@ def cross_entropy(at: Any) -> float:
 def test_dense_trains_its_generator_against_the_ensemble_and_its_student_towards_it() -> None:
     method = dense(generator_steps=20, stability=0.0, boundary=0.0)
     begun = trusting(method, server())
-    untrained = dense(generator_steps=0).distil(server(), begun, NOTHING)
+    untrained = dense(generator_steps=0).distill(server(), begun, NOTHING)
     at = begun
     for number in range(3):
-        at = method.distil(server(number), at, NOTHING)
+        at = method.distill(server(number), at, NOTHING)
     assert not same(at.generator.weights, begun.generator.weights)
     assert cross_entropy(at) < cross_entropy(untrained) / 2, "the ensemble is sure of what is made"
     student = server().new_network("linear", stream(0))
@@ -124,7 +124,7 @@ def test_dense_remembers_the_newest_batches() -> None:
     method = dense(generator_steps=1, remembered=2)
     states = [trusting(method, server())]
     for number in range(3):
-        states.append(method.distil(server(number), states[-1], NOTHING))
+        states.append(method.distill(server(number), states[-1], NOTHING))
     assert [len(at.pool.images) for at in states] == [0, 16, 32, 32]
     assert torch.equal(states[2].pool.images[16:], states[3].pool.images[:16])
     assert len(states[3].pool.logits) == 32
@@ -164,15 +164,15 @@ def test_dense_refuses_what_its_generator_cannot_make(task: Task, says: str) -> 
 
 @given(st.integers(0, 500), st.lists(st.integers(1, 1000), min_size=1, max_size=20))
 def test_samples_are_shared_out_in_proportion_and_none_is_lost(total: int, sizes: list[int]) -> None:
-    shares = in_proportion(total, sizes)
+    shares = labels_in_proportion(total, sizes)
     assert sum(shares) == total
     assert all(abs(share - total * size / sum(sizes)) < 1 for share, size in zip(shares, sizes, strict=True))
 
 
 def test_shares_by_hand() -> None:
-    assert in_proportion(10, [1, 1]) == [5, 5]
-    assert in_proportion(10, [30, 10, 60]) == [3, 1, 6]
-    assert in_proportion(5, [1, 1, 1]) == [1, 2, 2]
+    assert labels_in_proportion(10, [1, 1]) == [5, 5]
+    assert labels_in_proportion(10, [30, 10, 60]) == [3, 1, 6]
+    assert labels_in_proportion(5, [1, 1, 1]) == [1, 2, 2]
 
 
 SMALL = CVAE(width=4, latent=3)
@@ -181,7 +181,7 @@ SMALL = CVAE(width=4, latent=3)
 @pytest.mark.parametrize(("truncation", "variance"), [(1.0, 0.2911), (2.0, 0.7737)])
 def test_codes_are_normal_between_the_bounds(truncation: float, variance: float) -> None:
     """The variance of a standard normal that is cut off at ± a is 1 − 2aφ(a) / (2Φ(a) − 1)."""
-    z = FedCVAEEns(generator=SMALL, truncation=truncation).codes(20_000, stream(0))
+    z = FedCVAEEns(generator=SMALL, truncation=truncation).draw_codes(20_000, stream(0))
     assert z.shape == (20_000, 3)
     assert float(z.abs().max()) <= truncation
     assert float(z.mean()) == pytest.approx(0, abs=0.02)
@@ -190,7 +190,7 @@ def test_codes_are_normal_between_the_bounds(truncation: float, variance: float)
 
 def shade(value: float) -> Weights:
     """A decoder that makes images of one shade."""
-    decoder = {k: torch.zeros_like(v) for k, v in decoder_of(SMALL.new(TASK, stream(0))).items()}
+    decoder = {k: torch.zeros_like(v) for k, v in build_decoder(SMALL.new(TASK, stream(0))).items()}
     return decoder | {"bias": torch.full_like(decoder["bias"], math.atanh(value))}
 
 
@@ -199,13 +199,13 @@ LABELS = {0: torch.tensor([6, 0, 0]), 3: torch.tensor([0, 1, 1])}
 
 
 def test_images_are_drawn_from_each_client_as_its_labels_are_distributed() -> None:
-    x, y, z = FedCVAEEns(generator=SMALL).drawn(server(), DECODERS, LABELS, 40)
+    x, y, z = FedCVAEEns(generator=SMALL).draw_examples(server(), DECODERS, LABELS, 40)
     assert x.shape == (40, 1, 8, 8)
     assert z.shape == (40, 3)
     assert x[:, 0, 0, 0].tolist() == pytest.approx([-0.5] * 30 + [0.5] * 10)
     assert y[:30].tolist() == [0] * 30
     assert set(y[30:].tolist()) == {1, 2}
-    again = FedCVAEEns(generator=SMALL).drawn(server(5), DECODERS, LABELS, 40)
+    again = FedCVAEEns(generator=SMALL).draw_examples(server(5), DECODERS, LABELS, 40)
     assert all(torch.equal(a, b) for a, b in zip((x, y, z), again, strict=True)), "every round has the same images"
 
 
@@ -222,10 +222,10 @@ def test_a_label_is_made_by_clients_that_have_it() -> None:
 def test_a_decoder_alone_decodes_like_the_whole() -> None:
     whole = SMALL.new(TASK, stream(1)).eval()
     method = FedCVAEEns(generator=SMALL)
-    other = method.new_network(server(), stream(2), decoder_of(whole)).eval()
+    other = method.new_network(server(), stream(2), build_decoder(whole)).eval()
     z, y = torch.randn(4, 3, generator=stream(3)), torch.tensor([0, 1, 2, 0])
     assert torch.equal(whole.decode(z, y), other.decode(z, y))
-    assert not any(name.startswith(("encoder", "code", "planes")) for name in decoder_of(whole))
+    assert not any(name.startswith(("encoder", "code", "planes")) for name in build_decoder(whole))
 
 
 def test_distillation_brings_one_decoder_to_what_the_clients_make() -> None:
@@ -240,9 +240,9 @@ def test_distillation_brings_one_decoder_to_what_the_clients_make() -> None:
 
     assert same(at.decoder, begun.decoder)
     for number in range(10):
-        at = method.distil(server(number), at, NOTHING)
+        at = method.distill(server(number), at, NOTHING)
     assert error(at) < 0.25 < error(begun)
-    learnt = FedCVAEKD(generator=SMALL, samples=8).learn(server(), at, NOTHING)
+    learnt = FedCVAEKD(generator=SMALL, samples=8).train_students(server(), at, NOTHING)
     assert learnt.decoders == {}, "what has done its part is not carried on"
     assert same(learnt.decoder, at.decoder)
 
@@ -260,7 +260,7 @@ def test_classifiers_learn_what_the_decoders_make() -> None:
     ensemble = FedCVAEEns(generator=SMALL, samples=64)
     state = ensemble.init(server())
     state = ensemble.collect(server(), state, Reduced({"decoder": DECODERS, "labels": labels}, ()))
-    assert classes_of(ensemble, lambda: ensemble.learn(server(), state, NOTHING)) == [0, 1]
+    assert classes_of(ensemble, lambda: ensemble.train_students(server(), state, NOTHING)) == [0, 1]
 
 
 @pytest.mark.parametrize("label", ["fedcvae_ens", "fedcvae_kd"])
@@ -274,6 +274,6 @@ def test_without_a_round_of_the_server_classifiers_are_the_initial_ones(label: s
 
 def test_another_kind_of_generator_is_refused() -> None:
     with pytest.raises(GenfedError, match="generator = DCGAN: clients upload a decoder, so its kind is cvae"):
-        read(tiny("fedcvae_kd", method={"fedcvae_kd": {"generator": {"kind": "dcgan"}}}))
+        read_config(tiny("fedcvae_kd", method={"fedcvae_kd": {"generator": {"kind": "dcgan"}}}))
     with pytest.raises(GenfedError, match="generator cvae: examples of shape"):
         FedCVAEEns(generator=SMALL).init(server(task=Task("table", (7,), ("a", "b"))))

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 
-from genfed.config.reader import read
+from genfed.config.reader import read_config
 from genfed.core.phase import Reduced
 from genfed.experiment.checkpoint import read_checkpoint
 from genfed.experiment.inputs import load_data
-from genfed.experiment.partitioning import share_out
+from genfed.experiment.partitioning import partition_data
 from genfed.experiment.trial import new_server, trial_folder
 from tests.conftest import left_by, start, tiny
 
@@ -20,7 +20,7 @@ def run(out: Path, method: str, **changes: Any) -> tuple[Any, list[dict[str, Any
     config = tiny(method)
     config["method"][method] = config["method"][method] | changes
     start(config, out)
-    at = read_checkpoint(read(config).method[method], trial_folder(out, method, 0))
+    at = read_checkpoint(read_config(config).method[method], trial_folder(out, method, 0))
     assert at is not None
     return at.state, left_by(out)["metrics"]
 
@@ -52,9 +52,9 @@ def test_every_round_has_a_new_pool(tmp_path: Path) -> None:
 
 
 def test_the_pool_is_as_large_as_the_largest_client_needs() -> None:
-    config = read(tiny("gefl", partition={"kind": "quantity_skew", "alpha": 0.5}))
+    config = read_config(tiny("gefl", partition={"kind": "quantity_skew", "alpha": 0.5}))
     method: Any = config.method["gefl"]
-    shards = share_out(config, load_data(config), 0)
+    shards = partition_data(config, load_data(config), 0)
     assert len({info.examples for info in shards.clients}) > 1
     server = new_server(shards.task, shards.clients, config.compute, 0, 0, "pool")
     state = method.keep_pool(server, method.init(server), Reduced({}, ()))

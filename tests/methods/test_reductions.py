@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from genfed.config.reader import read
+from genfed.config.reader import read_config
 from genfed.core.client import Client
 from genfed.core.record import load
 from genfed.core.task import Data
@@ -38,7 +38,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 
 def classifiers(out: Path, label: str) -> Any:
-    return state(out, label, read(out).method[label]).classifiers
+    return state(out, label, read_config(out).method[label]).classifiers
 
 
 def test_fedprox_without_its_term_is_fedavg(tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_the_generator_learns_in_its_phase_and_stands_still_in_the_joint_rounds(
 
 def start_and_read(out: Path, method: dict[str, Any], rounds: int) -> Any:
     start(tiny("gefl", method={"gefl": method | {"rounds": rounds}}), out)
-    return state(out, "gefl", read(out).method["gefl"])
+    return state(out, "gefl", read_config(out).method["gefl"])
 
 
 def test_the_global_generator_is_the_plain_mean_of_the_clients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +103,7 @@ def test_the_global_generator_is_the_plain_mean_of_the_clients(tmp_path: Path, m
     train = GeFL.train_generator
 
     @functools.wraps(train)
-    def watched(self: GeFL, client: Client, sent: federated_generator.ToTrain) -> Any:
+    def watched(self: GeFL, client: Client, sent: federated_generator.GeneratorStart) -> Any:
         reply = train(self, client, sent)
         uploads.append(reply.upload.generator)
         return reply
@@ -113,7 +113,7 @@ def test_the_global_generator_is_the_plain_mean_of_the_clients(tmp_path: Path, m
     method["generator"] = method["generator"] | {"norm": "batch"}
     skewed = {"kind": "quantity_skew", "alpha": 0.5, "minimum": 5}
     start(tiny("gefl", method={"gefl": method | {"rounds": 0}}, partition=skewed), tmp_path / "run")
-    mean = state(tmp_path / "run", "gefl", read(tmp_path / "run").method["gefl"]).generator
+    mean = state(tmp_path / "run", "gefl", read_config(tmp_path / "run").method["gefl"]).generator
     assert len(uploads) == 4
     assert any("running_var" in name for name in mean)
     for name, value in mean.items():
@@ -145,7 +145,8 @@ def test_what_stays_at_home_goes_on_from_round_to_round(tmp_path: Path, monkeypa
     for client in range(4):
         folder = tmp_path / "True" / "trials" / "gefl" / "seed-0" / "clients" / str(client)
         left, at_the_end = (
-            load(federated_generator.AtHome, folder / f"generator.{step}.safetensors").weights for step in (0, 1)
+            load(federated_generator.GeneratorMemory, folder / f"generator.{step}.safetensors").weights
+            for step in (0, 1)
         )
         assert same(begun[4 + client], left)
         assert not same(left, begun[client])

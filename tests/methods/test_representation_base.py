@@ -14,11 +14,11 @@ from genfed.core.errors import GenfedError
 from genfed.core.method import Method
 from genfed.core.rng import seeded, stream
 from genfed.core.task import Data, Task
-from genfed.methods.bases.representation import ByRepresentation, Headed, class_sums
+from genfed.methods.bases.representation import RepresentationMethod, RepresentationNetwork, sum_by_class
 from genfed.methods.fedgen import FedGen
 from genfed.methods.fedgh import FedGH
 from genfed.methods.fedproto import FedProto
-from genfed.training.split_network import parts
+from genfed.training.split_network import split_parts
 from genfed.training.weights import weights_of
 
 IMAGES = Task("image", (1, 32, 32), tuple("abcde"))
@@ -104,7 +104,7 @@ def client(architecture: str, data: Data, task: Task = TABLE, seed: int = 3, mak
     return Client(info, task, data, None, stream(seed, "train", 0, 0), seed, CPU, "float32", make)  # type: ignore[arg-type]
 
 
-METHOD: ByRepresentation[Any] = FedProto(dimension=7)
+METHOD: RepresentationMethod[Any] = FedProto(dimension=7)
 
 
 @pytest.mark.parametrize("name", sorted(architectures.architectures()))
@@ -138,7 +138,7 @@ def test_the_last_layer_is_the_one_whose_output_is_the_networks(name: str) -> No
     expected = torch.relu(last(before))
     torch.testing.assert_close(network.extractor(x), expected)
     torch.testing.assert_close(network(x), network.header(expected))
-    assert parts(weights_of(network))[1].keys() == {"weight", "bias"}
+    assert split_parts(weights_of(network))[1].keys() == {"weight", "bias"}
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -174,9 +174,9 @@ def test_the_sums_and_means_of_a_class_by_hand() -> None:
     task = Task("table", (2,), ("a", "b", "c"))
     layer = nn.Linear(2, 3)
     layer.weight.data, layer.bias.data = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]), torch.zeros(3)
-    network = Headed(nn.Sequential(layer, nn.ReLU(), nn.Dropout(0.5)), nn.Linear(3, 3)).train()
+    network = RepresentationNetwork(nn.Sequential(layer, nn.ReLU(), nn.Dropout(0.5)), nn.Linear(3, 3)).train()
     x = torch.tensor([[1.0, 2.0], [4.0, 0.5], [3.0, -1.0], [5.0, 6.0]])
-    found = class_sums(network, client("any", Data(x, torch.tensor([1, 0, 1, 1])), task))
+    found = sum_by_class(network, client("any", Data(x, torch.tensor([1, 0, 1, 1])), task))
     assert found.sums.tolist() == [[4.0, 0.5, 0.0], [9.0, 8.0, 0.0], [0.0, 0.0, 0.0]]  # −1 is 0 after the ReLU
     assert found.counts.tolist() == [1, 3, 0]
     assert torch.equal(found.means(), torch.tensor([[4.0, 0.5, 0.0], [3.0, 8 / 3, 0.0], [0.0, 0.0, 0.0]]))

@@ -13,18 +13,18 @@ from torch import Tensor, nn
 from genfed.core.aggregate import ClientInfo, Fold, Mean
 from genfed.core.client import Client, Server
 from genfed.core.method import Method
-from genfed.core.phase import Nothing, Reduced, leaves
+from genfed.core.phase import Empty, Reduced, flatten_phases
 from genfed.core.rng import seeded, stream
 from genfed.core.task import Data, Task
-from genfed.engines.client_storage import KeptOnDisk
+from genfed.engines.client_storage import DiskStorage
 from genfed.experiment import run as runs
 from genfed.generators.representation_generator import RepresentationGenerator, diversity, ensemble
-from genfed.methods.bases.representation import ByRepresentation, ClassSums, Headed
-from genfed.methods.fedgen import All, FedGen, State
-from genfed.methods.fedgh import FedGH, Header
+from genfed.methods.bases.representation import ClassStatistics, RepresentationMethod, RepresentationNetwork
+from genfed.methods.fedgen import FedGen, FedGenSent, FedGenState
+from genfed.methods.fedgh import FedGH, FedGHHeader
 from genfed.methods.fedproto import FedProto, Prototypes
 from genfed.training.classifier import Training, train
-from genfed.training.split_network import Network, joined, parts
+from genfed.training.split_network import SplitNetwork, join_parts, split_parts
 from genfed.training.weights import load_weights, weights_of
 from tests.conftest import left_by, start, tiny
 
@@ -56,22 +56,22 @@ def data(number: int) -> Data:
 
 
 def client(method: Method[Any], folder: Path, number: int = 0, step: int = 0) -> Client:
-    (phase,) = leaves(method.phases())
-    kept = KeptOnDisk(folder / str(number), step, phase.slots)
+    (phase,) = flatten_phases(method.phases())
+    kept = DiskStorage(folder / str(number), step, phase.slots)
     rng = stream(5, "train", step, number)
     return Client(INFOS[number], TASK, data(number), kept, rng, 5, CPU, "float32", made)
 
 
 def commit(at: Client) -> None:
-    assert isinstance(at.kept, KeptOnDisk)
-    at.kept.commit()
+    assert isinstance(at.storage, DiskStorage)
+    at.storage.commit()
 
 
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-def alone(method: ByRepresentation[Any], folder: Path, number: int, rounds: int) -> Headed:
+def alone(method: RepresentationMethod[Any], folder: Path, number: int, rounds: int) -> RepresentationNetwork:
     """The same network, trained by cross-entropy alone with the same draws."""
     network = method.network(client(method, folder, number), INFOS[number].architecture)
     for step in range(rounds):
@@ -91,8 +91,8 @@ def test_the_distance_to_prototypes() -> None:
 
 def test_a_prototype_is_the_mean_over_all_examples_of_its_class() -> None:
     """Class a with two clients, b with one, c with nobody in this round: it keeps its prototype, or has none still."""
-    one = ClassSums(torch.tensor([[4.0, 2.0], [0.0, 0.0], [0.0, 0.0]]), torch.tensor([2, 0, 0]))
-    two = ClassSums(torch.tensor([[2.0, 4.0], [5.0, 5.0], [0.0, 0.0]]), torch.tensor([1, 4, 0]))
+    one = ClassStatistics(torch.tensor([[4.0, 2.0], [0.0, 0.0], [0.0, 0.0]]), torch.tensor([2, 0, 0]))
+    two = ClassStatistics(torch.tensor([[2.0, 4.0], [5.0, 5.0], [0.0, 0.0]]), torch.tensor([1, 4, 0]))
     (phase,) = FedProto().phases()
     fold = Fold(phase.aggregate, list(INFOS[:2]))
     fold.add(INFOS[0], one, 100.0)  # a weight is of no account
@@ -111,7 +111,7 @@ def test_the_loss_of_fedproto(tmp_path: Path) -> None:
     """One step on everything: the loss told is that of the initial network."""
     method = FedProto(dimension=2, prototype_weight=0.5, training=WHOLE)
     at = client(method, tmp_path)
-    network = method.classifier(at, Nothing())
+    network = method.classifier(at, Empty())
     with torch.no_grad():
         z = network.extractor(at.data.x)
         apart = [((row - KNOWN.prototypes[y]) ** 2).sum() / 2 for row, y in zip(z, at.data.y, strict=True) if y != 2]
@@ -126,7 +126,7 @@ def test_fedproto_without_its_term_is_training_alone(tmp_path: Path) -> None:
             at = client(method, tmp_path / str(weight), step=step)
             method.train(at, KNOWN)
             commit(at)
-        kept = method.classifier(client(method, tmp_path / str(weight), step=3), Nothing())
+        kept = method.classifier(client(method, tmp_path / str(weight), step=3), Empty())
         assert same(weights_of(kept), weights_of(alone(method, tmp_path, 0, 3))) == equal
 
 
@@ -135,7 +135,7 @@ def test_before_there_are_prototypes_fedproto_trains_alone(tmp_path: Path) -> No
     at = client(method, tmp_path)
     method.train(at, method.init(server()))
     commit(at)
-    kept = method.classifier(client(method, tmp_path, step=1), Nothing())
+    kept = method.classifier(client(method, tmp_path, step=1), Empty())
     assert same(weights_of(kept), weights_of(alone(method, tmp_path, 0, 1)))
 
 
@@ -157,7 +157,7 @@ def test_the_header_learns_from_every_pair_of_representation_and_class() -> None
     ∂/∂w_a = ½((⅓ − 1)(1, 0) + ⅓(0, 2)), and what stands for an absent class counts for nothing.
     """
     method = FedGH(dimension=2, header_training=Training(epochs=1, batch_size=9, learning_rate=1.0))
-    zero = Header({"weight": torch.zeros(3, 2), "bias": torch.zeros(3)})
+    zero = FedGHHeader({"weight": torch.zeros(3, 2), "bias": torch.zeros(3)})
     means = {0: torch.tensor([[1.0, 0.0], [9.0, 9.0], [9.0, 9.0]]), 2: torch.tensor([[9.0, 9.0], [0.0, 2.0], [9, 9]])}
     present = {0: torch.tensor([True, False, False]), 2: torch.tensor([False, True, False])}
     now = method.keep(server(), zero, Reduced({"means": means, "present": present}, (INFOS[0], INFOS[2]))).header
@@ -182,13 +182,15 @@ def test_what_a_client_tells_fedgh(tmp_path: Path) -> None:
 
 def test_clients_get_the_header_and_keep_their_extractor(tmp_path: Path) -> None:
     method = FedGH(dimension=2, training=TRAINING)
-    initial, other = method.init(server()), Header({"weight": torch.ones(3, 2), "bias": torch.ones(3)})
+    initial, other = method.init(server()), FedGHHeader({"weight": torch.ones(3, 2), "bias": torch.ones(3)})
     at = client(method, tmp_path)
     method.train(at, initial)
     commit(at)
-    extractor, header = parts(weights_of(method.classifier(client(method, tmp_path, step=1), other)))
+    extractor, header = split_parts(weights_of(method.classifier(client(method, tmp_path, step=1), other)))
     assert same(header, other.header)
-    assert same(extractor, parts(weights_of(alone(method, tmp_path, 0, 1)))[0])  # its first round is training alone
+    assert same(
+        extractor, split_parts(weights_of(alone(method, tmp_path, 0, 1)))[0]
+    )  # its first round is training alone
 
 
 def test_a_header_without_training_stays_as_it_began() -> None:
@@ -225,7 +227,7 @@ def test_a_header_counts_by_its_clients_share_of_the_class() -> None:
 SMALL: dict[str, Any] = {"dimension": 2, "noise": 2, "hidden": 4, "generator_steps": 3, "generator_batch_size": 4}
 
 
-def everything(method: FedGen, state: State, number: int = 0) -> All:
+def everything(method: FedGen, state: FedGenState, number: int = 0) -> FedGenSent:
     return method.send(server(), state, INFOS[number])
 
 
@@ -235,16 +237,16 @@ def test_the_loss_of_a_client_of_fedgen(tmp_path: Path) -> None:
     sent = everything(method, method.init(server()))
     constant = {k: torch.zeros_like(v) for k, v in sent.generator.items()} | {"layers.2.bias": torch.tensor([1.0, 2.0])}
     at = client(method, tmp_path)
-    network = method.classifier(at, Network(sent.extractor, sent.header))
+    network = method.classifier(at, SplitNetwork(sent.extractor, sent.header))
     with torch.no_grad():
         real = F.cross_entropy(network(at.data.x), at.data.y)
         generated = F.cross_entropy(network.header(torch.tensor([1.0, 2.0])), torch.tensor(1))
-    reply = method.train(at, All(sent.extractor, sent.header, constant, torch.tensor([0, 7, 0])))
+    reply = method.train(at, FedGenSent(sent.extractor, sent.header, constant, torch.tensor([0, 7, 0])))
     assert reply.metrics["loss"] == pytest.approx(float(real + 0.5 * generated), rel=1e-6)
     assert reply.upload.counts.tolist() == [2, 2, 2]
 
 
-def uploads(method: FedGen, state: State, folder: Path) -> dict[int, Any]:
+def uploads(method: FedGen, state: FedGenState, folder: Path) -> dict[int, Any]:
     return {i: method.train(client(method, folder, i), everything(method, state, i)) for i in range(3)}
 
 
@@ -266,10 +268,10 @@ def test_fedgen_without_generated_representations_is_averaging(tmp_path: Path) -
         means = Fold({"extractor": Mean(by="architecture"), "header": Mean()}, list(INFOS))
         for info in INFOS:
             at = client(method, tmp_path, info.id)
-            weights = joined(extractors[info.architecture], header)
+            weights = join_parts(extractors[info.architecture], header)
             network = load_weights(method.network(at, info.architecture), weights)
             train(network, at, TRAINING)
-            means.add(info, Network(*parts(weights_of(network))), info.examples)
+            means.add(info, SplitNetwork(*split_parts(weights_of(network))), info.examples)
         extractors, header = means.finish().values()
         assert same(state.header, header)
         assert all(same(state.extractors[a], extractors[a]) for a in ("deep", "flat"))
@@ -303,7 +305,7 @@ def test_the_generator_learns_what_the_headers_know_and_adam_goes_on() -> None:
         weights, moments = method.train_generator(server(step), state, headers, counts)
         assert float(moments.values[0]["step"]) == 80 * (step + 1)
         assert not same(weights, state.generator)
-        state = State(state.extractors, state.header, weights, moments, counts.sum(0))
+        state = FedGenState(state.extractors, state.header, weights, moments, counts.sum(0))
         generator = method.generator(server())
         generator.load_state_dict(weights)
         right.append(ensemble(headers, counts, CPU)(generator.draw(y, stream(0)), y).argmax(1) == y)

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from genfed.config import architectures
-from genfed.config.reader import read
+from genfed.config.reader import read_config
 from genfed.core.aggregate import ClientInfo
 from genfed.core.client import Client, Server
 from genfed.core.errors import GenfedError
-from genfed.core.phase import Nothing
+from genfed.core.phase import Empty
 from genfed.core.record import load, pack
 from genfed.core.rng import stream
 from genfed.core.store import FolderStore
@@ -25,14 +25,14 @@ from genfed.experiment import run as runs
 from genfed.experiment.checkpoint import read_checkpoint
 from genfed.foundation import loading
 from genfed.foundation import settings as foundation_settings
-from genfed.methods.bases.server_synthesis import networks_of
-from genfed.methods.ensemble import Ensemble, Models
-from genfed.methods.ensemble import Mean as Answers
+from genfed.methods.bases.server_synthesis import build_networks
+from genfed.methods.ensemble import Ensemble, UploadedClassifiers
+from genfed.methods.ensemble import ProbabilityMean as Answers
 from genfed.methods.feddeo import FedDEO
 from genfed.methods.fgl import FGL
 from genfed.methods.oscar import OSCAR
 from genfed.training.classifier import Training, train
-from genfed.training.synthetic_dataset import NOBODY, Made
+from genfed.training.synthetic_dataset import NO_CLIENT, SyntheticBatch
 from genfed.training.weights import Model, weights_of
 from tests.conftest import SYNTHESIS, TINY, left_by, start, tiny, tiny_foundation
 from tests.foundation import toys
@@ -62,7 +62,7 @@ def settings(cls: type[Any], **changes: Any) -> Any:
 
 
 def finished(out: Path, label: str) -> Any:
-    at: Any = read_checkpoint(read(out).method[label], out / "trials" / label / "seed-0")
+    at: Any = read_checkpoint(read_config(out).method[label], out / "trials" / label / "seed-0")
     return at.state
 
 
@@ -82,9 +82,11 @@ def client(y: list[int], number: int = 0) -> Client:
     return Client(info, TASK, Data(x, torch.tensor(y)), kept, stream(number), 0, CPU, "float32", server().new_network)
 
 
-def images_of(out: Path, label: str, size: int = 8) -> Made:
+def images_of(out: Path, label: str, size: int = 8) -> SyntheticBatch:
     task = Task("image", (1, size, size), tuple("0123456789"))
-    made: Made = finished(out, label).synthetic.read(server(task, FolderStore(out / "trials" / label / "seed-0")))
+    made: SyntheticBatch = finished(out, label).synthetic.read(
+        server(task, FolderStore(out / "trials" / label / "seed-0"))
+    )
     return made
 
 
@@ -92,7 +94,7 @@ def same(a: Weights, b: Weights) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-def same_images(a: Made, b: Made) -> bool:
+def same_images(a: SyntheticBatch, b: SyntheticBatch) -> bool:
     pairs = ((a.images, b.images), (a.wanted.labels, b.wanted.labels), (a.seeds, b.seeds))
     return all(torch.equal(x, y) for x, y in pairs)
 
@@ -151,7 +153,7 @@ def test_who_asked_for_what(alike: Path) -> None:
     assert asked.clients.tolist() == sorted(asked.clients.tolist())
     nobody = images_of(alike, "prompts_only").wanted
     assert nobody.labels.tolist() == torch.arange(10).repeat_interleave(8).tolist()
-    assert set(nobody.clients.tolist()) == {NOBODY}
+    assert set(nobody.clients.tolist()) == {NO_CLIENT}
 
 
 def test_clients_with_an_architecture_of_their_own_learn_as_students_do(tmp_path: Path) -> None:
@@ -238,7 +240,7 @@ def test_opening_teachers_draws_nothing_that_students_would() -> None:
     """So FT, MD and SD differ in what students are told of an image, and not in the order of images."""
     own = server()
     before = own.rng.get_state()
-    found = networks_of(own, {0: weights_of(own.new_network("linear", stream(1)))})
+    found = build_networks(own, {0: weights_of(own.new_network("linear", stream(1)))})
     assert torch.equal(own.rng.get_state(), before)
     assert same(weights_of(found[0]), weights_of(own.new_network("linear", stream(1))))
 
@@ -281,15 +283,15 @@ def test_one_global_student_is_sent_to_clients_of_all_architectures(tmp_path: Pa
 def test_fgl_tells_one_embedding_per_class_or_example_and_no_text() -> None:
     who = client([2, 0, 2, 2])
     fgl = settings(FGL, aliases={"c": "cat: c"}, templates=("{class}", "an {class}"))
-    of_class = fgl.tell(who, Nothing()).upload
+    of_class = fgl.tell(who, Empty()).upload
     assert of_class.labels.tolist() == [0, 2]
     assert of_class.conditions.shape == (2, toys.TOKENS, 8)
     model = fgl.foundation.load(TASK, CPU, "float32")
     assert torch.equal(of_class.conditions, model.condition(["a", "cat: c"]))
-    second = fgl.tell(client([2], number=3), Nothing()).upload
+    second = fgl.tell(client([2], number=3), Empty()).upload
     assert torch.equal(second.conditions, model.condition(["an cat: c"])), "client 3 has the second template of two"
     each = settings(FGL, level="instance", aliases={"c": "cat: c"}, templates=("{class}",))
-    of_examples = each.tell(who, Nothing()).upload
+    of_examples = each.tell(who, Empty()).upload
     assert of_examples.labels.tolist() == [0, 2, 2, 2]
     assert torch.equal(of_examples.conditions, of_class.conditions[[0, 1, 1, 1]])
     for told in (of_class, of_examples):
@@ -316,14 +318,14 @@ def test_words_are_chosen_for_each_example(monkeypatch: pytest.MonkeyPatch) -> N
         asked.append((tuple(images.shape), words))
         return chosen[0 if " a " in words[0] else 2]
 
-    monkeypatch.setattr("genfed.methods.bases.prompt_upload.likeliest", likeliest)
+    monkeypatch.setattr("genfed.methods.bases.prompt_upload.classify_by_noise", likeliest)
     fgl, oscar = settings(FGL, **given), settings(OSCAR, **given)
-    told = fgl.tell(client([2, 0, 2, 0, 2]), Nothing()).upload
+    told = fgl.tell(client([2, 0, 2, 0, 2]), Empty()).upload
     assert asked == [((2, 1, 8, 8), texts["a"]), ((3, 1, 8, 8), texts["c"])]
     condition = fgl.foundation.load(TASK, CPU, "float32").condition
     a, c = condition(texts["a"]), condition(texts["c"])
     assert torch.equal(told.conditions, torch.stack([a[3], a[0], c[2], c[2], c[1]]))
-    means = oscar.tell(client([2, 0, 2, 0, 2]), Nothing()).upload
+    means = oscar.tell(client([2, 0, 2, 0, 2]), Empty()).upload
     assert means.labels.tolist() == [0, 2]
     torch.testing.assert_close(means.conditions[0], (a[3] + a[0]) / 2)
     torch.testing.assert_close(means.conditions[1], (2 * c[2] + c[1]) / 3)
@@ -331,13 +333,13 @@ def test_words_are_chosen_for_each_example(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_feddeo_tells_one_learnt_embedding_per_class() -> None:
     still = settings(FedDEO, prompt="{class}", description_epochs=0)
-    reply = still.tell(client([2, 0, 2]), Nothing())
+    reply = still.tell(client([2, 0, 2]), Empty())
     names = still.foundation.load(TASK, CPU, "float32").condition(["a", "c"])
     assert torch.equal(reply.upload.conditions, names)
     assert reply.upload.labels.tolist() == [0, 2]
     assert reply.metrics == {"loss": 0.0}
     learnt = replace(still, description_epochs=1, description_learning_rate=1.0)
-    reply = learnt.tell(client([2, 0, 2]), Nothing())
+    reply = learnt.tell(client([2, 0, 2]), Empty())
     moved = (reply.upload.conditions - names).flatten(1).norm(dim=1)
     assert moved.min() > 0
     assert reply.metrics["loss"] > 0
@@ -387,7 +389,7 @@ def test_an_ensemble_of_one_is_local_training(tmp_path: Path) -> None:
 
 def test_an_ensemble_asks_models_of_all_architectures() -> None:
     networks = {0: server().new_network("linear", stream(1)), 4: server().new_network("mlp-small", stream(2))}
-    models = Models({i: weights_of(n) for i, n in networks.items()}, {0: "linear", 4: "mlp-small"})
+    models = UploadedClassifiers({i: weights_of(n) for i, n in networks.items()}, {0: "linear", 4: "mlp-small"})
     x = torch.randn(3, 1, 8, 8, generator=stream(0))
     ours = Ensemble().classifier(client([0]), models)(x).exp()
     torch.testing.assert_close(ours, sum(n(x).softmax(1) for n in networks.values()) / 2)
@@ -499,7 +501,7 @@ def test_bad_settings_are_refused_before_training(what: str, tmp_path: Path) -> 
 def test_a_missing_extra_is_said_before_training(label: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny(label)
     foundation_settings._opened.cache_clear()
-    monkeypatch.setattr(loading, "library", loading.library.__wrapped__)
+    monkeypatch.setattr(loading, "import_library", loading.import_library.__wrapped__)
     monkeypatch.setitem(sys.modules, "diffusers", None)
     with pytest.raises(GenfedError, match=r'needs the extra "foundation" .*: pip install'):
         start(config, tmp_path / "run")

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from genfed.config.reader import read
+from genfed.config.reader import read_config
 from genfed.core.errors import GenfedError
 from genfed.metrics.lpips import Lpips
 from genfed.report.results import from_json
@@ -95,7 +95,7 @@ def test_a_run_shows_it_beside_the_others(file: Path, tmp_path: Path) -> None:
     assert trial.quality is not None
     assert trial.quality.memorisation_lpips is not None
     assert "MND LPIPS" in (tmp_path / "run" / "report.html").read_text()
-    assert read(tmp_path / "run").quality.lpips == str(file)
+    assert read_config(tmp_path / "run").quality.lpips == str(file)
 
 
 def test_what_is_no_such_network_is_refused_before_training(file: Path, tmp_path: Path) -> None:

@@ -10,25 +10,25 @@ from typing import Any
 import pytest
 import torch
 
-from genfed.config.reader import read
+from genfed.config.reader import read_config
 from genfed.core.aggregate import ClientInfo
 from genfed.core.errors import GenfedError
 from genfed.core.phase import Phase
 from genfed.core.record import load
 from genfed.core.settings import settings
-from genfed.engines.client_runner import Site
-from genfed.engines.messages import Step
+from genfed.engines.client_runner import ClientRunner
+from genfed.engines.messages import RoundId
 from genfed.experiment import partitioning
 from genfed.experiment.checkpoint import read_checkpoint
 from genfed.experiment.inputs import load_data
 from genfed.experiment.trial import new_trial, trial_folder
-from genfed.methods.bases.averaging import Averaging, Classifiers
+from genfed.methods.bases.averaging import Classifiers, FederatedAveraging
 from genfed.privacy import client_level
 from genfed.privacy.accounting import epsilon
-from genfed.privacy.client_level import ACCOUNT, Account, planned
-from genfed.report.metrics_log import read as read_metrics
+from genfed.privacy.client_level import ACCOUNT, ReleaseLedger, count_charged_rounds
+from genfed.report.metrics_log import read_metrics as read_metrics
 from genfed.report.page import page
-from genfed.report.privacy_section import protections, read_audits
+from genfed.report.privacy_section import describe_protections, read_audits
 from genfed.report.summary_table import summary
 from tests.conftest import fingerprint, left_by, start, tiny
 
@@ -42,12 +42,12 @@ def private(*methods: str, how: dict[str, Any] | None = None, **changes: Any) ->
     return tiny(*methods, client_privacy=how or NOISY, **({"federation": few} | changes))
 
 
-def account(out: Path, method: str = "fedavg") -> Account:
-    return load(Account, trial_folder(out, method, 0) / ACCOUNT)
+def account(out: Path, method: str = "fedavg") -> ReleaseLedger:
+    return load(ReleaseLedger, trial_folder(out, method, 0) / ACCOUNT)
 
 
 def weights(out: Path) -> torch.Tensor:
-    at = read_checkpoint(read(out).method["fedavg"], trial_folder(out, "fedavg", 0))
+    at = read_checkpoint(read_config(out).method["fedavg"], trial_folder(out, "fedavg", 0))
     assert at is not None
     return torch.cat([w.flatten() for w in at.state.classifiers["linear"].values()])
 
@@ -75,7 +75,7 @@ def test_epsilon_grows_every_round_and_is_that_of_the_formula(tmp_path: Path) ->
     assert f"ε = {spent[1]:.2f} at δ = 0.001" in html
     assert "every client with all its examples" in html
     assert "the server itself sees each upload, and is trusted" in html
-    assert protections(report)[1] == "local: no client uploads anything, so nothing of a client leaves it."
+    assert describe_protections(report)[1] == "local: no client uploads anything, so nothing of a client leaves it."
 
 
 def test_a_huge_clip_without_noise_changes_nothing_and_protects_nothing(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_a_huge_clip_without_noise_changes_nothing_and_protects_nothing(tmp_path
     report = start(private("fedavg", how={"noise_multiplier": 0, "delta": 1e-3, "clip": 1e9}), tmp_path / "run")
     assert torch.allclose(weights(tmp_path / "run"), weights(tmp_path / "plain"), atol=1e-6)  # clients of 20 each
     assert summary(report).rows[0][summary(report).head.index("ε")] == "∞"
-    assert "updates were cut to 1e+09, and no noise was added: ε = ∞" in protections(report)[0]
+    assert "updates were cut to 1e+09, and no noise was added: ε = ∞" in describe_protections(report)[0]
 
 
 def test_the_seed_does_not_determine_the_noise_unless_it_is_reproducible(
@@ -107,9 +107,11 @@ def test_a_client_pays_for_the_rounds_that_it_is_asked_in(tmp_path: Path) -> Non
     report = start(config, tmp_path / "run")
     found = account(tmp_path / "run").rounds()
     infos = [ClientInfo(i, "linear", 20) for i in range(5)]
-    settings = read(config)
+    settings = read_config(config)
     assert settings.client_privacy
-    assert max(found.values()) == planned(settings.client_privacy, settings.method["fedavg"], infos, 0.4, 0)
+    assert max(found.values()) == count_charged_rounds(
+        settings.client_privacy, settings.method["fedavg"], infos, 0.4, 0
+    )
     assert sum(found.values()) == 6 * 2
     of = report.trials[0].protection
     assert of is not None
@@ -161,20 +163,20 @@ def test_a_round_of_which_nobody_was_drawn_is_noise_alone(tmp_path: Path) -> Non
 
 def test_who_fails_does_not_show_whom_else_the_coins_drew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A quorum would stop rounds by the coins of those who answer, and these would be drawn anew for nothing."""
-    work, told = Site.work, list[tuple[ClientInfo, ...]]()
+    work, told = ClientRunner.work, list[tuple[ClientInfo, ...]]()
 
-    def fails(self: Site, step: Any, client: int, sent: Any) -> Any:
+    def fails(self: ClientRunner, step: Any, client: int, sent: Any) -> Any:
         if step.phase == "train" and client:
             raise GenfedError("it does not want to")
         return work(self, step, client, sent)
 
-    def keep(self: Averaging, server: Any, state: Any, reduced: Any) -> Any:
+    def keep(self: FederatedAveraging, server: Any, state: Any, reduced: Any) -> Any:
         told.append(reduced.clients)
         return kept(self, server, state, reduced)
 
-    kept = Averaging.keep
-    monkeypatch.setattr(Site, "work", fails)
-    monkeypatch.setattr(Averaging, "keep", keep)
+    kept = FederatedAveraging.keep
+    monkeypatch.setattr(ClientRunner, "work", fails)
+    monkeypatch.setattr(FederatedAveraging, "keep", keep)
     report = start(secretly(rounds=20) | {"compute": {"workers": 0}}, tmp_path / "run")
     assert len(account(tmp_path / "run").releases) == 20
     assert any("it does not want to" in line for line in report.trials[0].failures)
@@ -182,10 +184,10 @@ def test_who_fails_does_not_show_whom_else_the_coins_drew(tmp_path: Path, monkey
 
 
 def test_secret_draws_are_independent_and_do_not_follow_from_the_seed(tmp_path: Path) -> None:
-    settings = read(secretly(reproducible_noise=False))
-    shards = partitioning.share_out(settings, load_data(settings), 0)
-    drawer = client_level.Central(new_trial(settings, tmp_path / "run", "fedavg", 0, shards, ""))
-    rounds = [drawer.drawn(Step("train", 0, 0)) or [] for _ in range(2000)]
+    settings = read_config(secretly(reproducible_noise=False))
+    shards = partitioning.partition_data(settings, load_data(settings), 0)
+    drawer = client_level.ClientLevelPrivacy(new_trial(settings, tmp_path / "run", "fedavg", 0, shards, ""))
+    rounds = [drawer.draw_secretly(RoundId("train", 0, 0)) or [] for _ in range(2000)]
     drawn = torch.tensor([[info in asked for info in shards.clients] for asked in rounds])
     share = drawn.double().mean(0)
     assert bool(((share - 0.4).abs() < 5 * (0.4 * 0.6 / 2000) ** 0.5).all())
@@ -257,9 +259,9 @@ def test_a_run_stops_before_its_budget_is_passed(
     others: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And before anybody trains for the round that would pass it, whoever adds the noise."""
-    out, stops, worked, work = tmp_path / "run", 0, list[int](), Site.work
+    out, stops, worked, work = tmp_path / "run", 0, list[int](), ClientRunner.work
 
-    def counted(self: Site, step: Any, client: int, sent: Any) -> Any:
+    def counted(self: ClientRunner, step: Any, client: int, sent: Any) -> Any:
         if step.phase.startswith("train"):
             worked.append(step.round)
         return work(self, step, client, sent)
@@ -270,7 +272,7 @@ def test_a_run_stops_before_its_budget_is_passed(
             stops = 1
             raise StoppedError
 
-    monkeypatch.setattr(Site, "work", counted)
+    monkeypatch.setattr(ClientRunner, "work", counted)
     config = private("fedavg", how={"epsilon": 5.0, "delta": 1e-3}, **others) | {"compute": {"workers": 0}}
     with pytest.raises(StoppedError):
         start(config, out, notify=stop)
@@ -312,7 +314,7 @@ def refused(config: dict[str, Any], tmp_path: Path, says: str) -> None:
 
 
 @settings
-class Open(Averaging):
+class Open(FederatedAveraging):
     """Says how many rounds there are only when they begin."""
 
     def phases(self) -> list[Phase[Classifiers]]:
@@ -399,7 +401,7 @@ def test_without_opacus_it_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_delta_that_is_too_large_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
-    config = read(private("fedavg", how=NOISY | {"delta": 0.25}))
+    config = read_config(private("fedavg", how=NOISY | {"delta": 0.25}))
     with caplog.at_level(logging.WARNING, "genfed"):
         client_level.check(config, [ClientInfo(i, "linear", 20) for i in range(4)], 0)
     assert "client_privacy.delta = 0.25 is not below 1/n = 0.25 (there are 4 clients)" in caplog.text
@@ -430,7 +432,7 @@ def test_clients_own_noise_protects_against_the_server_too(tmp_path: Path) -> No
     assert [r.step for r in account(tmp_path / "run").releases] == [0, 1]
     plain = private("fedavg", how=FIXED)
     assert found.epsilon == start(plain, tmp_path / "central").trials[0].protection.epsilon  # type: ignore[union-attr]
-    assert "sees sums alone" in protections(replace_noise(report))[0]
+    assert "sees sums alone" in describe_protections(replace_noise(report))[0]
     workers = start(config | {"compute": {"workers": 2}}, tmp_path / "workers")
     assert workers.trials[0].accuracy == report.trials[0].accuracy
     assert torch.equal(weights(tmp_path / "workers"), weights(tmp_path / "run"))
@@ -464,12 +466,14 @@ def test_the_noise_of_the_smallest_sum_allowed_suffices(tmp_path: Path, caplog: 
     many = {"clients": 12, "examples": 240, "architectures": ["linear"]}
     with caplog.at_level(logging.WARNING, "genfed"):
         client_level.check(
-            read(private("fedavg", secure={}, federation=many)), [ClientInfo(i, "linear", 20) for i in range(12)], 0
+            read_config(private("fedavg", secure={}, federation=many)),
+            [ClientInfo(i, "linear", 20) for i in range(12)],
+            0,
         )
     assert "the noise of so few must do, so the 12 of fedavg add up to 2.0 times what is needed" in caplog.text
     caplog.clear()
     each = [ClientInfo(i, f"cnn{i % 4 + 1}", 20) for i in range(12)]
-    client_level.check(read(private("fedavg", secure={}, federation=many)), each, 0)
+    client_level.check(read_config(private("fedavg", secure={}, federation=many)), each, 0)
     assert "the noise of so few" not in caplog.text, "every sum is as small as it may be"
 
 
@@ -485,18 +489,18 @@ def test_every_method_that_the_server_could_protect_protects_itself(method: str,
 
 def test_a_sum_is_paid_for_before_it_is_uncovered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = private("fedavg", how=FIXED, secure={})
-    work, stop_in = Site.work, ["train.reveal", "train.masked"]
+    work, stop_in = ClientRunner.work, ["train.reveal", "train.masked"]
 
     class KilledError(BaseException):
         pass
 
-    def stops(self: Site, step: Any, client: int, sent: Any) -> Any:
+    def stops(self: ClientRunner, step: Any, client: int, sent: Any) -> Any:
         if step.phase in stop_in[-1:]:
             stop_in.pop()
             raise KilledError
         return work(self, step, client, sent)
 
-    monkeypatch.setattr(Site, "work", stops)
+    monkeypatch.setattr(ClientRunner, "work", stops)
     config["compute"] = {"workers": 0}
     for paid in (0, 1):
         with pytest.raises(KilledError):

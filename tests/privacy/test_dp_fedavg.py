@@ -13,10 +13,10 @@ from torch import Tensor
 
 from genfed.core.aggregate import ClientInfo, Mean
 from genfed.core.errors import GenfedError
-from genfed.privacy.dp_fedavg import ClippedMean
-from genfed.privacy.randomness import unforeseeable
-from genfed.privacy.settings import Adaptive
-from genfed.training.low_rank import MeanRebuilt, factored
+from genfed.privacy.dp_fedavg import NoisyClippedMean
+from genfed.privacy.randomness import os_randomness
+from genfed.privacy.settings import AdaptiveClipping
+from genfed.training.low_rank import RebuiltMean, factorize
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,9 @@ def fold_of(
     means: Any = None,
     architectures: str = "a",
     weights: Sequence[float] = (),
-) -> ClippedMean:
+) -> NoisyClippedMean:
     asked = clients(len(uploads), architectures)
-    fold = ClippedMean(means or MEANS, asked, lambda info: sent, clip, noise, np.random.default_rng(0))
+    fold = NoisyClippedMean(means or MEANS, asked, lambda info: sent, clip, noise, np.random.default_rng(0))
     for i, (info, upload) in enumerate(zip(asked, uploads, strict=True)):
         if upload is None:
             fold.skip(info)
@@ -102,7 +102,7 @@ def test_noise_is_as_large_as_it_is_said_to_be() -> None:
 
 
 def test_noise_of_the_operating_system_never_comes_twice() -> None:
-    one, other = (unforeseeable().standard_normal(4) for _ in range(2))
+    one, other = (os_randomness().standard_normal(4) for _ in range(2))
     assert not np.array_equal(one, other)
 
 
@@ -119,9 +119,9 @@ def test_counters_are_not_released_and_variances_stay_above_0() -> None:
 def test_an_upload_that_nothing_was_sent_for_is_an_update() -> None:
     long = {"w": torch.diag(torch.tensor([3.0, 4.0])), "n": torch.tensor(7)}
     values = [long, {"w": torch.eye(2), "n": torch.tensor(1)}]
-    uploads = [Two(factored(value, 1.0), torch.zeros(1)) for value in values]
+    uploads = [Two(factorize(value, 1.0), torch.zeros(1)) for value in values]
     sent = Two(None, torch.zeros(1))
-    found = fold_of(uploads, clip=2.5, sent=sent, means=MEANS | {"body": MeanRebuilt()}).finish()["body"]
+    found = fold_of(uploads, clip=2.5, sent=sent, means=MEANS | {"body": RebuiltMean()}).finish()["body"]
     # diag(3, 4) of length 5 is halved; the other, of length √2, is not.
     assert torch.allclose(found["w"], torch.diag(torch.tensor([(1.5 + 1) / 2, (2 + 1) / 2])), atol=1e-6)
     assert found["n"].item() == 0
@@ -136,23 +136,25 @@ def test_numbers_are_averaged_too() -> None:
 
 def test_an_update_from_another_state_or_without_end_is_left_out() -> None:
     asked = clients(2)
-    fold = ClippedMean(MEANS, asked, lambda info: SENT, 1.0, 0.0, np.random.default_rng(0))
+    fold = NoisyClippedMean(MEANS, asked, lambda info: SENT, 1.0, 0.0, np.random.default_rng(0))
     with pytest.raises(GenfedError, match="were sent different states"):
         fold.add(asked[0], SENT, 1.0, two(1, 1, 1))
     with pytest.raises(GenfedError, match="were sent different states"):
         fold.add(asked[0], SENT, 1.0)
     huge = Two(torch.tensor([1e308, 1e308], dtype=torch.float64), torch.zeros(1))
-    fold = ClippedMean({"body": Mean(), "head": Mean()}, asked, lambda info: None, 1.0, 0.0, np.random.default_rng(0))
+    fold = NoisyClippedMean(
+        {"body": Mean(), "head": Mean()}, asked, lambda info: None, 1.0, 0.0, np.random.default_rng(0)
+    )
     with pytest.raises(GenfedError, match="its update is not finite"):
         fold.add(asked[0], huge, 1.0)
 
 
 def test_adaptive_clipping_by_hand() -> None:
-    how = Adaptive(quantile=0.5, rate=0.2)
+    how = AdaptiveClipping(quantile=0.5, rate=0.2)
     # Two of three updates are no longer than 1: (2 − 1.5) / 3 + 0.5 = 2/3, and C · exp(−0.2 · (2/3 − 0.5)).
     fold = fold_of([two(1, 1, 2), two(1, 2, 2), two(9, 9, 9)], clip=1.0)
     assert fold.share_within(0.0) == pytest.approx(2 / 3)
-    assert how.moved(1.0, fold.share_within(0.0)) == pytest.approx(math.exp(-0.2 / 6))
+    assert how.next_clip(1.0, fold.share_within(0.0)) == pytest.approx(math.exp(-0.2 / 6))
     # Who does not answer counts for half: (1/2 − 1/2 + 1 ...) of [within, no answer] = (1 − 0.5) / 2 + 0.5.
     assert fold_of([two(1, 1, 2), None], clip=1.0).share_within(0.0) == pytest.approx(0.75)
     # The noise on a count of 100 has the standard deviation asked for: over 100 it is 0.05.
@@ -163,22 +165,22 @@ def test_adaptive_clipping_by_hand() -> None:
 
 
 def test_adaptive_clipping_finds_the_quantile() -> None:
-    how, clip = Adaptive(quantile=0.5, rate=0.2), 0.1
+    how, clip = AdaptiveClipping(quantile=0.5, rate=0.2), 0.1
     lengths = [1.0, 2.0, 3.0, 4.0, 5.0]
     for _ in range(200):
-        clip = how.moved(clip, fold_of([two(1, 1 + n, 2) for n in lengths], clip=clip).share_within(0.0))
+        clip = how.next_clip(clip, fold_of([two(1, 1 + n, 2) for n in lengths], clip=clip).share_within(0.0))
     assert 2.7 < clip < 3.3
 
 
 def test_updates_and_count_share_the_noise() -> None:
-    how = Adaptive(count_noise=5.0)
+    how = AdaptiveClipping(count_noise=5.0)
     rest = how.on_updates(1.0, 100)
     # Two Gaussian mechanisms of sensitivities 1 and ½ on standard deviations z_Δ and σ_b are one with z.
     assert 1 / rest**2 + (0.5 / 5.0) ** 2 == pytest.approx(1.0)
-    assert (Adaptive().on_count(1.0, 100), Adaptive().on_count(1.0, 4)) == (5.0, 1.0)
+    assert (AdaptiveClipping().on_count(1.0, 100), AdaptiveClipping().on_count(1.0, 4)) == (5.0, 1.0)
     assert (how.on_updates(0.0, 100), how.on_count(0.0, 100)) == (0.0, 0.0)
     with pytest.raises(GenfedError, match=r"adaptive\.count_noise = 0\.5: more than half the noise multiplier of 1 is"):
-        Adaptive(count_noise=0.5).on_updates(1.0, 100)
+        AdaptiveClipping(count_noise=0.5).on_updates(1.0, 100)
 
 
 def test_the_order_of_answers_does_not_show() -> None:
@@ -186,7 +188,7 @@ def test_the_order_of_answers_does_not_show() -> None:
     uploads = [Two(torch.randn(9, generator=rng), torch.randn(3, generator=rng)) for _ in range(5)]
     asked, sent, found = clients(5, "ab"), Two(torch.zeros(9), torch.zeros(3)), list[Tensor]()
     for order in (range(5), (3, 0, 4, 2, 1)):
-        fold = ClippedMean(MEANS, asked, lambda info: sent, 1.0, 1.0, np.random.default_rng(0))
+        fold = NoisyClippedMean(MEANS, asked, lambda info: sent, 1.0, 1.0, np.random.default_rng(0))
         for i in order:
             fold.add(asked[i], uploads[i], 1.0, sent)
         values = fold.finish()
@@ -201,7 +203,7 @@ def test_of_clients_drawn_in_secret_sums_are_divided_by_how_many_were_to_be_expe
     uploads = [Two(SENT.body + 3.0, SENT.head + 1.0), Two(SENT.body - 1.0, SENT.head + 2.0)]
 
     def released(noise: float) -> dict[str, Any]:
-        fold = ClippedMean(MEANS, asked, lambda i: SENT, 1e9, noise, np.random.default_rng(0), (everybody, 0.5))
+        fold = NoisyClippedMean(MEANS, asked, lambda i: SENT, 1e9, noise, np.random.default_rng(0), (everybody, 0.5))
         for info, upload in zip(asked, uploads, strict=True):
             fold.add(info, upload, 1.0, SENT)
         assert fold.expected == 3.0
@@ -217,6 +219,6 @@ def test_of_clients_drawn_in_secret_sums_are_divided_by_how_many_were_to_be_expe
 
 def test_what_was_not_sent_cannot_be_released_where_nobody_was_drawn() -> None:
     with pytest.raises(GenfedError, match="head was not sent, so that secret_sampling has nothing to release"):
-        ClippedMean(
+        NoisyClippedMean(
             MEANS, [], lambda i: Two(SENT.body, None), 1.0, 1.0, np.random.default_rng(0), (clients(4, "ab"), 0.5)
         )

@@ -8,23 +8,23 @@ from torch import Tensor, nn
 
 from genfed.config import architectures
 from genfed.core.errors import GenfedError
-from genfed.core.privacy import Private, Use
+from genfed.core.privacy import DeclaredTraining, PrivateTrainer
 from genfed.core.task import Data, Task
 from genfed.generators.cvae import CVAE
 from genfed.generators.dcgan import DCGAN
 from genfed.generators.ddpm import DDPM
 from genfed.generators.generator import Generator
-from genfed.privacy.dp_sgd import clipped, fit_privately
+from genfed.privacy.dp_sgd import clip_and_sum, fit_privately
 from genfed.privacy.per_example_gradients import (
     check_alone,
     check_layers,
     check_trained,
     example_gradients,
+    hook_per_example,
     parameters_of,
-    per_example,
 )
-from genfed.privacy.randomness import repeatable, unforeseeable
-from genfed.training.fit import Player, cross_entropy, fit
+from genfed.privacy.randomness import os_randomness, seeded_randomness
+from genfed.training.fit import Objective, cross_entropy, fit
 
 GREY = Task("image", (1, 8, 8), ("a", "b", "c"))
 
@@ -34,21 +34,23 @@ def some(n: int, task: Task = GREY) -> tuple[Tensor, Tensor]:
     return torch.rand(n, *task.shape, generator=rng) * 2 - 1, torch.arange(n) % len(task.classes)
 
 
-def player_of(name: str, rate: float = 0.1) -> Player:
+def player_of(name: str, rate: float = 0.1) -> Objective:
     network = architectures.new_network(name, GREY, torch.Generator().manual_seed(0)).train()
-    return Player(cross_entropy(network), torch.optim.SGD(network.parameters(), rate), network=network)
+    return Objective(cross_entropy(network), torch.optim.SGD(network.parameters(), rate), network=network)
 
 
-def trained(players: Sequence[Player], x: Tensor, y: Tensor, use: Use, clip: float = 1.0, noise: float = 1.0) -> None:
-    privacy = Private(clip, noise, unforeseeable(), [use])
+def trained(
+    players: Sequence[Objective], x: Tensor, y: Tensor, use: DeclaredTraining, clip: float = 1.0, noise: float = 1.0
+) -> None:
+    privacy = PrivateTrainer(clip, noise, os_randomness(), [use])
     fit_privately(players, Data(x, y), epochs=use.epochs, batch_size=use.batch_size, privacy=privacy)
 
 
-def weights(player: Player) -> list[Tensor]:
+def weights(player: Objective) -> list[Tensor]:
     return [p.detach().clone() for p in parameters_of(player)]
 
 
-def one_by_one(player: Player, loss: Callable[[int], Tensor], n: int) -> list[Tensor]:
+def one_by_one(player: Objective, loss: Callable[[int], Tensor], n: int) -> list[Tensor]:
     rows = []
     for i in range(n):
         player.optimiser.zero_grad()
@@ -67,7 +69,7 @@ def close(one: list[Tensor], other: list[Tensor]) -> bool:
 @pytest.mark.parametrize("name", ["mlp-small", "cnn1-gn", "cnn2-gn", "resnet8-gn"])
 def test_gradients_are_those_of_examples_one_at_a_time(name: str) -> None:
     player, (x, y), rng = player_of(name), some(4), torch.Generator()
-    with per_example(player):
+    with hook_per_example(player):
         together = example_gradients(player, x, y, rng)
     assert close(together, one_by_one(player, lambda i: player.loss(x[i : i + 1], y[i : i + 1], rng), 4))
 
@@ -75,8 +77,8 @@ def test_gradients_are_those_of_examples_one_at_a_time(name: str) -> None:
 def test_gradients_of_a_cvae_are_those_of_examples_one_at_a_time() -> None:
     """Parameters that no layer holds (planes, bias) among them."""
     network = CVAE(width=4, latent=3, norm="group").new(GREY, torch.Generator().manual_seed(0)).train()
-    (player,), (x, y) = network.players(), some(3)
-    with per_example(player):
+    (player,), (x, y) = network.objectives(), some(3)
+    with hook_per_example(player):
         together = example_gradients(player, x, y, torch.Generator().manual_seed(5))
     noise = torch.randn(3, 3, generator=torch.Generator().manual_seed(5))
 
@@ -92,8 +94,8 @@ def test_gradients_of_a_cvae_are_those_of_examples_one_at_a_time() -> None:
 def test_gradients_of_a_discriminator_are_those_of_pairs_one_at_a_time() -> None:
     task = Task("image", (1, 16, 16), ("a", "b"))
     network = DCGAN(width=4, discriminator_width=4, latent=3, norm="group").new(task, torch.Generator().manual_seed(0))
-    player, (x, y) = network.train().players()[0], some(3, task)
-    with per_example(player):
+    player, (x, y) = network.train().objectives()[0], some(3, task)
+    with hook_per_example(player):
         together = example_gradients(player, x, y, torch.Generator().manual_seed(5))
     rng = torch.Generator().manual_seed(5)
     z, labels = torch.randn(3, 3, generator=rng), torch.randint(2, (3,), generator=rng)
@@ -116,7 +118,7 @@ def test_gradients_of_a_discriminator_are_those_of_pairs_one_at_a_time() -> None
     ],
 )
 def test_generators_can_be_trained_per_example(generator: Generator, task: Task) -> None:
-    (player,) = generator.new(task, torch.Generator().manual_seed(0)).train().players()
+    (player,) = generator.new(task, torch.Generator().manual_seed(0)).train().objectives()
     check_trained(player, *some(2, task))
 
 
@@ -124,18 +126,18 @@ def test_clipping_by_hand() -> None:
     # Norms over both parameters: 5, √(4² + 3²) = 5 and 0.5.
     first = torch.tensor([[3.0, 4.0], [4.0, 0.0], [0.3, 0.0]])
     second = torch.tensor([[0.0], [3.0], [0.4]])
-    one, two = clipped([first, second], clip=1.0)
+    one, two = clip_and_sum([first, second], clip=1.0)
     assert torch.allclose(one, torch.tensor([0.6 + 0.8 + 0.3, 0.8]))
     assert torch.allclose(two, torch.tensor([0.6 + 0.4]))
     assert all(
-        torch.cat([p.flatten() for p in clipped([first[i : i + 1], second[i : i + 1]], 1.0)]).norm() <= 1 + 1e-6
+        torch.cat([p.flatten() for p in clip_and_sum([first[i : i + 1], second[i : i + 1]], 1.0)]).norm() <= 1 + 1e-6
         for i in range(3)
     )
 
 
 def test_without_noise_and_clipping_a_full_batch_is_sgd() -> None:
     private, plain, (x, y) = player_of("mlp-small"), player_of("mlp-small"), some(7)
-    trained([private], x, y, Use(epochs=3, batch_size=7), clip=1e9, noise=0.0)
+    trained([private], x, y, DeclaredTraining(epochs=3, batch_size=7), clip=1e9, noise=0.0)
     fit([plain], Data(x, y), epochs=3, batch_size=7, rng=torch.Generator().manual_seed(0))
     assert close(weights(private), weights(plain))
     assert not close(weights(private), weights(player_of("mlp-small")))
@@ -148,8 +150,8 @@ def test_a_penalty_gets_neither_clipped_nor_noised() -> None:
     def penalty() -> Tensor:
         return torch.stack([p.square().sum() / 2 for p in parameters_of(player)]).sum()
 
-    pulled = Player(player.loss, player.optimiser, penalty, player.network)
-    trained([pulled], x, y, Use(1, 4), clip=1e-9, noise=0.0)
+    pulled = Objective(player.loss, player.optimiser, penalty, player.network)
+    trained([pulled], x, y, DeclaredTraining(1, 4), clip=1e-9, noise=0.0)
     assert close(weights(player), [w * 0.9 for w in before])
 
 
@@ -157,16 +159,18 @@ def test_noise_has_the_deviation_that_is_accounted_for() -> None:
     """σ·C over the expected batch, whatever the learning rate of 1 takes off."""
     player, (x, y) = player_of("mlp", rate=1.0), some(8)
     before = torch.cat([w.flatten() for w in weights(player)])
-    trained([player], x, y, Use(1, 4), clip=1e-6, noise=3e6)
+    trained([player], x, y, DeclaredTraining(1, 4), clip=1e-6, noise=3e6)
     moved = torch.cat([w.flatten() for w in weights(player)]) - before
     # Two steps, each with noise of 3e6·1e-6 over a batch of 4.
     assert float(moved.std()) == pytest.approx(math.sqrt(2) * 3 / 4, rel=0.02)
 
 
 def test_noise_differs_from_run_to_run_and_not_when_reproducible() -> None:
-    assert not np.array_equal(unforeseeable().random(4), unforeseeable().random(4))
-    assert np.array_equal(repeatable(0, "train", 1, 2).random(4), repeatable(0, "train", 1, 2).random(4))
-    assert not np.array_equal(repeatable(0, "train", 1, 2).random(4), repeatable(0, "train", 2, 2).random(4))
+    assert not np.array_equal(os_randomness().random(4), os_randomness().random(4))
+    assert np.array_equal(seeded_randomness(0, "train", 1, 2).random(4), seeded_randomness(0, "train", 1, 2).random(4))
+    assert not np.array_equal(
+        seeded_randomness(0, "train", 1, 2).random(4), seeded_randomness(0, "train", 2, 2).random(4)
+    )
 
 
 def test_batches_are_poisson_samples() -> None:
@@ -178,10 +182,12 @@ def test_batches_are_poisson_samples() -> None:
         sizes.append(len(x))
         return inner(x, y, rng)
 
-    player = Player(loss, torch.optim.SGD(network.parameters(), 0.1), network=network)
+    player = Objective(loss, torch.optim.SGD(network.parameters(), 0.1), network=network)
     x, y = some(40)
-    use = Use(100, 10)
-    fit_privately([player], Data(x, y), epochs=100, batch_size=10, privacy=Private(1.0, 1.0, repeatable(0), [use]))
+    use = DeclaredTraining(100, 10)
+    fit_privately(
+        [player], Data(x, y), epochs=100, batch_size=10, privacy=PrivateTrainer(1.0, 1.0, seeded_randomness(0), [use])
+    )
     assert use.steps(40) == 400
     assert use.rate(40) == 0.25
     sizes += [0] * (400 - len(sizes))  # an empty batch is noise alone
@@ -198,8 +204,8 @@ def test_the_generator_of_a_gan_never_sees_real_examples() -> None:
         return fake.loss(x, y, rng)
 
     x, y = some(9)
-    players = [real, Player(watched, fake.optimiser, sees_data=False)]
-    trained(players, x, y, Use(2, 3))
+    players = [real, Objective(watched, fake.optimiser, sees_data=False)]
+    trained(players, x, y, DeclaredTraining(2, 3))
     assert len(seen) == 6
     assert all(len(a) == 3 and not a.any() and not b.any() for a, b in seen)  # of the expected size, always
 
@@ -208,9 +214,9 @@ def test_a_whole_gan_trains() -> None:
     task = Task("image", (1, 16, 16), ("a", "b"))
     network = DCGAN(width=4, discriminator_width=4, latent=3, norm="group").new(task, torch.Generator().manual_seed(0))
     before = {k: v.clone() for k, v in network.state_dict().items()}
-    players = network.train().players()
+    players = network.train().objectives()
     assert [player.sees_data for player in players] == [True, False]
-    trained(players, *some(6, task), Use(1, 3))
+    trained(players, *some(6, task), DeclaredTraining(1, 3))
     assert all(not torch.equal(before[k], v) for k, v in network.state_dict().items() if k.endswith("weight"))
 
 
@@ -219,7 +225,7 @@ def test_batchnorm_and_kept_statistics_are_refused() -> None:
     with pytest.raises(GenfedError, match=r"extractor\.1 is BatchNorm"):
         check_layers(network)
     task = Task("features", (3, 4, 4), ("a", "b"))
-    (player,) = DDPM(width=4, levels=2, steps=4).new(task, torch.Generator().manual_seed(0)).train().players()
+    (player,) = DDPM(width=4, levels=2, steps=4).new(task, torch.Generator().manual_seed(0)).train().objectives()
     with pytest.raises(GenfedError, match=r"scale\.\w+ keeps statistics of examples"):
         check_trained(player, *some(2, task))
 
@@ -252,22 +258,22 @@ class Loose(nn.Module):
 
 def test_what_hooks_cannot_see_is_refused() -> None:
     network = Loose()
-    player = Player(cross_entropy(network), torch.optim.SGD(network.parameters(), 0.1), network=network)
+    player = Objective(cross_entropy(network), torch.optim.SGD(network.parameters(), 0.1), network=network)
     with pytest.raises(GenfedError, match="no gradient per example can be had"):
         check_trained(player, *some(2))
 
 
 def test_only_what_was_declared_is_trained_and_all_of_it() -> None:
-    privacy = Private(1.0, 1.0, unforeseeable(), [Use(1, 4)])
+    privacy = PrivateTrainer(1.0, 1.0, os_randomness(), [DeclaredTraining(1, 4)])
     with pytest.raises(GenfedError, match="not trained by DP-SGD"):
         privacy.finish()
-    privacy.begin(Use(1, 4))
+    privacy.begin(DeclaredTraining(1, 4))
     privacy.finish()
     with pytest.raises(GenfedError, match="was not declared"):
-        privacy.begin(Use(1, 4))
+        privacy.begin(DeclaredTraining(1, 4))
 
 
 def test_a_gradient_that_is_not_finite_counts_as_nothing() -> None:
     rows = torch.tensor([[3.0, 4.0], [float("inf"), 0.0], [float("nan"), 1.0], [0.3, 0.4]])
-    assert torch.allclose(clipped([rows], 1.0)[0], torch.tensor([0.9, 1.2]))  # [0.6, 0.8] + [0.3, 0.4]
-    assert torch.equal(clipped([rows[1:3]], 1.0)[0], torch.zeros(2))
+    assert torch.allclose(clip_and_sum([rows], 1.0)[0], torch.tensor([0.9, 1.2]))  # [0.6, 0.8] + [0.3, 0.4]
+    assert torch.equal(clip_and_sum([rows[1:3]], 1.0)[0], torch.zeros(2))

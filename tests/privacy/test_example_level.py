@@ -7,29 +7,29 @@ from typing import Any
 
 import pytest
 
-from genfed.config.reader import build, read
+from genfed.config.reader import build_settings, read_config
 from genfed.core.client import Client
 from genfed.core.errors import GenfedError
 from genfed.core.phase import Reply
-from genfed.core.privacy import Use
+from genfed.core.privacy import DeclaredTraining
 from genfed.core.record import Packed, digest, load, pack
 from genfed.core.settings import settings
-from genfed.engines.client_runner import Site
-from genfed.engines.client_storage import REPLY, UNSETTLED, Replied
-from genfed.engines.messages import Step
+from genfed.engines.client_runner import ClientRunner
+from genfed.engines.client_storage import REPLY, UNSETTLED, StoredReply
+from genfed.engines.messages import RoundId
 from genfed.experiment import partitioning
 from genfed.experiment.inputs import load_data
-from genfed.experiment.local_clients import new_site
-from genfed.experiment.trial import new_trial, server_of, trial_folder
-from genfed.methods.bases.averaging import Averaging
+from genfed.experiment.local_clients import new_runner
+from genfed.experiment.trial import new_trial, trial_folder, trial_server
+from genfed.methods.bases.averaging import FederatedAveraging
 from genfed.privacy import compatibility as privacy_compatibility
-from genfed.privacy.accounting import epsilon, holds, noise_for
+from genfed.privacy.accounting import epsilon, fits_budget, noise_for
 from genfed.privacy.compatibility import check_method
-from genfed.privacy.example_level import PLAN, Plan, ledger_in, planned
-from genfed.privacy.ledger import steps_by_mechanism
+from genfed.privacy.example_level import PLAN, NoisePlan, count_trainings, read_ledger
+from genfed.privacy.ledger import sum_by_mechanism
 from genfed.privacy.settings import Privacy
 from genfed.report.page import page
-from genfed.report.privacy_section import protections
+from genfed.report.privacy_section import describe_protections
 from genfed.report.summary_table import summary
 from genfed.training.weights import Model, weights_of
 from tests.conftest import left_by, start, tiny
@@ -99,8 +99,8 @@ def test_noise_is_as_little_as_the_target_needs(target: float) -> None:
     privacy = Privacy(epsilon=target, delta=1e-4, accountant="rdp")
     trainings = [(0.1, 50), (0.25, 20)]
     noise = noise_for(trainings, privacy)
-    assert holds([(noise, rate, steps) for rate, steps in trainings], privacy)
-    assert not holds([(noise / 1.02, rate, steps) for rate, steps in trainings], privacy)
+    assert fits_budget([(noise, rate, steps) for rate, steps in trainings], privacy)
+    assert not fits_budget([(noise / 1.02, rate, steps) for rate, steps in trainings], privacy)
 
 
 def test_prv_needs_less_noise() -> None:
@@ -113,9 +113,9 @@ def test_every_round_is_charged_and_shown(tmp_path: Path) -> None:
     config["method"]["gefl"] |= {"generator_rounds": 1, "generator_epochs": 1, "generator_batch_size": 16}
     report = start(config, tmp_path / "run")
     # 40 examples: ⌈40/16⌉ = 3 steps of the generator, then 5 in each of two joint rounds.
-    ledger = ledger_in(trial_folder(tmp_path / "run", "gefl", 0) / "clients" / "1")
+    ledger = read_ledger(trial_folder(tmp_path / "run", "gefl", 0) / "clients" / "1")
     assert [(c.step, c.rate, c.steps) for c in ledger.charges] == [(0, 1 / 3, 3), (1, 1 / 5, 5), (2, 1 / 5, 5)]
-    spent = [epsilon(steps_by_mechanism(ledger.charges[: i + 1]), 1e-3, "rdp") for i in range(3)]
+    spent = [epsilon(sum_by_mechanism(ledger.charges[: i + 1]), 1e-3, "rdp") for i in range(3)]
     assert 0 < spent[0] < spent[1] < spent[2]
     of_gefl = report.of("gefl")[0].protection
     assert of_gefl is not None
@@ -134,7 +134,7 @@ def test_without_noise_epsilon_is_infinite(tmp_path: Path) -> None:
     assert found is not None
     assert found.epsilon is None
     assert summary(report).rows[0][summary(report).head.index("ε")] == "∞"
-    assert "ε = ∞" in protections(report)[0]
+    assert "ε = ∞" in describe_protections(report)[0]
 
 
 def test_two_runs_of_one_seed_have_other_noise_unless_it_is_reproducible(
@@ -148,7 +148,7 @@ def test_two_runs_of_one_seed_have_other_noise_unless_it_is_reproducible(
         reports = [start(fixed, tmp_path / name) for name in ("three", "four")]
     assert left_by(tmp_path / "three") == left_by(tmp_path / "four")
     assert summary(reports[0]).rows[0][summary(reports[0]).head.index("ε")] == "not private"
-    assert "not private" in protections(reports[0])[0]
+    assert "not private" in describe_protections(reports[0])[0]
 
 
 def test_a_target_is_met_and_planned_for_once(tmp_path: Path) -> None:
@@ -158,63 +158,63 @@ def test_a_target_is_met_and_planned_for_once(tmp_path: Path) -> None:
     assert found is not None
     assert found.epsilon is not None
     assert 2.8 < found.epsilon <= 3.0
-    noise = load(Plan, trial_folder(tmp_path / "run", "fedavg", 0) / PLAN).noise_multiplier
+    noise = load(NoisePlan, trial_folder(tmp_path / "run", "fedavg", 0) / PLAN).noise_multiplier
     assert noise[0] == noise[1] == found.noise_multiplier[0] > 0.5
 
 
 def trial_of(tmp_path: Path, config: dict[str, Any]) -> Any:
-    settings = read(config)
-    shards = partitioning.share_out(settings, load_data(settings), 0)
+    settings = read_config(config)
+    shards = partitioning.partition_data(settings, load_data(settings), 0)
     return new_trial(settings, tmp_path / "run", settings.methods[0], 0, shards, "")
 
 
 def test_the_plan_knows_who_will_take_part(tmp_path: Path) -> None:
     few = {"clients": 4, "architectures": ["linear"], "sample": 0.5}
     config = private("fedavg", federation=few, defaults={"rounds": 6, "training": {"epochs": 1, "batch_size": 8}})
-    ahead = planned(trial_of(tmp_path, config))
+    ahead = count_trainings(trial_of(tmp_path, config))
     assert sum(sum(uses.values()) for uses in ahead.values()) == 6 * 2
     start(config, tmp_path / "run")
     for client, uses in ahead.items():
-        ledger = ledger_in(trial_folder(tmp_path / "run", "fedavg", 0) / "clients" / str(client))
+        ledger = read_ledger(trial_folder(tmp_path / "run", "fedavg", 0) / "clients" / str(client))
         assert len(ledger.charges) == sum(uses.values())
 
 
-def sent_by(site: Site, trial: Any) -> Any:
-    server = server_of(trial, 0, "init")
+def sent_by(site: ClientRunner, trial: Any) -> Any:
+    server = trial_server(trial, 0, "init")
     return pack(trial.method.send_classifier(server, trial.method.init(server), trial.shards.clients[0]))
 
 
 def test_a_client_asked_again_gives_the_same_reply_and_pays_once(tmp_path: Path) -> None:
     trial = trial_of(tmp_path, private("fedavg"))
-    site = new_site(trial)
+    site = new_runner(trial)
     folder, sent = trial.folder / "clients" / "0", sent_by(site, trial)
-    first = site.work(Step("train", 0, 0), 0, sent)
-    assert digest(new_site(trial).work(Step("train", 0, 0), 0, sent).upload) == digest(first.upload)
+    first = site.work(RoundId("train", 0, 0), 0, sent)
+    assert digest(new_runner(trial).work(RoundId("train", 0, 0), 0, sent).upload) == digest(first.upload)
     assert first.metrics == {}
-    assert len(ledger_in(folder).charges) == 1
+    assert len(read_ledger(folder).charges) == 1
     # Killed after the charge and before the reply was kept: nothing left, so it is charged once, with fresh noise.
     (folder / REPLY).unlink()
     (folder / UNSETTLED).touch()
-    again = new_site(trial).work(Step("train", 0, 0), 0, sent)
+    again = new_runner(trial).work(RoundId("train", 0, 0), 0, sent)
     assert digest(again.upload) != digest(first.upload)
-    assert len(ledger_in(folder).charges) == 1
+    assert len(read_ledger(folder).charges) == 1
     # A later round follows; whoever asks for the first one again pays again.
-    site.work(Step("train", 1, 1), 0, sent)
-    site.work(Step("train", 0, 0), 0, sent)
-    assert [charge.step for charge in ledger_in(folder).charges] == [0, 1, 0]
+    site.work(RoundId("train", 1, 1), 0, sent)
+    site.work(RoundId("train", 0, 0), 0, sent)
+    assert [charge.step for charge in read_ledger(folder).charges] == [0, 1, 0]
 
 
 def test_a_client_stops_before_its_budget_is_passed(tmp_path: Path) -> None:
     one = (1.0, 1 / 5, 5)
     budget = epsilon([(*one[:2], 10)], 1e-3, "rdp") * 1.001  # two rounds of 5 steps, and no third
     trial = trial_of(tmp_path, private("fedavg", privacy=NOISY | {"epsilon": budget}))
-    site = new_site(trial)
+    site = new_runner(trial)
     sent = sent_by(site, trial)
     for number in range(2):
-        site.work(Step("train", number, number), 0, sent)
+        site.work(RoundId("train", number, number), 0, sent)
     with pytest.raises(GenfedError, match=r"its privacy budget of ε = .* does not hold another round"):
-        site.work(Step("train", 2, 2), 0, sent)
-    assert len(ledger_in(trial.folder / "clients" / "0").charges) == 2
+        site.work(RoundId("train", 2, 2), 0, sent)
+    assert len(read_ledger(trial.folder / "clients" / "0").charges) == 2
 
 
 class StoppedError(Exception):
@@ -233,22 +233,22 @@ def test_kill_and_resume_neither_refund_nor_release_fresh_noise(tmp_path: Path) 
     with pytest.raises(StoppedError):
         start(private("fedavg"), out, notify=stop)
     client = trial_folder(out, "fedavg", 0) / "clients" / "0"
-    before = load(Replied, client / REPLY)
+    before = load(StoredReply, client / REPLY)
     kept = digest(Packed({k: t.clone() for k, t in before.tensors.items()}, before.skeleton))
-    assert len(ledger_in(client).charges) == 1
+    assert len(read_ledger(client).charges) == 1
     replies = []
-    work = Site.work
+    work = ClientRunner.work
 
-    def watched(site: Site, step: Step, client: int, sent: Any) -> Any:
+    def watched(site: ClientRunner, step: RoundId, client: int, sent: Any) -> Any:
         answer = work(site, step, client, sent)
         replies.append((step.number, client, digest(answer.upload)))
         return answer
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Site, "work", watched)
+        patch.setattr(ClientRunner, "work", watched)
         start(private("fedavg"), out, resume=True)
     assert (0, 0, kept) in replies
-    assert [charge.step for charge in ledger_in(client).charges] == [0, 1]
+    assert [charge.step for charge in read_ledger(client).charges] == [0, 1]
 
 
 def refused(config: dict[str, Any], tmp_path: Path, match: str) -> None:
@@ -273,7 +273,7 @@ def test_a_method_that_shares_more_is_refused(method: str, match: str, tmp_path:
 
 
 @settings
-class Leaky(Averaging):
+class Leaky(FederatedAveraging):
     """Declares nothing of its own, and has its own work."""
 
     def train(self, client: Client, sent: Model) -> Reply[Model]:
@@ -281,11 +281,11 @@ class Leaky(Averaging):
 
 
 @settings
-class Forgetful(Averaging):
+class Forgetful(FederatedAveraging):
     """Declares a training that does not go through DP-SGD."""
 
-    def uses(self) -> dict[str, list[Use]]:
-        return {"train": [self.training.use()]}
+    def private_trainings(self) -> dict[str, list[DeclaredTraining]]:
+        return {"train": [self.training.declare()]}
 
     def train(self, client: Client, sent: Model) -> Reply[Model]:
         return super().train(dataclasses.replace(client, privacy=None), sent)
@@ -326,13 +326,13 @@ def test_other_bad_input(tmp_path: Path) -> None:
         ({"epsilon": 1.0, "delta": 2.0}, "privacy.delta"),
     ):
         with pytest.raises(GenfedError, match=match):
-            build(Privacy, table, "privacy.")
+            build_settings(Privacy, table, "privacy.")
 
 
 def test_delta_that_is_too_large_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
-    config = read(private("fedavg", privacy=NOISY | {"delta": 0.1}))
+    config = read_config(private("fedavg", privacy=NOISY | {"delta": 0.1}))
     with caplog.at_level(logging.WARNING, "genfed"):
-        shards = partitioning.share_out(config, load_data(config), 0)
+        shards = partitioning.partition_data(config, load_data(config), 0)
         privacy_compatibility.check(config, shards.task, shards.clients)
     assert "privacy.delta = 0.1 is not below 1/n = 0.025 (a client has 40 examples)" in caplog.text
 

@@ -7,20 +7,20 @@ from typing import Any
 import pytest
 
 from genfed.config import registry
-from genfed.config.reader import read
+from genfed.config.reader import read_config
 from genfed.core.errors import GenfedError
 from genfed.core.method import Method
-from genfed.core.phase import leaves
+from genfed.core.phase import flatten_phases
 from genfed.privacy import client_level
 from genfed.privacy import compatibility as privacy_compatibility
 from genfed.privacy.settings import ClientPrivacy
-from genfed.secure_aggregation.protocol import refusal
+from genfed.secure_aggregation.protocol import reason_to_refuse_secure
 from tests.conftest import tiny
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "privacy.md").read_text("utf-8").split("## What leaves a client, and what can protect it")[1]
 ROWS = [line.strip("| ").split(" | ") for line in TEXT.split("\n\n")[1].splitlines()[2:]]
-SHOWN = sorted(registry.catalogue(registry.METHODS))
+SHOWN = sorted(registry.list_classes(registry.METHODS))
 
 
 def names(cell: str) -> set[str]:
@@ -51,12 +51,12 @@ def test_every_federated_method_stands_there_once() -> None:
 @pytest.mark.parametrize("name", [name for row in ROWS for name in sorted(names(row[0]))])
 def test_what_can_protect_it(name: str) -> None:
     (row,) = [row for row in ROWS if name in names(row[0])]
-    method = read(tiny(name)).method[name]
-    sent = [phase for phase in leaves(method.phases()) if phase.aggregate]
+    method = read_config(tiny(name)).method[name]
+    sent = [phase for phase in flatten_phases(method.phases()) if phase.aggregate]
     how = ClientPrivacy(noise_multiplier=1.0, delta=1e-3)
     found = (
         by_example(method),
-        not any(client_level.refusal(phase, how) for phase in sent),
-        not any(refusal(phase) for phase in sent),
+        not any(client_level.reason_to_refuse(phase, how) for phase in sent),
+        not any(reason_to_refuse_secure(phase) for phase in sent),
     )
     assert found == tuple(allowed(cell, name) for cell in row[3:6])

@@ -15,8 +15,8 @@ from PIL import Image
 
 from genfed.core.errors import GenfedError
 from genfed.report.images import Grid, SetGrid
-from genfed.report.page import compare_page, headlines, page
-from genfed.report.results import ClientScore, OwnScore, PhaseCost, Point, Published, Report, Trial
+from genfed.report.page import compare_page, page, write_headlines
+from genfed.report.results import ClientScore, PersonalScore, PhaseCost, Point, Published, Report, TrialResult
 from tests.report.fake import fake_report
 
 EVIL = '<script>alert(1)</script>$x_{"&\\1 日'
@@ -121,7 +121,7 @@ def test_whatever_a_user_names_is_escaped() -> None:
             method=EVIL + trial.method,
             failures=(EVIL,),
             clients=tuple(dataclasses.replace(c, architecture=EVIL) for c in trial.clients),
-            own=(OwnScore(0, EVIL, 0.5),),
+            own=(PersonalScore(0, EVIL, 0.5),),
             losses=tuple(dataclasses.replace(p, phase=EVIL + p.phase) for p in trial.losses),
             costs=tuple(dataclasses.replace(c, phase=EVIL + c.phase) for c in trial.costs),
         )
@@ -147,14 +147,16 @@ def test_whatever_a_user_names_is_escaped() -> None:
         assert "alert(1)&lt;/script&gt;$x_{" in html
 
 
-def trial(method: str, seed: int, *accuracies: float) -> Trial:
+def trial(method: str, seed: int, *accuracies: float) -> TrialResult:
     clients = tuple(ClientScore(i, f"cnn-{i}", 5, a, (a,)) for i, a in enumerate(accuracies))
     mean = sum(accuracies) / len(accuracies)
     cost = PhaseCost("train", 1, 0, 0, 1.0, 1.0)
-    return Trial(method, seed, mean, clients, (Point("evaluate", 0, 1, mean),), (Point("train", 0, 0, None),), (cost,))
+    return TrialResult(
+        method, seed, mean, clients, (Point("evaluate", 0, 1, mean),), (Point("train", 0, 0, None),), (cost,)
+    )
 
 
-def small(*trials: Trial) -> Report:
+def small(*trials: TrialResult) -> Report:
     return dataclasses.replace(fake_report(2, 1), trials=trials, classes=("a",), partition={}, published={})
 
 
@@ -162,12 +164,12 @@ def test_the_headline_compares_with_the_baselines() -> None:
     report = small(
         trial("local", 0, 0.5, 0.6), trial("centralised", 0, 0.9), trial("x", 0, 0.7, 0.8), trial("x", 1, 0.8, 0.9)
     )
-    assert headlines(report) == [
+    assert write_headlines(report) == [
         # Over seeds 75 and 85; gains are those of seed 0, which the baselines have: 75 - 55 and 75 - 90.
         "x classifies 80.0 ± 7.1 % of the test examples correctly, 20.0 points above training alone and 15.0 points "
         "below training on all data in one place: 2 clients with 2 architectures, mean ± standard deviation of 2 seeds."
     ]
-    assert headlines(small(trial("local", 0, 0.5))) == [
+    assert write_headlines(small(trial("local", 0, 0.5))) == [
         "local classifies 50.0 % of the test examples correctly: 1 client with 1 architecture, one seed."
     ]
 
@@ -200,7 +202,7 @@ def test_a_report_without_trials_is_refused(show: Callable[[Report], str]) -> No
 
 def test_clients_by_a_column_are_shown_on_data_like_their_own() -> None:
     trials = [
-        dataclasses.replace(t, own=tuple(OwnScore(i, f"cnn-{i}", a) for i in range(60)))
+        dataclasses.replace(t, own=tuple(PersonalScore(i, f"cnn-{i}", a) for i in range(60)))
         for t, a in ((trial("local", 0, 0.5), 0.25), (trial("x", 0, 0.7), 0.125))
     ]
     natural: dict[str, tuple[tuple[str, ...], ...]] = {"0": tuple((f"site {i:02}",) for i in range(60))}

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from genfed.core.errors import GenfedError
-from genfed.report.results import ClientScore, OwnScore, PhaseCost, Point, Row, from_json, to_json
+from genfed.report.results import ClientScore, PersonalScore, PhaseCost, Point, Row, from_json, to_json
 from genfed.report.summarise import summarise
 from tests.report.fake import fake_report, quality_row
 
@@ -74,10 +74,10 @@ def test_own_accuracy_is_that_of_the_last_evaluation_averaged_as_accuracy_is() -
     own = {(0, 0): 0.9, (1, 0): 0.5, (1, 1): 0.75, (1, 2): 0.25}
     rows = [{**r, "own": own.get((r["round"], r["client"]))} if r["phase"] == "evaluate" else r for r in ROWS]
     trial = summarise(rows, "m", 0)
-    assert trial.own == (OwnScore(0, "cnn", 0.5), OwnScore(1, "cnn", 0.75), OwnScore(2, "mlp", 0.25))
-    assert (trial.own_accuracy, trial.own_worst) == ((0.625 + 0.25) / 2, 0.25)
+    assert trial.own == (PersonalScore(0, "cnn", 0.5), PersonalScore(1, "cnn", 0.75), PersonalScore(2, "mlp", 0.25))
+    assert (trial.personal_accuracy, trial.personal_worst) == ((0.625 + 0.25) / 2, 0.25)
     assert dataclasses.replace(trial, own=()) == summarise(ROWS, "m", 0)
-    assert (summarise(ROWS, "m", 0).own_accuracy, summarise(ROWS, "m", 0).own_worst) == (None, None)
+    assert (summarise(ROWS, "m", 0).personal_accuracy, summarise(ROWS, "m", 0).personal_worst) == (None, None)
 
 
 def test_a_pool_is_scored_for_its_clients() -> None:
@@ -87,7 +87,11 @@ def test_a_pool_is_scored_for_its_clients() -> None:
         {**r, "own": 0.0, "own_of": by_pool[r["client"]]} if r["phase"] == "evaluate" and r["client"] is not None else r
         for r in ROWS
     ]
-    assert summarise(rows, "m", 0).own == (OwnScore(0, "cnn", 0.5), OwnScore(2, "mlp", 0.25), OwnScore(3, "cnn", 1.0))
+    assert summarise(rows, "m", 0).own == (
+        PersonalScore(0, "cnn", 0.5),
+        PersonalScore(2, "mlp", 0.25),
+        PersonalScore(3, "cnn", 1.0),
+    )
 
 
 def test_the_best_round_is_each_clients_own() -> None:

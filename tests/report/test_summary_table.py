@@ -4,18 +4,26 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from genfed.report.results import ClientScore, OwnScore, PhaseCost, Point, Report, Trial
-from genfed.report.summary_table import compare_table, gain, seconds, size, summary, summary_table, to_markdown
+from genfed.report.results import ClientScore, PersonalScore, PhaseCost, Point, Report, TrialResult
+from genfed.report.summary_table import (
+    compare_table,
+    format_bytes,
+    format_seconds,
+    gain_over,
+    summary,
+    summary_table,
+    to_markdown,
+)
 from tests.report.fake import fake_report
 
 
-def trial(method: str, seed: int, accuracy: float, worst: float, up: float = 0, wall: float = 1.0) -> Trial:
+def trial(method: str, seed: int, accuracy: float, worst: float, up: float = 0, wall: float = 1.0) -> TrialResult:
     scores = (ClientScore(0, "cnn", 5, worst, (worst,)), ClientScore(1, "mlp", 5, 1.0, (1.0,)))
     costs = (PhaseCost("train", 1, up, 2 * up, 1.0, wall), PhaseCost("evaluate", 1, 0, 0, 0.1, 0.5))
-    return Trial(method, seed, accuracy, scores, (Point("evaluate", 0, 1, accuracy),), (), costs)
+    return TrialResult(method, seed, accuracy, scores, (Point("evaluate", 0, 1, accuracy),), (), costs)
 
 
-def report(*trials: Trial) -> Report:
+def report(*trials: TrialResult) -> Report:
     return dataclasses.replace(fake_report(1, 1), trials=trials)
 
 
@@ -38,7 +46,7 @@ def test_every_cell_is_as_computed_by_hand() -> None:
 
 
 def test_there_is_no_gain_without_local() -> None:
-    assert gain(report(trial("a", 0, 0.5, 0.5)), "a") is None
+    assert gain_over(report(trial("a", 0, 0.5, 0.5)), "a") is None
 
 
 def test_labels_are_shown_as_they_are() -> None:
@@ -69,7 +77,7 @@ def test_runs_stand_side_by_side() -> None:
 
 
 def test_accuracy_on_data_like_ones_own_has_a_column_where_clients_are_not_alike() -> None:
-    own = (OwnScore(0, "cnn", 0.5), OwnScore(1, "cnn", 1.0), OwnScore(2, "mlp", 0.25))
+    own = (PersonalScore(0, "cnn", 0.5), PersonalScore(1, "cnn", 1.0), PersonalScore(2, "mlp", 0.25))
     trials = [dataclasses.replace(t, own=own) if t.method == "local" and t.seed == 1 else t for t in SMALL.trials]
     alike = dataclasses.replace(SMALL, trials=tuple(trials))
     skewed = dataclasses.replace(alike, skewed=True)
@@ -113,8 +121,8 @@ def test_runs_that_do_not_compare_are_flagged(other: Report, named: str) -> None
     ],
 )
 def test_sizes_are_for_people(count: float, text: str) -> None:
-    assert size(count) == text
+    assert format_bytes(count) == text
 
 
 def test_seconds_are_for_people() -> None:
-    assert [seconds(s) for s in (0.04, 12.34, 99.94, 1234.5)] == ["0.0", "12.3", "99.9", "1,234"]
+    assert [format_seconds(s) for s in (0.04, 12.34, 99.94, 1234.5)] == ["0.0", "12.3", "99.9", "1,234"]

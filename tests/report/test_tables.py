@@ -5,20 +5,29 @@ import dataclasses
 from rich.console import Console
 
 from genfed.report.figures import radar_figure
-from genfed.report.results import ClientScore, OwnScore, PhaseCost, Point, Published, Quality, Report, Trial
+from genfed.report.results import (
+    ClientScore,
+    GeneratorQuality,
+    PersonalScore,
+    PhaseCost,
+    Point,
+    Published,
+    Report,
+    TrialResult,
+)
 from genfed.report.tables import (
+    client_spread_table,
     cost_axes,
-    costs,
-    generators,
-    more_tables,
-    over_clients,
-    own_by_client,
-    own_by_value,
-    published,
+    cost_table,
+    generator_table,
+    other_tables,
+    personal_table_by_client,
+    personal_table_by_value,
+    published_table,
 )
 from tests.report.fake import fake_report
 
-JUDGED = Quality(
+JUDGED = GeneratorQuality(
     samples=500,
     architecture="mlp",
     seconds=0.25,
@@ -37,13 +46,15 @@ JUDGED = Quality(
 
 
 def trial(
-    method: str, seed: int, *accuracies: float, quality: Quality | None = None, flops: float | None = None
-) -> Trial:
+    method: str, seed: int, *accuracies: float, quality: GeneratorQuality | None = None, flops: float | None = None
+) -> TrialResult:
     clients = tuple(ClientScore(i, "cnn", 5, a, (a,)) for i, a in enumerate(accuracies))
     mean = sum(accuracies) / len(accuracies)
     phases = (PhaseCost("train", 2, 1000, 500, 6.0, 2.0, flops), PhaseCost("evaluate", 1, 0, 0, 9.0, 0.5))
     curve = (Point("evaluate", 0, 2, mean),)
-    return Trial(method, seed, mean, clients, curve, (), phases, best=mean + 0.1, parameters=flops, quality=quality)
+    return TrialResult(
+        method, seed, mean, clients, curve, (), phases, best=mean + 0.1, parameters=flops, quality=quality
+    )
 
 
 SMALL = dataclasses.replace(
@@ -65,35 +76,35 @@ def test_what_is_told_of_images_for_clients_has_columns_where_there_are_such() -
     some = dataclasses.replace(JUDGED, client_match=0.25, clients_apart=0.9, certainty=0.5)
     other = dataclasses.replace(JUDGED, client_match=0.5, clients_apart=1.0)
     trials = (trial("a", 0, 0.2, quality=some), trial("a", 1, 0.2, quality=other), trial("b", 0, 0.5, quality=JUDGED))
-    cells = generators(dataclasses.replace(SMALL, trials=trials))
+    cells = generator_table(dataclasses.replace(SMALL, trials=trials))
     assert cells is not None
     assert cells.head[-3:] == ("teacher sure %", "client match %", "of real clients %")
     assert [row[-3:] for row in cells.rows] == [("50.0", "37.5", "95.0"), ("–", "–", "–")]
 
 
 def test_generators_are_means_over_the_seeds_that_were_judged() -> None:
-    cells = generators(SMALL)
+    cells = generator_table(SMALL)
     assert cells is not None
     assert cells.rows == [
         ("a", "1.75", "0.25", "0.90", "0.80", "1.25", "0.70", "50.0", "75.0", "95.0", "0.90", "1000"),
     ]
     assert len(cells.head) == len(cells.rows[0])
-    assert generators(dataclasses.replace(SMALL, trials=SMALL.trials[2:])) is None
+    assert generator_table(dataclasses.replace(SMALL, trials=SMALL.trials[2:])) is None
 
 
 def test_a_published_figure_is_compared_with_the_same_kind_of_our_own() -> None:
     final = Published(accuracy=55.0, source="a letter", metric="final round")
-    cells = published(with_figures(a=Published(accuracy=62.5, source="table II"), b=final))
+    cells = published_table(with_figures(a=Published(accuracy=62.5, source="table II"), b=final))
     assert cells is not None
     assert cells.rows == [
         ("a", "62.5", "best round on test", "60.0", "50.0", "-2.5", "table II"),
         ("b", "55", "final round", "60.0", "50.0", "-5.0", "a letter"),
     ]
-    assert published(SMALL) is None
+    assert published_table(SMALL) is None
 
 
 def test_the_spread_over_clients() -> None:
-    assert over_clients(SMALL).rows == [
+    assert client_spread_table(SMALL).rows == [
         ("a", "30.0", "40.0", "50.0", "60.0", "70.0"),
         ("b", "50.0", "50.0", "50.0", "50.0", "50.0"),
     ]
@@ -102,9 +113,9 @@ def test_the_spread_over_clients() -> None:
 def with_own(**natural: tuple[tuple[str, ...], ...]) -> Report:
     """Method a with two seeds; of b, in which clients are pooled, client 1 has no score."""
     scores = [
-        (OwnScore(0, "cnn", 0.5), OwnScore(1, "mlp", 0.75), OwnScore(2, "cnn", 1.0)),
-        (OwnScore(0, "cnn", 0.0), OwnScore(1, "mlp", 0.25), OwnScore(2, "cnn", 0.5)),
-        (OwnScore(0, "cnn", 0.25), OwnScore(2, "cnn", 0.5)),
+        (PersonalScore(0, "cnn", 0.5), PersonalScore(1, "mlp", 0.75), PersonalScore(2, "cnn", 1.0)),
+        (PersonalScore(0, "cnn", 0.0), PersonalScore(1, "mlp", 0.25), PersonalScore(2, "cnn", 0.5)),
+        (PersonalScore(0, "cnn", 0.25), PersonalScore(2, "cnn", 0.5)),
     ]
     trials = tuple(dataclasses.replace(t, own=own) for t, own in zip(SMALL.trials, scores, strict=True))
     column = "domain" if natural else None
@@ -114,15 +125,15 @@ def with_own(**natural: tuple[tuple[str, ...], ...]) -> Report:
 
 
 def test_own_accuracy_stands_beside_the_spread() -> None:
-    cells = over_clients(with_own())
+    cells = client_spread_table(with_own())
     assert cells.head[-2:] == ("own, mean", "own, worst")
     # a: means over architectures of 3/4 and 3/4, 1/4 and 1/4; worst 50 and 0
     assert [row[-2:] for row in cells.rows] == [("50.0", "25.0"), ("37.5", "25.0")]
-    assert len(over_clients(dataclasses.replace(with_own(), skewed=False)).head) == 6
+    assert len(client_spread_table(dataclasses.replace(with_own(), skewed=False)).head) == 6
 
 
 def test_own_accuracy_of_each_client_is_of_one_seed() -> None:
-    cells = own_by_client(with_own())
+    cells = personal_table_by_client(with_own())
     assert cells is not None
     assert cells.head == ("client", "architecture", "examples", "a", "b")
     assert cells.rows == [
@@ -130,14 +141,14 @@ def test_own_accuracy_of_each_client_is_of_one_seed() -> None:
         ("1", "mlp", "4", "75.0", "–"),
         ("2", "cnn", "5", "100.0", "50.0"),
     ]
-    assert own_by_client(dataclasses.replace(with_own(), skewed=False)) is None
-    assert own_by_value(with_own()) is None
+    assert personal_table_by_client(dataclasses.replace(with_own(), skewed=False)) is None
+    assert personal_table_by_value(with_own()) is None
 
 
 def test_own_accuracy_by_value_is_of_the_clients_that_have_it() -> None:
     """In seed 0 client 2 has two values, in seed 1 clients 0 and 2 share one."""
     report = with_own(s0=(("chalk",), ("ink",), ("neon", "ice")), s1=(("ink",), ("chalk",), ("ink",)))
-    cells = own_by_value(report)
+    cells = personal_table_by_value(report)
     assert cells is not None
     assert cells.head == ("domain", "a", "b")
     assert cells.rows == [
@@ -146,13 +157,13 @@ def test_own_accuracy_by_value_is_of_the_clients_that_have_it() -> None:
         ("ink", "50.0", "–"),  # 0.75, and (0 + 0.5) / 2
         ("neon", "100.0", "50.0"),
     ]
-    by_client = own_by_client(report)
+    by_client = personal_table_by_client(report)
     assert by_client is not None
     assert [row[3] for row in by_client.rows] == ["chalk", "ink", "neon, ice"]
 
 
 def test_costs_are_of_one_client_in_training() -> None:
-    assert costs(SMALL).rows == [
+    assert cost_table(SMALL).rows == [
         ("a", "1.5 kB", "2.0 s", "2.0 G", "2.0 G", "0.5 s"),
         ("b", "1.5 kB", "2.0 s", "–", "–", "–"),
     ]
@@ -169,10 +180,10 @@ def test_the_radar_needs_three_costs() -> None:
 
 
 def test_the_terminal_shows_what_there_is() -> None:
-    assert more_tables(dataclasses.replace(SMALL, trials=SMALL.trials[2:])) == []
+    assert other_tables(dataclasses.replace(SMALL, trials=SMALL.trials[2:])) == []
     console = Console(width=120)
     with console.capture() as capture:
-        for table in more_tables(with_figures(a=Published(accuracy=62.5, source="[table II]"))):
+        for table in other_tables(with_figures(a=Published(accuracy=62.5, source="[table II]"))):
             console.print(table)
     text = capture.get()
     assert "above 1 is memorisation" in " ".join(text.split())

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from genfed.core.aggregate import ClientInfo, Mean
 from genfed.core.client import Client, Server
-from genfed.core.phase import Nothing, Phase, Reduced, Reply
+from genfed.core.phase import Empty, Phase, Reduced, Reply
 from genfed.core.record import pack, unpack
 from genfed.core.task import Data, Task
 from genfed.robustness.attack import Attack
@@ -115,29 +115,29 @@ def trains(client: Client, sent: Sent) -> Reply[Upload]:
     raise AssertionError
 
 
-def uploads(client: Client, sent: Nothing) -> Reply[Upload]:
+def uploads(client: Client, sent: Empty) -> Reply[Upload]:
     raise AssertionError
 
 
-def alone(client: Client, sent: Nothing) -> Reply[Nothing]:
+def alone(client: Client, sent: Empty) -> Reply[Empty]:
     raise AssertionError
 
 
 def test_which_phases_are_met() -> None:
     training = phase(trains, weights=Mean(), extra=Mean())
-    assert SignFlip().meets(training)
-    assert not SignFlip().meets(phase(alone))
-    assert not SignFlip(phases=("q",)).meets(training)
+    assert SignFlip().targets_phase(training)
+    assert not SignFlip().targets_phase(phase(alone))
+    assert not SignFlip(phases=("q",)).targets_phase(training)
 
 
 def test_what_cannot_be_done() -> None:
     image, table = Task("image", (1, 8, 8), ("a", "b")), Task("table", (5,), ("a", "b"))
     training, once = phase(trains, weights=Mean(), extra=Mean()), phase(uploads, weights=Mean(), extra=Mean())
-    assert FreeRider().refused(image, [once, training]) is None
-    assert FreeRider().refused(image, [once]) == "clients are sent nothing that they could give back"
-    assert Backdoor().refused(table, [training]) == "a square can be put into images alone"
-    assert "there are 2 classes" in (Backdoor(target=2).refused(image, [training]) or "")
-    assert "8×8 pixels" in (Backdoor(size=9).refused(image, [training]) or "")
+    assert FreeRider().reason_to_refuse(image, [once, training]) is None
+    assert FreeRider().reason_to_refuse(image, [once]) == "clients are sent nothing that they could give back"
+    assert Backdoor().reason_to_refuse(table, [training]) == "a square can be put into images alone"
+    assert "there are 2 classes" in (Backdoor(target=2).reason_to_refuse(image, [training]) or "")
+    assert "8×8 pixels" in (Backdoor(size=9).reason_to_refuse(image, [training]) or "")
 
 
 @pytest.mark.parametrize(("share", "count"), [(0.1, 1), (0.3, 3), (0.31, 4), (1.0, 10)])

@@ -15,18 +15,18 @@ from genfed.core.aggregate import Aggregate, ClientInfo, Collect, Fold, Mean
 from genfed.core.client import Client, Server
 from genfed.core.errors import GenfedError
 from genfed.core.phase import Phase, Reduced, Reply
-from genfed.robustness.robust_mean import Robust, Rule, robust
-from genfed.robustness.rules import CentredClipping, Krum, Median, MultiKrum, NormBounding, TrimmedMean, scores
-from genfed.training.low_rank import MeanRebuilt, factored
+from genfed.robustness.robust_mean import AggregationRule, RobustMean, make_robust
+from genfed.robustness.rules import CenteredClipping, Krum, Median, MultiKrum, NormBounding, TrimmedMean, krum_scores
+from genfed.training.low_rank import RebuiltMean, factorize
 
 few = settings(max_examples=40, deadline=None)
-RULES: list[Rule] = [
+RULES: list[AggregationRule] = [
     Median(),
     TrimmedMean(share=0.3),
     Krum(share=0.3),
     MultiKrum(share=0.3),
     NormBounding(),
-    CentredClipping(),
+    CenteredClipping(),
 ]
 
 
@@ -36,7 +36,7 @@ class Upload:
 
 
 def reduce(
-    rule: Rule,
+    rule: AggregationRule,
     values: Sequence[Any],
     weights: Sequence[float] = (),
     sent: Any = None,
@@ -45,7 +45,7 @@ def reduce(
     architectures: str = "a",
 ) -> Any:
     asked = [ClientInfo(2 * i, architectures[i % len(architectures)], 1) for i in range(len(values))]
-    folding = Fold({"x": Robust(how or Mean(), rule)}, asked)
+    folding = Fold({"x": RobustMean(how or Mean(), rule)}, asked)
     for i in order or range(len(values)):
         if values[i] is None:
             folding.skip(asked[i])
@@ -88,7 +88,7 @@ def test_krum_takes_the_upload_with_the_nearest_neighbours() -> None:
     # 0: 1 + 9; 1: 1 + 4; 3: 4 + 9; 10: 49 + 81; 100: 8100 + 9409
     values = [0.0, 1.0, 3.0, 10.0, 100.0]
     points = torch.tensor(values, dtype=torch.float64)[:, None]
-    assert scores(points @ points.T, 1).tolist() == [10.0, 5.0, 13.0, 130.0, 8100.0 + 97.0**2]
+    assert krum_scores(points @ points.T, 1).tolist() == [10.0, 5.0, 13.0, 130.0, 8100.0 + 97.0**2]
     assert reduce(Krum(share=0.2), column(*values), [1, 1, 1, 1, 1000]).tolist() == [1.0]
     assert reduce(MultiKrum(share=0.2, chosen=2), column(*values)).tolist() == [0.5]  # 1 and 0
     assert reduce(MultiKrum(share=0.2), column(*values)).tolist() == [3.5]  # m = n − f = 4: (0 + 1 + 3 + 10) / 4
@@ -116,12 +116,12 @@ def test_an_upload_that_nothing_was_sent_for_is_an_update() -> None:
 def test_centred_clipping_moves_the_centre() -> None:
     sent, values = torch.tensor([10.0]), column(11, 12, 110)
     # τ = 2 from 10: (1 + 2 + 2) / 3 → 11.667; then left −0.667, 0.333, 98.333: (−0.667 + 0.333 + 2) / 3 → 12.222
-    once = reduce(CentredClipping(radius=2.0, iterations=1), values, [1, 1, 500], sent)
-    twice = reduce(CentredClipping(radius=2.0, iterations=2), values, [1, 1, 500], sent)
+    once = reduce(CenteredClipping(radius=2.0, iterations=1), values, [1, 1, 500], sent)
+    twice = reduce(CenteredClipping(radius=2.0, iterations=2), values, [1, 1, 500], sent)
     assert once.tolist() == pytest.approx([10 + 5 / 3])
     assert twice.tolist() == pytest.approx([10 + 5 / 3 + 5 / 9])
     # without a radius, the median of what is left: 2 at first
-    assert reduce(CentredClipping(iterations=1), values, sent=sent).tolist() == pytest.approx(once.tolist())
+    assert reduce(CenteredClipping(iterations=1), values, sent=sent).tolist() == pytest.approx(once.tolist())
 
 
 def test_lengths_are_of_the_whole_field() -> None:
@@ -135,7 +135,7 @@ def test_lengths_are_of_the_whole_field() -> None:
 def test_integers_are_lower_medians_of_those_that_count() -> None:
     values = [{"w": torch.tensor(v), "n": torch.tensor(n), "flag": torch.tensor([v > 2])}
               for v, n in ((0.0, 4), (1.0, 7), (3.0, 1), (10.0, 9), (100.0, 2**40))]  # fmt: skip
-    for rule in (Median(), TrimmedMean(share=0.2), NormBounding(), CentredClipping()):
+    for rule in (Median(), TrimmedMean(share=0.2), NormBounding(), CenteredClipping()):
         got = reduce(rule, values)
         assert (got["n"].item(), got["n"].dtype, got["flag"].tolist()) == (7, torch.int64, [True])
     assert reduce(Krum(share=0.2), values)["n"].item() == 7  # its own
@@ -147,7 +147,7 @@ def test_numbers_half_precision_and_empty_tensors() -> None:
     values = [
         {"loss": v, "h": torch.tensor([v], dtype=torch.float16), "none": torch.empty(0, 3)} for v in (1.0, 2.0, 60000.0)
     ]
-    for rule in (Median(), CentredClipping(radius=1e9, iterations=1)):
+    for rule in (Median(), CenteredClipping(radius=1e9, iterations=1)):
         got = reduce(rule, values)
         assert got["h"].dtype == torch.float16
         assert got["none"].shape == (0, 3)
@@ -173,14 +173,14 @@ def test_architectures_are_reduced_apart_and_those_that_nobody_answered_for_left
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_nobody_answered(rule: Rule) -> None:
+def test_nobody_answered(rule: AggregationRule) -> None:
     assert reduce(rule, [None] * 3) is None
     assert reduce(rule, [None] * 3, how=Mean(by="architecture")) == {}
 
 
 def test_a_mean_of_products_is_reduced_as_what_they_stand_for() -> None:
     weights = [{"w": torch.outer(torch.ones(8), torch.full((8,), v))} for v in (1.0, 2.0, 90.0)]
-    got = reduce(Median(), [factored(w, 0.9) for w in weights], how=MeanRebuilt())
+    got = reduce(Median(), [factorize(w, 0.9) for w in weights], how=RebuiltMean())
     assert torch.allclose(got["w"], weights[1]["w"])
 
 
@@ -199,10 +199,10 @@ WEIGHTS = [1.0, 2.0, 3.0, 5.0, 8.0, 13.0, 21.0]
         (MultiKrum(share=0), False),
         (MultiKrum(share=0.2, chosen=7), False),
         (NormBounding(bound=1e9), True),
-        (CentredClipping(radius=1e9, iterations=4), False),
+        (CenteredClipping(radius=1e9, iterations=4), False),
     ],
 )
-def test_a_rule_that_suspects_nobody_is_the_mean(rule: Rule, weighted: bool) -> None:
+def test_a_rule_that_suspects_nobody_is_the_mean(rule: AggregationRule, weighted: bool) -> None:
     expected = mean(VALUES, WEIGHTS if weighted else [1.0] * 7)
     got = reduce(rule, VALUES, WEIGHTS, SENT)
     for name, value in expected.items():
@@ -214,8 +214,8 @@ def test_a_trimmed_mean_of_nearly_half_is_the_median() -> None:
     assert all(torch.equal(got[name], median[name]) for name in median)
 
 
-@pytest.mark.parametrize("rule", [Median(), TrimmedMean(share=0), NormBounding(), CentredClipping()])
-def test_one_upload_of_what_was_sent_stays_as_it_is(rule: Rule) -> None:
+@pytest.mark.parametrize("rule", [Median(), TrimmedMean(share=0), NormBounding(), CenteredClipping()])
+def test_one_upload_of_what_was_sent_stays_as_it_is(rule: AggregationRule) -> None:
     got = reduce(rule, [SENT], sent=SENT)
     assert all(torch.equal(got[name], SENT[name]) for name in SENT)
     got["b"].zero_()
@@ -236,7 +236,7 @@ def rounds(draw: st.DrawFn) -> tuple[list[Tensor], int, list[int]]:
     return [torch.tensor(row) for row in rows], bad, draw(st.permutations(range(count)))
 
 
-def _fits(rule: Rule, count: int) -> bool:
+def _fits(rule: AggregationRule, count: int) -> bool:
     try:
         rule.check(count)
     except GenfedError:
@@ -260,14 +260,16 @@ def test_a_coordinate_lies_between_honest_extremes(case: tuple[list[Tensor], int
 def test_bad_clients_move_the_centre_no_further_than_the_radius(case: tuple[list[Tensor], int, list[int]]) -> None:
     values, _, _ = case
     sent = torch.zeros(3)
-    got = reduce(CentredClipping(radius=1.0, iterations=1), values, sent=sent)
+    got = reduce(CenteredClipping(radius=1.0, iterations=1), values, sent=sent)
     assert got.norm() <= 1 + 1e-6
     assert reduce(NormBounding(bound=1.0), values, sent=sent).norm() <= 1 + 1e-6
 
 
 @few
 @given(rounds(), st.sampled_from(RULES))
-def test_the_order_of_arrival_does_not_change_a_bit(case: tuple[list[Tensor], int, list[int]], rule: Rule) -> None:
+def test_the_order_of_arrival_does_not_change_a_bit(
+    case: tuple[list[Tensor], int, list[int]], rule: AggregationRule
+) -> None:
     values, _, order = case
     assume(_fits(rule, len(values)))
     assert torch.equal(reduce(rule, values, sent=torch.ones(3)), reduce(rule, values, sent=torch.ones(3), order=order))
@@ -315,7 +317,7 @@ def test_krum_ignores_bad_clients_that_it_was_told_to_expect() -> None:
         (MultiKrum(share=0, chosen=5), 4, "aggregation.chosen = 5: a group has 4 uploads"),
     ],
 )
-def test_too_many_bad_clients_for_a_group(rule: Rule, count: int, says: str) -> None:
+def test_too_many_bad_clients_for_a_group(rule: AggregationRule, count: int, says: str) -> None:
     with pytest.raises(GenfedError, match=says):
         reduce(rule, column(*range(count)))
     with pytest.raises(GenfedError, match="architecture a"):
@@ -323,9 +325,9 @@ def test_too_many_bad_clients_for_a_group(rule: Rule, count: int, says: str) -> 
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_an_upload_that_does_not_fit_is_refused_at_once(rule: Rule) -> None:
+def test_an_upload_that_does_not_fit_is_refused_at_once(rule: AggregationRule) -> None:
     asked = [ClientInfo(i, "a", 1) for i in range(2)]
-    folding = Fold({"x": Robust(Mean(), rule)}, asked)
+    folding = Fold({"x": RobustMean(Mean(), rule)}, asked)
     folding.add(asked[0], Upload({"w": torch.ones(2)}), 1.0)
     for bad in ({"w": torch.ones(3)}, {"v": torch.ones(2)}, {"w": torch.ones(2).double()}):
         with pytest.raises(GenfedError, match="uploads of one group have different"):
@@ -334,7 +336,7 @@ def test_an_upload_that_does_not_fit_is_refused_at_once(rule: Rule) -> None:
 
 def test_clients_of_a_group_that_were_sent_different_states() -> None:
     asked = [ClientInfo(i, "a", 1) for i in range(2)]
-    folding = Fold({"x": Robust(Mean(), NormBounding())}, asked)
+    folding = Fold({"x": RobustMean(Mean(), NormBounding())}, asked)
     for info in asked:
         folding.add(info, Upload(torch.ones(1)), 1.0, Upload(torch.full((1,), float(info.id))))
     with pytest.raises(GenfedError, match="sent different states"):
@@ -356,9 +358,12 @@ def test_only_means_are_replaced() -> None:
     work.__annotations__ = {"sent": Upload, "return": Reply[Two]}
     how: dict[str, Aggregate] = {"x": Mean(by="architecture"), "y": Collect()}
     phase: Phase[Any] = Phase("p", keep, lambda *_: None, work, aggregate=how)
-    assert robust(phase, None) is phase
-    assert robust(phase, Median()).aggregate == {"x": Robust(Mean(by="architecture"), Median()), "y": Collect()}
+    assert make_robust(phase, None) is phase
+    assert make_robust(phase, Median()).aggregate == {
+        "x": RobustMean(Mean(by="architecture"), Median()),
+        "y": Collect(),
+    }
 
 
 def test_infinity_of_a_score_is_no_neighbour() -> None:
-    assert not math.isinf(scores(torch.eye(3, dtype=torch.float64), 0).max().item())
+    assert not math.isinf(krum_scores(torch.eye(3, dtype=torch.float64), 0).max().item())

@@ -16,12 +16,12 @@ from genfed.core.errors import GenfedError
 from genfed.core.phase import Phase, Reduced, Reply
 from genfed.core.record import pack, unpack
 from genfed.core.task import Data
-from genfed.robustness.robust_mean import robust
+from genfed.robustness.robust_mean import make_robust
 from genfed.robustness.rules import Median
 from genfed.secure_aggregation.fixed_point import SCALE
-from genfed.secure_aggregation.messages import SECRETS, Masked, Session
-from genfed.secure_aggregation.protocol import circles, secure
-from genfed.secure_aggregation.settings import Secure
+from genfed.secure_aggregation.messages import SECRETS, MaskedUpload, SecureSession
+from genfed.secure_aggregation.protocol import make_secure, neighbor_graph
+from genfed.secure_aggregation.settings import SecureAggregation
 from tests.training.clients import client_of
 
 
@@ -87,7 +87,7 @@ def clients(count: int) -> list[ClientInfo]:
 
 def run(
     count: int,
-    how: Secure,
+    how: SecureAggregation,
     leaving: Mapping[int, Sequence[int]] | None = None,
     phase: Phase[Any] = PHASE,
     seen: Callable[[str, int, Any], None] = lambda exchange, client, upload: None,
@@ -95,10 +95,10 @@ def run(
     """All four exchanges; `leaving`: by exchange, who fails in it. Everything crosses as records do."""
     infos = clients(count)
     kept: dict[int, Kept] = {info.id: Kept() for info in infos}
-    session = Session(None)
+    session = SecureSession(None)
     server: Any = None
     asked = infos
-    for place, exchange in enumerate(secure(phase, how)):
+    for place, exchange in enumerate(make_secure(phase, how)):
         fold = Fold(exchange.aggregate, asked)
         answered = []
         assert exchange.send is not None
@@ -106,7 +106,7 @@ def run(
         for info in asked:
             kind_sent, kind_uploaded = exchange.kinds
             sent = unpack(kind_sent, pack(exchange.send(server, session, info)))
-            about = replace(client_of(ONE, 2), info=info, kept=kept[info.id])
+            about = replace(client_of(ONE, 2), info=info, storage=kept[info.id])
             reply = exchange.work(about, sent)
             assert reply.weight == 1.0
             assert not reply.metrics
@@ -143,11 +143,11 @@ def assert_same(got: Any, expected: Any) -> None:
         assert got == pytest.approx(expected)
 
 
-ALL, RING = Secure(minimum_group=2), Secure(neighbours=4, minimum_group=2)
+ALL, RING = SecureAggregation(minimum_group=2), SecureAggregation(neighbours=4, minimum_group=2)
 
 
 @pytest.mark.parametrize("how", [ALL, RING])
-def test_the_sum_is_the_plain_one(how: Secure) -> None:
+def test_the_sum_is_the_plain_one(how: SecureAggregation) -> None:
     assert_same(run(10, how), plain(range(10)))
 
 
@@ -174,13 +174,13 @@ def test_it_is_the_same_to_the_bit_whatever_the_masks() -> None:
     ],
 )
 def test_who_leaves_at_any_step_is_made_up_for(leaving: dict[int, list[int]], summed: set[int]) -> None:
-    got = run(14, Secure(minimum_group=2, threshold=0.55), leaving)
+    got = run(14, SecureAggregation(minimum_group=2, threshold=0.55), leaving)
     assert_same(got, plain([i for i in range(14) if i not in summed]))
 
 
 def test_who_leaves_a_ring_is_made_up_for() -> None:
     for leaving, gone in (({2: [5]}, 5), ({1: [3], 3: [9]}, 3)):
-        got = run(16, Secure(neighbours=6, minimum_group=2, threshold=0.6), leaving)
+        got = run(16, SecureAggregation(neighbours=6, minimum_group=2, threshold=0.6), leaving)
         assert_same(got, plain([i for i in range(16) if i != gone]))
 
 
@@ -199,7 +199,7 @@ def test_too_few_are_refused(leaving: dict[int, Any], says: str) -> None:
 
 def test_a_group_that_is_too_small_is_refused() -> None:
     with pytest.raises(GenfedError, match="2 clients of architecture b are left, and 3 are needed"):
-        run(5, Secure())
+        run(5, SecureAggregation())
 
 
 def masked_numbers(count: int, rounds: int, expose: bool = False) -> Tensor:
@@ -208,7 +208,7 @@ def masked_numbers(count: int, rounds: int, expose: bool = False) -> Tensor:
 
     def seen(exchange: str, client: int, upload: Any) -> None:
         if exchange == "train.masked" and client == 0:
-            assert isinstance(upload, Masked)
+            assert isinstance(upload, MaskedUpload)
             rows.append(upload.masked[""].numbers)
 
     for _ in range(rounds):
@@ -240,28 +240,30 @@ def test_masks_are_new_in_every_round() -> None:
 
 def test_what_is_revealed_after_everybody_stayed_opens_no_mask_of_a_pair() -> None:
     """Of a client that stayed its own seed is asked for, never its key: both would uncover it."""
-    phases = secure(PHASE, ALL)
-    session = Session(None, stayed={"": (0, 1, 2)}, circle={"": circles([0, 1, 2], None)}, sealed={0: {}, 1: {}, 2: {}})
+    phases = make_secure(PHASE, ALL)
+    session = SecureSession(
+        None, stayed={"": (0, 1, 2)}, circle={"": neighbor_graph([0, 1, 2], None)}, sealed={0: {}, 1: {}, 2: {}}
+    )
     assert phases[3].send is not None
     ended = phases[3].send(None, session, ClientInfo(0, "a", 1))  # type: ignore[arg-type]
     assert (ended.stayed, ended.went) == ({"": (1, 2)}, {"": ()})
 
 
 def test_both_secrets_of_one_client_are_never_given() -> None:
-    from genfed.secure_aggregation.messages import Ended, Secrets
+    from genfed.secure_aggregation.messages import ClientSecrets, Survivors
 
     kept = Kept()
-    kept.put(SECRETS, Secrets("", "00", {"": {}}, {}, {"": ""}, {"": {}}))
-    about = replace(client_of(ONE, 2), kept=kept)
-    reveal = secure(PHASE, ALL)[3].work
+    kept.put(SECRETS, ClientSecrets("", "00", {"": {}}, {}, {"": ""}, {"": {}}))
+    about = replace(client_of(ONE, 2), storage=kept)
+    reveal = make_secure(PHASE, ALL)[3].work
     assert reveal is not None
     with pytest.raises(GenfedError, match="both secrets of one client"):
-        reveal(about, Ended({"": (1, 2)}, {"": (2,)}))
-    kept.put(SECRETS, Secrets("", "00", {"": {}, "x": {}}, {}, {"": "", "x": ""}, {"": {}, "x": {}}))
+        reveal(about, Survivors({"": (1, 2)}, {"": (2,)}))
+    kept.put(SECRETS, ClientSecrets("", "00", {"": {}, "x": {}}, {}, {"": "", "x": ""}, {"": {}, "x": {}}))
     with pytest.raises(GenfedError, match="both secrets of one client"):
-        reveal(about, Ended({"": (1,), "x": (3,)}, {"": (2,), "x": (1,)}))  # one key serves all groups
+        reveal(about, Survivors({"": (1,), "x": (3,)}, {"": (2,), "x": (1,)}))  # one key serves all groups
     with pytest.raises(GenfedError, match="a client was named twice"):
-        reveal(about, Ended({"": (1, 1, 1), "x": ()}, {"": (), "x": ()}))
+        reveal(about, Survivors({"": (1, 1, 1), "x": ()}, {"": (), "x": ()}))
 
 
 def test_numbers_that_cannot_be_summed_are_refused_by_the_client() -> None:
@@ -275,20 +277,20 @@ def test_numbers_that_cannot_be_summed_are_refused_by_the_client() -> None:
 
 def test_phases_that_need_single_uploads_are_refused() -> None:
     with pytest.raises(GenfedError, match="its server needs every single counts"):
-        secure(replace(PHASE, aggregate=HOW | {"counts": Collect()}), ALL)
+        make_secure(replace(PHASE, aggregate=HOW | {"counts": Collect()}), ALL)
     with pytest.raises(GenfedError, match="a robust aggregation looks at every single w"):
-        secure(robust(PHASE, Median()), ALL)
+        make_secure(make_robust(PHASE, Median()), ALL)
     with pytest.raises(GenfedError, match="checks every single upload"):
-        secure(replace(PHASE, check=lambda *_: None), ALL)
+        make_secure(replace(PHASE, check=lambda *_: None), ALL)
     with pytest.raises(GenfedError, match=r"secure.neighbours = 3: an even number"):
-        Secure(neighbours=3)
+        SecureAggregation(neighbours=3)
 
 
 @pytest.mark.parametrize(("neighbours", "threshold"), [(2, 2 / 3), (4, 0.6), (6, 0.55), (48, 0.51)])
 def test_a_ring_that_could_be_cut_is_refused(neighbours: int, threshold: float) -> None:
     half = neighbours // 2 + 1
     with pytest.raises(GenfedError, match=f"more than {half} of {neighbours + 1} must be needed"):
-        Secure(neighbours=neighbours, threshold=threshold)
+        SecureAggregation(neighbours=neighbours, threshold=threshold)
 
 
 def test_an_arc_of_the_ring_is_not_added_up_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,26 +301,26 @@ def test_an_arc_of_the_ring_is_not_added_up_by_itself(monkeypatch: pytest.Monkey
 
 
 def test_a_client_knows_the_smallest_group_too() -> None:
-    from genfed.secure_aggregation.messages import Ended, Keys, Secrets
+    from genfed.secure_aggregation.messages import ClientSecrets, MaskKeys, Survivors
 
-    circle = {"": {1: Keys("", ""), 2: Keys("", "")}}
+    circle = {"": {1: MaskKeys("", ""), 2: MaskKeys("", "")}}
     kept = Kept()
-    kept.put(SECRETS, Secrets("", "00", circle, {}, {"": ""}, {"": {}}))
-    reveal = secure(PHASE, Secure(threshold=0.51))[3].work
+    kept.put(SECRETS, ClientSecrets("", "00", circle, {}, {"": ""}, {"": {}}))
+    reveal = make_secure(PHASE, SecureAggregation(threshold=0.51))[3].work
     assert reveal is not None
     with pytest.raises(GenfedError, match="2 clients are left, and 3 are needed"):
-        reveal(replace(client_of(ONE, 2), kept=kept), Ended({"": (1,)}, {"": (2,)}))
+        reveal(replace(client_of(ONE, 2), storage=kept), Survivors({"": (1,)}, {"": (2,)}))
 
 
 @pytest.mark.parametrize("neighbours", [2, 4, 6])
 def test_a_ring_is_regular_symmetric_and_drawn_anew(neighbours: int) -> None:
     ids = list(range(0, 60, 3))
-    ring = circles(ids, neighbours)
+    ring = neighbor_graph(ids, neighbours)
     assert list(ring) == ids
     assert all(len(set(near)) == neighbours and one not in near for one, near in ring.items())
     assert all(one in ring[other] for one, near in ring.items() for other in near)
-    assert ring != circles(ids, neighbours)
-    assert circles([1, 2, 5], neighbours) == {1: (2, 5), 2: (1, 5), 5: (1, 2)}
+    assert ring != neighbor_graph(ids, neighbours)
+    assert neighbor_graph([1, 2, 5], neighbours) == {1: (2, 5), 2: (1, 5), 5: (1, 2)}
 
 
 def test_a_form_is_public_and_says_no_number() -> None:

@@ -8,21 +8,21 @@ from typing import Any
 import pytest
 import torch
 
-from genfed.config.reader import read
+from genfed.config.reader import read_config
 from genfed.core.aggregate import Fold
 from genfed.core.errors import GenfedError
-from genfed.core.phase import Reduced, leaves
+from genfed.core.phase import Reduced, flatten_phases
 from genfed.core.record import Packed, digest, pack, unpack
-from genfed.engines.messages import Step
+from genfed.engines.messages import RoundId
 from genfed.experiment import partitioning
 from genfed.experiment.checkpoint import read_checkpoint
 from genfed.experiment.inputs import load_data
-from genfed.experiment.local_clients import new_site
-from genfed.experiment.trial import new_trial, server_of
-from genfed.report.metrics_log import read as read_metrics
+from genfed.experiment.local_clients import new_runner
+from genfed.experiment.trial import new_trial, trial_server
+from genfed.report.metrics_log import read_metrics as read_metrics
 from genfed.report.privacy_section import read_audits
-from genfed.secure_aggregation.messages import Session
-from genfed.secure_aggregation.protocol import secure
+from genfed.secure_aggregation.messages import SecureSession
+from genfed.secure_aggregation.protocol import make_secure
 from tests.conftest import start, tiny
 
 LINEAR: dict[str, Any] = {
@@ -33,7 +33,7 @@ LINEAR: dict[str, Any] = {
 
 def final(config: dict[str, Any], out: Path, **options: Any) -> torch.Tensor:
     start(config, out, **options)
-    at = read_checkpoint(read(config).method["fedavg"], out / "trials" / "fedavg" / "seed-0")
+    at = read_checkpoint(read_config(config).method["fedavg"], out / "trials" / "fedavg" / "seed-0")
     assert at is not None
     weights: torch.Tensor = torch.cat([w.flatten() for w in at.state.classifiers["linear"].values()])
     return weights
@@ -123,20 +123,20 @@ class Curious:
     """A server that asks one client of a round what it likes."""
 
     def __init__(self, tmp_path: Path) -> None:
-        config = read(tiny("fedavg", **LINEAR, secure={}))
-        shards = partitioning.share_out(config, load_data(config), 0)
+        config = read_config(tiny("fedavg", **LINEAR, secure={}))
+        shards = partitioning.partition_data(config, load_data(config), 0)
         trial = new_trial(config, tmp_path, "fedavg", 0, shards, "")
         assert trial.secure is not None
-        self.site, self.server = new_site(trial), server_of(trial, 0, "train")
-        self.clients, self.session = shards.clients, Session(trial.method.init(server_of(trial, 0, "init")))
-        (phase,) = leaves(trial.method.phases())
-        self.exchanges = secure(replace(phase, rounds=1), trial.secure)
+        self.site, self.server = new_runner(trial), trial_server(trial, 0, "train")
+        self.clients, self.session = shards.clients, SecureSession(trial.method.init(trial_server(trial, 0, "init")))
+        (phase,) = flatten_phases(trial.method.phases())
+        self.exchanges = make_secure(replace(phase, rounds=1), trial.secure)
 
-    def asks(self, place: int, client: int, number: int | None = None, session: Session | None = None) -> Packed:
+    def asks(self, place: int, client: int, number: int | None = None, session: SecureSession | None = None) -> Packed:
         exchange = self.exchanges[place]
         assert exchange.send is not None
         sent = pack(exchange.send(self.server, session or self.session, self.clients[client]))
-        return self.site.work(Step(exchange.name, 0, place if number is None else number), client, sent).upload
+        return self.site.work(RoundId(exchange.name, 0, place if number is None else number), client, sent).upload
 
     def goes_on(self, place: int) -> None:
         exchange = self.exchanges[place]
@@ -146,7 +146,7 @@ class Curious:
         self.session = exchange.update(self.server, self.session, Reduced(fold.finish(), self.clients))
 
 
-def without(session: Session, client: int) -> Session:
+def without(session: SecureSession, client: int) -> SecureSession:
     """As if that one had left before its masked upload."""
     return replace(
         session, stayed={group: tuple(i for i in ids if i != client) for group, ids in session.stayed.items()}

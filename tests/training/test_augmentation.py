@@ -15,15 +15,15 @@ from genfed.experiment.checks import check_augmentation
 from genfed.methods.fedavg import FedAvg
 from genfed.methods.gefl_f import GeFLF
 from genfed.training import augmentation
-from genfed.training.augmentation import AUGMENTATIONS, POLICIES, Augmentation, Mixed, augmented
+from genfed.training.augmentation import AUGMENTATIONS, POLICIES, Augmentation, MixedBatch, augment
 from genfed.training.classifier import Training, train
-from genfed.training.fit import Player, cross_entropy, fit
-from genfed.training.pixels import scaled
+from genfed.training.fit import Objective, cross_entropy, fit
+from genfed.training.pixels import normalize_pixels
 
 
 def levels(*rows: list[int]) -> Tensor:
     """One image [1, 1, H, W] of levels in [0, 255]."""
-    return scaled(torch.tensor([[rows]], dtype=torch.uint8))
+    return normalize_pixels(torch.tensor([[rows]], dtype=torch.uint8))
 
 
 def shown(x: Tensor) -> list[list[int]]:
@@ -68,13 +68,13 @@ def test_the_target_is_mixed_as_the_image_is(monkeypatch: pytest.MonkeyPatch) ->
     network = nn.Linear(1, 2)
     nn.init.zeros_(network.weight)
     network.bias.data = torch.tensor([0.0, math.log(3)])
-    monkeypatch.setitem(AUGMENTATIONS, "mixup", lambda x, rng: Mixed(x, torch.tensor([1, 0]), 0.75))
-    loss = augmented(network, "mixup")(torch.zeros(2, 1), torch.tensor([0, 1]), stream(0))
+    monkeypatch.setitem(AUGMENTATIONS, "mixup", lambda x, rng: MixedBatch(x, torch.tensor([1, 0]), 0.75))
+    loss = augment(network, "mixup")(torch.zeros(2, 1), torch.tensor([0, 1]), stream(0))
     first, second = math.log(4), math.log(4 / 3)
     expected = [0.75 * first + 0.25 * second, 0.75 * second + 0.25 * first]
     assert loss.tolist() == pytest.approx(expected)
     soft = torch.tensor([[0.5, 0.5], [0.0, 1.0]])
-    loss = augmented(network, "mixup")(torch.zeros(2, 1), soft, stream(0))
+    loss = augment(network, "mixup")(torch.zeros(2, 1), soft, stream(0))
     smooth = (first + second) / 2
     assert loss.tolist() == pytest.approx([0.75 * smooth + 0.25 * second, 0.75 * second + 0.25 * smooth])
 
@@ -129,7 +129,7 @@ KNOWN: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], float, list[list[int]
     "brightness 1.5": (augmentation.brightness, 1.5, [[0, 150, 255], [15, 190, 192], [75, 90, 255]]),
     "contrast 0": (augmentation.contrast, 0, [[103] * 3] * 3),
     "contrast 1": (augmentation.contrast, 1, shown(X)),
-    "colour of grey": (augmentation.colour, 0.1, shown(X)),
+    "colour of grey": (augmentation.color, 0.1, shown(X)),
     "sharpness 0": (augmentation.sharpness, 0, [[0, 100, 200], [10, 111, 128], [50, 60, 255]]),
     "sharpness 1": (augmentation.sharpness, 1, shown(X)),
     "autocontrast": (augmentation.autocontrast, 0, shown(X)),
@@ -174,7 +174,7 @@ PIL: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], float, Callable[[Image.
     "posterize": (augmentation.posterize, 3, lambda image: ImageOps.posterize(image, 3)),
     "solarize": (augmentation.solarize, 77, lambda image: ImageOps.solarize(image, 77)),
     "invert": (augmentation.invert, 0, ImageOps.invert),
-    "colour": (augmentation.colour, 1.6, lambda image: ImageEnhance.Color(image).enhance(1.6)),
+    "colour": (augmentation.color, 1.6, lambda image: ImageEnhance.Color(image).enhance(1.6)),
     "contrast": (augmentation.contrast, 0.3, lambda image: ImageEnhance.Contrast(image).enhance(0.3)),
     "brightness": (augmentation.brightness, 1.4, lambda image: ImageEnhance.Brightness(image).enhance(1.4)),
     "sharpness": (augmentation.sharpness, 1.9, lambda image: ImageEnhance.Sharpness(image).enhance(1.9)),
@@ -196,7 +196,7 @@ def test_operations_are_those_of_pillow(name: str, shape: tuple[int, ...]) -> No
     apply, value, theirs = PIL[name]
     smooth = np.random.default_rng(0).normal(size=(4, 5, *shape[2:])).repeat(8, 0).repeat(8, 1) * 40 + 110
     pixels = (smooth + np.random.default_rng(1).normal(size=shape) * 10).clip(3, 250).astype(np.uint8)
-    x = scaled(torch.from_numpy(pixels.reshape(*shape[:2], -1)).permute(2, 0, 1)[None])
+    x = normalize_pixels(torch.from_numpy(pixels.reshape(*shape[:2], -1)).permute(2, 0, 1)[None])
     ours = ((apply(x, amount(value))[0].permute(1, 2, 0) + 1) * 127.5).round().numpy().reshape(shape)
     off = np.abs(ours - np.asarray(theirs(Image.fromarray(pixels)), dtype=float))
     inside = ours.reshape(*shape[:2], -1).min(2) > 0
@@ -230,7 +230,7 @@ def test_an_operation_falls_to_its_images_alone_and_in_both_directions() -> None
 def test_batches_keep_their_shape_and_range_and_are_drawn_from_the_stream_alone(
     name: str, shape: tuple[int, ...]
 ) -> None:
-    x = scaled((torch.rand(shape, generator=stream(0)) * 256).to(torch.uint8))
+    x = normalize_pixels((torch.rand(shape, generator=stream(0)) * 256).to(torch.uint8))
     before, around = x.clone(), torch.get_rng_state()
     changed = False
     for seed in range(8):
@@ -253,7 +253,7 @@ DATA = Data((torch.rand(24, 1, 8, 8, generator=stream(0)) * 256).to(torch.uint8)
 
 
 def client(precision: str = "float32") -> Client:
-    parts = {"info": None, "task": None, "data": DATA, "kept": None, "rng": stream(5), "seed": 0}
+    parts = {"info": None, "task": None, "data": DATA, "storage": None, "rng": stream(5), "seed": 0}
     return Client(**parts, device=torch.device("cpu"), precision=precision, new_network_of=None)  # type: ignore[arg-type]
 
 
@@ -272,7 +272,7 @@ def trained(augmentation: Augmentation, precision: str = "float32") -> Tensor:
 
 def test_without_augmentation_training_has_the_bits_that_it_had() -> None:
     plain = network()
-    player = Player(cross_entropy(plain), torch.optim.SGD(plain.parameters(), lr=0.1, fused=True))
+    player = Objective(cross_entropy(plain), torch.optim.SGD(plain.parameters(), lr=0.1, fused=True))
     fit([player], DATA, epochs=2, batch_size=8, rng=stream(5))
     assert torch.equal(trained("none"), torch.cat([p.detach().flatten() for p in plain.parameters()]))
 

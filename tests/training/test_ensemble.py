@@ -1,7 +1,7 @@
 import torch
 from torch import Tensor, nn
 
-from genfed.training.ensemble import Ensemble
+from genfed.training.ensemble import ClassifierEnsemble
 
 
 def normalised(mean: list[float], variance: list[float]) -> nn.Module:
@@ -22,7 +22,7 @@ X = torch.tensor([[1.0, 2.0], [3.0, -2.0]])
 
 
 def gap(*models: nn.Module, x: Tensor = X) -> float:
-    return float(Ensemble(models)(x)[1])
+    return float(ClassifierEnsemble(models)(x)[1])
 
 
 def test_distance_of_statistics_by_hand() -> None:
@@ -47,7 +47,7 @@ def test_layers_add_up_and_maps_are_compared_per_channel() -> None:
 
 def test_a_distance_of_nothing_has_a_gradient() -> None:
     x = X.clone().requires_grad_()
-    Ensemble([normalised([2.0, 0.0], [1.0, 4.0])])(x)[1].backward()
+    ClassifierEnsemble([normalised([2.0, 0.0], [1.0, 4.0])])(x)[1].backward()
     assert x.grad is not None
     assert bool(x.grad.isfinite().all())
 
@@ -56,7 +56,7 @@ def test_answers_are_the_mean_of_logits_and_models_stay_as_they_are() -> None:
     models = [normalised([0.0, 0.0], [1.0, 1.0]), constant(1.0, 5.0)]
     expected = (models[0].eval()(X).detach() + torch.tensor([1.0, 5.0])) / 2
     before = {k: v.clone() for k, v in nn.ModuleList(models).state_dict().items()}
-    logits, _ = Ensemble(models)(X)
+    logits, _ = ClassifierEnsemble(models)(X)
     torch.testing.assert_close(logits, expected)
     assert not logits.requires_grad
     assert all(torch.equal(v, before[k]) for k, v in nn.ModuleList(models).state_dict().items())
@@ -64,6 +64,6 @@ def test_answers_are_the_mean_of_logits_and_models_stay_as_they_are() -> None:
 
 def test_each_model_counts_for_its_share() -> None:
     models = [constant(1.0, 5.0), constant(3.0, -1.0)]
-    assert Ensemble(models, torch.tensor([2.0, 0.5]))(X)[0][0].tolist() == [(2 + 1.5) / 2, (10 - 0.5) / 2]
-    assert torch.equal(Ensemble(models, torch.ones(2))(X)[0], Ensemble(models)(X)[0])
-    assert Ensemble(models).each(X).shape == (2, 2, 2)
+    assert ClassifierEnsemble(models, torch.tensor([2.0, 0.5]))(X)[0][0].tolist() == [(2 + 1.5) / 2, (10 - 0.5) / 2]
+    assert torch.equal(ClassifierEnsemble(models, torch.ones(2))(X)[0], ClassifierEnsemble(models)(X)[0])
+    assert ClassifierEnsemble(models).each(X).shape == (2, 2, 2)

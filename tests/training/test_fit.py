@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from genfed.core.record import from_bytes, pack, to_bytes, unpack
 from genfed.core.rng import stream
 from genfed.core.task import Data
-from genfed.training.fit import Player, batches, cross_entropy, fit, step
-from genfed.training.optimizer_state import Moments, moments_of, restore
-from genfed.training.pixels import scaled
+from genfed.training.fit import Objective, batches, cross_entropy, fit, train_step
+from genfed.training.optimizer_state import OptimizerState, load_optimizer_state, optimizer_state
+from genfed.training.pixels import normalize_pixels
 
 CPU = torch.device("cpu")
 
@@ -34,8 +34,8 @@ def squared(network: nn.Module) -> Any:
     return loss
 
 
-def player(network: nn.Module, lr: float = 0.1, penalty: Any = None) -> Player:
-    return Player(squared(network), torch.optim.SGD(network.parameters(), lr=lr), penalty)
+def player(network: nn.Module, lr: float = 0.1, penalty: Any = None) -> Objective:
+    return Objective(squared(network), torch.optim.SGD(network.parameters(), lr=lr), penalty)
 
 
 DATA = Data(torch.tensor([[1.0, 2.0], [3.0, -1.0]]), torch.tensor([1, 0]))
@@ -74,15 +74,15 @@ def test_epochs_are_shuffled_anew() -> None:
 
 def test_bytes_are_scaled_and_floats_are_not() -> None:
     x = torch.tensor([0, 51, 255], dtype=torch.uint8)
-    assert scaled(x).tolist() == [-1.0, pytest.approx(-0.6), 1.0]
+    assert normalize_pixels(x).tolist() == [-1.0, pytest.approx(-0.6), 1.0]
     assert x.tolist() == [0, 51, 255]
-    assert scaled(x).dtype == torch.float32
+    assert normalize_pixels(x).dtype == torch.float32
     floats = torch.tensor([-7.0, 0.5])
-    assert scaled(floats) is floats
+    assert normalize_pixels(floats) is floats
 
 
 def test_every_byte_has_its_own_place_between_the_ends() -> None:
-    values = scaled(torch.arange(256, dtype=torch.int32).to(torch.uint8))
+    values = normalize_pixels(torch.arange(256, dtype=torch.int32).to(torch.uint8))
     assert bool((values.diff() > 0).all())
     assert torch.allclose(values, torch.linspace(-1, 1, 256), atol=1e-6)
 
@@ -93,7 +93,7 @@ def test_every_byte_has_its_own_place_between_the_ends() -> None:
 def test_one_step_of_sgd() -> None:
     network = linear(1.0, 0.0)
     # w·x − y = 1 − 1 = 0 and 3 − 0 = 3; losses 0 and 4.5; gradient ½(0·(1, 2) + 3·(3, −1)) = (4.5, −1.5)
-    total = step(player(network), DATA.x, DATA.y, stream(0))
+    total = train_step(player(network), DATA.x, DATA.y, stream(0))
     assert total.item() == 4.5
     assert not total.requires_grad
     assert network.weight.tolist() == [[pytest.approx(1 - 0.45), pytest.approx(0.15)]]
@@ -101,7 +101,7 @@ def test_one_step_of_sgd() -> None:
 
 def test_a_penalty_is_added_once_per_batch_and_not_to_the_loss_that_is_told() -> None:
     network = linear(1.0, 0.0)
-    total = step(player(network, penalty=lambda: network.weight.sum() * 2), DATA.x, DATA.y, stream(0))
+    total = train_step(player(network, penalty=lambda: network.weight.sum() * 2), DATA.x, DATA.y, stream(0))
     assert total.item() == 4.5
     assert network.weight.tolist() == [[pytest.approx(1 - 0.45 - 0.2), pytest.approx(0.15 - 0.2)]]
 
@@ -109,7 +109,7 @@ def test_a_penalty_is_added_once_per_batch_and_not_to_the_loss_that_is_told() ->
 def test_gradients_do_not_pile_up() -> None:
     network = linear(1.0, 0.0)
     network.weight.grad = torch.full((1, 2), 1e6)
-    step(player(network), DATA.x, DATA.y, stream(0))
+    train_step(player(network), DATA.x, DATA.y, stream(0))
     assert network.weight.tolist() == [[pytest.approx(0.55), pytest.approx(0.15)]]
 
 
@@ -135,12 +135,12 @@ def test_no_epoch_changes_nothing() -> None:
 def test_players_take_turns_on_each_batch() -> None:
     turns: list[tuple[str, int]] = []
 
-    def named(name: str, network: nn.Module) -> Player:
+    def named(name: str, network: nn.Module) -> Objective:
         def loss(x: Tensor, y: Tensor, rng: torch.Generator) -> Tensor:
             turns.append((name, len(y)))
             return squared(network)(x, y, rng)  # type: ignore[no-any-return]
 
-        return Player(loss, torch.optim.SGD(network.parameters(), lr=0.0))
+        return Objective(loss, torch.optim.SGD(network.parameters(), lr=0.0))
 
     data = Data(torch.ones(5, 1), torch.zeros(5, dtype=torch.int64))
     total = fit([named("g", linear(2.0)), named("d", linear(4.0))], data, epochs=1, batch_size=3, rng=stream(0))
@@ -185,7 +185,7 @@ def test_uint8_is_scaled_before_it_is_learned_from() -> None:
         return squared(network)(x, y, rng)  # type: ignore[no-any-return]
 
     data = Data(torch.tensor([[255], [255]], dtype=torch.uint8), torch.tensor([0, 0]))
-    fit([Player(loss, torch.optim.SGD(network.parameters(), lr=0.1))], data, epochs=1, batch_size=2, rng=stream(0))
+    fit([Objective(loss, torch.optim.SGD(network.parameters(), lr=0.1))], data, epochs=1, batch_size=2, rng=stream(0))
     assert seen == [[1.0, 1.0]]
     assert data.x.tolist() == [[255], [255]]
 
@@ -219,11 +219,11 @@ def test_rounds_with_moments_carried_are_those_of_one_optimiser(name: str) -> No
         for number in range(4):
             if carry:
                 optimiser = OPTIMISERS[name](network.parameters())
-                restore(optimiser, moments)
-            players = [Player(squared(network), optimiser)]
+                load_optimizer_state(optimiser, moments)
+            players = [Objective(squared(network), optimiser)]
             fit(players, data, epochs=2, batch_size=5, rng=stream(0, "train", number))
             path.append(network.weight.detach().clone())
-            moments = unpack(Moments, from_bytes(to_bytes(pack(moments_of(optimiser)))))
+            moments = unpack(OptimizerState, from_bytes(to_bytes(pack(optimizer_state(optimiser)))))
         return path[-1], path
 
     whole, carried = run(False), run(True)
@@ -232,8 +232,8 @@ def test_rounds_with_moments_carried_are_those_of_one_optimiser(name: str) -> No
 
 def test_no_moments_leave_an_optimiser_new() -> None:
     optimiser = OPTIMISERS["adam"](linear(1.0).parameters())
-    restore(optimiser, None)
-    assert moments_of(optimiser) == Moments({})
+    load_optimizer_state(optimiser, None)
+    assert optimizer_state(optimiser) == OptimizerState({})
 
 
 @settings(max_examples=20, deadline=None)

@@ -10,7 +10,7 @@ from genfed.core.aggregate import ClientInfo, Mean
 from genfed.core.errors import GenfedError
 from genfed.core.record import from_bytes, pack, to_bytes, unpack
 from genfed.core.rng import stream
-from genfed.training.low_rank import Factored, MeanRebuilt, factored, rebuilt
+from genfed.training.low_rank import FactoredWeights, RebuiltMean, factorize, rebuild
 
 INFO = ClientInfo(0, "a", 1)
 
@@ -21,7 +21,7 @@ def diagonal(*values: float) -> Tensor:
     return out
 
 
-def rank(weights: Factored, name: str = "w") -> int | None:
+def rank(weights: FactoredWeights, name: str = "w") -> int | None:
     return weights.left[name].shape[1] if name in weights.left else None
 
 
@@ -29,8 +29,8 @@ def test_the_fewest_values_that_hold_the_energy_are_kept() -> None:
     """Squares of the singular values: 16, 9, 4, 1 of 30."""
     w = {"w": diagonal(3.0, 4.0, 1.0, 2.0)}
     for energy, kept in ((0.5, 1), (16 / 30 + 0.01, 2), (25 / 30 + 0.01, 3), (29 / 30 + 0.01, 4), (1.0, 4)):
-        assert rank(factored(w, energy)) == kept
-    two = rebuilt(factored(w, 0.8))["w"]
+        assert rank(factorize(w, energy)) == kept
+    two = rebuild(factorize(w, 0.8))["w"]
     assert torch.allclose(two, diagonal(3.0, 4.0), atol=1e-6)
 
 
@@ -42,43 +42,43 @@ def test_what_does_not_get_smaller_stays_whole_to_the_bit() -> None:
         "counter": torch.tensor(3),
         "five": diagonal(1.0, 1.0, 1.0, 1.0, 1.0),  # 5 · (10 + 10) numbers are the 100 of the matrix
     }
-    got = factored(weights, 1.0)
+    got = factorize(weights, 1.0)
     assert not got.left
-    assert all(torch.equal(rebuilt(got)[k], v) for k, v in weights.items())
+    assert all(torch.equal(rebuild(got)[k], v) for k, v in weights.items())
 
 
 def test_kernels_are_cut_as_matrices_and_come_back_as_kernels() -> None:
     kernel = torch.einsum("o,ihw->oihw", torch.randn(8, generator=stream(0)), torch.randn(4, 3, 3, generator=stream(1)))
-    got = factored({"k": kernel}, 0.99)
+    got = factorize({"k": kernel}, 0.99)
     assert got.left["k"].shape == (8, 1)
     assert got.right["k"].shape == (1, 4, 3, 3)
-    assert torch.allclose(rebuilt(got)["k"], kernel, atol=1e-5)
+    assert torch.allclose(rebuild(got)["k"], kernel, atol=1e-5)
 
 
 def test_nothing_at_all_is_a_product_too() -> None:
-    assert rebuilt(factored({"w": torch.zeros(10, 10)}, 0.9))["w"].abs().sum() == 0
+    assert rebuild(factorize({"w": torch.zeros(10, 10)}, 0.9))["w"].abs().sum() == 0
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 12), st.integers(1, 12), st.floats(0.1, 1.0), st.integers(0, 1000))
 def test_what_is_lost_is_at_most_the_rest_of_the_energy(rows: int, columns: int, energy: float, seed: int) -> None:
     w = torch.randn(rows, columns, generator=stream(seed)) * torch.logspace(0, -4, columns)
-    got = rebuilt(factored({"w": w}, energy))["w"]
+    got = rebuild(factorize({"w": w}, energy))["w"]
     assert got.dtype == w.dtype
     assert float((got - w).norm()) <= math.sqrt(1 - energy) * float(w.norm()) * 1.001 + 1e-5
 
 
 def test_products_of_any_rank_have_a_mean() -> None:
     matrices = [diagonal(4.0), diagonal(4.0, 2.0), diagonal(4.0, 4.0, 4.0, 4.0, 4.0, 4.0)]
-    uploads = [factored({"w": m, "n": torch.tensor(7)}, 1.0) for m in matrices]
+    uploads = [factorize({"w": m, "n": torch.tensor(7)}, 1.0) for m in matrices]
     assert [rank(u) for u in uploads] == [1, 2, None]
-    how, weights = MeanRebuilt(), (1.0, 2.0, 5.0)
+    how, weights = RebuiltMean(), (1.0, 2.0, 5.0)
     lifted = [how.lift(u, w, INFO) for u, w in zip(uploads, weights, strict=True)]
     mean = how.finish(how.add(how.add(lifted[0], lifted[1]), lifted[2]))
     expected = sum((m * w for m, w in zip(matrices, weights, strict=True)), torch.zeros(10, 10)) / 8
     assert torch.allclose(mean["w"], expected, atol=1e-6)
     assert mean["n"].item() == 7
-    assert how.form(uploads[0], INFO) == how.form(uploads[2], INFO) == Mean().form(rebuilt(uploads[1]), INFO)
+    assert how.form(uploads[0], INFO) == how.form(uploads[2], INFO) == Mean().form(rebuild(uploads[1]), INFO)
 
 
 @pytest.mark.parametrize(
@@ -88,11 +88,11 @@ def test_products_of_any_rank_have_a_mean() -> None:
 def test_factors_without_a_product_are_refused(left: tuple[int, ...] | None, right: tuple[int, ...] | None) -> None:
     sides = [{} if shape is None else {"w": torch.zeros(shape)} for shape in (left, right)]
     with pytest.raises(GenfedError, match=r"w: factors of shapes .* have no product"):
-        MeanRebuilt().form(Factored({}, *sides), INFO)
+        RebuiltMean().form(FactoredWeights({}, *sides), INFO)
 
 
 def test_it_is_a_record() -> None:
-    weights = factored({"w": diagonal(2.0), "b": torch.ones(2)}, 0.9)
-    there = unpack(Factored, from_bytes(to_bytes(pack(weights))))
-    assert torch.equal(rebuilt(there)["w"], rebuilt(weights)["w"])
+    weights = factorize({"w": diagonal(2.0), "b": torch.ones(2)}, 0.9)
+    there = unpack(FactoredWeights, from_bytes(to_bytes(pack(weights))))
+    assert torch.equal(rebuild(there)["w"], rebuild(weights)["w"])
     assert pack(weights).nbytes < 4 * (10 + 10 + 2) + 200

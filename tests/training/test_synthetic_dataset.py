@@ -16,7 +16,15 @@ from genfed.core.phase import Phase, Reduced
 from genfed.core.rng import stream
 from genfed.core.store import FolderStore
 from genfed.core.task import Task
-from genfed.training.synthetic_dataset import NOBODY, Made, SyntheticSet, Wanted, in_turn, keeps_set, synthesis
+from genfed.training.synthetic_dataset import (
+    NO_CLIENT,
+    SampleRequest,
+    SyntheticBatch,
+    SyntheticDataset,
+    choose_in_turn,
+    keeps_synthetic_dataset,
+    synthesis,
+)
 from tests.toys import Draws, Noise
 
 TASK = Task("image", (1, 2, 3), ("a", "b", "c"))
@@ -31,22 +39,22 @@ def server(folder: Path | None = None, *path: str | int, task: Task = TASK, seed
     return made if folder is None else Server(**{**vars(made), "store": FolderStore(folder, *path)})
 
 
-def made(first: int, n: int, shape: tuple[int, ...] = TASK.shape) -> Made:
+def made(first: int, n: int, shape: tuple[int, ...] = TASK.shape) -> SyntheticBatch:
     """Image i is full of i, of class i mod 3, for client i mod 2 (or nobody), from condition 10·i."""
     i = torch.arange(first, first + n)
     images = i.to(torch.uint8).reshape(-1, *(1 for _ in shape)).expand(n, *shape).contiguous()
-    return Made(images, Wanted(i % 3, torch.where(i % 2 == 0, 0, NOBODY), 10 * i), 1000 + i)
+    return SyntheticBatch(images, SampleRequest(i % 3, torch.where(i % 2 == 0, 0, NO_CLIENT), 10 * i), 1000 + i)
 
 
-def filled(at: Server, *counts: int) -> SyntheticSet:
-    kept, first = SyntheticSet(), 0
+def filled(at: Server, *counts: int) -> SyntheticDataset:
+    kept, first = SyntheticDataset(), 0
     for n in counts:
         kept = kept.append(at, made(first, n))
         first += n
     return kept
 
 
-def rows_of(chunk: Made) -> list[int]:
+def rows_of(chunk: SyntheticBatch) -> list[int]:
     return chunk.images[:, 0, 0, 0].tolist()
 
 
@@ -63,20 +71,20 @@ def test_a_set_is_read_as_it_was_appended(tmp_path: Path) -> None:
     some = kept.read(at, torch.tensor([9, 0, 4, 4]))
     assert rows_of(some) == [9, 0, 4, 4]
     assert some.seeds.tolist() == [1009, 1000, 1004, 1004]
-    assert torch.equal(kept.wanted(at).clients, whole.wanted.clients)
+    assert torch.equal(kept.requested(at).clients, whole.wanted.clients)
 
 
 def test_a_client_or_a_class_is_selected() -> None:
     at = server()
     kept = filled(at, 4, 1, 5)
     assert [rows_of(chunk) for chunk in kept.chunks(at, client=0)] == [[0, 2], [4], [6, 8]]
-    assert [rows_of(chunk) for chunk in kept.chunks(at, client=NOBODY, label=0)] == [[3], [], [9]]
+    assert [rows_of(chunk) for chunk in kept.chunks(at, client=NO_CLIENT, label=0)] == [[3], [], [9]]
     assert [rows_of(chunk) for chunk in kept.chunks(at)] == [[0, 1, 2, 3], [4], [5, 6, 7, 8, 9]]
 
 
 def test_an_empty_set_is_a_set() -> None:
-    at, kept = server(), SyntheticSet()
-    assert len(kept.read(at)) == len(kept.wanted(at)) == len(list(kept.batches(at, 4, stream(0)))) == 0
+    at, kept = server(), SyntheticDataset()
+    assert len(kept.read(at)) == len(kept.requested(at)) == len(list(kept.batches(at, 4, stream(0)))) == 0
 
 
 @pytest.mark.parametrize("counts", [(3, 3, 3, 3), (1, 10, 2), (12,), (1,) * 12, (13,)])
@@ -96,37 +104,40 @@ def test_an_epoch_of_batches_has_every_image_once(counts: tuple[int, ...], size:
     ("spoilt", "says"),
     [
         (made(0, 2, (1, 3, 3)), r"images of shape \(1, 2, 3\) here, not torch.uint8 \(2, 1, 3, 3\)"),
-        (Made(torch.zeros(2, 1, 2, 3), made(0, 2).wanted, made(0, 2).seeds), "not torch.float32"),
-        (Made(made(0, 2).images, made(0, 3).wanted, made(0, 2).seeds), "2 images take an int64 label, client"),
+        (SyntheticBatch(torch.zeros(2, 1, 2, 3), made(0, 2).wanted, made(0, 2).seeds), "not torch.float32"),
+        (
+            SyntheticBatch(made(0, 2).images, made(0, 3).wanted, made(0, 2).seeds),
+            "2 images take an int64 label, client",
+        ),
     ],
 )
-def test_what_is_no_part_of_a_set_is_refused(spoilt: Made, says: str) -> None:
+def test_what_is_no_part_of_a_set_is_refused(spoilt: SyntheticBatch, says: str) -> None:
     with pytest.raises(GenfedError, match=says):
-        SyntheticSet().append(server(), spoilt)
+        SyntheticDataset().append(server(), spoilt)
 
 
 def test_every_class_and_client_has_its_turn() -> None:
-    wanted = Wanted(torch.tensor([0] * 6 + [1] * 3), torch.tensor([0] * 4 + [1] * 5), torch.zeros(9).long())
+    wanted = SampleRequest(torch.tensor([0] * 6 + [1] * 3), torch.tensor([0] * 4 + [1] * 5), torch.zeros(9).long())
     for n in range(10):
-        rows = in_turn(wanted, n, stream(n))
+        rows = choose_in_turn(wanted, n, stream(n))
         pairs = list(zip(wanted.labels[rows].tolist(), wanted.clients[rows].tolist(), strict=True))
         turns = [(0, 0), (0, 1), (1, 1)]
         assert pairs == [*turns, *turns, (0, 0), (1, 1), (0, 0)][:n]
         assert len(set(rows.tolist())) == n
-    assert in_turn(wanted, 3, stream(0)).tolist() != in_turn(wanted, 3, stream(1)).tolist()
+    assert choose_in_turn(wanted, 3, stream(0)).tolist() != choose_in_turn(wanted, 3, stream(1)).tolist()
 
 
 @dataclass(frozen=True)
 class State:
-    synthetic: SyntheticSet = field(default_factory=SyntheticSet)
+    synthetic: SyntheticDataset = field(default_factory=SyntheticDataset)
 
 
-def wanted_images(state: State) -> Wanted:
+def wanted_images(state: State) -> SampleRequest:
     i = torch.arange(10)
-    return Wanted(i % 3, i % 4, i)
+    return SampleRequest(i % 3, i % 4, i)
 
 
-def noise(at: Server, state: State, wanted: Wanted, rngs: Sequence[torch.Generator]) -> Tensor:
+def noise(at: Server, state: State, wanted: SampleRequest, rngs: Sequence[torch.Generator]) -> Tensor:
     assert len(rngs) == len(wanted)
     return torch.stack([torch.rand(at.task.shape, generator=rng) * 2 - 1 for rng in rngs])
 
@@ -163,12 +174,12 @@ def test_a_phase_that_comes_again_makes_what_is_missing() -> None:
     state = run(phase, State(), at)
     assert callable(phase.rounds)
     assert phase.rounds(state) == 0
-    more = synthesis("draw", lambda s: Wanted(*(torch.zeros(13).long() for _ in range(3))), noise, 2)
+    more = synthesis("draw", lambda s: SampleRequest(*(torch.zeros(13).long() for _ in range(3))), noise, 2)
     assert [shard.count for shard in run(more, state, at).synthetic.shards] == [4, 4, 2, 2, 1]
 
 
 def test_images_that_are_not_finite_are_named() -> None:
-    def spoilt(at: Server, state: State, wanted: Wanted, rngs: Sequence[torch.Generator]) -> Tensor:
+    def spoilt(at: Server, state: State, wanted: SampleRequest, rngs: Sequence[torch.Generator]) -> Tensor:
         images = noise(at, state, wanted, rngs)
         images[wanted.conditions == 7, 0, 0, 0] = float("nan")
         return images
@@ -181,7 +192,7 @@ def test_a_shard_is_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.Monk
     """Files that are mapped are counted, without a collector that would hide a cycle."""
     task = Task("image", (1, 100, 100), ("a", "b", "c"))
     at = server(tmp_path, "draw", 0, task=task)
-    kept = SyntheticSet()
+    kept = SyntheticDataset()
     for i in range(20):
         kept = kept.append(at, made(5 * i, 5, task.shape))
     most = 0
@@ -201,7 +212,7 @@ def test_a_shard_is_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.Monk
     gc.disable()
     try:
         assert sum(len(chunk) for chunk in kept.chunks(at)) == 100
-        kept.wanted(at)
+        kept.requested(at)
         kept.read(at, torch.tensor([0, 50, 99]))
         assert sum(len(batch) for batch in kept.batches(at, 7, stream(0))) == 100
         assert mapped() == 0
@@ -211,5 +222,5 @@ def test_a_shard_is_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_who_keeps_a_set_is_seen_from_the_state() -> None:
-    assert keeps_set(Draws())
-    assert not keeps_set(Noise())
+    assert keeps_synthetic_dataset(Draws())
+    assert not keeps_synthetic_dataset(Noise())

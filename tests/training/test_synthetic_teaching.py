@@ -15,9 +15,9 @@ from genfed.core.store import MemoryStore
 from genfed.core.task import Data, Task
 from genfed.training.classifier import Training, train
 from genfed.training.fit import cross_entropy
-from genfed.training.pixels import scaled
-from genfed.training.synthetic_dataset import Made, SyntheticSet, Wanted
-from genfed.training.synthetic_teaching import aggregate, agreed, lesson, targets_of
+from genfed.training.pixels import normalize_pixels
+from genfed.training.synthetic_dataset import SampleRequest, SyntheticBatch, SyntheticDataset
+from genfed.training.synthetic_teaching import consensus_rows, soft_targets, teaching_set, train_student
 
 TASK = Task("image", (1, 1, 2), ("a", "b"))
 
@@ -49,11 +49,11 @@ def server() -> Server:
     return Server(TASK, (), 0, stream(0), 0, torch.device("cpu"), "float32", made)
 
 
-def images(*pairs: tuple[int, int]) -> Made:
+def images(*pairs: tuple[int, int]) -> SyntheticBatch:
     """Of these (label, client)."""
     labels, clients = torch.tensor(pairs).T
     pixels = torch.arange(2 * len(pairs), dtype=torch.uint8).reshape(-1, 1, 1, 2)
-    return Made(pixels, Wanted(labels.clone(), clients.clone(), labels * 0), labels * 0)
+    return SyntheticBatch(pixels, SampleRequest(labels.clone(), clients.clone(), labels * 0), labels * 0)
 
 
 TEACHERS = {0: Fixed(3, 1), 7: Fixed(1, 1)}  # probabilities (3/4, 1/4) and (1/2, 1/2)
@@ -62,8 +62,8 @@ MADE = images((0, 0), (1, 7), (1, 0))
 
 def losses(how: Any) -> list[float]:
     """Of a student with probabilities (1/5, 4/5)."""
-    targets = targets_of(MADE, server(), TEACHERS, how)
-    loss = cross_entropy(Fixed(1, 4))(scaled(MADE.images), targets, stream(0))
+    targets = soft_targets(MADE, server(), TEACHERS, how)
+    loss = cross_entropy(Fixed(1, 4))(normalize_pixels(MADE.images), targets, stream(0))
     return [float(value) for value in loss.detach()]
 
 
@@ -79,16 +79,16 @@ def test_losses_by_hand() -> None:
 def test_one_teacher_is_both_all_and_its_own() -> None:
     made = images((0, 0), (1, 0))
     one = {0: Fixed(3, 1)}
-    assert torch.equal(*(targets_of(made, server(), one, how) for how in ("multi_teacher", "specific_teacher")))
+    assert torch.equal(*(soft_targets(made, server(), one, how) for how in ("multi_teacher", "specific_teacher")))
 
 
 def test_fine_tuning_is_training_on_labels() -> None:
     networks = [nn.Sequential(nn.Flatten(), nn.Linear(2, 2)) for _ in range(2)]
     networks[1].load_state_dict(networks[0].state_dict())
     one, other = server(), server()
-    kept = SyntheticSet().append(one, images((0, 0), (1, 7))).append(one, images((1, -1)))
+    kept = SyntheticDataset().append(one, images((0, 0), (1, 7))).append(one, images((1, -1)))
     training = Training(epochs=3, batch_size=2)
-    loss = aggregate(networks[0], one, kept, {}, "fine_tuning", training)
+    loss = train_student(networks[0], one, kept, {}, "fine_tuning", training)
     whole = kept.read(one)
     assert loss == train(networks[1], other, training, data=Data(whole.images, whole.wanted.labels)) > 0
     assert all(torch.equal(a, b) for a, b in zip(networks[0].parameters(), networks[1].parameters(), strict=True))
@@ -96,7 +96,7 @@ def test_fine_tuning_is_training_on_labels() -> None:
 
 def test_a_lesson_is_the_whole_set_and_reads_each_shard_once(monkeypatch: pytest.MonkeyPatch) -> None:
     at = server()
-    kept = SyntheticSet().append(at, images((0, 0), (1, 7))).append(at, images((1, 0)))
+    kept = SyntheticDataset().append(at, images((0, 0), (1, 7))).append(at, images((1, 0)))
     whole, read, reads = kept.read(at), MemoryStore.read, []
 
     def counted(self: MemoryStore, kind: Any, shard: Any) -> Any:
@@ -104,19 +104,19 @@ def test_a_lesson_is_the_whole_set_and_reads_each_shard_once(monkeypatch: pytest
         return read(self, kind, shard)
 
     monkeypatch.setattr(MemoryStore, "read", counted)
-    taught = lesson(at, kept, TEACHERS, "specific_teacher")
+    taught = teaching_set(at, kept, TEACHERS, "specific_teacher")
     assert reads == list(kept.shards)
     assert torch.equal(taught.x, whole.images)
-    assert torch.equal(taught.y, targets_of(whole, at, TEACHERS, "specific_teacher"))
+    assert torch.equal(taught.y, soft_targets(whole, at, TEACHERS, "specific_teacher"))
 
 
 def test_a_student_comes_to_what_its_targets_are_and_teachers_stay() -> None:
     """With labels (1, 0) and a teacher's (3/4, 1/4) the loss is least at (7/8, 1/8)."""
     at = server()
-    kept = SyntheticSet().append(at, images(*[(0, 0)] * 8))
+    kept = SyntheticDataset().append(at, images(*[(0, 0)] * 8))
     student, teacher = Fixed(1, 1), Fixed(3, 1)
     before = teacher.logits.detach().clone()
-    aggregate(student, at, kept, {0: teacher}, "specific_teacher", Training(epochs=300, batch_size=8))
+    train_student(student, at, kept, {0: teacher}, "specific_teacher", Training(epochs=300, batch_size=8))
     assert student.logits.softmax(0).tolist() == pytest.approx([7 / 8, 1 / 8], abs=1e-3)
     assert torch.equal(teacher.logits, before)
 
@@ -124,17 +124,17 @@ def test_a_student_comes_to_what_its_targets_are_and_teachers_stay() -> None:
 def test_an_empty_set_teaches_nothing() -> None:
     student = Fixed(1, 2)
     before = student.logits.detach().clone()
-    assert aggregate(student, server(), SyntheticSet(), {}, "fine_tuning", Training()) == 0
+    assert train_student(student, server(), SyntheticDataset(), {}, "fine_tuning", Training()) == 0
     assert torch.equal(student.logits, before)
 
 
 def test_teachers_that_are_not_there_are_named() -> None:
     with pytest.raises(GenfedError, match="multi_teacher: there is no classifier to learn from"):
-        targets_of(MADE, server(), {}, "multi_teacher")
+        soft_targets(MADE, server(), {}, "multi_teacher")
     with pytest.raises(GenfedError, match="specific_teacher: images stand for client 7, whose classifier is not there"):
-        targets_of(MADE, server(), {0: TEACHERS[0]}, "specific_teacher")
+        soft_targets(MADE, server(), {0: TEACHERS[0]}, "specific_teacher")
     with pytest.raises(GenfedError, match="images stand for client -1"):
-        targets_of(images((0, -1)), server(), TEACHERS, "specific_teacher")
+        soft_targets(images((0, -1)), server(), TEACHERS, "specific_teacher")
 
 
 def test_the_images_that_others_agree_on_are_kept() -> None:
@@ -146,10 +146,10 @@ def test_the_images_that_others_agree_on_are_kept() -> None:
     labels = torch.tensor([0, 0, 0, 0, 0, 0, 1])
     clients = torch.tensor([1, 1, 1, 1, 0, 0, 0])
     images = values.to(torch.uint8).view(-1, 1, 1, 1).expand(-1, *TASK.shape)
-    made = Made(images, Wanted(labels, clients, labels), torch.zeros(7, dtype=torch.int64))
-    synthetic = SyntheticSet().append(own, made[:3]).append(own, made[3:])
+    made = SyntheticBatch(images, SampleRequest(labels, clients, labels), torch.zeros(7, dtype=torch.int64))
+    synthetic = SyntheticDataset().append(own, made[:3]).append(own, made[3:])
     # Client 1's: teachers 0 and 2 rise with v, so the two brightest. Client 0's of class 0: −3 outweighs 2, the darker.
     # Its only one of class 1 stays.
-    assert agreed(own, synthetic, teachers, 0.5).tolist() == [2, 3, 5, 6]
-    assert agreed(own, synthetic, teachers, 1.0).tolist() == list(range(7))
-    assert agreed(own, synthetic, {1: teachers[1]}, 0.5).tolist() == list(range(7))
+    assert consensus_rows(own, synthetic, teachers, 0.5).tolist() == [2, 3, 5, 6]
+    assert consensus_rows(own, synthetic, teachers, 1.0).tolist() == list(range(7))
+    assert consensus_rows(own, synthetic, {1: teachers[1]}, 0.5).tolist() == list(range(7))

@@ -10,9 +10,9 @@ from genfed.core.client import Client, Server
 from genfed.core.phase import Reduced, Reply
 from genfed.core.rng import seeded, stream
 from genfed.core.task import Data, Task
-from genfed.engines.client_storage import KeptOnDisk
-from genfed.methods.bases.averaging import Averaging, Classifiers
-from genfed.methods.bases.local_training import Alone
+from genfed.engines.client_storage import DiskStorage
+from genfed.methods.bases.averaging import Classifiers, FederatedAveraging
+from genfed.methods.bases.local_training import LocalTraining
 from genfed.methods.fedavg import FedAvg
 from genfed.methods.fedprox import FedProx
 from genfed.training.classifier import Training, train
@@ -40,7 +40,7 @@ def client(folder: Path, number: int = 0, architecture: str = "small", seed: int
         info=ClientInfo(number, architecture, 3),
         task=TASK,
         data=DATA,
-        kept=KeptOnDisk(folder / str(number), step, Alone().phases()[0].slots),
+        storage=DiskStorage(folder / str(number), step, LocalTraining().phases()[0].slots),
         rng=stream(seed, "train", step, number),
         seed=seed,
         device=CPU,
@@ -137,14 +137,14 @@ def test_initial_weights_are_common_to_methods_clients_and_server(tmp_path: Path
     for number in range(3):
         for name in ("small", "large"):
             assert same(initial_weights(client(tmp_path, number, name, step=number)), at_server[name])
-    assert same(weights_of(Alone().classifier(client(tmp_path), _nothing())), at_server["small"])
+    assert same(weights_of(LocalTraining().classifier(client(tmp_path), _nothing())), at_server["small"])
     for method in (FedAvg(), FedProx()):
         assert all(same(method.init(server()).classifiers[a], at_server[a]) for a in at_server)
     assert not same(initial_weights(client(tmp_path, seed=6)), at_server["small"])
 
 
 def _nothing() -> Any:
-    return Alone().init(server())
+    return LocalTraining().init(server())
 
 
 # Local training as methods do it.
@@ -205,12 +205,12 @@ def test_training_puts_the_network_in_training_mode(tmp_path: Path) -> None:
 
 
 def commit(worked: Client) -> None:
-    assert isinstance(worked.kept, KeptOnDisk)
-    worked.kept.commit()
+    assert isinstance(worked.storage, DiskStorage)
+    worked.storage.commit()
 
 
 def test_alone_goes_on_from_where_it_was_and_tells_nothing(tmp_path: Path) -> None:
-    method = Alone()
+    method = LocalTraining()
     before = client(tmp_path, step=0)
     first: Reply[Any] = method.train(before, _nothing())
     commit(before)
@@ -225,7 +225,7 @@ def test_alone_goes_on_from_where_it_was_and_tells_nothing(tmp_path: Path) -> No
 
 
 def test_averaging_weighs_by_examples_and_keeps_what_nobody_answered_for(tmp_path: Path) -> None:
-    method = Averaging()
+    method = FederatedAveraging()
     state = method.init(server())
     reply = method.train(client(tmp_path), method.send_classifier(server(), state, ClientInfo(0, "small", 3)))
     assert reply.weight == 3

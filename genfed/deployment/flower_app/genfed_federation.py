@@ -2,8 +2,8 @@
 
 from genfed.deployment.server import main
 from genfed.deployment.site import handle
-from genfed.engines.flower.client import client_app
-from genfed.engines.flower.engine import server_app
+from genfed.engines.flower.client import make_client_app
+from genfed.engines.flower.engine import make_server_app
 
-server = server_app(main)
-client = client_app(handle)
+server = make_server_app(main)
+client = make_client_app(handle)

@@ -18,8 +18,8 @@ from flwr.serverapp import Grid, ServerApp
 from genfed.core.aggregate import ClientInfo
 from genfed.core.errors import GenfedError
 from genfed.core.record import Packed
-from genfed.engines.flower.messages import ArrayCache, Head, Letter, from_content, to_content
-from genfed.engines.messages import Answer, Step
+from genfed.engines.flower.messages import ArrayCache, Envelope, MessageHeader, decode_message, encode_message
+from genfed.engines.messages import PackedReply, RoundId
 from genfed.engines.round import Failure
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ IN_FLIGHT = 2**30
 """Bytes of letters on their way at once, of which Flower holds about three times as many; a larger one goes alone."""
 
 
-class Post:
+class MessageLink:
     """Sends letters and gives their answers as they come."""
 
     def __init__(
@@ -53,8 +53,8 @@ class Post:
         return {node.node_id: node.name for node in _link(self._grid.get_nodes) if node.name}
 
     def send(
-        self, kind: str, letters: Iterable[tuple[Any, Letter]], group: str = "", timeout: float | None = None
-    ) -> Iterator[tuple[Any, tuple[Head, Packed] | Failure]]:
+        self, kind: str, letters: Iterable[tuple[Any, Envelope]], group: str = "", timeout: float | None = None
+    ) -> Iterator[tuple[Any, tuple[MessageHeader, Packed] | Failure]]:
         """`letters` are (whose, letter), drawn only as fast as they can be sent; gives (whose, answer) in any order.
         `kind` is "train" or "query"; `timeout` is that of these letters, None: the post's own.
         """
@@ -64,7 +64,7 @@ class Post:
         while ahead or flying:
             while ahead and self._room(flying, ahead[1]):
                 whose, letter = ahead
-                content = to_content(letter.head, letter.body, once)
+                content = encode_message(letter.head, letter.body, once)
                 message = Message(content, letter.to, kind, ttl=timeout + LATE, group_id=group)
                 pushed = [name for name in _link(self._grid.push_messages, [message]) if name]
                 if pushed:
@@ -85,7 +85,7 @@ class Post:
             if not heard and flying:
                 time.sleep(self._pause)
 
-    def _room(self, flying: Mapping[str, tuple[Any, int, float]], letter: Letter) -> bool:
+    def _room(self, flying: Mapping[str, tuple[Any, int, float]], letter: Envelope) -> bool:
         if not flying:
             return True
         if self._at_once is not None and len(flying) >= self._at_once:
@@ -117,12 +117,12 @@ LOST = {
 """Flower's own reports of a message that came to nothing for no fault of the letter, by code."""
 
 
-def _opened(reply: Message) -> tuple[Head, Packed] | Failure:
+def _opened(reply: Message) -> tuple[MessageHeader, Packed] | Failure:
     if reply.has_error():
         said = " ".join(str(reply.error.reason or "").split())
         return Failure(LOST.get(reply.error.code, f"its node failed (Flower's code {reply.error.code}): {said[:200]}"))
     try:
-        head, body = from_content(reply.content)
+        head, body = decode_message(reply.content)
     except GenfedError as error:
         return Failure(str(error))
     if "failed" in head:
@@ -133,11 +133,15 @@ def _opened(reply: Message) -> tuple[Head, Packed] | Failure:
 _Job = tuple[ClientInfo, Packed]
 
 
-class Flower:
+class FlowerEngine:
     """The engine: clients at nodes."""
 
     def __init__(
-        self, post: Post, node_of: Callable[[int], int | None], opening: Head | None = None, patience: float = 0.0
+        self,
+        post: MessageLink,
+        node_of: Callable[[int], int | None],
+        opening: MessageHeader | None = None,
+        patience: float = 0.0,
     ) -> None:
         """`node_of` says at which node a client is, None: at none that is connected; for such a one it waits `patience`
         seconds.
@@ -150,19 +154,19 @@ class Flower:
         self._opening = {"open": trial}
 
     def exchange(
-        self, step: Step, jobs: Iterable[tuple[ClientInfo, Packed]]
-    ) -> Iterator[tuple[ClientInfo, Answer | Failure]]:
+        self, step: RoundId, jobs: Iterable[tuple[ClientInfo, Packed]]
+    ) -> Iterator[tuple[ClientInfo, PackedReply | Failure]]:
         """See `Engine`. A client whose node or process was lost is asked once more."""
         asked_again: set[int] = set()
         waiting: list[_Job] = []
         absent: list[_Job] = []
 
-        def letters(some: Iterable[_Job]) -> Iterator[tuple[_Job, Letter]]:
+        def letters(some: Iterable[_Job]) -> Iterator[tuple[_Job, Envelope]]:
             for info, sent in some:
                 if (node := self._node_of(info.id)) is None:
                     absent.append((info, sent))
                 else:
-                    yield (info, sent), Letter(node, self._opening | {"step": asdict(step), "client": info.id}, sent)
+                    yield (info, sent), Envelope(node, self._opening | {"step": asdict(step), "client": info.id}, sent)
 
         some, since = jobs, time.monotonic()
         while True:
@@ -191,8 +195,8 @@ class Flower:
         return lines
 
 
-def _answer(outcome: tuple[Head, Packed] | Failure) -> Answer | Failure:
-    """An answer whose head is what it should be; its record is judged by `Ask`."""
+def _answer(outcome: tuple[MessageHeader, Packed] | Failure) -> PackedReply | Failure:
+    """An answer whose head is what it should be; its record is judged by `Round`."""
     if isinstance(outcome, Failure):
         return outcome
     head, body = outcome
@@ -201,7 +205,7 @@ def _answer(outcome: tuple[Head, Packed] | Failure) -> Answer | Failure:
     if not (_number(weight) and _number(seconds) and numbers):
         return Failure("its answer lacks a weight, metrics or seconds that are numbers")
     given: dict[str, float] = {str(name): float(value) for name, value in head["metrics"].items()}
-    return Answer(body, float(head["weight"]), given, float(head["seconds"]))
+    return PackedReply(body, float(head["weight"]), given, float(head["seconds"]))
 
 
 def _number(value: Any) -> bool:
@@ -211,7 +215,7 @@ def _number(value: Any) -> bool:
 
 
 # A federation of sites.
-def server_app(main: Callable[[Grid, Mapping[str, Any]], None]) -> ServerApp:
+def make_server_app(main: Callable[[Grid, Mapping[str, Any]], None]) -> ServerApp:
     """What the link runs: `main(grid, run settings)`."""
     app = ServerApp()
 

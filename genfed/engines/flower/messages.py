@@ -11,13 +11,15 @@ from torch import Tensor
 from genfed.core.errors import GenfedError
 from genfed.core.record import Packed, from_bytes, to_bytes
 
-Head = dict[str, Any]
+MessageHeader = dict[str, Any]
 """What a letter says, as JSON has it."""
 EMPTY = Packed({}, "{}")
 
 
 # Letters.
-def to_content(head: Head, body: Packed, arrays: Callable[[str, Packed], Array] | None = None) -> RecordDict:
+def encode_message(
+    head: MessageHeader, body: Packed, arrays: Callable[[str, Packed], Array] | None = None
+) -> RecordDict:
     """A letter as Flower carries it. `arrays` makes the array of one field; None: afresh."""
     fields: dict[str, Packed] = {}
     for path, tensor in body.tensors.items():
@@ -29,8 +31,8 @@ def to_content(head: Head, body: Packed, arrays: Callable[[str, Packed], Array] 
     return RecordDict({"letter": text, "tensors": record})
 
 
-def from_content(content: RecordDict) -> tuple[Head, Packed]:
-    """Reads `to_content`.
+def decode_message(content: RecordDict) -> tuple[MessageHeader, Packed]:
+    """Reads `encode_message`.
 
     Raises:
         GenfedError: it is no letter.
@@ -69,10 +71,10 @@ class ArrayCache:
 
 # The server's side.
 @dataclass(frozen=True)
-class Letter:
+class Envelope:
     """One to a node."""
 
     to: int
     """The node."""
-    head: Head
+    head: MessageHeader
     body: Packed = EMPTY

@@ -14,34 +14,36 @@ from flwr.serverapp import Grid, ServerApp
 
 from genfed.core.errors import GenfedError
 from genfed.core.record import Packed
-from genfed.engines.client_runner import Site
+from genfed.engines.client_runner import ClientRunner
 from genfed.engines.flower import EXTRA
-from genfed.engines.flower.client import client_app, worked
-from genfed.engines.flower.engine import Flower, Post
-from genfed.engines.flower.messages import Head
+from genfed.engines.flower.client import handle_work, make_client_app
+from genfed.engines.flower.engine import FlowerEngine, MessageLink
+from genfed.engines.flower.messages import MessageHeader
 
 
 # Simulation.
 class _Opens(Hashable, Protocol):
-    def __call__(self, text: str, /) -> Site: ...
+    def __call__(self, text: str, /) -> ClientRunner: ...
 
 
 @functools.lru_cache(maxsize=1)
-def _site(site_of: _Opens, threads: int, text: str) -> Site:
+def _site(site_of: _Opens, threads: int, text: str) -> ClientRunner:
     import torch
 
     torch.set_num_threads(threads)
     return site_of(text)
 
 
-def _simulated(site_of: _Opens, threads: int, head: Head, body: Packed, node: Mapping[str, Any]) -> tuple[Head, Packed]:
-    return worked(_site(site_of, threads, head["open"]), head, body)
+def _simulated(
+    site_of: _Opens, threads: int, head: MessageHeader, body: Packed, node: Mapping[str, Any]
+) -> tuple[MessageHeader, Packed]:
+    return handle_work(_site(site_of, threads, head["open"]), head, body)
 
 
 @contextlib.contextmanager
-def simulation(
+def open_simulation(
     clients: int, workers: int, threads: int, site_of: _Opens, timeout: float | None = None
-) -> Iterator[Flower]:
+) -> Iterator[FlowerEngine]:
     """An engine whose nodes Ray simulates in `workers` processes of `threads` threads on this machine.
 
     Raises:
@@ -69,7 +71,7 @@ def simulation(
         try:
             run_simulation(
                 server,
-                client_app(functools.partial(_simulated, site_of, threads)),
+                make_client_app(functools.partial(_simulated, site_of, threads)),
                 num_supernodes=clients,
                 backend_config={"client_resources": resources, "init_args": quiet},
             )
@@ -84,9 +86,9 @@ def simulation(
     try:
         if isinstance(grid, BaseException):
             raise GenfedError(f"Flower's simulation did not start: {grid}")
-        post = Post(_Watched(grid, lent), timeout, at_once=4 * workers, pause=0.02)
+        post = MessageLink(_Watched(grid, lent), timeout, at_once=4 * workers, pause=0.02)
         nodes = _when_there(post, clients)
-        yield Flower(post, lambda client: nodes[client % len(nodes)])
+        yield FlowerEngine(post, lambda client: nodes[client % len(nodes)])
     finally:
         done.set()
         thread.join(60)
@@ -107,7 +109,7 @@ class _Watched:
         return replies
 
 
-def _when_there(post: Post, count: int, patience: float = 60.0) -> list[int]:
+def _when_there(post: MessageLink, count: int, patience: float = 60.0) -> list[int]:
     begun = time.monotonic()
     while len(nodes := post.nodes()) < count:
         if time.monotonic() - begun > patience:

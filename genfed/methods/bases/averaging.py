@@ -11,7 +11,7 @@ from genfed.core.aggregate import ClientInfo, Mean
 from genfed.core.client import Client, Server
 from genfed.core.method import Method
 from genfed.core.phase import Phase, Reduced, Reply
-from genfed.core.privacy import Use
+from genfed.core.privacy import DeclaredTraining
 from genfed.core.settings import settings
 from genfed.core.task import Weights
 from genfed.training.classifier import Training, train
@@ -26,7 +26,7 @@ class Classifiers:
 
 
 @settings
-class Averaging(Method[Classifiers]):
+class FederatedAveraging(Method[Classifiers]):
     """T rounds of local training and of averaging, weighted by examples."""
 
     state = Classifiers
@@ -47,8 +47,8 @@ class Averaging(Method[Classifiers]):
         mean = {"classifier": Mean(by="architecture")}
         return [Phase("train", self.keep, self.send_classifier, self.train, aggregate=mean, rounds=self.rounds)]
 
-    def uses(self) -> Mapping[str, Sequence[Use]] | None:
-        return {"train": [self.training.use()]}
+    def private_trainings(self) -> Mapping[str, Sequence[DeclaredTraining]] | None:
+        return {"train": [self.training.declare()]}
 
     def send_classifier(self, server: Server, state: Classifiers, info: ClientInfo) -> Model:
         return Model(state.classifiers[info.architecture])

@@ -11,15 +11,15 @@ from torch import Tensor
 from genfed.core.aggregate import ClientInfo, Collect
 from genfed.core.client import Client, Server
 from genfed.core.errors import GenfedError
-from genfed.core.phase import Nothing, Phase, Reduced, Reply
+from genfed.core.phase import Empty, Phase, Reduced, Reply
 from genfed.core.settings import settings
 from genfed.foundation.model import FoundationModel
-from genfed.methods.bases.server_synthesis import Asked, OneShot, State
+from genfed.methods.bases.server_synthesis import ConditionSet, ServerSynthesis, ServerSynthesisState
 from genfed.training.upload_checks import check_labels
 
 
 @dataclass(frozen=True)
-class Told:
+class ConditionUpload:
     """All that a client sends: no text, no name of a file."""
 
     conditions: Tensor
@@ -29,29 +29,29 @@ class Told:
 
 
 @settings
-class ByConditions(OneShot):
+class ConditionUploadMethod(ServerSynthesis):
     """Clients tell what they have as conditions, and images are made of all of these."""
 
     bare = "conditions made of its examples"
 
     @abstractmethod
-    def tell(self, client: Client, sent: Nothing) -> Reply[Told]:
+    def upload_conditions(self, client: Client, sent: Empty) -> Reply[ConditionUpload]:
         """What a client uploads."""
 
-    def uploads(self) -> list[Phase[State]]:
+    def upload_phases(self) -> list[Phase[ServerSynthesisState]]:
         return [
             Phase(
                 "tell",
                 self.collect,
-                lambda server, state, info: Nothing(),
-                self.tell,
+                lambda server, state, info: Empty(),
+                self.upload_conditions,
                 aggregate={"conditions": Collect(), "labels": Collect()},
                 changes_classifier=False,
                 check=self.check,
             )
         ]
 
-    def check(self, server: Server, info: ClientInfo, told: Told) -> None:
+    def check(self, server: Server, info: ClientInfo, told: ConditionUpload) -> None:
         """Refuses what no images can be made of.
 
         Raises:
@@ -70,12 +70,12 @@ class ByConditions(OneShot):
         if model.kind == "class" and not bool(((conditions >= 0) & (conditions <= int(none))).all()):
             raise GenfedError(f"conditions are classes that {model.name} does not know: it has {int(none)}")
 
-    def collect(self, server: Server, state: State, reduced: Reduced) -> State:
+    def collect(self, server: Server, state: ServerSynthesisState, reduced: Reduced) -> ServerSynthesisState:
         """All that clients told, one after another: their proportions stay."""
         told: dict[int, Tensor] = reduced["conditions"]
         labels: dict[int, Tensor] = reduced["labels"]
         clients = sorted(told)
-        asked = Asked(
+        asked = ConditionSet(
             torch.cat([told[client] for client in clients]),
             torch.cat([labels[client] for client in clients]),
             torch.cat([torch.full_like(labels[client], client) for client in clients]),

@@ -15,31 +15,31 @@ from torch import Tensor, nn
 from genfed.core.aggregate import ClientInfo, Collect
 from genfed.core.client import Client, Server
 from genfed.core.method import Method
-from genfed.core.phase import Nothing, Phase, Reduced, Reply
-from genfed.core.privacy import Use
+from genfed.core.phase import Empty, Phase, Reduced, Reply
+from genfed.core.privacy import DeclaredTraining
 from genfed.core.settings import settings
 from genfed.core.task import Data, Weights
 from genfed.generators.noise_to_image import NoiseToImage
 from genfed.training.classifier import Training, train
 from genfed.training.distillation import divergence
-from genfed.training.ensemble import Ensemble
-from genfed.training.fit import Player, fit, step
-from genfed.training.optimizer_state import Moments, moments_of, restore
-from genfed.training.pixels import scaled, unscaled
+from genfed.training.ensemble import ClassifierEnsemble
+from genfed.training.fit import Objective, fit, train_step
+from genfed.training.optimizer_state import OptimizerState, load_optimizer_state, optimizer_state
+from genfed.training.pixels import denormalize_pixels, normalize_pixels
 from genfed.training.upload_checks import check_classifier
 from genfed.training.weights import Model, initial_weights, load_weights, weights_of
 
 
 @dataclass(frozen=True)
-class Learner:
+class StudentTraining:
     """Weights that are trained from round to round, and what their optimiser remembers."""
 
     weights: Weights
-    moments: Moments
+    moments: OptimizerState
 
 
 @dataclass(frozen=True)
-class Pool:
+class ReplayPool:
     """The newest images, the oldest first."""
 
     images: Tensor
@@ -49,14 +49,14 @@ class Pool:
     logits: Tensor
     """The ensemble's of each when it was made, [m, classes]."""
 
-    def joined(self, newer: "Pool", most: int) -> "Pool":
+    def joined(self, newer: "ReplayPool", most: int) -> "ReplayPool":
         """With newer ones after these, the newest `most` of all."""
         pairs = ((self.images, newer.images), (self.labels, newer.labels), (self.logits, newer.logits))
-        return Pool(*(torch.cat(pair)[-most:] for pair in pairs))
+        return ReplayPool(*(torch.cat(pair)[-most:] for pair in pairs))
 
 
 @dataclass(frozen=True)
-class State:
+class DataFreeState:
     """The clients' models (all of them, in memory and in every checkpoint), what each counts for, the generator, the
     students by architecture, and the newest images.
     """
@@ -64,23 +64,23 @@ class State:
     models: dict[int, Weights]
     shares: Tensor
     """[models], in the order of the clients' ids; the ensemble is the mean of logits times these."""
-    generator: Learner
-    students: dict[str, Learner]
-    pool: Pool
+    generator: StudentTraining
+    students: dict[str, StudentTraining]
+    pool: ReplayPool
 
 
 @dataclass(frozen=True)
-class Lesson:
+class ReplayBatch:
     """What students learn in an epoch."""
 
     images: Tensor
-    """[m, C, H, W]: uint8, or floats on the scale of `learn.fit.scaled`."""
+    """[m, C, H, W]: uint8, or floats on the scale of `normalize_pixels`."""
     logits: Tensor
     """The teacher's of each, [m, classes]."""
 
 
 @dataclass(frozen=True)
-class Student:
+class DistilledStudent:
     """A global model on its way."""
 
     architecture: str
@@ -88,10 +88,10 @@ class Student:
 
 
 @settings
-class DataFree(Method[State]):
+class DataFreeDistillation(Method[DataFreeState]):
     """One upload of every client's model, then data-free distillation on the server; images alone."""
 
-    state = State
+    state = DataFreeState
     needs_architectures = True
 
     rounds: Annotated[int, Field(ge=0)] = 200
@@ -128,77 +128,79 @@ class DataFree(Method[State]):
         scalar, of each student's logits, and of the classes y [n] that images were to be.
         """
 
-    def lesson(self, server: Server, ensemble: Ensemble, shares: Tensor, pool: Pool) -> tuple[Lesson, Tensor]:
+    def replay_batch(
+        self, server: Server, ensemble: ClassifierEnsemble, shares: Tensor, pool: ReplayPool
+    ) -> tuple[ReplayBatch, Tensor]:
         """What students learn from the images; and what models, by `shares` until now, count for from now on."""
-        return Lesson(pool.images, pool.logits), shares
+        return ReplayBatch(pool.images, pool.logits), shares
 
-    def init(self, server: Server) -> State:
+    def init(self, server: Server) -> DataFreeState:
         network = NoiseToImage(server.task, self.latent, self.width, server.common("generator"))
         names = server.architectures if self.student is None else (self.student,)
         new = {name: server.new_network(name, server.common("classifier", name)) for name in names}
         images = torch.empty(0, *server.task.shape, dtype=torch.uint8)
-        return State(
+        return DataFreeState(
             {},
             torch.empty(0),
-            Learner(weights_of(network), Moments({})),
-            {name: Learner(weights_of(student), Moments({})) for name, student in new.items()},
-            Pool(images, torch.empty(0, dtype=torch.int64), torch.empty(0, len(server.task.classes))),
+            StudentTraining(weights_of(network), OptimizerState({})),
+            {name: StudentTraining(weights_of(student), OptimizerState({})) for name, student in new.items()},
+            ReplayPool(images, torch.empty(0, dtype=torch.int64), torch.empty(0, len(server.task.classes))),
         )
 
-    def phases(self) -> list[Phase[State]]:
+    def phases(self) -> list[Phase[DataFreeState]]:
         return [
             Phase(
                 "train",
                 self.collect,
-                lambda server, state, info: Nothing(),
+                lambda server, state, info: Empty(),
                 self.train,
                 aggregate={"classifier": Collect()},
                 changes_classifier=False,
                 check=lambda server, info, upload: check_classifier(server, info, upload.classifier),
             ),
-            Phase("distil", self.distil, rounds=self.rounds),
+            Phase("distil", self.distill, rounds=self.rounds),
         ]
 
-    def uses(self) -> dict[str, list[Use]]:
-        return {"train": [self.training.use()]}
+    def private_trainings(self) -> dict[str, list[DeclaredTraining]]:
+        return {"train": [self.training.declare()]}
 
-    def train(self, client: Client, sent: Nothing) -> Reply[Model]:
+    def train(self, client: Client, sent: Empty) -> Reply[Model]:
         """LocalUpdate, on a client, from its architecture's initial weights."""
         network = load_weights(client.new_network(client.rng), initial_weights(client))
         loss = train(network, client, self.training)
         return Reply(Model(weights_of(network)), weight=len(client.data), metrics={"loss": loss})
 
-    def collect(self, server: Server, state: State, reduced: Reduced) -> State:
+    def collect(self, server: Server, state: DataFreeState, reduced: Reduced) -> DataFreeState:
         """The only upload; all models count alike."""
         models = reduced["classifier"]
         return replace(state, models=models, shares=torch.ones(len(models)))
 
-    def distil(self, server: Server, state: State, reduced: Reduced) -> State:
+    def distill(self, server: Server, state: DataFreeState, reduced: Reduced) -> DataFreeState:
         """An epoch: images are made, then students learn."""
         kinds = {info.id: info.architecture for info in server.clients}
         models = [load_weights(server.new_network(kinds[i], server.rng), w) for i, w in state.models.items()]
-        ensemble = Ensemble(models, state.shares.to(server.device))
+        ensemble = ClassifierEnsemble(models, state.shares.to(server.device))
         students = {
             name: load_weights(server.new_network(name, server.rng), learner.weights)
             for name, learner in state.students.items()
         }
         generator, made = self.generate_images(server, state.generator, ensemble, list(students.values()))
         pool = state.pool.joined(made, self.remembered * self.batch_size)
-        lesson, shares = self.lesson(server, ensemble, state.shares, pool)
+        lesson, shares = self.replay_batch(server, ensemble, state.shares, pool)
         learners = {
             name: self.teach(server, student, state.students[name].moments, lesson)
             for name, student in students.items()
         }
-        return State(state.models, shares, generator, learners, pool)
+        return DataFreeState(state.models, shares, generator, learners, pool)
 
     def generate_images(
-        self, server: Server, learner: Learner, ensemble: Ensemble, students: Sequence[nn.Module]
-    ) -> tuple[Learner, Pool]:
+        self, server: Server, learner: StudentTraining, ensemble: ClassifierEnsemble, students: Sequence[nn.Module]
+    ) -> tuple[StudentTraining, ReplayPool]:
         """T_G steps on one batch of noise; the generator then, and its images."""
         new = NoiseToImage(server.task, self.latent, self.width, server.rng)
         network = load_weights(new.to(server.device), learner.weights)
         adam = torch.optim.Adam(network.parameters(), self.generator_learning_rate, (0.5, 0.999), fused=True)
-        restore(adam, learner.moments)
+        load_optimizer_state(adam, learner.moments)
         z = torch.randn(self.batch_size, self.latent, generator=server.rng).to(server.device)
         y = torch.randint(len(server.task.classes), (self.batch_size,), generator=server.rng).to(server.device)
         for student in students:
@@ -210,32 +212,36 @@ class DataFree(Method[State]):
             return self.objective(logits, gap, [student(x).float() for student in students], y)
 
         for _ in range(self.generator_steps):
-            step(Player(loss, adam), z, y, server.rng, server.precision)
+            train_step(Objective(loss, adam), z, y, server.rng, server.precision)
         with torch.no_grad():
-            images = unscaled(network(z))
-            logits, _ = ensemble(scaled(images))
-        return Learner(weights_of(network), moments_of(adam)), Pool(images.cpu(), y.cpu(), logits.cpu())
+            images = denormalize_pixels(network(z))
+            logits, _ = ensemble(normalize_pixels(images))
+        return StudentTraining(weights_of(network), optimizer_state(adam)), ReplayPool(
+            images.cpu(), y.cpu(), logits.cpu()
+        )
 
-    def teach(self, server: Server, student: nn.Module, moments: Moments, lesson: Lesson) -> Learner:
+    def teach(
+        self, server: Server, student: nn.Module, moments: OptimizerState, lesson: ReplayBatch
+    ) -> StudentTraining:
         """One epoch over the images of KL(ensemble ‖ student), the distillation loss."""
         student.train().requires_grad_(True)
         sgd = torch.optim.SGD(student.parameters(), self.learning_rate, self.momentum, fused=True)
-        restore(sgd, moments)
+        load_optimizer_state(sgd, moments)
         answers = lesson.logits.to(server.device)
 
         def loss(x: Tensor, rows: Tensor, rng: torch.Generator) -> Tensor:
             return divergence(student(x).float(), answers[rows], self.temperature)
 
         data = Data(lesson.images, torch.arange(len(lesson.images))).to(server.device)
-        player, size = Player(loss, sgd), self.batch_size
+        player, size = Objective(loss, sgd), self.batch_size
         fit([player], data, epochs=1, batch_size=size, rng=server.rng, precision=server.precision)
-        return Learner(weights_of(student), moments_of(sgd))
+        return StudentTraining(weights_of(student), optimizer_state(sgd))
 
-    def send_classifier(self, server: Server, state: State, info: ClientInfo) -> Student:
+    def send_classifier(self, server: Server, state: DataFreeState, info: ClientInfo) -> DistilledStudent:
         name = info.architecture if self.student is None else self.student
-        return Student(name, state.students[name].weights)
+        return DistilledStudent(name, state.students[name].weights)
 
-    def classifier(self, client: Client, sent: Student) -> nn.Module:
+    def classifier(self, client: Client, sent: DistilledStudent) -> nn.Module:
         return load_weights(client.new_network_of(sent.architecture, client.rng), sent.classifier)
 
 

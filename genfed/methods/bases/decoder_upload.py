@@ -16,7 +16,7 @@ from genfed.core.aggregate import ClientInfo, Collect
 from genfed.core.client import Client, Server
 from genfed.core.errors import GenfedError
 from genfed.core.method import Method
-from genfed.core.phase import Nothing, Phase, Reduced, Reply
+from genfed.core.phase import Empty, Phase, Reduced, Reply
 from genfed.core.settings import settings
 from genfed.core.task import Data, Weights
 from genfed.generators.cvae import CVAE, CVAENetwork
@@ -39,7 +39,7 @@ class Decoder:
 
 
 @settings
-class OneShot(Method[S]):
+class DecoderUpload(Method[S]):
     """One upload of a CVAE's decoder by every client; classifiers learn on the server from generated images alone."""
 
     generates = True
@@ -86,11 +86,11 @@ class OneShot(Method[S]):
             check=self.check,
         )
 
-    def train_decoder(self, client: Client, sent: Nothing) -> Reply[Decoder]:
+    def train_decoder(self, client: Client, sent: Empty) -> Reply[Decoder]:
         """LocalUpdate, on a client: a CVAE from the common initial weights, of which the encoder stays behind."""
         network = self.new_network(client, client.common("generator"))
         loss = fit(
-            network.players(),
+            network.objectives(),
             client.data,
             epochs=self.generator_epochs,
             batch_size=self.generator_batch_size,
@@ -98,7 +98,7 @@ class OneShot(Method[S]):
             precision=client.precision,
         )
         labels = torch.bincount(client.data.y, minlength=len(client.task.classes)).cpu()
-        return Reply(Decoder(decoder_of(network), labels), weight=len(client.data), metrics={"loss": loss})
+        return Reply(Decoder(build_decoder(network), labels), weight=len(client.data), metrics={"loss": loss})
 
     def check(self, server: Server, info: ClientInfo, upload: Decoder) -> None:
         """Refuses what no images can be made with.
@@ -106,7 +106,7 @@ class OneShot(Method[S]):
         Raises:
             GenfedError: a decoder of other parts or shapes, or counts that are not the client's.
         """
-        own = decoder_of(self.new_network(server, server.common("generator")))
+        own = build_decoder(self.new_network(server, server.common("generator")))
         for name in sorted(own.keys() | upload.decoder.keys()):
             if not (name in own and name in upload.decoder and _like(own[name], upload.decoder[name])):
                 raise GenfedError(f"its decoder is not that of the generator: {name!r} is not as there")
@@ -134,13 +134,13 @@ class OneShot(Method[S]):
         network.load_state_dict(network.state_dict() | (decoder or {}))
         return network.to(where.device)
 
-    def codes(self, count: int, rng: torch.Generator) -> Tensor:
+    def draw_codes(self, count: int, rng: torch.Generator) -> Tensor:
         """Codes z [count, latent] from the truncated normal distribution, on the CPU."""
         assert isinstance(self.generator, CVAE)
         z = torch.empty(count, self.generator.latent)
         return nn.init.trunc_normal_(z, a=-self.truncation, b=self.truncation, generator=rng)
 
-    def drawn(
+    def draw_examples(
         self, server: Server, decoders: Mapping[int, Weights], labels: Mapping[int, Tensor], count: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         """`count` images of all clients' decoders: x [count, C, H, W], y [count] and the codes z [count, latent], on
@@ -149,37 +149,37 @@ class OneShot(Method[S]):
         """
         rng = server.common("samples")
         parts = []
-        shares = in_proportion(count, [int(of.sum()) for of in labels.values()])
+        shares = labels_in_proportion(count, [int(of.sum()) for of in labels.values()])
         for (client, weights), share in zip(decoders.items(), shares, strict=True):
             if share:
                 y = torch.multinomial(labels[client].double(), share, replacement=True, generator=rng)
-                z, y = self.codes(share, rng).to(server.device), y.to(server.device)
-                parts.append((decoded(self.new_network(server, rng, weights), z, y), y, z))
+                z, y = self.draw_codes(share, rng).to(server.device), y.to(server.device)
+                parts.append((decode(self.new_network(server, rng, weights), z, y), y, z))
         x, y, z = (torch.cat(part) for part in zip(*parts, strict=True))
         return x, y, z
 
 
-def _nothing(server: Server, state: object, info: ClientInfo) -> Nothing:
-    return Nothing()
+def _nothing(server: Server, state: object, info: ClientInfo) -> Empty:
+    return Empty()
 
 
 def _like(a: Tensor, b: Tensor) -> bool:
     return (a.shape, a.dtype) == (b.shape, b.dtype)
 
 
-def decoder_of(network: CVAENetwork) -> Weights:
+def build_decoder(network: CVAENetwork) -> Weights:
     """The part of its state dict that decodes."""
     return {k: v for k, v in weights_of(network).items() if network.decodes(k)}
 
 
 @torch.no_grad()
-def decoded(network: CVAENetwork, z: Tensor, y: Tensor) -> Tensor:
+def decode(network: CVAENetwork, z: Tensor, y: Tensor) -> Tensor:
     """Images [n, C, H, W] in eval mode, of codes [n, latent] and labels [n]."""
     network.eval()
     return torch.cat([network.decode(*part) for part in zip(torch.split(z, CHUNK), torch.split(y, CHUNK), strict=True)])
 
 
-def in_proportion(total: int, sizes: Sequence[int]) -> list[int]:
+def labels_in_proportion(total: int, sizes: Sequence[int]) -> list[int]:
     """`total` shared out in proportion to `sizes`, each share less than one off; their sum is `total`."""
     bounds = [total * sum(sizes[:i]) // sum(sizes) for i in range(len(sizes) + 1)]
     return [after - before for before, after in itertools.pairwise(bounds)]

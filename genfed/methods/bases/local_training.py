@@ -8,8 +8,8 @@ from torch import nn
 from genfed.core.aggregate import ClientInfo
 from genfed.core.client import Client, Server, Slot
 from genfed.core.method import Method
-from genfed.core.phase import Nothing, Phase, Reduced, Reply
-from genfed.core.privacy import Use
+from genfed.core.phase import Empty, Phase, Reduced, Reply
+from genfed.core.privacy import DeclaredTraining
 from genfed.core.settings import settings
 from genfed.training.classifier import Training, train
 from genfed.training.weights import Model, initial_weights, load_weights, weights_of
@@ -19,45 +19,45 @@ MODEL = Slot("model", Model)
 
 
 @settings
-class Alone(Method[Nothing]):
+class LocalTraining(Method[Empty]):
     """Every client trains its own model on its own data; nothing is sent either way."""
 
-    state = Nothing
+    state = Empty
 
     rounds: Annotated[int, Field(ge=0)] = 50
     """Times that a client trains for `training.epochs`; it goes on from where it was."""
     training: Training = Field(default_factory=Training)
     """Local training in a round."""
 
-    def init(self, server: Server) -> Nothing:
-        return Nothing()
+    def init(self, server: Server) -> Empty:
+        return Empty()
 
-    def phases(self) -> list[Phase[Nothing]]:
+    def phases(self) -> list[Phase[Empty]]:
         return [Phase("train", self.keep, self.send_classifier, self.train, rounds=self.rounds, slots=(MODEL,))]
 
-    def uses(self) -> dict[str, list[Use]]:
-        return {"train": [self.training.use()]}
+    def private_trainings(self) -> dict[str, list[DeclaredTraining]]:
+        return {"train": [self.training.declare()]}
 
-    def send_classifier(self, server: Server, state: Nothing, info: ClientInfo) -> Nothing:
-        return Nothing()
+    def send_classifier(self, server: Server, state: Empty, info: ClientInfo) -> Empty:
+        return Empty()
 
-    def train(self, client: Client, sent: Nothing) -> Reply[Nothing]:
+    def train(self, client: Client, sent: Empty) -> Reply[Empty]:
         """One round; the model stays in the client's slot."""
         network = self.classifier(client, sent)
         loss = train(network, client, self.training)
-        client.kept.put(MODEL, Model(weights_of(network)))
-        return Reply(Nothing(), metrics={"loss": loss})
+        client.storage.put(MODEL, Model(weights_of(network)))
+        return Reply(Empty(), metrics={"loss": loss})
 
-    def keep(self, server: Server, state: Nothing, reduced: Reduced) -> Nothing:
+    def keep(self, server: Server, state: Empty, reduced: Reduced) -> Empty:
         """Nothing came, nothing changes."""
         return state
 
-    def classifier(self, client: Client, sent: Nothing) -> nn.Module:
-        return own_classifier(client)
+    def classifier(self, client: Client, sent: Empty) -> nn.Module:
+        return load_own_classifier(client)
 
 
-def own_classifier(client: Client) -> nn.Module:
+def load_own_classifier(client: Client) -> nn.Module:
     """The model that the client keeps in `MODEL`; before its first round, one with the initial weights."""
-    kept = client.kept.get(MODEL)
+    kept = client.storage.get(MODEL)
     network = client.new_network(client.rng)
     return load_weights(network, initial_weights(client) if kept is None else kept.classifier)

@@ -10,19 +10,19 @@ from torch import Tensor
 
 from genfed.core.client import Client, Server
 from genfed.core.errors import GenfedError
-from genfed.core.phase import Nothing, Reply
+from genfed.core.phase import Empty, Reply
 from genfed.core.settings import settings
-from genfed.foundation.captioning import Captioner, captioned, load_captioner
+from genfed.foundation.captioning import Captioner, embed_captions, load_captioner
 from genfed.foundation.model import FoundationModel
 from genfed.foundation.prompts import words_in
-from genfed.foundation.zero_shot_classifier import likeliest
-from genfed.methods.bases.condition_upload import ByConditions, Told
-from genfed.methods.bases.server_synthesis import State
-from genfed.training.pixels import scaled
+from genfed.foundation.zero_shot_classifier import classify_by_noise
+from genfed.methods.bases.condition_upload import ConditionUpload, ConditionUploadMethod
+from genfed.methods.bases.server_synthesis import ServerSynthesisState
+from genfed.training.pixels import normalize_pixels
 
 
 @settings
-class ByPrompts(ByConditions):
+class PromptUploadMethod(ConditionUploadMethod):
     """Prompts for what clients have, as embeddings, and images of them."""
 
     level: Literal["class", "instance"] = "class"
@@ -46,7 +46,7 @@ class ByPrompts(ByConditions):
     caption_tokens: Annotated[int, Field(ge=1)] = 20
     """Of the captioner, in a caption at most. Words at its end that the text encoder would not read are left out."""
 
-    def init(self, server: Server) -> State:
+    def init(self, server: Server) -> ServerSynthesisState:
         model = self.foundation.load(server.task, server.device, server.precision)
         if unknown := [name for name in self.aliases if name not in server.task.classes]:
             raise GenfedError(f"aliases: {unknown[0]!r} is no class; there are: {', '.join(server.task.classes)}")
@@ -109,7 +109,7 @@ class ByPrompts(ByConditions):
                 known += "; {caption} needs a captioner"
             raise GenfedError(f"templates: {template!r} cannot be filled in; there are: {known}") from None
 
-    def tell(self, client: Client, sent: Nothing) -> Reply[Told]:
+    def upload_conditions(self, client: Client, sent: Empty) -> Reply[ConditionUpload]:
         """The embeddings of the client's prompts."""
         model = self.foundation.load(client.task, client.device, client.precision)
         captions = self.captions(client)
@@ -119,25 +119,25 @@ class ByPrompts(ByConditions):
             rows = torch.nonzero(client.data.y == label).flatten()
             if captions:
                 own = [captions[row] for row in rows.tolist()]
-                asked = captioned(model, functools.partial(self.prompt, client.info.id, name), own)
+                asked = embed_captions(model, functools.partial(self.prompt, client.info.id, name), own)
             else:
                 asked = self.described(model, client, rows, self.texts(client.info.id, name))
             conditions.append(self.of_class(asked))
             labels += [label] * len(conditions[-1])
-        return Reply(Told(torch.cat(conditions), torch.tensor(labels)), weight=len(client.data))
+        return Reply(ConditionUpload(torch.cat(conditions), torch.tensor(labels)), weight=len(client.data))
 
     def captions(self, client: Client) -> list[str]:
         """One for each of the client's examples; none where its template has no place for them."""
         if self.captioner is None or "{caption}" not in self.template(client.info.id):
             return []
-        return self.opened(client)(scaled(client.data.x), precision=client.precision)
+        return self.opened(client)(normalize_pixels(client.data.x), precision=client.precision)
 
     def described(self, model: FoundationModel, client: Client, rows: Tensor, texts: list[str]) -> Tensor:
         """The condition of a class's text, or of the one that fits best for each of the client's examples."""
         asked = model.condition(texts).cpu()
         if self.level == "class":
             return asked
-        return asked[likeliest(model, client.data.x[rows], texts, probes=self.probes, rng=client.rng)]
+        return asked[classify_by_noise(model, client.data.x[rows], texts, probes=self.probes, rng=client.rng)]
 
     def of_class(self, conditions: Tensor) -> Tensor:
         """What is uploaded of the conditions of one class."""

@@ -18,13 +18,13 @@ from genfed.core.method import Method
 from genfed.core.rng import seeded
 from genfed.core.settings import settings
 from genfed.training.classifier import Training
-from genfed.training.evaluation import predicted
-from genfed.training.fit import Loss, Player, fit
+from genfed.training.evaluation import predict
+from genfed.training.fit import Loss, Objective, fit
 
 S = TypeVar("S")
 
 
-class Headed(nn.Module):
+class RepresentationNetwork(nn.Module):
     """[n, *shape] → logits [n, classes], as header(extractor(x)); the extractor gives representations [n, dimension],
     none below 0.
     """
@@ -39,7 +39,7 @@ class Headed(nn.Module):
 
 
 @dataclass(frozen=True)
-class ClassSums:
+class ClassStatistics:
     """What a client's representations come to per class; a class that it lacks has 0 in both."""
 
     sums: Tensor
@@ -53,7 +53,7 @@ class ClassSums:
 
 
 @settings
-class ByRepresentation(Method[S]):
+class RepresentationMethod(Method[S]):
     """What methods share whose clients agree on the size of a representation, and on nothing else of their networks."""
 
     needs_architectures = True  # the server looks for the last layer of each
@@ -65,7 +65,7 @@ class ByRepresentation(Method[S]):
     dimension: Annotated[int, Field(ge=1)] = 64
     """Numbers in a representation: the width of the layer that takes the place of each network's last one."""
 
-    def network(self, where: Client | Server, architecture: str) -> Headed:
+    def network(self, where: Client | Server, architecture: str) -> RepresentationNetwork:
         """The architecture with its initial weights, the same on the server and on every client; on `where`'s device.
 
         Raises:
@@ -89,9 +89,9 @@ class ByRepresentation(Method[S]):
         extractor = layer if last is network else network
         with seeded(where.common("header")):
             header = nn.Linear(self.dimension, len(where.task.classes))
-        return Headed(extractor, header).to(where.device)
+        return RepresentationNetwork(extractor, header).to(where.device)
 
-    def networks(self, server: Server) -> dict[str, Headed]:
+    def networks(self, server: Server) -> dict[str, RepresentationNetwork]:
         """The initial network of every architecture present.
 
         Raises:
@@ -99,10 +99,10 @@ class ByRepresentation(Method[S]):
         """
         return {architecture: self.network(server, architecture) for architecture in server.architectures}
 
-    def fitted(self, network: Headed, client: Client, loss: Loss) -> float:
+    def train_representation(self, network: RepresentationNetwork, client: Client, loss: Loss) -> float:
         """Trains in place by `loss` on the client's examples; returns its mean in the last epoch."""
         return fit(
-            [Player(loss, self.training.new_optimiser(network.train()))],
+            [Objective(loss, self.training.new_optimizer(network.train()))],
             client.data,
             epochs=self.training.epochs,
             batch_size=self.training.batch_size,
@@ -111,12 +111,12 @@ class ByRepresentation(Method[S]):
         )
 
 
-def class_sums(network: Headed, client: Client) -> ClassSums:
+def sum_by_class(network: RepresentationNetwork, client: Client) -> ClassStatistics:
     """The representations of all the client's examples, in eval mode, added up by class; on the CPU."""
     y, classes = client.data.y.cpu(), len(client.task.classes)
-    z = predicted(network.extractor, client.data.x, client.precision).cpu()
+    z = predict(network.extractor, client.data.x, client.precision).cpu()
     sums = F.one_hot(y, classes).double().T @ z.double()
-    return ClassSums(sums.float(), torch.bincount(y, minlength=classes))
+    return ClassStatistics(sums.float(), torch.bincount(y, minlength=classes))
 
 
 def _last(network: nn.Module, x: Tensor) -> nn.Linear | None:

@@ -17,15 +17,15 @@ from genfed.core.aggregate import ClientInfo, Mean
 from genfed.core.client import Client, Server, Slot
 from genfed.core.errors import GenfedError
 from genfed.core.method import Method
-from genfed.core.phase import Nothing, Phase, Reduced, Reply
+from genfed.core.phase import Empty, Phase, Reduced, Reply
 from genfed.core.settings import settings
 from genfed.core.task import Data, Weights
-from genfed.foundation.images import fitted
+from genfed.foundation.images import resize_to
 from genfed.foundation.settings import Foundation
-from genfed.methods.bases.local_training import MODEL, own_classifier
+from genfed.methods.bases.local_training import MODEL, load_own_classifier
 from genfed.training.classifier import Training, train
-from genfed.training.synthetic_dataset import SyntheticSet, Wanted, synthesis
-from genfed.training.synthetic_teaching import Aggregation, lesson
+from genfed.training.synthetic_dataset import SampleRequest, SyntheticDataset, synthesis
+from genfed.training.synthetic_teaching import Supervision, teaching_set
 from genfed.training.weights import Model, load_weights, read_weights, weights_of
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ SET = Slot("set", Data)
 
 
 @dataclass(frozen=True)
-class Asked:
+class ConditionSet:
     """What images are asked for with, a condition a row."""
 
     conditions: Tensor
@@ -43,20 +43,20 @@ class Asked:
     labels: Tensor
     """int64 [m]."""
     clients: Tensor
-    """int64 [m]: for whom the images stand; `NOBODY`: for none."""
+    """int64 [m]: for whom the images stand; `NO_CLIENT`: for none."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
 
 @dataclass(frozen=True)
-class State:
+class ServerSynthesisState:
     """Where a one-shot method stands."""
 
     teachers: dict[int, Weights]
     """The classifiers that clients uploaded, by client; empty where the method wants none."""
-    asked: Asked
-    synthetic: SyntheticSet
+    asked: ConditionSet
+    synthetic: SyntheticDataset
     students: dict[str, Weights]
     """The models that learn from the set, by architecture."""
     foundation: str
@@ -66,7 +66,7 @@ class State:
 
 
 @dataclass(frozen=True)
-class Student:
+class GlobalClassifier:
     """A global model on its way."""
 
     architecture: str
@@ -75,10 +75,10 @@ class Student:
 
 
 @settings
-class OneShot(Method[State]):
+class ServerSynthesis(Method[ServerSynthesisState]):
     """One upload, a synthetic set, and students that learn from it."""
 
-    state = State
+    state = ServerSynthesisState
 
     foundation: Foundation = Field(default_factory=Foundation)
     """The server's diffusion model and how it is sampled."""
@@ -106,44 +106,48 @@ class OneShot(Method[State]):
     whose architecture is its own."""
 
     @abstractmethod
-    def uploads(self) -> list[Phase[State]]:
+    def upload_phases(self) -> list[Phase[ServerSynthesisState]]:
         """What comes before the synthesis and sets `State.asked`."""
 
-    def how(self) -> Aggregation:
+    def student_supervision(self) -> Supervision:
         """What students learn of an image."""
         return "fine_tuning"
 
-    def learnt_from(self, server: Server, state: State) -> Tensor | slice:
+    def training_images(self, server: Server, state: ServerSynthesisState) -> Tensor | slice:
         """Which images students learn from."""
         return slice(None)
 
-    def init(self, server: Server) -> State:
+    def init(self, server: Server) -> ServerSynthesisState:
         model = self.foundation.load(server.task, server.device, server.precision)  # refuses before training
-        personal = self.personal(server)
+        personal = self.trains_personal_models(server)
         names = [n for n in server.architectures if n not in personal] if self.student is None else [self.student]
         students = {name: weights_of(server.new_network(name, server.common("classifier", name))) for name in names}
         if self.pretrained is not None:
-            students = {name: weights | fitting(self.pretrained, name, weights) for name, weights in students.items()}
+            students = {
+                name: weights | matching_weights(self.pretrained, name, weights) for name, weights in students.items()
+            }
         empty = torch.empty(0, dtype=torch.int64)
-        return State({}, Asked(torch.empty(0), empty, empty), SyntheticSet(), students, model.fingerprint, personal)
+        return ServerSynthesisState(
+            {}, ConditionSet(torch.empty(0), empty, empty), SyntheticDataset(), students, model.fingerprint, personal
+        )
 
-    def personal(self, server: Server) -> tuple[str, ...]:
+    def trains_personal_models(self, server: Server) -> tuple[str, ...]:
         """Those of the clients' own architectures that need no student on the server."""
         if self.student is not None or self.needs_architectures:
             return ()
         return tuple(sorted({info.architecture for info in server.clients if info.personal}))
 
-    def phases(self) -> list[Phase[State]]:
+    def phases(self) -> list[Phase[ServerSynthesisState]]:
         mean = {"classifier": Mean(by="architecture") if self.student is None else Mean()}
         return [
-            *self.uploads(),
-            synthesis("synthesise", self.wanted, self.made, self.foundation.batch_size),
-            Phase("learn", self.learn, rounds=self.learning_rounds),
+            *self.upload_phases(),
+            synthesis("synthesise", self.request, self.generate_checked, self.foundation.batch_size),
+            Phase("learn", self.train_students, rounds=self.learning_rounds),
             Phase(
                 "learn_own",
                 lambda server, state, reduced: state,
                 self.send_set,
-                self.learn_own,
+                self.train_personal_model,
                 rounds=lambda state: int(bool(state.personal and len(state.synthetic))),
                 slots=(MODEL, SET),
             ),
@@ -151,19 +155,21 @@ class OneShot(Method[State]):
                 "tune",
                 self.keep,
                 self.send_classifier,
-                self.tune,
+                self.finetune,
                 aggregate=mean,
                 rounds=self.rounds,
                 slots=(MODEL, SET),
             ),
         ]
 
-    def wanted(self, state: State) -> Wanted:
+    def request(self, state: ServerSynthesisState) -> SampleRequest:
         """So many images of each condition, those of one condition one after another."""
         rows = torch.arange(len(state.asked)).repeat_interleave(self.images)
-        return Wanted(state.asked.labels[rows], state.asked.clients[rows], rows)
+        return SampleRequest(state.asked.labels[rows], state.asked.clients[rows], rows)
 
-    def made(self, server: Server, state: State, wanted: Wanted, rngs: Sequence[torch.Generator]) -> Tensor:
+    def generate_checked(
+        self, server: Server, state: ServerSynthesisState, wanted: SampleRequest, rngs: Sequence[torch.Generator]
+    ) -> Tensor:
         """The images, unless the model is no longer the one that the method began with.
 
         Raises:
@@ -176,7 +182,7 @@ class OneShot(Method[State]):
             )
         before = [rng.get_state() for rng in rngs]
         try:
-            return self.make(server, state, wanted, rngs)
+            return self.generate_images(server, state, wanted, rngs)
         except torch.OutOfMemoryError:
             half = len(wanted) // 2
             if not half:
@@ -187,79 +193,85 @@ class OneShot(Method[State]):
         for rng, drawn in zip(rngs, before, strict=True):
             rng.set_state(drawn)
         parts = [(wanted[:half], rngs[:half]), (wanted[half:], rngs[half:])]
-        return torch.cat([self.made(server, state, *part) for part in parts])
+        return torch.cat([self.generate_checked(server, state, *part) for part in parts])
 
-    def make(self, server: Server, state: State, wanted: Wanted, rngs: Sequence[torch.Generator]) -> Tensor:
+    def generate_images(
+        self, server: Server, state: ServerSynthesisState, wanted: SampleRequest, rngs: Sequence[torch.Generator]
+    ) -> Tensor:
         """The images, as the foundation model makes them."""
         model = self.foundation.load(server.task, server.device, server.precision)
         images = self.foundation.generate(model, state.asked.conditions[wanted.conditions], rngs)
-        return fitted(images, server.task.shape)
+        return resize_to(images, server.task.shape)
 
-    def learn(self, server: Server, state: State, reduced: Reduced) -> State:
+    def train_students(self, server: Server, state: ServerSynthesisState, reduced: Reduced) -> ServerSynthesisState:
         """A round of the students' training on the synthetic set."""
-        return self.taught(server, state, self.learning.epochs, self.how())
+        return self.student_phases(server, state, self.learning.epochs, self.student_supervision())
 
-    def taught(self, server: Server, state: State, epochs: int, how: Aggregation) -> State:
+    def student_phases(
+        self, server: Server, state: ServerSynthesisState, epochs: int, how: Supervision
+    ) -> ServerSynthesisState:
         """The students after so many epochs on the set; an empty one changes nothing."""
         if not (len(state.synthetic) and state.students):
             return state
-        teachers = networks_of(server, {} if how == "fine_tuning" else state.teachers)
-        data = lesson(server, state.synthetic, teachers, how)[self.learnt_from(server, state)]
+        teachers = build_networks(server, {} if how == "fine_tuning" else state.teachers)
+        data = teaching_set(server, state.synthetic, teachers, how)[self.training_images(server, state)]
         students = dict(state.students)
         for name, weights in state.students.items():
-            student = network_of(server, name, weights)
+            student = build_network(server, name, weights)
             if not math.isfinite(train(student, server, self.learning, data=data, epochs=epochs)):
                 raise GenfedError(f"the student {name} diverged on the synthetic set: lower learning.learning_rate")
             students[name] = weights_of(student)
         return replace(state, students=students)
 
-    def send_set(self, server: Server, state: State, info: ClientInfo) -> Data:
+    def send_set(self, server: Server, state: ServerSynthesisState, info: ClientInfo) -> Data:
         """All images and their labels to a client that learns from them itself, none to others."""
         rows = None if info.architecture in state.personal else torch.empty(0, dtype=torch.int64)
         return state.synthetic.read(server, rows).data
 
-    def learn_own(self, client: Client, sent: Data) -> Reply[Nothing]:
+    def train_personal_model(self, client: Client, sent: Data) -> Reply[Empty]:
         """All that a student learns on the server, by a client's own model, which stays there; so does the set."""
         if not len(sent):
-            return Reply(Nothing())
-        network, loss, data = own_classifier(client), 0.0, sent.to(client.device)
+            return Reply(Empty())
+        network, loss, data = load_own_classifier(client), 0.0, sent.to(client.device)
         for _ in range(self.learning_rounds):
             loss = train(network, client, self.learning, data=data, public=True)
         if not math.isfinite(loss):
             raise GenfedError("its model diverged on the synthetic set: lower learning.learning_rate")
-        client.kept.put(MODEL, Model(weights_of(network)))
-        client.kept.put(SET, sent)
-        return Reply(Nothing(), metrics={"loss": loss})
+        client.storage.put(MODEL, Model(weights_of(network)))
+        client.storage.put(SET, sent)
+        return Reply(Empty(), metrics={"loss": loss})
 
-    def tune(self, client: Client, sent: Student) -> Reply[Model]:
+    def finetune(self, client: Client, sent: GlobalClassifier) -> Reply[Model]:
         """A further round, on a client; a model of its own stays there."""
         network = self.classifier(client, sent)
         loss = train(network, client, self.training)
         if sent.classifier:
             return Reply(Model(weights_of(network)), weight=len(client.data), metrics={"loss": loss})
-        if self.synthetic_epochs and (made := client.kept.get(SET)) is not None:
+        if self.synthetic_epochs and (made := client.storage.get(SET)) is not None:
             data = made.to(client.device)
             train(network, client, self.learning, data=data, epochs=self.synthetic_epochs, public=True)
-        client.kept.put(MODEL, Model(weights_of(network)))
+        client.storage.put(MODEL, Model(weights_of(network)))
         return Reply(Model({}), weight=len(client.data), metrics={"loss": loss})
 
-    def keep(self, server: Server, state: State, reduced: Reduced) -> State:
+    def keep(self, server: Server, state: ServerSynthesisState, reduced: Reduced) -> ServerSynthesisState:
         """The means become the students; an architecture that nobody answered for keeps its own."""
         means = reduced["classifier"] if self.student is None else {self.student: reduced["classifier"]}
         state = replace(state, students=state.students | {n: w for n, w in means.items() if n in state.students})
-        return self.taught(server, state, self.synthetic_epochs, "fine_tuning") if self.synthetic_epochs else state
+        return (
+            self.student_phases(server, state, self.synthetic_epochs, "fine_tuning") if self.synthetic_epochs else state
+        )
 
-    def send_classifier(self, server: Server, state: State, info: ClientInfo) -> Student:
+    def send_classifier(self, server: Server, state: ServerSynthesisState, info: ClientInfo) -> GlobalClassifier:
         name = info.architecture if self.student is None else self.student
-        return Student(name, {} if name in state.personal else state.students[name])
+        return GlobalClassifier(name, {} if name in state.personal else state.students[name])
 
-    def classifier(self, client: Client, sent: Student) -> nn.Module:
+    def classifier(self, client: Client, sent: GlobalClassifier) -> nn.Module:
         if not sent.classifier:
-            return own_classifier(client)
+            return load_own_classifier(client)
         return load_weights(client.new_network_of(sent.architecture, client.rng), sent.classifier)
 
 
-def fitting(file: str, architecture: str, weights: Weights) -> Weights:
+def matching_weights(file: str, architecture: str, weights: Weights) -> Weights:
     """Those of a file's weights that have the name and shape of one of `weights`, in its dtype.
 
     Raises:
@@ -274,12 +286,12 @@ def fitting(file: str, architecture: str, weights: Weights) -> Weights:
     return fit
 
 
-def network_of(server: Server, architecture: str, weights: Weights) -> nn.Module:
+def build_network(server: Server, architecture: str, weights: Weights) -> nn.Module:
     """A classifier with these weights, on the server."""
     return load_weights(server.new_network(architecture, server.rng), weights)
 
 
-def networks_of(server: Server, uploaded: Mapping[int, Weights]) -> dict[int, nn.Module]:
+def build_networks(server: Server, uploaded: Mapping[int, Weights]) -> dict[int, nn.Module]:
     """Clients' classifiers with what they uploaded, by client, on the server."""
     kinds = {info.id: info.architecture for info in server.clients}
     # Not from the server's own stream: what students see of the set would hang on how many teachers are opened.
