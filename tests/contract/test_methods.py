@@ -1,6 +1,5 @@
 """What every method must do, whichever it is: one suite for all that the registry knows."""
 
-import contextlib
 import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator
@@ -12,14 +11,14 @@ import pytest
 import genfed.app.run as runs
 import genfed.app.trial as trials
 from genfed.app import registry
-from genfed.app.config import Config, read
+from genfed.app.config import read
 from genfed.app.trial import Run, read_checkpoint, with_evaluation
 from genfed.core.aggregate import ClientInfo, Collect, Mean
 from genfed.core.errors import GenfedError
 from genfed.core.method import leaves
 from genfed.core.record import Packed, digest, from_bytes, pack, to_bytes, unpack
 from genfed.engines.ask import Failure
-from genfed.engines.embedded import InProcess, Workers
+from genfed.engines.embedded import InProcess
 from genfed.engines.site import Answer, Site, Step
 from tests.conftest import STORING, left_by, start, tiny
 
@@ -63,14 +62,8 @@ def test_an_upload_that_is_collected_is_looked_at(method: str) -> None:
             assert phase.check is not None, phase.name
 
 
-def test_workers_do_not_change_it(
-    method: str, once: dict[str, Any], pool: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    @contextlib.contextmanager
-    def ours(config: Config, folder: Path) -> Iterator[Workers]:
-        yield pool
-
-    monkeypatch.setattr(runs, "_workers", ours)
+@pytest.mark.usefixtures("in_pool")
+def test_workers_do_not_change_it(method: str, once: dict[str, Any], tmp_path: Path) -> None:
     start(tiny(method, compute={"workers": 2}), tmp_path / "run")
     assert left_by(tmp_path / "run") == once[method]
 
