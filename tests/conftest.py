@@ -1,10 +1,13 @@
 """What all tests share: a tiny federation, fingerprints of what a run leaves, and no silent skips."""
 
 import atexit
+import contextlib
 import copy
 import functools
 import json
+import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,8 +19,11 @@ import torch
 
 from genfed.config import registry
 from genfed.config.reader import read_config
+from genfed.config.settings import Config
 from genfed.core.record import Packed, digest
+from genfed.engines.worker_pool import WorkerPool
 from genfed.experiment import run as runs
+from genfed.experiment.environment import count_workers
 from genfed.report.results import Report
 
 hypothesis.settings.register_profile("untimed", deadline=None)  # a loaded machine is no failure
@@ -50,6 +56,25 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def pool() -> Iterator[WorkerPool]:
+    """Two worker processes that serve every test here: starting them takes longer than a tiny run."""
+    workers = WorkerPool([sys.executable, "-m", "genfed.experiment.worker", "1", str(os.getpid())], 2)
+    yield workers
+    workers.close()
+
+
+@pytest.fixture
+def in_pool(pool: WorkerPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that asks for workers gets those of the pool."""
+
+    @contextlib.contextmanager
+    def ours(config: Config, folder: Path) -> Iterator[WorkerPool | None]:
+        yield pool if count_workers(config) else None
+
+    monkeypatch.setattr(runs, "_workers", ours)
 
 
 TINY_GENERATORS: dict[str, dict[str, Any]] = {

@@ -21,7 +21,7 @@ def parameters_of(player: Objective) -> list[nn.Parameter]:
 def example_gradients(
     player: Objective, x: Tensor, y: Tensor, rng: torch.Generator, *, summed: bool = False
 ) -> list[Tensor]:
-    """Returns the gradient of every example's loss, [n, *shape] per parameter; inside `hook_per_example`. `summed`: they
+    """Returns the gradient of every example's loss, [n, *shape] per parameter; in `hook_per_example`. `summed`: they
     must come to the batch's, which is tried before training and not in it, where to fail would tell of examples.
 
     Raises:

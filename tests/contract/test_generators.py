@@ -1,15 +1,10 @@
 """Every method that trains a generator must run with each kind, and leave the same bits for any number of workers."""
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from genfed.config import registry
-from genfed.config.settings import Config
-from genfed.engines.worker_pool import WorkerPool
-from genfed.experiment import run as runs
 from genfed.methods.bases.federated_generator import FederatedGenerator
 from tests.conftest import TINY, TINY_GENERATORS, left_by, start, tiny
 
@@ -17,19 +12,13 @@ GENERATORS = sorted(registry.list_classes(registry.GENERATORS))
 METHODS = sorted(n for n, c in registry.list_classes(registry.METHODS).items() if issubclass(c, FederatedGenerator))
 
 
+@pytest.mark.usefixtures("in_pool")
 @pytest.mark.parametrize("generator", GENERATORS)
 @pytest.mark.parametrize("method", METHODS)
-def test_repeats_with_workers(
-    method: str, generator: str, pool: WorkerPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    @contextlib.contextmanager
-    def ours(config: Config, folder: Path) -> Iterator[WorkerPool]:
-        yield pool
-
+def test_repeats_with_workers(method: str, generator: str, tmp_path: Path) -> None:
     settings = {method: TINY[method] | {"generator": TINY_GENERATORS[generator]}}
     report = start(tiny(method, method=settings), tmp_path / "alone")
     assert not any(trial.failures for trial in report.trials)
-    monkeypatch.setattr(runs, "_workers", ours)
     start(tiny(method, method=settings, compute={"workers": 2}), tmp_path / "together")
     left = left_by(tmp_path / "alone")
     assert left == left_by(tmp_path / "together")

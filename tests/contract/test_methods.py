@@ -1,6 +1,5 @@
 """What every method must do, whichever it is: one suite for all that the registry knows."""
 
-import contextlib
 import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator
@@ -11,7 +10,6 @@ import pytest
 
 from genfed.config import registry
 from genfed.config.reader import read_config
-from genfed.config.settings import Config
 from genfed.core.aggregate import ClientInfo, Collect, Mean
 from genfed.core.errors import GenfedError
 from genfed.core.phase import flatten_phases
@@ -20,9 +18,7 @@ from genfed.engines.client_runner import ClientRunner
 from genfed.engines.in_process import InProcess
 from genfed.engines.messages import PackedReply, RoundId
 from genfed.engines.round import Failure
-from genfed.engines.worker_pool import WorkerPool
 from genfed.experiment import evaluation, local_clients
-from genfed.experiment import run as runs
 from genfed.experiment.checkpoint import read_checkpoint
 from genfed.experiment.evaluation import add_evaluation
 from genfed.experiment.trial_loop import TrialLoop
@@ -68,14 +64,8 @@ def test_an_upload_that_is_collected_is_looked_at(method: str) -> None:
             assert phase.check is not None, phase.name
 
 
-def test_workers_do_not_change_it(
-    method: str, once: dict[str, Any], pool: WorkerPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    @contextlib.contextmanager
-    def ours(config: Config, folder: Path) -> Iterator[WorkerPool]:
-        yield pool
-
-    monkeypatch.setattr(runs, "_workers", ours)
+@pytest.mark.usefixtures("in_pool")
+def test_workers_do_not_change_it(method: str, once: dict[str, Any], tmp_path: Path) -> None:
     start(tiny(method, compute={"workers": 2}), tmp_path / "run")
     assert left_by(tmp_path / "run") == once[method]
 
