@@ -12,7 +12,7 @@ from typing import Any
 import genfed
 from benchmarks.common import hardware
 
-RULES = ("mean", "median", "trimmed_mean", "krum", "multi_krum", "norm_bounding", "centred_clipping")
+RULES = ("mean", "median", "trimmed_mean", "krum", "multi_krum", "norm_bounding", "centered_clipping")
 ATTACKS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("sign_flip", {"factor": 2.0}),
     ("scaling", {"factor": 10.0}),

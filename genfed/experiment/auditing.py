@@ -202,7 +202,7 @@ def _samples(trial: Trial, state: Any, y: Tensor, purpose: str) -> Data:
     if not keeps_synthetic_dataset(trial.method):
         raise NotPossible(f"{trial.label} has no generator of examples, and its server keeps no synthetic set")
     server = trial_server(trial, 0, "audit", purpose)
-    labels = state.synthetic.wanted(server).labels
+    labels = state.synthetic.requested(server).labels
     rows = choose_as_many(labels, y, stream(trial.seed, "audit", purpose, "stored"))
     made: Data = state.synthetic.read(server, rows).data
     return made

@@ -168,7 +168,7 @@ class GeneratorEvaluator:
     def _stored(self, trial: Trial, state: Any, y: Tensor) -> SyntheticBatch:
         """Of the set that the server keeps, at random: as many of each class as in y, or all where there are fewer."""
         server, drawn = trial_server(trial, 0, "quality"), self._stream("stored")
-        rows = choose_as_many(state.synthetic.wanted(server).labels, y, drawn)
+        rows = choose_as_many(state.synthetic.requested(server).labels, y, drawn)
         # Shuffled once more: some measures look at the first ones alone.
         made: SyntheticBatch = state.synthetic.read(server, rows[torch.randperm(len(rows), generator=drawn)])
         return made

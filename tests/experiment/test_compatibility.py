@@ -42,14 +42,14 @@ def test_a_scaled_upload_drowns_the_mean_and_not_the_rules(tmp_path: Path) -> No
     attack = {"kind": "scaling", "factor": 1e6, "share": 0.2}
     clean = final(tiny("fedavg", **LINEAR), tmp_path / "clean")
     assert final(tiny("fedavg", **LINEAR, attack=attack), tmp_path / "mean").norm() > 1e3 * clean.norm()
-    for kind in ("median", "trimmed_mean", "krum", "multi_krum", "norm_bounding", "centred_clipping"):
+    for kind in ("median", "trimmed_mean", "krum", "multi_krum", "norm_bounding", "centered_clipping"):
         held = final(tiny("fedavg", **LINEAR, attack=attack, aggregation={"kind": kind}), tmp_path / kind)
         assert held.norm() < 2 * clean.norm()
 
 
 def test_an_attacked_run_is_the_same_with_workers_and_when_repeated(tmp_path: Path) -> None:
     attack = {"kind": "free_rider", "noise": 0.1, "share": 0.4}
-    config = tiny("fedavg", **LINEAR, attack=attack, aggregation={"kind": "centred_clipping"})
+    config = tiny("fedavg", **LINEAR, attack=attack, aggregation={"kind": "centered_clipping"})
     start(config, tmp_path / "a")
     start(config, tmp_path / "b")
     start(config | {"compute": {"workers": 2}}, tmp_path / "c")

@@ -141,7 +141,7 @@ RUNS: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
         "fedlmg",
         {"training": {"epochs": 2, "batch_size": 8, "learning_rate": 1e38}},
         {},
-        "train round 0: 0 of 4 clients answered and the quorum is 2; client 0: Upload.classifier['",
+        "train round 0: 0 of 4 clients answered and the quorum is 2; client 0: FedLMGUpload.classifier['",
     ),
     "classifiers that are finite and too large to steer by": (
         "fedlmg",
@@ -241,7 +241,7 @@ def test_what_does_not_fit_into_memory_is_made_in_parts() -> None:
 
         most = 3
 
-        def make(self, server: Server, state: Any, wanted: Any, rngs: Any) -> Tensor:
+        def generate_images(self, server: Server, state: Any, wanted: Any, rngs: Any) -> Tensor:
             made = super().generate_images(server, state, wanted, rngs)  # which draws, before memory runs out
             if len(wanted) > self.most:
                 raise torch.OutOfMemoryError

@@ -128,7 +128,7 @@ def test_what_stays_at_home_goes_on_from_round_to_round(tmp_path: Path, monkeypa
 
     def watched(players: Any, *args: Any, **options: Any) -> float:
         network = players[0].loss.__self__
-        begun.append({k: v.clone() for k, v in network.state_dict().items() if not network.travels(k)})
+        begun.append({k: v.clone() for k, v in network.state_dict().items() if not network.is_uploaded(k)})
         return fit.fit(players, *args, **options)
 
     monkeypatch.setattr(federated_generator, "fit", watched)
