@@ -39,7 +39,7 @@ class Row:
 def look(name: str) -> str:
     """How FGL's client calls its look."""
     style = LOOKS[name]
-    return style.prompt("{class}")
+    return style.write_prompt("{class}")
 
 
 def everywhere(change: str, methods: Sequence[str]) -> list[str]:

@@ -17,9 +17,8 @@ from genfed._version import __version__
 from genfed.artifacts.trained_model import TrainedModel, load_trained, select_trial
 from genfed.config import architectures, registry
 from genfed.config.reader import read_config, source_table
-from genfed.core.errors import GenfedError
+from genfed.core.errors import GenfedError, first_line
 from genfed.core.task import Task
-from genfed.data.checks import reason
 from genfed.data.features import Encoder, read_encoder
 from genfed.training.weights import weights_of
 
@@ -123,7 +122,9 @@ def load_model(folder: str | Path) -> tuple[nn.Module, Task]:
     try:
         network.load_state_dict(safetensors.torch.load_file(file))
     except (safetensors.SafetensorError, OSError, RuntimeError) as error:
-        raise GenfedError(f"{file} is damaged, or not of architecture {about.architecture} ({reason(error)})") from None
+        raise GenfedError(
+            f"{file} is damaged, or not of architecture {about.architecture} ({first_line(error)})"
+        ) from None
     return network.eval(), about.task
 
 
@@ -201,7 +202,7 @@ def _onnx(model: TrainedModel) -> bytes:
             content: bytes = program.model_proto.SerializeToString()
             return content
     except Exception as error:  # a network may hold anything
-        about = f"{type(error).__name__}: {reason(error)}"
+        about = f"{type(error).__name__}: {first_line(error)}"
         raise GenfedError(f"{type(model.network).__name__} cannot be written as ONNX ({about})") from error
     finally:
         logging.disable(logging.NOTSET)

@@ -11,10 +11,9 @@ from torch import nn
 from genfed.config import architectures, registry
 from genfed.config.settings import Config
 from genfed.core.aggregate import ClientInfo
-from genfed.core.errors import GenfedError
+from genfed.core.errors import GenfedError, first_line
 from genfed.core.federated_data import FederatedData
 from genfed.core.task import Data, Task
-from genfed.data.checks import reason
 from genfed.engines.client_runner import use_threads
 from genfed.experiment import partitioning
 from genfed.experiment.checkpoint import Checkpoint, read_checkpoint
@@ -112,7 +111,7 @@ def load_trained(chosen: SelectedTrial, client: int) -> TrainedModel:
             except GenfedError:
                 raise
             except Exception as error:
-                about = f"{type(error).__name__}: {reason(error)}"
+                about = f"{type(error).__name__}: {first_line(error)}"
                 raise GenfedError(f"{label} cannot make the classifier of client {client} ({about})") from error
         return TrainedModel(
             chosen,

@@ -8,10 +8,9 @@ import torch
 from torch import nn
 
 from genfed.config.registry import _CLASSIFIERS, _custom, _modules, explain_unknown
-from genfed.core.errors import GenfedError
+from genfed.core.errors import GenfedError, first_line
 from genfed.core.rng import seeded
 from genfed.core.task import Task
-from genfed.data.checks import reason
 
 
 def architectures() -> dict[str, Callable[[Task], nn.Module]]:
@@ -37,7 +36,7 @@ def new_network(architecture: str, task: Task, rng: torch.Generator) -> nn.Modul
     except GenfedError:
         raise
     except Exception as error:  # a user's own code may fail in any way
-        about = f"{type(error).__name__}: {reason(error)}"
+        about = f"{type(error).__name__}: {first_line(error)}"
         raise GenfedError(f"architecture {architecture} cannot be made of the task alone ({about})") from error
 
 

@@ -14,9 +14,8 @@ from types import ModuleType
 from typing import Any
 
 from genfed.audits.audit import Audit
-from genfed.core.errors import GenfedError
+from genfed.core.errors import GenfedError, first_line
 from genfed.core.method import Method
-from genfed.data.checks import reason
 from genfed.data.dataset import Source
 from genfed.data.partition import Partitioner
 from genfed.generators.generator import Generator
@@ -110,7 +109,9 @@ def _custom(path: str, base: type[Any]) -> type[Any]:
     except ModuleNotFoundError as error:
         raise GenfedError(f"{path}: cannot import {module_name} ({error}); is it on PYTHONPATH?") from None
     except Exception as error:  # it is run, and may fail in any way
-        raise GenfedError(f"{path}: cannot import {module_name!r} ({type(error).__name__}: {reason(error)})") from error
+        raise GenfedError(
+            f"{path}: cannot import {module_name!r} ({type(error).__name__}: {first_line(error)})"
+        ) from error
     cls = getattr(module, class_name, None)
     if not (inspect.isclass(cls) and issubclass(cls, base)):
         raise GenfedError(f"{path}: {module_name} has no class {class_name} that is a {base.__name__}")

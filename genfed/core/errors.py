@@ -1,13 +1,26 @@
-"""What a person can mend: raised at the boundary, shown as one line, exit code 2."""
+"""Errors that a person can mend: raised at the boundary, shown as one line, exit code 2."""
 
 
 class GenfedError(Exception):
-    """The input or the world is wrong; the message names the thing, its value and what is allowed."""
+    """An error in the input or its surroundings; the message names the thing, its value and what is allowed.
+
+    >>> import genfed
+    >>> try:
+    ...     genfed.run("missing.toml")
+    ... except genfed.GenfedError as error:
+    ...     print(error)
+    missing.toml: No such file or directory; give a TOML file or the folder of a run
+    """
 
 
 class StorageError(GenfedError):
-    """A client could not keep what it must keep: the run stops, since going on without would change it."""
+    """A client's failure to store what it must keep. The run stops: continuing would change its result."""
 
 
 class RecordError(GenfedError):
-    """Bytes, a file or a value that is not the record it should be."""
+    """Bytes, a file or a value that is not the expected record."""
+
+
+def first_line(error: BaseException) -> str:
+    """Returns the first line of an error's message that is not blank; the error's type where there is none."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

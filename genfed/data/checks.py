@@ -1,4 +1,4 @@
-"""What the sources say when something of the user's is missing."""
+"""Checks of names, paths and shapes that a user gives."""
 
 import difflib
 from collections.abc import Collection
@@ -9,10 +9,10 @@ from genfed.core.task import Task
 
 
 def require_path(path: str) -> Path:
-    """The path.
+    """Returns the path, which must exist.
 
     Raises:
-        GenfedError: nothing stands there.
+        GenfedError: there is no such file or folder.
     """
     if not (found := Path(path)).exists():
         where = "" if found.is_absolute() else f" in {Path.cwd()}; a relative path starts there, or from --data-root"
@@ -21,10 +21,15 @@ def require_path(path: str) -> Path:
 
 
 def require_known(name: str, names: Collection[str], where: str) -> str:
-    """`name`, which must be one of `names`; `where` begins the message, e.g. "data.csv: column".
+    """Returns `name`, which must be one of `names`.
+
+    Args:
+        name: The name that was given.
+        names: The names that exist.
+        where: Text that begins the error message, such as "data.csv: column".
 
     Raises:
-        GenfedError: it is not; the nearest of `names` is named, or all of them where none is near.
+        GenfedError: the name does not exist; the message gives the most similar name, or all names.
     """
     if name in names:
         return name
@@ -34,21 +39,16 @@ def require_known(name: str, names: Collection[str], where: str) -> str:
 
 
 def check_fit(shape: tuple[int, ...], task: Task, name: str) -> None:
-    """Refuses an example of a shape that the task's do not have; `name` begins the message.
+    """Checks that an example has the shape of the task's examples; `name` begins the error message.
 
     Raises:
         GenfedError: the shapes differ.
     """
     if shape != task.shape:
-        raise GenfedError(f"{name}: {_described(shape)}; the model takes {_described(task.shape)}")
+        raise GenfedError(f"{name}: {_describe_shape(shape)}; the model takes {_describe_shape(task.shape)}")
 
 
-def _described(shape: tuple[int, ...]) -> str:
+def _describe_shape(shape: tuple[int, ...]) -> str:
     if len(shape) != 3:
         return f"{' × '.join(map(str, shape))} features"
     return f"{shape[0]} channel{'' if shape[0] == 1 else 's'} of {shape[2]} × {shape[1]} pixels"
-
-
-def reason(error: BaseException) -> str:
-    """The first line of what another library says."""
-    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -1,4 +1,4 @@
-"""What a data source gives: labelled parts and, where there are any, natural columns to partition by."""
+"""Data sets: three labelled parts and, where they exist, natural columns for the partition; and their sources."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -14,20 +14,20 @@ from genfed.data.features import Encoder
 
 @dataclass(frozen=True)
 class Dataset:
-    """A whole data set. The test part is never seen in training; choices are made on the validation part."""
+    """A whole data set. Training never uses the test part; choices are made on the validation part."""
 
     task: Task
     train: Data
     validation: Data
     test: Data
     columns: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """Natural columns (domain, subject, hospital): one value per training example."""
+    """Natural columns such as domain, subject or hospital, by name: one value per training example."""
     encoder: Encoder | None = None
-    """What a table's training rows taught; None: nothing was learned."""
+    """Encoder of a table's columns, fitted to the training rows; None: the features were not encoded."""
     validation_columns: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """Natural columns of the validation part, where they are known."""
+    """Natural columns of the validation part; empty: unknown."""
     test_columns: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """Natural columns of the test part, where they are known."""
+    """Natural columns of the test part; empty: unknown."""
 
 
 @dataclass(frozen=True)
@@ -35,28 +35,33 @@ class Examples:
     """Examples without labels."""
 
     names: tuple[str, ...]
-    """Of each: its file below the folder that was read, or its row, from 0."""
+    """Name of each example: its file, relative to the folder that was read, or its row number from 0."""
     column: Literal["file", "row"]
-    """What the names are."""
+    """Kind of the names."""
     x: Tensor
-    """As `Data.x` has them, [n, *shape]."""
+    """The examples [n, *shape], with the types of `Data.x`."""
 
 
 class Source(ABC):
-    """The settings of a kind of data source (one file each)."""
+    """Settings of one kind of data source (one file each)."""
 
     @abstractmethod
     def load(self) -> Dataset:
-        """Reads it.
+        """Reads the data set.
 
         Raises:
-            GenfedError: a missing, unreadable or empty file; the message names it and what is expected.
+            GenfedError: a file is missing, unreadable or empty; the message names it and what is expected.
         """
 
     def read(self, path: str, task: Task, encoder: Encoder | None) -> Iterator[Examples]:
-        """Reads other examples, made as `load` makes them for `task`, in pieces; `encoder` is what `load` gave.
+        """Reads examples without labels, chunk by chunk, processed in the same way as `load` processes the data set.
+
+        Args:
+            path: The file or folder.
+            task: The task that the examples must fit.
+            encoder: The encoder of the data set that `load` returned.
 
         Raises:
-            GenfedError: a missing or unreadable file, or examples that do not fit the task.
+            GenfedError: a file is missing or unreadable, or the examples do not fit the task.
         """
         raise GenfedError(f"{type(self).__name__} reads no new examples: give it a method `read` (genfed.data.dataset)")

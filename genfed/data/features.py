@@ -1,4 +1,4 @@
-"""Numbers and categories → float32 features, with statistics of the training rows alone."""
+"""Encoding of numbers and categories as float32 features, with statistics of the training rows only."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,15 +20,15 @@ _CATEGORIES = 1000
 
 @dataclass(frozen=True)
 class Columns:
-    """The features of n rows before they are encoded."""
+    """Features of n rows before they are encoded."""
 
     numbers: dict[str, NDArray[np.float64]]
-    """By column, [n]; NaN is a missing value."""
+    """Numbers [n] by column; NaN: missing."""
     categories: dict[str, Sequence[str | None]]
-    """By column, n texts; None is a missing value."""
+    """The n texts by column; None: missing."""
 
-    def rows(self, rows: Tensor) -> "Columns":
-        """The rows chosen, [m]."""
+    def select(self, rows: Tensor) -> "Columns":
+        """Returns the chosen rows [m]."""
         chosen = rows.tolist()
         return Columns(
             {name: values[chosen] for name, values in self.numbers.items()},
@@ -38,28 +38,28 @@ class Columns:
 
 @dataclass(frozen=True)
 class Scaling:
-    """How a number is encoded: (value − shift) / scale."""
+    """Encoding of a number: (value − shift) / scale."""
 
     missing: float
-    """Stands for a value that is missing: the median."""
+    """Value that replaces a missing one: the median."""
     shift: float
     scale: float
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """What the training rows taught: a missing number becomes the median, then numbers are scaled; a category becomes
-    a one-hot code in which a missing value is a category of its own, and one not seen in training is all zeros.
+    """An encoder fitted to the training rows. A missing number becomes the median, then numbers are scaled. A category
+    becomes a one-hot code; a missing value is a category of its own, and a category unseen in training is all zeros.
     """
 
     numbers: dict[str, Scaling]
-    """By column, in the order of the features."""
+    """Scaling by column, in the order of the features."""
     categories: dict[str, tuple[str, ...]]
-    """By column, after the numbers: one feature for each; "(missing)" is a missing value."""
+    """Categories by column, one feature for each, after the numbers; "(missing)" is a missing value."""
 
     @property
     def places(self) -> dict[str, tuple[int, ...]]:
-        """By column of categories: the features that are its one-hot code, a feature for each category."""
+        """Indices of the features that are a column's one-hot code, by column of categories."""
         start, found = len(self.numbers), {}
         for name, texts in self.categories.items():
             found[name] = tuple(range(start, start + len(texts)))
@@ -67,18 +67,18 @@ class Encoder:
         return found
 
     def __call__(self, columns: Columns, where: str) -> Tensor:
-        """float32 [n, features] of the same columns; `where` begins a message.
+        """Encodes the columns as float32 [n, features]; `where` begins an error message.
 
         Raises:
-            GenfedError: an infinite number.
+            GenfedError: a number is infinite.
         """
-        parts = [self._scaled(name, values, where)[:, None] for name, values in columns.numbers.items()]
+        parts = [self._scale(name, values, where)[:, None] for name, values in columns.numbers.items()]
         for name, values in columns.categories.items():
             texts = np.array([MISSING if value is None else value for value in values], dtype=object)
             parts.append((texts[:, None] == np.array(self.categories[name], dtype=object)).astype(np.float64))
         return torch.from_numpy(np.concatenate(parts, axis=1).astype(np.float32))
 
-    def _scaled(self, name: str, values: NDArray[np.float64], where: str) -> NDArray[np.float64]:
+    def _scale(self, name: str, values: NDArray[np.float64], where: str) -> NDArray[np.float64]:
         _refuse_infinite(name, values, where)
         about = self.numbers[name]
         scaled: NDArray[np.float64] = (np.where(np.isnan(values), about.missing, values) - about.shift) / about.scale
@@ -86,11 +86,15 @@ class Encoder:
 
 
 def fit_encoder(train: Columns, scale: Literal["standard", "range"], where: str) -> Encoder:
-    """An encoder for rows like these. `scale`: "standard" (mean 0, variance 1) or "range" (training rows lie in
-    [−1, 1]).
+    """Fits an encoder to the training rows.
+
+    Args:
+        train: The training rows.
+        scale: "standard" (mean 0, variance 1) or "range" (the training rows lie in [−1, 1]).
+        where: Text that begins an error message.
 
     Raises:
-        GenfedError: no features, an infinite number, or a column with more than 1,000 categories.
+        GenfedError: there are no features, a number is infinite, or a column has more than 1,000 categories.
     """
     if not train.numbers and not train.categories:
         raise GenfedError(f"{where}: there are no feature columns")
@@ -98,7 +102,7 @@ def fit_encoder(train: Columns, scale: Literal["standard", "range"], where: str)
         if (count := len(set(texts))) > _CATEGORIES:
             raise GenfedError(f"{where}: column {name!r} has {count} categories; {_CATEGORIES} are allowed")
     return Encoder(
-        _scalings(train.numbers, scale, where),
+        _fit_scalings(train.numbers, scale, where),
         {
             name: tuple(sorted({MISSING if text is None else text for text in texts}))
             for name, texts in train.categories.items()
@@ -107,10 +111,10 @@ def fit_encoder(train: Columns, scale: Literal["standard", "range"], where: str)
 
 
 def read_encoder(file: Path) -> Encoder:
-    """Reads `write_encoder`.
+    """Reads the file that `write_encoder` wrote.
 
     Raises:
-        GenfedError: no such file, or something else.
+        GenfedError: the file is missing or holds something else.
     """
     try:
         return pydantic.TypeAdapter(Encoder).validate_json(file.read_bytes())
@@ -119,21 +123,21 @@ def read_encoder(file: Path) -> Encoder:
 
 
 def write_encoder(encoder: Encoder, file: Path) -> None:
-    """As JSON."""
+    """Writes the encoder as JSON."""
     file.write_bytes(pydantic.TypeAdapter(Encoder).dump_json(encoder, indent=1) + b"\n")
 
 
-def _scalings(
+def _fit_scalings(
     numbers: dict[str, NDArray[np.float64]], scale: Literal["standard", "range"], where: str
 ) -> dict[str, Scaling]:
-    # Seconds to import, and every worker that reads a config comes by this file.
+    # Takes seconds to import, and every worker that reads a config imports this file.
     from sklearn.preprocessing import StandardScaler
 
     filled, medians = [], []
     for name, values in numbers.items():
         _refuse_infinite(name, values, where)
         gaps = np.isnan(values)
-        # a column without any number in training becomes zeros: the number of features is that of the columns
+        # a column without any number in training becomes zeros, so that no feature is dropped
         medians.append(0.0 if gaps.all() else float(np.median(values[~gaps])))
         filled.append(np.where(gaps, medians[-1], values))
     if not filled:

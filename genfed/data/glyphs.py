@@ -1,4 +1,4 @@
-"""Rendered characters with a prompt for each: public data for a foundation model, without a download.
+"""Rendered characters with prompts: public data for a foundation model, without a download.
 
 The fonts are those that matplotlib ships: DejaVu, STIX and Computer Modern.
 """
@@ -18,7 +18,7 @@ from genfed.core.settings import settings
 from genfed.core.task import Data
 from genfed.data.dataset import Dataset
 from genfed.data.images import ImageSource
-from genfed.data.styles import COLOURS, EFFECTS, Style, describe_character, paint
+from genfed.data.styles import COLORS, EFFECTS, Style, describe_character, paint
 
 _FONTS = (
     *(f"DejaVuSans{style}" for style in ("", "-Bold", "-Oblique", "-BoldOblique")),
@@ -29,7 +29,7 @@ _FONTS = (
 )
 _CHARACTERS = {"digits": "0123456789", "letters": "ABCDEFGHIJKLMNOPQRSTUVWXYZ"}
 _DRAWN = 64
-"""Pixels of a side at which a character is drawn before it is made small."""
+"""Height and width in pixels at which a character is drawn before it is resized."""
 _SIZES = (54, 64, 74)
 _STYLED = ("prompt", "word", "colour", "background", "effect")
 
@@ -45,23 +45,24 @@ class Glyphs(ImageSource):
     characters: Literal["digits", "letters"] = "digits"
     """The classes."""
     examples: int = Field(default=20_000, ge=1)
-    """Images in all; the classes in turn."""
+    """Number of images; the classes take turns."""
     size: int = Field(default=16, ge=8, le=512)
-    """Images are size × size pixels."""
+    """Height and width of the images in pixels."""
     channels: Literal[1, 3] | None = Field(default=3)
-    """1: grey; 3: RGB."""
-    colours: tuple[str, ...] = tuple(COLOURS)
-    """Of characters and backgrounds, always two different ones."""
+    """Number of channels. 1: grey; 3: RGB."""
+    colours: tuple[str, ...] = tuple(COLORS)
+    """Colours of characters and backgrounds; the two in one image always differ."""
     effects: tuple[str, ...] = EFFECTS
-    """"plain" stands for half of the images, the others share the rest; with "plain" left out they share all."""
+    """Effects on the images. Half of the images are "plain" and the other effects share the rest; without "plain" they
+    share all images."""
     slanted: float = Field(default=0.3, ge=0, le=1)
     """Share of the characters that lean to the left or right."""
     seed: int = 0
-    """Of all draws."""
+    """Seed of all draws."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for key, given, known in (("colours", self.colours, COLOURS), ("effects", self.effects, EFFECTS)):
+        for key, given, known in (("colours", self.colours, COLORS), ("effects", self.effects, EFFECTS)):
             if bad := [name for name in given if name not in known]:
                 raise GenfedError(f"{key}: {bad[0]!r} is not there; there are: {', '.join(known)}")
         if len(set(self.colours)) < 2 or not self.effects:
@@ -79,10 +80,10 @@ class Glyphs(ImageSource):
             draws = torch.rand(6, generator=rng).tolist()
             name, font = fonts[int(draws[0] * len(fonts))]
             slant = (0.25 + 0.25 * draws[2]) * (1 if draws[3] < 0.5 else -1) if draws[1] < self.slanted else 0.0
-            drawn[i] = _drawn(names[i % len(names)], font, slant, draws[4], draws[5])
-            style, what = self._style(rng), describe_character(names[i % len(names)])
-            prompt = style.prompt(what, "slanted") if slant else style.prompt(what)
-            for key, value in zip(_STYLED, (prompt, what, style.colour, style.background, style.effect), strict=True):
+            drawn[i] = _draw_character(names[i % len(names)], font, slant, draws[4], draws[5])
+            style, what = self._draw_style(rng), describe_character(names[i % len(names)])
+            prompt = style.write_prompt(what, "slanted") if slant else style.write_prompt(what)
+            for key, value in zip(_STYLED, (prompt, what, style.color, style.background, style.effect), strict=True):
                 columns[key].append(value)
             columns["font"].append(name)
             styles.append(style)
@@ -93,10 +94,10 @@ class Glyphs(ImageSource):
                 for part in torch.split(drawn, 1000)
             ]
         )
-        data = Data(self.converted(paint(shapes, styles, rng)), torch.arange(self.examples) % len(names))
-        return self.dataset("image", {"train": data}, tuple(names), columns)
+        data = Data(self.convert(paint(shapes, styles, rng)), torch.arange(self.examples) % len(names))
+        return self.build_dataset("image", {"train": data}, tuple(names), columns)
 
-    def _style(self, rng: torch.Generator) -> Style:
+    def _draw_style(self, rng: torch.Generator) -> Style:
         colour, background = (self.colours[i] for i in torch.randperm(len(self.colours), generator=rng)[:2].tolist())
         share, which = torch.rand(2, generator=rng).tolist()
         others = [effect for effect in self.effects if effect != "plain"]
@@ -104,8 +105,8 @@ class Glyphs(ImageSource):
         return Style(colour, background, "plain" if plain else others[int(which * len(others))])
 
 
-def _drawn(text: str, font: ImageFont.FreeTypeFont, slant: float, right: float, down: float) -> Tensor:
-    """uint8 [_DRAWN, _DRAWN]: the character in the middle, but for up to a twelfth of the side."""
+def _draw_character(text: str, font: ImageFont.FreeTypeFont, slant: float, right: float, down: float) -> Tensor:
+    """Draws the character, uint8 [_DRAWN, _DRAWN], in the middle or up to a twelfth of the side away from it."""
     image = Image.new("L", (_DRAWN, _DRAWN))
     x, y = (_DRAWN / 2 + (share - 0.5) * _DRAWN / 6 for share in (right, down))
     left, top, end, bottom = font.getbbox(text)

@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub, or in their format on disk."""
+"""Data sets from the Hugging Face hub, or on disk in its format."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,10 +6,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from genfed.core.errors import GenfedError
+from genfed.core.errors import GenfedError, first_line
 from genfed.core.settings import settings
 from genfed.core.task import Data, Task
-from genfed.data.checks import reason, require_known
+from genfed.data.checks import require_known
 from genfed.data.dataset import Dataset, Examples
 from genfed.data.features import Columns, Encoder, fit_encoder
 from genfed.data.images import ImageSource
@@ -20,37 +20,40 @@ from genfed.data.table import Table
 
 @settings
 class HuggingFace(ImageSource):
-    """Images, or columns of numbers, of a data set that the `datasets` library can load."""
+    """Images or columns of numbers from a data set that the `datasets` library can load."""
 
     path: str
-    """A name on the hub, e.g. "ylecun/mnist", or a folder: what `save_to_disk` wrote, or data files."""
+    """Name on the hub, such as "ylecun/mnist", or a folder written by `save_to_disk` or holding data files."""
     subset: str | None = None
-    """Which of the data set's configurations; None: its only one."""
+    """Configuration of the data set; None: its only one."""
     revision: str | None = None
-    """A commit or tag of the hub's repository; None: the newest."""
+    """Commit or tag of the hub's repository; None: the newest."""
     label: str = "label"
-    """The column to predict: whole numbers, text or a ClassLabel."""
+    """Column to predict: whole numbers, text or a ClassLabel."""
     image: str | None = None
-    """The column of images; None: the only one, or a table where there is none."""
+    """Column of images; None: the only one, or a table if there is none."""
     numeric: tuple[str, ...] | None = None
-    """The features of a table; None: every column of numbers."""
+    """Features of a table; None: every column of numbers."""
     columns: tuple[str, ...] | None = None
-    """Natural columns to partition by, e.g. ["writer"]; they are no features. None: none."""
+    """Natural columns to partition by, such as ["writer"]; they are not features. None: none."""
     train_split: str = "train"
-    """The split with the training examples."""
+    """Name of the split with the training examples."""
     validation_split: str | None = None
-    """The split with the validation examples; None: "validation" where there is one, else cut from training."""
+    """Name of the split with the validation examples; None: "validation" if it exists, else split off from training."""
     test_split: str | None = None
-    """The split with the test examples; None: "test" where there is one, else cut from training."""
+    """Name of the split with the test examples; None: "test" if it exists, else split off from training."""
     scale: Literal["standard", "range"] = "standard"
-    """A table's numbers get mean 0 and variance 1 ("standard"), or lie in [−1, 1] ("range"), over the training rows."""
+    """Scaling of a table's numbers over the training rows: to mean 0 and variance 1 ("standard") or to [−1, 1]
+    ("range")."""
 
     def load(self) -> Dataset:
-        splits = self._splits()
+        splits = self._choose_splits()
         for name in (self.label, *(self.columns or []), *(self.numeric or [])):
             require_known(name, splits["train"].column_names, f"{self.path}: column")
         names = getattr(splits["train"].features[self.label], "names", None)  # of a ClassLabel
-        y, classes = encode_labels({part: self._labels(split, part) for part, split in splits.items()}, None, self.path)
+        y, classes = encode_labels(
+            {part: self._read_labels(split, part) for part, split in splits.items()}, None, self.path
+        )
         if names is not None:
             classes = tuple(names[int(value)] for value in classes)
         natural = {
@@ -59,23 +62,26 @@ class HuggingFace(ImageSource):
             }
             for part, split in splits.items()
         }
-        if image := self._image(splits["train"]):
-            x = {part: self.stacked(self._files(split, image, part), len(split)) for part, split in splits.items()}
+        if image := self._find_image_column(splits["train"]):
+            x = {
+                part: self.decode_all(self._iterate_images(split, image, part), len(split))
+                for part, split in splits.items()
+            }
             images = {part: Data(x[part], y[part]) for part in x}
-            return self.dataset("image", images, classes, natural["train"], None, natural)
-        features = {part: self._features(split, splits["train"]) for part, split in splits.items()}
-        encoder = fit_encoder(features["train"].rows(self.cut(y, classes)["train"][1]), self.scale, self.path)
+            return self.build_dataset("image", images, classes, natural["train"], None, natural)
+        features = {part: self._read_features(split, splits["train"]) for part, split in splits.items()}
+        encoder = fit_encoder(features["train"].select(self.cut(y, classes)["train"][1]), self.scale, self.path)
         data = {part: Data(encoder(columns, self.path), y[part]) for part, columns in features.items()}
-        return self.dataset("table", data, classes, natural["train"], encoder, natural)
+        return self.build_dataset("table", data, classes, natural["train"], encoder, natural)
 
     def read(self, path: str, task: Task, encoder: Encoder | None) -> Iterator[Examples]:
-        """Images as every source of images reads them, or a table's rows in a CSV or Parquet file."""
+        """Reads images like every source of images, or a table's rows from a CSV or Parquet file."""
         if task.kind == "table":
             return Table(path=path, label=self.label).read(path, task, encoder)
         return super().read(path, task, encoder)
 
-    def _splits(self) -> dict[str, Any]:
-        """The parts that the data set brings."""
+    def _choose_splits(self) -> dict[str, Any]:
+        """Returns the data set's splits by part."""
         found = self._load()
         names = {"train": self.train_split, "validation": self.validation_split, "test": self.test_split}
         splits = {}
@@ -98,17 +104,17 @@ class HuggingFace(ImageSource):
             else:
                 found = datasets.load_dataset(self.path, self.subset, revision=self.revision)
         except (OSError, ValueError, RuntimeError, KeyError, datasets.exceptions.DatasetsError) as error:
-            raise GenfedError(f"{self.path}: cannot be loaded ({reason(error)})") from None
+            raise GenfedError(f"{self.path}: cannot be loaded ({first_line(error)})") from None
         return dict(found) if isinstance(found, datasets.DatasetDict) else {self.train_split: found}
 
-    def _labels(self, split: Any, part: str) -> Any:
+    def _read_labels(self, split: Any, part: str) -> Any:
         values = list(split[require_known(self.label, split.column_names, f"{self.path}: column")])
-        # the hub marks the withheld labels of a test part so
+        # −1 on the hub: the label of a test example is withheld
         if bad := sum(value is None or value == -1 for value in values):
             raise GenfedError(f"{self.path}: {bad} examples of {part} have no label")
         return np.array(values)
 
-    def _image(self, split: Any) -> str | None:
+    def _find_image_column(self, split: Any) -> str | None:
         import datasets
 
         found = [name for name, feature in split.features.items() if isinstance(feature, datasets.Image)]
@@ -118,8 +124,8 @@ class HuggingFace(ImageSource):
             raise GenfedError(f"{self.path}: there are several image columns, {', '.join(found)}; set image")
         return found[0] if found and self.numeric is None else None
 
-    def _files(self, split: Any, column: str, part: str) -> Iterator[tuple[str, Path | bytes]]:
-        """The undecoded images."""
+    def _iterate_images(self, split: Any, column: str, part: str) -> Iterator[tuple[str, Path | bytes]]:
+        """Yields each image's name for messages, and its file or undecoded bytes."""
         import datasets
 
         rows = split.select_columns([column]).cast_column(column, datasets.Image(decode=False))
@@ -128,7 +134,7 @@ class HuggingFace(ImageSource):
             source = Path(stored["path"] or "") if stored["bytes"] is None else stored["bytes"]
             yield f"{self.path}: image {i} of {part}", source
 
-    def _features(self, split: Any, train: Any) -> Columns:
+    def _read_features(self, split: Any, train: Any) -> Columns:
         out = (self.label, *(self.columns or []))
         numbers = [name for name, f in train.features.items() if name not in out and _is_number(f)]
         found = {}

@@ -1,4 +1,4 @@
-"""Labels as they are found → 0..k-1 and the names of the classes."""
+"""Conversion of raw labels to 0..k−1 and class names."""
 
 from collections.abc import Mapping, Sequence
 
@@ -15,15 +15,18 @@ Labels = NDArray[np.int64] | NDArray[np.str_]
 def encode_labels(
     found: Mapping[str, NDArray[np.generic]], names: Sequence[str] | None, where: str
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Numbers the classes of all parts by sorted value: part → labels [n] (integers or strings) becomes
-    part → y int64 [n]. A class is called after its value, or as `names` says in the same order. `where` begins
-    every message, e.g. the file's name.
+    """Numbers the classes by sorted value. Returns y int64 [n] by part, and the names of the classes.
+
+    Args:
+        found: The raw labels [n], integers or strings, by part.
+        names: Names of the classes in the order of their sorted values; None: the values themselves.
+        where: Text that begins an error message, such as the name of the file.
 
     Raises:
-        GenfedError: other labels, no examples, fewer than two classes, a class that "train" lacks, or the wrong
-            number of names.
+        GenfedError: labels are of another kind, a part is empty, there are fewer than two classes, "train" lacks a
+            class, or the number of names is wrong.
     """
-    plain = {part: _plain(labels, f"{where}: labels of {part}") for part, labels in found.items()}
+    plain = {part: _to_plain(labels, f"{where}: labels of {part}") for part, labels in found.items()}
     if len({labels.dtype.kind for labels in plain.values()}) > 1:
         raise GenfedError(f"{where}: labels are numbers in one part and text in another")
     values = np.unique(np.concatenate(list(plain.values())))
@@ -38,8 +41,8 @@ def encode_labels(
     return y, tuple(names or map(str, values))
 
 
-def _plain(labels: NDArray[np.generic], where: str) -> Labels:
-    """As int64 or str."""
+def _to_plain(labels: NDArray[np.generic], where: str) -> Labels:
+    """Converts labels to int64 or str [n]."""
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim != 1:

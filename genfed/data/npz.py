@@ -19,41 +19,41 @@ from genfed.data.split import PARTS
 
 @settings
 class Npz(ImageSource):
-    """Arrays x_train, y_train and, where there are any, x_validation, y_validation, x_test, y_test; or x and y.
+    """Arrays x_train, y_train and optionally x_validation, y_validation, x_test, y_test; or x and y.
 
-    x of whole numbers 0..255, [n, H, W], [n, H, W, C] or [n, C, H, W], are images; of two axes, [n, features], a
-    table; images of floats are used as they are and should lie in [−1, 1]. y [n] holds any integers or strings.
+    Whole numbers 0..255 of shape [n, H, W], [n, H, W, C] or [n, C, H, W] are images; two axes [n, features] are a
+    table. Images of floats are used unchanged and should lie in [−1, 1]. y [n] holds any integers or strings.
     """
 
     path: str
-    """The file."""
+    """The .npz file."""
     layout: Layout | None = None
-    """Where the channels of four axes stand; None: the axis of size 1 or 3, last or second."""
+    """Order of the four axes of images; None: the channels are the axis of size 1 or 3, last or second."""
     classes: tuple[str, ...] | None = None
-    """The names of the classes, in the order of their sorted labels; None: the labels themselves."""
+    """Names of the classes, in the order of their sorted labels; None: the labels themselves."""
     columns: tuple[str, ...] | None = None
-    """Arrays of natural columns, e.g. ["subject"], to partition by: NAME_train or NAME, and NAME_validation and
-    NAME_test where there are any; None: none."""
+    """Arrays of natural columns to partition by, such as ["subject"]: NAME_train or NAME, and NAME_validation and
+    NAME_test if they exist. None: none."""
     split: str | None = None
-    """The array that says of each row of x which part it is in: "train", "validation" or "test", or 0 (train) and
-    1 (test). None: there is none."""
+    """Array that gives the part of each row of x: "train", "validation" or "test", or 0 (train) and 1 (test). None:
+    there is none."""
 
     def load(self) -> Dataset:
-        arrays = read_arrays(self.path, self._wanted)
-        given = self._parts(arrays)
+        arrays = read_arrays(self.path, self._is_wanted)
+        given = self._read_parts(arrays)
         y, classes = encode_labels({part: labels for part, (_, labels) in given.items()}, self.classes, self.path)
-        images = {part: self.tensor(x, f"{self.path}: x of {part}") for part, (x, _) in given.items()}
+        images = {part: self.to_tensor(x, f"{self.path}: x of {part}") for part, (x, _) in given.items()}
         data = {part: Data(x, y[part]) for part, x in images.items()}
         kind: Literal["image", "table"] = "table" if images["train"].ndim == 2 else "image"
-        natural = {part: self._columns(arrays, part, len(labels)) for part, labels in y.items()}
-        return self.dataset(kind, data, classes, natural["train"], None, natural)
+        natural = {part: self._read_columns(arrays, part, len(labels)) for part, labels in y.items()}
+        return self.build_dataset(kind, data, classes, natural["train"], None, natural)
 
-    def _wanted(self, name: str) -> bool:
+    def _is_wanted(self, name: str) -> bool:
         stems = ["x", "y", *(self.columns or [])]
         return name == self.split or name in stems or name in [f"{stem}_{part}" for stem in stems for part in PARTS]
 
-    def _parts(self, arrays: Mapping[str, Array]) -> dict[str, tuple[Array, Array]]:
-        """(x, y) of each part that the file brings."""
+    def _read_parts(self, arrays: Mapping[str, Array]) -> dict[str, tuple[Array, Array]]:
+        """Returns (x, y) of each part in the file."""
         own = [part for part in PARTS if f"x_{part}" in arrays]
         names = {part: (f"x_{part}", f"y_{part}") for part in own} if own else {"train": ("x", "y")}
         if "train" not in names:
@@ -64,14 +64,14 @@ class Npz(ImageSource):
         for part, (x, y) in given.items():
             if x.shape[:1] != y.shape[:1]:
                 raise GenfedError(f"{self.path}: {names[part][0]} has shape {x.shape}, {names[part][1]} {y.shape}")
-        return given if self.split is None else self._divided(*given["train"], arrays)
+        return given if self.split is None else self._divide(*given["train"], arrays)
 
-    def _divided(self, x: Array, y: Array, arrays: Mapping[str, Array]) -> dict[str, tuple[Array, Array]]:
+    def _divide(self, x: Array, y: Array, arrays: Mapping[str, Array]) -> dict[str, tuple[Array, Array]]:
         assert self.split is not None
         marks = arrays[require_known(self.split, arrays, f"{self.path}: array")]
         if marks.shape != (len(x),) or "x" not in arrays:
             raise GenfedError(f"{self.path}: {self.split} has shape {marks.shape}; one mark per row of x is allowed")
-        parts = _named(marks)
+        parts = _name_parts(marks)
         if len(other := np.setdiff1d(parts, PARTS)):
             raise GenfedError(
                 f"{self.path}: {self.split} holds {str(other[0])!r}; {', '.join(PARTS)}, 0, 1 are allowed"
@@ -80,11 +80,11 @@ class Npz(ImageSource):
             raise GenfedError(f"{self.path}: {self.split} has no row of train")
         return {part: (x[parts == part], y[parts == part]) for part in PARTS if part in parts}
 
-    def tensor(self, x: Array, where: str, layout: Layout | None = None) -> Tensor:
-        return super().tensor(x, where, layout or self.layout)
+    def to_tensor(self, x: Array, where: str, layout: Layout | None = None) -> Tensor:
+        return super().to_tensor(x, where, layout or self.layout)
 
-    def _columns(self, arrays: Mapping[str, Array], part: str, n: int) -> dict[str, list[str]]:
-        """The values of the n examples of a part; one other than "train" may lack them."""
+    def _read_columns(self, arrays: Mapping[str, Array], part: str, n: int) -> dict[str, list[str]]:
+        """Returns the natural columns of a part's n examples; only "train" must have all of them."""
         found = {}
         for name in self.columns or []:
             stored = f"{name}_{part}" if f"{name}_{part}" in arrays else name
@@ -94,13 +94,13 @@ class Npz(ImageSource):
                 continue
             values = arrays[require_known(stored, arrays, f"{self.path}: array")]
             if marks is not None and divided:
-                values = values[_named(marks) == part]
+                values = values[_name_parts(marks) == part]
             if values.shape != (n,):
                 raise GenfedError(f"{self.path}: {stored} has shape {values.shape}; the examples have ({n},)")
             found[name] = [str(value) for value in values]
         return found
 
 
-def _named(marks: Array) -> Array:
-    """The part of each row."""
+def _name_parts(marks: Array) -> Array:
+    """Returns the name of each row's part."""
     return np.array([{"0": "train", "1": "test"}.get(str(mark), str(mark)) for mark in marks])

@@ -1,4 +1,4 @@
-"""Data that no server sees: each site of a federation has its own."""
+"""Data that stay at the sites: each site has its own, and the server sees none."""
 
 from genfed.core.errors import GenfedError
 from genfed.core.settings import settings
@@ -7,7 +7,7 @@ from genfed.data.dataset import Dataset, Source
 
 @settings
 class Sites(Source):
-    """Each site's own data, as its SITE.toml names it: for `genfed serve`."""
+    """Each site's own data, named in its SITE.toml; for `genfed serve`."""
 
     def load(self) -> Dataset:
         raise GenfedError(

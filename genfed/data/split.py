@@ -1,4 +1,4 @@
-"""Cuts the parts that a data set does not bring itself, stratified by class."""
+"""Stratified split of the training examples into the parts that a data set lacks."""
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -18,25 +18,25 @@ from genfed.data.features import Encoder
 PARTS = ("train", "validation", "test")
 
 
-# A string under an inherited field does not reach the field's description, so these say theirs in `Field`.
+# A string under an inherited field does not become its description, so these have theirs in `Field`.
 @settings
 class SplitSource(Source):
-    """A source that cuts a validation part and a test part from its training examples where it has none."""
+    """A source that splits a validation part and a test part off from its training examples if it has none."""
 
     validation: float = Field(
         default=0.1,
         ge=0,
         lt=1,
-        description="Fraction of the examples kept for choices, where the data brings no validation part; 0: none.",
+        description="Fraction of the examples for the validation part, if the data have none; 0: no validation part.",
     )
     test: float = Field(
         default=0.2,
         gt=0,
         lt=1,
-        description="Fraction of the examples kept for the final score, where the data brings no test part.",
+        description="Fraction of the examples for the test part, if the data have none.",
     )
     split_seed: int = Field(
-        default=0, description="Seed of these cuts; apart from the run's, so that all runs share one test part."
+        default=0, description="Seed of this split; separate from the run's, so that all runs have the same test part."
     )
 
     def __post_init__(self) -> None:
@@ -47,8 +47,11 @@ class SplitSource(Source):
     def load(self) -> Dataset: ...
 
     def cut(self, y: Mapping[str, Tensor], classes: Sequence[str]) -> dict[str, tuple[str, Tensor]]:
-        """Where each of the three parts comes from: part → (a given part, its rows). `y` holds the labels [n] of the
-        parts that the data brings: "train" and maybe others.
+        """Returns the origin of each of the three parts: (a given part, the rows taken from it).
+
+        Args:
+            y: The labels [n] of each given part: "train" and optionally others.
+            classes: The names of the classes.
 
         Raises:
             GenfedError: a class has too few examples.
@@ -59,7 +62,7 @@ class SplitSource(Source):
         given = {part: (part, torch.arange(len(labels))) for part, labels in y.items()}
         return given | {"train": ("train", train)} | {p: ("train", rows) for p, rows in zip(missing, cuts, strict=True)}
 
-    def dataset(
+    def build_dataset(
         self,
         kind: Literal["image", "table"],
         given: Mapping[str, Data],
@@ -68,11 +71,18 @@ class SplitSource(Source):
         encoder: Encoder | None = None,
         other_columns: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
     ) -> Dataset:
-        """The whole data set from the parts that the data brings; `columns` go with the given "train", `other_columns`
-        with the other given parts, by part (None: not known), and `encoder` made a table's features.
+        """Builds the whole data set from the given parts.
+
+        Args:
+            kind: The kind of the task.
+            given: The given parts: "train" and optionally others.
+            classes: The names of the classes.
+            columns: The natural columns of the given "train".
+            encoder: The encoder of a table's features; None: there is none.
+            other_columns: The natural columns of the other given parts, by part; None: unknown.
 
         Raises:
-            GenfedError: the parts have examples of different shapes, or a class has too few.
+            GenfedError: the parts have examples of different shapes, or a class has too few examples.
         """
         shapes = {part: tuple(data.x.shape[1:]) for part, data in given.items()}
         for part, shape in shapes.items():
@@ -96,8 +106,16 @@ class SplitSource(Source):
 
 
 def split_stratified(y: Tensor, fractions: Sequence[float], seed: int, classes: Sequence[str]) -> list[Tensor]:
-    """Sorted rows of the rest and then of each fraction: disjoint, together everything, each with the same shares of
-    the classes (rounded, at least one example; none where the fraction is 0).
+    """Splits the rows by class. Returns the sorted rows of the rest, then of each fraction.
+
+    The parts are disjoint and together hold every row. Each has the same shares of the classes, rounded, but at least
+    one example of each class.
+
+    Args:
+        y: The labels, int64 [n].
+        fractions: The share of each part but the rest; 0: an empty part.
+        seed: The seed of the split.
+        classes: The names of the classes.
 
     Raises:
         GenfedError: a class has too few examples to be in every part.
@@ -110,7 +128,7 @@ def split_stratified(y: Tensor, fractions: Sequence[float], seed: int, classes: 
             raise GenfedError(
                 f"class {name!r} has {len(rows)} examples: too few for a training part and {sum(sizes)} set aside"
             )
-        # a stream per class: more examples of one leave the cut of the others as it was
+        # one stream per class: more examples of one class do not change the split of the others
         rows = rows[torch.randperm(len(rows), generator=stream(seed, "split", label))]
         for part, taken in zip(parts, torch.split(rows, [rest, *sizes]), strict=True):
             part.append(taken)

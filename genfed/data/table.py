@@ -1,4 +1,4 @@
-"""Rows and columns in CSV or Parquet files."""
+"""Tables in CSV or Parquet files."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,10 +9,10 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
-from genfed.core.errors import GenfedError
+from genfed.core.errors import GenfedError, first_line
 from genfed.core.settings import settings
 from genfed.core.task import Data, Task
-from genfed.data.checks import reason, require_known, require_path
+from genfed.data.checks import require_known, require_path
 from genfed.data.dataset import Dataset, Examples
 from genfed.data.features import MISSING, Columns, Encoder, fit_encoder
 from genfed.data.labels import encode_labels
@@ -24,77 +24,79 @@ _MISSING = ("", "?", "NA", "N/A", "NaN", "nan", "null", "NULL")
 
 @settings
 class Table(SplitSource):
-    """A table with a label column; numbers are scaled, categories become one-hot codes, missing values are filled in.
-    Whatever that takes is learned on the training rows.
+    """A table with a label column. Numbers are scaled, categories become one-hot codes, missing values are filled in;
+    the statistics for this come from the training rows.
     """
 
     path: str
     """The file: .csv, .tsv, .txt or .data (text), .parquet or .pq."""
     label: str
-    """The column to predict: whole numbers or text."""
+    """Column to predict: whole numbers or text."""
     validation_path: str | None = None
-    """A file with the validation rows; None: they are cut from `path`."""
+    """File with the validation rows; None: they are split off from `path`."""
     test_path: str | None = None
-    """A file with the test rows; None: they are cut from `path`."""
+    """File with the test rows; None: they are split off from `path`."""
     numeric: tuple[str, ...] | None = None
     """Columns used as numbers; None: every column of numbers."""
     categorical: tuple[str, ...] | None = None
     """Columns used as categories; None: every column of text or booleans."""
     columns: tuple[str, ...] | None = None
-    """Natural columns, e.g. ["hospital"], to partition by; they are no features. None: none."""
+    """Natural columns to partition by, such as ["hospital"]; they are not features. None: none."""
     drop: tuple[str, ...] | None = None
-    """Columns left out; None: none."""
+    """Columns to exclude; None: none."""
     classes: tuple[str, ...] | None = None
-    """The names of the classes, in the order of their sorted labels; None: the labels themselves."""
+    """Names of the classes, in the order of their sorted labels; None: the labels themselves."""
     scale: Literal["standard", "range"] = "standard"
-    """Numbers get mean 0 and variance 1 ("standard"), or lie in [−1, 1] ("range"), over the training rows."""
+    """Scaling of numbers over the training rows: to mean 0 and variance 1 ("standard") or to [−1, 1] ("range")."""
     missing: tuple[str, ...] | None = None
-    """Texts that mark a missing value; None: the empty one, ?, NA, N/A, NaN, nan, null, NULL."""
+    """Texts that mark a missing value; None: the empty text, ?, NA, N/A, NaN, nan, null, NULL."""
     names: tuple[str, ...] | None = None
-    """The columns of a text file without a header; None: its first line names them."""
+    """Columns of a text file without a header; None: its first line names them."""
     delimiter: str | None = Field(default=None, min_length=1, max_length=1)
-    """What separates the columns of a text file; None: a tab in .tsv, else a comma."""
+    """Character between the columns of a text file; None: a tab in .tsv, else a comma."""
 
     def load(self) -> Dataset:
         paths = {"train": self.path, "validation": self.validation_path, "test": self.test_path}
         tables = {part: self._read(path) for part, path in paths.items() if path is not None}
-        numeric, categorical = self._features(tables["train"])
+        numeric, categorical = self._choose_features(tables["train"])
         for part, table in tables.items():
             for name in (self.label, *numeric, *categorical, *(self.columns or [])):
                 require_known(name, table.column_names, f"{paths[part]}: column")
-        labels = {part: self._labels(table) for part, table in tables.items()}
+        labels = {part: self._read_labels(table) for part, table in tables.items()}
         y, classes = encode_labels(labels, self.classes, self.path)
-        features = {part: self._columns_of(table, numeric, categorical) for part, table in tables.items()}
-        encoder = fit_encoder(features["train"].rows(self.cut(y, classes)["train"][1]), self.scale, self.path)
+        features = {part: self._read_columns(table, numeric, categorical) for part, table in tables.items()}
+        encoder = fit_encoder(features["train"].select(self.cut(y, classes)["train"][1]), self.scale, self.path)
         data = {part: Data(encoder(columns, self.path), y[part]) for part, columns in features.items()}
         natural = {}
         for part, table in tables.items():
             there = replace(self, path=paths[part] or self.path)  # so that messages name the file
-            natural[part] = {name: there._natural(table, name) for name in self.columns or []}
-        return self.dataset("table", data, classes, natural["train"], encoder, natural)
+            natural[part] = {name: there._read_natural(table, name) for name in self.columns or []}
+        return self.build_dataset("table", data, classes, natural["train"], encoder, natural)
 
     def read(self, path: str, task: Task, encoder: Encoder | None) -> Iterator[Examples]:
-        """The rows of a file that has the columns of features; others, such as the label, are passed over."""
+        """Reads the rows of a file that has the feature columns; other columns, such as the label, are ignored."""
         if encoder is None:
             raise GenfedError(
-                f"{path}: rows are encoded as the training rows were, and the run's folder has no encoder.json that "
-                "says how; going on with the run (--resume) writes it"
+                f"{path}: rows must be encoded like the training rows, but the run's folder has no encoder.json; "
+                "resuming the run (--resume) writes it"
             )
         there = replace(self, path=path)  # so that messages name the file
-        table = there._read(path, as_text=[name for name, texts in encoder.categories.items() if not _alike(texts)])
+        table = there._read(
+            path, as_text=[name for name, texts in encoder.categories.items() if not _is_read_alike(texts)]
+        )
         for name in (*encoder.numbers, *encoder.categories):
             require_known(name, table.column_names, f"{path}: column")
-        x = encoder(there._columns_of(table, encoder.numbers, encoder.categories), path)
+        x = encoder(there._read_columns(table, encoder.numbers, encoder.categories), path)
         yield Examples(tuple(map(str, range(len(x)))), "row", x)
 
-    def _columns_of(self, table: Any, numeric: Iterable[str], categorical: Iterable[str]) -> Columns:
+    def _read_columns(self, table: Any, numeric: Iterable[str], categorical: Iterable[str]) -> Columns:
         return Columns(
-            {name: self._numbers(table, name) for name in numeric},
-            {name: self._texts(table, name) for name in categorical},
+            {name: self._read_numbers(table, name) for name in numeric},
+            {name: self._read_texts(table, name) for name in categorical},
         )
 
     def _read(self, path: str, as_text: Sequence[str] = ()) -> Any:
-        """The file as a pyarrow table; in a text file, the columns `as_text` are not taken for numbers."""
+        """Reads the file as a pyarrow table; in a text file, the columns `as_text` are never read as numbers."""
         try:
             import pyarrow
             from pyarrow import parquet
@@ -104,19 +106,19 @@ class Table(SplitSource):
         if kind not in _CSV + _PARQUET:
             raise GenfedError(f"{path}: unknown file type {kind!r}; {', '.join(_CSV + _PARQUET)} are allowed")
         try:
-            table = self._text(file, as_text) if kind in _CSV else parquet.read_table(file)
+            table = self._read_text_file(file, as_text) if kind in _CSV else parquet.read_table(file)
         except (OSError, ValueError, TypeError, pyarrow.ArrowException) as error:
-            raise GenfedError(f"{path}: not a readable table ({reason(error)})") from None
+            raise GenfedError(f"{path}: not a readable table ({first_line(error)})") from None
         if twice := {name for name in table.column_names if table.column_names.count(name) > 1}:
             raise GenfedError(f"{path}: column {min(twice)!r} stands twice")
         if not table.num_rows:
             raise GenfedError(f"{path}: there are no rows")
         return table
 
-    def _text(self, file: Path, as_text: Sequence[str]) -> Any:
+    def _read_text_file(self, file: Path, as_text: Sequence[str]) -> Any:
         from pyarrow import csv, string
 
-        # the type of a column is guessed from the first block: make that the whole file
+        # pyarrow infers the type of a column from the first block, so the block is the whole file
         block = min(max(file.stat().st_size + 1, 2**16), 2**31 - 1)
         markers = self._markers
         table = csv.read_csv(
@@ -136,8 +138,8 @@ class Table(SplitSource):
     def _markers(self) -> Sequence[str]:
         return _MISSING if self.missing is None else self.missing
 
-    def _features(self, table: Any) -> tuple[list[str], list[str]]:
-        """The columns of numbers and those of categories."""
+    def _choose_features(self, table: Any) -> tuple[list[str], list[str]]:
+        """Returns the columns used as numbers and those used as categories."""
         from pyarrow import types
 
         for name in (*(self.drop or []), self.label, *(self.columns or [])):
@@ -165,47 +167,47 @@ class Table(SplitSource):
             categorical if self.categorical is None else list(self.categorical),
         )
 
-    def _numbers(self, table: Any, name: str) -> Any:
-        """float64 [n]; NaN is a missing value."""
+    def _read_numbers(self, table: Any, name: str) -> Any:
+        """Returns a column as float64 [n]; NaN: missing."""
         import pyarrow
 
         try:
             return table.column(name).cast(pyarrow.float64(), safe=False).to_numpy()
         except pyarrow.ArrowException as error:
-            raise GenfedError(f"{self.path}: column {name!r} is not of numbers ({reason(error)})") from None
+            raise GenfedError(f"{self.path}: column {name!r} is not of numbers ({first_line(error)})") from None
 
-    def _texts(self, table: Any, name: str) -> list[str | None]:
-        """The n texts; None is a missing value."""
+    def _read_texts(self, table: Any, name: str) -> list[str | None]:
+        """Returns a column as n texts; None: missing."""
         import pyarrow
 
         try:
             values = table.column(name).cast(pyarrow.string()).to_pylist()
         except pyarrow.ArrowException as error:
-            raise GenfedError(f"{self.path}: column {name!r} is not of categories ({reason(error)})") from None
+            raise GenfedError(f"{self.path}: column {name!r} is not of categories ({first_line(error)})") from None
         texts = (None if value is None else value.strip() for value in values)
         return [None if text in self._markers else text for text in texts]
 
-    def _labels(self, table: Any) -> Any:
-        """Whole numbers or text, [n]."""
+    def _read_labels(self, table: Any) -> Any:
+        """Returns the labels [n], numbers or text."""
         from pyarrow import types
 
-        values = self._natural(table, self.label)
+        values = self._read_natural(table, self.label)
         kind = table.schema.field(self.label).type
         if types.is_integer(kind) or types.is_floating(kind):
-            return self._numbers(table, self.label)
+            return self._read_numbers(table, self.label)
         return np.array(values, np.str_)
 
-    def _natural(self, table: Any, name: str) -> list[str]:
-        """The n texts, none of them missing."""
-        values = self._texts(table, name)
+    def _read_natural(self, table: Any, name: str) -> list[str]:
+        """Returns a column as n texts, none missing."""
+        values = self._read_texts(table, name)
         if gaps := values.count(None):
             raise GenfedError(f"{self.path}: column {name!r} lacks {gaps} values; each row needs one")
         return [value for value in values if value is not None]
 
 
-def _alike(texts: Sequence[str]) -> bool:
-    """Whether the categories are all numbers in their plain form (1, not 01), or true and false: then a text file's
-    column of them is read as such.
+def _is_read_alike(texts: Sequence[str]) -> bool:
+    """Returns whether a text file's column of these categories gives the same texts if it is read as numbers or
+    booleans: all are numbers in plain form (1, not 01), or all are true and false.
     """
     plain = [text for text in texts if text != MISSING]
     number = r"-?(0|[1-9]\d*)(\.\d+)?(e[-+]?\d+)?"

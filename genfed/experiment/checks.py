@@ -8,11 +8,10 @@ from torch import Tensor
 
 from genfed.config import architectures
 from genfed.config.settings import Config
-from genfed.core.errors import GenfedError
+from genfed.core.errors import GenfedError, first_line
 from genfed.core.federated_data import FederatedData
 from genfed.core.method import Method
 from genfed.core.task import Data, Task
-from genfed.data.checks import reason
 from genfed.experiment.partitioning import count_classes
 from genfed.training.classifier import Training
 from genfed.training.pixels import normalize_pixels
@@ -78,7 +77,7 @@ def check_architecture(name: str, task: Task, data: Data) -> None:
         with torch.no_grad():
             scores: object = network(normalize_pixels(data.x[:2]))
     except Exception as error:  # a user's own code may fail in any way
-        about = f"{type(error).__name__}: {reason(error)}"
+        about = f"{type(error).__name__}: {first_line(error)}"
         raise GenfedError(f"architecture {name} does not fit examples of shape {task.shape} ({about})") from error
     expected = (min(2, len(data)), len(task.classes))
     if not isinstance(scores, Tensor) or tuple(scores.shape) != expected:

@@ -8,11 +8,10 @@ import torch
 from genfed.config import architectures
 from genfed.config.settings import Config
 from genfed.core.aggregate import ClientInfo
-from genfed.core.errors import GenfedError
+from genfed.core.errors import GenfedError, first_line
 from genfed.core.method import Method, TrainedNetwork
 from genfed.core.phase import Phase, flatten_phases
 from genfed.core.task import Task
-from genfed.data.checks import reason
 from genfed.experiment.trial import new_server
 from genfed.generators.generator import GeneratorNetwork
 from genfed.privacy.accounting import warn_of_weak_privacy
@@ -136,7 +135,7 @@ def _check(what: str, each: TrainedNetwork, x: torch.Tensor | None, instead: str
         for player in players:
             check_trained(player, x, y)
     except GenfedError as error:
-        raise GenfedError(f"{what} cannot be trained under [privacy]: {reason(error)}") from None
+        raise GenfedError(f"{what} cannot be trained under [privacy]: {first_line(error)}") from None
 
 
 def _grouped(name: str) -> str:

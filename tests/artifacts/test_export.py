@@ -300,7 +300,7 @@ def test_images_are_resized_as_the_runs_own(run: Path, tmp_path: Path, capsys: p
     said(capsys, "export", run, "--out", tmp_path / "model", "--method", "fedavg")
     said(capsys, "predict", tmp_path / "model", tmp_path / "png", "--out", tmp_path / "p.csv")
     with torch.no_grad():
-        scores = genfed.load_model(tmp_path / "model")[0](normalize_pixels(Digits(size=8).converted(large)))
+        scores = genfed.load_model(tmp_path / "model")[0](normalize_pixels(Digits(size=8).convert(large)))
     got = [float(row["p_0"]) for row in rows_of(tmp_path / "p.csv")]
     assert got == pytest.approx(scores.softmax(1)[:, 0].tolist(), abs=1e-5)
 

@@ -29,8 +29,8 @@ def test_a_shape_is_painted() -> None:
 
 
 def test_a_prompt_says_what_is_shown() -> None:
-    assert Style("red", "white").prompt(describe_character("7")) == "a red digit seven on a white background"
-    assert Style("red", "blue", "noisy").prompt(describe_character("K"), "slanted") == (
+    assert Style("red", "white").write_prompt(describe_character("7")) == "a red digit seven on a white background"
+    assert Style("red", "blue", "noisy").write_prompt(describe_character("K"), "slanted") == (
         "a red letter k on a blue background, slanted, noisy"
     )
 

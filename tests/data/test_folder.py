@@ -8,7 +8,7 @@ from genfed.core.errors import GenfedError
 from genfed.core.task import Task
 from genfed.data.dataset import Dataset, Source
 from genfed.data.folder import Folder
-from genfed.data.images import images_below
+from genfed.data.images import list_images
 
 
 def write(folder: Path, shades: range, size: tuple[int, int] = (4, 3), mode: str = "L") -> None:
@@ -96,7 +96,7 @@ def test_what_is_hidden_is_passed_over(tmp_path: Path) -> None:
         (tmp_path / ".home" / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", (4, 3)).save(tmp_path / ".home" / name)
     root = tmp_path / ".home"  # what is asked for may be hidden itself
-    assert [file.relative_to(root).as_posix() for file in images_below(root)] == ["a/0.png", "a/deep/2.png"]
+    assert [file.relative_to(root).as_posix() for file in list_images(root)] == ["a/0.png", "a/deep/2.png"]
 
 
 def test_new_images_are_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,41 +28,41 @@ def png(mode: str, colour: object, size: tuple[int, int] = (4, 3)) -> bytes:
 
 def test_nothing_asked_for_changes_nothing() -> None:
     x = torch.randint(256, (5, 2, 7, 6), dtype=torch.uint8, generator=torch.Generator())
-    assert torch.equal(Images().converted(x), x)
+    assert torch.equal(Images().convert(x), x)
 
 
 def test_resizing_is_bilinear_and_smooths_when_it_shrinks() -> None:
     x = torch.zeros(1, 1, 4, 4, dtype=torch.uint8)
     x[..., ::2] = 200
-    assert Images(size=2).converted(x).float().mean() == pytest.approx(100, abs=15)
+    assert Images(size=2).convert(x).float().mean() == pytest.approx(100, abs=15)
     expected = F.interpolate(x.float(), (9, 9), mode="bilinear").round().to(torch.uint8)
-    assert torch.equal(Images(size=9).converted(x), expected)
+    assert torch.equal(Images(size=9).convert(x), expected)
 
 
 def test_grey_and_colour_turn_into_one_another() -> None:
     red, green, white = [255, 0, 0], [0, 255, 0], [255, 255, 255]
     x = torch.tensor([red, green, white], dtype=torch.uint8).view(3, 3, 1, 1).expand(3, 3, 2, 2)
-    grey = Images(channels=1).converted(x)
+    grey = Images(channels=1).convert(x)
     assert grey[:, 0, 0, 0].tolist() == [76, 150, 255]
-    assert Images(channels=3).converted(grey)[0, :, 0, 0].tolist() == [76, 76, 76]
+    assert Images(channels=3).convert(grey)[0, :, 0, 0].tolist() == [76, 76, 76]
 
 
 def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randint(256, (7, 3, 5, 5), dtype=torch.uint8, generator=torch.Generator())
-    whole = Images(channels=1).converted(x)
+    whole = Images(channels=1).convert(x)
     monkeypatch.setattr("genfed.data.images._AT_ONCE", 400)
-    assert torch.equal(Images(channels=1).converted(x), whole)
+    assert torch.equal(Images(channels=1).convert(x), whole)
 
 
 def test_floats_stay_floats() -> None:
-    out = Images(size=4).converted(torch.full((1, 1, 2, 2), -0.25))
+    out = Images(size=4).convert(torch.full((1, 1, 2, 2), -0.25))
     assert out.dtype == torch.float32
     assert out.unique(sorted=True).tolist() == [-0.25]  # type: ignore[no-untyped-call]
 
 
 def test_other_channels_cannot_be_converted() -> None:
     with pytest.raises(GenfedError, match="images have 4 channels: only 1 and 3"):
-        Images(channels=1).converted(torch.zeros(1, 4, 2, 2, dtype=torch.uint8))
+        Images(channels=1).convert(torch.zeros(1, 4, 2, 2, dtype=torch.uint8))
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_other_channels_cannot_be_converted() -> None:
     ],
 )
 def test_files_are_decoded(mode: str, colour: object, pixel: list[int]) -> None:
-    x = Images().stacked([("a", png(mode, colour))], 1)
+    x = Images().decode_all([("a", png(mode, colour))], 1)
     assert x.shape == (1, len(pixel), 3, 4)
     assert x[0, :, 0, 0].tolist() == pixel
 
@@ -85,20 +85,20 @@ def test_files_are_decoded(mode: str, colour: object, pixel: list[int]) -> None:
 def test_images_must_be_alike() -> None:
     pair = [("a", png("L", 1)), ("b", png("L", 1, (5, 6)))]
     with pytest.raises(GenfedError, match="a is 4 × 3 pixels and b 5 × 6; set size"):
-        Images().stacked(pair, 2)
-    assert Images(size=8).stacked(pair, 2).shape == (2, 1, 8, 8)
+        Images().decode_all(pair, 2)
+    assert Images(size=8).decode_all(pair, 2).shape == (2, 1, 8, 8)
     mixed = [("a", png("L", 1)), ("b", png("RGB", (1, 1, 1)))]
     with pytest.raises(GenfedError, match="a has 1 channels and b has 3; set channels"):
-        Images(size=32).stacked(mixed, 2)
-    assert Images(size=32, channels=3).stacked(mixed, 2).shape == (2, 3, 32, 32)
+        Images(size=32).decode_all(mixed, 2)
+    assert Images(size=32, channels=3).decode_all(mixed, 2).shape == (2, 3, 32, 32)
 
 
 def test_unreadable_files_are_named(tmp_path: Path) -> None:
     whole = png("L", 1, (50, 50))
     for broken in (b"", b"text", whole[: len(whole) // 2]):
         with pytest.raises(GenfedError, match=r"^a: not a readable image"):
-            Images().stacked([("a", broken)], 1)
+            Images().decode_all([("a", broken)], 1)
     with pytest.raises(GenfedError, match=r"^a: not a readable image"):
-        Images().stacked([("a", tmp_path / "none.png")], 1)
+        Images().decode_all([("a", tmp_path / "none.png")], 1)
     with pytest.raises(GenfedError, match="a: pixels of mode I;16; 8-bit grey and colour"):
-        Images().stacked([("a", png("I;16", 1))], 1)
+        Images().decode_all([("a", png("I;16", 1))], 1)

@@ -53,7 +53,7 @@ def test_fractions_must_leave_something() -> None:
 def test_parts_of_different_shapes_are_refused() -> None:
     one, two = (Data(torch.zeros(4, 1, n, n), torch.tensor([0, 0, 1, 1])) for n in (8, 9))
     with pytest.raises(GenfedError, match=r"one example of train has shape \(1, 8, 8\), one of test \(1, 9, 9\)"):
-        Digits().dataset("image", {"train": one, "test": two}, ("a", "b"), {})
+        Digits().build_dataset("image", {"train": one, "test": two}, ("a", "b"), {})
 
 
 @pytest.mark.parametrize("source", [Digits, Folder, HuggingFace, Npz, Table])
