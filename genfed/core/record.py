@@ -1,4 +1,4 @@
-"""Records: the typed values that travel between server and clients and go to disk.
+"""Records: the typed values that server and clients exchange and that are written to disk.
 
 A record is a frozen dataclass of tensors, numbers, strings, None, tuples, dicts and records. `pack` splits it into
 named tensors and a JSON skeleton; a checkpoint file (safetensors) and a network message are thin wrappers of that
@@ -31,38 +31,40 @@ _DTYPES = frozenset((torch.bool, torch.uint8, torch.int8, torch.int16, torch.int
 
 
 class Packed(NamedTuple):
-    """A record on its way: tensors by path, and the rest as JSON."""
+    """A record prepared for a file or a message: tensors by path, and the rest as JSON."""
 
     tensors: dict[str, Tensor]
     skeleton: str
 
     @property
     def nbytes(self) -> int:
-        """What it weighs on a wire, in bytes; a record without fields weighs nothing."""
+        """Size of the message in bytes; 0 for a record without fields."""
         text = 0 if self.skeleton == "{}" else len(self.skeleton.encode())
         return text + sum(t.numel() * t.element_size() for t in self.tensors.values())
 
 
 def pack(record: object) -> Packed:
-    """Splits a record. The tensors are views where they can be: contiguous, on the CPU, and not overlapping one
-    another; so what is packed must not be changed in place before it has been written or copied.
+    """Splits a record into tensors and a skeleton.
+
+    A tensor that is contiguous, on the CPU and overlaps no other is a view, so it must not be changed in place before
+    the result has been written or copied.
 
     Raises:
-        RecordError: names the path of a value that no record may hold.
+        RecordError: a record cannot hold one of the values; the message names its path.
     """
     if not dataclasses.is_dataclass(record) or isinstance(record, type):
         raise RecordError(f"a record is a dataclass instance, not a {type(record).__name__}")
-    name, tensors = type(record).__name__, _Tensors()
+    name, tensors = type(record).__name__, _TensorCollector()
     try:
-        return Packed(tensors.by_path, json.dumps(_skeleton(record, name, tensors)))
+        return Packed(tensors.by_path, json.dumps(_build_skeleton(record, name, tensors)))
     except RecursionError:
         raise RecordError(f"{name}: nested too deeply") from None
     except ValueError as error:  # an int of thousands of digits
         raise RecordError(f"{name}: cannot be written as JSON ({error})") from None
 
 
-class _Tensors:
-    """Those that were met on the way through a record."""
+class _TensorCollector:
+    """The tensors found in a record so far."""
 
     def __init__(self) -> None:
         self.by_path: dict[str, Tensor] = {}
@@ -77,15 +79,14 @@ class _Tensors:
         begin, size = tensor.data_ptr(), tensor.numel() * tensor.element_size()
         taken = self._ranges.setdefault(tensor.untyped_storage().data_ptr(), [])
         if any(begin < stop and start < begin + size for start, stop in taken):
-            tensor = tensor.clone()  # a file holds every tensor once; two fields may name the same one
+            tensor = tensor.clone()  # a file holds every tensor once, but two fields may share one
         else:
             taken.append((begin, begin + size))
         self.by_path[path] = tensor
 
 
-# A function of its own, not a closure: one that calls itself is a cycle, and would hold the tensors until the next
-# collection.
-def _skeleton(value: Any, path: str, tensors: _Tensors) -> Any:
+# Not a closure: a closure that calls itself is a reference cycle, which holds the tensors until the next collection.
+def _build_skeleton(value: Any, path: str, tensors: _TensorCollector) -> Any:
     if isinstance(value, Tensor):
         tensors.add(value, path)
         return {"tensor": path}
@@ -93,22 +94,22 @@ def _skeleton(value: Any, path: str, tensors: _Tensors) -> Any:
         return value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = dataclasses.fields(value)
-        return {f.name: _skeleton(getattr(value, f.name), f"{path}.{f.name}", tensors) for f in fields}
+        return {f.name: _build_skeleton(getattr(value, f.name), f"{path}.{f.name}", tensors) for f in fields}
     if isinstance(value, dict):
         if bad := [k for k in value if type(k) not in (str, int)]:
             raise RecordError(f"{path}: a record's dict has str or int keys, not {bad[0]!r}")
-        # repr keeps 1 and "1" apart, and a key with a dot in it cannot look like another path
-        return [[k, _skeleton(v, f"{path}[{k!r}]", tensors)] for k, v in value.items()]
+        # repr distinguishes 1 from "1", and a key that contains a dot from another path
+        return [[k, _build_skeleton(v, f"{path}[{k!r}]", tensors)] for k, v in value.items()]
     if isinstance(value, tuple):
-        return [_skeleton(v, f"{path}[{i}]", tensors) for i, v in enumerate(value)]
+        return [_build_skeleton(v, f"{path}[{i}]", tensors) for i, v in enumerate(value)]
     raise RecordError(f"{path}: a record cannot hold a {type(value).__name__}")
 
 
 def unpack(kind: type[R], packed: Packed) -> R:
-    """Rebuilds a `kind` from what `pack` returned; the tensors are used as they are, not copied.
+    """Rebuilds a record of type `kind` from the result of `pack`; the tensors are not copied.
 
     Raises:
-        RecordError: names the path at which the input is not a `kind`.
+        RecordError: the input is not a `kind`; the message names the path.
     """
     name = (typing.get_origin(kind) or kind).__name__
     try:
@@ -117,7 +118,7 @@ def unpack(kind: type[R], packed: Packed) -> R:
         raise RecordError(f"{name}: the skeleton is not JSON ({error})") from None
     unread = dict(packed.tensors)
     try:
-        record = _reader(typing.cast(typing.Hashable, kind), name)(node, name, unread)
+        record = _make_reader(typing.cast(typing.Hashable, kind), name)(node, name, unread)
     except RecursionError:
         raise RecordError(f"{name}: nested too deeply, or a type that contains itself") from None
     if unread:
@@ -129,8 +130,8 @@ _Reader = Callable[[Any, str, dict[str, Tensor]], Any]
 
 
 @functools.cache
-def _reader(hint: Any, at: str) -> _Reader:
-    """A function that reads one node of a skeleton as the type `hint`; `at` says where the type stands."""
+def _make_reader(hint: Any, at: str) -> _Reader:
+    """Makes a function that reads a node of a skeleton as the type `hint`; `at` is the path of the type for errors."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is Tensor:
         return _read_tensor
@@ -139,20 +140,20 @@ def _reader(hint: Any, at: str) -> _Reader:
     if origin is typing.Literal:
         return functools.partial(_read_literal, args)
     if origin in (types.UnionType, typing.Union) and len(args) == 2 and types.NoneType in args:
-        some = _reader(next(a for a in args if a is not types.NoneType), at)
+        some = _make_reader(next(a for a in args if a is not types.NoneType), at)
         return lambda node, path, unread: None if node is None else some(node, path, unread)
     if origin is dict and args[0] in (str, int):
-        return functools.partial(_read_dict, args[0], _reader(args[1], at))
+        return functools.partial(_read_dict, args[0], _make_reader(args[1], at))
     if origin is tuple and len(args) == 2 and args[1] is ...:
-        return functools.partial(_read_tuple, _reader(args[0], at), None)
+        return functools.partial(_read_tuple, _make_reader(args[0], at), None)
     if origin is tuple:
-        return functools.partial(_read_tuple, None, tuple(_reader(a, at) for a in args))
+        return functools.partial(_read_tuple, None, tuple(_make_reader(a, at) for a in args))
     generic = origin or hint
     if dataclasses.is_dataclass(generic) and isinstance(generic, type):
         bound = dict(zip(getattr(generic, "__parameters__", ()), args, strict=False))
         hints = typing.get_type_hints(generic)
         readers = {
-            f.name: _reader(bound.get(hints[f.name], hints[f.name]), f"{at}.{f.name}")
+            f.name: _make_reader(bound.get(hints[f.name], hints[f.name]), f"{at}.{f.name}")
             for f in dataclasses.fields(generic)
         }
         return functools.partial(_read_record, generic, readers)
@@ -192,16 +193,16 @@ def _read_dict(key: type, value: _Reader, node: Any, path: str, unread: dict[str
         raise RecordError(f"{path}: expected keys of type {key.__name__}, got {bad[0]!r}")
     read = {k: value(v, f"{path}[{k!r}]", unread) for k, v in node}
     if len(read) != len(node):
-        raise RecordError(f"{path}: a key stands twice")
+        raise RecordError(f"{path}: a key appears twice")
     return read
 
 
 def _read_tuple(
-    each: _Reader | None, fixed: tuple[_Reader, ...] | None, node: Any, path: str, unread: dict[str, Tensor]
+    item: _Reader | None, fixed: tuple[_Reader, ...] | None, node: Any, path: str, unread: dict[str, Tensor]
 ) -> Any:
     if not isinstance(node, list):
         raise RecordError(f"{path}: expected a tuple, got {type(node).__name__}")
-    readers = fixed if each is None else (each,) * len(node)
+    readers = fixed if item is None else (item,) * len(node)
     assert readers is not None
     if len(readers) != len(node):
         raise RecordError(f"{path}: expected {len(readers)} items, got {len(node)}")
@@ -219,15 +220,15 @@ def _read_record(kind: type, readers: dict[str, _Reader], node: Any, path: str, 
 
 
 def to_bytes(packed: Packed) -> bytes:
-    """The pair as one message; `from_bytes` reads it."""
+    """Returns the packed record as one message, which `from_bytes` reads."""
     return safetensors.torch.save(packed.tensors, {"record": packed.skeleton})
 
 
 def from_bytes(data: bytes) -> Packed:
-    """Reads `to_bytes`.
+    """Reads the result of `to_bytes`.
 
     Raises:
-        RecordError: truncated or foreign bytes.
+        RecordError: the bytes are truncated or something else.
     """
     try:
         tensors = safetensors.torch.load(data)
@@ -238,17 +239,21 @@ def from_bytes(data: bytes) -> Packed:
 
 
 def save(record: object, path: Path, *, durable: bool = True) -> None:
-    """Writes the record as one safetensors file, atomically: a temporary name, then a rename. The file bears a
-    checksum. If `durable` it is also on the disk on return, and survives a power cut.
+    """Writes the record to one safetensors file with a checksum, atomically: under a temporary name, then a rename.
+
+    Args:
+        record: The record.
+        path: The file.
+        durable: Whether the file is on the disk on return, so that it survives a power failure.
 
     Raises:
-        RecordError: a value that no record may hold.
-        OSError: the disk is full or not writable; whatever stood at `path` still does.
+        RecordError: a record cannot hold one of the values.
+        OSError: the disk is full or not writable; the file that was at `path` before is unchanged.
     """
     packed = pack(record)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        about = {"record": packed.skeleton, "crc32": str(_checksum(packed))}
+        about = {"record": packed.skeleton, "crc32": str(_compute_checksum(packed))}
         safetensors.torch.save_file(packed.tensors, part, about)
         if durable:
             _sync(part)
@@ -270,7 +275,7 @@ def _sync(path: Path) -> None:
 
 
 def load(kind: type[R], path: Path) -> R:
-    """Reads what `save` wrote; tensors are mapped from the file, not read into memory at once.
+    """Reads a record that `save` wrote; tensors are mapped from the file and read when they are used.
 
     Raises:
         RecordError: the file is missing, truncated, damaged or holds something else.
@@ -279,7 +284,7 @@ def load(kind: type[R], path: Path) -> R:
         with safetensors.safe_open(path, "pt") as file:
             about = file.metadata() or {}
             packed = Packed({k: file.get_tensor(k) for k in file.keys()}, about.get("record", ""))  # noqa: SIM118
-        checksum = _checksum(packed)
+        checksum = _compute_checksum(packed)
     except FileNotFoundError:
         raise RecordError(f"{path}: no such file") from None
     except (safetensors.SafetensorError, OSError, ValueError, RuntimeError) as error:
@@ -293,24 +298,24 @@ def load(kind: type[R], path: Path) -> R:
 
 
 def digest(packed: Packed) -> str:
-    """A fingerprint of everything in it: equal records have equal ones, on every engine."""
+    """Returns a fingerprint of the whole record: equal records have equal ones, on every engine."""
     hashed = hashlib.blake2b(packed.skeleton.encode(), digest_size=16)
     for name in sorted(packed.tensors):
         tensor = packed.tensors[name]
         hashed.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        hashed.update(_bytes_of(tensor))
+        hashed.update(_view_bytes(tensor))
     return hashed.hexdigest()
 
 
-def _bytes_of(tensor: Tensor) -> memoryview:
-    # Contiguous as it is, a tensor of at most one element may still have any strides, which `view` refuses.
+def _view_bytes(tensor: Tensor) -> memoryview:
+    # A contiguous tensor of at most one element may have any strides, some of which `view` refuses.
     return tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8).numpy().data
 
 
-def _checksum(packed: Packed) -> int:
+def _compute_checksum(packed: Packed) -> int:
     crc = zlib.crc32(packed.skeleton.encode())
     for name in sorted(packed.tensors):
         tensor = packed.tensors[name]
         crc = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), crc)
-        crc = zlib.crc32(_bytes_of(tensor), crc)
+        crc = zlib.crc32(_view_bytes(tensor), crc)
     return crc

@@ -1,7 +1,7 @@
-"""Randomness named by what it is for, not by when it is drawn.
+"""Random streams that are named by their purpose, not by the order of the draws.
 
-A stream is derived from the run's seed and a path such as ("generator", 3, client 7), so a draw is the same
-on every engine, for every number of workers and after every resume.
+A stream is derived from the run's seed and a path such as ("generator", 3, 7), so a draw is the same on every engine,
+for every number of workers and after every resume.
 """
 
 import contextlib
@@ -14,24 +14,24 @@ Path = str | int
 
 
 def derive(seed: int, *path: Path) -> int:
-    """A seed in [0, 2⁶³) for this path, e.g. derive(0, "generator", 3, 7); the same on every machine."""
-    # Lengths are hashed too: ("a/b",) and ("a", "b"), or 1 and "1", must not share a stream.
+    """Returns a seed in [0, 2⁶³) for this path, e.g. derive(0, "generator", 3, 7); the same on every machine."""
+    # Types and lengths are hashed too: ("a/b",) and ("a", "b"), or 1 and "1", must not share a stream.
     text = "".join(f"{type(part).__name__}:{len(str(part))}:{part};" for part in (seed, *path))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
 def stream(seed: int, *path: Path) -> torch.Generator:
-    """A CPU generator for this path. Draws are made on the CPU, so every device sees the same ones."""
+    """Returns a CPU generator for this path; draws are made on the CPU, so they are the same for every device."""
     return torch.Generator().manual_seed(derive(seed, *path))
 
 
 @contextlib.contextmanager
 def seeded(rng: torch.Generator) -> Iterator[None]:
-    """Inside the block torch's global CPU stream (layer initialisation, dropout) is drawn from `rng`; it is
-    restored after. Draws one number from `rng`.
+    """Seeds torch's global CPU stream (layer initialization, dropout) by one draw from `rng`, and restores it after
+    the block.
     """
     state = torch.get_rng_state()
-    # The CPU stream alone: torch.manual_seed would also queue a call for every kind of GPU, with a stack trace.
+    # Only the CPU stream: torch.manual_seed would also queue a call for every kind of GPU, with a stack trace.
     torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=rng)))
     try:
         yield

@@ -1,5 +1,5 @@
-"""Where a server puts what is too large for a state that is written anew after every round: records in shards. The
-state holds their names and checksums alone (`Shard`), and what it names is what there is.
+"""A server's store for data too large for a state, which is written again after every round: records in shards. The
+state holds only their names and checksums (`Shard`); a shard that the state does not name does not exist.
 """
 
 import dataclasses
@@ -17,33 +17,44 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Shard:
-    """One record in a store. A state that holds this keeps the shard; one that no checkpoint holds is deleted."""
+    """The name of one record in a store. A shard stays as long as the state holds this; other shards are deleted.
+
+    >>> from genfed import Shard
+    >>> from genfed.core.store import MemoryStore
+    >>> from genfed.training.optimizer_state import OptimizerState
+    >>> store = MemoryStore()
+    >>> shard = store.append(OptimizerState({}), 1)
+    >>> shard.name, shard.count
+    ('0', 1)
+    >>> store.read(OptimizerState, shard)
+    OptimizerState(values={})
+    """
 
     name: str
     count: int
-    """How many things are in it, as whoever appended it says."""
+    """Number of items in the record, as given to `append`."""
     checksum: str
-    """Of the whole record."""
+    """Digest of the whole record."""
 
 
 class Store(Protocol):
-    """What `Server.store` offers. A shard is never changed: the store grows by shards."""
+    """The interface of `Server.store`. Shards are only appended, never changed."""
 
     def append(self, record: object, count: int) -> Shard:
-        """Puts a record there, on the disk before this returns. It lasts if the new state holds what is returned: a
-        round that is done again writes the same shards again.
+        """Writes a record with `count` items to the store, on the disk before this returns. The shard stays if the new
+        state holds the result; a round that is repeated writes the same shards again.
         """
 
     def read(self, kind: type[R], shard: Shard) -> R:
-        """The record that was appended.
+        """Reads a record that was appended.
 
         Raises:
-            RecordError: it is missing or damaged.
+            RecordError: the shard is missing or damaged.
         """
 
 
 class MemoryStore:
-    """A store of a server that has no folder: it ends with the process."""
+    """A store in memory, for a server without a folder."""
 
     def __init__(self) -> None:
         self._records: dict[str, bytes] = {}
@@ -61,11 +72,11 @@ class MemoryStore:
 
 
 class FolderStore:
-    """A store of files, store/NAME.safetensors in a trial's folder."""
+    """A store of files store/NAME.safetensors in a trial's folder."""
 
     def __init__(self, trial: Path, *path: str | int) -> None:
-        """`path` names the shards that are appended, e.g. ("generate", 3) for a round of a phase: generate.3.0,
-        generate.3.1 and so on; without one nothing can be appended.
+        """Opens the store in the folder `trial`. `path` gives the names of new shards, e.g. ("generate", 3) for a round
+        of a phase: generate.3.0, generate.3.1 and so on. Empty: nothing can be appended.
         """
         self._folder, self._appended = trial / "store", 0
         self._prefix = ".".join(urllib.parse.quote(str(part), safe="") for part in path)
@@ -75,43 +86,43 @@ class FolderStore:
             raise GenfedError("only `init` and the `update` of a phase may append to the store: it would be lost")
         name = f"{self._prefix}.{self._appended}"
         self._folder.mkdir(parents=True, exist_ok=True)
-        save(record, self._file(name))
+        save(record, self._locate(name))
         self._appended += 1
         return Shard(name, count, digest(pack(record)))
 
     def read(self, kind: type[R], shard: Shard) -> R:
-        """The record, its tensors mapped from the file."""
-        file = self._file(shard.name)
+        """Reads a record; its tensors are mapped from the file."""
+        file = self._locate(shard.name)
         try:
             record = load(kind, file)
         except RecordError as error:
-            raise self._lost(str(error)) from None
+            raise self._explain_loss(str(error)) from None
         if digest(pack(record)) != shard.checksum:
-            raise self._lost(f"{file} is damaged (it is not the shard that the checkpoint names)")
+            raise self._explain_loss(f"{file} is damaged (it is not the shard that the checkpoint names)")
         return record
 
     def retain(self, state: object) -> None:
-        """Deletes every shard that `state` does not hold: of a round that was interrupted, or given up.
+        """Deletes every shard that `state` does not hold, left by a round that was interrupted or discarded.
 
         Raises:
-            RecordError: one that it holds is missing.
+            RecordError: a shard that the state holds is missing.
         """
         held = {shard.name for shard in find_shards(state)}
-        there = {file.name.removesuffix(".safetensors"): file for file in self._folder.glob("*.safetensors")}
-        if missing := sorted(held - there.keys()):
-            raise self._lost(f"{self._file(missing[0])}: no such file")
-        for name in there.keys() - held:
-            there[name].unlink()
+        files = {file.name.removesuffix(".safetensors"): file for file in self._folder.glob("*.safetensors")}
+        if missing := sorted(held - files.keys()):
+            raise self._explain_loss(f"{self._locate(missing[0])}: no such file")
+        for name in files.keys() - held:
+            files[name].unlink()
 
-    def _lost(self, what: str) -> RecordError:
+    def _explain_loss(self, what: str) -> RecordError:
         return RecordError(f"{what}; delete {self._folder.parent} to do this trial again from its start")
 
-    def _file(self, name: str) -> Path:
+    def _locate(self, name: str) -> Path:
         return self._folder / f"{name}.safetensors"
 
 
 def find_shards(value: Any) -> Iterator[Shard]:
-    """Every shard that a record holds, however deep."""
+    """Yields every shard in a record, at any depth."""
     if isinstance(value, Shard):
         yield value
     elif isinstance(value, dict):

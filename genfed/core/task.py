@@ -1,4 +1,4 @@
-"""What is learned, and labelled examples."""
+"""Classification tasks and labelled examples."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,20 +11,36 @@ Weights = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Task:
-    """What is learned: known to the server and to every client."""
+    """A classification task, known to the server and to every client.
+
+    >>> from genfed import Task
+    >>> task = Task("image", (1, 28, 28), ("cat", "dog"))
+    >>> len(task.classes)
+    2
+    """
 
     kind: Literal["image", "table", "features"]
     shape: tuple[int, ...]
-    """One example: (C, H, W) or (features,)."""
+    """Shape of one example: (C, H, W) or (features,)."""
     classes: tuple[str, ...]
+    """Names of the classes; label i is the ith."""
 
 
 @dataclass(frozen=True)
 class Data:
-    """Labelled examples: x uint8 [n, C, H, W], or float32 [n, *shape] that is used as it is; y int64 [n]."""
+    """Labelled examples.
+
+    >>> import torch
+    >>> from genfed import Data
+    >>> data = Data(torch.zeros(10, 1, 28, 28, dtype=torch.uint8), torch.arange(10))
+    >>> len(data[data.y < 4])
+    4
+    """
 
     x: Tensor
+    """Pixels uint8 [n, C, H, W], or float32 [n, *shape] that networks take unchanged."""
     y: Tensor
+    """Labels int64 [n]."""
 
     def __len__(self) -> int:
         return len(self.y)
@@ -33,5 +49,5 @@ class Data:
         return Data(self.x[rows], self.y[rows])
 
     def to(self, device: torch.device) -> "Data":
-        """The same examples on `device`."""
+        """Returns the same examples on `device`."""
         return Data(self.x.to(device), self.y.to(device))

@@ -119,7 +119,7 @@ def read_encoder(file: Path) -> Encoder:
     try:
         return pydantic.TypeAdapter(Encoder).validate_json(file.read_bytes())
     except (OSError, pydantic.ValidationError):
-        raise GenfedError(f"{file} is damaged; going on with the run (--resume) writes it anew") from None
+        raise GenfedError(f"{file} is damaged; resuming the run (--resume) writes it anew") from None
 
 
 def write_encoder(encoder: Encoder, file: Path) -> None:

@@ -110,7 +110,7 @@ class Table(SplitSource):
         except (OSError, ValueError, TypeError, pyarrow.ArrowException) as error:
             raise GenfedError(f"{path}: not a readable table ({first_line(error)})") from None
         if twice := {name for name in table.column_names if table.column_names.count(name) > 1}:
-            raise GenfedError(f"{path}: column {min(twice)!r} stands twice")
+            raise GenfedError(f"{path}: column {min(twice)!r} appears twice")
         if not table.num_rows:
             raise GenfedError(f"{path}: there are no rows")
         return table

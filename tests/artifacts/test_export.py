@@ -352,10 +352,10 @@ def test_tables_that_do_not_fit(table: Path, tmp_path: Path, capsys: pytest.Capt
     encoder = tmp_path / "run" / "encoder.json"
     encoder.write_text("{}")
     line = said(capsys, "predict", tmp_path / "run", table / "d.csv", "--out", out, code=2)
-    assert "encoder.json is damaged; going on with the run (--resume) writes it anew" in line
+    assert "encoder.json is damaged; resuming the run (--resume) writes it anew" in line
     encoder.unlink()
     line = said(capsys, "predict", tmp_path / "run", table / "d.csv", "--out", out, code=2)
-    assert "has no encoder.json that says how; going on with the run (--resume) writes it" in line
+    assert "has no encoder.json; resuming the run (--resume) writes it" in line
     start_again = tiny("local") | {"data": {"kind": "table", "path": "d.csv", "label": "ill"}, "data_root": str(table)}
     start(start_again, tmp_path / "run", resume=True)
     said(capsys, "predict", tmp_path / "run", table / "d.csv", "--out", out)

@@ -382,7 +382,7 @@ class Typed:
         ("table", ["ab"], "Typed.table: expected a dict, got list"),
         ("table", [[1, 1]], "Typed.table: expected keys of type str, got 1"),
         ("table", [[[], 1]], "Typed.table: expected keys of type str, got []"),
-        ("table", [["a", 1], ["a", 2]], "Typed.table: a key stands twice"),
+        ("table", [["a", 1], ["a", 2]], "Typed.table: a key appears twice"),
         ("table", [["a", "b"]], "Typed.table['a']: expected int, got str"),
         ("inner", [1], "Typed.inner: expected a Number, got list"),
         ("inner", {}, "Typed.inner: Number lacks x"),

@@ -168,7 +168,7 @@ def test_files_that_are_not_tables_are_refused(tmp_path: Path) -> None:
         ("a.csv", b"", "not a readable table"),
         ("a.csv", b"a,b\n", "there are no rows"),
         ("a.csv", b"a,b\n1,2\n1\n", "not a readable table"),
-        ("a.csv", b"a,a,y\n1,2,3\n", "column 'a' stands twice"),
+        ("a.csv", b"a,a,y\n1,2,3\n", "column 'a' appears twice"),
         ("a.parquet", b"text", "not a readable table"),
         ("a.csv", b"a,y\n" + b"inf,0\n1,1\n" * 9, "column 'a' holds infinite values"),
         ("a.csv", b"a,y\n" + b"2020-01-01,0\n2020-01-02,1\n" * 9, "column 'a' is of type date32.* name it in"),
