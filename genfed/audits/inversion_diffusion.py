@@ -104,7 +104,7 @@ def denoiser_gradients(
 ) -> list[Tensor]:
     """Of the denoising loss of images [n, C, H, W] of classes y [n] at the steps t [n], by parameter."""
     with sdpa_kernel(SDPBackend.MATH):  # torch's other ways to attend have no second derivative
-        found = network.noise(network.diffusion.add_noise(x, noise, t), t, y)
+        found = network.predict_noise(network.diffusion.add_noise(x, noise, t), t, y)
         loss = (found - noise).square().mean()
         return list(
             torch.autograd.grad(loss, list(network.parameters()), create_graph=create_graph, materialize_grads=True)

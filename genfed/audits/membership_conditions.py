@@ -117,7 +117,7 @@ class MembershipConditions(Audit):
             case.tell(f"client {place + 1} of {len(holdings)}: conditions of {2 * len(each.members)} examples")
 
             def told(data: Data, *purpose: str | int, who: int = place) -> ConditionUpload:
-                there: ConditionUpload = case.method.tell(  # type: ignore[attr-defined]
+                there: ConditionUpload = case.method.upload_conditions(  # type: ignore[attr-defined]
                     stand_in_client(case, holdings[who].client, data, "conditions", *purpose), Empty()
                 ).upload
                 return ConditionUpload(there.conditions.cpu(), there.labels.cpu())

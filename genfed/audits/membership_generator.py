@@ -102,7 +102,7 @@ class MembershipGenerator(Audit):
         if isinstance(network, DCGANNetwork):
             if network.config.keep_discriminator:
                 raise NotPossible("the discriminator stays at home; generator.keep_discriminator = false sends it")
-            return {"discriminator's score": lambda n, x, y, rng: _as(DCGANNetwork, n).judge(x, y)}
+            return {"discriminator's score": lambda n, x, y, rng: _as(DCGANNetwork, n).discriminate(x, y)}
         if isinstance(network, DDPMNetwork):
             steps = network.config.steps
             chosen = dict.fromkeys(min(round(share * steps), steps - 1) for share in self.times)
@@ -163,7 +163,9 @@ def _denoising(step: int) -> Scores:
         ddpm = _as(DDPMNetwork, network)
         x = ddpm.scale(x) if ddpm.scale else x
         t, noise = torch.full_like(y, step), torch.randn(x.shape, generator=rng).to(x.device)
-        found: Tensor = -(ddpm.noise(ddpm.diffusion.add_noise(x, noise, t), t, y) - noise).square().flatten(1).mean(1)
+        found: Tensor = (
+            -(ddpm.predict_noise(ddpm.diffusion.add_noise(x, noise, t), t, y) - noise).square().flatten(1).mean(1)
+        )
         return found
 
     return score

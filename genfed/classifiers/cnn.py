@@ -1,7 +1,7 @@
-"""The ten small convolutional networks of GeFL (Kang, Cha, Kang; arXiv 2412.18460), one for each kind of client.
+"""The ten small convolutional networks of GeFL (Kang, Cha, Kang; arXiv 2412.18460).
 
-Every `extractor` gives maps of one shape (3×16×16 from 1×32×32, 10×16×16 from 3×32×32), so extractors can be averaged
-over all architectures while each `header` goes its own way.
+Every `extractor` gives maps of the same shape (3×16×16 from 1×32×32, 10×16×16 from 3×32×32), so the extractors of all
+architectures can be averaged; the headers differ.
 """
 
 from collections.abc import Callable
@@ -29,16 +29,22 @@ WIDTHS = (
 
 
 class CNN(nn.Module):
-    """GeFL's CNN: [n, C, H, W] → logits [n, classes], as `header(extractor(x))`; the extractor halves the sides
-    once, the header once per width. `normalised`: by what all layers are; None: by the batch, and not the header of
-    grey images.
+    """GeFL's CNN: [n, C, H, W] → logits [n, classes], as `header(extractor(x))`.
+
+    The extractor halves height and width once, the header once per width.
+
+    Args:
+        task: The task; its examples must be images.
+        name: The architecture's name, for error messages.
+        widths: The channels of the header's convolutions.
+        normalized: The normalization after all convolutions; None: BatchNorm, but none in the header for grey images.
 
     Raises:
-        GenfedError: a table, or images too small to be halved so often.
+        GenfedError: the task is a table, or its images are too small for this number of halvings.
     """
 
     def __init__(
-        self, task: Task, name: str, widths: tuple[int, ...], *, normalised: Literal["batch", "group"] | None
+        self, task: Task, name: str, widths: tuple[int, ...], *, normalized: Literal["batch", "group"] | None
     ) -> None:
         super().__init__()
         if task.kind != "image":
@@ -51,18 +57,18 @@ class CNN(nn.Module):
                 f"architecture {name}: images of {height}×{width}; the smallest that fit are {least}×{least}"
             )
         grey = channels == 1
-        norm = NORMS[normalised or "batch"]
-        of_header = norm if normalised or not grey else None
+        norm = NORMS[normalized or "batch"]
+        header_norm = norm if normalized or not grey else None
         self.extractor = nn.Sequential(
-            *_convolution(channels, 3, norm),
-            *([] if grey else _convolution(3, 10, norm)),
+            *_build_convolution(channels, 3, norm),
+            *([] if grey else _build_convolution(3, 10, norm)),
             nn.MaxPool2d(2),
         )
-        before, layers = 3 if grey else 10, list[nn.Module]()
-        for after in widths:
-            layers += [*_convolution(before, after, of_header), nn.MaxPool2d(2)]
-            before = after
-        features = before * (height >> halvings) * (width >> halvings)
+        inputs, layers = 3 if grey else 10, list[nn.Module]()
+        for outputs in widths:
+            layers += [*_build_convolution(inputs, outputs, header_norm), nn.MaxPool2d(2)]
+            inputs = outputs
+        features = inputs * (height >> halvings) * (width >> halvings)
         self.header = nn.Sequential(*layers, nn.Flatten(), nn.Linear(features, len(task.classes)))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -70,20 +76,22 @@ class CNN(nn.Module):
         return logits
 
 
-def _convolution(before: int, after: int, norm: Callable[[int], nn.Module] | None) -> list[nn.Module]:
-    between = [] if norm is None else [norm(after)]
-    return [nn.Conv2d(before, after, 3, padding=1), *between, nn.ReLU()]
+def _build_convolution(inputs: int, outputs: int, norm: Callable[[int], nn.Module] | None) -> list[nn.Module]:
+    norms = [] if norm is None else [norm(outputs)]
+    return [nn.Conv2d(inputs, outputs, 3, padding=1), *norms, nn.ReLU()]
 
 
-def _named(suffix: str, normalised: Literal["batch", "group"] | None) -> dict[str, Callable[[Task], nn.Module]]:
+def _list_architectures(
+    suffix: str, normalized: Literal["batch", "group"] | None
+) -> dict[str, Callable[[Task], nn.Module]]:
     names = {f"cnn{i}{suffix}": widths for i, widths in enumerate(WIDTHS, 1)}
-    return {name: partial(CNN, name=name, widths=widths, normalised=normalised) for name, widths in names.items()}
+    return {name: partial(CNN, name=name, widths=widths, normalized=normalized) for name, widths in names.items()}
 
 
 ARCHITECTURES: dict[str, Callable[[Task], nn.Module]] = (
-    _named("", None) | _named("-bn", "batch") | _named("-gn", "group")
+    _list_architectures("", None) | _list_architectures("-bn", "batch") | _list_architectures("-gn", "group")
 )
-"""cnn1…cnn10, whose headers have BatchNorm for colour images alone (the paper's for MNIST and for CIFAR10);
-cnn1-bn…cnn10-bn, whose headers always have it (the paper's for Fashion-MNIST); and cnn1-gn…cnn10-gn, which have
-GroupNorm in all of these places: no statistics of other examples, so they may be trained under differential privacy.
+"""cnn1…cnn10: BatchNorm in the header for colour images only (the paper's for MNIST and for CIFAR10). cnn1-bn…cnn10-bn:
+always BatchNorm in the header (the paper's for Fashion-MNIST). cnn1-gn…cnn10-gn: GroupNorm in all of these places; it
+uses no statistics of other examples, so these can be trained under differential privacy.
 """

@@ -1,4 +1,4 @@
-"""Fully connected networks, of images and of tables."""
+"""Fully connected networks for images and tables."""
 
 import math
 from collections.abc import Callable
@@ -10,18 +10,21 @@ from genfed.core.task import Task
 
 
 class MLP(nn.Module):
-    """Fully connected: [n, *shape] → logits [n, classes], by hidden layers with ReLU (none: a linear classifier) and a
-    linear layer.
+    """Fully connected: [n, *shape] → logits [n, classes], hidden layers with ReLU and a linear layer.
+
+    Args:
+        task: The task.
+        hidden: The widths of the hidden layers; empty: a linear classifier.
     """
 
     def __init__(self, task: Task, hidden: tuple[int, ...]) -> None:
         super().__init__()
-        before, layers = math.prod(task.shape), list[nn.Module]()
-        for after in hidden:
-            layers += [nn.Linear(before, after), nn.ReLU()]
-            before = after
+        inputs, layers = math.prod(task.shape), list[nn.Module]()
+        for outputs in hidden:
+            layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+            inputs = outputs
         self.extractor = nn.Sequential(nn.Flatten(), *layers)
-        self.header = nn.Linear(before, len(task.classes))
+        self.header = nn.Linear(inputs, len(task.classes))
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.header(self.extractor(x))

@@ -13,11 +13,11 @@ Norm = Callable[[int], nn.Module]
 
 
 class ResNet8(nn.Module):
-    """ResNet of eight layers: [n, C, H, W] → logits [n, classes], by a convolution, three residual blocks of
-    16, 32 and 64 channels and a linear layer; images of any size.
+    """ResNet of eight layers: [n, C, H, W] of any size → logits [n, classes], by a convolution, three residual blocks
+    of 16, 32 and 64 channels and a linear layer.
 
     Raises:
-        GenfedError: a table.
+        GenfedError: the task is a table.
     """
 
     def __init__(self, task: Task, name: str, norm: Norm) -> None:
@@ -42,20 +42,27 @@ class ResNet8(nn.Module):
 
 
 class Block(nn.Module):
-    """Two convolutions and a way around them (Fig. 2), which is a 1×1 convolution where the shape changes."""
+    """A residual block (Fig. 2): two convolutions and a shortcut, which is a 1×1 convolution if the shape changes.
 
-    def __init__(self, before: int, after: int, stride: int, norm: Norm) -> None:
+    Args:
+        inputs: The number of input channels.
+        outputs: The number of output channels.
+        stride: The stride of the first convolution.
+        norm: The normalization layer for a number of channels.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int, norm: Norm) -> None:
         super().__init__()
         self.residual = nn.Sequential(
-            nn.Conv2d(before, after, 3, stride, padding=1, bias=False),
-            norm(after),
+            nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False),
+            norm(outputs),
             nn.ReLU(),
-            nn.Conv2d(after, after, 3, padding=1, bias=False),
-            norm(after),
+            nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
+            norm(outputs),
         )
         self.around: nn.Module = nn.Identity()
-        if stride > 1 or before != after:
-            self.around = nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), norm(after))
+        if stride > 1 or inputs != outputs:
+            self.around = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), norm(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.residual(x) + self.around(x))
@@ -65,4 +72,5 @@ ARCHITECTURES: dict[str, Callable[[Task], nn.Module]] = {
     "resnet8": partial(ResNet8, name="resnet8", norm=nn.BatchNorm2d),
     "resnet8-gn": partial(ResNet8, name="resnet8-gn", norm=partial(nn.GroupNorm, 8)),
 }
-"""With BatchNorm, and with GroupNorm of 8 groups: no statistics of other examples, so it may train under DP."""
+"""resnet8 has BatchNorm; resnet8-gn has GroupNorm with 8 groups, which uses no statistics of other examples, so it can
+be trained under differential privacy."""

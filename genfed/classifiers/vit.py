@@ -14,11 +14,11 @@ PATCH, WIDTH, HEADS, DEPTH = 4, 64, 4, 4
 
 
 class ViT(nn.Module):
-    """Tiny vision transformer: [n, C, H, W] → logits [n, classes], by patches of 4×4 (the image is padded to whole
-    ones), four pre-norm layers of width 64, their mean and a linear layer; images of any size, no dropout.
+    """Tiny vision transformer: [n, C, H, W] of any size → logits [n, classes], by patches of 4×4 (the image is padded
+    to whole patches), four pre-norm layers of width 64, the mean over patches and a linear layer; no dropout.
 
     Raises:
-        GenfedError: a table.
+        GenfedError: the task is a table.
     """
 
     def __init__(self, task: Task) -> None:
@@ -27,9 +27,9 @@ class ViT(nn.Module):
             raise GenfedError(f"architecture vit-tiny: examples of shape {task.shape}, a table; allowed are images")
         self.extractor = nn.Sequential(
             Patches(task.shape),
-            # Made one by one: torch's stack copies one layer, so all would start alike.
+            # One by one: torch's nn.TransformerEncoder copies one layer, so all would have the same initial weights.
             *(nn.TransformerEncoderLayer(WIDTH, HEADS, 2 * WIDTH, 0.0, F.gelu, 1e-5, True, True) for _ in range(DEPTH)),
-            Pooled(),
+            NormalizedMean(),
         )
         self.header = nn.Linear(WIDTH, len(task.classes))
 
@@ -39,7 +39,7 @@ class ViT(nn.Module):
 
 
 class Patches(nn.Module):
-    """[n, C, H, W] → [n, patches, 64], positions added."""
+    """Embedding of patches and their positions: [n, C, H, W] → [n, patches, 64]."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()
@@ -54,8 +54,8 @@ class Patches(nn.Module):
         return patches + self.positions
 
 
-class Pooled(nn.Module):
-    """[n, patches, 64] → [n, 64], normalised."""
+class NormalizedMean(nn.Module):
+    """The normalized patches' mean: [n, patches, 64] → [n, 64]."""
 
     def __init__(self) -> None:
         super().__init__()

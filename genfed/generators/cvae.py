@@ -27,24 +27,25 @@ PUBLISHED_BATCH = 64
 
 @settings
 class CVAE(Generator):
-    """A conditional variational autoencoder of images from 8×8 to 64×64, samples in [−1, 1], or of feature maps."""
+    """A conditional variational autoencoder for images from 8×8 to 64×64, samples in [−1, 1], or for feature maps."""
 
     width: int = Field(default=64, ge=1)
-    """Channels after the first halving; each further one doubles them, up to 16 times as many."""
+    """Channels after the first halving; each further halving doubles them, up to 16 times this width."""
     latent: int = Field(default=16, ge=1)
-    """Numbers in the code of an image; the paper has 16 for MNIST and 50 for CIFAR10."""
+    """Dimension of an image's code; the paper has 16 for MNIST and 50 for CIFAR10."""
     learning_rate: float = Field(default=1e-3, gt=0)
-    """Of Adam."""
+    """Learning rate of Adam."""
     weight_decay: float = Field(default=1e-3, ge=0)
-    """As in the paper, whose losses are sums over a batch of 64; 0 is none."""
+    """Weight decay on the scale of the paper, whose losses are sums over a batch of 64; 0: none."""
     norm: Norm = "batch"
-    """"batch", as in the paper; "group": no image's code depends on others, as differential privacy needs."""
+    """Normalization: "batch", as in the paper, or "group", where no image's code depends on other images, as
+    differential privacy requires."""
     keep_encoder: bool = False
-    """True: what makes codes of images (encoder, label planes, code layer) stays with the client, so that uploads
-    shrink; False: it is averaged too, as in the paper."""
+    """True: the layers that encode images (encoder, label planes, code layer) stay with the client, so uploads are
+    smaller. False: they are averaged too, as in the paper."""
 
     def new(self, task: Task, rng: torch.Generator) -> "CVAENetwork":
-        """A network with weights initialised from `rng`.
+        """Returns a network with weights initialized from `rng`.
 
         Raises:
             GenfedError: the task is a table, or its images are not of 8×8 to 64×64.
@@ -55,12 +56,14 @@ class CVAE(Generator):
 
 
 class CVAENetwork(GeneratorNetwork):
-    """Images are halved, at least once, until the shorter side is 1: five times from 32×32, as in the paper."""
+    """The CVAE's encoder and decoder. Maps are halved, at least once, until the shorter side is 1: five times from
+    32×32, as in the paper.
+    """
 
     def __init__(self, task: Task, config: CVAE) -> None:
         super().__init__()
         self.config, self.shape, self.classes = config, task.shape, len(task.classes)
-        self.positive = task.kind == "features"  # they come from a ReLU
+        self.positive = task.kind == "features"  # features are the output of a ReLU
         channels, *sides = task.shape
         halvings = max(1, math.ceil(math.log2(min(sides))))
         height, width = (-(-side // 2**halvings) * 2**halvings for side in sides)
@@ -70,13 +73,13 @@ class CVAENetwork(GeneratorNetwork):
 
         self.planes = nn.Parameter(torch.empty(self.classes, 1, height, width))
         nn.init.uniform_(self.planes, -(self.classes**-0.5), self.classes**-0.5)
-        norm, inplace = NORMS[config.norm], config.norm == "batch"  # Opacus's hooks take no change in place
+        norm, inplace = NORMS[config.norm], config.norm == "batch"  # Opacus's hooks allow no change in place
         down: list[nn.Module] = []
         up: list[nn.Module] = []
         for level, outer in enumerate(widths):
             wide = (height >> level, width >> level)
             below = widths[level - 1] if level else channels + 1
-            # No biases: the norm after them would take them away again.
+            # No biases: the norm that follows would subtract them.
             down += [StridedConv4(below, outer, wide), norm(outer), nn.ReLU(inplace)]
             if level:
                 up = [TransposedConv4(below, outer, wide), norm(below), nn.ReLU(inplace), *up]
@@ -89,23 +92,23 @@ class CVAENetwork(GeneratorNetwork):
         self.bias = nn.Parameter(torch.zeros(channels, 1, 1))
 
     def encode(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """The code's mean and log-variance, each [n, latent], of images [n, C, H, W] and labels [n]."""
-        seen = torch.cat([F.pad(x, self.padding), self._planes(y)], 1)
+        """Encodes images [n, C, H, W] and labels [n]: mean and log-variance of the code, each [n, latent]."""
+        seen = torch.cat([F.pad(x, self.padding), self._select_planes(y)], 1)
         mean, log_variance = self.code(self.encoder(seen)).float().chunk(2, 1)
         return mean, log_variance
 
-    def _planes(self, y: Tensor) -> Tensor:
+    def _select_planes(self, y: Tensor) -> Tensor:
         planes = per_example_parameter(self.planes, len(y))
         return planes[y] if planes.dim() == 4 else planes[torch.arange(len(y), device=y.device), y]
 
     def decode(self, z: Tensor, y: Tensor) -> Tensor:
-        """Images [n, C, H, W] in [−1, 1] (features: at least 0) of codes [n, latent] and labels [n]."""
+        """Decodes codes [n, latent] and labels [n] to images [n, C, H, W] in [−1, 1] (features: at least 0)."""
         x = self.decoder(self.start(torch.cat([z, F.one_hot(y, self.classes)], 1)))
         x = x[..., : self.shape[1], : self.shape[2]].float() + per_example_parameter(self.bias, len(y))
         return torch.relu(x) if self.positive else torch.tanh(x)
 
     def loss(self, x: Tensor, y: Tensor, rng: torch.Generator) -> Tensor:
-        """Squared error summed over the image + KL(code ‖ N(0, 1)), one per example [n]."""
+        """Returns the squared error summed over the image + KL(code ‖ N(0, 1)), per example [n]."""
         mean, log_variance = self.encode(x, y)
         noise = torch.randn(mean.shape, generator=rng).to(x.device)
         z = mean + noise * torch.exp(log_variance / 2)
@@ -113,18 +116,18 @@ class CVAENetwork(GeneratorNetwork):
         return error + (mean.square() + log_variance.exp() - log_variance - 1).sum(1) / 2
 
     def objectives(self) -> Sequence[Objective]:
-        # differs from the paper: its loss is the batch's sum and ours the mean, which Adam takes no notice of save
-        # for the decay that is added to the gradient; so that is divided alike.
+        # differs from the paper: its loss is the batch's sum, ours the mean. This changes nothing for Adam except the
+        # decay that is added to the gradient, so the decay is divided by the batch size too.
         decay = self.config.weight_decay / PUBLISHED_BATCH
         adam = torch.optim.Adam(self.parameters(), lr=self.config.learning_rate, weight_decay=decay, fused=True)
         return [Objective(self.loss, adam, network=self)]
 
     def sample(self, y: Tensor, rng: torch.Generator) -> Tensor:
-        return self.from_noise(self.decode, self.config.latent, y, rng)
+        return self.sample_from_noise(self.decode, self.config.latent, y, rng)
 
     def is_uploaded(self, name: str) -> bool:
-        return self.decodes(name) or not self.config.keep_encoder
+        return self.is_decoder_weight(name) or not self.config.keep_encoder
 
-    def decodes(self, name: str) -> bool:
-        """Whether the state-dict entry `name` is of the part that `decode` needs."""
+    def is_decoder_weight(self, name: str) -> bool:
+        """Returns whether `decode` uses the state-dict entry `name`."""
         return name.startswith(("start.", "decoder.")) or name == "bias"

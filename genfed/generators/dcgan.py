@@ -23,7 +23,7 @@ from genfed.training.normalization import NORMS, Norm
 
 
 class Bias(nn.Module):
-    """A number added per channel of maps [n, C, H, W]."""
+    """A bias per channel of maps [n, C, H, W]."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -33,30 +33,32 @@ class Bias(nn.Module):
         return x + self.bias
 
     def example_gradients(self, x: Tensor, gradient: Tensor) -> dict[nn.Parameter, Tensor]:
-        """Of every example, for DP-SGD."""
+        """Returns each example's gradient, for DP-SGD."""
         return {self.bias: gradient.sum((2, 3), keepdim=True)}
 
 
 @settings
 class DCGAN(Generator):
-    """A conditional GAN of images from 8×8 to 64×64, samples in [−1, 1], or of feature maps."""
+    """A conditional GAN for images from 8×8 to 64×64, samples in [−1, 1], or for feature maps."""
 
     width: int = Field(default=128, ge=2)
     """Channels of the generator before its last layer (d); each halving of the map doubles them."""
     discriminator_width: int = Field(default=128, ge=2)
-    """The same of the discriminator; the paper has 128 for grey images, 256 and 64 for CIFAR10."""
+    """Channels of the discriminator after its first layer; the paper has 128 for grey images, 256 and 64 for
+    CIFAR10."""
     latent: int = Field(default=100, ge=1)
-    """Numbers that an image is made from."""
+    """Dimension of the noise."""
     learning_rate: float = Field(default=2e-4, gt=0)
-    """Of both Adams (betas 0.5 and 0.999)."""
+    """Learning rate of both Adam optimizers (betas 0.5 and 0.999)."""
     norm: Norm = "batch"
-    """"batch", as in the paper; "group": no example's map depends on others, as differential privacy needs."""
+    """Normalization: "batch", as in the paper, or "group", where no example's maps depend on other examples, as
+    differential privacy requires."""
     keep_discriminator: bool = False
-    """True: the discriminator stays with the client, so that uploads shrink; False: it is averaged too, as in the
+    """True: the discriminator stays with the client, so uploads are smaller. False: it is averaged too, as in the
     paper."""
 
     def new(self, task: Task, rng: torch.Generator) -> "DCGANNetwork":
-        """A network with weights initialised from `rng`.
+        """Returns a network with weights initialized from `rng`.
 
         Raises:
             GenfedError: the task is a table, or its images are not of 8×8 to 64×64.
@@ -67,14 +69,16 @@ class DCGAN(Generator):
 
 
 class DCGANNetwork(GeneratorNetwork):
-    """Both sides; 4×4 maps are doubled, at least once, until they hold the image: three times for 32×32."""
+    """The GAN's generator and discriminator. 4×4 maps are doubled, at least once, until the image fits: three times
+    for 32×32.
+    """
 
     def __init__(self, task: Task, config: DCGAN) -> None:
         super().__init__()
         self.config, self.shape, self.classes = config, task.shape, len(task.classes)
-        self.positive = task.kind == "features"  # they come from a ReLU
+        self.positive = task.kind == "features"  # features are the output of a ReLU
         channels, norm = task.shape[0], NORMS[config.norm]
-        inplace = config.norm == "batch"  # Opacus's hooks take no change in place
+        inplace = config.norm == "batch"  # Opacus's hooks allow no change in place
         doublings = max(1, math.ceil(math.log2(max(task.shape[1:]) / 4)))
         self.side = 4 * 2**doublings
         widths = [config.width * 2**i for i in reversed(range(doublings))]
@@ -93,68 +97,70 @@ class DCGANNetwork(GeneratorNetwork):
         for i, wide in enumerate(reversed(sides[:-1])):
             outer = d * 2 ** (i + 1)
             down += [StridedConv4(d * 2**i, outer, wide), norm(outer), nn.LeakyReLU(0.2, inplace)]
-        if doublings == 1:  # or image and label would only be added up, and the label could not be judged
+        if doublings == 1:  # else image and label would only be added, and the label would have no effect
             down += [nn.Conv2d(d, d, 3, 1, 1, bias=False), norm(d), nn.LeakyReLU(0.2, inplace)]
         self.discriminator = nn.Sequential(*down, nn.Flatten(), nn.Linear(16 * d * 2 ** (doublings - 1), 1))
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear | StridedConv4):
                 nn.init.normal_(module.weight, 0, 0.02)
 
-    def make(self, z: Tensor, y: Tensor) -> Tensor:
-        """Images [n, C, H, W] of noise [n, latent] and labels [n]."""
+    def generate(self, z: Tensor, y: Tensor) -> Tensor:
+        """Generates images [n, C, H, W] from noise [n, latent] and labels [n]."""
         label = F.one_hot(y, self.classes).float()
         x: Tensor = self.generator(torch.cat([self.noise_to_map(z), self.label_to_map(label)], 1))
         x = x[..., : self.shape[1], : self.shape[2]].float()
         return torch.relu(x) if self.positive else torch.tanh(x)
 
-    def judge(self, x: Tensor, y: Tensor) -> Tensor:
-        """The logit of being real, [n], of images and labels."""
+    def discriminate(self, x: Tensor, y: Tensor) -> Tensor:
+        """Returns the logit [n] of the probability that images [n, C, H, W] of the labels [n] are real."""
         x = F.pad(x, (0, self.side - self.shape[2], 0, self.side - self.shape[1]))
         planes = torch.eye(self.classes, device=x.device)[..., None, None].expand(-1, -1, self.side, self.side)
-        # A plane of ones per label: what is seen of them is computed once per class; or of every example by itself, so
-        # that each has its gradient.
+        # A label is a plane of ones. Its maps are computed once per class, or under DP-SGD per example, so that each
+        # example has its own gradient.
         labels = self.see_label(planes)[y] if self.config.norm == "batch" else self.see_label(planes[y])
         logits: Tensor = self.discriminator(torch.cat([self.see_image(x), labels], 1))
         return logits.flatten()
 
     def objectives(self) -> Sequence[Objective]:
-        judging = [p for n, p in self.named_parameters() if not self._makes(n)]
-        making = [p for n, p in self.named_parameters() if self._makes(n)]
+        of_discriminator = [p for n, p in self.named_parameters() if not self._is_generator_weight(n)]
+        of_generator = [p for n, p in self.named_parameters() if self._is_generator_weight(n)]
 
-        def drawn(y: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        def draw_fakes(y: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
             z = torch.randn(len(y), self.config.latent, generator=rng).to(y.device)
             labels = torch.randint(self.classes, (len(y),), generator=rng).to(y.device)
-            return self.make(z, labels), labels
+            return self.generate(z, labels), labels
 
-        def judge_loss(x: Tensor, y: Tensor, rng: torch.Generator) -> Tensor:
-            with torch.no_grad():  # the discriminator's step has no use for the generator's gradients
-                fake, labels = drawn(y, rng)
-            return F.softplus(-self.judge(x, y)) + F.softplus(self.judge(fake, labels))  # BCE of logits, 1 and 0
+        def discriminator_loss(x: Tensor, y: Tensor, rng: torch.Generator) -> Tensor:
+            with torch.no_grad():  # the discriminator's step needs no gradients of the generator
+                fake, labels = draw_fakes(y, rng)
+            return F.softplus(-self.discriminate(x, y)) + F.softplus(
+                self.discriminate(fake, labels)
+            )  # BCE of logits, 1 and 0
 
-        def make_loss(x: Tensor, y: Tensor, rng: torch.Generator) -> Tensor:
-            for p in judging:
-                p.requires_grad_(False)  # nor the generator's for the discriminator's
+        def generator_loss(x: Tensor, y: Tensor, rng: torch.Generator) -> Tensor:
+            for p in of_discriminator:
+                p.requires_grad_(False)  # and the generator's step none of the discriminator
             try:
-                fake, labels = drawn(y, rng)
-                return F.softplus(-self.judge(fake, labels))
+                fake, labels = draw_fakes(y, rng)
+                return F.softplus(-self.discriminate(fake, labels))
             finally:
-                for p in judging:
+                for p in of_discriminator:
                     p.requires_grad_(True)
 
-        def adam(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        def new_adam(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
             return torch.optim.Adam(parameters, lr=self.config.learning_rate, betas=(0.5, 0.999), fused=True)
 
-        sight = nn.ModuleList([self.see_image, self.see_label, self.discriminator])
+        discriminator = nn.ModuleList([self.see_image, self.see_label, self.discriminator])
         return [
-            Objective(judge_loss, adam(judging), network=sight),
-            Objective(make_loss, adam(making), sees_data=False),
+            Objective(discriminator_loss, new_adam(of_discriminator), network=discriminator),
+            Objective(generator_loss, new_adam(of_generator), sees_data=False),
         ]
 
     def sample(self, y: Tensor, rng: torch.Generator) -> Tensor:
-        return self.from_noise(self.make, self.config.latent, y, rng)
+        return self.sample_from_noise(self.generate, self.config.latent, y, rng)
 
     def is_uploaded(self, name: str) -> bool:
-        return self._makes(name) or not self.config.keep_discriminator
+        return self._is_generator_weight(name) or not self.config.keep_discriminator
 
-    def _makes(self, name: str) -> bool:
+    def _is_generator_weight(self, name: str) -> bool:
         return name.startswith(("noise_to_map.", "label_to_map.", "generator."))

@@ -1,4 +1,4 @@
-"""What a generator is: settings that make a network, and a network that can be trained and sampled."""
+"""Generators: settings that make a network, and a network that can be trained and sampled."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -16,22 +16,40 @@ CHUNK = 256
 
 
 class GeneratorNetwork(nn.Module, ABC):
-    """A conditional generator of one task's examples."""
+    """A conditional generator of one task's examples. Subclasses implement `objectives` and `sample`.
+
+    >>> import torch
+    >>> from genfed import GeneratorNetwork
+    >>> class Noise(GeneratorNetwork):
+    ...     def objectives(self):
+    ...         return []  # nothing to train
+    ...     def sample(self, y, rng):
+    ...         return self.sample_from_noise(lambda z, y: z.view(-1, 1, 2, 2).tanh(), 4, y, rng)
+    >>> Noise().sample(torch.tensor([0, 1, 1]), torch.Generator()).shape
+    torch.Size([3, 1, 2, 2])
+    """
 
     @abstractmethod
     def objectives(self) -> Sequence[Objective]:
-        """Who trains it, each with a new optimiser; stepped in turn by `training.fit`."""
+        """Returns the losses that train the network, each with a new optimizer; `training.fit` steps them in turn."""
 
     @abstractmethod
     def sample(self, y: Tensor, rng: torch.Generator) -> Tensor:
-        """One example per label: y [n] → x [n, *shape] on the scale of `normalize_pixels`, in eval mode and without
-        gradients. The draws come from `rng` (CPU), the result lies on y's device.
+        """Generates one example per label: y [n] → x [n, *shape] on the scale of `normalize_pixels`, on y's device, in
+        eval mode and without gradients. The draws come from `rng` (CPU).
         """
 
-    def from_noise(
+    def sample_from_noise(
         self, make: Callable[[Tensor, Tensor], Tensor], size: int, y: Tensor, rng: torch.Generator
     ) -> Tensor:
-        """`sample` by way of noise [n, size]: `make` turns it and labels [n] into examples, chunk by chunk."""
+        """Implements `sample` for a network that turns noise into examples, chunk by chunk.
+
+        Args:
+            make: A function of noise [m, size] and labels [m] that returns examples [m, *shape].
+            size: The dimension of the noise.
+            y: The labels [n].
+            rng: The source of the noise.
+        """
         z = torch.randn(len(y), size, generator=rng).to(y.device)
         training = self.training
         self.eval()
@@ -40,43 +58,56 @@ class GeneratorNetwork(nn.Module, ABC):
                 parts = [make(*chunk) for chunk in zip(torch.split(z, CHUNK), torch.split(y, CHUNK), strict=True)]
         finally:
             self.train(training)
-        return torch.cat(parts)  # out of inference mode: a classifier may be trained on it
+        return torch.cat(parts)  # outside inference mode: a classifier may be trained on the result
 
-    def pace(self, progress: float) -> float:
-        """What a generator round multiplies its players' learning rates by; `progress` is the share of all such rounds
-        that is done, in [0, 1). By default 1: they do not change.
+    def learning_rate_factor(self, progress: float) -> float:
+        """Returns the factor for the learning rates of a generator round; the default is 1. `progress` in [0, 1) is the
+        share of generator rounds that are done.
         """
         return 1.0
 
     def is_uploaded(self, name: str) -> bool:
-        """Whether the state-dict entry `name` leaves the client; by default all do."""
+        """Returns whether a client uploads the state-dict entry `name`; the default is True for all."""
         return True
 
 
 class Generator(ABC):
-    """The settings of a kind of generator (one file each)."""
+    """Settings of one kind of generator (one file each).
+
+    >>> import torch
+    >>> from genfed import Task
+    >>> from genfed.generators.cvae import CVAE
+    >>> network = CVAE(width=4).new(Task("image", (1, 8, 8), ("cat", "dog")), torch.Generator())
+    >>> network.sample(torch.tensor([0, 1]), torch.Generator()).shape
+    torch.Size([2, 1, 8, 8])
+    """
 
     @abstractmethod
     def new(self, task: Task, rng: torch.Generator) -> GeneratorNetwork:
-        """A network with weights initialised from `rng`.
+        """Returns a network with weights initialized from `rng`.
 
         Raises:
-            GenfedError: the task's examples are of a kind or size that it cannot make.
+            GenfedError: the generator does not support the kind or the size of the task's examples.
         """
 
 
 def uploaded_weights(network: GeneratorNetwork) -> Weights:
-    """The part of its state dict that is uploaded, on the CPU."""
+    """Returns the part of the network's state dict that a client uploads, on the CPU."""
     return {k: v for k, v in weights_of(network).items() if network.is_uploaded(k)}
 
 
 def kept_weights(network: GeneratorNetwork) -> Weights:
-    """The part of its state dict that the client keeps, on the CPU."""
+    """Returns the part of the network's state dict that stays with the client, on the CPU."""
     return {k: v for k, v in weights_of(network).items() if not network.is_uploaded(k)}
 
 
 def check_maps(name: str, task: Task, least: int) -> None:
-    """Refuses what a generator of maps cannot make.
+    """Checks that a generator of maps supports the task.
+
+    Args:
+        name: The generator's name, for the error message.
+        task: The task.
+        least: The least height and width.
 
     Raises:
         GenfedError: the task is a table, or its maps are not of least×least to 64×64.

@@ -1,4 +1,4 @@
-"""A generator of images without labels, trained against classifiers and not on examples."""
+"""An unconditional image generator that is trained by the outputs of classifiers, without examples."""
 
 import torch
 from torch import Tensor, nn
@@ -9,11 +9,17 @@ from genfed.core.task import Task
 
 
 class NoiseToImage(nn.Module):
-    """z [n, latent] → images [n, C, H, W] in [−1, 1]: a linear layer to a quarter of the sides, two doublings with a
-    convolution each, and one to the image (that of DENSE, after DAFL, arXiv 1904.01186).
+    """The generator of DENSE, after DAFL (arXiv 1904.01186): noise z [n, latent] → images [n, C, H, W] in [−1, 1], by a
+    linear layer to maps of a quarter of the size, two doublings with a convolution each, and a last convolution.
+
+    Args:
+        task: The task.
+        latent: The dimension of the noise.
+        width: The channels of the last hidden layer; the layers before have twice as many.
+        rng: The source of the initial weights.
 
     Raises:
-        GenfedError: the task's examples are no images, or not of 8×8 to 64×64.
+        GenfedError: the task's examples are not images, or not of 8×8 to 64×64.
     """
 
     def __init__(self, task: Task, latent: int, width: int, rng: torch.Generator) -> None:

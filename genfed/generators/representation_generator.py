@@ -1,4 +1,4 @@
-"""A generator of representations, and what it learns from in place of data: FedGen's (arXiv 2105.10056)."""
+"""FedGen's generator of representations and its losses, which need no data (arXiv 2105.10056)."""
 
 from collections.abc import Callable, Sequence
 
@@ -11,7 +11,15 @@ from genfed.core.task import Weights
 
 
 class RepresentationGenerator(nn.Module):
-    """(noise [n, noise], y [n]) → representations [n, dimension], none below 0."""
+    """A conditional generator: (noise [n, noise], y [n]) → representations [n, dimension], at least 0.
+
+    Args:
+        noise: The dimension of the noise.
+        classes: The number of classes.
+        hidden: The width of the hidden layer.
+        dimension: The dimension of a representation.
+        rng: The source of the initial weights.
+    """
 
     # differs from the paper: its code has BatchNorm after the first layer; no statistics are sent here.
 
@@ -27,31 +35,44 @@ class RepresentationGenerator(nn.Module):
         z: Tensor = self.layers(torch.cat([noise, F.one_hot(y, self.classes)], 1))
         return z.float()
 
-    def draw(self, y: Tensor, rng: torch.Generator) -> Tensor:
-        """One representation per label y [n], without gradients; the noise comes from `rng` (CPU)."""
+    def sample(self, y: Tensor, rng: torch.Generator) -> Tensor:
+        """Generates one representation per label y [n], without gradients; the noise comes from `rng` (CPU)."""
         with torch.no_grad():
             z: Tensor = self(torch.randn(len(y), self.noise, generator=rng).to(y.device), y)
         return z
 
 
-def diversity(noise: Tensor, z: Tensor) -> Tensor:
-    """The diversity loss, a scalar: exp(−mean over all pairs of mean (ε_i − ε_j)² · mean |z_i − z_j|). It is 1 if all z
-    are alike, and less the more they differ where their noise does.
+def diversity_loss(noise: Tensor, z: Tensor) -> Tensor:
+    """Returns the diversity loss, a scalar: exp(−mean over all pairs of mean (ε_i − ε_j)² · mean |z_i − z_j|).
+
+    It is 1 if all representations are equal, and falls the more they differ where their noise differs.
+
+    Args:
+        noise: The noise ε [n, noise].
+        z: The representations [n, dimension].
     """
-    apart = (noise[:, None] - noise).square().mean(2) * (z[:, None] - z).abs().mean(2)
-    return torch.exp(-apart.mean())
+    distances = (noise[:, None] - noise).square().mean(2) * (z[:, None] - z).abs().mean(2)
+    return torch.exp(-distances.mean())
 
 
-def ensemble(headers: Sequence[Weights], counts: Tensor, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
-    """The headers as one: (z [n, dimension], y [n]) → logits [n, classes], Σ_k α_k^y · header_k(z), where α_k^y is
-    client k's share of the examples of class y; counts are [clients, classes].
+def combine_headers(
+    headers: Sequence[Weights], counts: Tensor, device: torch.device
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """Combines the clients' headers: (z [n, dimension], y [n]) → logits [n, classes], Σ_k α_k^y · header_k(z).
+
+    α_k^y is client k's share of the examples of class y.
+
+    Args:
+        headers: The weight and bias of each client's linear header.
+        counts: The numbers of examples [clients, classes].
+        device: Where the headers are computed.
     """
-    # differs from the paper: Eq. 4 has 1/K in place of α. α is from its code, which has it on the clients' losses.
+    # differs from the paper: Eq. 4 has 1/K instead of α. α is from its code, which weights the clients' losses by it.
     weight, bias = (torch.stack([header[name] for header in headers]).to(device) for name in ("weight", "bias"))
     shares = (counts / counts.sum(0).clamp(min=1)).T.to(device)
 
     def vote(z: Tensor, y: Tensor) -> Tensor:
-        each = torch.einsum("nd,kcd->nkc", z, weight) + bias
-        return (shares[y][:, :, None] * each).sum(1)
+        by_client = torch.einsum("nd,kcd->nkc", z, weight) + bias
+        return (shares[y][:, :, None] * by_client).sum(1)
 
     return vote

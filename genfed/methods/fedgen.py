@@ -17,7 +17,7 @@ from genfed.core.client import Client, Server
 from genfed.core.phase import Phase, Reduced, Reply
 from genfed.core.settings import settings
 from genfed.core.task import Data, Weights
-from genfed.generators.representation_generator import RepresentationGenerator, diversity, ensemble
+from genfed.generators.representation_generator import RepresentationGenerator, combine_headers, diversity_loss
 from genfed.methods.bases.representation import RepresentationMethod, RepresentationNetwork
 from genfed.training.fit import Objective, cross_entropy, fit
 from genfed.training.optimizer_state import OptimizerState, load_optimizer_state, optimizer_state
@@ -120,7 +120,7 @@ class FedGen(RepresentationMethod[FedGenState]):
 
         def both(x: Tensor, y: Tensor, rng: torch.Generator) -> Tensor:  # Eq. 5
             of = torch.multinomial(sent.counts.double(), len(y), replacement=True, generator=rng).to(y.device)
-            generated = F.cross_entropy(network.header(generator.draw(of, rng)), of, reduction="none")
+            generated = F.cross_entropy(network.header(generator.sample(of, rng)), of, reduction="none")
             return real(x, y, rng) + self.generated_weight * generated
 
         # differs from the paper: as in its code, nothing is generated before the generator has been trained.
@@ -148,11 +148,11 @@ class FedGen(RepresentationMethod[FedGenState]):
         generator.load_state_dict(state.generator)
         adam = torch.optim.Adam(generator.parameters(), lr=self.generator_learning_rate, fused=True)
         load_optimizer_state(adam, state.moments)
-        vote = ensemble(headers, counts, server.device)
+        vote = combine_headers(headers, counts, server.device)
 
         def loss(noise: Tensor, y: Tensor, rng: torch.Generator) -> Tensor:
             z = generator(noise, y)
-            return F.cross_entropy(vote(z, y), y, reduction="none") + self.diversity * diversity(noise, z)
+            return F.cross_entropy(vote(z, y), y, reduction="none") + self.diversity * diversity_loss(noise, z)
 
         n = self.generator_steps * self.generator_batch_size
         y = torch.multinomial(counts.sum(0).double(), n, replacement=True, generator=server.rng)

@@ -25,8 +25,8 @@ def parameters(network: nn.Module) -> int:
 def test_grey_networks_have_the_papers_sizes(number: int, count: int) -> None:
     network = EVERY[f"cnn{number}"](task(1, 32, 32))
     assert parameters(network) == count
-    normalised = sum(isinstance(m, nn.BatchNorm2d) for m in network.modules())
-    assert normalised == 1  # the extractor's
+    normalized = sum(isinstance(m, nn.BatchNorm2d) for m in network.modules())
+    assert normalized == 1  # the extractor's
 
 
 @pytest.mark.parametrize("number", range(1, 11))

@@ -217,7 +217,7 @@ def test_architectures_say_what_they_are(capsys: pytest.CaptureFixture[str]) -> 
     text = said(capsys, "list", "architectures")
     for words in (
         "GeFL's CNN; widths 16, 32 │",
-        "GeFL's CNN; widths 16, 32; normalised by batch │",
+        "GeFL's CNN; widths 16, 32; normalized by batch │",
         "Fully connected; hidden none │",
         "ResNet of eight layers; GroupNorm │",
     ):

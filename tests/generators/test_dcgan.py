@@ -88,7 +88,7 @@ def test_it_is_the_published_network_of_whole_convolutions() -> None:
         x = F.conv_transpose2d(x, kernel(layer), stride=2, padding=1) if isinstance(layer, StridedConv4) else layer(x)
     bias: Any = gan.generator[-1].bias
     made = torch.tanh(x + bias)
-    torch.testing.assert_close(gan.make(z, y), made, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(gan.generate(z, y), made, rtol=1e-4, atol=1e-6)
 
     see: Any
     seen = []
@@ -99,7 +99,7 @@ def test_it_is_the_published_network_of_whole_convolutions() -> None:
         x = F.conv2d(x, kernel(layer), stride=2, padding=1) if isinstance(layer, StridedConv4) else layer(x)
     last: Any = gan.discriminator[-1]
     logit = F.conv2d(x, last.weight.view(1, -1, 4, 4), last.bias).flatten()
-    torch.testing.assert_close(gan.judge(made, y), logit, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(gan.discriminate(made, y), logit, rtol=1e-4, atol=1e-6)
 
 
 def test_losses_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,7 +110,7 @@ def test_losses_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     def judge(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return torch.full((len(x),), 0.5 if bool((x == 1).all()) else -1.0)
 
-    monkeypatch.setattr(gan, "judge", judge)
+    monkeypatch.setattr(gan, "discriminate", judge)
     first, second = gan.objectives()
     y = torch.tensor([0, 2])
     expected = math.log1p(math.exp(-0.5)) + math.log1p(math.exp(-1.0))

@@ -37,7 +37,7 @@ def watched(
         calls.append((x.clone(), t, y))
         return answer(x, t, y)
 
-    monkeypatch.setattr(model, "noise", noise)
+    monkeypatch.setattr(model, "predict_noise", noise)
     return calls
 
 
@@ -78,7 +78,7 @@ def test_guidance_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """The network says 1 for class 0, 2 for class 1 and 0.5 for none; w = 2: 3·1 − 2·½ and 3·2 − 2·½."""
     model, said = network(1, 8, 8, config=replace(TINY, guidance=2.0)), torch.tensor([1.0, 2.0, 9.0, 0.5])
     watched(model, monkeypatch, lambda x, t, y: said[y][:, None, None, None].expand_as(x))
-    noise = model.guided_noise(torch.zeros(2, 1, 8, 8), torch.tensor([0, 1]), 3)
+    noise = model.predict_guided_noise(torch.zeros(2, 1, 8, 8), torch.tensor([0, 1]), 3)
     torch.testing.assert_close(noise[:, 0, 0, 0], torch.tensor([2.0, 5.0]))
 
 
@@ -210,7 +210,7 @@ def test_initialisation_and_training_repeat() -> None:
 def test_the_learning_rate_falls_linearly() -> None:
     model = network(1, 8, 8, config=DDPM(width=4))
     assert [group["lr"] for player in model.objectives() for group in player.optimiser.param_groups] == [1e-4]
-    assert [model.pace(t / 4) for t in range(4)] == [1, 0.75, 0.5, 0.25]
+    assert [model.learning_rate_factor(t / 4) for t in range(4)] == [1, 0.75, 0.5, 0.25]
 
 
 def test_bfloat16_trains_alike() -> None:

@@ -14,7 +14,7 @@ def test_it_is_the_mean_and_deviation_of_all_batches_and_goes_back() -> None:
     scaled = scale.eval()(x)
     torch.testing.assert_close(scaled.mean((0, 2, 3)), torch.zeros(3), atol=1e-4, rtol=0)
     torch.testing.assert_close(scaled.std((0, 2, 3), correction=0), torch.ones(3), atol=1e-2, rtol=0)
-    torch.testing.assert_close(scale.back(scaled), x)
+    torch.testing.assert_close(scale.unscale(scaled), x)
 
 
 def test_averaged_it_is_that_of_both_clients_examples() -> None:
@@ -34,4 +34,4 @@ def test_averaged_it_is_that_of_both_clients_examples() -> None:
 def test_a_dead_channel_does_no_harm(value: float) -> None:
     scale, x = ChannelScaler(1), torch.full((4, 1, 2, 2), value)
     assert scale(x).abs().max() < 1e-3
-    torch.testing.assert_close(scale.back(torch.zeros(4, 1, 2, 2)), x)
+    torch.testing.assert_close(scale.unscale(torch.zeros(4, 1, 2, 2)), x)

@@ -180,7 +180,7 @@ def test_generator_rounds_know_how_far_they_are(tmp_path: Path, monkeypatch: pyt
         return 1 - progress
 
     monkeypatch.setattr(federated_generator, "fit", watched)
-    monkeypatch.setattr(CVAENetwork, "pace", pace)
+    monkeypatch.setattr(CVAENetwork, "learning_rate_factor", pace)
     method = tiny("gefl")["method"]["gefl"] | {"interleaved": 2}
     start(tiny("gefl", method={"gefl": method}), tmp_path / "gefl")
     assert seen == [(t / 4, 1e-3 * (1 - t / 4)) for t in range(4) for _ in range(4)]

@@ -18,7 +18,7 @@ from genfed.core.rng import seeded, stream
 from genfed.core.task import Data, Task
 from genfed.engines.client_storage import DiskStorage
 from genfed.experiment import run as runs
-from genfed.generators.representation_generator import RepresentationGenerator, diversity, ensemble
+from genfed.generators.representation_generator import RepresentationGenerator, combine_headers, diversity_loss
 from genfed.methods.bases.representation import ClassStatistics, RepresentationMethod, RepresentationNetwork
 from genfed.methods.fedgen import FedGen, FedGenSent, FedGenState
 from genfed.methods.fedgh import FedGH, FedGHHeader
@@ -207,9 +207,9 @@ def test_a_header_without_training_stays_as_it_began() -> None:
 def test_the_diversity_loss() -> None:
     """Two pairs of different ones: (ε_1 − ε_2)² = 4 and |z_1 − z_2| = (1 + 3) / 2; two of the same: 0."""
     noise, z = torch.tensor([[0.0], [2.0]]), torch.tensor([[1.0, 1.0], [2.0, 4.0]])
-    assert diversity(noise, z).item() == pytest.approx(math.exp(-(8 + 8 + 0 + 0) / 4))
-    assert diversity(noise, torch.ones(2, 2)).item() == 1.0
-    assert diversity(torch.zeros(2, 1), z).item() == 1.0
+    assert diversity_loss(noise, z).item() == pytest.approx(math.exp(-(8 + 8 + 0 + 0) / 4))
+    assert diversity_loss(noise, torch.ones(2, 2)).item() == 1.0
+    assert diversity_loss(torch.zeros(2, 1), z).item() == 1.0
 
 
 def test_a_header_counts_by_its_clients_share_of_the_class() -> None:
@@ -218,7 +218,7 @@ def test_a_header_counts_by_its_clients_share_of_the_class() -> None:
         {"weight": torch.tensor([[1.0], [0.0], [2.0]]), "bias": torch.tensor([0.0, 1.0, 0.0])},
         {"weight": torch.tensor([[5.0], [0.0], [0.0]]), "bias": torch.tensor([0.0, 0.0, 4.0])},
     ]
-    vote = ensemble(headers, torch.tensor([[3, 0, 0], [1, 4, 0]]), CPU)
+    vote = combine_headers(headers, torch.tensor([[3, 0, 0], [1, 4, 0]]), CPU)
     logits = vote(torch.tensor([[2.0], [2.0], [2.0]]), torch.tensor([0, 1, 2]))
     # the first header says (2, 1, 4), the second (10, 0, 4)
     assert logits.tolist() == [[0.75 * 2 + 0.25 * 10, 0.75, 4.0], [10.0, 0.0, 4.0], [0.0, 0.0, 0.0]]
@@ -308,9 +308,9 @@ def test_the_generator_learns_what_the_headers_know_and_adam_goes_on() -> None:
         state = FedGenState(state.extractors, state.header, weights, moments, counts.sum(0))
         generator = method.generator(server())
         generator.load_state_dict(weights)
-        right.append(ensemble(headers, counts, CPU)(generator.draw(y, stream(0)), y).argmax(1) == y)
+        right.append(combine_headers(headers, counts, CPU)(generator.sample(y, stream(0)), y).argmax(1) == y)
     assert float(right[-1].float().mean()) > 0.95
-    spread = generator.draw(torch.zeros(50, dtype=torch.int64), stream(1)).std(0)
+    spread = generator.sample(torch.zeros(50, dtype=torch.int64), stream(1)).std(0)
     assert float(spread.max()) > 0.1, "not one representation per class"
 
 
@@ -322,7 +322,7 @@ def test_more_diversity_gives_more_diverse_representations() -> None:
         weights, _ = method.train_generator(server(), method.init(server()), headers, torch.tensor([[4, 4, 4]]))
         generator = RepresentationGenerator(method.noise, 3, method.hidden, 3, stream(0))
         generator.load_state_dict(weights)
-        spread.append(float(generator.draw(torch.zeros(100, dtype=torch.int64), stream(0)).std(0).mean()))
+        spread.append(float(generator.sample(torch.zeros(100, dtype=torch.int64), stream(0)).std(0).mean()))
     assert spread[1] > 1.2 * spread[0]
 
 

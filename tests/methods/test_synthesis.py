@@ -297,8 +297,8 @@ def test_fgl_tells_one_embedding_per_class_or_example_and_no_text() -> None:
     for told in (of_class, of_examples):
         packed = pack(told)
         assert {name: value.dtype for name, value in packed.tensors.items()} == {
-            "Told.conditions": torch.float32,
-            "Told.labels": torch.int64,
+            "ConditionUpload.conditions": torch.float32,
+            "ConditionUpload.labels": torch.int64,
         }
         assert not any(word in str(packed.skeleton) for word in ("cat", "an "))
 

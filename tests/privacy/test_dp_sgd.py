@@ -100,12 +100,12 @@ def test_gradients_of_a_discriminator_are_those_of_pairs_one_at_a_time() -> None
     rng = torch.Generator().manual_seed(5)
     z, labels = torch.randn(3, 3, generator=rng), torch.randint(2, (3,), generator=rng)
     with torch.no_grad():
-        fake = network.make(z, labels)
+        fake = network.generate(z, labels)
 
     def alone(i: int) -> Tensor:
         one = slice(i, i + 1)
         softplus = nn.functional.softplus
-        return softplus(-network.judge(x[one], y[one])) + softplus(network.judge(fake[one], labels[one]))
+        return softplus(-network.discriminate(x[one], y[one])) + softplus(network.discriminate(fake[one], labels[one]))
 
     assert close(together, one_by_one(player, alone, 3))
 

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 from genfed.training.ensemble import ClassifierEnsemble
 
 
-def normalised(mean: list[float], variance: list[float]) -> nn.Module:
+def normalized(mean: list[float], variance: list[float]) -> nn.Module:
     norm = nn.BatchNorm1d(2)
     norm.running_mean, norm.running_var = torch.tensor(mean), torch.tensor(variance)
     return nn.Sequential(norm, nn.Linear(2, 2))
@@ -26,20 +26,20 @@ def gap(*models: nn.Module, x: Tensor = X) -> float:
 
 
 def test_distance_of_statistics_by_hand() -> None:
-    assert gap(normalised([2.0, 0.0], [1.0, 4.0])) == 0
-    assert gap(normalised([-1.0, 4.0], [1.0, 4.0])) == 5, "‖(3, −4)‖"
-    assert gap(normalised([-1.0, 4.0], [1.0, 16.0])) == 5 + 12, "norms, not squares, of means and of variances"
-    assert gap(normalised([-1.0, 4.0], [1.0, 4.0]), normalised([2.0, 0.0], [1.0, 3.0])) == (5 + 1) / 2, (
+    assert gap(normalized([2.0, 0.0], [1.0, 4.0])) == 0
+    assert gap(normalized([-1.0, 4.0], [1.0, 4.0])) == 5, "‖(3, −4)‖"
+    assert gap(normalized([-1.0, 4.0], [1.0, 16.0])) == 5 + 12, "norms, not squares, of means and of variances"
+    assert gap(normalized([-1.0, 4.0], [1.0, 4.0]), normalized([2.0, 0.0], [1.0, 3.0])) == (5 + 1) / 2, (
         "the mean over models"
     )
-    assert gap(normalised([-1.0, 4.0], [1.0, 4.0]), constant(0.0, 0.0)) == 2.5, (
+    assert gap(normalized([-1.0, 4.0], [1.0, 4.0]), constant(0.0, 0.0)) == 2.5, (
         "a model without such layers counts as 0"
     )
     assert gap(constant(0.0, 0.0)) == 0
 
 
 def test_layers_add_up_and_maps_are_compared_per_channel() -> None:
-    """First 1×1 maps of one channel with mean 2 and variance 1; then, normalised by the kept 0 and 1, the same."""
+    """First 1×1 maps of one channel with mean 2 and variance 1; then, normalized by the kept 0 and 1, the same."""
     network = nn.Sequential(nn.BatchNorm2d(1, eps=0), nn.BatchNorm2d(1), nn.Flatten())
     x = torch.tensor([1.0, 3.0]).reshape(1, 1, 1, 2)
     assert gap(network, x=x) == 2 + 2
@@ -47,13 +47,13 @@ def test_layers_add_up_and_maps_are_compared_per_channel() -> None:
 
 def test_a_distance_of_nothing_has_a_gradient() -> None:
     x = X.clone().requires_grad_()
-    ClassifierEnsemble([normalised([2.0, 0.0], [1.0, 4.0])])(x)[1].backward()
+    ClassifierEnsemble([normalized([2.0, 0.0], [1.0, 4.0])])(x)[1].backward()
     assert x.grad is not None
     assert bool(x.grad.isfinite().all())
 
 
 def test_answers_are_the_mean_of_logits_and_models_stay_as_they_are() -> None:
-    models = [normalised([0.0, 0.0], [1.0, 1.0]), constant(1.0, 5.0)]
+    models = [normalized([0.0, 0.0], [1.0, 1.0]), constant(1.0, 5.0)]
     expected = (models[0].eval()(X).detach() + torch.tensor([1.0, 5.0])) / 2
     before = {k: v.clone() for k, v in nn.ModuleList(models).state_dict().items()}
     logits, _ = ClassifierEnsemble(models)(X)

@@ -169,7 +169,7 @@ def _like(a: Tensor, b: Tensor) -> bool:
 
 def build_decoder(network: CVAENetwork) -> Weights:
     """The part of its state dict that decodes."""
-    return {k: v for k, v in weights_of(network).items() if network.decodes(k)}
+    return {k: v for k, v in weights_of(network).items() if network.is_decoder_weight(k)}
 
 
 @torch.no_grad()

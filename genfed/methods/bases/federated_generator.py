@@ -114,7 +114,7 @@ class FederatedGenerator(Method[S]):
             load_optimizer_state(player.optimiser, moments)
         for player in players:
             for group in player.optimiser.param_groups:
-                group["lr"] *= network.pace(progress)  # the optimisers are new in every round
+                group["lr"] *= network.learning_rate_factor(progress)  # the optimisers are new in every round
         loss = fit(
             players,
             Data(data.x.reshape(-1, *task.shape), data.y),
