@@ -1,14 +1,14 @@
-"""How the uploads of a phase are reduced, declared per field on the phase.
+"""Reductions of client uploads, declared per upload field on the phase.
 
-Replies are folded as they arrive, along a fixed binary tree over the clients asked: the sum has the same bits
-whoever answers first, and memory stays at O(log n) partial sums plus what is in flight.
+Replies are folded as they arrive, along a fixed binary tree over the clients of the round. So the result has the same
+bits in whichever order clients reply, and memory holds O(log n) partial sums plus the replies in flight.
 """
 
 import operator
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -18,107 +18,145 @@ from genfed.core.errors import GenfedError
 
 @dataclass(frozen=True)
 class ClientInfo:
-    """What the server knows of a client."""
+    """The server's knowledge of one client."""
 
     id: int
     architecture: str
+    """Name of its classifier's architecture, or "package.module:Class"."""
     examples: int
+    """Number of its training examples."""
 
     @property
     def personal(self) -> bool:
-        """Whether its architecture is its own, by "package.module:Class": a server of sites cannot run it."""
+        """Whether the architecture is the client's own ("package.module:Class"), which the server cannot run."""
         return ":" in self.architecture
 
 
 class Aggregate(ABC):
-    """A reduction of one upload field: `lift` each value, `add` along the tree, `finish`."""
+    """A reduction of one upload field: `lift` every client's value, `add` pairs along the tree, `finish` the total."""
 
-    def form(self, value: Any, info: ClientInfo) -> dict[str, Any]:
-        """By group, the names, shapes and types that all values added up in it must have; {}: they may have any."""
+    linear: ClassVar[bool] = False
+    """Whether sums of `extract`ed values, over the clients of each group, are all that the result depends on. Only then
+    can uploads be aggregated securely."""
+    weighted: ClassVar[bool] = False
+    """Whether a linear result is Σ weight·value / Σ weight. False: Σ value."""
+
+    def group(self, info: ClientInfo) -> str:
+        """Returns the name of the group with which a client's value is reduced. "": all clients."""
+        return ""
+
+    def join_groups(self, by_group: Mapping[str, Any]) -> Any:
+        """Returns the reduced value, given the value of each group that has one."""
+        return by_group.get("")
+
+    def extract(self, value: Any) -> Any:
+        """Returns the part of an upload field that is reduced: tensors, numbers or dicts of them."""
+        return value
+
+    def describe(self) -> str:
+        """Returns words that complete "uploads are …", for the report."""
+        return type(self).__name__
+
+    def read_layout(self, value: Any, info: ClientInfo) -> dict[str, Any]:
+        """Returns, by group, the names, shapes and types which all values of the group must share. {}: any will do."""
         return {}
 
     @abstractmethod
-    def lift(self, value: Any, weight: float, info: ClientInfo) -> Any:
-        """One client's contribution. What is summed must not alias `value`."""
+    def lift(self, value: Any, weight: float, info: ClientInfo, sent: Any = None) -> Any:
+        """Returns one client's contribution. What is summed must not alias `value`.
 
-    def lift_from(self, sent: Any, value: Any, weight: float, info: ClientInfo) -> Any:
-        """`lift`, for a reduction that looks at what the value was made from: `sent` is the field of the same name of
-        what the client was sent; None: there is none.
+        Args:
+            value: the client's upload field.
+            weight: the weight of its reply, above 0.
+            info: the client.
+            sent: the field of the same name in the record that the client was sent. None: there is none.
         """
-        return self.lift(value, weight, info)
 
     @abstractmethod
     def add(self, left: Any, right: Any) -> Any:
-        """Joins two contributions; `left` belongs to the lower client ids."""
+        """Returns two contributions joined; `left` belongs to the lower client ids."""
 
     @abstractmethod
     def finish(self, total: Any) -> Any:
-        """What `update` gets; `total` is None when nobody answered."""
+        """Returns the value that `update` gets. `total` is None when no client replied."""
 
 
 @dataclass(frozen=True)
 class Mean(Aggregate):
-    """Σ weight·value / Σ weight of tensors, numbers or dicts of them, in double precision. Integer tensors (a
-    BatchNorm's counter) are those of the lowest client id. With `by="architecture"` the result is a dict of means;
-    an architecture that nobody answered for is not in it.
+    """The weighted mean of tensors, numbers or dicts of them: Σ weight·value / Σ weight, in double precision.
+
+    An integer tensor (a BatchNorm's counter) is that of the lowest client id. With `by="architecture"` the result is a
+    dict of means, without the architectures of which no client replied.
     """
 
+    linear: ClassVar[bool] = True
+    weighted: ClassVar[bool] = True
     by: Literal["architecture"] | None = None
 
-    def averaged(self, value: Any) -> Any:
-        """What of an upload is averaged: tensors, numbers or dicts of them."""
-        return value
+    def group(self, info: ClientInfo) -> str:
+        return info.architecture if self.by else ""
 
-    def form(self, value: Any, info: ClientInfo) -> dict[str, Any]:
-        return {self.group(info): map_tree(_form, self.averaged(value))}
+    def join_groups(self, by_group: Mapping[str, Any]) -> Any:
+        return dict(sorted(by_group.items())) if self.by else by_group.get("")
 
-    def lift(self, value: Any, weight: float, info: ClientInfo) -> Any:
-        tree = self.averaged(value)
+    def describe(self) -> str:
+        return "averaged within an architecture" if self.by else "averaged"
+
+    def read_layout(self, value: Any, info: ClientInfo) -> dict[str, Any]:
+        return {self.group(info): map_tree(_leaf_layout, self.extract(value))}
+
+    def lift(self, value: Any, weight: float, info: ClientInfo, sent: Any = None) -> Any:
+        tree = self.extract(value)
         return {self.group(info): (weight, map_tree(lambda leaf: _times(leaf, weight), tree), map_tree(_dtype, tree))}
 
     def add(self, left: Any, right: Any) -> Any:
         out = dict(left)
         for group, (weight, total, dtypes) in right.items():
             if group in out:
-                before, sum_before, dtypes = out[group]
-                weight, total = before + weight, map_tree(_plus, sum_before, total)
+                left_weight, left_total, dtypes = out[group]
+                weight, total = left_weight + weight, map_tree(_plus, left_total, total)
             out[group] = (weight, total, dtypes)
         return out
 
     def finish(self, total: Any) -> Any:
         def divide(weight: float, value: Any, dtypes: Any) -> Any:
-            return map_tree(lambda leaf, dtype: _divided(leaf, weight, dtype), value, dtypes)
+            return map_tree(lambda leaf, dtype: _divide(leaf, weight, dtype), value, dtypes)
 
-        means = {group: divide(*parts) for group, parts in sorted((total or {}).items())}
-        return means if self.by else means.get("")
-
-    def group(self, info: ClientInfo) -> str:
-        """The clients of one name are averaged together."""
-        return info.architecture if self.by else ""
+        return self.join_groups({group: divide(*parts) for group, parts in (total or {}).items()})
 
 
 @dataclass(frozen=True)
 class Sum(Aggregate):
-    """Σ value, weights aside: floating-point tensors in double precision, integers and booleans as int64."""
+    """The sum Σ value, whatever the weights: floating-point tensors in double precision, integers and booleans as
+    int64.
+    """
 
-    def form(self, value: Any, info: ClientInfo) -> dict[str, Any]:
-        return {"": map_tree(_form, value)}
+    linear: ClassVar[bool] = True
 
-    def lift(self, value: Any, weight: float, info: ClientInfo) -> Any:
-        return map_tree(_widened, value), map_tree(_dtype, value)
+    def describe(self) -> str:
+        return "added up"
+
+    def read_layout(self, value: Any, info: ClientInfo) -> dict[str, Any]:
+        return {"": map_tree(_leaf_layout, value)}
+
+    def lift(self, value: Any, weight: float, info: ClientInfo, sent: Any = None) -> Any:
+        return map_tree(_widen, value), map_tree(_dtype, value)
 
     def add(self, left: Any, right: Any) -> Any:
         return map_tree(lambda a, b: a + b, left[0], right[0]), left[1]
 
     def finish(self, total: Any) -> Any:
-        return None if total is None else map_tree(_narrowed, *total)
+        return None if total is None else map_tree(_narrow, *total)
 
 
 @dataclass(frozen=True)
 class Collect(Aggregate):
-    """Every upload, by client id: for a method that needs each single one."""
+    """All uploads by client id, for a method that needs each of them."""
 
-    def lift(self, value: Any, weight: float, info: ClientInfo) -> Any:
+    def describe(self) -> str:
+        return "kept one by one"
+
+    def lift(self, value: Any, weight: float, info: ClientInfo, sent: Any = None) -> Any:
         return {info.id: value}
 
     def add(self, left: Any, right: Any) -> Any:
@@ -128,43 +166,62 @@ class Collect(Aggregate):
         return dict(sorted((total or {}).items()))
 
 
-class Fold:
-    """Reduces the replies to one ask. Every client asked is given once, in any order: with `add` or `skip`."""
+def select_means(aggregates: Mapping[str, Aggregate]) -> dict[str, Mean]:
+    """Returns the fields that are reduced by a mean: what robust rules replace, and what clipping can bound."""
+    return {name: aggregate for name, aggregate in aggregates.items() if isinstance(aggregate, Mean)}
 
-    def __init__(self, aggregates: Mapping[str, Aggregate], asked: list[ClientInfo]) -> None:
+
+def list_groups(aggregates: Mapping[str, Aggregate], info: ClientInfo) -> dict[str, dict[str, Aggregate]]:
+    """Returns the fields of a client's upload by the group in which they are reduced."""
+    found: dict[str, dict[str, Aggregate]] = {}
+    for name, aggregate in aggregates.items():
+        found.setdefault(aggregate.group(info), {})[name] = aggregate
+    return found
+
+
+class Fold:
+    """The reduction of one round's replies. Each client is given once, in any order, with `add` or `skip`."""
+
+    def __init__(self, aggregates: Mapping[str, Aggregate], clients: Sequence[ClientInfo]) -> None:
         self._aggregates = aggregates
-        self._place = {info.id: place for place, info in enumerate(sorted(asked, key=lambda i: i.id))}
+        self._place = {info.id: place for place, info in enumerate(sorted(clients, key=lambda i: i.id))}
         self._waiting: dict[tuple[int, int], dict[str, Any] | None] = {}  # (level, index) -> partial; None: empty
-        self._forms: dict[tuple[str, str], Any] = {}  # (field, group) -> that of the first reply
-        self._unheard = set(self._place)
+        self._layouts: dict[tuple[str, str], Any] = {}  # (field, group) -> layout of the first reply
+        self._pending = set(self._place)
 
     def add(self, info: ClientInfo, upload: object, weight: float, sent: object = None) -> None:
-        """Folds one reply in; `sent` is the record that the client was sent.
+        """Folds one reply in.
+
+        Args:
+            info: the client.
+            upload: the record that it uploaded.
+            weight: the weight of its reply, above 0.
+            sent: the record that it was sent. None: no aggregate needs it.
 
         Raises:
-            GenfedError: the upload does not fit those before it; the fold is then as it was.
+            GenfedError: the upload does not fit those before it; the fold is then unchanged.
         """
-        forms = {
-            (name, group): form
-            for name, how in self._aggregates.items()
-            for group, form in how.form(getattr(upload, name), info).items()
+        layouts = {
+            (name, group): layout
+            for name, aggregate in self._aggregates.items()
+            for group, layout in aggregate.read_layout(getattr(upload, name), info).items()
         }
-        # Here and not when partial sums are joined, which may be much later and on another's account.
-        for key, form in forms.items():
-            map_tree(_same, self._forms.get(key, form), form)
+        # Checked here, not when partial sums are joined: that may be much later, and while another client is added.
+        for key, layout in layouts.items():
+            map_tree(_refuse_other_layout, self._layouts.get(key, layout), layout)
         values = {
-            name: how.lift_from(getattr(sent, name, None), getattr(upload, name), weight, info)
-            for name, how in self._aggregates.items()
+            name: aggregate.lift(getattr(upload, name), weight, info, getattr(sent, name, None))
+            for name, aggregate in self._aggregates.items()
         }
-        self._place_at(info, values)
-        self._forms |= forms
+        self._put(info, values)
+        self._layouts |= layouts
 
     def skip(self, info: ClientInfo) -> None:
-        """Leaves a client out."""
-        self._place_at(info, None)
+        """Excludes a client."""
+        self._put(info, None)
 
-    def _place_at(self, info: ClientInfo, partial: dict[str, Any] | None) -> None:
-        assert info.id in self._unheard, f"client {info.id} was not asked, or has been heard already"
+    def _put(self, info: ClientInfo, partial: dict[str, Any] | None) -> None:
+        assert info.id in self._pending, f"client {info.id} is not part of the round, or was given already"
         index, level, size, joined = self._place[info.id], 0, len(self._place), []
         while size > 1:
             if (sibling := index ^ 1) < size:
@@ -178,22 +235,26 @@ class Fold:
         for key in joined:
             del self._waiting[key]
         self._waiting[level, index] = partial
-        self._unheard.remove(info.id)
+        self._pending.remove(info.id)
 
     def _join(self, left: dict[str, Any] | None, right: dict[str, Any] | None) -> dict[str, Any] | None:
         if left is None or right is None:
             return right if left is None else left
-        return {name: how.add(left[name], right[name]) for name, how in self._aggregates.items()}
+        return {name: aggregate.add(left[name], right[name]) for name, aggregate in self._aggregates.items()}
 
     def finish(self) -> dict[str, Any]:
-        """The reduced value of every declared field."""
-        assert not self._unheard, "a client asked has neither answered nor been skipped"
-        (total,) = list(self._waiting.values()) or [None]  # nobody may have been asked
-        return {name: how.finish(None if total is None else total[name]) for name, how in self._aggregates.items()}
+        """Returns the reduced value of every declared field."""
+        assert not self._pending, "a client of the round was neither added nor skipped"
+        (total,) = list(self._waiting.values()) or [None]  # a round may have no client
+        return {name: each.finish(None if total is None else total[name]) for name, each in self._aggregates.items()}
 
 
 def map_tree(function: Callable[..., Any], *trees: Any) -> Any:
-    """Applies to every leaf of dicts that have the same keys."""
+    """Applies a function to every leaf of dicts that have the same keys, or to the values themselves.
+
+    Raises:
+        GenfedError: the dicts have different keys.
+    """
     first = trees[0]
     if any(isinstance(tree, dict) for tree in trees):
         if not all(isinstance(tree, dict) and tree.keys() == first.keys() for tree in trees):
@@ -203,10 +264,10 @@ def map_tree(function: Callable[..., Any], *trees: Any) -> Any:
 
 
 def refuse_unequal(first: Any, other: Any) -> None:
-    """Of `map_tree`: refuses what two clients of a group were sent where it differs.
+    """Refuses two clients of a group that were sent different values; for `map_tree`.
 
     Raises:
-        GenfedError: it does.
+        GenfedError: the values differ.
     """
     same = torch.equal if isinstance(first, Tensor) else operator.eq
     if type(first) is not type(other) or not same(first, other):
@@ -223,7 +284,7 @@ def _plus(left: Any, right: Any) -> Any:
     return left if isinstance(left, Tensor) and not left.is_floating_point() else left + right
 
 
-def _divided(leaf: Any, weight: float, dtype: torch.dtype | None) -> Any:
+def _divide(leaf: Any, weight: float, dtype: torch.dtype | None) -> Any:
     if isinstance(leaf, Tensor):
         return (leaf / weight).to(dtype) if leaf.is_floating_point() else leaf
     return leaf / weight
@@ -233,28 +294,20 @@ def _dtype(leaf: Any) -> torch.dtype | None:
     return leaf.dtype if isinstance(leaf, Tensor) else None
 
 
-def _widened(leaf: Any) -> Any:
+def _widen(leaf: Any) -> Any:
     if isinstance(leaf, Tensor):
         return leaf.to(torch.float64 if leaf.is_floating_point() else torch.int64, copy=True)
     return leaf
 
 
-def _narrowed(leaf: Any, dtype: torch.dtype | None) -> Any:
+def _narrow(leaf: Any, dtype: torch.dtype | None) -> Any:
     return leaf.to(dtype) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
 
 
-def _form(leaf: Any) -> str:
+def _leaf_layout(leaf: Any) -> str:
     return f"{leaf.dtype} {tuple(leaf.shape)}" if isinstance(leaf, Tensor) else "a number"
 
 
-def _same(expected: str, found: str) -> None:
+def _refuse_other_layout(expected: str, found: str) -> None:
     if found != expected:
         raise GenfedError(f"uploads of one group have different shapes or types: {expected} and {found}")
-
-
-def list_groups(aggregates: Mapping[str, Aggregate], info: ClientInfo) -> dict[str, dict[str, Aggregate]]:
-    """The fields of a client's upload by the group that they are summed in; "" is everybody."""
-    found: dict[str, dict[str, Aggregate]] = {}
-    for name, how in aggregates.items():
-        found.setdefault(how.group(info) if isinstance(how, Mean) else "", {})[name] = how
-    return found

@@ -15,10 +15,9 @@ from torch import Tensor, nn
 
 from genfed.audits.audit import Audit, Case, ClientExamples, NotPossible
 from genfed.audits.findings import AuditResult, Audits, Exchanged, Picture, ReportImage
-from genfed.config import registry
 from genfed.config.reader import flatten_settings
 from genfed.config.settings import Config
-from genfed.core.aggregate import Aggregate, ClientInfo, Mean
+from genfed.core.aggregate import ClientInfo
 from genfed.core.errors import GenfedError
 from genfed.core.federated_data import PersonalTestSet
 from genfed.core.method import Method
@@ -36,7 +35,7 @@ from genfed.privacy.example_level import guarantee_of, read_charges
 from genfed.privacy.guarantee import PrivacyGuarantee
 from genfed.report.images import encode_png
 from genfed.report.privacy_section import NOTHING, read_audits, write_audits
-from genfed.robustness.robust_mean import AggregationRule, RobustMean, make_robust
+from genfed.robustness.robust_mean import AggregationRule, make_robust
 from genfed.training.synthetic_dataset import choose_as_many, keeps_synthetic_dataset
 
 AT_ONCE = 1000
@@ -246,21 +245,12 @@ def describe_exchanges(
             continue
         down = ", ".join(field.name for field in dataclasses.fields(phase.kinds[0]))
         aggregates = make_robust(phase, aggregation).aggregate
-        up = ", ".join(f"{name} ({_words(aggregate)})" for name, aggregate in aggregates.items())
+        up = ", ".join(f"{name} ({aggregate.describe()})" for name, aggregate in aggregates.items())
         hidden = "under masks: the server learns the sum alone, and no loss" if secure and phase.aggregate else ""
         found.append(
             Exchanged(label, phase.name, down, up, "; ".join(filter(None, (private, phase.protection, hidden))))
         )
     return found
-
-
-def _words(aggregate: Aggregate) -> str:
-    if isinstance(aggregate, RobustMean):
-        rule = registry.name_of(registry.AGGREGATIONS, type(aggregate.rule)).replace("_", " ")
-        return f"all held, reduced by {rule}{' within an architecture' if aggregate.mean.by else ''}"
-    if isinstance(aggregate, Mean):
-        return "averaged within an architecture" if aggregate.by else "averaged"
-    return {"Sum": "added up", "Collect": "kept one by one"}.get(type(aggregate).__name__, type(aggregate).__name__)
 
 
 def _image(picture: Picture) -> ReportImage:

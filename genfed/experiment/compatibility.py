@@ -8,7 +8,7 @@ from typing import Any
 
 from genfed.config import registry
 from genfed.config.settings import Config
-from genfed.core.aggregate import ClientInfo, Mean, list_groups
+from genfed.core.aggregate import ClientInfo, list_groups, select_means
 from genfed.core.errors import GenfedError
 from genfed.core.federated_data import FederatedData
 from genfed.core.method import Method
@@ -32,8 +32,7 @@ def check_compatibility(config: Config, shards: FederatedData, seed: int) -> Non
     if config.aggregation:
         for label, method in federated.items():
             phases = _uploading(method)
-            means = [each for phase in phases for each in phase.aggregate.values() if isinstance(each, Mean)]
-            if phases and not means:
+            if phases and not any(select_means(phase.aggregate) for phase in phases):
                 kind = registry.name_of(registry.AGGREGATIONS, type(config.aggregation))
                 fields = ", ".join(sorted({name for phase in phases for name in phase.aggregate}))
                 raise GenfedError(
@@ -89,10 +88,9 @@ def _check_groups(label: str, config: Config, method: Method[Any], shards: Feder
     rule = config.aggregation
     assert rule is not None
     for phase, asked in _rounds(method, shards.clients, config.federation.sample, seed):
-        for name, mean in phase.aggregate.items():
-            if isinstance(mean, Mean):
-                for group, count in Counter(mean.group(info) for info in asked).items():
-                    _check_group(rule, count, f"{label}, phase {phase.name}, {name}{f' of {group}' if group else ''}")
+        for name, mean in select_means(phase.aggregate).items():
+            for group, count in Counter(mean.group(info) for info in asked).items():
+                _check_group(rule, count, f"{label}, phase {phase.name}, {name}{f' of {group}' if group else ''}")
 
 
 def _check_group(rule: AggregationRule, count: int, where: str) -> None:

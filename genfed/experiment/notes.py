@@ -6,7 +6,7 @@ from typing import Any
 
 from genfed.config import registry
 from genfed.config.settings import Config
-from genfed.core.aggregate import ClientInfo, Mean
+from genfed.core.aggregate import ClientInfo, select_means
 from genfed.core.method import Method
 from genfed.experiment.compatibility import _uploading
 from genfed.report.results import TrialResult
@@ -50,8 +50,9 @@ def _uncovered(label: str, method: Method[Any], kind: str) -> Iterator[str]:
     """Of a method that averages some of what is uploaded, what it does not."""
     if method.pooled:
         return
-    fields = {
-        name: None for phase in _uploading(method) for name, how in phase.aggregate.items() if not isinstance(how, Mean)
-    }
+    fields: dict[str, None] = {}
+    for phase in _uploading(method):
+        means = select_means(phase.aggregate)
+        fields |= {name: None for name in phase.aggregate if name not in means}
     if fields:
         yield f"{label}: {', '.join(fields)} cannot be reduced by {kind}, and are as clients send them."

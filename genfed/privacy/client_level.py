@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from genfed.config.settings import Config
-from genfed.core.aggregate import ClientInfo, Mean, Sum, list_groups
+from genfed.core.aggregate import ClientInfo, list_groups, select_means
 from genfed.core.client import Client
 from genfed.core.errors import GenfedError
 from genfed.core.method import Method
@@ -189,10 +189,11 @@ def _warn_of_noise(
 
 def reason_to_refuse(phase: Phase[Any], how: ClientPrivacy) -> str | None:
     """Why the uploads of a phase cannot be protected; None: they can, or there are none."""
+    means = select_means(phase.aggregate)
     for name, aggregate in phase.aggregate.items():
-        if isinstance(aggregate, Sum):
+        if name not in means and aggregate.linear:
             return f"the server adds up {name}, of which a client's part has no bound"
-        if not isinstance(aggregate, Mean):
+        if name not in means:
             return f"the server uses every single {name}, and only means of clipped updates get noise"
         if how.secret_sampling and name not in (field.name for field in fields(phase.kinds[0])):
             return f"{name} is not sent, so that secret_sampling has nothing to release where nobody is asked for it"
@@ -286,7 +287,7 @@ class ClientLevelPrivacy:
             noise = how.adaptive.on_updates(
                 noise, expected_participants(how, self._sample, len(self._clients), len(asked))
             )
-        means = {name: mean for name, mean in phase.aggregate.items() if isinstance(mean, Mean)}
+        means = select_means(phase.aggregate)
         ids = () if how.secret_sampling else tuple(sorted(info.id for info in asked))
         sampled = (self._clients, self._sample) if how.secret_sampling else None
         clipped = NoisyClippedMean(means, asked, sent_to, clip, noise, self._draws(step), sampled)

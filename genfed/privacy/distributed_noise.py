@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genfed.core.aggregate import Mean, map_tree
+from genfed.core.aggregate import Mean, map_tree, select_means
 from genfed.core.client import Client, Server
 from genfed.core.errors import GenfedError
 from genfed.core.phase import Phase, Reduced, Reply
@@ -31,7 +31,7 @@ def add_client_noise(
     Raises:
         GenfedError: something is uploaded that is no mean.
     """
-    means = {name: how for name, how in phase.aggregate.items() if isinstance(how, Mean)}
+    means = select_means(phase.aggregate)
     if means.keys() != phase.aggregate.keys():
         raise GenfedError(f"phase {phase.name}: only means of clipped updates get noise")
     kind_sent, kind_uploaded = phase.kinds
@@ -40,8 +40,8 @@ def add_client_noise(
         assert phase.work is not None
         upload, origins, updates = phase.work(client, sent).upload, {}, {}
         for name, mean in means.items():
-            value, before = mean.averaged(getattr(upload, name)), getattr(sent, name, None)
-            before = zeros_like(value) if before is None else mean.averaged(before)
+            value, before = mean.extract(getattr(upload, name)), getattr(sent, name, None)
+            before = zeros_like(value) if before is None else mean.extract(before)
             origins[name], updates[name] = before, map_tree(subtract, before, value)
         (_, by), random = clip_update(updates, clip), draws(client)
 
@@ -60,7 +60,7 @@ def add_client_noise(
         return phase.update(server, state, Reduced(values, reduced.clients))
 
     work.__annotations__ = {"client": Client, "sent": kind_sent, "return": Reply[kind_uploaded]}  # type: ignore[valid-type]
-    plain = {name: Mean(by=mean.by) for name, mean in means.items()}  # of what `averaged` gave
+    plain = {name: Mean(by=mean.by) for name, mean in means.items()}  # of what `extract` gave
     return replace(phase, work=work, update=update, aggregate=plain)
 
 

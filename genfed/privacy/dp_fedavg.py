@@ -25,10 +25,13 @@ class UpdateSum(Aggregate):
 
     mean: Mean
 
-    def form(self, value: Any, info: ClientInfo) -> dict[str, Any]:
+    def group(self, info: ClientInfo) -> str:
+        return self.mean.group(info)
+
+    def read_layout(self, value: Any, info: ClientInfo) -> dict[str, Any]:
         return {self.mean.group(info): map_tree(lambda leaf: str(getattr(leaf, "shape", "a number")), value)}
 
-    def lift(self, value: Any, weight: float, info: ClientInfo) -> Any:
+    def lift(self, value: Any, weight: float, info: ClientInfo, sent: Any = None) -> Any:
         return {self.mean.group(info): map_tree(lambda leaf: leaf * weight, value)}
 
     def add(self, left: Any, right: Any) -> Any:
@@ -78,7 +81,7 @@ class NoisyClippedMean:
             record = sent_to(info)
             for name, mean in means.items():
                 if (before := getattr(record, name, None)) is not None:
-                    self._like[name, mean.group(info)] = mean.averaged(before)
+                    self._like[name, mean.group(info)] = mean.extract(before)
         self._sent = set(self._like)
         wanted = {(name, group) for name, counts in self._expected.items() for group in counts}
         if sampled and (lacking := sorted(wanted - self._sent)):
@@ -95,14 +98,14 @@ class NoisyClippedMean:
         """
         updates = {}
         for name, mean in self._means.items():
-            key, value = (name, mean.group(info)), mean.averaged(getattr(upload, name))
+            key, value = (name, mean.group(info)), mean.extract(getattr(upload, name))
             if key in self._sent:
-                map_tree(refuse_unequal, self._like[key], mean.averaged(getattr(sent, name, None)))
+                map_tree(refuse_unequal, self._like[key], mean.extract(getattr(sent, name, None)))
             updates[name] = map_tree(subtract, self._like[key] if key in self._sent else zeros_like(value), value)
         length, factor = clip_update(updates, self._clip)
         self._fold.add(info, SimpleNamespace(**updates), factor)
         for name, mean in self._means.items():
-            self._like.setdefault((name, mean.group(info)), mean.averaged(getattr(upload, name)))
+            self._like.setdefault((name, mean.group(info)), mean.extract(getattr(upload, name)))
         self._within, self._answered = self._within + (length <= self._clip), self._answered + 1
 
     def skip(self, info: ClientInfo) -> None:
@@ -123,7 +126,7 @@ class NoisyClippedMean:
                     raise GenfedError(f"no client{f' of architecture {group}' if group else ''} gave its {name}")
                 total = sums[name].get(group, map_tree(lambda leaf: 0.0, like))
                 parts[group] = self._released("", like, total, (name, group) in self._sent, count)
-            found[name] = parts if mean.by else parts[""]
+            found[name] = mean.join_groups(parts)
         return found
 
     def share_within(self, noise: float) -> float:

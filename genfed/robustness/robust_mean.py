@@ -1,14 +1,15 @@
 """Robust aggregation: what a run puts in the place of the means that its methods declare."""
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from genfed.core.aggregate import Aggregate, ClientInfo, Mean, map_tree, refuse_unequal
+from genfed.core.aggregate import Aggregate, ClientInfo, Mean, map_tree, refuse_unequal, select_means
 from genfed.core.errors import GenfedError
 from genfed.core.phase import Phase
 
@@ -26,6 +27,10 @@ class AggregationRule:
             GenfedError: there are too few of them for the clients that are taken to be bad.
         """
         return
+
+    def describe(self) -> str:
+        """Returns the rule's name in words, for the report."""
+        return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(self).__name__).lower()
 
 
 class CoordinatewiseRule(AggregationRule, ABC):
@@ -67,15 +72,21 @@ class RobustMean(Aggregate):
     mean: Mean
     rule: AggregationRule
 
-    def form(self, value: Any, info: ClientInfo) -> dict[str, Any]:
-        return self.mean.form(value, info)
+    def group(self, info: ClientInfo) -> str:
+        return self.mean.group(info)
 
-    def lift(self, value: Any, weight: float, info: ClientInfo) -> Any:
-        return self.lift_from(None, value, weight, info)
+    def join_groups(self, by_group: Mapping[str, Any]) -> Any:
+        return self.mean.join_groups(by_group)
 
-    def lift_from(self, sent: Any, value: Any, weight: float, info: ClientInfo) -> Any:
-        before = None if sent is None else self.mean.averaged(sent)
-        return {self.mean.group(info): {info.id: HeldUpload(self.mean.averaged(value), weight, before)}}
+    def describe(self) -> str:
+        return f"all held, reduced by {self.rule.describe()}{' within an architecture' if self.mean.by else ''}"
+
+    def read_layout(self, value: Any, info: ClientInfo) -> dict[str, Any]:
+        return self.mean.read_layout(value, info)
+
+    def lift(self, value: Any, weight: float, info: ClientInfo, sent: Any = None) -> Any:
+        before = None if sent is None else self.mean.extract(sent)
+        return {self.group(info): {info.id: HeldUpload(self.mean.extract(value), weight, before)}}
 
     def add(self, left: Any, right: Any) -> Any:
         return {group: left.get(group, {}) | right.get(group, {}) for group in left | right}
@@ -86,10 +97,9 @@ class RobustMean(Aggregate):
         Raises:
             GenfedError: a group is too small for the rule, or its clients were sent different states.
         """
-        reduced = {group: self._reduced(group, held) for group, held in sorted((total or {}).items())}
-        return reduced if self.mean.by else reduced.get("")
+        return self.join_groups({group: self._reduce(group, held) for group, held in sorted((total or {}).items())})
 
-    def _reduced(self, group: str, by_client: dict[int, HeldUpload]) -> Any:
+    def _reduce(self, group: str, by_client: dict[int, HeldUpload]) -> Any:
         held = [by_client[client] for client in sorted(by_client)]
         try:
             self.rule.check(len(held))
@@ -112,8 +122,8 @@ def make_robust(phase: Phase[S], rule: AggregationRule | None) -> Phase[S]:
     """The phase with `rule` in the place of every mean that it declares; None changes nothing."""
     if rule is None:
         return phase
-    how = {name: RobustMean(each, rule) if isinstance(each, Mean) else each for name, each in phase.aggregate.items()}
-    return replace(phase, aggregate=how)
+    robust = {name: RobustMean(mean, rule) for name, mean in select_means(phase.aggregate).items()}
+    return replace(phase, aggregate={**phase.aggregate, **robust})
 
 
 def _common(sent: Sequence[Any]) -> Any:

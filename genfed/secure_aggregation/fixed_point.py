@@ -1,4 +1,4 @@
-"""Uploads as vectors of whole numbers, to be added up modulo 2⁶⁴, and their sums as what was to be reduced."""
+"""Uploads as vectors of whole numbers, to be added up modulo 2⁶⁴, and what their sums mean."""
 
 import json
 from collections.abc import Mapping
@@ -8,17 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genfed.core.aggregate import Aggregate, ClientInfo, Mean, Sum, list_groups
+from genfed.core.aggregate import Aggregate, ClientInfo, list_groups
 from genfed.core.errors import GenfedError
 
 SCALE = 2.0**24
-"""Steps per unit: what is summed is rounded to the nearest, weight included."""
+"""Steps per unit: every number, multiplied by its weight, is rounded to the nearest step."""
 _LARGEST = 2.0**62
 
 
 @dataclass(frozen=True)
 class GroupVector:
-    """One client's contribution to the sums of a group; public but for the numbers."""
+    """One client's contribution to the sums of a group. All but the numbers is public."""
 
     numbers: Tensor
     """int64 [1 + m]: the weight, then all values."""
@@ -29,49 +29,48 @@ class GroupVector:
 def pack_vectors(
     upload: object, weight: float, aggregates: Mapping[str, Aggregate], info: ClientInfo, members: Mapping[str, int]
 ) -> dict[str, GroupVector]:
-    """An upload by group; `members` is how many may be added up in each.
+    """Returns an upload as one vector per group.
+
+    Args:
+        upload: the client's record.
+        weight: the weight of its reply, above 0.
+        aggregates: how each field is reduced; all are linear.
+        info: the client.
+        members: by group, the largest number of vectors that may be added up.
 
     Raises:
-        GenfedError: numbers that are not finite, or so large that the sum could pass what 64 bits hold.
+        GenfedError: a number is not finite, or so large that the sum could exceed 64 bits.
     """
-    made = {}
+    vectors = {}
     for group, fields in list_groups(aggregates, info).items():
         parts, form = [torch.tensor([weight * SCALE], dtype=torch.float64)], []
-        for name, how in fields.items():
-            value = getattr(upload, name)
-            for path, leaf in _leaves(how.averaged(value) if isinstance(how, Mean) else value, []):
-                kind, shape = _kind(leaf)
-                form.append([name, path, kind, shape])
-                by = weight if isinstance(how, Mean) else 1.0
-                parts.append(_flat(leaf).double() * (by * SCALE))
+        for name, aggregate in fields.items():
+            factor = weight if aggregate.weighted else 1.0
+            for path, leaf in _leaves(aggregate.extract(getattr(upload, name)), []):
+                form.append([name, path, *_type_and_shape(leaf)])
+                parts.append(_flatten(leaf).double() * (factor * SCALE))
         numbers = torch.cat(parts)
-        most = float(numbers.abs().max())
-        if not most < _LARGEST / members[group]:  # NaN too
-            raise GenfedError(f"its upload holds a number that secure aggregation cannot sum ({most / SCALE:g})")
-        made[group] = GroupVector(numbers.round().to(torch.int64), json.dumps(form))
-    return made
+        largest = float(numbers.abs().max())
+        if not largest < _LARGEST / members[group]:  # NaN too
+            raise GenfedError(f"its upload holds a number that secure aggregation cannot sum ({largest / SCALE:g})")
+        vectors[group] = GroupVector(numbers.round().to(torch.int64), json.dumps(form))
+    return vectors
 
 
 def unpack_sums(sums: Mapping[str, GroupVector], aggregates: Mapping[str, Aggregate]) -> dict[str, Any]:
-    """What `update` gets, from the sums of all groups."""
-    values: dict[str, Any] = {
-        name: {} if isinstance(how, Mean) and how.by else None for name, how in aggregates.items()
-    }
-    for group, total in sorted(sums.items()):
+    """Returns the reduced value of every field, from the sums of all groups."""
+    by_group: dict[str, dict[str, Any]] = {name: {} for name in aggregates}
+    for group, total in sums.items():
         weight, numbers, place = total.numbers[0].double(), total.numbers[1:].double(), 0
         trees: dict[str, Any] = {}
         for name, path, kind, shape in json.loads(total.form):
-            size = torch.Size(shape).numel()
-            part = numbers[place : place + size]
-            part, place = (part / weight if isinstance(aggregates[name], Mean) else part / SCALE), place + size
-            _put(trees, [name, *path], _typed(part, kind, shape, isinstance(aggregates[name], Sum)))
+            size, weighted = torch.Size(shape).numel(), aggregates[name].weighted
+            part = numbers[place : place + size] / (weight if weighted else SCALE)
+            place += size
+            _put(trees, [name, *path], _restore(part, kind, shape, widen=not weighted))
         for name, tree in trees.items():
-            how = aggregates[name]
-            if isinstance(how, Mean) and how.by:
-                values[name][group] = tree
-            else:
-                values[name] = tree
-    return values
+            by_group[name][group] = tree
+    return {name: aggregate.join_groups(by_group[name]) for name, aggregate in aggregates.items()}
 
 
 def _leaves(tree: Any, path: list[Any]) -> list[tuple[list[Any], Any]]:
@@ -86,20 +85,21 @@ def _put(tree: dict[Any, Any], path: list[Any], leaf: Any) -> None:
     tree[path[-1]] = leaf
 
 
-def _kind(leaf: Any) -> tuple[str, list[int]]:
+def _type_and_shape(leaf: Any) -> tuple[str, list[int]]:
     if isinstance(leaf, Tensor):
         return str(leaf.dtype).removeprefix("torch."), list(leaf.shape)
     return type(leaf).__name__, []
 
 
-def _flat(leaf: Any) -> Tensor:
+def _flatten(leaf: Any) -> Tensor:
     return leaf.flatten() if isinstance(leaf, Tensor) else torch.tensor([float(leaf)], dtype=torch.float64)
 
 
-def _typed(part: Tensor, kind: str, shape: list[int], summed: bool) -> Any:
+def _restore(part: Tensor, kind: str, shape: list[int], *, widen: bool) -> Any:
+    """Returns a value of its type and shape; `widen`: integer tensors become int64, as sums of them are."""
     if kind in ("float", "int"):
-        return round(part.item()) if summed and kind == "int" else part.item()
+        return round(part.item()) if widen and kind == "int" else part.item()
     dtype = getattr(torch, kind)
     if not dtype.is_floating_point:
-        part, dtype = part.round(), torch.int64 if summed else dtype
+        part, dtype = part.round(), torch.int64 if widen else dtype
     return part.to(dtype).reshape(shape)

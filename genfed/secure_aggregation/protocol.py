@@ -14,11 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genfed.core.aggregate import Aggregate, ClientInfo, Collect, Mean, Sum, list_groups
+from genfed.core.aggregate import Aggregate, ClientInfo, Collect, list_groups
 from genfed.core.client import Client, Server
 from genfed.core.errors import GenfedError
 from genfed.core.phase import Empty, Phase, Reduced, Reply
-from genfed.robustness.robust_mean import RobustMean
 from genfed.secure_aggregation.crypto import (
     agree_key,
     expand_mask,
@@ -49,12 +48,15 @@ EXCHANGES = ("keys", "shares", "masked", "reveal")
 
 @dataclass(frozen=True)
 class WrappingSum(Aggregate):
-    """Σ modulo 2⁶⁴ by group, and who is in it."""
+    """The sum of masked vectors modulo 2⁶⁴, by group, with the ids of its clients."""
 
-    def form(self, value: Any, info: ClientInfo) -> dict[str, Any]:
+    def describe(self) -> str:
+        return "added up under masks"
+
+    def read_layout(self, value: Any, info: ClientInfo) -> dict[str, Any]:
         return {group: f"{vector.form} {tuple(vector.numbers.shape)}" for group, vector in value.items()}
 
-    def lift(self, value: Any, weight: float, info: ClientInfo) -> Any:
+    def lift(self, value: Any, weight: float, info: ClientInfo, sent: Any = None) -> Any:
         return {group: (vector.numbers.clone(), vector.form, (info.id,)) for group, vector in value.items()}
 
     def add(self, left: Any, right: Any) -> Any:
@@ -70,12 +72,10 @@ class WrappingSum(Aggregate):
 
 
 def reason_to_refuse_secure(phase: Phase[Any]) -> str | None:
-    """Why a phase cannot be aggregated securely; None: it can."""
-    for name, how in phase.aggregate.items():
-        if isinstance(how, RobustMean):
-            return f"a robust aggregation looks at every single {name}"
-        if not isinstance(how, Mean | Sum):
-            return f"its server needs every single {name}"
+    """Returns why a phase cannot be aggregated securely. None: it can."""
+    for name, aggregate in phase.aggregate.items():
+        if not aggregate.linear:
+            return f"its server needs every single {name} ({aggregate.describe()})"
     return "its server checks every single upload" if phase.check is not None else None
 
 

@@ -55,7 +55,7 @@ def rebuild(weights: FactoredWeights) -> Weights:
 class RebuiltMean(Mean):
     """The mean of what `FactoredWeights` uploads stand for, whatever rank each has."""
 
-    def averaged(self, value: FactoredWeights) -> Weights:
+    def extract(self, value: FactoredWeights) -> Weights:
         return rebuild(value)
 
 

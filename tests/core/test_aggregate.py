@@ -203,15 +203,15 @@ def test_uploads_are_not_changed(how: Aggregate) -> None:
         assert all(torch.equal(value[k], old[k]) for k in old)
 
 
-def test_who_has_not_been_heard_of_stops_the_fold() -> None:
+def test_a_client_that_was_not_given_stops_the_fold() -> None:
     asked = clients(3)
     folding = Fold({"x": Sum()}, asked)
     folding.add(asked[0], Upload(1.0), 1.0)
-    with pytest.raises(AssertionError, match="neither answered nor been skipped"):
+    with pytest.raises(AssertionError, match="was neither added nor skipped"):
         folding.finish()
-    with pytest.raises(AssertionError, match=r"client 0 .* has been heard already"):
+    with pytest.raises(AssertionError, match=r"client 0 .* was given already"):
         folding.skip(asked[0])
-    with pytest.raises(AssertionError, match="client 1 was not asked"):
+    with pytest.raises(AssertionError, match="client 1 is not part of the round"):
         folding.skip(ClientInfo(1, "a", 1))
 
 

@@ -194,11 +194,11 @@ def test_a_run_reports_it_and_goes_on_where_it_was_not_measured(tmp_path: Path) 
 
 
 def test_what_is_held_out_like_ones_own_does_not_name_the_data(tmp_path: Path) -> None:
-    """The name is that of a record without it, as runs of before have it in their checkpoints."""
+    """The name is that of a record without it."""
     settings = read_config(domains())
     shards = partition_data(settings, load_data(settings), 0)
     fields = [f for f in dataclasses.fields(FederatedData) if f.name != "own"]
-    before = make_dataclass("Shards", [(f.name, f.type) for f in fields], frozen=True)
+    before = make_dataclass("FederatedData", [(f.name, f.type) for f in fields], frozen=True)
     assert data_fingerprint(shards, None) == digest(pack(before(*(getattr(shards, f.name) for f in fields))))
     save(shards, tmp_path / "shards.safetensors")
     there = load(FederatedData, tmp_path / "shards.safetensors")

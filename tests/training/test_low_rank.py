@@ -78,7 +78,11 @@ def test_products_of_any_rank_have_a_mean() -> None:
     expected = sum((m * w for m, w in zip(matrices, weights, strict=True)), torch.zeros(10, 10)) / 8
     assert torch.allclose(mean["w"], expected, atol=1e-6)
     assert mean["n"].item() == 7
-    assert how.form(uploads[0], INFO) == how.form(uploads[2], INFO) == Mean().form(rebuild(uploads[1]), INFO)
+    assert (
+        how.read_layout(uploads[0], INFO)
+        == how.read_layout(uploads[2], INFO)
+        == Mean().read_layout(rebuild(uploads[1]), INFO)
+    )
 
 
 @pytest.mark.parametrize(
@@ -88,7 +92,7 @@ def test_products_of_any_rank_have_a_mean() -> None:
 def test_factors_without_a_product_are_refused(left: tuple[int, ...] | None, right: tuple[int, ...] | None) -> None:
     sides = [{} if shape is None else {"w": torch.zeros(shape)} for shape in (left, right)]
     with pytest.raises(GenfedError, match=r"w: factors of shapes .* have no product"):
-        RebuiltMean().form(FactoredWeights({}, *sides), INFO)
+        RebuiltMean().read_layout(FactoredWeights({}, *sides), INFO)
 
 
 def test_it_is_a_record() -> None:
