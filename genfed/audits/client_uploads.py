@@ -34,7 +34,7 @@ def find_classifier_phase(case: Case) -> Phase[Any]:
     """
     for phase in flatten_phases(case.method.phases()):
         if phase.work is not None and phase.rounds != 0:
-            names = {f.name for f in fields(phase.kinds[1])}
+            names = {f.name for f in fields(phase.wire_types.uploaded)}
             if "classifier" in names or {"extractor", "header"} <= names:
                 return phase
     raise NotPossible(f"no client of {case.label} uploads a classifier")
@@ -68,7 +68,7 @@ def simulate_upload(case: Case, info: ClientInfo, data: Data, purpose: str) -> n
     assert phase.send is not None
     client = stand_in_client(case, info, data, purpose)
     # By way of the wire, as in a run: work may change in place what it is sent.
-    sent = unpack(phase.kinds[0], pack(phase.send(server, case.state, info)))
+    sent = unpack(phase.wire_types.sent, pack(phase.send(server, case.state, info)))
     upload = phase.work(client, sent).upload
     weights = upload.classifier if hasattr(upload, "classifier") else join_parts(upload.extractor, upload.header)
     try:

@@ -1,4 +1,4 @@
-"""A phase: send, work, update, repeated for some rounds."""
+"""A phase of a method: the server sends, clients work, the server updates its state, for some rounds."""
 
 import dataclasses
 import functools
@@ -12,20 +12,19 @@ from genfed.core.client import Client, Server, Slot
 from genfed.core.errors import GenfedError
 
 S = TypeVar("S")
-
-D = TypeVar("D")
 U = TypeVar("U")
 
 
 @dataclass(frozen=True)
 class Reply(Generic[U]):
-    """What a client gives back."""
+    """A client's answer to what it was sent."""
 
     upload: U
+    """The record that is uploaded."""
     weight: float = 1.0
-    """What it counts for in a weighted mean: above 0."""
+    """The upload's weight in a weighted mean, above 0."""
     metrics: dict[str, float] = field(default_factory=dict)
-    """Numbers for the log, e.g. the last epoch's loss."""
+    """Numbers for the log, such as the last epoch's loss."""
 
 
 @dataclass(frozen=True)
@@ -35,50 +34,71 @@ class Empty:
 
 @dataclass(frozen=True)
 class Reduced:
-    """What the clients' uploads came to: one value per upload field, as the phase's aggregates made it."""
+    """The reduced uploads of a round."""
 
     values: Mapping[str, Any]
+    """One value per upload field, as the phase's aggregates give it."""
     clients: tuple[ClientInfo, ...]
-    """Those whose reply is in it, by id; () where who was asked is secret."""
+    """The clients whose reply was reduced, by id. (): the participants are secret."""
 
     def __getitem__(self, name: str) -> Any:
+        """Returns the value of an upload field."""
         return self.values[name]
 
 
 @dataclass(frozen=True)
-class Phase(Generic[S]):
-    """`rounds` times: send a record to each client taking part, have it work, reduce the uploads, update the state.
+class Wire:
+    """The types of the two records that a phase puts on the wire."""
 
-    The annotations of `work(client, sent: D) -> Reply[U]` are the wire protocol. Without `work` the server is alone.
+    sent: type[Any]
+    uploaded: type[Any]
+
+
+@dataclass(frozen=True)
+class Phase(Generic[S]):
+    """`rounds` times: send a record to each participant, have it work, reduce the uploads, update the state.
+
+    The annotations of `work(client, sent: D) -> Reply[U]` are the wire protocol. Without `work` only the server acts.
     """
 
     name: str
+    """The phase's name, unique within a method. Random streams are named after it."""
     update: Callable[[Server, S, Reduced], S]
+    """(server, state, reduced) → the next state."""
     send: Callable[[Server, S, ClientInfo], Any] | None = None
+    """(server, state, client) → the record that the client is sent."""
     work: Callable[[Client, Any], Reply[Any]] | None = None
+    """(client, sent) → the client's reply. None: no client participates."""
     aggregate: Mapping[str, Aggregate] = field(default_factory=dict)
-    """How each field of the upload is reduced; a field that is not named is refused."""
+    """The reduction of each upload field; a field without one is refused."""
     rounds: int | Callable[[S], int] = 1
-    """A function of the state is asked once, on entry."""
+    """The number of rounds, or a function of the state that gives it when the phase begins."""
     slots: tuple[Slot[Any], ...] = ()
-    """What of the client's own it reads or writes."""
+    """The slots of a client's storage that `work` reads or writes."""
+    wire: Wire | None = None
+    """The types of the records sent and uploaded. None: as `work` is annotated."""
+    scores: bool = False
+    """Whether the phase evaluates classifiers. It then may read every slot and write none, trains nothing, and all
+    clients participate."""
     changes_classifier: bool = True
-    """False: what is scored does not change in it, so it is not evaluated."""
+    """Whether classifiers may change. False: they are not evaluated after its rounds."""
     protection: str = ""
-    """What is done to uploads that hides examples from who reads them, and what it guarantees, in words for the report
-    ("Gaussian noise, ε = 3 at δ = 1e-5"). Empty: nothing, so ε = ∞."""
+    """What hides single examples in the uploads, and its guarantee, in words for the report ("Gaussian noise, ε = 3 at
+    δ = 1e-5"). Empty: nothing does, so ε = ∞."""
     check: Callable[[Server, ClientInfo, Any], None] | None = None
-    """(server, who, upload): raises GenfedError about one that `update` could not use; who sent it is left out."""
+    """(server, client, upload): raises GenfedError about an upload that `update` cannot use; the client is excluded."""
     draws_as: str | None = None
-    """Of a phase whose part it is: the name after which clients' draws are named; None: its own."""
+    """The name under which clients draw random numbers, where this phase is part of another one (secure aggregation).
+    None: its own name."""
     exchange: int | None = None
-    """Its place among the exchanges that stand for a phase; None: it stands for itself. In an exchange a client answers
-    once: asked again it gives the same reply, and once it has answered a later step, none but to the first of them."""
+    """Its position among the exchanges that replace a phase. None: it replaces none. A client replies to an exchange
+    once: a repeated request gets the same reply. After its reply to a later round it answers only the first exchange.
+    """
 
     def __post_init__(self) -> None:
         if self.work is None:
             return
-        upload = self.kinds[1]
+        upload = self.wire_types.uploaded
         fields = {f.name for f in dataclasses.fields(typing.get_origin(upload) or upload)}
         if unlike := fields ^ self.aggregate.keys():
             raise GenfedError(
@@ -87,24 +107,26 @@ class Phase(Generic[S]):
             )
 
     @functools.cached_property
-    def kinds(self) -> tuple[type[Any], type[Any]]:
-        """The record types (sent, uploaded), read from the annotations of `work`."""
+    def wire_types(self) -> Wire:
+        """The types of the records sent and uploaded: those of `wire`, or the annotations of `work`."""
+        if self.wire is not None:
+            return self.wire
         hints = typing.get_type_hints(self.work)
         (upload,) = typing.get_args(hints["return"])
         sent = next(hint for name, hint in hints.items() if name not in ("return", "client"))
-        return sent, upload
+        return Wire(sent, upload)
 
 
 @dataclass(frozen=True)
 class Repeat(Generic[S]):
-    """Several phases in turn, `times` over. Rounds go on counting per phase name."""
+    """Several phases in turn, `times` over. Rounds are counted on per phase name."""
 
     times: int
     phases: "Sequence[Phase[S] | Repeat[S]]"
 
 
 def flatten_phases(plan: "Sequence[Phase[S] | Repeat[S]]") -> Iterator[Phase[S]]:
-    """The phases in the order in which they run, repeats unrolled."""
+    """Yields the phases in the order in which they run, repeats unrolled."""
     for item in plan:
         if isinstance(item, Repeat):
             for _ in range(item.times):

@@ -46,7 +46,7 @@ class ClientRunner:
         attack: Attack | None = None,
         guard: BudgetKeeper | None = None,
     ) -> None:
-        """`kept` is the folder of what clients keep. A phase named "evaluate" may read every slot. `counts_flops`: in
+        """`kept` is the folder of what clients keep. A phase that scores may read every slot. `counts_flops`: in
         the first round of each other phase a reply's metrics get "flops", and "parameters": the numbers in what the
         client was sent, or in the largest network that it made, whichever is more. `attack`: what some clients do in
         the place of their part. With a `guard` each round is charged to the client's budget. Its reply is then kept, as
@@ -71,7 +71,7 @@ class ClientRunner:
         if phase is None or phase.work is None:
             asked = sorted(name for name, known in self._phases.items() if known.work)
             raise GenfedError(f"there is no phase {step.phase!r} in which clients work; there are: {', '.join(asked)}")
-        if phase.exchange is None and (self._guard is None or step.phase == "evaluate"):
+        if phase.exchange is None and (self._guard is None or phase.scores):
             return self._worked(step, phase, client, sent, remembers=False)
         folder = self._kept / str(client)
         with lock_folder(folder):
@@ -88,16 +88,16 @@ class ClientRunner:
     def _worked(self, step: RoundId, phase: Phase[Any], client: int, sent: Packed, *, remembers: bool) -> PackedReply:
         started = time.perf_counter()
         folder, private = self._kept / str(client), None
-        kept = DiskStorage(folder, step.number, None if step.phase == "evaluate" else phase.slots)
+        kept = DiskStorage(folder, step.number, None if phase.scores else phase.slots)
         if self._guard is not None:
-            scores = step.phase == "evaluate"
+            scores = phase.scores
             private = (
                 allow_no_training()
                 if scores
                 else self._guard.admit(client, folder, step.phase, step.round, step.number)
             )
         about = self.client(replace(step, phase=phase.draws_as or step.phase), client, kept)
-        bad = self._attack if client in self._attackers and step.phase != "evaluate" else None
+        bad = self._attack if client in self._attackers and not phase.scores else None
         bad = bad if bad and bad.targets_phase(phase) else None
         if bad:
             about = replace(about, data=bad.data(about))
@@ -109,17 +109,17 @@ class ClientRunner:
             sizes.append(sum(p.numel() for p in network.parameters()))
             return network
 
-        counts = self._counts_flops and step.round == 0 and step.phase != "evaluate"
+        counts = self._counts_flops and step.round == 0 and not phase.scores
         assert phase.work is not None
         with FlopCounter() if counts else contextlib.nullcontext() as flops:
-            reply = phase.work(replace(about, new_network_of=new_network), unpack(phase.kinds[0], sent))
+            reply = phase.work(replace(about, new_network_of=new_network), unpack(phase.wire_types.sent, sent))
         # Plain numbers, whatever the method took them from: an answer may have to travel.
         metrics = {name: float(value) for name, value in reply.metrics.items()}
         if flops is not None:
             metrics |= {"flops": float(flops.count), "parameters": float(max(sizes))}
         if private is not None:
             private.finish()
-            if step.phase != "evaluate":
+            if not phase.scores:
                 metrics = {}  # losses and the like depend on the examples, and no noise was added to them
         upload = pack(reply.upload)
         if bad:

@@ -115,8 +115,8 @@ class Round:
         self.seconds = time.perf_counter() - started
 
     def _take(self, info: ClientInfo, sent: Packed, answer: PackedReply) -> None:
-        kind_sent, kind_uploaded = self._phase.kinds
-        was_sent, upload = unpack(kind_sent, sent), unpack(kind_uploaded, answer.upload)
+        wire = self._phase.wire_types
+        was_sent, upload = unpack(wire.sent, sent), unpack(wire.uploaded, answer.upload)
         check_upload(sent, answer)
         if self._phase.check is not None:
             self._phase.check(self._server, info, upload)

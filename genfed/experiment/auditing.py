@@ -243,7 +243,7 @@ def describe_exchanges(
         if phase.work is None:
             found.append(Exchanged(label, phase.name, "", ""))
             continue
-        down = ", ".join(field.name for field in dataclasses.fields(phase.kinds[0]))
+        down = ", ".join(field.name for field in dataclasses.fields(phase.wire_types.sent))
         aggregates = make_robust(phase, aggregation).aggregate
         up = ", ".join(f"{name} ({aggregate.describe()})" for name, aggregate in aggregates.items())
         hidden = "under masks: the server learns the sum alone, and no loss" if secure and phase.aggregate else ""

@@ -13,7 +13,7 @@ from genfed.core.client import Client, ClientStorage, Server, Slot
 from genfed.core.errors import GenfedError
 from genfed.core.federated_data import PersonalTestSet
 from genfed.core.method import Method
-from genfed.core.phase import Phase, Reply, flatten_phases
+from genfed.core.phase import Phase, Reply, Wire, flatten_phases
 from genfed.core.record import digest, pack
 from genfed.report.results import EVALUATE, QUALITY, TRIGGERED
 from genfed.training.evaluation import ClassCounts, correct_mask, count_by_class, reweighted_accuracy
@@ -128,13 +128,14 @@ def add_evaluation(
                 accuracy[each.client] = score
         return Reply(ClassifierScores(whole.correct, whole.total, accuracy), metrics=metrics)
 
-    evaluate.__annotations__["sent"] = typing.get_type_hints(method.classifier)["sent"]
-    phases["evaluate"] = Phase(
-        "evaluate",
+    phases[EVALUATE] = Phase(
+        EVALUATE,
         lambda server, state, reduced: state,
         method.send_classifier,
         evaluate,
         aggregate={"correct": Collect(), "total": Collect(), "own_accuracy": Collect()},
+        wire=Wire(typing.get_type_hints(method.classifier)["sent"], ClassifierScores),
+        scores=True,
         check=check_scores,
     )
     return phases

@@ -102,7 +102,7 @@ class TrialLoop:
         return at
 
     def _evaluated(self, at: Checkpoint[Any]) -> tuple[Checkpoint[Any], list[dict[str, Any]]]:
-        _, rows = self._ask(self._phases["evaluate"], RoundId("evaluate", at.evaluations, at.step), at)
+        _, rows = self._ask(self._phases[EVALUATE], RoundId(EVALUATE, at.evaluations, at.step), at)
         scores = [sum(row["correct"]) / sum(row["total"]) for row in rows if row["client"] is not None]
         self._accuracy = sum(scores) / len(scores)
         return replace(at, evaluations=at.evaluations + 1, scored=at.step), rows
@@ -126,8 +126,8 @@ class TrialLoop:
             state = phase.update(server, at.state, Reduced({}, ()))
             return state, [head | {"client": None, "seconds": time.perf_counter() - started, "failed": {}}]
         # Everybody is scored, whoever took part; and a ceiling is no federation that could be sampled.
-        sample = 1.0 if step.phase == "evaluate" or trial.method.pooled else trial.federation.sample
-        uploads = phase.aggregate and step.phase != EVALUATE
+        sample = 1.0 if phase.scores or trial.method.pooled else trial.federation.sample
+        uploads = phase.aggregate and not phase.scores
         drawn = self._central.draw_secretly(step) if self._central and uploads else None
         if drawn is None:
             asked = select_participants(trial.shards.clients, sample, trial.seed, step.phase, step.round)
@@ -146,7 +146,7 @@ class TrialLoop:
 
             def sent_to(info: ClientInfo) -> Any:
                 assert phase.send is not None
-                return unpack(phase.kinds[0], pack(phase.send(sender, at.state, info)))
+                return unpack(phase.wire_types.sent, pack(phase.send(sender, at.state, info)))
 
             fold = self._central.fold(phase, step, asked, sent_to)
         ask = (
@@ -160,7 +160,7 @@ class TrialLoop:
             about = {"client": done.info.id, "architecture": done.info.architecture, "examples": done.info.examples}
             costs = {"up_bytes": done.up_bytes, "down_bytes": done.down_bytes, "seconds": round(done.seconds, 6)}
             metrics = done.metrics
-            if step.phase == EVALUATE:  # its rows have columns that a metric of another name could pass for
+            if phase.scores:  # its rows have columns that a metric of another name could pass for
                 metrics = {name: value for name, value in metrics.items() if name == TRIGGERED and trial.attack}
             rows.append(metrics | head | about | costs)  # a metric cannot pass for one of these
             self._tell(at, phase, step, len(rows), len(asked))
@@ -168,7 +168,7 @@ class TrialLoop:
         for client, reason in sorted(ask.failures.items()):
             log.warning("%s, seed %d: client %d left out of %s: %s", trial.label, trial.seed, client, step, reason)
         reduced = ask.reduced
-        if step.phase == "evaluate":
+        if phase.scores:
             for row in rows:
                 row |= {name: reduced[name][row["client"]].tolist() for name in ("correct", "total")}
                 own = reduced["own_accuracy"][row["client"]]

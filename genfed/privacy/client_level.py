@@ -195,7 +195,7 @@ def reason_to_refuse(phase: Phase[Any], how: ClientPrivacy) -> str | None:
             return f"the server adds up {name}, of which a client's part has no bound"
         if name not in means:
             return f"the server uses every single {name}, and only means of clipped updates get noise"
-        if how.secret_sampling and name not in (field.name for field in fields(phase.kinds[0])):
+        if how.secret_sampling and name not in (field.name for field in fields(phase.wire_types.sent)):
             return f"{name} is not sent, so that secret_sampling has nothing to release where nobody is asked for it"
     return None
 

@@ -34,7 +34,6 @@ def add_client_noise(
     means = select_means(phase.aggregate)
     if means.keys() != phase.aggregate.keys():
         raise GenfedError(f"phase {phase.name}: only means of clipped updates get noise")
-    kind_sent, kind_uploaded = phase.kinds
 
     def work(client: Client, sent: Any) -> Reply[Any]:
         assert phase.work is not None
@@ -59,9 +58,8 @@ def add_client_noise(
         values = {name: _allowed("", value) for name, value in reduced.values.items()}
         return phase.update(server, state, Reduced(values, reduced.clients))
 
-    work.__annotations__ = {"client": Client, "sent": kind_sent, "return": Reply[kind_uploaded]}  # type: ignore[valid-type]
     plain = {name: Mean(by=mean.by) for name, mean in means.items()}  # of what `extract` gave
-    return replace(phase, work=work, update=update, aggregate=plain)
+    return replace(phase, work=work, update=update, aggregate=plain, wire=phase.wire_types)
 
 
 def _allowed(key: str, value: Any) -> Any:

@@ -37,8 +37,8 @@ class Attack:
         return tuple(sorted(ids[place] for place in chosen))
 
     def targets_phase(self, phase: "Phase[object]") -> bool:
-        """Whether the phase is attacked."""
-        return bool(phase.aggregate) and (not self.phases or phase.name in self.phases)
+        """Returns whether the phase is attacked."""
+        return bool(phase.aggregate) and not phase.scores and (not self.phases or phase.name in self.phases)
 
     def reason_to_refuse(self, task: Task, phases: "Sequence[Phase[object]]") -> str | None:
         """Why it cannot be made on the phases (those that it meets); None: it can."""
@@ -59,7 +59,8 @@ class Attack:
 
 def find_paired_fields(phase: "Phase[object]") -> set[str]:
     """The upload fields of which a client is sent one of the same name: what it does to them is an update."""
-    sent, uploaded = (set(getattr(kind, "__dataclass_fields__", {})) for kind in phase.kinds)
+    wire = phase.wire_types
+    sent, uploaded = (set(getattr(kind, "__dataclass_fields__", {})) for kind in (wire.sent, wire.uploaded))
     return sent & uploaded
 
 

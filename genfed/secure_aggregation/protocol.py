@@ -6,7 +6,6 @@ Single-Server Aggregation with (Poly)Logarithmic Overhead, CCS 2020, Algorithm 3
 
 import os
 import random
-import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,7 +16,7 @@ from torch import Tensor
 from genfed.core.aggregate import Aggregate, ClientInfo, Collect, list_groups
 from genfed.core.client import Client, Server
 from genfed.core.errors import GenfedError
-from genfed.core.phase import Empty, Phase, Reduced, Reply
+from genfed.core.phase import Empty, Phase, Reduced, Reply, Wire
 from genfed.secure_aggregation.crypto import (
     agree_key,
     expand_mask,
@@ -101,22 +100,16 @@ def make_secure(phase: Phase[Any], how: SecureAggregation) -> list[Phase[Any]]:
     if why := reason_to_refuse_secure(phase):
         raise GenfedError(f"phase {phase.name} cannot be aggregated securely: {why}")
     rounds = _Rounds(phase, how)
-    kind_sent, _ = phase.kinds
-    rounds_work = typing.cast(Any, rounds.masked)
-
-    def masked(client: Client, sent: Any) -> Reply[MaskedUpload]:
-        reply: Reply[MaskedUpload] = rounds_work(client, sent)
-        return reply
-
-    masked.__annotations__ = {"sent": SecureWork[kind_sent], "return": Reply[MaskedUpload]}  # type: ignore[valid-type]
+    generic: Any = SecureWork
+    wire = Wire(generic[phase.wire_types.sent], MaskedUpload)
     names = [f"{phase.name}.{exchange}" for exchange in EXCHANGES]
     collect = Collect()
     parts = [
         Phase(names[0], rounds.keep_keys, rounds.send_nothing, rounds.keys, {"sealing": collect, "masking": collect},
               slots=(SECRETS,)),
         Phase(names[1], rounds.keep_shares, rounds.send_circle, rounds.shares, {"sealed": collect}, slots=(SECRETS,)),
-        Phase(names[2], rounds.keep_masked, rounds.send_work, masked, {"masked": WrappingSum()},
-              slots=(SECRETS, *phase.slots), draws_as=phase.name),
+        Phase(names[2], rounds.keep_masked, rounds.send_work, rounds.masked, {"masked": WrappingSum()},
+              slots=(SECRETS, *phase.slots), wire=wire, draws_as=phase.name),
         Phase(names[3], rounds.keep_revealed, rounds.send_ended, rounds.reveal, {"shares": collect}, slots=(SECRETS,)),
     ]  # fmt: skip
     return [replace(part, exchange=place) for place, part in enumerate(parts)]

@@ -123,10 +123,10 @@ def test_records_round_trip_and_inputs_are_not_mutated(
         assert digest(sent) == before, f"{step} changed in place what it was sent"
         assert digest(pack(site._shards)) == data, f"{step} changed the client's data in place"
         phase = site._phases[step.phase]
-        for kind, packed in zip(phase.kinds, (sent, answer.upload), strict=True):
+        for kind, packed in ((phase.wire_types.sent, sent), (phase.wire_types.uploaded, answer.upload)):
             there = unpack(kind, from_bytes(to_bytes(packed)))
             assert digest(pack(there)) == digest(packed)
-        assert {f.name for f in dataclasses.fields(phase.kinds[1])} == phase.aggregate.keys(), (
+        assert {f.name for f in dataclasses.fields(phase.wire_types.uploaded)} == phase.aggregate.keys(), (
             "an upload field is not reduced"
         )
         crossed += 1

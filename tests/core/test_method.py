@@ -12,7 +12,7 @@ from torch import Tensor
 from genfed.core.aggregate import ClientInfo, Collect, Mean
 from genfed.core.client import Client, Server, Slot
 from genfed.core.errors import GenfedError
-from genfed.core.phase import Empty, Phase, Reduced, Repeat, Reply, flatten_phases
+from genfed.core.phase import Empty, Phase, Reduced, Repeat, Reply, Wire, flatten_phases
 from genfed.core.rng import stream
 from genfed.core.schedule import draw_participants
 from genfed.core.task import Data
@@ -136,11 +136,20 @@ BOTH = {"x": Mean(), "y": Collect()}
 
 
 def test_the_kinds_of_a_phase() -> None:
-    assert Phase("p", keep, None, work, BOTH).kinds == (Sent, Upload)
-    assert Phase("p", keep, None, quoted, BOTH).kinds == (Sent, Upload)
-    assert Phase("p", keep, None, Owner().work, BOTH).kinds == (Sent, Upload)
-    assert Phase("p", keep, None, silent).kinds == (Empty, Empty)
-    assert Phase("p", keep, None, boxed, {"x": Mean()}).kinds == (Boxed[int], Boxed[Tensor])
+    assert Phase("p", keep, None, work, BOTH).wire_types == Wire(Sent, Upload)
+    assert Phase("p", keep, None, quoted, BOTH).wire_types == Wire(Sent, Upload)
+    assert Phase("p", keep, None, Owner().work, BOTH).wire_types == Wire(Sent, Upload)
+    assert Phase("p", keep, None, silent).wire_types == Wire(Empty, Empty)
+    assert Phase("p", keep, None, boxed, {"x": Mean()}).wire_types == Wire(Boxed[int], Boxed[Tensor])
+
+
+def test_types_on_the_wire_can_be_given_instead() -> None:
+    def relay(client: Client, sent: Any) -> Any:
+        raise NotImplementedError
+
+    assert Phase("p", keep, None, relay, BOTH, wire=Wire(Boxed[int], Upload)).wire_types == Wire(Boxed[int], Upload)
+    with pytest.raises(GenfedError, match=r"^phase 'p': 'y' is uploaded, and no aggregate says how it is reduced$"):
+        Phase("p", keep, None, relay, {"x": Mean()}, wire=Wire(Sent, Upload))
 
 
 def test_every_upload_field_says_how_it_is_reduced() -> None:

@@ -152,12 +152,12 @@ def new_network(architecture: str, task: Task, rng: torch.Generator) -> nn.Modul
     return network
 
 
-def site(folder: Path, work: Any, *slots: Slot[Any], name: str = "train", seed: int = 3) -> ClientRunner:
+def site(folder: Path, work: Any, *slots: Slot[Any], scores: bool = False, seed: int = 3) -> ClientRunner:
     phase: Phase[Any] = Phase(
-        name, lambda server, state, reduced: state, lambda *_: Empty(), work,
-        {"total": Sum(), "draw": Sum()}, slots=slots,
+        "train", lambda server, state, reduced: state, lambda *_: Empty(), work,
+        {"total": Sum(), "draw": Sum()}, slots=slots, scores=scores,
     )  # fmt: skip
-    return ClientRunner({name: phase}, shards(), folder, seed, new_network)
+    return ClientRunner({"train": phase}, shards(), folder, seed, new_network)
 
 
 def look(client: Client, sent: Sent) -> Reply[Got]:
@@ -205,7 +205,7 @@ def test_only_evaluation_may_read_what_it_does_not_declare(tmp_path: Path) -> No
 
     keep(DiskStorage(tmp_path / "4", 0, (NOTE,)), NOTE, Note("mine"))
     sent = pack(Sent(torch.zeros(1)))
-    site(tmp_path, work, name="evaluate").work(RoundId("evaluate", 0, 1), 4, sent)
+    site(tmp_path, work, scores=True).work(RoundId("train", 0, 1), 4, sent)
     with pytest.raises(GenfedError, match="slot 'note' is not declared"):
         site(tmp_path, work).work(RoundId("train", 0, 1), 4, sent)
 

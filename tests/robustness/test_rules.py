@@ -14,7 +14,7 @@ from torch import Tensor
 from genfed.core.aggregate import Aggregate, ClientInfo, Collect, Fold, Mean
 from genfed.core.client import Client, Server
 from genfed.core.errors import GenfedError
-from genfed.core.phase import Phase, Reduced, Reply
+from genfed.core.phase import Phase, Reduced, Reply, Wire
 from genfed.robustness.robust_mean import AggregationRule, RobustMean, make_robust
 from genfed.robustness.rules import CenteredClipping, Krum, Median, MultiKrum, NormBounding, TrimmedMean, krum_scores
 from genfed.training.low_rank import RebuiltMean, factorize
@@ -349,15 +349,14 @@ def test_only_means_are_replaced() -> None:
         x: Tensor
         y: Tensor
 
-    def work(client: Client, sent: Upload) -> Reply[Two]:
+    def work(client: Client, sent: Upload) -> Reply[Any]:
         raise AssertionError
 
     def keep(server: Server, state: Any, reduced: Reduced) -> Any:
         raise AssertionError
 
-    work.__annotations__ = {"sent": Upload, "return": Reply[Two]}
     how: dict[str, Aggregate] = {"x": Mean(by="architecture"), "y": Collect()}
-    phase: Phase[Any] = Phase("p", keep, lambda *_: None, work, aggregate=how)
+    phase: Phase[Any] = Phase("p", keep, lambda *_: None, work, aggregate=how, wire=Wire(Upload, Two))
     assert make_robust(phase, None) is phase
     assert make_robust(phase, Median()).aggregate == {
         "x": RobustMean(Mean(by="architecture"), Median()),

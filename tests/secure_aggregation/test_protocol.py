@@ -104,8 +104,7 @@ def run(
         assert exchange.send is not None
         assert exchange.work is not None
         for info in asked:
-            kind_sent, kind_uploaded = exchange.kinds
-            sent = unpack(kind_sent, pack(exchange.send(server, session, info)))
+            sent = unpack(exchange.wire_types.sent, pack(exchange.send(server, session, info)))
             about = replace(client_of(ONE, 2), info=info, storage=kept[info.id])
             reply = exchange.work(about, sent)
             assert reply.weight == 1.0
@@ -113,7 +112,7 @@ def run(
             if info.id in (leaving or {}).get(place, ()):
                 fold.skip(info)
                 continue
-            upload = unpack(kind_uploaded, pack(reply.upload))
+            upload = unpack(exchange.wire_types.uploaded, pack(reply.upload))
             seen(exchange.name, info.id, upload)
             fold.add(info, upload, reply.weight)
             answered.append(info)

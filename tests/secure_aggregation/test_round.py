@@ -142,7 +142,7 @@ class Curious:
         exchange = self.exchanges[place]
         fold = Fold(exchange.aggregate, list(self.clients))
         for info in self.clients:
-            fold.add(info, unpack(exchange.kinds[1], self.asks(place, info.id)), 1.0)
+            fold.add(info, unpack(exchange.wire_types.uploaded, self.asks(place, info.id)), 1.0)
         self.session = exchange.update(self.server, self.session, Reduced(fold.finish(), self.clients))
 
 
