@@ -22,7 +22,7 @@ from genfed.core.phase import flatten_phases
 from genfed.core.privacy import BudgetKeeper
 from genfed.core.record import load, save
 from genfed.data.dataset import Dataset
-from genfed.engines.client_runner import ClientRunner, NewNetwork
+from genfed.engines.client_runner import ClientRunner, ClientRuntime, NewNetwork
 from genfed.engines.in_process import InProcess
 from genfed.engines.messages import RoundId
 from genfed.engines.round import Engine
@@ -121,16 +121,15 @@ def new_runner(
                 del phases[phase.name]  # nobody can ask for the bare upload
                 noised = client_level.distribute_noise(phase, trial) if trial.client_privacy else phase
                 phases |= {part.name: part for part in make_secure(noised, trial.secure)}
+    attack = trial.attack
+    behaviors = dict.fromkeys(attack.attackers(trial.shards.clients, trial.seed), attack) if attack else {}
     return ClientRunner(
         phases,
         trial.shards,
         trial.folder / "clients",
         trial.seed,
-        new_network,
-        trial.compute.device,
-        trial.compute.precision,
-        trial.counts_flops,
-        trial.attack,
+        ClientRuntime(new_network, trial.compute.device, trial.compute.precision, trial.counts_flops),
+        behaviors,
         (guard or TrialBudget(trial)) if trial.privacy else None,
     )
 
@@ -142,7 +141,7 @@ def load_classifier(
     number = at.evaluations - 1 if at.scored == at.step else at.evaluations
     server = trial_server(trial, number, EVALUATE, number, "send")
     sent = trial.method.send_classifier(server, at.state, info)
-    client = new_runner(trial, new_network).evaluated(RoundId(EVALUATE, number, trial.place(at.step)), info.id)
+    client = new_runner(trial, new_network).make_scored_client(RoundId(EVALUATE, number, trial.place(at.step)), info.id)
     return trial.method.classifier(client, sent)
 
 

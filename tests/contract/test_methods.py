@@ -118,10 +118,10 @@ def test_records_round_trip_and_inputs_are_not_mutated(
 
     def watched(site: ClientRunner, step: RoundId, client: int, sent: Packed) -> PackedReply:
         nonlocal crossed
-        before, data = digest(sent), digest(pack(site._shards))
+        before, data = digest(sent), digest(pack(site._federation))
         answer = work(site, step, client, sent)
         assert digest(sent) == before, f"{step} changed in place what it was sent"
-        assert digest(pack(site._shards)) == data, f"{step} changed the client's data in place"
+        assert digest(pack(site._federation)) == data, f"{step} changed the client's data in place"
         phase = site._phases[step.phase]
         for kind, packed in ((phase.wire_types.sent, sent), (phase.wire_types.uploaded, answer.upload)):
             there = unpack(kind, from_bytes(to_bytes(packed)))

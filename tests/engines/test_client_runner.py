@@ -1,4 +1,4 @@
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from genfed.core.phase import Empty, Phase, Reply
 from genfed.core.record import Packed, pack, unpack
 from genfed.core.rng import stream
 from genfed.core.task import Data, Task
-from genfed.engines.client_runner import ClientRunner, use_threads
+from genfed.engines.client_runner import ClientRunner, ClientRuntime, use_threads
 from genfed.engines.client_storage import DiskStorage
 from genfed.engines.in_process import InProcess
 from genfed.engines.messages import RoundId
@@ -157,7 +157,7 @@ def site(folder: Path, work: Any, *slots: Slot[Any], scores: bool = False, seed:
         "train", lambda server, state, reduced: state, lambda *_: Empty(), work,
         {"total": Sum(), "draw": Sum()}, slots=slots, scores=scores,
     )  # fmt: skip
-    return ClientRunner({"train": phase}, shards(), folder, seed, new_network)
+    return ClientRunner({"train": phase}, shards(), folder, seed, ClientRuntime(new_network))
 
 
 def look(client: Client, sent: Sent) -> Reply[Got]:
@@ -208,6 +208,34 @@ def test_only_evaluation_may_read_what_it_does_not_declare(tmp_path: Path) -> No
     site(tmp_path, work, scores=True).work(RoundId("train", 0, 1), 4, sent)
     with pytest.raises(GenfedError, match="slot 'note' is not declared"):
         site(tmp_path, work).work(RoundId("train", 0, 1), 4, sent)
+
+
+class Doubles:
+    """Works with its examples twice as large, and uploads nothing but ones."""
+
+    def targets_phase(self, phase: Phase[Any]) -> bool:
+        return phase.name == "train"
+
+    def data(self, client: Client) -> Data:
+        return Data(2 * client.data.x, client.data.y)
+
+    def upload(self, sent: Packed, upload: Packed, rng: torch.Generator) -> Packed:
+        totals = {path: tensor for path, tensor in upload.tensors.items() if path.endswith("total")}
+        return Packed(totals | {path: torch.ones(2) for path in upload.tensors.keys() - totals.keys()}, upload.skeleton)
+
+
+def test_a_client_behaves_otherwise_only_where_it_is_to(tmp_path: Path) -> None:
+    honest = site(tmp_path, look)
+    phases = {"train": honest._phases["train"], "tune": replace(honest._phases["train"], name="tune")}
+    runner = ClientRunner(phases, shards(), tmp_path, 3, ClientRuntime(new_network), {7: Doubles()})
+
+    def got(phase: str, client: int) -> Got:
+        return unpack(Got, runner.work(RoundId(phase, 0, 0), client, pack(Sent(torch.zeros(2)))).upload)
+
+    assert got("train", 7).total.item() == 2 * (2 + 3 + 4) + 2
+    assert got("train", 7).draw.tolist() == [1.0, 1.0]
+    assert (got("train", 4).total.item(), got("tune", 7).total.item()) == (0 + 1 + 2, 2 + 3 + 4 + 2)
+    assert got("tune", 7).draw.tolist() == torch.rand(2, generator=stream(3, "tune", 0, 7)).tolist()
 
 
 def test_weights_and_metrics_become_plain_numbers(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from genfed.core.client import Client
 from genfed.core.federated_data import FederatedData
 from genfed.core.phase import Empty
 from genfed.core.record import digest, load, pack, save, unpack
-from genfed.engines.client_runner import ClientRunner
+from genfed.engines.client_runner import ClientRunner, ClientRuntime
 from genfed.engines.messages import RoundId
 from genfed.experiment import evaluation
 from genfed.experiment.evaluation import ClassifierScores, add_evaluation
@@ -52,7 +52,9 @@ class Stub:
 def own_accuracies(shards: FederatedData, folder: Path) -> list[dict[int, float]]:
     """What each client replies whose classifier is `Says`."""
     method: Any = Stub()
-    site = ClientRunner(add_evaluation(method, shards.held_out, shards.own), shards, folder, 0, lambda *_: Says())
+    site = ClientRunner(
+        add_evaluation(method, shards.held_out, shards.own), shards, folder, 0, ClientRuntime(lambda *_: Says())
+    )
     sent = pack(Empty())
     answers = [site.work(RoundId("evaluate", 0, 0), info.id, sent) for info in shards.clients]
     return [unpack(ClassifierScores, answer.upload).own_accuracy for answer in answers]
