@@ -1,6 +1,7 @@
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from genfed.engines.flops import FlopCounter
 from genfed.generators.strided_conv import StridedConv4
@@ -34,3 +35,18 @@ def test_the_products_of_small_maps_are_counted() -> None:
     assert layer.small
     assert forward == 4 * 2 * 6 * 300 * 400
     assert flops.count == 3 * forward  # and the gradients of weights and of maps
+
+
+def test_torchs_own_counter_counts_the_same() -> None:
+    convolution = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 6))
+    attention = nn.TransformerEncoderLayer(6, 2, 12, dropout=0, batch_first=True)
+    x = torch.randn(5, 2, 4, 4)
+    counts = []
+    for counter in (FlopCounter(), FlopCounterMode(display=False)):
+        with counter:
+            attention(convolution(x)[None]).sum().backward()
+            with torch.inference_mode():
+                convolution.eval()(x)
+        counts.append(counter.count if isinstance(counter, FlopCounter) else counter.get_total_flops())
+        convolution.train()
+    assert counts[0] == counts[1] > 0
