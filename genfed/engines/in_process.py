@@ -1,4 +1,4 @@
-"""The engine that has clients work in this process, one after another."""
+"""All clients in this process, one after another."""
 
 import logging
 import traceback
@@ -14,9 +14,10 @@ from genfed.engines.round import Failure
 log = logging.getLogger(__name__)
 
 
-def _attempt(site: ClientRunner, step: RoundId, client: int, sent: Packed) -> PackedReply | Failure:
+def attempt_work(runner: ClientRunner, step: RoundId, client: int, sent: Packed) -> PackedReply | Failure:
+    """Has one client do its part of a round. Returns its reply, or why there is none."""
     try:
-        return site.work(step, client, sent)
+        return runner.work(step, client, sent)
     except GenfedError as error:
         return Failure(str(error), fatal=isinstance(error, StorageError))
     except Exception as error:  # a client's own code may fail in any way; the others go on
@@ -25,10 +26,10 @@ def _attempt(site: ClientRunner, step: RoundId, client: int, sent: Packed) -> Pa
 
 
 class InProcess:
-    """Clients one after the other in this process."""
+    """The engine that has clients work in this process."""
 
-    def __init__(self, site: ClientRunner) -> None:
-        self._site = site
+    def __init__(self, runner: ClientRunner) -> None:
+        self._runner = runner
 
     def exchange(
         self, step: RoundId, jobs: Iterable[tuple[ClientInfo, Packed]]
@@ -37,7 +38,7 @@ class InProcess:
         for info, sent in jobs:
             # A copy, so that a client that works in place cannot reach the server's state.
             own = Packed({name: tensor.clone() for name, tensor in sent.tensors.items()}, sent.skeleton)
-            yield info, _attempt(self._site, step, info.id, own)
+            yield info, attempt_work(self._runner, step, info.id, own)
 
     def lost(self) -> list[str]:
         """See `Engine`: there is no worker to lose."""

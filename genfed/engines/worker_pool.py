@@ -1,7 +1,7 @@
-"""All clients on this machine: in this process, or shared out over worker processes.
+"""All clients on this machine, shared out over worker processes.
 
-The outcome is the same to the bit for any number of workers: a client's draws are named after it, each process
-computes with a fixed number of threads, and replies are folded along a fixed tree.
+The result is the same to the bit for any number of workers, and as that of `in_process`: random streams are named after
+clients, each process computes with a fixed number of threads, and replies are folded along a fixed tree.
 """
 
 import contextlib
@@ -20,14 +20,14 @@ from typing import Any
 from genfed.core.aggregate import ClientInfo
 from genfed.core.record import Packed, from_bytes, to_bytes
 from genfed.engines.client_runner import ClientRunner
-from genfed.engines.in_process import _attempt
+from genfed.engines.in_process import attempt_work
 from genfed.engines.messages import PackedReply, RoundId
 from genfed.engines.round import Failure
 
 log = logging.getLogger(__name__)
 Job = tuple[ClientInfo, bytes]
 READY = b"ready"
-"""A worker's first message: it has started up, and clients' time begins to count."""
+"""A worker's first message: it has started, and the client's time begins to count."""
 
 
 @dataclass
@@ -37,7 +37,40 @@ class _Worker:
     job: Job | None = None
     ready: bool = False
     since: float | None = None
-    """When it could begin the job, on the monotonic clock; None while it is starting up."""
+    """Start of the job on the monotonic clock. None: the process is still starting."""
+
+
+class _Dispatcher:
+    """The jobs of one exchange, given to workers as these become free."""
+
+    def __init__(self, jobs: Iterator[Job]) -> None:
+        self._jobs = jobs
+        self._next = next(jobs, None)  # packed ahead, so that a free worker waits only for the bytes
+        self._again: deque[Job] = deque()
+        self._lost_once: set[int] = set()
+
+    def give(self, worker: _Worker) -> None:
+        """Gives a free worker the next job that is packed, if there is one."""
+        if self._again:
+            worker.job = self._again.popleft()
+        else:
+            worker.job, self._next = self._next, None
+        if worker.job:
+            worker.since = time.monotonic() if worker.ready else None
+            with contextlib.suppress(OSError):  # the worker is dead, which waiting for it will show
+                worker.pipe.send_bytes(worker.job[1])
+
+    def pack_ahead(self) -> None:
+        """Packs the job after those that were given, unless it is packed already."""
+        self._next = self._next or next(self._jobs, None)
+
+    def retry(self, job: Job) -> bool:
+        """Queues a job whose worker died. False: it was queued once before, and is given up."""
+        if job[0].id in self._lost_once:
+            return False
+        self._lost_once.add(job[0].id)
+        self._again.append(job)
+        return True
 
 
 class WorkerPool:
@@ -51,9 +84,14 @@ class WorkerPool:
         environment: Mapping[str, str] | None = None,
         timeout: float | None = None,
     ) -> None:
-        """Starts `command FD` for each worker; it must call `serve` on that file descriptor. `output` is a file that
-        takes what they print; None: they print where this process does. `environment` None: this process's.
-        `timeout` is the seconds that a client may take for a step; None: for ever.
+        """Starts `command FD` for each worker.
+
+        Args:
+            command: a program that calls `serve_worker` on the file descriptor that it is given.
+            count: the number of workers.
+            output: a file for what workers print. None: this process's output.
+            environment: the workers' environment. None: this process's.
+            timeout: seconds that a client may take for a round. None: no limit.
         """
         self._timeout = timeout
         self._command, self._output, self._environment = list(command), output, environment
@@ -75,12 +113,12 @@ class WorkerPool:
             )
             pipe = Connection(ours.detach())
         if self._opening is not None:
-            with contextlib.suppress(OSError):  # dead already: whoever gives it a job finds out
+            with contextlib.suppress(OSError):  # the worker is dead, which its first job will show
                 pipe.send_bytes(self._opening.encode())
         return _Worker(process, pipe)
 
     def open(self, trial: str) -> None:
-        """Tells every worker which trial comes next, in the words that `serve`'s `open_runner` understands."""
+        """Has every worker open the next trial; `trial` is the text that the workers' `open_runner` takes."""
         self._opening = json.dumps({"open": trial})
         for place, worker in enumerate(self._workers):
             try:
@@ -91,88 +129,74 @@ class WorkerPool:
     def exchange(
         self, step: RoundId, jobs: Iterable[tuple[ClientInfo, Packed]]
     ) -> Iterator[tuple[ClientInfo, PackedReply | Failure]]:
-        """See `Engine`. A worker that dies is replaced and its client asked once more; one that takes too long is
-        replaced and its client left out.
+        """See `Engine`. A worker that dies is replaced and its client's job done once more; one that exceeds the
+        timeout is replaced and its client excluded.
         """
         for place, worker in enumerate(self._workers):
-            if worker.job:  # of an exchange that was given up: its answer must not be taken for one to this
+            if worker.job:  # its reply to an exchange that was given up must not pass for one to this
                 self._workers[place] = self._replace(worker, "was busy with a round that was given up")
-        coming = ((info, _message(step, info, packed)) for info, packed in jobs)
-        again: deque[Job] = deque()
-        retried: set[int] = set()
-        # One job is packed ahead, so that a worker that is done waits only for the bytes.
-        ahead = next(coming, None)
-
-        def give(worker: _Worker) -> None:
-            nonlocal ahead
-            if again:
-                worker.job = again.popleft()
-            else:
-                worker.job, ahead = ahead, None
-            if worker.job:
-                worker.since = time.monotonic() if worker.ready else None
-                with contextlib.suppress(OSError):  # it is dead; the wait below finds out
-                    worker.pipe.send_bytes(worker.job[1])
-
+        dispatcher = _Dispatcher((info, _encode_job(step, info, packed)) for info, packed in jobs)
         while True:
             for worker in self._workers:
                 if worker.job is None:
-                    give(worker)
-                    ahead = ahead or next(coming, None)
-            busy = {w.pipe: place for place, w in enumerate(self._workers) if w.job}
+                    dispatcher.give(worker)
+                    dispatcher.pack_ahead()
+            busy = {worker.pipe: place for place, worker in enumerate(self._workers) if worker.job}
             if not busy:
                 return
-            for pipe in wait(list(busy), self._patience()):
+            for pipe in wait(list(busy), self._seconds_left()):
                 assert isinstance(pipe, Connection)
-                worker = self._workers[busy[pipe]]
-                assert worker.job is not None
+                if (outcome := self._receive(busy[pipe], dispatcher)) is not None:
+                    yield outcome
+                    dispatcher.pack_ahead()
+            yield from self._end_overdue()
+
+    def _receive(self, place: int, dispatcher: _Dispatcher) -> tuple[ClientInfo, PackedReply | Failure] | None:
+        """Takes a worker's message and gives it its next job. None: the client's reply is still to come."""
+        worker = self._workers[place]
+        assert worker.job is not None
+        job = worker.job
+        try:
+            message = worker.pipe.recv_bytes()
+        except (EOFError, OSError):
+            worker = self._workers[place] = self._replace(worker, "died")
+            if dispatcher.retry(job):
+                return None
+            message = _encode_outcome(Failure("its worker process died twice"))
+        if message == READY:
+            worker.ready, worker.since = True, time.monotonic()
+            return None
+        worker.job = None
+        dispatcher.give(worker)
+        return job[0], _decode_outcome(message)
+
+    def _end_overdue(self) -> Iterator[tuple[ClientInfo, Failure]]:
+        """Replaces the workers that exceed the timeout; yields their clients' failures."""
+        for place, worker in enumerate(self._workers):
+            if worker.job and worker.since is not None and self._timeout is not None:
                 info = worker.job[0]
-                try:
-                    message = pipe.recv_bytes()
-                except (EOFError, OSError):
-                    again_once = info.id not in retried
-                    if again_once:
-                        retried.add(info.id)
-                        again.append(worker.job)
-                    worker = self._workers[busy[pipe]] = self._replace(worker, "died")
-                    if again_once:
-                        continue
-                    message = _answer(Failure("its worker process died twice"))
-                if message == READY:
-                    worker.ready, worker.since = True, time.monotonic()
-                    continue
-                worker.job = None
-                give(worker)
-                yield info, _read(message)
-                ahead = ahead or next(coming, None)
-            for place, worker in enumerate(self._workers):
-                if worker.job and self._overdue(worker):
-                    info = worker.job[0]
+                if time.monotonic() - worker.since > self._timeout:
                     self._workers[place] = self._replace(worker, "was ended, being too slow,")
                     yield info, Failure(f"took longer than {self._timeout:g} s")
 
-    def _overdue(self, worker: _Worker) -> bool:
-        now = time.monotonic()
-        return self._timeout is not None and worker.since is not None and now - worker.since > self._timeout
-
-    def _patience(self) -> float | None:
-        """Seconds until the first busy worker is out of time; None: no limit."""
-        begun = [w.since for w in self._workers if w.job and w.since is not None]
-        if self._timeout is None or not begun:
+    def _seconds_left(self) -> float | None:
+        """Returns the seconds until the first busy worker exceeds the timeout. None: no limit."""
+        started = [w.since for w in self._workers if w.job and w.since is not None]
+        if self._timeout is None or not started:
             return None
-        return max(0.0, min(begun) + self._timeout - time.monotonic())
+        return max(0.0, min(started) + self._timeout - time.monotonic())
 
-    def _replace(self, worker: _Worker, what: str) -> _Worker:
-        """Starts another in its place and notes why: `what` the worker did or met."""
+    def _replace(self, worker: _Worker, event: str) -> _Worker:
+        """Ends a worker, starts another one and notes why; `event` completes "a worker process …"."""
         worker.pipe.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            worker.process.wait(0.2)  # one that is dying by itself gets to say how
+            worker.process.wait(0.2)  # a process that is dying by itself shows its own exit code
         worker.process.kill()
         code = worker.process.wait()
         cause = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        hint = "; out of memory?" if code == -signal.SIGKILL and what == "died" else ""
-        about = f" while client {worker.job[0].id} was working" if worker.job else ""
-        self._lost.append(f"a worker process {what} ({cause}{hint}){about}; started another")
+        hint = "; out of memory?" if code == -signal.SIGKILL and event == "died" else ""
+        during = f" while client {worker.job[0].id} was working" if worker.job else ""
+        self._lost.append(f"a worker process {event} ({cause}{hint}){during}; started another")
         log.warning(self._lost[-1])
         return self._start()
 
@@ -189,29 +213,18 @@ class WorkerPool:
             worker.process.wait()
 
 
-def _message(step: RoundId, info: ClientInfo, sent: Packed) -> bytes:
-    return _framed({"work": asdict(step), "client": info.id}, to_bytes(sent))
+def serve_worker(descriptor: int, open_runner: Callable[[str], ClientRunner]) -> None:
+    """Opens trials and does clients' work until the pipe closes: the whole life of a worker process.
 
-
-def _split(message: bytes) -> tuple[dict[str, Any], bytes]:
-    size = int.from_bytes(message[:4], "little")
-    return json.loads(message[4 : 4 + size]), message[4 + size :]
-
-
-def _read(message: bytes) -> PackedReply | Failure:
-    head, body = _split(message)
-    if "failed" in head:
-        return Failure(head["failed"], head["fatal"])
-    return PackedReply(from_bytes(body), head["weight"], head["metrics"], head["seconds"])
-
-
-def serve_worker(descriptor: int, site_of: Callable[[str], ClientRunner]) -> None:
-    """A worker's whole life: opens trials and does clients' work until the pipe closes."""
+    Args:
+        descriptor: the file descriptor of the pipe to the main process.
+        open_runner: makes the client runner of the trial that `WorkerPool.open` names.
+    """
     pipe = Connection(descriptor)
     with contextlib.suppress(OSError):
         pipe.send_bytes(READY)
-    site: ClientRunner | None = None
-    broken = "no trial is open"
+    runner: ClientRunner | None = None
+    reason = "no trial is open"
     while True:
         try:
             message = pipe.recv_bytes()
@@ -219,29 +232,42 @@ def serve_worker(descriptor: int, site_of: Callable[[str], ClientRunner]) -> Non
             return
         if message.startswith(b'{"open"'):
             try:
-                site = site_of(json.loads(message)["open"])
-            except Exception as error:  # told with the first job: opening has no answer of its own
-                site, broken = None, f"a worker cannot open the trial: {error}"
+                runner = open_runner(json.loads(message)["open"])
+            except Exception as error:  # reported with the first job: opening has no reply of its own
+                runner, reason = None, f"a worker cannot open the trial: {error}"
             continue
         head, body = _split(message)
         step = RoundId(**head["work"])
-        outcome = _attempt(site, step, head["client"], from_bytes(body)) if site else Failure(broken)
+        outcome = attempt_work(runner, step, head["client"], from_bytes(body)) if runner else Failure(reason)
         try:
-            pipe.send_bytes(_answer(outcome))
+            pipe.send_bytes(_encode_outcome(outcome))
         except OSError:
             return
 
 
-def _answer(outcome: PackedReply | Failure) -> bytes:
-    head: dict[str, Any]
+def _encode_job(step: RoundId, info: ClientInfo, sent: Packed) -> bytes:
+    return _frame({"work": asdict(step), "client": info.id}, to_bytes(sent))
+
+
+def _encode_outcome(outcome: PackedReply | Failure) -> bytes:
     if isinstance(outcome, Failure):
-        head, body = {"failed": outcome.reason, "fatal": outcome.fatal}, b""
-    else:
-        body = to_bytes(outcome.upload)
-        head = {"weight": outcome.weight, "metrics": outcome.metrics, "seconds": outcome.seconds}
-    return _framed(head, body)
+        return _frame({"failed": outcome.reason, "fatal": outcome.fatal}, b"")
+    head = {"weight": outcome.weight, "metrics": outcome.metrics, "seconds": outcome.seconds}
+    return _frame(head, to_bytes(outcome.upload))
 
 
-def _framed(head: dict[str, Any], body: bytes) -> bytes:
+def _decode_outcome(message: bytes) -> PackedReply | Failure:
+    head, body = _split(message)
+    if "failed" in head:
+        return Failure(head["failed"], head["fatal"])
+    return PackedReply(from_bytes(body), head["weight"], head["metrics"], head["seconds"])
+
+
+def _frame(head: Mapping[str, Any], body: bytes) -> bytes:
     text = json.dumps(head).encode()
     return len(text).to_bytes(4, "little") + text + body
+
+
+def _split(message: bytes) -> tuple[dict[str, Any], bytes]:
+    size = int.from_bytes(message[:4], "little")
+    return json.loads(message[4 : 4 + size]), message[4 + size :]
