@@ -15,6 +15,7 @@ from genfed.core.federated_data import PersonalTestSet
 from genfed.core.method import Method
 from genfed.core.phase import Phase, Reply, Wire, flatten_phases
 from genfed.core.record import digest, pack
+from genfed.core.task import Data
 from genfed.report.results import EVALUATE, QUALITY, TRIGGERED
 from genfed.training.evaluation import ClassCounts, correct_mask, count_by_class, reweighted_accuracy
 from genfed.training.upload_checks import check_form
@@ -22,22 +23,23 @@ from genfed.training.upload_checks import check_form
 R = TypeVar("R")
 
 REMEMBERED = 64
-"""Classifiers whose scores are remembered, so that no two clients score the same one."""
+"""Number of classifiers whose scores are remembered, so that no two clients score the same one."""
 
 
 @dataclass(frozen=True)
 class ClassifierScores(ClassCounts):
-    """What a client tells of its classifier."""
+    """A client's scores of its classifier."""
 
     own_accuracy: dict[int, float]
-    """By client for whom it is scored: the accuracy on data like that one's; left out where there are none."""
+    """Accuracy on data like that of each client for which it is scored, by client; without clients that have none."""
 
 
 def check_scores(server: Server, info: ClientInfo, scores: ClassifierScores) -> None:
     """Refuses scores that no classifier has; for `Phase.check`.
 
     Raises:
-        GenfedError: counts of another type or shape, more right than there are, none at all, or an accuracy beyond 1.
+        GenfedError: counts have another type or shape, a class has more correct examples than examples, there are no
+            examples, or an accuracy is not in [0, 1].
     """
     classes = len(server.task.classes)
     check_form("correct", scores.correct, torch.int64, (classes,))
@@ -46,42 +48,99 @@ def check_scores(server: Server, info: ClientInfo, scores: ClassifierScores) -> 
         raise GenfedError("correct is below 0 or above total in a class")
     if not bool(scores.total.any()):
         raise GenfedError("total is 0 in every class: it was scored on no examples")
-    if bad := [value for value in scores.own_accuracy.values() if not 0 <= value <= 1]:
-        raise GenfedError(f"own_accuracy is {bad[0]:g}; 0 to 1 is allowed")
+    if invalid := [value for value in scores.own_accuracy.values() if not 0 <= value <= 1]:
+        raise GenfedError(f"own_accuracy is {invalid[0]:g}; 0 to 1 is allowed")
 
 
 class WatchedStorage:
-    """A client's private records, and whether any was asked for."""
+    """A client's private records, with a note of whether any was read."""
 
-    def __init__(self, kept: ClientStorage) -> None:
-        self._kept = kept
+    def __init__(self, storage: ClientStorage) -> None:
+        self._storage = storage
         self.read = False
 
     def get(self, slot: Slot[R]) -> R | None:
         """See `ClientStorage`."""
         self.read = True
-        return self._kept.get(slot)
+        return self._storage.get(slot)
 
     def put(self, slot: Slot[R], record: R) -> None:
         """See `ClientStorage`."""
-        self._kept.put(slot, record)
+        self._storage.put(slot, record)
+
+
+class _Evaluator:
+    """Scores the classifiers of a method's clients."""
+
+    def __init__(
+        self,
+        method: Method[Any],
+        held_out: Data,
+        own: Mapping[int, Sequence[PersonalTestSet]],
+        triggered: tuple[Data, int] | None,
+    ) -> None:
+        self._method, self._held_out, self._own, self._triggered = method, held_out, own, triggered
+        self._scored: dict[tuple[str, str], tuple[Tensor, dict[str, float]]] = {}
+
+    def evaluate(self, client: Client, sent: Any) -> Reply[ClassifierScores]:
+        """Scores one client's classifier; for `Phase.work`."""
+        (correct, metrics), y = self._score_once(client, sent), self._held_out.y.cpu()
+        classes, own_y, accuracy = len(client.task.classes), client.data.y.cpu(), {}
+        whole = count_by_class(correct, y, classes)
+        for each in self._own.get(client.info.id, ()):
+            counts = whole if each.rows is None else count_by_class(correct[each.rows], y[each.rows], classes)
+            examples = torch.bincount(own_y[slice(*each.range)], minlength=classes)
+            if (score := reweighted_accuracy(counts, examples)) is not None:
+                accuracy[each.client] = score
+        return Reply(ClassifierScores(whole.correct, whole.total, accuracy), metrics=metrics)
+
+    def _score_once(self, client: Client, sent: Any) -> tuple[Tensor, dict[str, float]]:
+        """`_score`, or the scores of an equal classifier: clients of one architecture that were sent the same have the
+        same classifier, unless it was made from their storage.
+        """
+        key = (client.info.architecture, digest(pack(sent)))
+        if key not in self._scored:
+            storage = WatchedStorage(client.storage)
+            result = self._score(self._method.classifier(replace(client, storage=storage), sent), client)
+            if storage.read:
+                return result
+            if len(self._scored) >= REMEMBERED:
+                self._scored.clear()
+            self._scored[key] = result
+        return self._scored[key]
+
+    def _score(self, network: nn.Module, client: Client) -> tuple[Tensor, dict[str, float]]:
+        """Returns which held-out examples are classified correctly, bool [n], and the metrics."""
+        correct = correct_mask(network, self._held_out, client.precision)
+        if self._triggered is None:
+            return correct, {}
+        data, target = self._triggered
+        fooled = correct_mask(network, replace(data, y=torch.full_like(data.y, target)), client.precision)
+        return correct, {TRIGGERED: fooled.double().mean().item()}
 
 
 def add_evaluation(
     method: Method[Any],
-    held_out: Any,
+    held_out: Data,
     own: Mapping[int, Sequence[PersonalTestSet]] | None = None,
-    triggered: tuple[Any, int] | None = None,
+    triggered: tuple[Data, int] | None = None,
 ) -> dict[str, Phase[Any]]:
-    """A method's phases by name, and the phase that scores its classifiers. A client tells, of each class, how many
-    examples `held_out` has and how many of them it gets right, and one number for the data like its own. That number is
-    weighted by its training examples of each class, which several of them give away, as `total` does those held out
-    where these are its own: so it is not told where the server is not to know. Where clients work, `held_out` lies on
-    their device; `own` is that of `FederatedData`, None: nobody is scored so. `triggered`: examples of which the metric
-    TRIGGERED tells the share that is taken for the given class.
+    """Returns a method's phases by name, with the phase that scores its classifiers.
+
+    A client uploads, per class, the number of held-out examples and of those that it classifies correctly, and one
+    accuracy on data like its own. That accuracy is weighted by its training examples of each class, which several
+    accuracies reveal; so do the counts where the held-out examples are the client's. Where the server must not learn
+    the class counts, `own` is None.
+
+    Args:
+        method: the method.
+        held_out: the examples on which classifiers are scored, on the device on which clients work.
+        own: personal test sets by client, as in `FederatedData`. None: there is no accuracy on data like the client's.
+        triggered: examples with a backdoor's trigger, and the class that it means. The metric TRIGGERED is the share
+            of them that is classified as that class. None: there is no such metric.
 
     Raises:
-        GenfedError: two different phases of one name, or one of a name that the run itself uses.
+        GenfedError: two different phases have one name, or a phase has a name that the run itself uses.
     """
     phases: dict[str, Phase[Any]] = {}
     for phase in flatten_phases(method.phases()):
@@ -90,49 +149,11 @@ def add_evaluation(
             raise GenfedError(f"{type(method).__name__} has a phase named {phase.name!r}, which is the run's own")
         if phases.setdefault(phase.name, same) != same:
             raise GenfedError(f"{type(method).__name__} has two phases named {phase.name!r}")
-
-    scored: dict[tuple[str, str], tuple[Tensor, dict[str, float]]] = {}
-
-    def judged(network: nn.Module, client: Client) -> tuple[Tensor, dict[str, float]]:
-        """Which of the common part it gets right, and the metrics."""
-        hit = correct_mask(network, held_out, client.precision)
-        if triggered is None:
-            return hit, {}
-        data, target = triggered
-        fooled = correct_mask(network, replace(data, y=torch.full_like(data.y, target)), client.precision)
-        return hit, {TRIGGERED: fooled.double().mean().item()}
-
-    def scored_once(client: Client, sent: Any) -> tuple[Tensor, dict[str, float]]:
-        """Clients of one architecture who were sent the same have the same classifier, unless they kept something of
-        it: one of a thousand clients is asked for all of them.
-        """
-        known = (client.info.architecture, digest(pack(sent)))
-        if known not in scored:
-            kept = WatchedStorage(client.storage)
-            result = judged(method.classifier(replace(client, storage=kept), sent), client)
-            if kept.read:
-                return result
-            if len(scored) >= REMEMBERED:
-                scored.clear()
-            scored[known] = result
-        return scored[known]
-
-    def evaluate(client: Client, sent: Any) -> Reply[ClassifierScores]:
-        (hit, metrics), y = scored_once(client, sent), held_out.y.cpu()
-        classes, mine, accuracy = len(client.task.classes), client.data.y.cpu(), {}
-        whole = count_by_class(hit, y, classes)
-        for each in (own or {}).get(client.info.id, ()):
-            counts = whole if each.rows is None else count_by_class(hit[each.rows], y[each.rows], classes)
-            held = torch.bincount(mine[slice(*each.range)], minlength=classes)
-            if (score := reweighted_accuracy(counts, held)) is not None:
-                accuracy[each.client] = score
-        return Reply(ClassifierScores(whole.correct, whole.total, accuracy), metrics=metrics)
-
     phases[EVALUATE] = Phase(
         EVALUATE,
         lambda server, state, reduced: state,
         method.send_classifier,
-        evaluate,
+        _Evaluator(method, held_out, own or {}, triggered).evaluate,
         aggregate={"correct": Collect(), "total": Collect(), "own_accuracy": Collect()},
         wire=Wire(typing.get_type_hints(method.classifier)["sent"], ClassifierScores),
         scores=True,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from genfed.config import registry
 from genfed.config.reader import read_config
@@ -14,6 +15,7 @@ from genfed.core.aggregate import ClientInfo, Collect, Mean
 from genfed.core.errors import GenfedError
 from genfed.core.phase import flatten_phases
 from genfed.core.record import Packed, digest, from_bytes, pack, to_bytes, unpack
+from genfed.core.task import Data
 from genfed.engines.client_runner import ClientRunner
 from genfed.engines.in_process import InProcess
 from genfed.engines.messages import PackedReply, RoundId
@@ -239,7 +241,7 @@ def test_is_client_private_or_refused(method: str, tmp_path: Path) -> None:
 
 def test_every_phase_is_well_formed(method: str) -> None:
     config = read_config(tiny(method))
-    phases = add_evaluation(config.method[method], None)
+    phases = add_evaluation(config.method[method], Data(torch.zeros(0, 1), torch.zeros(0)))
     assert len(phases) > 1
     for phase in flatten_phases(config.method[method].phases()):
         assert phase.name.isidentifier()

@@ -235,7 +235,7 @@ def test_a_phase_cannot_have_a_name_of_the_runs_own(name: str, monkeypatch: pyte
     (phase,) = flatten_phases(method.phases())
     monkeypatch.setattr(type(method), "phases", lambda self: [dataclasses.replace(phase, name=name)])
     with pytest.raises(GenfedError, match=f"has a phase named '{name}', which is the run's own"):
-        add_evaluation(method, None)
+        add_evaluation(method, Data(torch.zeros(0, 1), torch.zeros(0)))
 
 
 def test_a_generator_of_features_is_judged_among_features(tmp_path: Path) -> None:
