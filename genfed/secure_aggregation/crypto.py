@@ -1,4 +1,4 @@
-"""What secure aggregation is made of: agreed keys, sealed messages, masks, and secrets shared out among clients.
+"""The primitives of secure aggregation: key agreement, sealed messages, masks, and secret sharing.
 
 Keys and masks come from the operating system, never from a run's seed.
 """
@@ -18,16 +18,16 @@ try:
     from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
     from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
     from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-except ImportError:  # an extra: who asks for it is told which
+except ImportError:  # an extra; `check_cryptography` names it
     pass
 
 PRIME = 2**521 - 1
-"""Shares are points of polynomials modulo this; a secret is smaller by far."""
+"""Modulus of the polynomials whose points are shares; a secret is far smaller."""
 _SHARE = 66  # bytes of one
 
 
 def check_cryptography() -> None:
-    """Refuses where the primitives are not there.
+    """Refuses to run without the package cryptography.
 
     Raises:
         GenfedError: the extra is not installed.
@@ -37,28 +37,34 @@ def check_cryptography() -> None:
 
 
 def new_key_pair() -> tuple[bytes, bytes]:
-    """A new private and public key, 32 bytes each."""
+    """Returns a new private and public key, 32 bytes each."""
     key = X25519PrivateKey.generate()
     return key.private_bytes_raw(), key.public_key().public_bytes_raw()
 
 
 def agree_key(private: bytes, public: bytes, purpose: str) -> bytes:
-    """The 32 bytes that both owners of two key pairs, and nobody else, derive for a purpose."""
+    """Returns 32 bytes that only the owners of two key pairs can derive, the same for both.
+
+    Args:
+        private: the private key of one owner.
+        public: the public key of the other.
+        purpose: the use of the bytes; another purpose gives other bytes.
+    """
     shared = X25519PrivateKey.from_private_bytes(private).exchange(X25519PublicKey.from_public_bytes(public))
     return HKDF(hashes.SHA256(), 32, None, purpose.encode()).derive(shared)
 
 
 def seal(key: bytes, message: bytes) -> bytes:
-    """Encrypts and authenticates."""
+    """Returns a message encrypted and authenticated with a key of 32 bytes."""
     nonce = os.urandom(12)
     return nonce + ChaCha20Poly1305(key).encrypt(nonce, message, None)
 
 
 def unseal(key: bytes, sealed: bytes) -> bytes:
-    """The inverse of `seal`.
+    """Returns the message that `seal` was given.
 
     Raises:
-        GenfedError: it was not sealed with this key, or has been changed.
+        GenfedError: it was not sealed with this key, or was changed.
     """
     try:
         return ChaCha20Poly1305(key).decrypt(sealed[:12], sealed[12:], None)
@@ -67,8 +73,8 @@ def unseal(key: bytes, sealed: bytes) -> bytes:
 
 
 def expand_mask(seed: bytes, size: int) -> Tensor:
-    """Numbers that are uniform modulo 2⁶⁴ to whoever does not have the seed (32 bytes), int64 [size]. One seed gives
-    one mask, so a seed serves once.
+    """Returns numbers that are uniform modulo 2⁶⁴ to any party without the seed (32 bytes), int64 [size]. A seed gives
+    one mask, so it must be used once.
     """
     stream = Cipher(algorithms.ChaCha20(seed, bytes(16)), None).encryptor()
     drawn = bytearray(stream.update(bytes(8 * size)))
@@ -76,7 +82,7 @@ def expand_mask(seed: bytes, size: int) -> Tensor:
 
 
 def split_secret(secret: bytes, holders: Sequence[int], threshold: int) -> dict[int, bytes]:
-    """Shares of a secret by holder: any `threshold` of them give it back, fewer tell nothing (Shamir 1979)."""
+    """Returns shares of a secret by holder: any `threshold` of them recover it, fewer reveal nothing (Shamir 1979)."""
     coefficients = [int.from_bytes(secret, "big")] + [_below_prime() for _ in range(threshold - 1)]
 
     def at(x: int) -> int:
@@ -95,7 +101,7 @@ def _below_prime() -> int:
 
 
 def recover_secret(shares: Mapping[int, bytes], threshold: int, size: int = 32) -> bytes:
-    """The secret of `size` bytes.
+    """Returns the secret of `size` bytes.
 
     Raises:
         GenfedError: there are fewer shares than the threshold, or they are not of one secret of that size.

@@ -11,70 +11,84 @@ D = TypeVar("D")
 
 @dataclass(frozen=True)
 class MaskKeys:
-    """What a client makes known: a key to seal messages to it, and one to agree on masks."""
+    """A client's public keys, 32 bytes each in hexadecimal."""
 
     sealing: str
+    """The key with which messages to it are sealed."""
     masking: str
+    """The key with which others agree on masks with it."""
 
 
 @dataclass(frozen=True)
 class Neighbors:
-    """Whom a client shares masks with, by group: their keys by client."""
+    """The clients with which a client shares masks and secrets."""
 
-    circle: dict[str, dict[int, MaskKeys]]
+    neighbors: dict[str, dict[int, MaskKeys]]
+    """Public keys by group and neighbor."""
 
 
 @dataclass(frozen=True)
 class SealedShares:
-    """Shares of a client's secrets, sealed for each neighbour: by group and client."""
+    """The shares of a client's secrets, sealed for each neighbor."""
 
     sealed: dict[str, dict[int, str]]
+    """Sealed shares by group and neighbor, in hexadecimal."""
 
 
 @dataclass(frozen=True)
 class SecureWork(Generic[D]):
-    """What was to be sent, and by group the shares that neighbours sealed for this client."""
+    """What the phase sends, and the shares that neighbors sealed for this client."""
 
     sent: D
+    """The record that the phase sends."""
     inbox: dict[str, dict[int, str]]
+    """Sealed shares by group and neighbor."""
     members: dict[str, int]
-    """How many may be added up."""
+    """Largest number of uploads in the sum, by group."""
 
 
 @dataclass(frozen=True)
 class MaskedUpload:
-    """An upload under its masks, by group."""
+    """An upload under its masks."""
 
     masked: dict[str, GroupVector]
+    """Masked vector by group."""
 
 
 @dataclass(frozen=True)
 class Survivors:
-    """Of a client's neighbours, by group, those whose masked upload came, and those who went before it."""
+    """The fate of a client's neighbors before the sum."""
 
-    stayed: dict[str, tuple[int, ...]]
-    went: dict[str, tuple[int, ...]]
+    survivors: dict[str, tuple[int, ...]]
+    """Neighbors whose masked upload is in the sum, by group."""
+    dropped: dict[str, tuple[int, ...]]
+    """Neighbors that shared secrets and did not upload, by group."""
 
 
 @dataclass(frozen=True)
 class RevealedShares:
-    """Shares by group and client: of the seed of its own mask for who stayed, of its masking key for who went."""
+    """Shares of the secrets that unmask a sum."""
 
     shares: dict[str, dict[int, str]]
+    """Shares by group and owner: of a survivor's own mask's seed, or of a dropped client's masking key."""
 
 
 @dataclass(frozen=True)
 class ClientSecrets:
-    """What a client keeps to itself during a round."""
+    """A client's secrets during a round. Keys, seeds and shares are in hexadecimal."""
 
     sealing: str
+    """Private key, to unseal messages. Empty: the round is over."""
     masking: str
-    circle: dict[str, dict[int, MaskKeys]]
-    own: dict[str, str]
-    """By group the seed of its own mask."""
-    mine: dict[str, str]
-    """By group its share of its own secrets."""
+    """Private key, to agree on masks. Empty: the round is over."""
+    neighbors: dict[str, dict[int, MaskKeys]]
+    """Public keys by group and neighbor."""
+    seeds: dict[str, str]
+    """Seed of its own mask, by group."""
+    shares: dict[str, str]
+    """Its own share of that seed, by group."""
     inbox: dict[str, dict[int, str]]
+    """Sealed shares by group and neighbor."""
 
 
 SECRETS = Slot("secure", ClientSecrets)
@@ -82,15 +96,19 @@ SECRETS = Slot("secure", ClientSecrets)
 
 @dataclass(frozen=True)
 class SecureSession:
-    """What the server knows in the course of a round."""
+    """The server's knowledge during a round."""
 
     state: Any
-    """Of the method."""
+    """The method's state."""
     keys: dict[int, MaskKeys] = field(default_factory=dict)
-    circle: dict[str, dict[int, tuple[int, ...]]] = field(default_factory=dict)
-    """By group and client its neighbours."""
+    """Public keys by client."""
+    neighbors: dict[str, dict[int, tuple[int, ...]]] = field(default_factory=dict)
+    """Neighbors by group and client."""
     sealed: dict[int, dict[str, dict[int, str]]] = field(default_factory=dict)
-    """By who sealed them."""
+    """Sealed shares by owner, group and holder."""
     sums: dict[str, GroupVector] = field(default_factory=dict)
-    stayed: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """Sum by group, under masks."""
+    survivors: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """Clients whose upload is in the sum, by group."""
     values: dict[str, Any] = field(default_factory=dict)
+    """Reduced value by upload field, once the sums are unmasked."""

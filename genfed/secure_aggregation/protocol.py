@@ -42,7 +42,7 @@ from genfed.secure_aggregation.messages import (
 from genfed.secure_aggregation.settings import SecureAggregation
 
 EXCHANGES = ("keys", "shares", "masked", "reveal")
-"""Of a phase p they are the phases p.keys, p.shares, p.masked and p.reveal."""
+"""The exchanges that replace a phase p are the phases p.keys, p.shares, p.masked and p.reveal."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,13 @@ def reason_to_refuse_secure(phase: Phase[Any]) -> str | None:
 
 
 def neighbor_graph(members: Sequence[int], neighbours: int | None) -> dict[int, tuple[int, ...]]:
-    """Each one's neighbours: all others, or on a ring in random order the nearest on either side (a Harary graph)."""
+    """Returns each member's neighbors: all others, or the nearest on either side of a ring in random order (a Harary
+    graph).
+
+    Args:
+        members: the ids of a group's clients.
+        neighbours: the number of neighbors, even. None: all others.
+    """
     if neighbours is None or neighbours >= len(members) - 1:
         return {one: tuple(other for other in sorted(members) if other != one) for one in sorted(members)}
     ring = random.SystemRandom().sample(sorted(members), len(members))
@@ -90,182 +96,190 @@ def neighbor_graph(members: Sequence[int], neighbours: int | None) -> dict[int, 
     }
 
 
-def make_secure(phase: Phase[Any], how: SecureAggregation) -> list[Phase[Any]]:
-    """Returns the exchanges that stand for one round of a phase. Their state is a `SecureSession`, which ends with the
-    `values` that the phase's own `update` gets.
+def make_secure(phase: Phase[Any], settings: SecureAggregation) -> list[Phase[Any]]:
+    """Returns the exchanges that replace one round of a phase. Their state is a `SecureSession`; after the last of them
+    its `values` are what the phase's own `update` gets.
 
     Raises:
         GenfedError: the phase needs single uploads.
     """
     if why := reason_to_refuse_secure(phase):
         raise GenfedError(f"phase {phase.name} cannot be aggregated securely: {why}")
-    rounds = _Rounds(phase, how)
+    exchanges = _Exchanges(phase, settings)
     generic: Any = SecureWork
     wire = Wire(generic[phase.wire_types.sent], MaskedUpload)
     names = [f"{phase.name}.{exchange}" for exchange in EXCHANGES]
     collect = Collect()
     parts = [
-        Phase(names[0], rounds.keep_keys, rounds.send_nothing, rounds.keys, {"sealing": collect, "masking": collect},
-              slots=(SECRETS,)),
-        Phase(names[1], rounds.keep_shares, rounds.send_circle, rounds.shares, {"sealed": collect}, slots=(SECRETS,)),
-        Phase(names[2], rounds.keep_masked, rounds.send_work, rounds.masked, {"masked": WrappingSum()},
-              slots=(SECRETS, *phase.slots), wire=wire, draws_as=phase.name),
-        Phase(names[3], rounds.keep_revealed, rounds.send_ended, rounds.reveal, {"shares": collect}, slots=(SECRETS,)),
+        Phase(names[0], exchanges.keep_keys, exchanges.send_nothing, exchanges.make_keys,
+              {"sealing": collect, "masking": collect}, slots=(SECRETS,)),
+        Phase(names[1], exchanges.keep_shares, exchanges.send_neighbors, exchanges.share_secrets,
+              {"sealed": collect}, slots=(SECRETS,)),
+        Phase(names[2], exchanges.keep_masked, exchanges.send_work, exchanges.mask_upload,
+              {"masked": WrappingSum()}, slots=(SECRETS, *phase.slots), wire=wire, draws_as=phase.name),
+        Phase(names[3], exchanges.keep_revealed, exchanges.send_survivors, exchanges.reveal_shares,
+              {"shares": collect}, slots=(SECRETS,)),
     ]  # fmt: skip
     return [replace(part, exchange=place) for place, part in enumerate(parts)]
 
 
-class _Rounds:
-    """The work and the server functions of one phase's exchanges."""
+class _Exchanges:
+    """The work and the server functions of the exchanges that replace one phase."""
 
-    def __init__(self, phase: Phase[Any], how: SecureAggregation) -> None:
-        self._phase, self._how = phase, how
+    def __init__(self, phase: Phase[Any], settings: SecureAggregation) -> None:
+        self._phase, self._settings = phase, settings
 
     # Round 0: keys.
 
     def send_nothing(self, server: Server, session: SecureSession, info: ClientInfo) -> Empty:
         return Empty()
 
-    def keys(self, client: Client, sent: Empty) -> Reply[MaskKeys]:
+    def make_keys(self, client: Client, sent: Empty) -> Reply[MaskKeys]:
         sealing, masking = new_key_pair(), new_key_pair()
         client.storage.put(SECRETS, ClientSecrets(sealing[0].hex(), masking[0].hex(), {}, {}, {}, {}))
         return Reply(MaskKeys(sealing[1].hex(), masking[1].hex()))
 
-    def keep_keys(self, server: Server, session: SecureSession, got: Reduced) -> SecureSession:
-        keys = {info.id: MaskKeys(got["sealing"][info.id], got["masking"][info.id]) for info in got.clients}
-        members = _members(self._phase.aggregate, got.clients)
+    def keep_keys(self, server: Server, session: SecureSession, reduced: Reduced) -> SecureSession:
+        keys = {info.id: MaskKeys(reduced["sealing"][info.id], reduced["masking"][info.id]) for info in reduced.clients}
+        members = _list_members(self._phase.aggregate, reduced.clients)
         for group, ids in members.items():
-            _enough(len(ids), self._how.minimum_group, group)
-        circle = {group: neighbor_graph(ids, self._how.neighbours) for group, ids in members.items()}
-        return SecureSession(session.state, keys, circle)
+            _require(len(ids), self._settings.minimum_group, group)
+        neighbors = {group: neighbor_graph(ids, self._settings.neighbours) for group, ids in members.items()}
+        return SecureSession(session.state, keys, neighbors)
 
     # Round 1: shares of secrets.
 
-    def send_circle(self, server: Server, session: SecureSession, info: ClientInfo) -> Neighbors:
-        mine = {group: of[info.id] for group, of in session.circle.items() if info.id in of}
-        return Neighbors({group: {other: session.keys[other] for other in ids} for group, ids in mine.items()})
+    def send_neighbors(self, server: Server, session: SecureSession, info: ClientInfo) -> Neighbors:
+        own = {group: graph[info.id] for group, graph in session.neighbors.items() if info.id in graph}
+        return Neighbors({group: {other: session.keys[other] for other in ids} for group, ids in own.items()})
 
-    def shares(self, client: Client, sent: Neighbors) -> Reply[SealedShares]:
-        me, secrets = client.info.id, _kept(client)
-        if secrets.circle:
-            raise GenfedError("its keys have served a round: it makes new ones first")
-        own, mine, sealed = {}, {}, {}
-        for group, circle in sent.circle.items():
-            if len({key.masking for key in circle.values()}) < len(circle):
+    def share_secrets(self, client: Client, sent: Neighbors) -> Reply[SealedShares]:
+        me, secrets = client.info.id, _load_secrets(client)
+        if secrets.neighbors:
+            raise GenfedError("its keys were used in a round: it makes new ones first")
+        seeds, shares, sealed = {}, {}, {}
+        for group, neighbors in sent.neighbors.items():
+            if len({key.masking for key in neighbors.values()}) < len(neighbors):
                 raise GenfedError("two clients have one key")
-            seed, needed = os.urandom(32), self._how.needed(len(circle))
-            holders = sorted([*circle, me])
-            of_seed = split_secret(seed, holders, needed)
-            of_key = split_secret(bytes.fromhex(secrets.masking), holders, needed)
-            own[group], mine[group] = seed.hex(), of_seed[me].hex()
+            seed, needed = os.urandom(32), self._settings.needed(len(neighbors))
+            holders = sorted([*neighbors, me])
+            seed_shares = split_secret(seed, holders, needed)
+            key_shares = split_secret(bytes.fromhex(secrets.masking), holders, needed)
+            seeds[group], shares[group] = seed.hex(), seed_shares[me].hex()
             sealed[group] = {
-                other: seal(_sealing(secrets, keys, group, me, other), of_seed[other] + of_key[other]).hex()
-                for other, keys in circle.items()
+                other: seal(_sealing_key(secrets, keys, group, me, other), seed_shares[other] + key_shares[other]).hex()
+                for other, keys in neighbors.items()
             }
-        client.storage.put(SECRETS, ClientSecrets(secrets.sealing, secrets.masking, sent.circle, own, mine, {}))
+        client.storage.put(SECRETS, ClientSecrets(secrets.sealing, secrets.masking, sent.neighbors, seeds, shares, {}))
         return Reply(SealedShares(sealed))
 
-    def keep_shares(self, server: Server, session: SecureSession, got: Reduced) -> SecureSession:
-        return SecureSession(session.state, session.keys, session.circle, got["sealed"])
+    def keep_shares(self, server: Server, session: SecureSession, reduced: Reduced) -> SecureSession:
+        return SecureSession(session.state, session.keys, session.neighbors, reduced["sealed"])
 
     # Round 2: masked uploads.
 
     def send_work(self, server: Server, session: SecureSession, info: ClientInfo) -> SecureWork[Any]:
         assert self._phase.send is not None
         inbox = {
-            group: {o: session.sealed[o][group][info.id] for o in of[info.id] if o in session.sealed}
-            for group, of in session.circle.items()
-            if info.id in of
+            group: {o: session.sealed[o][group][info.id] for o in graph[info.id] if o in session.sealed}
+            for group, graph in session.neighbors.items()
+            if info.id in graph
         }
-        members = {group: len(session.circle[group]) for group in inbox}
+        members = {group: len(session.neighbors[group]) for group in inbox}
         return SecureWork(self._phase.send(server, session.state, info), inbox, members)
 
-    def masked(self, client: Client, sent: SecureWork[Any]) -> Reply[MaskedUpload]:
+    def mask_upload(self, client: Client, sent: SecureWork[Any]) -> Reply[MaskedUpload]:
         assert self._phase.work is not None
-        me, secrets = client.info.id, _kept(client)
-        for group, inbox in sent.inbox.items():  # fewer could never be unmasked, or would be masked by too few
-            _enough(len(inbox) + 1, self._how.needed(len(secrets.circle[group])), group)
+        me, secrets = client.info.id, _load_secrets(client)
+        for group, inbox in sent.inbox.items():  # fewer could not be unmasked, or would have too few masks
+            _require(len(inbox) + 1, self._settings.needed(len(secrets.neighbors[group])), group)
         reply = self._phase.work(client, sent.sent)
-        made = pack_vectors(reply.upload, reply.weight, self._phase.aggregate, client.info, sent.members)
-        hidden = {}
-        for group, vector in made.items():
-            numbers = vector.numbers + expand_mask(bytes.fromhex(secrets.own[group]), len(vector.numbers))
+        vectors = pack_vectors(reply.upload, reply.weight, self._phase.aggregate, client.info, sent.members)
+        masked = {}
+        for group, vector in vectors.items():
+            numbers = vector.numbers + expand_mask(bytes.fromhex(secrets.seeds[group]), len(vector.numbers))
             for other in sent.inbox[group]:
-                seed = _pair(secrets.masking, secrets.circle[group][other].masking, group)
-                numbers = numbers + _signed(me, other, expand_mask(seed, len(numbers)))
-            hidden[group] = GroupVector(numbers, vector.form)
+                seed = _pair_seed(secrets.masking, secrets.neighbors[group][other].masking, group)
+                numbers = numbers + _sign(me, other, expand_mask(seed, len(numbers)))
+            masked[group] = GroupVector(numbers, vector.form)
         s = secrets
-        client.storage.put(SECRETS, ClientSecrets(s.sealing, s.masking, s.circle, {}, s.mine, sent.inbox))
-        return Reply(MaskedUpload(hidden))  # no weight and no metrics: they would tell of one client
+        client.storage.put(SECRETS, ClientSecrets(s.sealing, s.masking, s.neighbors, {}, s.shares, sent.inbox))
+        return Reply(MaskedUpload(masked))  # without weight and metrics, which would reveal something of one client
 
-    def keep_masked(self, server: Server, session: SecureSession, got: Reduced) -> SecureSession:
-        sums = {group: GroupVector(numbers, form) for group, (numbers, form, _) in got["masked"].items()}
-        stayed = {group: tuple(sorted(ids)) for group, (_, _, ids) in got["masked"].items()}
-        for group, ids in stayed.items():
-            _enough(len(ids), self._how.minimum_group, group)
-        return SecureSession(session.state, session.keys, session.circle, session.sealed, sums, stayed)
+    def keep_masked(self, server: Server, session: SecureSession, reduced: Reduced) -> SecureSession:
+        sums = {group: GroupVector(numbers, form) for group, (numbers, form, _) in reduced["masked"].items()}
+        survivors = {group: tuple(sorted(ids)) for group, (_, _, ids) in reduced["masked"].items()}
+        for group, ids in survivors.items():
+            _require(len(ids), self._settings.minimum_group, group)
+        return SecureSession(session.state, session.keys, session.neighbors, session.sealed, sums, survivors)
 
-    # Round 3: shares of what is needed to take the masks off the sum.
+    # Round 3: shares of the secrets that remove the masks from the sum.
 
-    def send_ended(self, server: Server, session: SecureSession, info: ClientInfo) -> Survivors:
-        stayed, went = {}, {}
-        for group, ids in session.stayed.items():
+    def send_survivors(self, server: Server, session: SecureSession, info: ClientInfo) -> Survivors:
+        survivors, dropped = {}, {}
+        for group, ids in session.survivors.items():
             if info.id in ids:
-                near = [o for o in session.circle[group][info.id] if o in session.sealed]
-                stayed[group] = tuple(o for o in near if o in ids)
-                went[group] = tuple(o for o in near if o not in ids)
-        return Survivors(stayed, went)
+                near = [o for o in session.neighbors[group][info.id] if o in session.sealed]
+                survivors[group] = tuple(o for o in near if o in ids)
+                dropped[group] = tuple(o for o in near if o not in ids)
+        return Survivors(survivors, dropped)
 
-    def reveal(self, client: Client, sent: Survivors) -> Reply[RevealedShares]:
-        me, secrets, shown = client.info.id, _kept(client), {}
-        # One masking key serves all groups, and whoever answers does so for all of its own.
-        if {i for ids in sent.stayed.values() for i in ids} & {i for ids in sent.went.values() for i in ids}:
-            raise GenfedError("both secrets of one client were asked for, which would uncover its upload")
-        for group, stayed in sent.stayed.items():
-            went, circle = sent.went[group], secrets.circle[group]
-            if len({*stayed, *went, me}) < len(stayed) + len(went) + 1:
-                raise GenfedError("a client was named twice among those who stayed or went")
-            whole = self._how.neighbours is None or len(circle) < self._how.neighbours
-            least = self._how.minimum_group if whole else 2
-            _enough(len(stayed) + 1, max(self._how.needed(len(circle)), least), group)
-            shown[group] = {me: secrets.mine[group]}
-            for other in (*stayed, *went):
-                key = _sealing(secrets, circle[other], group, other, me)
+    def reveal_shares(self, client: Client, sent: Survivors) -> Reply[RevealedShares]:
+        me, secrets, revealed = client.info.id, _load_secrets(client), {}
+        # A client has one masking key for all groups, and replies for all of its groups at once.
+        if {i for ids in sent.survivors.values() for i in ids} & {i for ids in sent.dropped.values() for i in ids}:
+            raise GenfedError("both secrets of one client were requested, which would reveal its upload")
+        for group, survivors in sent.survivors.items():
+            dropped, neighbors = sent.dropped[group], secrets.neighbors[group]
+            if len({*survivors, *dropped, me}) < len(survivors) + len(dropped) + 1:
+                raise GenfedError("a client was named twice among survivors and dropped clients")
+            knows_all = self._settings.neighbours is None or len(neighbors) < self._settings.neighbours
+            minimum = self._settings.minimum_group if knows_all else 2
+            _require(len(survivors) + 1, max(self._settings.needed(len(neighbors)), minimum), group)
+            revealed[group] = {me: secrets.shares[group]}
+            for other in (*survivors, *dropped):
+                key = _sealing_key(secrets, neighbors[other], group, other, me)
                 both = unseal(key, bytes.fromhex(secrets.inbox[group][other]))
                 half = len(both) // 2
-                shown[group][other] = (both[:half] if other in stayed else both[half:]).hex()
-        client.storage.put(SECRETS, ClientSecrets("", "", {}, {}, {}, {}))  # nobody is shown more of this round
-        return Reply(RevealedShares(shown))
+                revealed[group][other] = (both[:half] if other in survivors else both[half:]).hex()
+        client.storage.put(SECRETS, ClientSecrets("", "", {}, {}, {}, {}))  # no more of this round is revealed
+        return Reply(RevealedShares(revealed))
 
-    def keep_revealed(self, server: Server, session: SecureSession, got: Reduced) -> SecureSession:
-        shares: dict[int, dict[str, dict[int, str]]] = got["shares"]
-        sums = {}
-        for group, total in session.sums.items():
-            numbers, size, circle, stayed = (
-                total.numbers,
-                len(total.numbers),
-                session.circle[group],
-                session.stayed[group],
-            )
-
-            def secret(of: int, group: str = group, circle: Any = circle) -> bytes:
-                there = {h: bytes.fromhex(s[group][of]) for h, s in shares.items() if of in s.get(group, {})}
-                return recover_secret(there, self._how.needed(len(circle[of])))
-
-            for one in stayed:
-                numbers = numbers - expand_mask(secret(one), size)
-            for one in circle:
-                near = [other for other in circle[one] if other in stayed]
-                if one not in stayed and one in session.sealed and near:
-                    key = secret(one).hex()
-                    for other in near:
-                        seed = _pair(key, session.keys[other].masking, group)
-                        numbers = numbers - _signed(other, one, expand_mask(seed, size))
-            sums[group] = GroupVector(numbers, total.form)
+    def keep_revealed(self, server: Server, session: SecureSession, reduced: Reduced) -> SecureSession:
+        shares: dict[int, dict[str, dict[int, str]]] = reduced["shares"]
+        sums = {group: self._unmask(session, group, shares) for group in session.sums}
         return SecureSession(session.state, values=unpack_sums(sums, self._phase.aggregate))
 
+    def _unmask(
+        self, session: SecureSession, group: str, shares: Mapping[int, Mapping[str, Mapping[int, str]]]
+    ) -> GroupVector:
+        """Returns a group's sum without masks: the survivors' own ones, and those of their pairs with dropped clients.
 
-def _members(aggregates: Mapping[str, Aggregate], clients: Sequence[ClientInfo]) -> dict[str, list[int]]:
+        Args:
+            session: the round, with the masked sum.
+            group: the group.
+            shares: by client that revealed them, group and owner.
+        """
+        total, neighbors, survivors = session.sums[group], session.neighbors[group], session.survivors[group]
+        numbers, size = total.numbers, len(total.numbers)
+
+        def recover(owner: int) -> bytes:
+            known = {h: bytes.fromhex(s[group][owner]) for h, s in shares.items() if owner in s.get(group, {})}
+            return recover_secret(known, self._settings.needed(len(neighbors[owner])))
+
+        for client in survivors:
+            numbers = numbers - expand_mask(recover(client), size)
+        for client in neighbors:
+            near = [other for other in neighbors[client] if other in survivors]
+            if client not in survivors and client in session.sealed and near:
+                key = recover(client).hex()
+                for other in near:
+                    seed = _pair_seed(key, session.keys[other].masking, group)
+                    numbers = numbers - _sign(other, client, expand_mask(seed, size))
+        return GroupVector(numbers, total.form)
+
+
+def _list_members(aggregates: Mapping[str, Aggregate], clients: Sequence[ClientInfo]) -> dict[str, list[int]]:
     members: dict[str, list[int]] = {}
     for info in clients:
         for group in list_groups(aggregates, info):
@@ -273,27 +287,27 @@ def _members(aggregates: Mapping[str, Aggregate], clients: Sequence[ClientInfo])
     return members
 
 
-def _enough(count: int, needed: int, group: str) -> None:
+def _require(count: int, needed: int, group: str) -> None:
     if count < needed:
         where = f" of architecture {group}" if group else ""
         raise GenfedError(f"secure aggregation: {count} clients{where} are left, and {needed} are needed for a sum")
 
 
-def _kept(client: Client) -> ClientSecrets:
+def _load_secrets(client: Client) -> ClientSecrets:
     secrets = client.storage.get(SECRETS)
     if secrets is None or not secrets.masking:
-        raise GenfedError("it has no secrets of this round: it took no part in the exchange before")
+        raise GenfedError("it has no secrets of this round: it did not take part in the exchange before")
     return secrets
 
 
-def _sealing(secrets: ClientSecrets, other: MaskKeys, group: str, sender: int, receiver: int) -> bytes:
+def _sealing_key(secrets: ClientSecrets, other: MaskKeys, group: str, sender: int, receiver: int) -> bytes:
     return agree_key(bytes.fromhex(secrets.sealing), bytes.fromhex(other.sealing), f"seal {sender} {receiver} {group}")
 
 
-def _pair(private: str, public: str, group: str) -> bytes:
+def _pair_seed(private: str, public: str, group: str) -> bytes:
     return agree_key(bytes.fromhex(private), bytes.fromhex(public), f"mask {group}")
 
 
-def _signed(me: int, other: int, numbers: Tensor) -> Tensor:
-    """What one of a pair adds the other takes away."""
+def _sign(me: int, other: int, numbers: Tensor) -> Tensor:
+    """Returns a pair's mask with the sign that `me` adds it with: the two of a pair cancel."""
     return numbers if me < other else torch.neg(numbers)

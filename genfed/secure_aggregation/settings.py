@@ -11,19 +11,19 @@ from genfed.core.settings import settings
 
 @settings
 class SecureAggregation:
-    """Secure aggregation of every phase in which clients upload something."""
+    """Secure aggregation of every phase in which clients upload."""
 
     threshold: Annotated[float, Field(gt=0.5, le=1)] = 2 / 3
-    """Share of a client and its neighbours that must stay to the end for a sum, rounded up."""
+    """Share of a client and its neighbours that must reply to the end of a round, rounded up."""
     neighbours: Annotated[int, Field(ge=2)] | None = None
-    """Clients that each shares masks and secrets with, an even number; left out: all of its group."""
+    """Number of clients with which each client shares masks and secrets, even. Unset: all clients of its group."""
     minimum_group: Annotated[int, Field(ge=2)] = 3
-    """Uploads that a sum must hold at least: the sum of one is that upload."""
+    """Smallest number of uploads in a sum: the sum of one upload is that upload."""
 
     def __post_init__(self) -> None:
         if self.neighbours is not None and self.neighbours % 2:
             raise GenfedError(f"secure.neighbours = {self.neighbours}: an even number is needed")
-        # Else those between two clients of the ring who left could be added up apart from the others.
+        # Else the uploads between two dropped clients of the ring could be summed apart from the others.
         if self.neighbours is not None and self.needed(self.neighbours) <= (half := self.neighbours // 2 + 1):
             raise GenfedError(
                 f"secure.threshold = {self.threshold:g} with neighbours = {self.neighbours}: more than {half} of "
@@ -31,5 +31,5 @@ class SecureAggregation:
             )
 
     def needed(self, neighbours: int) -> int:
-        """Of a client with so many neighbours and these: how many must stay."""
+        """Returns how many of a client and its `neighbours` must reply to the end of a round."""
         return round_up_share(self.threshold, neighbours + 1)

@@ -238,14 +238,14 @@ def test_masks_are_new_in_every_round() -> None:
 
 
 def test_what_is_revealed_after_everybody_stayed_opens_no_mask_of_a_pair() -> None:
-    """Of a client that stayed its own seed is asked for, never its key: both would uncover it."""
+    """A survivor's own seed is requested, never its key: both would reveal its upload."""
     phases = make_secure(PHASE, ALL)
     session = SecureSession(
-        None, stayed={"": (0, 1, 2)}, circle={"": neighbor_graph([0, 1, 2], None)}, sealed={0: {}, 1: {}, 2: {}}
+        None, survivors={"": (0, 1, 2)}, neighbors={"": neighbor_graph([0, 1, 2], None)}, sealed={0: {}, 1: {}, 2: {}}
     )
     assert phases[3].send is not None
     ended = phases[3].send(None, session, ClientInfo(0, "a", 1))  # type: ignore[arg-type]
-    assert (ended.stayed, ended.went) == ({"": (1, 2)}, {"": ()})
+    assert (ended.survivors, ended.dropped) == ({"": (1, 2)}, {"": ()})
 
 
 def test_both_secrets_of_one_client_are_never_given() -> None:
@@ -302,9 +302,9 @@ def test_an_arc_of_the_ring_is_not_added_up_by_itself(monkeypatch: pytest.Monkey
 def test_a_client_knows_the_smallest_group_too() -> None:
     from genfed.secure_aggregation.messages import ClientSecrets, MaskKeys, Survivors
 
-    circle = {"": {1: MaskKeys("", ""), 2: MaskKeys("", "")}}
+    neighbors = {"": {1: MaskKeys("", ""), 2: MaskKeys("", "")}}
     kept = Kept()
-    kept.put(SECRETS, ClientSecrets("", "00", circle, {}, {"": ""}, {"": {}}))
+    kept.put(SECRETS, ClientSecrets("", "00", neighbors, {}, {"": ""}, {"": {}}))
     reveal = make_secure(PHASE, SecureAggregation(threshold=0.51))[3].work
     assert reveal is not None
     with pytest.raises(GenfedError, match="2 clients are left, and 3 are needed"):

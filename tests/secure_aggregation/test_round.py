@@ -149,7 +149,7 @@ class Curious:
 def without(session: SecureSession, client: int) -> SecureSession:
     """As if that one had left before its masked upload."""
     return replace(
-        session, stayed={group: tuple(i for i in ids if i != client) for group, ids in session.stayed.items()}
+        session, survivors={group: tuple(i for i in ids if i != client) for group, ids in session.survivors.items()}
     )
 
 
@@ -159,7 +159,7 @@ def test_a_client_answers_an_exchange_once(tmp_path: Path) -> None:
     for place in range(3):
         server.goes_on(place)
     masked = digest(server.asks(2, 0))
-    assert digest(server.asks(2, 0, session=replace(server.session, circle={}))) == masked
+    assert digest(server.asks(2, 0, session=replace(server.session, neighbors={}))) == masked
     with pytest.raises(GenfedError, match=r"has answered train\.masked since, and answers train\.shares .* no more"):
         server.asks(1, 0)
     honest = digest(server.asks(3, 0))
