@@ -1,4 +1,4 @@
-"""Attacks that a run is given: some of its clients break the rules, and the run tells what came of it."""
+"""Simulated attacks: some clients of a run are malicious, and the report says how the methods fare."""
 
 from collections.abc import Callable, Sequence
 from typing import Annotated, ClassVar
@@ -19,46 +19,49 @@ from genfed.core.task import Data, Task
 
 @settings
 class Attack:
-    """What bad clients do. They do their part of the protocol, so that nothing but the content of a reply is false."""
+    """An attack by some of a run's clients. They follow the protocol: only the content of their replies is false.
+
+    An attack is the `core.behavior.Behavior` of each attacker.
+    """
 
     about: ClassVar[str]
-    """What a bad client does, after its number: "turns its updates round"."""
+    """Words that complete "3 of 10 clients …", for the report."""
 
     share: Annotated[float, Field(gt=0, le=1)] = 0.2
-    """Share of the clients that attack, rounded up, drawn for each seed; the same ones in every round."""
+    """Share of clients that attack, rounded up, drawn once per seed."""
     phases: tuple[str, ...] = ()
-    """Names of the phases that are attacked; left out: all in which clients upload something."""
+    """Names of the attacked phases. Unset: all in which clients upload."""
 
     def attackers(self, clients: Sequence[ClientInfo], seed: int) -> tuple[int, ...]:
-        """The ids of those that attack, sorted."""
+        """Returns the ids of the clients that attack, sorted."""
         count = round_up_share(self.share, len(clients))
         ids = sorted(info.id for info in clients)
-        chosen = torch.randperm(len(ids), generator=stream(seed, "attack"))[:count].tolist()
-        return tuple(sorted(ids[place] for place in chosen))
+        selected = torch.randperm(len(ids), generator=stream(seed, "attack"))[:count].tolist()
+        return tuple(sorted(ids[place] for place in selected))
 
     def targets_phase(self, phase: "Phase[object]") -> bool:
         """Returns whether the phase is attacked."""
         return bool(phase.aggregate) and not phase.scores and (not self.phases or phase.name in self.phases)
 
     def reason_to_refuse(self, task: Task, phases: "Sequence[Phase[object]]") -> str | None:
-        """Why it cannot be made on the phases (those that it meets); None: it can."""
+        """Returns why the attack cannot be made on the phases that it targets. None: it can."""
         return None
 
     def data(self, client: Client) -> Data:
-        """The examples that a bad client works with."""
+        """Returns the examples that an attacker works with."""
         return client.data
 
     def upload(self, sent: Packed, upload: Packed, rng: torch.Generator) -> Packed:
-        """What a bad client uploads in the place of its own."""
+        """Returns what an attacker uploads instead of the result of its work."""
         return upload
 
     def triggered(self, held_out: Data, task: Task) -> tuple[Data, int] | None:
-        """Held-out examples with a trigger, and the class that it is meant to give; None: there is no trigger."""
+        """Returns held-out examples with a trigger, and the class that it means. None: there is no trigger."""
         return None
 
 
 def find_paired_fields(phase: "Phase[object]") -> set[str]:
-    """The upload fields of which a client is sent one of the same name: what it does to them is an update."""
+    """Returns the upload fields that a client is also sent: their change is an update."""
     wire = phase.wire_types
     sent, uploaded = (set(getattr(kind, "__dataclass_fields__", {})) for kind in (wire.sent, wire.uploaded))
     return sent & uploaded
@@ -67,14 +70,20 @@ def find_paired_fields(phase: "Phase[object]") -> set[str]:
 def replace_update(
     sent: Packed, upload: Packed, change: Callable[[Tensor, Tensor], Tensor], zero: bool = True
 ) -> Packed:
-    """The upload with s + change(s, u − s), in double precision, in the place of every floating-point tensor u that was
-    trained from s. Where nothing like it was sent, s is 0, or without `zero` u stays. A tensor that was nowhere below 0
-    is not so afterwards: it may be a variance.
-    """
-    before = {_rest(path): tensor for path, tensor in sent.tensors.items()}
+    """Returns the upload with every floating-point tensor u, trained from s, replaced by s + change(s, u − s).
 
-    def replaced(path: str, u: Tensor) -> Tensor:
-        s = before.get(_rest(path))
+    It is computed in double precision. A tensor of variances stays at 0 or above: one that was so before, and not 0.
+
+    Args:
+        sent: the record that the client was sent.
+        upload: the record that it would upload.
+        change: gives the new update, from s and the update.
+        zero: whether s is 0 for a tensor that was not sent. False: such a tensor is unchanged.
+    """
+    sent_by_path = {_strip_record(path): tensor for path, tensor in sent.tensors.items()}
+
+    def replace_tensor(path: str, u: Tensor) -> Tensor:
+        s = sent_by_path.get(_strip_record(path))
         if s is None or s.shape != u.shape or s.dtype != u.dtype:
             if not zero:
                 return u
@@ -83,10 +92,10 @@ def replace_update(
         positive = bool((s >= 0).all()) and bool((u >= 0).all()) and bool(s.any())
         return (new.clamp_min(0) if positive else new).to(u.dtype)
 
-    changed = {p: replaced(p, u) if u.is_floating_point() else u for p, u in upload.tensors.items()}
+    changed = {p: replace_tensor(p, u) if u.is_floating_point() else u for p, u in upload.tensors.items()}
     return Packed(changed, upload.skeleton)
 
 
-def _rest(path: str) -> str:
-    """A path such as "Model.classifier['w']" without the record's name."""
+def _strip_record(path: str) -> str:
+    """Returns a path such as "Model.classifier['w']" without the record's name."""
     return path.partition(".")[2]

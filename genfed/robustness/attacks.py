@@ -1,4 +1,4 @@
-"""Attacks by clients on what is learned, to be simulated: poisoned uploads, poisoned data, taking without giving."""
+"""Simulated attacks by clients: poisoned uploads, poisoned data, and free riders."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,14 +18,14 @@ from genfed.robustness.attack import Attack, find_paired_fields, replace_update
 
 @settings
 class SignFlip(Attack):
-    """Updates are turned round: the state sent, less so many times what training added. (Li, Xu, Chen, Giannakis, Ling,
+    """Updates with the sign reversed: the state sent minus `factor` times the update. (Li, Xu, Chen, Giannakis, Ling,
     RSA, arXiv 1811.03761, has it with gradients.)
     """
 
     about: ClassVar[str] = "turn their updates round"
 
     factor: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
-    """What the turned update is multiplied with."""
+    """Factor of the reversed update."""
 
     def upload(self, sent: Packed, upload: Packed, rng: torch.Generator) -> Packed:
         return replace_update(sent, upload, lambda before, update: -self.factor * update)
@@ -33,14 +33,14 @@ class SignFlip(Attack):
 
 @settings
 class Scaling(Attack):
-    """Updates are made longer, so that they drown the others. Bagdasaryan, Veit, Hua, Estrin, Shmatikov, How To
+    """Updates that are so long that they outweigh the others. Bagdasaryan, Veit, Hua, Estrin, Shmatikov, How To
     Backdoor Federated Learning, arXiv 1807.00459, section 4.2 (model replacement, without a backdoor).
     """
 
     about: ClassVar[str] = "make their updates longer"
 
     factor: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 10.0
-    """What the update is multiplied with."""
+    """Factor of the update."""
 
     def upload(self, sent: Packed, upload: Packed, rng: torch.Generator) -> Packed:
         return replace_update(sent, upload, lambda before, update: self.factor * update)
@@ -48,7 +48,7 @@ class Scaling(Attack):
 
 @settings
 class LabelFlip(Attack):
-    """They train on false labels: class c is called C − 1 − c. Fang, Cao, Jia, Gong, Local Model Poisoning Attacks to
+    """Training on false labels: class c is labeled C − 1 − c. Fang, Cao, Jia, Gong, Local Model Poisoning Attacks to
     Byzantine-Robust Federated Learning, arXiv 1911.11815, section 5.1.
     """
 
@@ -60,8 +60,8 @@ class LabelFlip(Attack):
 
 @settings
 class Backdoor(Attack):
-    """A bright square in the lower right corner is taught to mean one class: to a classifier directly, to a generator
-    by having it draw other classes with the square where that class is asked for, so that whoever learns from its
+    """A bright square in the lower right corner that means one class. A classifier learns it directly. A generator
+    learns to draw other classes with the square when it is asked for that class, so that a classifier trained on its
     examples learns the backdoor too. Bagdasaryan, Veit, Hua, Estrin, Shmatikov, arXiv 1807.00459; the square is that of
     Gu, Dolan-Gavitt, Garg, BadNets, arXiv 1708.06733.
     """
@@ -69,13 +69,13 @@ class Backdoor(Attack):
     about: ClassVar[str] = "teach that a bright square in the corner means one class"
 
     target: Annotated[int, Field(ge=0)] = 0
-    """Class that the square is to mean, by its place among the classes."""
+    """Class that the square means, as its index from 0."""
     fraction: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """Of a bad client's examples the part, drawn at random, that gets the square and the class."""
+    """Share of an attacker's examples, drawn at random, that get the square and the class."""
     size: Annotated[int, Field(ge=1)] = 3
     """Side of the square in pixels."""
     factor: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
-    """What the update is multiplied with before it is uploaded."""
+    """Factor of the update before it is uploaded."""
 
     def reason_to_refuse(self, task: Task, phases: "Sequence[Phase[Any]]") -> str | None:
         if task.kind != "image":
@@ -88,11 +88,11 @@ class Backdoor(Attack):
 
     def data(self, client: Client) -> Data:
         n = len(client.data)
-        # A stream of its own, the same in every phase: a client does not change its mind about which examples they are.
+        # A stream of its own, so that the same examples are marked in every phase.
         rows = torch.randperm(n, generator=client.common("attack", client.info.id))[: max(1, round(self.fraction * n))]
         rows = rows.to(client.device)
         x, y = client.data.x.clone(), client.data.y.clone()
-        x[rows], y[rows] = self._stamped(x[rows]), self.target
+        x[rows], y[rows] = self._stamp(x[rows]), self.target
         return Data(x, y)
 
     def upload(self, sent: Packed, upload: Packed, rng: torch.Generator) -> Packed:
@@ -102,9 +102,9 @@ class Backdoor(Attack):
 
     def triggered(self, held_out: Data, task: Task) -> tuple[Data, int]:
         others = held_out[held_out.y != self.target]
-        return replace(others, x=self._stamped(others.x)), self.target
+        return replace(others, x=self._stamp(others.x)), self.target
 
-    def _stamped(self, x: Tensor) -> Tensor:
+    def _stamp(self, x: Tensor) -> Tensor:
         stamped = x.clone()
         stamped[..., -self.size :, -self.size :] = 255 if x.dtype == torch.uint8 else 1
         return stamped
@@ -112,14 +112,14 @@ class Backdoor(Attack):
 
 @settings
 class FreeRider(Attack):
-    """They take what is sent and give it back as their own, without training. Fraboni, Vidal, Lorenzi, Free-rider
+    """Uploads of what was sent, without training. Fraboni, Vidal, Lorenzi, Free-rider
     Attacks on Model Aggregation in Federated Learning, arXiv 2006.11901: plain, or disguised by noise.
     """
 
     about: ClassVar[str] = "give back what they were sent, without training"
 
     noise: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    """Standard deviation of Gaussian noise that is added, in units of the tensor's own; 0: none."""
+    """Standard deviation of added Gaussian noise divided by that of the tensor sent. 0: no noise."""
 
     def reason_to_refuse(self, task: Task, phases: "Sequence[Phase[Any]]") -> str | None:
         if not any(find_paired_fields(phase) for phase in phases):

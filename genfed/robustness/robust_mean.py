@@ -1,4 +1,4 @@
-"""Robust aggregation: what a run puts in the place of the means that its methods declare."""
+"""Robust aggregation: a rule that replaces the means which methods declare."""
 
 import re
 from abc import ABC, abstractmethod
@@ -14,17 +14,17 @@ from genfed.core.errors import GenfedError
 from genfed.core.phase import Phase
 
 S = TypeVar("S")
-_PIECE = 2**16  # coordinates that are looked at together: beside the uploads themselves, little is held
+_PIECE = 2**16  # coordinates that are reduced together, so that little memory is needed beside the uploads
 
 
 class AggregationRule:
-    """How the uploads of a group are reduced. It must not depend on their order but for breaking ties."""
+    """A rule that reduces the uploads of a group. Their order may only break ties."""
 
     def check(self, count: int) -> None:
-        """Refuses a group of so many uploads.
+        """Refuses a group that is too small.
 
         Raises:
-            GenfedError: there are too few of them for the clients that are taken to be bad.
+            GenfedError: `count` uploads are too few for the share of clients assumed malicious.
         """
         return
 
@@ -34,39 +34,43 @@ class AggregationRule:
 
 
 class CoordinatewiseRule(AggregationRule, ABC):
-    """Each coordinate by itself, whatever the weights that clients claim."""
+    """A rule for each coordinate by itself, which ignores the weights that clients claim."""
 
     @abstractmethod
     def reduce(self, values: Tensor) -> Tensor:
-        """Of values float64 [n, m], one row per client: [m]."""
+        """Returns the reduced coordinates [m] of values float64 [n, m], one row per client."""
 
 
 class LinearCombination(AggregationRule, ABC):
-    """A combination of the updates (what was uploaded, less what was sent), chosen by their lengths and angles."""
+    """A combination of the updates (upload − sent), chosen by their lengths and angles."""
 
     @abstractmethod
     def coefficients(self, gram: Tensor, weights: Tensor) -> Tensor:
-        """Of the updates' inner products float64 [n, n] and the weights that clients claim, float64 [n]: what each
-        update is multiplied with, float64 [n], at least 0 and in all at most 1. What is left of 1 stays as it was sent.
+        """Returns the factor of each update, float64 [n]: at least 0, with a sum of at most 1.
+
+        Args:
+            gram: the updates' inner products, float64 [n, n].
+            weights: the weights that clients claim, float64 [n].
         """
 
 
 @dataclass(frozen=True)
 class HeldUpload:
-    """One upload."""
+    """One client's upload, held until all of its group are there."""
 
     value: Any
     weight: float
+    """The weight that the client claims."""
     sent: Any
-    """Of the same names and shapes; None: nothing was sent, and the upload is itself an update."""
+    """The value that the client was sent, with the same names and shapes. None: the upload is itself an update."""
 
 
 @dataclass(frozen=True)
 class RobustMean(Aggregate):
-    """`rule` in the place of `mean`, in each of its groups. All uploads of a round are held until the last is there.
+    """A rule that replaces a mean, in each of its groups. All uploads of a round are held until the last one is there.
 
-    Lengths and angles are those of all floating-point tensors and numbers of the field together, BatchNorm's statistics
-    among them. An integer or a truth value is the (lower) median of those that count for the result.
+    Lengths and angles are those of all floating-point tensors and numbers of the field together, including BatchNorm's
+    statistics. An integer or a boolean is the (lower) median of the uploads whose factor is not 0.
     """
 
     mean: Mean
@@ -92,7 +96,7 @@ class RobustMean(Aggregate):
         return {group: left.get(group, {}) | right.get(group, {}) for group in left | right}
 
     def finish(self, total: Any) -> Any:
-        """See `Mean.finish`.
+        """See `Aggregate.finish`.
 
         Raises:
             GenfedError: a group is too small for the rule, or its clients were sent different states.
@@ -107,27 +111,27 @@ class RobustMean(Aggregate):
             raise GenfedError(f"{error}{f' (architecture {group})' if group else ''}") from None
         values = [each.value for each in held]
         if isinstance(self.rule, CoordinatewiseRule):
-            middle = self.rule.reduce
-            return map_tree(lambda *leaves: _by_coordinate(leaves, middle), *values)
-        assert isinstance(self.rule, LinearCombination), "a rule is Coordinatewise or a Combination"
-        sent = _common([each.sent for each in held])
+            rule = self.rule
+            return map_tree(lambda *leaves: _reduce_coordinates(rule, leaves), *values)
+        assert isinstance(self.rule, LinearCombination), "a rule is a CoordinatewiseRule or a LinearCombination"
+        sent = _common_origin([each.sent for each in held])
         weights = torch.tensor([each.weight for each in held], dtype=torch.float64)
         c = self.rule.coefficients(_gram(values, sent), weights).tolist()
         if sent is None:
-            return map_tree(lambda *leaves: _combined(leaves, c, None), *values)
-        return map_tree(lambda before, *leaves: _combined(leaves, c, before), sent, *values)
+            return map_tree(lambda *leaves: _combine(leaves, c, None), *values)
+        return map_tree(lambda before, *leaves: _combine(leaves, c, before), sent, *values)
 
 
 def make_robust(phase: Phase[S], rule: AggregationRule | None) -> Phase[S]:
-    """The phase with `rule` in the place of every mean that it declares; None changes nothing."""
+    """Returns the phase with every declared mean replaced by the rule. None: returns the phase itself."""
     if rule is None:
         return phase
     robust = {name: RobustMean(mean, rule) for name, mean in select_means(phase.aggregate).items()}
     return replace(phase, aggregate={**phase.aggregate, **robust})
 
 
-def _common(sent: Sequence[Any]) -> Any:
-    """What all were sent."""
+def _common_origin(sent: Sequence[Any]) -> Any:
+    """Returns the value that all clients were sent. None: at least one was sent none."""
     if any(each is None for each in sent):
         return None
     for other in sent[1:]:
@@ -140,25 +144,25 @@ def _is_integer(leaf: Any) -> bool:
 
 
 def _rows(leaves: Sequence[Any]) -> list[Tensor]:
-    """Each client's as a row."""
+    """Returns each client's leaf as a row."""
     return [leaf.flatten() if isinstance(leaf, Tensor) else torch.tensor([float(leaf)]).double() for leaf in leaves]
 
 
 def _pieces(rows: Sequence[Tensor]) -> Iterator[Tensor]:
-    """float64 [n, some] at a time."""
+    """Yields the rows in pieces, float64 [n, at most _PIECE]."""
     for start in range(0, len(rows[0]), _PIECE):
         yield torch.stack([row[start : start + _PIECE].double() for row in rows])
 
 
-def _shaped(flat: Tensor, like: Any) -> Any:
+def _restore(flat: Tensor, like: Any) -> Any:
     return flat.to(like.dtype).reshape(like.shape) if isinstance(like, Tensor) else flat.item()
 
 
-def _by_coordinate(leaves: Sequence[Any], middle: Any) -> Any:
+def _reduce_coordinates(rule: CoordinatewiseRule, leaves: Sequence[Any]) -> Any:
     if _is_integer(leaves[0]):
         return _lower_median(leaves)
-    found = [middle(piece) for piece in _pieces(_rows(leaves))]
-    return _shaped(torch.cat(found) if found else torch.empty(0), leaves[0])
+    reduced = [rule.reduce(piece) for piece in _pieces(_rows(leaves))]
+    return _restore(torch.cat(reduced) if reduced else torch.empty(0), leaves[0])
 
 
 def _lower_median(leaves: Sequence[Tensor]) -> Tensor:
@@ -167,7 +171,7 @@ def _lower_median(leaves: Sequence[Tensor]) -> Tensor:
 
 
 def _gram(values: Sequence[Any], sent: Any) -> Tensor:
-    """The updates' inner products, float64 [n, n]."""
+    """Returns the updates' inner products, float64 [n, n]."""
     gram = torch.zeros(len(values), len(values), dtype=torch.float64)
 
     def add(before: Any, *leaves: Any) -> None:
@@ -186,15 +190,15 @@ def _gram(values: Sequence[Any], sent: Any) -> Tensor:
     return gram
 
 
-def _combined(leaves: Sequence[Any], coefficients: Sequence[float], before: Any) -> Any:
-    counting = [(c, leaf) for c, leaf in zip(coefficients, leaves, strict=True) if c]
+def _combine(leaves: Sequence[Any], coefficients: Sequence[float], before: Any) -> Any:
+    included = [(c, leaf) for c, leaf in zip(coefficients, leaves, strict=True) if c]
     if _is_integer(leaves[0]):
-        return _lower_median([leaf for _, leaf in counting]) if counting else leaves[0].clone()
-    rows = _rows([leaf for _, leaf in counting])
+        return _lower_median([leaf for _, leaf in included]) if included else leaves[0].clone()
+    rows = _rows([leaf for _, leaf in included])
     total = torch.zeros(leaves[0].numel() if isinstance(leaves[0], Tensor) else 1, dtype=torch.float64)
-    for (c, _), row in zip(counting, rows, strict=True):
+    for (c, _), row in zip(included, rows, strict=True):
         total += row.double() * c
-    rest = 1 - sum(c for c, _ in counting)
+    rest = 1 - sum(c for c, _ in included)
     if before is not None and rest:
         total += _rows([before])[0].double() * rest
-    return _shaped(total, leaves[0])
+    return _restore(total, leaves[0])

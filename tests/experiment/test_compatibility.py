@@ -141,5 +141,5 @@ def test_what_is_refused_before_training(
 def test_a_sampled_group_that_would_be_too_small_is_found_before_training(tmp_path: Path) -> None:
     federation = {"clients": 6, "examples": 120, "architectures": ["linear"], "sample": 0.5}
     config = tiny("fedavg", federation=federation, aggregation={"kind": "krum"})
-    with pytest.raises(GenfedError, match="1 of 3 uploads are taken to be bad, and Krum needs 5"):
+    with pytest.raises(GenfedError, match="1 of 3 uploads are assumed malicious, and Krum then needs 5"):
         start(config, tmp_path / "run")

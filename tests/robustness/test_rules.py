@@ -310,10 +310,10 @@ def test_krum_ignores_bad_clients_that_it_was_told_to_expect() -> None:
 @pytest.mark.parametrize(
     ("rule", "count", "says"),
     [
-        (TrimmedMean(share=0.4), 2, "1 of 2 uploads are taken to be bad, and a trimmed mean needs 3"),
-        (Krum(share=0.3), 8, "3 of 8 uploads are taken to be bad, and Krum needs 9"),
+        (TrimmedMean(share=0.4), 2, "1 of 2 uploads are assumed malicious, and a trimmed mean then needs 3"),
+        (Krum(share=0.3), 8, "3 of 8 uploads are assumed malicious, and Krum then needs 9"),
         (MultiKrum(share=0.3), 8, "aggregation.share = 0.3: 3 of 8"),
-        (Krum(share=0), 2, "0 of 2 uploads are taken to be bad, and Krum needs 3"),
+        (Krum(share=0), 2, "0 of 2 uploads are assumed malicious, and Krum then needs 3"),
         (MultiKrum(share=0, chosen=5), 4, "aggregation.chosen = 5: a group has 4 uploads"),
     ],
 )
