@@ -1,4 +1,4 @@
-"""Where client code and server code run, and all that each may touch."""
+"""All that a client's code and the server's code may touch."""
 
 import re
 from collections.abc import Callable
@@ -22,76 +22,97 @@ R = TypeVar("R")
 
 
 class Slot(Generic[R]):
-    """A named place for something a client keeps for itself; it outlives the phase that wrote it."""
+    """A named place in a client's storage, for one record that outlives the phase that wrote it."""
 
     def __init__(self, name: str, kind: type[R]) -> None:
-        """`name` becomes part of a file's: letters, digits, "-" and "_"."""
+        """Names a place.
+
+        Args:
+            name: part of a file name: letters, digits, "-" and "_".
+            kind: the type of the record.
+
+        Raises:
+            GenfedError: the name has other characters.
+        """
         if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
             raise GenfedError(f"{name!r} cannot name a slot: it takes letters, digits, - and _")
         self.name, self.kind = name, kind
 
 
 class ClientStorage(Protocol):
-    """A client's private records. A step reads what was kept before it, however often it is repeated."""
+    """A client's private records. A round reads what earlier rounds stored, however often it is repeated."""
 
     def get(self, slot: Slot[R]) -> R | None:
-        """The record last put there; None before the first."""
+        """Returns the record that an earlier round stored. None: there is none."""
 
     def put(self, slot: Slot[R], record: R) -> None:
-        """Keeps a record for later steps."""
+        """Stores a record for later rounds."""
 
 
 @dataclass(frozen=True)
 class Client:
-    """Who is asked: all that `work` may touch."""
+    """All that `work` may touch on a client."""
 
     info: ClientInfo
+    """The server's knowledge of the client."""
     task: Task
+    """The learning task."""
     data: Data
     """Its training examples, on `device`."""
     storage: ClientStorage
+    """Its private records."""
     rng: torch.Generator
-    """Draws of this (phase, round, client)."""
+    """Random stream of this phase, round and client."""
     seed: int
+    """The trial's seed."""
     device: torch.device
+    """The device to compute on."""
     precision: Literal["float32", "bfloat16"]
+    """The precision of training."""
     new_network_of: "Callable[[str, torch.Generator], nn.Module]"
-    """A classifier by architecture, initialised from the generator; on `device`."""
+    """(architecture, rng) → a classifier initialized from rng, on `device`."""
     privacy: PrivateTrainer | None = None
-    """How it trains on its own examples, to be handed to `training.fit`; None: without differential privacy."""
+    """Trainer for its own examples under differential privacy, a parameter of `training.fit`. None: no privacy."""
 
     def new_network(self, rng: torch.Generator) -> "nn.Module":
-        """Its own classifier, initialised from the generator; on `device`."""
+        """Returns its own classifier, initialized from the generator; on `device`."""
         return self.new_network_of(self.info.architecture, rng)
 
     def common(self, *path: str | int) -> torch.Generator:
-        """A stream that the server and all clients derive alike (initial weights)."""
+        """Returns a random stream that is the same for the server and all clients, as for initial weights."""
         return stream(self.seed, "common", *path)
 
 
 @dataclass(frozen=True)
 class Server:
-    """Where server functions run. It knows what clients are, and cannot reach what they have."""
+    """All that server functions may touch: descriptions of the clients, and nothing of their data."""
 
     task: Task
+    """The learning task."""
     clients: tuple[ClientInfo, ...]
+    """All clients of the federation."""
     round: int
+    """The round of the phase, from 0."""
     rng: torch.Generator
+    """Random stream of this phase, round and server function."""
     seed: int
+    """The trial's seed."""
     device: torch.device
+    """The device to compute on."""
     precision: Literal["float32", "bfloat16"]
+    """The precision of training."""
     new_network: "Callable[[str, torch.Generator], nn.Module]"
-    """A classifier by architecture, initialised from the generator; on `device`."""
+    """(architecture, rng) → a classifier initialized from rng, on `device`."""
     public: Tensor | None = None
-    """Unlabelled examples that anybody may see, [n, *task.shape] as `Data.x` has them; None: the run names none."""
+    """Public unlabeled examples [n, *task.shape], as in `Data.x`. None: the run has none."""
     store: Store = field(default_factory=MemoryStore)
-    """For what is too large for the state, such as a synthetic set; `init` and `update` may append to it."""
+    """Storage for what is too large for the state, such as a synthetic dataset; `init` and `update` may append."""
 
     @property
     def architectures(self) -> tuple[str, ...]:
-        """Those present, sorted."""
+        """The names of all clients' architectures, sorted."""
         return tuple(sorted({c.architecture for c in self.clients}))
 
     def common(self, *path: str | int) -> torch.Generator:
-        """A stream that the server and all clients derive alike (initial weights)."""
+        """Returns a random stream that is the same for the server and all clients, as for initial weights."""
         return stream(self.seed, "common", *path)

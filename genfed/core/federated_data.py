@@ -10,26 +10,31 @@ from genfed.core.task import Data, Task
 
 @dataclass(frozen=True)
 class PersonalTestSet:
-    """What a client of the federation has, so that a classifier is scored on the like."""
+    """The held-out rows that resemble one client's data, for its personalized accuracy."""
 
     client: int
+    """The client's id."""
     range: tuple[int, int]
-    """Its rows among the training examples of the client that scores: all of them, unless that one is a pool."""
+    """Its rows [start, stop) of the training examples of the client that scores: all, unless that client is a pool."""
     values: tuple[str, ...] = ()
-    """Its values of the natural column by which the clients were made; empty: there is none."""
+    """Its values of the natural column by which the clients were formed. Empty: there is no such column."""
     rows: Tensor | None = None
-    """The held-out rows that have one of these values, int64; None: all rows."""
+    """The held-out rows with one of these values, int64 [m]. None: all rows."""
 
 
 @dataclass(frozen=True)
 class FederatedData:
-    """The clients and their data. Each client's examples are one range of rows of `train`."""
+    """The clients of a federation and their data."""
 
     task: Task
+    """The learning task."""
     clients: tuple[ClientInfo, ...]
+    """The clients, as the server knows them."""
     ranges: tuple[tuple[int, int], ...]
+    """Each client's rows [start, stop) of `train`, in the order of `clients`."""
     train: Data
+    """The training examples of all clients."""
     held_out: Data
-    """The common part on which classifiers are scored."""
+    """The common examples on which classifiers are scored."""
     own: dict[int, tuple[PersonalTestSet, ...]] = field(default_factory=dict)
-    """By client: those for whom its classifier is scored on data like their own. Itself, or those in its pool."""
+    """Personal test sets for each client's classifier, by client: its own, or those of its pool's members."""

@@ -1,4 +1,4 @@
-"""What travels between engines and clients: which round, and a client's reply."""
+"""The messages between engines and clients: a round, and a client's reply."""
 
 import json
 import math
@@ -16,39 +16,44 @@ class RoundId:
     """One round of one phase."""
 
     phase: str
+    """The phase's name."""
     round: int
-    """Counted per phase name over the whole method."""
+    """The round, counted per phase name over the whole method."""
     number: int
-    """Counted over all phases. A step reads what clients kept in earlier ones."""
+    """The round, counted over all phases. It reads what clients stored in rounds of lower numbers."""
 
 
 @dataclass(frozen=True)
 class PackedReply:
-    """A client's reply, packed, and the seconds that its work took."""
+    """A client's reply as it travels."""
 
     upload: Packed
+    """The uploaded record."""
     weight: float
+    """The upload's weight in a weighted mean, above 0."""
     metrics: dict[str, float] = field(default_factory=dict)
+    """Numbers for the log."""
     seconds: float = 0.0
+    """The duration of the client's work."""
 
 
-def check_reply(answer: PackedReply) -> None:
+def check_reply(reply: PackedReply) -> None:
     """Refuses a reply whose numbers would spoil a mean.
 
     Raises:
         GenfedError: a weight that is not above 0, or numbers that are not finite.
     """
-    if not (math.isfinite(answer.weight) and answer.weight > 0):
-        raise GenfedError(f"its weight is {answer.weight}; a weight is above 0")
-    for path, tensor in answer.upload.tensors.items():
+    if not (math.isfinite(reply.weight) and reply.weight > 0):
+        raise GenfedError(f"its weight is {reply.weight}; a weight is above 0")
+    for path, tensor in reply.upload.tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise GenfedError(f"{path} holds numbers that are not finite")
-    for name, value in json.loads(answer.upload.skeleton).items():
-        if not _finite(value):
+    for name, value in json.loads(reply.upload.skeleton).items():
+        if not _is_finite(value):
             raise GenfedError(f"{name} holds numbers that are not finite")
 
 
-def _finite(value: Any) -> bool:
+def _is_finite(value: Any) -> bool:
     if isinstance(value, dict | list):
-        return all(map(_finite, value.values() if isinstance(value, dict) else value))
+        return all(map(_is_finite, value.values() if isinstance(value, dict) else value))
     return not isinstance(value, float) or math.isfinite(value)
