@@ -7,6 +7,7 @@ from pathlib import Path
 
 from genfed.audits.findings import Audits, Exchanged
 from genfed.config import registry
+from genfed.config.architectures import Architectures
 from genfed.config.reader import read_config, read_table
 from genfed.config.settings import Config
 from genfed.core.errors import GenfedError
@@ -95,7 +96,8 @@ def _config(run: Path, audits: Sequence[str], overrides: Iterable[str]) -> Confi
 def _trial(config: Config, run: Path, dataset: Dataset, label: str, seed: int) -> Trial:
     public = load_public(config, dataset.task)
     shards = partitioning.partition_data(config, dataset, seed)
-    trial = replace(new_trial(config, run, label, seed, shards, data_fingerprint(shards, public)), public=public)
+    fingerprint = data_fingerprint(shards, public)
+    trial = new_trial(config, run, label, seed, shards, fingerprint, Architectures().new, public)
     at = read_checkpoint(trial.method, trial.folder)
     if at is None:
         raise GenfedError(f"{run}: {label} with seed {seed} has no checkpoint to audit")

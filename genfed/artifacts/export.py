@@ -15,7 +15,8 @@ from torch import nn
 
 from genfed._version import __version__
 from genfed.artifacts.trained_model import TrainedModel, load_trained, select_trial
-from genfed.config import architectures, registry
+from genfed.config import registry
+from genfed.config.architectures import Architectures
 from genfed.config.reader import read_config, source_table
 from genfed.core.errors import GenfedError, first_line
 from genfed.core.task import Task
@@ -118,7 +119,7 @@ def load_model(folder: str | Path) -> tuple[nn.Module, Task]:
             f"{folder}: the method {about.kind!r} made this network ({about.network}) of its own, and no "
             "architecture's name makes it again; export it with --format onnx"
         )
-    network = architectures.new_network(about.architecture, about.task, torch.Generator().manual_seed(0))
+    network = Architectures().new(about.architecture, about.task, torch.Generator().manual_seed(0))
     try:
         network.load_state_dict(safetensors.torch.load_file(file))
     except (safetensors.SafetensorError, OSError, RuntimeError) as error:

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from genfed.artifacts.trained_model import SelectedTrial, select_trial
+from genfed.config.architectures import Architectures
 from genfed.config.reader import read_config
 from genfed.core.client import Server
 from genfed.core.errors import GenfedError
@@ -124,7 +125,7 @@ def _server(chosen: SelectedTrial, *path: str | int) -> Server:
     except GenfedError:
         compute = replace(compute, device="cpu")
     store = FolderStore(trial_folder(chosen.run, chosen.label, chosen.seed))
-    return new_server(chosen.at.task, (), compute, chosen.seed, 0, *path, store=store)
+    return new_server(chosen.at.task, (), compute, Architectures().new, chosen.seed, 0, *path, store=store)
 
 
 def _write(

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from genfed.config import architectures, registry
+from genfed.config import registry
+from genfed.config.architectures import Architectures
 from genfed.config.settings import Config
 from genfed.core.aggregate import ClientInfo
 from genfed.core.errors import GenfedError, first_line
@@ -152,6 +153,7 @@ def _trial(chosen: SelectedTrial, shards: FederatedData, public: Any) -> Trial:
         identity=chosen.at.trial,
         federation=config.federation,
         compute=replace(config.compute, device="cpu"),
+        new_network=Architectures().new,
         evaluate_every=config.evaluation.every,
         public=None if config.public is None else public,
     )
@@ -167,7 +169,7 @@ def _read(chosen: SelectedTrial) -> Trial:
     except GenfedError as error:
         why = f"{label}: its classifier is made with the run's data, which cannot be read"
         raise GenfedError(f"{why}: {error}") from None
-    same = new_trial(config, chosen.run, label, seed, shards, data_fingerprint(shards, public))
+    same = new_trial(config, chosen.run, label, seed, shards, data_fingerprint(shards, public), Architectures().new)
     if same.identity != chosen.at.trial:
         raise GenfedError(f"{label}: its classifier is made with the run's data, which are others than they were")
     return _trial(chosen, same.shards, public)
@@ -178,9 +180,9 @@ def _classifier(trial: Trial, at: Checkpoint[Any], info: ClientInfo, names: dict
 
     def new_network(architecture: str, task: Task, rng: torch.Generator) -> nn.Module:
         names[architecture] = None
-        return architectures.new_network(architecture, task, rng)
+        return trial.new_network(architecture, task, rng)
 
-    return load_classifier(trial, at, info, new_network).eval()
+    return load_classifier(replace(trial, new_network=new_network), at, info).eval()
 
 
 def _clients(chosen: SelectedTrial, rows: Sequence[Row]) -> tuple[ClientInfo, ...] | None:
@@ -205,7 +207,7 @@ def _architecture(network: nn.Module, names: Sequence[str], task: Task) -> str |
     rng, weights = torch.Generator().manual_seed(0), network.state_dict()
     x = torch.rand(3, *task.shape, generator=rng) * 2 - 1
     for name in names:
-        other = architectures.new_network(name, task, rng).eval()
+        other = Architectures().new(name, task, rng).eval()
         shapes = {key: value.shape for key, value in other.state_dict().items()}
         if type(other) is type(network) and shapes == {key: value.shape for key, value in weights.items()}:
             other.load_state_dict(weights)

@@ -42,14 +42,13 @@ AUDITS = Family("audits", Audit, "genfed.audits")
 AGGREGATIONS = Family("aggregations", AggregationRule, "genfed.robustness.rules")
 ATTACKS = Family("attacks", Attack, "genfed.robustness.attacks")
 FAMILIES = (METHODS, DATA, PARTITIONS, GENERATORS, AUDITS, AGGREGATIONS, ATTACKS)
-_CLASSIFIERS = "genfed.classifiers"
 
 
 def list_classes(family: Family) -> dict[str, type[Any]]:
     """Every name of the family, genfed's own and those that installed packages register."""
     package = importlib.import_module(family.package)
     if hasattr(package, "__path__"):
-        modules = {m.name: importlib.import_module(f"{family.package}.{m.name}") for m in _modules(package)}
+        modules = {m.name: importlib.import_module(f"{family.package}.{m.name}") for m in list_modules(package)}
         found = {name: classes[0] for name, module in modules.items() if (classes := _classes(module, family.base))}
     else:
         found = {_snake(c.__name__): c for c in _classes(package, family.base)}
@@ -65,7 +64,7 @@ def find_class(family: Family, name: str) -> type[Any]:
         GenfedError: there is none; the nearest name is given.
     """
     if ":" in name:
-        cls = _custom(name, family.base)
+        cls = import_class(name, family.base)
         if "__dataclass_fields__" not in vars(cls):
             raise GenfedError(f"{name}: a {family.base.__name__} bears @genfed.settings, and this has none")
         if inspect.isabstract(cls):
@@ -90,7 +89,8 @@ def explain_unknown(name: str, known: Iterable[str], what: str) -> str:
     return f"{what}: {name!r}{hint} (there are: {', '.join(names) or 'none'})"
 
 
-def _modules(package: ModuleType) -> list[pkgutil.ModuleInfo]:
+def list_modules(package: ModuleType) -> list[pkgutil.ModuleInfo]:
+    """Returns the modules of a package whose names have no leading underscore."""
     return [m for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_")]
 
 
@@ -102,7 +102,12 @@ def _classes(module: ModuleType, base: type[Any]) -> list[type[Any]]:
     ]
 
 
-def _custom(path: str, base: type[Any]) -> type[Any]:
+def import_class(path: str, base: type[Any]) -> type[Any]:
+    """Imports "package.module:Class".
+
+    Raises:
+        GenfedError: the module cannot be imported, or has no such subclass of `base`.
+    """
     module_name, _, class_name = path.partition(":")
     try:
         module = importlib.import_module(module_name)

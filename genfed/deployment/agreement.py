@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from pydantic import TypeAdapter
-from torch import Tensor
 
 from genfed.config.settings import Config
 from genfed.core.aggregate import ClientInfo
@@ -18,7 +17,7 @@ from genfed.core.phase import flatten_phases
 from genfed.core.record import pack
 from genfed.core.task import Task
 from genfed.deployment.roster import SiteDescription
-from genfed.experiment.trial import new_server
+from genfed.experiment.inputs import RunInputs
 
 PROCESS = 500 * 2**20
 """Bytes of a site's process before it does anything: torch and Flower, as measured."""
@@ -54,18 +53,16 @@ def find_disagreements(config: Config, hellos: Sequence[SiteDescription]) -> lis
     return lines
 
 
-def warn_of_memory(
-    config: Config, task: Task, infos: tuple[ClientInfo, ...], public: Tensor | None, hellos: Sequence[SiteDescription]
-) -> list[str]:
+def warn_of_memory(inputs: RunInputs, hellos: Sequence[SiteDescription]) -> list[str]:
     """A line for each site and method with a phase that needs more memory than is free: at least a process, what is
     sent, as much again for its gradients and twice for an optimiser's moments, and the examples.
     """
-    example = torch.Size(task.shape).numel() * 4
+    example = torch.Size(inputs.task.shape).numel() * 4
     lines = []
-    for label, method in config.method.items():
-        server = new_server(task, infos, config.compute, config.seeds[-1], 0, "init", public=public)
+    for label, method in inputs.config.method.items():
+        server = inputs.initial_server()
         state = _begun(label, method, server, hellos)
-        for info, hello in zip(infos, hellos, strict=True):
+        for info, hello in zip(inputs.clients, hellos, strict=True):
             sizes = {}
             for phase in flatten_phases(method.phases()):
                 if phase.work is not None and phase.send is not None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from genfed.config import architectures
+from genfed.config.architectures import Architectures
 from genfed.core.errors import GenfedError
 from genfed.core.record import digest, pack, unpack
 from genfed.core.task import Task
@@ -49,19 +49,19 @@ class OpaqueNetwork(nn.Module):
         return GenfedError(f"it must run {self._name}, which its site alone knows: use one of the zoo, or gefl")
 
 
-def opaque_networks(
-    roll: SiteRoster, hellos: Sequence[SiteDescription], task: Task, seed: int
-) -> dict[str, dict[str, Tensor]]:
-    """Initial weights of architectures that this server cannot know, asked from their sites.
+def ask_architectures(roll: SiteRoster, hellos: Sequence[SiteDescription], task: Task, seed: int) -> Architectures:
+    """Returns the architectures of one seed's trials. Those that only a site knows are opaque: each site is asked for
+    the initial weights.
 
     Raises:
         GenfedError: an architecture that is not in the zoo, or one name for two.
     """
+    zoo = Architectures()
     found: dict[str, tuple[str, dict[str, Tensor]]] = {}
     for hello in hellos:
         name = hello.architecture
         if not hello.info(0).personal:
-            architectures.new_network(name, task, torch.Generator())  # refuses what the zoo does not have
+            zoo.new(name, task, torch.Generator())  # refuses what the zoo does not have
             continue
         weights = unpack(Model, roll.ask(hello.name, {"ask": "initial", "seed": seed})[1]).classifier
         if name in found and digest(pack(Model(found[name][1]))) != digest(pack(Model(weights))):
@@ -69,14 +69,8 @@ def opaque_networks(
                 f"sites {found[name][0]} and {hello.name} both name {name}, and theirs differ: rename one"
             )
         found[name] = hello.name, weights
-    return {name: weights for name, (_, weights) in found.items()}
+    return Architectures({name: functools.partial(_new_opaque, name, weights) for name, (_, weights) in found.items()})
 
 
-def lend(strangers: Mapping[str, dict[str, Tensor]]) -> None:
-    """Has the registry make each of them, from its weights, where its name is asked for."""
-    for name, weights in strangers.items():
-        architectures.lend(name, functools.partial(_stranger, name, weights))
-
-
-def _stranger(name: str, weights: dict[str, Tensor], task: Task) -> nn.Module:
+def _new_opaque(name: str, weights: dict[str, Tensor], task: Task) -> nn.Module:
     return OpaqueNetwork(name, weights)

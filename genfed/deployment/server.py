@@ -17,7 +17,6 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field, TypeAdapter, ValidationError
 from rich.console import Console
-from torch import Tensor
 
 from genfed._version import __version__
 from genfed.config.reader import method_table, read_config, settings_table
@@ -28,13 +27,13 @@ from genfed.core.federated_data import FederatedData
 from genfed.core.task import Data, Task
 from genfed.data.sites import Sites
 from genfed.deployment import agreement
-from genfed.deployment.opaque_network import lend, opaque_networks
+from genfed.deployment.opaque_network import ask_architectures
 from genfed.deployment.roster import SiteDescription, SiteRoster
 from genfed.engines.flower.engine import FlowerEngine, MessageLink
 from genfed.engines.flower.messages import MessageHeader
 from genfed.engines.round import Engine
 from genfed.experiment import checks, compatibility
-from genfed.experiment.inputs import load_public
+from genfed.experiment.inputs import RunInputs, load_public
 from genfed.experiment.progress import RunProgressBar
 from genfed.experiment.run import FederationClients, run_on
 from genfed.experiment.run_folder import default_folder
@@ -150,11 +149,11 @@ def _serve_run(post: MessageLink, grid: Any, wanted: ServeRequest) -> Outcome:
     checks.check_device(config.compute.device)
     for label, method in config.method.items():
         checks.check_augmentation(label, method, task)
-    strangers = {seed: opaque_networks(roll, hellos, task, seed) for seed in config.seeds}
-    lend(strangers[config.seeds[-1]])
-    privacy_compatibility.check(config, task, infos)
+    architectures = {seed: ask_architectures(roll, hellos, task, seed) for seed in config.seeds}
+    inputs = RunInputs(config, task, infos, architectures, public)
+    privacy_compatibility.check(config, task, infos, architectures[config.seeds[-1]].new)
     _prepare(roll, config, task, hellos, _run_of(folder) if wanted.resume else "new")
-    tight = agreement.warn_of_memory(config, task, infos, public, hellos)
+    tight = agreement.warn_of_memory(inputs, hellos)
     if wanted.check:
         return Outcome(sites=hellos, trouble=tuple(tight))
     for line in tight:
@@ -162,11 +161,11 @@ def _serve_run(post: MessageLink, grid: Any, wanted: ServeRequest) -> Outcome:
 
     @contextlib.contextmanager
     def there() -> Iterator[FederationClients]:
-        yield _There(config, grid, roll, folder, task, infos, hellos, strangers)
+        yield _There(config, grid, roll, folder, task, infos, hellos)
 
     console = Console(file=_Said(), markup=False, emoji=False, highlight=False, soft_wrap=True)  # type: ignore[arg-type]
     with RunProgressBar(console, trials=len(config.labels) * len(config.seeds)) as watch:
-        run_on(config, task, infos, public, folder, there, wanted.resume, wanted.fresh, watch, wanted.command or None)
+        run_on(inputs, folder, there, wanted.resume, wanted.fresh, watch, wanted.command or None)
     return Outcome(folder=str(folder), sites=hellos)
 
 
@@ -213,15 +212,12 @@ class _There:
         task: Task,
         infos: tuple[ClientInfo, ...],
         hellos: Sequence[SiteDescription],
-        strangers: Mapping[int, Mapping[str, dict[str, Tensor]]],
     ) -> None:
-        self._strangers = strangers
         self._config, self._roll, self._folder = config, roll, folder
         self._task, self._infos, self._names = task, infos, [hello.name for hello in hellos]
         self._post = MessageLink(grid, config.federation.timeout, pause=PAUSE)
 
     def shards(self, seed: int) -> FederatedData:
-        lend(self._strangers[seed])
         return _nowhere(self._task, self._infos)
 
     def engine(self, trial: Trial) -> Engine:

@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import functools
 import json
 import logging
 import traceback
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 
 from genfed._version import __version__
-from genfed.config import architectures
+from genfed.config.architectures import Architectures
 from genfed.config.reader import build_settings, read_method
 from genfed.config.settings import Compute, Federation
 from genfed.core.aggregate import ClientInfo
@@ -134,7 +135,7 @@ def _hello(site: LocatedSite, head: Mapping[str, Any], body: Packed) -> tuple[di
 def _initial(site: LocatedSite, head: Mapping[str, Any], body: Packed) -> tuple[dict[str, Any], Packed]:
     """The initial weights of an architecture that only the site knows, as `initial_weights` has them."""
     name = site.config.architecture
-    network = architectures.new_network(
+    network = Architectures().new(
         name, describe_holdings(site).task, stream(int(head["seed"]), "common", "classifier", name)
     )
     return {}, pack(Model(weights_of(network)))
@@ -169,7 +170,7 @@ def _work(site: LocatedSite, head: Mapping[str, Any], body: Packed) -> tuple[dic
     guard = None
     if config.privacy is not None:
         guard = site_budget.SiteBudget(trial, site.folder, config.privacy, _bill(about))
-    here = new_runner(trial, lambda name, task, rng: _new_network(config, name, task, rng), guard)
+    here = new_runner(trial, guard)
     return handle_work(here, dict(head), body)
 
 
@@ -235,6 +236,7 @@ def _trial(site: LocatedSite, about: Mapping[str, Any], client: int) -> Trial:
         identity="",
         federation=federation_,
         compute=Compute(device=config.device, threads=config.threads, precision=about["precision"]),
+        new_network=functools.partial(_new_network, config, Architectures()),
         evaluate_every=0,
         counts_flops=bool(about["flops"]) and about["privacy"] is None,
         secure=None if about["secure"] is None else build_settings(SecureAggregation, about["secure"], "secure."),
@@ -274,13 +276,14 @@ def _check_demands(config: SiteSettings, trial: Trial) -> None:
 def _check_network(config: SiteSettings, trial: Trial) -> None:
     """Refuses a trial under [privacy] for which the site's own classifier will not do."""
     if trial.privacy is not None:
-        check_architecture(config.architecture, trial.shards.task)
+        check_architecture(config.architecture, trial.shards.task, trial.new_network)
 
 
-def _new_network(config: SiteSettings, name: str, task: Task, rng: torch.Generator) -> nn.Module:
+def _new_network(config: SiteSettings, known: Architectures, name: str, task: Task, rng: torch.Generator) -> nn.Module:
+    """Makes a network of the site's own architecture, or of one that the site allows."""
     if name != config.architecture:
         _check_name(name, config)
-    return architectures.new_network(name, task, rng)
+    return known.new(name, task, rng)
 
 
 def _check_names(table: Any, config: SiteSettings) -> None:

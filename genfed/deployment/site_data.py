@@ -1,4 +1,4 @@
-"""TODO"""
+"""A site's data: read, checked, and stored as tensors."""
 
 import contextlib
 import hashlib
@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from genfed._version import __version__
+from genfed.config.architectures import Architectures
 from genfed.core.errors import GenfedError, RecordError
 from genfed.core.record import load, save
 from genfed.core.task import Data, Task
@@ -51,7 +52,7 @@ def load_site_data(site: LocatedSite) -> SiteHoldings:
         task = replace(task, classes=config.classes)
         train, held_out = Data(train.x, place[train.y]), Data(held_out.x, place[held_out.y])
     holding = SiteHoldings(task, train, held_out, source)
-    checks.check_architecture(config.architecture, task, train)
+    checks.check_architecture(config.architecture, task, train, Architectures().new)
     site.folder.mkdir(parents=True, exist_ok=True)
     save(holding, site.folder / DATA)
     return holding

@@ -6,18 +6,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genfed.config import architectures
 from genfed.config.settings import Config
 from genfed.core.errors import GenfedError, first_line
 from genfed.core.federated_data import FederatedData
 from genfed.core.method import Method
 from genfed.core.task import Data, Task
+from genfed.engines.client_runner import NewNetwork
 from genfed.experiment.partitioning import count_classes
 from genfed.training.classifier import Training
 from genfed.training.pixels import normalize_pixels
 
 
-def check_clients(config: Config, shards: FederatedData) -> None:
+def check_clients(config: Config, shards: FederatedData, new_network: NewNetwork) -> None:
     """Refuses before training what would fail in it.
 
     Raises:
@@ -28,7 +28,7 @@ def check_clients(config: Config, shards: FederatedData) -> None:
     if config.federation.timeout is not None and config.compute.workers == 0:
         raise GenfedError("federation.timeout needs worker processes: compute.workers is 0")
     for name in sorted({c.architecture for c in shards.clients}):
-        check_architecture(name, shards.task, shards.train)
+        check_architecture(name, shards.task, shards.train, new_network)
     counts = count_classes(shards)
     few = min(shards.clients, key=lambda info: info.examples)
     for label, method in config.method.items():
@@ -70,9 +70,9 @@ def check_device(device: str) -> None:
             raise GenfedError(f'compute.device = {device!r}: this machine has {count} CUDA devices; use "cpu"')
 
 
-def check_architecture(name: str, task: Task, data: Data) -> None:
+def check_architecture(name: str, task: Task, data: Data, new_network: NewNetwork) -> None:
     """Refuses a network that does not take two of these examples to one score per class."""
-    network = architectures.new_network(name, task, torch.Generator().manual_seed(0)).eval()
+    network = new_network(name, task, torch.Generator().manual_seed(0)).eval()
     try:
         with torch.no_grad():
             scores: object = network(normalize_pixels(data.x[:2]))

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from genfed.config import architectures
 from genfed.config.settings import Config
 from genfed.core.errors import GenfedError
 from genfed.core.federated_data import FederatedData
 from genfed.core.method import Method
 from genfed.core.rng import stream
 from genfed.core.task import Data, Task
+from genfed.engines.client_runner import NewNetwork
 from genfed.experiment.checks import check_architecture
 from genfed.experiment.trial import Trial, trial_server
 from genfed.metrics.generator_metrics import frechet_distance, memorization, network_features, precision_recall
@@ -48,8 +48,9 @@ class ReferenceClassifier:
 class GeneratorEvaluator:
     """Judges the generators and kept sets of one seed; its reference classifier is trained when it is first needed."""
 
-    def __init__(self, config: Config, shards: FederatedData, seed: int) -> None:
+    def __init__(self, config: Config, shards: FederatedData, seed: int, new_network: NewNetwork) -> None:
         self._config, self._shards, self._seed, self._samples = config, shards, seed, config.quality.samples
+        self._new_network = new_network
         self._epochs, self._device = config.quality.epochs, torch.device(config.compute.device)
         self._architecture = reference_architecture(config, shards.task)
         self._lpips = None if config.quality.lpips is None else Lpips(config.quality.lpips)
@@ -69,9 +70,8 @@ class GeneratorEvaluator:
         train = of(self._shards.train)
         task = replace(self._shards.task, kind="features", shape=tuple(train.x.shape[1:]))
         config = replace(self._config, quality=replace(self._config.quality, lpips=None))
-        return GeneratorEvaluator(
-            config, replace(self._shards, task=task, train=train, held_out=of(self._shards.held_out)), self._seed
-        )
+        shards = replace(self._shards, task=task, train=train, held_out=of(self._shards.held_out))
+        return GeneratorEvaluator(config, shards, self._seed, self._new_network)
 
     def _row(self, trial: Trial, state: Any, step: int) -> dict[str, Any]:
         makes = trial.method.generates or trial.method.of_features
@@ -176,7 +176,7 @@ class GeneratorEvaluator:
     def _trained(self, data: Data, classes: tuple[str, ...] | None = None) -> nn.Module:
         """A network from the same initial weights, whatever it is trained on; of the task's classes, or others."""
         task = self._shards.task if classes is None else replace(self._shards.task, classes=classes)
-        network = architectures.new_network(self._architecture, task, self._stream("weights"))
+        network = self._new_network(self._architecture, task, self._stream("weights"))
         network = network.to(self._device).train()
         adam = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE, fused=True)
         player, there = Objective(cross_entropy(network), adam), data.to(self._device)
@@ -200,7 +200,7 @@ def reference_architecture(config: Config, task: Task) -> str:
     return "cnn7-bn" if task.kind == "image" and min(task.shape[1:]) >= 16 else "mlp"
 
 
-def check_generator_quality(config: Config, shards: FederatedData) -> None:
+def check_generator_quality(config: Config, shards: FederatedData, new_network: NewNetwork) -> None:
     """Refuses a reference classifier that cannot judge these examples.
 
     Raises:
@@ -214,10 +214,10 @@ def check_generator_quality(config: Config, shards: FederatedData) -> None:
         Lpips(config.quality.lpips)
     name = reference_architecture(config, shards.task)
     try:
-        check_architecture(name, shards.task, shards.train)
+        check_architecture(name, shards.task, shards.train, new_network)
     except GenfedError as error:
         raise GenfedError(f"quality.architecture: {error}") from None
-    network = architectures.new_network(name, shards.task, torch.Generator().manual_seed(0))
+    network = new_network(name, shards.task, torch.Generator().manual_seed(0))
     if not any(isinstance(module, nn.Linear) for module in network.modules()):
         raise GenfedError(f"quality.architecture = {name!r}: it has no linear layer, before which features are taken")
 

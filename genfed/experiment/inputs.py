@@ -1,18 +1,45 @@
-"""Reads the data sets of a run."""
+"""What a run works on: its data sets, its clients, the architectures that it knows."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
 
+from genfed.config.architectures import Architectures
 from genfed.config.settings import Config
+from genfed.core.aggregate import ClientInfo
+from genfed.core.client import Server
 from genfed.core.errors import GenfedError
 from genfed.core.federated_data import FederatedData
 from genfed.core.record import digest, pack
 from genfed.core.task import Task
 from genfed.data.dataset import Dataset, Source
 from genfed.data.huggingface import HuggingFace
+from genfed.experiment.trial import new_server
+
+
+@dataclass(frozen=True)
+class RunInputs:
+    """What a run works on, as far as it is known before the first round."""
+
+    config: Config
+    task: Task
+    clients: tuple[ClientInfo, ...]
+    """The clients of one seed, for checks."""
+    architectures: Mapping[int, Architectures]
+    """The known architectures, by seed."""
+    public: Tensor | None = None
+    """Unlabeled public examples, [n, *task.shape]. None: the run has none."""
+
+    def initial_server(self) -> Server:
+        """Returns the server on which `Method.init` is tried before the first round."""
+        seed = self.config.seeds[-1]
+        new_network = self.architectures[seed].new
+        return new_server(
+            self.task, self.clients, self.config.compute, new_network, seed, 0, "init", public=self.public
+        )
 
 
 @dataclass(frozen=True)

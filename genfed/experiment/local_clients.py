@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from genfed.config import architectures
+from genfed.config.architectures import Architectures
 from genfed.config.reader import read_config
 from genfed.config.settings import Config
 from genfed.core.aggregate import ClientInfo
@@ -22,7 +22,7 @@ from genfed.core.phase import flatten_phases
 from genfed.core.privacy import BudgetKeeper
 from genfed.core.record import load, save
 from genfed.data.dataset import Dataset
-from genfed.engines.client_runner import ClientRunner, ClientRuntime, NewNetwork
+from genfed.engines.client_runner import ClientRunner, ClientRuntime
 from genfed.engines.in_process import InProcess
 from genfed.engines.messages import RoundId
 from genfed.engines.round import Engine
@@ -106,9 +106,7 @@ def _simulation() -> Callable[[Config], "AbstractContextManager[FlowerEngine]"]:
     return opened
 
 
-def new_runner(
-    trial: Trial, new_network: NewNetwork = architectures.new_network, guard: BudgetKeeper | None = None
-) -> ClientRunner:
+def new_runner(trial: Trial, guard: BudgetKeeper | None = None) -> ClientRunner:
     """Where the trial's clients work. `guard` keeps their budgets, where there are any; None: as [privacy] has them."""
     held_out = trial.shards.held_out.to(torch.device(trial.compute.device))
     triggered = trial.attack.triggered(held_out, trial.shards.task) if trial.attack else None
@@ -128,20 +126,18 @@ def new_runner(
         trial.shards,
         trial.folder / "clients",
         trial.seed,
-        ClientRuntime(new_network, trial.compute.device, trial.compute.precision, trial.counts_flops),
+        ClientRuntime(trial.new_network, trial.compute.device, trial.compute.precision, trial.counts_flops),
         behaviors,
         (guard or TrialBudget(trial)) if trial.privacy else None,
     )
 
 
-def load_classifier(
-    trial: Trial, at: Checkpoint[Any], info: ClientInfo, new_network: NewNetwork = architectures.new_network
-) -> nn.Module:
-    """A client's, as the last evaluation made it; `new_network` makes the architectures that it asks for."""
+def load_classifier(trial: Trial, at: Checkpoint[Any], info: ClientInfo) -> nn.Module:
+    """Returns a client's classifier as the last evaluation made it."""
     number = at.evaluations - 1 if at.scored == at.step else at.evaluations
     server = trial_server(trial, number, EVALUATE, number, "send")
     sent = trial.method.send_classifier(server, at.state, info)
-    client = new_runner(trial, new_network).make_scored_client(RoundId(EVALUATE, number, trial.place(at.step)), info.id)
+    client = new_runner(trial).make_scored_client(RoundId(EVALUATE, number, trial.place(at.step)), info.id)
     return trial.method.classifier(client, sent)
 
 
@@ -150,7 +146,7 @@ def open_runner(text: str) -> ClientRunner:
     about = json.loads(text)
     folder, seed = Path(about["run"]), about["seed"]
     shards = load(FederatedData, federated_data_file(folder, seed))
-    return new_runner(new_trial(read_config(folder), folder, about["label"], seed, shards, ""))
+    return new_runner(new_trial(read_config(folder), folder, about["label"], seed, shards, "", Architectures().new))
 
 
 def federated_data_file(folder: Path, seed: int) -> Path:

@@ -11,26 +11,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from torch import Tensor
-
 from genfed.audits.findings import Exchanged
+from genfed.config.architectures import Architectures
 from genfed.config.reader import read_config, to_toml
 from genfed.config.settings import Config
 from genfed.core.aggregate import ClientInfo
 from genfed.core.errors import GenfedError
 from genfed.core.federated_data import FederatedData
-from genfed.core.task import Task
 from genfed.data.features import write_encoder
 from genfed.engines.client_runner import use_threads
 from genfed.engines.round import Engine
 from genfed.experiment import checks, compatibility, generator_quality, notes, partitioning, sample_grids
 from genfed.experiment.auditing import audit_trial, describe_trial_exchanges
 from genfed.experiment.environment import _command, _environment
-from genfed.experiment.inputs import data_fingerprint, load_data, load_public
+from genfed.experiment.inputs import RunInputs, data_fingerprint, load_data, load_public
 from genfed.experiment.local_clients import LocalClients, _simulation, _workers
 from genfed.experiment.progress import Progress
 from genfed.experiment.run_folder import RunStart, _claimed, _counting, _first, _logged, default_folder
-from genfed.experiment.trial import Trial, new_server, new_trial
+from genfed.experiment.trial import Trial, new_trial
 from genfed.experiment.trial_loop import TrialLoop
 from genfed.privacy import client_level, example_level
 from genfed.privacy import compatibility as privacy_compatibility
@@ -85,14 +83,14 @@ def run(
     folder = default_folder(config, settings) if out is None else Path(out)
     simulate = _simulation() if engine == "flower" else None
     dataset = load_data(settings)
-    public = load_public(settings, dataset.task)
+    public, known = load_public(settings, dataset.task), Architectures()
     for seed in settings.seeds:
         shards = partitioning.partition_data(settings, dataset, seed)
-        checks.check_clients(settings, shards)
-        generator_quality.check_generator_quality(settings, shards)
+        checks.check_clients(settings, shards, known.new)
+        generator_quality.check_generator_quality(settings, shards, known.new)
         compatibility.check_compatibility(settings, shards, seed)
         client_level.check(settings, shards.clients, seed)
-    privacy_compatibility.check(settings, shards.task, shards.clients, normalize_pixels(shards.train.x[:2]))
+    privacy_compatibility.check(settings, shards.task, shards.clients, known.new, normalize_pixels(shards.train.x[:2]))
 
     @contextlib.contextmanager
     def here() -> Iterator[FederationClients]:
@@ -102,9 +100,8 @@ def run(
         with opened as workers:
             yield LocalClients(settings, dataset, folder, workers)
 
-    return run_on(
-        settings, dataset.task, shards.clients, public, folder, here, resume, fresh, notify or (lambda _: None), command
-    )
+    inputs = RunInputs(settings, dataset.task, shards.clients, dict.fromkeys(settings.seeds, known), public)
+    return run_on(inputs, folder, here, resume, fresh, notify or (lambda _: None), command)
 
 
 class FederationClients(Protocol):
@@ -124,10 +121,7 @@ class FederationClients(Protocol):
 
 
 def run_on(
-    settings: Config,
-    task: Task,
-    clients: tuple[ClientInfo, ...],
-    public: Tensor | None,
+    inputs: RunInputs,
     folder: Path,
     there: Callable[[], AbstractContextManager[FederationClients]],
     resume: bool,
@@ -135,11 +129,10 @@ def run_on(
     notify: Callable[[Progress], None],
     command: str | None,
 ) -> Report:
-    """The same as `run` once it is known who takes part: `there` opens where they are, and `clients` are those of one
-    seed, for checks before anything is done.
-    """
+    """The same as `run` once it is known who takes part: `there` opens where they are."""
+    settings = inputs.config
     for method in settings.method.values():  # a generator that does not fit, before an earlier method has run
-        method.init(new_server(task, clients, settings.compute, settings.seeds[-1], 0, "init", public=public))
+        method.init(inputs.initial_server())
     started = RunStart(
         command or _command(), datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), secrets.token_hex(8)
     )
@@ -148,20 +141,19 @@ def run_on(
     with _claimed(folder, settings, resume=resume, fresh=fresh), _logged(folder), use_threads(settings.compute.threads):
         try:
             with there() as opened:
-                return _run(settings, task, opened, public, folder, notify, _first(folder, started))
+                return _run(inputs, opened, folder, notify, _first(folder, started))
         except OSError as error:
             raise GenfedError(f"{error}; nothing that was saved is lost: mend it, then go on with --resume") from None
 
 
 def _run(
-    config: Config,
-    task: Task,
+    inputs: RunInputs,
     clients: FederationClients,
-    public: Tensor | None,
     folder: Path,
     notify: Callable[[Progress], None],
     started: RunStart,
 ) -> Report:
+    config, task = inputs.config, inputs.task
     partition: dict[str, tuple[tuple[int, ...], ...]] = {}
     infos: dict[int, tuple[ClientInfo, ...]] = {}
     natural: dict[str, tuple[tuple[str, ...], ...]] = {}
@@ -188,10 +180,11 @@ def _run(
                 partition[str(seed)] = partitioning.count_classes(shards)
             values = tuple(own.values for each in shards.own.values() for own in each)
             natural |= {str(seed): values} if any(values) else {}
-            judge = generator_quality.GeneratorEvaluator(config, shards, seed)
-            which = data_fingerprint(shards, public)
+            judge = generator_quality.GeneratorEvaluator(config, shards, seed, inputs.architectures[seed].new)
+            which = data_fingerprint(shards, inputs.public)
             for label, method in config.method.items():
-                trial = replace(new_trial(config, folder, label, seed, shards, which), public=public)
+                new_network = inputs.architectures[seed].new
+                trial = new_trial(config, folder, label, seed, shards, which, new_network, inputs.public)
                 example_level.settle_noise_by_client(trial)  # before workers would, each for itself
                 loop = TrialLoop(trial, clients.engine(trial), record, notify)
                 state = loop.finish()

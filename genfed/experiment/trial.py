@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from genfed.config import architectures
 from genfed.config.reader import decisive_settings
 from genfed.config.settings import Compute, Config, Federation
 from genfed.core.aggregate import ClientInfo
@@ -20,6 +19,7 @@ from genfed.core.method import Method
 from genfed.core.rng import stream
 from genfed.core.store import FolderStore, MemoryStore, Store
 from genfed.core.task import Task
+from genfed.engines.client_runner import NewNetwork
 from genfed.experiment import partitioning
 from genfed.privacy.settings import ClientPrivacy, Privacy
 from genfed.robustness.attack import Attack
@@ -42,6 +42,8 @@ class Trial:
     """Names settings and data; a checkpoint with another one is refused."""
     federation: Federation
     compute: Compute
+    new_network: NewNetwork
+    """Makes the classifiers of clients and server."""
     evaluate_every: int
     public: Tensor | None = None
     """Unlabelled examples that anybody may see; None: the run names none."""
@@ -63,7 +65,16 @@ class Trial:
         return step * len(EXCHANGES) if self.secure else step
 
 
-def new_trial(config: Config, folder: Path, label: str, seed: int, shards: FederatedData, fingerprint: str) -> Trial:
+def new_trial(
+    config: Config,
+    folder: Path,
+    label: str,
+    seed: int,
+    shards: FederatedData,
+    fingerprint: str,
+    new_network: NewNetwork,
+    public: Tensor | None = None,
+) -> Trial:
     """One method with one seed of a run in `folder`; `data_fingerprint` names the data."""
     method = config.method[label]
     about = replace(config, methods=(label,), beside=(), method={label: method}, seeds=(seed,))
@@ -77,7 +88,9 @@ def new_trial(config: Config, folder: Path, label: str, seed: int, shards: Feder
         identity=hashlib.blake2b(f"{fingerprint} {text}".encode(), digest_size=16).hexdigest(),
         federation=config.federation,
         compute=config.compute,
+        new_network=new_network,
         evaluate_every=config.evaluation.every,
+        public=public,
         # How much a client computes would tell how large its random batches were.
         counts_flops=config.quality.flops and seed == config.seeds[0] and config.privacy is None,
         aggregation=None if method.pooled else config.aggregation,
@@ -103,7 +116,15 @@ def trial_server(trial: Trial, number: int, *path: str | int) -> Server:
     """Where a server function of this trial runs, its draws named by `path`; its store can be read."""
     shards, store = trial.shards, FolderStore(trial.folder)
     return new_server(
-        shards.task, shards.clients, trial.compute, trial.seed, number, *path, public=trial.public, store=store
+        shards.task,
+        shards.clients,
+        trial.compute,
+        trial.new_network,
+        trial.seed,
+        number,
+        *path,
+        public=trial.public,
+        store=store,
     )
 
 
@@ -111,6 +132,7 @@ def new_server(
     task: Task,
     clients: tuple[ClientInfo, ...],
     compute: Compute,
+    new_network: NewNetwork,
     seed: int,
     number: int,
     *path: str | int,
@@ -127,7 +149,7 @@ def new_server(
         seed=seed,
         device=device,
         precision=compute.precision,
-        new_network=lambda architecture, rng: architectures.new_network(architecture, task, rng).to(device),
+        new_network=lambda architecture, rng: new_network(architecture, task, rng).to(device),
         public=public,
         store=store or MemoryStore(),
     )

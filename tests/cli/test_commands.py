@@ -16,7 +16,7 @@ import genfed
 from genfed.artifacts.samples import folder_names, write_samples
 from genfed.cli import main as cli
 from genfed.cli.listing import _network
-from genfed.config.architectures import architectures
+from genfed.config.architectures import Architectures
 from tests.conftest import left_by, start, tiny
 
 
@@ -222,8 +222,9 @@ def test_architectures_say_what_they_are(capsys: pytest.CaptureFixture[str]) -> 
         "ResNet of eight layers; GroupNorm │",
     ):
         assert words in text
-    for make in architectures().values():
-        assert _network(make)
+    known = Architectures()
+    for name in known.names():
+        assert _network(known.factory(name))
 
 
 def test_nothing_to_resume_is_said_and_started(

@@ -19,7 +19,8 @@ import tomli_w
 import torch
 
 import genfed
-from genfed.config import architectures, registry
+from genfed.config import registry
+from genfed.config.architectures import Architectures
 from genfed.config.reader import read_config, read_method
 from genfed.core.errors import GenfedError
 from genfed.core.phase import flatten_phases
@@ -261,28 +262,12 @@ def owned(*methods: str, own: str = OWN, **changes: Any) -> dict[str, Any]:
     }
 
 
-@pytest.fixture
-def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Answers of sites whose processes know their own architectures, and of them the server nothing."""
-
-    def answer(handle: Any, message: Any, context: Any) -> Any:
-        with monkeypatch.context() as there:
-            there.setattr(architectures, "_makers", {})
-            return answer_message(handle, message, context)
-
-    monkeypatch.setattr(architectures, "_makers", {})
-    return answer
-
-
 @pytest.mark.parametrize("methods", [TAKE_IT, LEARN_IT, SHARE_ITS_EXTRACTOR])
-def test_an_architecture_that_only_its_site_knows_takes_part(
-    tmp_path: Path, methods: tuple[str, ...], elsewhere: Any
-) -> None:
+def test_an_architecture_that_only_its_site_knows_takes_part(tmp_path: Path, methods: tuple[str, ...]) -> None:
     own = "tests.toys:Headed" if methods == SHARE_ITS_EXTRACTOR else OWN
     config = owned(*methods, own=own, evaluation={"every": 0})
     start(config, tmp_path / "embedded")
-    architectures._makers.clear()
-    grid = Grid(sites(config, tmp_path / "sites"), elsewhere)
+    grid = Grid(sites(config, tmp_path / "sites"))
     assert not serve(config, grid, tmp_path / "sited").error
     for method in methods:
         assert state_of(tmp_path / "sited", method) == state_of(tmp_path / "embedded", method)
@@ -291,12 +276,12 @@ def test_an_architecture_that_only_its_site_knows_takes_part(
     assert not any(trial.failures for trial in trials)
 
 
-def test_a_site_learns_from_the_images_what_a_student_would(tmp_path: Path, elsewhere: Any) -> None:
+def test_a_site_learns_from_the_images_what_a_student_would(tmp_path: Path) -> None:
     """It is sent the set once, and tells nothing of its model, which the server never has."""
     config = owned("fgl")
     config["method"]["fgl"] |= {"learning_rounds": 3, "synthetic_epochs": 1}
     files = sites(config, tmp_path / "sites")
-    assert not serve(config, Grid(files, elsewhere), tmp_path / "run").error
+    assert not serve(config, Grid(files), tmp_path / "run").error
     at: Any = read_checkpoint(
         read_config(tmp_path / "run").method["fgl"], tmp_path / "run" / "trials" / "fgl" / "seed-0"
     )
@@ -323,9 +308,9 @@ def test_a_site_learns_from_the_images_what_a_student_would(tmp_path: Path, else
 
 
 @pytest.mark.parametrize("method", REFUSE_IT)
-def test_a_method_that_must_see_it_is_refused_before_training(tmp_path: Path, method: str, elsewhere: Any) -> None:
+def test_a_method_that_must_see_it_is_refused_before_training(tmp_path: Path, method: str) -> None:
     config = owned(method)
-    grid = Grid(sites(config, tmp_path / "sites"), elsewhere)
+    grid = Grid(sites(config, tmp_path / "sites"))
     assert serve(config, grid, tmp_path / "run").error == (
         f"{method} has others than its site run each architecture, and {OWN} is known to site b alone: use one of the "
         "zoo, or gefl, gefl_f or fgl"
@@ -336,11 +321,9 @@ def test_a_method_that_must_see_it_is_refused_before_training(tmp_path: Path, me
 
 
 @pytest.mark.parametrize("method", SHARE_ITS_EXTRACTOR)
-def test_an_architecture_without_an_extractor_is_refused_before_training(
-    tmp_path: Path, method: str, elsewhere: Any
-) -> None:
+def test_an_architecture_without_an_extractor_is_refused_before_training(tmp_path: Path, method: str) -> None:
     config = owned(method)
-    grid = Grid(sites(config, tmp_path / "sites"), elsewhere)
+    grid = Grid(sites(config, tmp_path / "sites"))
     assert serve(config, grid, tmp_path / "run").error == (
         f"{method}: architecture {OWN} has no extractor and header: a network whose extractor is shared has exactly "
         "these two children (site b)"
@@ -348,26 +331,23 @@ def test_an_architecture_without_an_extractor_is_refused_before_training(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_method_of_ones_own_that_looks_at_it_is_refused_before_training(tmp_path: Path, elsewhere: Any) -> None:
+def test_a_method_of_ones_own_that_looks_at_it_is_refused_before_training(tmp_path: Path) -> None:
     config = owned("mine", method={"mine": {"kind": "tests.toys:Looks"}})
     allowed = {name: {"allow": ["tests.toys:Looks"]} for name in NAMES}
-    grid = Grid(sites(config, tmp_path / "sites", **allowed), elsewhere)
+    grid = Grid(sites(config, tmp_path / "sites", **allowed))
     assert serve(config, grid, tmp_path / "run").error == (
         f"mine: it must run {OWN}, which its site alone knows: use one of the zoo, or gefl (site b)"
     )
     assert not (tmp_path / "run").exists()
 
 
-def test_the_first_architecture_by_name_may_be_a_site_s_own(
-    tmp_path: Path, elsewhere: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_first_architecture_by_name_may_be_a_site_s_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The server finds the shape of the shared features by another's extractor."""
     monkeypatch.setitem(sys.modules, "a_toy", toys)
     config = owned("gefl_f", own="a_toy:Headed")
     config["method"]["gefl_f"] |= {"pool": "server"}
     start(config, tmp_path / "embedded")
-    architectures._makers.clear()
-    assert not serve(config, Grid(sites(config, tmp_path / "sites"), elsewhere), tmp_path / "sited").error
+    assert not serve(config, Grid(sites(config, tmp_path / "sites")), tmp_path / "sited").error
     assert state_of(tmp_path / "sited", "gefl_f") == state_of(tmp_path / "embedded", "gefl_f")
 
 
@@ -826,11 +806,11 @@ def test_what_protects_at_sites_comes_to_the_bits_of_the_embedded_engine(
     ],
 )
 def test_a_site_s_demands_are_heard_before_training(
-    tmp_path: Path, demands: dict[str, Any], changes: dict[str, Any], says: str, elsewhere: Any
+    tmp_path: Path, demands: dict[str, Any], changes: dict[str, Any], says: str
 ) -> None:
     pytest.importorskip("opacus")
     config = some("fedavg", federation=ALIKE, **changes)
-    grid = Grid(sites(config, tmp_path / "sites", b=demands), elsewhere)
+    grid = Grid(sites(config, tmp_path / "sites", b=demands))
     for check in (True, False):
         outcome = serve(config, grid, tmp_path / "run", check=check)
         assert outcome.error.startswith(says)
@@ -885,7 +865,7 @@ def asked(file: Path, head: dict[str, Any], body: Any) -> Any:
 def initial(config: dict[str, Any]) -> Any:
     settings = read_config(config)
     shards = partitioning.partition_data(settings, load_data(settings), 0)
-    network = architectures.new_network("linear", shards.task, torch.Generator().manual_seed(0))
+    network = Architectures().new("linear", shards.task, torch.Generator().manual_seed(0))
     return pack(Model(weights_of(network)))
 
 
@@ -900,7 +880,7 @@ def test_a_server_cannot_have_more_trained_than_is_charged(tmp_path: Path) -> No
     shards = partitioning.partition_data(settings, load_data(settings), 0)
     method: Any = settings.method["gefl"]
     task = shards.task
-    server = new_server(task, shards.clients, settings.compute, 0, 0, "init")
+    server = new_server(task, shards.clients, settings.compute, Architectures().new, 0, 0, "init")
     generator, joint, *_ = flatten_phases(method.phases())
     state = method.init(server)
     sent = pack(generator.send(server, state, shards.clients[0]))  # type: ignore[misc]

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from genfed.artifacts.trained_model import load_trained, select_trial
+from genfed.config.architectures import Architectures
 from genfed.config.reader import read_config, to_toml
 from genfed.core.aggregate import ClientInfo
 from genfed.core.errors import GenfedError
@@ -80,9 +81,9 @@ def test_images_for_clients_by_hand(tmp_path: Path) -> None:
     data = Data(x, torch.arange(40) % 2)
     shards: Any = FederatedData(task, infos, ((0, 20), (20, 40)), data, data)
     config = read_config(tiny("local", quality={"samples": 10, "epochs": 20}))
-    judge, method = GeneratorEvaluator(config, shards, 0), config.method["local"]
+    judge, method = GeneratorEvaluator(config, shards, 0, Architectures().new), config.method["local"]
     fields = {"seed": 0, "method": method, "shards": shards, "folder": tmp_path, "compute": config.compute}
-    trial: Any = SimpleNamespace(**fields, public=None)
+    trial: Any = SimpleNamespace(**fields, public=None, new_network=Architectures().new)
     labels, clients = torch.tensor([0, 1, 0, 1, 0]), torch.tensor([0, 0, 0, 1, NO_CLIENT])
     made = SyntheticBatch(x[[1, 2, 30, 31, 3]], SampleRequest(labels, clients, labels), labels)
 
@@ -252,7 +253,7 @@ def test_a_generator_of_features_is_judged_among_features(tmp_path: Path) -> Non
     method, dataset = settings.method["gefl_f"], load_data(settings)
     chosen = select_trial(tmp_path / "run", settings, "gefl_f", None, ["gefl_f"])
     clients = partition_data(settings, dataset, 0).clients
-    server = new_server(chosen.at.task, clients, settings.compute, 0, 0, "quality")
+    server = new_server(chosen.at.task, clients, settings.compute, Architectures().new, 0, 0, "quality")
     x = dataset.test.x[:5]
     with torch.no_grad():
         expected = load_trained(chosen, 1).network.get_submodule("extractor").eval()(normalize_pixels(x))

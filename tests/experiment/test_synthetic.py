@@ -15,6 +15,7 @@ from PIL import Image
 
 from genfed.artifacts.samples import write_samples
 from genfed.cli import main as cli
+from genfed.config.architectures import Architectures
 from genfed.config.reader import read_config
 from genfed.core.errors import GenfedError
 from genfed.core.store import FolderStore
@@ -40,7 +41,9 @@ def config(**settings: Any) -> dict[str, Any]:
 
 def stored(out: Path) -> SyntheticBatch:
     at: Any = read_checkpoint(read_config(out).method[STORING], out / TRIAL)
-    server = new_server(at.task, (), read_config(out).compute, 0, 0, store=FolderStore(out / TRIAL))
+    server = new_server(
+        at.task, (), read_config(out).compute, Architectures().new, 0, 0, store=FolderStore(out / TRIAL)
+    )
     made: SyntheticBatch = at.state.synthetic.read(server)
     return made
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from genfed.config.architectures import Architectures
 from genfed.config.reader import read_config
 from genfed.core.phase import Reduced
 from genfed.experiment.checkpoint import read_checkpoint
@@ -56,7 +57,7 @@ def test_the_pool_is_as_large_as_the_largest_client_needs() -> None:
     method: Any = config.method["gefl"]
     shards = partition_data(config, load_data(config), 0)
     assert len({info.examples for info in shards.clients}) > 1
-    server = new_server(shards.task, shards.clients, config.compute, 0, 0, "pool")
+    server = new_server(shards.task, shards.clients, config.compute, Architectures().new, 0, 0, "pool")
     state = method.keep_pool(server, method.init(server), Reduced({}, ()))
     assert len(state.pool) == max(info.examples for info in shards.clients) // 8 * 8
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from genfed.config.architectures import Architectures
 from genfed.config.reader import read_config
 from genfed.core.aggregate import ClientInfo
 from genfed.core.errors import GenfedError
@@ -186,7 +187,9 @@ def test_who_fails_does_not_show_whom_else_the_coins_drew(tmp_path: Path, monkey
 def test_secret_draws_are_independent_and_do_not_follow_from_the_seed(tmp_path: Path) -> None:
     settings = read_config(secretly(reproducible_noise=False))
     shards = partitioning.partition_data(settings, load_data(settings), 0)
-    drawer = client_level.ClientLevelPrivacy(new_trial(settings, tmp_path / "run", "fedavg", 0, shards, ""))
+    drawer = client_level.ClientLevelPrivacy(
+        new_trial(settings, tmp_path / "run", "fedavg", 0, shards, "", Architectures().new)
+    )
     rounds = [drawer.draw_secretly(RoundId("train", 0, 0)) or [] for _ in range(2000)]
     drawn = torch.tensor([[info in asked for info in shards.clients] for asked in rounds])
     share = drawn.double().mean(0)

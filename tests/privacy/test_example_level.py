@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from genfed.config.architectures import Architectures
 from genfed.config.reader import build_settings, read_config
 from genfed.core.client import Client
 from genfed.core.errors import GenfedError
@@ -165,7 +166,7 @@ def test_a_target_is_met_and_planned_for_once(tmp_path: Path) -> None:
 def trial_of(tmp_path: Path, config: dict[str, Any]) -> Any:
     settings = read_config(config)
     shards = partitioning.partition_data(settings, load_data(settings), 0)
-    return new_trial(settings, tmp_path / "run", settings.methods[0], 0, shards, "")
+    return new_trial(settings, tmp_path / "run", settings.methods[0], 0, shards, "", Architectures().new)
 
 
 def test_the_plan_knows_who_will_take_part(tmp_path: Path) -> None:
@@ -333,7 +334,7 @@ def test_delta_that_is_too_large_is_warned_of(caplog: pytest.LogCaptureFixture) 
     config = read_config(private("fedavg", privacy=NOISY | {"delta": 0.1}))
     with caplog.at_level(logging.WARNING, "genfed"):
         shards = partitioning.partition_data(config, load_data(config), 0)
-        privacy_compatibility.check(config, shards.task, shards.clients)
+        privacy_compatibility.check(config, shards.task, shards.clients, Architectures().new)
     assert "privacy.delta = 0.1 is not below 1/n = 0.025 (a client has 40 examples)" in caplog.text
 
 

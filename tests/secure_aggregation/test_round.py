@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from genfed.config.architectures import Architectures
 from genfed.config.reader import read_config
 from genfed.core.aggregate import Fold
 from genfed.core.errors import GenfedError
@@ -125,7 +126,7 @@ class Curious:
     def __init__(self, tmp_path: Path) -> None:
         config = read_config(tiny("fedavg", **LINEAR, secure={}))
         shards = partitioning.partition_data(config, load_data(config), 0)
-        trial = new_trial(config, tmp_path, "fedavg", 0, shards, "")
+        trial = new_trial(config, tmp_path, "fedavg", 0, shards, "", Architectures().new)
         assert trial.secure is not None
         self.site, self.server = new_runner(trial), trial_server(trial, 0, "train")
         self.clients, self.session = shards.clients, SecureSession(trial.method.init(trial_server(trial, 0, "init")))
