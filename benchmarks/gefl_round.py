@@ -25,6 +25,7 @@ from genfed.engines.in_process import InProcess
 from genfed.experiment import partitioning
 from genfed.experiment.inputs import load_data
 from genfed.experiment.local_clients import new_runner
+from genfed.experiment.run_folder import RunFolder
 from genfed.experiment.trial import new_trial
 from genfed.experiment.trial_loop import TrialLoop
 from genfed.training.pixels import normalize_pixels
@@ -82,7 +83,9 @@ def _lines(name: str, aims: list[str], folder: Path, repeats: int, precision: st
         spent = []
         for rounds in ((0, 0), plan):
             with tempfile.TemporaryDirectory(dir=folder) as out:
-                trial = new_trial(read_config(at(*rounds)), Path(out), method, 0, shards, "", Architectures().new)
+                run_folder, known = RunFolder(Path(out)), Architectures()
+                settings = read_config(at(*rounds))
+                trial = new_trial(settings, method, 0, folder=run_folder, shards=shards, new_network=known.new)
                 run = TrialLoop(trial, InProcess(new_runner(trial)), lambda rows: None, lambda progress: None)
                 begun = time.process_time()
                 run.finish()

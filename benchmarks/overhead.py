@@ -15,6 +15,7 @@ from genfed.engines.in_process import InProcess
 from genfed.experiment import partitioning
 from genfed.experiment.inputs import load_data
 from genfed.experiment.local_clients import new_runner
+from genfed.experiment.run_folder import RunFolder
 from genfed.experiment.trial import new_trial
 from genfed.experiment.trial_loop import TrialLoop
 from genfed.report.metrics_log import MetricsLog
@@ -38,7 +39,9 @@ def main() -> str:
             runs += 1
             out = folder / str(runs)
             out.mkdir()
-            trial = new_trial(config, out, "fedavg", 0, shards, "", Architectures().new)
+            trial = new_trial(
+                config, "fedavg", 0, folder=RunFolder(out), shards=shards, new_network=Architectures().new
+            )
             with MetricsLog(out / "metrics.jsonl") as metrics:
 
                 def record(rows: object) -> None:

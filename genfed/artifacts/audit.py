@@ -1,6 +1,5 @@
 """`genfed audit`: attacks on the trials of a run that has finished, and its report with what came of them."""
 
-import fcntl
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,12 +16,11 @@ from genfed.experiment import checks, partitioning, sample_grids
 from genfed.experiment.auditing import Notify, audit_trial, describe_trial_exchanges
 from genfed.experiment.checkpoint import read_checkpoint
 from genfed.experiment.inputs import data_fingerprint, load_data, load_public
+from genfed.experiment.run_folder import RunFolder
 from genfed.experiment.trial import Trial, new_trial
 from genfed.privacy.example_level import guarantee_of, read_charges
 from genfed.report.images import Grid, SetGrid
 from genfed.report.page import page
-from genfed.report.privacy_section import NOTHING, read_audits
-from genfed.report.results import from_json
 
 
 def audit_run(
@@ -47,9 +45,9 @@ def audit_run(
     Raises:
         GenfedError: no finished run, no such audit, method or seed, or data that are others than they were.
     """
-    if not (run / "report.json").exists():
-        raise GenfedError(f"{run} has no report.json: it is no run, or has not finished")
-    config = _config(run, audits, overrides)
+    folder = RunFolder(run)
+    folder.read_report()  # refuses a run that has not finished
+    config = _config(folder, audits, overrides)
     labels = config.labels if method is None else (method,)
     if method is not None and method not in config.labels:
         raise GenfedError(registry.explain_unknown(method, config.labels, f"{run} has no method"))
@@ -57,35 +55,30 @@ def audit_run(
     if seed not in config.seeds:
         raise GenfedError(f"{run} has no seed {seed} (there are: {', '.join(map(str, config.seeds))})")
     dataset = load_data(config)
-    with (run / ".lock").open("w") as lock, use_threads(config.compute.threads):
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise GenfedError(f"{run} is being written by another process; wait for it") from None
+    chosen = {label: config.audit[label] for label in config.audits}
+    with folder.lock(), use_threads(config.compute.threads):
         for label in labels:
-            audit_trial(config, _trial(config, run, dataset, label, seed), config.audits, run, notify)
+            audit_trial(_trial(config, folder, dataset, label, seed), chosen, folder, notify)
         pictures: dict[str, Grid | SetGrid] = {}
         sent: list[Exchanged] = []
         for label in config.labels:
-            trial = _trial(config, run, dataset, label, config.seeds[0])
+            trial = _trial(config, folder, dataset, label, config.seeds[0])
             sent += describe_trial_exchanges(trial, guarantee_of(trial, read_charges(trial)))
-            if at := read_checkpoint(trial.method, trial.folder):
-                shards = partitioning.partition_data(config, dataset, trial.seed)
-                if picture := sample_grids.sample_picture(label, trial, at.state, shards):
-                    pictures[label] = picture
-        found = read_audits(run) or NOTHING
-        report = from_json((run / "report.json").read_text("utf-8"), str(run / "report.json"))
-        shown = replace(found, shared=tuple(sent))
-        (run / "report.html").write_text(page(report, pictures, shown), "utf-8")
+            if (at := read_checkpoint(trial.method, trial.folder)) and (
+                picture := sample_grids.sample_picture(trial, at.state)
+            ):
+                pictures[label] = picture
+        found, report = folder.read_audits(), folder.read_report()
+        folder.page.write_text(page(report, pictures, replace(found, shared=tuple(sent))), "utf-8")
     return found
 
 
-def _config(run: Path, audits: Sequence[str], overrides: Iterable[str]) -> Config:
+def _config(run: RunFolder, audits: Sequence[str], overrides: Iterable[str]) -> Config:
     """The run's, with these audits."""
     changes = list(overrides)
     if other := [change for change in changes if not change.strip().startswith("audit.")]:
         raise GenfedError(f"--set {other[0]!r}: of a finished run only audit.NAME.setting can be set")
-    table = read_table(run, changes)
+    table = read_table(run.config, changes)
     names = tuple(audits) or tuple(table.get("audits", ()))
     if not names:
         known = registry.list_classes(registry.AUDITS)
@@ -93,16 +86,24 @@ def _config(run: Path, audits: Sequence[str], overrides: Iterable[str]) -> Confi
     return read_config(table | {"audits": names})
 
 
-def _trial(config: Config, run: Path, dataset: Dataset, label: str, seed: int) -> Trial:
+def _trial(config: Config, folder: RunFolder, dataset: Dataset, label: str, seed: int) -> Trial:
     public = load_public(config, dataset.task)
     shards = partitioning.partition_data(config, dataset, seed)
-    fingerprint = data_fingerprint(shards, public)
-    trial = new_trial(config, run, label, seed, shards, fingerprint, Architectures().new, public)
+    trial = new_trial(
+        config,
+        label,
+        seed,
+        folder=folder,
+        shards=shards,
+        new_network=Architectures().new,
+        fingerprint=data_fingerprint(shards, public),
+        public=public,
+    )
     at = read_checkpoint(trial.method, trial.folder)
     if at is None:
-        raise GenfedError(f"{run}: {label} with seed {seed} has no checkpoint to audit")
+        raise GenfedError(f"{folder}: {label} with seed {seed} has no checkpoint to audit")
     if at.trial != trial.identity:
-        raise GenfedError(f"{run}: its data are others than they were, or its settings; an audit needs the same")
+        raise GenfedError(f"{folder}: its data are others than they were, or its settings; an audit needs the same")
     try:
         checks.check_device(config.compute.device)
     except GenfedError:  # it was trained on another machine

@@ -20,7 +20,8 @@ from genfed.config.architectures import Architectures
 from genfed.config.reader import read_config, source_table
 from genfed.core.errors import GenfedError, first_line
 from genfed.core.task import Task
-from genfed.data.features import Encoder, read_encoder
+from genfed.data.features import Encoder
+from genfed.experiment.run_folder import RunFolder
 from genfed.training.weights import weights_of
 
 # No .pt2: torch.export.save puts a pickle of the example inputs into it, and nothing here is pickled.
@@ -98,10 +99,11 @@ def find_trained(run: Path, method: str | None, seed: int | None, client: int) -
     Raises:
         GenfedError: no such run, trial or client; several methods, and none is named.
     """
-    if not (run / "config.toml").is_file():
+    folder = RunFolder(run)
+    if not folder.config.is_file():
         raise GenfedError(f"{run} is not the folder of a run: it has no config.toml")
     config = read_config(run)
-    return load_trained(select_trial(run, config, method, seed, config.labels), client)
+    return load_trained(select_trial(folder, config, method, seed, config.labels), client)
 
 
 def load_model(folder: str | Path) -> tuple[nn.Module, Task]:
@@ -146,11 +148,6 @@ def read_model_card(folder: Path) -> ModelCard:
         raise GenfedError(f"{file} is not one that `genfed export` wrote: {about}") from None
 
 
-def read_run_encoder(run: Path) -> Encoder | None:
-    """How a run's table is encoded; None where it has no table."""
-    return read_encoder(run / "encoder.json") if (run / "encoder.json").exists() else None
-
-
 def _about(model: TrainedModel) -> ModelCard:
     chosen, task = model.chosen, model.chosen.at.task
     kind = type(model.network)
@@ -175,7 +172,7 @@ def _about(model: TrainedModel) -> ModelCard:
         client=model.info.id,
         rounds=chosen.at.step,
         data=source_table(chosen.config.data),
-        encoder=read_run_encoder(chosen.run),
+        encoder=chosen.run.read_encoder(),
     )
 
 

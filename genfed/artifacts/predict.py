@@ -8,10 +8,11 @@ from typing import Literal
 
 from torch import nn
 
-from genfed.artifacts.export import find_trained, load_model, read_model_card, read_run_encoder
+from genfed.artifacts.export import find_trained, load_model, read_model_card
 from genfed.artifacts.trained_model import TrainedModel
 from genfed.config.reader import read_source
 from genfed.core.errors import GenfedError
+from genfed.core.files import atomic_write
 from genfed.core.task import Task
 from genfed.data.dataset import Examples, Source
 from genfed.data.features import Encoder
@@ -60,7 +61,12 @@ def load_predictor(run: Path, method: str | None, seed: int | None, client: int 
     found = find_trained(run, method, seed, 0 if client is None else client)
     config = found.chosen.config
     return Predictor(
-        found.network, found.chosen.at.task, config.compute.precision, config.data, read_run_encoder(run), found
+        found.network,
+        found.chosen.at.task,
+        config.compute.precision,
+        config.data,
+        found.chosen.run.read_encoder(),
+        found,
     )
 
 
@@ -73,15 +79,11 @@ def write_predictions(model: Predictor, inputs: str, out: Path) -> int:
     if out.exists():
         raise GenfedError(f"{out} exists already; give another --out")
     out.parent.mkdir(parents=True, exist_ok=True)
-    part, n = out.with_name(f".{out.name}.part"), -1
-    try:
-        # a file's name may hold bytes that are not text
-        with part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-            table = csv.writer(file, lineterminator="\n")
-            for row in model.rows(inputs):
-                table.writerow(row)
-                n += 1
-        part.replace(out)
-    finally:
-        part.unlink(missing_ok=True)
+    n = -1
+    # A file's name may hold bytes that are not text.
+    with atomic_write(out) as part, part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        for row in model.rows(inputs):
+            table.writerow(row)
+            n += 1
     return n

@@ -23,7 +23,8 @@ from genfed.core.store import FolderStore
 from genfed.core.task import Task
 from genfed.experiment import generator_quality, sample_grids
 from genfed.experiment.checks import check_device
-from genfed.experiment.trial import new_server, trial_folder
+from genfed.experiment.run_folder import RunFolder
+from genfed.experiment.trial import new_server
 from genfed.training.pixels import denormalize_pixels
 from genfed.training.synthetic_dataset import SyntheticDataset, choose_in_turn
 
@@ -53,11 +54,11 @@ def write_samples(
     Raises:
         GenfedError: no such run or trial, a method with neither, examples that are no PNG, `out` exists.
     """
-    config = read_config(run)
+    folder, config = RunFolder(run), read_config(run)
     able = [label for label in config.labels if generator_quality.has_samples(config.method[label])]
     if not able:
         raise GenfedError(f"{run}: none of its methods has a generator to sample from, or keeps a synthetic set")
-    chosen = select_trial(run, config, method, seed, able, "methods with a generator or a synthetic set")
+    chosen = select_trial(folder, config, method, seed, able, "methods with a generator or a synthetic set")
     if chosen.label not in able:
         raise GenfedError(f"{chosen.label} has no generator to sample from, and keeps no synthetic set")
     task = chosen.at.task
@@ -124,7 +125,7 @@ def _server(chosen: SelectedTrial, *path: str | int) -> Server:
         check_device(compute.device)
     except GenfedError:
         compute = replace(compute, device="cpu")
-    store = FolderStore(trial_folder(chosen.run, chosen.label, chosen.seed))
+    store = FolderStore(chosen.run.trial(chosen.label, chosen.seed))
     return new_server(chosen.at.task, (), compute, Architectures().new, chosen.seed, 0, *path, store=store)
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from genfed.audits.audit import Audit, Case, ClientExamples, NotPossible
 from genfed.audits.findings import AuditResult, Audits, Exchanged, Picture, ReportImage
 from genfed.config.reader import flatten_settings
-from genfed.config.settings import Config
 from genfed.core.aggregate import ClientInfo
 from genfed.core.errors import GenfedError
 from genfed.core.federated_data import PersonalTestSet
@@ -25,23 +24,21 @@ from genfed.core.phase import flatten_phases
 from genfed.core.record import digest, pack
 from genfed.core.rng import derive, stream
 from genfed.core.task import Data
-from genfed.data.features import read_encoder
 from genfed.engines.in_process import InProcess
 from genfed.experiment.checkpoint import Checkpoint, read_checkpoint
 from genfed.experiment.local_clients import load_classifier, new_runner
-from genfed.experiment.trial import Trial, trial_folder, trial_server
+from genfed.experiment.run_folder import RunFolder
+from genfed.experiment.trial import Trial, trial_server
 from genfed.experiment.trial_loop import TrialLoop
 from genfed.privacy.example_level import guarantee_of, read_charges
 from genfed.privacy.guarantee import PrivacyGuarantee
 from genfed.report.images import encode_png
-from genfed.report.privacy_section import NOTHING, read_audits, write_audits
+from genfed.report.privacy_section import write_audits
 from genfed.robustness.robust_mean import AggregationRule, make_robust
 from genfed.training.synthetic_dataset import choose_as_many, keeps_synthetic_dataset
 
 AT_ONCE = 1000
 """Examples that are drawn at once."""
-SHADOWS = "shadows"
-"""In a run's folder, what an audit trains while it lasts."""
 Notify = Callable[[str], None]
 OUTSIDE = (
     "This attacker is the server, which reads an upload before it is clipped and gets noise: ε, which holds against "
@@ -51,27 +48,32 @@ OUTSIDE = (
 
 
 def audit_trial(
-    config: Config, trial: Trial, labels: Sequence[str], run: Path, notify: Notify = lambda line: None
+    trial: Trial, audits: Mapping[str, Audit], folder: RunFolder, notify: Notify = lambda line: None
 ) -> None:
-    """Makes these audits of a finished trial and adds them to the run's audits.json, each as soon as it is done. One
-    that stands there with the same settings, of as many rounds, is not made again.
+    """Audits a finished trial, and adds each result to the run's audits.json as soon as it is there. An audit whose
+    result is there already, with the same settings and after as many rounds, is skipped.
+
+    Args:
+        trial: the trial.
+        audits: the audits, by label.
+        folder: the folder of the run.
+        notify: called with a line of text on each audit and each model that it trains.
     """
-    before = read_audits(run) or NOTHING
+    before = folder.read_audits()
     rest = [s for s in before.shared if s.method != trial.label]
     found = Audits((*rest, *describe_trial_exchanges(trial, guarantee_of(trial, read_charges(trial)))), before.results)
-    for label in labels:
-        audit = config.audit[label]
+    for label, audit in audits.items():
         mine = (label, trial.label, trial.seed)
         old = next((r for r in found.results if (r.audit, r.method, r.seed) == mine), None)
         at = read_checkpoint(trial.method, trial.folder)
         if old and at and (old.settings, old.step) == (_settings(audit), at.step):
             continue
         notify(f"{label} on {trial.label}, seed {trial.seed}")
-        new = run_audit(trial, label, audit, run, notify)
+        new = run_audit(trial, label, audit, folder, notify)
         others = [r for r in found.results if (r.audit, r.method, r.seed) != mine]
         found = replace(found, results=(*others, new))
-        write_audits(found, run)
-        shutil.rmtree(run / SHADOWS, ignore_errors=True)
+        write_audits(found, folder.path)
+        shutil.rmtree(folder.shadows, ignore_errors=True)
 
 
 def describe_trial_exchanges(trial: Trial, protection: PrivacyGuarantee | None) -> list[Exchanged]:
@@ -104,8 +106,10 @@ def _settings(audit: Audit) -> dict[str, Any]:
     return settings
 
 
-def run_audit(trial: Trial, label: str, audit: Audit, run: Path, notify: Notify = lambda line: None) -> AuditResult:
-    """Makes one audit of a finished trial of a run; what it trains for it lies in that folder's `SHADOWS`.
+def run_audit(
+    trial: Trial, label: str, audit: Audit, folder: RunFolder, notify: Notify = lambda line: None
+) -> AuditResult:
+    """Makes one audit of a finished trial.
 
     Raises:
         GenfedError: the trial has no checkpoint, or a shadow of it could not be trained.
@@ -124,9 +128,9 @@ def run_audit(trial: Trial, label: str, audit: Audit, run: Path, notify: Notify 
     if trial.secure is not None and "uploads" in audit.sees:
         return replace(about, not_possible="uploads were sent under masks: nobody has a single one to attack")
     try:
-        encoder = run / "encoder.json"
-        categories = read_encoder(encoder).places if encoder.exists() else {}
-        case = replace(audit_case(trial, at, run / SHADOWS, notify), categories=categories)
+        encoder = folder.read_encoder()
+        categories = encoder.places if encoder else {}
+        case = replace(audit_case(trial, at, folder.shadows, notify), categories=categories)
         found = audit.examine(case.as_seen(audit.sees))
     except NotPossible as why:
         return replace(about, not_possible=str(why))
@@ -223,7 +227,7 @@ def _shadow(trial: Trial, number: int, examples: Sequence[Data], folder: Path) -
         trial,
         seed=derive(trial.seed, "audit", "shadow", number),
         shards=shards,
-        folder=trial_folder(folder, trial.label, trial.seed) / f"shadow-{number}",
+        folder=folder / f"{trial.label}-{trial.seed}-{number}",
         identity=identity,
         evaluate_every=0,
         counts_flops=False,

@@ -18,22 +18,22 @@ SIDE = 64
 """Pixels that a picture of a kept image is made to fit into."""
 
 
-def sample_picture(label: str, trial: Trial, state: Any, shards: FederatedData) -> Grid | SetGrid | None:
+def sample_picture(trial: Trial, state: Any) -> Grid | SetGrid | None:
     """What the trial's generator draws, or what its server keeps; None: neither."""
     if trial.method.generates:
-        return generator_grid(label, trial, state)
+        return generator_grid(trial, state)
     if keeps_synthetic_dataset(trial.method):
-        return synthetic_grid(label, state.synthetic, trial_server(trial, 0, "grid"), shards)
+        return synthetic_grid(trial.label, state.synthetic, trial_server(trial, 0, "grid"), trial.shards)
     return None
 
 
-def generator_grid(label: str, trial: Trial, state: Any, each: int = 10) -> Grid:
+def generator_grid(trial: Trial, state: Any, each: int = 10) -> Grid:
     """Ten generated and ten held-out examples of every class."""
     classes = len(trial.shards.task.classes)
     y = torch.arange(classes).repeat_interleave(each)
     made = trial.method.generate(trial_server(trial, 0, "grid"), state, y)
     real = _real(trial.shards, each)
-    return Grid(label, denormalize_pixels(made).cpu().reshape(classes, each, *made.shape[1:]), real)
+    return Grid(trial.label, denormalize_pixels(made).cpu().reshape(classes, each, *made.shape[1:]), real)
 
 
 def synthetic_grid(

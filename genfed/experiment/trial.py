@@ -21,6 +21,7 @@ from genfed.core.store import FolderStore, MemoryStore, Store
 from genfed.core.task import Task
 from genfed.engines.client_runner import NewNetwork
 from genfed.experiment import partitioning
+from genfed.experiment.run_folder import RunFolder
 from genfed.privacy.settings import ClientPrivacy, Privacy
 from genfed.robustness.attack import Attack
 from genfed.robustness.robust_mean import AggregationRule
@@ -67,15 +68,28 @@ class Trial:
 
 def new_trial(
     config: Config,
-    folder: Path,
     label: str,
     seed: int,
+    *,
+    folder: RunFolder,
     shards: FederatedData,
-    fingerprint: str,
     new_network: NewNetwork,
+    fingerprint: str = "",
     public: Tensor | None = None,
 ) -> Trial:
-    """One method with one seed of a run in `folder`; `data_fingerprint` names the data."""
+    """Returns one method with one seed of a run.
+
+    Args:
+        config: the settings of the run.
+        label: the label of the method.
+        seed: the seed.
+        folder: the folder of the run.
+        shards: the clients of the seed.
+        new_network: makes the classifiers of clients and server.
+        fingerprint: names the data (`data_fingerprint`), so that a checkpoint with other data is refused. Empty: where
+            no checkpoint is read or written.
+        public: unlabeled public examples. None: the run has none.
+    """
     method = config.method[label]
     about = replace(config, methods=(label,), beside=(), method={label: method}, seeds=(seed,))
     text = json.dumps(decisive_settings(about), sort_keys=True)
@@ -84,7 +98,7 @@ def new_trial(
         seed=seed,
         method=method,
         shards=partitioning.pool_clients(shards) if method.pooled else shards,
-        folder=trial_folder(folder, label, seed),
+        folder=folder.trial(label, seed),
         identity=hashlib.blake2b(f"{fingerprint} {text}".encode(), digest_size=16).hexdigest(),
         federation=config.federation,
         compute=config.compute,
@@ -99,11 +113,6 @@ def new_trial(
         privacy=config.privacy,
         client_privacy=None if method.pooled else config.client_privacy,
     )
-
-
-def trial_folder(folder: Path, label: str, seed: int) -> Path:
-    """Where a trial's checkpoint is, and what its clients keep."""
-    return folder / "trials" / label / f"seed-{seed}"
 
 
 R = TypeVar("R")

@@ -154,7 +154,7 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]
     made = Federation(tmp_path_factory.mktemp("federation"))
     try:
         made.unit("link")
-        until(lambda: flower_processes._answers(made.address), 120)
+        until(lambda: flower_processes.is_listening(made.address), 120)
         made.unit("runs")
         for name in NAMES:
             superlink._register(made.folder / "keys" / f"{name}.pub", made.home)
@@ -384,7 +384,7 @@ def test_a_link_that_others_reach_is_warned_of(
         superlink.serve(
             ServeRequest("run.toml"), flower_processes.Address.of(f"{host}:9092"), None, tmp_path, said.append
         )
-    assert [line.partition(" can ")[0] for line in said] == [f"warning: whoever reaches {host}:9092"] * warned
+    assert [line.partition(" can ")[0] for line in said] == [f"warning: anyone who reaches {host}:9092"] * warned
     assert all("/v1/fleet/" in line and len(line.splitlines()) == 1 for line in said)
 
 

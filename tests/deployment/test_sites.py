@@ -30,7 +30,7 @@ from genfed.core.task import Data, Task
 from genfed.experiment import partitioning
 from genfed.experiment.checkpoint import read_checkpoint
 from genfed.experiment.evaluation import ClassifierScores
-from genfed.experiment.inputs import load_data
+from genfed.experiment.inputs import RunInputs, load_data
 from genfed.experiment.trial import new_server
 from genfed.report.results import from_json
 from genfed.training.weights import Model, weights_of
@@ -239,7 +239,7 @@ def test_a_server_that_stopped_goes_on_with_the_same_sites(tmp_path: Path) -> No
 
     with pytest.raises(StoppedError):
         serve(config, Grid(files, stops), tmp_path / "stopped")
-    assert not serve(config, Grid(files), tmp_path / "stopped", resume=True).error
+    assert not serve(config, Grid(files), tmp_path / "stopped", on_existing="resume").error
     assert state_of(tmp_path / "stopped", "gefl") == state_of(tmp_path / "whole", "gefl")
 
 
@@ -312,8 +312,8 @@ def test_a_method_that_must_see_it_is_refused_before_training(tmp_path: Path, me
     config = owned(method)
     grid = Grid(sites(config, tmp_path / "sites"))
     assert serve(config, grid, tmp_path / "run").error == (
-        f"{method} has others than its site run each architecture, and {OWN} is known to site b alone: use one of the "
-        "zoo, or gefl, gefl_f or fgl"
+        f"{method} runs each architecture at the server or at other sites, and only site b knows {OWN}: use one of "
+        "`genfed list architectures`, or gefl, gefl_f or fgl"
     )
     assert not (tmp_path / "run").exists()
     asked = {json.loads(m.content.config_records["letter"]["head"])["ask"] for m in grid.sent}
@@ -336,7 +336,7 @@ def test_a_method_of_ones_own_that_looks_at_it_is_refused_before_training(tmp_pa
     allowed = {name: {"allow": ["tests.toys:Looks"]} for name in NAMES}
     grid = Grid(sites(config, tmp_path / "sites", **allowed))
     assert serve(config, grid, tmp_path / "run").error == (
-        f"mine: it must run {OWN}, which its site alone knows: use one of the zoo, or gefl (site b)"
+        f"mine: it must run {OWN}, which only its site knows: use one of `genfed list architectures`, or gefl (site b)"
     )
     assert not (tmp_path / "run").exists()
 
@@ -381,7 +381,7 @@ def test_label_sets_that_differ_are_reported_before_training(tmp_path: Path) -> 
         ({"name": "b"}, "two sites are named b; each needs a name of its own"),
         ({"architecture": "lineal"}, "no such architecture: 'lineal'; did you mean 'linear'?"),
         ({"data": {"kind": "npz", "path": "nowhere.npz"}}, "could not read or write a file; its own log says more"),
-        ({"classes": ["0", "1"]}, "classes: the data have a class '2', which is not among them"),
+        ({"classes": ["0", "1"]}, "classes: the data have a class '2', which the list lacks"),
     ],
 )
 def test_a_site_that_is_wrong_stops_the_run_before_training(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
@@ -424,7 +424,7 @@ def _raised(*chain: Exception, quiet: bool = False) -> Exception:
     ],
 )
 def test_the_server_hears_genfed_s_own_words_alone(error: Exception, told: str) -> None:
-    assert deployment_site._told(error).startswith(told)
+    assert deployment_site._public_text(error).startswith(told)
 
 
 def test_a_folder_that_cannot_be_written_is_not_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -512,7 +512,7 @@ def test_a_site_cannot_pass_for_another(tmp_path: Path) -> None:
     grid = Grid(sites(config, tmp_path / "sites"))
     grid.registered = {100: "a", 101: "c"}
     outcome = serve(config, grid, tmp_path / "run")
-    assert outcome.error == "the site with the key of c says that it is b: it has another's"
+    assert outcome.error == "the site with the key of c calls itself b: it uses the key of another site"
 
 
 def test_a_node_that_is_silent_or_refused_stalls_no_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -551,7 +551,7 @@ def test_a_node_that_is_silent_or_refused_stalls_no_round(tmp_path: Path, monkey
     assert (roll.node_of("b"), asked()) == (None, [silent, refused])
     assert 0.2 <= time.monotonic() - begun < 5
     assert roll.refused[silent] == "took longer than 0.2 s"
-    assert "said what cannot be" in roll.refused[refused]
+    assert "the description of a site is wrong" in roll.refused[refused]
     clock += 59
     assert (roll.node_of("b"), roll.node_of("a"), asked()) == (None, 100, [])
     clock += 2
@@ -597,7 +597,7 @@ def test_which_models_a_site_opens(tmp_path: Path) -> None:
     for kind in ("fgl", "oscar", "feddeo", "prompts_only", "fedlmg"):
         for model, allowed in (("shipped", True), ("some/model", True), ("other/model", False), (str(tmp_path), False)):
             method: Any = read_method({"kind": kind, "foundation": {"model": model}})
-            guarded: Any = deployment_site._guarded(method, config)
+            guarded: Any = deployment_site._restrict_models(method, config)
             list(guarded.phases())
             assert (guarded == method) is allowed
             if not allowed:
@@ -607,10 +607,10 @@ def test_which_models_a_site_opens(tmp_path: Path) -> None:
     for captioner, allowed in ((None, True), ("some/captioner", True), ("other/captioner", False)):
         method = read_method(words | ({} if captioner is None else {"captioner": captioner}))
         if allowed:
-            assert deployment_site._guarded(method, config) == method
+            assert deployment_site._restrict_models(method, config) == method
             continue
         with pytest.raises(GenfedError, match=r"^site a opens no captioner but those that its SITE\.toml names in"):
-            deployment_site._guarded(method, config)
+            deployment_site._restrict_models(method, config)
 
 
 def test_pooled_methods_are_refused(tmp_path: Path) -> None:
@@ -627,7 +627,7 @@ def test_a_check_says_what_there_is_and_trains_nothing(tmp_path: Path) -> None:
     assert [hello.name for hello in outcome.sites] == ["a", "b", "c"]
     assert outcome.trouble == ()
     assert not (tmp_path / "run").exists()
-    (row, *_) = deployment_server.request_to_settings(outcome)
+    (row, *_) = deployment_server.site_rows(outcome)
     assert len(row) == len(deployment_server.COLUMNS)
     assert row[:3] == ("a", "linear", f"{outcome.sites[0].examples} + {outcome.sites[0].held_out}")
 
@@ -783,19 +783,19 @@ def test_what_protects_at_sites_comes_to_the_bits_of_the_embedded_engine(
 @pytest.mark.parametrize(
     ("demands", "changes", "says"),
     [
-        ({"privacy": HERE}, {}, "site b: it takes part under [privacy] alone, since its file has a privacy budget"),
-        ({"privacy": HERE}, {"privacy": FIXED}, "site b: it takes no privacy.reproducible_noise"),
+        ({"privacy": HERE}, {}, "site b: it takes part only under [privacy], since its file has a privacy budget"),
+        ({"privacy": HERE}, {"privacy": FIXED}, "site b: it refuses privacy.reproducible_noise"),
         (
             {"privacy": HERE | {"epsilon": 0.5}},
             {"privacy": NOISY},
             "site b: the site's privacy budget over all runs does not hold this one, which comes to ε = 2.71: "
             "of ε = 0.5 at δ = 0.001, 0.00 is spent",
         ),
-        ({"minimum_group": 3}, {}, "site b: it uploads under [secure] alone, and fedavg would without masks"),
+        ({"minimum_group": 3}, {}, "site b: it uploads only under [secure], and fedavg would upload without masks"),
         (
             {"minimum_group": 3},
             {"secure": {"neighbours": 2, "threshold": 0.9}},
-            "site b: secure.neighbours: on a ring no client can tell how large a sum is",
+            "site b: secure.neighbours: on a ring no client knows how many uploads are in a sum",
         ),
         ({"minimum_group": 4}, {"secure": {}}, "site b: secure.minimum_group = 3: it needs sums of 4 uploads or more"),
         (
@@ -852,7 +852,7 @@ def letter(config: dict[str, Any], method: str = "fedavg", phase: str = "train",
     settings = read_config(config)
     task = partitioning.partition_data(settings, load_data(settings), 0).task
     about, step = (
-        deployment_server._about(settings, task, method, 0, "run"),
+        deployment_server._describe_trial(RunInputs(settings, task, (), {}), method, 0, "run"),
         {"phase": phase, "round": number, "number": number},
     )
     return {"genfed": genfed.__version__, "ask": "work", "open": about, "step": step, "client": 0}
@@ -908,8 +908,8 @@ def test_a_server_cannot_have_more_trained_than_is_charged(tmp_path: Path) -> No
     about = json.loads(first["open"])
     about["method"]["generator_epochs"] = 5
     for wrong, says in (
-        (first | {"client": 1}, "says something else of this trial than before"),
-        (first | {"open": json.dumps(about)}, "says something else of this trial than before"),
+        (first | {"client": 1}, "describes this trial otherwise than before"),
+        (first | {"open": json.dumps(about)}, "describes this trial otherwise than before"),
         (first | {"step": first["step"] | {"number": 0.0}}, "a step is a phase, a round and a number"),
         (first | {"step": first["step"] | {"number": True}}, "a step is a phase, a round and a number"),
         (first | {"step": first["step"] | {"round": -1}}, "a step is a phase, a round and a number"),
@@ -971,8 +971,8 @@ def test_a_budget_that_holds_a_run_holds_it_after_a_stop(tmp_path: Path) -> None
     files = sites(config, tmp_path / "sites", b={"privacy": HERE | {"epsilon": 0.8}})  # a run comes to 0.78
     with pytest.raises(KilledError):
         serve(config, Grid(files, stops), tmp_path / "run")
-    assert not serve(config, Grid(files), tmp_path / "run", resume=True).error
-    assert not serve(config, Grid(files), tmp_path / "run", resume=True).error
+    assert not serve(config, Grid(files), tmp_path / "run", on_existing="resume").error
+    assert not serve(config, Grid(files), tmp_path / "run", on_existing="resume").error
     other = serve(config, Grid(files), tmp_path / "other")
     assert "does not hold this one, which comes to ε = 0.78: of ε = 0.8 at δ = 0.001, 0.78 is spent" in other.error
 

@@ -25,6 +25,7 @@ from genfed.experiment.generator_quality import GeneratorEvaluator
 from genfed.experiment.inputs import load_data
 from genfed.experiment.partitioning import partition_data
 from genfed.experiment.progress import Progress
+from genfed.experiment.run_folder import RunFolder
 from genfed.experiment.trial import new_server
 from genfed.report.metrics_log import read_metrics as read_metrics
 from genfed.report.results import from_json
@@ -117,8 +118,8 @@ def test_a_stopped_run_is_judged_as_an_undisturbed_one_and_once(
     monkeypatch.setattr(GeneratorEvaluator, "__call__", stop)
     with pytest.raises(KeyboardInterrupt):
         start(config, tmp_path / "run")
-    again = start(config, tmp_path / "run", resume=True)
-    start(config, tmp_path / "run", resume=True)
+    again = start(config, tmp_path / "run", on_existing="resume")
+    start(config, tmp_path / "run", on_existing="resume")
     assert calls == ["Copies", "Noise", "Noise"]
     assert left_by(tmp_path / "run") == left_by(tmp_path / "whole")
     timeless = [[dataclasses.replace(t.quality, seconds=0.0) for t in r.trials if t.quality] for r in (whole, again)]
@@ -131,7 +132,7 @@ def test_how_it_is_judged_may_change_on_resume(tmp_path: Path) -> None:
     assert start(config, tmp_path).trials[0].quality is None
     for samples in (20, 30, 0):
         changed = config | {"quality": {"samples": samples, "epochs": 1, "architecture": "mlp-small"}}
-        quality = start(changed, tmp_path, resume=True).trials[0].quality
+        quality = start(changed, tmp_path, on_existing="resume").trials[0].quality
         assert (quality.samples if quality else 0) == samples
     assert not [row for row in read_metrics(tmp_path / "metrics.jsonl") if row["phase"] == "quality"]
 
@@ -186,7 +187,7 @@ def test_what_is_counted_in_some_phases_alone_is_no_count(first: bool, tmp_path:
 
     with pytest.raises(KeyboardInterrupt):
         start(counting(first), tmp_path, notify=stop)
-    (trial,) = start(counting(not first), tmp_path, resume=True).trials
+    (trial,) = start(counting(not first), tmp_path, on_existing="resume").trials
     assert [cost.flops is not None for cost in trial.costs] == [first, not first, False]
     assert trial.flops is None
     assert trial.parameters is None
@@ -210,7 +211,7 @@ def test_published_figures_are_kept_with_the_run(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "report.json").read_text())["published"]["fedavg"]["accuracy"] == 95.47
     (tmp_path / "other.toml").write_text(to_toml(config))
     assert read_config(tmp_path / "other.toml") == config
-    without = runs.run(read_config(tiny("fedavg")), out=tmp_path, resume=True)
+    without = runs.run(read_config(tiny("fedavg")), out=tmp_path, on_existing="resume")
     assert without.published == {}
     assert without.trials == report.trials
 
@@ -246,12 +247,12 @@ def test_a_generator_of_features_is_judged_among_features(tmp_path: Path) -> Non
     assert trial.quality.architecture == "mlp"
     assert not trial.quality.stored
     rows = [row for row in left_by(tmp_path / "run")["metrics"] if row["phase"] == "quality"]
-    start(config, tmp_path / "run", resume=True)
+    start(config, tmp_path / "run", on_existing="resume")
     assert [row for row in left_by(tmp_path / "run")["metrics"] if row["phase"] == "quality"] == rows
 
     settings = read_config(tmp_path / "run")
     method, dataset = settings.method["gefl_f"], load_data(settings)
-    chosen = select_trial(tmp_path / "run", settings, "gefl_f", None, ["gefl_f"])
+    chosen = select_trial(RunFolder(tmp_path / "run"), settings, "gefl_f", None, ["gefl_f"])
     clients = partition_data(settings, dataset, 0).clients
     server = new_server(chosen.at.task, clients, settings.compute, Architectures().new, 0, 0, "quality")
     x = dataset.test.x[:5]

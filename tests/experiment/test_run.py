@@ -16,7 +16,7 @@ from genfed.cli import common
 from genfed.cli import main as cli
 from genfed.config.reader import read_config, to_toml
 from genfed.core.errors import GenfedError
-from genfed.experiment.environment import _command, count_workers
+from genfed.experiment.environment import command_line, count_workers
 from genfed.experiment.inputs import load_data, load_public
 from genfed.experiment.partitioning import assign_architectures, count_classes, partition_data, pool_clients
 from tests.conftest import start, tiny
@@ -144,7 +144,7 @@ def test_every_path_of_a_table_starts_from_data_root(tmp_path: Path) -> None:
 
 def test_the_command_can_be_copied(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["/x/genfed/__main__.py", "run", "a b.toml", "--set", 'methods=["gefl"]'])
-    assert _command() == "genfed run 'a b.toml' --set 'methods=[\"gefl\"]'"
+    assert command_line() == "genfed run 'a b.toml' --set 'methods=[\"gefl\"]'"
     assert common._stopped(common._console()).exit_code == 130
     assert "genfed run 'a b.toml' --set 'methods=[\"gefl\"]' --resume" in capsys.readouterr().out
 

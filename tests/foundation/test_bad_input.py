@@ -204,7 +204,7 @@ def test_kill_9_in_the_middle_of_a_batch_of_images_and_resume(tmp_path: Path) ->
     assert [shard.name for shard in (out / "trials" / "dies" / "seed-0" / "store").iterdir()] == [
         "synthesise.0.0.safetensors"
     ]
-    start(config, out, resume=True)
+    start(config, out, on_existing="resume")
     start(config, tmp_path / "undisturbed")
     assert left_by(out) == left_by(tmp_path / "undisturbed")
     state, made = finished(out, "dies")

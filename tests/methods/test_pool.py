@@ -12,7 +12,8 @@ from genfed.core.phase import Reduced
 from genfed.experiment.checkpoint import read_checkpoint
 from genfed.experiment.inputs import load_data
 from genfed.experiment.partitioning import partition_data
-from genfed.experiment.trial import new_server, trial_folder
+from genfed.experiment.run_folder import RunFolder
+from genfed.experiment.trial import new_server
 from tests.conftest import left_by, start, tiny
 
 
@@ -21,7 +22,7 @@ def run(out: Path, method: str, **changes: Any) -> tuple[Any, list[dict[str, Any
     config = tiny(method)
     config["method"][method] = config["method"][method] | changes
     start(config, out)
-    at = read_checkpoint(read_config(config).method[method], trial_folder(out, method, 0))
+    at = read_checkpoint(read_config(config).method[method], RunFolder(out).trial(method, 0))
     assert at is not None
     return at.state, left_by(out)["metrics"]
 
