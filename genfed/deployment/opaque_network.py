@@ -1,4 +1,4 @@
-"""Architectures that only a site knows, as the server has them: weights without a forward."""
+"""Architectures that only a site knows: the server has their weights and cannot run them."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from genfed.training.weights import Model
 
 
 class OpaqueNetwork(nn.Module):
-    """A network of which the server knows the weights and not what it computes. If all lie under `extractor` and
+    """A network whose weights the server knows, but not what it computes. If all weights are below `extractor` and
     `header`, it has these two parts, so that its extractor can be averaged.
     """
 
@@ -29,11 +29,11 @@ class OpaqueNetwork(nn.Module):
                 self._modules[part] = OpaqueNetwork(architecture, under)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
-        """Its weights."""
+        """Returns the weights."""
         return dict(self._weights)
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Nobody has a use for it that does not end in its forward."""
+        """Refuses: weights are loaded in order to run the network."""
         raise self._refusal()
 
     def __getattr__(self, name: str) -> Any:
@@ -46,24 +46,26 @@ class OpaqueNetwork(nn.Module):
         raise self._refusal()
 
     def _refusal(self) -> GenfedError:
-        return GenfedError(f"it must run {self._name}, which its site alone knows: use one of the zoo, or gefl")
+        return GenfedError(
+            f"it must run {self._name}, which only its site knows: use one of `genfed list architectures`, or gefl"
+        )
 
 
-def ask_architectures(roll: SiteRoster, hellos: Sequence[SiteDescription], task: Task, seed: int) -> Architectures:
-    """Returns the architectures of one seed's trials. Those that only a site knows are opaque: each site is asked for
-    the initial weights.
+def ask_architectures(roster: SiteRoster, hellos: Sequence[SiteDescription], task: Task, seed: int) -> Architectures:
+    """Returns the architectures of one seed's trials. Networks that only a site knows are opaque; the site is asked for
+    their initial weights.
 
     Raises:
-        GenfedError: an architecture that is not in the zoo, or one name for two.
+        GenfedError: there is no such architecture, or two sites have different ones of one name.
     """
     zoo = Architectures()
     found: dict[str, tuple[str, dict[str, Tensor]]] = {}
     for hello in hellos:
         name = hello.architecture
         if not hello.info(0).personal:
-            zoo.new(name, task, torch.Generator())  # refuses what the zoo does not have
+            zoo.new(name, task, torch.Generator())  # refuses an unknown name
             continue
-        weights = unpack(Model, roll.ask(hello.name, {"ask": "initial", "seed": seed})[1]).classifier
+        weights = unpack(Model, roster.ask(hello.name, {"ask": "initial", "seed": seed})[1]).classifier
         if name in found and digest(pack(Model(found[name][1]))) != digest(pack(Model(weights))):
             raise GenfedError(
                 f"sites {found[name][0]} and {hello.name} both name {name}, and theirs differ: rename one"

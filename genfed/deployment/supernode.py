@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from genfed.core.errors import GenfedError
-from genfed.deployment.processes import Address, _program, _tied, end_process, flower_environment
+from genfed.deployment.processes import Address, end_process, end_with_parent, find_program, flower_environment
 from genfed.deployment.site_settings import LocatedSite
 
 
@@ -19,7 +19,7 @@ from genfed.deployment.site_settings import LocatedSite
 def supernode_command(site: LocatedSite, port: int) -> list[str]:
     """Starts the site's SuperNode, whose own processes find it at `port` of the loopback device."""
     link = site.config.link
-    command = [_program("flower-supernode"), "--superlink", link.address, "--port", str(port)]
+    command = [find_program("flower-supernode"), "--superlink", link.address, "--port", str(port)]
     command += ["--node-config", f'site="{site.file}"']
     if link.insecure:
         return [*command, "--insecure"]
@@ -112,7 +112,7 @@ def join(site: LocatedSite, tell: Callable[[str], None]) -> None:
                 stdin=subprocess.DEVNULL,
                 env=flower_environment(home, {"PYTHONPATH": paths}),
                 start_new_session=True,
-                preexec_fn=_tied,
+                preexec_fn=end_with_parent,
             )
             try:
                 while node.poll() is None and not stopped.is_set():
