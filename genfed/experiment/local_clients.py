@@ -125,16 +125,16 @@ def open_worker_pool(config: Config, folder: RunFolder) -> Iterator[WorkerPool |
 
 
 def new_runner(trial: Trial, guard: BudgetKeeper | None = None) -> ClientRunner:
-    """Where the trial's clients work. `guard` keeps their budgets, where there are any; None: as [privacy] has them."""
+    """Returns where the trial's clients work. `guard` keeps their privacy budgets. None: as [privacy] sets them."""
     held_out = trial.shards.held_out.to(torch.device(trial.compute.device))
     triggered = trial.attack.triggered(held_out, trial.shards.task) if trial.attack else None
-    # The score on data like a client's own is weighted by its classes: several of them tell its share of each.
+    # The accuracy on a personal test set is weighted by the client's classes: several of them reveal its share of each.
     own = None if trial.privacy or trial.secure else trial.shards.own
     phases = add_evaluation(trial.method, held_out, own, triggered)
     if trial.secure:
         for phase in flatten_phases(trial.method.phases()):
             if phase.aggregate and phase.name in phases:
-                del phases[phase.name]  # nobody can ask for the bare upload
+                del phases[phase.name]  # no request can get the upload without masks
                 noised = client_level.distribute_noise(phase, trial) if trial.client_privacy else phase
                 phases |= {part.name: part for part in make_secure(noised, trial.secure)}
     attack = trial.attack

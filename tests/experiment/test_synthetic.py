@@ -230,5 +230,5 @@ def test_the_page_shows_the_set_by_class_and_client(whole: Path) -> None:
 
 def test_pictures_of_large_images_are_small() -> None:
     images = torch.randint(256, (2, 3, 200, 100), dtype=torch.uint8)
-    assert sample_grids._small(images).shape == (2, 3, 64, 32)
-    assert sample_grids._small(torch.full((1, 3, 128, 128), 7, dtype=torch.uint8)).eq(7).all()
+    assert sample_grids._shrink(images).shape == (2, 3, 64, 32)
+    assert sample_grids._shrink(torch.full((1, 3, 128, 128), 7, dtype=torch.uint8)).eq(7).all()
