@@ -11,6 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+
 from genfed.config.architectures import Architectures
 from genfed.config.reader import read_config
 from genfed.config.settings import Config
@@ -87,7 +89,7 @@ def _checked_inputs(config: Config, dataset: Dataset) -> RunInputs:
     for seed in config.seeds:
         shards = partitioning.partition_data(config, dataset, seed)
         checks.check_clients(config, shards, architectures.new)
-        generator_quality.check_generator_quality(config, shards, architectures.new)
+        generator_quality.check_generator_quality(config.quality, config.method, shards, architectures.new)
         compatibility.check_compatibility(config, shards, seed)
         client_level.check(config, shards.clients, seed)
     examples = normalize_pixels(shards.train.x[:2])
@@ -183,8 +185,10 @@ class _SeedTrials:
         self._record, self._notify = record, notify
         self._shards = clients.shards(seed)
         self._fingerprint = data_fingerprint(self._shards, inputs.public)
-        new_network = inputs.architectures[seed].new
-        self._evaluate = generator_quality.GeneratorEvaluator(inputs.config, self._shards, seed, new_network)
+        self._new_network = inputs.architectures[seed].new
+        self._evaluate = generator_quality.GeneratorEvaluator(
+            inputs.config.quality, torch.device(inputs.config.compute.device), self._shards, seed, self._new_network
+        )
         # A generator that was evaluated before a stop is not evaluated again.
         rows = read_metrics(folder.metrics)
         self._evaluated = {row["method"] for row in rows if (row["phase"], row["seed"]) == (QUALITY, seed)}
@@ -209,7 +213,7 @@ class _SeedTrials:
             self._seed,
             folder=self._folder,
             shards=self._shards,
-            new_network=self._inputs.architectures[self._seed].new,
+            new_network=self._new_network,
             fingerprint=self._fingerprint,
             public=self._inputs.public,
         )
@@ -239,7 +243,7 @@ def _is_current(inputs: RunInputs, folder: RunFolder) -> Callable[[dict[str, Any
     }
 
     def is_current(row: dict[str, Any]) -> bool:
-        stale = row["phase"] == QUALITY and not generator_quality.is_current(row, config, inputs.task)
+        stale = row["phase"] == QUALITY and not generator_quality.is_current(row, config.quality, inputs.task)
         return not stale and is_in_checkpoint(row, checkpoints.get((row["method"], row["seed"])))
 
     return is_current

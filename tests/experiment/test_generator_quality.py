@@ -69,7 +69,7 @@ def test_a_leak_is_found_and_noise_is_silent(tmp_path: Path) -> None:
         assert unfit.quality is None
         assert unfit.failures == (
             "quality round 0: the generator's samples hold numbers that are not finite, or too large for a classifier: "
-            "they are not judged",
+            "they are not evaluated",
         )
 
 
@@ -82,7 +82,8 @@ def test_images_for_clients_by_hand(tmp_path: Path) -> None:
     data = Data(x, torch.arange(40) % 2)
     shards: Any = FederatedData(task, infos, ((0, 20), (20, 40)), data, data)
     config = read_config(tiny("local", quality={"samples": 10, "epochs": 20}))
-    judge, method = GeneratorEvaluator(config, shards, 0, Architectures().new), config.method["local"]
+    method, new_network = config.method["local"], Architectures().new
+    judge = GeneratorEvaluator(config.quality, torch.device("cpu"), shards, 0, new_network)
     fields = {"seed": 0, "method": method, "shards": shards, "folder": tmp_path, "compute": config.compute}
     trial: Any = SimpleNamespace(**fields, public=None, new_network=Architectures().new)
     labels, clients = torch.tensor([0, 1, 0, 1, 0]), torch.tensor([0, 0, 0, 1, NO_CLIENT])
@@ -91,15 +92,15 @@ def test_images_for_clients_by_hand(tmp_path: Path) -> None:
     def sure(odds: float) -> dict[str, torch.Tensor]:
         return {"header.weight": torch.zeros(2, 64), "header.bias": torch.tensor([math.log(odds), 0.0])}
 
-    told = judge._for_clients(trial, SimpleNamespace(teachers={0: sure(3), 1: sure(1)}), made)
+    told = judge._measure_clients(trial, SimpleNamespace(teachers={0: sure(3), 1: sure(1)}), made)
     assert told == {
         "certainty": pytest.approx((0.75 + 0.25 + 0.75 + 0.5) / 4),
         "client_match": 3 / 4,  # the third of client 0 is light
         "clients_apart": 1.0,
     }
-    assert judge._for_clients(trial, SimpleNamespace(), made).keys() == {"client_match", "clients_apart"}
+    assert judge._measure_clients(trial, SimpleNamespace(), made).keys() == {"client_match", "clients_apart"}
     nobody = dataclasses.replace(made.wanted, clients=torch.full_like(clients, NO_CLIENT))
-    assert judge._for_clients(trial, SimpleNamespace(), dataclasses.replace(made, wanted=nobody)) == {}
+    assert judge._measure_clients(trial, SimpleNamespace(), dataclasses.replace(made, wanted=nobody)) == {}
 
 
 def test_a_stopped_run_is_judged_as_an_undisturbed_one_and_once(
