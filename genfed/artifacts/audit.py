@@ -1,4 +1,4 @@
-"""`genfed audit`: attacks on the trials of a run that has finished, and its report with what came of them."""
+"""`genfed audit`: attacks on the trials of a finished run, and its report with their results."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -31,19 +31,19 @@ def audit_run(
     seed: int | None = None,
     notify: Notify = lambda line: None,
 ) -> Audits:
-    """Makes audits of a run's trials, writes audits.json and report.html anew, and returns all that were made so far.
+    """Audits trials of a finished run, writes audits.json and report.html anew, and returns all results so far.
 
     Args:
         run: the folder of a run.
-        audits: names, or labels of the run's tables [audit.WORD]; empty: the config's, else all that train
-            nothing anew.
+        audits: names of audits, or labels of the run's tables [audit.LABEL]. Empty: those of the config, else all that
+            train no further models.
         overrides: "audit.NAME.setting=value".
-        method: a label; None: every method of the run.
-        seed: None: the run's first.
-        notify: told what is going on.
+        method: label of a method. None: every method of the run.
+        seed: seed of the trials. None: the first.
+        notify: called with a line of text on each audit and each model that it trains.
 
     Raises:
-        GenfedError: no finished run, no such audit, method or seed, or data that are others than they were.
+        GenfedError: the run has not finished, there is no such audit, method or seed, or the data have changed.
     """
     folder = RunFolder(run)
     folder.read_report()  # refuses a run that has not finished
@@ -74,10 +74,10 @@ def audit_run(
 
 
 def _config(run: RunFolder, audits: Sequence[str], overrides: Iterable[str]) -> Config:
-    """The run's, with these audits."""
+    """Returns the config of the run, with these audits."""
     changes = list(overrides)
     if other := [change for change in changes if not change.strip().startswith("audit.")]:
-        raise GenfedError(f"--set {other[0]!r}: of a finished run only audit.NAME.setting can be set")
+        raise GenfedError(f"--set {other[0]!r}: only audit.NAME.setting can be set for a finished run")
     table = read_table(run.config, changes)
     names = tuple(audits) or tuple(table.get("audits", ()))
     if not names:
@@ -103,7 +103,7 @@ def _trial(config: Config, folder: RunFolder, dataset: Dataset, label: str, seed
     if at is None:
         raise GenfedError(f"{folder}: {label} with seed {seed} has no checkpoint to audit")
     if at.trial != trial.identity:
-        raise GenfedError(f"{folder}: its data are others than they were, or its settings; an audit needs the same")
+        raise GenfedError(f"{folder}: its data or its settings have changed; an audit needs the same")
     try:
         checks.check_device(config.compute.device)
     except GenfedError:  # it was trained on another machine

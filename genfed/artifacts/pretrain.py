@@ -1,4 +1,4 @@
-"""`genfed pretrain`: a small diffusion model of public images, into a directory that diffusers opens."""
+"""`genfed pretrain`: trains a small diffusion model on public images, in a directory that diffusers can open."""
 
 import json
 import platform
@@ -26,7 +26,7 @@ from genfed.foundation.pretraining import CHECKPOINT, Optimization, PromptedImag
 from genfed.foundation.small_model import SmallDiffusion
 
 SETTINGS, CARD = "pretraining.toml", "pretraining.json"
-"""Files of a directory: the resolved settings, and what is said of a finished pretraining."""
+"""Files of a directory: the resolved settings, and the facts of a finished pretraining."""
 _FREE = re.compile(r"name|data_root|public\..*\.path|training\.save_every")
 """Settings that the outcome does not depend on."""
 

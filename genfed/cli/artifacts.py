@@ -112,7 +112,7 @@ def export(
     console.print(f"{model}, {score}: {out}", soft_wrap=True)
     _say_default(console, client, model.clients)
     if model.architecture is None and form == "safetensors":
-        console.print("the method made this network of its own: genfed.load_model cannot, --format onnx can be used")
+        console.print("the method built this network itself: genfed.load_model cannot, --format onnx can be used")
 
 
 @app.command()

@@ -195,7 +195,7 @@ def test_sample_as_arrays_and_another_draw(whole: Path, tmp_path: Path) -> None:
 
 def test_an_empty_set_has_nothing_to_sample(tmp_path: Path) -> None:
     start(config(each=0), tmp_path / "run")
-    with pytest.raises(GenfedError, match="the server of storing has made no image yet"):
+    with pytest.raises(GenfedError, match="the server of storing has generated no image yet"):
         write_samples(tmp_path / "run", tmp_path / "png", 5)
 
 
