@@ -179,7 +179,7 @@ class GeneratorEvaluator:
         class.
         """
         server, draws = trial_server(trial, 0, "quality"), self._stream("stored")
-        rows = choose_as_many(state.synthetic.wanted(server).labels, y, draws)
+        rows = choose_as_many(state.synthetic.requested(server).labels, y, draws)
         # Shuffled once more: some metrics look at the first ones only.
         batch: SyntheticBatch = state.synthetic.read(server, rows[torch.randperm(len(rows), generator=draws)])
         return batch

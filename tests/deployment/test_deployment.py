@@ -216,9 +216,7 @@ def test_who_has_no_key_or_no_tls_is_not_let_in(federation: Federation) -> None:
         there[name].write_text(text + tomli_w.dumps({"link": way}))
     with pytest.raises(GenfedError, match=f"{federation.address} speaks TLS and superlink.insecure = true"):
         supernode.check_link(site_settings.read_site(there["open"]))
-    with pytest.raises(
-        GenfedError, match=f"the certificate of {federation.address} is not vouched for by superlink.cert"
-    ):
+    with pytest.raises(GenfedError, match=f"the certificate of {federation.address} is not signed by superlink.cert"):
         supernode.check_link(site_settings.read_site(there["misled"]))
     federation.join("a")
     federation.start("stranger", [*GENFED, "join", str(there["stranger"])])

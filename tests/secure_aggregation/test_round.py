@@ -118,7 +118,7 @@ def test_no_single_upload_is_there_to_be_audited(tmp_path: Path) -> None:
     start(tiny("fedavg", **LINEAR, secure={}, audits=["inversion"]), tmp_path / "run")
     found = read_audits(tmp_path / "run")
     assert found
-    assert found.results[0].not_possible == "uploads were sent under masks: nobody has a single one to attack"
+    assert found.results[0].not_possible == "uploads were sent under masks: no single upload can be attacked"
 
 
 class Curious:
