@@ -74,7 +74,7 @@ def in_pool(pool: WorkerPool, monkeypatch: pytest.MonkeyPatch) -> None:
 
     @contextlib.contextmanager
     def ours(config: Config, folder: RunFolder) -> Iterator[WorkerPool | None]:
-        yield pool if count_workers(config) else None
+        yield pool if count_workers(config.compute, config.federation.clients) else None
 
     monkeypatch.setattr(local_clients, "open_worker_pool", ours)
 

@@ -132,7 +132,7 @@ def _default(field: Any, name: str = "") -> str:
         return "required"
     if dataclasses.is_dataclass(value):
         return type(value).__name__
-    return "left out" if value is None else repr(value)
+    return "unset" if value is None else repr(value)
 
 
 def _about(cls: type[Any]) -> str:

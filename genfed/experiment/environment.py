@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from genfed._version import __version__
-from genfed.config.settings import Config
+from genfed.config.settings import Compute
 from genfed.experiment.run_folder import RunStart
 from genfed.report.results import Environment
 
@@ -22,15 +22,15 @@ def count_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def count_workers(config: Config) -> int:
+def count_workers(compute: Compute, clients: int) -> int:
     """Returns the number of worker processes of a run: as set, else as many as keep every core busy; at most one per
     client.
     """
-    fitting = max(1, count_cores() // config.compute.threads)
-    return min(fitting if config.compute.workers is None else config.compute.workers, config.federation.clients)
+    fitting = max(1, count_cores() // compute.threads)
+    return min(fitting if compute.workers is None else compute.workers, clients)
 
 
-def describe_environment(config: Config, started: RunStart) -> Environment:
+def describe_environment(compute: Compute, clients: int, started: RunStart) -> Environment:
     """Returns what a report says of the machine, the libraries and the command."""
     versions = {"genfed": __version__, "python": platform.python_version()}
     for name in ("torch", "numpy", "safetensors", "scikit-learn", "diffusers", "transformers", "opacus", "flwr"):
@@ -42,10 +42,10 @@ def describe_environment(config: Config, started: RunStart) -> Environment:
         versions=versions,
         processor=processor_name(),
         cores=count_cores(),
-        workers=count_workers(config),
-        threads=config.compute.threads,
-        device=config.compute.device,
-        precision=config.compute.precision,
+        workers=count_workers(compute, clients),
+        threads=compute.threads,
+        device=compute.device,
+        precision=compute.precision,
     )
 
 

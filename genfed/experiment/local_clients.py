@@ -102,7 +102,7 @@ def choose_engine(name: EngineName) -> OpenEngine:
 
     def open_simulation(config: Config, folder: RunFolder) -> "AbstractContextManager[FlowerEngine]":
         clients, compute = config.federation.clients, config.compute
-        workers = max(1, count_workers(config))
+        workers = max(1, count_workers(compute, clients))
         return simulation.open_simulation(clients, workers, compute.threads, open_runner, config.federation.timeout)
 
     return open_simulation
@@ -111,7 +111,7 @@ def choose_engine(name: EngineName) -> OpenEngine:
 @contextlib.contextmanager
 def open_worker_pool(config: Config, folder: RunFolder) -> Iterator[WorkerPool | None]:
     """Yields the worker processes of a run, which end with the block. None: the run has none."""
-    count = count_workers(config)
+    count = count_workers(config.compute, config.federation.clients)
     if count == 0:
         yield None
         return

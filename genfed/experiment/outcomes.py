@@ -71,7 +71,7 @@ def build_report(outcomes: TrialOutcomes, inputs: RunInputs, rows: Sequence[Row]
         config=to_toml(config),
         classes=inputs.task.classes,
         shape=inputs.task.shape,
-        environment=describe_environment(config, started),
+        environment=describe_environment(config.compute, config.federation.clients, started),
         trials=trials,
         partition=outcomes.class_counts,
         scored_on=config.evaluation.part,

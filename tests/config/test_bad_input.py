@@ -64,7 +64,7 @@ def refused(config: dict[str, Any], out: Path, **options: Any) -> str:
             {"data": {"kind": "table", "path": "t.csv", "label": "y", "delimiter": ", "}},
             "data.delimiter = ', ': string should have at most 1 character",
         ),
-        ({"methods": ["m" * 65]}, "is no label: up to 64 letters"),
+        ({"methods": ["m" * 65]}, "is no label: use up to 64 letters"),
         ({"name": ""}, "name = '': it names a folder"),
         ({"name": "../up"}, "name = '../up': it names a folder"),
         ({"name": "a\0b"}, "it names a folder"),
@@ -96,7 +96,7 @@ def refused(config: dict[str, Any], out: Path, **options: Any) -> str:
         ({"method": {"fedavg": {"kind": 3}}}, "method.fedavg.kind = 3: expected the name of a method"),
         (
             {"methods": ["odd"], "method": {"odd": {"kind": f"{TOYS}:Undecorated"}}},
-            "bears @genfed.settings, and this has none",
+            "is decorated with @genfed.settings, and this is not",
         ),
         (
             {"methods": ["odd"], "method": {"odd": {"kind": f"{TOYS}:Unfinished"}}},
