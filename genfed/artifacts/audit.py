@@ -104,8 +104,6 @@ def _trial(config: Config, folder: RunFolder, dataset: Dataset, label: str, seed
         raise GenfedError(f"{folder}: {label} with seed {seed} has no checkpoint to audit")
     if at.trial != trial.identity:
         raise GenfedError(f"{folder}: its data or its settings have changed; an audit needs the same")
-    try:
-        checks.check_device(config.compute.device)
-    except GenfedError:  # it was trained on another machine
-        return replace(trial, compute=replace(config.compute, device="cpu"))
-    return trial
+    if checks.has_device(config.compute.device):
+        return trial
+    return replace(trial, compute=replace(config.compute, device="cpu"))  # it was trained on another machine

@@ -22,7 +22,7 @@ from genfed.core.rng import stream
 from genfed.core.store import FolderStore
 from genfed.core.task import Task
 from genfed.experiment import generator_quality, sample_grids
-from genfed.experiment.checks import check_device
+from genfed.experiment.checks import has_device
 from genfed.experiment.run_folder import RunFolder
 from genfed.experiment.trial import new_server
 from genfed.training.pixels import denormalize_pixels
@@ -141,9 +141,7 @@ def _choose_stored(chosen: SelectedTrial, server: Server, n: int, draw: int) -> 
 def _server(chosen: SelectedTrial, *path: str | int) -> Server:
     """Returns the trial's server, on its device, or on the CPU where this machine does not have that device."""
     compute = chosen.config.compute
-    try:
-        check_device(compute.device)
-    except GenfedError:
+    if not has_device(compute.device):
         compute = replace(compute, device="cpu")
     store = FolderStore(chosen.run.trial(chosen.label, chosen.seed))
     return new_server(chosen.at.task, (), compute, Architectures().new, chosen.seed, 0, *path, store=store)

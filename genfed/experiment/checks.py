@@ -66,16 +66,20 @@ def check_augmentation(label: str, method: Method[Any], task: Task) -> None:
             raise GenfedError(f'{what}: the examples are {examples}, where only "none" is allowed')
 
 
+def has_device(device: str) -> bool:
+    """Returns whether this machine has a device: "cpu", "cuda" or "cuda:1"."""
+    return device == "cpu" or int(device.partition(":")[2] or 0) < torch.cuda.device_count()
+
+
 def check_device(device: str) -> None:
     """Refuses a GPU that this machine does not have.
 
     Raises:
         GenfedError: the device is such a GPU.
     """
-    if device.startswith("cuda"):
-        count, place = torch.cuda.device_count(), int(device.partition(":")[2] or 0)
-        if place >= count:
-            raise GenfedError(f'compute.device = {device!r}: this machine has {count} CUDA devices; use "cpu"')
+    if not has_device(device):
+        count = torch.cuda.device_count()
+        raise GenfedError(f'compute.device = {device!r}: this machine has {count} CUDA devices; use "cpu"')
 
 
 def check_architecture(name: str, task: Task, data: Data, new_network: NewNetwork) -> None:
