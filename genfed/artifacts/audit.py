@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from genfed.audits.findings import Audits, Exchanged
+from genfed.audits.findings import Audits
 from genfed.config import registry
 from genfed.config.architectures import Architectures
 from genfed.config.reader import read_config, read_table
@@ -12,14 +12,14 @@ from genfed.config.settings import Config
 from genfed.core.errors import GenfedError
 from genfed.data.dataset import Dataset
 from genfed.engines.client_runner import use_threads
-from genfed.experiment import checks, partitioning, sample_grids
-from genfed.experiment.auditing import Notify, audit_trial, describe_trial_exchanges
+from genfed.experiment import checks, partitioning
+from genfed.experiment.auditing import Notify, audit_trial
 from genfed.experiment.checkpoint import read_checkpoint
 from genfed.experiment.inputs import data_fingerprint, load_data, load_public
+from genfed.experiment.outcomes import TrialOutcomes
 from genfed.experiment.run_folder import RunFolder
 from genfed.experiment.trial import Trial, new_trial
 from genfed.privacy.example_level import guarantee_of, read_charges
-from genfed.report.images import Grid, SetGrid
 from genfed.report.page import page
 
 
@@ -46,7 +46,7 @@ def audit_run(
         GenfedError: the run has not finished, there is no such audit, method or seed, or the data have changed.
     """
     folder = RunFolder(run)
-    folder.read_report()  # refuses a run that has not finished
+    report = folder.read_report()
     config = _config(folder, audits, overrides)
     labels = config.labels if method is None else (method,)
     if method is not None and method not in config.labels:
@@ -59,17 +59,15 @@ def audit_run(
     with folder.lock(), use_threads(config.compute.threads):
         for label in labels:
             audit_trial(_trial(config, folder, dataset, label, seed), chosen, folder, notify)
-        pictures: dict[str, Grid | SetGrid] = {}
-        sent: list[Exchanged] = []
+        outcomes = TrialOutcomes()
         for label in config.labels:
             trial = _trial(config, folder, dataset, label, config.seeds[0])
-            sent += describe_trial_exchanges(trial, guarantee_of(trial, read_charges(trial)))
-            if (at := read_checkpoint(trial.method, trial.folder)) and (
-                picture := sample_grids.sample_picture(trial, at.state)
-            ):
-                pictures[label] = picture
-        found, report = folder.read_audits(), folder.read_report()
-        folder.page.write_text(page(report, pictures, replace(found, shared=tuple(sent))), "utf-8")
+            outcomes.add_guarantee(trial, guarantee_of(trial, read_charges(trial)))
+            if at := read_checkpoint(trial.method, trial.folder):
+                outcomes.show_trial(trial, at.state)
+        found = folder.read_audits()
+        shown = replace(found, shared=tuple(outcomes.exchanges))
+        folder.page.write_text(page(report, outcomes.pictures, shown), "utf-8")
     return found
 
 
