@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from benchmarks.common import workload, write_images
 from benchmarks.generator_twin import CLASSES, PAIRS
-from genfed.config import architectures
+from genfed.config.architectures import Architectures
 from genfed.config.reader import read_config
 from genfed.core.federated_data import FederatedData
 from genfed.core.rng import stream
@@ -25,6 +25,7 @@ from genfed.engines.in_process import InProcess
 from genfed.experiment import partitioning
 from genfed.experiment.inputs import load_data
 from genfed.experiment.local_clients import new_runner
+from genfed.experiment.run_folder import RunFolder
 from genfed.experiment.trial import new_trial
 from genfed.experiment.trial_loop import TrialLoop
 from genfed.training.pixels import normalize_pixels
@@ -82,7 +83,9 @@ def _lines(name: str, aims: list[str], folder: Path, repeats: int, precision: st
         spent = []
         for rounds in ((0, 0), plan):
             with tempfile.TemporaryDirectory(dir=folder) as out:
-                trial = new_trial(read_config(at(*rounds)), Path(out), method, 0, shards, "")
+                run_folder, known = RunFolder(Path(out)), Architectures()
+                settings = read_config(at(*rounds))
+                trial = new_trial(settings, method, 0, folder=run_folder, shards=shards, new_network=known.new)
                 run = TrialLoop(trial, InProcess(new_runner(trial)), lambda rows: None, lambda progress: None)
                 begun = time.process_time()
                 run.finish()
@@ -121,7 +124,7 @@ def _twin_joint(name: str, shards: FederatedData) -> float:
     twin.draw(torch.zeros(BATCH, dtype=torch.long))
     begun = time.process_time()
     for info, (start, stop) in zip(shards.clients, shards.ranges, strict=True):
-        network = architectures.new_network(info.architecture, shards.task, stream(0, info.architecture))
+        network = Architectures().new(info.architecture, shards.task, stream(0, info.architecture))
         header = network.get_submodule("header") if task.kind == "features" else network
         optimiser = torch.optim.SGD(network.parameters(), lr=0.1)
         for _ in range((stop - start) // BATCH):

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.common import alternate, hardware
-from genfed.config import architectures
+from genfed.config.architectures import Architectures
 from genfed.core.task import Task
 from genfed.engines.flops import FlopCounter
 from genfed.foundation.classifier_guidance import ClassifierGuidance, Teacher, generate_guided
@@ -27,9 +27,7 @@ def main(model: str = "shipped") -> str:
     torch.set_num_threads(1)
     foundation = load_foundation(model, classes=DIGITS)
     task = Task("image", foundation.image_shape, DIGITS)
-    teachers = {
-        i: Teacher(architectures.new_network("cnn2-bn", task, torch.Generator().manual_seed(i))) for i in range(4)
-    }
+    teachers = {i: Teacher(Architectures().new("cnn2-bn", task, torch.Generator().manual_seed(i))) for i in range(4)}
     lines = []
     for guidance in (1.0, 3.0):
         sampling = Foundation(model=model, scheduler="ddpm", steps=15, guidance=guidance)

@@ -151,7 +151,7 @@ def foundations() -> Iterator[Row]:
     """The model that ships, and one of the same data and size that was trained for a tenth as long."""
     young = OUT / "young"
     config = read_pretraining(CONFIG.parent / "pretrain" / "glyphs.toml", ["training.steps=1200"])
-    run_pretraining(config, young, resume=True)
+    run_pretraining(config, young, on_existing="resume")
     for name, model in (("that ships", "shipped"), ("trained for a tenth as long", str(young))):
         methods = ("fedlmg", "fgl", "prompts_only")
         foundation = f'foundation={{model="{model}", scheduler="ddim", steps=15, guidance=2.0}}'
@@ -170,7 +170,7 @@ def students() -> Iterator[Row]:
             "federation": {"clients": 1, "architectures": ["cnn2-bn"]},
             "method": {"local": {"rounds": 1, "training": {"epochs": 20, "batch_size": 32, "learning_rate": 0.02, "momentum": 0.9}}},
         }  # fmt: skip
-        genfed.run(settings, out=OUT / "public-run", resume=True)
+        genfed.run(settings, out=OUT / "public-run", on_existing="resume")
         export(OUT / "public-run", folder)
     pretrained = f'pretrained="{folder / "model.safetensors"}"'
     for name, changes in (
@@ -235,7 +235,7 @@ def report(question: str, place: int, row: Row) -> Report:
     """Runs it, or goes on with it."""
     changes = [f"methods={list(row.methods)}".replace("'", '"'), f"seeds={list(SEEDS)}", *row.changes]
     changes = ["quality.samples=0", "quality.flops=false", "evaluation.every=0", "compute.threads=1", *changes]
-    return genfed.run(read_config(CONFIG, changes), out=OUT / question / str(place), resume=True)
+    return genfed.run(read_config(CONFIG, changes), out=OUT / question / str(place), on_existing="resume")
 
 
 def told(report: Report, label: str) -> str:

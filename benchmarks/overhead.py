@@ -8,13 +8,14 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.common import alternate, cpu_seconds, workload, write_images
-from genfed.config import architectures
+from genfed.config.architectures import Architectures
 from genfed.config.reader import read_config
 from genfed.core.rng import stream
 from genfed.engines.in_process import InProcess
 from genfed.experiment import partitioning
 from genfed.experiment.inputs import load_data
 from genfed.experiment.local_clients import new_runner
+from genfed.experiment.run_folder import RunFolder
 from genfed.experiment.trial import new_trial
 from genfed.experiment.trial_loop import TrialLoop
 from genfed.report.metrics_log import MetricsLog
@@ -38,7 +39,9 @@ def main() -> str:
             runs += 1
             out = folder / str(runs)
             out.mkdir()
-            trial = new_trial(config, out, "fedavg", 0, shards, "")
+            trial = new_trial(
+                config, "fedavg", 0, folder=RunFolder(out), shards=shards, new_network=Architectures().new
+            )
             with MetricsLog(out / "metrics.jsonl") as metrics:
 
                 def record(rows: object) -> None:
@@ -55,8 +58,7 @@ def main() -> str:
             """FedAvg as one would write it by hand: no codec, no checkpoint, no log; float images ready in memory."""
             x, y = images, shards.train.y
             networks = {
-                a: architectures.new_network(a, shards.task, stream(0, a))
-                for a in {c.architecture for c in shards.clients}
+                a: Architectures().new(a, shards.task, stream(0, a)) for a in {c.architecture for c in shards.clients}
             }
             states = {a: copy.deepcopy(n.state_dict()) for a, n in networks.items()}
             for _ in range(ROUNDS):

@@ -80,7 +80,7 @@ def curves(folder: str) -> None:
         if epsilon is None:
             del config["privacy"]["epsilon"]
         config["privacy"] |= {"noise_multiplier": 0.0} if epsilon is None else {"epsilon": epsilon}
-        report = genfed.run(config, out=Path("runs") / f"curves-{epsilon or math.inf:g}", resume=True)
+        report = genfed.run(config, out=Path("runs") / f"curves-{epsilon or math.inf:g}", on_existing="resume")
         for row in _utility(report).splitlines()[2:]:
             _, method, rest = row.split(" ", 2)
             print(f"| {method} | {epsilon or '∞'} {rest}", flush=True)

@@ -62,7 +62,7 @@ def main() -> str:
         for rule, share in itertools.product(RULES, SHARES):
             name = f"{rule}-{attack}-{share}" if share else f"{rule}-clean"
             out = Path("runs") / "robust" / name
-            report = genfed.run(settings(rule, attack, options, share), out=out, resume=True)
+            report = genfed.run(settings(rule, attack, options, share), out=out, on_existing="resume")
             of = {trial.method: trial for trial in report.trials}
             scores = [f"{100 * of[m].accuracy:.1f}" if m in of else "–" for m in ("local", "fedavg", "gefl")]
             quality, rate = of["gefl"].quality, of["gefl"].triggered

@@ -38,7 +38,7 @@ def main() -> None:
                 ],
             ),
             out=Path("runs") / "tune-demo" / f"batch-{size}-rate-{rate}",
-            resume=True,
+            on_existing="resume",
         )
         table[size, rate] = {m: statistics.fmean(t.accuracy for t in report.of(m)) for m in report.methods}
         print({m: f"{100 * a:.1f}" for m, a in table[size, rate].items()}, flush=True)

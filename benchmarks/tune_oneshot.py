@@ -87,7 +87,7 @@ def main(name: str, labels: list[str]) -> None:
             changes += [f'methods=["{label}"]', "beside=[]", f"seeds=[{SEED}]", "evaluation.part=validation"]
             changes += ["quality.samples=0", "quality.flops=false", "compute.workers=0"]
             out = Path("runs") / f"tune-{name}" / label / str(i)
-            report = genfed.run(read_config(CONFIGS / f"{name}.toml", changes), out=out, resume=True)
+            report = genfed.run(read_config(CONFIGS / f"{name}.toml", changes), out=out, on_existing="resume")
             scores.append(100 * report.of(label)[0].accuracy)
         for trial, score in zip(trials[label], scores, strict=True):
             told = ", ".join(f"{key} = {value}" for key, value in trial.items())

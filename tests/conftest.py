@@ -22,8 +22,10 @@ from genfed.config.reader import read_config
 from genfed.config.settings import Config
 from genfed.core.record import Packed, digest
 from genfed.engines.worker_pool import WorkerPool
+from genfed.experiment import local_clients
 from genfed.experiment import run as runs
 from genfed.experiment.environment import count_workers
+from genfed.experiment.run_folder import RunFolder
 from genfed.report.results import Report
 
 hypothesis.settings.register_profile("untimed", deadline=None)  # a loaded machine is no failure
@@ -71,10 +73,10 @@ def in_pool(pool: WorkerPool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that asks for workers gets those of the pool."""
 
     @contextlib.contextmanager
-    def ours(config: Config, folder: Path) -> Iterator[WorkerPool | None]:
-        yield pool if count_workers(config) else None
+    def ours(config: Config, folder: RunFolder) -> Iterator[WorkerPool | None]:
+        yield pool if count_workers(config.compute, config.federation.clients) else None
 
-    monkeypatch.setattr(runs, "_workers", ours)
+    monkeypatch.setattr(local_clients, "open_worker_pool", ours)
 
 
 TINY_GENERATORS: dict[str, dict[str, Any]] = {

@@ -1,27 +1,26 @@
-"""`genfed audit`: attacks on the trials of a run that has finished, and its report with what came of them."""
+"""`genfed audit`: attacks on the trials of a finished run, and its report with their results."""
 
-import fcntl
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from genfed.audits.findings import Audits, Exchanged
+from genfed.audits.findings import Audits
 from genfed.config import registry
+from genfed.config.architectures import Architectures
 from genfed.config.reader import read_config, read_table
 from genfed.config.settings import Config
 from genfed.core.errors import GenfedError
 from genfed.data.dataset import Dataset
 from genfed.engines.client_runner import use_threads
-from genfed.experiment import checks, partitioning, sample_grids
-from genfed.experiment.auditing import Notify, audit_trial, describe_trial_exchanges
+from genfed.experiment import checks, partitioning
+from genfed.experiment.auditing import Notify, audit_trial
 from genfed.experiment.checkpoint import read_checkpoint
 from genfed.experiment.inputs import data_fingerprint, load_data, load_public
+from genfed.experiment.outcomes import TrialOutcomes
+from genfed.experiment.run_folder import RunFolder
 from genfed.experiment.trial import Trial, new_trial
 from genfed.privacy.example_level import guarantee_of, read_charges
-from genfed.report.images import Grid, SetGrid
 from genfed.report.page import page
-from genfed.report.privacy_section import NOTHING, read_audits
-from genfed.report.results import from_json
 
 
 def audit_run(
@@ -32,23 +31,23 @@ def audit_run(
     seed: int | None = None,
     notify: Notify = lambda line: None,
 ) -> Audits:
-    """Makes audits of a run's trials, writes audits.json and report.html anew, and returns all that were made so far.
+    """Audits trials of a finished run, writes audits.json and report.html anew, and returns all results so far.
 
     Args:
         run: the folder of a run.
-        audits: names, or labels of the run's tables [audit.WORD]; empty: the config's, else all that train
-            nothing anew.
+        audits: names of audits, or labels of the run's tables [audit.LABEL]. Empty: those of the config, else all that
+            train no further models.
         overrides: "audit.NAME.setting=value".
-        method: a label; None: every method of the run.
-        seed: None: the run's first.
-        notify: told what is going on.
+        method: label of a method. None: every method of the run.
+        seed: seed of the trials. None: the first.
+        notify: called with a line of text on each audit and each model that it trains.
 
     Raises:
-        GenfedError: no finished run, no such audit, method or seed, or data that are others than they were.
+        GenfedError: the run has not finished, there is no such audit, method or seed, or the data have changed.
     """
-    if not (run / "report.json").exists():
-        raise GenfedError(f"{run} has no report.json: it is no run, or has not finished")
-    config = _config(run, audits, overrides)
+    folder = RunFolder(run)
+    report = folder.read_report()
+    config = _config(folder, audits, overrides)
     labels = config.labels if method is None else (method,)
     if method is not None and method not in config.labels:
         raise GenfedError(registry.explain_unknown(method, config.labels, f"{run} has no method"))
@@ -56,35 +55,28 @@ def audit_run(
     if seed not in config.seeds:
         raise GenfedError(f"{run} has no seed {seed} (there are: {', '.join(map(str, config.seeds))})")
     dataset = load_data(config)
-    with (run / ".lock").open("w") as lock, use_threads(config.compute.threads):
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise GenfedError(f"{run} is being written by another process; wait for it") from None
+    chosen = {label: config.audit[label] for label in config.audits}
+    with folder.lock(), use_threads(config.compute.threads):
         for label in labels:
-            audit_trial(config, _trial(config, run, dataset, label, seed), config.audits, run, notify)
-        pictures: dict[str, Grid | SetGrid] = {}
-        sent: list[Exchanged] = []
+            audit_trial(_trial(config, folder, dataset, label, seed), chosen, folder, notify)
+        outcomes = TrialOutcomes()
         for label in config.labels:
-            trial = _trial(config, run, dataset, label, config.seeds[0])
-            sent += describe_trial_exchanges(trial, guarantee_of(trial, read_charges(trial)))
+            trial = _trial(config, folder, dataset, label, config.seeds[0])
+            outcomes.add_guarantee(trial, guarantee_of(trial, read_charges(trial)))
             if at := read_checkpoint(trial.method, trial.folder):
-                shards = partitioning.partition_data(config, dataset, trial.seed)
-                if picture := sample_grids.sample_picture(label, trial, at.state, shards):
-                    pictures[label] = picture
-        found = read_audits(run) or NOTHING
-        report = from_json((run / "report.json").read_text("utf-8"), str(run / "report.json"))
-        shown = replace(found, shared=tuple(sent))
-        (run / "report.html").write_text(page(report, pictures, shown), "utf-8")
+                outcomes.show_trial(trial, at.state)
+        found = folder.read_audits()
+        shown = replace(found, shared=tuple(outcomes.exchanges))
+        folder.page.write_text(page(report, outcomes.pictures, shown), "utf-8")
     return found
 
 
-def _config(run: Path, audits: Sequence[str], overrides: Iterable[str]) -> Config:
-    """The run's, with these audits."""
+def _config(run: RunFolder, audits: Sequence[str], overrides: Iterable[str]) -> Config:
+    """Returns the config of the run, with these audits."""
     changes = list(overrides)
     if other := [change for change in changes if not change.strip().startswith("audit.")]:
-        raise GenfedError(f"--set {other[0]!r}: of a finished run only audit.NAME.setting can be set")
-    table = read_table(run, changes)
+        raise GenfedError(f"--set {other[0]!r}: only audit.NAME.setting can be set for a finished run")
+    table = read_table(run.config, changes)
     names = tuple(audits) or tuple(table.get("audits", ()))
     if not names:
         known = registry.list_classes(registry.AUDITS)
@@ -92,17 +84,24 @@ def _config(run: Path, audits: Sequence[str], overrides: Iterable[str]) -> Confi
     return read_config(table | {"audits": names})
 
 
-def _trial(config: Config, run: Path, dataset: Dataset, label: str, seed: int) -> Trial:
+def _trial(config: Config, folder: RunFolder, dataset: Dataset, label: str, seed: int) -> Trial:
     public = load_public(config, dataset.task)
     shards = partitioning.partition_data(config, dataset, seed)
-    trial = replace(new_trial(config, run, label, seed, shards, data_fingerprint(shards, public)), public=public)
+    trial = new_trial(
+        config,
+        label,
+        seed,
+        folder=folder,
+        shards=shards,
+        new_network=Architectures().new,
+        fingerprint=data_fingerprint(shards, public),
+        public=public,
+    )
     at = read_checkpoint(trial.method, trial.folder)
     if at is None:
-        raise GenfedError(f"{run}: {label} with seed {seed} has no checkpoint to audit")
+        raise GenfedError(f"{folder}: {label} with seed {seed} has no checkpoint to audit")
     if at.trial != trial.identity:
-        raise GenfedError(f"{run}: its data are others than they were, or its settings; an audit needs the same")
-    try:
-        checks.check_device(config.compute.device)
-    except GenfedError:  # it was trained on another machine
-        return replace(trial, compute=replace(config.compute, device="cpu"))
-    return trial
+        raise GenfedError(f"{folder}: its data or its settings have changed; an audit needs the same")
+    if checks.has_device(config.compute.device):
+        return trial
+    return replace(trial, compute=replace(config.compute, device="cpu"))  # it was trained on another machine

@@ -1,4 +1,4 @@
-"""A trained classifier in files of its own, and back."""
+"""Writes a trained classifier into files of its own, and reads it back."""
 
 import importlib.util
 import logging
@@ -15,11 +15,13 @@ from torch import nn
 
 from genfed._version import __version__
 from genfed.artifacts.trained_model import TrainedModel, load_trained, select_trial
-from genfed.config import architectures, registry
+from genfed.config import registry
+from genfed.config.architectures import Architectures
 from genfed.config.reader import read_config, source_table
 from genfed.core.errors import GenfedError, first_line
 from genfed.core.task import Task
-from genfed.data.features import Encoder, read_encoder
+from genfed.data.features import Encoder
+from genfed.experiment.run_folder import RunFolder
 from genfed.training.weights import weights_of
 
 # No .pt2: torch.export.save puts a pickle of the example inputs into it, and nothing here is pickled.
@@ -28,39 +30,41 @@ Format = Literal["safetensors", "onnx"]
 
 @dataclass(frozen=True)
 class ModelCard:
-    """model.json: what an exported model is, and what it takes and gives."""
+    """What an exported model is, and its input and output: model.json."""
 
     __pydantic_config__: ClassVar[pydantic.ConfigDict] = pydantic.ConfigDict(extra="forbid", strict=True)
 
     architecture: str | None
-    """The name, or "module:Class", that makes the network of the task; None: the method made something of its own."""
+    """Architecture that builds the network for the task. None: no name does, the network is the method's own."""
     network: str
-    """The network's class."""
+    """Class of the network."""
     task: Task
     input: str
+    """Input of the network, in words."""
     output: str
+    """Output of the network, in words."""
     accuracy: float | None
-    """Of this client at the last evaluation, in [0, 1]; None: never scored, or trained since."""
+    """Accuracy of this client at the last evaluation, in [0, 1]. None: not evaluated, or trained since."""
     scored_on: str
-    """The part that it was read on: "test" or "validation"."""
+    """Held-out examples of that evaluation: "test" or "validation"."""
     precision: Literal["float32", "bfloat16"]
-    """Of the arithmetic in which it was scored; weights are float32."""
+    """Precision of the arithmetic in that evaluation; weights are float32."""
     genfed: str
-    """The version that wrote this."""
+    """Version of genfed that wrote the file."""
     run: str
-    """Its name."""
+    """Name of the run."""
     method: str
-    """Its label in the run."""
+    """Label of the method in the run."""
     kind: str
-    """The method's name."""
+    """Name of the method."""
     seed: int
     client: int
     rounds: int
-    """Done when it was exported, over all phases."""
+    """Number of finished rounds at the export, over all phases."""
     data: dict[str, Any]
-    """The run's data source: `genfed predict` reads new examples as it would."""
+    """Data source of the run; `genfed predict` reads new examples in the same way."""
     encoder: Encoder | None
-    """How a table's rows become features; None: images, or features as they are."""
+    """How rows of a table become features. None: the examples are images, or features as they are."""
 
 
 def export(
@@ -71,16 +75,24 @@ def export(
     client: int = 0,
     form: Format = "safetensors",
 ) -> TrainedModel:
-    """Writes the classifier of a client into the folder `out`: model.json and model.safetensors (its state dict) or
-    model.onnx. The run's last checkpoint is used, finished or not.
+    """Writes the classifier of a client: model.json, and model.safetensors (its state dict) or model.onnx. Uses the
+    last checkpoint of the run, which may still go on.
+
+    Args:
+        run: the folder of a run.
+        out: the folder to write.
+        method: label of the method. None: the only one.
+        seed: seed of the trial. None: the first.
+        client: number of the client.
+        form: the format.
 
     Raises:
-        GenfedError: no such run, trial or client, `out` exists, or ONNX cannot say what the network does.
+        GenfedError: there is no such run, trial or client, `out` exists, or ONNX cannot express the network.
     """
     model = find_trained(run, method, seed, client)
     if out.exists() and (out.is_file() or any(out.iterdir())):
         raise GenfedError(f"{out} exists already; give another --out")
-    about = _about(model)
+    about = _describe(model)
     if form == "onnx":
         content = _onnx(model)
     else:
@@ -92,33 +104,40 @@ def export(
 
 
 def find_trained(run: Path, method: str | None, seed: int | None, client: int) -> TrainedModel:
-    """The classifier that a run's folder holds.
+    """Returns a trained classifier of a run.
+
+    Args:
+        run: the folder of a run.
+        method: label of the method. None: the only one.
+        seed: seed of the trial. None: the first.
+        client: number of the client.
 
     Raises:
-        GenfedError: no such run, trial or client; several methods, and none is named.
+        GenfedError: there is no such run, trial or client, or several methods and none is named.
     """
-    if not (run / "config.toml").is_file():
+    folder = RunFolder(run)
+    if not folder.config.is_file():
         raise GenfedError(f"{run} is not the folder of a run: it has no config.toml")
     config = read_config(run)
-    return load_trained(select_trial(run, config, method, seed, config.labels), client)
+    return load_trained(select_trial(folder, config, method, seed, config.labels), client)
 
 
 def load_model(folder: str | Path) -> tuple[nn.Module, Task]:
-    """The network that `genfed export` wrote, on the CPU and in eval mode, and what it was made for: [n, *task.shape]
-    on the scale that model.json tells → scores [n, classes].
+    """Returns the network that `genfed export` wrote, on the CPU and in eval mode, and its task. The network maps
+    [n, *task.shape], on the scale that model.json names, to scores [n, classes].
 
     Raises:
-        GenfedError: not such a folder, damaged files, or a network that no architecture's name makes.
+        GenfedError: the folder is something else or damaged, or no architecture's name builds the network.
     """
     about, file = read_model_card(Path(folder)), Path(folder) / "model.safetensors"
     if not file.exists():
         raise GenfedError(f"{folder} has no model.safetensors: export it with --format safetensors")
     if about.architecture is None:
         raise GenfedError(
-            f"{folder}: the method {about.kind!r} made this network ({about.network}) of its own, and no "
-            "architecture's name makes it again; export it with --format onnx"
+            f"{folder}: the method {about.kind!r} built this network ({about.network}) itself, and no "
+            "architecture's name builds it again; export it with --format onnx"
         )
-    network = architectures.new_network(about.architecture, about.task, torch.Generator().manual_seed(0))
+    network = Architectures().new(about.architecture, about.task, torch.Generator().manual_seed(0))
     try:
         network.load_state_dict(safetensors.torch.load_file(file))
     except (safetensors.SafetensorError, OSError, RuntimeError) as error:
@@ -129,7 +148,7 @@ def load_model(folder: str | Path) -> tuple[nn.Module, Task]:
 
 
 def read_model_card(folder: Path) -> ModelCard:
-    """What an exported folder's model.json says.
+    """Reads the model.json of an exported folder.
 
     Raises:
         GenfedError: there is none, or it is something else.
@@ -145,23 +164,18 @@ def read_model_card(folder: Path) -> ModelCard:
         raise GenfedError(f"{file} is not one that `genfed export` wrote: {about}") from None
 
 
-def read_run_encoder(run: Path) -> Encoder | None:
-    """How a run's table is encoded; None where it has no table."""
-    return read_encoder(run / "encoder.json") if (run / "encoder.json").exists() else None
-
-
-def _about(model: TrainedModel) -> ModelCard:
+def _describe(model: TrainedModel) -> ModelCard:
     chosen, task = model.chosen, model.chosen.at.task
     kind = type(model.network)
     sides = ", ".join(map(str, task.shape))
-    takes = "encoded as `encoder` says, or as they are where it is null"
+    scale = "encoded as `encoder` says, or as they are where it is null"
     if task.kind == "image":
-        takes = "in [−1, 1]; of pixels from 0 to 255 it is pixel · 2/255 − 1"
+        scale = "in [−1, 1]; of pixels from 0 to 255 it is pixel · 2/255 − 1"
     return ModelCard(
         architecture=model.architecture,
         network=f"{kind.__module__}:{kind.__qualname__}",
         task=task,
-        input=f"x float32 [n, {sides}], {takes}",
+        input=f"x float32 [n, {sides}], {scale}",
         output=f"scores float32 [n, {len(task.classes)}]: the largest names the class, softmax gives probabilities",
         accuracy=model.accuracy,
         scored_on=chosen.config.evaluation.part,
@@ -174,17 +188,17 @@ def _about(model: TrainedModel) -> ModelCard:
         client=model.info.id,
         rounds=chosen.at.step,
         data=source_table(chosen.config.data),
-        encoder=read_run_encoder(chosen.run),
+        encoder=chosen.run.read_encoder(),
     )
 
 
 def _onnx(model: TrainedModel) -> bytes:
-    """The network as an ONNX model of x [n, *shape] → scores [n, classes], for any n."""
+    """Returns the network as an ONNX model of x [n, *shape] → scores [n, classes], for any n."""
     if missing := [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]:
         raise GenfedError(f"ONNX needs {' and '.join(missing)}, the extra \"export\": pip install 'genfed[export]'")
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
-    logging.disable(logging.WARNING)  # it tells of libraries that we do not use
+    logging.disable(logging.WARNING)  # it names libraries that we do not use
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -198,7 +212,7 @@ def _onnx(model: TrainedModel) -> bytes:
                 verbose=False,
             )
             assert program is not None
-            ClearMetadataAndDocStringPass()(program.model)  # this machine's paths
+            ClearMetadataAndDocStringPass()(program.model)  # they hold paths of this machine
             content: bytes = program.model_proto.SerializeToString()
             return content
     except Exception as error:  # a network may hold anything

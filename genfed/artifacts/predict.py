@@ -1,4 +1,4 @@
-"""The classes of new examples, by a classifier that a run trained."""
+"""Classifies new examples by a trained classifier of a run."""
 
 import csv
 from collections.abc import Iterator
@@ -8,10 +8,11 @@ from typing import Literal
 
 from torch import nn
 
-from genfed.artifacts.export import find_trained, load_model, read_model_card, read_run_encoder
+from genfed.artifacts.export import find_trained, load_model, read_model_card
 from genfed.artifacts.trained_model import TrainedModel
 from genfed.config.reader import read_source
 from genfed.core.errors import GenfedError
+from genfed.core.files import atomic_write
 from genfed.core.task import Task
 from genfed.data.dataset import Examples, Source
 from genfed.data.features import Encoder
@@ -20,37 +21,45 @@ from genfed.training.evaluation import predict
 
 @dataclass(frozen=True)
 class Predictor:
-    """A classifier, and how the examples that it takes are read."""
+    """A classifier, and how its examples are read."""
 
     network: nn.Module
     task: Task
     precision: Literal["float32", "bfloat16"]
     source: Source
+    """Reads new examples."""
     encoder: Encoder | None
+    """How rows of a table become features. None: the examples are no table."""
     trained: TrainedModel | None
-    """Whence it is; None: an exported folder."""
+    """The classifier in its run. None: it comes from an exported folder."""
 
     def rows(self, path: str) -> Iterator[list[object]]:
-        """A head, then for every example its name, its class and the probability of each class."""
-        for i, piece in enumerate(self.source.read(path, self.task, self.encoder)):
+        """Yields a head, then for every example its name, its class and the probability of each class."""
+        for i, chunk in enumerate(self.source.read(path, self.task, self.encoder)):
             if i == 0:
-                yield [piece.column, "label", *(f"p_{name}" for name in self.task.classes)]
-            yield from self._classified(piece)
+                yield [chunk.column, "label", *(f"p_{name}" for name in self.task.classes)]
+            yield from self._classify(chunk)
 
-    def _classified(self, piece: Examples) -> list[list[object]]:
-        scores = predict(self.network, piece.x, self.precision)
-        best, chances = scores.argmax(1).tolist(), scores.softmax(1).tolist()
+    def _classify(self, chunk: Examples) -> list[list[object]]:
+        scores = predict(self.network, chunk.x, self.precision)
+        best, probabilities = scores.argmax(1).tolist(), scores.softmax(1).tolist()
         return [
-            [name, self.task.classes[c], *(f"{p:.6g}" for p in chance)]
-            for name, c, chance in zip(piece.names, best, chances, strict=True)
+            [name, self.task.classes[c], *(f"{p:.6g}" for p in row)]
+            for name, c, row in zip(chunk.names, best, probabilities, strict=True)
         ]
 
 
 def load_predictor(run: Path, method: str | None, seed: int | None, client: int | None) -> Predictor:
-    """The classifier of a client of a run (None: of the first one), or of the folder that `genfed export` wrote.
+    """Returns a classifier of a run, or of the folder that `genfed export` wrote.
+
+    Args:
+        run: the folder.
+        method: label of the method. None: the only one.
+        seed: seed of the trial. None: the first.
+        client: number of the client. None: the first.
 
     Raises:
-        GenfedError: no such run, trial or client; several methods, and none is named; damaged files.
+        GenfedError: there is no such run, trial or client, several methods and none is named, or a file is damaged.
     """
     if (run / "model.json").is_file():
         if (method, seed, client) != (None, None, None):
@@ -60,7 +69,12 @@ def load_predictor(run: Path, method: str | None, seed: int | None, client: int 
     found = find_trained(run, method, seed, 0 if client is None else client)
     config = found.chosen.config
     return Predictor(
-        found.network, found.chosen.at.task, config.compute.precision, config.data, read_run_encoder(run), found
+        found.network,
+        found.chosen.at.task,
+        config.compute.precision,
+        config.data,
+        found.chosen.run.read_encoder(),
+        found,
     )
 
 
@@ -73,15 +87,11 @@ def write_predictions(model: Predictor, inputs: str, out: Path) -> int:
     if out.exists():
         raise GenfedError(f"{out} exists already; give another --out")
     out.parent.mkdir(parents=True, exist_ok=True)
-    part, n = out.with_name(f".{out.name}.part"), -1
-    try:
-        # a file's name may hold bytes that are not text
-        with part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-            table = csv.writer(file, lineterminator="\n")
-            for row in model.rows(inputs):
-                table.writerow(row)
-                n += 1
-        part.replace(out)
-    finally:
-        part.unlink(missing_ok=True)
+    n = -1
+    # A file's name may hold bytes that are not text.
+    with atomic_write(out) as part, part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        for row in model.rows(inputs):
+            table.writerow(row)
+            n += 1
     return n

@@ -1,6 +1,5 @@
-"""`genfed pretrain`: a small diffusion model of public images, into a directory that diffusers opens."""
+"""`genfed pretrain`: trains a small diffusion model on public images, in a directory that diffusers can open."""
 
-import fcntl
 import json
 import platform
 import re
@@ -16,63 +15,69 @@ from pydantic import Field, InstanceOf
 
 from genfed.config.reader import build_settings, dump_toml, flatten_settings, read_source, read_table
 from genfed.core.errors import GenfedError
+from genfed.core.files import exclusive_lock
 from genfed.core.settings import settings
 from genfed.data.dataset import Dataset, Source
 from genfed.engines.client_runner import use_threads
 from genfed.experiment.checks import check_device
 from genfed.experiment.environment import processor_name
+from genfed.experiment.run_folder import OnExisting
 from genfed.foundation.pretraining import CHECKPOINT, Optimization, PromptedImages, TrainingProgress, pretrain
 from genfed.foundation.small_model import SmallDiffusion
 
+SETTINGS, CARD = "pretraining.toml", "pretraining.json"
+"""Files of a directory: the resolved settings, and the facts of a finished pretraining."""
 _FREE = re.compile(r"name|data_root|public\..*\.path|training\.save_every")
 """Settings that the outcome does not depend on."""
 
 
 @settings
 class PublicSource:
-    """Public images and what they are asked for with."""
+    """A source of public images, and the prompts that describe them."""
 
     data: InstanceOf[Source]
-    """`kind` names the source; its training part is used."""
+    """Data source of the images, of which the training part is used; `kind` names it."""
     prompts: Annotated[tuple[str, ...], Field(min_length=1)] = ("an image of {class}",)
-    """One of them is drawn for an image in each step: {class} is the name of its class, {COLUMN} the value of a natural
-    column, such as the {prompt} of glyphs."""
+    """Prompt templates; each step draws one of them for each image. {class} is the name of the image's class, {COLUMN}
+    its value in a natural column, such as {prompt} in glyphs."""
 
 
 @settings
 class PretrainingSettings:
-    """One miniature and what it is trained on."""
+    """A small diffusion model, and what it is trained on."""
 
     name: str
-    """Of the run; the directory is runs/NAME unless said otherwise."""
+    """Name of the pretraining; the model goes to runs/NAME by default."""
     seed: int = 0
-    """Of all draws."""
+    """Seed of all random numbers."""
     data_root: str = ""
-    """Folder that a relative path of a source starts from; empty: the working directory."""
+    """Folder that relative paths of the sources start from. Empty: the working directory."""
     public: dict[str, InstanceOf[PublicSource]]
-    """Tables [public.WORD], with [public.WORD.data]; all images have one shape, and all count alike."""
+    """Sources of images: a table [public.WORD] with [public.WORD.data] per source. All images must have one shape; each
+    is drawn equally often."""
     model: SmallDiffusion = Field(default_factory=SmallDiffusion)
-    """Its size."""
+    """Size of the model."""
     training: Optimization = Field(default_factory=Optimization)
-    """How it is trained."""
+    """Settings of the training."""
     threads: Annotated[int, Field(ge=1, le=1024)] = 1
-    """Of the processor; another number may change the last bits."""
+    """Number of threads. Another number may change the last bits of the outcome."""
     device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] = "cpu"
-    """"cpu", "cuda" or "cuda:1"."""
+    """Device that the model is trained on: "cpu", "cuda" or "cuda:1"."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the arithmetic of training; weights are float32 until they are written."""
+    """Precision of the arithmetic in training; "bfloat16" is mixed precision. Weights are float32 until they are
+    written."""
 
 
 @dataclass(frozen=True)
 class PretrainingCard:
-    """Of a finished directory: pretraining.json beside its config."""
+    """The facts of a finished pretraining: pretraining.json beside its config."""
 
     seconds: float
-    """That the last process took; those of one that was stopped are not counted."""
+    """Duration of the last process; processes that were stopped before it are not counted."""
     images: int
     prompts: int
     losses: tuple[float, ...]
-    """A mean per 100 steps, the autoencoder's first."""
+    """Mean losses of every 100 steps; first those of the autoencoder."""
     processor: str
     device: str
     versions: dict[str, str]
@@ -103,74 +108,94 @@ def run_pretraining(
     config: PretrainingSettings,
     folder: Path,
     *,
-    resume: bool = False,
-    fresh: bool = False,
-    notify: Callable[[TrainingProgress], None] = lambda told: None,
+    on_existing: OnExisting = "refuse",
+    notify: Callable[[TrainingProgress], None] = lambda progress: None,
 ) -> PretrainingCard:
     """Trains and writes the directory: the model, the config as pretraining.toml and pretraining.json.
 
+    Args:
+        config: the settings.
+        folder: the directory to write.
+        on_existing: what to do where the directory holds a pretraining: refuse it, resume it or begin anew.
+        notify: called with the progress every hundred steps.
+
     Raises:
-        GenfedError: something in the config, the data or the folder is wrong; what was done before stays done.
+        GenfedError: the config, the data or the directory is wrong. Checkpoints that were saved stay on the disk.
     """
     check_device(config.device)
     examples = read_examples(config)
-    mine = folder / "pretraining.toml"
-    if folder.exists() and {entry.name for entry in folder.iterdir()} - {".lock"}:
-        if not mine.exists():
-            raise GenfedError(f"{folder} holds files that are no pretraining of genfed; choose another --out")
-        if resume == fresh:
-            raise GenfedError(
-                f"{folder} holds a pretraining: go on with --resume, begin anew with --fresh, or change --out"
-            )
-        if resume and (key := _changed(read_pretraining(mine), config)):
-            raise GenfedError(f"{folder} was started with another {key}: resume it as it was, or use --fresh or --out")
+    _check_existing(config, folder, on_existing)
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock, use_threads(config.threads):
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise GenfedError(f"{folder} is being written by another process; wait for it or use --out") from None
-        finished, checkpoint = folder / "pretraining.json", folder / CHECKPOINT
-        if resume and finished.exists() and not checkpoint.exists():
+    busy = f"{folder} is being written by another process; wait for it or choose another folder"
+    with exclusive_lock(folder / ".lock", busy=busy), use_threads(config.threads):
+        finished, checkpoint = folder / CARD, folder / CHECKPOINT
+        if on_existing == "resume" and finished.exists() and not checkpoint.exists():
             about = json.loads(finished.read_text("utf-8"))
             return PretrainingCard(**about | {"losses": tuple(about["losses"])})
-        if fresh:
-            for file in (folder / "model_index.json", checkpoint, finished):
-                file.unlink(missing_ok=True)
-            for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
-                shutil.rmtree(folder / part, ignore_errors=True)
-        mine.write_text(dump_toml(config), "utf-8")
-        began = time.monotonic()
-        losses = pretrain(
-            examples,
-            config.model,
-            config.training,
-            folder,
-            seed=config.seed,
-            device=torch.device(config.device),
-            precision=config.precision,
-            notify=notify,
-        )
-        about = PretrainingCard(
-            round(time.monotonic() - began, 1),
-            len(examples.x),
-            len(examples.prompts),
-            losses,
-            processor_name(),
-            config.device,
-            _versions(),
-        )
-        finished.write_text(json.dumps(vars(about), indent=1) + "\n", "utf-8")
+        if on_existing == "replace":
+            _clear(folder)
+        (folder / SETTINGS).write_text(dump_toml(config), "utf-8")
+        card = _train(config, examples, folder, notify)
+        finished.write_text(json.dumps(vars(card), indent=1) + "\n", "utf-8")
         checkpoint.unlink(missing_ok=True)
     (folder / ".lock").unlink(missing_ok=True)
-    return about
+    return card
+
+
+def _check_existing(config: PretrainingSettings, folder: Path, on_existing: OnExisting) -> None:
+    """Refuses a directory that holds something else, or a pretraining that cannot be gone on with."""
+    settings_file = folder / SETTINGS
+    if not (folder.exists() and {entry.name for entry in folder.iterdir()} - {".lock"}):
+        return
+    if not settings_file.exists():
+        raise GenfedError(f"{folder} holds files that are no pretraining of genfed; choose another --out")
+    if on_existing == "refuse":
+        raise GenfedError(
+            f"{folder} holds a pretraining: go on with --resume, begin anew with --fresh, or change --out"
+        )
+    if on_existing == "resume" and (key := _changed(read_pretraining(settings_file), config)):
+        raise GenfedError(f"{folder} was started with another {key}: resume it as it was, or use --fresh or --out")
+
+
+def _clear(folder: Path) -> None:
+    """Deletes an earlier pretraining."""
+    for file in ("model_index.json", CHECKPOINT, CARD):
+        (folder / file).unlink(missing_ok=True)
+    for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
+        shutil.rmtree(folder / part, ignore_errors=True)
+
+
+def _train(
+    config: PretrainingSettings, examples: PromptedImages, folder: Path, notify: Callable[[TrainingProgress], None]
+) -> PretrainingCard:
+    began = time.monotonic()
+    losses = pretrain(
+        examples,
+        config.model,
+        config.training,
+        folder,
+        seed=config.seed,
+        device=torch.device(config.device),
+        precision=config.precision,
+        notify=notify,
+    )
+    return PretrainingCard(
+        round(time.monotonic() - began, 1),
+        len(examples.x),
+        len(examples.prompts),
+        losses,
+        processor_name(),
+        config.device,
+        _versions(),
+    )
 
 
 def read_examples(config: PretrainingSettings) -> PromptedImages:
-    """The images of all sources, each with as many prompts as its source has templates (the fewer repeated).
+    """Returns the images of all sources with their prompts: one per template of the source, repeated where another
+    source has more templates.
 
     Raises:
-        GenfedError: a table, images of different shapes, or a template with a name that is neither class nor column.
+        GenfedError: a source is no source of images, shapes differ, or a template has an unknown name.
     """
     loaded = {word: _load(config, public.data) for word, public in config.public.items()}
     shapes = {word: dataset.task.shape for word, dataset in loaded.items()}

@@ -1,4 +1,4 @@
-"""Labelled synthetic images: from a run's generator, or of the set that its server keeps."""
+"""Writes labeled synthetic examples: of a run's generator, or of the set that its server stores."""
 
 import re
 from collections import defaultdict
@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from genfed.artifacts.trained_model import SelectedTrial, select_trial
+from genfed.config.architectures import Architectures
 from genfed.config.reader import read_config
 from genfed.core.client import Server
 from genfed.core.errors import GenfedError
@@ -21,13 +22,14 @@ from genfed.core.rng import stream
 from genfed.core.store import FolderStore
 from genfed.core.task import Task
 from genfed.experiment import generator_quality, sample_grids
-from genfed.experiment.checks import check_device
-from genfed.experiment.trial import new_server, trial_folder
+from genfed.experiment.checks import has_device
+from genfed.experiment.run_folder import RunFolder
+from genfed.experiment.trial import new_server
 from genfed.training.pixels import denormalize_pixels
 from genfed.training.synthetic_dataset import SyntheticDataset, choose_in_turn
 
 AT_ONCE = 1000
-"""Examples that are drawn, or read, and held at once."""
+"""Number of examples that are generated or read at once."""
 
 
 def write_samples(
@@ -40,59 +42,79 @@ def write_samples(
     form: Literal["png", "npz"] | None = None,
     notify: Callable[[int], None] = lambda done: None,
 ) -> int:
-    """Writes n examples, classes in turn: PNG files in one folder per class, or an npz with x, y [n] and classes; x is
-    uint8 [n, H, W, C] (grey: [n, H, W]), or of a table float32 [n, features]. The run's last checkpoint is used,
-    finished or not, on its device, or on the CPU where that is not there; `notify` is told how many are done. The same
-    n and `draw` give the same examples.
+    """Writes labeled synthetic examples and returns their number. Uses the last checkpoint of the run, which may still
+    go on.
 
-    Where the server keeps a synthetic set instead, they are n of it, every class and client in turn, or all if there
-    are fewer: a PNG's name tells row and client, grid.png shows the first of each class (down) and client (across), and
-    an npz has also client (−1: none), condition and seed [n]. Returns how many were written.
+    Classes take turns. PNG files go to one folder per class. An npz has x, y [n] and classes; x is uint8 [n, H, W, C]
+    (grey: [n, H, W]), or float32 [n, features] of a table. Where the server stores a synthetic set, the examples are
+    chosen from it, with every class and client in turn, or all of it where it has fewer: the name of a PNG has its row
+    and client, grid.png shows the first image of each class (down) and client (across), and an npz also has client
+    (−1: none), condition and seed [n].
+
+    Args:
+        run: the folder of a run.
+        out: the folder or the npz to write.
+        n: number of examples.
+        method: label of the method. None: the only one that has examples.
+        seed: seed of the trial. None: the first.
+        draw: another number gives other examples; the same n and `draw` give the same.
+        form: the format. None: by the name of `out`.
+        notify: called with the number of examples written so far.
 
     Raises:
-        GenfedError: no such run or trial, a method with neither, examples that are no PNG, `out` exists.
+        GenfedError: there is no such run or trial, the method has no examples or none that fit into a PNG, or `out`
+            exists.
     """
-    config = read_config(run)
-    able = [label for label in config.labels if generator_quality.has_samples(config.method[label])]
-    if not able:
-        raise GenfedError(f"{run}: none of its methods has a generator to sample from, or keeps a synthetic set")
-    chosen = select_trial(run, config, method, seed, able, "methods with a generator or a synthetic set")
-    if chosen.label not in able:
-        raise GenfedError(f"{chosen.label} has no generator to sample from, and keeps no synthetic set")
+    chosen = _select_trial(RunFolder(run), method, seed)
     task = chosen.at.task
     form = form or ("npz" if out.suffix == ".npz" else "png")
     if form == "png" and (task.kind != "image" or task.shape[0] not in (1, 3)):
         raise GenfedError(f"examples of shape {task.shape} are no PNG, which has 1 or 3 channels: use --format npz")
     if out.exists() and (out.is_file() or any(out.iterdir())):
         raise GenfedError(f"{out} exists already; give another --out")
-    if config.method[chosen.label].generates:
-        return _write(_drawn(chosen, n, draw), task, out, form, notify)
+    if chosen.config.method[chosen.label].generates:
+        return _write(_generate(chosen, n, draw), task, out, form, notify)
     server, synthetic = _server(chosen, "sample"), chosen.at.state.synthetic
     if not len(synthetic):
-        raise GenfedError(f"{run}: the server of {chosen.label} has made no image yet")
-    count = _write(_kept(chosen, server, n, draw), task, out, form, notify)
+        raise GenfedError(f"{run}: the server of {chosen.label} has generated no image yet")
+    count = _write(_choose_stored(chosen, server, n, draw), task, out, form, notify)
     if form == "png":
-        Image.fromarray(
-            _pixels(sample_grids.join_images(sample_grids.synthetic_grid(chosen.label, synthetic, server))[None])[0]
-        ).save(out / "grid.png")
+        grid = sample_grids.join_images(sample_grids.synthetic_grid(chosen.label, synthetic, server))
+        Image.fromarray(_to_pixels(grid[None])[0]).save(out / "grid.png")
     return count
+
+
+def _select_trial(folder: RunFolder, method: str | None, seed: int | None) -> SelectedTrial:
+    """Returns the trial to take examples from.
+
+    Raises:
+        GenfedError: there is no such trial, or its method has no examples.
+    """
+    config = read_config(folder.config)
+    able = [label for label in config.labels if generator_quality.has_samples(config.method[label])]
+    if not able:
+        raise GenfedError(f"{folder}: none of its methods has a generator to sample from, or stores a synthetic set")
+    chosen = select_trial(folder, config, method, seed, able, "methods with a generator or a synthetic set")
+    if chosen.label not in able:
+        raise GenfedError(f"{chosen.label} has no generator to sample from, and stores no synthetic set")
+    return chosen
 
 
 @dataclass(frozen=True)
 class SampleChunk:
-    """Some of the images that are written."""
+    """Some of the examples to write."""
 
     x: Tensor
-    """As a generator gives them, or uint8."""
+    """Examples as a generator returns them, or images in uint8."""
     y: Tensor
     names: Sequence[str]
-    """Of files, without what comes after the dot."""
+    """Names of the files, without their extension."""
     more: Mapping[str, Tensor]
-    """What else is known of each, for an npz."""
+    """Further arrays for an npz, with a value per example."""
 
 
-def _drawn(chosen: SelectedTrial, n: int, draw: int) -> Iterator[SampleChunk]:
-    """Fresh ones of the generator, the classes in turn."""
+def _generate(chosen: SelectedTrial, n: int, draw: int) -> Iterator[SampleChunk]:
+    """Yields new examples of the generator, classes in turn."""
     for start in range(0, n, AT_ONCE):
         y = torch.arange(start, min(start + AT_ONCE, n)) % len(chosen.at.task.classes)
         server = _server(chosen, *(("sample", draw) if start == 0 else ("sample", draw, start)))
@@ -101,49 +123,47 @@ def _drawn(chosen: SelectedTrial, n: int, draw: int) -> Iterator[SampleChunk]:
         yield SampleChunk(x, y, [f"{i:06d}" for i in range(start, start + len(y))], {})
 
 
-def _kept(chosen: SelectedTrial, server: Server, n: int, draw: int) -> Iterator[SampleChunk]:
-    """Those of the set that the server keeps, every class and client in turn; in the set's order."""
+def _choose_stored(chosen: SelectedTrial, server: Server, n: int, draw: int) -> Iterator[SampleChunk]:
+    """Yields examples of the set that the server stores, every class and client in turn, in the set's order."""
     synthetic: SyntheticDataset = chosen.at.state.synthetic
     rows = choose_in_turn(synthetic.requested(server), n, stream(chosen.seed, "sample", draw)).sort().values
     for some in torch.split(rows, AT_ONCE):
-        made = synthetic.read(server, some)
-        clients = made.wanted.clients
+        batch = synthetic.read(server, some)
+        clients = batch.wanted.clients
         names = [
             f"{i:06d}" + (f"-client-{client}" if client >= 0 else "")
             for i, client in zip(some.tolist(), clients.tolist(), strict=True)
         ]
-        more = {"client": clients, "condition": made.wanted.conditions, "seed": made.seeds}
-        yield SampleChunk(made.images, made.wanted.labels, names, more)
+        more = {"client": clients, "condition": batch.wanted.conditions, "seed": batch.seeds}
+        yield SampleChunk(batch.images, batch.wanted.labels, names, more)
 
 
 def _server(chosen: SelectedTrial, *path: str | int) -> Server:
-    """Of the trial, on its device, or on the CPU where that is not there: it was trained on another machine."""
+    """Returns the trial's server, on its device, or on the CPU where this machine does not have that device."""
     compute = chosen.config.compute
-    try:
-        check_device(compute.device)
-    except GenfedError:
+    if not has_device(compute.device):
         compute = replace(compute, device="cpu")
-    store = FolderStore(trial_folder(chosen.run, chosen.label, chosen.seed))
-    return new_server(chosen.at.task, (), compute, chosen.seed, 0, *path, store=store)
+    store = FolderStore(chosen.run.trial(chosen.label, chosen.seed))
+    return new_server(chosen.at.task, (), compute, Architectures().new, chosen.seed, 0, *path, store=store)
 
 
 def _write(
-    pieces: Iterable[SampleChunk], task: Task, out: Path, form: Literal["png", "npz"], notify: Callable[[int], None]
+    chunks: Iterable[SampleChunk], task: Task, out: Path, form: Literal["png", "npz"], notify: Callable[[int], None]
 ) -> int:
     out.parent.mkdir(parents=True, exist_ok=True)
     folders = [out / name for name in folder_names(task.classes)]
     columns: dict[str, list[NDArray[Any]]] = defaultdict(list)
     count = 0
-    for piece in pieces:
-        x = _presented(piece.x, task)
+    for chunk in chunks:
+        x = _to_array(chunk.x, task)
         if form == "npz":
-            for name, column in {"x": x, "y": piece.y.numpy(), **{k: v.numpy() for k, v in piece.more.items()}}.items():
+            for name, column in {"x": x, "y": chunk.y.numpy(), **{k: v.numpy() for k, v in chunk.more.items()}}.items():
                 columns[name].append(column)
         else:
-            for image, label, name in zip(x, piece.y.tolist(), piece.names, strict=True):
+            for image, label, name in zip(x, chunk.y.tolist(), chunk.names, strict=True):
                 folders[label].mkdir(parents=True, exist_ok=True)
                 Image.fromarray(image).save(folders[label] / f"{name}.png")
-        count += len(piece.y)
+        count += len(chunk.y)
         notify(count)
     if form == "npz":
         arrays = {name: np.concatenate(parts) for name, parts in columns.items()}
@@ -153,8 +173,8 @@ def _write(
 
 
 def folder_names(classes: Sequence[str]) -> list[str]:
-    """A folder's name for every class: its own where it can be one. Where two would be alike (a/b and a_b, or A and a
-    where capitals do not count), all begin with the class's number.
+    """Returns a name of a folder for every class: the class's own where it can be one. Where two would be equal (a/b
+    and a_b, or A and a where case does not count), all begin with the number of the class.
     """
     plain = [re.sub(r"[/\\\0]", "_", name) for name in classes]
     names = [f"class-{c}" if not name or name.startswith(".") else name for c, name in enumerate(plain)]
@@ -162,14 +182,14 @@ def folder_names(classes: Sequence[str]) -> list[str]:
     return [f"{c}-{name}" for c, name in enumerate(names)] if alike else names
 
 
-def _presented(x: Tensor, task: Task) -> NDArray[Any]:
-    """On the CPU: a table as it is, images as pixels."""
+def _to_array(x: Tensor, task: Task) -> NDArray[Any]:
+    """Returns a table as it is, images as pixels."""
     if task.kind != "image":
         return x.float().cpu().numpy()
-    return _pixels(x if x.dtype == torch.uint8 else denormalize_pixels(x))
+    return _to_pixels(x if x.dtype == torch.uint8 else denormalize_pixels(x))
 
 
-def _pixels(x: Tensor) -> NDArray[Any]:
-    """uint8 [n, C, H, W] → the channels last, or left out where there is one."""
+def _to_pixels(x: Tensor) -> NDArray[Any]:
+    """Returns uint8 images [n, C, H, W] as [n, H, W, C], or as [n, H, W] where there is one channel."""
     pixels = x.cpu().permute(0, 2, 3, 1).numpy()
     return pixels[..., 0] if pixels.shape[-1] == 1 else pixels

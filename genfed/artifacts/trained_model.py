@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from genfed.config import architectures, registry
+from genfed.config import registry
+from genfed.config.architectures import Architectures
 from genfed.config.settings import Config
 from genfed.core.aggregate import ClientInfo
 from genfed.core.errors import GenfedError, first_line
@@ -19,7 +19,8 @@ from genfed.experiment import partitioning
 from genfed.experiment.checkpoint import Checkpoint, read_checkpoint
 from genfed.experiment.inputs import data_fingerprint, load_data, load_public
 from genfed.experiment.local_clients import load_classifier
-from genfed.experiment.trial import Trial, new_trial, trial_folder
+from genfed.experiment.run_folder import RunFolder
+from genfed.experiment.trial import Trial, new_trial
 from genfed.report.metrics_log import read_metrics as read_metrics
 from genfed.report.results import EVALUATE, Row
 
@@ -28,7 +29,7 @@ from genfed.report.results import EVALUATE, Row
 class SelectedTrial:
     """One trial of a run, and where it stands."""
 
-    run: Path
+    run: RunFolder
     config: Config
     label: str
     seed: int
@@ -55,7 +56,7 @@ class TrainedModel:
 
 
 def select_trial(
-    run: Path, config: Config, method: str | None, seed: int | None, among: Sequence[str], what: str = "methods"
+    run: RunFolder, config: Config, method: str | None, seed: int | None, among: Sequence[str], what: str = "methods"
 ) -> SelectedTrial:
     """The trial of that method (None: the only one of the labels `among`) and seed (None: the first); `what` names the
     labels `among` in a message.
@@ -71,7 +72,7 @@ def select_trial(
     seed = config.seeds[0] if seed is None else seed
     if seed not in config.seeds:
         raise GenfedError(f"{run} has no seed {seed} (there are: {', '.join(map(str, config.seeds))})")
-    at = read_checkpoint(config.method[label], trial_folder(run, label, seed))
+    at = read_checkpoint(config.method[label], run.trial(label, seed))
     if at is None:
         raise GenfedError(f"{run}: {label} with seed {seed} has no checkpoint yet")
     return SelectedTrial(run, config, label, seed, at)
@@ -85,7 +86,7 @@ def load_trained(chosen: SelectedTrial, client: int) -> TrainedModel:
         GenfedError: no such client, damaged files, or data that are needed and gone.
     """
     config, label, at = chosen.config, chosen.label, chosen.at
-    file = chosen.run / "metrics.jsonl"
+    file = chosen.run.metrics
     rows = [
         row
         for row in (read_metrics(file) if file.exists() else [])
@@ -148,10 +149,11 @@ def _trial(chosen: SelectedTrial, shards: FederatedData, public: Any) -> Trial:
         seed=seed,
         method=config.method[label],
         shards=shards,
-        folder=trial_folder(chosen.run, label, seed),
+        folder=chosen.run.trial(label, seed),
         identity=chosen.at.trial,
         federation=config.federation,
         compute=replace(config.compute, device="cpu"),
+        new_network=Architectures().new,
         evaluate_every=config.evaluation.every,
         public=None if config.public is None else public,
     )
@@ -167,7 +169,15 @@ def _read(chosen: SelectedTrial) -> Trial:
     except GenfedError as error:
         why = f"{label}: its classifier is made with the run's data, which cannot be read"
         raise GenfedError(f"{why}: {error}") from None
-    same = new_trial(config, chosen.run, label, seed, shards, data_fingerprint(shards, public))
+    same = new_trial(
+        config,
+        label,
+        seed,
+        folder=chosen.run,
+        shards=shards,
+        new_network=Architectures().new,
+        fingerprint=data_fingerprint(shards, public),
+    )
     if same.identity != chosen.at.trial:
         raise GenfedError(f"{label}: its classifier is made with the run's data, which are others than they were")
     return _trial(chosen, same.shards, public)
@@ -178,9 +188,9 @@ def _classifier(trial: Trial, at: Checkpoint[Any], info: ClientInfo, names: dict
 
     def new_network(architecture: str, task: Task, rng: torch.Generator) -> nn.Module:
         names[architecture] = None
-        return architectures.new_network(architecture, task, rng)
+        return trial.new_network(architecture, task, rng)
 
-    return load_classifier(trial, at, info, new_network).eval()
+    return load_classifier(replace(trial, new_network=new_network), at, info).eval()
 
 
 def _clients(chosen: SelectedTrial, rows: Sequence[Row]) -> tuple[ClientInfo, ...] | None:
@@ -205,7 +215,7 @@ def _architecture(network: nn.Module, names: Sequence[str], task: Task) -> str |
     rng, weights = torch.Generator().manual_seed(0), network.state_dict()
     x = torch.rand(3, *task.shape, generator=rng) * 2 - 1
     for name in names:
-        other = architectures.new_network(name, task, rng).eval()
+        other = Architectures().new(name, task, rng).eval()
         shapes = {key: value.shape for key, value in other.state_dict().items()}
         if type(other) is type(network) and shapes == {key: value.shape for key, value in weights.items()}:
             other.load_state_dict(weights)

@@ -6,13 +6,12 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-from genfed.cli.common import ClientNumber, Method, RunFolder, Seed, _console, _output, _stopped, app
-from genfed.core.errors import GenfedError
+from genfed.cli.common import ClientNumber, Method, RunPath, Seed, _console, _output, _stopped, app, on_existing
 
 
 @app.command()
 def audit(
-    run: RunFolder,
+    run: RunPath,
     audits: Annotated[
         list[str] | None,
         typer.Option(
@@ -51,17 +50,11 @@ def compare(
     out: Annotated[Path, typer.Option(help="Folder for compare.html and compare.md.")] = Path("runs/compare"),
 ) -> None:
     """Set runs side by side: one table here, in compare.md and in compare.html."""
+    from genfed.experiment.run_folder import RunFolder
     from genfed.report.page import compare_page
-    from genfed.report.results import from_json
     from genfed.report.summary_table import compare_table, to_markdown
 
-    reports = []
-    for folder in runs:
-        file = folder / "report.json"
-        if not file.exists():
-            state = "has not finished" if (folder / "config.toml").exists() else "is not the folder of a run"
-            raise GenfedError(f"{folder} {state}: it has no report.json")
-        reports.append((str(folder), from_json(file.read_text("utf-8", "replace"), str(file))))
+    reports = [(str(folder), RunFolder(folder).read_report()) for folder in runs]
     table = compare_table(reports)
     out.mkdir(parents=True, exist_ok=True)
     (out / "compare.html").write_text(compare_page(reports), "utf-8")
@@ -73,7 +66,7 @@ def compare(
 
 @app.command()
 def sample(
-    run: RunFolder,
+    run: RunPath,
     out: Annotated[Path, typer.Option(help="Folder (png) or file (npz) to write.", show_default=False)],
     n: Annotated[int, typer.Option("-n", min=1, help="How many images, the classes in turn.")] = 100,
     method: Method = None,
@@ -100,7 +93,7 @@ def sample(
 
 @app.command()
 def export(
-    run: RunFolder,
+    run: RunPath,
     out: Annotated[Path, typer.Option(help="Folder for model.json and the model.", show_default=False)],
     method: Method = None,
     seed: Seed = None,
@@ -119,7 +112,7 @@ def export(
     console.print(f"{model}, {score}: {out}", soft_wrap=True)
     _say_default(console, client, model.clients)
     if model.architecture is None and form == "safetensors":
-        console.print("the method made this network of its own: genfed.load_model cannot, --format onnx can be used")
+        console.print("the method built this network itself: genfed.load_model cannot, --format onnx can be used")
 
 
 @app.command()
@@ -178,12 +171,13 @@ def pretrain(
     from genfed.artifacts.pretrain import read_pretraining, run_pretraining
     from genfed.experiment.progress import StepProgressBar
 
+    existing = on_existing(resume, fresh)
     settings = read_pretraining(config, set_ or [])
     folder = out or Path("runs") / settings.name
     console = _console(stderr=True)
     try:
         with StepProgressBar(console) as watch:
-            about = run_pretraining(settings, folder, resume=resume, fresh=fresh, notify=watch)
+            about = run_pretraining(settings, folder, on_existing=existing, notify=watch)
     except KeyboardInterrupt:
         raise _stopped(console, "every checkpoint") from None
     loss = f", loss {about.losses[-1]:.4f}" if about.losses else ""

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from genfed.core.errors import GenfedError
+
 if TYPE_CHECKING:
+    from genfed.experiment.run_folder import OnExisting
     from genfed.report.results import Report
 
 app = typer.Typer(
@@ -38,10 +41,21 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Overrides a setting, e.g. method.gefl.rounds=10; repeatable."),
 ]
-RunFolder = Annotated[Path, typer.Argument(help="The folder of a run, such as runs/demo.", show_default=False)]
+RunPath = Annotated[Path, typer.Argument(help="The folder of a run, such as runs/demo.", show_default=False)]
 Method = Annotated[str | None, typer.Option(help="Label of the method.", show_default="the only one")]
 Seed = Annotated[int | None, typer.Option(help="Seed of the trial.", show_default="the first")]
 ClientNumber = Annotated[int | None, typer.Option(help="Number of the client.", show_default="0")]
+
+
+def on_existing(resume: bool, fresh: bool) -> "OnExisting":
+    """Returns what the flags --resume and --fresh say to do with a run that the folder holds.
+
+    Raises:
+        GenfedError: both are given.
+    """
+    if resume and fresh:
+        raise GenfedError("--resume goes on with a run and --fresh deletes it: choose one")
+    return "resume" if resume else "replace" if fresh else "refuse"
 
 
 def _stopped(console: Console, kept: str = "every finished round") -> typer.Exit:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from genfed.cli.common import Overrides, _console, _output, _stopped, _tell, app
+from genfed.cli.common import Overrides, _console, _output, _stopped, _tell, app, on_existing
 from genfed.core.errors import GenfedError
 
 if TYPE_CHECKING:
@@ -70,25 +70,24 @@ def serve(
     extra "flower"; docs/deployment.md says how to have it outlive a restart, and how to use Flower's own commands.
     """
     from genfed.config.reader import read_config
-    from genfed.deployment.server import ServeRequest, serve_run
-    from genfed.experiment import run_folder
-    from genfed.report.results import from_json
+    from genfed.deployment.server import ServeRequest, served_config
+    from genfed.experiment.run_folder import RunFolder, default_folder
 
     _keys_or_not(keys, insecure)
-    settings = serve_run(read_config(config, set_ or []))
-    folder = out or run_folder.default_folder(config, settings)
-    run_folder.check_choice(folder, folder.exists() and any(folder.iterdir()), resume=resume, fresh=fresh)
+    settings = served_config(read_config(config, set_ or []))
+    folder = RunFolder(out) if out else default_folder(config, settings.name)
+    existing = on_existing(resume, fresh)
+    folder.check_existing(existing)
     console = _console(stderr=True)
     words = shlex.join(["genfed", *sys.argv[1:]])
     wanted = ServeRequest(
-        str(Path(config).resolve()), str(folder.resolve()), resume, fresh, tuple(set_ or ()), wait=wait, command=words
+        str(Path(config).resolve()), str(folder.path.resolve()), existing, tuple(set_ or ()), wait=wait, command=words
     )
     try:
-        _serving(wanted, address, keys, folder.parent / f".{folder.name}-link", running, console)
+        _serving(wanted, address, keys, folder.path.parent / f".{folder.path.name}-link", running, console)
     except KeyboardInterrupt:
         raise _stopped(console) from None
-    report = from_json((folder / "report.json").read_text("utf-8"), str(folder))
-    _tell(report, folder, console)
+    _tell(folder.read_report(), folder.path, console)
 
 
 @app.command()
@@ -158,15 +157,15 @@ def federation_check(
     from rich.table import Table
 
     from genfed.config.reader import read_config
-    from genfed.deployment.server import COLUMNS, ServeRequest, request_to_settings, serve_run
+    from genfed.deployment.server import COLUMNS, ServeRequest, served_config, site_rows
 
     _keys_or_not(keys, insecure)
-    serve_run(read_config(config, set_ or []))
+    served_config(read_config(config, set_ or []))
     with tempfile.TemporaryDirectory() as folder:
         wanted = ServeRequest(str(Path(config).resolve()), overrides=tuple(set_ or ()), check=True, wait=wait)
         outcome = _serving(wanted, address, keys, Path(folder), running, _console(stderr=True))
     table = Table(*COLUMNS)
-    for row in request_to_settings(outcome):
+    for row in site_rows(outcome):
         table.add_row(*row)
     _output().print(table)
     if outcome.trouble:

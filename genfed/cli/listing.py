@@ -11,7 +11,8 @@ import torch
 from rich.console import Group, RenderableType
 from rich.table import Column, Table
 
-from genfed.config import architectures, registry
+from genfed.config import registry
+from genfed.config.architectures import Architectures
 from genfed.config.settings import Compute, Config, Evaluation, Federation, Metrics
 from genfed.core.errors import GenfedError
 from genfed.core.task import Task
@@ -62,13 +63,14 @@ def _inner(cls: type[Any]) -> list[Table]:
 def _architectures(name: str | None) -> RenderableType:
     about = Column("what it is", no_wrap=True)
     table = Table("name", about, "parameters (1×32×32, 10 classes)", "on a table of 16 features")
-    known = architectures.architectures()
-    if name is not None and name not in known:
-        raise GenfedError(registry.explain_unknown(name, known, "no such architecture"))
+    known = Architectures()
+    if name is not None and name not in known.names():
+        raise GenfedError(registry.explain_unknown(name, known.names(), "no such architecture"))
     image = Task("image", (1, 32, 32), tuple("0123456789"))
     features = Task("table", (16,), ("no", "yes"))
-    for key in known if name is None else [name]:
-        table.add_row(key, _network(known[key]), _parameters(key, image), _parameters(key, features))
+    for key in known.names() if name is None else [name]:
+        what = _network(known.factory(key))
+        table.add_row(key, what, _parameters(known, key, image), _parameters(known, key, features))
     return Group(table, 'Your own is "package.module:Class", called with the task (kind, shape, classes).')
 
 
@@ -86,9 +88,9 @@ def _network(make: Any) -> str:
     return "; ".join(parts)
 
 
-def _parameters(name: str, task: Task) -> str:
+def _parameters(known: Architectures, name: str, task: Task) -> str:
     try:
-        network = architectures.new_network(name, task, torch.Generator().manual_seed(0))
+        network = known.new(name, task, torch.Generator().manual_seed(0))
     except GenfedError:
         return "–"
     return f"{sum(p.numel() for p in network.parameters()):,}"
@@ -130,7 +132,7 @@ def _default(field: Any, name: str = "") -> str:
         return "required"
     if dataclasses.is_dataclass(value):
         return type(value).__name__
-    return "left out" if value is None else repr(value)
+    return "unset" if value is None else repr(value)
 
 
 def _about(cls: type[Any]) -> str:

@@ -10,7 +10,7 @@ from typing import Annotated, Literal, NoReturn
 import typer
 
 from genfed.cli import artifacts as artifacts
-from genfed.cli.common import Overrides, _console, _output, _stopped, _tell, app
+from genfed.cli.common import Overrides, _console, _output, _stopped, _tell, app, on_existing
 from genfed.cli.deployment import federation_app, site_app
 from genfed.core.errors import GenfedError
 
@@ -54,19 +54,20 @@ def run(
     The folder then holds config.toml (every setting resolved), metrics.jsonl, report.json, report.html and a checkpoint
     per method and seed. A run that was stopped or killed goes on with --resume and ends with the same bits.
     """
-    overrides = list(set_ or [])
+    existing, overrides = on_existing(resume, fresh), list(set_ or [])
     if data_root is not None:
         overrides.append(f"data_root={json.dumps(str(data_root), ensure_ascii=False)}")
     from genfed.config.reader import read_config
-    from genfed.experiment import run, run_folder
+    from genfed.experiment import run
     from genfed.experiment.progress import RunProgressBar
+    from genfed.experiment.run_folder import default_folder
 
     settings = read_config(config, overrides)
-    folder = out or run_folder.default_folder(config, settings)
+    folder = out or default_folder(config, settings.name).path
     console = _console(stderr=True)
     try:
         with RunProgressBar(console, trials=len(settings.labels) * len(settings.seeds)) as watch:
-            report = run.run(settings, out=folder, resume=resume, fresh=fresh, notify=watch, engine=engine)
+            report = run.run(settings, out=folder, on_existing=existing, notify=watch, engine=engine)
     except KeyboardInterrupt:
         raise _stopped(console) from None
     _tell(report, folder, console)

@@ -1,60 +1,70 @@
 """Classifier architectures by name."""
 
+import functools
 import importlib
 import importlib.metadata
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
 
-from genfed.config.registry import _CLASSIFIERS, _custom, _modules, explain_unknown
+from genfed.config.registry import explain_unknown, import_class, list_modules
 from genfed.core.errors import GenfedError, first_line
 from genfed.core.rng import seeded
 from genfed.core.task import Task
 
-
-def architectures() -> dict[str, Callable[[Task], nn.Module]]:
-    """Every architecture of the zoo."""
-    found: dict[str, Callable[[Task], nn.Module]] = {}
-    for info in _modules(importlib.import_module(_CLASSIFIERS)):
-        found |= getattr(importlib.import_module(f"{_CLASSIFIERS}.{info.name}"), "ARCHITECTURES", {})
-    for point in importlib.metadata.entry_points(group="genfed.architectures"):
-        found[point.name] = point.load()
-    return found
+_PACKAGE = "genfed.classifiers"
+Factory = Callable[[Task], nn.Module]
+"""Makes a network for a task."""
 
 
-def new_network(architecture: str, task: Task, rng: torch.Generator) -> nn.Module:
-    """A classifier by name, or by "package.module:Class" that is called with the task; initialised from `rng`.
+class Architectures:
+    """The architectures that one trial knows: genfed's own, those of installed packages, and the overrides."""
 
-    Raises:
-        GenfedError: no such architecture, or it does not fit the task.
-    """
-    make = _maker(architecture)
-    try:
-        with seeded(rng):
-            return make(task)
-    except GenfedError:
-        raise
-    except Exception as error:  # a user's own code may fail in any way
-        about = f"{type(error).__name__}: {first_line(error)}"
-        raise GenfedError(f"architecture {architecture} cannot be made of the task alone ({about})") from error
+    def __init__(self, overrides: Mapping[str, Factory] | None = None) -> None:
+        """Starts with `overrides`: factories by name, which come before all others; None: no overrides."""
+        self._factories = dict(overrides or {})
 
+    def names(self) -> tuple[str, ...]:
+        """Returns the known names, sorted; "package.module:Class" can name any other."""
+        return tuple(sorted(self._listed.keys() | self._factories.keys()))
 
-_makers: dict[str, Callable[[Task], nn.Module]] = {}
+    def factory(self, name: str) -> Factory:
+        """Returns what makes the networks of an architecture.
 
+        Raises:
+            GenfedError: there is no such architecture.
+        """
+        if name not in self._factories:
+            if ":" in name:
+                self._factories[name] = import_class(name, nn.Module)
+            elif name not in self._listed:
+                raise GenfedError(explain_unknown(name, self.names(), "no such architecture"))
+            else:
+                self._factories[name] = self._listed[name]
+        return self._factories[name]
 
-def lend(architecture: str, make: Callable[[Task], nn.Module]) -> None:
-    """From now on `new_network` makes this architecture so: one that this process cannot import."""
-    _makers[architecture] = make
+    def new(self, name: str, task: Task, rng: torch.Generator) -> nn.Module:
+        """Returns a new classifier, initialized from `rng`; "package.module:Class" is called with the task.
 
+        Raises:
+            GenfedError: there is no such architecture, or it does not fit the task.
+        """
+        make = self.factory(name)
+        try:
+            with seeded(rng):
+                return make(task)
+        except GenfedError:
+            raise
+        except Exception as error:  # a user's own code may fail in any way
+            about = f"{type(error).__name__}: {first_line(error)}"
+            raise GenfedError(f"architecture {name} cannot be made of the task alone ({about})") from error
 
-def _maker(architecture: str) -> Callable[[Task], nn.Module]:
-    if architecture not in _makers:
-        if ":" in architecture:
-            _makers[architecture] = _custom(architecture, nn.Module)
-        else:
-            known = architectures()
-            if architecture not in known:
-                raise GenfedError(explain_unknown(architecture, known, "no such architecture"))
-            _makers[architecture] = known[architecture]
-    return _makers[architecture]
+    @functools.cached_property
+    def _listed(self) -> dict[str, Factory]:
+        found: dict[str, Factory] = {}
+        for info in list_modules(importlib.import_module(_PACKAGE)):
+            found |= getattr(importlib.import_module(f"{_PACKAGE}.{info.name}"), "ARCHITECTURES", {})
+        for point in importlib.metadata.entry_points(group="genfed.architectures"):
+            found[point.name] = point.load()
+        return found

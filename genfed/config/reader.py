@@ -26,17 +26,20 @@ log = logging.getLogger(__name__)
 
 
 def read_config(source: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> Config:
-    """Reads a TOML file, a run's folder (its resolved config) or a table of settings; `overrides` are "key=value" with
-    a dotted key and a TOML value (a bare word is a string).
+    """Returns a checked config.
+
+    Args:
+        source: a TOML file, the folder of a run (its resolved config), or a table of settings.
+        overrides: "key=value" with a dotted key and a TOML value; a bare word is a string.
 
     Raises:
-        GenfedError: no such file, not TOML, or a setting that is unknown, missing, of a wrong type or out of bounds.
+        GenfedError: there is no such file, it is not TOML, or a setting is unknown, missing or wrong.
     """
     return _config(read_table(source, overrides))
 
 
 def read_table(source: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> Table:
-    """The settings as they stand, not yet checked; see `read`."""
+    """Returns the settings as they stand, not yet checked. See `read_config`."""
     if isinstance(source, Mapping):
         table = {k: _mutable(v) for k, v in source.items()}
     else:
@@ -55,66 +58,67 @@ def read_table(source: str | Path | Mapping[str, Any], overrides: Iterable[str] 
 
 
 def to_toml(config: Config) -> str:
-    """The resolved settings, every default written out; `read` gives the same config."""
+    """Returns the resolved settings with every default; `read_config` reads them as the same config."""
     return dump_toml(config)
 
 
 def dump_toml(config: object) -> str:
-    """Any settings, every default written out."""
+    """Returns any settings as TOML, with every default."""
     return tomli_w.dumps(_dump(config))
 
 
 def flatten_settings(config: object) -> Table:
-    """Any settings by dotted key."""
+    """Returns any settings by dotted key."""
     return _flat(_dump(config))
 
 
-_FREE = (
+_INDECISIVE = (
     r"name|data_root|compute\.workers|audits"
     r"|(data|public)\.(path|validation_path|test_path)|(quality|published|audit)\..*"
 )
+"""Settings that the outcome of training does not depend on."""
 
 
 def decisive_settings(config: Config) -> Table:
-    """The settings that the outcome depends on, by dotted key. Where data lie is not among them: that they are the same
-    is known from the data themselves.
+    """Returns the settings that the outcome depends on, by dotted key. The place of the data is not among them: a
+    fingerprint of the data is compared instead.
     """
-    return {key: value for key, value in _flat(_dump(config)).items() if not re.fullmatch(_FREE, key)}
+    return {key: value for key, value in _flat(_dump(config)).items() if not re.fullmatch(_INDECISIVE, key)}
 
 
 def source_table(source: Source) -> Table:
-    """A data source as the table [data] of a config; `read_source` reads it."""
+    """Returns a data source as the table [data] of a config; `read_source` reads it."""
     table: Table = _dump(source)
     return table
 
 
 def read_source(table: Table, at: str = "data") -> Source:
-    """A data source from the table [data] of a config, or another; `at` is the table's dotted key.
+    """Reads a data source from a table of a config, whose dotted key is `at`.
 
     Raises:
-        GenfedError: a setting that is unknown, missing, of a wrong type or out of bounds.
+        GenfedError: a setting is unknown, missing or wrong.
     """
     source: Source = _value(Source, table, at)
     return source
 
 
 def method_table(method: Method[Any]) -> Table:
-    """A method with all its settings, as the table [method.WORD] of a config; `read_method` reads it."""
+    """Returns a method with all its settings, as the table [method.LABEL] of a config; `read_method` reads it."""
     table: Table = _dump(method)
     return table
 
 
 def settings_table(some: object) -> Table:
-    """Any settings as a table; `build` reads it."""
+    """Returns any settings as a table; `build_settings` reads it."""
     table: Table = _dump(some)
     return table
 
 
 def read_method(table: Table, at: str = "method") -> Method[Any]:
-    """A method from its table; `at` is the table's dotted key.
+    """Reads a method from its table, whose dotted key is `at`.
 
     Raises:
-        GenfedError: a setting that is unknown, missing, of a wrong type or out of bounds.
+        GenfedError: a setting is unknown, missing or wrong.
     """
     method: Method[Any] = _value(Method, table, at)
     return method
@@ -126,48 +130,62 @@ def _config(table: Table) -> Config:
     labels = dict.fromkeys((*_labels(table, "methods"), *_labels(table, "beside", Config.beside)))
     if not labels:
         raise GenfedError('methods is empty: name at least one, such as methods = ["gefl"]')
-    built, used = {}, set()
-    for label in dict.fromkeys((*labels, *own)):  # a table for a method that is not run is checked all the same
-        given = _table(own.get(label, {}), f"method.{label}")
-        if not isinstance(kind := given.get("kind", label), str):
-            raise GenfedError(f"method.{label}.kind = {kind!r}: expected the name of a method")
-        if kind != label and label in registry.list_classes(registry.METHODS):
-            raise GenfedError(f"method.{label}.kind = {kind!r}: {label} is a method itself; use another label")
-        cls = registry.find_class(registry.METHODS, kind)
-        fields = {f.name for f in dataclasses.fields(cls)}
-        used |= fields & defaults.keys()
-        merged = _merge({k: v for k, v in defaults.items() if k in fields}, given)
-        try:
-            method = build_settings(cls, {k: v for k, v in merged.items() if k != "kind"}, f"method.{label}.")
-        except GenfedError as error:
-            found = re.match(rf"method\.{re.escape(label)}\.(\w+)", line := str(error))
-            if found is None or found[1] in given:
-                raise
-            raise GenfedError(line.replace(found[0], f"defaults.{found[1]}", 1)) from None
-        if label in labels:
-            built[label] = method
+    # A table for a method that is not run is checked, and dropped.
+    built = {
+        label: _build_method(label, _table(own.get(label, {}), f"method.{label}"), defaults)
+        for label in dict.fromkeys((*labels, *own))
+    }
     if idle := [label for label in own if label not in labels]:
         tables = ", ".join(f"[method.{label}]" for label in idle)
         log.warning("%s: not used, since neither methods nor beside names %s", tables, ", ".join(idle))
-    for key in defaults.keys() - used:
-        known = {f.name for method in built.values() for f in dataclasses.fields(method)}
-        raise GenfedError(
-            registry.explain_unknown(key, known, f"defaults.{key}: no method of the run has such a setting")
-        )
-    figures = _table(table.pop("published", {}), "published")
-    for label in figures:
-        if label not in (known := {*labels, *own, *registry.list_classes(registry.METHODS)}):
-            raise GenfedError(registry.explain_unknown(label, known, f"published.{label}: no such method"))
-    published = {
-        k: build_settings(Published, _table(v, f"published.{k}"), f"published.{k}.") for k, v in figures.items()
+    for key in defaults:
+        if not any(key in _field_names(method) for method in built.values()):
+            known = {name for label in labels for name in _field_names(built[label])}
+            what = f"defaults.{key}: no method of the run has such a setting"
+            raise GenfedError(registry.explain_unknown(key, known, what))
+    parts = {
+        "method": {label: built[label] for label in labels},
+        "published": _published(table, labels, (*labels, *own)),
+        "audit": _audits(table),
     }
-    # As with [method.WORD], a table for a method that is not run is checked all the same, and left out.
-    ours = {label: figure for label, figure in published.items() if label in labels}
-    return build_settings(Config, table | {"method": built, "published": ours, "audit": _audits(table)}, "")
+    return build_settings(Config, table | parts, "")
+
+
+def _build_method(label: str, given: Table, defaults: Table) -> Method[Any]:
+    """Builds the method of a label from its table, on top of the defaults that it has."""
+    if not isinstance(kind := given.get("kind", label), str):
+        raise GenfedError(f"method.{label}.kind = {kind!r}: expected the name of a method")
+    if kind != label and label in registry.list_classes(registry.METHODS):
+        raise GenfedError(f"method.{label}.kind = {kind!r}: {label} is a method itself; use another label")
+    cls = registry.find_class(registry.METHODS, kind)
+    fields = {field.name for field in dataclasses.fields(cls)}
+    merged = _merge({key: value for key, value in defaults.items() if key in fields}, given)
+    try:
+        method: Method[Any] = build_settings(cls, {k: v for k, v in merged.items() if k != "kind"}, f"method.{label}.")
+        return method
+    except GenfedError as error:
+        found = re.match(rf"method\.{re.escape(label)}\.(\w+)", line := str(error))
+        if found is None or found[1] in given:
+            raise
+        raise GenfedError(line.replace(found[0], f"defaults.{found[1]}", 1)) from None
+
+
+def _field_names(settings: Any) -> set[str]:
+    return {field.name for field in dataclasses.fields(settings)}
+
+
+def _published(table: Table, labels: Iterable[str], named: Iterable[str]) -> dict[str, Published]:
+    """Builds the published results of `labels`; those of other methods are checked, and dropped."""
+    built = {}
+    for label, figures in _table(table.pop("published", {}), "published").items():
+        if label not in (known := {*named, *registry.list_classes(registry.METHODS)}):
+            raise GenfedError(registry.explain_unknown(label, known, f"published.{label}: no such method"))
+        built[label] = build_settings(Published, _table(figures, f"published.{label}"), f"published.{label}.")
+    return {label: published for label, published in built.items() if label in labels}
 
 
 def _audits(table: Table) -> dict[str, Audit]:
-    """Of every label that `audits` names or that has a table."""
+    """Returns the audits that `audits` names or that have a table, by label."""
     own = _table(table.pop("audit", {}), "audit")
     built = {}
     for label in dict.fromkeys((*_labels(table, "audits"), *own)):
@@ -184,14 +202,18 @@ def _labels(table: Table, key: str, default: tuple[str, ...] = ()) -> tuple[str,
     if not isinstance(value, list | tuple) or not all(isinstance(v, str) for v in value):
         raise GenfedError(f'{key} = {value!r}: expected a list of names, such as {key} = ["gefl"]')
     if bad := [v for v in value if not re.fullmatch(r"\w[\w+-]{,63}", v)]:
-        raise GenfedError(f"{key}: {bad[0]!r} is no label: up to 64 letters, digits and _ + - (it names a folder)")
+        raise GenfedError(f"{key}: {bad[0]!r} is no label: use up to 64 letters, digits and _ + - (it names a folder)")
     if twice := [v for v in value if value.count(v) > 1]:
-        raise GenfedError(f"{key}: {twice[0]!r} stands twice; another label with its kind can run it beside itself")
+        raise GenfedError(f"{key}: {twice[0]!r} stands twice; to run it twice, give it a second label with this kind")
     return tuple(value)
 
 
 def build_settings(cls: type[T], table: Table, at: str) -> T:
-    """A settings object from a table; `at` is the dotted key of the table, with a dot at its end."""
+    """Builds a settings object from a table, whose dotted key with a dot at its end is `at`.
+
+    Raises:
+        GenfedError: a setting is unknown, missing or wrong.
+    """
     hints = typing.get_type_hints(cls)
     fields = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     values = {}
@@ -208,7 +230,7 @@ def build_settings(cls: type[T], table: Table, at: str) -> T:
 def _value(hint: Any, value: Any, at: str) -> Any:
     branches = [h for h in typing.get_args(hint) if h is not type(None)]
     if len(branches) == 1 and type(None) in typing.get_args(hint):
-        hint = branches[0]  # of something optional
+        hint = branches[0]  # an optional value
     if isinstance(hint, type) and isinstance(value, dict):
         for family in registry.FAMILIES:
             if hint is family.base:
@@ -235,7 +257,7 @@ _EXPECTED = {
 
 
 def _complaints(at: str, errors: Sequence[Any]) -> list[str]:
-    """One for every key that is wrong; of a table or list whose parts are wrong, those of the parts."""
+    """Returns a complaint for every wrong key; where parts of a table or list are wrong, only for these."""
     by_key: dict[str, list[Any]] = {}
     for error in errors:
         key = at + ".".join(str(part) for part in error["loc"] if not _is_branch(part))
@@ -244,7 +266,7 @@ def _complaints(at: str, errors: Sequence[Any]) -> list[str]:
 
 
 def _complaint(key: str, errors: Sequence[Any]) -> str:
-    """`errors` are of one key: one for each branch of a union."""
+    """Returns the complaint for one key; a union has an error for each of its branches."""
     first, kinds = errors[0], [error["type"] for error in errors]
     if first["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
         return f"{key}: this setting is required"
@@ -255,7 +277,7 @@ def _complaint(key: str, errors: Sequence[Any]) -> str:
 
 
 def _is_branch(part: Any) -> bool:
-    """Whether pydantic names the branch of a union rather than a key."""
+    """Returns whether pydantic names a branch of a union here, rather than a key."""
     return (isinstance(part, str) and any(mark in part for mark in "[(")) or part in ("int", "none", "float", "str")
 
 

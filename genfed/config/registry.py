@@ -1,5 +1,5 @@
-"""Things found by name: a method, generator, data source or audit is a file; others come by entry point or
-"module:Class".
+"""Classes that a config names: a method, generator, data source or audit is a file of genfed; others come by entry
+point or as "module:Class".
 """
 
 import difflib
@@ -25,13 +25,14 @@ from genfed.robustness.robust_mean import AggregationRule
 
 @dataclass(frozen=True)
 class Family:
-    """A kind of thing that a config names."""
+    """A kind of class that a config names."""
 
     plural: str
-    """As in `genfed list methods`, and the entry-point group genfed.methods."""
+    """Name in `genfed list methods`, and in the entry-point group genfed.methods."""
     base: type[Any]
+    """Base class of the family."""
     package: str
-    """Where genfed's own are: one a file, or, where it is a module, all of its classes."""
+    """Where genfed's own classes are: a package with one class per file, or a module."""
 
 
 METHODS = Family("methods", Method, "genfed.methods")
@@ -42,14 +43,13 @@ AUDITS = Family("audits", Audit, "genfed.audits")
 AGGREGATIONS = Family("aggregations", AggregationRule, "genfed.robustness.rules")
 ATTACKS = Family("attacks", Attack, "genfed.robustness.attacks")
 FAMILIES = (METHODS, DATA, PARTITIONS, GENERATORS, AUDITS, AGGREGATIONS, ATTACKS)
-_CLASSIFIERS = "genfed.classifiers"
 
 
 def list_classes(family: Family) -> dict[str, type[Any]]:
-    """Every name of the family, genfed's own and those that installed packages register."""
+    """Returns the classes of the family by name: genfed's own, and those that installed packages register."""
     package = importlib.import_module(family.package)
     if hasattr(package, "__path__"):
-        modules = {m.name: importlib.import_module(f"{family.package}.{m.name}") for m in _modules(package)}
+        modules = {m.name: importlib.import_module(f"{family.package}.{m.name}") for m in list_modules(package)}
         found = {name: classes[0] for name, module in modules.items() if (classes := _classes(module, family.base))}
     else:
         found = {_snake(c.__name__): c for c in _classes(package, family.base)}
@@ -59,15 +59,15 @@ def list_classes(family: Family) -> dict[str, type[Any]]:
 
 
 def find_class(family: Family, name: str) -> type[Any]:
-    """The class of that name, or of "package.module:Class".
+    """Returns the class of that name, or of "package.module:Class".
 
     Raises:
-        GenfedError: there is none; the nearest name is given.
+        GenfedError: there is none, or it cannot be used. The text names the nearest name.
     """
     if ":" in name:
-        cls = _custom(name, family.base)
+        cls = import_class(name, family.base)
         if "__dataclass_fields__" not in vars(cls):
-            raise GenfedError(f"{name}: a {family.base.__name__} bears @genfed.settings, and this has none")
+            raise GenfedError(f"{name}: a {family.base.__name__} is decorated with @genfed.settings, and this is not")
         if inspect.isabstract(cls):
             raise GenfedError(f"{name}: it lacks {', '.join(sorted(cls.__abstractmethods__))}")
         return cls
@@ -78,19 +78,20 @@ def find_class(family: Family, name: str) -> type[Any]:
 
 
 def name_of(family: Family, cls: type[Any]) -> str:
-    """The name by which `find` gives this class."""
+    """Returns the name by which `find_class` finds this class."""
     return next((n for n, c in list_classes(family).items() if c is cls), f"{cls.__module__}:{cls.__qualname__}")
 
 
 def explain_unknown(name: str, known: Iterable[str], what: str) -> str:
-    """One line that says what there is, the nearest first."""
+    """Returns a line for an unknown name: `what` was looked up, the nearest known name, and all of them."""
     names = sorted(known)
     near = difflib.get_close_matches(name, names, 1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return f"{what}: {name!r}{hint} (there are: {', '.join(names) or 'none'})"
 
 
-def _modules(package: ModuleType) -> list[pkgutil.ModuleInfo]:
+def list_modules(package: ModuleType) -> list[pkgutil.ModuleInfo]:
+    """Returns the modules of a package whose names have no leading underscore."""
     return [m for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_")]
 
 
@@ -102,13 +103,18 @@ def _classes(module: ModuleType, base: type[Any]) -> list[type[Any]]:
     ]
 
 
-def _custom(path: str, base: type[Any]) -> type[Any]:
+def import_class(path: str, base: type[Any]) -> type[Any]:
+    """Imports "package.module:Class".
+
+    Raises:
+        GenfedError: the module cannot be imported, or has no such subclass of `base`.
+    """
     module_name, _, class_name = path.partition(":")
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise GenfedError(f"{path}: cannot import {module_name} ({error}); is it on PYTHONPATH?") from None
-    except Exception as error:  # it is run, and may fail in any way
+    except Exception as error:  # a user's own code may fail in any way
         raise GenfedError(
             f"{path}: cannot import {module_name!r} ({type(error).__name__}: {first_line(error)})"
         ) from error

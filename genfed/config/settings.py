@@ -20,32 +20,35 @@ from genfed.secure_aggregation.settings import SecureAggregation
 
 @settings
 class Federation:
-    """Who takes part, and with what."""
+    """The clients, and how many of them take part in a round."""
 
     clients: Annotated[int, Field(ge=1)] = 10
-    """How many clients there are (K)."""
+    """Number of clients (K)."""
     architectures: tuple[str, ...] | dict[str, float] = ("cnn3",)
-    """Names that are given out in turn (one name per client says it for each), or a table of name = weight; the user's
-    own are "package.module:Class"."""
+    """Classifier architectures of the clients. A list is assigned in turn (client 0 gets the first name, and so on); a
+    table `name = weight` gives each name a share of the clients. Your own are "package.module:Class"."""
     examples: Annotated[int, Field(ge=1)] | None = None
-    """Training examples that all clients have together, drawn at random for each seed; left out: the whole part."""
+    """Number of training examples of all clients together, drawn at random for each seed. Unset: all training
+    examples."""
     sample: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Fraction of the clients that take part in a round, drawn anew for each."""
+    """Fraction of the clients that is selected for each round, drawn anew for every round."""
     quorum: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """Fraction of those asked that must answer; with fewer the run stops at its last checkpoint. Nobody need where
-    `client_privacy.secret_sampling` draws who is asked."""
+    """Fraction of the selected clients that must answer. With fewer answers the run stops; it can be resumed from the
+    last checkpoint. Not used under `client_privacy.secret_sampling`."""
     timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    """Seconds that a client may take for a round before it is left out (with worker processes); left out: for ever."""
+    """Seconds that a client may take for a round; a slower client is excluded from the round. Needs worker processes
+    or sites. Unset: no limit."""
 
 
 @settings
 class Evaluation:
-    """When and on what classifiers are scored. The last round always is."""
+    """When and on which examples classifiers are evaluated. The last round is always evaluated."""
 
     every: Annotated[int, Field(ge=0)] = 10
-    """Rounds between evaluations; 0: only the last."""
+    """Number of rounds between two evaluations. 0: only after the last round."""
     part: Literal["test", "validation"] = "test"
-    """Choose settings on "validation"; report "test"."""
+    """Held-out examples that the classifiers are evaluated on: use "validation" to choose settings, "test" for the
+    results that you report."""
 
 
 @settings
@@ -53,82 +56,87 @@ class Metrics:
     """What is measured besides accuracy. The outcome of training does not depend on it."""
 
     samples: Annotated[int, Field(ge=0)] = 1000
-    """Examples that each trial's generator is judged by, after its last round; 0: it is not judged."""
+    """Number of generated examples by which each trial's generator is evaluated after the last round. 0: no
+    evaluation of generators."""
     architecture: str | None = None
-    """Of the reference classifier, whose features are compared; it ends in a linear layer. Left out: cnn7-bn for images
-    of 16×16 or more, else mlp."""
+    """Architecture of the reference classifier, whose features are compared; its last layer must be linear. Unset:
+    cnn7-bn for images of 16×16 or more, else mlp."""
     epochs: Annotated[int, Field(ge=1)] = 10
-    """Of its training on all real training examples, and of the same network's on the generated ones."""
+    """Number of epochs for which the reference classifier is trained on all real examples, and a copy of it on the
+    generated ones."""
     lpips: str | None = None
-    """A .safetensors file with the state dict of `lpips.LPIPS(net="alex")`: memorisation is measured with that distance
-    too, as GeFL has it. Left out: it is not."""
+    """Path of a .safetensors file with the state dict of `lpips.LPIPS(net="alex")`, to measure memorization by the
+    LPIPS distance as well, as GeFL does. Unset: not measured."""
     flops: bool = True
-    """Counts the arithmetic of clients, in the first round of each phase and for the first seed; that round takes up to
-    twice its time."""
+    """Whether to count the floating-point operations of clients, in the first round of each phase with the first seed.
+    Counting can double the time of that round."""
 
 
 @settings
 class Compute:
-    """The machine."""
+    """The machine that the run computes on."""
 
     workers: Annotated[int, Field(ge=0)] | None = None
-    """Worker processes; 0: all in one process; left out: one per core, or per `threads` cores. The outcome is the same
-    to the bit."""
+    """Number of worker processes. 0: everything in one process. Unset: one per core, divided by `threads`. The outcome
+    is the same to the bit."""
     threads: Annotated[int, Field(ge=1, le=1024)] = 1
-    """Of each process. Another number may change the last bits."""
+    """Number of threads of each process. Another number may change the last bits of the outcome."""
     device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] = "cpu"
-    """"cpu", "cuda" or "cuda:1"."""
+    """Device that networks are trained on: "cpu", "cuda" or "cuda:1"."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the arithmetic of training ("bfloat16": mixed precision); weights are float32."""
+    """Precision of the arithmetic in training; "bfloat16" is mixed precision. Weights are always float32."""
 
 
 @settings
 class Config:
-    """One run: some methods on the same clients, for each of some seeds."""
+    """A run: methods that are trained on the same clients, once for each seed."""
 
     name: str
-    """Of the run; its results go to runs/NAME. Left out: the file's name."""
+    """Name of the run; its results go to runs/NAME. Unset: the name of the file."""
     methods: tuple[str, ...]
-    """Labels: a method's name, or any word whose table [method.WORD] says `kind = "name"`."""
+    """Methods to run. Each is the name of a method, or a label of your own whose table [method.LABEL] sets
+    `kind = "name"`."""
     beside: tuple[str, ...] = ("local", "centralised")
-    """Further labels, run beside the others unless they are among them: floor and ceiling."""
+    """Baselines that are run as well, unless `methods` names them: by default the expected floor and ceiling."""
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
-    """Each gives its own clients, initial weights and draws."""
+    """Seeds. Every method runs once for each seed, which has its own clients, initial weights and random numbers."""
     data_root: str = ""
-    """Folder that a relative path in [data] starts from; empty: the working directory."""
+    """Folder that relative paths in [data] and [public] start from. Empty: the working directory."""
     data: InstanceOf[Source]
-    """`kind` names the source."""
+    """Data source of the clients' examples; `kind` names it."""
     public: InstanceOf[Source] | None = None
-    """Examples that anybody may see (their labels are not used); only a few methods need any. Left out: none."""
+    """Data source of public examples, whose labels are not used. Only a few methods need it. Unset: no public
+    examples."""
     partition: InstanceOf[Partitioner] = Field(default_factory=IID)
-    """`kind` names how the training part is shared out."""
+    """How the training examples are divided among the clients; `kind` names the scheme."""
     federation: Federation = Field(default_factory=Federation)
-    """The clients."""
+    """Settings of the clients."""
     aggregation: InstanceOf[AggregationRule] | None = None
-    """`kind` names what stands in the place of every mean of uploads; left out: the means that methods declare."""
+    """Robust rule that replaces every mean of uploads; `kind` names it. Unset: the means that the methods define."""
     attack: InstanceOf[Attack] | None = None
-    """`kind` names what a share of the clients does instead of its part, simulated; left out: all are honest."""
+    """Simulated attack by some of the clients; `kind` names it. Unset: all clients are honest."""
     secure: SecureAggregation | None = None
-    """The server learns sums of uploads and no upload; left out: it sees them all."""
+    """Secure aggregation: the server learns sums of uploads, but no single upload. Unset: the server sees every
+    upload."""
     evaluation: Evaluation = Field(default_factory=Evaluation)
-    """Scoring."""
+    """Settings of the evaluation."""
     compute: Compute = Field(default_factory=Compute)
-    """The machine."""
+    """Settings of the machine."""
     quality: Metrics = Field(default_factory=Metrics)
-    """Measures of generators and of costs."""
+    """Settings of the metrics of generators and costs."""
     published: dict[str, InstanceOf[Published]] = Field(default_factory=dict)
-    """Per label a figure from a paper, to be set beside the run's own: [published.WORD]."""
+    """Published results, shown next to the run's own in the report: a table [published.LABEL] per method."""
     audits: tuple[str, ...] = ()
-    """Attacks that are made on every method, with the first seed, after its last round: names (`genfed list audits`),
-    or any words whose table [audit.WORD] says `kind = "name"`."""
+    """Privacy audits of every method, after its last round with the first seed. Each is the name of an audit (`genfed
+    list audits`), or a label of your own whose table [audit.LABEL] sets `kind = "name"`."""
     audit: dict[str, InstanceOf[Audit]] = Field(default_factory=dict)
-    """A table of settings per audit, for those of `audits` and for `genfed audit`: [audit.WORD]."""
+    """Settings of the audits, for `audits` and for `genfed audit`: a table [audit.LABEL] per audit."""
     privacy: Privacy | None = None
-    """Differential privacy of every example; left out: none."""
+    """Differential privacy that protects every example (DP-SGD). Unset: no such protection."""
     client_privacy: ClientPrivacy | None = None
-    """Differential privacy of every client; left out: none."""
+    """Differential privacy that protects every client (DP-FedAvg). Unset: no such protection."""
     method: dict[str, InstanceOf[Method[Any]]]
-    """A table of settings per label."""
+    """Settings of the methods: a table [method.LABEL] per method."""
 
     def __post_init__(self) -> None:
         if twice := [seed for seed in self.seeds if self.seeds.count(seed) > 1]:

@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
 import types
 import typing
 import zlib
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor
 
 from genfed.core.errors import RecordError
+from genfed.core.files import atomic_write
 
 R = TypeVar("R")
 _SCALARS = (int, float, str, bool)
@@ -251,27 +251,12 @@ def save(record: object, path: Path, *, durable: bool = True) -> None:
         OSError: the disk is full or not writable; the file that was at `path` before is unchanged.
     """
     packed = pack(record)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    about = {"record": packed.skeleton, "crc32": str(_compute_checksum(packed))}
     try:
-        about = {"record": packed.skeleton, "crc32": str(_compute_checksum(packed))}
-        safetensors.torch.save_file(packed.tensors, part, about)
-        if durable:
-            _sync(part)
-        part.replace(path)
+        with atomic_write(path, durable=durable) as part:
+            safetensors.torch.save_file(packed.tensors, part, about)
     except safetensors.SafetensorError as error:
         raise OSError(f"cannot write {path}: {error}") from None
-    finally:
-        part.unlink(missing_ok=True)
-    if durable:
-        _sync(path.parent)  # the rename too
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def load(kind: type[R], path: Path) -> R:

@@ -1,4 +1,4 @@
-"""Whether sites agree with one another and with the run, and what they come to together."""
+"""Whether the sites agree with one another and with the run, and the task that they agree on."""
 
 import contextlib
 from collections import Counter
@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from pydantic import TypeAdapter
-from torch import Tensor
 
 from genfed.config.settings import Config
 from genfed.core.aggregate import ClientInfo
@@ -18,14 +17,14 @@ from genfed.core.phase import flatten_phases
 from genfed.core.record import pack
 from genfed.core.task import Task
 from genfed.deployment.roster import SiteDescription
-from genfed.experiment.trial import new_server
+from genfed.experiment.inputs import RunInputs
 
 PROCESS = 500 * 2**20
-"""Bytes of a site's process before it does anything: torch and Flower, as measured."""
+"""Measured memory in bytes of a site's process before any work: torch and Flower."""
 
 
 def find_disagreements(config: Config, hellos: Sequence[SiteDescription]) -> list[str]:
-    """Why a run would be refused."""
+    """Returns the reasons for which the run would be refused, a line each. Empty: there are none."""
     if not hellos:
         return ["no site is there"]
     lines = [*describe_label_sets(hellos)]
@@ -46,30 +45,29 @@ def find_disagreements(config: Config, hellos: Sequence[SiteDescription]) -> lis
             )
         if method.needs_architectures and (own := [hello for hello in hellos if hello.info(0).personal]):
             lines.append(
-                f"{label} has others than its site run each architecture, and {own[0].architecture} is known to site "
-                f"{own[0].name} alone: use one of the zoo, or gefl, gefl_f or fgl"
+                f"{label} runs each architecture at the server or at other sites, and only site {own[0].name} knows "
+                f"{own[0].architecture}: use one of `genfed list architectures`, or gefl, gefl_f or fgl"
             )
         if method.needs_public and config.public is None:
             lines.append(f"{label} needs public examples: name a data source in the table [public]")
     return lines
 
 
-def warn_of_memory(
-    config: Config, task: Task, infos: tuple[ClientInfo, ...], public: Tensor | None, hellos: Sequence[SiteDescription]
-) -> list[str]:
-    """A line for each site and method with a phase that needs more memory than is free: at least a process, what is
-    sent, as much again for its gradients and twice for an optimiser's moments, and the examples.
+def warn_of_memory(inputs: RunInputs, hellos: Sequence[SiteDescription]) -> list[str]:
+    """Returns a line for each site and method with a phase that needs more memory than the site has free. It needs at
+    least the memory of a process, of the message, as much again for gradients and twice as much for the optimizer's
+    moments, and of the examples.
     """
-    example = torch.Size(task.shape).numel() * 4
+    example = torch.Size(inputs.task.shape).numel() * 4
     lines = []
-    for label, method in config.method.items():
-        server = new_server(task, infos, config.compute, config.seeds[-1], 0, "init", public=public)
-        state = _begun(label, method, server, hellos)
-        for info, hello in zip(infos, hellos, strict=True):
+    for label, method in inputs.config.method.items():
+        server = inputs.initial_server()
+        state = _initial_state(label, method, server, hellos)
+        for info, hello in zip(inputs.clients, hellos, strict=True):
             sizes = {}
             for phase in flatten_phases(method.phases()):
                 if phase.work is not None and phase.send is not None:
-                    with contextlib.suppress(Exception):  # it sends what an earlier phase has yet to make
+                    with contextlib.suppress(Exception):  # it sends the result of an earlier phase
                         sizes[phase.name] = pack(phase.send(server, state, info)).nbytes
             largest = max(sizes, key=lambda name: sizes[name], default="")
             need = PROCESS + 4 * sizes.get(largest, 0) + example * (hello.examples + hello.held_out)
@@ -81,11 +79,11 @@ def warn_of_memory(
     return lines
 
 
-def _begun(label: str, method: Method[Any], server: Server, hellos: Sequence[SiteDescription]) -> Any:
-    """The state before the first round.
+def _initial_state(label: str, method: Method[Any], server: Server, hellos: Sequence[SiteDescription]) -> Any:
+    """Returns the state before the first round.
 
     Raises:
-        GenfedError: the method refuses, in a line that names it, and the site whose own architecture is the reason.
+        GenfedError: the method refuses; the line names it, and the site whose own architecture is the reason.
     """
     try:
         return method.init(server)
@@ -95,7 +93,7 @@ def _begun(label: str, method: Method[Any], server: Server, hellos: Sequence[Sit
 
 
 def describe_label_sets(hellos: Sequence[SiteDescription]) -> list[str]:
-    """A line for all the ways in which label sets differ; empty: they do not."""
+    """Returns a line on how the label sets of the sites differ. Empty: they are the same."""
     sets = Counter(hello.classes for hello in hellos)
     if len(sets) == 1:
         return []
@@ -104,7 +102,7 @@ def describe_label_sets(hellos: Sequence[SiteDescription]) -> list[str]:
     everywhere = set.intersection(*(set(hello.classes) for hello in hellos))
     anywhere = set.union(*(set(hello.classes) for hello in hellos))
     if not everywhere:
-        return ["label sets do not overlap: " + "; ".join(f"{h.name} has {_listed(h.classes)}" for h in hellos)]
+        return ["label sets do not overlap: " + "; ".join(f"{h.name} has {_join(h.classes)}" for h in hellos)]
     parts = []
     for hello in hellos:
         others = Counter(name for other in hellos if other is not hello for name in other.classes)
@@ -112,11 +110,11 @@ def describe_label_sets(hellos: Sequence[SiteDescription]) -> list[str]:
         alone = sorted(name for name in hello.classes if not others[name])
         if lacks and alone and len(lacks) >= len(alone):
             near = ", ".join(f"{name!r}" for name in alone)
-            parts.append(f"{hello.name} alone has {near} (renamed?) and lacks {_listed(lacks)}")
+            parts.append(f"{hello.name} alone has {near} (renamed?) and lacks {_join(lacks)}")
         elif lacks:
-            parts.append(f"{hello.name} lacks {_listed(lacks)}")
+            parts.append(f"{hello.name} lacks {_join(lacks)}")
         elif alone:
-            parts.append(f"{hello.name} alone has {_listed(alone)}")
+            parts.append(f"{hello.name} alone has {_join(alone)}")
     return [
         "label sets differ: "
         + "; ".join(parts)
@@ -124,17 +122,17 @@ def describe_label_sets(hellos: Sequence[SiteDescription]) -> list[str]:
     ]
 
 
-def _listed(names: Sequence[str]) -> str:
+def _join(names: Sequence[str]) -> str:
     shown = ", ".join(repr(name) for name in names[:8])
     return shown + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 def agreed_task(hellos: Sequence[SiteDescription]) -> Task:
-    """What is learned, once all agree."""
+    """Returns the task of sites that agree."""
     first = hellos[0]
     return TypeAdapter(Task).validate_python({"kind": first.kind, "shape": first.shape, "classes": first.classes})
 
 
 def number_sites(hellos: Sequence[SiteDescription]) -> tuple[ClientInfo, ...]:
-    """The sites as clients, numbered in the order of their names."""
+    """Returns the sites as clients, numbered in their order."""
     return tuple(hello.info(i) for i, hello in enumerate(hellos))

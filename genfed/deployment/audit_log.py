@@ -1,4 +1,4 @@
-"""A line for all that left a site, in its own folder."""
+"""The audit log of a site: a line for every message that left it."""
 
 import datetime
 import json
@@ -10,15 +10,15 @@ from typing import Any
 from genfed.deployment.site_settings import LocatedSite
 
 AUDIT = "audit.jsonl"
-"""In a site's folder: a line for all that left."""
+"""File name of the audit log, in the folder of the site."""
 
 
 @dataclass(frozen=True)
 class AuditEntry:
-    """A line of the audit log: something that left the site."""
+    """A line of the audit log: one message that left the site."""
 
     at: str
-    """ISO 8601, UTC."""
+    """Time in ISO 8601, UTC."""
     run: str
     method: str
     seed: str
@@ -26,13 +26,13 @@ class AuditEntry:
     round: str
     bytes: int
     says: tuple[str, ...]
-    """Names of what was said beside the record."""
+    """Names of the values in the message beside the uploaded record."""
     fields: tuple[str, ...]
-    """Of the record that was uploaded."""
+    """Field names of the uploaded record."""
 
 
 def describe_request(head: Mapping[str, Any]) -> dict[str, Any]:
-    """What a letter asks for."""
+    """Returns run, method, seed, phase and round of a request, as text; empty text for what it does not say."""
     try:
         trial = json.loads(head["open"]) if isinstance(head.get("open"), str) else {}
         step = head.get("step") or {}
@@ -46,7 +46,15 @@ def describe_request(head: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_audit(site: LocatedSite, head: Mapping[str, Any], size: int, says: list[str], fields: list[str]) -> None:
-    """Adds a line; it is on the disk when this returns."""
+    """Adds a line to the audit log; it is on the disk when this returns.
+
+    Args:
+        site: the site.
+        head: the header of the request.
+        size: bytes that leave.
+        says: names of the values in the answer.
+        fields: field names of the uploaded record.
+    """
     line = {"at": utc_now()} | describe_request(head) | {"bytes": size, "says": says, "fields": fields}
     site.folder.mkdir(parents=True, exist_ok=True)
     with (site.folder / AUDIT).open("a", encoding="utf-8") as file:
@@ -56,7 +64,7 @@ def write_audit(site: LocatedSite, head: Mapping[str, Any], size: int, says: lis
 
 
 def read_audit(site: LocatedSite) -> list[AuditEntry]:
-    """All that left the site, the oldest first; a line that a power cut left half written is left out."""
+    """Returns the lines of the audit log, the oldest first. A line that was half written at a power cut is skipped."""
     file, left = site.folder / AUDIT, []
     for line in file.read_text("utf-8").splitlines() if file.exists() else ():
         try:
@@ -68,5 +76,5 @@ def read_audit(site: LocatedSite) -> list[AuditEntry]:
 
 
 def utc_now() -> str:
-    """ISO 8601, UTC."""
+    """Returns the time in ISO 8601, UTC."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

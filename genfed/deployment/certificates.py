@@ -10,31 +10,52 @@ from typing import TYPE_CHECKING
 from genfed.core.errors import GenfedError
 
 if TYPE_CHECKING:
+    from cryptography import x509
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
 AUTHORITY, SERVER, SERVER_KEY = "ca.crt", "server.crt", "server.key"
+_ISSUER = "genfed trial authority"
 
 
 def make_keys(folder: Path, sites: Sequence[str], hosts: Sequence[str] = (), days: int = 365) -> list[Path]:
-    """Writes ca.crt, server.crt and server.key, and for each site NAME and NAME.pub; private keys are readable by their
-    owner alone. The authority's own key is not kept, so that nobody can sign another server in its name.
+    """Writes ca.crt, server.crt and server.key, and NAME and NAME.pub for each site; returns the files. Private keys
+    are readable by their owner alone. The authority's own key is not stored, so that no one can sign another server in
+    its name.
 
     Args:
-        folder: made where there is none; files that are there are not overwritten.
+        folder: the folder to write to; it is made where it is missing. Existing files are not overwritten.
         sites: names of the sites.
         hosts: names and addresses of the server besides localhost and 127.0.0.1.
-        days: that the certificates are valid for.
+        days: the days for which the certificates are valid.
 
     Raises:
-        GenfedError: the folder has such files, a name is none, or the extra is not installed.
+        GenfedError: the folder has such files, a name cannot be used, or the extra is not installed.
     """
     try:
-        from cryptography import x509
-        from cryptography.hazmat.primitives import hashes, serialization
         from cryptography.hazmat.primitives.asymmetric import ec
-        from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
     except ImportError:
         raise GenfedError("""keys need the extra "flower": pip install 'genfed[flower]'""") from None
+    _check_names(folder, sites)
+    folder.mkdir(parents=True, exist_ok=True)
+    authority, server = (ec.generate_private_key(ec.SECP384R1()) for _ in range(2))
+    try:
+        contents = {
+            AUTHORITY: _sign_certificate(_ISSUER, authority, authority, days),
+            SERVER: _sign_certificate(
+                "genfed server", server, authority, days, ("localhost", "127.0.0.1", "::1", *hosts)
+            ),
+            SERVER_KEY: _private_bytes(server, openssh=False),
+        }
+    except ValueError as error:
+        raise GenfedError(f"hosts: {error}") from None
+    for site in sites:
+        key = ec.generate_private_key(ec.SECP384R1())
+        contents |= {site: _private_bytes(key, openssh=True), f"{site}.pub": _public_bytes(key)}
+    return [_write_new(folder / name, content) for name, content in contents.items()]
+
+
+def _check_names(folder: Path, sites: Sequence[str]) -> None:
+    """Refuses names of sites that cannot be names of files, and files that exist already."""
     if bad := [name for name in sites if not name or name.startswith(".") or set(name) & set("/\\\0")]:
         raise GenfedError(f"{bad[0]!r} cannot name a site: it becomes a file's name")
     if reserved := [name for name in sites if name in (AUTHORITY, SERVER, SERVER_KEY)]:
@@ -42,74 +63,91 @@ def make_keys(folder: Path, sites: Sequence[str], hosts: Sequence[str] = (), day
     names = [AUTHORITY, SERVER, SERVER_KEY, *(file for site in sites for file in (site, f"{site}.pub"))]
     if there := [name for name in names if (folder / name).exists()]:
         raise GenfedError(f"{folder / there[0]} is there already; delete it or choose another folder")
-    folder.mkdir(parents=True, exist_ok=True)
+
+
+def _sign_certificate(
+    subject: str,
+    key: "EllipticCurvePrivateKey",
+    signer: "EllipticCurvePrivateKey",
+    days: int,
+    hosts: Sequence[str] = (),
+) -> bytes:
+    """Returns a certificate as PEM: of a server at `hosts`, or of an authority where there are none."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.x509.oid import ExtendedKeyUsageOID
+
     now = datetime.datetime.now(datetime.UTC)
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(_distinguished(subject))
+        .issuer_name(_distinguished(_ISSUER))
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(minutes=5))
+        .not_valid_after(now + datetime.timedelta(days=days))
+        .add_extension(x509.BasicConstraints(ca=not hosts, path_length=None if hosts else 0), critical=True)
+        .add_extension(_key_usage(signs_certificates=not hosts), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
+    )
+    if hosts:
+        names = [_host_name(host) for host in dict.fromkeys(hosts)]
+        builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+        builder = builder.add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+    return builder.sign(signer, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
-    def name_of(text: str) -> x509.Name:
-        return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
 
-    def certificate(
-        subject: str, key: "EllipticCurvePrivateKey", signer: "EllipticCurvePrivateKey", authority: bool
-    ) -> bytes:
-        usage = x509.KeyUsage(
-            digital_signature=not authority,
-            key_cert_sign=authority,
-            crl_sign=authority,
-            content_commitment=False,
-            key_encipherment=False,
-            data_encipherment=False,
-            key_agreement=False,
-            encipher_only=False,
-            decipher_only=False,
-        )
-        made = (
-            x509.CertificateBuilder()
-            .subject_name(name_of(subject))
-            .issuer_name(name_of("genfed trial authority"))
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(minutes=5))
-            .not_valid_after(now + datetime.timedelta(days=days))
-            .add_extension(x509.BasicConstraints(ca=authority, path_length=0 if authority else None), critical=True)
-            .add_extension(usage, critical=True)
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
-        )
-        if not authority:
-            alternatives = [_alternative(host) for host in dict.fromkeys(("localhost", "127.0.0.1", "::1", *hosts))]
-            made = made.add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
-            made = made.add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-        return made.sign(signer, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+def _distinguished(name: str) -> "x509.Name":
+    from cryptography import x509
+    from cryptography.x509.oid import NameOID
 
-    def _alternative(host: str) -> x509.GeneralName:
-        try:
-            return x509.IPAddress(ipaddress.ip_address(host))
-        except ValueError:
-            return x509.DNSName(host)
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
 
-    def private(key: "EllipticCurvePrivateKey", form: serialization.PrivateFormat) -> bytes:
-        return key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
 
-    authority, server = (ec.generate_private_key(ec.SECP384R1()) for _ in range(2))
+def _key_usage(signs_certificates: bool) -> "x509.KeyUsage":
+    from cryptography import x509
+
+    return x509.KeyUsage(
+        digital_signature=not signs_certificates,
+        key_cert_sign=signs_certificates,
+        crl_sign=signs_certificates,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _host_name(host: str) -> "x509.GeneralName":
+    from cryptography import x509
+
     try:
-        contents = {
-            AUTHORITY: certificate("genfed trial authority", authority, authority, True),
-            SERVER: certificate("genfed server", server, authority, False),
-            SERVER_KEY: private(server, serialization.PrivateFormat.PKCS8),
-        }
-    except ValueError as error:
-        raise GenfedError(f"hosts: {error}") from None
-    for site in sites:
-        key = ec.generate_private_key(ec.SECP384R1())
-        contents[site] = private(key, serialization.PrivateFormat.OpenSSH)
-        openssh = serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
-        contents[f"{site}.pub"] = key.public_key().public_bytes(*openssh) + b"\n"
-    written = []
-    for name, content in contents.items():
-        public = name.endswith((".crt", ".pub"))
-        with os.fdopen(
-            os.open(folder / name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644 if public else 0o600), "wb"
-        ) as f:
-            f.write(content)
-        written.append(folder / name)
-    return written
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
+
+
+def _private_bytes(key: "EllipticCurvePrivateKey", *, openssh: bool) -> bytes:
+    """Returns a private key as OpenSSH has it, or in PKCS #8."""
+    from cryptography.hazmat.primitives import serialization
+
+    form = serialization.PrivateFormat.OpenSSH if openssh else serialization.PrivateFormat.PKCS8
+    return key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
+
+
+def _public_bytes(key: "EllipticCurvePrivateKey") -> bytes:
+    from cryptography.hazmat.primitives import serialization
+
+    openssh = serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
+    return key.public_key().public_bytes(*openssh) + b"\n"
+
+
+def _write_new(file: Path, content: bytes) -> Path:
+    """Writes a file that must not exist; a private key is readable by its owner alone."""
+    mode = 0o644 if file.name.endswith((".crt", ".pub")) else 0o600
+    with os.fdopen(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode), "wb") as handle:
+        handle.write(content)
+    return file

@@ -1,4 +1,4 @@
-"""Architectures that only a site knows, as the server has them: weights without a forward."""
+"""Architectures that only a site knows: the server has their weights and cannot run them."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from genfed.config import architectures
+from genfed.config.architectures import Architectures
 from genfed.core.errors import GenfedError
 from genfed.core.record import digest, pack, unpack
 from genfed.core.task import Task
@@ -16,7 +16,7 @@ from genfed.training.weights import Model
 
 
 class OpaqueNetwork(nn.Module):
-    """A network of which the server knows the weights and not what it computes. If all lie under `extractor` and
+    """A network whose weights the server knows, but not what it computes. If all weights are below `extractor` and
     `header`, it has these two parts, so that its extractor can be averaged.
     """
 
@@ -29,11 +29,11 @@ class OpaqueNetwork(nn.Module):
                 self._modules[part] = OpaqueNetwork(architecture, under)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
-        """Its weights."""
+        """Returns the weights."""
         return dict(self._weights)
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Nobody has a use for it that does not end in its forward."""
+        """Refuses: weights are loaded in order to run the network."""
         raise self._refusal()
 
     def __getattr__(self, name: str) -> Any:
@@ -46,37 +46,33 @@ class OpaqueNetwork(nn.Module):
         raise self._refusal()
 
     def _refusal(self) -> GenfedError:
-        return GenfedError(f"it must run {self._name}, which its site alone knows: use one of the zoo, or gefl")
+        return GenfedError(
+            f"it must run {self._name}, which only its site knows: use one of `genfed list architectures`, or gefl"
+        )
 
 
-def opaque_networks(
-    roll: SiteRoster, hellos: Sequence[SiteDescription], task: Task, seed: int
-) -> dict[str, dict[str, Tensor]]:
-    """Initial weights of architectures that this server cannot know, asked from their sites.
+def ask_architectures(roster: SiteRoster, hellos: Sequence[SiteDescription], task: Task, seed: int) -> Architectures:
+    """Returns the architectures of one seed's trials. Networks that only a site knows are opaque; the site is asked for
+    their initial weights.
 
     Raises:
-        GenfedError: an architecture that is not in the zoo, or one name for two.
+        GenfedError: there is no such architecture, or two sites have different ones of one name.
     """
+    zoo = Architectures()
     found: dict[str, tuple[str, dict[str, Tensor]]] = {}
     for hello in hellos:
         name = hello.architecture
         if not hello.info(0).personal:
-            architectures.new_network(name, task, torch.Generator())  # refuses what the zoo does not have
+            zoo.new(name, task, torch.Generator())  # refuses an unknown name
             continue
-        weights = unpack(Model, roll.ask(hello.name, {"ask": "initial", "seed": seed})[1]).classifier
+        weights = unpack(Model, roster.ask(hello.name, {"ask": "initial", "seed": seed})[1]).classifier
         if name in found and digest(pack(Model(found[name][1]))) != digest(pack(Model(weights))):
             raise GenfedError(
                 f"sites {found[name][0]} and {hello.name} both name {name}, and theirs differ: rename one"
             )
         found[name] = hello.name, weights
-    return {name: weights for name, (_, weights) in found.items()}
+    return Architectures({name: functools.partial(_new_opaque, name, weights) for name, (_, weights) in found.items()})
 
 
-def lend(strangers: Mapping[str, dict[str, Tensor]]) -> None:
-    """Has the registry make each of them, from its weights, where its name is asked for."""
-    for name, weights in strangers.items():
-        architectures.lend(name, functools.partial(_stranger, name, weights))
-
-
-def _stranger(name: str, weights: dict[str, Tensor], task: Task) -> nn.Module:
+def _new_opaque(name: str, weights: dict[str, Tensor], task: Task) -> nn.Module:
     return OpaqueNetwork(name, weights)

@@ -1,7 +1,6 @@
 """Starts and ends Flower's programs."""
 
 import contextlib
-import ctypes
 import ipaddress
 import os
 import shlex
@@ -16,29 +15,35 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from genfed.core.errors import GenfedError
+from genfed.experiment.environment import send_at_parents_end
 
 APP = Path(__file__).parent / "flower_app"
-"""What `flwr run` sends to the link: two lines that name genfed, installed at server and sites."""
+"""Folder of the app that `flwr run` sends to the SuperLink. It names genfed, which is installed at server and sites."""
 NAME = "genfed"
-"""Of the connection in Flower's configuration."""
+"""Name of the connection in Flower's configuration."""
 QUIET = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
 }
+"""Environment of Flower's programs: no telemetry, no downloads, and short waits."""
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where a SuperLink listens."""
+    """The address at which a SuperLink listens."""
 
     host: str
     port: int
 
     @staticmethod
     def of(text: str) -> "Address":
-        """Reads host:port."""
+        """Reads host:port.
+
+        Raises:
+            GenfedError: the text is something else.
+        """
         host, colon, port = text.rpartition(":")
         if not (colon and host and port.isdecimal() and 0 < int(port) < 65536):
             raise GenfedError(f"{text!r} is no address; host:port is, such as 127.0.0.1:9092")
@@ -56,8 +61,12 @@ class Address:
             return self.host == "localhost"
 
 
-def _program(name: str) -> str:
-    """One of Flower's commands, of this environment before any other."""
+def find_program(name: str) -> str:
+    """Returns the path of one of Flower's commands; this Python environment comes before PATH.
+
+    Raises:
+        GenfedError: it is not installed.
+    """
     beside = Path(sys.executable).parent / name
     found = str(beside) if beside.exists() else shutil.which(name)
     if not found:
@@ -65,10 +74,12 @@ def _program(name: str) -> str:
     return found
 
 
-# Flower's commands run in their home: one that is given the name of a link takes a folder of that name, such as a clone
-# of genfed where the user stands, for an app of an older Flower's.
+# Flower's commands run in a folder of their own. Given the name of a connection, a command takes a folder of that name
+# in the working directory, such as a clone of genfed, for an app of an older version of Flower.
 def flower_environment(home: Path, extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Of Flower's commands: their home, quiet, and with what this process can import."""
+    """Returns the environment of Flower's commands, whose folder is `home`: they find what this process can import.
+    `extra` overrides single variables.
+    """
     paths = os.pathsep.join(str(Path(p).absolute()) for p in sys.path if p and Path(p).is_dir())
     programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     return {
@@ -81,14 +92,15 @@ def flower_environment(home: Path, extra: Mapping[str, str] | None = None) -> di
     }
 
 
-def _tied() -> None:
-    """Called in a child: it is told to end when this process does, even by a kill. Linux alone knows how."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+def end_with_parent() -> None:
+    """Called in a new child process: it gets SIGTERM when its parent ends, even if the parent is killed (on Linux)."""
+    send_at_parents_end(signal.SIGTERM)
 
 
 def end_process(process: "subprocess.Popen[bytes]", patience: float = 10.0) -> None:
-    """Ends a process that was started in a session of its own, and what it started in it."""
+    """Ends a process that was started in a session of its own, and all processes of that session. Each signal gets
+    `patience` seconds.
+    """
     for sign, seconds in ((signal.SIGTERM, patience), (signal.SIGKILL, patience)):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, sign)
@@ -100,7 +112,8 @@ def end_process(process: "subprocess.Popen[bytes]", patience: float = 10.0) -> N
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def _answers(address: Address) -> bool:
+def is_listening(address: Address) -> bool:
+    """Returns whether a program accepts connections at the address."""
     host = "127.0.0.1" if address.host == "0.0.0.0" else "::1" if address.host == "[::]" else address.host.strip("[]")
     try:
         socket.create_connection((host, address.port), 1).close()
@@ -109,11 +122,12 @@ def _answers(address: Address) -> bool:
     return True
 
 
-def _last_line(file: Path) -> str:
+def last_line(file: Path) -> str:
+    """Returns the last line of a log that is not blank."""
     lines = [line for line in file.read_text("utf-8", "replace").splitlines() if line.strip()]
-    return lines[-1].strip() if lines else "it said nothing"
+    return lines[-1].strip() if lines else "it printed nothing"
 
 
 def shell_line(command: list[str]) -> str:
-    """As one would type it."""
+    """Returns the command as a user would type it."""
     return shlex.join([Path(command[0]).name, *command[1:]])

@@ -1,4 +1,4 @@
-"""Who is there: the sites that are connected, and what each says of itself."""
+"""The sites that are connected, and how each describes itself."""
 
 import time
 from collections import Counter
@@ -16,15 +16,15 @@ from genfed.engines.flower.messages import EMPTY, Envelope
 from genfed.engines.round import Failure
 
 ROUND_SECONDS = 15.0
-"""That a node has to say who it is while a round waits for it."""
+"""Seconds that a new node has to describe itself while a round waits for it."""
 BACK_OFF = 60.0
-"""Seconds after which a node that did not say who it is, or does not take part, is asked once more."""
+"""Seconds after which a node that was refused is asked again."""
 Many = Annotated[int, Field(ge=0, lt=2**60)]
 
 
 @dataclass(frozen=True)
 class SiteDescription:
-    """What a site says of itself."""
+    """A site's description of itself."""
 
     name: str
     architecture: str
@@ -36,37 +36,38 @@ class SiteDescription:
     torch: str
     device: str
     memory: Many
-    """Bytes free; 0: not known."""
+    """Free memory in bytes. 0: unknown."""
     clock: float
-    """Seconds since 1970."""
+    """Clock of the site, in seconds since 1970."""
     demands: bool
-    """Whether its file says what a run must protect; it is asked about that before training."""
+    """Whether the site demands protection; it is then asked before training whether it takes part."""
     node: int
     heard: float
-    """The server's own clock when it came."""
+    """Clock of the server when the description came."""
 
     def info(self, number: int) -> ClientInfo:
-        """The site as a client."""
+        """Returns the site as client `number`."""
         return ClientInfo(number, self.architecture, self.examples)
 
 
 class SiteRoster:
-    """The sites that are connected, by name."""
+    """The connected sites."""
 
-    def __init__(self, post: MessageLink) -> None:
-        self._post = post
+    def __init__(self, link: MessageLink) -> None:
+        self._link = link
         self._known: dict[int, SiteDescription] = {}
         self.refused: dict[int, str] = {}
-        """By node, what one says that does not take part."""
-        self._again: dict[int, float] = {}
-        """By node of those, when it is asked once more."""
+        """Reasons of the nodes that were refused, by node."""
+        self._ask_again: dict[int, float] = {}
+        """When each of these nodes is asked again, by node."""
         self._looked = 0.0
 
-    def call(self, count: int, seconds: float, patient: bool = True) -> tuple[SiteDescription, ...]:
-        """The sites that are there, by name, once there are `count`, or after `seconds`.
+    def call(self, count: int, seconds: float, strict: bool = True) -> tuple[SiteDescription, ...]:
+        """Returns the connected sites in the order of their names, once there are `count`, or after `seconds`. Without
+        `strict`, sites that were refused are ignored.
 
         Raises:
-            GenfedError: a site refuses, two have one name, or there are more than `count`.
+            GenfedError: a site was refused, two have one name, or there are more than `count`.
         """
         until = time.monotonic() + seconds
         while True:
@@ -79,21 +80,21 @@ class SiteRoster:
                 raise GenfedError(
                     f"{len(here)} sites are there ({', '.join(sorted(names))}) for federation.clients = {count}"
                 )
-            if self.refused and patient:
+            if self.refused and strict:
                 raise GenfedError(next(iter(self.refused.values())))
             if len(here) == count or time.monotonic() > until:
                 return tuple(sorted(here, key=lambda hello: hello.name))
             time.sleep(0.5)
 
     def look(self, seconds: float | None = None) -> None:
-        """Asks nodes that are new who they are; each has `seconds` to answer, None: those of a query."""
+        """Asks new nodes to describe themselves, each within `seconds`. None: the time of a query."""
         nodes = self._connected()
-        new = [n for n in nodes if n not in self._known and self._again.get(n, 0.0) <= time.monotonic()]
-        letters = [(node, Envelope(node, {"genfed": __version__, "ask": "hello"})) for node in new]
-        registered = self._post.registered() if new else {}
-        for node, answer in self._post.send("query", letters, timeout=seconds):
+        new = [n for n in nodes if n not in self._known and self._ask_again.get(n, 0.0) <= time.monotonic()]
+        envelopes = [(node, Envelope(node, {"genfed": __version__, "ask": "hello"})) for node in new]
+        registered = self._link.registered() if new else {}
+        for node, answer in self._link.send("query", envelopes, timeout=seconds):
             if isinstance(answer, Failure):
-                if answer.reason not in LOST.values():  # such a one is asked again with the next look
+                if answer.reason not in LOST.values():  # a lost node is asked again with the next look
                     self._refuse(node, answer.reason)
                 continue
             try:
@@ -101,51 +102,55 @@ class SiteRoster:
                 hello = TypeAdapter(SiteDescription).validate_python(said)
             except ValidationError as error:
                 first = error.errors()[0]
-                self._refuse(node, f"a site said what cannot be: {'.'.join(map(str, first['loc']))}: {first['msg']}")
+                self._refuse(
+                    node, f"the description of a site is wrong: {'.'.join(map(str, first['loc']))}: {first['msg']}"
+                )
                 continue
             if (name := registered.get(node, hello.name)) != hello.name:
-                self._refuse(node, f"the site with the key of {name} says that it is {hello.name}: it has another's")
+                self._refuse(
+                    node, f"the site with the key of {name} calls itself {hello.name}: it uses the key of another site"
+                )
                 continue
             self._known[node] = hello
             self.refused.pop(node, None)
 
     def _connected(self) -> list[int]:
-        """The nodes that there are; others are forgotten."""
+        """Returns the connected nodes, and forgets all others."""
         self._looked = time.monotonic()
-        nodes = sorted(self._post.nodes())
+        nodes = sorted(self._link.nodes())
         self._known = {node: hello for node, hello in self._known.items() if node in nodes}
         return nodes
 
     def _refuse(self, node: int, reason: str) -> None:
-        self.refused[node], self._again[node] = reason, time.monotonic() + BACK_OFF
+        self.refused[node], self._ask_again[node] = reason, time.monotonic() + BACK_OFF
 
     def here(self) -> list[SiteDescription]:
-        """Those that are known."""
+        """Returns the connected sites that have described themselves."""
         return list(self._known.values())
 
     def node_of(self, name: str) -> int | None:
-        """Where the site is; it may have come back as another node. Who else there is does not matter: nodes are asked
-        who they are only where the site is missing, and a round does not wait long for those that do not say.
+        """Returns the node of a site, which may have come back as another node. None: it is not connected. New nodes
+        are asked to describe themselves only where the site is missing, and a round does not wait long for them.
         """
         if time.monotonic() - self._looked > 1:
             self._connected()
-            if self._place(name) is None:
+            if self._find(name) is None:
                 self.look(ROUND_SECONDS)
-        return self._place(name)
+        return self._find(name)
 
-    def _place(self, name: str) -> int | None:
+    def _find(self, name: str) -> int | None:
         return next((node for node, hello in self._known.items() if hello.name == name), None)
 
     def ask(self, name: str, head: dict[str, Any]) -> tuple[dict[str, Any], Packed]:
-        """One site's answer to a query.
+        """Returns the answer of a site to a query.
 
         Raises:
-            GenfedError: it gives none.
+            GenfedError: the site is not connected, or does not answer.
         """
         node = self.node_of(name)
         if node is None:
             raise GenfedError(f"site {name} is not connected")
-        ((_, answer),) = self._post.send("query", [(name, Envelope(node, {"genfed": __version__} | head, EMPTY))])
+        ((_, answer),) = self._link.send("query", [(name, Envelope(node, {"genfed": __version__} | head, EMPTY))])
         if isinstance(answer, Failure):
             raise GenfedError(f"site {name}: {answer.reason}")
         return answer

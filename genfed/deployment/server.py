@@ -1,23 +1,20 @@
-"""The server's side of a federation of sites: the run itself.
-
-It runs where Flower runs a ServerApp; `genfed.deployment.superlink` starts that.
+"""The server's side of a federation of sites: the run itself, inside Flower's ServerApp, which
+`genfed.deployment.superlink` starts.
 """
 
 import contextlib
-import hashlib
 import io
 import json
 import logging
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, TypeAdapter, ValidationError
 from rich.console import Console
-from torch import Tensor
 
 from genfed._version import __version__
 from genfed.config.reader import method_table, read_config, settings_table
@@ -25,19 +22,20 @@ from genfed.config.settings import Config
 from genfed.core.aggregate import ClientInfo
 from genfed.core.errors import GenfedError
 from genfed.core.federated_data import FederatedData
+from genfed.core.files import atomic_write
 from genfed.core.task import Data, Task
 from genfed.data.sites import Sites
 from genfed.deployment import agreement
-from genfed.deployment.opaque_network import lend, opaque_networks
+from genfed.deployment.opaque_network import ask_architectures
 from genfed.deployment.roster import SiteDescription, SiteRoster
 from genfed.engines.flower.engine import FlowerEngine, MessageLink
 from genfed.engines.flower.messages import MessageHeader
 from genfed.engines.round import Engine
 from genfed.experiment import checks, compatibility
-from genfed.experiment.inputs import load_public
+from genfed.experiment.inputs import RunInputs, load_public
 from genfed.experiment.progress import RunProgressBar
-from genfed.experiment.run import FederationClients, run_on
-from genfed.experiment.run_folder import default_folder
+from genfed.experiment.run import run_on
+from genfed.experiment.run_folder import OnExisting, RunFolder, default_folder
 from genfed.experiment.trial import Trial
 from genfed.privacy import client_level, example_level
 from genfed.privacy import compatibility as privacy_compatibility
@@ -45,18 +43,18 @@ from genfed.privacy.accounting import Mechanism
 
 log = logging.getLogger(__name__)
 SAID = "genfed: "
-"""Before each line that is meant for whoever started the server."""
-HELLO_SECONDS = 180.0
-"""That a site has for a query."""
+"""Start of each line that is meant for the user who started the server."""
+QUERY_SECONDS = 180.0
+"""Seconds that a site has to answer a query."""
 PAUSE = 0.5
-"""Seconds between two looks for answers: each is a transaction of the link's data base, where it has one."""
+"""Seconds between two looks for answers; each is a transaction of the SuperLink's database, where it has one."""
 _Noise = Literal[0] | Annotated[float, Field(ge=1e-3, le=1e6)]
 MECHANISMS = TypeAdapter(
     list[tuple[_Noise, Annotated[float, Field(ge=1e-9, le=1)], Annotated[int, Field(ge=0, le=10**9)]]]
 )
-"""What a site may say that a trial cost."""
+"""What a site may report as the cost of a trial."""
 BACK_SECONDS = 120.0
-"""That a site which is not connected is waited for within a round: as long as Flower refuses one that was killed."""
+"""Seconds that a round waits for a site that is not connected: as long as Flower refuses one that was killed."""
 
 
 @dataclass(frozen=True)
@@ -66,31 +64,33 @@ class ServeRequest:
     config: str
     """Path of the run's TOML file."""
     out: str = ""
-    resume: bool = False
-    fresh: bool = False
+    """Folder for the results. Empty: runs/NAME."""
+    on_existing: OnExisting = "refuse"
     overrides: tuple[str, ...] = ()
+    """Settings on top of the file, as "key=value"."""
     check: bool = False
-    """Only ask who is there."""
+    """Whether to check the sites only, without a run."""
     wait: float = 600.0
-    """Seconds until all sites must be there."""
+    """Seconds within which all sites must be connected."""
     outcome: str = ""
-    """File for what it came to; empty: none."""
+    """File for the `Outcome`. Empty: it is not written."""
     command: str = ""
+    """Command that the report names. Empty: that of this process."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the server came to."""
+    """What the server ended with."""
 
     error: str = ""
     folder: str = ""
     sites: tuple[SiteDescription, ...] = ()
-    trouble: tuple[str, ...] = field(default_factory=tuple)
-    """Of a check: lines that say why a run would be refused."""
+    trouble: tuple[str, ...] = ()
+    """Reasons for which a run would be refused, or would need more memory than is free; only of a check."""
 
 
 def main(grid: Any, settings: Mapping[str, Any]) -> None:
-    """What a ServerApp does with its grid and run settings: those of `Wanted`."""
+    """Serves a run: the main function of Flower's ServerApp, given its grid and the fields of a `ServeRequest`."""
     given = {name: value for name, value in settings.items() if value not in ("", [])}
     if isinstance(given.get("overrides"), str):
         given["overrides"] = json.loads(given["overrides"])
@@ -99,27 +99,26 @@ def main(grid: Any, settings: Mapping[str, Any]) -> None:
     except ValidationError as error:
         raise GenfedError(f"run settings: {error.errors()[0]['loc'][0]}: {error.errors()[0]['msg']}") from None
     try:
-        outcome = _serve_run(MessageLink(grid, HELLO_SECONDS, pause=PAUSE), grid, wanted)
+        outcome = _serve(grid, wanted)
     except GenfedError as error:
         outcome = Outcome(error=str(error))
-    except Exception as error:  # ours, or a method's: whoever waits is told, and Flower's log has the rest
+    except Exception as error:  # ours, or a method's: the user gets a line, and Flower's log the rest
         traceback.print_exc()
         outcome = Outcome(error=f"{type(error).__name__}: {error}".splitlines()[0] + "; flwr-run.log says more")
     if wanted.outcome:
-        part = Path(f"{wanted.outcome}.part")
-        part.write_bytes(TypeAdapter(Outcome).dump_json(outcome))
-        part.replace(wanted.outcome)
+        with atomic_write(Path(wanted.outcome)) as part:
+            part.write_bytes(TypeAdapter(Outcome).dump_json(outcome))
     if outcome.error:
         say(outcome.error)
 
 
 def say(line: str) -> None:
-    """Tells whoever started the server."""
+    """Shows a line to the user who started the server."""
     print(SAID + line, flush=True)  # noqa: T201
 
 
 class _Said(io.TextIOBase):
-    """A file whose every line is said."""
+    """A file whose lines are shown to the user who started the server."""
 
     def write(self, text: str) -> int:
         for line in text.splitlines():
@@ -128,58 +127,46 @@ class _Said(io.TextIOBase):
         return len(text)
 
 
-def _serve_run(post: MessageLink, grid: Any, wanted: ServeRequest) -> Outcome:
-    config = serve_run(read_config(wanted.config, wanted.overrides))
-    folder = Path(wanted.out) if wanted.out else default_folder(wanted.config, config)
-    roll = SiteRoster(post)
-    count = config.federation.clients
-    say(f"waiting for {count} sites")
-    hellos = roll.call(count, wanted.wait, patient=not wanted.check)
-    if wanted.check and (trouble := [*roll.refused.values(), *agreement.find_disagreements(config, hellos)]):
-        return Outcome(sites=hellos, trouble=tuple(trouble))
-    say("here are " + ", ".join(f"{h.name} ({h.architecture}, {h.examples} examples)" for h in hellos))
-    if len(hellos) < count:
-        raise GenfedError(f"{len(hellos)} of {count} sites are there after {wanted.wait:g} s")
-    if trouble := agreement.find_disagreements(config, hellos):
+def _serve(grid: Any, wanted: ServeRequest) -> Outcome:
+    """Waits for the sites, checks the run against them, and does it unless only a check is wanted."""
+    config = served_config(read_config(wanted.config, wanted.overrides))
+    folder = RunFolder(Path(wanted.out)) if wanted.out else default_folder(wanted.config, config.name)
+    roster = SiteRoster(MessageLink(grid, QUERY_SECONDS, pause=PAUSE))
+    say(f"waiting for {config.federation.clients} sites")
+    sites = roster.call(config.federation.clients, wanted.wait, strict=not wanted.check)
+    trouble = agreement.find_disagreements(config, sites)
+    if wanted.check and (refusals := [*roster.refused.values(), *trouble]):
+        return Outcome(sites=sites, trouble=tuple(refusals))
+    say("here are " + ", ".join(f"{h.name} ({h.architecture}, {h.examples} examples)" for h in sites))
+    if len(sites) < config.federation.clients:
+        raise GenfedError(f"{len(sites)} of {config.federation.clients} sites are there after {wanted.wait:g} s")
+    if trouble:
         raise GenfedError("; ".join(trouble))
-    task, infos = agreement.agreed_task(hellos), agreement.number_sites(hellos)
-    public = load_public(config, task)
-    compatibility.check_compatibility(config, _nowhere(task, infos), config.seeds[-1])
-    for seed in config.seeds:
-        client_level.check(config, infos, seed)
-    checks.check_device(config.compute.device)
-    for label, method in config.method.items():
-        checks.check_augmentation(label, method, task)
-    strangers = {seed: opaque_networks(roll, hellos, task, seed) for seed in config.seeds}
-    lend(strangers[config.seeds[-1]])
-    privacy_compatibility.check(config, task, infos)
-    _prepare(roll, config, task, hellos, _run_of(folder) if wanted.resume else "new")
-    tight = agreement.warn_of_memory(config, task, infos, public, hellos)
+    inputs = _checked_inputs(config, roster, sites)
+    run_id = folder.run_id() if wanted.on_existing == "resume" else "new"
+    _ask_consent(roster, inputs, sites, run_id)
+    tight = agreement.warn_of_memory(inputs, sites)
     if wanted.check:
-        return Outcome(sites=hellos, trouble=tuple(tight))
+        return Outcome(sites=sites, trouble=tuple(tight))
     for line in tight:
         say(line)
-
-    @contextlib.contextmanager
-    def there() -> Iterator[FederationClients]:
-        yield _There(config, grid, roll, folder, task, infos, hellos, strangers)
-
+    clients = _SiteClients(inputs, folder, grid, roster, [site.name for site in sites])
     console = Console(file=_Said(), markup=False, emoji=False, highlight=False, soft_wrap=True)  # type: ignore[arg-type]
-    with RunProgressBar(console, trials=len(config.labels) * len(config.seeds)) as watch:
-        run_on(config, task, infos, public, folder, there, wanted.resume, wanted.fresh, watch, wanted.command or None)
-    return Outcome(folder=str(folder), sites=hellos)
+    with RunProgressBar(console, trials=len(config.labels) * len(config.seeds)) as bar:
+        run_on(inputs, folder, lambda: contextlib.nullcontext(clients), wanted.on_existing, bar, wanted.command or None)
+    return Outcome(folder=str(folder), sites=sites)
 
 
-def serve_run(config: Config) -> Config:
-    """A config as the server has it: what clients have is theirs to say, and generators are not judged, since that
-    needs real examples.
+def served_config(config: Config) -> Config:
+    """Returns a config as the server uses it: each site decides about its own data, and generators are not evaluated,
+    since that needs real examples.
 
     Raises:
-        GenfedError: a method pools all data, or a setting that sites of their own do not heed.
+        GenfedError: a method pools all data, or a setting cannot hold for real sites.
     """
     if config.attack:
         raise GenfedError(
-            "[attack] simulates bad clients, which real sites are not: leave it out, or run without serve"
+            "[attack] simulates malicious clients, which real sites are not: leave it out, or run without serve"
         )
     if config.audits:
         raise GenfedError("audits need clients' examples, which sites keep: leave them out, or run without serve")
@@ -194,112 +181,109 @@ def serve_run(config: Config) -> Config:
     )
 
 
-# Where the clients are.
-def _nowhere(task: Task, infos: tuple[ClientInfo, ...]) -> FederatedData:
-    """Clients without examples here."""
+def _checked_inputs(config: Config, roster: SiteRoster, sites: Sequence[SiteDescription]) -> RunInputs:
+    """Returns what the run works on.
+
+    Raises:
+        GenfedError: something in the config would fail in training, or does not go with the sites.
+    """
+    task, clients = agreement.agreed_task(sites), agreement.number_sites(sites)
+    public = load_public(config, task)
+    compatibility.check_compatibility(config, _without_examples(task, clients), config.seeds[-1])
+    for seed in config.seeds:
+        client_level.check(config, clients, seed)
+    checks.check_device(config.compute.device)
+    for label, method in config.method.items():
+        checks.check_augmentation(label, method, task)
+    architectures = {seed: ask_architectures(roster, sites, task, seed) for seed in config.seeds}
+    privacy_compatibility.check(config, task, clients, architectures[config.seeds[-1]].new)
+    return RunInputs(config, task, clients, architectures, public)
+
+
+def _ask_consent(roster: SiteRoster, inputs: RunInputs, sites: Sequence[SiteDescription], run_id: str) -> None:
+    """Asks each site whether it takes part, if the run protects anything or the site demands protection.
+
+    Raises:
+        GenfedError: a site refuses.
+    """
+    config = inputs.config
+    trials = [_describe_trial(inputs, label, seed, run_id) for label in config.method for seed in config.seeds]
+    for number, site in enumerate(sites):
+        if config.privacy or config.secure or site.demands:
+            roster.ask(site.name, {"ask": "prepare", "open": trials, "client": number})
+
+
+def _describe_trial(inputs: RunInputs, label: str, seed: int, run_id: str) -> str:
+    """Returns what a site is sent about a trial, as JSON."""
+    config = inputs.config
+    noised = config.secure and config.client_privacy  # without [secure] the server alone adds the noise
+    about = {
+        "run": run_id,
+        "label": label,
+        "seed": seed,
+        "method": method_table(config.method[label]),
+        "classes": inputs.task.classes,
+        "federation": {"clients": config.federation.clients, "sample": config.federation.sample},
+        "precision": config.compute.precision,
+        "flops": config.quality.flops and seed == config.seeds[0],
+        "secure": settings_table(config.secure) if config.secure else None,
+        "privacy": settings_table(config.privacy) if config.privacy else None,
+        "noised": settings_table(noised) if noised else None,
+    }
+    return json.dumps(about)
+
+
+def _without_examples(task: Task, clients: tuple[ClientInfo, ...]) -> FederatedData:
+    """Returns clients whose examples lie elsewhere."""
     nothing = Data(torch.zeros(0, *task.shape), torch.zeros(0, dtype=torch.int64))
-    return FederatedData(task, infos, ((0, 0),) * len(infos), nothing, nothing)
+    return FederatedData(task, clients, ((0, 0),) * len(clients), nothing, nothing)
 
 
-class _There:
-    """Clients at their sites."""
+class _SiteClients:
+    """Clients at sites; a `FederationClients`."""
 
     def __init__(
-        self,
-        config: Config,
-        grid: Any,
-        roll: SiteRoster,
-        folder: Path,
-        task: Task,
-        infos: tuple[ClientInfo, ...],
-        hellos: Sequence[SiteDescription],
-        strangers: Mapping[int, Mapping[str, dict[str, Tensor]]],
+        self, inputs: RunInputs, folder: RunFolder, grid: Any, roster: SiteRoster, names: Sequence[str]
     ) -> None:
-        self._strangers = strangers
-        self._config, self._roll, self._folder = config, roll, folder
-        self._task, self._infos, self._names = task, infos, [hello.name for hello in hellos]
-        self._post = MessageLink(grid, config.federation.timeout, pause=PAUSE)
+        """`names` are those of the sites, in the order of the clients."""
+        self._inputs, self._folder, self._roster, self._names = inputs, folder, roster, names
+        self._link = MessageLink(grid, inputs.config.federation.timeout, pause=PAUSE)
 
     def shards(self, seed: int) -> FederatedData:
-        lend(self._strangers[seed])
-        return _nowhere(self._task, self._infos)
+        """See `FederationClients`."""
+        return _without_examples(self._inputs.task, self._inputs.clients)
 
     def engine(self, trial: Trial) -> Engine:
-        return _Named(self._post, self._roll, self._names, self._opening(trial))
+        """See `FederationClients`."""
+        opening = {"genfed": __version__} | self._opening(trial)
+        return FlowerEngine(self._link, lambda client: self._roster.node_of(self._names[client]), opening, BACK_SECONDS)
 
     def spent(self, trial: Trial) -> Mapping[int, Sequence[Mechanism]]:
-        """See `FederationClients`. A site that does not say is taken to have spent all that is planned."""
+        """See `FederationClients`. A site that does not report its cost is charged all that was planned."""
         spent: dict[int, Sequence[Mechanism]] = {}
-        for info, name in zip(self._infos, self._names, strict=True) if trial.privacy else ():
+        for info, name in zip(self._inputs.clients, self._names, strict=True) if trial.privacy else ():
             try:
-                said = self._roll.ask(name, self._opening(trial) | {"ask": "spent", "client": info.id})[0]
+                said = self._roster.ask(name, self._opening(trial) | {"ask": "spent", "client": info.id})[0]
                 spent[info.id] = MECHANISMS.validate_python(said.get("mechanisms"))
             except (GenfedError, ValidationError) as error:
                 log.warning("%s: %s; its ε is what is planned", name, str(error).splitlines()[0])
                 spent[info.id] = example_level.estimate_cost(trial, info.id)
         return spent
 
-    def _opening(self, trial: Trial) -> MessageHeader:
-        about = _about(self._config, self._task, trial.label, trial.seed, _run_of(self._folder))
-        return {"ask": "work", "open": about}
-
     def done(self, seed: int) -> None:
-        pass
+        """See `FederationClients`."""
 
-
-def _run_of(folder: Path) -> str:
-    """Names a run: another one of the same config is another run, and what clients keep of it stands apart."""
-    started = folder / "started.json"
-    return hashlib.blake2b(started.read_bytes(), digest_size=8).hexdigest() if started.exists() else "new"
-
-
-def _about(config: Config, task: Task, label: str, seed: int, run: str) -> str:
-    """What a site is told of a trial."""
-    compute, federation_ = config.compute, config.federation
-    about = {
-        "run": run,
-        "label": label,
-        "seed": seed,
-        "method": method_table(config.method[label]),
-        "classes": task.classes,
-        "federation": {"clients": federation_.clients, "sample": federation_.sample},
-        "precision": compute.precision,
-        "flops": config.quality.flops and seed == config.seeds[0],
-        "secure": settings_table(config.secure) if config.secure else None,
-        "privacy": settings_table(config.privacy) if config.privacy else None,
-        # Without [secure] the noise is the server's own business.
-        "noised": settings_table(config.client_privacy) if config.client_privacy and config.secure else None,
-    }
-    return json.dumps(about)
-
-
-def _prepare(roll: SiteRoster, config: Config, task: Task, hellos: Sequence[SiteDescription], run: str) -> None:
-    """Has each site say whether it takes part, where the run protects anything or a site demands it; `run` names it.
-
-    Raises:
-        GenfedError: one does not.
-    """
-    trials = [_about(config, task, label, seed, run) for label in config.method for seed in config.seeds]
-    for number, hello in enumerate(hellos):
-        if config.privacy or config.secure or hello.demands:
-            roll.ask(hello.name, {"ask": "prepare", "open": trials, "client": number})
-
-
-class _Named(FlowerEngine):
-    """Flower, each client at the site of its name."""
-
-    def __init__(self, post: MessageLink, roll: SiteRoster, names: Sequence[str], opening: MessageHeader) -> None:
-        super().__init__(
-            post, lambda client: roll.node_of(names[client]), {"genfed": __version__} | opening, BACK_SECONDS
-        )
+    def _opening(self, trial: Trial) -> MessageHeader:
+        about = _describe_trial(self._inputs, trial.label, trial.seed, self._folder.run_id())
+        return {"ask": "work", "open": about}
 
 
 COLUMNS = ("site", "architecture", "examples", "classes", "kind", "machine", "memory free", "clock")
-"""Of `table_of`: examples are to train and to score on, the clock is against the server's."""
+"""Columns of `site_rows`: examples for training + for evaluation; clock: difference from the server's clock."""
 
 
-def request_to_settings(outcome: Outcome) -> list[tuple[str, ...]]:
-    """What a check says of each site: rows of text."""
+def site_rows(outcome: Outcome) -> list[tuple[str, ...]]:
+    """Returns a row of text for each site."""
     return [
         (
             h.name,
@@ -316,5 +300,5 @@ def request_to_settings(outcome: Outcome) -> list[tuple[str, ...]]:
 
 
 def to_settings(wanted: ServeRequest) -> dict[str, Any]:
-    """Run settings as Flower carries them."""
+    """Returns the request as run settings that Flower can carry."""
     return asdict(wanted) | {"overrides": json.dumps(wanted.overrides)}

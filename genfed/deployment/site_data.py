@@ -1,4 +1,4 @@
-"""TODO"""
+"""A site's data: read, checked, and stored as tensors."""
 
 import contextlib
 import hashlib
@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from genfed._version import __version__
+from genfed.config.architectures import Architectures
 from genfed.core.errors import GenfedError, RecordError
 from genfed.core.record import load, save
 from genfed.core.task import Data, Task
@@ -15,7 +16,7 @@ from genfed.experiment import checks
 from genfed.experiment.inputs import PATHS, load_source
 
 DATA = "data.safetensors"
-"""In a site's folder: the data as tensors."""
+"""File name of the data as tensors, in the folder of the site."""
 
 
 @dataclass(frozen=True)
@@ -26,15 +27,14 @@ class SiteHoldings:
     train: Data
     held_out: Data
     source: str
-    """Names what they were made of (`fingerprint_source`)."""
+    """Fingerprint of the files and settings that the data were read from (`fingerprint_source`)."""
 
 
 def load_site_data(site: LocatedSite) -> SiteHoldings:
-    """Reads the site's data, checks that its model fits them, and keeps them as tensors for the work to map. The model
-    and each file are looked at now; what is kept is used until `fingerprint_source` says otherwise.
+    """Reads the site's data, checks that its model fits them, and stores them as tensors, which later work maps.
 
     Raises:
-        GenfedError: data that cannot be read, or a model that does not fit them.
+        GenfedError: the data cannot be read, or the model does not fit them.
     """
     config = site.config
     checks.check_device(config.device)
@@ -43,37 +43,37 @@ def load_site_data(site: LocatedSite) -> SiteHoldings:
     task, train = dataset.task, dataset.train
     held_out = dataset.test if config.part == "test" else dataset.validation
     if not len(held_out):
-        raise GenfedError(f"part = {config.part!r}: the data have no such part to score on")
+        raise GenfedError(f"part = {config.part!r}: the data have no such part")
     if config.classes is not None:
         if lacking := [name for name in task.classes if name not in config.classes]:
-            raise GenfedError(f"classes: the data have a class {lacking[0]!r}, which is not among them")
+            raise GenfedError(f"classes: the data have a class {lacking[0]!r}, which the list lacks")
         place = torch.tensor([config.classes.index(name) for name in task.classes])
         task = replace(task, classes=config.classes)
         train, held_out = Data(train.x, place[train.y]), Data(held_out.x, place[held_out.y])
     holding = SiteHoldings(task, train, held_out, source)
-    checks.check_architecture(config.architecture, task, train)
+    checks.check_architecture(config.architecture, task, train, Architectures().new)
     site.folder.mkdir(parents=True, exist_ok=True)
     save(holding, site.folder / DATA)
     return holding
 
 
 def describe_holdings(site: LocatedSite) -> SiteHoldings:
-    """What `load_site_data` kept; taken anew where it is missing, or was made of other data than there are now."""
+    """Returns what `load_site_data` stored; reads the data again where it is missing or the data have changed."""
     with contextlib.suppress(RecordError):
-        if (kept := load(SiteHoldings, site.folder / DATA)).source == fingerprint_source(site):
-            return kept
+        if (stored := load(SiteHoldings, site.folder / DATA)).source == fingerprint_source(site):
+            return stored
     return load_site_data(site)
 
 
 def fingerprint_source(site: LocatedSite) -> str:
-    """Names what a site's data are made of: the settings that say it, and the size and time of each file."""
-    config, told = site.config, hashlib.blake2b(digest_size=16)
-    told.update(f"{__version__} {config.data!r} {config.classes!r} {config.part}".encode())
+    """Returns a hash of the settings of a site's data, and of the size and time of each file."""
+    config, hashed = site.config, hashlib.blake2b(digest_size=16)
+    hashed.update(f"{__version__} {config.data!r} {config.classes!r} {config.part}".encode())
     for name in PATHS:
         if isinstance(path := getattr(config.data, name, None), str):
             root = site.root / path
             for file in sorted(root.rglob("*")) if root.is_dir() else [root]:
                 if file.is_file() and not file.is_relative_to(site.folder):
                     about = file.stat()
-                    told.update(f"{file} {about.st_size} {about.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
-    return told.hexdigest()
+                    hashed.update(f"{file} {about.st_size} {about.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
+    return hashed.hexdigest()

@@ -1,4 +1,4 @@
-"""What a site has, as its SITE.toml on its own disk says."""
+"""The settings of a site: its SITE.toml."""
 
 import tomllib
 from dataclasses import dataclass
@@ -16,52 +16,58 @@ from genfed.privacy.settings import LifetimeBudget
 
 @settings
 class Link:
-    """The way to the server."""
+    """The connection to the server."""
 
     address: Annotated[str, Field(pattern=r"^[^/:\s]+:\d{1,5}$")] = "127.0.0.1:9092"
-    """host:port of its SuperLink."""
+    """host:port of the server's SuperLink."""
     certificate: str = ""
-    """Certificate (PEM) of the authority that vouches for the server: ca.crt. Empty: those that this machine trusts."""
+    """Certificate file (PEM) of the authority that signed the server's certificate: ca.crt. Empty: the authorities that
+    this machine trusts."""
     key: str = ""
-    """The site's private key, by which the server knows it; empty: it shows none, and most servers refuse it."""
+    """Private key file of the site, by which the server recognizes it. Empty: no key, which most servers refuse."""
     insecure: bool = False
-    """Without TLS: anybody on the way reads all that travels. For a trial on one machine."""
+    """Whether to connect without TLS, so that anyone on the network can read all messages. For tests on one
+    machine."""
 
 
 @settings
 class SiteSettings:
-    """A site: its data, its model, its machine. None of it leaves but its name, its architecture's name, the number of
-    its examples, the names of its classes and, when it is scored, how many held-out examples it has of each.
+    """A site: its data, its model and its machine. The server learns only the site's name, the name of its
+    architecture, its number of examples, the names of its classes and, in evaluations, its number of held-out examples
+    per class.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
-    """By which the server and its report know the site: letters, digits, - and _."""
+    """Name of the site, by which the server and the report know it: letters, digits, - and _."""
     architecture: str
-    """Of its classifier: a name of the zoo, or its own "package.module:Class", which stands beside this file or is
-    installed."""
+    """Architecture of the site's classifier: a name from `genfed list architectures`, or the site's own
+    "package.module:Class", whose file is installed or stands beside this one."""
     data: InstanceOf[Source]
-    """Its examples, as [data] of a config; relative paths start from this file."""
+    """Data source of the site's examples, as [data] in a config. Relative paths start from the folder of this file."""
     classes: tuple[str, ...] | None = None
-    """Names of all classes of the federation, where the site lacks examples of some; left out: those that it has."""
+    """Names of all classes of the federation, where this site has no examples of some of them. Unset: the classes in
+    the site's data."""
     part: Literal["test", "validation"] = "test"
-    """The part of its data that classifiers are scored on."""
+    """Held-out examples that classifiers are evaluated on."""
     folder: str = ""
-    """Where it keeps what must outlive a restart, and its logs; empty: the site's name, beside this file."""
+    """Folder for logs and for all that must survive a restart. Empty: a folder with the site's name, beside this
+    file."""
     device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] = "cpu"
-    """"cpu", "cuda" or "cuda:1"."""
+    """Device that networks are trained on: "cpu", "cuda" or "cuda:1"."""
     threads: Annotated[int, Field(ge=1, le=1024)] = 1
-    """Of its work. Another number may change the last bits."""
+    """Number of threads. Another number may change the last bits of the outcome."""
     privacy: LifetimeBudget | None = None
-    """What it may cost an example of the site to take part, over all runs; whoever does not train by DP-SGD is then
-    refused. Left out: as the run has it."""
+    """Privacy budget of each example of the site, over all runs together; the site then refuses runs without DP-SGD.
+    Unset: no limit of its own."""
     minimum_group: Annotated[int, Field(ge=2)] | None = None
-    """Uploads leave under masks alone ([secure]), in sums of at least so many. Left out: as the run has it."""
+    """Smallest number of uploads that the server may sum under secure aggregation; the site then refuses runs without
+    it. Unset: no limit of its own."""
     allow: tuple[str, ...] = ()
-    """What the server may ask for: methods and the like by "package.module:Class" (genfed's own always are), and the
-    models that its methods open here, foundations (but the shipped one) and captioners, by the name that the server's
-    config has for them."""
+    """Names of other code and models that the server may use at this site: methods and the like by
+    "package.module:Class" (genfed's own are always allowed), and foundation models and captioners by the name in the
+    server's config (the model "shipped" is always allowed)."""
     link: Link = Field(default_factory=Link)
-    """The way to the server."""
+    """Settings of the connection to the server."""
 
     def __post_init__(self) -> None:
         if self.link.insecure and self.link.key:
@@ -72,19 +78,19 @@ class SiteSettings:
 
 @dataclass(frozen=True)
 class LocatedSite:
-    """A site as read from its file."""
+    """The settings of a site, and the file that they were read from."""
 
     config: SiteSettings
     file: Path
 
     @property
     def root(self) -> Path:
-        """The folder of its file, from which its paths start."""
+        """The folder of the file, from which relative paths start."""
         return self.file.parent
 
     @property
     def folder(self) -> Path:
-        """Where it keeps things."""
+        """The folder for logs and for all that must survive a restart."""
         return self.root / (self.config.folder or self.config.name)
 
 
@@ -92,7 +98,7 @@ def read_site(path: str | Path) -> LocatedSite:
     """Reads a SITE.toml.
 
     Raises:
-        GenfedError: no such file, not TOML, or a setting that is unknown, missing, of a wrong type or out of bounds.
+        GenfedError: there is no such file, it is not TOML, or a setting is wrong.
     """
     file = Path(path)
     try:

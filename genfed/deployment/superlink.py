@@ -1,6 +1,5 @@
-"""Flower's own commands, started for a federation: the SuperLink and `flwr run` at the server, the SuperNode at a site.
-
-Thin: docs/deployment.md has the same commands, to be given by hand.
+"""The server's side of Flower: its SuperLink and `flwr run`. docs/deployment.md has the same commands, to be given by
+hand.
 """
 
 import contextlib
@@ -10,9 +9,11 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import tomli_w
+from pydantic import TypeAdapter
 
 from genfed.core.errors import GenfedError
 from genfed.deployment.certificates import AUTHORITY, SERVER, SERVER_KEY
@@ -20,21 +21,22 @@ from genfed.deployment.processes import (
     APP,
     NAME,
     Address,
-    _answers,
-    _last_line,
-    _program,
-    _tied,
     end_process,
+    end_with_parent,
+    find_program,
     flower_environment,
+    is_listening,
+    last_line,
 )
 from genfed.deployment.server import SAID, Outcome, ServeRequest, to_settings
 
-# The server.
 EXPOSED = (
-    "warning: whoever reaches {} can start runs there, whose code the sites run, keys or not: let only the path "
-    "/v1/fleet/ through (a reverse proxy before 127.0.0.1), or the sites' addresses alone (a firewall)"
+    "warning: anyone who reaches {} can start runs there, whose code the sites run, with or without keys: let only the "
+    "path /v1/fleet/ through (a reverse proxy before 127.0.0.1), or only the addresses of the sites (a firewall)"
 )
-"""Of a SuperLink that listens beyond this machine."""
+"""Warning for a SuperLink that listens beyond this machine."""
+SILENCE = 600.0
+"""Seconds for which a SuperLink that was restarted may not answer before its run is given up."""
 
 
 def serve(
@@ -45,50 +47,52 @@ def serve(
     tell: Callable[[str], None],
     running: bool = False,
 ) -> Outcome:
-    """Starts a SuperLink at `address`, admits the sites whose public keys are in `keys`, has the run done and stops it.
+    """Starts a SuperLink at `address`, admits the sites whose public keys are in `keys`, does the run and stops it.
 
     Args:
         wanted: what to run.
-        address: where sites find it.
-        keys: folder of ca.crt, server.crt, server.key and a .pub per site; None: without TLS, open to anybody.
-        folder: for logs and Flower's configuration.
-        tell: called with each line for whoever waits.
-        running: whether a SuperLink runs there already; it is used and left running.
+        address: where sites find the SuperLink.
+        keys: folder of ca.crt, server.crt, server.key and a .pub per site. None: no TLS, open to anyone.
+        folder: folder for logs and for Flower's configuration.
+        tell: called with each line of text for the user.
+        running: whether a SuperLink runs at `address` already; it is used and left running.
 
     Raises:
-        GenfedError: the port is taken, or nobody answers there, keys are missing, or the run was refused.
+        GenfedError: the port is taken, nothing answers there, keys are missing, or the run was refused.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    home, outcome = folder / "flower", folder / "outcome.json"
+    home, outcome, settings = folder / "flower", folder / "outcome.json", folder / "settings.toml"
     outcome.unlink(missing_ok=True)
     home.mkdir(exist_ok=True)
     (home / "config.toml").write_text(tomli_w.dumps(_connection(address, keys)))
-    settings = folder / "settings.toml"
-    settings.write_text(tomli_w.dumps(to_settings(ServeRequest(**vars(wanted) | {"outcome": str(outcome.resolve())}))))
+    settings.write_text(tomli_w.dumps(to_settings(replace(wanted, outcome=str(outcome.resolve())))))
     if not (running or address.loopback):
         tell(EXPOSED.format(address))
-    if running and not _answers(address):
+    if running and not is_listening(address):
         raise GenfedError(f"no SuperLink answers at {address}; leave out --running to have one started")
     with contextlib.nullcontext() if running else open_superlink(address, keys, home, folder / "superlink.log"):
         for public in sorted(keys.glob("*.pub")) if keys else ():
             _register(public, home)
-        number = _flwr_run(settings.resolve(), home, folder / "flwr-run.log", tell)
-        heard = time.monotonic()
-        while (
-            running and not outcome.exists() and time.monotonic() - heard < SILENCE
-        ):  # the link was restarted under it
-            if (goes_on := _goes_on(number, home)) is False:
-                break
-            heard = heard if goes_on is None else time.monotonic()
-            time.sleep(2)
+        run_id = _start_run(settings.resolve(), home, folder / "flwr-run.log", tell)
+        if running:
+            _await_outcome(outcome, run_id, home)
     if not outcome.exists():
-        raise GenfedError(f"Flower's run ended without a word: see {folder / 'flwr-run.log'}")
-    from pydantic import TypeAdapter
-
+        raise GenfedError(f"Flower's run ended without a result: see {folder / 'flwr-run.log'}")
     done = TypeAdapter(Outcome).validate_json(outcome.read_bytes())
     if done.error:
         raise GenfedError(done.error)
     return done
+
+
+def _await_outcome(outcome: Path, run_id: str, home: Path) -> None:
+    """Waits for a run whose SuperLink may be restarted under it, until the run ends or the SuperLink stays silent."""
+    last_answer = time.monotonic()
+    while not outcome.exists() and time.monotonic() - last_answer < SILENCE:
+        goes_on = _is_running(run_id, home)
+        if goes_on is False:
+            return
+        last_answer = last_answer if goes_on is None else time.monotonic()
+        time.sleep(2)
 
 
 def _connection(address: Address, keys: Path | None) -> dict[str, object]:
@@ -98,8 +102,12 @@ def _connection(address: Address, keys: Path | None) -> dict[str, object]:
 
 
 def superlink_command(address: Address, keys: Path | None) -> list[str]:
-    """Starts a SuperLink."""
-    command = [_program("flower-superlink"), "--host", address.host.strip("[]"), "--port", str(address.port)]
+    """Returns the command that starts a SuperLink.
+
+    Raises:
+        GenfedError: a file of `keys` is missing, or Flower is not installed.
+    """
+    command = [find_program("flower-superlink"), "--host", address.host.strip("[]"), "--port", str(address.port)]
     command += ["--disable-runtime-dependency-installation"]
     if keys is None:
         return [*command, "--insecure"]
@@ -112,7 +120,11 @@ def superlink_command(address: Address, keys: Path | None) -> list[str]:
 
 @contextlib.contextmanager
 def open_superlink(address: Address, keys: Path | None, home: Path, logged: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A SuperLink that runs as long as the block."""
+    """Runs a SuperLink for the block; it writes to the log `logged`.
+
+    Raises:
+        GenfedError: the address cannot be used, or the SuperLink does not start.
+    """
     command = superlink_command(address, keys)
     _check_free(address)
     with logged.open("ab") as output:
@@ -123,13 +135,13 @@ def open_superlink(address: Address, keys: Path | None, home: Path, logged: Path
             stderr=output,
             env=flower_environment(home),
             start_new_session=True,
-            preexec_fn=_tied,
+            preexec_fn=end_with_parent,
         )
     try:
         until = time.monotonic() + 120
-        while not _answers(address):
+        while not is_listening(address):
             if link.poll() is not None:
-                raise GenfedError(f"the SuperLink did not start ({_last_line(logged)}); see {logged}")
+                raise GenfedError(f"the SuperLink did not start ({last_line(logged)}); see {logged}")
             if time.monotonic() > until:
                 raise GenfedError(f"the SuperLink does not answer at {address} after two minutes; see {logged}")
             time.sleep(0.2)
@@ -150,16 +162,16 @@ def _check_free(address: Address) -> None:
 
 
 def _register(public: Path, home: Path) -> None:
-    command = [_program("flwr"), "supernode", "register", str(public.absolute()), NAME, "--name", public.stem]
+    command = [find_program("flwr"), "supernode", "register", str(public.absolute()), NAME, "--name", public.stem]
     done = subprocess.run(command, cwd=home, env=flower_environment(home), capture_output=True, text=True, timeout=120)
     if done.returncode and "already" not in (said := f"{done.stdout} {done.stderr}"):
         raise GenfedError(f"the SuperLink does not take {public}: {' '.join(said.split())[-300:]}")
 
 
-def _flwr_run(settings: Path, home: Path, logged: Path, tell: Callable[[str], None]) -> str:
-    """Returns the run's number; "": it was not started."""
+def _start_run(settings: Path, home: Path, logged: Path, tell: Callable[[str], None]) -> str:
+    """Does a run and shows what the server says. Returns the run's number. Empty: it was not started."""
     number = ""
-    command = [_program("flwr"), "run", str(APP), NAME, "--stream", "--run-config", str(settings.absolute())]
+    command = [find_program("flwr"), "run", str(APP), NAME, "--stream", "--run-config", str(settings.absolute())]
     with logged.open("a", encoding="utf-8") as log:
         run = subprocess.Popen(
             command,
@@ -189,13 +201,9 @@ def _flwr_run(settings: Path, home: Path, logged: Path, tell: Callable[[str], No
     return number
 
 
-SILENCE = 600.0
-"""Seconds that a link which was restarted may be silent before its run is given up."""
-
-
-def _goes_on(number: str, home: Path) -> bool | None:
-    """Whether a run is not finished; None: the link does not say."""
-    command = [_program("flwr"), "ls", NAME, "--run-id", number, "--format", "json"]
+def _is_running(number: str, home: Path) -> bool | None:
+    """Returns whether a run goes on. None: the SuperLink does not say."""
+    command = [find_program("flwr"), "ls", NAME, "--run-id", number, "--format", "json"]
     try:
         done = subprocess.run(
             command, cwd=home, env=flower_environment(home), capture_output=True, text=True, timeout=60

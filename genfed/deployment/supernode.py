@@ -11,26 +11,29 @@ from collections.abc import Callable
 from pathlib import Path
 
 from genfed.core.errors import GenfedError
-from genfed.deployment.processes import Address, _program, _tied, end_process, flower_environment
+from genfed.deployment.processes import Address, end_process, end_with_parent, find_program, flower_environment
 from genfed.deployment.site_settings import LocatedSite
 
 
-# A site.
 def supernode_command(site: LocatedSite, port: int) -> list[str]:
-    """Starts the site's SuperNode, whose own processes find it at `port` of the loopback device."""
+    """Returns the command that starts the site's SuperNode, which its own processes reach at `port` of this machine.
+
+    Raises:
+        GenfedError: a file that the settings name is missing, or Flower is not installed.
+    """
     link = site.config.link
-    command = [_program("flower-supernode"), "--superlink", link.address, "--port", str(port)]
+    command = [find_program("flower-supernode"), "--superlink", link.address, "--port", str(port)]
     command += ["--node-config", f'site="{site.file}"']
     if link.insecure:
         return [*command, "--insecure"]
     if link.certificate:
-        command += ["--root-certificates", str(_there(site, "link.certificate", link.certificate))]
+        command += ["--root-certificates", str(_existing_file(site, "link.certificate", link.certificate))]
     if link.key:
-        command += ["--auth-supernode-private-key", str(_there(site, "link.key", link.key))]
+        command += ["--auth-supernode-private-key", str(_existing_file(site, "link.key", link.key))]
     return command
 
 
-def _there(site: LocatedSite, key: str, name: str) -> Path:
+def _existing_file(site: LocatedSite, key: str, name: str) -> Path:
     file = site.root / name
     if not file.is_file():
         raise GenfedError(f"{site.file}: {key} = {name!r}: no such file")
@@ -38,17 +41,17 @@ def _there(site: LocatedSite, key: str, name: str) -> Path:
 
 
 def free_port() -> int:
-    """One of the loopback device that nobody listens at."""
+    """Returns a port of this machine at which no program listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def check_link(site: LocatedSite) -> str:
-    """Tries the way to the server. Returns a line where nobody answers (yet); "" where it can be used.
+    """Tries the connection to the server. Returns a line of text where no server answers yet. Empty: it works.
 
     Raises:
-        GenfedError: somebody answers, and not as the site's file says.
+        GenfedError: a server answers otherwise than the site's file says.
     """
     link, address = site.config.link, Address.of(site.config.link.address)
     host = address.host.strip("[]")
@@ -57,7 +60,7 @@ def check_link(site: LocatedSite) -> str:
             if link.insecure:
                 _check_plain(plain, address)
                 return ""
-            roots = _there(site, "link.certificate", link.certificate) if link.certificate else None
+            roots = _existing_file(site, "link.certificate", link.certificate) if link.certificate else None
             try:
                 context = ssl.create_default_context(cafile=None if roots is None else str(roots))
             except ssl.SSLError:
@@ -66,13 +69,13 @@ def check_link(site: LocatedSite) -> str:
                 return ""
     except ssl.SSLCertVerificationError as error:
         raise GenfedError(
-            f"the certificate of {address} is not vouched for by link.certificate = {link.certificate!r} "
-            f"({error.verify_message}); get ca.crt from whoever runs the server"
+            f"the certificate of {address} is not signed by link.certificate = {link.certificate!r} "
+            f"({error.verify_message}); get ca.crt from the operator of the server"
         ) from None
     except ssl.SSLError:
-        raise GenfedError(f"{address} does not speak TLS; if it is a trial without, set link.insecure = true") from None
+        raise GenfedError(f"{address} does not speak TLS; for a trial without TLS set link.insecure = true") from None
     except OSError as error:
-        return f"nobody answers at {address} yet ({error.strerror or error}); waiting"
+        return f"no server answers at {address} yet ({error.strerror or error}); waiting"
 
 
 def _check_plain(plain: socket.socket, address: Address) -> None:
@@ -88,16 +91,17 @@ def _check_plain(plain: socket.socket, address: Address) -> None:
 
 
 AGAIN = 10.0
-"""Seconds after which a site whose SuperNode ended tries again."""
+"""Seconds until a site whose SuperNode ended starts it again."""
 
 
 def join(site: LocatedSite, tell: Callable[[str], None]) -> None:
-    """Has a SuperNode run until this process is told to stop. A SuperLink turns away a key that it does not know (yet),
-    or whose node was killed a moment ago, and the SuperNode then ends; so it is started again.
+    """Runs a SuperNode until this process gets SIGINT or SIGTERM. A SuperLink refuses a key that it does not know yet,
+    or whose node was killed a moment ago; the SuperNode then ends, and is started again. `tell` is called with each
+    line of text for the user.
     """
     home = site.folder / "flower"
     home.mkdir(parents=True, exist_ok=True)
-    # The user's own architecture stands beside the site's file.
+    # The site's own architecture stands beside its file.
     paths = f"{site.root}{os.pathsep}{flower_environment(home)['PYTHONPATH']}"
     stopped = threading.Event()
 
@@ -112,7 +116,7 @@ def join(site: LocatedSite, tell: Callable[[str], None]) -> None:
                 stdin=subprocess.DEVNULL,
                 env=flower_environment(home, {"PYTHONPATH": paths}),
                 start_new_session=True,
-                preexec_fn=_tied,
+                preexec_fn=end_with_parent,
             )
             try:
                 while node.poll() is None and not stopped.is_set():

@@ -1,7 +1,6 @@
 """What a client keeps on its own disk."""
 
 import contextlib
-import fcntl
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from genfed.core.client import Slot
 from genfed.core.errors import GenfedError
+from genfed.core.files import exclusive_lock
 from genfed.core.record import Packed, load, save
 from genfed.engines.messages import PackedReply, RoundId
 
@@ -71,8 +71,7 @@ class DiskStorage:
 def lock_folder(folder: Path) -> Iterator[None]:
     """Waits until nobody else is inside with the same folder: a letter may come again while the first is worked on."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with exclusive_lock(folder / LOCK):
         yield
 
 

@@ -1,10 +1,10 @@
-"""Audits of a trial that has finished: what an audit meets, shadows of the trial, and the record of what came of it."""
+"""Audits of a finished trial: what an audit attacks, shadows of the trial, and the results."""
 
 import dataclasses
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from genfed.audits.audit import Audit, Case, ClientExamples, NotPossible
 from genfed.audits.findings import AuditResult, Audits, Exchanged, Picture, ReportImage
 from genfed.config.reader import flatten_settings
-from genfed.config.settings import Config
 from genfed.core.aggregate import ClientInfo
 from genfed.core.errors import GenfedError
 from genfed.core.federated_data import PersonalTestSet
@@ -25,69 +24,72 @@ from genfed.core.phase import flatten_phases
 from genfed.core.record import digest, pack
 from genfed.core.rng import derive, stream
 from genfed.core.task import Data
-from genfed.data.features import read_encoder
 from genfed.engines.in_process import InProcess
 from genfed.experiment.checkpoint import Checkpoint, read_checkpoint
 from genfed.experiment.local_clients import load_classifier, new_runner
-from genfed.experiment.trial import Trial, trial_folder, trial_server
+from genfed.experiment.run_folder import RunFolder
+from genfed.experiment.trial import Trial, trial_server
 from genfed.experiment.trial_loop import TrialLoop
 from genfed.privacy.example_level import guarantee_of, read_charges
 from genfed.privacy.guarantee import PrivacyGuarantee
 from genfed.report.images import encode_png
-from genfed.report.privacy_section import NOTHING, read_audits, write_audits
+from genfed.report.privacy_section import write_audits
 from genfed.robustness.robust_mean import AggregationRule, make_robust
 from genfed.training.synthetic_dataset import choose_as_many, keeps_synthetic_dataset
 
 AT_ONCE = 1000
-"""Examples that are drawn at once."""
-SHADOWS = "shadows"
-"""In a run's folder, what an audit trains while it lasts."""
+"""Number of examples that are generated at once."""
 Notify = Callable[[str], None]
 OUTSIDE = (
-    "This attacker is the server, which reads an upload before it is clipped and gets noise: ε, which holds against "
-    "whoever sees what the server sends, says nothing of this one."
+    "This attacker is the server, which reads an upload before it is clipped and gets noise. ε does not hold against "
+    "this attacker: it holds against those who see what the server sends."
 )
-"""Of attacks on uploads under [client_privacy]."""
+"""Note on attacks on uploads under [client_privacy]."""
 
 
 def audit_trial(
-    config: Config, trial: Trial, labels: Sequence[str], run: Path, notify: Notify = lambda line: None
+    trial: Trial, audits: Mapping[str, Audit], folder: RunFolder, notify: Notify = lambda line: None
 ) -> None:
-    """Makes these audits of a finished trial and adds them to the run's audits.json, each as soon as it is done. One
-    that stands there with the same settings, of as many rounds, is not made again.
+    """Audits a finished trial, and adds each result to the run's audits.json as soon as it is there. An audit whose
+    result is there already, with the same settings and after as many rounds, is skipped.
+
+    Args:
+        trial: the trial.
+        audits: the audits, by label.
+        folder: the folder of the run.
+        notify: called with a line of text on each audit and each model that it trains.
     """
-    before = read_audits(run) or NOTHING
+    before = folder.read_audits()
     rest = [s for s in before.shared if s.method != trial.label]
     found = Audits((*rest, *describe_trial_exchanges(trial, guarantee_of(trial, read_charges(trial)))), before.results)
-    for label in labels:
-        audit = config.audit[label]
+    for label, audit in audits.items():
         mine = (label, trial.label, trial.seed)
         old = next((r for r in found.results if (r.audit, r.method, r.seed) == mine), None)
         at = read_checkpoint(trial.method, trial.folder)
         if old and at and (old.settings, old.step) == (_settings(audit), at.step):
             continue
         notify(f"{label} on {trial.label}, seed {trial.seed}")
-        new = run_audit(trial, label, audit, run, notify)
+        new = run_audit(trial, label, audit, folder, notify)
         others = [r for r in found.results if (r.audit, r.method, r.seed) != mine]
         found = replace(found, results=(*others, new))
-        write_audits(found, run)
-        shutil.rmtree(run / SHADOWS, ignore_errors=True)
+        write_audits(found, folder.path)
+        shutil.rmtree(folder.shadows, ignore_errors=True)
 
 
 def describe_trial_exchanges(trial: Trial, protection: PrivacyGuarantee | None) -> list[Exchanged]:
-    """What each phase of a finished trial sent, and what protects it: `protection` by differential privacy."""
+    """Returns what each phase of a finished trial sent, and what protects it. `protection` None: no guarantee."""
     at = read_checkpoint(trial.method, trial.folder)
     names = [phase.name for phase in flatten_phases(trial.method.phases())]
     # Phases after the last round that was done are not counted in a checkpoint: they had none.
     ran = {name for name, rounds in zip_longest(names, at.rounds if at else (), fillvalue=0) if rounds}
     found = describe_exchanges(
-        trial.label, trial.method, _private(protection), trial.aggregation, trial.secure is not None
+        trial.label, trial.method, _describe_guarantee(protection), trial.aggregation, trial.secure is not None
     )
     return [each for each in found if each.phase in ran or each.phase not in names]
 
 
-def _private(found: PrivacyGuarantee | None) -> str:
-    """Differential privacy in a few words; empty: none. How large ε is stands with what it is of all seeds."""
+def _describe_guarantee(found: PrivacyGuarantee | None) -> str:
+    """Returns a few words on differential privacy. Empty: there is none. ε stands elsewhere, for all seeds."""
     if found is None or found.epsilon is None or found.reproducible_noise:
         return ""
     if found.distributed:
@@ -99,13 +101,15 @@ def _private(found: PrivacyGuarantee | None) -> str:
 
 
 def _settings(audit: Audit) -> dict[str, Any]:
-    """As they stand in a JSON file."""
+    """Returns the settings of an audit as a JSON file has them."""
     settings: dict[str, Any] = json.loads(json.dumps(flatten_settings(audit)))
     return settings
 
 
-def run_audit(trial: Trial, label: str, audit: Audit, run: Path, notify: Notify = lambda line: None) -> AuditResult:
-    """Makes one audit of a finished trial of a run; what it trains for it lies in that folder's `SHADOWS`.
+def run_audit(
+    trial: Trial, label: str, audit: Audit, folder: RunFolder, notify: Notify = lambda line: None
+) -> AuditResult:
+    """Returns the result of one audit of a finished trial. See `audit_trial` for the arguments.
 
     Raises:
         GenfedError: the trial has no checkpoint, or a shadow of it could not be trained.
@@ -119,14 +123,14 @@ def run_audit(trial: Trial, label: str, audit: Audit, run: Path, notify: Notify 
     )
     if trial.privacy is not None and "uploads" in audit.sees:
         return replace(
-            about, not_possible="clients trained by DP-SGD, and this attack is made on uploads of training without it"
+            about, not_possible="clients trained by DP-SGD, and this attack is on uploads of training without it"
         )
     if trial.secure is not None and "uploads" in audit.sees:
-        return replace(about, not_possible="uploads were sent under masks: nobody has a single one to attack")
+        return replace(about, not_possible="uploads were sent under masks: no single upload can be attacked")
     try:
-        encoder = run / "encoder.json"
-        categories = read_encoder(encoder).places if encoder.exists() else {}
-        case = replace(audit_case(trial, at, run / SHADOWS, notify), categories=categories)
+        encoder = folder.read_encoder()
+        categories = encoder.places if encoder else {}
+        case = replace(audit_case(trial, at, folder.shadows, notify), categories=categories)
         found = audit.examine(case.as_seen(audit.sees))
     except NotPossible as why:
         return replace(about, not_possible=str(why))
@@ -137,16 +141,16 @@ def run_audit(trial: Trial, label: str, audit: Audit, run: Path, notify: Notify 
         readings=found.readings,
         sizes=found.sizes,
         notes=(*found.notes, *([OUTSIDE] if outside else [])),
-        images=tuple(map(_image, found.pictures)),
+        images=tuple(map(_encode_picture, found.pictures)),
     )
 
 
 def audit_case(trial: Trial, at: Checkpoint[Any], folder: Path, notify: Notify = lambda line: None) -> Case:
-    """What an audit meets; shadows are trained in `folder`."""
+    """Returns what an audit attacks; shadows are trained in `folder`."""
     shards = trial.shards
 
     def samples(y: Tensor, purpose: str) -> Data:
-        return _samples(trial, at.state, y, purpose)
+        return _sample(trial, at.state, y, purpose)
 
     def features(data: Data) -> Data:
         return Data(trial.method.represent(trial_server(trial, 0, "audit", "features"), at.state, data.x), data.y)
@@ -158,7 +162,7 @@ def audit_case(trial: Trial, at: Checkpoint[Any], folder: Path, notify: Notify =
         notify(f"shadow {number + 1}")
         shadow = _shadow(trial, number, examples, folder)
         before = read_checkpoint(shadow.method, shadow.folder)
-        if before and before.trial != shadow.identity:  # of an audit with other settings, which was interrupted
+        if before and before.trial != shadow.identity:  # of an interrupted audit with other settings
             shutil.rmtree(shadow.folder)
         TrialLoop(shadow, InProcess(new_runner(shadow)), lambda rows: None, lambda progress: None).finish()
         done = read_checkpoint(shadow.method, shadow.folder)
@@ -174,7 +178,7 @@ def audit_case(trial: Trial, at: Checkpoint[Any], folder: Path, notify: Notify =
         train=shards.train,
         held_out=shards.held_out,
         holdings=tuple(
-            ClientExamples(info, torch.arange(*place), _like(shards.own.get(info.id, ())))
+            ClientExamples(info, torch.arange(*place), _personal_rows(shards.own.get(info.id, ())))
             for info, place in zip(shards.clients, shards.ranges, strict=True)
         ),
         server=lambda *path: trial_server(trial, 0, "audit", *path),
@@ -187,27 +191,34 @@ def audit_case(trial: Trial, at: Checkpoint[Any], folder: Path, notify: Notify =
     )
 
 
-def _like(own: Sequence[PersonalTestSet]) -> Tensor | None:
+def _personal_rows(own: Sequence[PersonalTestSet]) -> Tensor | None:
+    """Returns the held-out rows that resemble a client's data. None: all of them do."""
     rows = [each.rows for each in own if each.rows is not None]
     return torch.unique(torch.cat(rows)) if rows else None
 
 
-def _samples(trial: Trial, state: Any, y: Tensor, purpose: str) -> Data:
+def _sample(trial: Trial, state: Any, y: Tensor, purpose: str) -> Data:
+    """Returns generated examples of the classes y, or stored ones where the server stores a synthetic set.
+
+    Raises:
+        NotPossible: the trial has neither.
+    """
     if trial.method.generates or trial.method.of_features:
         server = trial_server(trial, 0, "audit", purpose)
         with torch.inference_mode():
             parts = [trial.method.generate(server, state, some).float().cpu() for some in torch.split(y, AT_ONCE)]
         return Data(torch.cat(parts).clone(), y)
     if not keeps_synthetic_dataset(trial.method):
-        raise NotPossible(f"{trial.label} has no generator of examples, and its server keeps no synthetic set")
+        raise NotPossible(f"{trial.label} has no generator of examples, and its server stores no synthetic set")
     server = trial_server(trial, 0, "audit", purpose)
     labels = state.synthetic.requested(server).labels
     rows = choose_as_many(labels, y, stream(trial.seed, "audit", purpose, "stored"))
-    made: Data = state.synthetic.read(server, rows).data
-    return made
+    stored: Data = state.synthetic.read(server, rows).data
+    return stored
 
 
 def _shadow(trial: Trial, number: int, examples: Sequence[Data], folder: Path) -> Trial:
+    """Returns the trial with other examples and other draws; its checkpoint goes into `folder`."""
     stops = torch.tensor([len(data) for data in examples]).cumsum(0).tolist()
     shards = replace(
         trial.shards,
@@ -223,7 +234,7 @@ def _shadow(trial: Trial, number: int, examples: Sequence[Data], folder: Path) -
         trial,
         seed=derive(trial.seed, "audit", "shadow", number),
         shards=shards,
-        folder=trial_folder(folder, trial.label, trial.seed) / f"shadow-{number}",
+        folder=folder / f"{trial.label}-{trial.seed}-{number}",
         identity=identity,
         evaluate_every=0,
         counts_flops=False,
@@ -233,8 +244,14 @@ def _shadow(trial: Trial, number: int, examples: Sequence[Data], folder: Path) -
 def describe_exchanges(
     label: str, method: Method[Any], private: str = "", aggregation: AggregationRule | None = None, secure: bool = False
 ) -> list[Exchanged]:
-    """What each phase of a method sends up and down, and what protects it: `private` says what all trainings have; the
-    rest is of the trial.
+    """Returns what each phase of a method sends up and down, and what protects it.
+
+    Args:
+        label: label of the method.
+        method: the method.
+        private: words on the differential privacy of all trainings. Empty: it does not apply.
+        aggregation: robust rule that replaces means. None: the method's own means.
+        secure: whether uploads are summed by secure aggregation.
     """
     found = []
     if method.pooled:
@@ -253,7 +270,7 @@ def describe_exchanges(
     return found
 
 
-def _image(picture: Picture) -> ReportImage:
+def _encode_picture(picture: Picture) -> ReportImage:
     shown = [encode_png(row) for row in picture.images]
     count, _, height, width = picture.images.shape[1:]
     return ReportImage(picture.caption, picture.rows, tuple(shown), count * width * max(1, round(36 / height)))

@@ -15,27 +15,28 @@ S = TypeVar("S")
 
 @dataclass(frozen=True)
 class Checkpoint(Generic[S]):
-    """Where a trial stands after a round."""
+    """The state of a trial after a round."""
 
     trial: str
-    """What it is a checkpoint of; another trial's is refused."""
+    """Identity of the trial; a checkpoint of another trial is refused."""
     task: Task
     step: int
-    """Rounds done, over all phases."""
+    """Number of finished rounds, over all phases."""
     rounds: tuple[int, ...]
-    """Of each phase entered so far, in the order in which they run."""
+    """Number of rounds of each phase that has begun, in the order of the phases."""
     evaluations: int
-    """How many were made."""
+    """Number of evaluations so far."""
     scored: int
-    """Rounds that had been done at the last evaluation; −1 before the first."""
+    """Number of finished rounds at the last evaluation. −1: there was none."""
     state: S
+    """State of the server."""
 
 
 def read_checkpoint(method: Method[Any], folder: Path) -> Checkpoint[Any] | None:
-    """The last checkpoint of the trial in `folder`; None where there is none.
+    """Returns the last checkpoint of the trial in `folder`. None: there is none.
 
     Raises:
-        GenfedError: it is damaged.
+        GenfedError: the checkpoint is damaged.
     """
     file = folder / "state.safetensors"
     if not file.exists():
@@ -48,7 +49,7 @@ def read_checkpoint(method: Method[Any], folder: Path) -> Checkpoint[Any] | None
 
 
 def is_in_checkpoint(row: Row, at: Checkpoint[Any] | None) -> bool:
-    """Whether a row of metrics.jsonl belongs to what the checkpoint holds."""
+    """Returns whether a row of metrics belongs to the rounds that the checkpoint holds."""
     if at is None:
         return False
     return bool(row["step"] <= at.scored if row["phase"] in (EVALUATE, QUALITY) else row["step"] < at.step)

@@ -6,29 +6,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genfed.config import architectures
 from genfed.config.settings import Config
 from genfed.core.errors import GenfedError, first_line
 from genfed.core.federated_data import FederatedData
 from genfed.core.method import Method
 from genfed.core.task import Data, Task
+from genfed.engines.client_runner import NewNetwork
 from genfed.experiment.partitioning import count_classes
 from genfed.training.classifier import Training
 from genfed.training.pixels import normalize_pixels
 
 
-def check_clients(config: Config, shards: FederatedData) -> None:
+def check_clients(config: Config, shards: FederatedData, new_network: NewNetwork) -> None:
     """Refuses before training what would fail in it.
 
     Raises:
-        GenfedError: an architecture that does not fit the examples, a class missing where a method needs it,
-            augmentation where there is none, a device that is not there.
+        GenfedError: an architecture does not fit the examples, a method needs more examples or classes than a client
+            has, a method cannot augment the examples, or the device is missing.
     """
     check_device(config.compute.device)
     if config.federation.timeout is not None and config.compute.workers == 0:
         raise GenfedError("federation.timeout needs worker processes: compute.workers is 0")
     for name in sorted({c.architecture for c in shards.clients}):
-        check_architecture(name, shards.task, shards.train)
+        check_architecture(name, shards.task, shards.train, new_network)
     counts = count_classes(shards)
     few = min(shards.clients, key=lambda info: info.examples)
     for label, method in config.method.items():
@@ -40,8 +40,8 @@ def check_clients(config: Config, shards: FederatedData) -> None:
         check_augmentation(label, method, shards.task)
         if method.needs_public and config.public is None:
             raise GenfedError(f"{label} needs public examples: name a data source in the table [public]")
-        if method.needs_every_class and (lacking := _lacking(counts)) is not None:
-            client, place = lacking
+        if method.needs_every_class and (missing := _missing_class(counts)) is not None:
+            client, place = missing
             raise GenfedError(
                 f"{label} needs every class at every client, and client {client} has no example of "
                 f"{shards.task.classes[place]!r}: choose another partition or method"
@@ -49,30 +49,46 @@ def check_clients(config: Config, shards: FederatedData) -> None:
 
 
 def check_augmentation(label: str, method: Method[Any], task: Task) -> None:
-    """Refuses to augment what are no images, and where a method does not."""
+    """Refuses augmentation of examples that are no images, and augmentation that a method does not do.
+
+    Raises:
+        GenfedError: the method's settings ask for it.
+    """
     for field in dataclasses.fields(method):  # type: ignore[arg-type]
         training = getattr(method, field.name)
         if not isinstance(training, Training) or training.augmentation == "none":
             continue
         what = f'method.{label}.{field.name}.augmentation = "{training.augmentation}"'
         if field.name in method.unaugmented:
-            raise GenfedError(f'{what}: this method does not augment there; "none" alone is allowed')
+            raise GenfedError(f'{what}: this method does not augment there; only "none" is allowed')
         if task.kind != "image":
             examples = "a table" if task.kind == "table" else "features"
-            raise GenfedError(f'{what}: the examples are {examples}, where "none" alone is allowed')
+            raise GenfedError(f'{what}: the examples are {examples}, where only "none" is allowed')
+
+
+def has_device(device: str) -> bool:
+    """Returns whether this machine has a device: "cpu", "cuda" or "cuda:1"."""
+    return device == "cpu" or int(device.partition(":")[2] or 0) < torch.cuda.device_count()
 
 
 def check_device(device: str) -> None:
-    """Refuses a GPU that is not there."""
-    if device.startswith("cuda"):
-        count, place = torch.cuda.device_count(), int(device.partition(":")[2] or 0)
-        if place >= count:
-            raise GenfedError(f'compute.device = {device!r}: this machine has {count} CUDA devices; use "cpu"')
+    """Refuses a GPU that this machine does not have.
+
+    Raises:
+        GenfedError: the device is such a GPU.
+    """
+    if not has_device(device):
+        count = torch.cuda.device_count()
+        raise GenfedError(f'compute.device = {device!r}: this machine has {count} CUDA devices; use "cpu"')
 
 
-def check_architecture(name: str, task: Task, data: Data) -> None:
-    """Refuses a network that does not take two of these examples to one score per class."""
-    network = architectures.new_network(name, task, torch.Generator().manual_seed(0)).eval()
+def check_architecture(name: str, task: Task, data: Data, new_network: NewNetwork) -> None:
+    """Refuses a network that does not map two of these examples to one score per class.
+
+    Raises:
+        GenfedError: the network fails, or returns something else.
+    """
+    network = new_network(name, task, torch.Generator().manual_seed(0)).eval()
     try:
         with torch.no_grad():
             scores: object = network(normalize_pixels(data.x[:2]))
@@ -85,5 +101,6 @@ def check_architecture(name: str, task: Task, data: Data) -> None:
         raise GenfedError(f"architecture {name} gives {found} where scores of shape {expected} are expected")
 
 
-def _lacking(counts: tuple[tuple[int, ...], ...]) -> tuple[int, int] | None:
+def _missing_class(counts: tuple[tuple[int, ...], ...]) -> tuple[int, int] | None:
+    """Returns the first client and class without an example. None: every client has every class."""
     return next(((k, c) for k, row in enumerate(counts) for c, n in enumerate(row) if n == 0), None)

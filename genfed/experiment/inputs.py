@@ -1,37 +1,64 @@
-"""Reads the data sets of a run."""
+"""What a run works on: its data sets, its clients, the architectures that it knows."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
 
+from genfed.config.architectures import Architectures
 from genfed.config.settings import Config
+from genfed.core.aggregate import ClientInfo
+from genfed.core.client import Server
 from genfed.core.errors import GenfedError
 from genfed.core.federated_data import FederatedData
 from genfed.core.record import digest, pack
 from genfed.core.task import Task
 from genfed.data.dataset import Dataset, Source
 from genfed.data.huggingface import HuggingFace
+from genfed.experiment.trial import new_server
+
+
+@dataclass(frozen=True)
+class RunInputs:
+    """What a run works on, as far as it is known before the first round."""
+
+    config: Config
+    task: Task
+    clients: tuple[ClientInfo, ...]
+    """The clients of one seed, for checks."""
+    architectures: Mapping[int, Architectures]
+    """The known architectures, by seed."""
+    public: Tensor | None = None
+    """Unlabeled public examples, [n, *task.shape]. None: the run has none."""
+
+    def initial_server(self) -> Server:
+        """Returns the server on which `Method.init` is tried before the first round."""
+        seed = self.config.seeds[-1]
+        new_network = self.architectures[seed].new
+        return new_server(
+            self.task, self.clients, self.config.compute, new_network, seed, 0, "init", public=self.public
+        )
 
 
 @dataclass(frozen=True)
 class PublicExamples:
-    """The public examples as a record."""
+    """Public examples, as a record."""
 
     x: Tensor
 
 
 def load_data(config: Config) -> Dataset:
-    """Reads the data set, a relative path starting from `data_root`."""
+    """Reads the data set of the clients."""
     return load_source(config.data, config.data_root)
 
 
 def load_public(config: Config, task: Task) -> Tensor | None:
-    """Reads the training part of the public data set, without labels; None where the config has none.
+    """Reads the training part of the public data set, without labels. None: the config has none.
 
     Raises:
-        GenfedError: its examples are not like the clients'.
+        GenfedError: its examples are of another kind or shape than the clients'.
     """
     if config.public is None:
         return None
@@ -45,7 +72,7 @@ def load_public(config: Config, task: Task) -> Tensor | None:
 
 
 PATHS = ("path", "validation_path", "test_path")
-"""Settings of a data source that name files or folders."""
+"""Settings of data sources that name files or folders."""
 
 
 def load_source(source: Source, root: str) -> Dataset:
@@ -60,10 +87,8 @@ def load_source(source: Source, root: str) -> Dataset:
 
 
 def data_fingerprint(shards: FederatedData, public: Tensor | None) -> str:
-    """Names the data of a seed: another one is of other data. What clients are scored on besides the common part does
-    not count, since training does not depend on it; a run that was begun without goes on.
-    """
+    """Returns a fingerprint of the data of a seed. Personal test sets do not count: training does not use them."""
     packed = pack(replace(shards, own={}))
     fields = {name: value for name, value in json.loads(packed.skeleton).items() if name != "own"}
-    named = digest(packed._replace(skeleton=json.dumps(fields)))
-    return named + ("" if public is None else digest(pack(PublicExamples(public))))
+    fingerprint = digest(packed._replace(skeleton=json.dumps(fields)))
+    return fingerprint + ("" if public is None else digest(pack(PublicExamples(public))))

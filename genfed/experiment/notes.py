@@ -1,4 +1,4 @@
-"""The notes of a report about attacks, robust rules and secure aggregation."""
+"""The notes of a report on attacks, robust aggregation and secure aggregation."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
@@ -15,7 +15,13 @@ from genfed.report.results import TrialResult
 def write_notes(
     config: Config, clients: Mapping[int, Sequence[ClientInfo]], trials: Sequence[TrialResult]
 ) -> tuple[str, ...]:
-    """What a reader must know: `clients` of the federation by seed. Empty: nothing of the kind in this run."""
+    """Returns the notes of a report, a line each. Empty: the run has none of these.
+
+    Args:
+        config: the settings of the run.
+        clients: the clients of the federation, by seed.
+        trials: the results of the trials.
+    """
     lines = []
     if attack := config.attack:
         kind = registry.name_of(registry.ATTACKS, type(attack))
@@ -25,12 +31,12 @@ def write_notes(
         ids = "; ".join(f"seed {seed}: {', '.join(map(str, bad[:20]))}" for seed, bad in who.items())
         lines.append(
             f"This run was attacked, in simulation: {count} of {of} clients {attack.about}{where} ({kind}; {ids}). "
-            "Scores are over all clients, those that attack among them."
+            "Scores are over all clients, including the malicious ones."
         )
     if config.aggregation:
         kind = registry.name_of(registry.AGGREGATIONS, type(config.aggregation))
         lines.append(f"Uploads that a method averages are reduced by {kind} instead.")
-        lines += [line for label, method in config.method.items() for line in _uncovered(label, method, kind)]
+        lines += [line for label, method in config.method.items() for line in _other_uploads(label, method, kind)]
     if config.secure:
         lines.append(
             "Uploads were added up under masks (secure aggregation): the server learned their sums, and of a single "
@@ -41,13 +47,13 @@ def write_notes(
         if rates:
             lines.append(
                 f"{label}: with the trigger, {100 * fmean(rates):.1f} % of the examples of other classes are taken for "
-                "the class that it is to mean."
+                "the attack's target class."
             )
     return tuple(lines)
 
 
-def _uncovered(label: str, method: Method[Any], kind: str) -> Iterator[str]:
-    """Of a method that averages some of what is uploaded, what it does not."""
+def _other_uploads(label: str, method: Method[Any], kind: str) -> Iterator[str]:
+    """Yields a line on the uploads of a method to which the rule does not apply, as they are not averaged."""
     if method.pooled:
         return
     fields: dict[str, None] = {}
@@ -55,4 +61,4 @@ def _uncovered(label: str, method: Method[Any], kind: str) -> Iterator[str]:
         means = select_means(phase.aggregate)
         fields |= {name: None for name in phase.aggregate if name not in means}
     if fields:
-        yield f"{label}: {', '.join(fields)} cannot be reduced by {kind}, and are as clients send them."
+        yield f"{label}: {', '.join(fields)} cannot be reduced by {kind}, and are used as clients send them."

@@ -1,4 +1,4 @@
-"""From a data set to clients: shares the training part out, hands out architectures, refuses what cannot work."""
+"""From a data set to clients: divides the training examples, and assigns architectures."""
 
 import dataclasses
 import math
@@ -18,10 +18,10 @@ from genfed.data.partition import draw_subset
 
 
 def partition_data(config: Config, dataset: Dataset, seed: int) -> FederatedData:
-    """The clients of one seed: the same for every method of the run.
+    """Returns the clients of one seed; they are the same for every method of the run.
 
     Raises:
-        GenfedError: the partition or an architecture does not fit the data.
+        GenfedError: the partition does not fit the data, or there are no held-out examples.
     """
     federation = config.federation
     y, columns = dataset.train.y, dataset.columns
@@ -35,6 +35,7 @@ def partition_data(config: Config, dataset: Dataset, seed: int) -> FederatedData
     stops = torch.tensor([len(part) for part in parts]).cumsum(0).tolist()
     tested = config.evaluation.part == "test"
     held_out = dataset.test if tested else dataset.validation
+    held_out_columns = dataset.test_columns if tested else dataset.validation_columns
     if len(held_out) == 0:
         raise GenfedError(f"evaluation.part = {config.evaluation.part!r}: the data set has no such part")
     return FederatedData(
@@ -43,17 +44,19 @@ def partition_data(config: Config, dataset: Dataset, seed: int) -> FederatedData
         tuple(zip([0, *stops[:-1]], stops, strict=True)),
         dataset.train[rows[torch.cat(parts)]],
         held_out,
-        _own(parts, config.partition.natural, columns, dataset.test_columns if tested else dataset.validation_columns),
+        _personal_test_sets(parts, config.partition.natural, columns, held_out_columns),
     )
 
 
-def _own(
+def _personal_test_sets(
     parts: Sequence[Tensor],
     column: str | None,
     columns: Mapping[str, Sequence[str]],
     held_out: Mapping[str, Sequence[str]],
 ) -> dict[int, tuple[PersonalTestSet, ...]]:
-    """Each client for itself: with its values of the natural column, where the held-out part has that column."""
+    """Returns the personal test set of each client: held-out rows with the client's values of the natural column, or
+    all of them where the held-out part lacks that column.
+    """
     if column is None or column not in held_out:
         return {i: (PersonalTestSet(i, (0, len(part))),) for i, part in enumerate(parts)}
     places = defaultdict(list)
@@ -68,22 +71,25 @@ def _own(
 
 
 def pool_clients(shards: FederatedData) -> FederatedData:
-    """One client per architecture, each holding all the training examples and scored for all who have it."""
+    """Returns one client per architecture. Each holds all training examples, and is evaluated for all clients of its
+    architecture.
+    """
     names = sorted({c.architecture for c in shards.clients})
-    everything = (0, len(shards.train))
+    all_rows = (0, len(shards.train))
     clients = tuple(ClientInfo(i, name, len(shards.train)) for i, name in enumerate(names))
     own: dict[int, tuple[PersonalTestSet, ...]] = {pool.id: () for pool in clients}
     for info, place in zip(shards.clients, shards.ranges, strict=True):
         itself = tuple(dataclasses.replace(each, range=place) for each in shards.own.get(info.id, ()))
         own[names.index(info.architecture)] += itself
-    return FederatedData(shards.task, clients, (everything,) * len(names), shards.train, shards.held_out, own)
+    return FederatedData(shards.task, clients, (all_rows,) * len(names), shards.train, shards.held_out, own)
 
 
 def assign_architectures(architectures: tuple[str, ...] | dict[str, float], clients: int) -> list[str]:
-    """One architecture per client: names in turn, or in blocks in proportion to their weights (largest remainders).
+    """Returns one architecture per client: names in turn, or in blocks in proportion to their weights (largest
+    remainders).
 
     Raises:
-        GenfedError: no names, more names than clients, a weight that is not above 0, or one that comes to no client.
+        GenfedError: there are no names or more names than clients, a weight is not above 0, or a name gets no client.
     """
     if not architectures:
         raise GenfedError("federation.architectures is empty: name at least one (`genfed list architectures`)")
@@ -112,7 +118,7 @@ def assign_architectures(architectures: tuple[str, ...] | dict[str, float], clie
 
 
 def count_classes(shards: FederatedData) -> tuple[tuple[int, ...], ...]:
-    """For every client, its examples of each class."""
+    """Returns the number of examples of each client and class."""
     classes = len(shards.task.classes)
     parts = (shards.train.y[slice(*r)] for r in shards.ranges)
     return tuple(tuple(torch.bincount(y, minlength=classes).tolist()) for y in parts)

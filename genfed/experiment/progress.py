@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on."""
+"""The progress of a run or a pretraining, as a terminal shows it."""
 
 import time
 from dataclasses import dataclass
@@ -13,36 +13,37 @@ from genfed.foundation.pretraining import TrainingProgress
 
 @dataclass(frozen=True)
 class Progress:
-    """What is going on, for whoever watches."""
+    """The progress of a run."""
 
     label: str
     seed: int
     phase: str
     round: int
-    """Of this phase, from 0."""
+    """Round of this phase, from 0."""
     rounds: int
+    """Number of rounds of this phase."""
     step: int
-    """Rounds done over all phases."""
+    """Number of finished rounds over all phases."""
     steps: int
-    """Rounds in all, as far as is known."""
+    """Number of rounds over all phases, as far as it is known."""
     client: int
-    """Clients done in this round."""
+    """Number of clients that have answered in this round."""
     clients: int
-    """Those asked; 0: the server is alone."""
+    """Number of selected clients. 0: only the server works."""
     accuracy: float | None
-    """Mean over clients at the last evaluation made in this process; None before the first."""
+    """Mean accuracy of the clients at the last evaluation in this process. None: there was none."""
     left: float | None = None
-    """Seconds that the phase still takes, going by its rounds in this process; None before the first of them."""
+    """Estimated seconds until the phase ends. None: no round of it has ended in this process."""
 
 
 class RunProgressBar:
-    """Live bars on a terminal; elsewhere a line when a trial begins and at most one every half minute."""
+    """Progress bars on a terminal; elsewhere a line when a trial begins, and at most one every half minute."""
 
     def __init__(self, console: Console, trials: int) -> None:
-        """`trials` is how many there will be: methods × seeds."""
+        """`trials` is the number of trials: methods × seeds."""
         self._console, self._trials = console, trials
         self._seen: list[tuple[str, int]] = []
-        self._said = 0.0
+        self._printed = 0.0
         self._bars = rich_progress.Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -62,10 +63,10 @@ class RunProgressBar:
         if new := key not in self._seen:
             self._seen.append(key)
         scored = "" if progress.accuracy is None else f" · accuracy {100 * progress.accuracy:.1f} %"
-        asked = f"client {progress.client}/{progress.clients}" if progress.clients else "server"
+        who = f"client {progress.client}/{progress.clients}" if progress.clients else "server"
         where = (
             f"{progress.label} · seed {progress.seed} · {progress.phase} round {progress.round + 1}/{progress.rounds}"
-            f" · {asked}{scored}"
+            f" · {who}{scored}"
         )
         if progress.left is not None and progress.rounds > 1:
             where += f" · {format_duration(progress.left)} left"
@@ -73,8 +74,8 @@ class RunProgressBar:
         trials = f"trial {len(self._seen)}/{self._trials}"
         self._bars.update(self._all, completed=len(self._seen) - 1 + min(1, done), description=trials)
         self._bars.update(self._now, completed=min(1, done), description=where)
-        if not self._console.is_terminal and (new or time.monotonic() - self._said > 30):
-            self._said = time.monotonic()
+        if not self._console.is_terminal and (new or time.monotonic() - self._printed > 30):
+            self._printed = time.monotonic()
             self._console.print(f"{trials}: {where}", highlight=False, soft_wrap=True)
 
     def __enter__(self) -> "RunProgressBar":
@@ -86,10 +87,10 @@ class RunProgressBar:
 
 
 class StepProgressBar:
-    """The same for a training of one model, told every hundred steps."""
+    """A progress bar of the training of one model; elsewhere than on a terminal at most a line every half minute."""
 
     def __init__(self, console: Console) -> None:
-        self._console, self._said = console, 0.0
+        self._console, self._printed = console, 0.0
         self._bars = rich_progress.Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -104,11 +105,11 @@ class StepProgressBar:
         )
         self._now: TaskID = self._bars.add_task("starting", total=None)
 
-    def __call__(self, told: TrainingProgress) -> None:
-        where = f"{told.stage} · step {told.step}/{told.steps} · loss {told.loss:.4f}"
-        self._bars.update(self._now, completed=told.step, total=told.steps, description=where)
-        if not self._console.is_terminal and (time.monotonic() - self._said > 30 or told.step == told.steps):
-            self._said = time.monotonic()
+    def __call__(self, progress: TrainingProgress) -> None:
+        where = f"{progress.stage} · step {progress.step}/{progress.steps} · loss {progress.loss:.4f}"
+        self._bars.update(self._now, completed=progress.step, total=progress.steps, description=where)
+        if not self._console.is_terminal and (time.monotonic() - self._printed > 30 or progress.step == progress.steps):
+            self._printed = time.monotonic()
             self._console.print(where, highlight=False, soft_wrap=True)
 
     def __enter__(self) -> "StepProgressBar":
@@ -120,7 +121,7 @@ class StepProgressBar:
 
 
 def format_duration(seconds: float) -> str:
-    """About how long: 8 s, 2 min, 3.5 h."""
+    """Returns a duration in words: 8 s, 2 min, 3.5 h."""
     if seconds < 99.5:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 99.5 * 60 else f"{seconds / 3600:.1f} h"

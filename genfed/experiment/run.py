@@ -2,63 +2,54 @@
 
 import contextlib
 import datetime
-import logging
+import functools
 import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Protocol
 
-from torch import Tensor
+import torch
 
-from genfed.audits.findings import Exchanged
-from genfed.config.reader import read_config, to_toml
+from genfed.config.architectures import Architectures
+from genfed.config.reader import read_config
 from genfed.config.settings import Config
-from genfed.core.aggregate import ClientInfo
 from genfed.core.errors import GenfedError
 from genfed.core.federated_data import FederatedData
-from genfed.core.task import Task
-from genfed.data.features import write_encoder
+from genfed.data.dataset import Dataset
 from genfed.engines.client_runner import use_threads
 from genfed.engines.round import Engine
-from genfed.experiment import checks, compatibility, generator_quality, notes, partitioning, sample_grids
-from genfed.experiment.auditing import audit_trial, describe_trial_exchanges
-from genfed.experiment.environment import _command, _environment
-from genfed.experiment.inputs import data_fingerprint, load_data, load_public
-from genfed.experiment.local_clients import LocalClients, _simulation, _workers
+from genfed.experiment import checks, compatibility, generator_quality, partitioning
+from genfed.experiment.auditing import audit_trial
+from genfed.experiment.checkpoint import is_in_checkpoint, read_checkpoint
+from genfed.experiment.environment import command_line
+from genfed.experiment.inputs import RunInputs, data_fingerprint, load_data, load_public
+from genfed.experiment.local_clients import EngineName, choose_engine, open_local_clients
+from genfed.experiment.outcomes import TrialOutcomes, build_report
 from genfed.experiment.progress import Progress
-from genfed.experiment.run_folder import RunStart, _claimed, _counting, _first, _logged, default_folder
-from genfed.experiment.trial import Trial, new_server, new_trial
+from genfed.experiment.run_folder import OnExisting, RunFolder, RunStart, default_folder
+from genfed.experiment.trial import Trial, new_trial
 from genfed.experiment.trial_loop import TrialLoop
 from genfed.privacy import client_level, example_level
 from genfed.privacy import compatibility as privacy_compatibility
 from genfed.privacy.accounting import Mechanism
-from genfed.privacy.guarantee import PrivacyGuarantee
-from genfed.report.images import Grid, SetGrid
-from genfed.report.metrics_log import MetricsLog, retain_metrics
-from genfed.report.metrics_log import read_metrics as read_metrics
+from genfed.report.metrics_log import MetricsLog, read_metrics, retain_metrics
 from genfed.report.page import page
-from genfed.report.privacy_section import NOTHING, read_audits
-from genfed.report.results import QUALITY, Report, Row, to_json
-from genfed.report.summarise import summarise
-from genfed.report.tensorboard import TensorBoard, open_tensorboard
+from genfed.report.results import QUALITY, Report, Row
+from genfed.report.tensorboard import open_tensorboard
 from genfed.training.pixels import normalize_pixels
 
-if TYPE_CHECKING:
-    pass
-
-EngineName = Literal["embedded", "flower"]
-log = logging.getLogger(__name__)
+Record = Callable[[Sequence[Row]], None]
+"""Writes rows of metrics to the disk."""
 
 
 def run(
     config: str | Path | Mapping[str, Any] | Config,
     *,
     out: str | Path | None = None,
-    resume: bool = False,
-    fresh: bool = False,
+    on_existing: OnExisting = "refuse",
     overrides: Iterable[str] = (),
     notify: Callable[[Progress], None] | None = None,
     command: str | None = None,
@@ -67,179 +58,207 @@ def run(
     """Runs a config and returns its report.
 
     Args:
-        config: a TOML file, a run's folder, a table of settings or a `Config`, which says what can be set.
-        overrides: "key=value" on top of it, as `genfed.config.reader.read` has them.
-        out: the folder for its results; None: the run's folder where `config` is one, else runs/NAME.
-        resume: goes on where the run in that folder stopped; starts it where there is none.
-        fresh: deletes the run in that folder first.
-        notify: called with what is going on.
-        command: what the report says it was started with; None: this process's command line. A resumed run keeps the
-            first.
-        engine: what carries records to clients and back on this machine: genfed's own, or a simulation by Flower (the
-            extra "flower"). The outcome is the same to the bit.
+        config: a TOML file, a run's folder, a table of settings, or a `Config`.
+        out: the folder for the results. None: the run's folder where `config` is one, else runs/NAME.
+        on_existing: what to do where that folder holds a run: refuse it, resume it where it stopped, or replace it.
+        overrides: "key=value" on top of `config`, with a dotted key.
+        notify: called with the progress of the run.
+        command: the command that the report names; a resumed run keeps its first. None: this process's command line.
+        engine: what carries records to the clients on this machine: genfed's own engine, or a simulation by Flower
+            (the extra "flower"). The outcome is the same to the bit.
 
     Raises:
-        GenfedError: something in the config, the data or the folder is wrong; what was done before stays done.
+        GenfedError: the config, the data or the folder is wrong. Rounds that were finished stay on the disk.
     """
     settings = config if isinstance(config, Config) else read_config(config, overrides)
-    folder = default_folder(config, settings) if out is None else Path(out)
-    simulate = _simulation() if engine == "flower" else None
+    folder = default_folder(config, settings.name) if out is None else RunFolder(Path(out))
+    open_engine = choose_engine(engine)
     dataset = load_data(settings)
-    public = load_public(settings, dataset.task)
-    for seed in settings.seeds:
-        shards = partitioning.partition_data(settings, dataset, seed)
-        checks.check_clients(settings, shards)
-        generator_quality.check_generator_quality(settings, shards)
-        compatibility.check_compatibility(settings, shards, seed)
-        client_level.check(settings, shards.clients, seed)
-    privacy_compatibility.check(settings, shards.task, shards.clients, normalize_pixels(shards.train.x[:2]))
+    inputs = _checked_inputs(settings, dataset)
+    clients = functools.partial(open_local_clients, settings, dataset, folder, open_engine)
+    return run_on(inputs, folder, clients, on_existing, notify or (lambda progress: None), command)
 
-    @contextlib.contextmanager
-    def here() -> Iterator[FederationClients]:
-        opened = _workers(settings, folder) if simulate is None else simulate(settings)
-        if dataset.encoder is not None:  # whoever uses what was trained needs no training data
-            write_encoder(dataset.encoder, folder / "encoder.json")
-        with opened as workers:
-            yield LocalClients(settings, dataset, folder, workers)
 
-    return run_on(
-        settings, dataset.task, shards.clients, public, folder, here, resume, fresh, notify or (lambda _: None), command
-    )
+def _checked_inputs(config: Config, dataset: Dataset) -> RunInputs:
+    """Returns what the run works on.
+
+    Raises:
+        GenfedError: something in the config would fail in training, or does not go with the data.
+    """
+    public, architectures = load_public(config, dataset.task), Architectures()
+    for seed in config.seeds:
+        shards = partitioning.partition_data(config, dataset, seed)
+        checks.check_clients(config, shards, architectures.new)
+        generator_quality.check_generator_quality(config.quality, config.method, shards, architectures.new)
+        compatibility.check_compatibility(config, shards, seed)
+        client_level.check(config, shards.clients, seed)
+    examples = normalize_pixels(shards.train.x[:2])
+    privacy_compatibility.check(config, dataset.task, shards.clients, architectures.new, examples)
+    return RunInputs(config, dataset.task, shards.clients, dict.fromkeys(config.seeds, architectures), public)
 
 
 class FederationClients(Protocol):
     """Where the clients of a run are, and their data."""
 
     def shards(self, seed: int) -> FederatedData:
-        """The clients of a seed; without examples where these lie elsewhere."""
+        """Returns the clients of a seed; without examples where these lie elsewhere."""
 
     def engine(self, trial: Trial) -> Engine:
-        """What carries records to them; the last that was given is then closed."""
+        """Returns what carries records to the clients; it closes the engine before it."""
 
     def spent(self, trial: Trial) -> Mapping[int, Sequence[Mechanism]]:
-        """What was charged to each client's privacy budget."""
+        """Returns what was charged to the privacy budget of each client."""
 
     def done(self, seed: int) -> None:
-        """No trial of that seed is left."""
+        """Frees what the trials of a seed needed."""
 
 
 def run_on(
-    settings: Config,
-    task: Task,
-    clients: tuple[ClientInfo, ...],
-    public: Tensor | None,
-    folder: Path,
-    there: Callable[[], AbstractContextManager[FederationClients]],
-    resume: bool,
-    fresh: bool,
+    inputs: RunInputs,
+    folder: RunFolder,
+    open_clients: Callable[[], AbstractContextManager[FederationClients]],
+    on_existing: OnExisting,
     notify: Callable[[Progress], None],
     command: str | None,
 ) -> Report:
-    """The same as `run` once it is known who takes part: `there` opens where they are, and `clients` are those of one
-    seed, for checks before anything is done.
+    """Runs the trials on clients that may be anywhere, and returns the report.
+
+    Args:
+        inputs: what the run works on, checked already.
+        folder: the folder for its results.
+        open_clients: connects to the clients for as long as the run goes on.
+        on_existing: see `run`.
+        notify: see `run`.
+        command: see `run`.
+
+    Raises:
+        GenfedError: a generator does not fit the data, the folder cannot be used, or a trial failed.
     """
-    for method in settings.method.values():  # a generator that does not fit, before an earlier method has run
-        method.init(new_server(task, clients, settings.compute, settings.seeds[-1], 0, "init", public=public))
-    started = RunStart(
-        command or _command(), datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), secrets.token_hex(8)
-    )
-    if resume and not (folder / "config.toml").exists():
-        log.warning("nothing to resume in %s: starting", folder)
-    with _claimed(folder, settings, resume=resume, fresh=fresh), _logged(folder), use_threads(settings.compute.threads):
+    config = inputs.config
+    for method in config.method.values():  # a generator that does not fit, before an earlier method has run
+        method.init(inputs.initial_server())
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    started = RunStart(command or command_line(), now, secrets.token_hex(8))
+    with folder.claim(config, on_existing), folder.log(), use_threads(config.compute.threads):
         try:
-            with there() as opened:
-                return _run(settings, task, opened, public, folder, notify, _first(folder, started))
+            with open_clients() as clients:
+                return _run_trials(inputs, folder, clients, notify, folder.begin(started))
         except OSError as error:
             raise GenfedError(f"{error}; nothing that was saved is lost: mend it, then go on with --resume") from None
 
 
-def _run(
-    config: Config,
-    task: Task,
+def _run_trials(
+    inputs: RunInputs,
+    folder: RunFolder,
     clients: FederationClients,
-    public: Tensor | None,
-    folder: Path,
     notify: Callable[[Progress], None],
     started: RunStart,
 ) -> Report:
-    partition: dict[str, tuple[tuple[int, ...], ...]] = {}
-    infos: dict[int, tuple[ClientInfo, ...]] = {}
-    natural: dict[str, tuple[tuple[str, ...], ...]] = {}
-    pictures: dict[str, Grid | SetGrid] = {}
-    protected: dict[tuple[str, int], PrivacyGuarantee | None] = {}
-    sent: list[Exchanged] = []
-    data = folder / "data"
-    data.mkdir(exist_ok=True)
-    retain_metrics(folder / "metrics.jsonl", _counting(config, folder, task))
-    # A generator that was judged before a stop is not judged again.
-    judged = {(row["method"], row["seed"]) for row in read_metrics(folder / "metrics.jsonl") if row["phase"] == QUALITY}
-    with MetricsLog(folder / "metrics.jsonl") as metrics, _tensorboard(folder) as board:
-
-        def record(rows: Sequence[Row]) -> None:
-            metrics.write(rows)
-            metrics.flush()  # rows without their checkpoint are dropped on resume; the reverse would be a hole
-            if board:
-                board.write(rows)
-
-        for seed in config.seeds:
-            shards = clients.shards(seed)
-            infos[seed] = shards.clients
-            if len(shards.train):
-                partition[str(seed)] = partitioning.count_classes(shards)
-            values = tuple(own.values for each in shards.own.values() for own in each)
-            natural |= {str(seed): values} if any(values) else {}
-            judge = generator_quality.GeneratorEvaluator(config, shards, seed)
-            which = data_fingerprint(shards, public)
-            for label, method in config.method.items():
-                trial = replace(new_trial(config, folder, label, seed, shards, which), public=public)
-                example_level.settle_noise_by_client(trial)  # before workers would, each for itself
-                loop = TrialLoop(trial, clients.engine(trial), record, notify)
-                state = loop.finish()
-                protected[label, seed] = example_level.guarantee_of(trial, clients.spent(trial))
-                if generator_quality.is_evaluated(method) and config.quality.samples and (label, seed) not in judged:
-                    loop.report_progress(QUALITY)
-                    record([judge(trial, state, loop.step)])
-                if seed == config.seeds[0]:
-                    sent += describe_trial_exchanges(trial, protected[label, seed])
-                if seed == config.seeds[0] and (picture := sample_grids.sample_picture(label, trial, state, shards)):
-                    pictures[label] = picture
-                if seed == config.seeds[0] and config.audits:
-                    loop.report_progress("audits")
-                    audit_trial(config, trial, config.audits, folder)
+    """Runs every method with every seed, and writes the report."""
+    folder.data.mkdir(exist_ok=True)
+    retain_metrics(folder.metrics, _is_current(inputs, folder))
+    outcomes = TrialOutcomes()
+    with _open_metrics(folder) as record:
+        for seed in inputs.config.seeds:
+            _SeedTrials(inputs, folder, clients, record, notify, seed).run(outcomes)
             clients.done(seed)
-    rows = read_metrics(folder / "metrics.jsonl")
-    trials = tuple(
-        replace(summarise(rows, label, seed), protection=protected[label, seed])
-        for label in config.labels
-        for seed in config.seeds
-    )
-    report = Report(
-        name=config.name,
-        config=to_toml(config),
-        classes=task.classes,
-        shape=task.shape,
-        environment=_environment(config, started),
-        trials=trials,
-        partition=partition,
-        scored_on=config.evaluation.part,
-        published=config.published,
-        skewed=not config.partition.alike,
-        column=config.partition.natural if natural else None,
-        natural=natural,
-        notes=notes.write_notes(config, infos, trials),
-    )
-    (folder / "report.json").write_text(to_json(report), "utf-8")
-    audits = replace(read_audits(folder) or NOTHING, shared=tuple(sent))
-    (folder / "report.html").write_text(page(report, pictures, audits), "utf-8")
-    shutil.rmtree(data, ignore_errors=True)
+    report = build_report(outcomes, inputs, read_metrics(folder.metrics), started)
+    audits = replace(folder.read_audits(), shared=tuple(outcomes.exchanges))
+    folder.write_report(report, page(report, outcomes.pictures, audits))
+    shutil.rmtree(folder.data, ignore_errors=True)
     return report
 
 
+class _SeedTrials:
+    """The trials of one seed: every method on the same clients."""
+
+    def __init__(
+        self,
+        inputs: RunInputs,
+        folder: RunFolder,
+        clients: FederationClients,
+        record: Record,
+        notify: Callable[[Progress], None],
+        seed: int,
+    ) -> None:
+        self._inputs, self._folder, self._clients, self._seed = inputs, folder, clients, seed
+        self._record, self._notify = record, notify
+        self._shards = clients.shards(seed)
+        self._fingerprint = data_fingerprint(self._shards, inputs.public)
+        self._new_network = inputs.architectures[seed].new
+        self._evaluate = generator_quality.GeneratorEvaluator(
+            inputs.config.quality, torch.device(inputs.config.compute.device), self._shards, seed, self._new_network
+        )
+        # A generator that was evaluated before a stop is not evaluated again.
+        rows = read_metrics(folder.metrics)
+        self._evaluated = {row["method"] for row in rows if (row["phase"], row["seed"]) == (QUALITY, seed)}
+
+    def run(self, outcomes: TrialOutcomes) -> None:
+        """Finishes every trial, and adds to `outcomes` what it ended with."""
+        outcomes.add_clients(self._seed, self._shards)
+        for label in self._inputs.config.method:
+            trial = self._new_trial(label)
+            loop = TrialLoop(trial, self._clients.engine(trial), self._record, self._notify)
+            state = loop.finish()
+            outcomes.add_guarantee(trial, example_level.guarantee_of(trial, self._clients.spent(trial)))
+            self._measure_generator(trial, loop, state)
+            if self._seed == self._inputs.config.seeds[0]:
+                outcomes.show_trial(trial, state)
+                self._audit(trial, loop)
+
+    def _new_trial(self, label: str) -> Trial:
+        trial = new_trial(
+            self._inputs.config,
+            label,
+            self._seed,
+            folder=self._folder,
+            shards=self._shards,
+            new_network=self._new_network,
+            fingerprint=self._fingerprint,
+            public=self._inputs.public,
+        )
+        example_level.settle_noise_by_client(trial)  # before workers would, each for itself
+        return trial
+
+    def _measure_generator(self, trial: Trial, loop: TrialLoop, state: Any) -> None:
+        wanted = self._inputs.config.quality.samples and generator_quality.is_evaluated(trial.method)
+        if wanted and trial.label not in self._evaluated:
+            loop.report_progress(QUALITY)
+            self._record([self._evaluate(trial, state, loop.step)])
+
+    def _audit(self, trial: Trial, loop: TrialLoop) -> None:
+        config = self._inputs.config
+        if config.audits:
+            loop.report_progress("audits")
+            audit_trial(trial, {label: config.audit[label] for label in config.audits}, self._folder)
+
+
+def _is_current(inputs: RunInputs, folder: RunFolder) -> Callable[[dict[str, Any]], bool]:
+    """Returns whether a row of metrics belongs to the checkpoints in the folder and to the settings of now."""
+    config = inputs.config
+    checkpoints = {
+        (label, seed): read_checkpoint(method, folder.trial(label, seed))
+        for label, method in config.method.items()
+        for seed in config.seeds
+    }
+
+    def is_current(row: dict[str, Any]) -> bool:
+        stale = row["phase"] == QUALITY and not generator_quality.is_current(row, config.quality, inputs.task)
+        return not stale and is_in_checkpoint(row, checkpoints.get((row["method"], row["seed"])))
+
+    return is_current
+
+
 @contextlib.contextmanager
-def _tensorboard(folder: Path) -> Iterator[TensorBoard | None]:
-    board = open_tensorboard(folder / "tensorboard", read_metrics(folder / "metrics.jsonl"))
-    try:
-        yield board
-    finally:
-        if board:
-            board.close()
+def _open_metrics(folder: RunFolder) -> Iterator[Record]:
+    """Yields what writes rows to the log of metrics, and to TensorBoard where it is installed."""
+    board = open_tensorboard(folder.path / "tensorboard", read_metrics(folder.metrics))
+    with contextlib.nullcontext() if board is None else contextlib.closing(board), MetricsLog(folder.metrics) as log:
+
+        def record(rows: Sequence[Row]) -> None:
+            log.write(rows)
+            log.flush()  # rows without their checkpoint are dropped on resume; the reverse would be a hole
+            if board is not None:
+                board.write(rows)
+
+        yield record

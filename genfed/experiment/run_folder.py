@@ -1,133 +1,218 @@
-"""A run's folder: who may write there, what it was started with, and its log."""
+"""The folder of a run: its files, who may write to it, how the run began, and its log."""
 
 import contextlib
-import fcntl
+import hashlib
 import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import pydantic
 
+from genfed.audits.findings import Audits
 from genfed.config.reader import decisive_settings, read_config, to_toml
 from genfed.config.settings import Config
 from genfed.core.errors import GenfedError
-from genfed.core.task import Task
-from genfed.experiment import generator_quality
-from genfed.experiment.checkpoint import is_in_checkpoint, read_checkpoint
-from genfed.experiment.trial import trial_folder
-from genfed.report.results import QUALITY
+from genfed.core.files import atomic_write, exclusive_lock
+from genfed.data.features import Encoder, read_encoder
+from genfed.report.privacy_section import NOTHING, read_audits
+from genfed.report.results import Report, from_json, to_json
 
+OnExisting = Literal["refuse", "resume", "replace"]
+"""What to do where the folder holds a run already."""
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class RunStart:
-    """How a run began, whatever resumed it since: started.json."""
+    """How a run began, however often it was resumed: started.json."""
 
     command: str
     at: str
-    """ISO 8601, UTC."""
+    """Time in ISO 8601, UTC."""
     id: str = ""
-    """Drawn by chance, so that sites tell two runs apart that began alike; nothing is derived from it."""
+    """Random text that tells this run from another one with the same config; no draw depends on it."""
 
 
-def default_folder(config: object, settings: Config) -> Path:
-    """Where a run's results go if nothing is said: to the run whose folder was given, else to runs/NAME."""
-    if isinstance(config, str | Path) and Path(config).is_dir():
-        return Path(config)
-    return Path("runs") / settings.name
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of a run."""
 
+    path: Path
 
-def _first(folder: Path, now: RunStart) -> RunStart:
-    """How the run in the folder began: as it says, else just now."""
-    file = folder / "started.json"
-    with contextlib.suppress(OSError, pydantic.ValidationError):
-        return pydantic.TypeAdapter(RunStart).validate_json(file.read_bytes())
-    file.write_bytes(pydantic.TypeAdapter(RunStart).dump_json(now) + b"\n")
-    return now
+    def __str__(self) -> str:
+        return str(self.path)
 
+    @property
+    def config(self) -> Path:
+        """The resolved settings. A folder that has this file holds a run."""
+        return self.path / "config.toml"
 
-def _counting(config: Config, folder: Path, task: Task) -> Callable[[dict[str, Any]], bool]:
-    at = {
-        (label, seed): read_checkpoint(method, trial_folder(folder, label, seed))
-        for label, method in config.method.items()
-        for seed in config.seeds
-    }
+    @property
+    def started(self) -> Path:
+        """How the run began."""
+        return self.path / "started.json"
 
-    def counts(row: dict[str, Any]) -> bool:
-        stale = row["phase"] == QUALITY and not generator_quality.is_current(row, config, task)
-        return not stale and is_in_checkpoint(row, at.get((row["method"], row["seed"])))
+    @property
+    def metrics(self) -> Path:
+        """A row for each client, round and evaluation."""
+        return self.path / "metrics.jsonl"
 
-    return counts
+    @property
+    def report(self) -> Path:
+        """The report of a finished run."""
+        return self.path / "report.json"
 
+    @property
+    def page(self) -> Path:
+        """The report as a page."""
+        return self.path / "report.html"
 
-def check_choice(folder: Path, held: bool, *, resume: bool, fresh: bool) -> None:
-    """Refuses both flags, and neither where the folder is `held` by a run.
+    @property
+    def encoder(self) -> Path:
+        """How the rows of a table become features; only where the data are a table."""
+        return self.path / "encoder.json"
 
-    Raises:
-        GenfedError: says what to choose from.
-    """
-    if resume and fresh:
-        raise GenfedError("--resume goes on with a run and --fresh deletes it: choose one")
-    if held and not (resume or fresh):
-        raise GenfedError(f"{folder} holds a run: go on with --resume, delete it with --fresh, or change --out")
+    @property
+    def data(self) -> Path:
+        """Examples that worker processes map; only while the run goes on."""
+        return self.path / "data"
 
+    @property
+    def shadows(self) -> Path:
+        """What an audit trains; only while it goes on."""
+        return self.path / "shadows"
 
-@contextlib.contextmanager
-def _claimed(folder: Path, config: Config, *, resume: bool, fresh: bool) -> Iterator[None]:
-    """Makes the run's folder, or refuses one that is another's or in use."""
-    mine = folder / "config.toml"
-    check_choice(folder, mine.exists(), resume=resume, fresh=fresh)
-    if folder.exists() and {entry.name for entry in folder.iterdir()} - {".lock"}:
-        if not mine.exists():
-            raise GenfedError(f"{folder} holds files that are no run of genfed; choose another --out")
-        if resume:
-            try:
-                before = read_config(mine)
-            except GenfedError as error:
-                raise GenfedError(f"{mine}: {error}; this run cannot be resumed, use --fresh") from None
-            _same(before, config, folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
+    def trial(self, label: str, seed: int) -> Path:
+        """Returns the folder of a trial: its checkpoint, and what its clients store."""
+        return self.path / "trials" / label / f"seed-{seed}"
+
+    def client_data(self, seed: int) -> Path:
+        """Returns the file with the examples of a seed's clients, for worker processes to map."""
+        return self.data / f"seed-{seed}.safetensors"
+
+    def read_report(self) -> Report:
+        """Reads the report.
+
+        Raises:
+            GenfedError: the run has not finished, or the file is damaged.
+        """
+        if not self.report.exists():
+            state = "has not finished" if self.config.exists() else "is not the folder of a run"
+            raise GenfedError(f"{self} {state}: it has no report.json")
+        return from_json(self.report.read_text("utf-8", "replace"), str(self.report))
+
+    def write_report(self, report: Report, page: str) -> None:
+        """Writes the report and its page."""
+        self.report.write_text(to_json(report), "utf-8")
+        self.page.write_text(page, "utf-8")
+
+    def read_audits(self) -> Audits:
+        """Returns what the audits found so far; empty where there was none."""
+        return read_audits(self.path) or NOTHING
+
+    def read_encoder(self) -> Encoder | None:
+        """Returns how the rows of a table become features. None: the data are no table."""
+        return read_encoder(self.encoder) if self.encoder.exists() else None
+
+    def run_id(self) -> str:
+        """Returns a name of the run; a later run with the same config has another one. "new": it has not begun."""
+        if not self.started.exists():
+            return "new"
+        return hashlib.blake2b(self.started.read_bytes(), digest_size=8).hexdigest()
+
+    def begin(self, now: RunStart) -> RunStart:
+        """Returns how the run began: as its file says, else `now`, which is then written there."""
+        with contextlib.suppress(OSError, pydantic.ValidationError):
+            return pydantic.TypeAdapter(RunStart).validate_json(self.started.read_bytes())
+        self.started.write_bytes(pydantic.TypeAdapter(RunStart).dump_json(now) + b"\n")
+        return now
+
+    def check_existing(self, on_existing: OnExisting) -> None:
+        """Refuses a folder that holds something else, or a run that is neither to be resumed nor replaced.
+
+        Raises:
+            GenfedError: it does.
+        """
+        if self.config.exists():
+            if on_existing == "refuse":
+                raise GenfedError(f"{self} holds a run: go on with --resume, delete it with --fresh, or change --out")
+        elif self.path.exists() and {entry.name for entry in self.path.iterdir()} - {".lock"}:
+            raise GenfedError(f"{self} holds files that are no run of genfed; choose another --out")
+
+    @contextlib.contextmanager
+    def claim(self, config: Config, on_existing: OnExisting) -> Iterator[None]:
+        """Holds the folder for a run of `config`; it is made where it is missing.
+
+        Raises:
+            GenfedError: it holds something else, a run that must not be touched or had other settings, or another
+                process writes to it.
+        """
+        self.check_existing(on_existing)
+        if on_existing == "resume":
+            if self.config.exists():
+                self._check_settings(config)
+            else:
+                log.warning("nothing to resume in %s: starting", self)
+        self.path.mkdir(parents=True, exist_ok=True)
+        with self.lock():
+            if on_existing == "replace":
+                self._clear()
+            for leftover in self.path.rglob(".*.part"):  # of a kill while saving
+                leftover.unlink()
+            with atomic_write(self.config) as part:
+                part.write_text(to_toml(config), "utf-8")
+            yield
+
+    def lock(self) -> contextlib.AbstractContextManager[None]:
+        """Keeps other processes from writing to the folder, for the block.
+
+        Raises:
+            GenfedError: another process does.
+        """
+        busy = f"{self} is being written by another process; wait for it or choose another folder"
+        return exclusive_lock(self.path / ".lock", busy=busy)
+
+    @contextlib.contextmanager
+    def log(self) -> Iterator[None]:
+        """Sends what genfed logs to run.log."""
+        handler = logging.FileHandler(self.path / "run.log", encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logger = logging.getLogger("genfed")
+        logger.addHandler(handler)
+        before, logger.propagate = logger.propagate, False
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise GenfedError(f"{folder} is being written by another process; wait for it or use --out") from None
-        # Killed here, the folder must still be a run's: config.toml goes last and comes whole.
-        for entry in sorted(folder.iterdir(), key=lambda e: e == mine) if fresh else ():
+            yield
+        finally:
+            logger.removeHandler(handler)
+            logger.propagate = before
+            handler.close()
+
+    def _check_settings(self, config: Config) -> None:
+        """Refuses to resume a run that was started with settings of another outcome."""
+        try:
+            before = decisive_settings(read_config(self.config))
+        except GenfedError as error:
+            raise GenfedError(f"{self.config}: {error}; this run cannot be resumed, use --fresh") from None
+        now = decisive_settings(config)
+        for key in sorted(before.keys() | now.keys()):
+            if before.get(key) != now.get(key):
+                raise GenfedError(
+                    f"{self} was started with {key} = {before.get(key)!r}, not {now.get(key)!r}: "
+                    "resume it as it was, start anew with --fresh, or use --out"
+                )
+
+    def _clear(self) -> None:
+        """Deletes all but the lock. The config goes last: killed before that, the folder is still that of a run."""
+        for entry in sorted(self.path.iterdir(), key=lambda entry: entry == self.config):
             if entry.name != ".lock":
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-        for leftover in folder.rglob(".*.part"):  # of a kill while saving
-            leftover.unlink()
-        part = folder / ".config.toml.part"
-        part.write_text(to_toml(config), "utf-8")
-        part.replace(mine)
-        yield
 
 
-def _same(before: Config, now: Config, folder: Path) -> None:
-    old, new = decisive_settings(before), decisive_settings(now)
-    for key in sorted(old.keys() | new.keys()):
-        if old.get(key) != new.get(key):
-            raise GenfedError(
-                f"{folder} was started with {key} = {old.get(key)!r}, not {new.get(key)!r}: "
-                "resume it as it was, start anew with --fresh, or use --out"
-            )
-
-
-@contextlib.contextmanager
-def _logged(folder: Path) -> Iterator[None]:
-    handler = logging.FileHandler(folder / "run.log", encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logger = logging.getLogger("genfed")
-    logger.addHandler(handler)
-    before, logger.propagate = logger.propagate, False
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.propagate = before
-        handler.close()
+def default_folder(source: object, name: str) -> RunFolder:
+    """Returns where the results of a run go by default: the folder that `source` names, else runs/NAME."""
+    if isinstance(source, str | Path) and Path(source).is_dir():
+        return RunFolder(Path(source))
+    return RunFolder(Path("runs") / name)

@@ -1,4 +1,4 @@
-"""Small pictures of what a trial makes or keeps, for its report and for `genfed sample`."""
+"""Small pictures of the images that a trial generates or stores, for its report and for `genfed sample`."""
 
 from collections import defaultdict
 from typing import Any
@@ -15,47 +15,57 @@ from genfed.training.pixels import denormalize_pixels, normalize_pixels
 from genfed.training.synthetic_dataset import SyntheticDataset, keeps_synthetic_dataset
 
 SIDE = 64
-"""Pixels that a picture of a kept image is made to fit into."""
+"""Largest side, in pixels, of a picture of a stored image."""
 
 
-def sample_picture(label: str, trial: Trial, state: Any, shards: FederatedData) -> Grid | SetGrid | None:
-    """What the trial's generator draws, or what its server keeps; None: neither."""
+def sample_picture(trial: Trial, state: Any) -> Grid | SetGrid | None:
+    """Returns samples of the trial's generator, or of the set that its server stores. None: it has neither."""
     if trial.method.generates:
-        return generator_grid(label, trial, state)
+        return generator_grid(trial, state)
     if keeps_synthetic_dataset(trial.method):
-        return synthetic_grid(label, state.synthetic, trial_server(trial, 0, "grid"), shards)
+        return synthetic_grid(trial.label, state.synthetic, trial_server(trial, 0, "grid"), trial.shards)
     return None
 
 
-def generator_grid(label: str, trial: Trial, state: Any, each: int = 10) -> Grid:
-    """Ten generated and ten held-out examples of every class."""
+def generator_grid(trial: Trial, state: Any, each: int = 10) -> Grid:
+    """Returns `each` generated and `each` held-out examples of every class."""
     classes = len(trial.shards.task.classes)
     y = torch.arange(classes).repeat_interleave(each)
     made = trial.method.generate(trial_server(trial, 0, "grid"), state, y)
-    real = _real(trial.shards, each)
-    return Grid(label, denormalize_pixels(made).cpu().reshape(classes, each, *made.shape[1:]), real)
+    real = _held_out_images(trial.shards, each)
+    return Grid(trial.label, denormalize_pixels(made).cpu().reshape(classes, each, *made.shape[1:]), real)
 
 
 def synthetic_grid(
     label: str, synthetic: SyntheticDataset, server: Server, shards: FederatedData | None = None, each: int = 5
 ) -> SetGrid:
-    """The first five of every class and client, beside five held-out examples of `shards` (None: without)."""
+    """Returns the first `each` images of every class and client, and as many held-out ones of `shards`.
+
+    Args:
+        label: label of the method.
+        synthetic: the set that the server stores.
+        server: reads the set.
+        shards: clients with held-out examples. None: without these.
+        each: number of images of each class and client.
+    """
     found: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
-    for made in synthetic.chunks(server):
-        pairs = zip(made.wanted.labels.tolist(), made.wanted.clients.tolist(), strict=True)
-        for image, pair in zip(made.images, pairs, strict=True):
+    for batch in synthetic.chunks(server):
+        pairs = zip(batch.wanted.labels.tolist(), batch.wanted.clients.tolist(), strict=True)
+        for image, pair in zip(batch.images, pairs, strict=True):
             if len(found[pair]) < each:
-                found[pair].append(_small(image[None])[0])
+                found[pair].append(_shrink(image[None])[0])
     clients = tuple(sorted({client for _, client in found}))
     cells = {pair: torch.stack(images) for pair, images in found.items()}
     shown = {pair: x for pair, x in cells.items() if pair[0] < CLASSES and pair[1] in clients[:CLIENTS]}
-    real = None if shards is None else _real(shards, each)
-    small = None if real is None else torch.stack([_small(images) for images in real])
+    real = None if shards is None else _held_out_images(shards, each)
+    small = None if real is None else torch.stack([_shrink(images) for images in real])
     return SetGrid(label, len(synthetic), clients, shown, small)
 
 
 def join_images(grid: SetGrid, each: int = 5) -> Tensor:
-    """One picture [C, H, W]: a row per class, five images of each client side by side, white where there is none."""
+    """Returns one picture [C, H, W]: a row per class, `each` images per client side by side, white where an image is
+    missing.
+    """
     c, h, w = next(iter(grid.cells.values())).shape[1:]
     rows = sorted({label for label, _ in grid.cells})
     canvas = torch.full((c, len(rows) * (h + 1), len(grid.shown) * (each * (w + 1) + 4)), 255, dtype=torch.uint8)
@@ -66,14 +76,14 @@ def join_images(grid: SetGrid, each: int = 5) -> Tensor:
     return canvas
 
 
-def _real(shards: FederatedData, each: int) -> Tensor | None:
+def _held_out_images(shards: FederatedData, each: int) -> Tensor | None:
     held_out = shards.held_out
     rows = [torch.nonzero(held_out.y == c).flatten()[:each] for c in range(len(shards.task.classes))]
     enough = all(len(r) == each for r in rows)
     return torch.stack([denormalize_pixels(normalize_pixels(held_out.x[r])) for r in rows]) if enough else None
 
 
-def _small(images: Tensor) -> Tensor:
+def _shrink(images: Tensor) -> Tensor:
     height, width = images.shape[2:]
     factor = SIDE / max(height, width)
     if factor >= 1:

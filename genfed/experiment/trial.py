@@ -1,4 +1,4 @@
-"""One method with one seed: the loop over its phases, with a checkpoint after every round."""
+"""One method with one seed: what a trial is made of, and the server that it works on."""
 
 import hashlib
 import json
@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from genfed.config import architectures
 from genfed.config.reader import decisive_settings
 from genfed.config.settings import Compute, Config, Federation
 from genfed.core.aggregate import ClientInfo
@@ -20,7 +19,9 @@ from genfed.core.method import Method
 from genfed.core.rng import stream
 from genfed.core.store import FolderStore, MemoryStore, Store
 from genfed.core.task import Task
+from genfed.engines.client_runner import NewNetwork
 from genfed.experiment import partitioning
+from genfed.experiment.run_folder import RunFolder
 from genfed.privacy.settings import ClientPrivacy, Privacy
 from genfed.robustness.attack import Attack
 from genfed.robustness.robust_mean import AggregationRule
@@ -30,41 +31,66 @@ from genfed.secure_aggregation.settings import SecureAggregation
 
 @dataclass(frozen=True)
 class Trial:
-    """What is run."""
+    """One method with one seed."""
 
     label: str
     seed: int
     method: Method[Any]
     shards: FederatedData
     folder: Path
-    """Holds its checkpoint and what its clients keep."""
+    """Folder of its checkpoint, and of what its clients store."""
     identity: str
-    """Names settings and data; a checkpoint with another one is refused."""
+    """Hash of settings and data; a checkpoint with another one is refused."""
     federation: Federation
     compute: Compute
+    new_network: NewNetwork
+    """Makes the classifiers of clients and server."""
     evaluate_every: int
+    """Number of rounds between two evaluations. 0: only after the last round."""
     public: Tensor | None = None
-    """Unlabelled examples that anybody may see; None: the run names none."""
+    """Unlabeled public examples, [n, *task.shape]. None: the run has none."""
     counts_flops: bool = False
-    """Whether clients count their arithmetic in the first round of each phase."""
+    """Whether clients count their floating-point operations, in the first round of each phase."""
     aggregation: AggregationRule | None = None
-    """What stands in the place of every mean of uploads; None: the means that the method declares."""
+    """Robust rule that replaces every mean of uploads. None: the means that the method defines."""
     attack: Attack | None = None
-    """What some of its clients do instead of their part; None: all are honest."""
+    """Simulated attack by some of the clients. None: all clients are honest."""
     secure: SecureAggregation | None = None
-    """How uploads are added up without the server's seeing them; None: it sees them."""
+    """Secure aggregation of the uploads. None: the server sees every upload."""
     privacy: Privacy | None = None
-    """How each example is protected; None: not."""
+    """Differential privacy that protects every example. None: no such protection."""
     client_privacy: ClientPrivacy | None = None
-    """How each client is protected; None: not."""
+    """Differential privacy that protects every client. None: no such protection."""
 
     def place(self, step: int) -> int:
-        """The number of a step among all that clients work in: an exchange of secure aggregation is one of its own."""
+        """Returns the number of a step among all in which clients work; each exchange of secure aggregation is one."""
         return step * len(EXCHANGES) if self.secure else step
 
 
-def new_trial(config: Config, folder: Path, label: str, seed: int, shards: FederatedData, fingerprint: str) -> Trial:
-    """One method with one seed of a run in `folder`; `data_fingerprint` names the data."""
+def new_trial(
+    config: Config,
+    label: str,
+    seed: int,
+    *,
+    folder: RunFolder,
+    shards: FederatedData,
+    new_network: NewNetwork,
+    fingerprint: str = "",
+    public: Tensor | None = None,
+) -> Trial:
+    """Returns one method with one seed of a run.
+
+    Args:
+        config: the settings of the run.
+        label: the label of the method.
+        seed: the seed.
+        folder: the folder of the run.
+        shards: the clients of the seed.
+        new_network: makes the classifiers of clients and server.
+        fingerprint: names the data (`data_fingerprint`), so that a checkpoint with other data is refused. Empty: where
+            no checkpoint is read or written.
+        public: unlabeled public examples. None: the run has none.
+    """
     method = config.method[label]
     about = replace(config, methods=(label,), beside=(), method={label: method}, seeds=(seed,))
     text = json.dumps(decisive_settings(about), sort_keys=True)
@@ -73,12 +99,14 @@ def new_trial(config: Config, folder: Path, label: str, seed: int, shards: Feder
         seed=seed,
         method=method,
         shards=partitioning.pool_clients(shards) if method.pooled else shards,
-        folder=trial_folder(folder, label, seed),
+        folder=folder.trial(label, seed),
         identity=hashlib.blake2b(f"{fingerprint} {text}".encode(), digest_size=16).hexdigest(),
         federation=config.federation,
         compute=config.compute,
+        new_network=new_network,
         evaluate_every=config.evaluation.every,
-        # How much a client computes would tell how large its random batches were.
+        public=public,
+        # How much a client computes would reveal how large its random batches were.
         counts_flops=config.quality.flops and seed == config.seeds[0] and config.privacy is None,
         aggregation=None if method.pooled else config.aggregation,
         attack=None if method.pooled else config.attack,
@@ -88,11 +116,6 @@ def new_trial(config: Config, folder: Path, label: str, seed: int, shards: Feder
     )
 
 
-def trial_folder(folder: Path, label: str, seed: int) -> Path:
-    """Where a trial's checkpoint is, and what its clients keep."""
-    return folder / "trials" / label / f"seed-{seed}"
-
-
 R = TypeVar("R")
 S = TypeVar("S")
 
@@ -100,10 +123,18 @@ log = logging.getLogger(__name__)
 
 
 def trial_server(trial: Trial, number: int, *path: str | int) -> Server:
-    """Where a server function of this trial runs, its draws named by `path`; its store can be read."""
+    """Returns the server of a round, whose random numbers are named by `path`; its store can only be read."""
     shards, store = trial.shards, FolderStore(trial.folder)
     return new_server(
-        shards.task, shards.clients, trial.compute, trial.seed, number, *path, public=trial.public, store=store
+        shards.task,
+        shards.clients,
+        trial.compute,
+        trial.new_network,
+        trial.seed,
+        number,
+        *path,
+        public=trial.public,
+        store=store,
     )
 
 
@@ -111,13 +142,26 @@ def new_server(
     task: Task,
     clients: tuple[ClientInfo, ...],
     compute: Compute,
+    new_network: NewNetwork,
     seed: int,
     number: int,
     *path: str | int,
     public: Tensor | None = None,
     store: Store | None = None,
 ) -> Server:
-    """A server in round `number`, its draws named by `path`; without a store it has one in memory."""
+    """Returns a server.
+
+    Args:
+        task: the task.
+        clients: its clients.
+        compute: names its device and precision.
+        new_network: makes classifiers.
+        seed: the seed of the trial.
+        number: the round.
+        *path: names its random numbers.
+        public: unlabeled public examples. None: the run has none.
+        store: its store. None: one in memory.
+    """
     device = torch.device(compute.device)
     return Server(
         task=task,
@@ -127,7 +171,7 @@ def new_server(
         seed=seed,
         device=device,
         precision=compute.precision,
-        new_network=lambda architecture, rng: architectures.new_network(architecture, task, rng).to(device),
+        new_network=lambda architecture, rng: new_network(architecture, task, rng).to(device),
         public=public,
         store=store or MemoryStore(),
     )

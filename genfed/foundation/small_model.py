@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 
 from genfed.core.errors import GenfedError
+from genfed.core.files import atomic_write
 from genfed.core.settings import settings
 from genfed.foundation.loading import import_library, silence_libraries
 
@@ -168,9 +169,8 @@ def write(parts: SmallDiffusionParts, folder: Path, weights: str) -> None:
     index["scheduler"] = ["diffusers", type(parts.scheduler).__name__]
     index |= {name: [None, None] for name in ("safety_checker", "feature_extractor", "image_encoder")}
     text = json.dumps(index | {"requires_safety_checker": False}, indent=2, sort_keys=True) + "\n"
-    part = folder / ".model_index.json.part"
-    part.write_text(text, "utf-8")
-    part.replace(folder / "model_index.json")
+    with atomic_write(folder / "model_index.json") as part:
+        part.write_text(text, "utf-8")
 
 
 def _tokenizer(transformers: Any, prompts: Iterable[str], most: int) -> Any:

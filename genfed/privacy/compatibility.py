@@ -5,13 +5,14 @@ from typing import Any
 
 import torch
 
-from genfed.config import architectures
+from genfed.config.architectures import Architectures
 from genfed.config.settings import Config
 from genfed.core.aggregate import ClientInfo
 from genfed.core.errors import GenfedError, first_line
 from genfed.core.method import Method, TrainedNetwork
 from genfed.core.phase import Phase, flatten_phases
 from genfed.core.task import Task
+from genfed.engines.client_runner import NewNetwork
 from genfed.experiment.trial import new_server
 from genfed.generators.generator import GeneratorNetwork
 from genfed.privacy.accounting import warn_of_weak_privacy
@@ -19,7 +20,13 @@ from genfed.training.classifier import Training
 from genfed.training.fit import Objective, cross_entropy
 
 
-def check(config: Config, task: Task, clients: Sequence[ClientInfo], x: torch.Tensor | None = None) -> None:
+def check(
+    config: Config,
+    task: Task,
+    clients: Sequence[ClientInfo],
+    new_network: NewNetwork,
+    x: torch.Tensor | None = None,
+) -> None:
     """Refuses before training what differential privacy does not cover. `x`: two examples, as a network takes them;
     None: noise stands for them. A site's own architecture is tried at the site (`check_architecture`).
 
@@ -37,9 +44,9 @@ def check(config: Config, task: Task, clients: Sequence[ClientInfo], x: torch.Te
     for label, method in config.method.items():
         check_method(label, method)
     for name in sorted({info.architecture for info in clients if x is not None or not info.personal}):
-        check_architecture(name, task, x)
+        check_architecture(name, task, new_network, x)
     for method in config.method.values():
-        server = new_server(task, tuple(clients), config.compute, 0, 0, "check")
+        server = new_server(task, tuple(clients), config.compute, new_network, 0, 0, "check")
         for each in method.trained_networks(server):
             words = (
                 'set norm = "group" for it'
@@ -60,13 +67,13 @@ def check_precision(precision: str) -> None:
         raise GenfedError(f'compute.precision = "{precision}": under [privacy] "float32" alone is allowed')
 
 
-def check_architecture(name: str, task: Task, x: torch.Tensor | None = None) -> None:
+def check_architecture(name: str, task: Task, new_network: NewNetwork, x: torch.Tensor | None = None) -> None:
     """Refuses a classifier that cannot be trained by DP-SGD; `x` as in `check`.
 
     Raises:
         GenfedError: says why.
     """
-    network = architectures.new_network(name, task, torch.Generator().manual_seed(0))
+    network = new_network(name, task, torch.Generator().manual_seed(0))
     _check(f"architecture {name}", TrainedNetwork(f"architecture {name}", network, task), x, _grouped(name))
 
 
@@ -140,4 +147,4 @@ def _check(what: str, each: TrainedNetwork, x: torch.Tensor | None, instead: str
 
 def _grouped(name: str) -> str:
     other = f"{name.removesuffix('-bn')}-gn"
-    return f'use "{other}"' if other in architectures.architectures() else "put nn.GroupNorm in its place"
+    return f'use "{other}"' if other in Architectures().names() else "put nn.GroupNorm in its place"

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from genfed.core.errors import GenfedError
+from genfed.core.files import atomic_write
 from genfed.report.results import Row
 
 
@@ -81,8 +82,5 @@ def _finite(value: Any) -> Any:
 def retain_metrics(path: Path, counts: Callable[[dict[str, Any]], bool]) -> None:
     """Keeps the rows that count and drops the others, atomically; a file that is not there is made empty."""
     rows = [row for row in read_metrics(path) if counts(row)] if path.exists() else []
-    part = path.with_name(f".{path.name}.part")
-    part.unlink(missing_ok=True)
-    with MetricsLog(part) as kept:
+    with atomic_write(path) as part, MetricsLog(part) as kept:
         kept.write(rows)
-    part.replace(path)

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from genfed.audits.findings import AuditResult, Audits, Estimate, Reading, ReportImage, Verdict
 from genfed.core.errors import GenfedError
+from genfed.core.files import atomic_write
 from genfed.privacy.guarantee import Level, PrivacyGuarantee
 from genfed.report.results import Report
 from genfed.report.summary_table import NONE, TextTable, rich_table
@@ -67,9 +68,8 @@ class PrivacySection(NamedTuple):
 
 def write_audits(audits: Audits, run: Path) -> None:
     """audits.json, whole or not at all."""
-    part = run / f".{FILE}.part"
-    part.write_bytes(pydantic.TypeAdapter(Audits).dump_json(audits, indent=1))
-    part.replace(run / FILE)
+    with atomic_write(run / FILE) as part:
+        part.write_bytes(pydantic.TypeAdapter(Audits).dump_json(audits, indent=1))
 
 
 def read_audits(run: Path) -> Audits | None:

@@ -30,7 +30,7 @@ def test_a_run_is_audited_at_its_end(run: Path) -> None:
     assert found
     one, other = found.results
     assert (one.method, one.audit, one.step, len(one.readings)) == ("gefl", "membership_samples", 4, 2)
-    assert other.not_possible == "fedavg has no generator of examples, and its server keeps no synthetic set"
+    assert other.not_possible == "fedavg has no generator of examples, and its server stores no synthetic set"
     assert [(s.phase, s.up) for s in found.shared if s.method == "fedavg"] == [
         ("train", "classifier (averaged within an architecture)")
     ]

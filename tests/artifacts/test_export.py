@@ -159,7 +159,7 @@ def test_a_module_of_the_methods_own(tmp_path: Path, capsys: pytest.CaptureFixtu
     about = json.loads((tmp_path / "st" / "model.json").read_text())
     assert (about["architecture"], about["network"]) == (None, f"{TOYS}:Between")
     assert "one.layer.weight" in safetensors.torch.load_file(tmp_path / "st" / "model.safetensors")
-    with pytest.raises(genfed.GenfedError, match=r"made this network \(tests\.app\.toys:Between\).*--format onnx"):
+    with pytest.raises(genfed.GenfedError, match=r"built this network \(tests\.toys:Between\).*--format onnx"):
         genfed.load_model(tmp_path / "st")
     said(capsys, "export", tmp_path / "run", "--out", tmp_path / "onnx", "--format", "onnx")
     session = onnxruntime.InferenceSession((tmp_path / "onnx" / "model.onnx").read_bytes())
@@ -357,7 +357,7 @@ def test_tables_that_do_not_fit(table: Path, tmp_path: Path, capsys: pytest.Capt
     line = said(capsys, "predict", tmp_path / "run", table / "d.csv", "--out", out, code=2)
     assert "has no encoder.json; resuming the run (--resume) writes it" in line
     start_again = tiny("local") | {"data": {"kind": "table", "path": "d.csv", "label": "ill"}, "data_root": str(table)}
-    start(start_again, tmp_path / "run", resume=True)
+    start(start_again, tmp_path / "run", on_existing="resume")
     said(capsys, "predict", tmp_path / "run", table / "d.csv", "--out", out)
 
 

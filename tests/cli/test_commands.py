@@ -16,7 +16,7 @@ import genfed
 from genfed.artifacts.samples import folder_names, write_samples
 from genfed.cli import main as cli
 from genfed.cli.listing import _network
-from genfed.config.architectures import architectures
+from genfed.config.architectures import Architectures
 from tests.conftest import left_by, start, tiny
 
 
@@ -222,8 +222,9 @@ def test_architectures_say_what_they_are(capsys: pytest.CaptureFixture[str]) -> 
         "ResNet of eight layers; GroupNorm │",
     ):
         assert words in text
-    for make in architectures().values():
-        assert _network(make)
+    known = Architectures()
+    for name in known.names():
+        assert _network(known.factory(name))
 
 
 def test_nothing_to_resume_is_said_and_started(
@@ -231,7 +232,7 @@ def test_nothing_to_resume_is_said_and_started(
 ) -> None:
     for said_so in (True, False):
         caplog.clear()
-        start(tiny("local"), tmp_path / "run", resume=True)
+        start(tiny("local"), tmp_path / "run", on_existing="resume")
         line = f"nothing to resume in {tmp_path / 'run'}: starting"
         assert [r.getMessage() for r in caplog.records] == [line] * said_so
     (tmp_path / "c.toml").write_text(tomli_w.dumps(tiny("local")))
@@ -249,11 +250,11 @@ def test_the_report_of_a_resumed_run_has_the_first_command(tmp_path: Path) -> No
     with pytest.raises(KeyboardInterrupt):
         start(tiny("local"), tmp_path / "run", notify=stop, command="the first")
     first = json.loads((tmp_path / "run" / "started.json").read_text())
-    environment = start(tiny("local"), tmp_path / "run", resume=True, command="the second").environment
+    environment = start(tiny("local"), tmp_path / "run", on_existing="resume", command="the second").environment
     assert (environment.command, environment.started) == ("the first", first["at"])
-    assert start(tiny("local"), tmp_path / "run", fresh=True, command="anew").environment.command == "anew"
+    assert start(tiny("local"), tmp_path / "run", on_existing="replace", command="anew").environment.command == "anew"
     (tmp_path / "run" / "started.json").write_text("{")
-    assert start(tiny("local"), tmp_path / "run", resume=True, command="after").environment.command == "after"
+    assert start(tiny("local"), tmp_path / "run", on_existing="resume", command="after").environment.command == "after"
 
 
 def test_brackets_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
@@ -288,8 +289,8 @@ def test_a_run_given_by_its_folder_stays_in_it(tmp_path: Path, monkeypatch: pyte
     start(tiny("local"), other)
     start(tiny("fedavg"), mine)
     before = left_by(other)
-    genfed.run(mine, resume=True)
-    genfed.run(mine, fresh=True)
+    genfed.run(mine, on_existing="resume")
+    genfed.run(mine, on_existing="replace")
     assert left_by(other) == before
     with pytest.raises(SystemExit):
         cli.main(["run", str(mine), "--fresh"])

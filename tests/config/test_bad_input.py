@@ -64,7 +64,7 @@ def refused(config: dict[str, Any], out: Path, **options: Any) -> str:
             {"data": {"kind": "table", "path": "t.csv", "label": "y", "delimiter": ", "}},
             "data.delimiter = ', ': string should have at most 1 character",
         ),
-        ({"methods": ["m" * 65]}, "is no label: up to 64 letters"),
+        ({"methods": ["m" * 65]}, "is no label: use up to 64 letters"),
         ({"name": ""}, "name = '': it names a folder"),
         ({"name": "../up"}, "name = '../up': it names a folder"),
         ({"name": "a\0b"}, "it names a folder"),
@@ -96,7 +96,7 @@ def refused(config: dict[str, Any], out: Path, **options: Any) -> str:
         ({"method": {"fedavg": {"kind": 3}}}, "method.fedavg.kind = 3: expected the name of a method"),
         (
             {"methods": ["odd"], "method": {"odd": {"kind": f"{TOYS}:Undecorated"}}},
-            "bears @genfed.settings, and this has none",
+            "is decorated with @genfed.settings, and this is not",
         ),
         (
             {"methods": ["odd"], "method": {"odd": {"kind": f"{TOYS}:Unfinished"}}},
@@ -239,7 +239,7 @@ def test_the_resolved_config_reads_as_itself(tmp_path: Path) -> None:
 
 def test_a_folder_that_holds_something_else(tmp_path: Path) -> None:
     (tmp_path / "thesis.doc").write_text("years of work")
-    for options in ({}, {"resume": True}, {"fresh": True}):
+    for options in ({}, {"on_existing": "resume"}, {"on_existing": "replace"}):
         assert "holds files that are no run" in refused(tiny("local"), tmp_path, **options)
     assert (tmp_path / "thesis.doc").read_text() == "years of work"
 
@@ -248,9 +248,9 @@ def test_a_folder_that_holds_another_run(tmp_path: Path) -> None:
     out = tmp_path / "run"
     start(tiny("local"), out)
     assert "holds a run" in refused(tiny("local"), out)
-    line = refused(tiny("local", federation={"examples": 40}), out, resume=True)
+    line = refused(tiny("local", federation={"examples": 40}), out, on_existing="resume")
     assert "was started with federation.examples = 80, not 40" in line
-    start(tiny("local", federation={"examples": 40}), out, fresh=True)
+    start(tiny("local", federation={"examples": 40}), out, on_existing="replace")
     assert read_config(out).federation.examples == 40
 
 
@@ -258,7 +258,7 @@ def test_a_folder_in_use(tmp_path: Path) -> None:
     out = tmp_path / "run"
 
     def meanwhile(progress: object) -> None:
-        assert "is being written by another process" in refused(tiny("local"), out, resume=True)
+        assert "is being written by another process" in refused(tiny("local"), out, on_existing="resume")
 
     start(tiny("local"), out, notify=meanwhile)
 
@@ -276,7 +276,7 @@ def test_data_that_changed_since(tmp_path: Path) -> None:
     start(config, tmp_path / "run")
     write(1)
     with pytest.raises(GenfedError, match="is of other settings or data"):
-        start(config, tmp_path / "run", resume=True)
+        start(config, tmp_path / "run", on_existing="resume")
 
 
 def test_data_that_were_moved_are_the_same(tmp_path: Path) -> None:
@@ -299,11 +299,11 @@ def test_data_that_were_moved_are_the_same(tmp_path: Path) -> None:
     for name in ("d", "p"):
         (tmp_path / f"{name}.npz").rename(tmp_path / "moved" / f"{name}s.npz")
     moved = {key: {"kind": "npz", "path": str(tmp_path / "moved" / f"{key[0]}s.npz")} for key in sources}
-    start(config | moved | {"data_root": ""}, tmp_path / "run", resume=True)
+    start(config | moved | {"data_root": ""}, tmp_path / "run", on_existing="resume")
     assert left_by(tmp_path / "run") == left_by(tmp_path / "undisturbed")
     swapped = {"data": moved["data"], "public": moved["data"]}
     with pytest.raises(GenfedError, match="is of other settings or data"):
-        start(config | swapped, tmp_path / "run", resume=True)
+        start(config | swapped, tmp_path / "run", on_existing="resume")
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "empty", "foreign"])
@@ -317,12 +317,12 @@ def test_a_corrupt_checkpoint(damage: str, tmp_path: Path) -> None:
     flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
     file.write_bytes({"truncate": content[:-9], "flip": flipped, "empty": b"", "foreign": b"{}" * 99}[damage])
     with pytest.raises(GenfedError, match=r"state.safetensors is damaged.*; delete .*seed-0 to do this trial again"):
-        start(tiny("fedavg"), out, resume=True)
+        start(tiny("fedavg"), out, on_existing="resume")
     # What the message says to do works, and ends with the same bits.
     for left in file.parent.iterdir():
         left.unlink()
     file.parent.rmdir()
-    start(tiny("fedavg"), out, resume=True)
+    start(tiny("fedavg"), out, on_existing="resume")
     assert left_by(out) == whole
 
 
@@ -343,7 +343,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path: Path, monkeypatch:
         with pytest.raises(GenfedError, match=r"No space left on device.*--resume"):
             start(tiny("fedavg"), out)
     assert (out / "trials" / "fedavg" / "seed-0" / "state.safetensors").exists()
-    start(tiny("fedavg"), out, resume=True)
+    start(tiny("fedavg"), out, on_existing="resume")
     assert left_by(out) == left_by(tmp_path / "undisturbed")
 
 
@@ -363,7 +363,7 @@ def test_a_client_that_cannot_keep_its_records_stops_the_run(tmp_path: Path, mon
         patch.setattr("genfed.engines.client_storage.save", full)
         with pytest.raises(GenfedError, match=r"client 1 cannot keep its records: .*No space left on device.*--resume"):
             start(tiny("gefl"), out)
-    start(tiny("gefl"), out, resume=True)
+    start(tiny("gefl"), out, on_existing="resume")
     assert left_by(out) == left_by(tmp_path / "undisturbed")
 
 

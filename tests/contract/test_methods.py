@@ -88,7 +88,7 @@ def test_resumes_after_a_stop_at_any_client(method: str, once: dict[str, Any], t
                 raise StoppedError
 
         try:
-            start(tiny(method), out, resume=True, notify=stop)
+            start(tiny(method), out, on_existing="resume", notify=stop)
             break
         except StoppedError:
             stops += 1

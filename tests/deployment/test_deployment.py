@@ -154,7 +154,7 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]
     made = Federation(tmp_path_factory.mktemp("federation"))
     try:
         made.unit("link")
-        until(lambda: flower_processes._answers(made.address), 120)
+        until(lambda: flower_processes.is_listening(made.address), 120)
         made.unit("runs")
         for name in NAMES:
             superlink._register(made.folder / "keys" / f"{name}.pub", made.home)
@@ -216,9 +216,7 @@ def test_who_has_no_key_or_no_tls_is_not_let_in(federation: Federation) -> None:
         there[name].write_text(text + tomli_w.dumps({"link": way}))
     with pytest.raises(GenfedError, match=f"{federation.address} speaks TLS and superlink.insecure = true"):
         supernode.check_link(site_settings.read_site(there["open"]))
-    with pytest.raises(
-        GenfedError, match=f"the certificate of {federation.address} is not vouched for by superlink.cert"
-    ):
+    with pytest.raises(GenfedError, match=f"the certificate of {federation.address} is not signed by superlink.cert"):
         supernode.check_link(site_settings.read_site(there["misled"]))
     federation.join("a")
     federation.start("stranger", [*GENFED, "join", str(there["stranger"])])
@@ -384,7 +382,7 @@ def test_a_link_that_others_reach_is_warned_of(
         superlink.serve(
             ServeRequest("run.toml"), flower_processes.Address.of(f"{host}:9092"), None, tmp_path, said.append
         )
-    assert [line.partition(" can ")[0] for line in said] == [f"warning: whoever reaches {host}:9092"] * warned
+    assert [line.partition(" can ")[0] for line in said] == [f"warning: anyone who reaches {host}:9092"] * warned
     assert all("/v1/fleet/" in line and len(line.splitlines()) == 1 for line in said)
 
 

@@ -19,7 +19,8 @@ import tomli_w
 import torch
 
 import genfed
-from genfed.config import architectures, registry
+from genfed.config import registry
+from genfed.config.architectures import Architectures
 from genfed.config.reader import read_config, read_method
 from genfed.core.errors import GenfedError
 from genfed.core.phase import flatten_phases
@@ -29,7 +30,7 @@ from genfed.core.task import Data, Task
 from genfed.experiment import partitioning
 from genfed.experiment.checkpoint import read_checkpoint
 from genfed.experiment.evaluation import ClassifierScores
-from genfed.experiment.inputs import load_data
+from genfed.experiment.inputs import RunInputs, load_data
 from genfed.experiment.trial import new_server
 from genfed.report.results import from_json
 from genfed.training.weights import Model, weights_of
@@ -238,7 +239,7 @@ def test_a_server_that_stopped_goes_on_with_the_same_sites(tmp_path: Path) -> No
 
     with pytest.raises(StoppedError):
         serve(config, Grid(files, stops), tmp_path / "stopped")
-    assert not serve(config, Grid(files), tmp_path / "stopped", resume=True).error
+    assert not serve(config, Grid(files), tmp_path / "stopped", on_existing="resume").error
     assert state_of(tmp_path / "stopped", "gefl") == state_of(tmp_path / "whole", "gefl")
 
 
@@ -261,28 +262,12 @@ def owned(*methods: str, own: str = OWN, **changes: Any) -> dict[str, Any]:
     }
 
 
-@pytest.fixture
-def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Answers of sites whose processes know their own architectures, and of them the server nothing."""
-
-    def answer(handle: Any, message: Any, context: Any) -> Any:
-        with monkeypatch.context() as there:
-            there.setattr(architectures, "_makers", {})
-            return answer_message(handle, message, context)
-
-    monkeypatch.setattr(architectures, "_makers", {})
-    return answer
-
-
 @pytest.mark.parametrize("methods", [TAKE_IT, LEARN_IT, SHARE_ITS_EXTRACTOR])
-def test_an_architecture_that_only_its_site_knows_takes_part(
-    tmp_path: Path, methods: tuple[str, ...], elsewhere: Any
-) -> None:
+def test_an_architecture_that_only_its_site_knows_takes_part(tmp_path: Path, methods: tuple[str, ...]) -> None:
     own = "tests.toys:Headed" if methods == SHARE_ITS_EXTRACTOR else OWN
     config = owned(*methods, own=own, evaluation={"every": 0})
     start(config, tmp_path / "embedded")
-    architectures._makers.clear()
-    grid = Grid(sites(config, tmp_path / "sites"), elsewhere)
+    grid = Grid(sites(config, tmp_path / "sites"))
     assert not serve(config, grid, tmp_path / "sited").error
     for method in methods:
         assert state_of(tmp_path / "sited", method) == state_of(tmp_path / "embedded", method)
@@ -291,12 +276,12 @@ def test_an_architecture_that_only_its_site_knows_takes_part(
     assert not any(trial.failures for trial in trials)
 
 
-def test_a_site_learns_from_the_images_what_a_student_would(tmp_path: Path, elsewhere: Any) -> None:
+def test_a_site_learns_from_the_images_what_a_student_would(tmp_path: Path) -> None:
     """It is sent the set once, and tells nothing of its model, which the server never has."""
     config = owned("fgl")
     config["method"]["fgl"] |= {"learning_rounds": 3, "synthetic_epochs": 1}
     files = sites(config, tmp_path / "sites")
-    assert not serve(config, Grid(files, elsewhere), tmp_path / "run").error
+    assert not serve(config, Grid(files), tmp_path / "run").error
     at: Any = read_checkpoint(
         read_config(tmp_path / "run").method["fgl"], tmp_path / "run" / "trials" / "fgl" / "seed-0"
     )
@@ -323,12 +308,12 @@ def test_a_site_learns_from_the_images_what_a_student_would(tmp_path: Path, else
 
 
 @pytest.mark.parametrize("method", REFUSE_IT)
-def test_a_method_that_must_see_it_is_refused_before_training(tmp_path: Path, method: str, elsewhere: Any) -> None:
+def test_a_method_that_must_see_it_is_refused_before_training(tmp_path: Path, method: str) -> None:
     config = owned(method)
-    grid = Grid(sites(config, tmp_path / "sites"), elsewhere)
+    grid = Grid(sites(config, tmp_path / "sites"))
     assert serve(config, grid, tmp_path / "run").error == (
-        f"{method} has others than its site run each architecture, and {OWN} is known to site b alone: use one of the "
-        "zoo, or gefl, gefl_f or fgl"
+        f"{method} runs each architecture at the server or at other sites, and only site b knows {OWN}: use one of "
+        "`genfed list architectures`, or gefl, gefl_f or fgl"
     )
     assert not (tmp_path / "run").exists()
     asked = {json.loads(m.content.config_records["letter"]["head"])["ask"] for m in grid.sent}
@@ -336,11 +321,9 @@ def test_a_method_that_must_see_it_is_refused_before_training(tmp_path: Path, me
 
 
 @pytest.mark.parametrize("method", SHARE_ITS_EXTRACTOR)
-def test_an_architecture_without_an_extractor_is_refused_before_training(
-    tmp_path: Path, method: str, elsewhere: Any
-) -> None:
+def test_an_architecture_without_an_extractor_is_refused_before_training(tmp_path: Path, method: str) -> None:
     config = owned(method)
-    grid = Grid(sites(config, tmp_path / "sites"), elsewhere)
+    grid = Grid(sites(config, tmp_path / "sites"))
     assert serve(config, grid, tmp_path / "run").error == (
         f"{method}: architecture {OWN} has no extractor and header: a network whose extractor is shared has exactly "
         "these two children (site b)"
@@ -348,26 +331,23 @@ def test_an_architecture_without_an_extractor_is_refused_before_training(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_method_of_ones_own_that_looks_at_it_is_refused_before_training(tmp_path: Path, elsewhere: Any) -> None:
+def test_a_method_of_ones_own_that_looks_at_it_is_refused_before_training(tmp_path: Path) -> None:
     config = owned("mine", method={"mine": {"kind": "tests.toys:Looks"}})
     allowed = {name: {"allow": ["tests.toys:Looks"]} for name in NAMES}
-    grid = Grid(sites(config, tmp_path / "sites", **allowed), elsewhere)
+    grid = Grid(sites(config, tmp_path / "sites", **allowed))
     assert serve(config, grid, tmp_path / "run").error == (
-        f"mine: it must run {OWN}, which its site alone knows: use one of the zoo, or gefl (site b)"
+        f"mine: it must run {OWN}, which only its site knows: use one of `genfed list architectures`, or gefl (site b)"
     )
     assert not (tmp_path / "run").exists()
 
 
-def test_the_first_architecture_by_name_may_be_a_site_s_own(
-    tmp_path: Path, elsewhere: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_first_architecture_by_name_may_be_a_site_s_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The server finds the shape of the shared features by another's extractor."""
     monkeypatch.setitem(sys.modules, "a_toy", toys)
     config = owned("gefl_f", own="a_toy:Headed")
     config["method"]["gefl_f"] |= {"pool": "server"}
     start(config, tmp_path / "embedded")
-    architectures._makers.clear()
-    assert not serve(config, Grid(sites(config, tmp_path / "sites"), elsewhere), tmp_path / "sited").error
+    assert not serve(config, Grid(sites(config, tmp_path / "sites")), tmp_path / "sited").error
     assert state_of(tmp_path / "sited", "gefl_f") == state_of(tmp_path / "embedded", "gefl_f")
 
 
@@ -401,7 +381,7 @@ def test_label_sets_that_differ_are_reported_before_training(tmp_path: Path) -> 
         ({"name": "b"}, "two sites are named b; each needs a name of its own"),
         ({"architecture": "lineal"}, "no such architecture: 'lineal'; did you mean 'linear'?"),
         ({"data": {"kind": "npz", "path": "nowhere.npz"}}, "could not read or write a file; its own log says more"),
-        ({"classes": ["0", "1"]}, "classes: the data have a class '2', which is not among them"),
+        ({"classes": ["0", "1"]}, "classes: the data have a class '2', which the list lacks"),
     ],
 )
 def test_a_site_that_is_wrong_stops_the_run_before_training(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
@@ -444,7 +424,7 @@ def _raised(*chain: Exception, quiet: bool = False) -> Exception:
     ],
 )
 def test_the_server_hears_genfed_s_own_words_alone(error: Exception, told: str) -> None:
-    assert deployment_site._told(error).startswith(told)
+    assert deployment_site._public_text(error).startswith(told)
 
 
 def test_a_folder_that_cannot_be_written_is_not_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -532,7 +512,7 @@ def test_a_site_cannot_pass_for_another(tmp_path: Path) -> None:
     grid = Grid(sites(config, tmp_path / "sites"))
     grid.registered = {100: "a", 101: "c"}
     outcome = serve(config, grid, tmp_path / "run")
-    assert outcome.error == "the site with the key of c says that it is b: it has another's"
+    assert outcome.error == "the site with the key of c calls itself b: it uses the key of another site"
 
 
 def test_a_node_that_is_silent_or_refused_stalls_no_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -571,7 +551,7 @@ def test_a_node_that_is_silent_or_refused_stalls_no_round(tmp_path: Path, monkey
     assert (roll.node_of("b"), asked()) == (None, [silent, refused])
     assert 0.2 <= time.monotonic() - begun < 5
     assert roll.refused[silent] == "took longer than 0.2 s"
-    assert "said what cannot be" in roll.refused[refused]
+    assert "the description of a site is wrong" in roll.refused[refused]
     clock += 59
     assert (roll.node_of("b"), roll.node_of("a"), asked()) == (None, 100, [])
     clock += 2
@@ -617,7 +597,7 @@ def test_which_models_a_site_opens(tmp_path: Path) -> None:
     for kind in ("fgl", "oscar", "feddeo", "prompts_only", "fedlmg"):
         for model, allowed in (("shipped", True), ("some/model", True), ("other/model", False), (str(tmp_path), False)):
             method: Any = read_method({"kind": kind, "foundation": {"model": model}})
-            guarded: Any = deployment_site._guarded(method, config)
+            guarded: Any = deployment_site._restrict_models(method, config)
             list(guarded.phases())
             assert (guarded == method) is allowed
             if not allowed:
@@ -627,10 +607,10 @@ def test_which_models_a_site_opens(tmp_path: Path) -> None:
     for captioner, allowed in ((None, True), ("some/captioner", True), ("other/captioner", False)):
         method = read_method(words | ({} if captioner is None else {"captioner": captioner}))
         if allowed:
-            assert deployment_site._guarded(method, config) == method
+            assert deployment_site._restrict_models(method, config) == method
             continue
         with pytest.raises(GenfedError, match=r"^site a opens no captioner but those that its SITE\.toml names in"):
-            deployment_site._guarded(method, config)
+            deployment_site._restrict_models(method, config)
 
 
 def test_pooled_methods_are_refused(tmp_path: Path) -> None:
@@ -647,7 +627,7 @@ def test_a_check_says_what_there_is_and_trains_nothing(tmp_path: Path) -> None:
     assert [hello.name for hello in outcome.sites] == ["a", "b", "c"]
     assert outcome.trouble == ()
     assert not (tmp_path / "run").exists()
-    (row, *_) = deployment_server.request_to_settings(outcome)
+    (row, *_) = deployment_server.site_rows(outcome)
     assert len(row) == len(deployment_server.COLUMNS)
     assert row[:3] == ("a", "linear", f"{outcome.sites[0].examples} + {outcome.sites[0].held_out}")
 
@@ -803,19 +783,19 @@ def test_what_protects_at_sites_comes_to_the_bits_of_the_embedded_engine(
 @pytest.mark.parametrize(
     ("demands", "changes", "says"),
     [
-        ({"privacy": HERE}, {}, "site b: it takes part under [privacy] alone, since its file has a privacy budget"),
-        ({"privacy": HERE}, {"privacy": FIXED}, "site b: it takes no privacy.reproducible_noise"),
+        ({"privacy": HERE}, {}, "site b: it takes part only under [privacy], since its file has a privacy budget"),
+        ({"privacy": HERE}, {"privacy": FIXED}, "site b: it refuses privacy.reproducible_noise"),
         (
             {"privacy": HERE | {"epsilon": 0.5}},
             {"privacy": NOISY},
             "site b: the site's privacy budget over all runs does not hold this one, which comes to ε = 2.71: "
             "of ε = 0.5 at δ = 0.001, 0.00 is spent",
         ),
-        ({"minimum_group": 3}, {}, "site b: it uploads under [secure] alone, and fedavg would without masks"),
+        ({"minimum_group": 3}, {}, "site b: it uploads only under [secure], and fedavg would upload without masks"),
         (
             {"minimum_group": 3},
             {"secure": {"neighbours": 2, "threshold": 0.9}},
-            "site b: secure.neighbours: on a ring no client can tell how large a sum is",
+            "site b: secure.neighbours: on a ring no client knows how many uploads are in a sum",
         ),
         ({"minimum_group": 4}, {"secure": {}}, "site b: secure.minimum_group = 3: it needs sums of 4 uploads or more"),
         (
@@ -826,11 +806,11 @@ def test_what_protects_at_sites_comes_to_the_bits_of_the_embedded_engine(
     ],
 )
 def test_a_site_s_demands_are_heard_before_training(
-    tmp_path: Path, demands: dict[str, Any], changes: dict[str, Any], says: str, elsewhere: Any
+    tmp_path: Path, demands: dict[str, Any], changes: dict[str, Any], says: str
 ) -> None:
     pytest.importorskip("opacus")
     config = some("fedavg", federation=ALIKE, **changes)
-    grid = Grid(sites(config, tmp_path / "sites", b=demands), elsewhere)
+    grid = Grid(sites(config, tmp_path / "sites", b=demands))
     for check in (True, False):
         outcome = serve(config, grid, tmp_path / "run", check=check)
         assert outcome.error.startswith(says)
@@ -872,7 +852,7 @@ def letter(config: dict[str, Any], method: str = "fedavg", phase: str = "train",
     settings = read_config(config)
     task = partitioning.partition_data(settings, load_data(settings), 0).task
     about, step = (
-        deployment_server._about(settings, task, method, 0, "run"),
+        deployment_server._describe_trial(RunInputs(settings, task, (), {}), method, 0, "run"),
         {"phase": phase, "round": number, "number": number},
     )
     return {"genfed": genfed.__version__, "ask": "work", "open": about, "step": step, "client": 0}
@@ -885,7 +865,7 @@ def asked(file: Path, head: dict[str, Any], body: Any) -> Any:
 def initial(config: dict[str, Any]) -> Any:
     settings = read_config(config)
     shards = partitioning.partition_data(settings, load_data(settings), 0)
-    network = architectures.new_network("linear", shards.task, torch.Generator().manual_seed(0))
+    network = Architectures().new("linear", shards.task, torch.Generator().manual_seed(0))
     return pack(Model(weights_of(network)))
 
 
@@ -900,7 +880,7 @@ def test_a_server_cannot_have_more_trained_than_is_charged(tmp_path: Path) -> No
     shards = partitioning.partition_data(settings, load_data(settings), 0)
     method: Any = settings.method["gefl"]
     task = shards.task
-    server = new_server(task, shards.clients, settings.compute, 0, 0, "init")
+    server = new_server(task, shards.clients, settings.compute, Architectures().new, 0, 0, "init")
     generator, joint, *_ = flatten_phases(method.phases())
     state = method.init(server)
     sent = pack(generator.send(server, state, shards.clients[0]))  # type: ignore[misc]
@@ -928,8 +908,8 @@ def test_a_server_cannot_have_more_trained_than_is_charged(tmp_path: Path) -> No
     about = json.loads(first["open"])
     about["method"]["generator_epochs"] = 5
     for wrong, says in (
-        (first | {"client": 1}, "says something else of this trial than before"),
-        (first | {"open": json.dumps(about)}, "says something else of this trial than before"),
+        (first | {"client": 1}, "describes this trial otherwise than before"),
+        (first | {"open": json.dumps(about)}, "describes this trial otherwise than before"),
         (first | {"step": first["step"] | {"number": 0.0}}, "a step is a phase, a round and a number"),
         (first | {"step": first["step"] | {"number": True}}, "a step is a phase, a round and a number"),
         (first | {"step": first["step"] | {"round": -1}}, "a step is a phase, a round and a number"),
@@ -991,8 +971,8 @@ def test_a_budget_that_holds_a_run_holds_it_after_a_stop(tmp_path: Path) -> None
     files = sites(config, tmp_path / "sites", b={"privacy": HERE | {"epsilon": 0.8}})  # a run comes to 0.78
     with pytest.raises(KilledError):
         serve(config, Grid(files, stops), tmp_path / "run")
-    assert not serve(config, Grid(files), tmp_path / "run", resume=True).error
-    assert not serve(config, Grid(files), tmp_path / "run", resume=True).error
+    assert not serve(config, Grid(files), tmp_path / "run", on_existing="resume").error
+    assert not serve(config, Grid(files), tmp_path / "run", on_existing="resume").error
     other = serve(config, Grid(files), tmp_path / "other")
     assert "does not hold this one, which comes to ε = 0.78: of ε = 0.8 at δ = 0.001, 0.78 is spent" in other.error
 

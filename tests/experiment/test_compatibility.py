@@ -69,7 +69,7 @@ def test_only_bad_clients_reply_otherwise_and_only_in_the_named_phases(tmp_path:
     ids = ", ".join(map(str, changed))
     assert report.notes == (
         "This run was attacked, in simulation: 2 of 5 clients train on false labels (class c is called C − 1 − c) "
-        f"(label_flip; seed 0: {ids}). Scores are over all clients, those that attack among them.",
+        f"(label_flip; seed 0: {ids}). Scores are over all clients, including the malicious ones.",
     )
     assert "This run was attacked, in simulation" in (tmp_path / "flipped" / "report.html").read_text()
     assert "attacked" not in (tmp_path / "clean" / "report.html").read_text()
@@ -94,7 +94,7 @@ def test_what_a_rule_does_not_cover_is_told(tmp_path: Path) -> None:
     report = start(config, tmp_path / "run")
     assert report.notes == (
         "Uploads that a method averages are reduced by median instead.",
-        "fedgen: header, counts cannot be reduced by median, and are as clients send them.",
+        "fedgen: header, counts cannot be reduced by median, and are used as clients send them.",
     )
 
 

@@ -188,7 +188,7 @@ def test_a_run_reports_it_and_goes_on_where_it_was_not_measured(tmp_path: Path) 
         {k: v for k, v in row.items() if k not in ("own", "own_of")} for row in read_metrics(run / "metrics.jsonl")
     ]
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in before))
-    again = start(domains(), run, resume=True)
+    again = start(domains(), run, on_existing="resume")
     assert [(t.accuracy, t.own, t.personal_accuracy, t.personal_worst) for t in again.trials] == [
         (t.accuracy, (), None, None) for t in report.trials
     ]

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from genfed.artifacts.trained_model import load_trained, select_trial
+from genfed.config.architectures import Architectures
 from genfed.config.reader import read_config, to_toml
 from genfed.core.aggregate import ClientInfo
 from genfed.core.errors import GenfedError
@@ -24,6 +25,7 @@ from genfed.experiment.generator_quality import GeneratorEvaluator
 from genfed.experiment.inputs import load_data
 from genfed.experiment.partitioning import partition_data
 from genfed.experiment.progress import Progress
+from genfed.experiment.run_folder import RunFolder
 from genfed.experiment.trial import new_server
 from genfed.report.metrics_log import read_metrics as read_metrics
 from genfed.report.results import from_json
@@ -67,7 +69,7 @@ def test_a_leak_is_found_and_noise_is_silent(tmp_path: Path) -> None:
         assert unfit.quality is None
         assert unfit.failures == (
             "quality round 0: the generator's samples hold numbers that are not finite, or too large for a classifier: "
-            "they are not judged",
+            "they are not evaluated",
         )
 
 
@@ -80,24 +82,25 @@ def test_images_for_clients_by_hand(tmp_path: Path) -> None:
     data = Data(x, torch.arange(40) % 2)
     shards: Any = FederatedData(task, infos, ((0, 20), (20, 40)), data, data)
     config = read_config(tiny("local", quality={"samples": 10, "epochs": 20}))
-    judge, method = GeneratorEvaluator(config, shards, 0), config.method["local"]
+    method, new_network = config.method["local"], Architectures().new
+    judge = GeneratorEvaluator(config.quality, torch.device("cpu"), shards, 0, new_network)
     fields = {"seed": 0, "method": method, "shards": shards, "folder": tmp_path, "compute": config.compute}
-    trial: Any = SimpleNamespace(**fields, public=None)
+    trial: Any = SimpleNamespace(**fields, public=None, new_network=Architectures().new)
     labels, clients = torch.tensor([0, 1, 0, 1, 0]), torch.tensor([0, 0, 0, 1, NO_CLIENT])
     made = SyntheticBatch(x[[1, 2, 30, 31, 3]], SampleRequest(labels, clients, labels), labels)
 
     def sure(odds: float) -> dict[str, torch.Tensor]:
         return {"header.weight": torch.zeros(2, 64), "header.bias": torch.tensor([math.log(odds), 0.0])}
 
-    told = judge._for_clients(trial, SimpleNamespace(teachers={0: sure(3), 1: sure(1)}), made)
+    told = judge._measure_clients(trial, SimpleNamespace(teachers={0: sure(3), 1: sure(1)}), made)
     assert told == {
         "certainty": pytest.approx((0.75 + 0.25 + 0.75 + 0.5) / 4),
         "client_match": 3 / 4,  # the third of client 0 is light
         "clients_apart": 1.0,
     }
-    assert judge._for_clients(trial, SimpleNamespace(), made).keys() == {"client_match", "clients_apart"}
+    assert judge._measure_clients(trial, SimpleNamespace(), made).keys() == {"client_match", "clients_apart"}
     nobody = dataclasses.replace(made.wanted, clients=torch.full_like(clients, NO_CLIENT))
-    assert judge._for_clients(trial, SimpleNamespace(), dataclasses.replace(made, wanted=nobody)) == {}
+    assert judge._measure_clients(trial, SimpleNamespace(), dataclasses.replace(made, wanted=nobody)) == {}
 
 
 def test_a_stopped_run_is_judged_as_an_undisturbed_one_and_once(
@@ -116,8 +119,8 @@ def test_a_stopped_run_is_judged_as_an_undisturbed_one_and_once(
     monkeypatch.setattr(GeneratorEvaluator, "__call__", stop)
     with pytest.raises(KeyboardInterrupt):
         start(config, tmp_path / "run")
-    again = start(config, tmp_path / "run", resume=True)
-    start(config, tmp_path / "run", resume=True)
+    again = start(config, tmp_path / "run", on_existing="resume")
+    start(config, tmp_path / "run", on_existing="resume")
     assert calls == ["Copies", "Noise", "Noise"]
     assert left_by(tmp_path / "run") == left_by(tmp_path / "whole")
     timeless = [[dataclasses.replace(t.quality, seconds=0.0) for t in r.trials if t.quality] for r in (whole, again)]
@@ -130,7 +133,7 @@ def test_how_it_is_judged_may_change_on_resume(tmp_path: Path) -> None:
     assert start(config, tmp_path).trials[0].quality is None
     for samples in (20, 30, 0):
         changed = config | {"quality": {"samples": samples, "epochs": 1, "architecture": "mlp-small"}}
-        quality = start(changed, tmp_path, resume=True).trials[0].quality
+        quality = start(changed, tmp_path, on_existing="resume").trials[0].quality
         assert (quality.samples if quality else 0) == samples
     assert not [row for row in read_metrics(tmp_path / "metrics.jsonl") if row["phase"] == "quality"]
 
@@ -185,7 +188,7 @@ def test_what_is_counted_in_some_phases_alone_is_no_count(first: bool, tmp_path:
 
     with pytest.raises(KeyboardInterrupt):
         start(counting(first), tmp_path, notify=stop)
-    (trial,) = start(counting(not first), tmp_path, resume=True).trials
+    (trial,) = start(counting(not first), tmp_path, on_existing="resume").trials
     assert [cost.flops is not None for cost in trial.costs] == [first, not first, False]
     assert trial.flops is None
     assert trial.parameters is None
@@ -209,7 +212,7 @@ def test_published_figures_are_kept_with_the_run(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "report.json").read_text())["published"]["fedavg"]["accuracy"] == 95.47
     (tmp_path / "other.toml").write_text(to_toml(config))
     assert read_config(tmp_path / "other.toml") == config
-    without = runs.run(read_config(tiny("fedavg")), out=tmp_path, resume=True)
+    without = runs.run(read_config(tiny("fedavg")), out=tmp_path, on_existing="resume")
     assert without.published == {}
     assert without.trials == report.trials
 
@@ -245,14 +248,14 @@ def test_a_generator_of_features_is_judged_among_features(tmp_path: Path) -> Non
     assert trial.quality.architecture == "mlp"
     assert not trial.quality.stored
     rows = [row for row in left_by(tmp_path / "run")["metrics"] if row["phase"] == "quality"]
-    start(config, tmp_path / "run", resume=True)
+    start(config, tmp_path / "run", on_existing="resume")
     assert [row for row in left_by(tmp_path / "run")["metrics"] if row["phase"] == "quality"] == rows
 
     settings = read_config(tmp_path / "run")
     method, dataset = settings.method["gefl_f"], load_data(settings)
-    chosen = select_trial(tmp_path / "run", settings, "gefl_f", None, ["gefl_f"])
+    chosen = select_trial(RunFolder(tmp_path / "run"), settings, "gefl_f", None, ["gefl_f"])
     clients = partition_data(settings, dataset, 0).clients
-    server = new_server(chosen.at.task, clients, settings.compute, 0, 0, "quality")
+    server = new_server(chosen.at.task, clients, settings.compute, Architectures().new, 0, 0, "quality")
     x = dataset.test.x[:5]
     with torch.no_grad():
         expected = load_trained(chosen, 1).network.get_submodule("extractor").eval()(normalize_pixels(x))

@@ -15,8 +15,9 @@ import torch
 from genfed.cli import common
 from genfed.cli import main as cli
 from genfed.config.reader import read_config, to_toml
+from genfed.config.settings import Compute
 from genfed.core.errors import GenfedError
-from genfed.experiment.environment import _command, count_workers
+from genfed.experiment.environment import command_line, count_workers
 from genfed.experiment.inputs import load_data, load_public
 from genfed.experiment.partitioning import assign_architectures, count_classes, partition_data, pool_clients
 from tests.conftest import start, tiny
@@ -89,14 +90,14 @@ def test_the_ceiling_trains_in_every_round_whoever_is_sampled(tmp_path: Path) ->
 
 
 def test_workers_are_never_more_than_clients() -> None:
-    assert count_workers(read_config(tiny("local", compute={"workers": 9}))) == 4
+    assert count_workers(Compute(workers=9), 4) == 4
 
 
 def test_workers_and_their_threads_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     """Twice as many threads as cores would wait for one another most of the time."""
     monkeypatch.setattr("genfed.experiment.environment.count_cores", lambda: 4)
     for threads, workers in ((1, 4), (2, 2), (3, 1), (8, 1)):
-        assert count_workers(read_config(tiny("local") | {"compute": {"threads": threads}})) == workers
+        assert count_workers(Compute(threads=threads), 4) == workers
 
 
 @pytest.mark.parametrize("method", ["fedavg", "gefl"])
@@ -144,7 +145,7 @@ def test_every_path_of_a_table_starts_from_data_root(tmp_path: Path) -> None:
 
 def test_the_command_can_be_copied(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["/x/genfed/__main__.py", "run", "a b.toml", "--set", 'methods=["gefl"]'])
-    assert _command() == "genfed run 'a b.toml' --set 'methods=[\"gefl\"]'"
+    assert command_line() == "genfed run 'a b.toml' --set 'methods=[\"gefl\"]'"
     assert common._stopped(common._console()).exit_code == 130
     assert "genfed run 'a b.toml' --set 'methods=[\"gefl\"]' --resume" in capsys.readouterr().out
 

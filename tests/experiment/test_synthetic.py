@@ -15,6 +15,7 @@ from PIL import Image
 
 from genfed.artifacts.samples import write_samples
 from genfed.cli import main as cli
+from genfed.config.architectures import Architectures
 from genfed.config.reader import read_config
 from genfed.core.errors import GenfedError
 from genfed.core.store import FolderStore
@@ -40,7 +41,9 @@ def config(**settings: Any) -> dict[str, Any]:
 
 def stored(out: Path) -> SyntheticBatch:
     at: Any = read_checkpoint(read_config(out).method[STORING], out / TRIAL)
-    server = new_server(at.task, (), read_config(out).compute, 0, 0, store=FolderStore(out / TRIAL))
+    server = new_server(
+        at.task, (), read_config(out).compute, Architectures().new, 0, 0, store=FolderStore(out / TRIAL)
+    )
     made: SyntheticBatch = at.state.synthetic.read(server)
     return made
 
@@ -84,7 +87,7 @@ def test_kill_9_in_the_middle_of_a_chunk_and_resume(whole: Path, tmp_path: Path)
         assert done.returncode == -9, done.stderr
         assert len(list((out / TRIAL).glob("store/*.safetensors"))) == shards
     (out / TRIAL / "store" / ".draw.3.0.safetensors.1.part").write_bytes(b"torn")
-    start(config(), out, resume=True)
+    start(config(), out, on_existing="resume")
     assert left_by(out) == left_by(whole)
     assert not list((out / TRIAL / "store").glob(".*"))
 
@@ -93,9 +96,9 @@ def test_shards_of_an_interrupted_round_are_dropped(whole: Path, tmp_path: Path)
     shutil.copytree(whole, tmp_path / "run")
     store = tmp_path / "run" / TRIAL / "store"
     shutil.copy(store / "draw.0.0.safetensors", store / "draw.9.0.safetensors")
-    start(config(), tmp_path / "run", resume=True)
+    start(config(), tmp_path / "run", on_existing="resume")
     assert left_by(tmp_path / "run") == left_by(whole)
-    start(config(), tmp_path / "run", fresh=True)
+    start(config(), tmp_path / "run", on_existing="replace")
     assert left_by(tmp_path / "run") == left_by(whole)
 
 
@@ -122,7 +125,7 @@ def test_a_damaged_shard_is_one_line_and_nothing_else_is_lost(
     assert str(shard) in says
     assert f"delete {out / TRIAL} to do this trial again from its start" in says
     shard.write_bytes(content)
-    start(config(), out, resume=True)
+    start(config(), out, on_existing="resume")
 
 
 def test_a_chunk_that_is_not_finite_stops_the_run_and_loses_nothing(whole: Path, tmp_path: Path) -> None:
@@ -192,7 +195,7 @@ def test_sample_as_arrays_and_another_draw(whole: Path, tmp_path: Path) -> None:
 
 def test_an_empty_set_has_nothing_to_sample(tmp_path: Path) -> None:
     start(config(each=0), tmp_path / "run")
-    with pytest.raises(GenfedError, match="the server of storing has made no image yet"):
+    with pytest.raises(GenfedError, match="the server of storing has generated no image yet"):
         write_samples(tmp_path / "run", tmp_path / "png", 5)
 
 
@@ -208,7 +211,7 @@ def test_a_kept_set_is_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert None not in (trial.quality.certainty, trial.quality.client_match, trial.quality.clients_apart)
     assert dict(zip(cost_table(report).head, cost_table(report).rows[0], strict=True))["sampling"] == "–"
     before = left_by(tmp_path / "run")
-    again = start(judged, tmp_path / "run", resume=True)
+    again = start(judged, tmp_path / "run", on_existing="resume")
     assert again.trials[0].quality == trial.quality, "it is not judged again"
     assert left_by(tmp_path / "run") == before
     empty = start(judged | {"method": config(each=0)["method"]}, tmp_path / "empty")
@@ -227,5 +230,5 @@ def test_the_page_shows_the_set_by_class_and_client(whole: Path) -> None:
 
 def test_pictures_of_large_images_are_small() -> None:
     images = torch.randint(256, (2, 3, 200, 100), dtype=torch.uint8)
-    assert sample_grids._small(images).shape == (2, 3, 64, 32)
-    assert sample_grids._small(torch.full((1, 3, 128, 128), 7, dtype=torch.uint8)).eq(7).all()
+    assert sample_grids._shrink(images).shape == (2, 3, 64, 32)
+    assert sample_grids._shrink(torch.full((1, 3, 128, 128), 7, dtype=torch.uint8)).eq(7).all()

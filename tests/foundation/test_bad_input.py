@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from genfed.cli import main as cli
+from genfed.config.architectures import Architectures
 from genfed.config.reader import read_config
 from genfed.core.aggregate import ClientInfo
 from genfed.core.client import Server
@@ -48,7 +49,7 @@ def finished(out: Path, label: str) -> tuple[Any, SyntheticBatch]:
     """The final state, and the images."""
     folder = out / "trials" / label / "seed-0"
     at: Any = read_checkpoint(read_config(out).method[label], folder)
-    server = new_server(at.task, (), read_config(out).compute, 0, 0, store=FolderStore(folder))
+    server = new_server(at.task, (), read_config(out).compute, Architectures().new, 0, 0, store=FolderStore(folder))
     return at.state, at.state.synthetic.read(server)
 
 
@@ -80,7 +81,7 @@ UNKNOWN: dict[str, tuple[Tensor, Tensor, str]] = {
 
 
 def server() -> Server:
-    return new_server(TASK, (), read_config(tiny("fgl")).compute, 0, 0)
+    return new_server(TASK, (), read_config(tiny("fgl")).compute, Architectures().new, 0, 0)
 
 
 @pytest.mark.parametrize("what", UNKNOWN)
@@ -203,7 +204,7 @@ def test_kill_9_in_the_middle_of_a_batch_of_images_and_resume(tmp_path: Path) ->
     assert [shard.name for shard in (out / "trials" / "dies" / "seed-0" / "store").iterdir()] == [
         "synthesise.0.0.safetensors"
     ]
-    start(config, out, resume=True)
+    start(config, out, on_existing="resume")
     start(config, tmp_path / "undisturbed")
     assert left_by(out) == left_by(tmp_path / "undisturbed")
     state, made = finished(out, "dies")

@@ -14,7 +14,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from genfed.config import architectures
+from genfed.config.architectures import Architectures
 from genfed.config.reader import read_config
 from genfed.core.aggregate import ClientInfo
 from genfed.core.client import Client
@@ -128,7 +128,7 @@ def client(y: list[int], number: int = 0) -> Client:
     kept: Any = None
 
     def new_network(name: str, rng: torch.Generator) -> torch.nn.Module:
-        return architectures.new_network(name, TASK, rng)
+        return Architectures().new(name, TASK, rng)
 
     data = Data(pixels(len(y), *TASK.shape), torch.tensor(y))
     return Client(info, TASK, data, kept, stream(number), 0, CPU, "float32", new_network)

@@ -103,7 +103,7 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(
     assert (tmp_path / "model" / CHECKPOINT).exists() == (at > 2)
     assert not (tmp_path / "model" / "model_index.json").exists()
     monkeypatch.setattr("genfed.foundation.pretraining.stream", stream)
-    run_pretraining(settings, tmp_path / "model", resume=True)
+    run_pretraining(settings, tmp_path / "model", on_existing="resume")
     assert weights(tmp_path / "model") == weights(trained)
     assert (tmp_path / "model" / "vae" / "config.json").read_bytes() == (trained / "vae" / "config.json").read_bytes()
     assert not (tmp_path / "model" / CHECKPOINT).exists()
@@ -187,20 +187,20 @@ def test_a_directory_is_not_overwritten(trained: Path, tmp_path: Path) -> None:
     with pytest.raises(GenfedError, match="holds a pretraining: go on with --resume"):
         run_pretraining(settings, trained)
     with pytest.raises(GenfedError, match=r"was started with another training\.steps"):
-        run_pretraining(read_pretraining(config(tmp_path), ["training.steps=7"]), trained, resume=True)
+        run_pretraining(read_pretraining(config(tmp_path), ["training.steps=7"]), trained, on_existing="resume")
     before = weights(trained)
-    assert run_pretraining(settings, trained, resume=True).images == 40  # finished: nothing is done
+    assert run_pretraining(settings, trained, on_existing="resume").images == 40  # finished: nothing is done
     assert weights(trained) == before
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").touch()
     with pytest.raises(GenfedError, match="no pretraining of genfed"):
-        run_pretraining(settings, tmp_path / "other", fresh=True)
+        run_pretraining(settings, tmp_path / "other", on_existing="replace")
 
 
 def test_begun_anew_nothing_of_the_old_one_stays(tmp_path: Path) -> None:
     run_pretraining(read_pretraining(config(tmp_path)), tmp_path / "model")
     pixels = read_pretraining(config(tmp_path, model=TINY["model"] | {"autoencoder": []}))
-    run_pretraining(pixels, tmp_path / "model", fresh=True)
+    run_pretraining(pixels, tmp_path / "model", on_existing="replace")
     assert not (tmp_path / "model" / "vae").exists()
     assert load_foundation(str(tmp_path / "model")).kind == "pixel"
 
@@ -237,7 +237,7 @@ def test_another_checkpoint_is_not_gone_on_with(tmp_path: Path, monkeypatch: pyt
         run_pretraining(settings, tmp_path / "model", notify=killed)
     np.savez(tmp_path / "own.npz", x=np.ones((20, 8, 8, 3), np.uint8), y=np.repeat([0, 1], 10))
     with pytest.raises(GenfedError, match="was trained on other images or prompts; begin anew with --fresh"):
-        run_pretraining(settings, tmp_path / "model", resume=True)
+        run_pretraining(settings, tmp_path / "model", on_existing="resume")
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], trained: Path) -> None:

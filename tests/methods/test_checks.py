@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from genfed.config import architectures
+from genfed.config.architectures import Architectures
 from genfed.config.reader import read_config
 from genfed.core.aggregate import ClientInfo
 from genfed.core.client import Server
@@ -31,7 +31,7 @@ NUMBERS = torch.tensor([2, 0, 3])
 def server() -> Server:
     return Server(
         TASK, (INFO,), 0, stream(0), 0, torch.device("cpu"), "float32",
-        lambda name, rng: architectures.new_network(name, TASK, rng),
+        lambda name, rng: Architectures().new(name, TASK, rng),
     )  # fmt: skip
 
 
@@ -95,7 +95,7 @@ def test_representations_of_fedgh() -> None:
 
 @pytest.mark.parametrize("label", ["feddf", "ensemble", "dense"])
 def test_a_classifier_that_is_asked_with_others(label: str) -> None:
-    weights = weights_of(architectures.new_network("linear", TASK, torch.Generator()))
+    weights = weights_of(Architectures().new("linear", TASK, torch.Generator()))
     name = min(weights)
     wrong = {
         "classifier": (weights | {name: weights[name][:1]}, f"its classifier is no linear: '{name}' is not as there"),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from genfed.config import architectures
+from genfed.config.architectures import Architectures
 from genfed.config.reader import read_config
 from genfed.core.client import Server
 from genfed.core.rng import stream
@@ -31,7 +31,7 @@ def _no_page(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def server() -> Server:
     def new_network(name: str, rng: torch.Generator) -> nn.Module:
-        return architectures.new_network(name, TASK, rng)
+        return Architectures().new(name, TASK, rng)
 
     return Server(TASK, (), 0, stream(0), 0, torch.device("cpu"), "float32", new_network)
 

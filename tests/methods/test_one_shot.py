@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from genfed.config import architectures
+from genfed.config.architectures import Architectures
 from genfed.config.reader import read_config
 from genfed.core.aggregate import ClientInfo
 from genfed.core.client import Server
@@ -44,7 +44,7 @@ def _no_page(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def server(number: int = 0, task: Task = TASK, names: tuple[str, ...] = ("linear",)) -> Server:
     def new_network(name: str, rng: torch.Generator) -> nn.Module:
-        return architectures.new_network(name, task, rng)
+        return Architectures().new(name, task, rng)
 
     clients = tuple(ClientInfo(i, name, 1) for i, name in enumerate(names))
     return Server(task, clients, number, stream(0, number), 0, torch.device("cpu"), "float32", new_network)

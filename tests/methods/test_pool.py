@@ -6,12 +6,14 @@ from typing import Any
 import pytest
 import torch
 
+from genfed.config.architectures import Architectures
 from genfed.config.reader import read_config
 from genfed.core.phase import Reduced
 from genfed.experiment.checkpoint import read_checkpoint
 from genfed.experiment.inputs import load_data
 from genfed.experiment.partitioning import partition_data
-from genfed.experiment.trial import new_server, trial_folder
+from genfed.experiment.run_folder import RunFolder
+from genfed.experiment.trial import new_server
 from tests.conftest import left_by, start, tiny
 
 
@@ -20,7 +22,7 @@ def run(out: Path, method: str, **changes: Any) -> tuple[Any, list[dict[str, Any
     config = tiny(method)
     config["method"][method] = config["method"][method] | changes
     start(config, out)
-    at = read_checkpoint(read_config(config).method[method], trial_folder(out, method, 0))
+    at = read_checkpoint(read_config(config).method[method], RunFolder(out).trial(method, 0))
     assert at is not None
     return at.state, left_by(out)["metrics"]
 
@@ -56,7 +58,7 @@ def test_the_pool_is_as_large_as_the_largest_client_needs() -> None:
     method: Any = config.method["gefl"]
     shards = partition_data(config, load_data(config), 0)
     assert len({info.examples for info in shards.clients}) > 1
-    server = new_server(shards.task, shards.clients, config.compute, 0, 0, "pool")
+    server = new_server(shards.task, shards.clients, config.compute, Architectures().new, 0, 0, "pool")
     state = method.keep_pool(server, method.init(server), Reduced({}, ()))
     assert len(state.pool) == max(info.examples for info in shards.clients) // 8 * 8
 

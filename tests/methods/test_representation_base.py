@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genfed.config import architectures
+from genfed.config.architectures import Architectures
 from genfed.core.aggregate import ClientInfo
 from genfed.core.client import Client, Server
 from genfed.core.errors import GenfedError
@@ -107,10 +107,10 @@ def client(architecture: str, data: Data, task: Task = TABLE, seed: int = 3, mak
 METHOD: RepresentationMethod[Any] = FedProto(dimension=7)
 
 
-@pytest.mark.parametrize("name", sorted(architectures.architectures()))
+@pytest.mark.parametrize("name", Architectures().names())
 def test_every_architecture_of_the_zoo_gives_representations_of_one_size(name: str) -> None:
     def make(architecture: str, rng: torch.Generator) -> nn.Module:
-        return architectures.new_network(architecture, IMAGES, rng)
+        return Architectures().new(architecture, IMAGES, rng)
 
     network = METHOD.network(server(name, task=IMAGES, make=make), name)
     assert network.training

@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from genfed.config import architectures
+from genfed.config.architectures import Architectures
 from genfed.config.reader import read_config
 from genfed.core.aggregate import ClientInfo
 from genfed.core.client import Client, Server
@@ -68,7 +68,7 @@ def finished(out: Path, label: str) -> Any:
 
 def server(task: Task = TASK, store: FolderStore | None = None) -> Server:
     def new_network(name: str, rng: torch.Generator) -> nn.Module:
-        return architectures.new_network(name, task, rng)
+        return Architectures().new(name, task, rng)
 
     clients = (ClientInfo(0, "linear", 1),)
     made = Server(task, clients, 0, stream(0), 0, CPU, "float32", new_network)
@@ -164,8 +164,8 @@ def test_clients_with_an_architecture_of_their_own_learn_as_students_do(tmp_path
     state, learning = finished(tmp_path / "run", "fgl"), Training(epochs=1, batch_size=8)
     assert (state.students, state.personal) == ({}, (own,))
     task, rng = Task("image", (1, 8, 8), tuple("0123456789")), stream(0, "learn_own", 0, 1)
-    network = architectures.new_network(own, task, rng)
-    network.load_state_dict(architectures.new_network(own, task, stream(0, "common", "classifier", own)).state_dict())
+    network = Architectures().new(own, task, rng)
+    network.load_state_dict(Architectures().new(own, task, stream(0, "common", "classifier", own)).state_dict())
     for _ in range(2):
         train(network, replace(server(task), rng=rng), learning, data=images_of(tmp_path / "run", "fgl").data)
     (kept,) = (tmp_path / "run" / "trials" / "fgl" / "seed-0" / "clients" / "1").glob("model.*")

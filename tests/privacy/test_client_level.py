@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from genfed.config.architectures import Architectures
 from genfed.config.reader import read_config
 from genfed.core.aggregate import ClientInfo
 from genfed.core.errors import GenfedError
@@ -21,7 +22,8 @@ from genfed.engines.messages import RoundId
 from genfed.experiment import partitioning
 from genfed.experiment.checkpoint import read_checkpoint
 from genfed.experiment.inputs import load_data
-from genfed.experiment.trial import new_trial, trial_folder
+from genfed.experiment.run_folder import RunFolder
+from genfed.experiment.trial import new_trial
 from genfed.methods.bases.averaging import Classifiers, FederatedAveraging
 from genfed.privacy import client_level
 from genfed.privacy.accounting import epsilon
@@ -43,11 +45,11 @@ def private(*methods: str, how: dict[str, Any] | None = None, **changes: Any) ->
 
 
 def account(out: Path, method: str = "fedavg") -> ReleaseLedger:
-    return load(ReleaseLedger, trial_folder(out, method, 0) / ACCOUNT)
+    return load(ReleaseLedger, RunFolder(out).trial(method, 0) / ACCOUNT)
 
 
 def weights(out: Path) -> torch.Tensor:
-    at = read_checkpoint(read_config(out).method["fedavg"], trial_folder(out, "fedavg", 0))
+    at = read_checkpoint(read_config(out).method["fedavg"], RunFolder(out).trial("fedavg", 0))
     assert at is not None
     return torch.cat([w.flatten() for w in at.state.classifiers["linear"].values()])
 
@@ -186,7 +188,11 @@ def test_who_fails_does_not_show_whom_else_the_coins_drew(tmp_path: Path, monkey
 def test_secret_draws_are_independent_and_do_not_follow_from_the_seed(tmp_path: Path) -> None:
     settings = read_config(secretly(reproducible_noise=False))
     shards = partitioning.partition_data(settings, load_data(settings), 0)
-    drawer = client_level.ClientLevelPrivacy(new_trial(settings, tmp_path / "run", "fedavg", 0, shards, ""))
+    drawer = client_level.ClientLevelPrivacy(
+        new_trial(
+            settings, "fedavg", 0, folder=RunFolder(tmp_path / "run"), shards=shards, new_network=Architectures().new
+        )
+    )
     rounds = [drawer.draw_secretly(RoundId("train", 0, 0)) or [] for _ in range(2000)]
     drawn = torch.tensor([[info in asked for info in shards.clients] for asked in rounds])
     share = drawn.double().mean(0)
@@ -215,7 +221,7 @@ def test_the_clip_moves_in_each_phase_by_itself_and_over_stops(tmp_path: Path) -
 
     with pytest.raises(StoppedError):
         start(config, tmp_path / "run", notify=stop)
-    start(config, tmp_path / "run", resume=True)
+    start(config, tmp_path / "run", on_existing="resume")
     once, twice = 1e-6 * math.exp(0.25), 1e-6 * math.exp(0.5)  # no update is so short
     clips = {(r.phase, r.step): r.clip for r in account(tmp_path / "run", "gefl").releases}
     expected = {("generator", 0): once, ("generator", 1): twice, ("joint", 2): once, ("joint", 3): twice}
@@ -244,9 +250,9 @@ def test_a_round_is_paid_for_once_it_is_released(tmp_path: Path) -> None:
         start(config, out, notify=stop_at("train", 3))
     assert account(out).releases == ()
     with pytest.raises(StoppedError):
-        start(config, out, resume=True, notify=stop_at("evaluate", 2))
+        start(config, out, on_existing="resume", notify=stop_at("evaluate", 2))
     assert [r.step for r in account(out).releases] == [0]
-    report = start(config, out, resume=True)
+    report = start(config, out, on_existing="resume")
     assert [r.step for r in account(out).releases] == [0, 0, 1]
     assert report.trials[0].protection is not None
     assert report.trials[0].protection.epsilon == epsilon([(1.0, 1.0, 3)], 1e-3, "rdp")
@@ -277,7 +283,7 @@ def test_a_run_stops_before_its_budget_is_passed(
     with pytest.raises(StoppedError):
         start(config, out, notify=stop)
     with pytest.raises(GenfedError, match=r"client_privacy.epsilon = 5 does not hold train round 1: .* paid for twice"):
-        start(config, out, resume=True)
+        start(config, out, on_existing="resume")
     assert [r.step for r in account(out).releases] == [0, 0]
     assert set(worked) == {0}
 
@@ -504,7 +510,7 @@ def test_a_sum_is_paid_for_before_it_is_uncovered(tmp_path: Path, monkeypatch: p
     config["compute"] = {"workers": 0}
     for paid in (0, 1):
         with pytest.raises(KilledError):
-            start(config, tmp_path / "run", resume=(tmp_path / "run").exists())
+            start(config, tmp_path / "run", on_existing="resume" if (tmp_path / "run").exists() else "refuse")
         assert len(account(tmp_path / "run").releases) == paid
-    start(config, tmp_path / "run", resume=True)
+    start(config, tmp_path / "run", on_existing="resume")
     assert [r.step for r in account(tmp_path / "run").releases] == [0, 0, 1]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from genfed.config import architectures
+from genfed.config.architectures import Architectures
 from genfed.core.errors import GenfedError
 from genfed.core.privacy import DeclaredTraining, PrivateTrainer
 from genfed.core.task import Data, Task
@@ -35,7 +35,7 @@ def some(n: int, task: Task = GREY) -> tuple[Tensor, Tensor]:
 
 
 def player_of(name: str, rate: float = 0.1) -> Objective:
-    network = architectures.new_network(name, GREY, torch.Generator().manual_seed(0)).train()
+    network = Architectures().new(name, GREY, torch.Generator().manual_seed(0)).train()
     return Objective(cross_entropy(network), torch.optim.SGD(network.parameters(), rate), network=network)
 
 
@@ -175,7 +175,7 @@ def test_noise_differs_from_run_to_run_and_not_when_reproducible() -> None:
 
 def test_batches_are_poisson_samples() -> None:
     sizes: list[int] = []
-    network = architectures.new_network("linear", GREY, torch.Generator().manual_seed(0)).train()
+    network = Architectures().new("linear", GREY, torch.Generator().manual_seed(0)).train()
     inner = cross_entropy(network)
 
     def loss(x: Tensor, y: Tensor, rng: torch.Generator) -> Tensor:
@@ -221,7 +221,7 @@ def test_a_whole_gan_trains() -> None:
 
 
 def test_batchnorm_and_kept_statistics_are_refused() -> None:
-    network = architectures.new_network("cnn1", GREY, torch.Generator())
+    network = Architectures().new("cnn1", GREY, torch.Generator())
     with pytest.raises(GenfedError, match=r"extractor\.1 is BatchNorm"):
         check_layers(network)
     task = Task("features", (3, 4, 4), ("a", "b"))

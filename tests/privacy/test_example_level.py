@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from genfed.config.architectures import Architectures
 from genfed.config.reader import build_settings, read_config
 from genfed.core.client import Client
 from genfed.core.errors import GenfedError
@@ -20,7 +21,8 @@ from genfed.engines.messages import RoundId
 from genfed.experiment import partitioning
 from genfed.experiment.inputs import load_data
 from genfed.experiment.local_clients import new_runner
-from genfed.experiment.trial import new_trial, trial_folder, trial_server
+from genfed.experiment.run_folder import RunFolder
+from genfed.experiment.trial import new_trial, trial_server
 from genfed.methods.bases.averaging import FederatedAveraging
 from genfed.privacy import compatibility as privacy_compatibility
 from genfed.privacy.accounting import epsilon, fits_budget, noise_for
@@ -113,7 +115,7 @@ def test_every_round_is_charged_and_shown(tmp_path: Path) -> None:
     config["method"]["gefl"] |= {"generator_rounds": 1, "generator_epochs": 1, "generator_batch_size": 16}
     report = start(config, tmp_path / "run")
     # 40 examples: ⌈40/16⌉ = 3 steps of the generator, then 5 in each of two joint rounds.
-    ledger = read_ledger(trial_folder(tmp_path / "run", "gefl", 0) / "clients" / "1")
+    ledger = read_ledger(RunFolder(tmp_path / "run").trial("gefl", 0) / "clients" / "1")
     assert [(c.step, c.rate, c.steps) for c in ledger.charges] == [(0, 1 / 3, 3), (1, 1 / 5, 5), (2, 1 / 5, 5)]
     spent = [epsilon(sum_by_mechanism(ledger.charges[: i + 1]), 1e-3, "rdp") for i in range(3)]
     assert 0 < spent[0] < spent[1] < spent[2]
@@ -158,14 +160,21 @@ def test_a_target_is_met_and_planned_for_once(tmp_path: Path) -> None:
     assert found is not None
     assert found.epsilon is not None
     assert 2.8 < found.epsilon <= 3.0
-    noise = load(NoisePlan, trial_folder(tmp_path / "run", "fedavg", 0) / PLAN).noise_multiplier
+    noise = load(NoisePlan, RunFolder(tmp_path / "run").trial("fedavg", 0) / PLAN).noise_multiplier
     assert noise[0] == noise[1] == found.noise_multiplier[0] > 0.5
 
 
 def trial_of(tmp_path: Path, config: dict[str, Any]) -> Any:
     settings = read_config(config)
     shards = partitioning.partition_data(settings, load_data(settings), 0)
-    return new_trial(settings, tmp_path / "run", settings.methods[0], 0, shards, "")
+    return new_trial(
+        settings,
+        settings.methods[0],
+        0,
+        folder=RunFolder(tmp_path / "run"),
+        shards=shards,
+        new_network=Architectures().new,
+    )
 
 
 def test_the_plan_knows_who_will_take_part(tmp_path: Path) -> None:
@@ -175,7 +184,7 @@ def test_the_plan_knows_who_will_take_part(tmp_path: Path) -> None:
     assert sum(sum(uses.values()) for uses in ahead.values()) == 6 * 2
     start(config, tmp_path / "run")
     for client, uses in ahead.items():
-        ledger = read_ledger(trial_folder(tmp_path / "run", "fedavg", 0) / "clients" / str(client))
+        ledger = read_ledger(RunFolder(tmp_path / "run").trial("fedavg", 0) / "clients" / str(client))
         assert len(ledger.charges) == sum(uses.values())
 
 
@@ -232,7 +241,7 @@ def test_kill_and_resume_neither_refund_nor_release_fresh_noise(tmp_path: Path) 
 
     with pytest.raises(StoppedError):
         start(private("fedavg"), out, notify=stop)
-    client = trial_folder(out, "fedavg", 0) / "clients" / "0"
+    client = RunFolder(out).trial("fedavg", 0) / "clients" / "0"
     before = load(StoredReply, client / REPLY)
     kept = digest(Packed({k: t.clone() for k, t in before.tensors.items()}, before.skeleton))
     assert len(read_ledger(client).charges) == 1
@@ -246,7 +255,7 @@ def test_kill_and_resume_neither_refund_nor_release_fresh_noise(tmp_path: Path) 
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ClientRunner, "work", watched)
-        start(private("fedavg"), out, resume=True)
+        start(private("fedavg"), out, on_existing="resume")
     assert (0, 0, kept) in replies
     assert [charge.step for charge in read_ledger(client).charges] == [0, 1]
 
@@ -333,7 +342,7 @@ def test_delta_that_is_too_large_is_warned_of(caplog: pytest.LogCaptureFixture) 
     config = read_config(private("fedavg", privacy=NOISY | {"delta": 0.1}))
     with caplog.at_level(logging.WARNING, "genfed"):
         shards = partitioning.partition_data(config, load_data(config), 0)
-        privacy_compatibility.check(config, shards.task, shards.clients)
+        privacy_compatibility.check(config, shards.task, shards.clients, Architectures().new)
     assert "privacy.delta = 0.1 is not below 1/n = 0.025 (a client has 40 examples)" in caplog.text
 
 
@@ -350,7 +359,7 @@ def test_reproducible_noise_is_the_same_after_stops(tmp_path: Path) -> None:
 
     for _ in range(30):
         try:
-            start(fixed, tmp_path / "stopped", resume=True, notify=stop)
+            start(fixed, tmp_path / "stopped", on_existing="resume", notify=stop)
             break
         except StoppedError:
             continue

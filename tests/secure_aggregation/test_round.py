@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from genfed.config.architectures import Architectures
 from genfed.config.reader import read_config
 from genfed.core.aggregate import Fold
 from genfed.core.errors import GenfedError
@@ -18,6 +19,7 @@ from genfed.experiment import partitioning
 from genfed.experiment.checkpoint import read_checkpoint
 from genfed.experiment.inputs import load_data
 from genfed.experiment.local_clients import new_runner
+from genfed.experiment.run_folder import RunFolder
 from genfed.experiment.trial import new_trial, trial_server
 from genfed.report.metrics_log import read_metrics as read_metrics
 from genfed.report.privacy_section import read_audits
@@ -73,7 +75,7 @@ def test_it_goes_on_after_a_stop(tmp_path: Path) -> None:
 
     with pytest.raises(StoppedError):
         start(config, tmp_path / "run", notify=stop)
-    again = final(config, tmp_path / "run", resume=True)
+    again = final(config, tmp_path / "run", on_existing="resume")
     assert torch.equal(again, final(config, tmp_path / "whole"))
 
 
@@ -116,7 +118,7 @@ def test_no_single_upload_is_there_to_be_audited(tmp_path: Path) -> None:
     start(tiny("fedavg", **LINEAR, secure={}, audits=["inversion"]), tmp_path / "run")
     found = read_audits(tmp_path / "run")
     assert found
-    assert found.results[0].not_possible == "uploads were sent under masks: nobody has a single one to attack"
+    assert found.results[0].not_possible == "uploads were sent under masks: no single upload can be attacked"
 
 
 class Curious:
@@ -125,7 +127,9 @@ class Curious:
     def __init__(self, tmp_path: Path) -> None:
         config = read_config(tiny("fedavg", **LINEAR, secure={}))
         shards = partitioning.partition_data(config, load_data(config), 0)
-        trial = new_trial(config, tmp_path, "fedavg", 0, shards, "")
+        trial = new_trial(
+            config, "fedavg", 0, folder=RunFolder(tmp_path), shards=shards, new_network=Architectures().new
+        )
         assert trial.secure is not None
         self.site, self.server = new_runner(trial), trial_server(trial, 0, "train")
         self.clients, self.session = shards.clients, SecureSession(trial.method.init(trial_server(trial, 0, "init")))

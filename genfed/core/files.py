@@ -1,0 +1,51 @@
+"""Files that are written whole or not at all, and locks between processes."""
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from genfed.core.errors import GenfedError
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path, *, durable: bool = False) -> Iterator[Path]:
+    """Yields a temporary path to write to, and renames it to `path` at the end of the block. If the block fails, `path`
+    keeps what it held. With `durable` the file also survives a power cut, once the block has ended.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part.unlink(missing_ok=True)
+    try:
+        yield part
+        if durable:
+            _sync(part)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    if durable:
+        _sync(path.parent)  # the rename too
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def exclusive_lock(file: Path, *, busy: str | None = None) -> Iterator[None]:
+    """Holds the lock of `file` for the block; the file is made where it is missing. `busy`: the text of the error where
+    another process holds the lock. None: waits for it.
+
+    Raises:
+        GenfedError: another process holds the lock, and `busy` is given.
+    """
+    with file.open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if busy is None else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise GenfedError(busy) from None
+        yield

@@ -1,0 +1,44 @@
+"""Files that are written whole or not at all, and locks."""
+
+from pathlib import Path
+
+import pytest
+
+from genfed.core.errors import GenfedError
+from genfed.core.files import atomic_write, exclusive_lock
+
+
+@pytest.mark.parametrize("durable", [False, True])
+def test_a_file_is_replaced_at_the_end_of_the_block(tmp_path: Path, durable: bool) -> None:
+    file = tmp_path / "file"
+    file.write_text("before")
+    with atomic_write(file, durable=durable) as part:
+        part.write_text("after")
+        assert file.read_text() == "before"
+    assert file.read_text() == "after"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_block_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("before")
+
+    def fail() -> None:
+        with atomic_write(file) as part:
+            part.write_text("ha")
+            raise ValueError("the disk is full")
+
+    with pytest.raises(ValueError, match="the disk is full"):
+        fail()
+    assert file.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_lock_is_held_until_the_end_of_the_block(tmp_path: Path) -> None:
+    def take() -> None:
+        with exclusive_lock(tmp_path / ".lock", busy="in use"):
+            pass
+
+    with exclusive_lock(tmp_path / ".lock"), pytest.raises(GenfedError, match="in use"):
+        take()
+    take()

@@ -1,0 +1,61 @@
+"""The folder of a run."""
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from genfed.config.reader import read_config
+from genfed.core.errors import GenfedError
+from genfed.experiment.run_folder import RunFolder, RunStart, default_folder
+from tests.conftest import tiny
+
+
+def test_only_the_folder_of_a_run_is_refused_by_default(tmp_path: Path) -> None:
+    folder, config = RunFolder(tmp_path / "run"), read_config(tiny("local"))
+    with folder.claim(config, "refuse"):
+        assert read_config(folder.config) == config
+    with pytest.raises(GenfedError, match="holds a run"):
+        folder.check_existing("refuse")
+    folder.check_existing("resume")
+    folder.check_existing("replace")
+
+
+def test_a_run_is_resumed_as_it_was_and_replaced_as_a_whole(tmp_path: Path) -> None:
+    folder, config = RunFolder(tmp_path / "run"), read_config(tiny("local"))
+    with folder.claim(config, "refuse"):
+        (folder.path / "notes.txt").write_text("of the first run")
+    with folder.claim(config, "resume"):
+        assert (folder.path / "notes.txt").exists()
+    other = read_config(tiny("local", federation={"examples": 40}))
+    with (
+        pytest.raises(GenfedError, match=r"was started with federation\.examples = 80, not 40"),
+        folder.claim(other, "resume"),
+    ):
+        pass
+    with folder.claim(other, "replace"):
+        assert not (folder.path / "notes.txt").exists()
+        assert read_config(folder.config) == other
+
+
+def test_the_first_start_is_remembered(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    assert folder.run_id() == "new"
+    first, second = (RunStart(command, "2026-01-01T00:00:00+00:00", command) for command in ("first", "second"))
+    assert folder.begin(first) == folder.begin(second) == first
+    assert folder.run_id() != "new"
+
+
+def test_the_log_of_a_run_ends_with_its_block(tmp_path: Path) -> None:
+    log = logging.getLogger("genfed.test")
+    with RunFolder(tmp_path).log():
+        log.warning("inside")
+    log.warning("outside")
+    text = (tmp_path / "run.log").read_text("utf-8")
+    assert "WARNING inside" in text
+    assert "outside" not in text
+
+
+def test_results_go_to_the_given_folder_or_below_runs(tmp_path: Path) -> None:
+    assert default_folder(tmp_path, "name") == default_folder(str(tmp_path), "name") == RunFolder(tmp_path)
+    assert default_folder(tmp_path / "config.toml", "name") == RunFolder(Path("runs/name"))
