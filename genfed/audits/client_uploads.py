@@ -13,7 +13,7 @@ from genfed.core.phase import Phase, flatten_phases
 from genfed.core.record import pack, unpack
 from genfed.core.task import Data
 from genfed.training.split_network import join_parts
-from genfed.training.weights import load_weights
+from genfed.training.weights import build_classifier
 
 
 class _Empty:
@@ -72,7 +72,7 @@ def simulate_upload(case: Case, info: ClientInfo, data: Data, purpose: str) -> n
     upload = phase.work(client, sent).upload
     weights = upload.classifier if hasattr(upload, "classifier") else join_parts(upload.extractor, upload.header)
     try:
-        return load_weights(server.new_network(info.architecture, server.rng), weights).eval()
+        return build_classifier(server, info.architecture, weights).eval()
     except RuntimeError:  # fedgen's, of a network that it has put a header on
         raise NotPossible(f"what clients of {case.label} upload is no network of their architecture") from None
 

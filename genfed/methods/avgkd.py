@@ -17,7 +17,7 @@ from genfed.core.task import Data, Weights
 from genfed.methods.bases.averaging import Classifiers, FederatedAveraging
 from genfed.training.classifier import train
 from genfed.training.evaluation import predict
-from genfed.training.weights import Model, load_weights, weights_of
+from genfed.training.weights import Model, build_classifier, weights_of
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,6 @@ def targets(client: Client, others: dict[str, Weights]) -> Tensor:
     """
     total = F.one_hot(client.data.y, len(client.task.classes)).float()
     for architecture, weights in others.items():
-        network = load_weights(client.new_network_of(architecture, client.rng), weights)
+        network = build_classifier(client, architecture, weights)
         total += torch.softmax(predict(network, client.data.x, client.precision), 1)
     return torch.softmax(total, 1)

@@ -8,16 +8,16 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from genfed.core.aggregate import ClientInfo, Collect
+from genfed.core.aggregate import ClientInfo
 from genfed.core.client import Client, Server
 from genfed.core.method import Method
 from genfed.core.phase import Empty, Phase, Reduced, Reply
 from genfed.core.privacy import DeclaredTraining
 from genfed.core.settings import settings
 from genfed.core.task import Weights
-from genfed.training.classifier import Training, train
-from genfed.training.upload_checks import check_classifier
-from genfed.training.weights import Model, initial_weights, load_weights, weights_of
+from genfed.methods.bases.classifier_upload import train_alone, upload_classifier
+from genfed.training.classifier import Training
+from genfed.training.weights import Model, build_classifier
 
 
 @dataclass(frozen=True)
@@ -53,26 +53,15 @@ class Ensemble(Method[UploadedClassifiers]):
         return UploadedClassifiers({}, {})
 
     def phases(self) -> list[Phase[UploadedClassifiers]]:
-        collect = {"classifier": Collect()}
-        return [
-            Phase(
-                "train",
-                self.keep,
-                lambda server, state, info: Empty(),
-                self.train,
-                aggregate=collect,
-                check=lambda server, info, upload: check_classifier(server, info, upload.classifier),
-            )
-        ]
+        return [upload_classifier(self.keep, self.train, changes_classifier=True)]
 
     def private_trainings(self) -> dict[str, list[DeclaredTraining]]:
         return {"train": [self.training.declare()]}
 
     def train(self, client: Client, sent: Empty) -> Reply[Model]:
         """The client's own classifier."""
-        network = load_weights(client.new_network(client.rng), initial_weights(client))
-        loss = train(network, client, self.training)
-        return Reply(Model(weights_of(network)), metrics={"loss": loss})
+        weights, loss = train_alone(client, self.training)
+        return Reply(Model(weights), metrics={"loss": loss})
 
     def keep(self, server: Server, state: UploadedClassifiers, reduced: Reduced) -> UploadedClassifiers:
         """The only upload."""
@@ -83,6 +72,4 @@ class Ensemble(Method[UploadedClassifiers]):
         return state
 
     def classifier(self, client: Client, sent: UploadedClassifiers) -> nn.Module:
-        return ProbabilityMean(
-            [load_weights(client.new_network_of(sent.architectures[i], client.rng), w) for i, w in sent.models.items()]
-        )
+        return ProbabilityMean([build_classifier(client, sent.architectures[i], w) for i, w in sent.models.items()])

@@ -25,7 +25,7 @@ from genfed.training.evaluation import predict
 from genfed.training.fit import Loss, Objective, batches, train_step
 from genfed.training.pixels import normalize_pixels
 from genfed.training.upload_checks import check_classifier
-from genfed.training.weights import Model, load_weights, weights_of
+from genfed.training.weights import Model, build_classifier, weights_of
 
 
 @settings
@@ -114,8 +114,3 @@ class FedDF(FederatedAveraging):
             return divergence(student(x).float(), y, self.temperature)
 
         return loss
-
-
-def build_classifier(server: Server, architecture: str, weights: Weights) -> nn.Module:
-    """A network with these weights, on the server."""
-    return load_weights(server.new_network(architecture, server.rng), weights)

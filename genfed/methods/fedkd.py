@@ -21,7 +21,7 @@ from genfed.methods.bases.local_training import MODEL, load_own_classifier
 from genfed.training.classifier import Training
 from genfed.training.distillation import divergence, train_pair
 from genfed.training.low_rank import FactoredWeights, RebuiltMean, factorize, rebuild
-from genfed.training.weights import Model, load_weights, weights_of
+from genfed.training.weights import Model, build_classifier, weights_of
 
 MENTEE = Slot("mentee", Model)
 """The mentee that a client's last round began with."""
@@ -95,7 +95,7 @@ class FedKD(Method[FedKDState]):
     def train(self, client: Client, sent: FedKDSent) -> Reply[FedKDUpdate]:
         """One round; the mentor stays in the client's slot."""
         before, mentor = receive_mentee(client, sent), load_own_classifier(client)
-        mentee = load_weights(client.new_network_of(self.mentee, client.common("mentee")), before)
+        mentee = build_classifier(client, self.mentee, before, client.common("mentee"))
         loss = train_pair(mentor, mentee, client, self.training, adaptive_loss)
         client.storage.put(MODEL, Model(weights_of(mentor)))
         client.storage.put(MENTEE, Model(before))

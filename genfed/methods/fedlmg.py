@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from genfed.core.aggregate import ClientInfo, Collect
+from genfed.core.aggregate import ClientInfo
 from genfed.core.client import Client, Server
 from genfed.core.errors import GenfedError
 from genfed.core.phase import Empty, Phase, Reduced, Reply
@@ -21,12 +21,11 @@ from genfed.core.task import Weights
 from genfed.foundation.classifier_guidance import ClassifierGuidance, Teacher, check_sampler, generate_guided
 from genfed.foundation.prompts import by_name
 from genfed.foundation.settings import Foundation
-from genfed.methods.bases.server_synthesis import ConditionSet, ServerSynthesis, ServerSynthesisState, build_networks
-from genfed.training.classifier import train
+from genfed.methods.bases.classifier_upload import build_uploaded, train_alone, upload_classifier
+from genfed.methods.bases.server_synthesis import ConditionSet, ServerSynthesis, ServerSynthesisState
 from genfed.training.synthetic_dataset import SampleRequest
 from genfed.training.synthetic_teaching import Supervision, consensus_rows
 from genfed.training.upload_checks import check_classifier, check_labels
-from genfed.training.weights import initial_weights, load_weights, weights_of
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +56,10 @@ class FedLMG(ServerSynthesis):
     aggregation: Supervision = "specific_teacher"
     """How students learn: FT, MD or SD of the paper."""
 
+    kept: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of each client's images of a class that students learn from: those that the other clients' classifiers,
+    asked together, are surest of; the paper's is 1, all."""
+
     def init(self, server: Server) -> ServerSynthesisState:
         check_sampler(self.foundation.load(server.task, server.device, server.precision), self.foundation)
         by_name(self.foundation, self.prompt, server)  # refuses a prompt before training
@@ -66,37 +69,21 @@ class FedLMG(ServerSynthesis):
             log.warning("no BatchNorm over maps in %s: L_BN is 0, classes alone steer", ", ".join(without))
         return super().init(server)
 
-    kept: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Share of each client's images of a class that students learn from: those that the other clients' classifiers,
-    asked together, are surest of; the paper's is 1, all."""
-
     def student_supervision(self) -> Supervision:
         return self.aggregation
 
     def training_images(self, server: Server, state: ServerSynthesisState) -> Tensor | slice:
         if self.kept == 1:
             return slice(None)
-        return consensus_rows(server, state.synthetic, build_networks(server, state.teachers), self.kept)
+        return consensus_rows(server, state.synthetic, build_uploaded(server, state.teachers), self.kept)
 
     def upload_phases(self) -> list[Phase[ServerSynthesisState]]:
-        collect = {"classifier": Collect(), "classes": Collect()}
-        return [
-            Phase(
-                "train",
-                self.collect,
-                lambda server, state, info: Empty(),
-                self.train,
-                aggregate=collect,
-                changes_classifier=False,
-                check=self.check,
-            )
-        ]
+        return [upload_classifier(self.collect, self.train, check=self.check, fields=("classifier", "classes"))]
 
     def train(self, client: Client, sent: Empty) -> Reply[FedLMGUpload]:
         """The client's own classifier, trained on its own examples."""
-        network = load_weights(client.new_network(client.rng), initial_weights(client))
-        loss = train(network, client, self.training)
-        return Reply(FedLMGUpload(weights_of(network), torch.unique(client.data.y).cpu()), metrics={"loss": loss})
+        weights, loss = train_alone(client, self.training)
+        return Reply(FedLMGUpload(weights, torch.unique(client.data.y).cpu()), metrics={"loss": loss})
 
     def check(self, server: Server, info: ClientInfo, upload: FedLMGUpload) -> None:
         """Refuses what nothing can be steered by.
@@ -125,7 +112,7 @@ class FedLMG(ServerSynthesis):
             self.foundation.load(server.task, server.device, server.precision),
             self.foundation,
             self.guidance,
-            {client: Teacher(network) for client, network in build_networks(server, present).items()},
+            {client: Teacher(network) for client, network in build_uploaded(server, present).items()},
             by_name(self.foundation, self.prompt, server)[wanted.labels],
             wanted.labels,
             wanted.clients,

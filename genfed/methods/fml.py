@@ -19,7 +19,7 @@ from genfed.core.task import Weights
 from genfed.methods.bases.local_training import MODEL, load_own_classifier
 from genfed.training.classifier import Training
 from genfed.training.distillation import divergence, train_pair
-from genfed.training.weights import Model, load_weights, weights_of
+from genfed.training.weights import Model, build_classifier, weights_of
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class FML(Method[Meme]):
         """One round; the personal model stays in the client's slot."""
         personal = load_own_classifier(client)
         # Not from client.rng, so that the personal model's draws are those of local training.
-        meme = load_weights(client.new_network_of(self.meme, client.common("meme")), sent.meme)
+        meme = build_classifier(client, self.meme, sent.meme, client.common("meme"))
         loss = train_pair(personal, meme, client, self.training, self.loss)
         client.storage.put(MODEL, Model(weights_of(personal)))
         return Reply(Meme(weights_of(meme)), weight=len(client.data), metrics={"loss": loss})

@@ -25,7 +25,7 @@ from genfed.methods.bases.federated_generator import (
     SentGenerator,
 )
 from genfed.training.classifier import train
-from genfed.training.weights import Model, initial_classifiers, load_weights, weights_of
+from genfed.training.weights import Model, build_classifier, initial_classifiers, weights_of
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class GeFL(FederatedGenerator[GeFLState]):
 
     def train_classifier(self, client: Client, sent: GeFLSent) -> Reply[Model]:
         """Step 2, on a client: T_s epochs on generated, then T_r epochs on real examples."""
-        network = load_weights(client.new_network(client.rng), sent.classifier)
+        network = build_classifier(client, client.info.architecture, sent.classifier)
         metrics = self.train_on_generated(network, client, client.task, sent.supply)
         metrics["loss"] = train(network, client, self.training)
         return Reply(Model(weights_of(network)), weight=len(client.data), metrics=metrics)
@@ -134,7 +134,7 @@ class GeFL(FederatedGenerator[GeFLState]):
         return Model(state.classifiers[info.architecture])
 
     def classifier(self, client: Client, sent: Model) -> nn.Module:
-        return load_weights(client.new_network(client.rng), sent.classifier)
+        return build_classifier(client, client.info.architecture, sent.classifier)
 
     def generate(self, server: Server, state: GeFLState, y: Tensor) -> Tensor:
         return self.sample_from(server, server.task, state.generator, y)

@@ -25,7 +25,7 @@ from genfed.experiment import run as runs
 from genfed.experiment.checkpoint import read_checkpoint
 from genfed.foundation import loading
 from genfed.foundation import settings as foundation_settings
-from genfed.methods.bases.server_synthesis import build_networks
+from genfed.methods.bases.classifier_upload import build_uploaded
 from genfed.methods.ensemble import Ensemble, UploadedClassifiers
 from genfed.methods.ensemble import ProbabilityMean as Answers
 from genfed.methods.feddeo import FedDEO
@@ -240,7 +240,7 @@ def test_opening_teachers_draws_nothing_that_students_would() -> None:
     """So FT, MD and SD differ in what students are told of an image, and not in the order of images."""
     own = server()
     before = own.rng.get_state()
-    found = build_networks(own, {0: weights_of(own.new_network("linear", stream(1)))})
+    found = build_uploaded(own, {0: weights_of(own.new_network("linear", stream(1)))})
     assert torch.equal(own.rng.get_state(), before)
     assert same(weights_of(found[0]), weights_of(own.new_network("linear", stream(1))))
 

@@ -15,7 +15,7 @@ from genfed.core.privacy import DeclaredTraining
 from genfed.core.settings import settings
 from genfed.core.task import Weights
 from genfed.training.classifier import Training, train
-from genfed.training.weights import Model, initial_classifiers, load_weights, weights_of
+from genfed.training.weights import Model, build_classifier, initial_classifiers, weights_of
 
 
 @dataclass(frozen=True)
@@ -64,4 +64,4 @@ class FederatedAveraging(Method[Classifiers]):
         return Classifiers(state.classifiers | reduced["classifier"])
 
     def classifier(self, client: Client, sent: Model) -> nn.Module:
-        return load_weights(client.new_network(client.rng), sent.classifier)
+        return build_classifier(client, client.info.architecture, sent.classifier)

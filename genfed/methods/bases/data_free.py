@@ -12,22 +12,20 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from genfed.core.aggregate import ClientInfo, Collect
 from genfed.core.client import Client, Server
-from genfed.core.method import Method
 from genfed.core.phase import Empty, Phase, Reduced, Reply
 from genfed.core.privacy import DeclaredTraining
 from genfed.core.settings import settings
 from genfed.core.task import Data, Weights
 from genfed.generators.noise_to_image import NoiseToImage
-from genfed.training.classifier import Training, train
+from genfed.methods.bases.classifier_upload import GlobalClassifiers, train_alone, upload_classifier
+from genfed.training.classifier import Training
 from genfed.training.distillation import divergence
 from genfed.training.ensemble import ClassifierEnsemble
 from genfed.training.fit import Objective, fit, train_step
 from genfed.training.optimizer_state import OptimizerState, load_optimizer_state, optimizer_state
 from genfed.training.pixels import denormalize_pixels, normalize_pixels
-from genfed.training.upload_checks import check_classifier
-from genfed.training.weights import Model, initial_weights, load_weights, weights_of
+from genfed.training.weights import Model, build_classifier, initial_classifier, load_weights, weights_of
 
 
 @dataclass(frozen=True)
@@ -79,16 +77,8 @@ class ReplayBatch:
     """The teacher's of each, [m, classes]."""
 
 
-@dataclass(frozen=True)
-class DistilledStudent:
-    """A global model on its way."""
-
-    architecture: str
-    classifier: Weights
-
-
 @settings
-class DataFreeDistillation(Method[DataFreeState]):
+class DataFreeDistillation(GlobalClassifiers[DataFreeState]):
     """One upload of every client's model, then data-free distillation on the server; images alone."""
 
     state = DataFreeState
@@ -100,9 +90,7 @@ class DataFreeDistillation(Method[DataFreeState]):
         default_factory=lambda: Training(epochs=200, batch_size=128, learning_rate=0.01, momentum=0.9)
     )
     """Training of a client's model, all of it before the one upload (E = epochs)."""
-    student: str | None = None
-    """Architecture of the one global model; left out: one for each architecture present."""
-    # differs from the papers: they have one global model. None gives every client one of its own architecture.
+    # differs from the papers: their one global model is `student`; None gives clients one of their own architecture.
     generator_steps: Annotated[int, Field(ge=0)] = 30
     """Steps of the generator in an epoch, all on one batch of noise (T_G)."""
     generator_learning_rate: Annotated[float, Field(gt=0)] = 1e-3
@@ -136,28 +124,19 @@ class DataFreeDistillation(Method[DataFreeState]):
 
     def init(self, server: Server) -> DataFreeState:
         network = NoiseToImage(server.task, self.latent, self.width, server.common("generator"))
-        names = server.architectures if self.student is None else (self.student,)
-        new = {name: server.new_network(name, server.common("classifier", name)) for name in names}
+        new = {name: initial_classifier(server, name) for name in self.student_architectures(server)}
         images = torch.empty(0, *server.task.shape, dtype=torch.uint8)
         return DataFreeState(
             {},
             torch.empty(0),
             StudentTraining(weights_of(network), OptimizerState({})),
-            {name: StudentTraining(weights_of(student), OptimizerState({})) for name, student in new.items()},
+            {name: StudentTraining(weights, OptimizerState({})) for name, weights in new.items()},
             ReplayPool(images, torch.empty(0, dtype=torch.int64), torch.empty(0, len(server.task.classes))),
         )
 
     def phases(self) -> list[Phase[DataFreeState]]:
         return [
-            Phase(
-                "train",
-                self.collect,
-                lambda server, state, info: Empty(),
-                self.train,
-                aggregate={"classifier": Collect()},
-                changes_classifier=False,
-                check=lambda server, info, upload: check_classifier(server, info, upload.classifier),
-            ),
+            upload_classifier(self.collect, self.train),
             Phase("distil", self.distill, rounds=self.rounds),
         ]
 
@@ -166,9 +145,8 @@ class DataFreeDistillation(Method[DataFreeState]):
 
     def train(self, client: Client, sent: Empty) -> Reply[Model]:
         """LocalUpdate, on a client, from its architecture's initial weights."""
-        network = load_weights(client.new_network(client.rng), initial_weights(client))
-        loss = train(network, client, self.training)
-        return Reply(Model(weights_of(network)), weight=len(client.data), metrics={"loss": loss})
+        weights, loss = train_alone(client, self.training)
+        return Reply(Model(weights), weight=len(client.data), metrics={"loss": loss})
 
     def collect(self, server: Server, state: DataFreeState, reduced: Reduced) -> DataFreeState:
         """The only upload; all models count alike."""
@@ -178,12 +156,9 @@ class DataFreeDistillation(Method[DataFreeState]):
     def distill(self, server: Server, state: DataFreeState, reduced: Reduced) -> DataFreeState:
         """An epoch: images are made, then students learn."""
         kinds = {info.id: info.architecture for info in server.clients}
-        models = [load_weights(server.new_network(kinds[i], server.rng), w) for i, w in state.models.items()]
+        models = [build_classifier(server, kinds[i], w) for i, w in state.models.items()]
         ensemble = ClassifierEnsemble(models, state.shares.to(server.device))
-        students = {
-            name: load_weights(server.new_network(name, server.rng), learner.weights)
-            for name, learner in state.students.items()
-        }
+        students = {name: build_classifier(server, name, weights) for name, weights in self.classifiers(state).items()}
         generator, made = self.generate_images(server, state.generator, ensemble, list(students.values()))
         pool = state.pool.joined(made, self.remembered * self.batch_size)
         lesson, shares = self.replay_batch(server, ensemble, state.shares, pool)
@@ -237,12 +212,8 @@ class DataFreeDistillation(Method[DataFreeState]):
         fit([player], data, epochs=1, batch_size=size, rng=server.rng, precision=server.precision)
         return StudentTraining(weights_of(student), optimizer_state(sgd))
 
-    def send_classifier(self, server: Server, state: DataFreeState, info: ClientInfo) -> DistilledStudent:
-        name = info.architecture if self.student is None else self.student
-        return DistilledStudent(name, state.students[name].weights)
-
-    def classifier(self, client: Client, sent: DistilledStudent) -> nn.Module:
-        return load_weights(client.new_network_of(sent.architecture, client.rng), sent.classifier)
+    def classifiers(self, state: DataFreeState) -> dict[str, Weights]:
+        return {name: student.weights for name, student in state.students.items()}
 
 
 def disagreement(teacher: Tensor, student: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from genfed.generators.generator import CHUNK, Generator
 from genfed.training.classifier import Training, train
 from genfed.training.fit import fit
 from genfed.training.upload_checks import check_counts
-from genfed.training.weights import Model, load_weights, weights_of
+from genfed.training.weights import Model, build_classifier, weights_of
 
 S = TypeVar("S")
 
@@ -116,7 +116,7 @@ class DecoderUpload(Method[S]):
         """A round of the server: every architecture goes on learning from the same images."""
         after = {}
         for architecture, weights in before.items():
-            network = load_weights(server.new_network(architecture, server.rng), weights)
+            network = build_classifier(server, architecture, weights)
             train(network, server, self.training, data=data)
             after[architecture] = weights_of(network)
         return after
@@ -125,7 +125,7 @@ class DecoderUpload(Method[S]):
         return Model(self.classifiers(state)[info.architecture])
 
     def classifier(self, client: Client, sent: Model) -> nn.Module:
-        return load_weights(client.new_network(client.rng), sent.classifier)
+        return build_classifier(client, client.info.architecture, sent.classifier)
 
     def new_network(self, where: Client | Server, rng: torch.Generator, decoder: Weights | None = None) -> CVAENetwork:
         """A CVAE on `where`'s device, with this decoder (None: a new one)."""

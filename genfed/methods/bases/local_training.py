@@ -12,7 +12,7 @@ from genfed.core.phase import Empty, Phase, Reduced, Reply
 from genfed.core.privacy import DeclaredTraining
 from genfed.core.settings import settings
 from genfed.training.classifier import Training, train
-from genfed.training.weights import Model, initial_weights, load_weights, weights_of
+from genfed.training.weights import Model, build_classifier, initial_weights, weights_of
 
 MODEL = Slot("model", Model)
 """A classifier that never leaves its client."""
@@ -59,5 +59,5 @@ class LocalTraining(Method[Empty]):
 def load_own_classifier(client: Client) -> nn.Module:
     """The model that the client keeps in `MODEL`; before its first round, one with the initial weights."""
     kept = client.storage.get(MODEL)
-    network = client.new_network(client.rng)
-    return load_weights(network, initial_weights(client) if kept is None else kept.classifier)
+    weights = initial_weights(client) if kept is None else kept.classifier
+    return build_classifier(client, client.info.architecture, weights)

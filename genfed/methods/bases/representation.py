@@ -20,6 +20,7 @@ from genfed.core.settings import settings
 from genfed.training.classifier import Training
 from genfed.training.evaluation import predict
 from genfed.training.fit import Loss, Objective, fit
+from genfed.training.weights import new_classifier
 
 S = TypeVar("S")
 
@@ -71,9 +72,8 @@ class RepresentationMethod(Method[S]):
         Raises:
             GenfedError: it does not end in an nn.Linear.
         """
-        make = where.new_network if isinstance(where, Server) else where.new_network_of
         rng = where.common("classifier", architecture)
-        network = make(architecture, rng)
+        network = new_classifier(where, architecture, rng)
         last = _last(network, torch.zeros(1, *where.task.shape, device=where.device))
         if last is None:
             raise GenfedError(

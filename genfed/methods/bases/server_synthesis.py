@@ -5,7 +5,7 @@ clients upload once, through synthesis and learning, to rounds of tuning on the 
 import logging
 import math
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated
 
@@ -16,17 +16,17 @@ from torch import Tensor, nn
 from genfed.core.aggregate import ClientInfo, Mean
 from genfed.core.client import Client, Server, Slot
 from genfed.core.errors import GenfedError
-from genfed.core.method import Method
 from genfed.core.phase import Empty, Phase, Reduced, Reply
 from genfed.core.settings import settings
 from genfed.core.task import Data, Weights
 from genfed.foundation.images import resize_to
 from genfed.foundation.settings import Foundation
+from genfed.methods.bases.classifier_upload import GlobalClassifier, GlobalClassifiers, build_uploaded
 from genfed.methods.bases.local_training import MODEL, load_own_classifier
 from genfed.training.classifier import Training, train
 from genfed.training.synthetic_dataset import SampleRequest, SyntheticDataset, synthesis
 from genfed.training.synthetic_teaching import Supervision, teaching_set
-from genfed.training.weights import Model, load_weights, read_weights, weights_of
+from genfed.training.weights import Model, build_classifier, initial_classifier, read_weights, weights_of
 
 log = logging.getLogger(__name__)
 SET = Slot("set", Data)
@@ -65,17 +65,8 @@ class ServerSynthesisState:
     """Architectures without a student: their clients learn from the set themselves."""
 
 
-@dataclass(frozen=True)
-class GlobalClassifier:
-    """A global model on its way."""
-
-    architecture: str
-    classifier: Weights
-    """Empty: the client has a model of its own."""
-
-
 @settings
-class ServerSynthesis(Method[ServerSynthesisState]):
+class ServerSynthesis(GlobalClassifiers[ServerSynthesisState]):
     """One upload, a synthetic set, and students that learn from it."""
 
     state = ServerSynthesisState
@@ -84,8 +75,6 @@ class ServerSynthesis(Method[ServerSynthesisState]):
     """The server's diffusion model and how it is sampled."""
     images: Annotated[int, Field(ge=1)] = 30
     """Made with each condition."""
-    student: str | None = None
-    """Architecture of the one global model; left out: one for each architecture present."""
     pretrained: str | None = None
     """A .safetensors file of weights with which students start, such as the model.safetensors of `genfed export`: those
     of the same name and shape are taken, so the last layer may be of other classes. Left out: new weights."""
@@ -120,8 +109,8 @@ class ServerSynthesis(Method[ServerSynthesisState]):
     def init(self, server: Server) -> ServerSynthesisState:
         model = self.foundation.load(server.task, server.device, server.precision)  # refuses before training
         personal = self.trains_personal_models(server)
-        names = [n for n in server.architectures if n not in personal] if self.student is None else [self.student]
-        students = {name: weights_of(server.new_network(name, server.common("classifier", name))) for name in names}
+        names = [name for name in self.student_architectures(server) if name not in personal]
+        students = {name: initial_classifier(server, name) for name in names}
         if self.pretrained is not None:
             students = {
                 name: weights | matching_weights(self.pretrained, name, weights) for name, weights in students.items()
@@ -213,11 +202,11 @@ class ServerSynthesis(Method[ServerSynthesisState]):
         """The students after so many epochs on the set; an empty one changes nothing."""
         if not (len(state.synthetic) and state.students):
             return state
-        teachers = build_networks(server, {} if how == "fine_tuning" else state.teachers)
+        teachers = build_uploaded(server, {} if how == "fine_tuning" else state.teachers)
         data = teaching_set(server, state.synthetic, teachers, how)[self.training_images(server, state)]
         students = dict(state.students)
         for name, weights in state.students.items():
-            student = build_network(server, name, weights)
+            student = build_classifier(server, name, weights)
             if not math.isfinite(train(student, server, self.learning, data=data, epochs=epochs)):
                 raise GenfedError(f"the student {name} diverged on the synthetic set: lower learning.learning_rate")
             students[name] = weights_of(student)
@@ -261,14 +250,11 @@ class ServerSynthesis(Method[ServerSynthesisState]):
             self.student_phases(server, state, self.synthetic_epochs, "fine_tuning") if self.synthetic_epochs else state
         )
 
-    def send_classifier(self, server: Server, state: ServerSynthesisState, info: ClientInfo) -> GlobalClassifier:
-        name = info.architecture if self.student is None else self.student
-        return GlobalClassifier(name, {} if name in state.personal else state.students[name])
+    def classifiers(self, state: ServerSynthesisState) -> dict[str, Weights]:
+        return state.students
 
     def classifier(self, client: Client, sent: GlobalClassifier) -> nn.Module:
-        if not sent.classifier:
-            return load_own_classifier(client)
-        return load_weights(client.new_network_of(sent.architecture, client.rng), sent.classifier)
+        return super().classifier(client, sent) if sent.classifier else load_own_classifier(client)
 
 
 def matching_weights(file: str, architecture: str, weights: Weights) -> Weights:
@@ -284,16 +270,3 @@ def matching_weights(file: str, architecture: str, weights: Weights) -> Weights:
     if new := weights.keys() - fit.keys():
         log.info("%s: %s start anew; the other %d are from %s", architecture, ", ".join(sorted(new)), len(fit), file)
     return fit
-
-
-def build_network(server: Server, architecture: str, weights: Weights) -> nn.Module:
-    """A classifier with these weights, on the server."""
-    return load_weights(server.new_network(architecture, server.rng), weights)
-
-
-def build_networks(server: Server, uploaded: Mapping[int, Weights]) -> dict[int, nn.Module]:
-    """Clients' classifiers with what they uploaded, by client, on the server."""
-    kinds = {info.id: info.architecture for info in server.clients}
-    # Not from the server's own stream: what students see of the set would hang on how many teachers are opened.
-    made = {client: server.new_network(kinds[client], server.common("overwritten")) for client in uploaded}
-    return {client: load_weights(network, uploaded[client]) for client, network in made.items()}
