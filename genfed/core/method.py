@@ -55,6 +55,8 @@ class Method(ABC, Generic[S]):
     of_features: ClassVar[bool] = False
     """True: `generate` makes features instead, and `represent` says what those of real examples are."""
 
+    classifier_reads_data: ClassVar[bool] = False
+    """True: `classifier` reads `client.data`. Tools that rebuild a classifier after a run then load the run's data."""
     unprotected_upload: ClassVar[str] = ""
     """What leaves a client without DP-SGD having made it, in the words after "its clients upload"; empty: not said."""
 
