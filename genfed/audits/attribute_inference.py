@@ -54,57 +54,44 @@ class AttributeInference(Audit):
     def examine(self, case: Case) -> Findings:
         sought = self._sought(case)
         asked, known = pair_examples(case, self.members)
-        owners = [holding.client for holding in case.holdings]
-        final = [case.classifier(owner) for owner in owners]
+        own = case.held_out[known]
+        final = [case.classifier(holding.client) for holding in case.holdings]
         first = max(range(len(asked)), key=lambda place: len(asked[place].members))
         few = replace(
             asked[first], members=asked[first].members[: self.planted], others=asked[first].others[: self.planted]
         )
-        new: list[nn.Module] = []
-        for owner, each in zip(owners, asked, strict=True):
-            server = case.server("attribute_inference", owner.id)
-            draws = case.rng("attribute_inference", "weights", owner.id)
-            apart = case.train[each.rest] if len(each.rest) >= FEWEST else case.held_out[known]
-            new.append(
-                overfit_control(server.new_network(owner.architecture, draws).cpu(), apart, self.apart_epochs, draws)
-            )
-
-        def told(networks: Sequence[nn.Module], about: Sequence[AskedExamples], column: str) -> dict[str, Estimate]:
-            places, own = sought[column], case.held_out[known]
-            found = []
-            for data, part in ((case.train, "members"), (case.held_out, "others")):
-                some = [data[getattr(each, part)] for each in about]
-                found.append([guess_values(n, d, places, own) for n, d in zip(networks, some, strict=True)])
-            members, others = (torch.cat([each.right for each in part]) for part in found)
-            frequent = torch.cat([each.frequent for each in found[0]])
-            rng = case.rng("attribute_inference", "bootstrap", column)
-            return {
-                ADVANTAGE: mean_with_interval(members, rng, less=others),
-                MEMBERS: mean_with_interval(members, rng),
-                OTHERS: mean_with_interval(others, rng),
-                FREQUENT: mean_with_interval(frequent, rng),
-            }
-
+        untaught = self._null_classifiers(case, asked, own)
         readings = []
         for column, places in sought.items():
             case.tell(f"column {column}, {len(places)} values")
             leak = self._planted(case, final[first], case.train[few.members], places, column)
-            readings.append(
-                Reading(
-                    f"value of {column}", ADVANTAGE, 0.0,
-                    told(final, asked, column), told([leak], [few], column), told(new, asked, column),
-                )
-            )  # fmt: skip
+            run, control, null = (
+                attack_column(case, networks, about, own, column, places)
+                for networks, about in ((final, asked), ([leak], [few]), (untaught, asked))
+            )
+            readings.append(Reading(f"value of {column}", ADVANTAGE, 0.0, run, control, null))
         count = sum(len(each.members) for each in asked)
         notes = (
-            "Advantage: the share of members whose value is told right, less that of held-out records of the same "
-            "classes. What the classifier tells of both is what the column has to do with the others, for everybody.",
-            f"Planted leak: client {owners[first].id}'s classifier, trained for {self.planted_epochs} epochs more on "
-            f"{len(few.members)} members with their class, and with other values and another class.",
+            "Advantage: the share of members whose value is guessed right, less that of held-out records of the same "
+            "classes. What the classifier shows of both is what the column has to do with the others, for everybody.",
+            f"Planted leak: client {case.holdings[first].client.id}'s classifier, trained for {self.planted_epochs} "
+            f"epochs more on {len(few.members)} members with their class, and with other values and another class.",
             f"Nothing to find: new classifiers, trained for {self.apart_epochs} epochs on records of each client that "
-            "nobody is asked about (on held-out ones where there are none).",
+            "are not attacked (on held-out ones where there are none).",
         )
         return Findings(tuple(readings), {"members": count, "non-members": count, "reference": len(known)}, notes)
+
+    def _null_classifiers(self, case: Case, asked: Sequence[AskedExamples], own: Data) -> list[nn.Module]:
+        """Returns for each client a new classifier that no attacked record has trained."""
+        found = []
+        for holding, each in zip(case.holdings, asked, strict=True):
+            owner = holding.client
+            server = case.server("attribute_inference", owner.id)
+            draws = case.rng("attribute_inference", "weights", owner.id)
+            apart = case.train[each.rest] if len(each.rest) >= FEWEST else own
+            network = server.new_network(owner.architecture, draws).cpu()
+            found.append(overfit_control(network, apart, self.apart_epochs, draws))
+        return found
 
     def _sought(self, case: Case) -> dict[str, tuple[int, ...]]:
         """The features of each column that is sought.
@@ -131,12 +118,47 @@ class AttributeInference(Audit):
         return overfit_control(learnt, every, self.planted_epochs, rng, learning_rate=3e-3, batch_size=32)
 
 
+def attack_column(
+    case: Case,
+    networks: Sequence[nn.Module],
+    asked: Sequence[AskedExamples],
+    own: Data,
+    column: str,
+    places: tuple[int, ...],
+) -> dict[str, Estimate]:
+    """Guesses the values of one column and measures how often the guesses are right.
+
+    Args:
+        case: the trial.
+        networks: classifiers, by client.
+        asked: the attacked records, by client.
+        own: records that the attacker has.
+        column: name of the column.
+        places: the features that are the column's one-hot code.
+    """
+    found = []
+    for data, part in ((case.train, "members"), (case.held_out, "others")):
+        some = [data[getattr(each, part)] for each in asked]
+        found.append([guess_values(n, d, places, own) for n, d in zip(networks, some, strict=True)])
+    members, others = (torch.cat([each.right for each in part]) for part in found)
+    frequent = torch.cat([each.frequent for each in found[0]])
+    rng = case.rng("attribute_inference", "bootstrap", column)
+    return {
+        ADVANTAGE: mean_with_interval(members, rng, less=others),
+        MEMBERS: mean_with_interval(members, rng),
+        OTHERS: mean_with_interval(others, rng),
+        FREQUENT: mean_with_interval(frequent, rng),
+    }
+
+
 @dataclass(frozen=True)
 class Guesses:
-    """Of the records that have a value: whether it was told, and whether it is the most frequent one; float64 [n]."""
+    """Guesses for the records that have a value; float64 [n], 0 or 1."""
 
     right: Tensor
+    """Whether the guess is right."""
     frequent: Tensor
+    """Whether the value is the most frequent one."""
 
 
 def guess_values(network: nn.Module, data: Data, places: tuple[int, ...], own: Data) -> Guesses:

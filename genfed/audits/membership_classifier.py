@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from genfed.audits.audit import Audit, Case
 from genfed.audits.candidates import FEWEST, AskedExamples, overfit_control, pair_examples
-from genfed.audits.findings import Estimate, Findings, Reading
+from genfed.audits.findings import Findings, Reading
 from genfed.audits.membership_metrics import AUC, membership_numbers
 from genfed.core.settings import settings
 from genfed.core.task import Data
@@ -31,6 +31,11 @@ class ShadowAnswers:
     """log p/(1 − p) of the true class, of members and of others [2, pairs]."""
     population: Tensor
     """The same of the attacker's own examples, by client [clients, population]."""
+
+
+Attack = Callable[[ShadowAnswers, Sequence[ShadowAnswers], Tensor], Tensor]
+"""(answers of the target, answers of shadows, which candidates are in which shadow) → scores [2, pairs], higher for
+members."""
 
 
 @settings
@@ -61,66 +66,76 @@ class MembershipClassifier(Audit):
 
     def examine(self, case: Case) -> Findings:
         asked, population = pair_examples(case, self.members)
-        count = sum(len(each.members) for each in asked)
         inside = draw_shadow_members(case, asked, self.shadows)
+        final = [case.classifier(holding.client) for holding in case.holdings]
+        run = answer_all(case, final, asked, population)
+        planted = self._planted(case, final, [case.train[each.members] for each in asked])
+        leak = answer_all(case, planted, asked, population)
+        shadows, leaking = self._train_shadows(case, asked, population, inside)
+        readings = []
+        for name, attack in self._attacks(asked).items():
+            scores = [
+                attack(run, shadows, inside),
+                attack(leak, leaking, inside),
+                attack(shadows[0], shadows[1:], inside[1:]),
+            ]
+            numbers = [
+                membership_numbers(members, others, case.rng("membership_classifier", "bootstrap", name))
+                for members, others in scores
+            ]
+            readings.append(Reading(name, AUC, 0.5, *numbers))
+        notes = (
+            f"Each shadow is a run of the method on as many examples ({len(case.train):,}), as many of each class at "
+            "each client; half of the members and non-members that are attacked are in it, at random.",
+            f"Planted leak: classifiers, those of shadows too, trained for {self.planted_epochs} epochs more on the "
+            "attacked members alone.",
+            "Nothing to find: the classifiers of a shadow, whose members were drawn anew.",
+        )
+        count = sum(len(each.members) for each in asked)
+        sizes = {"members": count, "non-members": count, "population": len(population), "shadows": self.shadows}
+        return Findings(tuple(readings), sizes, notes)
 
-        def answers(classifiers: Sequence[nn.Module]) -> ShadowAnswers:
-            members = [_scores(n, case.train[a.members]) for n, a in zip(classifiers, asked, strict=True)]
-            others = [_scores(n, case.held_out[a.others]) for n, a in zip(classifiers, asked, strict=True)]
-            of_population = torch.stack([_scores(n, case.held_out[population]) for n in classifiers])
-            return ShadowAnswers(torch.stack([torch.cat(members), torch.cat(others)]), of_population)
-
-        owners = [holding.client for holding in case.holdings]
-        final = [case.classifier(owner) for owner in owners]
-        run = answers(final)
-        planted = answers(self._planted(case, final, [case.train[each.members] for each in asked]))
+    def _train_shadows(
+        self, case: Case, asked: Sequence[AskedExamples], population: Tensor, inside: Tensor
+    ) -> tuple[list[ShadowAnswers], list[ShadowAnswers]]:
+        """Returns what shadows of the run answer, and what they answer with the planted leak."""
         shadows, leaking = [], []
         for number in range(self.shadows):
             shadow = case.retrained(number, shadow_data(case, asked, inside[number]))
             networks = [shadow.classifier(holding.client) for holding in shadow.holdings]
-            shadows.append(answers(networks))
-            there = [replace(each, rest=each.rest[:0]) for each in asked]
-            leaking.append(answers(self._planted(case, networks, shadow_data(case, there, inside[number]))))
+            shadows.append(answer_all(case, networks, asked, population))
+            alone = [replace(each, rest=each.rest[:0]) for each in asked]
+            planted = self._planted(case, networks, shadow_data(case, alone, inside[number]))
+            leaking.append(answer_all(case, planted, asked, population))
+        return shadows, leaking
+
+    def _attacks(self, asked: Sequence[AskedExamples]) -> dict[str, Attack]:
+        """Returns the attacks by name."""
         without = min(self.references, self.shadows // 2)
-        everybody = torch.arange(len(asked)).repeat_interleave(torch.tensor([len(a.members) for a in asked]))
-        attacks: dict[str, Callable[[ShadowAnswers, Sequence[ShadowAnswers], Tensor], Tensor]] = {
+        client = torch.arange(len(asked)).repeat_interleave(torch.tensor([len(a.members) for a in asked]))
+        return {
             f"LiRA, {self.shadows} shadows": lira,
             f"RMIA, {without} shadows without the example": lambda target, others, where: rmia(
-                target, others, where, everybody, without, self.gamma, self.offline
+                target, others, where, client, without, self.gamma, self.offline
             ),
             "confidence alone": lambda target, others, where: target.scores,
         }
-
-        def told(
-            name: str, target: ShadowAnswers, others: Sequence[ShadowAnswers], where: Tensor
-        ) -> dict[str, Estimate]:
-            members, non_members = attacks[name](target, others, where)
-            return membership_numbers(members, non_members, case.rng("membership_classifier", "bootstrap", name))
-
-        readings = tuple(
-            Reading(
-                name, AUC, 0.5,
-                told(name, run, shadows, inside),
-                told(name, planted, leaking, inside),
-                told(name, shadows[0], shadows[1:], inside[1:]),
-            )
-            for name in attacks
-        )  # fmt: skip
-        notes = (
-            f"Each shadow is a run of the method on as many examples ({len(case.train):,}), as many of each class at "
-            "each client; half of the members and non-members that are asked about stand in it, at random.",
-            f"Planted leak: classifiers, those of shadows too, trained for {self.planted_epochs} epochs more on the "
-            "members asked about alone.",
-            "Nothing to find: the classifiers of a shadow, whose members were drawn anew.",
-        )
-        sizes = {"members": count, "non-members": count, "population": len(population), "shadows": self.shadows}
-        return Findings(readings, sizes, notes)
 
     def _planted(self, case: Case, networks: Sequence[nn.Module], members: Sequence[Data]) -> Sequence[nn.Module]:
         """The same networks, each trained further on these of its members."""
         for place, (network, data) in enumerate(zip(networks, members, strict=True)):
             overfit_control(network, data, self.planted_epochs, case.rng("membership_classifier", "planted", place))
         return networks
+
+
+def answer_all(
+    case: Case, networks: Sequence[nn.Module], asked: Sequence[AskedExamples], population: Tensor
+) -> ShadowAnswers:
+    """Returns what classifiers, by client, answer for the attacked examples and for the population (held-out rows)."""
+    members = [_scores(network, case.train[each.members]) for network, each in zip(networks, asked, strict=True)]
+    others = [_scores(network, case.held_out[each.others]) for network, each in zip(networks, asked, strict=True)]
+    of_population = torch.stack([_scores(network, case.held_out[population]) for network in networks])
+    return ShadowAnswers(torch.stack([torch.cat(members), torch.cat(others)]), of_population)
 
 
 def draw_shadow_members(case: Case, asked: Sequence[AskedExamples], shadows: int) -> Tensor:

@@ -9,6 +9,7 @@ Blurred samples lie near everything, whether or not it was trained on. So neithe
 compared with that of held-out examples, and a copy by its distance over that to the next training examples.
 """
 
+from dataclasses import dataclass
 from typing import Annotated
 
 import torch
@@ -31,6 +32,46 @@ NEIGHBOURS = 50
 """Training examples over whose mean distance that to the nearest is taken; the paper's (n)."""
 HALF = 0.5
 """What that ratio of a copy is below at most; the paper's (α)."""
+
+
+@dataclass(frozen=True)
+class MemorisationParts:
+    """The examples that are compared, as vectors [n, d]."""
+
+    rows: Tensor
+    """Rows of `Case.train` that `train` is."""
+    train: Tensor
+    """Training examples."""
+    generated: Data
+    """Synthetic examples as the generator gives them."""
+    samples: Tensor
+    """The same, as vectors."""
+    calibration: Tensor
+    """Held-out examples by which the limit of copies is set."""
+    fresh: Tensor
+    """Held-out examples beside which samples stand in MND."""
+    fakes: Tensor
+    """Held-out examples that take the place of samples in the control with nothing to find."""
+
+    @property
+    def asked(self) -> Tensor:
+        """Training examples whose ratio is taken."""
+        return self.train[: min(ASKED, len(self.train) // 2)]
+
+    @property
+    def apart(self) -> Tensor:
+        """The other training examples."""
+        return self.train[len(self.asked) :]
+
+    @property
+    def like(self) -> Tensor:
+        """Held-out examples whose ratio is taken, at most as many as training examples."""
+        return self.calibration[: len(self.asked)]
+
+    @property
+    def size(self) -> int:
+        """Number of samples, and of held-out examples, among which a ratio is taken."""
+        return min(AMONG, len(self.fresh), len(self.samples), len(self.apart))
 
 
 @settings
@@ -57,69 +98,72 @@ class Memorisation(Audit):
     """Pairs in the picture."""
 
     def examine(self, case: Case) -> Findings:
-        rng = case.rng("memorisation", "labels")
-        y = case.train.y[torch.randint(len(case.train), (self.samples,), generator=rng)]
-        made = case.samples(y, "memorisation")
-        if len(made) < 10:
-            raise NotPossible(f"there are {len(made)} synthetic examples; it takes 10 at least")
-        if not bool(normalize_pixels(made.x).isfinite().all()):
-            raise NotPossible("the synthetic examples hold numbers that are not finite")
-        chosen = torch.randperm(len(case.train), generator=case.rng("memorisation", "members"))[: self.members]
-        order = torch.randperm(len(case.held_out), generator=case.rng("memorisation", "held out"))
-        third = len(order) // 3
-        if third < 10:
-            raise NotPossible(f"there are {len(order)} held-out examples; it takes 30 at least")
-        if len(chosen) < 20:
-            raise NotPossible(f"there are {len(chosen)} training examples to look at; it takes 20 at least")
-        calibration, fresh, fakes = (
-            comparable_vectors(case, case.held_out[rows]) for rows in torch.split(order[: 3 * third], third)
-        )
-        train, samples = comparable_vectors(case, case.train[chosen]), to_vectors(made)
-        half = min(ASKED, len(train) // 2)
-        asked, like, apart = train[:half], calibration[:half], train[half:]
-        count = min(self.planted, len(samples) // 2, half)
-        draws = case.rng("memorisation", "planted")
-        copied = asked[torch.randperm(half, generator=draws)[:count]]
-        copied = copied + self.noise * torch.randn(copied.shape, generator=draws)
-        near, which = relative_distance(samples, train)
+        parts = self._prepare(case)
+        train, size = parts.train, parts.size
+        count = min(self.planted, len(parts.samples) // 2, len(parts.asked))
+        copied = self._copy_members(case, parts.asked, count)
+        near, which = relative_distance(parts.samples, train)
         near_planted = relative_distance(copied, train)[0]
-        limit = min(HALF, float(torch.quantile(relative_distance(calibration, train)[0], self.alarms)))
-        size = min(AMONG, third, len(samples), len(apart))
-
-        def ratio(some: Tensor) -> dict[str, Estimate]:
-            # As many real ones as samples, or the larger set would be the nearer.
-            inside, outside = (distance_ratios(x, fresh[:size], some[:size]) for x in (asked, like))
-            draws = case.rng("memorisation", "bootstrap", "MND")
-            return {ABOVE: mean_with_interval(inside, draws, less=outside), RATIO: mean_with_interval(inside, draws)}
-
-        def copies(near: Tensor) -> dict[str, Estimate]:
-            return {
-                COPIES: mean_with_interval((near < limit).double(), case.rng("memorisation", "bootstrap", "copies"))
-            }
-
-        leaked = torch.cat([copied, samples])
+        limit = min(HALF, float(torch.quantile(relative_distance(parts.calibration, train)[0], self.alarms)))
+        mnd = [
+            measure_mnd(case, parts, some) for some in (parts.samples, torch.cat([copied, parts.samples]), parts.apart)
+        ]
+        copies = [
+            measure_copies(case, distance < limit)
+            for distance in (near, torch.cat([near_planted, near[count:]]), relative_distance(parts.fakes, train)[0])
+        ]
         readings = (
-            Reading("nearest-neighbour distance ratio", ABOVE, 0.0, ratio(samples), ratio(leaked), ratio(apart)),
-            Reading(
-                "copies", COPIES, 2 * self.alarms,
-                copies(near), copies(torch.cat([near_planted, near[count:]])),
-                copies(relative_distance(fakes, train)[0]),
-            ),
-        )  # fmt: skip
+            Reading("nearest-neighbour distance ratio", ABOVE, 0.0, *mnd),
+            Reading("copies", COPIES, 2 * self.alarms, *copies),
+        )
+        third = len(parts.fakes)
         notes = (
-            f"MND of {size} samples beside {size} held-out examples, of training examples and of {len(like)} other "
-            "held-out ones: samples that are near to both alike copy neither.",
+            f"MND of {size} samples beside {size} held-out examples, of training examples and of {len(parts.like)} "
+            "other held-out ones: samples that are near to both alike copy neither.",
             "A copy is a sample whose distance to the nearest training example (Euclidean, in inputs) is below "
             f"{limit:.2f} of the mean to its {min(NEIGHBOURS, len(train))} nearest: half at most, and less where more "
             f"than {100 * self.alarms:g} % of {third} held-out examples would pass. Twice that is no leak.",
             f"Planted leak: {count} noisy training examples among the samples, of which "
             f"{int((near_planted < limit).sum())} were found as copies.",
-            f"Nothing to find: {third} held-out examples stand in the place of the samples; for MND {size} training "
+            f"Nothing to find: {third} held-out examples take the place of the samples; for MND {size} training "
             "examples whose ratio is not taken, so that a difference in kind from held-out ones would show.",
             *describe_features(case),
         )
-        sizes = {"training examples": len(train), "samples": len(samples), "held-out examples": 3 * third}
-        return Findings(readings, sizes, notes, self._pictures(case, made, case.train[chosen], near, which))
+        sizes = {"training examples": len(train), "samples": len(parts.samples), "held-out examples": 3 * third}
+        pictures = self._pictures(case, parts.generated, case.train[parts.rows], near, which)
+        return Findings(readings, sizes, notes, pictures)
+
+    def _prepare(self, case: Case) -> MemorisationParts:
+        """Returns all examples that the audit compares.
+
+        Raises:
+            NotPossible: there are too few of a kind, or the synthetic ones are not finite.
+        """
+        rng = case.rng("memorisation", "labels")
+        y = case.train.y[torch.randint(len(case.train), (self.samples,), generator=rng)]
+        generated = case.samples(y, "memorisation")
+        if len(generated) < 10:
+            raise NotPossible(f"there are {len(generated)} synthetic examples; it takes 10 at least")
+        if not bool(normalize_pixels(generated.x).isfinite().all()):
+            raise NotPossible("the synthetic examples hold numbers that are not finite")
+        rows = torch.randperm(len(case.train), generator=case.rng("memorisation", "members"))[: self.members]
+        order = torch.randperm(len(case.held_out), generator=case.rng("memorisation", "held out"))
+        third = len(order) // 3
+        if third < 10:
+            raise NotPossible(f"there are {len(order)} held-out examples; it takes 30 at least")
+        if len(rows) < 20:
+            raise NotPossible(f"there are {len(rows)} training examples to look at; it takes 20 at least")
+        calibration, fresh, fakes = (
+            comparable_vectors(case, case.held_out[part]) for part in torch.split(order[: 3 * third], third)
+        )
+        train = comparable_vectors(case, case.train[rows])
+        return MemorisationParts(rows, train, generated, to_vectors(generated), calibration, fresh, fakes)
+
+    def _copy_members(self, case: Case, asked: Tensor, count: int) -> Tensor:
+        """Returns noisy copies [count, d] of training examples, the planted leak."""
+        draws = case.rng("memorisation", "planted")
+        copied = asked[torch.randperm(len(asked), generator=draws)[:count]]
+        return copied + self.noise * torch.randn(copied.shape, generator=draws)
 
     def _pictures(self, case: Case, made: Data, real: Data, near: Tensor, which: Tensor) -> tuple[Picture, ...]:
         """The samples that are likeliest to be copies, one of each training example, over these."""
@@ -135,6 +179,20 @@ class Memorisation(Audit):
             "training example once."
         )
         return (Picture(caption, ("sample", "training example"), torch.stack([above, below])),)
+
+
+def measure_mnd(case: Case, parts: MemorisationParts, some: Tensor) -> dict[str, Estimate]:
+    """Measures MND of training examples among samples `some` [m, d], and by how much it is above that of others."""
+    # As many real ones as samples, or the larger set would be the nearer.
+    size = parts.size
+    inside, outside = (distance_ratios(x, parts.fresh[:size], some[:size]) for x in (parts.asked, parts.like))
+    draws = case.rng("memorisation", "bootstrap", "MND")
+    return {ABOVE: mean_with_interval(inside, draws, less=outside), RATIO: mean_with_interval(inside, draws)}
+
+
+def measure_copies(case: Case, copies: Tensor) -> dict[str, Estimate]:
+    """Measures the share of copies; `copies`: bool [n]."""
+    return {COPIES: mean_with_interval(copies.double(), case.rng("memorisation", "bootstrap", "copies"))}
 
 
 def relative_distance(x: Tensor, train: Tensor) -> tuple[Tensor, Tensor]:
