@@ -31,7 +31,7 @@ EVERY = 100
 """Steps whose mean loss is told and kept."""
 CONTRAST = 128
 """Images and prompts that are told from one another at once."""
-Stage = Literal["autoencoder", "text", "diffusion"]
+StageName = Literal["autoencoder", "text", "diffusion"]
 
 
 @settings
@@ -80,7 +80,7 @@ class TrainingProgress:
 
     step: int
     steps: int
-    stage: Stage
+    stage: StageName
     loss: float
     """Mean over the last steps that were told together."""
 
@@ -102,6 +102,35 @@ class PretrainingCheckpoint:
     """Sum of those since."""
     examples: str
     """Names the images and prompts."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of the training."""
+
+    name: StageName
+    start: int
+    """First step, counted over all stages."""
+    steps: int
+    trained: nn.ModuleList
+    """Networks whose weights the stage trains."""
+    loss: Callable[[Tensor, torch.Generator], Tensor]
+    """(rows of a batch [n], draws) → scalar."""
+
+    @property
+    def end(self) -> int:
+        """The step after the last one."""
+        return self.start + self.steps
+
+    def learning_rate(self, step: int, peak: float) -> float:
+        """Returns the learning rate of a step: up to the peak over 1/100 of the steps, then down to 0 as a cosine."""
+        done = (step - self.start) / self.steps
+        return peak * min(1.0, 100 * (done + 1 / self.steps)) * (1 + math.cos(math.pi * done)) / 2
+
+    def decay(self, step: int, most: float) -> float:
+        """Returns the decay of the average after a step: at most `most`, and less in the first steps."""
+        done = step - self.start
+        return min(most, (1 + done) / (10 + done))
 
 
 def pretrain(
@@ -138,13 +167,18 @@ def pretrain(
         if before.examples != which:
             raise GenfedError(f"{file} was trained on other images or prompts; begin anew with --fresh")
         networks.load_state_dict(before.weights)
-    training = _Training(parts, networks, examples, which, optimisation, file, seed, device, precision, notify)
+    training = _Training(parts, networks, examples, which, optimisation, file, seed, device, precision, notify, before)
+    start = 0
     if parts.vae is not None:
-        training.run("autoencoder", [parts.vae], optimisation.autoencoder_steps, before, training.autoencoder_loss)
-        training.enter_latent_space()
-    training.run("text", [parts.text_encoder, eye], optimisation.text_steps, before, training.text_loss)
-    training.embed()
-    training.run("diffusion", [parts.unet], optimisation.steps, before, training.diffusion_loss)
+        steps = optimisation.autoencoder_steps
+        training.run(Stage("autoencoder", start, steps, nn.ModuleList([parts.vae]), training.autoencoder_loss))
+        training.encode_images()
+        start += steps
+    steps = optimisation.text_steps
+    training.run(Stage("text", start, steps, nn.ModuleList([parts.text_encoder, eye]), training.text_loss))
+    training.encode_prompts()
+    start += steps
+    training.run(Stage("diffusion", start, optimisation.steps, nn.ModuleList([parts.unet]), training.diffusion_loss))
     for network in networks.values():
         network.cpu()
     write(parts, folder, optimisation.weights)
@@ -185,6 +219,7 @@ class _Training:
         device: torch.device,
         precision: str,
         notify: Callable[[TrainingProgress], None],
+        before: PretrainingCheckpoint | None,
     ) -> None:
         self.parts, self.networks, self.optimisation = parts, networks, optimisation
         self.examples, self.name = examples, name
@@ -194,64 +229,71 @@ class _Training:
         self.levels = parts.scheduler.alphas_cumprod.to(device)
         self.latents: Tensor | None = None
         self.embedded: Tensor | None = None
-        self.start, self.losses = 0, tuple[float, ...]()
+        self.before, self.losses, self.pending = before, tuple[float, ...](), 0.0
 
-    def run(
-        self,
-        stage: Stage,
-        trained: Sequence[nn.Module],
-        steps: int,
-        before: PretrainingCheckpoint | None,
-        loss_of: Callable[[Tensor, torch.Generator], Tensor],
-    ) -> None:
-        """The next stage, from its beginning or where the checkpoint stopped; leaves the average of the weights."""
-        settings, pending, start = self.optimisation, 0.0, self.start
-        self.start += steps
-        if before is not None and before.step >= self.start:
-            nn.ModuleList(trained).requires_grad_(False)
-            return
-        parameters: list[Tensor] = list(nn.ModuleList(trained).parameters())
-        optimiser = torch.optim.AdamW(
+    def run(self, stage: Stage) -> None:
+        """Runs a stage from its beginning or from the checkpoint, or skips it; leaves the average of the weights."""
+        if self.before is None or self.before.step < stage.end:
+            self._train(stage)
+        stage.trained.requires_grad_(False)
+
+    def _train(self, stage: Stage) -> None:
+        settings, parameters = self.optimisation, list(stage.trained.parameters())
+        optimizer = torch.optim.AdamW(
             parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
         )
         averages = [p.detach().clone() for p in parameters]
-        at, losses = start, self.losses
-        if before is not None and before.step > start:
-            load_optimizer_state(optimiser, before.moments)
-            for i, average in enumerate(averages):
-                average.copy_(before.averages[str(i)])
-            at, losses, pending = before.step, before.losses, before.pending
-        everything = settings.text_steps + settings.steps
-        everything += settings.autoencoder_steps if self.parts.vae is not None else 0
-        for step in range(at, start + steps):
-            done = (step - start) / steps
-            rate = settings.learning_rate * min(1.0, 100 * (done + 1 / steps)) * (1 + math.cos(math.pi * done)) / 2
-            for group in optimiser.param_groups:
-                group["lr"] = rate
-            rng = stream(self.seed, "pretrain", step)
-            rows = torch.randint(len(self.x), (settings.batch_size,), generator=rng)
-            with mixed_precision(self.device, self.precision):
-                loss = loss_of(rows, rng)
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimiser.step()
-            decay = min(settings.average, (1 + step - start) / (10 + step - start))
+        at = self._resume(stage, optimizer, averages)
+        for step in range(at, stage.end):
+            for group in optimizer.param_groups:
+                group["lr"] = stage.learning_rate(step, settings.learning_rate)
+            self.pending += self._step(stage, step, parameters, optimizer)
             with torch.no_grad():
-                torch._foreach_lerp_(averages, parameters, 1 - decay)
-            pending += float(loss.detach())
-            if (step + 1 - start) % EVERY == 0:
-                losses, pending = (*losses, pending / EVERY), 0.0
-                self._check(losses[-1], step + 1)
-                self.notify(TrainingProgress(step + 1, everything, stage, losses[-1]))
-            if (step + 1 - start) % settings.save_every == 0 and step + 1 < start + steps:
-                self._save(step + 1, optimiser, averages, losses, pending)
-        self._check(pending, start + steps)  # of the steps since
+                decay = stage.decay(step, settings.average)
+                for average, parameter in zip(averages, parameters, strict=True):
+                    average.lerp_(parameter, 1 - decay)
+            done = step + 1 - stage.start
+            if done % EVERY == 0:
+                self._report(stage, step + 1)
+            if done % settings.save_every == 0 and step + 1 < stage.end:
+                self._save(step + 1, optimizer, averages)
+        self._check(self.pending, stage.end)  # of the steps since the last report
         with torch.no_grad():
             for parameter, average in zip(parameters, averages, strict=True):
                 parameter.copy_(average)
-        nn.ModuleList(trained).requires_grad_(False)
-        self.losses = losses
+
+    def _resume(self, stage: Stage, optimizer: torch.optim.Optimizer, averages: Sequence[Tensor]) -> int:
+        """Loads the checkpoint where it was written in this stage. Returns the first step to run."""
+        self.pending = 0.0
+        before = self.before
+        if before is None or before.step <= stage.start:
+            return stage.start
+        load_optimizer_state(optimizer, before.moments)
+        for i, average in enumerate(averages):
+            average.copy_(before.averages[str(i)])
+        self.losses, self.pending = before.losses, before.pending
+        return before.step
+
+    def _step(self, stage: Stage, step: int, parameters: Sequence[Tensor], optimizer: torch.optim.Optimizer) -> float:
+        """Runs one step of the optimizer and returns the loss."""
+        rng = stream(self.seed, "pretrain", step)
+        rows = torch.randint(len(self.x), (self.optimisation.batch_size,), generator=rng)
+        with mixed_precision(self.device, self.precision):
+            loss = stage.loss(rows, rng)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        return float(loss.detach())
+
+    def _report(self, stage: Stage, step: int) -> None:
+        """Takes the mean loss of the last EVERY steps into `losses` and reports it."""
+        self.losses, self.pending = (*self.losses, self.pending / EVERY), 0.0
+        self._check(self.losses[-1], step)
+        settings = self.optimisation
+        steps = settings.text_steps + settings.steps
+        steps += settings.autoencoder_steps if self.parts.vae is not None else 0
+        self.notify(TrainingProgress(step, steps, stage.name, self.losses[-1]))
 
     def autoencoder_loss(self, rows: Tensor, rng: torch.Generator) -> Tensor:
         """Mean squared error of the image plus the weighted KL divergence from N(0, 1), both means over numbers."""
@@ -295,7 +337,7 @@ class _Training:
         target = {"epsilon": eps, "sample": z}.get(kind, signal * eps - noise * z)
         return F.mse_loss(output, target)
 
-    def enter_latent_space(self) -> None:
+    def encode_images(self) -> None:
         """Encodes all images once, and scales latents to variance 1, as Stable Diffusion has them."""
         with torch.no_grad():
             means = [self.parts.vae.encode(normalize_pixels(x)).latent_dist.mode() for x in torch.split(self.x, 200)]
@@ -304,7 +346,7 @@ class _Training:
         self.parts.vae.register_to_config(scaling_factor=factor)
         self.latents = latents * factor
 
-    def embed(self) -> None:
+    def encode_prompts(self) -> None:
         """Encodes all prompts once."""
         with torch.no_grad():
             self.embedded = torch.cat([self.parts.text_encoder(some)[0] for some in torch.split(self.tokens, 200)])
@@ -322,17 +364,8 @@ class _Training:
         if not math.isfinite(loss):
             raise GenfedError(f"the loss is {loss} by step {step}: lower training.learning_rate")
 
-    def _save(
-        self,
-        step: int,
-        optimiser: torch.optim.Optimizer,
-        averages: Sequence[Tensor],
-        losses: tuple[float, ...],
-        pending: float,
-    ) -> None:
+    def _save(self, step: int, optimizer: torch.optim.Optimizer, averages: Sequence[Tensor]) -> None:
         weights = {name: tensor.cpu() for name, tensor in self.networks.state_dict().items()}
-        kept = {str(i): average.cpu() for i, average in enumerate(averages)}
-        save(
-            PretrainingCheckpoint(step, weights, kept, optimizer_state(optimiser), losses, pending, self.name),
-            self.file,
-        )
+        numbered = {str(i): average.cpu() for i, average in enumerate(averages)}
+        moments = optimizer_state(optimizer)
+        save(PretrainingCheckpoint(step, weights, numbered, moments, self.losses, self.pending, self.name), self.file)
