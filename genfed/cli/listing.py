@@ -42,7 +42,7 @@ def print_listing(what: str, name: str | None = None) -> RenderableType:
     family = next(f for f in registry.FAMILIES if f.plural == what)
     if name is not None:
         cls = registry.find_class(family, name)
-        return Group(f"{name}: {_about(cls)}", "", _settings(cls, "settings"), *_inner(cls))
+        return Group(f"{name}: {_about(cls)}", *_more(cls), "", _settings(cls, "settings"), *_inner(cls))
     table = Table("name", "what it is", "settings")
     for key, cls in sorted(registry.list_classes(family).items()):
         table.add_row(key, _about(cls), ", ".join(f.name for f in dataclasses.fields(cls)) or "–")
@@ -136,4 +136,10 @@ def _default(field: Any, name: str = "") -> str:
 
 
 def _about(cls: type[Any]) -> str:
-    return " ".join((inspect.getdoc(cls) or "").split())
+    """Returns the first paragraph of the docstring."""
+    return " ".join((inspect.getdoc(cls) or "").split("\n\n")[0].split())
+
+
+def _more(cls: type[Any]) -> list[str]:
+    """Returns the other paragraphs of the docstring as they are, but for examples."""
+    return [f"\n{text}" for text in (inspect.getdoc(cls) or "").split("\n\n")[1:] if not text.startswith(">>>")]

@@ -30,7 +30,16 @@ class AvgKDSent:
 
 @settings
 class AvgKD(FederatedAveraging):
-    """FedAvg within an architecture, with targets that the other architectures have a say in."""
+    """FedAvg within an architecture, with targets that include the predictions of the other architectures.
+
+    1. train, `rounds` rounds. Server → client: the weights of its architecture; from round 2 on, those of all others
+       too. Client: trains on its examples, with targets softmax(onehot(y) + Σ_j softmax f_j(x)) over the other
+       architectures j (in round 1: the labels). Client → server: the weights. The server averages them within an
+       architecture, weighted by examples.
+
+    >>> [phase.name for phase in AvgKD(rounds=10).phases()]
+    ['train']
+    """
 
     # differs from the paper: there no weights are averaged, and an agent learns from the mean of its labels and of what
     # others predict. GeFL averages weights within an architecture, and takes the softmax of the sum.

@@ -21,7 +21,17 @@ from genfed.training.pixels import normalize_pixels
 
 @settings
 class CoBoosting(DataFreeDistillation):
-    """Data and ensemble boost one another. The generator goes on from epoch to epoch, as in DENSE here."""
+    """DENSE with harder images and an ensemble that learns how much each model counts.
+
+    1. train, once. Client → server: its model, trained from the initial weights on its examples.
+    2. distil, `rounds` rounds, on the server. The generator takes `generator_steps` steps on one batch of noise:
+       towards images that the ensemble assigns to their classes with doubt, and on which the students disagree with it.
+       For each of the newest `remembered` batches, images move to where the ensemble's answer changes most, and the
+       shares of the models take a step. The students learn the ensemble's answers for the moved images.
+
+    >>> [phase.name for phase in CoBoosting(rounds=10, temperature=2.0).phases()]
+    ['train', 'distil']
+    """
 
     # differs from the published code: there the generator starts anew in each epoch and its noise is trained with it.
     hardness: Annotated[float, Field(ge=0)] = 1.0

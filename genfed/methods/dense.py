@@ -17,8 +17,16 @@ from genfed.methods.bases.data_free import DataFreeDistillation, disagreement
 
 @settings
 class DENSE(DataFreeDistillation):
-    """Images of every class, like what the models were trained on, and near where ensemble and student part; with
-    `remembered` = 1 students learn from the newest batch alone, as in Algorithm 1.
+    """Data-free distillation of the clients' models, on images that a generator learns to make on the server.
+
+    1. train, once. Client → server: its model, trained from the initial weights on its examples.
+    2. distil, `rounds` rounds, on the server. The generator takes `generator_steps` steps on one batch of noise:
+       towards images that the ensemble of all models assigns to their classes, with the BatchNorm statistics of the
+       models, near where ensemble and students disagree. The students learn the ensemble's answers for the newest
+       `remembered` batches (1: the newest batch alone, as in Algorithm 1).
+
+    >>> [phase.name for phase in DENSE(rounds=10, boundary=0.0).phases()]
+    ['train', 'distil']
     """
 
     stability: Annotated[float, Field(ge=0)] = 1.0

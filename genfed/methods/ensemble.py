@@ -41,7 +41,15 @@ class ProbabilityMean(nn.Module):
 
 @settings
 class Ensemble(Method[UploadedClassifiers]):
-    """One upload of every client's classifier; all of them answer."""
+    """The mean prediction of all clients' own classifiers.
+
+    1. train, once. Client → server: its classifier, trained from the initial weights on its examples.
+
+    Then every client is sent all classifiers, and predicts with the mean of their probabilities.
+
+    >>> [phase.name for phase in Ensemble().phases()]
+    ['train']
+    """
 
     state = UploadedClassifiers
     needs_architectures = True  # of all others, at every client

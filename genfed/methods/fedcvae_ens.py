@@ -30,7 +30,16 @@ class FedCVAEEnsState:
 
 @settings
 class FedCVAEEns(DecoderUpload[FedCVAEEnsState]):
-    """Classifiers learn from images of all clients' decoders, made on the server."""
+    """Classifiers trained on the server, on images from the decoders of all clients.
+
+    1. decoder, once. Client: trains a CVAE on its examples for `generator_epochs`. Client → server: the decoder, and
+       the number of its examples of each class.
+    2. classifier, `rounds` rounds, on the server: trains one classifier per architecture on `samples` images from all
+       decoders, each in proportion to its client's examples and labelled like them.
+
+    >>> [phase.name for phase in FedCVAEEns(samples=100).phases()]
+    ['decoder', 'classifier']
+    """
 
     state = FedCVAEEnsState
 

@@ -35,7 +35,17 @@ class FedCVAEKDState:
 
 @settings
 class FedCVAEKD(DecoderUpload[FedCVAEKDState]):
-    """Classifiers learn from images of one decoder, distilled from all clients' on the server."""
+    """Classifiers trained on the server, on images from one decoder that is distilled from those of all clients.
+
+    1. decoder, once. Client: trains a CVAE on its examples for `generator_epochs`. Client → server: the decoder, and
+       the number of its examples of each class.
+    2. distil, `distillation_epochs` rounds, on the server: one decoder learns to generate the images of all decoders.
+    3. classifier, `rounds` rounds, on the server: trains one classifier per architecture on `samples` images from that
+       decoder, labels uniform.
+
+    >>> [phase.name for phase in FedCVAEKD(distillation_epochs=3).phases()]
+    ['decoder', 'distil', 'classifier']
+    """
 
     state = FedCVAEKDState
 

@@ -23,7 +23,22 @@ from genfed.training.synthetic_dataset import SampleRequest
 
 @settings
 class FedDEO(ConditionUploadMethod):
-    """Learnt descriptions: ε = u + w·(text − u) + w_d·(description − u), w being `foundation.guidance`."""
+    """Clients upload learned descriptions of their classes, and the server's diffusion model generates images from
+    them.
+
+    1. tell, once. Client: for each of its classes, optimizes an embedding against the frozen diffusion model on its
+       examples of the class. Client → server: these descriptions, and their classes.
+    2. synthesise, once, on the server: `images` images from each description, by ε = u + w·(text − u) +
+       w_d·(description − u), where w is `foundation.guidance` and u is unconditional.
+    3. learn, `learning_rounds` rounds, on the server: trains the students on the images and their labels.
+    4. learn_own, once, for clients whose architecture the server cannot run. Server → client: all images. The client
+       trains its own model on them. Nothing is uploaded.
+    5. tune, `rounds` rounds (0: one-shot). Server → client: its student. Client → server: the student after training on
+       the client's examples. The server averages the students within an architecture.
+
+    >>> [phase.name for phase in FedDEO(images=10).phases()]
+    ['tell', 'synthesise', 'learn', 'learn_own', 'tune']
+    """
 
     prompt: str = "an image of {class}"
     """What the diffusion model is asked for, with the name of the class; descriptions start from its embedding."""

@@ -30,7 +30,15 @@ from genfed.training.weights import Model, build_classifier, weights_of
 
 @settings
 class FedDF(FederatedAveraging):
-    """FedAvg within an architecture, followed by distillation on the server from the clients of all."""
+    """FedAvg within an architecture, then distillation of all clients' models into each average on public examples.
+
+    1. train, `rounds` rounds. Server → client: the weights of its architecture. Client: trains on its examples. Client
+       → server: the weights. The server averages them within an architecture, weighted by examples; then each average
+       takes `distillation_steps` steps towards the mean logits of all clients' models, on public examples.
+
+    >>> [phase.name for phase in FedDF(rounds=10, distillation_steps=100).phases()]
+    ['train']
+    """
 
     needs_public = True
     needs_architectures = True

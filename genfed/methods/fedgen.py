@@ -59,7 +59,17 @@ class FedGenUpload:
 
 @settings
 class FedGen(RepresentationMethod[FedGenState]):
-    """Clients average what they can, and a generator of representations tells each header what the others know."""
+    """Averaged networks, and a generator of representations that carries to each header what the other clients know.
+
+    1. train, `rounds` rounds. Server → client: the extractor of its architecture, the header, the generator, and the
+       number of examples of each class. Client: trains extractor and header on its examples and, from round 2 on, on as
+       many generated representations. Client → server: both parts, and its number of examples of each class. The server
+       averages extractors within an architecture and headers over all, weighted by examples; then it trains the
+       generator for `generator_steps` so that the clients' headers recognize what it generates.
+
+    >>> [phase.name for phase in FedGen(rounds=10).phases()]
+    ['train']
+    """
 
     # differs from the paper: it averages whole networks, or the header alone; here the header is averaged over all
     # clients, and the extractor among those of its architecture, both weighted by examples.

@@ -50,7 +50,15 @@ EXTRACTOR = Slot("extractor", FedGHExtractor)
 
 @settings
 class FedGH(RepresentationMethod[FedGHHeader]):
-    """Each client has its own extractor, and all have one header, which the server trains."""
+    """Each client has its own extractor; all share one header, which the server trains on mean representations.
+
+    1. train, `rounds` rounds. Server → client: the header. Client: trains its own extractor, which never leaves it,
+       together with the header. Client → server: the mean representation of each of its classes. The server trains the
+       header on all of these (`header_training`).
+
+    >>> [phase.name for phase in FedGH(rounds=10).phases()]
+    ['train']
+    """
 
     state = FedGHHeader
     unprotected_upload = "the mean representation of each class"

@@ -54,7 +54,16 @@ class FedKDUpdate:
 
 @settings
 class FedKD(Method[FedKDState]):
-    """Personal mentors that learn from one another through a shared mentee, sent in few bytes."""
+    """Personal mentors that learn from one another through a small shared mentee, whose updates are sent in low rank.
+
+    1. train, `rounds` rounds. Server → client: the last update of the mentee, of low rank (the whole mentee for a
+       client that missed the last round). Client: trains its mentor, which never leaves it, and the mentee together;
+       each learns from the labels and from the other. Client → server: the mentee's update, of low rank. The server
+       averages the updates, weighted by examples, reduces the rank of the mean and adds it to the mentee.
+
+    >>> [phase.name for phase in FedKD(rounds=10).phases()]
+    ['train']
+    """
 
     # differs from the paper: no hidden states or attentions are distilled, since those of a mentor and a mentee of any
     # architecture are not alike; and the mean is weighted by examples.

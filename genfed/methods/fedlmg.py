@@ -42,7 +42,21 @@ class FedLMGUpload:
 
 @settings
 class FedLMG(ServerSynthesis):
-    """Local-model-guided synthesis: images of each client and class as its own classifier knows them."""
+    """Local-model-guided synthesis: the server generates images of each client and class, guided by the client's
+    classifier.
+
+    1. train, once. Client → server: its classifier, trained from the initial weights on its examples, and its classes.
+    2. synthesise, once, on the server: `images` images for each client and each of its classes, from the prompt of the
+       class, guided by the gradients and BatchNorm statistics of the client's classifier.
+    3. learn, `learning_rounds` rounds, on the server: trains the students on the images, by labels and teachers
+       (`aggregation`).
+    4. learn_own: never needed here, since the server must run all architectures.
+    5. tune, `rounds` rounds (0: one-shot). Server → client: its student. Client → server: the student after training on
+       the client's examples. The server averages the students within an architecture.
+
+    >>> [phase.name for phase in FedLMG(images=10).phases()]
+    ['train', 'synthesise', 'learn', 'learn_own', 'tune']
+    """
 
     unprotected_upload = "which classes a client has examples of"
     needs_architectures = True

@@ -42,7 +42,15 @@ class Prototypes:
 
 @settings
 class FedProto(RepresentationMethod[Prototypes]):
-    """Each client trains its own model, and holds its representations near the prototypes of all clients."""
+    """Each client trains its own model and holds its representations near the prototypes of all clients.
+
+    1. train, `rounds` rounds. Server → client: the prototype of each class. Client: trains its own model, which never
+       leaves it, by cross-entropy + λ · distance of representations to the prototypes. Client → server: the sum of its
+       representations of each class, and their number. The server takes their means as the new prototypes.
+
+    >>> [phase.name for phase in FedProto(rounds=10).phases()]
+    ['train']
+    """
 
     state = Prototypes
     unprotected_upload = "the mean representation of each class"

@@ -31,7 +31,15 @@ class Meme:
 
 @settings
 class FML(Method[Meme]):
-    """Personal models of any architecture that learn from one another through a shared one."""
+    """Personal models of any architecture that learn from one another through a small shared model, the meme.
+
+    1. train, `rounds` rounds. Server → client: the meme. Client: trains its personal model, which never leaves it, and
+       the meme together; each learns from the labels and from the other. Client → server: the meme. The server averages
+       the memes, weighted by examples.
+
+    >>> [phase.name for phase in FML(rounds=10, alpha=0.7).phases()]
+    ['train']
+    """
 
     state = Meme
     unaugmented = ("training",)  # two networks learn from one batch

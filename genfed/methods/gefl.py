@@ -48,7 +48,21 @@ class GeFLSent:
 
 @settings
 class GeFL(FederatedGenerator[GeFLState]):
-    """A generator trained by all clients augments the data of each, whatever its architecture."""
+    """A generator that all clients train together; then each client trains its classifier on generated and real
+    examples.
+
+    1. generator, `generator_rounds` rounds. Server → client: the generator. Client: trains it on its examples. Client →
+       server: the generator. The server averages the generators, all alike.
+    2. pool, before each joint round if `pool` = "server", on the server: draws examples from the generator.
+    3. joint, `rounds` rounds. Server → client: the generator or the pool, and the weights of its architecture. Client:
+       trains the classifier on generated examples, then on its own. Client → server: the weights. The server averages
+       them within an architecture, weighted by examples. After each of the first `interleaved` joint rounds there is
+       one more generator round.
+
+    >>> from genfed.core.phase import flatten_phases
+    >>> [phase.name for phase in flatten_phases(GeFL(rounds=2, interleaved=1).phases())]
+    ['generator', 'joint', 'generator', 'joint']
+    """
 
     state = GeFLState
     generates = True

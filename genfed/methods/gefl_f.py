@@ -70,7 +70,22 @@ class GeFLFHeader:
 
 @settings
 class GeFLF(FederatedGenerator[GeFLFState]):
-    """All clients share an extractor and a generator of its features; each trains its own header on both."""
+    """GeFL on features: all clients share an extractor and a generator of its features; each trains its own header.
+
+    1. extractor, `extractor_rounds` rounds. Server → client: the extractor, and the header of its architecture. Client:
+       trains both on its examples. Client → server: both. The server averages extractors over all clients and headers
+       within an architecture, weighted by examples. Then the extractor is fixed.
+    2. generator, `generator_rounds` rounds. Server → client: the generator and the extractor. Client: trains the
+       generator on the features of its examples. Client → server: the generator. The server averages them, all alike.
+    3. pool, before each joint round if `pool` = "server", on the server: draws features from the generator.
+    4. joint, `rounds` rounds. Server → client: extractor, header, and the generator or the pool. Client: trains the
+       header on generated features, then on those of its examples. Client → server: the header. The server averages
+       headers within an architecture, weighted by examples.
+
+    >>> from genfed.core.phase import flatten_phases
+    >>> [phase.name for phase in flatten_phases(GeFLF(rounds=1, pool="server").phases())]
+    ['extractor', 'generator', 'pool', 'joint']
+    """
 
     state = GeFLFState
     unaugmented = ("training",)  # headers learn from features

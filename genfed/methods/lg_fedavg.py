@@ -30,7 +30,15 @@ class LGFedAvgState:
 
 @settings
 class LGFedAvg(Method[LGFedAvgState]):
-    """FedAvg of the extractor over all clients, and of the header within an architecture."""
+    """FedAvg of the extractor over all clients, and of the header within an architecture.
+
+    1. train, `rounds` rounds. Server → client: the extractor, and the header of its architecture. Client: trains both
+       on its examples. Client → server: both. The server averages extractors over all clients and headers within an
+       architecture, weighted by examples.
+
+    >>> [phase.name for phase in LGFedAvg(rounds=10).phases()]
+    ['train']
+    """
 
     # differs from the paper: there the first layers stay local and the last ones are shared; heterogeneous clients have
     # their first block in common, so GeFL turns it round.

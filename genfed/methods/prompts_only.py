@@ -16,7 +16,18 @@ from genfed.training.synthetic_dataset import NO_CLIENT
 
 @settings
 class PromptsOnly(ServerSynthesis):
-    """Images of the classes, and of no client."""
+    """Images of each class from its name alone: the control for methods that use what clients upload.
+
+    1. synthesise, once, on the server: `images` images from the prompt of each class.
+    2. learn, `learning_rounds` rounds, on the server: trains the students on the images and their labels.
+    3. learn_own, once, for clients whose architecture the server cannot run. Server → client: all images. The client
+       trains its own model on them. Nothing is uploaded.
+    4. tune, `rounds` rounds (0: one-shot). Server → client: its student. Client → server: the student after training on
+       the client's examples. The server averages the students within an architecture.
+
+    >>> [phase.name for phase in PromptsOnly(images=10).phases()]
+    ['synthesise', 'learn', 'learn_own', 'tune']
+    """
 
     prompt: str = "an image of {class}"
     """What the diffusion model is asked for, with the name of the class; for a class-conditional model "{class}"."""
