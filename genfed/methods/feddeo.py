@@ -74,8 +74,8 @@ class FedDEO(ConditionUploadMethod):
             )
             descriptions.append(description)
             total += loss * len(own)
-        told = ConditionUpload(torch.stack(descriptions), labels)
-        return Reply(told, weight=len(client.data), metrics={"loss": total / len(client.data)})
+        upload = ConditionUpload(torch.stack(descriptions), labels)
+        return Reply(upload, weight=len(client.data), metrics={"loss": total / len(client.data)})
 
     def generate_images(
         self, server: Server, state: ServerSynthesisState, wanted: SampleRequest, rngs: Sequence[torch.Generator]

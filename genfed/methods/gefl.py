@@ -18,7 +18,7 @@ from genfed.core.privacy import DeclaredTraining
 from genfed.core.settings import settings
 from genfed.core.task import Data, Weights
 from genfed.methods.bases.federated_generator import (
-    AT_HOME,
+    GENERATOR_MEMORY,
     FederatedGenerator,
     GeneratedSupply,
     GeneratorStart,
@@ -86,7 +86,7 @@ class GeFL(FederatedGenerator[GeFLState]):
             self.train_generator,
             aggregate={"generator": Mean()},
             rounds=self.generator_rounds,
-            slots=(AT_HOME,),
+            slots=(GENERATOR_MEMORY,),
             changes_classifier=False,
         )
         joint = Phase(
@@ -107,7 +107,7 @@ class GeFL(FederatedGenerator[GeFLState]):
         return [generator, together, self.joint_rounds(self.rounds - self.interleaved, draw, joint)]
 
     def private_trainings(self) -> dict[str, list[DeclaredTraining]]:
-        return {"generator": [self.generator_use()], "joint": [self.training.declare()]}
+        return {"generator": [self.declare_generator()], "joint": [self.training.declare()]}
 
     def trained_networks(self, server: Server) -> list[TrainedNetwork]:
         return [self.new_generator(server, server.task)]

@@ -15,7 +15,12 @@ from genfed.core.phase import Phase, Reduced, Repeat, Reply
 from genfed.core.privacy import DeclaredTraining
 from genfed.core.settings import settings
 from genfed.core.task import Data, Task, Weights
-from genfed.methods.bases.federated_generator import AT_HOME, FederatedGenerator, GeneratedSupply, SentGenerator
+from genfed.methods.bases.federated_generator import (
+    GENERATOR_MEMORY,
+    FederatedGenerator,
+    GeneratedSupply,
+    SentGenerator,
+)
 from genfed.training.classifier import train
 from genfed.training.evaluation import predict
 from genfed.training.split_network import (
@@ -126,7 +131,7 @@ class GeFLF(FederatedGenerator[GeFLFState]):
                 self.train_generator,
                 aggregate={"generator": Mean()},
                 rounds=self.generator_rounds,
-                slots=(AT_HOME, FEATURES),
+                slots=(GENERATOR_MEMORY, FEATURES),
                 changes_classifier=False,
             ),
             self.joint_rounds(self.rounds, Phase("pool", self.keep_pool, changes_classifier=False), joint),
@@ -136,7 +141,7 @@ class GeFLF(FederatedGenerator[GeFLFState]):
         # What is kept of an example's features depends on no other example: the extractor stands still.
         return {
             "extractor": [self.training.declare(self.extractor_epochs)],
-            "generator": [self.generator_use()],
+            "generator": [self.declare_generator()],
             "joint": [self.training.declare()],
         }
 

@@ -32,5 +32,5 @@ class OSCAR(PromptUploadMethod):
         check_embeddings(self.foundation.load(server.task, server.device, server.precision), "oscar")
         return super().init(server)
 
-    def of_class(self, conditions: Tensor) -> Tensor:
+    def reduce_class(self, conditions: Tensor) -> Tensor:
         return conditions.mean(0, keepdim=True)

@@ -106,7 +106,7 @@ def test_what_fedlmg_is_sent_is_looked_at() -> None:
             "its classifier is no linear: '",
         ),
         (FedLMGUpload(weights, torch.tensor([2, 2])), "a class stands twice among its classes"),
-        (FedLMGUpload(weights | {name: weights[name][:1]}, torch.tensor([0])), f"no linear: '{name}' is not as there"),
+        (FedLMGUpload(weights | {name: weights[name][:1]}, torch.tensor([0])), f"no linear: '{name}' is different"),
         (FedLMGUpload({k: v * 1e30 for k, v in weights.items()}, torch.tensor([0])), "its classifier has diverged"),
         (
             FedLMGUpload({k: v * torch.nan for k, v in weights.items()}, torch.tensor([0])),
@@ -224,7 +224,7 @@ def test_a_foundation_that_has_changed_makes_no_further_images(tmp_path: Path) -
     tensors = load_file(weights)
     name = max(tensors)
     save_file(tensors | {name: tensors[name] + 1}, weights)
-    with pytest.raises(GenfedError, match="has changed since this run began: put the model back"):
+    with pytest.raises(GenfedError, match="has changed since this run began: restore the model"):
         method.generate_checked(server(), state, wanted, rngs)
     save_file(tensors, weights)
     settings = model / "scheduler" / "scheduler_config.json"

@@ -294,8 +294,8 @@ def test_fgl_tells_one_embedding_per_class_or_example_and_no_text() -> None:
     of_examples = each.upload_conditions(who, Empty()).upload
     assert of_examples.labels.tolist() == [0, 2, 2, 2]
     assert torch.equal(of_examples.conditions, of_class.conditions[[0, 1, 1, 1]])
-    for told in (of_class, of_examples):
-        packed = pack(told)
+    for upload in (of_class, of_examples):
+        packed = pack(upload)
         assert {name: value.dtype for name, value in packed.tensors.items()} == {
             "ConditionUpload.conditions": torch.float32,
             "ConditionUpload.labels": torch.int64,
