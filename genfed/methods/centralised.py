@@ -1,5 +1,5 @@
-"""The centralised ceiling: all data in one place, one model per architecture. Not a federation, but what it would give
-if data could be shared.
+"""Centralised training: all data in one place. Not a federation, but the accuracy that one could reach if data could be
+shared.
 """
 
 from genfed.core.settings import settings

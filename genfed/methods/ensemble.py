@@ -1,5 +1,5 @@
-"""The clients' own classifiers, uploaded once and asked together: the mean of their probabilities. What a synthetic set
-must beat to be worth its making, at a cost per prediction that grows with the clients.
+"""The ensemble of the clients' own classifiers, uploaded once: the mean of their probabilities. A synthetic dataset is
+worth its cost if it gives more than this. The cost of a prediction grows with the number of clients.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from genfed.training.weights import Model, build_classifier
 
 @dataclass(frozen=True)
 class UploadedClassifiers:
-    """Classifiers by client, and of which architecture each is."""
+    """Classifiers and their architectures, by client."""
 
     models: dict[int, Weights]
     architectures: dict[int, str]
@@ -52,10 +52,10 @@ class Ensemble(Method[UploadedClassifiers]):
     """
 
     state = UploadedClassifiers
-    needs_architectures = True  # of all others, at every client
+    needs_architectures = True  # every client runs all others
 
     training: Training = Field(default_factory=Training)
-    """Local training, all of it before the one upload."""
+    """Local training before the upload."""
 
     def init(self, server: Server) -> UploadedClassifiers:
         return UploadedClassifiers({}, {})
@@ -67,12 +67,12 @@ class Ensemble(Method[UploadedClassifiers]):
         return {"train": [self.training.declare()]}
 
     def train(self, client: Client, sent: Empty) -> Reply[Model]:
-        """The client's own classifier."""
+        """Trains the client's own classifier."""
         weights, loss = train_alone(client, self.training)
         return Reply(Model(weights), metrics={"loss": loss})
 
     def keep(self, server: Server, state: UploadedClassifiers, reduced: Reduced) -> UploadedClassifiers:
-        """The only upload."""
+        """Takes the uploaded classifiers."""
         models = reduced["classifier"]
         return UploadedClassifiers(models, {info.id: info.architecture for info in reduced.clients})
 

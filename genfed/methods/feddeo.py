@@ -1,6 +1,6 @@
 """FedDEO. Yang, Su, Li, Xue, FedDEO: Description-Enhanced One-Shot Federated Learning with Diffusion Models, ACM MM
-2024, arXiv 2407.19953: a client learns one embedding for each of its classes against the frozen diffusion model, and
-the server's images follow both the class's name and that description.
+2024, arXiv 2407.19953: a client learns one embedding for each of its classes against the frozen diffusion model; the
+server's images follow both the name of the class and that description.
 """
 
 from collections.abc import Sequence
@@ -41,15 +41,15 @@ class FedDEO(ConditionUploadMethod):
     """
 
     prompt: str = "an image of {class}"
-    """What the diffusion model is asked for, with the name of the class; descriptions start from its embedding."""
+    """Prompt of a class; {class} is its name. Descriptions start from its embedding."""
     description_guidance: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 3.0
-    """How far images are pushed towards their description (w_d); 0: it is not heeded."""
+    """Guidance scale of the description (w_d). 0: descriptions have no effect."""
     description_epochs: Annotated[int, Field(ge=0)] = 1
-    """Passes over a client's examples of a class; 0: its description is the prompt's embedding."""
+    """Epochs over a client's examples of a class. 0: the description is the embedding of the prompt."""
     description_batch_size: Annotated[int, Field(ge=1)] = 1
-    """Examples per step of that."""
+    """Examples per step of a description's training."""
     description_learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 10.0
-    """Of SGD, without momentum; the published code's is 10."""
+    """Learning rate of a description's SGD, without momentum; 10 in the published code."""
 
     def init(self, server: Server) -> ServerSynthesisState:
         check_embeddings(self.foundation.load(server.task, server.device, server.precision), "feddeo")
@@ -57,7 +57,7 @@ class FedDEO(ConditionUploadMethod):
         return super().init(server)
 
     def upload_conditions(self, client: Client, sent: Empty) -> Reply[ConditionUpload]:
-        """A description of each class that the client has."""
+        """Learns a description of each class that the client has."""
         model = self.foundation.load(client.task, client.device, client.precision)
         names, labels = by_name(self.foundation, self.prompt, client), torch.unique(client.data.y).cpu()
         descriptions, total = [], 0.0

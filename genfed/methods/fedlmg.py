@@ -1,6 +1,6 @@
 """FedLMG. Yang, Su, Li, Xue, One-Shot Heterogeneous Federated Learning with Local Model-Guided Diffusion Models, ICML
-2025, arXiv 2311.08870: clients upload their classifiers once; the server steers its diffusion model by their gradients
-and batch-norm statistics, and trains on what it makes.
+2025, arXiv 2311.08870: clients upload their classifiers once; the server guides its diffusion model by their gradients
+and BatchNorm statistics, and trains students on the images.
 """
 
 import logging
@@ -32,12 +32,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class FedLMGUpload:
-    """All that a client sends."""
+    """All that a client uploads."""
 
     classifier: Weights
-    """Parameters and BatchNorm's statistics."""
+    """Parameters and BatchNorm statistics."""
     classes: Tensor
-    """Those that it has examples of, int64 [k]."""
+    """Classes of which the client has examples, int64 [k]."""
 
 
 @settings
@@ -62,17 +62,17 @@ class FedLMG(ServerSynthesis):
     needs_architectures = True
 
     foundation: Foundation = Field(default_factory=lambda: Foundation(scheduler="ddpm"))
-    """The server's diffusion model and how it is sampled: by ddpm, as in the paper, or ddim."""
+    """The server's diffusion model and how it is sampled; its scheduler is ddpm, as in the paper, or ddim."""
     prompt: str = "an image of {class}"
-    """What the diffusion model is asked for, with the name of the class; for a class-conditional model "{class}"."""
+    """Prompt of a class; {class} is its name. For a class-conditional model: "{class}"."""
     guidance: ClassifierGuidance = Field(default_factory=ClassifierGuidance)
-    """How classifiers steer."""
+    """Guidance by the classifiers."""
     aggregation: Supervision = "specific_teacher"
-    """How students learn: FT, MD or SD of the paper."""
+    """Supervision of the students: FT, MD or SD of the paper."""
 
     kept: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Share of each client's images of a class that students learn from: those that the other clients' classifiers,
-    asked together, are surest of; the paper's is 1, all."""
+    """Share of each client's images of a class that students learn from: the images with the highest mean probability
+    from the other clients' classifiers. 1: all, as in the paper."""
 
     def init(self, server: Server) -> ServerSynthesisState:
         check_sampler(self.foundation.load(server.task, server.device, server.precision), self.foundation)
@@ -80,7 +80,7 @@ class FedLMG(ServerSynthesis):
         if self.guidance.statistics and (
             without := [name for name in server.architectures if cannot_guide(server, name)]
         ):
-            log.warning("no BatchNorm over maps in %s: L_BN is 0, classes alone steer", ", ".join(without))
+            log.warning("no BatchNorm over maps in %s: L_BN is 0, classes alone guide", ", ".join(without))
         return super().init(server)
 
     def student_supervision(self) -> Supervision:
@@ -95,24 +95,24 @@ class FedLMG(ServerSynthesis):
         return [upload_classifier(self.collect, self.train, check=self.check, fields=("classifier", "classes"))]
 
     def train(self, client: Client, sent: Empty) -> Reply[FedLMGUpload]:
-        """The client's own classifier, trained on its own examples."""
+        """Trains the client's own classifier."""
         weights, loss = train_alone(client, self.training)
         return Reply(FedLMGUpload(weights, torch.unique(client.data.y).cpu()), metrics={"loss": loss})
 
     def check(self, server: Server, info: ClientInfo, upload: FedLMGUpload) -> None:
-        """Refuses what nothing can be steered by.
+        """Refuses an upload that cannot guide.
 
         Raises:
-            GenfedError: classes that the server does not know or that stand twice, or no working classifier of the
+            GenfedError: a class is unknown to the server or listed twice, or the classifier is no working one of the
                 client's architecture.
         """
         check_labels(upload.classes, server)
         if len(torch.unique(upload.classes)) < len(upload.classes):
-            raise GenfedError("a class stands twice among its classes")
+            raise GenfedError("a class is listed twice among its classes")
         check_classifier(server, info, upload.classifier)
 
     def collect(self, server: Server, state: ServerSynthesisState, reduced: Reduced) -> ServerSynthesisState:
-        """Each client and each of its classes; the prompt is the class's."""
+        """Takes the classifiers, and asks for images of each client and each of its classes."""
         classes: dict[int, Tensor] = reduced["classes"]
         labels = torch.cat([classes[client] for client in sorted(classes)])
         clients = torch.cat([torch.full_like(classes[client], client) for client in sorted(classes)])
@@ -136,6 +136,6 @@ class FedLMG(ServerSynthesis):
 
 
 def cannot_guide(server: Server, architecture: str) -> bool:
-    """Whether it has no BatchNorm over maps, by which images could be steered."""
+    """Returns whether the architecture has no BatchNorm over maps, whose statistics could guide images."""
     modules = server.new_network(architecture, server.common("check")).modules()
     return not any(isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d) for module in modules)

@@ -27,7 +27,7 @@ class FedProx(FederatedAveraging):
     """
 
     mu: Annotated[float, Field(ge=0)] = 0.01
-    """Weight of the proximal term (μ); 0 is FedAvg."""
+    """Weight of the proximal term (μ). 0: FedAvg."""
 
     def penalty(self, network: nn.Module, sent: Weights) -> Callable[[], Tensor]:
         return lambda: self.mu / 2 * squared_distance(network, sent)  # Eq. 2: a squared norm

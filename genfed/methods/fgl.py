@@ -1,5 +1,5 @@
 """FGL. Zhang, Qi, Zhao, Federated Generative Learning with Foundation Models, arXiv 2306.16064: clients upload the
-embeddings of prompts about their examples; the server's text-to-image model makes the training set from them.
+embeddings of prompts about their examples; the server's text-to-image model generates the training set from them.
 """
 
 from genfed.core.settings import settings

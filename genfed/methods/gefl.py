@@ -1,5 +1,5 @@
 """GeFL. Kang, Cha, Kang, GeFL: Model-Agnostic Federated Learning with Generative Models, arXiv 2412.18460,
-Algorithm 1: a generator is trained federatedly, then every client trains its own architecture on generated and on real
+Algorithm 1: clients train a generator together, then each trains its own architecture on generated and on real
 examples.
 """
 
@@ -30,17 +30,17 @@ from genfed.training.weights import Model, build_classifier, initial_classifiers
 
 @dataclass(frozen=True)
 class GeFLState:
-    """The global generator and the global weights of each architecture."""
+    """The server's state: the generator, and the classifiers by architecture."""
 
     generator: Weights
     classifiers: dict[str, Weights]
     pool: Data | None = None
-    """What the server drew for this round; None where clients draw their own."""
+    """Examples that the server drew for this round. None: clients draw their own."""
 
 
 @dataclass(frozen=True)
 class GeFLSent:
-    """What a joint round starts from."""
+    """What a client is sent in a joint round."""
 
     supply: GeneratedSupply
     classifier: Weights
@@ -68,8 +68,8 @@ class GeFL(FederatedGenerator[GeFLState]):
     generates = True
 
     interleaved: Annotated[int, Field(ge=0)] = 0
-    """Further generator rounds, one after each of the first so many joint rounds (the paper's DCGAN has 50); 0: the
-    generator stands still once the joint rounds begin."""
+    """Number of joint rounds, from the first on, that are each followed by a generator round (50 in the paper, DCGAN).
+    0: the generator does not change once the joint rounds begin."""
 
     def __post_init__(self) -> None:
         if self.interleaved > self.rounds:
@@ -97,8 +97,8 @@ class GeFL(FederatedGenerator[GeFLState]):
             aggregate={"classifier": Mean(by="architecture")},
         )
         draw = Phase("pool", self.keep_pool, changes_classifier=False)
-        # A generator round after a joint one starts from the generator that the joint one drew from: the same as
-        # training it at the end of the joint round, as the paper has it.
+        # A generator round after a joint one starts from the generator that the joint one used. This is the same as
+        # training it at the end of the joint round, as in the paper.
         both: list[Phase[GeFLState] | Repeat[GeFLState]] = [
             self.joint_rounds(1, draw, joint),
             replace(generator, rounds=1),
@@ -113,35 +113,35 @@ class GeFL(FederatedGenerator[GeFLState]):
         return [self.new_generator(server, server.task)]
 
     def send_generator(self, server: Server, state: GeFLState, info: ClientInfo) -> GeneratorStart:
-        """The global generator."""
+        """Returns the generator and its progress."""
         return GeneratorStart(state.generator, server.round / (self.generator_rounds + self.interleaved))
 
     def train_generator(self, client: Client, sent: GeneratorStart) -> Reply[SentGenerator]:
-        """Step 1, on a client: T_g epochs; Adam's moments stay here from round to round."""
+        """Trains the generator on the client for T_g epochs (step 1). The optimizer's state stays on the client."""
         trained, loss = self.train_local_generator(client, client.task, sent.generator, client.data, sent.progress)
-        return Reply(SentGenerator(trained), metrics={"loss": loss})  # unweighted, as the paper has it
+        return Reply(SentGenerator(trained), metrics={"loss": loss})  # unweighted, as in the paper
 
     def keep_generator(self, server: Server, state: GeFLState, reduced: Reduced) -> GeFLState:
-        """The mean over all clients."""
+        """Takes the mean over all clients."""
         return GeFLState(reduced["generator"], state.classifiers)
 
     def keep_pool(self, server: Server, state: GeFLState, reduced: Reduced) -> GeFLState:
-        """A new pool, where the server draws one."""
+        """Draws a new pool."""
         return replace(state, pool=self.draw_pool(server, server.task, state.generator))
 
     def send_both(self, server: Server, state: GeFLState, info: ClientInfo) -> GeFLSent:
-        """The generator, or a pool of its examples, and the client's architecture."""
+        """Returns the generator or a pool of its examples, and the classifier of the client's architecture."""
         return GeFLSent(self.supply(state.generator, state.pool), state.classifiers[info.architecture])
 
     def train_classifier(self, client: Client, sent: GeFLSent) -> Reply[Model]:
-        """Step 2, on a client: T_s epochs on generated, then T_r epochs on real examples."""
+        """Trains the classifier on the client (step 2): T_s epochs on generated, then T_r epochs on real examples."""
         network = build_classifier(client, client.info.architecture, sent.classifier)
         metrics = self.train_on_generated(network, client, client.task, sent.supply)
         metrics["loss"] = train(network, client, self.training)
         return Reply(Model(weights_of(network)), weight=len(client.data), metrics=metrics)
 
     def keep_classifiers(self, server: Server, state: GeFLState, reduced: Reduced) -> GeFLState:
-        """The means within each architecture; one that nobody answered for keeps its own."""
+        """Takes the means as the weights of each architecture. An architecture without an upload keeps its weights."""
         return replace(state, classifiers=state.classifiers | reduced["classifier"])
 
     def send_classifier(self, server: Server, state: GeFLState, info: ClientInfo) -> Model:

@@ -1,4 +1,4 @@
-"""Local-only training: what each client reaches alone. The floor that every federated method must beat."""
+"""Local-only training: the accuracy that each client reaches alone, which every federated method must exceed."""
 
 from genfed.core.settings import settings
 from genfed.methods.bases.local_training import LocalTraining

@@ -1,5 +1,5 @@
 """OSCAR. Zaland, Jin, Pokorny, Bhuyan, One-Shot Federated Learning with Classifier-Free Diffusion Models, arXiv
-2502.08488: a client uploads one embedding for each of its classes, the mean of those of its examples' descriptions.
+2502.08488: a client uploads one embedding for each of its classes, the mean over its examples' descriptions.
 """
 
 from torch import Tensor

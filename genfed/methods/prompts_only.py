@@ -1,5 +1,5 @@
-"""The control of every method that steers a diffusion model or tells it about clients: the same model, asked for each
-class by its name alone. Clients upload nothing; whatever the students know of them, they have from the model.
+"""The control for every method that gives a diffusion model information about clients: the same model with a prompt for
+each class by its name alone. Clients upload nothing.
 """
 
 from dataclasses import replace
@@ -30,7 +30,7 @@ class PromptsOnly(ServerSynthesis):
     """
 
     prompt: str = "an image of {class}"
-    """What the diffusion model is asked for, with the name of the class; for a class-conditional model "{class}"."""
+    """Prompt of a class; {class} is its name. For a class-conditional model: "{class}"."""
 
     def init(self, server: Server) -> ServerSynthesisState:
         conditions = by_name(self.foundation, self.prompt, server)
