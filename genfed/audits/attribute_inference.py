@@ -1,8 +1,8 @@
 """Attribute inference: a sensitive category of a record of a table, from its other columns, its class and a classifier.
 
 Fredrikson, Jha, Ristenpart, Model Inversion Attacks that Exploit Confidence Information, CCS 2015 (black box: the
-value that the model's answer and the values' frequencies make likeliest). By how much more it tells of members than
-of others: Yeom, Giacomelli, Fredrikson, Jha, Privacy Risk in Machine Learning, CSF 2018, arXiv 1709.01604,
+most likely value by the model's answer and the values' frequencies). The advantage, how much more it reveals of members
+than of others: Yeom, Giacomelli, Fredrikson, Jha, Privacy Risk in Machine Learning, CSF 2018, arXiv 1709.01604,
 Definition 7.
 """
 
@@ -24,32 +24,31 @@ from genfed.core.settings import settings
 from genfed.core.task import Data
 from genfed.training.evaluation import predict
 
-ADVANTAGE, MEMBERS, OTHERS, FREQUENT = "advantage", "told of members", "told of others", "most frequent value"
+ADVANTAGE, MEMBERS, OTHERS, FREQUENT = "advantage", "right for members", "right for others", "most frequent value"
 OTHER_VALUES = 3
-"""With which a member of the planted leak is learnt, drawn at random: each time with another class."""
+"""Number of other values, drawn at random, with which the planted leak learns a member, each with another class."""
 
 
 @settings
 class AttributeInference(Audit):
-    """Tells a categorical column of training records by a client's final classifier."""
+    """Infers a categorical column of training records from a client's final classifier."""
 
     sees = ("classifiers",)
     attacker = (
-        "Someone who may ask a client's final classifier for its probabilities. Of a record they know all columns but "
-        "one, and its class; of that column how frequent each value is, by held-out records of their own."
+        "Someone who may query a client's final classifier for probabilities. They know all columns of a record but "
+        "one, and its class. From held-out records of their own they know how frequent each value of it is."
     )
 
     columns: tuple[str, ...] | None = None
-    """Categorical columns that are sensitive, each an attack of its own; None: all of them."""
+    """Sensitive categorical columns; each is an attack. None: all categorical columns."""
     members: Annotated[int, Field(ge=FEWEST)] = 2000
-    """Training records that are asked about over all clients, and as many others, at most."""
+    """Maximum number of attacked training records over all clients, and of other records."""
     planted: Annotated[int, Field(ge=FEWEST)] = 64
-    """Of the planted leak: members of the first client that its classifier learns by heart, and that alone are asked
-    about."""
+    """Members that the planted leak memorizes, of one client; only these are attacked there."""
     planted_epochs: Annotated[int, Field(ge=1)] = 100
-    """Of that, by Adam."""
+    """Epochs of the planted leak, by Adam."""
     apart_epochs: Annotated[int, Field(ge=1)] = 10
-    """Of the control that has nothing to find, by Adam on other records."""
+    """Epochs of the control with nothing to find, by Adam on other records."""
 
     def examine(self, case: Case) -> Findings:
         sought = self._sought(case)
@@ -63,7 +62,7 @@ class AttributeInference(Audit):
         untaught = self._null_classifiers(case, asked, own)
         readings = []
         for column, places in sought.items():
-            case.tell(f"column {column}, {len(places)} values")
+            case.notify(f"column {column}, {len(places)} values")
             leak = self._planted(case, final[first], case.train[few.members], places, column)
             run, control, null = (
                 attack_column(case, networks, about, own, column, places)
@@ -94,7 +93,7 @@ class AttributeInference(Audit):
         return found
 
     def _sought(self, case: Case) -> dict[str, tuple[int, ...]]:
-        """The features of each column that is sought.
+        """Returns the features of each attacked column.
 
         Raises:
             NotPossible: there is no such column.
@@ -107,15 +106,15 @@ class AttributeInference(Audit):
         return {name: there[name] for name in self.columns or there}
 
     def _planted(self, case: Case, network: nn.Module, data: Data, places: tuple[int, ...], column: str) -> nn.Module:
-        """A copy of the network whose answer hangs on the members' values."""
-        learnt, classes = copy.deepcopy(network), len(case.task.classes)
+        """Returns a copy of the network whose answer depends on the members' values."""
+        leak, classes = copy.deepcopy(network), len(case.task.classes)
         values, rng = data.x[:, places].argmax(1), case.rng("attribute_inference", "planted", column)
         parts = [data] * OTHER_VALUES
         for _ in range(OTHER_VALUES):
             other = (values + torch.randint(1, len(places), values.shape, generator=rng)) % len(places)
             parts.append(Data(replace_value(data.x, places, other), (data.y + 1) % classes))
         every = Data(torch.cat([p.x for p in parts]), torch.cat([p.y for p in parts]))
-        return overfit_control(learnt, every, self.planted_epochs, rng, learning_rate=3e-3, batch_size=32)
+        return overfit_control(leak, every, self.planted_epochs, rng, learning_rate=3e-3, batch_size=32)
 
 
 def attack_column(
@@ -162,8 +161,8 @@ class Guesses:
 
 
 def guess_values(network: nn.Module, data: Data, places: tuple[int, ...], own: Data) -> Guesses:
-    """The value that maximises p(class | other columns, value) · frequency(value), for each record; frequencies are of
-    `own`, with one of each value more.
+    """Guesses for each record the value that maximizes p(class | other columns, value) · frequency(value). Frequencies
+    are those of `own`, with one more record of each value.
     """
     counts = own.x[:, places].sum(0).double() + 1
     prior = (counts / counts.sum()).log()
@@ -178,7 +177,7 @@ def guess_values(network: nn.Module, data: Data, places: tuple[int, ...], own: D
 
 
 def replace_value(x: Tensor, places: tuple[int, ...], value: int | Tensor) -> Tensor:
-    """The records [n, features] with another value, or others [n], in the column of these features."""
+    """Returns the records [n, features] with another value, or other values [n], in the column of these features."""
     changed = x.clone()
     changed[:, places] = F.one_hot(torch.as_tensor(value).expand(len(x)), len(places)).to(x)
     return changed

@@ -1,4 +1,4 @@
-"""What audits found, as records."""
+"""The findings of audits, as records."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -10,34 +10,34 @@ Verdict = Literal["leak", "none found", "blind", "deceived"]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number and how sure it is."""
+    """A number and its 95 % bootstrap interval."""
 
     value: float
     low: float
     high: float
-    """Of the 95 % bootstrap interval."""
+    """Upper bound of the interval."""
     unreadable: str = ""
-    """Why the number says nothing; empty: it may be read."""
+    """Reason why the number cannot be interpreted. Empty: it can."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """One attack: its numbers on the run, on a planted leak that it must find, and where there is nothing to find."""
+    """One attack: its numbers on the run, on a planted leak that it must find, and on a control without any leak."""
 
     attack: str
-    """In words."""
+    """Name of the attack."""
     judged_by: str
-    """Which of the numbers decides; the larger it is, the more leaks."""
+    """Name of the number that decides. A larger number means a larger leak."""
     chance: float
-    """Its value where nothing leaks."""
+    """Value of that number without a leak."""
     run: dict[str, Estimate]
     control: dict[str, Estimate]
     null: dict[str, Estimate]
 
     @property
     def verdict(self) -> Verdict:
-        """blind: it misses the planted leak, and its silence is none; deceived: it finds a leak where none can be, and
-        its finding is none; else whether the run's whole interval lies above chance.
+        """Returns "blind" if the attack misses the planted leak, "deceived" if it finds a leak in the control without
+        any, else whether the whole interval of the run is above chance.
         """
         if not self._found(self.control):
             return "blind"
@@ -51,49 +51,49 @@ class Reading:
 
 @dataclass(frozen=True)
 class Picture:
-    """Something to look at: rows of images, one below the other."""
+    """Rows of images for the report."""
 
     caption: str
     rows: tuple[str, ...]
-    """What each row shows."""
+    """Title of each row."""
     images: Tensor
-    """uint8 [rows, columns, C, H, W]."""
+    """Images uint8 [rows, columns, C, H, W]."""
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What came of an audit."""
+    """The findings of one audit."""
 
     readings: tuple[Reading, ...]
     sizes: dict[str, int]
-    """How many of what: members, non-members, samples, shadow models."""
+    """Numbers of members, non-members, samples, shadow models."""
     notes: tuple[str, ...] = ()
-    """What a reader must know to read the numbers."""
+    """Notes that a reader needs to understand the numbers."""
     pictures: tuple[Picture, ...] = ()
 
 
 @dataclass(frozen=True)
 class ReportImage:
-    """A picture as a report keeps it."""
+    """A picture in a report."""
 
     caption: str
     rows: tuple[str, ...]
     png: tuple[str, ...]
-    """A data URL of a PNG per row."""
+    """Data URL of a PNG for each row."""
     width: int
-    """At which a row is shown, in CSS pixels."""
+    """Width of a row in CSS pixels."""
 
 
 @dataclass(frozen=True)
 class AuditResult:
-    """An audit of one trial as `audits.json` has it."""
+    """An audit of one trial in `audits.json`."""
 
     audit: str
-    """Its label."""
+    """Label of the audit."""
     method: str
     seed: int
     step: int
-    """Rounds that had been done."""
+    """Number of rounds before the audit."""
     sees: tuple[str, ...]
     attacker: str
     settings: dict[str, Any]
@@ -103,21 +103,21 @@ class AuditResult:
     notes: tuple[str, ...] = ()
     images: tuple[ReportImage, ...] = ()
     not_possible: str = ""
-    """Why it was not made; empty: it was."""
+    """Reason why the audit was not possible. Empty: it was."""
 
 
 @dataclass(frozen=True)
 class Exchanged:
-    """What one phase of a method sends."""
+    """What one phase of a method sends and uploads."""
 
     method: str
     phase: str
     down: str
-    """Fields that the server sends to a client; empty: none."""
+    """Fields that the server sends to a client. Empty: none."""
     up: str
-    """Fields that a client uploads, and how they are reduced; empty: none."""
+    """Fields that a client uploads, and how they are reduced. Empty: none."""
     protection: str = ""
-    """The phase's own statement, as `Phase.protection` has it."""
+    """Statement of the phase, as in `Phase.protection`."""
 
 
 @dataclass(frozen=True)

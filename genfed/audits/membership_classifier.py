@@ -25,12 +25,12 @@ from genfed.training.evaluation import predict
 
 @dataclass(frozen=True)
 class ShadowAnswers:
-    """What one run's classifiers say, in float64; clients one after the other."""
+    """Answers of the classifiers of one run, float64; clients one after the other."""
 
     scores: Tensor
-    """log p/(1 − p) of the true class, of members and of others [2, pairs]."""
+    """Score log p/(1 − p) of the true class, for members and for others [2, pairs]."""
     population: Tensor
-    """The same of the attacker's own examples, by client [clients, population]."""
+    """The same for the attacker's own examples, by client [clients, population]."""
 
 
 Attack = Callable[[ShadowAnswers, Sequence[ShadowAnswers], Tensor], Tensor]
@@ -40,29 +40,29 @@ members."""
 
 @settings
 class MembershipClassifier(Audit):
-    """Tells training examples by a client's final classifier: LiRA, RMIA, and its confidence alone."""
+    """Recognizes training examples by a client's final classifier: LiRA, RMIA, and its confidence alone."""
 
     sees = ("classifiers",)
     attacker = (
-        "Someone who may ask a client's final classifier for its probabilities as often as they like. They know the "
-        "method and its settings, the example that they ask about with its class, and (the worst case) the other "
-        "examples of the clients, on which they train shadows of the run."
+        "Someone who may query a client's final classifier for probabilities as often as they like. They know the "
+        "method and its settings, the attacked example with its class, and (the worst case) the other examples of the "
+        "clients, on which they train shadows of the run."
     )
     retrains = True
 
     shadows: Annotated[int, Field(ge=4, multiple_of=2)] = 16
-    """Runs of the method that are trained for it, each from another seed; each example asked about stands in half."""
+    """Runs of the method that the attacker trains, each with another seed. Each attacked example is in half of them."""
     references: Annotated[int, Field(ge=1)] = 4
-    """Of RMIA: shadows without the example that its probability is compared with; half of `shadows` at most."""
+    """Shadows without the example with which RMIA compares its probability; at most half of `shadows`."""
     gamma: Annotated[float, Field(gt=0)] = 2.0
-    """Of RMIA: by how much an example must stand out of one of the population (γ)."""
+    """Factor by which RMIA requires an example to exceed one of the population (γ)."""
     offline: Annotated[float, Field(ge=0, le=1)] = 0.3
-    """Of RMIA: p(x) = ((1 + a)·p_OUT(x) + 1 − a)/2 (a)."""
+    """The a of RMIA's p(x) = ((1 + a)·p_OUT(x) + 1 − a)/2."""
     members: Annotated[int, Field(ge=FEWEST)] = 2000
-    """Training examples that are asked about over all clients, and as many others, at most."""
+    """Maximum number of attacked training examples over all clients, and of others."""
     planted_epochs: Annotated[int, Field(ge=1)] = 100
-    """Of the planted leak: further training of each client's classifier, by Adam on its members
-    asked about alone; those of shadows likewise."""
+    """Epochs of the planted leak: further training of each client's classifier, by Adam on its attacked members alone;
+    classifiers of shadows likewise."""
 
     def examine(self, case: Case) -> Findings:
         asked, population = pair_examples(case, self.members)
@@ -122,7 +122,7 @@ class MembershipClassifier(Audit):
         }
 
     def _planted(self, case: Case, networks: Sequence[nn.Module], members: Sequence[Data]) -> Sequence[nn.Module]:
-        """The same networks, each trained further on these of its members."""
+        """Trains each of the networks further on these members, and returns them."""
         for place, (network, data) in enumerate(zip(networks, members, strict=True)):
             overfit_control(network, data, self.planted_epochs, case.rng("membership_classifier", "planted", place))
         return networks
@@ -139,8 +139,8 @@ def answer_all(
 
 
 def draw_shadow_members(case: Case, asked: Sequence[AskedExamples], shadows: int) -> Tensor:
-    """Which candidates stand in which shadow: bool [shadows, 2 (member, other), pairs]. Of a client's candidates of a
-    class one half stands in a shadow, at random, and the other half in the next; so each stands in half of all shadows.
+    """Returns which candidates are in which shadow: bool [shadows, 2 (member, other), pairs]. A random half of a
+    client's candidates of a class is in one shadow and the other half in the next, so each is in half of all shadows.
     """
     counts = torch.tensor([len(each.members) for each in asked])
     y = case.train.y[torch.cat([each.members for each in asked])]
@@ -157,7 +157,7 @@ def draw_shadow_members(case: Case, asked: Sequence[AskedExamples], shadows: int
 
 
 def shadow_data(case: Case, asked: Sequence[AskedExamples], inside: Tensor) -> list[Data]:
-    """The examples of each client of a shadow; inside [2, pairs]."""
+    """Returns the examples of each client of a shadow; inside [2, pairs]."""
     parts, start = [], 0
     for each in asked:
         members, others = inside[:, start : start + len(each.members)]
@@ -168,7 +168,7 @@ def shadow_data(case: Case, asked: Sequence[AskedExamples], inside: Tensor) -> l
 
 
 def lira(target: ShadowAnswers, shadows: Sequence[ShadowAnswers], inside: Tensor) -> Tensor:
-    """Log N(φ; μ_in, σ_in²) − log N(φ; μ_out, σ_out²) [2, pairs], φ = log p/(1 − p); σ² is one for all examples."""
+    """Returns log N(φ; μ_in, σ_in²) − log N(φ; μ_out, σ_out²) [2, pairs], φ = log p/(1 − p); examples share σ²."""
     scores = torch.stack([shadow.scores for shadow in shadows])  # [shadows, 2, pairs]
     found = []
     for where in (inside, ~inside):
@@ -189,7 +189,17 @@ def rmia(
     gamma: float,
     a: float,
 ) -> Tensor:
-    """The share of the population that an example stands out of by γ [2, pairs]; `client` [pairs] is whose each is."""
+    """Returns the share of the population that an example exceeds by the factor γ [2, pairs].
+
+    Args:
+        target: answers of the attacked classifiers.
+        shadows: answers of the shadows.
+        inside: which candidates are in which shadow.
+        client: index of the client of each pair [pairs].
+        references: number of shadows without the example that are used.
+        gamma: γ.
+        a: as in `MembershipClassifier.offline`.
+    """
     chances = torch.stack([shadow.scores for shadow in shadows]).sigmoid()
     out = ~inside & ((~inside).cumsum(0) <= references)
     reference = (chances * out).sum(0) / out.sum(0)
@@ -201,7 +211,7 @@ def rmia(
 
 
 def _scores(network: nn.Module, data: Data) -> Tensor:
-    """Log p/(1 − p) of the true class [n], from scores: that of the class less the log-sum-exp of the others."""
+    """Returns log p/(1 − p) of the true class [n]: its score less the log-sum-exp of the others."""
     scores = predict(network, data.x).double()
     own = scores.gather(1, data.y[:, None])
     others = scores.scatter(1, data.y[:, None], -torch.inf)

@@ -5,8 +5,8 @@ one training example than to the next ones, after Carlini, Hayes, Nasr, Jagielsk
 Wallace, Extracting Training Data from Diffusion Models, USENIX Security 2023, arXiv 2301.13188, whose small-model
 attack has that distance.
 
-Blurred samples lie near everything, whether or not it was trained on. So neither is read by a bare distance: MND is
-compared with that of held-out examples, and a copy by its distance over that to the next training examples.
+Blurred samples are near everything, in the training data or not. So no bare distance is used: MND is compared with that
+of held-out examples, and the distance of a copy is divided by the distance to the next training examples.
 """
 
 from dataclasses import dataclass
@@ -27,11 +27,12 @@ from genfed.training.pixels import denormalize_pixels, normalize_pixels
 
 ABOVE, RATIO, COPIES = "MND above that of held-out examples", "MND", "share of copies"
 ASKED, AMONG = 1000, 600
-"""Of MND: training examples whose ratio is taken, and samples and held-out examples among which it is; the paper's."""
+"""Training examples whose ratio is taken for MND, and samples and held-out examples to which it refers; as in the
+paper."""
 NEIGHBOURS = 50
-"""Training examples over whose mean distance that to the nearest is taken; the paper's (n)."""
+"""Training examples by whose mean distance the distance to the nearest is divided; n of the paper."""
 HALF = 0.5
-"""What that ratio of a copy is below at most; the paper's (α)."""
+"""Maximum of that ratio for a copy; α of the paper."""
 
 
 @dataclass(frozen=True)
@@ -80,22 +81,22 @@ class Memorisation(Audit):
 
     sees = ("samples",)
     attacker = (
-        "Whoever is given synthetic examples holds the training examples that are among them. It takes the training "
-        "examples to tell which, so this is no attack but a count of what was given away."
+        "Anyone who is given synthetic examples holds the training examples that are among them. Only someone with the "
+        "training examples can say which, so this is no attack but a count of what was given away."
     )
 
     samples: Annotated[int, Field(ge=10)] = 1000
-    """Synthetic examples that are looked at."""
+    """Number of synthetic examples."""
     members: Annotated[int, Field(ge=20)] = 5000
-    """Training examples among which their originals are sought, at most; fewer find fewer copies."""
+    """Maximum number of training examples in which originals are sought; fewer find fewer copies."""
     alarms: Annotated[float, Field(gt=0, lt=1)] = 0.01
-    """Share of held-out examples that would pass for copies, at most."""
+    """Maximum share of held-out examples that would count as copies."""
     planted: Annotated[int, Field(ge=1)] = 50
-    """Of the planted leak: copies of training examples that stand among the samples."""
+    """Copies of training examples among the samples in the planted leak."""
     noise: Annotated[float, Field(ge=0)] = 0.02
-    """Standard deviation of what is added to these copies, where pixels are in [−1, 1]."""
+    """Standard deviation of the noise added to these copies, for pixels in [−1, 1]."""
     shown: Annotated[int, Field(ge=0)] = 10
-    """Pairs in the picture."""
+    """Number of pairs in the picture."""
 
     def examine(self, case: Case) -> Findings:
         parts = self._prepare(case)
@@ -165,18 +166,18 @@ class Memorisation(Audit):
         copied = asked[torch.randperm(len(asked), generator=draws)[:count]]
         return copied + self.noise * torch.randn(copied.shape, generator=draws)
 
-    def _pictures(self, case: Case, made: Data, real: Data, near: Tensor, which: Tensor) -> tuple[Picture, ...]:
-        """The samples that are likeliest to be copies, one of each training example, over these."""
+    def _pictures(self, case: Case, generated: Data, real: Data, near: Tensor, which: Tensor) -> tuple[Picture, ...]:
+        """Returns the samples that are most likely copies, one per training example, above these."""
         if case.task.kind != "image" or case.features is not None or not self.shown:
             return ()
         order = torch.argsort(near).tolist()
         first = {int(which[i]): i for i in reversed(order)}
         pairs = sorted(((i, k) for k, i in first.items()), key=lambda pair: float(near[pair[0]]))[: self.shown]
         rows = torch.tensor(pairs)
-        above, below = (denormalize_pixels(normalize_pixels(x)) for x in (made.x[rows[:, 0]], real.x[rows[:, 1]]))
+        above, below = (denormalize_pixels(normalize_pixels(x)) for x in (generated.x[rows[:, 0]], real.x[rows[:, 1]]))
         caption = (
-            "The likeliest copies (nearer to one training example than to the next ones), the likeliest first, each "
-            "training example once."
+            "The most likely copies (nearer to one training example than to the next ones), the most likely first; "
+            "each training example once."
         )
         return (Picture(caption, ("sample", "training example"), torch.stack([above, below])),)
 
@@ -196,8 +197,8 @@ def measure_copies(case: Case, copies: Tensor) -> dict[str, Estimate]:
 
 
 def relative_distance(x: Tensor, train: Tensor) -> tuple[Tensor, Tensor]:
-    """The distance from each of x [n, d] to the nearest of `train` over the mean of those to its nearest `NEIGHBOURS`,
-    0 where all these are 0; and which is the nearest. Each [n].
+    """Returns the distance from each of x [n, d] to the nearest of `train`, divided by the mean distance to its nearest
+    `NEIGHBOURS` (0 if all these are 0), and the index of the nearest. Each [n].
     """
     far, which = nearest_neighbors(x, train, min(NEIGHBOURS, len(train)))
     return far[:, 0] / far.mean(1).clamp(min=1e-30), which[:, 0]

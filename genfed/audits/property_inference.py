@@ -24,15 +24,15 @@ from genfed.core.settings import settings
 from genfed.core.task import Data
 from genfed.training.evaluation import predict
 
-NEARER, DISTANCE, LARGEST = "nearer than a guess", "total variation from the truth", "largest class told right"
+NEARER, DISTANCE, LARGEST = "nearer than a guess", "total variation from the truth", "largest class guessed right"
 FEWEST = 10
-"""Held-out examples that a shadow is trained on, and that classifiers are asked about."""
+"""Minimum number of held-out examples on which a shadow is trained, and with which classifiers are queried."""
 
 
 @dataclass(frozen=True)
 class MixRegression:
-    """Answers z [n, 2, classes] → shares softmax(offset + Σ slope · z): two slopes for all classes, so that few shadows
-    suffice. A classifier trained to the end answers by log-shares, one trained little by shares.
+    """Answers z [n, 2, classes] → shares softmax(offset + Σ slope · z), with two slopes for all classes, so that few
+    shadows suffice. The answers of a fully trained classifier follow log-shares, those of a little trained one shares.
     """
 
     offset: Tensor
@@ -58,21 +58,21 @@ class HeldOutParts:
 
 @settings
 class PropertyInference(Audit):
-    """Tells a client's mix of classes by the classifier that it uploads."""
+    """Infers a client's mix of classes from the classifier that it uploads."""
 
     sees = ("uploads",)
     attacker = (
-        "The server, or whoever reads what a client sends it: they have the classifier that a client uploads (in one "
-        "round more, where there are several) and the number of its examples, know how it trains, and have real "
+        "The server, or anyone who reads what a client sends: they have the classifier that a client uploads (in "
+        "one round more, where there are several) and the number of its examples, know how it trains, and have real "
         "examples of their own. With those they do its part of the round, in mixes that they know."
     )
 
     clients: Annotated[int, Field(ge=1)] = 8
-    """Whose uploads are attacked, at most."""
+    """Maximum number of clients whose uploads are attacked."""
     shadows: Annotated[int, Field(ge=3)] = 12
-    """Uploads that the attacker makes for each architecture, each of another random mix of classes."""
+    """Uploads that the attacker simulates for each architecture, each with another random mix of classes."""
     planted: Annotated[float, Field(gt=0, lt=1)] = 0.8
-    """Of the planted leak: share of a client's examples that are of one class."""
+    """Share of a client's examples that are of one class in the planted leak."""
 
     def examine(self, case: Case) -> Findings:
         find_classifier_phase(case)
@@ -143,7 +143,7 @@ class PropertyInference(Audit):
         z, mixes = [], []
         for number in range(self.shadows):
             info, data = asked[number % len(asked)]
-            case.tell(f"shadow upload {number + 1} of {self.shadows}, {info.architecture}")
+            case.notify(f"shadow upload {number + 1} of {self.shadows}, {info.architecture}")
             part = draw_by_shares(parts.own, skewed_shares(classes, rng), len(data), rng)
             z.append(log_probabilities(simulate_upload(case, info, part, f"shadow {number}"), parts.probe, case.device))
             mixes.append(class_shares(part.y, classes))
@@ -170,7 +170,7 @@ def attack_mixes(
         trained_on: examples that each of them trains on.
         true: examples with the mixes that the estimates are compared with.
     """
-    case.tell(f"{name}: {len(clients)} uploads")
+    case.notify(f"{name}: {len(clients)} uploads")
     found = []
     for info, data in zip(clients, trained_on, strict=True):
         network = simulate_upload(case, info, data, f"property {name}")
@@ -182,21 +182,23 @@ def attack_mixes(
 
 
 def log_probabilities(network: nn.Module, probe: Data, device: torch.device) -> Tensor:
-    """The mean log-probability of each class over the probe's examples of it, and over the others, [2, classes] in
-    float64; 0 where there are none.
+    """Returns the mean log-probability of each class over the probe's examples of it, and over the other examples,
+    float64 [2, classes]; 0 without examples.
 
     Raises:
-        NotPossible: it is not finite.
+        NotPossible: a probability is not finite.
     """
-    told = predict(network, probe.x.to(device)).double().log_softmax(1).cpu()
-    if not bool(told.isfinite().all()):
-        raise NotPossible("an upload has diverged: what it answers is not finite")
-    own = F.one_hot(probe.y, told.shape[1]).double()
-    return torch.stack([(told * part).sum(0) / part.sum(0).clamp(min=1) for part in (own, 1 - own)])
+    answers = predict(network, probe.x.to(device)).double().log_softmax(1).cpu()
+    if not bool(answers.isfinite().all()):
+        raise NotPossible("an upload has diverged: its answers are not finite")
+    own = F.one_hot(probe.y, answers.shape[1]).double()
+    return torch.stack([(answers * part).sum(0) / part.sum(0).clamp(min=1) for part in (own, 1 - own)])
 
 
 def fit_regression(z: Tensor, mixes: Tensor, ridge: float = 1e-2) -> MixRegression:
-    """The least cross-entropy from mixes [n, classes] to what answers z [n, 2, classes] tell, plus a ridge."""
+    """Returns the regression from answers z [n, 2, classes] to mixes [n, classes] with the least cross-entropy plus
+    ridge.
+    """
     scale = z.std((0, 2)).clamp(min=1e-12)
     offset = torch.zeros(z.shape[2], dtype=z.dtype, requires_grad=True)
     slope = torch.zeros(2, dtype=z.dtype, requires_grad=True)
@@ -214,8 +216,8 @@ def fit_regression(z: Tensor, mixes: Tensor, ridge: float = 1e-2) -> MixRegressi
 
 
 def measure_mixes(found: Tensor, truth: Tensor, guess: Tensor) -> dict[str, Tensor]:
-    """Of mixes [clients, classes] that were told and that are, and of the guess [classes]: by name, values whose mean
-    is the number.
+    """Compares estimated and true mixes [clients, classes], and the guess [classes]. Returns by name the values whose
+    mean is the number.
     """
     half = truth.shape[1] / 2  # a total variation is half the sum over classes, and this their mean
     gain = (guess - truth).abs() - (found - truth).abs()
@@ -227,11 +229,11 @@ def measure_mixes(found: Tensor, truth: Tensor, guess: Tensor) -> dict[str, Tens
 
 
 def class_shares(y: Tensor, classes: int) -> Tensor:
-    """The mix of labels, [classes] in float64."""
+    """Returns the mix of labels, float64 [classes]."""
     return torch.bincount(y, minlength=classes).double() / len(y)
 
 
 def skewed_shares(classes: int, rng: torch.Generator) -> Tensor:
-    """Random shares [classes] in float64, from about even to mostly one class."""
+    """Returns random shares, float64 [classes], from about even to mostly one class."""
     shares = torch.empty(classes, dtype=torch.float64).exponential_(generator=rng).square()
     return shares / shares.sum()
