@@ -20,7 +20,7 @@ from genfed.core.task import Weights
 from genfed.methods.bases.local_training import MODEL, load_own_classifier
 from genfed.training.classifier import Training
 from genfed.training.distillation import divergence, train_pair
-from genfed.training.low_rank import FactoredWeights, RebuiltMean, factorize, rebuild
+from genfed.training.low_rank import FactoredWeights, RebuiltMean, apply_update, factorize, subtract_weights
 from genfed.training.weights import Model, build_classifier, weights_of
 
 MENTEE = Slot("mentee", Model)
@@ -142,14 +142,3 @@ def receive_mentee(client: Client, sent: FedKDSent) -> Weights:
     if held is None:  # the client fails in this round and is sent the whole mentee in the next
         raise GenfedError("the mentee that an update was sent for is not stored here any more")
     return apply_update(held.classifier, sent.last)
-
-
-def subtract_weights(after: Weights, before: Weights) -> Weights:
-    """Returns the differences of floating-point tensors, and counters as in `after`."""
-    return {k: v - before[k] if v.is_floating_point() else v for k, v in after.items()}
-
-
-def apply_update(before: Weights, update: FactoredWeights) -> Weights:
-    """Returns the weights after an update; the inverse of `subtract_weights`."""
-    added = rebuild(update)
-    return {k: v + added[k] if v.is_floating_point() else added[k] for k, v in before.items()}

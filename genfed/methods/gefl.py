@@ -18,7 +18,6 @@ from genfed.core.privacy import DeclaredTraining
 from genfed.core.settings import settings
 from genfed.core.task import Data, Weights
 from genfed.methods.bases.federated_generator import (
-    GENERATOR_MEMORY,
     FederatedGenerator,
     GeneratedSupply,
     GeneratorStart,
@@ -79,16 +78,7 @@ class GeFL(FederatedGenerator[GeFLState]):
         return GeFLState(self.initial_generator(server, server.task), initial_classifiers(server))
 
     def phases(self) -> list[Phase[GeFLState] | Repeat[GeFLState]]:
-        generator = Phase(
-            "generator",
-            self.keep_generator,
-            self.send_generator,
-            self.train_generator,
-            aggregate={"generator": Mean()},
-            rounds=self.generator_rounds,
-            slots=(GENERATOR_MEMORY,),
-            changes_classifier=False,
-        )
+        generator = self.generator_phase(self.keep_generator, self.send_generator, self.train_generator)
         joint = Phase(
             "joint",
             self.keep_classifiers,

@@ -16,7 +16,6 @@ from genfed.core.privacy import DeclaredTraining
 from genfed.core.settings import settings
 from genfed.core.task import Data, Task, Weights
 from genfed.methods.bases.federated_generator import (
-    GENERATOR_MEMORY,
     FederatedGenerator,
     GeneratedSupply,
     SentGenerator,
@@ -124,16 +123,7 @@ class GeFLF(FederatedGenerator[GeFLFState]):
                 aggregate={"extractor": Mean(), "header": by_architecture},
                 rounds=self.extractor_rounds,
             ),
-            Phase(
-                "generator",
-                self.keep_generator,
-                self.send_generator,
-                self.train_generator,
-                aggregate={"generator": Mean()},
-                rounds=self.generator_rounds,
-                slots=(GENERATOR_MEMORY, FEATURES),
-                changes_classifier=False,
-            ),
+            self.generator_phase(self.keep_generator, self.send_generator, self.train_generator, (FEATURES,)),
             self.joint_rounds(self.rounds, Phase("pool", self.keep_pool, changes_classifier=False), joint),
         ]
 

@@ -1,6 +1,7 @@
 """Base of GeFL and GeFL-F: clients train a generator together, and classifiers on generated examples."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -9,9 +10,10 @@ from pydantic import Field, InstanceOf
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from genfed.core.aggregate import ClientInfo, Mean
 from genfed.core.client import Client, Server, Slot
 from genfed.core.method import Method, TrainedNetwork
-from genfed.core.phase import Phase, Repeat
+from genfed.core.phase import Phase, Reduced, Repeat, Reply
 from genfed.core.privacy import DeclaredTraining
 from genfed.core.settings import settings
 from genfed.core.task import Data, Task, Weights
@@ -98,6 +100,32 @@ class FederatedGenerator(Method[S]):
     def declare_generator(self) -> DeclaredTraining:
         """Returns the declaration of `train_local_generator`, for training on examples or their features."""
         return DeclaredTraining(self.generator_epochs, self.generator_batch_size)
+
+    def generator_phase(
+        self,
+        update: Callable[[Server, S, Reduced], S],
+        send: Callable[[Server, S, ClientInfo], Any],
+        work: Callable[[Client, Any], Reply[SentGenerator]],
+        slots: tuple[Slot[Any], ...] = (),
+    ) -> Phase[S]:
+        """Returns the phase "generator", in which clients train the generator and the server averages it, all alike.
+
+        Args:
+            update: takes the mean into the state.
+            send: as in `Phase`.
+            work: trains the generator on a client by `train_local_generator`.
+            slots: slots that `work` needs besides the generator's.
+        """
+        return Phase(
+            "generator",
+            update,
+            send,
+            work,
+            aggregate={"generator": Mean()},
+            rounds=self.generator_rounds,
+            slots=(GENERATOR_MEMORY, *slots),
+            changes_classifier=False,
+        )
 
     def train_local_generator(
         self, client: Client, task: Task, sent: Weights, data: Data, progress: float = 0.0
