@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from genfed.audits.audit import Audit, Case, NotPossible
-from genfed.audits.candidates import FEWEST, AskedExamples, overfit_control, pair_examples
+from genfed.audits.candidates import FEWEST, AttackedExamples, overfit_control, pair_examples
 from genfed.audits.findings import Estimate, Findings, Reading
 from genfed.audits.membership_metrics import mean_with_interval
 from genfed.core.settings import settings
@@ -52,27 +52,29 @@ class AttributeInference(Audit):
 
     def examine(self, case: Case) -> Findings:
         sought = self._sought(case)
-        asked, known = pair_examples(case, self.members)
+        attacked, known = pair_examples(case, self.members)
         own = case.held_out[known]
         final = [case.classifier(holding.client) for holding in case.holdings]
-        first = max(range(len(asked)), key=lambda place: len(asked[place].members))
+        first = max(range(len(attacked)), key=lambda place: len(attacked[place].members))
         few = replace(
-            asked[first], members=asked[first].members[: self.planted], others=asked[first].others[: self.planted]
+            attacked[first],
+            members=attacked[first].members[: self.planted],
+            others=attacked[first].others[: self.planted],
         )
-        untaught = self._null_classifiers(case, asked, own)
+        untaught = self._null_classifiers(case, attacked, own)
         readings = []
         for column, places in sought.items():
             case.notify(f"column {column}, {len(places)} values")
             leak = self._planted(case, final[first], case.train[few.members], places, column)
             run, control, null = (
                 attack_column(case, networks, about, own, column, places)
-                for networks, about in ((final, asked), ([leak], [few]), (untaught, asked))
+                for networks, about in ((final, attacked), ([leak], [few]), (untaught, attacked))
             )
             readings.append(Reading(f"value of {column}", ADVANTAGE, 0.0, run, control, null))
-        count = sum(len(each.members) for each in asked)
+        count = sum(len(each.members) for each in attacked)
         notes = (
             "Advantage: the share of members whose value is guessed right, less that of held-out records of the same "
-            "classes. What the classifier shows of both is what the column has to do with the others, for everybody.",
+            "classes. What the classifier shows of both is what the column has to do with the others, for all records.",
             f"Planted leak: client {case.holdings[first].client.id}'s classifier, trained for {self.planted_epochs} "
             f"epochs more on {len(few.members)} members with their class, and with other values and another class.",
             f"Nothing to find: new classifiers, trained for {self.apart_epochs} epochs on records of each client that "
@@ -80,10 +82,10 @@ class AttributeInference(Audit):
         )
         return Findings(tuple(readings), {"members": count, "non-members": count, "reference": len(known)}, notes)
 
-    def _null_classifiers(self, case: Case, asked: Sequence[AskedExamples], own: Data) -> list[nn.Module]:
+    def _null_classifiers(self, case: Case, attacked: Sequence[AttackedExamples], own: Data) -> list[nn.Module]:
         """Returns for each client a new classifier that no attacked record has trained."""
         found = []
-        for holding, each in zip(case.holdings, asked, strict=True):
+        for holding, each in zip(case.holdings, attacked, strict=True):
             owner = holding.client
             server = case.server("attribute_inference", owner.id)
             draws = case.rng("attribute_inference", "weights", owner.id)
@@ -120,7 +122,7 @@ class AttributeInference(Audit):
 def attack_column(
     case: Case,
     networks: Sequence[nn.Module],
-    asked: Sequence[AskedExamples],
+    attacked: Sequence[AttackedExamples],
     own: Data,
     column: str,
     places: tuple[int, ...],
@@ -130,14 +132,14 @@ def attack_column(
     Args:
         case: the trial.
         networks: classifiers, by client.
-        asked: the attacked records, by client.
+        attacked: the attacked records, by client.
         own: records that the attacker has.
         column: name of the column.
         places: the features that are the column's one-hot code.
     """
     found = []
     for data, part in ((case.train, "members"), (case.held_out, "others")):
-        some = [data[getattr(each, part)] for each in asked]
+        some = [data[getattr(each, part)] for each in attacked]
         found.append([guess_values(n, d, places, own) for n, d in zip(networks, some, strict=True)])
     members, others = (torch.cat([each.right for each in part]) for part in found)
     frequent = torch.cat([each.frequent for each in found[0]])

@@ -35,7 +35,7 @@ class Candidates:
 
 
 @dataclass(frozen=True)
-class AskedExamples:
+class AttackedExamples:
     """The attacked examples of one client, in pairs of one class."""
 
     members: Tensor
@@ -65,7 +65,7 @@ def select_candidates(case: Case, limit: int, rng: torch.Generator) -> Candidate
     return Candidates(mine[one[some]], others[other[some]], reference, mine[rest])
 
 
-def pair_examples(case: Case, limit: int) -> tuple[list[AskedExamples], Tensor]:
+def pair_examples(case: Case, limit: int) -> tuple[list[AttackedExamples], Tensor]:
     """Returns pairs of one class for each client, with held-out examples that resemble the client's; and a quarter of
     the held-out examples as the attacker's own population.
 
@@ -76,7 +76,7 @@ def pair_examples(case: Case, limit: int) -> tuple[list[AskedExamples], Tensor]:
     quarter = len(order) // 4
     population, free = order[:quarter], order[quarter:]
     at_most = max(1, limit // len(case.holdings))
-    asked = []
+    attacked = []
     for place, holding in enumerate(case.holdings):
         share = _share(case, holding, free, len(case.holdings) - place)[:at_most]
         draws = case.rng("membership_classifier", "own", place)
@@ -86,11 +86,11 @@ def pair_examples(case: Case, limit: int) -> tuple[list[AskedExamples], Tensor]:
             why = "has no held-out examples of its classes left to be compared with"
             raise NotPossible(f"client {holding.client.id} {why}: more held-out examples, or fewer clients, would help")
         rest = torch.ones(len(mine), dtype=torch.bool).index_fill_(0, one, False)
-        asked.append(AskedExamples(mine[one], share[other], mine[rest]))
+        attacked.append(AttackedExamples(mine[one], share[other], mine[rest]))
         free = free[~torch.isin(free, share[other])]
-    if (count := sum(len(each.members) for each in asked)) < FEWEST:
+    if (count := sum(len(each.members) for each in attacked)) < FEWEST:
         raise NotPossible(f"there are {count} pairs of examples to attack, where it takes {FEWEST}")
-    return asked, population
+    return attacked, population
 
 
 def _share(case: Case, holding: ClientExamples, free: Tensor, clients: int) -> Tensor:

@@ -71,15 +71,15 @@ class ClassRepresentatives(Audit):
         if case.task.kind != "image":
             raise NotPossible("the examples are no images")
         find_classifier_phase(case)
-        attacked = replace(case, holdings=case.holdings[: self.clients])
-        asked, known = pair_examples(attacked, self.clients * len(case.held_out))  # as many as possible
+        chosen = replace(case, holdings=case.holdings[: self.clients])
+        attacked, known = pair_examples(chosen, self.clients * len(case.held_out))  # as many as possible
         own, fresh = case.held_out[known[::2]], case.held_out[known[1::2]]
         run = []
-        for holding, each in zip(attacked.holdings, asked, strict=True):
+        for holding, each in zip(chosen.holdings, attacked, strict=True):
             network = simulate_upload(case, holding.client, case.train[holding.rows], "representatives")
             run.append(RepresentativeTarget(network, case.train[each.members], case.held_out[each.others]))
         few = self._few(case, case.train, "planted")
-        others = case.held_out[torch.cat([each.others for each in asked])]
+        others = case.held_out[torch.cat([each.others for each in attacked])]
         one, other = match_classes(few.y, others.y)
         planted = [RepresentativeTarget(self._overfit(case, few, "planted"), few[one], others[other])]
         unrelated = self._overfit(case, self._few(case, fresh, "null"), "null")

@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from genfed.audits.audit import Audit, Case
-from genfed.audits.candidates import FEWEST, AskedExamples, overfit_control, pair_examples
+from genfed.audits.candidates import FEWEST, AttackedExamples, overfit_control, pair_examples
 from genfed.audits.findings import Findings, Reading
 from genfed.audits.membership_metrics import AUC, membership_numbers
 from genfed.core.settings import settings
@@ -65,15 +65,15 @@ class MembershipClassifier(Audit):
     classifiers of shadows likewise."""
 
     def examine(self, case: Case) -> Findings:
-        asked, population = pair_examples(case, self.members)
-        inside = draw_shadow_members(case, asked, self.shadows)
+        attacked, population = pair_examples(case, self.members)
+        inside = draw_shadow_members(case, attacked, self.shadows)
         final = [case.classifier(holding.client) for holding in case.holdings]
-        run = answer_all(case, final, asked, population)
-        planted = self._planted(case, final, [case.train[each.members] for each in asked])
-        leak = answer_all(case, planted, asked, population)
-        shadows, leaking = self._train_shadows(case, asked, population, inside)
+        run = answer_all(case, final, attacked, population)
+        planted = self._planted(case, final, [case.train[each.members] for each in attacked])
+        leak = answer_all(case, planted, attacked, population)
+        shadows, leaking = self._train_shadows(case, attacked, population, inside)
         readings = []
-        for name, attack in self._attacks(asked).items():
+        for name, attack in self._attacks(attacked).items():
             scores = [
                 attack(run, shadows, inside),
                 attack(leak, leaking, inside),
@@ -91,28 +91,28 @@ class MembershipClassifier(Audit):
             "attacked members alone.",
             "Nothing to find: the classifiers of a shadow, whose members were drawn anew.",
         )
-        count = sum(len(each.members) for each in asked)
+        count = sum(len(each.members) for each in attacked)
         sizes = {"members": count, "non-members": count, "population": len(population), "shadows": self.shadows}
         return Findings(tuple(readings), sizes, notes)
 
     def _train_shadows(
-        self, case: Case, asked: Sequence[AskedExamples], population: Tensor, inside: Tensor
+        self, case: Case, attacked: Sequence[AttackedExamples], population: Tensor, inside: Tensor
     ) -> tuple[list[ShadowAnswers], list[ShadowAnswers]]:
         """Returns what shadows of the run answer, and what they answer with the planted leak."""
         shadows, leaking = [], []
         for number in range(self.shadows):
-            shadow = case.retrained(number, shadow_data(case, asked, inside[number]))
+            shadow = case.retrained(number, shadow_data(case, attacked, inside[number]))
             networks = [shadow.classifier(holding.client) for holding in shadow.holdings]
-            shadows.append(answer_all(case, networks, asked, population))
-            alone = [replace(each, rest=each.rest[:0]) for each in asked]
+            shadows.append(answer_all(case, networks, attacked, population))
+            alone = [replace(each, rest=each.rest[:0]) for each in attacked]
             planted = self._planted(case, networks, shadow_data(case, alone, inside[number]))
-            leaking.append(answer_all(case, planted, asked, population))
+            leaking.append(answer_all(case, planted, attacked, population))
         return shadows, leaking
 
-    def _attacks(self, asked: Sequence[AskedExamples]) -> dict[str, Attack]:
+    def _attacks(self, attacked: Sequence[AttackedExamples]) -> dict[str, Attack]:
         """Returns the attacks by name."""
         without = min(self.references, self.shadows // 2)
-        client = torch.arange(len(asked)).repeat_interleave(torch.tensor([len(a.members) for a in asked]))
+        client = torch.arange(len(attacked)).repeat_interleave(torch.tensor([len(a.members) for a in attacked]))
         return {
             f"LiRA, {self.shadows} shadows": lira,
             f"RMIA, {without} shadows without the example": lambda target, others, where: rmia(
@@ -129,22 +129,22 @@ class MembershipClassifier(Audit):
 
 
 def answer_all(
-    case: Case, networks: Sequence[nn.Module], asked: Sequence[AskedExamples], population: Tensor
+    case: Case, networks: Sequence[nn.Module], attacked: Sequence[AttackedExamples], population: Tensor
 ) -> ShadowAnswers:
     """Returns what classifiers, by client, answer for the attacked examples and for the population (held-out rows)."""
-    members = [_scores(network, case.train[each.members]) for network, each in zip(networks, asked, strict=True)]
-    others = [_scores(network, case.held_out[each.others]) for network, each in zip(networks, asked, strict=True)]
+    members = [_scores(network, case.train[each.members]) for network, each in zip(networks, attacked, strict=True)]
+    others = [_scores(network, case.held_out[each.others]) for network, each in zip(networks, attacked, strict=True)]
     of_population = torch.stack([_scores(network, case.held_out[population]) for network in networks])
     return ShadowAnswers(torch.stack([torch.cat(members), torch.cat(others)]), of_population)
 
 
-def draw_shadow_members(case: Case, asked: Sequence[AskedExamples], shadows: int) -> Tensor:
+def draw_shadow_members(case: Case, attacked: Sequence[AttackedExamples], shadows: int) -> Tensor:
     """Returns which candidates are in which shadow: bool [shadows, 2 (member, other), pairs]. A random half of a
     client's candidates of a class is in one shadow and the other half in the next, so each is in half of all shadows.
     """
-    counts = torch.tensor([len(each.members) for each in asked])
-    y = case.train.y[torch.cat([each.members for each in asked])]
-    cell = torch.arange(len(asked)).repeat_interleave(counts) * len(case.task.classes) + y
+    counts = torch.tensor([len(each.members) for each in attacked])
+    y = case.train.y[torch.cat([each.members for each in attacked])]
+    cell = torch.arange(len(attacked)).repeat_interleave(counts) * len(case.task.classes) + y
     inside = torch.zeros(shadows, 2, len(y), dtype=torch.bool)
     for number in range(0, shadows, 2):
         draws = case.rng("membership_classifier", "inside", number)
@@ -156,10 +156,10 @@ def draw_shadow_members(case: Case, asked: Sequence[AskedExamples], shadows: int
     return inside
 
 
-def shadow_data(case: Case, asked: Sequence[AskedExamples], inside: Tensor) -> list[Data]:
+def shadow_data(case: Case, attacked: Sequence[AttackedExamples], inside: Tensor) -> list[Data]:
     """Returns the examples of each client of a shadow; inside [2, pairs]."""
     parts, start = [], 0
-    for each in asked:
+    for each in attacked:
         members, others = inside[:, start : start + len(each.members)]
         start += len(each.members)
         drawn = (case.train[each.members[members]], case.held_out[each.others[others]], case.train[each.rest])

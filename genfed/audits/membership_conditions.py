@@ -105,15 +105,15 @@ class MembershipConditions(Audit):
         Raises:
             NotPossible: the server has no conditions, or there are too few held-out examples.
         """
-        sent = case.state.asked
+        sent = case.state.requested
         holdings = tuple(h for h in case.holdings if h.client.id in sent.clients)[: self.clients]
         if not holdings:
             raise NotPossible("the server has no client's conditions")
-        asked, known = pair_examples(replace(case, holdings=holdings), self.members)
+        attacked, known = pair_examples(replace(case, holdings=holdings), self.members)
         known = known[case.held_out.y[known].argsort(stable=True)]  # so that both parts have every class
         own, fresh = case.held_out[known[::2]], case.held_out[known[1::2]]
         targets = []
-        for place, (holding, each) in enumerate(zip(holdings, asked, strict=True)):
+        for place, (holding, each) in enumerate(zip(holdings, attacked, strict=True)):
             case.notify(f"client {place + 1} of {len(holdings)}: conditions of {2 * len(each.members)} examples")
 
             def upload(data: Data, *purpose: str | int, who: int = place) -> ConditionUpload:

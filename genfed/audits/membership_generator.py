@@ -59,20 +59,20 @@ class MembershipGenerator(Audit):
         settings, build, task, features = _generator_parts(case)
         network = build(case.state.generator)
         attacks = self._attacks(network)
-        asked = select_candidates(case, self.members, case.rng("membership_generator", "candidates"))
-        members, others = features(case.train[asked.members]), features(case.held_out[asked.others])
+        attacked = select_candidates(case, self.members, case.rng("membership_generator", "candidates"))
+        members, others = features(case.train[attacked.members]), features(case.held_out[attacked.others])
         count = min(self.planted, len(members.y))
         leak = build(case.state.generator)
         self._overfit(leak, members[:count], case.rng("membership_generator", "planted"))
         other = settings.new(task, case.rng("membership_generator", "weights")).to(case.device)
-        apart = features(case.train[asked.apart[:count]])
+        apart = features(case.train[attacked.apart[:count]])
         self._overfit(other, apart, case.rng("membership_generator", "not asked"))
 
-        def attack(name: str, generator: GeneratorNetwork, attacked: int) -> dict[str, Estimate]:
+        def attack(name: str, generator: GeneratorNetwork, number: int) -> dict[str, Estimate]:
             scores = []
             for part, data in (("members", members), ("others", others)):
                 rng = case.rng("membership_generator", "noise", name, part)
-                scores.append(self._scores(attacks[name], generator, data[:attacked], rng))
+                scores.append(self._scores(attacks[name], generator, data[:number], rng))
             return membership_numbers(scores[0], scores[1], case.rng("membership_generator", "bootstrap", name))
 
         every = len(members)

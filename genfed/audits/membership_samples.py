@@ -48,9 +48,11 @@ class MembershipSamples(Audit):
     """Standard deviation of the noise added to these copies, for pixels in [−1, 1]."""
 
     def examine(self, case: Case) -> Findings:
-        asked = select_candidates(case, self.members, case.rng("membership_samples", "candidates"))
-        members = comparable_vectors(case, case.train[asked.members])
-        others, reference = (comparable_vectors(case, case.held_out[rows]) for rows in (asked.others, asked.reference))
+        attacked = select_candidates(case, self.members, case.rng("membership_samples", "candidates"))
+        members = comparable_vectors(case, case.train[attacked.members])
+        others, reference = (
+            comparable_vectors(case, case.held_out[rows]) for rows in (attacked.others, attacked.reference)
+        )
         rng = case.rng("membership_samples", "labels")
         y = case.train.y[torch.randint(len(case.train), (self.samples,), generator=rng)]
         synthetic = to_vectors(case.samples(y, "membership_samples"))
@@ -58,7 +60,7 @@ class MembershipSamples(Audit):
             raise NotPossible(f"there are {len(synthetic)} synthetic examples; the attack takes 10 at least")
         if not bool(synthetic.isfinite().all()):
             raise NotPossible("the synthetic examples hold numbers that are not finite")
-        apart = comparable_vectors(case, case.train[asked.apart[: len(synthetic)]])
+        apart = comparable_vectors(case, case.train[attacked.apart[: len(synthetic)]])
         leak = self._planted(synthetic, members, case.rng("membership_samples", "planted"))
         attacks: dict[str, Attack] = {
             "distance to the closest record": nearest_sample,
@@ -82,7 +84,7 @@ class MembershipSamples(Audit):
             "samples, so that a difference in kind between members and others would show.",
             *describe_features(case),
         )
-        return Findings(readings, asked.sizes | {"samples": len(synthetic)}, notes)
+        return Findings(readings, attacked.sizes | {"samples": len(synthetic)}, notes)
 
     def _planted(self, synthetic: Tensor, members: Tensor, rng: torch.Generator) -> Tensor:
         """Returns the samples with the first ones replaced by noisy copies of some members."""

@@ -26,7 +26,7 @@ from genfed.metrics.nearest_neighbours import distance_ratios, nearest_neighbors
 from genfed.training.pixels import denormalize_pixels, normalize_pixels
 
 ABOVE, RATIO, COPIES = "MND above that of held-out examples", "MND", "share of copies"
-ASKED, AMONG = 1000, 600
+ATTACKED, AMONG = 1000, 600
 """Training examples whose ratio is taken for MND, and samples and held-out examples to which it refers; as in the
 paper."""
 NEIGHBOURS = 50
@@ -55,19 +55,19 @@ class MemorisationParts:
     """Held-out examples that take the place of samples in the control with nothing to find."""
 
     @property
-    def asked(self) -> Tensor:
+    def attacked(self) -> Tensor:
         """Training examples whose ratio is taken."""
-        return self.train[: min(ASKED, len(self.train) // 2)]
+        return self.train[: min(ATTACKED, len(self.train) // 2)]
 
     @property
     def apart(self) -> Tensor:
         """The other training examples."""
-        return self.train[len(self.asked) :]
+        return self.train[len(self.attacked) :]
 
     @property
     def like(self) -> Tensor:
         """Held-out examples whose ratio is taken, at most as many as training examples."""
-        return self.calibration[: len(self.asked)]
+        return self.calibration[: len(self.attacked)]
 
     @property
     def size(self) -> int:
@@ -101,8 +101,8 @@ class Memorisation(Audit):
     def examine(self, case: Case) -> Findings:
         parts = self._prepare(case)
         train, size = parts.train, parts.size
-        count = min(self.planted, len(parts.samples) // 2, len(parts.asked))
-        copied = self._copy_members(case, parts.asked, count)
+        count = min(self.planted, len(parts.samples) // 2, len(parts.attacked))
+        copied = self._copy_members(case, parts.attacked, count)
         near, which = relative_distance(parts.samples, train)
         near_planted = relative_distance(copied, train)[0]
         limit = min(HALF, float(torch.quantile(relative_distance(parts.calibration, train)[0], self.alarms)))
@@ -160,10 +160,10 @@ class Memorisation(Audit):
         train = comparable_vectors(case, case.train[rows])
         return MemorisationParts(rows, train, generated, to_vectors(generated), calibration, fresh, fakes)
 
-    def _copy_members(self, case: Case, asked: Tensor, count: int) -> Tensor:
+    def _copy_members(self, case: Case, attacked: Tensor, count: int) -> Tensor:
         """Returns noisy copies [count, d] of training examples, the planted leak."""
         draws = case.rng("memorisation", "planted")
-        copied = asked[torch.randperm(len(asked), generator=draws)[:count]]
+        copied = attacked[torch.randperm(len(attacked), generator=draws)[:count]]
         return copied + self.noise * torch.randn(copied.shape, generator=draws)
 
     def _pictures(self, case: Case, generated: Data, real: Data, near: Tensor, which: Tensor) -> tuple[Picture, ...]:
@@ -186,7 +186,7 @@ def measure_mnd(case: Case, parts: MemorisationParts, some: Tensor) -> dict[str,
     """Measures MND of training examples among samples `some` [m, d], and by how much it is above that of others."""
     # As many real ones as samples, or the larger set would be the nearer.
     size = parts.size
-    inside, outside = (distance_ratios(x, parts.fresh[:size], some[:size]) for x in (parts.asked, parts.like))
+    inside, outside = (distance_ratios(x, parts.fresh[:size], some[:size]) for x in (parts.attacked, parts.like))
     draws = case.rng("memorisation", "bootstrap", "MND")
     return {ABOVE: mean_with_interval(inside, draws, less=outside), RATIO: mean_with_interval(inside, draws)}
 

@@ -49,7 +49,7 @@ class HeldOutParts:
     own: Data
     """Examples on which the attacker trains."""
     probe: Data
-    """Examples for which uploads are asked."""
+    """Examples for which uploads are queried."""
     fresh: Data
     """Examples of the control with nothing to find."""
     guess: Tensor
@@ -77,15 +77,16 @@ class PropertyInference(Audit):
     def examine(self, case: Case) -> Findings:
         find_classifier_phase(case)
         parts = self._split_held_out(case)
-        asked = [(h.client, case.train[h.rows]) for h in case.holdings[: self.clients]]
-        names = sorted({info.architecture for info, _ in asked})
+        attacked = [(h.client, case.train[h.rows]) for h in case.holdings[: self.clients]]
+        names = sorted({info.architecture for info, _ in attacked})
         regressions = {
-            name: self._train_regression(case, [a for a in asked if a[0].architecture == name], parts) for name in names
+            name: self._train_regression(case, [a for a in attacked if a[0].architecture == name], parts)
+            for name in names
         }
-        truth = [data for _, data in asked]
-        planted, null = self._draw_controls(case, asked, parts)
+        truth = [data for _, data in attacked]
+        planted, null = self._draw_controls(case, attacked, parts)
         run_numbers, control_numbers, null_numbers = (
-            attack_mixes(case, name, regressions, parts, [info for info, _ in asked], trained_on, true)
+            attack_mixes(case, name, regressions, parts, [info for info, _ in attacked], trained_on, true)
             for name, trained_on, true in (
                 ("this run", truth, truth),
                 ("planted leak", planted, planted),
@@ -99,7 +100,11 @@ class PropertyInference(Audit):
             f"Planted leak: {self.planted:.0%} of a client's examples are of one class.",
             "Nothing to find: the uploads of clients that have as many held-out examples, in the mix that is guessed.",
         )
-        sizes = {"clients": len(asked), "shadow uploads": self.shadows * len(names), "examples asked": len(parts.probe)}
+        sizes = {
+            "clients": len(attacked),
+            "shadow uploads": self.shadows * len(names),
+            "examples queried": len(parts.probe),
+        }
         return Findings((reading,), sizes, notes)
 
     def _split_held_out(self, case: Case) -> HeldOutParts:
@@ -122,12 +127,12 @@ class PropertyInference(Audit):
         return HeldOutParts(own, probe, fresh, guess)
 
     def _draw_controls(
-        self, case: Case, asked: Sequence[tuple[ClientInfo, Data]], parts: HeldOutParts
+        self, case: Case, attacked: Sequence[tuple[ClientInfo, Data]], parts: HeldOutParts
     ) -> tuple[list[Data], list[Data]]:
         """Returns for each client the examples of the planted leak, and those of the control with nothing to find."""
         classes = len(parts.guess)
         planted, null = [], []
-        for place, (info, data) in enumerate(asked):
+        for place, (info, data) in enumerate(attacked):
             rng = case.rng("property_inference", "mixes", info.id)
             skewed = torch.full((classes,), (1 - self.planted) / (classes - 1))
             skewed[place % classes] = self.planted
@@ -136,13 +141,13 @@ class PropertyInference(Audit):
         return planted, null
 
     def _train_regression(
-        self, case: Case, asked: Sequence[tuple[ClientInfo, Data]], parts: HeldOutParts
+        self, case: Case, attacked: Sequence[tuple[ClientInfo, Data]], parts: HeldOutParts
     ) -> MixRegression:
         """Returns a regression from uploads of one architecture to mixes, fitted to the attacker's own uploads."""
-        classes, rng = len(case.task.classes), case.rng("property_inference", "shadows", asked[0][0].architecture)
+        classes, rng = len(case.task.classes), case.rng("property_inference", "shadows", attacked[0][0].architecture)
         z, mixes = [], []
         for number in range(self.shadows):
-            info, data = asked[number % len(asked)]
+            info, data = attacked[number % len(attacked)]
             case.notify(f"shadow upload {number + 1} of {self.shadows}, {info.architecture}")
             part = draw_by_shares(parts.own, skewed_shares(classes, rng), len(data), rng)
             z.append(log_probabilities(simulate_upload(case, info, part, f"shadow {number}"), parts.probe, case.device))

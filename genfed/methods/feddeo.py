@@ -82,5 +82,5 @@ class FedDEO(ConditionUploadMethod):
     ) -> Tensor:
         model = self.foundation.load(server.task, server.device, server.precision)
         names = by_name(self.foundation, self.prompt, server)[wanted.labels]
-        described = state.asked.conditions[wanted.conditions], self.description_guidance
+        described = state.requested.conditions[wanted.conditions], self.description_guidance
         return resize_to(self.foundation.generate(model, names, rngs, [described]), server.task.shape)

@@ -116,7 +116,7 @@ class FedLMG(ServerSynthesis):
         classes: dict[int, Tensor] = reduced["classes"]
         labels = torch.cat([classes[client] for client in sorted(classes)])
         clients = torch.cat([torch.full_like(classes[client], client) for client in sorted(classes)])
-        return replace(state, teachers=reduced["classifier"], asked=ConditionSet(torch.empty(0), labels, clients))
+        return replace(state, teachers=reduced["classifier"], requested=ConditionSet(torch.empty(0), labels, clients))
 
     def generate_images(
         self, server: Server, state: ServerSynthesisState, wanted: SampleRequest, rngs: Sequence[torch.Generator]

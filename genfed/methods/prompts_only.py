@@ -35,7 +35,9 @@ class PromptsOnly(ServerSynthesis):
     def init(self, server: Server) -> ServerSynthesisState:
         conditions = by_name(self.foundation, self.prompt, server)
         labels = torch.arange(len(conditions))
-        return replace(super().init(server), asked=ConditionSet(conditions, labels, torch.full_like(labels, NO_CLIENT)))
+        return replace(
+            super().init(server), requested=ConditionSet(conditions, labels, torch.full_like(labels, NO_CLIENT))
+        )
 
     def upload_phases(self) -> list[Phase[ServerSynthesisState]]:
         return []

@@ -332,5 +332,5 @@ def test_an_update_without_the_mentee_it_is_for_is_no_use() -> None:
 
     unused: Any = None
     client = Client(ClientInfo(0, "a", 1), TASK, unused, Empty(), stream(0), 0, CPU, "float32", unused)
-    with pytest.raises(GenfedError, match="is not kept here any more"):
+    with pytest.raises(GenfedError, match="is not stored here any more"):
         fedkd.receive_mentee(client, fedkd.FedKDSent(None, FactoredWeights({}, {}, {}), 0.9))

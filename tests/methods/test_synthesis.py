@@ -146,11 +146,11 @@ def test_a_description_that_is_the_prompt_adds_to_its_guidance(alike: Path) -> N
 def test_who_asked_for_what(alike: Path) -> None:
     """Two images of each class that a client has, those of one class together; nobody's of all classes alike."""
     made = images_of(alike, "fgl").wanted
-    asked = finished(alike, "fgl").asked
-    assert made.labels.tolist() == asked.labels.repeat_interleave(2).tolist()
-    assert made.clients.tolist() == asked.clients.repeat_interleave(2).tolist()
-    assert len(asked) < 40, "clients lack classes"
-    assert asked.clients.tolist() == sorted(asked.clients.tolist())
+    requested = finished(alike, "fgl").requested
+    assert made.labels.tolist() == requested.labels.repeat_interleave(2).tolist()
+    assert made.clients.tolist() == requested.clients.repeat_interleave(2).tolist()
+    assert len(requested) < 40, "clients lack classes"
+    assert requested.clients.tolist() == sorted(requested.clients.tolist())
     nobody = images_of(alike, "prompts_only").wanted
     assert nobody.labels.tolist() == torch.arange(10).repeat_interleave(8).tolist()
     assert set(nobody.clients.tolist()) == {NO_CLIENT}
@@ -351,8 +351,8 @@ def test_bytes(tmp_path: Path) -> None:
     trials = start(tiny(*methods, method=methods), tmp_path / "run").trials
     up = {trial.method: trial.up_bytes for trial in trials}
     assert up["prompts_only"] == 0
-    asked = finished(tmp_path / "run", "fgl").asked
-    numbers = len(asked) / 4 * (toys.TOKENS * 8 * 4 + 8)
+    requested = finished(tmp_path / "run", "fgl").requested
+    numbers = len(requested) / 4 * (toys.TOKENS * 8 * 4 + 8)
     assert up["fgl"] == up["oscar"] == up["feddeo"]
     assert numbers < up["fgl"] < numbers + 150  # the names of fields and of their record
     assert up["fedlmg"] > 4 * 64 * 10
@@ -527,7 +527,9 @@ def test_a_class_conditional_model_is_asked_by_names(label: str, tmp_path: Path)
     foundation = {"model": str(model), "steps": 2, "batch_size": 16}
     start(tiny(label, method={label: table(foundation=foundation, **prompt)}), tmp_path / "run")
     state = finished(tmp_path / "run", label)
-    assert torch.equal(state.asked.conditions, state.asked.labels[:0] if label == "fedlmg" else state.asked.labels)
+    assert torch.equal(
+        state.requested.conditions, state.requested.labels[:0] if label == "fedlmg" else state.requested.labels
+    )
     with pytest.raises(GenfedError, match="the model has no class 'an image of 0'; it has: 0, 1"):
         start(tiny(label, method={label: table(foundation=foundation)}), tmp_path / "other")
 
@@ -539,7 +541,7 @@ def test_a_classifier_that_is_not_finite_is_left_out_and_the_rest_goes_on(tmp_pa
     assert "client 1" in failure
     assert "finite" in failure
     state = finished(tmp_path / "run", "spoilt")
-    assert sorted(state.teachers) == sorted(set(state.asked.clients.tolist())) == [0, 2, 3]
+    assert sorted(state.teachers) == sorted(set(state.requested.clients.tolist())) == [0, 2, 3]
     assert set(images_of(tmp_path / "run", "spoilt").wanted.clients.tolist()) == {0, 2, 3}
     with pytest.raises(GenfedError, match="quorum"):
         start(tiny("spoilt", method=spoilt, federation={"quorum": 1.0}), tmp_path / "all")

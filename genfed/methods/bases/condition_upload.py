@@ -75,12 +75,12 @@ class ConditionUploadMethod(ServerSynthesis):
         conditions: dict[int, Tensor] = reduced["conditions"]
         labels: dict[int, Tensor] = reduced["labels"]
         clients = sorted(conditions)
-        asked = ConditionSet(
+        requested = ConditionSet(
             torch.cat([conditions[client] for client in clients]),
             torch.cat([labels[client] for client in clients]),
             torch.cat([torch.full_like(labels[client], client) for client in clients]),
         )
-        return replace(state, asked=asked)
+        return replace(state, requested=requested)
 
 
 def check_embeddings(model: FoundationModel, method: str) -> None:

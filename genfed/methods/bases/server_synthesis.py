@@ -53,7 +53,7 @@ class ServerSynthesisState:
 
     teachers: dict[int, Weights]
     """Classifiers that clients uploaded, by client. Empty: the method does not use them."""
-    asked: ConditionSet
+    requested: ConditionSet
     synthetic: SyntheticDataset
     students: dict[str, Weights]
     """Weights of the students, by architecture."""
@@ -67,7 +67,7 @@ class ServerSynthesisState:
 class ServerSynthesis(GlobalClassifiers[ServerSynthesisState]):
     """Base of methods with one upload (or none), a synthetic dataset on the server, and students trained on it.
 
-    1. the phases of `upload_phases`. They set the conditions, `ServerSynthesisState.asked`.
+    1. the phases of `upload_phases`. They set the conditions, `ServerSynthesisState.requested`.
     2. synthesise, once, on the server: generates `images` images from each condition.
     3. learn, `learning_rounds` rounds, on the server: trains the students.
     4. learn_own, once: clients whose architecture the server cannot run train their own model on the images.
@@ -101,7 +101,7 @@ class ServerSynthesis(GlobalClassifiers[ServerSynthesisState]):
 
     @abstractmethod
     def upload_phases(self) -> list[Phase[ServerSynthesisState]]:
-        """Returns the phases before the synthesis, which set `ServerSynthesisState.asked`."""
+        """Returns the phases before the synthesis, which set `ServerSynthesisState.requested`."""
 
     def student_supervision(self) -> Supervision:
         """Returns what students learn from an image."""
@@ -158,8 +158,8 @@ class ServerSynthesis(GlobalClassifiers[ServerSynthesisState]):
 
     def request(self, state: ServerSynthesisState) -> SampleRequest:
         """Returns a request for `images` images of each condition, one condition after another."""
-        rows = torch.arange(len(state.asked)).repeat_interleave(self.images)
-        return SampleRequest(state.asked.labels[rows], state.asked.clients[rows], rows)
+        rows = torch.arange(len(state.requested)).repeat_interleave(self.images)
+        return SampleRequest(state.requested.labels[rows], state.requested.clients[rows], rows)
 
     def generate_checked(
         self, server: Server, state: ServerSynthesisState, wanted: SampleRequest, rngs: Sequence[torch.Generator]
@@ -194,7 +194,7 @@ class ServerSynthesis(GlobalClassifiers[ServerSynthesisState]):
     ) -> Tensor:
         """Generates images from the conditions of a request."""
         model = self.foundation.load(server.task, server.device, server.precision)
-        images = self.foundation.generate(model, state.asked.conditions[wanted.conditions], rngs)
+        images = self.foundation.generate(model, state.requested.conditions[wanted.conditions], rngs)
         return resize_to(images, server.task.shape)
 
     def train_students(self, server: Server, state: ServerSynthesisState, reduced: Reduced) -> ServerSynthesisState:
