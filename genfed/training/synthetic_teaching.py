@@ -66,7 +66,7 @@ def soft_targets(made: SyntheticBatch, server: Server, teachers: Mapping[int, nn
     """On the CPU: classes [n], or one-hot classes plus probabilities [n, classes]. Cross-entropy is linear in its
     target, so that to the sum (of weight 2) is the sum of both losses; under MixUp too.
     """
-    labels = made.wanted.labels
+    labels = made.request.labels
     if how == "fine_tuning":
         return labels.clone()  # a view would hold the shard's images
     if not teachers:
@@ -78,10 +78,10 @@ def soft_targets(made: SyntheticBatch, server: Server, teachers: Mapping[int, nn
 
     if how == "multi_teacher":
         return one_hot + torch.stack([answers(teacher, made.images) for teacher in teachers.values()]).mean(0)
-    for client in sorted(set(made.wanted.clients.tolist())):
+    for client in sorted(set(made.request.clients.tolist())):
         if client not in teachers:
             raise GenfedError(f"{how}: images stand for client {client}, whose classifier is not there")
-        own = made.wanted.clients == client
+        own = made.request.clients == client
         one_hot[own] += answers(teachers[client], made.images[own])
     return one_hot
 
@@ -97,7 +97,7 @@ def consensus_rows(
         return torch.arange(len(synthetic))
     votes, cells = [], []
     for made in synthetic.chunks(server):
-        labels, clients = made.wanted.labels, made.wanted.clients
+        labels, clients = made.request.labels, made.request.clients
         total = torch.zeros(len(made))
         for client, teacher in teachers.items():
             scores = predict(teacher, made.images.to(server.device), server.precision)

@@ -61,8 +61,8 @@ def test_a_set_is_kept_in_shards_and_the_state_holds_their_names(whole: Path) ->
     ]
     made = stored(whole)
     assert len(made) == len(set(made.seeds.tolist())) == len(set(map(bytes, made.images.numpy()))) == 80
-    assert made.wanted.clients.tolist() == [i // 20 for i in range(80)]
-    assert made.wanted.labels.tolist() == [i // 2 % 10 for i in range(80)]
+    assert made.request.clients.tolist() == [i // 20 for i in range(80)]
+    assert made.request.labels.tolist() == [i // 2 % 10 for i in range(80)]
 
 
 def test_another_chunk_makes_the_same_images(whole: Path, tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_a_damaged_shard_is_one_line_and_nothing_else_is_lost(
 
 
 def test_a_chunk_that_is_not_finite_stops_the_run_and_loses_nothing(whole: Path, tmp_path: Path) -> None:
-    says = r"phase 'draw' made images that are not finite: image 48, class 4, client 2 is the first"
+    says = r"phase 'draw' generated images that are not finite: image 48, class 4, client 2 is the first"
     with pytest.raises(GenfedError, match=says):
         start(config(spoils=2), tmp_path / "run")
     assert torch.equal(stored(tmp_path / "run").images, stored(whole).images[:48])
@@ -169,7 +169,7 @@ def test_sample_writes_what_is_kept(whole: Path, tmp_path: Path) -> None:
         cells.add((file.parent.name, client))
         with Image.open(file) as image:
             assert (np.asarray(image) == made.images[int(row), 0].numpy()).all()
-        assert (int(file.parent.name), int(client)) == (int(made.wanted.labels[int(row)]), int(row) // 20)
+        assert (int(file.parent.name), int(client)) == (int(made.request.labels[int(row)]), int(row) // 20)
     assert len(cells) == 40, "every class of every client has its turn before any comes again"
     with Image.open(tmp_path / "png" / "grid.png") as image:
         assert image.size == (4 * (5 * 9 + 4), 10 * 9)
@@ -183,7 +183,7 @@ def test_sample_as_arrays_and_another_draw(whole: Path, tmp_path: Path) -> None:
     assert write_samples(whole, tmp_path / "all.npz", 1000) == 80
     with np.load(tmp_path / "all.npz") as all_:
         assert (all_["x"] == made.images[:, 0].numpy()).all()
-        for name, column in (("client", made.wanted.clients), ("condition", made.wanted.conditions)):
+        for name, column in (("client", made.request.clients), ("condition", made.request.conditions)):
             assert (all_[name] == column.numpy()).all()
         assert (all_["seed"] == made.seeds.numpy()).all()
         assert all_["classes"].tolist() == [str(i) for i in range(10)]

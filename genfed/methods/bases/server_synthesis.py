@@ -38,8 +38,8 @@ class ConditionSet:
     """What images are asked for with, a condition a row."""
 
     conditions: Tensor
-    """As `FoundationModel.condition` gives them: embeddings [m, tokens, width], or numbers of classes [m]. Empty: they
-    are those of the labels."""
+    """Results of `FoundationModel.encode_condition`: embeddings [m, tokens, width], or numbers of classes [m]. Empty:
+    the labels' own."""
     labels: Tensor
     """int64 [m]."""
     clients: Tensor
