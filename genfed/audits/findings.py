@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-Verdict = Literal["leak", "none found", "blind", "deceived"]
+Verdict = Literal["leak", "no leak found", "underpowered", "false positive"]
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,17 @@ class Reading:
 
     @property
     def verdict(self) -> Verdict:
-        """blind: it misses the planted leak, and its silence is none; deceived: it finds a leak where none can be, and
-        its finding is none; else whether the run's whole interval lies above chance.
+        """Returns the outcome of the attack on the run, after its two controls.
+
+        "underpowered": it misses the planted leak, so finding nothing on the run says nothing. "false positive": it
+        finds a leak where there is none, so finding one on the run says nothing. Else "leak" where the run's whole
+        interval lies above chance, and "no leak found" where it does not.
         """
         if not self._found(self.control):
-            return "blind"
+            return "underpowered"
         if self._found(self.null):
-            return "deceived"
-        return "leak" if self._found(self.run) else "none found"
+            return "false positive"
+        return "leak" if self._found(self.run) else "no leak found"
 
     def _found(self, numbers: dict[str, Estimate]) -> bool:
         return numbers[self.judged_by].low > self.chance

@@ -19,10 +19,10 @@ FILE = "audits.json"
 NOTHING = Audits((), ())
 """Where nothing was looked for."""
 VERDICTS: dict[Verdict, str] = {
-    "leak": "something leaks",
-    "none found": "nothing found",
-    "blind": "cannot tell: it misses the planted leak",
-    "deceived": "cannot tell: it finds one where none is",
+    "leak": "leak",
+    "no leak found": "no leak found",
+    "underpowered": "underpowered: it misses the planted leak",
+    "false positive": "false positive: it finds a leak where there is none",
 }
 SEES = {
     "samples": "synthetic examples",
@@ -174,11 +174,8 @@ def build_privacy_section(audits: Audits) -> PrivacySection:
 def _verdict(audits: Audits) -> str:
     found = Counter(reading.verdict for result in audits.results for reading in result.readings)
     left = sum(bool(result.not_possible) for result in audits.results)
-    told = (
-        f"Attacks that found something: {found['leak']}; that found nothing: {found['none found']}; that cannot tell: "
-        f"{found['blind'] + found['deceived']}."
-    )
-    return f"{told} Audits that could not be made: {left}."
+    counts = ", ".join(f"{verdict}: {found[verdict]}" for verdict in VERDICTS)
+    return f"Attacks by verdict: {counts}. Audits that could not be run: {left}."
 
 
 def privacy_tables(audits: Audits) -> list[Table]:

@@ -61,7 +61,7 @@ def test_every_report_says_what_was_shared(tmp_path: Path) -> None:
     text = re.sub(r"\s+", " ", (tmp_path / "plain" / "report.html").read_text())
     assert "local. No client sends anything." in text  # of a method that nobody attacked too
     assert re.search(
-        r"something: \d; that found nothing: \d; that cannot tell: \d. Audits that could not be made: 0.", text
+        r"leak: \d, no leak found: \d, underpowered: \d, false positive: \d. Audits that could not be run: 0.", text
     )
 
 
@@ -233,7 +233,7 @@ def test_features_are_audited_as_images_are(tmp_path: Path) -> None:
         assert any("Samples are features" in note for note in done.notes)
         assert not done.images
         # Copies of features are told from fresh ones: the candidates did go through the extractor.
-        assert done.readings[0].verdict != "blind", done
+        assert done.readings[0].verdict != "underpowered", done
 
 
 def test_columns_of_a_table_are_sought(tmp_path: Path) -> None:
