@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.projections.polar import PolarAxes
 from matplotlib.ticker import MaxNLocator
 
 from genfed.report.results import Point, Report, TrialResult
@@ -170,6 +171,8 @@ def draw_radar(report: Report, costs: Mapping[str, Mapping[str, float]]) -> Mark
         axes.set_xticks(angles % (2 * math.pi), known)
         axes.set_yticks([1 / 3, 2 / 3, 1], ["1/100", "1/10", "largest"])
         axes.set_ylim(0, 1.02)
+        assert isinstance(axes, PolarAxes)
+        axes.set_rlabel_position(90 - 180 / len(known))  # between two axes
         axes.tick_params(axis="x", pad=12)
         axes.tick_params(axis="y", labelsize=7)
         axes.grid(color=_INK, alpha=0.25, linewidth=0.6)

@@ -33,13 +33,14 @@ def build_rich_table(title: str, cells: TextTable, caption: str | None = None) -
         caption=None if caption is None else Text(f"\n{caption}"),
         caption_justify="left",
     )
-    for heading, numeric in zip(cells.head, _find_numeric_columns(cells), strict=True):
-        justify: Literal["left", "right"] = "right" if numeric else "left"
+    numeric = _find_numeric_columns(cells)
+    for heading, right in zip(cells.head, numeric, strict=True):
         shown = heading.replace(" ", "\n", 1) if heading.count(" ") > 1 else heading  # narrow where cells are
+        justify: Literal["left", "right"] = "right" if right else "left"
         table.add_column(shown, justify=justify, no_wrap=heading in _UNBROKEN, overflow="fold")
     for row in cells.rows:
-        cells_shown = (cell.replace(", +", ",+").replace(", -", ",-") for cell in row)  # a range stays on one line
-        table.add_row(*map(Text, cells_shown))  # Text, since a label may hold [brackets] that markup would swallow
+        # [a,b] stays on one line; Text, since a label may hold [brackets] that markup would swallow
+        table.add_row(*(Text(cell.replace(", ", ",") if n else cell) for cell, n in zip(row, numeric, strict=True)))
     return table
 
 

@@ -100,19 +100,20 @@ def build_privacy_tables(audits: Audits) -> list[Table]:
     tables = []
     for label in dict.fromkeys(result.audit for result in audits.results):
         rows = [row for r in audits.results if r.audit == label for row in _build_reading_rows(r)]
-        head = ("method", "attack", "measured by", "this run", "planted leak", "nothing to find", "verdict")
-        tables.append(build_rich_table(f"Privacy: {label}", TextTable(head, rows)))
+        head = ("method", "attack", "this run", "planted leak", "nothing to find", "verdict")
+        legend = [text for verdict, text in VERDICTS.items() if text != verdict and any(verdict in row for row in rows)]
+        tables.append(build_rich_table(f"Privacy: {label}", TextTable(head, rows), "\n".join(legend) or None))
     return tables
 
 
 def _build_reading_rows(result: AuditResult) -> list[tuple[str, ...]]:
     if result.not_possible:
-        return [(result.method, result.not_possible, NONE, NONE, NONE, NONE, "could not be run")]
+        return [(result.method, result.not_possible, NONE, NONE, NONE, "could not be run")]
     rows = []
     for reading in result.readings:
         name = reading.judged_by
         numbers = [_format_estimate(part[name]) for part in (reading.run, reading.control, reading.null)]
-        rows.append((result.method, reading.attack, name, *numbers, VERDICTS[reading.verdict]))
+        rows.append((result.method, f"{reading.attack} ({name})", *numbers, reading.verdict))
     return rows
 
 
@@ -146,15 +147,13 @@ def _show_audit(result: AuditResult) -> ShownAudit:
         (
             reading.attack,
             name,
-            _format_estimate(number),
-            _format_estimate(reading.control[name]),
-            _format_estimate(reading.null[name]),
-            VERDICTS[reading.verdict] if name == reading.judged_by else "",
+            reading.verdict if name == reading.judged_by else "",
+            *(_format_estimate(part[name]) for part in (reading.run, reading.control, reading.null)),
         )
         for reading in result.readings
-        for name, number in reading.run.items()
+        for name in reading.run
     ]
-    head = ("attack", "measured by", "this run", "planted leak", "nothing to find", "verdict")
+    head = ("attack", "measured by", "verdict", "this run", "planted leak", "nothing to find")
     sizes = ", ".join(f"{count:,} {name}" for name, count in result.sizes.items())
     title = f"{result.audit} on {result.method}"
     return ShownAudit(title, result, TextTable(head, rows) if rows else None, sizes, result.images)
@@ -169,7 +168,7 @@ def _describe_result(result: AuditResult) -> list[str]:
 
 def _describe_reading(reading: Reading) -> str:
     number = _format_estimate(reading.run[reading.judged_by])
-    return f"{VERDICTS[reading.verdict]} ({reading.judged_by} {number}; {reading.chance:g} means no leak)."
+    return f"{VERDICTS[reading.verdict]} ({reading.judged_by}: {number}; {reading.chance:g} means no leak)."
 
 
 def _format_estimate(number: Estimate) -> str:

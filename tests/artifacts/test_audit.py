@@ -50,8 +50,8 @@ def test_every_report_says_what_was_shared(tmp_path: Path) -> None:
     start(tiny("gefl", "local"), tmp_path / "plain")
     text = re.sub(r"\s+", " ", (tmp_path / "plain" / "report.html").read_text())
     for words in (
-        "What was shared, with whom",
-        "No attack was made on this run",
+        "What was sent",
+        "This run was not audited",
         "gefl. generator, joint: no noise is added (ε = ∞), and the server can read every upload.",
         "local. No client sends anything.",
     ):
@@ -71,7 +71,7 @@ def test_what_never_ran_was_not_shared(tmp_path: Path) -> None:
     config["method"]["fedlmg"] |= {"rounds": 0}
     start(config, tmp_path / "run")
     text = (tmp_path / "run" / "report.html").read_text()
-    shared = text.split("What was shared, with whom")[1].split("What protects it")[0]
+    shared = text.split("What was sent")[1].split("What protects it")[0]
     assert "synthesise" in shared
     assert "tune" not in shared
 
