@@ -71,7 +71,7 @@ def test_what_never_ran_was_not_shared(tmp_path: Path) -> None:
     config["method"]["fedlmg"] |= {"rounds": 0}
     start(config, tmp_path / "run")
     text = (tmp_path / "run" / "report.html").read_text()
-    shared = text.split("What was sent")[1].split("What protects it")[0]
+    shared = text.split("What was sent")[1].split("<h3>Protection")[0]
     assert "synthesise" in shared
     assert "tune" not in shared
 

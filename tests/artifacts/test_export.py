@@ -155,7 +155,7 @@ def test_a_module_of_the_methods_own(tmp_path: Path, capsys: pytest.CaptureFixtu
     config = tiny("paired", method={"paired": {"kind": f"{TOYS}:Paired"}})
     config["federation"]["architectures"] = [f"{TOYS}:Linear"]
     start(config, tmp_path / "run")
-    assert "--format onnx can be used" in said(capsys, "export", tmp_path / "run", "--out", tmp_path / "st")
+    assert "Use --format onnx" in said(capsys, "export", tmp_path / "run", "--out", tmp_path / "st")
     about = json.loads((tmp_path / "st" / "model.json").read_text())
     assert (about["architecture"], about["network"]) == (None, f"{TOYS}:Between")
     assert "one.layer.weight" in safetensors.torch.load_file(tmp_path / "st" / "model.safetensors")
@@ -273,7 +273,7 @@ def test_predictions_are_what_the_evaluation_counted(
         {**{k: v for k, v in row.items() if k != "file"}, "row": 0} for row in rows
     ]
     told = said(capsys, "predict", run, tmp_path / "png" / "0003.png", "--out", tmp_path / "c.csv", "--method", "gefl")
-    assert "client 0 of 4 was taken" in told
+    assert "This is client 0 of 4" in told
     assert [row["file"] for row in rows_of(tmp_path / "c.csv")] == ["0003.png"]
 
 
