@@ -1,23 +1,22 @@
-"""What audits found, as records."""
+"""Findings of audits as records."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torch import Tensor
 
-Verdict = Literal["leak", "none found", "blind", "deceived"]
+Verdict = Literal["leak", "no leak found", "underpowered", "false positive"]
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number and how sure it is."""
+    """A number with its 95 % bootstrap interval."""
 
     value: float
     low: float
     high: float
-    """Of the 95 % bootstrap interval."""
     unreadable: str = ""
-    """Why the number says nothing; empty: it may be read."""
+    """Reason why the number says nothing; empty: it is valid."""
 
 
 @dataclass(frozen=True)
@@ -25,25 +24,28 @@ class Reading:
     """One attack: its numbers on the run, on a planted leak that it must find, and where there is nothing to find."""
 
     attack: str
-    """In words."""
+    """Name of the attack, in words."""
     judged_by: str
-    """Which of the numbers decides; the larger it is, the more leaks."""
+    """Name of the number that decides; the larger it is, the larger the leak."""
     chance: float
-    """Its value where nothing leaks."""
+    """Value of that number where nothing leaks."""
     run: dict[str, Estimate]
     control: dict[str, Estimate]
     null: dict[str, Estimate]
 
     @property
     def verdict(self) -> Verdict:
-        """blind: it misses the planted leak, and its silence is none; deceived: it finds a leak where none can be, and
-        its finding is none; else whether the run's whole interval lies above chance.
+        """Returns the outcome of the attack on the run, after its two controls.
+
+        "underpowered": it misses the planted leak, so finding nothing on the run says nothing. "false positive": it
+        finds a leak where there is none, so finding one on the run says nothing. Else "leak" where the run's whole
+        interval lies above chance, and "no leak found" where it does not.
         """
         if not self._found(self.control):
-            return "blind"
+            return "underpowered"
         if self._found(self.null):
-            return "deceived"
-        return "leak" if self._found(self.run) else "none found"
+            return "false positive"
+        return "leak" if self._found(self.run) else "no leak found"
 
     def _found(self, numbers: dict[str, Estimate]) -> bool:
         return numbers[self.judged_by].low > self.chance
@@ -51,49 +53,49 @@ class Reading:
 
 @dataclass(frozen=True)
 class Picture:
-    """Something to look at: rows of images, one below the other."""
+    """Rows of images, one below the other."""
 
     caption: str
     rows: tuple[str, ...]
-    """What each row shows."""
+    """Content of each row."""
     images: Tensor
     """uint8 [rows, columns, C, H, W]."""
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What came of an audit."""
+    """The outcome of an audit."""
 
     readings: tuple[Reading, ...]
     sizes: dict[str, int]
-    """How many of what: members, non-members, samples, shadow models."""
+    """Numbers of members, non-members, samples or shadow models."""
     notes: tuple[str, ...] = ()
-    """What a reader must know to read the numbers."""
+    """Remarks that a reader needs to understand the numbers."""
     pictures: tuple[Picture, ...] = ()
 
 
 @dataclass(frozen=True)
 class ReportImage:
-    """A picture as a report keeps it."""
+    """A picture as audits.json holds it."""
 
     caption: str
     rows: tuple[str, ...]
     png: tuple[str, ...]
-    """A data URL of a PNG per row."""
+    """Data URL of a PNG for each row."""
     width: int
-    """At which a row is shown, in CSS pixels."""
+    """Width at which a row is shown, in CSS pixels."""
 
 
 @dataclass(frozen=True)
 class AuditResult:
-    """An audit of one trial as `audits.json` has it."""
+    """An audit of one trial as audits.json holds it."""
 
     audit: str
-    """Its label."""
+    """Label of the audit."""
     method: str
     seed: int
     step: int
-    """Rounds that had been done."""
+    """Number of rounds before the audit."""
     sees: tuple[str, ...]
     attacker: str
     settings: dict[str, Any]
@@ -103,21 +105,21 @@ class AuditResult:
     notes: tuple[str, ...] = ()
     images: tuple[ReportImage, ...] = ()
     not_possible: str = ""
-    """Why it was not made; empty: it was."""
+    """Reason why the audit could not be run; empty: it was run."""
 
 
 @dataclass(frozen=True)
 class Exchanged:
-    """What one phase of a method sends."""
+    """The messages of one phase of a method."""
 
     method: str
     phase: str
     down: str
     """Fields that the server sends to a client; empty: none."""
     up: str
-    """Fields that a client uploads, and how they are reduced; empty: none."""
+    """Fields that a client uploads, and how they are aggregated; empty: none."""
     protection: str = ""
-    """The phase's own statement, as `Phase.protection` has it."""
+    """What protects the uploads, as `Phase.protection` states it; empty: nothing."""
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ TOYS = "tests.toys"
 
 @pytest.fixture(autouse=True)
 def _no_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "page", lambda *given: "")
+    monkeypatch.setattr(runs, "build_page", lambda *given: "")
 
 
 def judged(*toys: str, **changes: Any) -> dict[str, Any]:

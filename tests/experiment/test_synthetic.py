@@ -25,7 +25,7 @@ from genfed.experiment.checkpoint import read_checkpoint
 from genfed.experiment.progress import Progress, format_duration
 from genfed.experiment.trial import new_server
 from genfed.experiment.trial_loop import TrialLoop
-from genfed.report.tables import cost_table
+from genfed.report.cost_tables import build_cost_table
 from genfed.training.synthetic_dataset import SyntheticBatch
 from tests.conftest import STORING, left_by, start, tiny
 
@@ -200,7 +200,7 @@ def test_an_empty_set_has_nothing_to_sample(tmp_path: Path) -> None:
 
 
 def test_a_kept_set_is_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "page", lambda *given: "")
+    monkeypatch.setattr(runs, "build_page", lambda *given: "")
     judged = config(each=5) | {"quality": {"samples": 100, "epochs": 2}, "federation": {"clients": 2, "examples": 400}}
     report = start(judged, tmp_path / "run")
     (trial,) = report.trials
@@ -209,7 +209,7 @@ def test_a_kept_set_is_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     # 100 labels as frequent as the clients', of which the set has 10 each at most.
     assert 80 < trial.quality.samples < 100
     assert None not in (trial.quality.certainty, trial.quality.client_match, trial.quality.clients_apart)
-    assert dict(zip(cost_table(report).head, cost_table(report).rows[0], strict=True))["sampling"] == "–"
+    assert dict(zip(build_cost_table(report).head, build_cost_table(report).rows[0], strict=True))["sampling"] == "–"
     before = left_by(tmp_path / "run")
     again = start(judged, tmp_path / "run", on_existing="resume")
     assert again.trials[0].quality == trial.quality, "it is not judged again"

@@ -42,7 +42,7 @@ INFO = ClientInfo(0, "linear", 2)
 
 @pytest.fixture(autouse=True)
 def _no_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "page", lambda *given: "")
+    monkeypatch.setattr(runs, "build_page", lambda *given: "")
 
 
 def finished(out: Path, label: str) -> tuple[Any, SyntheticBatch]:
@@ -60,7 +60,7 @@ def test_a_client_of_unknown_classes_is_left_out_and_the_rest_goes_on(tmp_path: 
     method = {"astray": {"kind": "tests.foundation.toys:Astray"} | FEW}
     (trial,) = start(tiny("astray", method=method), tmp_path / "run").trials
     assert trial.failures == (
-        "tell round 0: client 1 left out: class 10 is unknown to the server: it has 10, counted from 0",
+        "tell round 0: client 1 excluded: class 10 is unknown to the server: it has 10, counted from 0",
     )
     state, made = finished(tmp_path / "run", "astray")
     assert set(state.asked.clients.tolist()) == set(made.request.clients.tolist()) == {0, 2, 3}

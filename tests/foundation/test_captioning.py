@@ -42,7 +42,7 @@ DESCRIBED: dict[str, Any] = {"level": "instance", "templates": ("{class} {captio
 
 @pytest.fixture(autouse=True)
 def _no_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "page", lambda *given: "")
+    monkeypatch.setattr(runs, "build_page", lambda *given: "")
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ TASK = Task("image", (1, 8, 8), ("a", "b", "c"))
 
 @pytest.fixture(autouse=True)
 def _no_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "page", lambda *given: "")
+    monkeypatch.setattr(runs, "build_page", lambda *given: "")
 
 
 def server() -> Server:

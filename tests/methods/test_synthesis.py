@@ -44,7 +44,7 @@ ONE_SHOT = ["fedlmg", "fgl", "oscar", "feddeo", "prompts_only"]
 
 @pytest.fixture(autouse=True)
 def _no_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "page", lambda *given: "")
+    monkeypatch.setattr(runs, "build_page", lambda *given: "")
 
 
 def table(**changes: Any) -> dict[str, Any]:
@@ -124,7 +124,7 @@ def alike(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     out = tmp_path_factory.mktemp("alike") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs, "page", lambda *given: "")
+        patch.setattr(runs, "build_page", lambda *given: "")
         start(tiny(*labels, method=methods, partition={"kind": "dirichlet", "alpha": 0.5}), out)
     return out
 
