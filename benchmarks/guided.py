@@ -42,7 +42,7 @@ def main(model: str = "shipped") -> str:
                     sampling,
                     ClassifierGuidance(edits=3),
                     teachers,
-                    foundation.condition([f"an image of {i % 10}" for i in ids.tolist()]),
+                    foundation.encode_condition([f"an image of {i % 10}" for i in ids.tolist()]),
                     ids % 10,
                     ids % len(teachers),
                     [torch.Generator().manual_seed(i) for i in ids.tolist()],

@@ -18,7 +18,7 @@ from genfed.report.results import Report, TrialResult, from_json
 CONFIG = Path(__file__).parent.parent / "configs" / "privacy" / "curves.toml"
 BUDGETS = (1.0, 3.0, 8.0, None)
 UTILITY = "| accuracy % | Fréchet (of real ones) | right class % | trained on samples % | MND | up | down |"
-CANNOT_TELL = {"blind": " (blind)", "deceived": " (deceived)"}
+CANNOT_TELL = {"underpowered": " (underpowered)", "false positive": " (false positive)"}
 
 
 def table(run: str) -> None:

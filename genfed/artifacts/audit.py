@@ -20,7 +20,7 @@ from genfed.experiment.outcomes import TrialOutcomes
 from genfed.experiment.run_folder import RunFolder
 from genfed.experiment.trial import Trial, new_trial
 from genfed.privacy.example_level import guarantee_of, read_charges
-from genfed.report.page import page
+from genfed.report.page import build_page
 
 
 def audit_run(
@@ -67,7 +67,7 @@ def audit_run(
                 outcomes.show_trial(trial, at.state)
         found = folder.read_audits()
         shown = replace(found, shared=tuple(outcomes.exchanges))
-        folder.page.write_text(page(report, outcomes.pictures, shown), "utf-8")
+        folder.page.write_text(build_page(report, outcomes.pictures, shown), "utf-8")
     return found
 
 

@@ -129,13 +129,13 @@ def _choose_stored(chosen: SelectedTrial, server: Server, n: int, draw: int) -> 
     rows = choose_in_turn(synthetic.requested(server), n, stream(chosen.seed, "sample", draw)).sort().values
     for some in torch.split(rows, AT_ONCE):
         batch = synthetic.read(server, some)
-        clients = batch.wanted.clients
+        clients = batch.request.clients
         names = [
             f"{i:06d}" + (f"-client-{client}" if client >= 0 else "")
             for i, client in zip(some.tolist(), clients.tolist(), strict=True)
         ]
-        more = {"client": clients, "condition": batch.wanted.conditions, "seed": batch.seeds}
-        yield SampleChunk(batch.images, batch.wanted.labels, names, more)
+        more = {"client": clients, "condition": batch.request.conditions, "seed": batch.seeds}
+        yield SampleChunk(batch.images, batch.request.labels, names, more)
 
 
 def _server(chosen: SelectedTrial, *path: str | int) -> Server:

@@ -1,49 +1,51 @@
-"""The findings of audits, as records."""
+"""Findings of audits as records."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torch import Tensor
 
-Verdict = Literal["leak", "none found", "blind", "deceived"]
+Verdict = Literal["leak", "no leak found", "underpowered", "false positive"]
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number and its 95 % bootstrap interval."""
+    """A number with its 95 % bootstrap interval."""
 
     value: float
     low: float
     high: float
-    """Upper bound of the interval."""
     unreadable: str = ""
-    """Reason why the number cannot be interpreted. Empty: it can."""
+    """Reason why the number says nothing; empty: it is valid."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """One attack: its numbers on the run, on a planted leak that it must find, and on a control without any leak."""
+    """One attack: its numbers on the run, on a planted leak that it must find, and where there is nothing to find."""
 
     attack: str
-    """Name of the attack."""
+    """Name of the attack, in words."""
     judged_by: str
-    """Name of the number that decides. A larger number means a larger leak."""
+    """Name of the number that decides; the larger it is, the larger the leak."""
     chance: float
-    """Value of that number without a leak."""
+    """Value of that number where nothing leaks."""
     run: dict[str, Estimate]
     control: dict[str, Estimate]
     null: dict[str, Estimate]
 
     @property
     def verdict(self) -> Verdict:
-        """Returns "blind" if the attack misses the planted leak, "deceived" if it finds a leak in the control without
-        any, else whether the whole interval of the run is above chance.
+        """Returns the outcome of the attack on the run, after its two controls.
+
+        "underpowered": it misses the planted leak, so finding nothing on the run says nothing. "false positive": it
+        finds a leak where there is none, so finding one on the run says nothing. Else "leak" where the run's whole
+        interval lies above chance, and "no leak found" where it does not.
         """
         if not self._found(self.control):
-            return "blind"
+            return "underpowered"
         if self._found(self.null):
-            return "deceived"
-        return "leak" if self._found(self.run) else "none found"
+            return "false positive"
+        return "leak" if self._found(self.run) else "no leak found"
 
     def _found(self, numbers: dict[str, Estimate]) -> bool:
         return numbers[self.judged_by].low > self.chance
@@ -51,42 +53,42 @@ class Reading:
 
 @dataclass(frozen=True)
 class Picture:
-    """Rows of images for the report."""
+    """Rows of images, one below the other."""
 
     caption: str
     rows: tuple[str, ...]
-    """Title of each row."""
+    """Content of each row."""
     images: Tensor
-    """Images uint8 [rows, columns, C, H, W]."""
+    """uint8 [rows, columns, C, H, W]."""
 
 
 @dataclass(frozen=True)
 class Findings:
-    """The findings of one audit."""
+    """The outcome of an audit."""
 
     readings: tuple[Reading, ...]
     sizes: dict[str, int]
-    """Numbers of members, non-members, samples, shadow models."""
+    """Numbers of members, non-members, samples or shadow models."""
     notes: tuple[str, ...] = ()
-    """Notes that a reader needs to understand the numbers."""
+    """Remarks that a reader needs to understand the numbers."""
     pictures: tuple[Picture, ...] = ()
 
 
 @dataclass(frozen=True)
 class ReportImage:
-    """A picture in a report."""
+    """A picture as audits.json holds it."""
 
     caption: str
     rows: tuple[str, ...]
     png: tuple[str, ...]
     """Data URL of a PNG for each row."""
     width: int
-    """Width of a row in CSS pixels."""
+    """Width at which a row is shown, in CSS pixels."""
 
 
 @dataclass(frozen=True)
 class AuditResult:
-    """An audit of one trial in `audits.json`."""
+    """An audit of one trial as audits.json holds it."""
 
     audit: str
     """Label of the audit."""
@@ -103,21 +105,21 @@ class AuditResult:
     notes: tuple[str, ...] = ()
     images: tuple[ReportImage, ...] = ()
     not_possible: str = ""
-    """Reason why the audit was not possible. Empty: it was."""
+    """Reason why the audit could not be run; empty: it was run."""
 
 
 @dataclass(frozen=True)
 class Exchanged:
-    """What one phase of a method sends and uploads."""
+    """The messages of one phase of a method."""
 
     method: str
     phase: str
     down: str
-    """Fields that the server sends to a client. Empty: none."""
+    """Fields that the server sends to a client; empty: none."""
     up: str
-    """Fields that a client uploads, and how they are reduced. Empty: none."""
+    """Fields that a client uploads, and how they are aggregated; empty: none."""
     protection: str = ""
-    """Statement of the phase, as in `Phase.protection`."""
+    """What protects the uploads, as `Phase.protection` states it; empty: nothing."""
 
 
 @dataclass(frozen=True)

@@ -172,9 +172,13 @@ def noise_gain(
         total = torch.zeros(len(rows))
         for draw in range(draws):
             t, eps = int((draw + 0.5) / draws * model.steps), torch.randn(z.shape, generator=rng).to(model.device)
-            noisy = model.noisy(z, eps, t)
+            noisy = model.add_noise(z, eps, t)
             under, without = (
-                (model.eps(model.predict(noisy, t, each[rows]), noisy, t) - eps).square().flatten(1).mean(1).cpu()
+                (model.recover_noise(model.predict(noisy, t, each[rows]), noisy, t) - eps)
+                .square()
+                .flatten(1)
+                .mean(1)
+                .cpu()
                 for each in (conditions, reference)
             )
             total += without - under

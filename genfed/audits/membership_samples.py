@@ -19,7 +19,7 @@ from genfed.audits.candidates import FEWEST, comparable_vectors, describe_featur
 from genfed.audits.findings import Estimate, Findings, Reading
 from genfed.audits.membership_metrics import AUC, membership_numbers
 from genfed.core.settings import settings
-from genfed.metrics.nearest_neighbours import nearest_distance
+from genfed.metrics.nearest_neighbors import nearest_distance
 
 Attack = Callable[[Tensor, Tensor], Tensor]
 """(x [n, d], samples [m, d]) → scores [n], higher for members."""

@@ -22,7 +22,7 @@ from genfed.audits.findings import Estimate, Findings, Picture, Reading
 from genfed.audits.membership_metrics import mean_with_interval
 from genfed.core.settings import settings
 from genfed.core.task import Data
-from genfed.metrics.nearest_neighbours import distance_ratios, nearest_neighbors
+from genfed.metrics.nearest_neighbors import distance_ratios, nearest_neighbors
 from genfed.training.pixels import denormalize_pixels, normalize_pixels
 
 ABOVE, RATIO, COPIES = "MND above that of held-out examples", "MND", "share of copies"

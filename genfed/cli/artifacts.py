@@ -1,4 +1,4 @@
-"""The commands that use a finished run: audit, compare, sample, export, predict, pretrain."""
+"""The commands that use a finished run (audit, compare, sample, export, predict), and pretrain."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -6,10 +6,22 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-from genfed.cli.common import ClientNumber, Method, RunPath, Seed, _console, _output, _stopped, app, on_existing
+from genfed.cli.common import (
+    ClientNumber,
+    MethodLabel,
+    RunPath,
+    TrialSeed,
+    app,
+    explain_stop,
+    on_existing,
+    open_console,
+    open_output,
+)
+
+RUNS = "Use a finished run"
 
 
-@app.command()
+@app.command(rich_help_panel=RUNS)
 def audit(
     run: RunPath,
     audits: Annotated[
@@ -17,107 +29,127 @@ def audit(
         typer.Option(
             "--audit",
             metavar="NAME",
-            help="Which attack; repeatable.",
-            show_default="those of the config, else all that train nothing anew",
+            help="Attack to run. Repeatable.",
+            show_default="those of the config, else all that train no new models",
         ),
     ] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="E.g. audit.membership_samples.samples=500; repeatable."),
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Change a setting, such as audit.membership_samples.samples=500. Repeatable.",
+        ),
     ] = None,
     method: Annotated[str | None, typer.Option(help="Label of the method.", show_default="all")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the trial.", show_default="the first")] = None,
 ) -> None:
-    """Attack what a finished run made, as somebody would who wants to know whose data were in it.
+    """Attack a finished run, to measure what its models and messages reveal about the training data.
 
-    Every attack is also made on a planted leak, which it must find, and where there is nothing to find. What came of it
-    stands in audits.json and under "Privacy" in report.html, with what was found by earlier audits of the run.
+    RUN is the folder of a run. Example: `genfed audit runs/demo --audit membership_classifier`. `genfed list audits`
+    explains the attacks.
+
+    Each attack is also run on a planted leak, which it must find, and where there is nothing to find. The results are
+    printed, and written to audits.json and to the section "Privacy" of report.html.
     """
     from genfed.artifacts.audit import audit_run
-    from genfed.report.privacy_section import privacy_tables
+    from genfed.report.privacy_section import build_privacy_tables
 
-    console = _console(stderr=True)
+    console = open_console(stderr=True)
     done = audit_run(run, audits or (), set_ or (), method, seed, lambda line: console.print(line, style="dim"))
-    output = _output()
-    for table in privacy_tables(done):
+    output = open_output()
+    for table in build_privacy_tables(done):
         output.print(table)
     output.print(f"report: {run / 'report.html'}", soft_wrap=True)
 
 
-@app.command()
+@app.command(rich_help_panel=RUNS)
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Folders of finished runs.", show_default=False)],
     out: Annotated[Path, typer.Option(help="Folder for compare.html and compare.md.")] = Path("runs/compare"),
 ) -> None:
-    """Set runs side by side: one table here, in compare.md and in compare.html."""
+    """Compare finished runs in one table.
+
+    RUNS are folders of runs. Example: `genfed compare runs/demo runs/other`. The table is printed, and written to
+    compare.md and compare.html.
+    """
     from genfed.experiment.run_folder import RunFolder
-    from genfed.report.page import compare_page
-    from genfed.report.summary_table import compare_table, to_markdown
+    from genfed.report.formatting import format_markdown
+    from genfed.report.page import build_compare_page
+    from genfed.report.summary_table import build_compare_table, describe_differences, join_summaries
 
     reports = [(str(folder), RunFolder(folder).read_report()) for folder in runs]
-    table = compare_table(reports)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "compare.html").write_text(compare_page(reports), "utf-8")
-    (out / "compare.md").write_text(to_markdown(table), "utf-8")
-    console = _output()
-    console.print(table)
+    differences = describe_differences([report for _, report in reports])
+    (out / "compare.html").write_text(build_compare_page(reports), "utf-8")
+    (out / "compare.md").write_text(format_markdown(join_summaries(reports), differences), "utf-8")
+    console = open_output()
+    console.print(build_compare_table(reports))
     console.print(f"page: {out / 'compare.html'}", soft_wrap=True)
 
 
-@app.command()
+@app.command(rich_help_panel=RUNS)
 def sample(
     run: RunPath,
     out: Annotated[Path, typer.Option(help="Folder (png) or file (npz) to write.", show_default=False)],
-    n: Annotated[int, typer.Option("-n", min=1, help="How many images, the classes in turn.")] = 100,
-    method: Method = None,
-    seed: Seed = None,
-    draw: Annotated[int, typer.Option(help="Another number draws other images.")] = 0,
+    n: Annotated[int, typer.Option("-n", min=1, help="Number of images; all classes in turn.")] = 100,
+    method: MethodLabel = None,
+    seed: TrialSeed = None,
+    draw: Annotated[int, typer.Option(help="Another number gives other images.")] = 0,
     form: Annotated[
-        Literal["png", "npz"] | None, typer.Option("--format", help="png or npz.", show_default="by the name of --out")
+        Literal["png", "npz"] | None,
+        typer.Option("--format", help="File format.", show_default="from --out"),
     ] = None,
 ) -> None:
-    """Write labelled synthetic images, made by the generator that a run trained or kept by its server.
+    """Write labeled synthetic images from the generator of a run, or from the images that its server stores.
 
-    The same run, number and draw give the same images; another number may give others.
+    RUN is the folder of a run. Example: `genfed sample runs/demo -n 100 --out samples`. The folder samples then holds a
+    folder of PNGs for each class.
+
+    The same run, -n and --draw give the same images.
     """
     from rich.progress import Progress
 
     from genfed.artifacts.samples import write_samples
 
-    errors = _console(stderr=True)
+    errors = open_console(stderr=True)
     with Progress(console=errors, transient=True, disable=not errors.is_terminal) as bar:
-        task = bar.add_task("drawing", total=n)
+        task = bar.add_task("generating", total=n)
         count = write_samples(run, out, n, method, seed, draw, form, lambda done: bar.update(task, completed=done))
-    _output().print(f"{count} images: {out}", soft_wrap=True)
+    open_output().print(f"{count} images: {out}", soft_wrap=True)
 
 
-@app.command()
+@app.command(rich_help_panel=RUNS)
 def export(
     run: RunPath,
     out: Annotated[Path, typer.Option(help="Folder for model.json and the model.", show_default=False)],
-    method: Method = None,
-    seed: Seed = None,
+    method: MethodLabel = None,
+    seed: TrialSeed = None,
     client: ClientNumber = None,
     form: Annotated[
         Literal["safetensors", "onnx"],
-        typer.Option("--format", help="safetensors: for genfed.load_model; onnx: for everything else."),
+        typer.Option("--format", help="safetensors for genfed.load_model; onnx for other software."),
     ] = "safetensors",
 ) -> None:
-    """Write a client's trained classifier into a folder of its own."""
+    """Write a client's trained classifier to a folder.
+
+    RUN is the folder of a run. Example: `genfed export runs/demo --method gefl --client 3 --out model`. The folder then
+    holds model.json and the weights; `genfed predict model …` and `genfed.load_model` read it.
+    """
     from genfed.artifacts.export import export as write
 
     model = write(run, out, method, seed, 0 if client is None else client, form)
-    console = _output()
-    score = "not scored" if model.accuracy is None else f"accuracy {100 * model.accuracy:.1f} %"
+    console = open_output()
+    score = "not evaluated" if model.accuracy is None else f"accuracy {100 * model.accuracy:.1f} %"
     console.print(f"{model}, {score}: {out}", soft_wrap=True)
-    _say_default(console, client, model.clients)
+    _print_default_client(console, client, model.clients)
     if model.architecture is None and form == "safetensors":
-        console.print("the method built this network itself: genfed.load_model cannot, --format onnx can be used")
+        console.print("The method defines this network itself: genfed.load_model cannot read it. Use --format onnx.")
 
 
-@app.command()
+@app.command(rich_help_panel=RUNS)
 def predict(
-    run: Annotated[Path, typer.Argument(help="The folder of a run or of an exported model.", show_default=False)],
+    run: Annotated[Path, typer.Argument(help="Folder of a run or of an exported model.", show_default=False)],
     inputs: Annotated[
         str,
         typer.Argument(
@@ -127,46 +159,54 @@ def predict(
         ),
     ],
     out: Annotated[Path, typer.Option(help="CSV file to write.", show_default=False)],
-    method: Method = None,
-    seed: Seed = None,
+    method: MethodLabel = None,
+    seed: TrialSeed = None,
     client: ClientNumber = None,
 ) -> None:
-    """Classify new examples, read as the run's own were: class and probabilities of each, in a CSV file."""
+    """Classify new examples with a client's trained classifier.
+
+    RUN is the folder of a run or of an exported model. INPUT is a folder of images, one image, an .npz with an array x,
+    or a table (CSV, Parquet). Example: `genfed predict runs/demo scans/ --method gefl --out classes.csv`
+
+    The CSV file has one row per example, with its class and the probability of every class.
+    """
     from genfed.artifacts.predict import load_predictor, write_predictions
 
     model = load_predictor(run, method, seed, client)
     count = write_predictions(model, inputs, out)
-    console = _output()
+    console = open_output()
     by = f" by {model.trained}" if model.trained else ""
     console.print(f"{count} examples classified{by}: {out}", soft_wrap=True)
     if model.trained:
-        _say_default(console, client, model.trained.clients)
+        _print_default_client(console, client, model.trained.clients)
 
 
-def _say_default(console: Console, client: int | None, clients: int) -> None:
+def _print_default_client(console: Console, client: int | None, clients: int) -> None:
     if client is None and clients > 1:
-        console.print(f"client 0 of {clients} was taken, since no --client names another", soft_wrap=True)
+        console.print(f"This is client 0 of {clients}; choose another with --client.", soft_wrap=True)
 
 
-@app.command()
+@app.command(rich_help_panel="Make a foundation model")
 def pretrain(
     config: Annotated[
-        Path, typer.Argument(help="A TOML file, such as configs/pretrain/glyphs.toml.", show_default=False)
+        Path, typer.Argument(help="TOML file, such as configs/pretrain/glyphs.toml.", show_default=False)
     ],
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Overrides a setting, e.g. training.steps=100; repeatable."),
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, such as training.steps=100. Repeatable."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Directory for the model.", show_default="runs/NAME")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the model.", show_default="runs/NAME")] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on where the training in that directory stopped.")
+        bool, typer.Option("--resume", help="Continue the training in that folder where it stopped.")
     ] = False,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew in that directory.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Delete the training in that folder and start again.")] = False,
 ) -> None:
-    """Train a small Stable Diffusion on public images with prompts, into a directory that diffusers opens.
+    """Train a small Stable Diffusion model on public images with prompts.
 
-    It is what the server's methods use as `foundation.model`; see docs/foundation.md. A training that was stopped or
-    killed goes on with --resume and ends with the same bits.
+    CONFIG is a TOML file. Example: `genfed pretrain configs/pretrain/glyphs.toml`. The folder of the model can be
+    opened by diffusers, and named as `foundation.model` in the config of a run; see docs/foundation.md.
+
+    A training that was stopped continues with --resume and ends with the same bits.
     """
     from genfed.artifacts.pretrain import read_pretraining, run_pretraining
     from genfed.experiment.progress import StepProgressBar
@@ -174,11 +214,11 @@ def pretrain(
     existing = on_existing(resume, fresh)
     settings = read_pretraining(config, set_ or [])
     folder = out or Path("runs") / settings.name
-    console = _console(stderr=True)
+    console = open_console(stderr=True)
     try:
         with StepProgressBar(console) as watch:
             about = run_pretraining(settings, folder, on_existing=existing, notify=watch)
     except KeyboardInterrupt:
-        raise _stopped(console, "every checkpoint") from None
+        raise explain_stop(console, "every checkpoint") from None
     loss = f", loss {about.losses[-1]:.4f}" if about.losses else ""
-    _output().print(f"{about.images} images, {about.seconds:.0f} seconds{loss}; the model: {folder}", soft_wrap=True)
+    open_output().print(f"{about.images} images, {about.seconds:.0f} seconds{loss}; model: {folder}", soft_wrap=True)

@@ -1,5 +1,6 @@
-"""What all commands share: the console, common options, and what is printed after a run."""
+"""Parts that all commands share: the console, common options, and the output after a run."""
 
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -20,30 +21,32 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
-    help="Generative federated learning: clients that share neither data nor a model architecture learn from each "
+    help="Generative federated learning: clients with private data and different model architectures learn from each "
     "other through generative models.\n\n"
-    "A run is one TOML file: data, clients, methods, seeds. Start with `genfed run configs/demo.toml`, look at the "
-    "report.html that it names, then change the file or set a value with `--set federation.clients=5`.",
+    "One TOML file describes a run: data, clients, methods and seeds. Start with `genfed run configs/demo.toml` and "
+    "open the report.html that it writes. Then change the file, or one setting with `--set federation.clients=5`. "
+    "`genfed list settings` explains every setting, `genfed list metrics` every number of the report.",
 )
 
 
-def _console(stderr: bool = False, width: int | None = None) -> Console:
-    """It shows text as it is: types, paths and what a client's code says hold [brackets] and :colons:."""
+def open_console(stderr: bool = False, width: int | None = None) -> Console:
+    """Opens a console that shows text as it is: types, paths and messages of clients hold [brackets] and :colons:."""
     return Console(stderr=stderr, width=width, markup=False, emoji=False, highlight=False)
 
 
-def _output() -> Console:
-    console = _console()
-    return console if console.is_terminal else _console(width=120)  # a file or a pipe has no width of its own
+def open_output() -> Console:
+    """Opens the console for results, 120 characters wide where it is no terminal and COLUMNS is not set."""
+    console = open_console()
+    return console if console.is_terminal or "COLUMNS" in os.environ else open_console(width=120)
 
 
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Overrides a setting, e.g. method.gefl.rounds=10; repeatable."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, such as method.gefl.rounds=10. Repeatable."),
 ]
-RunPath = Annotated[Path, typer.Argument(help="The folder of a run, such as runs/demo.", show_default=False)]
-Method = Annotated[str | None, typer.Option(help="Label of the method.", show_default="the only one")]
-Seed = Annotated[int | None, typer.Option(help="Seed of the trial.", show_default="the first")]
+RunPath = Annotated[Path, typer.Argument(help="Folder of a run, such as runs/demo.", show_default=False)]
+MethodLabel = Annotated[str | None, typer.Option("--method", help="Label of the method.", show_default="the only one")]
+TrialSeed = Annotated[int | None, typer.Option("--seed", help="Seed of the trial.", show_default="the first")]
 ClientNumber = Annotated[int | None, typer.Option(help="Number of the client.", show_default="0")]
 
 
@@ -58,24 +61,23 @@ def on_existing(resume: bool, fresh: bool) -> "OnExisting":
     return "resume" if resume else "replace" if fresh else "refuse"
 
 
-def _stopped(console: Console, kept: str = "every finished round") -> typer.Exit:
+def explain_stop(console: Console, kept: str = "every finished round") -> typer.Exit:
+    """Prints how to continue a run that was stopped, and returns the exit to raise; `kept` names what was saved."""
     words = [a for a in sys.argv[1:] if a not in ("--fresh", "--resume")]
     again = shlex.join(["genfed", *words, "--resume"])
-    console.print(f"stopped; {kept} is kept. Go on with:\n  {again}", soft_wrap=True)
+    console.print(f"Stopped; {kept} is saved. Continue with:\n  {again}", soft_wrap=True)
     return typer.Exit(130)
 
 
-def _tell(report: "Report", folder: Path, console: Console) -> None:
-    """A run's tables and where its page is; what clients failed at on `console`."""
-    from genfed.report.summary_table import summary_table
-    from genfed.report.tables import other_tables
+def print_report(report: "Report", folder: Path, console: Console) -> None:
+    """Prints the summary, warnings and the path of the page; failures of clients go to `console`."""
+    from genfed.report.summary_table import build_summary_table
 
-    output = _output()
-    for table in (summary_table(report), *other_tables(report)):
-        output.print(table)
+    output = open_output()
+    output.print(build_summary_table(report))
     for line in report.notes:
         output.print(line, style="yellow", soft_wrap=True)
     for trial in report.trials:
         for failure in trial.failures:
-            console.print(f"{trial.method}, seed {trial.seed}: {failure}", style="yellow")
+            console.print(f"{trial.method}, seed {trial.seed}: {failure}", style="yellow", soft_wrap=True)
     output.print(f"report: {folder / 'report.html'}", soft_wrap=True)

@@ -8,35 +8,39 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from genfed.cli.common import Overrides, _console, _output, _stopped, _tell, app, on_existing
+from genfed.cli.common import Overrides, app, explain_stop, on_existing, open_console, open_output, print_report
 from genfed.core.errors import GenfedError
 
 if TYPE_CHECKING:
     from genfed.deployment.server import Outcome, ServeRequest
 
 
-def _keys_or_not(keys: Path | None, insecure: bool) -> None:
+SITES = "Federation of sites"
+
+
+def _check_keys(keys: Path | None, insecure: bool) -> None:
     if (keys is None) != insecure:
         raise GenfedError(
-            "say --keys DIR (made by `genfed federation keys DIR NAME…`), or --insecure for a trial on one machine"
+            "give --keys DIR (written by `genfed federation keys DIR NAME…`), or --insecure for a test on one machine"
         )
 
 
 ListensAt = Annotated[
-    str, typer.Option(help="host:port at which sites find the server; 0.0.0.0:9092 is every network.")
+    str, typer.Option(help="host:port on which the server listens; 0.0.0.0:9092 listens on every network.")
 ]
 Keys = Annotated[
-    Path | None, typer.Option(help="Folder of ca.crt, server.crt, server.key and the sites' .pub.", show_default=False)
+    Path | None,
+    typer.Option(help="Folder with ca.crt, server.crt, server.key and sites' .pub files.", show_default=False),
 ]
-Insecure = Annotated[bool, typer.Option("--insecure", help="Without TLS, open to anybody: a trial on one machine.")]
-Wait = Annotated[float, typer.Option(help="Seconds until all sites must be there.")]
+Insecure = Annotated[bool, typer.Option("--insecure", help="No TLS, open to everyone. Only for a test on one machine.")]
+Wait = Annotated[float, typer.Option(help="Seconds to wait for all sites.")]
 
 Running = Annotated[
-    bool, typer.Option("--running", help="A SuperLink runs at --address already (docs/deployment.md): use that.")
+    bool, typer.Option("--running", help="Use the SuperLink that already runs at --address; see docs/deployment.md.")
 ]
 
 
-def _serving(
+def _serve(
     wanted: "ServeRequest", address: str, keys: Path | None, folder: Path, running: bool, console: Console
 ) -> "Outcome":
     from genfed.deployment import processes, superlink
@@ -51,68 +55,72 @@ def _serving(
     )
 
 
-@app.command()
+@app.command(rich_help_panel=SITES)
 def serve(
-    config: Annotated[str, typer.Argument(help="A TOML file; what it says of data is the sites' to say.")],
+    config: Annotated[str, typer.Argument(help="TOML file. Its data settings are ignored: each site has its own.")],
     set_: Overrides = None,
     address: ListensAt = "127.0.0.1:9092",
     keys: Keys = None,
     insecure: Insecure = False,
     out: Annotated[Path | None, typer.Option(help="Folder for the results.", show_default="runs/NAME")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where the run in that folder stopped.")] = False,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Delete the run in that folder first.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in that folder where it stopped.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Delete the run in that folder and start again.")] = False,
     wait: Wait = 600.0,
     running: Running = False,
 ) -> None:
-    """Run the methods of a config on sites that own their data: on machines of their own, over Flower.
+    """Run the methods of a config on real sites, each with its own data on its own machine.
 
-    Starts a SuperLink, waits for `federation.clients` sites (`genfed join`), and does what `genfed run` does. Needs the
-    extra "flower"; docs/deployment.md says how to have it outlive a restart, and how to use Flower's own commands.
+    CONFIG is a TOML file. Example: `genfed serve federation.toml --keys keys --address 0.0.0.0:9092`
+
+    Starts a Flower SuperLink, waits until `federation.clients` sites have joined (`genfed join`), and then does what
+    `genfed run` does: the folder of the run holds report.html. Needs the extra "flower". docs/deployment.md explains
+    how a federation survives a restart, and how to use Flower's own commands.
     """
     from genfed.config.reader import read_config
     from genfed.deployment.server import ServeRequest, served_config
     from genfed.experiment.run_folder import RunFolder, default_folder
 
-    _keys_or_not(keys, insecure)
+    _check_keys(keys, insecure)
     settings = served_config(read_config(config, set_ or []))
     folder = RunFolder(out) if out else default_folder(config, settings.name)
     existing = on_existing(resume, fresh)
     folder.check_existing(existing)
-    console = _console(stderr=True)
+    console = open_console(stderr=True)
     words = shlex.join(["genfed", *sys.argv[1:]])
     wanted = ServeRequest(
         str(Path(config).resolve()), str(folder.path.resolve()), existing, tuple(set_ or ()), wait=wait, command=words
     )
     try:
-        _serving(wanted, address, keys, folder.path.parent / f".{folder.path.name}-link", running, console)
+        _serve(wanted, address, keys, folder.path.parent / f".{folder.path.name}-link", running, console)
     except KeyboardInterrupt:
-        raise _stopped(console) from None
-    _tell(folder.read_report(), folder.path, console)
+        raise explain_stop(console) from None
+    print_report(folder.read_report(), folder.path, console)
 
 
-@app.command()
+@app.command(rich_help_panel=SITES)
 def join(
-    site: Annotated[Path, typer.Argument(help="The site's TOML file: its data, its model, its machine.")],
-    command: Annotated[
-        bool, typer.Option("--command", help="Only show the command of Flower's that it comes to.")
-    ] = False,
+    site: Annotated[Path, typer.Argument(help="TOML file of the site: its data, model and machine.")],
+    command: Annotated[bool, typer.Option("--command", help="Only print the equivalent command of Flower.")] = False,
 ) -> None:
-    """Take part in a federation with this machine's data, until Ctrl-C; in no run anything leaves but what the methods
-    send (`genfed site audit-log`). Needs the extra "flower".
+    """Join a federation with the data of this machine, until Ctrl-C.
+
+    SITE is the TOML file of the site. Example: `genfed join hospital.toml`
+
+    Only what the methods send leaves this machine: `genfed site audit-log` shows it. Needs the extra "flower".
     """
     from genfed.deployment import processes, site_data, site_settings, supernode
 
     here = site_settings.read_site(site)
     if command:
-        _output().print(processes.shell_line(supernode.supernode_command(here, 9094)), soft_wrap=True)
+        open_output().print(processes.shell_line(supernode.supernode_command(here, 9094)), soft_wrap=True)
         return
     supernode.supernode_command(here, 0)  # refuses missing keys before the data are read
-    console = _console(stderr=True)
+    console = open_console(stderr=True)
     holding = site_data.load_site_data(here)
     task = holding.task
     console.print(
         f"site {here.config.name}: {here.config.architecture}, {len(holding.train)} training examples and "
-        f"{len(holding.held_out)} to score on, {len(task.classes)} classes",
+        f"{len(holding.held_out)} held-out examples, {len(task.classes)} classes",
         soft_wrap=True,
     )
     if waiting := supernode.check_link(here):
@@ -120,30 +128,36 @@ def join(
     supernode.join(here, lambda line: console.print(line, soft_wrap=True))
 
 
-federation_app = typer.Typer(no_args_is_help=True, help="Prepare and check a federation of sites.")
+federation_app = typer.Typer(
+    no_args_is_help=True, help="Make keys for a federation, and check that its sites are ready."
+)
 
-site_app = typer.Typer(no_args_is_help=True, help="Look after a site.")
+site_app = typer.Typer(no_args_is_help=True, help="Show what left a site, and what is left of its privacy budget.")
 
 
 @federation_app.command("keys")
 def federation_keys(
-    folder: Annotated[Path, typer.Argument(help="Where to write them.", show_default=False)],
+    folder: Annotated[Path, typer.Argument(help="Folder to write.", show_default=False)],
     sites: Annotated[list[str], typer.Argument(help="Names of the sites.", show_default=False)],
     host: Annotated[
-        list[str] | None, typer.Option(help="Name or address of the server, besides localhost; repeatable.")
+        list[str] | None, typer.Option(help="Name or address of the server, besides localhost. Repeatable.")
     ] = None,
-    days: Annotated[int, typer.Option(min=1, help="That the certificates are valid for.")] = 365,
+    days: Annotated[int, typer.Option(min=1, help="Number of days for which the certificates are valid.")] = 365,
 ) -> None:
-    """Make keys and certificates for a trial: an authority's and the server's certificate, a key pair for each site."""
+    """Make keys and certificates for a federation.
+
+    FOLDER is written; SITES are the names of the sites. Example: `genfed federation keys keys north south --host
+    fl.example.org`. Writes a certificate authority, the server's certificate, and a key pair for each site.
+    """
     from genfed.deployment.certificates import make_keys
 
     for file in make_keys(folder, sites, host or [], days):
-        _output().print(str(file), soft_wrap=True)
+        open_output().print(str(file), soft_wrap=True)
 
 
 @federation_app.command("check")
 def federation_check(
-    config: Annotated[str, typer.Argument(help="The TOML file that would be served.")],
+    config: Annotated[str, typer.Argument(help="TOML file of the run.")],
     set_: Overrides = None,
     address: ListensAt = "127.0.0.1:9092",
     keys: Keys = None,
@@ -151,7 +165,10 @@ def federation_check(
     wait: Wait = 60.0,
     running: Running = False,
 ) -> None:
-    """Reach every site and say what it has and whether the run would be refused; nothing is trained."""
+    """Contact every site, and show its data and whether the run is possible. Nothing is trained.
+
+    CONFIG is the TOML file of the run. Example: `genfed federation check federation.toml --keys keys`
+    """
     import tempfile
 
     from rich.table import Table
@@ -159,26 +176,29 @@ def federation_check(
     from genfed.config.reader import read_config
     from genfed.deployment.server import COLUMNS, ServeRequest, served_config, site_rows
 
-    _keys_or_not(keys, insecure)
+    _check_keys(keys, insecure)
     served_config(read_config(config, set_ or []))
     with tempfile.TemporaryDirectory() as folder:
         wanted = ServeRequest(str(Path(config).resolve()), overrides=tuple(set_ or ()), check=True, wait=wait)
-        outcome = _serving(wanted, address, keys, Path(folder), running, _console(stderr=True))
+        outcome = _serve(wanted, address, keys, Path(folder), running, open_console(stderr=True))
     table = Table(*COLUMNS)
     for row in site_rows(outcome):
         table.add_row(*row)
-    _output().print(table)
+    open_output().print(table)
     if outcome.trouble:
         raise GenfedError("; ".join(outcome.trouble))
 
 
 @site_app.command("audit-log")
-def site_audit_log(site: Annotated[Path, typer.Argument(help="The site's TOML file.", show_default=False)]) -> None:
-    """Show what left this site: when, for which run and phase, how many bytes, which fields."""
+def site_audit_log(site: Annotated[Path, typer.Argument(help="TOML file of the site.", show_default=False)]) -> None:
+    """Show what left this site: one line per message, with time, run, phase, bytes and fields.
+
+    SITE is the TOML file of the site. Example: `genfed site audit-log hospital.toml`
+    """
     from genfed.deployment.audit_log import read_audit
     from genfed.deployment.site_settings import read_site
 
-    console = _output()
+    console = open_output()
     for line in read_audit(read_site(site)):
         where = " ".join(f"{word}" for word in (line.run, line.method, line.phase, line.round) if word)
         seed = f" seed {line.seed}" if line.seed else ""
@@ -187,8 +207,11 @@ def site_audit_log(site: Annotated[Path, typer.Argument(help="The site's TOML fi
 
 
 @site_app.command("budget")
-def site_budget(site: Annotated[Path, typer.Argument(help="The site's TOML file.", show_default=False)]) -> None:
-    """Show what each run has cost the privacy of this site's examples, and what is left of its budget."""
+def site_budget(site: Annotated[Path, typer.Argument(help="TOML file of the site.", show_default=False)]) -> None:
+    """Show the privacy budget (ε) that each run spent on this site's examples, and the total budget.
+
+    SITE is the TOML file of the site. Example: `genfed site budget hospital.toml`
+    """
     from rich.table import Table
 
     from genfed.deployment.site_settings import read_site
@@ -196,9 +219,9 @@ def site_budget(site: Annotated[Path, typer.Argument(help="The site's TOML file.
 
     here = read_site(site)
     if here.config.privacy is None:
-        raise GenfedError(f"{site} has no [privacy]: give it an epsilon and a delta, and runs are charged to them")
-    table = Table("run", "method", "seed", "steps", "ε", "ε with all before")
+        raise GenfedError(f"{site} has no [privacy]: set epsilon and delta there, the budget of its runs")
+    table = Table("run", "method", "seed", "steps", "ε", "ε so far")
     for row in read_budget_table(here.folder, here.config.privacy):
         table.add_row(*row)
-    _output().print(table)
-    _output().print(f"budget: ε = {here.config.privacy.epsilon:g} at δ = {here.config.privacy.delta:g}")
+    open_output().print(table)
+    open_output().print(f"budget: ε = {here.config.privacy.epsilon:g} at δ = {here.config.privacy.delta:g}")

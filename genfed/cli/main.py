@@ -1,32 +1,33 @@
-"""The command line. Imports torch only inside commands, so that `--help` answers at once."""
+"""The command line. Imports torch only inside commands, so that `--help` is fast."""
 
 import json
+import re
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
 from genfed.cli import artifacts as artifacts
-from genfed.cli.common import Overrides, _console, _output, _stopped, _tell, app, on_existing
-from genfed.cli.deployment import federation_app, site_app
+from genfed.cli.common import Overrides, app, explain_stop, on_existing, open_console, open_output, print_report
+from genfed.cli.deployment import SITES, federation_app, site_app
 from genfed.core.errors import GenfedError
 
 
-def _version(wanted: bool) -> None:
+def _show_version(wanted: bool) -> None:
     if wanted:
         from genfed._version import __version__
 
-        _output().print(f"genfed {__version__}")
+        open_output().print(f"genfed {__version__}")
         raise typer.Exit
 
 
 @app.callback()
 def _genfed(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
     pass
@@ -34,25 +35,26 @@ def _genfed(
 
 @app.command()
 def run(
-    config: Annotated[
-        str, typer.Argument(help="A TOML file, or the folder of a run whose settings to use.", show_default=False)
-    ],
+    config: Annotated[str, typer.Argument(help="TOML file, or folder of an earlier run.", show_default=False)],
     set_: Overrides = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the results.", show_default="runs/NAME, or the folder given")
+        Path | None, typer.Option(help="Folder for the results.", show_default="runs/NAME, or the given folder")
     ] = None,
-    data_root: Annotated[Path | None, typer.Option(help="Folder that relative data paths start from.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where the run in that folder stopped.")] = False,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Delete the run in that folder first.")] = False,
+    data_root: Annotated[Path | None, typer.Option(help="Folder in which relative data paths start.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in that folder where it stopped.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Delete the run in that folder and start again.")] = False,
     engine: Annotated[
         Literal["embedded", "flower"],
-        typer.Option(help="What carries records to clients: genfed's own, or Flower's simulation; the same bits."),
+        typer.Option(help="Runs the clients: genfed's own engine or Flower's simulation, with the same results."),
     ] = "embedded",
 ) -> None:
-    """Run the methods of a config on the same clients, seed by seed, and write a report.
+    """Run the methods of a config on the same clients, for every seed, and write a report.
 
-    The folder then holds config.toml (every setting resolved), metrics.jsonl, report.json, report.html and a checkpoint
-    per method and seed. A run that was stopped or killed goes on with --resume and ends with the same bits.
+    CONFIG is a TOML file, or the folder of an earlier run: then its settings are used again. Example:
+    `genfed run configs/demo.toml --set "seeds=[1]" --out runs/first`
+
+    The folder of the run then holds report.html (open this first), report.json, metrics.jsonl, config.toml with every
+    setting, and the trained models. A run that was stopped continues with --resume and ends with the same bits.
     """
     existing, overrides = on_existing(resume, fresh), list(set_ or [])
     if data_root is not None:
@@ -64,55 +66,63 @@ def run(
 
     settings = read_config(config, overrides)
     folder = out or default_folder(config, settings.name).path
-    console = _console(stderr=True)
+    console = open_console(stderr=True)
     try:
         with RunProgressBar(console, trials=len(settings.labels) * len(settings.seeds)) as watch:
             report = run.run(settings, out=folder, on_existing=existing, notify=watch, engine=engine)
     except KeyboardInterrupt:
-        raise _stopped(console) from None
-    _tell(report, folder, console)
+        raise explain_stop(console) from None
+    print_report(report, folder, console)
 
 
-app.add_typer(federation_app, name="federation")
+app.add_typer(federation_app, name="federation", rich_help_panel=SITES)
 
-app.add_typer(site_app, name="site")
+app.add_typer(site_app, name="site", rich_help_panel=SITES)
 
 
 @app.command(name="list")
 def list_(
-    what: Annotated[
-        Literal[
-            "methods",
-            "data",
-            "partitions",
-            "architectures",
-            "generators",
-            "audits",
-            "aggregations",
-            "attacks",
-            "settings",
-        ],
-        typer.Argument(help="What to explain.", show_default=False),
-    ],
+    what: Annotated[str, typer.Argument(help="Kind of thing to explain.", show_default=False)],
     name: Annotated[str | None, typer.Argument(help="Only this one, with its settings.", show_default=False)] = None,
 ) -> None:
-    """Explain what can be named in a config, with every setting and its default."""
-    from genfed.cli.listing import print_listing
+    """Explain methods, settings, metrics and everything else that a config or a report names.
 
-    _output().print(print_listing(what, name))
+    WHAT is one of: methods, data, partitions, architectures, generators, audits, aggregations, attacks, settings,
+    metrics. With a NAME, only that one is explained, with its settings and their defaults.
+
+    Example: `genfed list methods gefl`
+    """
+    from genfed.cli.listing import build_listing
+
+    open_output().print(build_listing(what, name))
+
+
+_UsageError: Any = typer.BadParameter.__mro__[1]  # click's; some versions of typer have a click of their own
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """The `genfed` command: exit code 0, 2 for bad input (one line on standard error), 130 for Ctrl-C or SIGTERM."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever stops it is told how to go on
+    """Runs the `genfed` command. Exits with 0, with 2 after bad input (one line), with 130 after Ctrl-C or SIGTERM."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a run that is stopped says how to continue it
     if (here := str(Path.cwd())) not in sys.path:
-        sys.path.append(here)  # a user's "module:Class" stands where they work; only `python -m` sees it by itself
+        sys.path.append(here)  # a user's "module:Class" is in the working directory, which only `python -m` searches
     try:
-        app(args=None if arguments is None else list(arguments), prog_name="genfed")
-    except (GenfedError, OSError) as error:  # the latter: a folder that cannot be written, a name too long
-        line = " ".join(str(error).split())
-        _console(stderr=True).print(f"genfed: {line}", soft_wrap=True)
-        sys.exit(2)
+        sys.exit(app(None if arguments is None else list(arguments), prog_name="genfed", standalone_mode=False) or 0)
+    except _UsageError as error:
+        _refuse(_describe_usage_error(error))
+    except (GenfedError, OSError) as error:  # OSError: a folder that cannot be written, a name too long
+        _refuse(str(error))
     except KeyboardInterrupt:
         sys.exit(130)
-    sys.exit(0)
+
+
+def _describe_usage_error(error: Any) -> str:
+    """Returns the message with one suggestion, and the command whose help says more."""
+    message = re.sub(r"( Did you mean [^?]*[?])\1+", r"\1", error.format_message())  # click and typer both suggest
+    if not message:  # a group of commands without one: its help is printed already
+        sys.exit(2)
+    return f"{message} See `{error.ctx.command_path} --help`." if error.ctx else message
+
+
+def _refuse(message: str) -> NoReturn:
+    open_console(stderr=True).print(f"genfed: {' '.join(message.split())}", soft_wrap=True)
+    sys.exit(2)

@@ -23,27 +23,27 @@ PROCESS = 500 * 2**20
 """Measured memory in bytes of a site's process before any work: torch and Flower."""
 
 
-def find_disagreements(config: Config, hellos: Sequence[SiteDescription]) -> list[str]:
+def find_disagreements(config: Config, sites: Sequence[SiteDescription]) -> list[str]:
     """Returns the reasons for which the run would be refused, a line each. Empty: there are none."""
-    if not hellos:
+    if not sites:
         return ["no site is there"]
-    lines = [*describe_label_sets(hellos)]
-    if len(hellos) < config.federation.clients:
-        lines.insert(0, f"{len(hellos)} of {config.federation.clients} sites are there")
+    lines = [*describe_label_sets(sites)]
+    if len(sites) < config.federation.clients:
+        lines.insert(0, f"{len(sites)} of {config.federation.clients} sites are there")
     shapes: dict[str, list[str]] = {}
-    for hello in hellos:
-        shapes.setdefault(f"{hello.kind} examples of shape {hello.shape}", []).append(hello.name)
+    for site in sites:
+        shapes.setdefault(f"{site.kind} examples of shape {site.shape}", []).append(site.name)
     if len(shapes) > 1:
         lines.append(
             "examples differ: " + ", ".join(f"{', '.join(names)} has {what}" for what, names in shapes.items())
         )
-    few = min(hellos, key=lambda hello: hello.examples)
+    few = min(sites, key=lambda site: site.examples)
     for label, method in config.method.items():
         if few.examples < method.minimum_examples:
             lines.append(
                 f"{label} needs {method.minimum_examples} examples at every client, and {few.name} has {few.examples}"
             )
-        if method.needs_architectures and (own := [hello for hello in hellos if hello.info(0).personal]):
+        if method.needs_architectures and (own := [site for site in sites if site.info(0).personal]):
             lines.append(
                 f"{label} runs each architecture at the server or at other sites, and only site {own[0].name} knows "
                 f"{own[0].architecture}: use one of `genfed list architectures`, or gefl, gefl_f or fgl"
@@ -53,7 +53,7 @@ def find_disagreements(config: Config, hellos: Sequence[SiteDescription]) -> lis
     return lines
 
 
-def warn_of_memory(inputs: RunInputs, hellos: Sequence[SiteDescription]) -> list[str]:
+def warn_of_memory(inputs: RunInputs, sites: Sequence[SiteDescription]) -> list[str]:
     """Returns a line for each site and method with a phase that needs more memory than the site has free. It needs at
     least the memory of a process, of the message, as much again for gradients and twice as much for the optimizer's
     moments, and of the examples.
@@ -62,24 +62,24 @@ def warn_of_memory(inputs: RunInputs, hellos: Sequence[SiteDescription]) -> list
     lines = []
     for label, method in inputs.config.method.items():
         server = inputs.initial_server()
-        state = _initial_state(label, method, server, hellos)
-        for info, hello in zip(inputs.clients, hellos, strict=True):
+        state = _initial_state(label, method, server, sites)
+        for info, site in zip(inputs.clients, sites, strict=True):
             sizes = {}
             for phase in flatten_phases(method.phases()):
                 if phase.work is not None and phase.send is not None:
                     with contextlib.suppress(Exception):  # it sends the result of an earlier phase
                         sizes[phase.name] = pack(phase.send(server, state, info)).nbytes
             largest = max(sizes, key=lambda name: sizes[name], default="")
-            need = PROCESS + 4 * sizes.get(largest, 0) + example * (hello.examples + hello.held_out)
-            if 0 < hello.memory < need:
+            need = PROCESS + 4 * sizes.get(largest, 0) + example * (site.examples + site.held_out)
+            if 0 < site.memory < need:
                 lines.append(
-                    f"{hello.name} has {hello.memory / 2**30:.1f} GiB of memory free, and phase {largest} of {label} "
+                    f"{site.name} has {site.memory / 2**30:.1f} GiB of memory free, and phase {largest} of {label} "
                     f"needs {need / 2**30:.1f} GiB or more"
                 )
     return lines
 
 
-def _initial_state(label: str, method: Method[Any], server: Server, hellos: Sequence[SiteDescription]) -> Any:
+def _initial_state(label: str, method: Method[Any], server: Server, sites: Sequence[SiteDescription]) -> Any:
     """Returns the state before the first round.
 
     Raises:
@@ -88,33 +88,33 @@ def _initial_state(label: str, method: Method[Any], server: Server, hellos: Sequ
     try:
         return method.init(server)
     except GenfedError as error:
-        own = [h for h in hellos if h.info(0).personal and h.architecture in str(error)]
+        own = [site for site in sites if site.info(0).personal and site.architecture in str(error)]
         raise GenfedError(f"{label}: {error}" + (f" (site {own[0].name})" if own else "")) from None
 
 
-def describe_label_sets(hellos: Sequence[SiteDescription]) -> list[str]:
+def describe_label_sets(sites: Sequence[SiteDescription]) -> list[str]:
     """Returns a line on how the label sets of the sites differ. Empty: they are the same."""
-    sets = Counter(hello.classes for hello in hellos)
+    sets = Counter(site.classes for site in sites)
     if len(sets) == 1:
         return []
     if len({frozenset(classes) for classes in sets}) == 1:
         return ["the sites name the same classes in different orders: give all the same list `classes` in SITE.toml"]
-    everywhere = set.intersection(*(set(hello.classes) for hello in hellos))
-    anywhere = set.union(*(set(hello.classes) for hello in hellos))
+    everywhere = set.intersection(*(set(site.classes) for site in sites))
+    anywhere = set.union(*(set(site.classes) for site in sites))
     if not everywhere:
-        return ["label sets do not overlap: " + "; ".join(f"{h.name} has {_join(h.classes)}" for h in hellos)]
+        return ["label sets do not overlap: " + "; ".join(f"{site.name} has {_join(site.classes)}" for site in sites)]
     parts = []
-    for hello in hellos:
-        others = Counter(name for other in hellos if other is not hello for name in other.classes)
-        lacks = sorted(anywhere - set(hello.classes))
-        alone = sorted(name for name in hello.classes if not others[name])
+    for site in sites:
+        others = Counter(name for other in sites if other is not site for name in other.classes)
+        lacks = sorted(anywhere - set(site.classes))
+        alone = sorted(name for name in site.classes if not others[name])
         if lacks and alone and len(lacks) >= len(alone):
             near = ", ".join(f"{name!r}" for name in alone)
-            parts.append(f"{hello.name} alone has {near} (renamed?) and lacks {_join(lacks)}")
+            parts.append(f"{site.name} alone has {near} (renamed?) and lacks {_join(lacks)}")
         elif lacks:
-            parts.append(f"{hello.name} lacks {_join(lacks)}")
+            parts.append(f"{site.name} lacks {_join(lacks)}")
         elif alone:
-            parts.append(f"{hello.name} alone has {_join(alone)}")
+            parts.append(f"{site.name} alone has {_join(alone)}")
     return [
         "label sets differ: "
         + "; ".join(parts)
@@ -127,12 +127,12 @@ def _join(names: Sequence[str]) -> str:
     return shown + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
-def agreed_task(hellos: Sequence[SiteDescription]) -> Task:
+def agreed_task(sites: Sequence[SiteDescription]) -> Task:
     """Returns the task of sites that agree."""
-    first = hellos[0]
+    first = sites[0]
     return TypeAdapter(Task).validate_python({"kind": first.kind, "shape": first.shape, "classes": first.classes})
 
 
-def number_sites(hellos: Sequence[SiteDescription]) -> tuple[ClientInfo, ...]:
+def number_sites(sites: Sequence[SiteDescription]) -> tuple[ClientInfo, ...]:
     """Returns the sites as clients, numbered in their order."""
-    return tuple(hello.info(i) for i, hello in enumerate(hellos))
+    return tuple(site.info(i) for i, site in enumerate(sites))

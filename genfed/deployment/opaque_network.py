@@ -51,7 +51,7 @@ class OpaqueNetwork(nn.Module):
         )
 
 
-def ask_architectures(roster: SiteRoster, hellos: Sequence[SiteDescription], task: Task, seed: int) -> Architectures:
+def ask_architectures(roster: SiteRoster, sites: Sequence[SiteDescription], task: Task, seed: int) -> Architectures:
     """Returns the architectures of one seed's trials. Networks that only a site knows are opaque; the site is asked for
     their initial weights.
 
@@ -60,17 +60,15 @@ def ask_architectures(roster: SiteRoster, hellos: Sequence[SiteDescription], tas
     """
     zoo = Architectures()
     found: dict[str, tuple[str, dict[str, Tensor]]] = {}
-    for hello in hellos:
-        name = hello.architecture
-        if not hello.info(0).personal:
+    for site in sites:
+        name = site.architecture
+        if not site.info(0).personal:
             zoo.new(name, task, torch.Generator())  # refuses an unknown name
             continue
-        weights = unpack(Model, roster.ask(hello.name, {"ask": "initial", "seed": seed})[1]).classifier
+        weights = unpack(Model, roster.ask(site.name, {"ask": "initial", "seed": seed})[1]).classifier
         if name in found and digest(pack(Model(found[name][1]))) != digest(pack(Model(weights))):
-            raise GenfedError(
-                f"sites {found[name][0]} and {hello.name} both name {name}, and theirs differ: rename one"
-            )
-        found[name] = hello.name, weights
+            raise GenfedError(f"sites {found[name][0]} and {site.name} both name {name}, and theirs differ: rename one")
+        found[name] = site.name, weights
     return Architectures({name: functools.partial(_new_opaque, name, weights) for name, (_, weights) in found.items()})
 
 

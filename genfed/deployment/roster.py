@@ -73,7 +73,7 @@ class SiteRoster:
         while True:
             self.look()
             here = self.here()
-            names = Counter(hello.name for hello in here)
+            names = Counter(site.name for site in here)
             if twice := [name for name, times in names.items() if times > 1]:
                 raise GenfedError(f"two sites are named {twice[0]}; each needs a name of its own in its SITE.toml")
             if len(here) > count:
@@ -83,7 +83,7 @@ class SiteRoster:
             if self.refused and strict:
                 raise GenfedError(next(iter(self.refused.values())))
             if len(here) == count or time.monotonic() > until:
-                return tuple(sorted(here, key=lambda hello: hello.name))
+                return tuple(sorted(here, key=lambda site: site.name))
             time.sleep(0.5)
 
     def look(self, seconds: float | None = None) -> None:
@@ -99,26 +99,26 @@ class SiteRoster:
                 continue
             try:
                 said = {**answer[0], "node": node, "heard": time.time()}
-                hello = TypeAdapter(SiteDescription).validate_python(said)
+                site = TypeAdapter(SiteDescription).validate_python(said)
             except ValidationError as error:
                 first = error.errors()[0]
                 self._refuse(
                     node, f"the description of a site is wrong: {'.'.join(map(str, first['loc']))}: {first['msg']}"
                 )
                 continue
-            if (name := registered.get(node, hello.name)) != hello.name:
+            if (name := registered.get(node, site.name)) != site.name:
                 self._refuse(
-                    node, f"the site with the key of {name} calls itself {hello.name}: it uses the key of another site"
+                    node, f"the site with the key of {name} calls itself {site.name}: it uses the key of another site"
                 )
                 continue
-            self._known[node] = hello
+            self._known[node] = site
             self.refused.pop(node, None)
 
     def _connected(self) -> list[int]:
         """Returns the connected nodes, and forgets all others."""
         self._looked = time.monotonic()
         nodes = sorted(self._link.nodes())
-        self._known = {node: hello for node, hello in self._known.items() if node in nodes}
+        self._known = {node: site for node, site in self._known.items() if node in nodes}
         return nodes
 
     def _refuse(self, node: int, reason: str) -> None:
@@ -139,7 +139,7 @@ class SiteRoster:
         return self._find(name)
 
     def _find(self, name: str) -> int | None:
-        return next((node for node, hello in self._known.items() if hello.name == name), None)
+        return next((node for node, site in self._known.items() if site.name == name), None)
 
     def ask(self, name: str, head: dict[str, Any]) -> tuple[dict[str, Any], Packed]:
         """Returns the answer of a site to a query.

@@ -137,7 +137,7 @@ def _serve(grid: Any, wanted: ServeRequest) -> Outcome:
     trouble = agreement.find_disagreements(config, sites)
     if wanted.check and (refusals := [*roster.refused.values(), *trouble]):
         return Outcome(sites=sites, trouble=tuple(refusals))
-    say("here are " + ", ".join(f"{h.name} ({h.architecture}, {h.examples} examples)" for h in sites))
+    say("here are " + ", ".join(f"{site.name} ({site.architecture}, {site.examples} examples)" for site in sites))
     if len(sites) < config.federation.clients:
         raise GenfedError(f"{len(sites)} of {config.federation.clients} sites are there after {wanted.wait:g} s")
     if trouble:
@@ -286,16 +286,16 @@ def site_rows(outcome: Outcome) -> list[tuple[str, ...]]:
     """Returns a row of text for each site."""
     return [
         (
-            h.name,
-            h.architecture,
-            f"{h.examples} + {h.held_out}",
-            f"{len(h.classes)}",
-            f"{h.kind} {'×'.join(map(str, h.shape))}",
-            f"{h.device}, torch {h.torch}",
-            f"{h.memory / 2**30:.1f} GiB" if h.memory else "?",
-            f"{h.clock - h.heard:+.0f} s",
+            site.name,
+            site.architecture,
+            f"{site.examples} + {site.held_out}",
+            f"{len(site.classes)}",
+            f"{site.kind} {'×'.join(map(str, site.shape))}",
+            f"{site.device}, torch {site.torch}",
+            f"{site.memory / 2**30:.1f} GiB" if site.memory else "?",
+            f"{site.clock - site.heard:+.0f} s",
         )
-        for h in outcome.sites
+        for site in outcome.sites
     ]
 
 

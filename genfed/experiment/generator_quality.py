@@ -131,7 +131,7 @@ class GeneratorEvaluator:
         the classifier of the image's client, where the state has these classifiers. "client_match": share of the images
         that a network which tells clients apart assigns to their clients.
         """
-        clients, server = batch.wanted.clients, trial_server(trial, 0, "quality")
+        clients, server = batch.request.clients, trial_server(trial, 0, "quality")
         architectures = {info.id: info.architecture for info in server.clients}
         found: dict[str, float] = {}
         certainties = []
@@ -140,13 +140,13 @@ class GeneratorEvaluator:
             network = build_classifier(server, architectures[client], weights)
             if len(own):
                 probabilities = predict(network, own.images.to(server.device), server.precision).softmax(1).cpu()
-                certainties.append(probabilities.gather(1, own.wanted.labels[:, None]))
+                certainties.append(probabilities.gather(1, own.request.labels[:, None]))
         if certainties:
             found["certainty"] = float(torch.cat(certainties).mean())
         if bool((clients != NO_CLIENT).any()) and len(self._shards.clients) > 1:
             network, found["clients_apart"] = self._client_classifier
             own = batch[clients != NO_CLIENT]
-            found["client_match"] = self._accuracy(network, Data(own.images, own.wanted.clients))
+            found["client_match"] = self._accuracy(network, Data(own.images, own.request.clients))
         return found
 
     @functools.cached_property

@@ -17,7 +17,7 @@ from genfed.experiment.trial import Trial
 from genfed.privacy.guarantee import PrivacyGuarantee
 from genfed.report.images import Grid, SetGrid
 from genfed.report.results import Report, Row
-from genfed.report.summarise import summarise
+from genfed.report.summarize import summarize_trial
 
 
 class TrialOutcomes:
@@ -61,7 +61,7 @@ def build_report(outcomes: TrialOutcomes, inputs: RunInputs, rows: Sequence[Row]
     """Returns the report of a finished run, whose metrics are `rows`."""
     config = inputs.config
     trials = tuple(
-        replace(summarise(rows, label, seed), protection=outcomes.guarantees[label, seed])
+        replace(summarize_trial(rows, label, seed), protection=outcomes.guarantees[label, seed])
         for label in config.labels
         for seed in config.seeds
     )

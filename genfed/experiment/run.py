@@ -36,7 +36,7 @@ from genfed.privacy import client_level, example_level
 from genfed.privacy import compatibility as privacy_compatibility
 from genfed.privacy.accounting import Mechanism
 from genfed.report.metrics_log import MetricsLog, read_metrics, retain_metrics
-from genfed.report.page import page
+from genfed.report.page import build_page
 from genfed.report.results import QUALITY, Report, Row
 from genfed.report.tensorboard import open_tensorboard
 from genfed.training.pixels import normalize_pixels
@@ -164,7 +164,7 @@ def _run_trials(
             clients.done(seed)
     report = build_report(outcomes, inputs, read_metrics(folder.metrics), started)
     audits = replace(folder.read_audits(), shared=tuple(outcomes.exchanges))
-    folder.write_report(report, page(report, outcomes.pictures, audits))
+    folder.write_report(report, build_page(report, outcomes.pictures, audits))
     shutil.rmtree(folder.data, ignore_errors=True)
     return report
 

@@ -50,7 +50,7 @@ def synthetic_grid(
     """
     found: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
     for batch in synthetic.chunks(server):
-        pairs = zip(batch.wanted.labels.tolist(), batch.wanted.clients.tolist(), strict=True)
+        pairs = zip(batch.request.labels.tolist(), batch.request.clients.tolist(), strict=True)
         for image, pair in zip(batch.images, pairs, strict=True):
             if len(found[pair]) < each:
                 found[pair].append(_shrink(image[None])[0])

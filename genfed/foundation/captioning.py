@@ -1,5 +1,5 @@
-"""Captions of a client's own images, by any image-to-text model of transformers that needs no question (BLIP, BLIP-2,
-GIT, a VisionEncoderDecoderModel). They stand in prompts, and leave the client as embeddings alone.
+"""Captions of a client's images, by any image-to-text model of transformers that needs no question (BLIP, BLIP-2, GIT,
+a VisionEncoderDecoderModel). They become part of prompts; only embeddings leave the client.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from genfed.core.errors import GenfedError
 from genfed.foundation.images import resize_to
-from genfed.foundation.loading import _broken, import_library, silence_libraries
+from genfed.foundation.loading import explain_error, import_library, silence_libraries
 from genfed.foundation.model import FoundationModel, Prompts
 from genfed.training.fit import mixed_precision
 from genfed.training.pixels import denormalize_pixels
@@ -31,14 +31,14 @@ _OFFLINE = {"local_files_only": True, "trust_remote_code": False}
 
 @dataclass(frozen=True)
 class Captioner:
-    """An image-to-text model whose weights nobody changes."""
+    """A frozen image-to-text model."""
 
     model: Any
     processor: Any
-    """Of images: resizes and normalises them as the model was trained."""
+    """Image processor, which resizes and normalizes images as in the model's training."""
     tokenizer: Any
     tokens: int
-    """That a caption has at most."""
+    """Most tokens of a caption."""
 
     @torch.no_grad()
     def __call__(
@@ -49,34 +49,44 @@ class Captioner:
         least: int = 0,
         batch_size: int = 16,
     ) -> list[str]:
-        """A caption for each of the images [n, C, H, W] in [−1, 1], C = 1 or 3. Every token is the likeliest, so
-        captions repeat; it has `least` tokens or more.
+        """Returns a caption for each image. Every token is the most likely one, so captions are reproducible.
+
+        Args:
+            images: Images [n, C, H, W] in [−1, 1], C = 1 or 3.
+            precision: The precision of the computation.
+            least: The least number of tokens of a caption; 0: no minimum.
+            batch_size: The number of images per call of the model.
         """
         captions: list[str] = []
         pixels = denormalize_pixels(resize_to(images, (3, *images.shape[2:]))).permute(0, 2, 3, 1).cpu().numpy()
         for start in range(0, len(pixels), batch_size):
-            pictures = [Image.fromarray(one) for one in pixels[start : start + batch_size]]
-            asked = self.processor(images=pictures, return_tensors="pt").to(self.model.device)
+            pictures = [Image.fromarray(image) for image in pixels[start : start + batch_size]]
+            inputs = self.processor(images=pictures, return_tensors="pt").to(self.model.device)
             lengths = {"max_new_tokens": self.tokens} | ({"min_new_tokens": least} if least else {})
-            with _silent(), mixed_precision(self.model.device, precision):
-                written = self.model.generate(**asked, **lengths, do_sample=False, num_beams=1)
-            captions += [" ".join(text.split()) for text in self.tokenizer.batch_decode(written, True)]
+            with _silence_transformers(), mixed_precision(self.model.device, precision):
+                output = self.model.generate(**inputs, **lengths, do_sample=False, num_beams=1)
+            captions += [" ".join(text.split()) for text in self.tokenizer.batch_decode(output, True)]
         return captions
 
 
 def embed_captions(
     model: FoundationModel, fill: Callable[[str], str], captions: Sequence[str], batch_size: int = 64
 ) -> Tensor:
-    """The embeddings [n, tokens, width], on the CPU, of the prompts that `fill` makes of the captions."""
+    """Returns the embeddings [n, tokens, width], on the CPU, of the captions' prompts.
+
+    Args:
+        model: The text-to-image model.
+        fill: A function that inserts a caption into a prompt.
+        captions: The n captions.
+        batch_size: The number of prompts encoded at once.
+    """
     prompts = [fill(truncate_caption(model, fill, caption)) for caption in captions]
     parts = [prompts[start : start + batch_size] for start in range(0, len(prompts), batch_size)]
-    return torch.cat([model.condition(part).cpu() for part in parts])
+    return torch.cat([model.encode_condition(part).cpu() for part in parts])
 
 
 def truncate_caption(model: FoundationModel, fill: Callable[[str], str], caption: str) -> str:
-    """The caption up to the last of its words with which the text encoder reads the whole prompt; empty where there is
-    no room.
-    """
+    """Removes the caption's last words until the text encoder can read the whole prompt; empty if no word fits."""
     assert isinstance(model.conditions, Prompts)
     tokenizer, words = model.conditions.tokenizer, caption.split()
     while words and len(tokenizer(fill(" ".join(words)), verbose=False).input_ids) > tokenizer.model_max_length:
@@ -85,33 +95,38 @@ def truncate_caption(model: FoundationModel, fill: Callable[[str], str], caption
 
 
 def load_captioner(name: str, tokens: int, device: torch.device) -> Captioner:
-    """Opens a directory of transformers, or a model of the Hugging Face hub ("owner/name", downloaded once), and has it
-    write a caption. Opened before and unchanged since, the same one is given.
+    """Opens a directory of transformers, or a model of the Hugging Face hub ("owner/name", downloaded once), and tests
+    it by one caption. A directory that has not changed since the last call is not opened again.
+
+    Args:
+        name: The directory or the hub's name.
+        tokens: The most tokens of a caption.
+        device: Where the model is computed.
 
     Raises:
-        GenfedError: no such directory, no image-to-text model, pickled weights or weights that are missing, a model
-            that writes nothing without a question or no caption as long, or an extra that is not installed.
+        GenfedError: there is no such directory, it is not an image-to-text model, weights are pickled or missing, the
+            model needs a question or cannot write a caption of this length, or an extra is not installed.
     """
     config = Path(name) / "config.json"
-    return _opened(name, config.stat().st_mtime_ns if config.exists() else 0, tokens, device)
+    return _open_cached(name, config.stat().st_mtime_ns if config.exists() else 0, tokens, device)
 
 
 @functools.lru_cache(maxsize=1)
-def _opened(name: str, stamp: int, tokens: int, device: torch.device) -> Captioner:
-    root, does = _found(name), "be read"
+def _open_cached(name: str, stamp: int, tokens: int, device: torch.device) -> Captioner:
+    root, does = _find_directory(name), "be read"
     try:
-        with _silent():
-            captioner = _read(root, name, tokens, device)
+        with _silence_transformers():
+            captioner = _read_captioner(root, name, tokens, device)
             does = f"write {tokens} tokens about an image without a question"
             captioner(torch.zeros(1, 3, 8, 8), least=tokens)
     except GenfedError:
         raise
     except Exception as error:  # damaged files, a processor that needs torchvision, a model that reads fewer tokens
-        raise GenfedError(f"captioner {name}: it cannot {does} ({_broken(error)})") from None
+        raise GenfedError(f"captioner {name}: it cannot {does} ({explain_error(error)})") from None
     return captioner
 
 
-def _read(root: Path, name: str, tokens: int, device: torch.device) -> Captioner:
+def _read_captioner(root: Path, name: str, tokens: int, device: torch.device) -> Captioner:
     transformers = import_library("transformers")
     config = transformers.AutoConfig.from_pretrained(root, **_OFFLINE)
     if type(config) not in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
@@ -124,21 +139,21 @@ def _read(root: Path, name: str, tokens: int, device: torch.device) -> Captioner
         pickled = [file for file in files if file.endswith(_PICKLED)]
         what = f"{pickled[0]} is pickled, and may run code when it is read" if pickled else "there are no weights"
         raise GenfedError(f"captioner {name}: {what}; .safetensors are allowed")
-    for part, names in _PARTS.items():  # transformers would make one up
+    for part, names in _PARTS.items():  # transformers would use a default one
         if not any(any(root.glob(pattern)) for pattern in names):
             raise GenfedError(f"captioner {name}: it lacks {part} ({names[0]})")
     model, info = transformers.AutoModelForImageTextToText.from_pretrained(
         root, use_safetensors=True, output_loading_info=True, torch_dtype=torch.float32, **_OFFLINE
     )
-    if missing := sorted(info["missing_keys"]):  # it would be left as it was drawn
+    if missing := sorted(info["missing_keys"]):  # they would keep random values
         raise GenfedError(f"captioner {name}: the weights lack {missing[0]}")
     processor = transformers.AutoImageProcessor.from_pretrained(root, backend="pil", **_OFFLINE)  # without torchvision
     tokenizer = transformers.AutoTokenizer.from_pretrained(root, **_OFFLINE)
     return Captioner(model.to(device).requires_grad_(False).eval(), processor, tokenizer, tokens)
 
 
-def _found(name: str) -> Path:
-    """The directory of that name."""
+def _find_directory(name: str) -> Path:
+    """Returns the directory of a name, downloaded if it is the hub's."""
     if (root := Path(name)).exists():
         if not (root / "config.json").exists():
             raise GenfedError(f"captioner {name}: no directory of transformers, it has no config.json")
@@ -147,14 +162,14 @@ def _found(name: str) -> Path:
         raise GenfedError(f"captioner {name}: no such directory; a directory of transformers or owner/name are allowed")
     try:
         return Path(import_library("huggingface_hub").snapshot_download(name, allow_patterns=list(_FILES)))
-    except Exception as error:  # whatever the network and the hub come up with
-        about = _broken(error)
-        raise GenfedError(f"captioner {name}: no such directory, and the hub does not give it ({about})") from None
+    except Exception as error:  # any error of the network or the hub
+        why = explain_error(error)
+        raise GenfedError(f"captioner {name}: no such directory, and the hub does not give it ({why})") from None
 
 
 @contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """Without what transformers tells of its own; captions are nobody's to read."""
+def _silence_transformers() -> Iterator[None]:
+    """Silences transformers' log and progress bars in the block, since captions are private."""
     logging = import_library("transformers").utils.logging
     level = logging.get_verbosity()
     logging.set_verbosity(logging.CRITICAL)

@@ -1,8 +1,9 @@
-"""Steering a frozen diffusion model by classifiers. Yang, Su, Li, Xue, arXiv 2311.08870 (FedLMG), ICML 2025."""
+"""Classifier guidance of a frozen diffusion model. Yang, Su, Li, Xue, arXiv 2311.08870 (FedLMG), ICML 2025."""
 
 import functools
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
@@ -21,27 +22,27 @@ from genfed.training.fit import mixed_precision
 
 log = logging.getLogger(__name__)
 LARGE = 50_000_000
-"""Weights of a network from which on memory is dearer than time."""
+"""Number of a network's parameters above which memory is saved at the cost of time."""
 
 
 @settings
 class ClassifierGuidance:
-    """How strongly classifiers steer."""
+    """Settings of the guidance by classifiers."""
 
     statistics: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
-    """Weight of the batch-norm loss (λ); 0: classes alone steer."""
+    """Weight of the batch-norm loss (λ); 0: guidance by the class only."""
     step: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
-    """Length of a step along the gradient; 0: nothing is steered."""
+    """Factor of the gradient in a step; 0: no guidance."""
     edits: Annotated[int, Field(ge=0)] = 10
-    """Steps by which the initial noise is edited (M)."""
+    """Number of gradient steps on the initial noise (M)."""
     begin: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Share of the denoising after which it is steered; the paper's is 0."""
+    """Share of the denoising steps before guidance begins; the paper's is 0."""
     end: Annotated[float, Field(ge=0, le=1)] = 1.0
-    """Share after which it is left to itself; the paper's is 1. Towards the end changes that nobody sees can fool
-    classifiers."""
+    """Share of the denoising steps after which guidance ends; the paper's is 1. Near the end, invisible changes can
+    fool classifiers."""
     views: Annotated[int, Field(ge=0)] = 0
-    """The loss is the mean over so many randomly shifted views of an image; 0, the paper's: over the image itself. What
-    fools a classifier seldom does so from everywhere."""
+    """Number of randomly shifted views of an image over which the loss is averaged; 0, the paper's: the image itself.
+    Averaging over shifted views suppresses adversarial noise."""
 
     def __post_init__(self) -> None:
         if self.begin > self.end:
@@ -49,9 +50,11 @@ class ClassifierGuidance:
 
 
 class Teacher(nn.Module):
-    """A frozen classifier: images [n, C, H, W] → its logits [n, classes] and how far each image's own statistics are
-    from those that its BatchNorm layers keep [n]: Σ_l ‖σ²_l(x) − σ²_l‖ + ‖μ_l(x) − μ_l‖, over a layer's input, the
-    variance biased. A layer whose input has no positions (a vector per image) does not count; without any it is 0.
+    """A frozen classifier that also compares statistics: images [n, C, H, W] → logits [n, classes] and distances [n].
+
+    The distance is that between an image's own statistics and those stored in the BatchNorm layers:
+    Σ_l ‖σ²_l(x) − σ²_l‖ + ‖μ_l(x) − μ_l‖, over a layer's input, with the biased variance. Layers whose input has no
+    positions (a vector per image) do not count; without any other layer it is 0.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -85,57 +88,94 @@ def generate_guided(
     rngs: Rngs,
     shape: tuple[int, ...],
 ) -> Tensor:
-    """One image per row of the condition, float32 [n, *shape] in [−1, 1] on the CPU: of the class labels[i], as the
-    teacher of the client clients[i] knows it. The loss is summed over images, so that each is steered as if alone,
-    whoever else is in the batch; images of several clients go through the U-Net together.
+    """Generates one image per row of the condition, float32 [n, *shape] in [−1, 1] on the CPU.
+
+    The loss is summed over images, so an image does not depend on the others in its batch.
+
+    Args:
+        model: The diffusion model.
+        sampling: How images are sampled.
+        guidance: How classifiers guide the sampling.
+        teachers: The classifier of each client.
+        condition: The condition of each image, [n, …].
+        labels: The class of each image, int64 [n].
+        clients: The client of each image, whose teacher guides it, int64 [n].
+        rngs: The generator of each image.
+        shape: The shape (C, H, W) of the images.
     """
-    own = {
-        client: torch.nonzero(clients == client).flatten().to(model.device) for client in torch.unique(clients).tolist()
-    }
-    labels, w = labels.to(model.device), sampling.guidance
-    none = model.unconditional(len(rngs), sampling.negative) if w != 1 else condition
+    w = sampling.guidance
+    none = model.encode_unconditional(len(rngs), sampling.negative) if w != 1 else condition
 
-    def loss(z: Tensor, t: int) -> Tensor:
-        images = resize_to(model.decode(model.clean(model.guided(z, t, condition, none, w), z, t)), shape)
-        views = [shift_images(images, rngs) for _ in range(guidance.views)] or [images]
-        losses = [classified(view, rows, client) for view in views for client, rows in own.items()]
-        return torch.stack(losses).sum() / len(views)
+    def predict(z: Tensor, t: int) -> Tensor:
+        return model.predict_guided(z, t, condition, none, w)
 
-    def classified(images: Tensor, rows: Tensor, client: int) -> Tensor:
-        with mixed_precision(model.device, model.precision):
-            logits, gap = teachers[client](images[rows])
-        losses: Tensor = F.cross_entropy(logits, labels[rows], reduction="none") + guidance.statistics * gap
-        return losses.sum()
-
-    def step(z: Tensor, t: int) -> Tensor:
-        z = z.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(loss(z, t), z)
-        moved: Tensor = (z - guidance.step * gradient).detach()
-        return moved
-
+    guide = _Guide(model, predict, guidance, teachers, labels.to(model.device), clients, rngs, shape)
     checkpoint_gradients(model)
-    sampler, z = model.sampler(sampling.steps, sampling.scheduler), model.noise(rngs)
-    first, steps = sampler.timesteps[0], len(sampler.timesteps)
-    steers = guidance.step > 0
-    for _ in range(guidance.edits if steers else 0):
-        edited = step(z, first)
-        if torch.equal(edited, z):
-            _warn(model.name, first)
-            if not guidance.views:  # views draw, and an image's draws must not depend on who else is in the batch
-                break
-        z = edited
+    sampler, z = model.new_sampler(sampling.steps, sampling.scheduler), model.draw_noise(rngs)
+    if guidance.step > 0:
+        z = guide.edit_noise(z, sampler.timesteps[0])
     for i, t in enumerate(sampler.timesteps):
-        if steers and guidance.begin <= i / steps < guidance.end:
-            z = step(z, t)
+        if guidance.step > 0 and guidance.begin <= i / len(sampler.timesteps) < guidance.end:
+            z = guide.move(z, t)
         with torch.no_grad():
-            z = sampler.step(model.guided(z, t, condition, none, w), t, z, rngs)
+            z = sampler.step(predict(z, t), t, z, rngs)
     with torch.no_grad():
         return resize_to(model.decode(z), shape).clamp(-1, 1).cpu()
 
 
+@dataclass(frozen=True)
+class _Guide:
+    """The guidance of one batch of images."""
+
+    model: FoundationModel
+    predict: Callable[[Tensor, int], Tensor]
+    """The network's output for z at step t."""
+    guidance: ClassifierGuidance
+    teachers: Mapping[int, Teacher]
+    labels: Tensor
+    clients: Tensor
+    rngs: Rngs
+    shape: tuple[int, ...]
+
+    def edit_noise(self, z: Tensor, t: int) -> Tensor:
+        """Moves the initial noise z at the first step t, once per edit."""
+        for _ in range(self.guidance.edits):
+            edited = self.move(z, t)
+            if torch.equal(edited, z):
+                _warn(self.model.name, t)
+                if not self.guidance.views:  # views draw, and an image's draws must not depend on the rest of the batch
+                    break
+            z = edited
+        return z
+
+    def move(self, z: Tensor, t: int) -> Tensor:
+        """Moves z at step t against the gradient of the loss."""
+        z = z.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(self.loss(z, t), z)
+        moved: Tensor = (z - self.guidance.step * gradient).detach()
+        return moved
+
+    def loss(self, z: Tensor, t: int) -> Tensor:
+        """Returns the teachers' loss for z at step t: a mean over views of a sum over images."""
+        clean = self.model.recover_clean(self.predict(z, t), z, t)
+        images = resize_to(self.model.decode(clean), self.shape)
+        views = [shift_images(images, self.rngs) for _ in range(self.guidance.views)] or [images]
+        present = torch.unique(self.clients).tolist()
+        return torch.stack([self._teacher_loss(view, client) for view in views for client in present]).sum() / len(
+            views
+        )
+
+    def _teacher_loss(self, images: Tensor, client: int) -> Tensor:
+        rows = torch.nonzero(self.clients == client).flatten().to(self.model.device)
+        with mixed_precision(self.model.device, self.model.precision):
+            logits, gap = self.teachers[client](images[rows])
+        losses: Tensor = F.cross_entropy(logits, self.labels[rows], reduction="none") + self.guidance.statistics * gap
+        return losses.sum()
+
+
 def checkpoint_gradients(model: FoundationModel) -> None:
-    """Has a network of Stable Diffusion's size compute its inner values twice, where a gradient goes through it, and
-    hold few of them: a third more time, and several times as many images at once.
+    """Turns gradient checkpointing on in networks of Stable Diffusion's size: a third more time, but several times as
+    many images at once.
     """
     for part in (model.network, getattr(model.space, "vae", None)):
         if part is not None and sum(weight.numel() for weight in part.parameters()) > LARGE:
@@ -144,22 +184,22 @@ def checkpoint_gradients(model: FoundationModel) -> None:
 
 @functools.cache
 def _warn(name: str, t: int) -> None:
-    """Once for a model, not with every batch."""
+    """Logs the warning once per model, not with every batch."""
     log.warning(
-        "%s: the initial noise cannot be edited: at the first step (t = %d) images are cut to [−1, 1] everywhere, "
-        "where gradients are 0; set edits = 0, or take a model that keeps some of the image there",
+        "%s: the initial noise cannot be edited: at the first step (t = %d) images are clipped to [−1, 1] everywhere, "
+        "where gradients are 0; set edits = 0, or use a model that keeps some of the image there",
         name,
         t,
     )
 
 
 def check_sampler(model: FoundationModel, sampling: Foundation) -> None:
-    """Refuses a sampler that remembers what it saw before guidance changed it.
+    """Checks that the sampler does not depend on earlier steps, which guidance changes.
 
     Raises:
-        GenfedError: it is neither DDPM nor DDIM.
+        GenfedError: the sampler is neither DDPM nor DDIM.
     """
-    kind = type(model.sampler(sampling.steps, sampling.scheduler).scheduler).__name__
+    kind = type(model.new_sampler(sampling.steps, sampling.scheduler).scheduler).__name__
     if kind not in ("DDPMScheduler", "DDIMScheduler"):
         raise GenfedError(
             f'foundation.scheduler = "{sampling.scheduler}": a {kind} remembers earlier steps, which guidance has '
@@ -168,11 +208,13 @@ def check_sampler(model: FoundationModel, sampling: Foundation) -> None:
 
 
 def shift_images(images: Tensor, rngs: Rngs) -> Tensor:
-    """Each image [n, C, H, W] moved by up to an eighth of its sides, drawn from its own generator, edges repeated."""
+    """Shifts each image of [n, C, H, W] by up to an eighth of its sides, drawn from its own generator; the edges are
+    repeated.
+    """
     most = [max(1, side // 8) for side in images.shape[2:]]
     padded = F.pad(images, (most[1], most[1], most[0], most[0]), mode="replicate")
-    moved = []
+    shifted = []
     for image, rng in zip(padded, rngs, strict=True):
         down, right = (int(torch.randint(2 * m + 1, (), generator=rng)) for m in most)
-        moved.append(image[:, down : down + images.shape[2], right : right + images.shape[3]])
-    return torch.stack(moved)
+        shifted.append(image[:, down : down + images.shape[2], right : right + images.shape[3]])
+    return torch.stack(shifted)

@@ -1,4 +1,4 @@
-"""Images as the foundation model takes them."""
+"""Conversion of images to another size and number of channels, with gradients."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -7,8 +7,8 @@ _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
 def resize_to(images: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Images [n, C, H, W] with the channels and size of `shape`, bilinear, with gradients; as they are where they have
-    them already.
+    """Converts images [n, C, H, W] to the channels and size of `shape` (C, H, W), bilinear and with gradients; images
+    of this shape stay unchanged.
     """
     channels, *size = shape
     if images.shape[1] > channels:

@@ -1,4 +1,4 @@
-"""Reads a diffusion model from a directory in diffusers' format; needs the extra `foundation`."""
+"""Loading of a diffusion model from a directory in diffusers' format; needs the extra `foundation`."""
 
 import contextlib
 import functools
@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from genfed.core.errors import GenfedError
+from genfed.core.errors import GenfedError, first_line
 from genfed.foundation.model import Classes, Conditions, FoundationModel, Kind, Latents, Pixels, Prompts, Space
 from genfed.foundation.schedulers import OWN
 
@@ -30,38 +30,44 @@ def load_foundation(
 ) -> FoundationModel:
     """Opens a directory, "shipped", or a model of the Hugging Face hub ("owner/name", downloaded once).
 
-    Three kinds are known by model_index.json: Stable Diffusion 1.x and 2.x (StableDiffusionPipeline), the same without
-    a VAE, in pixel space, and class-conditional (DDPMPipeline or DDIMPipeline with a UNet2DModel of C + 1 classes, the
-    last being none). `classes` are the names of a class-conditional model's classes where its model_index.json has no
-    "id2label"; empty: "0", "1" ….
+    The file model_index.json gives one of three kinds: Stable Diffusion 1.x and 2.x (StableDiffusionPipeline), the same
+    without a VAE, in pixel space, and class-conditional (DDPMPipeline or DDIMPipeline with a UNet2DModel of C + 1
+    classes, the last one being "no class").
+
+    Args:
+        name: The directory, "shipped" or the hub's name.
+        classes: The names of a class-conditional model's classes, if its model_index.json has no "id2label"; empty:
+            "0", "1" ….
+        device: Where the model is computed.
+        precision: The precision of the computation.
 
     Raises:
-        GenfedError: no such directory, a part that is missing, unreadable or does not fit the others, pickled weights,
-            another pipeline, or an extra that is not installed.
+        GenfedError: there is no such directory, a part is missing, unreadable or does not fit the others, weights are
+            pickled, the pipeline is another one, or an extra is not installed.
     """
-    root, place = _found(name), torch.device(device)
-    index = _json(root / "model_index.json", root)
+    root, place = _find_directory(name), torch.device(device)
+    index = _read_json(root / "model_index.json", root)
     pipeline = index.get("_class_name")
     if pipeline == _TEXT:
-        return _text_to_image(root, index, place, precision)
+        return _load_text_to_image(root, index, place, precision)
     if pipeline in _CLASS:
-        return _class_conditional(root, index, classes, place, precision)
+        return _load_class_conditional(root, index, classes, place, precision)
     raise GenfedError(f"{root}: a {pipeline}; {_TEXT} (with or without a VAE), {' and '.join(_CLASS)} are allowed")
 
 
-def _text_to_image(root: Path, index: dict[str, Any], device: torch.device, precision: Any) -> FoundationModel:
-    unet = _network(root, "unet", "diffusers", "UNet2DConditionModel", device)
-    encoder = _network(root, "text_encoder", "transformers", "CLIPTextModel", device)
-    scheduler = _scheduler(root, index)
-    size, channels, width = _size(unet, root), unet.config.in_channels, unet.config.cross_attention_dim
+def _load_text_to_image(root: Path, index: dict[str, Any], device: torch.device, precision: Any) -> FoundationModel:
+    unet = _load_network(root, "unet", "diffusers", "UNet2DConditionModel", device)
+    encoder = _load_network(root, "text_encoder", "transformers", "CLIPTextModel", device)
+    scheduler = _load_scheduler(root, index)
+    size, channels, width = _read_size(unet, root), unet.config.in_channels, unet.config.cross_attention_dim
     if width != encoder.config.hidden_size:
         raise GenfedError(
             f"{root}: the unet takes embeddings of {width} numbers and text_encoder gives {encoder.config.hidden_size}"
         )
-    tokenizer = _tokenizer(root, index)
+    tokenizer = _load_tokenizer(root, index)
     most = encoder.config.max_position_embeddings
     if tokenizer.model_max_length > most:
-        tokenizer.model_max_length = most  # a tokenizer that names no limit has 10³⁰
+        tokenizer.model_max_length = most  # a tokenizer without a limit has 10³⁰
     if len(tokenizer) > encoder.config.vocab_size:
         raise GenfedError(
             f"{root}: the tokenizer has {len(tokenizer)} tokens and text_encoder knows {encoder.config.vocab_size}"
@@ -70,7 +76,7 @@ def _text_to_image(root: Path, index: dict[str, Any], device: torch.device, prec
     kind: Kind = "pixel"
     image = (channels, *size)
     if (index.get("vae") or [None])[0] is not None:
-        vae = _network(root, "vae", "diffusers", "AutoencoderKL", device)
+        vae = _load_network(root, "vae", "diffusers", "AutoencoderKL", device)
         space, kind, factor = Latents(vae), "latent", 2 ** (len(vae.config.block_out_channels) - 1)
         if vae.config.latent_channels != channels:
             raise GenfedError(
@@ -79,13 +85,13 @@ def _text_to_image(root: Path, index: dict[str, Any], device: torch.device, prec
             )
         image = (vae.config.out_channels, size[0] * factor, size[1] * factor)
     prompts = Prompts(tokenizer, encoder)
-    return _model(root, kind, unet, space, prompts, scheduler, image, size, device, precision)
+    return _build_model(root, kind, unet, space, prompts, scheduler, image, size, device, precision)
 
 
-def _class_conditional(
+def _load_class_conditional(
     root: Path, index: dict[str, Any], classes: Sequence[str], device: torch.device, precision: Any
 ) -> FoundationModel:
-    unet = _network(root, "unet", "diffusers", "UNet2DModel", device)
+    unet = _load_network(root, "unet", "diffusers", "UNet2DModel", device)
     if (embeds := unet.config.num_class_embeds) is None or embeds < 2:
         raise GenfedError(
             f"{root}: the unet has no classes (num_class_embeds); one for each and one for none is allowed"
@@ -96,12 +102,14 @@ def _class_conditional(
     )
     if len(names) != embeds - 1:
         raise GenfedError(f"{root}: the unet has {embeds - 1} classes and one for none; {len(names)} are named")
-    size, known = _size(unet, root), Classes(names, device)
+    size, known = _read_size(unet, root), Classes(names, device)
     image = (unet.config.in_channels, *size)
-    return _model(root, "class", unet, Pixels(), known, _scheduler(root, index), image, size, device, precision)
+    return _build_model(
+        root, "class", unet, Pixels(), known, _load_scheduler(root, index), image, size, device, precision
+    )
 
 
-def _model(
+def _build_model(
     root: Path,
     kind: Kind,
     unet: Any,
@@ -123,8 +131,8 @@ def _model(
     return FoundationModel(root.name, kind, unet, space, conditions, scheduler, image, latent, device, precision)
 
 
-def _found(name: str) -> Path:
-    """The directory of that name."""
+def _find_directory(name: str) -> Path:
+    """Returns the directory of a name, downloaded if it is the hub's."""
     if name == "shipped":
         if not (SHIPPED / "model_index.json").exists():
             raise GenfedError("no foundation model ships with this installation; make one: genfed pretrain CONFIG")
@@ -141,14 +149,14 @@ def _found(name: str) -> Path:
     variants = ["*.fp16.*", "*.non_ema.*", "safety_checker/*", "feature_extractor/*"]
     try:
         return Path(hub.snapshot_download(name, allow_patterns=wanted, ignore_patterns=variants))
-    except Exception as error:  # whatever the network and the hub come up with
-        raise GenfedError(f"{name}: no such directory, and the hub does not give it ({_reason(error)})") from None
+    except Exception as error:  # any error of the network or the hub
+        raise GenfedError(f"{name}: no such directory, and the hub does not give it ({first_line(error)})") from None
 
 
-def _network(root: Path, part: str, owner: str, kind: str, device: torch.device) -> Any:
-    """A part with weights, frozen."""
+def _load_network(root: Path, part: str, owner: str, kind: str, device: torch.device) -> Any:
+    """Loads a part that has weights, frozen."""
     folder = root / part
-    config = _json(folder / "config.json", root)
+    config = _read_json(folder / "config.json", root)
     found = config.get("_class_name") or next(iter(config.get("architectures") or []), kind)
     if found != kind:
         raise GenfedError(f"{root}: {part} is a {found}; {kind} is allowed")
@@ -173,13 +181,13 @@ def _network(root: Path, part: str, owner: str, kind: str, device: torch.device)
     except GenfedError:
         raise
     except Exception as error:  # damaged weights, shapes that differ from the config's
-        raise GenfedError(f"{folder}: cannot be read ({_broken(error)})") from None
-    if missing := sorted(info["missing_keys"]):  # it would be left as it was drawn
+        raise GenfedError(f"{folder}: cannot be read ({explain_error(error)})") from None
+    if missing := sorted(info["missing_keys"]):  # they would keep random values
         raise GenfedError(f"{folder}: the weights lack {missing[0]}" + (" and others" if len(missing) > 1 else ""))
     return network.to(device).requires_grad_(False).eval()
 
 
-def _tokenizer(root: Path, index: dict[str, Any]) -> Any:
+def _load_tokenizer(root: Path, index: dict[str, Any]) -> Any:
     kind = (index.get("tokenizer") or [None, None])[1]
     if not isinstance(kind, str) or not kind.startswith(("CLIPTokenizer", "PreTrainedTokenizer")):
         raise GenfedError(f"{root}: the tokenizer is a {kind}; CLIPTokenizer and PreTrainedTokenizerFast are allowed")
@@ -192,46 +200,46 @@ def _tokenizer(root: Path, index: dict[str, Any]) -> Any:
     except GenfedError:
         raise
     except Exception as error:
-        raise GenfedError(f"{root / 'tokenizer'}: cannot be read ({_broken(error)})") from None
+        raise GenfedError(f"{root / 'tokenizer'}: cannot be read ({explain_error(error)})") from None
     if tokenizer.pad_token_id is None:
         raise GenfedError(f"{root}: the tokenizer has no pad_token")
     return tokenizer
 
 
-def _scheduler(root: Path, index: dict[str, Any]) -> Any:
+def _load_scheduler(root: Path, index: dict[str, Any]) -> Any:
     kind = (index.get("scheduler") or [None, None])[1]
     if kind not in OWN:
         raise GenfedError(
             f"{root}: the scheduler is a {kind}; {', '.join(OWN)} are allowed (its settings fit all of them)"
         )
     folder = root / "scheduler"
-    _json(folder / "scheduler_config.json", root)
-    made = getattr(import_library("diffusers"), kind)
+    _read_json(folder / "scheduler_config.json", root)
+    scheduler_class = getattr(import_library("diffusers"), kind)
     try:
-        scheduler = made.from_pretrained(folder, local_files_only=True)
+        scheduler = scheduler_class.from_pretrained(folder, local_files_only=True)
     except Exception as error:
-        raise GenfedError(f"{folder}: cannot be read ({_broken(error)})") from None
+        raise GenfedError(f"{folder}: cannot be read ({explain_error(error)})") from None
     if (prediction := scheduler.config.get("prediction_type")) not in ("epsilon", "v_prediction", "sample"):
         raise GenfedError(f"{root}: prediction_type is {prediction!r}; epsilon, v_prediction and sample are allowed")
     if index["_class_name"] == _TEXT and scheduler.config.get("steps_offset", 1) != 1:
-        return made.from_config(scheduler.config, steps_offset=1)  # as StableDiffusionPipeline mends old directories
+        return scheduler_class.from_config(scheduler.config, steps_offset=1)  # as StableDiffusionPipeline does
     return scheduler
 
 
-def _size(unet: Any, root: Path) -> tuple[int, int]:
+def _read_size(unet: Any, root: Path) -> tuple[int, int]:
     size = unet.config.sample_size
     if size is None:
         raise GenfedError(f"{root}: unet/config.json does not say its sample_size")
     return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
-def _json(file: Path, root: Path) -> dict[str, Any]:
+def _read_json(file: Path, root: Path) -> dict[str, Any]:
     if not file.exists():
         raise GenfedError(f"{root}: the part {file.parent.name} is missing (no {file.name})")
     try:
         found = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise GenfedError(f"{file}: not readable ({_reason(error)})") from None
+        raise GenfedError(f"{file}: not readable ({first_line(error)})") from None
     if not isinstance(found, dict):
         raise GenfedError(f"{file}: not readable (no table)")
     return found
@@ -239,7 +247,7 @@ def _json(file: Path, root: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def silence_libraries() -> Iterator[None]:
-    """Without transformers' own progress bars, which stay as they were."""
+    """Turns transformers' progress bars off in the block."""
     bars = import_library("transformers").utils.logging
     shown = bars.is_progress_bar_enabled()
     bars.disable_progress_bar()
@@ -252,20 +260,20 @@ def silence_libraries() -> Iterator[None]:
 
 @functools.cache
 def import_library(name: str) -> Any:
-    """Imports it.
+    """Imports and returns a library.
 
     Raises:
-        GenfedError: it is not installed, or its import fails.
+        GenfedError: the library is not installed, or its import fails.
     """
     try:
         return __import__(name)
     except Exception as error:
-        raise GenfedError(_broken(error)) from None
+        raise GenfedError(explain_error(error)) from None
 
 
-def _broken(error: Exception) -> str:
-    """One line about what a library threw, with the way out where it is known."""
-    chain: list[BaseException] = [error]  # lazy imports hide what went wrong behind errors of their own
+def explain_error(error: Exception) -> str:
+    """Returns one line about a library's error, with the remedy if it is known."""
+    chain: list[BaseException] = [error]  # lazy imports hide the cause behind errors of their own
     while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
         chain.append(cause)
     if any("torchvision" in str(link) for link in chain):
@@ -274,11 +282,6 @@ def _broken(error: Exception) -> str:
             "that does; genfed needs none"
         )
     if isinstance(error, ModuleNotFoundError) and error.name:
-        return (
-            f"""a foundation model needs the extra "foundation" ({_reason(error)}): pip install 'genfed[foundation]'"""
-        )
-    return _reason(chain[-1])
-
-
-def _reason(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        why = first_line(error)
+        return f"""a foundation model needs the extra "foundation" ({why}): pip install 'genfed[foundation]'"""
+    return first_line(chain[-1])

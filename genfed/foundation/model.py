@@ -1,11 +1,11 @@
-"""A frozen diffusion model and the operations that methods are made of.
+"""A frozen diffusion model and the operations that methods use.
 
-One class for three kinds of directory: what differs are its `Space` (a latent one, or pixels) and its `Conditions`
-(prompts, or classes). Every operation has gradients with respect to z, condition and images where the caller wants
-them, never with respect to weights.
+There is one class for three kinds of directory, which differ in their `Space` (latents or pixels) and their
+`Conditions` (prompts or classes). Every operation supports gradients with respect to z, condition and images, never
+with respect to weights.
 
-A noisy example is z_t = √ᾱ_t·x0 + √(1 − ᾱ_t)·ε, after Ho, Jain, Abbeel (arXiv 2006.11239, Eq. 4); what the network
-gives is ε, x0 or v = √ᾱ_t·ε − √(1 − ᾱ_t)·x0 (Salimans, Ho, arXiv 2202.00512), as the directory says.
+A noisy example is z_t = √ᾱ_t·x0 + √(1 − ᾱ_t)·ε, after Ho, Jain, Abbeel (arXiv 2006.11239, Eq. 4). The network predicts
+ε, x0 or v = √ᾱ_t·ε − √(1 − ᾱ_t)·x0 (Salimans, Ho, arXiv 2202.00512), depending on the directory.
 """
 
 import hashlib
@@ -24,23 +24,23 @@ from genfed.training.fit import mixed_precision
 
 Kind = Literal["latent", "pixel", "class"]
 Further = tuple[Tensor, float]
-"""A condition beside the first, [n, …] as that, and its own guidance; 0: it is not heeded."""
+"""A further condition, of the same shape [n, …] as the first one, and its own guidance; 0: it has no effect."""
 
 
 class Space(ABC):
-    """Where the diffusion takes place."""
+    """The space in which the diffusion takes place."""
 
     @abstractmethod
     def encode(self, images: Tensor) -> Tensor:
-        """Images in [−1, 1] → z; the mean where the encoder gives a distribution."""
+        """Encodes images in [−1, 1] as z; the mean if the encoder gives a distribution."""
 
     @abstractmethod
     def decode(self, z: Tensor) -> Tensor:
-        """From z to images, in [−1, 1] where the decoder keeps to it."""
+        """Decodes z to images, about in [−1, 1]."""
 
 
 class Pixels(Space):
-    """That of the images themselves."""
+    """The space of the images themselves."""
 
     def encode(self, images: Tensor) -> Tensor:
         return images
@@ -51,7 +51,7 @@ class Pixels(Space):
 
 @dataclass(frozen=True)
 class Latents(Space):
-    """That of an autoencoder of diffusers, with the scaling factor of its own config."""
+    """The latent space of one of diffusers' autoencoders, with the scaling factor of its config."""
 
     vae: Any
 
@@ -69,126 +69,135 @@ class Latents(Space):
 
 
 class Conditions(ABC):
-    """What an image is asked for with."""
+    """Conditions of generated images."""
 
     @abstractmethod
-    def of(self, texts: Sequence[str]) -> Tensor:
-        """One row per text, on the network's device.
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """Encodes texts, one row per text, on the network's device.
 
         Raises:
-            GenfedError: a text that cannot be a condition.
+            GenfedError: a text cannot be a condition.
         """
 
     @abstractmethod
-    def none(self, n: int, negative: str) -> Tensor:
-        """Rows that ask for nothing, or for the opposite of `negative` under guidance."""
+    def encode_none(self, n: int, negative: str) -> Tensor:
+        """Returns n rows that mean "no condition", or `negative`, from which guidance leads away."""
 
     @abstractmethod
-    def ask(self, network: nn.Module, z: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        """The network's output for z under the condition."""
+    def predict(self, network: nn.Module, z: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        """Returns the network's output for z at steps t under the condition."""
 
 
 @dataclass(frozen=True)
 class Prompts(Conditions):
-    """Any text, as the embeddings [n, tokens, width] of a CLIP text encoder."""
+    """Prompts of any text, as embeddings [n, tokens, width] of a CLIP text encoder."""
 
     tokenizer: Any
     encoder: Any
 
-    def of(self, texts: Sequence[str]) -> Tensor:
+    def encode(self, texts: Sequence[str]) -> Tensor:
         ids, most = [], self.tokenizer.model_max_length
         for text in texts:
-            found = self.tokenizer(text, verbose=False).input_ids
-            if len(found) > most:
+            tokens = self.tokenizer(text, verbose=False).input_ids
+            if len(tokens) > most:
                 raise GenfedError(
-                    f"the prompt {text!r} takes {len(found) - 2} tokens; the text encoder reads {most - 2} (shorten "
+                    f"the prompt {text!r} takes {len(tokens) - 2} tokens; the text encoder reads {most - 2} (shorten "
                     "it, or use words that the model was trained with)"
                 )
-            ids.append(found + [self.tokenizer.pad_token_id] * (most - len(found)))
-        distinct = list(dict.fromkeys(map(tuple, ids)))  # a class's prompt is asked for many times over
-        asked = torch.tensor(distinct, device=self.encoder.device)
+            ids.append(tokens + [self.tokenizer.pad_token_id] * (most - len(tokens)))
+        distinct = list(dict.fromkeys(map(tuple, ids)))  # a class's prompt occurs many times
+        inputs = torch.tensor(distinct, device=self.encoder.device)
         mask = None
         if getattr(self.encoder.config, "use_attention_mask", False):
-            mask = (asked != self.tokenizer.pad_token_id).long()
+            mask = (inputs != self.tokenizer.pad_token_id).long()
         with torch.no_grad():
-            embeddings: Tensor = self.encoder(asked, attention_mask=mask)[0]
+            embeddings: Tensor = self.encoder(inputs, attention_mask=mask)[0]
         place = {row: i for i, row in enumerate(distinct)}
         return embeddings[[place[tuple(row)] for row in ids]]
 
-    def none(self, n: int, negative: str) -> Tensor:
-        return self.of([negative]).expand(n, -1, -1)
+    def encode_none(self, n: int, negative: str) -> Tensor:
+        return self.encode([negative]).expand(n, -1, -1)
 
-    def ask(self, network: nn.Module, z: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+    def predict(self, network: nn.Module, z: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         output: Tensor = network(z, t, encoder_hidden_states=condition).sample
         return output
 
 
 @dataclass(frozen=True)
 class Classes(Conditions):
-    """Names of classes, as their numbers int64 [n]; the number of classes stands for none."""
+    """Names of classes, as their numbers int64 [n]; the number of classes means "no class"."""
 
     names: tuple[str, ...]
     device: torch.device
 
-    def of(self, texts: Sequence[str]) -> Tensor:
+    def encode(self, texts: Sequence[str]) -> Tensor:
         if unknown := [text for text in texts if text not in self.names]:
             raise GenfedError(f"the model has no class {unknown[0]!r}; it has: {', '.join(self.names)}")
         return torch.tensor([self.names.index(text) for text in texts], dtype=torch.int64, device=self.device)
 
-    def none(self, n: int, negative: str) -> Tensor:
+    def encode_none(self, n: int, negative: str) -> Tensor:
         if negative:
             raise GenfedError(
-                f"negative = {negative!r}: a class-conditional model takes no negative prompt; leave it out"
+                f"negative = {negative!r}: a class-conditional model takes no negative prompt; leave it unset"
             )
         return torch.full((n,), len(self.names), device=self.device)
 
-    def ask(self, network: nn.Module, z: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+    def predict(self, network: nn.Module, z: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         output: Tensor = network(z, t, class_labels=condition).sample
         return output
 
 
 @dataclass(frozen=True)
 class FoundationModel:
-    """A diffusion model whose weights nobody changes."""
+    """A frozen diffusion model."""
 
     name: str
-    """Where it came from, for messages."""
+    """Name of its directory, for messages."""
     kind: Kind
     network: nn.Module
     """The U-Net."""
     space: Space
     conditions: Conditions
     scheduler: Any
-    """The directory's own, of diffusers; never stepped itself."""
+    """The directory's own scheduler, of diffusers; it is never stepped itself."""
     image_shape: tuple[int, int, int]
-    """(C, H, W) of what it makes."""
+    """Shape (C, H, W) of a generated image."""
     latent_shape: tuple[int, int, int]
-    """(C, H, W) of z; in pixel space that of the images."""
+    """Shape (C, H, W) of z; in pixel space that of an image."""
     device: torch.device
     precision: Literal["float32", "bfloat16"]
 
-    def condition(self, texts: Sequence[str]) -> Tensor:
-        """Prompts → embeddings float32 [n, tokens, width]; for a class-conditional model names of classes → int64 [n].
+    def encode_condition(self, texts: Sequence[str]) -> Tensor:
+        """Encodes prompts as embeddings float32 [n, tokens, width]; for a class-conditional model, names of classes as
+        int64 [n].
 
         Raises:
-            GenfedError: a prompt longer than the text encoder reads, or no such class.
+            GenfedError: a prompt is too long for the text encoder, or there is no such class.
         """
-        return self.conditions.of(texts)
+        return self.conditions.encode(texts)
 
-    def unconditional(self, n: int, negative: str = "") -> Tensor:
-        """The condition that guidance leads away from: the empty prompt or `negative`; the null class."""
-        return self.conditions.none(n, negative)
+    def encode_unconditional(self, n: int, negative: str = "") -> Tensor:
+        """Returns n rows of the condition from which guidance leads away: the empty prompt or `negative`; for a
+        class-conditional model "no class".
+        """
+        return self.conditions.encode_none(n, negative)
 
-    def noise(self, rngs: Rngs) -> Tensor:
-        """z_T float32 [n, *latent_shape], row i from rngs[i] alone: the same bits in a batch of any size."""
+    def draw_noise(self, rngs: Rngs) -> Tensor:
+        """Draws z_T float32 [n, *latent_shape], row i only from rngs[i], so its bits do not depend on the batch."""
         return torch.stack([torch.randn(self.latent_shape, generator=rng) for rng in rngs]).to(self.device)
 
     def predict(self, z: Tensor, t: int | Tensor, condition: Tensor) -> Tensor:
-        """The raw output of the network, float32 [n, *latent_shape]: ε, x0 or v. t is one step, or one per row [n]."""
-        with mixed_precision(self.device, self.precision):
-            return self.conditions.ask(self.network, z, self._steps(t, z), condition.to(self.device)).float()
+        """Returns the network's raw output (ε, x0 or v), float32 [n, *latent_shape].
 
-    def guided(
+        Args:
+            z: The noisy examples [n, *latent_shape].
+            t: One step for all, or one per row [n].
+            condition: The condition [n, …].
+        """
+        with mixed_precision(self.device, self.precision):
+            return self.conditions.predict(self.network, z, self._expand_steps(t, z), condition.to(self.device)).float()
+
+    def predict_guided(
         self,
         z: Tensor,
         t: int | Tensor,
@@ -197,24 +206,33 @@ class FoundationModel:
         guidance: float,
         further: Sequence[Further] = (),
     ) -> Tensor:
-        """The raw output none + w·(condition − none) (Ho, Salimans, arXiv 2207.12598), w being `guidance`, plus as much
-        of each of the `further` ones. At w = 1 and without these the network is asked once for each row, for the
-        condition alone; else once for none and for each condition. `none` is `unconditional(n)`.
+        """Returns the raw output with guidance, none + w·(condition − none) (Ho, Salimans, arXiv 2207.12598).
+
+        Each further condition adds its own w'·(further − none). With w = 1 and no further condition there is one
+        network call per row, else one for `none` and for each condition.
+
+        Args:
+            z: The noisy examples [n, *latent_shape].
+            t: One step for all, or one per row [n].
+            condition: The condition [n, …].
+            none: The result of `encode_unconditional(n)`.
+            guidance: The weight w.
+            further: Further conditions and their weights.
         """
         further = [(c, w) for c, w in further if w != 0]
         if guidance == 1 and not further:
             return self.predict(z, t, condition)
-        asked = [c.to(self.device) for c in (none, condition, *(c for c, _ in further))]
-        steps, m = self._steps(t, z), len(asked)
-        without, *of = self.predict(torch.cat([z] * m), torch.cat([steps] * m), torch.cat(asked)).chunk(m)
-        output = without
-        for one, weight in zip(of, (guidance, *(w for _, w in further)), strict=True):
-            output = output + weight * (one - without)
-        return output
+        conditions = [c.to(self.device) for c in (none, condition, *(c for c, _ in further))]
+        steps, m = self._expand_steps(t, z), len(conditions)
+        without, *outputs = self.predict(torch.cat([z] * m), torch.cat([steps] * m), torch.cat(conditions)).chunk(m)
+        guided = without
+        for output, weight in zip(outputs, (guidance, *(w for _, w in further)), strict=True):
+            guided = guided + weight * (output - without)
+        return guided
 
-    def clean(self, output: Tensor, z: Tensor, t: int | Tensor) -> Tensor:
-        """x0, as the network's output for z_t has it; infinite where it gives ε and ᾱ_t = 0."""
-        signal, noise = self.levels(t, z)
+    def recover_clean(self, output: Tensor, z: Tensor, t: int | Tensor) -> Tensor:
+        """Returns x0 according to the network's output for z_t; infinite if the output is ε and ᾱ_t = 0."""
+        signal, noise = self.noise_levels(t, z)
         match self.prediction:
             case "epsilon":
                 return (z - noise * output) / signal
@@ -222,9 +240,9 @@ class FoundationModel:
                 return signal * z - noise * output
         return output
 
-    def eps(self, output: Tensor, z: Tensor, t: int | Tensor) -> Tensor:
-        """ε, as the network's output for z_t has it."""
-        signal, noise = self.levels(t, z)
+    def recover_noise(self, output: Tensor, z: Tensor, t: int | Tensor) -> Tensor:
+        """Returns ε according to the network's output for z_t."""
+        signal, noise = self.noise_levels(t, z)
         match self.prediction:
             case "epsilon":
                 return output
@@ -232,56 +250,54 @@ class FoundationModel:
                 return noise * z + signal * output
         return (z - signal * output) / noise
 
-    def noisy(self, x0: Tensor, eps: Tensor, t: int | Tensor) -> Tensor:
-        """z_t of x0 and ε."""
-        signal, noise = self.levels(t, x0)
+    def add_noise(self, x0: Tensor, eps: Tensor, t: int | Tensor) -> Tensor:
+        """Returns z_t for x0 and ε."""
+        signal, noise = self.noise_levels(t, x0)
         return signal * x0 + noise * eps
 
-    def levels(self, t: int | Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        """√ᾱ_t and √(1 − ᾱ_t), [n, 1, 1, 1]."""
-        kept = self.scheduler.alphas_cumprod.to(z.device)[self._steps(t, z)].view(-1, 1, 1, 1)
-        return kept.sqrt(), (1 - kept).sqrt()
+    def noise_levels(self, t: int | Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns √ᾱ_t and √(1 − ᾱ_t), each [n, 1, 1, 1]."""
+        alphas = self.scheduler.alphas_cumprod.to(z.device)[self._expand_steps(t, z)].view(-1, 1, 1, 1)
+        return alphas.sqrt(), (1 - alphas).sqrt()
 
     @property
     def prediction(self) -> str:
-        """What the network gives: "epsilon", "v_prediction" or "sample"."""
+        """Kind of the network's output: "epsilon", "v_prediction" or "sample"."""
         return str(self.scheduler.config.prediction_type)
 
     @property
     def steps(self) -> int:
-        """Of the diffusion that it was trained with (T)."""
+        """Number of diffusion steps in training (T)."""
         return int(self.scheduler.config.num_train_timesteps)
 
     @property
     def fingerprint(self) -> str:
-        """Names its weights, by the first numbers of each, and the settings of its parts: a model that was trained anew
-        has another.
-        """
-        known = hashlib.blake2b(digest_size=16)
+        """Digest of the first numbers of each weight and of the parts' settings; a retrained model has another one."""
+        hashed = hashlib.blake2b(digest_size=16)
         for part in (self.scheduler, getattr(self.space, "vae", None)):
             config = {k: v for k, v in dict(part.config).items() if not k.startswith("_")} if part is not None else {}
-            known.update(json.dumps(config, sort_keys=True, default=str).encode())
+            hashed.update(json.dumps(config, sort_keys=True, default=str).encode())
         for part in (self.network, getattr(self.space, "vae", None), getattr(self.conditions, "encoder", None)):
             for name, weight in part.state_dict().items() if part is not None else ():
-                some = weight.flatten()[:256].float().cpu()
-                known.update(f"{name} {tuple(weight.shape)} ".encode() + some.numpy().tobytes())
-        return known.hexdigest()
+                first = weight.flatten()[:256].float().cpu()
+                hashed.update(f"{name} {tuple(weight.shape)} ".encode() + first.numpy().tobytes())
+        return hashed.hexdigest()
 
     def decode(self, z: Tensor) -> Tensor:
-        """From z to images float32 [n, *image_shape], cut to [−1, 1]; where it is cut the gradient is 0."""
+        """Decodes z to images float32 [n, *image_shape], clipped to [−1, 1]; the gradient of a clipped pixel is 0."""
         with mixed_precision(self.device, self.precision):
             return self.space.decode(z).float().clamp(-1, 1)
 
     def encode(self, images: Tensor) -> Tensor:
-        """Images [n, *image_shape] in [−1, 1] → z float32 [n, *latent_shape]."""
+        """Encodes images [n, *image_shape] in [−1, 1] as z float32 [n, *latent_shape]."""
         with mixed_precision(self.device, self.precision):
             return self.space.encode(images).float()
 
-    def sampler(self, steps: int, scheduler: Scheduler = "own") -> Sampler:
-        """A new one of so many steps; a batch needs its own.
+    def new_sampler(self, steps: int, scheduler: Scheduler = "own") -> Sampler:
+        """Returns a new sampler with this number of steps; each batch needs its own sampler.
 
         Raises:
-            GenfedError: more steps than the diffusion has.
+            GenfedError: there are more steps than the diffusion has.
         """
         return new_sampler(self.scheduler, steps, scheduler, clipped=None if self.kind == "class" else False)
 
@@ -298,34 +314,47 @@ class FoundationModel:
         batch_size: int = 64,
         notify: Callable[[int], None] = lambda done: None,
     ) -> Tensor:
-        """One image per row of the condition, float32 [n, *image_shape] in [−1, 1] on the CPU; without gradients.
+        """Generates one image per row of the condition, float32 [n, *image_shape] in [−1, 1] on the CPU, without
+        gradients.
 
-        Image i is drawn from rngs[i] alone, so its noise does not depend on the batch that it is in (its last bits may,
-        where kernels sum in another order). `notify` is told how many images are done.
+        Image i draws only from rngs[i], so its noise does not depend on its batch. Its last bits may, where kernels sum
+        in another order.
+
+        Args:
+            condition: The condition [n, …].
+            rngs: The generator of each image.
+            steps: The number of denoising steps.
+            guidance: The weight of guidance; 1: none.
+            scheduler: The scheduler.
+            negative: The prompt from which guidance leads away; empty: the empty prompt, or no class.
+            further: Further conditions [n, …] and their weights.
+            batch_size: The number of images generated at once.
+            notify: A function that is called with the number of finished images.
 
         Raises:
-            GenfedError: more steps than the diffusion has, or a negative prompt for a class-conditional model.
+            GenfedError: there are more steps than the diffusion has, or a class-conditional model got a negative one.
         """
         assert len(condition) == len(rngs), "an image has one condition and one generator"
         images = [torch.empty(0, *self.image_shape)]
         with torch.no_grad():
             for start in range(0, len(rngs), batch_size):
-                asked, own = condition[start : start + batch_size], rngs[start : start + batch_size]
-                sampler, z = self.sampler(steps, scheduler), self.noise(own)
-                beside = [(other[start : start + batch_size], weight) for other, weight in further]
-                none = self.unconditional(len(own), negative) if guidance != 1 or beside else asked
+                rows = slice(start, start + batch_size)
+                first, own = condition[rows], rngs[rows]
+                sampler, z = self.new_sampler(steps, scheduler), self.draw_noise(own)
+                others = [(other[rows], weight) for other, weight in further]
+                none = self.encode_unconditional(len(own), negative) if guidance != 1 or others else first
                 for t in sampler.timesteps:
-                    z = sampler.step(self.guided(z, t, asked, none, guidance, beside), t, z, own)
+                    z = sampler.step(self.predict_guided(z, t, first, none, guidance, others), t, z, own)
                 images.append(self.decode(z).cpu())
                 notify(min(start + batch_size, len(rngs)))
         return torch.cat(images)
 
-    def _steps(self, t: int | Tensor, z: Tensor) -> Tensor:
+    def _expand_steps(self, t: int | Tensor, z: Tensor) -> Tensor:
         steps = torch.as_tensor(t, device=z.device)
         return steps.expand(len(z)) if steps.ndim == 0 else steps
 
 
-def per_image(n: int, rng: torch.Generator) -> list[torch.Generator]:
-    """A generator for each of n images; draws n numbers from `rng`."""
+def new_generators(n: int, rng: torch.Generator) -> list[torch.Generator]:
+    """Returns a generator for each of n images; draws n numbers from `rng`."""
     seeds = torch.randint(2**62, (n,), generator=rng).tolist()
     return [torch.Generator().manual_seed(seed) for seed in seeds]

@@ -22,7 +22,7 @@ from genfed.core.record import digest, load, pack, save
 from genfed.core.rng import seeded, stream
 from genfed.core.settings import settings
 from genfed.core.task import Weights
-from genfed.foundation.small_model import SmallDiffusion, SmallDiffusionParts, new_parts, tokens, write
+from genfed.foundation.small_model import SmallDiffusion, SmallDiffusionParts, new_parts, tokenize, write_parts
 from genfed.training.fit import mixed_precision
 from genfed.training.optimizer_state import OptimizerState, load_optimizer_state, optimizer_state
 from genfed.training.pixels import normalize_pixels
@@ -195,7 +195,7 @@ def pretrain(
     training.run(Stage("diffusion", start, optimisation.steps, nn.ModuleList([parts.unet]), training.diffusion_loss))
     for network in networks.values():
         network.cpu()
-    write(parts, folder, optimisation.weights)
+    write_parts(parts, folder, optimisation.weights)
     return training.losses
 
 
@@ -239,7 +239,7 @@ class _Training:
         self.examples, self.name = examples, name
         self.file, self.seed, self.device, self.precision, self.notify = file, seed, device, precision, notify
         self.x = examples.x.to(device)
-        self.tokens = tokens(parts.tokenizer, ("", *examples.prompts)).to(device)
+        self.tokens = tokenize(parts.tokenizer, ("", *examples.prompts)).to(device)
         self.levels = parts.scheduler.alphas_cumprod.to(device)
         self.latents: Tensor | None = None
         self.embedded: Tensor | None = None

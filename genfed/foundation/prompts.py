@@ -1,4 +1,4 @@
-"""Prompts of classes, from templates."""
+"""Prompts for classes, from templates."""
 
 import string
 from collections.abc import Sequence
@@ -10,32 +10,32 @@ from genfed.core.errors import GenfedError
 from genfed.foundation.settings import Foundation
 
 
-def by_name(foundation: Foundation, prompt: str, where: Client | Server) -> Tensor:
-    """The condition of each class, in the order of the task, on the CPU: the prompt with its name.
+def embed_class_prompts(foundation: Foundation, prompt: str, where: Client | Server) -> Tensor:
+    """Encodes the prompt with the name of each class, in the order of the task, on the CPU.
 
     Raises:
-        GenfedError: the prompt cannot be filled in, or is longer than the text encoder reads.
+        GenfedError: the prompt cannot be filled in, or is too long for the text encoder.
     """
     model = foundation.load(where.task, where.device, where.precision)
-    return model.condition(prompts(prompt, where.task.classes)).cpu()
+    return model.encode_condition(fill_prompts(prompt, where.task.classes)).cpu()
 
 
-def prompts(template: str, names: Sequence[str]) -> list[str]:
-    """The template with each name in the place of {class}.
+def fill_prompts(template: str, names: Sequence[str]) -> list[str]:
+    """Returns the template with {class} replaced by each name.
 
     Raises:
-        GenfedError: the template has other braces, or all classes would be asked for alike.
+        GenfedError: the template has other braces, or no {class}.
     """
     try:
         filled = [template.format(**{"class": name}) for name in names]
     except (KeyError, IndexError, ValueError, AttributeError, TypeError):
         about = "{class} is all that may stand in braces"
         raise GenfedError(f"the prompt {template!r} cannot be filled in; {about}") from None
-    if "class" not in words_in(template):
-        raise GenfedError(f"the prompt {template!r} has no {{class}}: all classes would be asked for alike")
+    if "class" not in find_placeholders(template):
+        raise GenfedError(f"the prompt {template!r} has no {{class}}: all classes would have the same prompt")
     return filled
 
 
-def words_in(template: str) -> set[str]:
-    """What stands in the braces of a template that can be filled in."""
+def find_placeholders(template: str) -> set[str]:
+    """Returns the names in the braces of a valid template."""
     return {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}

@@ -1,4 +1,4 @@
-"""A Stable Diffusion in miniature: its parts, new, and their directory in diffusers' format."""
+"""A small version of Stable Diffusion: new parts, and their directory in diffusers' format."""
 
 import json
 import math
@@ -18,11 +18,11 @@ from genfed.foundation.loading import import_library, silence_libraries
 
 @settings
 class SmallDiffusion:
-    """The size of a small text-to-image diffusion model."""
+    """Size of a small text-to-image diffusion model."""
 
     autoencoder: tuple[Annotated[int, Field(ge=4, multiple_of=4)], ...] = (32, 64)
-    """Channels of the autoencoder's levels; each level after the first halves the maps. Empty: none, and the diffusion
-    is of pixels."""
+    """Channels of the autoencoder's levels; each level after the first halves the maps. Empty: no autoencoder, the
+    diffusion is in pixel space."""
     latent_channels: Annotated[int, Field(ge=1)] = 4
     """Channels of the autoencoder's maps."""
     unet: Annotated[tuple[Annotated[int, Field(ge=8, multiple_of=8)], ...], Field(min_length=1)] = (64, 128)
@@ -30,83 +30,93 @@ class SmallDiffusion:
     layers: Annotated[int, Field(ge=1)] = 1
     """Residual blocks on each level."""
     attends_from: Annotated[int, Field(ge=1)] = 8
-    """Levels with maps of at most this width attend to the prompt; the middle always does."""
+    """Largest width of a level's maps with attention to the prompt; the middle level always has it."""
     text_width: Annotated[int, Field(ge=8, multiple_of=8)] = 64
-    """Numbers of a token's embedding."""
+    """Dimension of a token's embedding."""
     text_layers: Annotated[int, Field(ge=1)] = 2
-    """Of the text encoder."""
+    """Layers of the text encoder."""
     tokens: Annotated[int, Field(ge=3, le=77)] = 32
-    """That a prompt may take, with the two that begin and end it. A word of the training prompts is one, another is
-    spelled out."""
+    """Most tokens of a prompt, with the two that begin and end it. A word of the training prompts is one token, other
+    words are spelled out."""
     prediction: Literal["v_prediction", "epsilon", "sample"] = "v_prediction"
-    """What the U-Net learns to give: v, the noise or the clean image."""
+    """Output of the U-Net: v, the noise or the clean image."""
     diffusion_steps: Annotated[int, Field(ge=2)] = 1000
-    """Of the diffusion (T)."""
+    """Diffusion steps (T)."""
     noise: Literal["scaled_linear", "squaredcos_cap_v2"] = "scaled_linear"
-    """β of the steps: Stable Diffusion's, after which 0.07 of the image is left; or a cosine, which leaves none."""
+    """Schedule of β: Stable Diffusion's, which leaves 0.07 of the image, or a cosine, which leaves none."""
 
 
 @dataclass(frozen=True)
 class SmallDiffusionParts:
-    """What a directory holds."""
+    """The parts in a directory."""
 
     unet: Any
     text_encoder: Any
     tokenizer: Any
     scheduler: Any
     vae: Any
-    """None: the diffusion is of pixels."""
+    """Autoencoder; None: the diffusion is in pixel space."""
 
 
 def new_parts(config: SmallDiffusion, shape: tuple[int, ...], prompts: Iterable[str]) -> SmallDiffusionParts:
-    """New parts for images of a shape (C, H, W); their weights come from torch's own stream (see `rng.seeded`).
+    """Returns new parts for images of a shape (C, H, W), with weights from torch's global stream (see `rng.seeded`).
 
     Raises:
-        GenfedError: the maps cannot be halved so often, or a prompt is longer than the text encoder reads.
+        GenfedError: the maps cannot be halved often enough, or a prompt is too long for the text encoder.
     """
-    diffusers, transformers = import_library("diffusers"), import_library("transformers")
     channels, height, width = shape
-    vae, factor = None, 2 ** (len(config.autoencoder) - 1) if config.autoencoder else 1
+    factor = 2 ** (len(config.autoencoder) - 1) if config.autoencoder else 1
     halvings = factor * 2 ** (len(config.unet) - 1)
     if height % halvings or width % halvings:
         raise GenfedError(
             f"images of {height}×{width}: autoencoder and unet halve them {halvings.bit_length() - 1} times, so both "
             f"sides must be multiples of {halvings}; name fewer levels, or set size"
         )
-    if config.autoencoder:
-        vae = diffusers.AutoencoderKL(
-            in_channels=channels,
-            out_channels=channels,
-            block_out_channels=list(config.autoencoder),
-            down_block_types=["DownEncoderBlock2D"] * len(config.autoencoder),
-            up_block_types=["UpDecoderBlock2D"] * len(config.autoencoder),
-            latent_channels=config.latent_channels,
-            layers_per_block=1,
-            norm_num_groups=math.gcd(*config.autoencoder) // 4,
-            sample_size=max(height, width),
-            mid_block_add_attention=False,
-        )
-    tokenizer = _tokenizer(transformers, prompts, config.tokens)
-    heads = config.text_width // math.gcd(config.text_width, 32)
-    text_encoder = transformers.CLIPTextModel(
+    vae = _new_autoencoder(config, shape) if config.autoencoder else None
+    tokenizer = _train_tokenizer(import_library("transformers"), prompts, config.tokens)
+    text_encoder = _new_text_encoder(config, tokenizer)
+    unet = _new_unet(config, config.latent_channels if vae else channels, (height // factor, width // factor))
+    return SmallDiffusionParts(unet, text_encoder, tokenizer, _new_scheduler(config), vae)
+
+
+def _new_autoencoder(config: SmallDiffusion, shape: tuple[int, ...]) -> Any:
+    return import_library("diffusers").AutoencoderKL(
+        in_channels=shape[0],
+        out_channels=shape[0],
+        block_out_channels=list(config.autoencoder),
+        down_block_types=["DownEncoderBlock2D"] * len(config.autoencoder),
+        up_block_types=["UpDecoderBlock2D"] * len(config.autoencoder),
+        latent_channels=config.latent_channels,
+        layers_per_block=1,
+        norm_num_groups=math.gcd(*config.autoencoder) // 4,
+        sample_size=max(shape[1:]),
+        mid_block_add_attention=False,
+    )
+
+
+def _new_text_encoder(config: SmallDiffusion, tokenizer: Any) -> Any:
+    transformers = import_library("transformers")
+    return transformers.CLIPTextModel(
         transformers.CLIPTextConfig(
             vocab_size=len(tokenizer),
             hidden_size=config.text_width,
             intermediate_size=4 * config.text_width,
             num_hidden_layers=config.text_layers,
-            num_attention_heads=heads,
+            num_attention_heads=_count_heads(config),
             max_position_embeddings=config.tokens,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
         )
     )
-    side = (height // factor, width // factor)
-    attends = [max(side) / 2**level <= config.attends_from for level in range(len(config.unet))]
-    unet = diffusers.UNet2DConditionModel(
-        sample_size=side[0] if side[0] == side[1] else side,
-        in_channels=config.latent_channels if vae else channels,
-        out_channels=config.latent_channels if vae else channels,
+
+
+def _new_unet(config: SmallDiffusion, channels: int, size: tuple[int, int]) -> Any:
+    attends = [max(size) / 2**level <= config.attends_from for level in range(len(config.unet))]
+    return import_library("diffusers").UNet2DConditionModel(
+        sample_size=size[0] if size[0] == size[1] else size,
+        in_channels=channels,
+        out_channels=channels,
         block_out_channels=list(config.unet),
         down_block_types=["CrossAttnDownBlock2D" if yes else "DownBlock2D" for yes in attends],
         up_block_types=["CrossAttnUpBlock2D" if yes else "UpBlock2D" for yes in reversed(attends)],
@@ -114,11 +124,18 @@ def new_parts(config: SmallDiffusion, shape: tuple[int, ...], prompts: Iterable[
         cross_attention_dim=config.text_width,
         attention_head_dim=max(1, math.gcd(*config.unet) // 32),  # diffusers means the number of heads
         norm_num_groups=8,
-        # The whole prompt is heard with the time too: shapes are learnt much sooner than through attention alone.
+        # The whole prompt is added to the time embedding too: shapes are learned much sooner than by attention alone.
         addition_embed_type="text",
-        addition_embed_type_num_heads=heads,
+        addition_embed_type_num_heads=_count_heads(config),
     )
-    scheduler = diffusers.DDIMScheduler(
+
+
+def _count_heads(config: SmallDiffusion) -> int:
+    return config.text_width // math.gcd(config.text_width, 32)
+
+
+def _new_scheduler(config: SmallDiffusion) -> Any:
+    return import_library("diffusers").DDIMScheduler(
         num_train_timesteps=config.diffusion_steps,
         beta_start=0.00085,
         beta_end=0.012,
@@ -129,14 +146,13 @@ def new_parts(config: SmallDiffusion, shape: tuple[int, ...], prompts: Iterable[
         steps_offset=1,
         timestep_spacing="trailing",
     )
-    return SmallDiffusionParts(unet, text_encoder, tokenizer, scheduler, vae)
 
 
-def tokens(tokenizer: Any, prompts: Iterable[str]) -> torch.Tensor:
-    """int64 [n, tokens], padded.
+def tokenize(tokenizer: Any, prompts: Iterable[str]) -> torch.Tensor:
+    """Tokenizes and pads prompts, int64 [n, tokens].
 
     Raises:
-        GenfedError: a prompt is longer.
+        GenfedError: a prompt is too long.
     """
     rows, most = [], tokenizer.model_max_length
     for prompt in prompts:
@@ -147,12 +163,16 @@ def tokens(tokenizer: Any, prompts: Iterable[str]) -> torch.Tensor:
     return torch.tensor(rows)
 
 
-def write(parts: SmallDiffusionParts, folder: Path, weights: str) -> None:
-    """Writes the directory, model_index.json last; `weights` is their type on disk, and, if it is "float16", in memory
-    from then on.
+def write_parts(parts: SmallDiffusionParts, folder: Path, weights: str) -> None:
+    """Writes the directory, model_index.json last.
+
+    Args:
+        parts: The parts. "float16" also converts their weights in memory.
+        folder: The directory.
+        weights: The type of the weights on disk.
     """
     networks = {"unet": parts.unet, "text_encoder": parts.text_encoder, "vae": parts.vae}
-    index: dict[str, Any] = {"_class_name": "StableDiffusionPipeline", "_diffusers_version": _version()}
+    index: dict[str, Any] = {"_class_name": "StableDiffusionPipeline", "_diffusers_version": _diffusers_version()}
     for name, network in networks.items():
         if network is not None:
             cast = network.half() if weights == "float16" else network
@@ -160,7 +180,7 @@ def write(parts: SmallDiffusionParts, folder: Path, weights: str) -> None:
                 cast.save_pretrained(folder / name, safe_serialization=True)
         source = "transformers" if name == "text_encoder" else "diffusers"
         index[name] = [source, type(network).__name__] if network is not None else [None, None]
-    # Who opens the directory and names no type gets float32 of all parts: diffusers' rule, not that of transformers.
+    # Without a type, all parts open as float32. This is diffusers' default, but not that of transformers.
     about = folder / "text_encoder" / "config.json"
     about.write_text(json.dumps(json.loads(about.read_text("utf-8")) | {"dtype": "float32"}, indent=2) + "\n", "utf-8")
     parts.tokenizer.save_pretrained(folder / "tokenizer")
@@ -173,8 +193,8 @@ def write(parts: SmallDiffusionParts, folder: Path, weights: str) -> None:
         part.write_text(text, "utf-8")
 
 
-def _tokenizer(transformers: Any, prompts: Iterable[str], most: int) -> Any:
-    """CLIP's byte-level one with merges of its own: each word of the prompts is one token."""
+def _train_tokenizer(transformers: Any, prompts: Iterable[str], most: int) -> Any:
+    """Trains CLIP's byte-level tokenizer with new merges, so that each word of the prompts is one token."""
     tokenizers = import_library("tokenizers")
     known = transformers.CLIPTokenizer().backend_tokenizer
     words = dict.fromkeys(
@@ -198,5 +218,5 @@ def _tokenizer(transformers: Any, prompts: Iterable[str], most: int) -> Any:
     return transformers.CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=most)
 
 
-def _version() -> str:
+def _diffusers_version() -> str:
     return str(import_library("diffusers").__version__)

@@ -1,4 +1,4 @@
-"""Learns the embedding of a class from images."""
+"""Learning of a class's embedding from images."""
 
 import torch
 from torch import Tensor
@@ -18,9 +18,20 @@ def learn_embedding(
     learning_rate: float,
     rng: torch.Generator,
 ) -> tuple[Tensor, float]:
-    """The embedding [tokens, width], on the CPU, under which the noise of the images [n, C, H, W], as a task's examples
-    are, is predicted best: from `start` down the mean of (ε_θ(z_t, t, d) − ε)² by SGD; and that mean over the last
-    epoch. After 0 epochs it is `start`, and the mean 0. Yang, Su, Li, Xue, FedDEO, arXiv 2407.19953.
+    """Learns the embedding under which the model predicts the noise in images best: SGD on the mean of
+    (ε_θ(z_t, t, d) − ε)². Yang, Su, Li, Xue, FedDEO, arXiv 2407.19953.
+
+    Args:
+        model: The diffusion model.
+        images: A task's examples [n, C, H, W].
+        start: The initial embedding [tokens, width].
+        epochs: The passes over the images; 0: the result is `start` and 0.
+        batch_size: The number of images per step.
+        learning_rate: The learning rate of SGD.
+        rng: The source of all draws.
+
+    Returns:
+        The embedding [tokens, width], on the CPU, and the mean loss of the last epoch.
     """
     description = start.to(model.device, copy=True).requires_grad_()
     sgd = torch.optim.SGD([description], lr=learning_rate)
@@ -34,9 +45,9 @@ def learn_embedding(
                 )
             t = torch.randint(model.steps, (len(z),), generator=rng).to(model.device)
             eps = torch.randn(z.shape, generator=rng).to(model.device)
-            noisy = model.noisy(z, eps, t)
+            noisy = model.add_noise(z, eps, t)
             output = model.predict(noisy, t, description.expand(len(z), *description.shape))
-            loss = (model.eps(output, noisy, t) - eps).square().mean()
+            loss = (model.recover_noise(output, noisy, t) - eps).square().mean()
             sgd.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             sgd.step()

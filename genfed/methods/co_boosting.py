@@ -67,7 +67,7 @@ class CoBoosting(DataFreeDistillation):
         for x, y in zip(*(torch.split(part, self.batch_size) for part in (pool.images, pool.labels)), strict=True):
             images.append(self.make_harder(ensemble, shares, normalize_pixels(x.to(server.device)), server.rng))
             with torch.no_grad():
-                each.append(ensemble.each(images[-1]))
+                each.append(ensemble.predict_each(images[-1]))
             shares = self.step_shares(shares, each[-1], y.to(server.device))
         logits = torch.cat([combine(answers, shares) for answers in each])
         return ReplayBatch(torch.cat(images).cpu(), logits.cpu()), shares.cpu()
@@ -78,7 +78,7 @@ class CoBoosting(DataFreeDistillation):
             return x
         # differs from the paper: ε is per pixel, for any image size; its code takes ε·sign(g), which has this length.
         x = x.requires_grad_()
-        logits = combine(ensemble.each(x), shares)
+        logits = combine(ensemble.predict_each(x), shares)
         u = (torch.rand(logits.shape, generator=rng) * 2 - 1).to(x.device)
         (g,) = torch.autograd.grad((u * logits).sum(), x)
         direction = F.normalize(g.flatten(1)).view_as(g) * math.sqrt(g[0].numel())

@@ -14,7 +14,7 @@ from genfed.core.client import Client, Server
 from genfed.core.phase import Empty, Reply
 from genfed.core.settings import settings
 from genfed.foundation.images import resize_to
-from genfed.foundation.prompts import by_name
+from genfed.foundation.prompts import embed_class_prompts
 from genfed.foundation.textual_inversion import learn_embedding
 from genfed.methods.bases.condition_upload import ConditionUpload, ConditionUploadMethod, check_embeddings
 from genfed.methods.bases.server_synthesis import ServerSynthesisState
@@ -53,13 +53,13 @@ class FedDEO(ConditionUploadMethod):
 
     def init(self, server: Server) -> ServerSynthesisState:
         check_embeddings(self.foundation.load(server.task, server.device, server.precision), "feddeo")
-        by_name(self.foundation, self.prompt, server)  # refuses a prompt before training
+        embed_class_prompts(self.foundation, self.prompt, server)  # refuses a prompt before training
         return super().init(server)
 
     def upload_conditions(self, client: Client, sent: Empty) -> Reply[ConditionUpload]:
         """Learns a description of each class that the client has."""
         model = self.foundation.load(client.task, client.device, client.precision)
-        names, labels = by_name(self.foundation, self.prompt, client), torch.unique(client.data.y).cpu()
+        names, labels = embed_class_prompts(self.foundation, self.prompt, client), torch.unique(client.data.y).cpu()
         descriptions, total = [], 0.0
         for label in labels.tolist():
             own = client.data.x[client.data.y == label]
@@ -81,6 +81,6 @@ class FedDEO(ConditionUploadMethod):
         self, server: Server, state: ServerSynthesisState, wanted: SampleRequest, rngs: Sequence[torch.Generator]
     ) -> Tensor:
         model = self.foundation.load(server.task, server.device, server.precision)
-        names = by_name(self.foundation, self.prompt, server)[wanted.labels]
+        names = embed_class_prompts(self.foundation, self.prompt, server)[wanted.labels]
         described = state.requested.conditions[wanted.conditions], self.description_guidance
         return resize_to(self.foundation.generate(model, names, rngs, [described]), server.task.shape)

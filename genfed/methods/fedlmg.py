@@ -19,7 +19,7 @@ from genfed.core.phase import Empty, Phase, Reduced, Reply
 from genfed.core.settings import settings
 from genfed.core.task import Weights
 from genfed.foundation.classifier_guidance import ClassifierGuidance, Teacher, check_sampler, generate_guided
-from genfed.foundation.prompts import by_name
+from genfed.foundation.prompts import embed_class_prompts
 from genfed.foundation.settings import Foundation
 from genfed.methods.bases.classifier_upload import build_uploaded, train_alone, upload_classifier
 from genfed.methods.bases.server_synthesis import ConditionSet, ServerSynthesis, ServerSynthesisState
@@ -76,7 +76,7 @@ class FedLMG(ServerSynthesis):
 
     def init(self, server: Server) -> ServerSynthesisState:
         check_sampler(self.foundation.load(server.task, server.device, server.precision), self.foundation)
-        by_name(self.foundation, self.prompt, server)  # refuses a prompt before training
+        embed_class_prompts(self.foundation, self.prompt, server)  # refuses a prompt before training
         if self.guidance.statistics and (
             without := [name for name in server.architectures if cannot_guide(server, name)]
         ):
@@ -127,7 +127,7 @@ class FedLMG(ServerSynthesis):
             self.foundation,
             self.guidance,
             {client: Teacher(network) for client, network in build_uploaded(server, present).items()},
-            by_name(self.foundation, self.prompt, server)[wanted.labels],
+            embed_class_prompts(self.foundation, self.prompt, server)[wanted.labels],
             wanted.labels,
             wanted.clients,
             rngs,

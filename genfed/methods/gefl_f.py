@@ -25,11 +25,11 @@ from genfed.training.evaluation import predict
 from genfed.training.split_network import (
     FEATURES,
     SplitNetwork,
-    cached_features,
-    feature_task,
+    find_feature_task,
+    find_shared_feature_task,
     initial_parts,
+    load_features,
     load_parts,
-    shared_features,
     train_parts,
 )
 from genfed.training.weights import weights_of
@@ -102,7 +102,7 @@ class GeFLF(FederatedGenerator[GeFLFState]):
 
     def init(self, server: Server) -> GeFLFState:
         extractor, headers = initial_parts(server)
-        return GeFLFState(extractor, headers, self.initial_generator(server, shared_features(server)))
+        return GeFLFState(extractor, headers, self.initial_generator(server, find_shared_feature_task(server)))
 
     def phases(self) -> list[Phase[GeFLFState] | Repeat[GeFLFState]]:
         by_architecture = Mean(by="architecture")
@@ -156,7 +156,7 @@ class GeFLF(FederatedGenerator[GeFLFState]):
         """Trains the generator on the client's features for T_g epochs (step 2)."""
         network = client.new_network(client.rng)
         network.get_submodule("extractor").load_state_dict(sent.extractor)
-        task, features = feature_task(network, client.task), cached_features(client, network)
+        task, features = find_feature_task(network, client.task), load_features(client, network)
         trained, loss = self.train_local_generator(client, task, sent.generator, features, sent.progress)
         return Reply(SentGenerator(trained), metrics={"loss": loss})  # unweighted, as in the paper
 
@@ -170,7 +170,7 @@ class GeFLF(FederatedGenerator[GeFLFState]):
 
     def features(self, server: Server) -> Task:
         """Returns the task of classifying features of the shared extractor."""
-        return shared_features(server)
+        return find_shared_feature_task(server)
 
     def send_all(self, server: Server, state: GeFLFState, info: ClientInfo) -> GeFLFSent:
         """Returns extractor, header, and the generator or a pool of its features."""
@@ -179,9 +179,9 @@ class GeFLF(FederatedGenerator[GeFLFState]):
     def train_header(self, client: Client, sent: GeFLFSent) -> Reply[GeFLFHeader]:
         """Trains the header on the client (step 3): T_s epochs on generated, then T_r epochs on real features."""
         network = load_parts(client, SplitNetwork(sent.extractor, sent.header))
-        header, task = network.get_submodule("header"), feature_task(network, client.task)
+        header, task = network.get_submodule("header"), find_feature_task(network, client.task)
         metrics = self.train_on_generated(header, client, task, sent.supply)
-        metrics["loss"] = train(header, client, self.training, data=cached_features(client, network))
+        metrics["loss"] = train(header, client, self.training, data=load_features(client, network))
         return Reply(GeFLFHeader(weights_of(header)), weight=len(client.data), metrics=metrics)
 
     def keep_headers(self, server: Server, state: GeFLFState, reduced: Reduced) -> GeFLFState:

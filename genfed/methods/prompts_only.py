@@ -9,7 +9,7 @@ import torch
 from genfed.core.client import Server
 from genfed.core.phase import Phase
 from genfed.core.settings import settings
-from genfed.foundation.prompts import by_name
+from genfed.foundation.prompts import embed_class_prompts
 from genfed.methods.bases.server_synthesis import ConditionSet, ServerSynthesis, ServerSynthesisState
 from genfed.training.synthetic_dataset import NO_CLIENT
 
@@ -33,7 +33,7 @@ class PromptsOnly(ServerSynthesis):
     """Prompt of a class; {class} is its name. For a class-conditional model: "{class}"."""
 
     def init(self, server: Server) -> ServerSynthesisState:
-        conditions = by_name(self.foundation, self.prompt, server)
+        conditions = embed_class_prompts(self.foundation, self.prompt, server)
         labels = torch.arange(len(conditions))
         return replace(
             super().init(server), requested=ConditionSet(conditions, labels, torch.full_like(labels, NO_CLIENT))

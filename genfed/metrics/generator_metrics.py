@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from genfed.metrics.nearest_neighbours import distance_ratios, pairwise_distances
+from genfed.metrics.nearest_neighbors import distance_ratios, pairwise_distances
 from genfed.training.pixels import normalize_pixels
 
 NEIGHBOURS = 5

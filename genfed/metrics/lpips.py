@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genfed.core.errors import GenfedError
-from genfed.metrics.nearest_neighbours import LARGEST, distance_ratios
+from genfed.metrics.nearest_neighbors import LARGEST, distance_ratios
 from genfed.training.weights import read_weights
 
 SIDE = 64

@@ -1,4 +1,4 @@
-"""The pictures of a report, as SVG that takes its text colour and font from the page around it."""
+"""The figures of a report, as SVG that takes its text color and font from the page around it."""
 
 import io
 import math
@@ -15,13 +15,14 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.projections.polar import PolarAxes
 from matplotlib.ticker import MaxNLocator
 
 from genfed.report.results import Point, Report, TrialResult
 from genfed.report.summary_table import CENTRALISED, LOCAL
 
-_INK = "#010203"  # stands for the page's text colour until the SVG is written
-_COLOURS = ("#3b82d6", "#e07b1a", "#2a9d6e", "#9b6bd3", "#d64550", "#2a9fb0", "#a87544", "#d667a8")  # on light and dark
+_INK = "#010203"  # stands for the page's text color until the SVG is written
+_COLORS = ("#3b82d6", "#e07b1a", "#2a9d6e", "#9b6bd3", "#d64550", "#2a9fb0", "#a87544", "#d667a8")  # on light and dark
 _SETTINGS: Any = {
     "svg.fonttype": "none",  # text stays text: it is read aloud, found and scaled
     "text.parse_math": False,  # a label may hold a $
@@ -34,61 +35,63 @@ _SETTINGS: Any = {
 _DOTS = 60  # more clients than this are drawn as a heat map
 
 
-def accuracy_figure(report: Report) -> Markup:
-    """Accuracy by rounds done: a line per method, its mean over seeds in a band from the worst to the best seed.
-    The final value of the baselines goes on as a thin line.
+def draw_accuracy(report: Report) -> Markup:
+    """Draws accuracy by finished rounds: per method the mean over seeds, in a band from the worst to the best seed.
+
+    A thin line continues the final value of each baseline.
     """
-    marks = _marks(report.methods)
+    marks = _choose_marks(report.methods)
 
     def paint(axes: Axes) -> None:
         for method in report.methods:
             trials = report.of(method)
-            x, mean = _line(axes, [_values(t.curve, lambda p: p.step, 100) for t in trials], marks[method])
+            x, mean = _draw_line(axes, [_map_points(t.curve, lambda p: p.step, 100) for t in trials], marks[method])
             if x and (len(x) == 1 or method in (LOCAL, CENTRALISED)):
                 axes.axhline(mean[-1], color=marks[method].get_color(), linestyle=marks[method].get_linestyle(), lw=0.7)
-        axes.set_xlabel("rounds done")
+        axes.set_xlabel("finished rounds, over all phases")
         axes.set_ylabel(f"accuracy on the {report.scored_on} part, %")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
-    return _svg(paint, "Accuracy of every method by rounds done", marks)
+    return _render_svg(paint, "Accuracy of every method by finished rounds", marks)
 
 
-def loss_figures(report: Report) -> dict[str, Markup]:
-    """By phase: the training loss by round, a line and band per method that has the phase."""
+def draw_losses(report: Report) -> dict[str, Markup]:
+    """Draws the training loss by round, one figure per phase, with a line and band per method that has the phase."""
     phases = dict.fromkeys(point.phase for trial in report.trials for point in trial.losses)
-    return {phase: _loss_figure(report, phase) for phase in phases}
+    return {phase: _draw_loss(report, phase) for phase in phases}
 
 
-def _loss_figure(report: Report, phase: str) -> Markup:
+def _draw_loss(report: Report, phase: str) -> Markup:
     curves = {
         method: [
-            _values([p for p in trial.losses if p.phase == phase], lambda p: p.round + 1) for trial in report.of(method)
+            _map_points([p for p in trial.losses if p.phase == phase], lambda p: p.round + 1)
+            for trial in report.of(method)
         ]
         for method in report.methods
     }
-    all_marks = _marks(report.methods)
+    all_marks = _choose_marks(report.methods)
     marks = {method: all_marks[method] for method, curve in curves.items() if any(curve)}
 
     def paint(axes: Axes) -> None:
         for method, mark in marks.items():
-            _line(axes, curves[method], mark)
+            _draw_line(axes, curves[method], mark)
         axes.set_xlabel("round")
         axes.set_ylabel("training loss")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
-    return _svg(paint, f"Training loss in the phase {phase}, by round", marks)
+    return _render_svg(paint, f"Training loss in the phase {phase}, by round", marks)
 
 
-def partition_figure(report: Report, seed: str) -> Markup:
-    """Examples of each class at each client: dots by area, or a heat map for many clients."""
+def draw_partition(report: Report, seed: str) -> Markup:
+    """Draws the number of examples of each class at each client: areas of dots, or a heat map for many clients."""
     counts = np.array(report.partition[seed]).T  # [classes, clients]
-    shades = LinearSegmentedColormap.from_list("", [(*mpl.colors.to_rgb(_COLOURS[0]), alpha) for alpha in (0, 1)])
+    shades = LinearSegmentedColormap.from_list("", [(*mpl.colors.to_rgb(_COLORS[0]), alpha) for alpha in (0, 1)])
 
     def paint(axes: Axes) -> None:
         if counts.shape[1] <= _DOTS:
             y, x = np.nonzero(counts)
             largest = min(90.0, (230 / counts.shape[1]) ** 2)  # points²: neighbours just touch
-            axes.scatter(x, y, largest * counts[y, x] / max(1, counts.max()), color=_COLOURS[0], linewidths=0)
+            axes.scatter(x, y, largest * counts[y, x] / max(1, counts.max()), color=_COLORS[0], linewidths=0)
             axes.set_ylim(-0.7, len(counts) - 0.3)
             axes.invert_yaxis()
         else:
@@ -97,21 +100,34 @@ def partition_figure(report: Report, seed: str) -> Markup:
             assert isinstance(figure, Figure)
             figure.colorbar(image, label="examples", fraction=0.05, pad=0.02)
         if len(report.classes) <= 20:
-            axes.set_yticks(range(len(report.classes)), [_short(name) for name in report.classes])
+            axes.set_yticks(range(len(report.classes)), [_shorten(name) for name in report.classes])
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.set_xlabel("client")
         axes.set_ylabel("class")
 
     height = min(6.0, max(2.0, 0.9 + 0.2 * len(report.classes)))
-    return _svg(paint, f"Examples of each class at each client, seed {seed}", {}, height)
+    return _render_svg(paint, f"Examples of each class at each client, seed {seed}", {}, height)
 
 
-def cost_figure(report: Report, unit: str, of: Callable[[TrialResult], Mapping[str, float]]) -> Markup:
-    """A bar per method, stacked by phase: what `of` gives for each phase, a mean over seeds; `unit` labels the axis."""
-    totals = {method: [of(trial) for trial in report.of(method)] for method in report.methods}
+def draw_megabytes(report: Report) -> Markup:
+    """Draws the bytes that one client sends and receives, a bar per method, stacked by phase, averaged over seeds."""
+    return _draw_costs(
+        report,
+        "MB per client, up and down",
+        lambda trial: {cost.phase: (cost.up_bytes + cost.down_bytes) / 1e6 for cost in trial.costs},
+    )
+
+
+def draw_seconds(report: Report) -> Markup:
+    """Draws the wall time, a bar per method, stacked by phase, averaged over seeds."""
+    return _draw_costs(report, "seconds", lambda trial: {cost.phase: cost.seconds for cost in trial.costs})
+
+
+def _draw_costs(report: Report, unit: str, read: Callable[[TrialResult], Mapping[str, float]]) -> Markup:
+    totals = {method: [read(trial) for trial in report.of(method)] for method in report.methods}
     phases = dict.fromkeys(phase for each in totals.values() for trial in each for phase in trial)
     marks = {
-        phase: Line2D([], [], color=_COLOURS[i % len(_COLOURS)], marker="s", ls="") for i, phase in enumerate(phases)
+        phase: Line2D([], [], color=_COLORS[i % len(_COLORS)], marker="s", ls="") for i, phase in enumerate(phases)
     }
     shown = {p for each in totals.values() for trial in each for p, value in trial.items() if value}
 
@@ -121,23 +137,29 @@ def cost_figure(report: Report, unit: str, of: Callable[[TrialResult], Mapping[s
             width = np.array([fmean(trial.get(phase, 0.0) for trial in each) for each in totals.values()])
             axes.barh(range(len(totals)), width, 0.6, left, color=marks[phase].get_color())
             left += width
-        axes.set_yticks(range(len(totals)), [_short(method) for method in totals])
+        axes.set_yticks(range(len(totals)), [_shorten(method) for method in totals])
         axes.set_ylim(len(totals) - 0.5, -0.5)
         axes.set_xlim(0, left.max() * 1.02 or 1)
         axes.set_xlabel(unit)
 
     legend = {phase: mark for phase, mark in marks.items() if phase in shown}
-    return _svg(paint, f"{unit[:1].upper()}{unit[1:]}, by method and phase", legend, 1.1 + 0.3 * len(totals))
+    return _render_svg(paint, f"{unit[:1].upper()}{unit[1:]}, by method and phase", legend, 1.1 + 0.3 * len(totals))
 
 
-def radar_figure(report: Report, axes_of: Mapping[str, Mapping[str, float]]) -> Markup | None:
-    """A polygon per method over costs: axis → method → amount (0 where it has none), as a share of the largest, on a
-    logarithmic scale over three decades. None where fewer than three costs are known.
+def draw_radar(report: Report, costs: Mapping[str, Mapping[str, float]]) -> Markup | None:
+    """Draws a polygon per method over costs, each as a share of the largest, logarithmic over three decades.
+
+    Args:
+        report: The run.
+        costs: Cost → method → amount; 0: not counted.
+
+    Returns:
+        The figure; None where fewer than three costs are known.
     """
-    known = {name: amounts for name, amounts in axes_of.items() if any(amounts.values())}
+    known = {name: amounts for name, amounts in costs.items() if any(amounts.values())}
     if len(known) < 3:
         return None
-    marks = _marks(report.methods)
+    marks = _choose_marks(report.methods)
     angles = math.pi / 2 - np.linspace(0, 2 * math.pi, len(known), endpoint=False)  # clockwise from the top
 
     def paint(axes: Axes) -> None:
@@ -147,46 +169,48 @@ def radar_figure(report: Report, axes_of: Mapping[str, Mapping[str, float]]) -> 
             x, y = np.append(angles, angles[0]), [*radii, radii[0]]
             axes.plot(x, y, color=mark.get_color(), linestyle=mark.get_linestyle(), marker="o", markersize=3, lw=1.4)
         axes.set_xticks(angles % (2 * math.pi), known)
-        axes.set_yticks([1 / 3, 2 / 3, 1], ["1/100", "1/10", "most"])
+        axes.set_yticks([1 / 3, 2 / 3, 1], ["1/100", "1/10", "largest"])
         axes.set_ylim(0, 1.02)
+        assert isinstance(axes, PolarAxes)
+        axes.set_rlabel_position(90 - 180 / len(known))  # between two axes
         axes.tick_params(axis="x", pad=12)
         axes.tick_params(axis="y", labelsize=7)
         axes.grid(color=_INK, alpha=0.25, linewidth=0.6)
         axes.spines[:].set_visible(False)
 
-    return _svg(paint, "Costs of every method as shares of the dearest", marks, 4.2, "polar")
+    return _render_svg(paint, "Costs of every method as shares of the largest", marks, 4.2, "polar")
 
 
-def compare_figure(reports: Sequence[tuple[str, Report]]) -> Markup:
-    """A row per run and method: a dot per seed and a bar at their mean."""
+def draw_comparison(reports: Sequence[tuple[str, Report]]) -> Markup:
+    """Draws a row per run and method: a dot per seed, and a bar at their mean."""
     rows = [(f"{name}: {method}", report.of(method)) for name, report in reports for method in report.methods]
 
     def paint(axes: Axes) -> None:
         for y, (_, trials) in enumerate(rows):
             values = [100 * trial.accuracy for trial in trials]
-            axes.plot(values, [y] * len(values), "o", color=_COLOURS[0], markersize=5, alpha=0.8, markeredgewidth=0)
+            axes.plot(values, [y] * len(values), "o", color=_COLORS[0], markersize=5, alpha=0.8, markeredgewidth=0)
             axes.plot([fmean(values)], [y], "|", color=_INK, markersize=14)
-        axes.set_yticks(range(len(rows)), [_short(label, 32) for label, _ in rows])
+        axes.set_yticks(range(len(rows)), [_shorten(label, 32) for label, _ in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlabel("accuracy, %")
         axes.grid(axis="y", alpha=0.2)
 
-    return _svg(paint, "Accuracy of every run and method, a dot per seed", {}, 0.7 + 0.22 * len(rows))
+    return _render_svg(paint, "Accuracy of every run and method, a dot per seed", {}, 0.7 + 0.22 * len(rows))
 
 
-def _marks(methods: Sequence[str]) -> dict[str, Line2D]:
-    """How each method is drawn, the same in every picture."""
+def _choose_marks(methods: Sequence[str]) -> dict[str, Line2D]:
+    """Returns the color and line style of each method, the same in every figure."""
     marks = {LOCAL: Line2D([], [], color="#8a8a8a", ls="--"), CENTRALISED: Line2D([], [], color=_INK, ls=":")}
     others = [method for method in methods if method not in marks]
-    marks |= {method: Line2D([], [], color=_COLOURS[i % len(_COLOURS)]) for i, method in enumerate(others)}
+    marks |= {method: Line2D([], [], color=_COLORS[i % len(_COLORS)]) for i, method in enumerate(others)}
     return {method: marks[method] for method in methods}
 
 
-def _values(points: Sequence[Point], x: Callable[[Point], int], scale: float = 1) -> dict[int, float]:
+def _map_points(points: Sequence[Point], x: Callable[[Point], int], scale: float = 1) -> dict[int, float]:
     return {x(p): math.nan if p.value is None else scale * p.value for p in points}
 
 
-def _line(axes: Axes, curves: Sequence[Mapping[int, float]], mark: Line2D) -> tuple[list[int], list[float]]:
+def _draw_line(axes: Axes, curves: Sequence[Mapping[int, float]], mark: Line2D) -> tuple[list[int], list[float]]:
     """Draws mean and band where every seed has a value; returns the mean's x and y."""
     x = sorted(set.intersection(*map(set, curves)))
     y = np.array([[curve[at] for at in x] for curve in curves])  # [seeds, len(x)]
@@ -197,11 +221,11 @@ def _line(axes: Axes, curves: Sequence[Mapping[int, float]], mark: Line2D) -> tu
     return x, list(mean)
 
 
-def _short(text: str, most: int = 18) -> str:
+def _shorten(text: str, most: int = 18) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-def _svg(
+def _render_svg(
     paint: Callable[[Axes], None],
     alt: str,
     legend: Mapping[str, Line2D],
@@ -213,9 +237,9 @@ def _svg(
         figure = Figure(figsize=(5.2, height), layout="constrained")
         paint(figure.add_subplot(projection=projection))
         if legend:
-            handles, labels = list(legend.values()), [_short(label, 24) for label in legend]
+            handles, labels = list(legend.values()), [_shorten(label, 24) for label in legend]
             figure.legend(handles, labels, loc="outside lower center", ncols=3)
-        text = _saved(figure)
+        text = _save_svg(figure)
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     text = re.sub(r' id="[A-Za-z]+[\w.]*_\d+"', "", text)  # names of groups, which would stand twice in the page
     box = re.search(r'viewBox="[^"]*"', text)
@@ -224,7 +248,7 @@ def _svg(
     return Markup(f'<svg {box[0]} role="img" aria-label="{escape(alt)}">{body}')
 
 
-def _saved(figure: Figure) -> str:
+def _save_svg(figure: Figure) -> str:
     file = io.StringIO()
     figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     return file.getvalue()

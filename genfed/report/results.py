@@ -1,4 +1,4 @@
-"""What a run came to, as records: `report.json` is a `Report`, and every table and picture is drawn from one."""
+"""Results of a run as records. report.json holds a `Report`, and every table and figure is made from one."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -16,47 +16,47 @@ from genfed.privacy.guarantee import Level, PrivacyGuarantee
 Row = Mapping[str, Any]
 """A line of metrics.jsonl: one client in one round of a phase, or (`client` is None) the round as a whole."""
 EVALUATE = "evaluate"
-"""The phase in which classifiers are scored."""
+"""The phase in which classifiers are evaluated."""
 TRIGGERED = "triggered"
-"""The metric of an evaluation that tells how often a backdoor works, in [0, 1]."""
+"""The metric of an evaluation that says how often a backdoor works, in [0, 1]."""
 QUALITY = "quality"
-"""The row in which a generator is judged, after the last round."""
+"""The phase of the row that holds a generator's metrics, after the last round."""
 
 
 @settings
 class Published:
-    """A figure from a paper, to be set beside the run's own."""
+    """A figure from a paper, shown beside the run's own."""
 
     accuracy: Annotated[float, Field(ge=0, le=100)]
-    """In percent."""
+    """Accuracy in percent."""
     source: str
-    """Where it stands, such as "arXiv 2412.18460, table II"."""
+    """Place of the figure, such as "arXiv 2412.18460, table II"."""
     metric: Literal["best round on test", "final round"] = "best round on test"
-    """"best round on test": each model's own best round, chosen on the test part, a mean (GeFL's, and biased upwards);
-    "final round": what this library reports. The run's own is taken the same way."""
+    """Kind of the figure. "best round on test": mean over models of each one's best round, chosen on the test part, as
+    GeFL reports it (biased upwards). "final round": as genfed reports it. The run's own figure is of the same kind."""
 
 
 @dataclass(frozen=True)
 class ClientScore:
-    """One client's classifier on the test part, after the final round."""
+    """The accuracy of one client's classifier on the test part, after the final round."""
 
     client: int
     architecture: str
     examples: int
     accuracy: float
-    """In [0, 1]."""
+    """Accuracy in [0, 1]."""
     recall: tuple[float | None, ...]
-    """Per class, in [0, 1]; None for a class that the test part lacks."""
+    """Recall of each class, in [0, 1]; None: the test part lacks the class."""
 
 
 @dataclass(frozen=True)
 class PersonalScore:
-    """A classifier on held-out examples like those of one client, after the final round; see docs/measures.md."""
+    """The accuracy of a classifier on held-out examples like those of one client; see docs/measures.md."""
 
     client: int
     architecture: str
     accuracy: float
-    """In [0, 1]."""
+    """Accuracy in [0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -66,70 +66,70 @@ class Point:
     phase: str
     round: int
     step: int
-    """Rounds done before it, over all phases of the method."""
+    """Number of rounds before it, over all phases of the method."""
     value: float | None
-    """None: not a finite number (a loss that diverged); an accuracy never is."""
+    """None: not a finite number, such as a loss that diverged. An accuracy is never None."""
 
 
 @dataclass(frozen=True)
 class PhaseCost:
-    """What a phase cost over all its rounds. Scoring counts for its time and not for its bytes: they are 0."""
+    """The cost of a phase over all its rounds. Evaluation has seconds, but its bytes are 0."""
 
     phase: str
     rounds: int
     up_bytes: float
-    """Sent by a client to the server, a mean over clients of the sum over rounds."""
+    """Bytes that a client uploads, summed over rounds and averaged over clients."""
     down_bytes: float
-    """Sent by the server to a client, likewise."""
+    """Bytes that a client downloads, summed over rounds and averaged over clients."""
     client_seconds: float
-    """Time in which clients worked, summed over clients and rounds."""
+    """Time in which clients computed, summed over clients and rounds."""
     seconds: float
     """Wall time of the phase's rounds."""
     flops: float | None = None
-    """Floating-point operations of a client, a mean over clients of the sum over rounds, taken to be those of the first
-    round in each; None: not counted."""
+    """Floating-point operations of a client, summed over rounds and averaged over clients. Every round is assumed to
+    need as many as the first. None: not counted."""
 
 
 @dataclass(frozen=True)
 class GeneratorQuality:
-    """How good the examples of a trial's generator are; see docs/measures.md. Shares are in [0, 1]."""
+    """Metrics of a trial's generator; see docs/measures.md. Shares are in [0, 1]."""
 
     samples: int
-    """Examples that were drawn."""
+    """Number of generated examples."""
     architecture: str
-    """Of the reference classifier, trained on all clients' real examples."""
+    """Architecture of the reference classifier, which is trained on all clients' real examples."""
     seconds: float
-    """Wall time of drawing them."""
+    """Wall time of generating them."""
     frechet: float
-    """The Fréchet distance to the held-out part, in the reference classifier's features."""
+    """Fréchet distance to the held-out part, in the reference classifier's features."""
     frechet_real: float
-    """The same of as many real training examples: what to compare it with."""
+    """The same distance for as many real training examples, to compare with."""
     precision: float
     recall: float
     density: float
     coverage: float
     right_class: float
-    """Of the samples, those that the reference classifier takes for the class that was asked for."""
+    """Share of the samples that the reference classifier gives the requested class."""
     train_on_synthetic: float
-    """Accuracy on the held-out part of the same network trained on the samples alone."""
+    """Held-out accuracy of the same network, trained on the samples alone."""
     train_on_real: float
-    """Accuracy on the held-out part of the reference classifier."""
+    """Held-out accuracy of the reference classifier."""
     memorisation: float
-    """The mean nearest-neighbour distance ratio of the training examples; above 1 is memorisation."""
+    """Mean nearest-neighbor distance ratio of the training examples. Above 1: memorization."""
     memorisation_features: float
-    """The same in the reference classifier's features."""
+    """The same ratio in the reference classifier's features."""
     memorisation_lpips: float | None = None
-    """The same with LPIPS for the distance; None: the run has no weights for it."""
+    """The same ratio with LPIPS as the distance. None: the run has no weights for it."""
     stored: bool = False
-    """They are of a set that the server keeps; `seconds` is the time of reading them."""
+    """Whether the samples come from a set that the server stores; then `seconds` is the time of reading them."""
     certainty: float | None = None
-    """The mean probability that the classifier which a client uploaded gives the class asked for, over the images made
-    for that client; None: there are no such classifiers."""
+    """Mean probability that a client's uploaded classifier gives the requested class of the images generated for that
+    client. None: there are no such classifiers."""
     client_match: float | None = None
-    """Of the images made for clients, those that a network which tells clients apart takes for their own client's;
-    None: they stand for none."""
+    """Share of the images generated for a client that a network trained to tell clients apart assigns to that client.
+    None: images are not generated for clients."""
     clients_apart: float | None = None
-    """That network's accuracy on real examples of the clients that it has not seen."""
+    """Accuracy of that network on real examples of the clients that it was not trained on."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class TrialResult:
     """Its label in the config."""
     seed: int
     accuracy: float
-    """After the final round: the mean over architectures of the mean over their clients, in [0, 1]."""
+    """Accuracy after the final round, in [0, 1]: the mean over architectures of the mean over their clients."""
     clients: tuple[ClientScore, ...]
     curve: tuple[Point, ...]
     """Accuracy at every evaluation; the last is `accuracy`."""
@@ -148,54 +148,54 @@ class TrialResult:
     """Mean training loss over clients, by phase and round."""
     costs: tuple[PhaseCost, ...]
     failures: tuple[str, ...] = ()
-    """A line for every reply that was left out or every worker that died."""
+    """A line for every reply that was excluded and every worker that died."""
     best: float | None = None
-    """Each client's best evaluated round, a mean as `accuracy` is: for comparison with papers that report it, since
-    what is chosen on the part that it is read on is too high."""
+    """Accuracy of each client's best evaluated round, averaged as `accuracy` is. Only for comparison with papers that
+    report it: it is too high, since the round is chosen on the part on which it is evaluated."""
     parameters: float | None = None
-    """Numbers that a client holds at once: in what it is sent, or in its classifier, whichever is more, at their most,
-    a mean over clients; None: not counted in every phase."""
+    """Peak number of parameters on a client (received or in its classifier, whichever is larger), averaged over
+    clients. None: not counted in every phase."""
     quality: GeneratorQuality | None = None
-    """Of its generator; None: it has none, or it was not judged."""
+    """Metrics of its generator. None: it has no generator, or it was not evaluated."""
     protection: PrivacyGuarantee | None = None
-    """Differential privacy of the clients' examples, or of the clients; None: none was asked for."""
+    """Differential privacy of the clients' examples, or of the clients. None: not requested."""
     own: tuple[PersonalScore, ...] = ()
-    """Every client on data like its own. Where clients are pooled (a ceiling), the pool's classifier of its
-    architecture on data like its own. A client without such held-out examples is left out; empty: not measured."""
+    """Accuracy of every client on held-out examples like its own. Where clients are pooled, that of the pool's
+    classifier of the client's architecture. A client without such examples has no entry. Empty: not measured."""
     triggered: float | None = None
-    """After the final round, of held-out examples of other classes with a backdoor's trigger: the share that is taken
-    for the class that it is to mean, a mean over clients; None: no such attack was simulated."""
+    """Success of a simulated backdoor after the final round: share of held-out examples of other classes with the
+    trigger that are classified as the attacker's class, averaged over clients. None: no backdoor was simulated."""
 
     @property
     def personal_accuracy(self) -> float | None:
-        """The mean over architectures of the mean over their clients, each on data like its own; None: not measured."""
-        return _mean((score.architecture, score.accuracy) for score in self.own) if self.own else None
+        """Accuracy on clients' own data, averaged as `accuracy` is. None: not measured."""
+        return average_architectures((score.architecture, score.accuracy) for score in self.own) if self.own else None
 
     @property
     def personal_worst(self) -> float | None:
-        """The worst client on data like its own; None: not measured."""
+        """Accuracy on own data of the client where it is lowest. None: not measured."""
         return min((score.accuracy for score in self.own), default=None)
 
     @property
     def worst(self) -> float:
-        """The accuracy of the worst client."""
+        """Accuracy of the client where it is lowest."""
         return min(c.accuracy for c in self.clients)
 
     @property
     def quartiles(self) -> tuple[float, float, float]:
-        """Of the clients' accuracies: a quarter of them, half and three quarters lie at or below."""
+        """First quartile, median and third quartile of the clients' accuracies."""
         values = [c.accuracy for c in self.clients]
         low, median, high = quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
         return low, median, high
 
     @property
     def up_bytes(self) -> float:
-        """Sent by a client to the server over the whole trial, a mean over clients."""
+        """Bytes that a client uploads in the whole trial, averaged over clients."""
         return sum(c.up_bytes for c in self.costs)
 
     @property
     def down_bytes(self) -> float:
-        """Sent by the server to a client over the whole trial, a mean over clients."""
+        """Bytes that a client downloads in the whole trial, averaged over clients."""
         return sum(c.down_bytes for c in self.costs)
 
     @property
@@ -205,13 +205,14 @@ class TrialResult:
 
     @property
     def work_seconds(self) -> float:
-        """Time in which a client worked in training, a mean over clients."""
+        """Time in which a client computed in training, averaged over clients."""
         return sum(c.client_seconds for c in self.costs if c.phase != EVALUATE) / len(self.clients)
 
     @property
     def flops(self) -> float | None:
-        """Floating-point operations of a client over the whole training, a mean over clients; None: not counted in
-        every phase in which clients work (a run may be resumed with other settings).
+        """Floating-point operations of a client in the whole training, averaged over clients.
+
+        None: not counted in every phase in which clients compute (a run may be resumed with other settings).
         """
         counted = [c.flops for c in self.costs if c.phase != EVALUATE and c.client_seconds]
         return sum(flops for flops in counted if flops is not None) if counted and None not in counted else None
@@ -219,25 +220,25 @@ class TrialResult:
 
 @dataclass(frozen=True)
 class Environment:
-    """What it was run with."""
+    """The software and the machine of a run."""
 
     command: str
     started: str
     """ISO 8601, UTC."""
     versions: dict[str, str]
-    """Of genfed, Python, torch and the libraries used."""
+    """Versions of genfed, Python, torch and the libraries used."""
     processor: str
     cores: int
     workers: int
     threads: int
-    """Of each worker."""
+    """Threads of each worker."""
     device: str
     precision: str
 
 
 @dataclass(frozen=True)
 class Report:
-    """A whole run: every method with every seed, on the same clients per seed."""
+    """The results of a run: every method with every seed; for each seed all methods have the same clients."""
 
     __pydantic_config__: ClassVar[pydantic.ConfigDict] = pydantic.ConfigDict(extra="forbid", strict=True)
 
@@ -249,46 +250,45 @@ class Report:
     environment: Environment
     trials: tuple[TrialResult, ...]
     partition: dict[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
-    """By seed (as text): for every client, its examples of each class."""
+    """Number of examples of each class at each client, by seed (as text)."""
     scored_on: str = "test"
-    """The part that accuracies were read on: "test" or "validation"."""
+    """Part on which classifiers were evaluated: "test" or "validation"."""
     published: dict[str, Published] = field(default_factory=dict)
-    """By label: what papers report."""
+    """Figures of papers, by the method's label."""
     skewed: bool = False
-    """Whether clients differ in more than chance and the number of their examples, so that a score on data like their
-    own says more than the common one."""
+    """Whether clients' data differ by more than chance and number, so that accuracy on their own data says more."""
     column: str | None = None
-    """The natural column by which clients were made and scored on data like their own; None: there is none."""
+    """Natural column by which clients were made and evaluated on their own data. None: there is none."""
     natural: dict[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
-    """By seed (as text): for every client, its values of that column."""
+    """Values of that column at each client, by seed (as text)."""
     notes: tuple[str, ...] = ()
-    """What a reader must know before anything else: that the run was attacked, and how uploads were reduced."""
+    """Warnings for the reader, such as that the run was attacked and how uploads were aggregated."""
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """Labels in the order of the config."""
+        """The methods' labels in the order of the config."""
         return tuple(dict.fromkeys(t.method for t in self.trials))
 
     @property
     def protected(self) -> "Level | None":
-        """What differential privacy protects in it; None: none was asked for."""
+        """Unit that differential privacy protects. None: not requested."""
         return next((trial.protection.level for trial in self.trials if trial.protection), None)
 
     def of(self, method: str) -> tuple[TrialResult, ...]:
-        """The trials of a method, by seed."""
+        """Returns the trials of a method, sorted by seed."""
         return tuple(sorted((t for t in self.trials if t.method == method), key=lambda t: t.seed))
 
 
 def to_json(report: Report) -> str:
-    """`report.json`, indented."""
+    """Returns the report as the text of report.json."""
     return pydantic.TypeAdapter(Report).dump_json(report, indent=1).decode()
 
 
 def from_json(text: str, name: str = "the text") -> Report:
-    """Reads `to_json`; `name` is the file in messages.
+    """Reads the text of report.json; `name` stands for the file in error messages.
 
     Raises:
-        GenfedError: something else, or a report of another version.
+        GenfedError: the text is something else, or a report of another version.
     """
     try:
         return pydantic.TypeAdapter(Report).validate_json(text)
@@ -298,8 +298,8 @@ def from_json(text: str, name: str = "the text") -> Report:
         raise GenfedError(f"{name} is not a genfed report: {where + ': ' if where else ''}{first['msg']}") from None
 
 
-def _mean(scores: Iterable[tuple[str, float]]) -> float:
-    """Of (architecture, accuracy): the mean over architectures of the mean over their clients."""
+def average_architectures(scores: Iterable[tuple[str, float]]) -> float:
+    """Returns the mean over architectures of the mean over their clients; a score is (architecture, accuracy)."""
     groups = defaultdict(list)
     for architecture, accuracy in scores:
         groups[architecture].append(accuracy)

@@ -1,99 +1,80 @@
-"""The numbers of a run as a table: one row per method, for the terminal, for docs and for the page."""
+"""The summary of a run: one row per method, for the terminal, for documents and for the page."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
-from typing import NamedTuple
 
-from rich import box
 from rich.table import Table
-from rich.text import Text
 
-from genfed.privacy.guarantee import Level
+from genfed.report.formatting import (
+    NONE,
+    TextTable,
+    build_rich_table,
+    format_bytes,
+    format_count,
+    format_percent,
+    format_points,
+    format_seconds,
+)
 from genfed.report.results import Report, TrialResult
 
 LOCAL = "local"
 """The label of the baseline in which every client trains alone."""
 CENTRALISED = "centralised"
-"""The label of the ceiling: all clients' data in one place."""
-NONE = "–"
-HEADINGS = (
-    "method",
-    "seeds",
-    "accuracy %",
-    "over local",
-    "worst %",
-    "up",
-    "down",
-    "seconds",
-)
-
+"""The label of the upper baseline: all clients' data in one place."""
+HEADINGS = ("method", "seeds", "accuracy %", "over local", "worst client %", "up", "down", "seconds")
 EPSILON = "ε"
-"""Stands after the accuracy, where differential privacy was asked for."""
-OWN = "own %"
-"""Stands after the worst, where clients are not alike."""
-
-EXPLANATION = (
-    "Accuracy after the final round: mean ± sd over seeds. Over local: points gained on the same clients with the same "
-    "seed, [least, most]. Worst: the worst client. Up and down: bytes per client. Seconds: wall time of a seed."
-)
-EPSILON_EXPLAINED: dict[Level, str] = {
-    "example": "ε: differential privacy of every example of a client, with its δ; the client that spent most, over "
-    "seeds.",
-    "client": "ε: differential privacy of every client as a whole, with its δ; the client that spent most, over seeds.",
-}
-OWN_EXPLAINED = "Own: the accuracy of each client on held-out examples like its own, a mean over clients and seeds."
-
-
-class TextTable(NamedTuple):
-    """A table of text."""
-
-    head: Sequence[str]
-    rows: Sequence[Sequence[str]]
+"""The column after the accuracy, where differential privacy was requested."""
+OWN = "own data %"
+"""The column after the worst client, where clients' data differ."""
 
 
 @dataclass(frozen=True)
 class Spread:
-    """A mean over seeds."""
+    """A mean over seeds, and how far the seeds lie apart."""
 
     mean: float
     sd: float | None
-    """With n − 1; None for a single seed."""
+    """Standard deviation with n − 1; None for a single seed."""
     low: float
     high: float
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Spread":
-        """Of at least one value."""
+        """Returns the spread of at least one value."""
         return cls(fmean(values), stdev(values) if len(values) > 1 else None, min(values), max(values))
 
 
 def accuracy_spread(trials: Sequence[TrialResult]) -> Spread:
-    """Of a method's trials, in [0, 1]."""
+    """Returns the spread of the accuracies of a method's trials, in [0, 1]."""
     return Spread.of([trial.accuracy for trial in trials])
 
 
-def gain_over(report: Report, method: str, over: str = LOCAL) -> Spread | None:
-    """Accuracy of `method` less that of `over` with the same seed, in [-1, 1]; None where no seed has both."""
-    before = {trial.seed: trial.accuracy for trial in report.of(over)}
+def gain_over(report: Report, method: str, baseline: str = LOCAL) -> Spread | None:
+    """Returns the accuracy of `method` minus that of `baseline`, seed by seed, in [-1, 1]; None where no seed has both.
+
+    Args:
+        report: The run.
+        method: Label of the method.
+        baseline: Label of the method to compare with.
+    """
+    before = {trial.seed: trial.accuracy for trial in report.of(baseline)}
     gains = [trial.accuracy - before[trial.seed] for trial in report.of(method) if trial.seed in before]
-    return Spread.of(gains) if gains and method != over else None
+    return Spread.of(gains) if gains and method != baseline else None
 
 
 def shows_personal(*reports: Report) -> bool:
-    """Whether accuracy on data like the clients' own is shown: where clients of a run are not alike, so that it says
-    more than the common one, and where it was measured.
-    """
+    """Returns whether accuracy on clients' own data is shown: where it was measured, and clients' data differ."""
     return any(report.skewed and any(trial.own for trial in report.trials) for report in reports)
 
 
 def shows_epsilon(*reports: Report) -> bool:
-    """Whether ε is shown: where any trial was to be private."""
+    """Returns whether ε is shown: where differential privacy was requested."""
     return any(report.protected for report in reports)
 
 
-def worst_epsilon(trials: Sequence[TrialResult]) -> str:
-    """The largest ε of a method's trials and its δ."""
+def format_epsilon(trials: Sequence[TrialResult]) -> str:
+    """Returns the largest ε of a method's trials with its δ."""
     found = [trial.protection for trial in trials if trial.protection]
     if not found or any(each.epsilon is None for each in found):
         return "∞"
@@ -102,139 +83,99 @@ def worst_epsilon(trials: Sequence[TrialResult]) -> str:
     return f"{max(each.epsilon or 0.0 for each in found):.2f} (δ = {found[0].delta:g})"
 
 
-def personal_accuracy_spread(
-    trials: Sequence[TrialResult], of: Callable[[TrialResult], float | None] = lambda t: t.personal_accuracy
+def average_trials(trials: Sequence[TrialResult], read: Callable[[TrialResult], float | None]) -> float | None:
+    """Returns the mean of what `read` gives over the trials that have it; None where none has."""
+    values = [value for value in map(read, trials) if value is not None]
+    return fmean(values) if values else None
+
+
+def format_personal_accuracy(
+    trials: Sequence[TrialResult], read: Callable[[TrialResult], float | None] = lambda t: t.personal_accuracy
 ) -> str:
-    """The mean over the trials that have it, in percent; a dash where none has. `of`: what of each."""
-    values = [value for value in map(of, trials) if value is not None]
-    return format_percent(fmean(values)) if values else NONE
+    """Returns the mean over trials of an accuracy on clients' own data, in percent; a dash where none has it."""
+    value = average_trials(trials, read)
+    return NONE if value is None else format_percent(value)
 
 
-def summary(report: Report) -> TextTable:
-    """A row for every method."""
+def build_summary(report: Report) -> TextTable:
+    """Returns a table with a row for every method."""
     own, private = shows_personal(report), shows_epsilon(report)
-    return TextTable(_headings(own, private), _rows(report, own, private))
+    return TextTable(_choose_headings(own, private), _build_rows(report, own, private))
 
 
 def join_summaries(reports: Sequence[tuple[str, Report]]) -> TextTable:
-    """A row for every method of every named run."""
+    """Returns a table with a row for every method of every named run."""
     every = [report for _, report in reports]
     own, private = shows_personal(*every), shows_epsilon(*every)
-    rows = [(name, *row) for name, report in reports for row in _rows(report, own, private)]
-    return TextTable(("run", *_headings(own, private)), rows)
+    rows = [(name, *row) for name, report in reports for row in _build_rows(report, own, private)]
+    return TextTable(("run", *_choose_headings(own, private)), rows)
 
 
-def summary_table(report: Report) -> Table:
-    """One row per method: means over seeds, ± standard deviation; gains in points, [least, most]."""
-    private = [EPSILON_EXPLAINED[report.protected]] if report.protected else []
-    more = private + [OWN_EXPLAINED] * shows_personal(report)
-    caption = " ".join([EXPLANATION, *more])
-    return rich_table(f"{report.name}: accuracy on the {report.scored_on} part", summary(report), caption)
+def build_summary_table(report: Report) -> Table:
+    """Returns the summary for a terminal, with a legend of at most three lines of 80 characters."""
+    seeds = sorted({len(report.of(method)) for method in report.methods})
+    cells = build_summary(report)
+    title = f"{report.name}: accuracy on the {report.scored_on} part after the final round"
+    if len(seeds) == 1:
+        title += f", {format_count(seeds[0], 'seed')}"
+        head, *rows = [[row[0], *row[2:]] for row in (cells.head, *cells.rows)]  # without the column of seeds
+        cells = TextTable(head, rows)
+    over = "; ± and [lowest, highest]: over seeds" if seeds[-1] > 1 else ""
+    own = "; own data: test examples like the client's own" if shows_personal(report) else ""
+    legend = [f"over local: points above training alone{over}", f"up, down: bytes per client{own}"]
+    if report.protected:
+        legend.append(f"ε: differential privacy of every {report.protected}, for the client that spent most")
+    return build_rich_table(title, cells, "\n".join(legend))
 
 
-def compare_table(reports: Sequence[tuple[str, Report]]) -> Table:
-    """Named runs side by side; the caption warns where they do not compare like with like."""
-    different = ", ".join(find_differences([report for _, report in reports]))
-    warning = f"These runs do not compare like with like: they differ in {different}." if different else None
-    return rich_table("Runs side by side", join_summaries(reports), warning)
+def build_compare_table(reports: Sequence[tuple[str, Report]]) -> Table:
+    """Returns named runs side by side for a terminal; the caption warns where they are not comparable."""
+    return build_rich_table("Runs side by side", join_summaries(reports), describe_differences([r for _, r in reports]))
 
 
-def find_differences(reports: Sequence[Report]) -> tuple[str, ...]:
-    """What keeps runs from being compared, in words; empty when nothing does."""
+def describe_differences(reports: Sequence[Report]) -> str | None:
+    """Returns a sentence on why runs are not comparable; None where they are."""
     shared = sorted(set.intersection(*(set(report.partition) for report in reports))) if reports else []
-    facts = [_facts(report, shared) for report in reports]
-    return tuple(name for name in (facts[0] if facts else {}) if any(f[name] != facts[0][name] for f in facts))
+    facts = [_read_facts(report, shared) for report in reports]
+    names = [name for name in (facts[0] if facts else {}) if any(f[name] != facts[0][name] for f in facts)]
+    return f"These runs are not comparable: they differ in {', '.join(names)}." if names else None
 
 
-def rich_table(title: str, cells: TextTable, caption: str | None = None) -> Table:
-    """The same for a terminal."""
-    table = Table(title=Text(title), box=box.SIMPLE_HEAD, caption=None if caption is None else Text(caption))
-    for heading in cells.head:
-        named = heading in ("run", "method")
-        table.add_column(heading, justify="left" if named else "right", no_wrap=named, overflow="fold")
-    for row in cells.rows:
-        table.add_row(*map(Text, row))  # Text, since a label may hold [brackets] that markup would swallow
-    return table
-
-
-def to_markdown(table: Table) -> str:
-    """The same content as a Markdown table, the caption under it; ends in a newline."""
-    columns = [[_plain(cell) for cell in (column.header, *column.cells)] for column in table.columns]
-    head, *body = zip(*columns, strict=True)
-    rules = ["---:" if column.justify == "right" else "---" for column in table.columns]
-    lines = [f"| {' | '.join(cells)} |" for cells in (head, rules, *body)]
-    caption = ["", str(table.caption)] if table.caption else []
-    return "\n".join([*lines, *caption]) + "\n"
-
-
-def format_percent(value: float) -> str:
-    """A share in [0, 1] as 81.2."""
-    return f"{100 * value:.1f}"
-
-
-def format_points(value: float) -> str:
-    """A difference of shares as +6.3."""
-    return f"{100 * value:+.1f}"
-
-
-def format_bytes(count: float) -> str:
-    """Bytes for people, in steps of 1000: 0 B, 999 B, 1.2 kB, 3.4 MB."""
-    return _in_thousands(count, ("B", "kB", "MB", "GB", "TB"))
-
-
-def format_amount(count: float) -> str:
-    """A large number of anything, likewise: 999, 1.2 k, 3.4 M."""
-    return _in_thousands(count, ("", "k", "M", "G", "T", "P", "E")).rstrip()
-
-
-def _in_thousands(count: float, units: Sequence[str]) -> str:
-    power = next((p for p in range(len(units)) if round(count / 1000**p, 1 if p else 0) < 1000), len(units) - 1)
-    return f"{count / 1000**power:.{1 if power else 0}f} {units[power]}"
-
-
-def format_seconds(value: float) -> str:
-    """0.4, 12.3, 1,234: in seconds, with decimals while they mean something."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
-
-
-def _facts(report: Report, partition_seeds: Sequence[str]) -> dict[str, object]:
+def _read_facts(report: Report, partition_seeds: Sequence[str]) -> dict[str, object]:
     return {
         "classes": report.classes,
         "shape of an example": report.shape,
-        "part scored on": report.scored_on,
+        "evaluation split": report.scored_on,
         "seeds": sorted({trial.seed for trial in report.trials}),
         "partition": [report.partition[seed] for seed in partition_seeds],
     }
 
 
-def _headings(own: bool, private: bool) -> tuple[str, ...]:
-    after = {"accuracy %": (EPSILON,) * private, "worst %": (OWN,) * own}
+def _choose_headings(own: bool, private: bool) -> tuple[str, ...]:
+    after = {"accuracy %": (EPSILON,) * private, "worst client %": (OWN,) * own}
     return tuple(name for heading in HEADINGS for name in (heading, *after.get(heading, ())))
 
 
-def _rows(report: Report, own: bool, private: bool) -> list[tuple[str, ...]]:
-    return [_row(report, method, report.of(method), own, private) for method in report.methods]
+def _build_rows(report: Report, own: bool, private: bool) -> list[tuple[str, ...]]:
+    return [_build_row(report, method, own, private) for method in report.methods]
 
 
-def _row(report: Report, method: str, trials: Sequence[TrialResult], own: bool, private: bool) -> tuple[str, ...]:
-    score, more = accuracy_spread(trials), gain_over(report, method)
+def _build_row(report: Report, method: str, own: bool, private: bool) -> tuple[str, ...]:
+    trials, gain = report.of(method), gain_over(report, method)
+    score = accuracy_spread(trials)
     return (
         method,
         str(len(trials)),
-        f"{format_percent(score.mean)} ± {NONE if score.sd is None else format_percent(score.sd)}",
-        *((worst_epsilon(trials),) if private else ()),
-        NONE if more is None else format_points(more.mean) + _range(more),
+        format_percent(score.mean) + ("" if score.sd is None else f" ± {format_percent(score.sd)}"),
+        *((format_epsilon(trials),) if private else ()),
+        NONE if gain is None else format_points(gain.mean) + _format_range(gain),
         format_percent(fmean(trial.worst for trial in trials)),
-        *((personal_accuracy_spread(trials),) if own else ()),
+        *((format_personal_accuracy(trials),) if own else ()),
         format_bytes(fmean(trial.up_bytes for trial in trials)),
         format_bytes(fmean(trial.down_bytes for trial in trials)),
         format_seconds(fmean(trial.seconds for trial in trials)),
     )
 
 
-def _range(spread: Spread) -> str:
+def _format_range(spread: Spread) -> str:
     return "" if spread.sd is None else f" [{format_points(spread.low)}, {format_points(spread.high)}]"
-
-
-def _plain(cell: object) -> str:
-    return str(cell).replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")

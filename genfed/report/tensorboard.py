@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from genfed.report.results import Row
-from genfed.report.summarise import accuracies, losses
+from genfed.report.summarize import read_accuracies, read_losses
 
 
 class TensorBoard:
@@ -25,9 +25,9 @@ class TensorBoard:
             trials[row["method"], row["seed"]].append(row)
         for trial, own in trials.items():
             writer = self._writer(*trial)
-            for point in accuracies(own):
+            for point in read_accuracies(own):
                 writer.add_scalar("accuracy", point.value, point.step)
-            for point in losses(own):
+            for point in read_losses(own):
                 writer.add_scalar(
                     f"loss/{point.phase}", float("nan") if point.value is None else point.value, point.step
                 )

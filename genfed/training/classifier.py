@@ -1,4 +1,4 @@
-"""Training of a classifier, a client's or the server's, as every method does it."""
+"""Training of a classifier by a client or the server, used by every method."""
 
 from collections.abc import Callable
 from typing import Annotated, Literal
@@ -17,29 +17,34 @@ from genfed.training.fit import Objective, cross_entropy, fit
 
 @settings
 class Training:
-    """How a client trains its classifier in one round. The optimiser is new in every round."""
+    """A client's training of its classifier in one round. The optimizer is new in every round.
+
+    >>> from genfed import Training
+    >>> Training(epochs=2, learning_rate=0.05).batch_size
+    64
+    """
 
     epochs: Annotated[int, Field(ge=0)] = 5
-    """Passes over the client's own examples."""
+    """Passes over the client's examples."""
     batch_size: Annotated[int, Field(ge=1)] = 64
-    """Examples per step; a client with fewer takes them all."""
+    """Examples per step; a client with fewer examples uses all of them."""
     optimiser: Literal["sgd", "adam"] = "sgd"
-    """SGD, or Adam with PyTorch's default betas."""
+    """Optimizer: SGD, or Adam with PyTorch's default betas."""
     learning_rate: Annotated[float, Field(gt=0)] = 0.1
-    """Step size."""
+    """Learning rate."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Of SGD; Adam has its own."""
+    """Momentum of SGD; Adam ignores it."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """L2, added to the gradient."""
+    """L2 penalty, added to the gradient."""
     augmentation: Augmentation = "none"
-    """Of the images that it learns from, real and generated alike, anew in every epoch; not of features or tables."""
+    """Augmentation of the training images, real and generated, new in every epoch; features and tables have none."""
 
     def declare(self, epochs: int | None = None) -> DeclaredTraining:
-        """What a phase declares that trains so on a client's examples, for `epochs` (None: the setting's)."""
+        """Returns the declaration of this training on a client's examples, for `epochs` (None: the setting's)."""
         return DeclaredTraining(self.epochs if epochs is None else epochs, self.batch_size)
 
     def new_optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
-        """A new optimiser over all parameters."""
+        """Returns a new optimizer of all parameters."""
         if self.optimiser == "adam":
             return torch.optim.Adam(
                 network.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay, fused=True
@@ -63,9 +68,25 @@ def train(
     penalty: Callable[[], Tensor] | None = None,
     public: bool = False,
 ) -> float:
-    """Trains in place by cross-entropy, plus `penalty`, on `data` (None: the client's own, and a server has none; y may
-    also be soft targets [n, classes]) for `epochs` (None: the setting's). `public`: the data are not of the client's
-    examples, and need no privacy. Returns the mean loss of the last epoch.
+    """Trains a network in place by cross-entropy. Returns the mean loss of the last epoch.
+
+    >>> import torch
+    >>> from genfed import Data, Server, Task, Training, train
+    >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
+    >>> task, rng = Task("image", (1, 2, 2), ("cat", "dog")), torch.Generator()
+    >>> server = Server(task, (), 0, rng, 0, torch.device("cpu"), "float32", lambda name, rng: network)
+    >>> loss = train(network, server, Training(epochs=1), data=Data(torch.randn(8, 1, 2, 2), torch.arange(8) % 2))
+    >>> loss > 0
+    True
+
+    Args:
+        network: The classifier.
+        where: The client or server that trains it.
+        training: The settings.
+        data: The examples; y may also be soft targets [n, classes]. None: the client's examples; a server has none.
+        epochs: The passes over the data; None: the setting's.
+        penalty: A scalar that is added to each batch's mean loss; None: nothing.
+        public: Whether the data are no examples of the client, so they need no differential privacy.
     """
     if data is None:
         assert isinstance(where, Client), "a server has no examples of its own"

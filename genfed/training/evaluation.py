@@ -1,4 +1,4 @@
-"""What a network makes of examples, and scoring a classifier by what it classifies right of each class."""
+"""Predictions of a network, and evaluation of a classifier by its correct predictions per class."""
 
 from dataclasses import dataclass
 
@@ -12,44 +12,59 @@ from genfed.training.pixels import normalize_pixels
 
 @dataclass(frozen=True)
 class ClassCounts:
-    """Per class [classes] int64: test examples, and how many of them were classified right."""
+    """Numbers of test examples per class."""
 
     correct: Tensor
+    """Number of correctly classified examples, int64 [classes]."""
     total: Tensor
+    """Number of examples, int64 [classes]."""
 
 
 @torch.no_grad()
 def predict(network: nn.Module, x: Tensor, precision: str = "float32", batch_size: int = 500) -> Tensor:
-    """What the network gives, [n, …] float32 of examples as `Data.x` has them; in eval mode, without gradients."""
+    """Returns the network's output, float32 [n, …], for examples x like `Data.x`, in eval mode and without gradients.
+
+    Args:
+        network: The network; it stays in eval mode.
+        x: The examples [n, *shape].
+        precision: The precision of the computation, "float32" or "bfloat16".
+        batch_size: The number of examples at once.
+    """
     network.eval()
-    parts = []
-    for some in torch.split(x, batch_size):
+    outputs = []
+    for part in torch.split(x, batch_size):
         with mixed_precision(x.device, precision):
-            out: Tensor = network(normalize_pixels(some))
-        parts.append(out.float())
-    return torch.cat(parts)
+            output: Tensor = network(normalize_pixels(part))
+        outputs.append(output.float())
+    return torch.cat(outputs)
 
 
 def evaluate(
     network: nn.Module, data: Data, classes: int, precision: str = "float32", batch_size: int = 500
 ) -> ClassCounts:
-    """Classifies all examples in eval mode."""
+    """Classifies all examples in eval mode and counts them by class; the arguments are those of `predict`."""
     return count_by_class(correct_mask(network, data, precision, batch_size), data.y.cpu(), classes)
 
 
 def correct_mask(network: nn.Module, data: Data, precision: str = "float32", batch_size: int = 500) -> Tensor:
-    """Which examples are classified right in eval mode: bool [n], on the CPU."""
+    """Returns which examples are classified correctly in eval mode, bool [n] on the CPU; arguments as for `predict`."""
     return (predict(network, data.x, precision, batch_size).argmax(1) == data.y).cpu()
 
 
-def count_by_class(hit: Tensor, y: Tensor, classes: int) -> ClassCounts:
-    """Counts examples of the classes y [n] and those that were hit, bool [n]; both on the CPU."""
-    return ClassCounts(torch.bincount(y[hit], minlength=classes), torch.bincount(y, minlength=classes))
+def count_by_class(correct: Tensor, y: Tensor, classes: int) -> ClassCounts:
+    """Counts examples and correct ones by class.
+
+    Args:
+        correct: Which examples are classified correctly, bool [n] on the CPU.
+        y: The classes, int64 [n] on the CPU.
+        classes: The number of classes.
+    """
+    return ClassCounts(torch.bincount(y[correct], minlength=classes), torch.bincount(y, minlength=classes))
 
 
 def reweighted_accuracy(counts: ClassCounts, held: Tensor) -> float | None:
-    """Accuracy with each class weighted by its share in `held`, numbers of examples [classes]. A class that was not
-    tested is left out and the others make up for it; None: no class is left.
+    """Returns the accuracy with each class weighted by its share in `held`, numbers of examples [classes]. Classes
+    without test examples are excluded; None: no class remains.
     """
     weights = torch.where(counts.total > 0, held, 0).double()
     if not weights.any():

@@ -1,4 +1,4 @@
-"""Weights as products of low rank, and their mean."""
+"""Low-rank factorization of weights, and the mean of factorized weights."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from genfed.core.task import Weights
 
 @dataclass(frozen=True)
 class FactoredWeights:
-    """Tensors by name: some whole, the others as left [rows, rank] · right [rank, *the other dimensions]."""
+    """Tensors by name: some are whole, the others products left [rows, rank] · right [rank, *the other dimensions]."""
 
     whole: Weights
     left: Weights
@@ -20,12 +20,14 @@ class FactoredWeights:
 
 
 def factorize(weights: Weights, energy: float) -> FactoredWeights:
-    """Cuts the singular values of every matrix (a kernel [out, in, h, w] is [out, in·h·w]): the fewest largest ones
-    that hold `energy` in (0, 1] of the sum of their squares are kept. What would not get smaller stays whole.
+    """Factorizes every matrix by its singular values (a kernel [out, in, h, w] is a matrix [out, in·h·w]).
+
+    It keeps the fewest of the largest singular values that hold the share `energy` in (0, 1] of the sum of all squares.
+    A tensor that would not become smaller stays whole.
     """
     whole, left, right = Weights(), Weights(), Weights()
     for name, value in weights.items():
-        factors = _factors(value, energy) if value.is_floating_point() and value.dim() > 1 else None
+        factors = _factorize_tensor(value, energy) if value.is_floating_point() and value.dim() > 1 else None
         if factors is None:
             whole[name] = value
         else:
@@ -34,16 +36,16 @@ def factorize(weights: Weights, energy: float) -> FactoredWeights:
 
 
 def rebuild(weights: FactoredWeights) -> Weights:
-    """The tensors that the products stand for, each in one piece.
+    """Multiplies the factors. Returns all tensors by name.
 
     Raises:
-        GenfedError: factors that do not belong together.
+        GenfedError: two factors have no product.
     """
     for name in sorted(weights.left.keys() | weights.right.keys()):
         left, right = (tuple(side[name].shape) if name in side else None for side in (weights.left, weights.right))
         if left is None or right is None or len(left) != 2 or left[1:] != right[:1]:
             raise GenfedError(f"{name}: factors of shapes {left} and {right} have no product")
-    # In double precision, so that how a tensor lies in memory does not show in the last bit.
+    # In double precision, so that the last bit does not depend on the memory layout.
     products = {
         name: torch.tensordot(left.double(), weights.right[name].double(), 1).to(left.dtype)
         for name, left in weights.left.items()
@@ -64,13 +66,13 @@ def apply_update(before: Weights, update: FactoredWeights) -> Weights:
 
 @dataclass(frozen=True)
 class RebuiltMean(Mean):
-    """The mean of what `FactoredWeights` uploads stand for, whatever rank each has."""
+    """The mean of uploaded `FactoredWeights` of any rank: the mean of their products."""
 
     def extract(self, value: FactoredWeights) -> Weights:
         return rebuild(value)
 
 
-def _factors(value: Tensor, energy: float) -> tuple[Tensor, Tensor] | None:
+def _factorize_tensor(value: Tensor, energy: float) -> tuple[Tensor, Tensor] | None:
     matrix = value.flatten(1)
     u, s, v = torch.linalg.svd(matrix, full_matrices=False)
     held = s.double().square().cumsum(0)

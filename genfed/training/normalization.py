@@ -1,4 +1,4 @@
-"""Layers that bring the channels of maps to one scale: by the batch, or by each example itself."""
+"""Normalization layers for maps: over the batch, or within each example."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -9,7 +9,9 @@ Norm = Literal["batch", "group"]
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """GroupNorm with as many of 8, 4, 2 groups as leave four channels each, so that 1×1 maps are not all alike."""
+    """Returns GroupNorm with 8, 4, 2 or 1 groups: the most with at least four channels each, since otherwise 1×1 maps
+    would become constant.
+    """
     groups = next((g for g in (8, 4, 2) if channels % g == 0 and channels >= 4 * g), 1)
     return nn.GroupNorm(groups, channels)
 

@@ -9,20 +9,21 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class OptimizerState:
-    """What an optimiser remembers between rounds: by parameter number, then by name."""
+    """The state of an optimizer between rounds."""
 
     values: dict[int, dict[str, Tensor]]
+    """Tensors by parameter number, then by name."""
 
 
-def optimizer_state(optimiser: torch.optim.Optimizer) -> OptimizerState:
-    """The optimiser's memory as a record, on the CPU."""
-    state = optimiser.state_dict()["state"]
+def optimizer_state(optimizer: torch.optim.Optimizer) -> OptimizerState:
+    """Returns the optimizer's state as a record, on the CPU."""
+    state = optimizer.state_dict()["state"]
     return OptimizerState({i: {k: v.cpu() for k, v in s.items() if isinstance(v, Tensor)} for i, s in state.items()})
 
 
-def load_optimizer_state(optimiser: torch.optim.Optimizer, moments: OptimizerState | None) -> None:
-    """Gives a copy of the memory back; None leaves the optimiser new."""
-    if moments is not None:
-        groups = optimiser.state_dict()["param_groups"]
-        # An optimiser works in place, and what is loaded may be a server's state.
-        optimiser.load_state_dict({"state": copy.deepcopy(moments.values), "param_groups": groups})
+def load_optimizer_state(optimizer: torch.optim.Optimizer, state: OptimizerState | None) -> None:
+    """Loads a copy of the state into the optimizer; None: the optimizer stays new."""
+    if state is not None:
+        groups = optimizer.state_dict()["param_groups"]
+        # An optimizer changes its state in place, and the loaded one may belong to a server's state.
+        optimizer.load_state_dict({"state": copy.deepcopy(state.values), "param_groups": groups})

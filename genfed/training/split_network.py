@@ -1,6 +1,6 @@
-"""Networks in two parts: an extractor that can be shared, and a header that goes its own way.
+"""Networks in two parts: an extractor that can be shared, and a header.
 
-A network says so by having two children, `extractor` and `header`, and computing header(extractor(x)).
+Such a network has exactly two children, `extractor` and `header`, and computes header(extractor(x)).
 """
 
 from dataclasses import dataclass
@@ -17,29 +17,29 @@ from genfed.training.evaluation import predict
 from genfed.training.weights import build_classifier, initial_classifiers, weights_of
 
 FEATURES = Slot("features", Data)
-"""Where a client keeps the features of its examples once the extractor stands still."""
+"""A client's stored features of its examples, once the extractor no longer changes."""
 
 
 @dataclass(frozen=True)
 class SplitNetwork:
-    """A classifier in its two parts."""
+    """The weights of a classifier's two parts."""
 
     extractor: Weights
     header: Weights
 
 
 def split_parts(weights: Weights) -> tuple[Weights, Weights]:
-    """The weights of the extractor and of the header, each by its own names."""
-    return _under("extractor.", weights), _under("header.", weights)
+    """Splits a network's weights into those of the extractor and of the header, without the prefixes of the names."""
+    return _strip_prefix("extractor.", weights), _strip_prefix("header.", weights)
 
 
 def join_parts(extractor: Weights, header: Weights) -> Weights:
-    """The weights of the whole network."""
+    """Joins the weights of both parts to those of the whole network."""
     return {f"extractor.{k}": v for k, v in extractor.items()} | {f"header.{k}": v for k, v in header.items()}
 
 
 def initial_parts(server: Server) -> tuple[Weights, dict[str, Weights]]:
-    """The initial extractor (that of the first architecture) and the initial headers by architecture.
+    """Returns the initial extractor (that of the first architecture) and the initial headers by architecture.
 
     Raises:
         GenfedError: the architectures cannot share an extractor.
@@ -57,17 +57,24 @@ def load_parts(client: Client, sent: SplitNetwork) -> nn.Module:
 def train_parts(
     client: Client, sent: SplitNetwork, training: Training, epochs: int | None = None
 ) -> Reply[SplitNetwork]:
-    """Trains extractor and header together on real examples, for `epochs` (None: the setting's)."""
+    """Trains extractor and header together on the client's examples.
+
+    Args:
+        client: The client.
+        sent: The weights that the server sent.
+        training: The settings.
+        epochs: The passes over the examples; None: the setting's.
+    """
     network = load_parts(client, sent)
     loss = train(network, client, training, epochs=epochs)
     return Reply(SplitNetwork(*split_parts(weights_of(network))), weight=len(client.data), metrics={"loss": loss})
 
 
 def check_parts(server: Server) -> None:
-    """Refuses architectures that cannot share an extractor.
+    """Checks that all architectures can share an extractor.
 
     Raises:
-        GenfedError: one does not have the two parts, or its extractor is not like the others'.
+        GenfedError: an architecture lacks one of the two parts, or the extractors differ in names or shapes.
     """
     shapes: dict[str, dict[str, tuple[int, ...]]] = {}
     for architecture in server.architectures:
@@ -84,11 +91,11 @@ def check_parts(server: Server) -> None:
             raise GenfedError(f"architectures {first} and {other} have different extractors, which cannot be averaged")
 
 
-def shared_features(server: Server) -> Task:
-    """The task of telling classes by the features of the extractor that all architectures share.
+def find_shared_feature_task(server: Server) -> Task:
+    """Returns the task of classifying the features of the extractor that all architectures share.
 
     Raises:
-        GenfedError: their extractors' features differ in shape, or some are below 0.
+        GenfedError: the features differ in shape, or some are below 0.
     """
     shapes: dict[str, tuple[int, ...]] = {}
     unknown: GenfedError | None = None
@@ -98,13 +105,13 @@ def shared_features(server: Server) -> Task:
         try:
             with torch.no_grad():
                 features: Tensor = network.get_submodule("extractor").eval()(x.to(server.device))
-        except GenfedError as error:  # only its site can run it, and finds out there
+        except GenfedError as error:  # only the architecture's site can run it, and checks it there
             unknown = error
             continue
         if bool((features < 0).any()):
             raise GenfedError(
-                f"architecture {architecture}: its extractor gives features below 0, which generators do not make: let "
-                "it end in a ReLU"
+                f"architecture {architecture}: its extractor gives features below 0, which generators cannot generate: "
+                "let it end in a ReLU"
             )
         shapes[architecture] = tuple(features.shape[1:])
     if unknown and not shapes:
@@ -114,27 +121,27 @@ def shared_features(server: Server) -> Task:
         if shapes[other] != shapes[first]:
             raise GenfedError(
                 f"architectures {first} and {other} have features of the shapes {shapes[first]} and {shapes[other]}: "
-                "one generator cannot make both"
+                "one generator cannot generate both"
             )
     return Task("features", shapes[first], server.task.classes)
 
 
-def feature_task(network: nn.Module, task: Task) -> Task:
-    """The task of telling classes by the extractor's features; their shape is found by trying."""
+def find_feature_task(network: nn.Module, task: Task) -> Task:
+    """Returns the task of classifying the extractor's features, whose shape is found by one forward pass."""
     device = next(network.parameters()).device
     with torch.no_grad():
         features: Tensor = network.get_submodule("extractor").eval()(torch.zeros(1, *task.shape, device=device))
     return Task("features", tuple(features.shape[1:]), task.classes)
 
 
-def cached_features(client: Client, network: nn.Module) -> Data:
-    """The features of the client's examples, float32 [n, *feature shape]; computed once and kept."""
-    kept = client.storage.get(FEATURES)
-    if kept is None:
-        kept = Data(predict(network.get_submodule("extractor"), client.data.x).cpu(), client.data.y.cpu())
-        client.storage.put(FEATURES, kept)
-    return kept.to(client.device)
+def load_features(client: Client, network: nn.Module) -> Data:
+    """Returns the features of the client's examples, float32 [n, *feature shape], computed once and then stored."""
+    features = client.storage.get(FEATURES)
+    if features is None:
+        features = Data(predict(network.get_submodule("extractor"), client.data.x).cpu(), client.data.y.cpu())
+        client.storage.put(FEATURES, features)
+    return features.to(client.device)
 
 
-def _under(prefix: str, weights: Weights) -> Weights:
+def _strip_prefix(prefix: str, weights: Weights) -> Weights:
     return {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}

@@ -76,7 +76,7 @@ def soft_targets(
     """Returns targets on the CPU: classes [n], or one-hot classes plus probabilities [n, classes]. Cross-entropy is
     linear in its target, so the loss for this sum (of weight 2) is the sum of both losses, with MixUp too.
     """
-    labels = batch.wanted.labels
+    labels = batch.request.labels
     if supervision == "fine_tuning":
         return labels.clone()  # a view would keep the shard's images in memory
     if not teachers:
@@ -88,10 +88,10 @@ def soft_targets(
 
     if supervision == "multi_teacher":
         return one_hot + torch.stack([probabilities(teacher, batch.images) for teacher in teachers.values()]).mean(0)
-    for client in sorted(set(batch.wanted.clients.tolist())):
+    for client in sorted(set(batch.request.clients.tolist())):
         if client not in teachers:
             raise GenfedError(f"{supervision}: images represent client {client}, whose classifier is missing")
-        own = batch.wanted.clients == client
+        own = batch.request.clients == client
         one_hot[own] += probabilities(teachers[client], batch.images[own])
     return one_hot
 
@@ -107,7 +107,7 @@ def consensus_rows(
         return torch.arange(len(synthetic))
     votes, cells = [], []
     for batch in synthetic.chunks(server):
-        labels, clients = batch.wanted.labels, batch.wanted.clients
+        labels, clients = batch.request.labels, batch.request.clients
         total = torch.zeros(len(batch))
         for client, teacher in teachers.items():
             scores = predict(teacher, batch.images.to(server.device), server.precision)

@@ -12,10 +12,10 @@ from genfed.training.weights import load_weights
 
 
 def check_labels(labels: Tensor, server: Server) -> None:
-    """Refuses what are no classes.
+    """Checks uploaded labels.
 
     Raises:
-        GenfedError: they are not int64 [n], or the server does not know one.
+        GenfedError: they are not int64 [n], or a label is not a class of the task.
     """
     known = len(server.task.classes)
     if labels.dtype != torch.int64 or labels.ndim != 1:
@@ -25,24 +25,30 @@ def check_labels(labels: Tensor, server: Server) -> None:
 
 
 _SCORE = 1e6
-"""Beyond it a classifier has diverged."""
+"""Largest absolute logit of a classifier that has not diverged."""
 
 
 def check_form(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
-    """Refuses a part of an upload that is of another type or shape; for `Phase.check`.
+    """Checks the type and shape of a tensor in an upload; for `Phase.check`.
+
+    Args:
+        name: The tensor's name, for the error message.
+        tensor: The tensor.
+        dtype: The required type.
+        shape: The required shape.
 
     Raises:
-        GenfedError: it is.
+        GenfedError: the type or shape is another one.
     """
     if (tensor.dtype, tensor.shape) != (dtype, shape):
         raise GenfedError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}; {dtype} {shape} is allowed")
 
 
 def check_counts(server: Server, info: ClientInfo, counts: Tensor) -> None:
-    """Refuses an upload that is no count of the client's examples by class; for `Phase.check`.
+    """Checks an upload of the numbers of a client's examples by class; for `Phase.check`.
 
     Raises:
-        GenfedError: it is not int64 [classes], or does not add up to the number of the client's examples.
+        GenfedError: the numbers are not int64 [classes], or their sum is not the number of the client's examples.
     """
     classes = len(server.task.classes)
     if counts.dtype != torch.int64 or counts.shape != (classes,):
@@ -52,10 +58,10 @@ def check_counts(server: Server, info: ClientInfo, counts: Tensor) -> None:
 
 
 def check_classifier(server: Server, info: ClientInfo, weights: Weights) -> None:
-    """Refuses an upload that is no working classifier of the client's architecture; for `Phase.check`.
+    """Checks that an upload is a working classifier of the client's architecture; for `Phase.check`.
 
     Raises:
-        GenfedError: it has other parts or shapes, or its scores of noise are beyond all measure.
+        GenfedError: its parts or shapes differ, or its logits for noise are not finite or above a million.
     """
     draws, shape = server.common("check"), (4, *server.task.shape)
     network = server.new_network(info.architecture, draws)

@@ -113,7 +113,7 @@ def test_the_users_own_draws_go_on_as_they_would(run: Path) -> None:
 def test_what_is_exported_is_said(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told = said(capsys, "export", run, "--out", tmp_path / "a", "--method", "fedavg", "--seed", 1)
     assert told.startswith("fedavg, seed 1, client 0 (linear), accuracy ")
-    assert "client 0 of 4 was taken, since no --client names another" in told
+    assert "This is client 0 of 4; choose another with --client." in told
     told = said(capsys, "export", run, "--out", tmp_path / "b", "--method", "fedavg", "--client", 3)
     assert told.startswith("fedavg, seed 0, client 3 (mlp-small), accuracy ")
     assert "was taken" not in told
@@ -162,7 +162,7 @@ def test_a_module_of_the_methods_own(tmp_path: Path, capsys: pytest.CaptureFixtu
     config = tiny("paired", method={"paired": {"kind": f"{TOYS}:Paired"}})
     config["federation"]["architectures"] = [f"{TOYS}:Linear"]
     start(config, tmp_path / "run")
-    assert "--format onnx can be used" in said(capsys, "export", tmp_path / "run", "--out", tmp_path / "st")
+    assert "Use --format onnx" in said(capsys, "export", tmp_path / "run", "--out", tmp_path / "st")
     about = json.loads((tmp_path / "st" / "model.json").read_text())
     assert (about["architecture"], about["network"]) == (None, f"{TOYS}:Between")
     assert "one.layer.weight" in safetensors.torch.load_file(tmp_path / "st" / "model.safetensors")
@@ -244,7 +244,7 @@ def test_an_unfinished_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     with pytest.raises(KeyboardInterrupt):
         start(config, tmp_path / "run", notify=stop)
     told = said(capsys, "export", tmp_path / "run", "--out", tmp_path / "out", "--client", 3)
-    assert told.startswith("fedavg, seed 0, client 3 (mlp-small), not scored: ")
+    assert told.startswith("fedavg, seed 0, client 3 (mlp-small), not evaluated: ")
     about = json.loads((tmp_path / "out" / "model.json").read_text())
     assert (about["accuracy"], about["rounds"]) == (None, 1)
     shutil.rmtree(tmp_path / "run" / "trials")
@@ -288,7 +288,7 @@ def test_predictions_are_what_the_evaluation_counted(
         {**{k: v for k, v in row.items() if k != "file"}, "row": 0} for row in rows
     ]
     told = said(capsys, "predict", run, tmp_path / "png" / "0003.png", "--out", tmp_path / "c.csv", "--method", "gefl")
-    assert "client 0 of 4 was taken" in told
+    assert "This is client 0 of 4" in told
     assert [row["file"] for row in rows_of(tmp_path / "c.csv")] == ["0003.png"]
 
 

@@ -76,7 +76,7 @@ def test_what_was_learnt_by_heart_is_told() -> None:
 
 def test_classifiers_that_learnt_nothing_tell_nothing_and_the_planted_leak_is_found() -> None:
     (reading,) = AttributeInference(planted_epochs=60).examine(toy()).readings
-    assert reading.verdict == "none found", reading
+    assert reading.verdict == "no leak found", reading
 
 
 def test_guesses_by_hand() -> None:

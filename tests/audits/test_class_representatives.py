@@ -54,7 +54,7 @@ def test_what_few_examples_were_learnt_by_heart_is_seen() -> None:
 
 def test_a_classifier_that_learnt_nothing_shows_nothing_and_the_planted_leak_is_found() -> None:
     found = ClassRepresentatives(**SMALL).examine(toy(0))
-    assert [r.verdict for r in found.readings] == ["none found"], found
+    assert [r.verdict for r in found.readings] == ["no leak found"], found
 
 
 def test_likeness_by_hand() -> None:

@@ -68,7 +68,7 @@ def test_what_was_learnt_by_heart_is_found() -> None:
 
 def test_classifiers_that_learnt_nothing_are_silent_and_the_planted_leak_is_found() -> None:
     found = MembershipClassifier(**SMALL | {"shadows": 4}).examine(toy(0))
-    assert [r.verdict for r in found.readings] == ["none found"] * 3, found
+    assert [r.verdict for r in found.readings] == ["no leak found"] * 3, found
 
 
 def test_every_candidate_stands_in_half_of_the_shadows_which_have_the_same_classes() -> None:

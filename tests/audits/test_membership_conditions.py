@@ -37,7 +37,7 @@ ONE = {"row": ("a",), "column": ("b",)}
 class Seen(Conditions):
     """A condition is an image: of "… at ab" one that is bright there; or any other."""
 
-    def of(self, texts: Sequence[str]) -> Tensor:
+    def encode(self, texts: Sequence[str]) -> Tensor:
         images = torch.zeros(len(texts), 1, 8, 8)
         for image, text in zip(images, texts, strict=True):
             if " at " in text:
@@ -45,10 +45,10 @@ class Seen(Conditions):
                 image[0, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2] = 1
         return images.flatten(2)
 
-    def none(self, n: int, negative: str) -> Tensor:
+    def encode_none(self, n: int, negative: str) -> Tensor:
         return torch.zeros(n, 1, 64)
 
-    def ask(self, network: nn.Module, z: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+    def predict(self, network: nn.Module, z: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         return condition.view(-1, 1, 8, 8)
 
 
@@ -117,7 +117,7 @@ def test_conditions_of_few_examples_betray_them(method: ConditionUploadMethod) -
 @pytest.mark.parametrize("method", METHODS)
 def test_conditions_of_others_tell_nothing_and_the_planted_leak_is_found(method: ConditionUploadMethod) -> None:
     found = read(FEW, toy(method, spots(24, "train"), of=lambda i: spots(12, "others", str(i))))
-    assert {reading.verdict for reading in found.values()} == {"none found"}, found
+    assert {reading.verdict for reading in found.values()} == {"no leak found"}, found
 
 
 def test_the_mean_of_few_is_near_them() -> None:
@@ -154,7 +154,7 @@ def test_measures_by_hand() -> None:
     found, far = nearest_condition(torch.tensor([[3.0, 3.0], [3.0, 3.0]]), torch.tensor([0, 1]), told)
     assert found.tolist() == [[3, 4], [1, 1]]
     assert far.tolist() == pytest.approx([1, 8**0.5])
-    x, (signal, noise) = torch.zeros(2, 1, 8, 8), MODEL.levels(5, torch.zeros(1, 1, 8, 8))
+    x, (signal, noise) = torch.zeros(2, 1, 8, 8), MODEL.noise_levels(5, torch.zeros(1, 1, 8, 8))
     tones = torch.tensor([0.0, 0.5]).view(2, 1, 1).expand(2, 1, 64)  # the image itself, and half a unit off
     other = torch.full((2, 1, 64), 0.25)
     by = noise_gain(MODEL, x, tones, other, 1, stream(0))  # the mistake in ε is that in x0 times √ᾱ/√(1 − ᾱ)

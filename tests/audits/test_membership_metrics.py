@@ -73,6 +73,6 @@ def test_verdicts() -> None:
         for null in (above, about)
     }
     assert verdicts["leak"] == (above, above, about)
-    assert verdicts["none found"] == (about, above, about)
-    assert verdicts["deceived"][1:] == (above, above)
-    assert verdicts["blind"][1] == about
+    assert verdicts["no leak found"] == (about, above, about)
+    assert verdicts["false positive"][1:] == (above, above)
+    assert verdicts["underpowered"][1] == about

@@ -36,13 +36,13 @@ def test_some_copies_are_found_by_distance() -> None:
 
 
 def test_fresh_draws_and_noise_are_not() -> None:
-    assert audited(drawn(240, "more")) == ("none found", "none found")
+    assert audited(drawn(240, "more")) == ("no leak found", "no leak found")
     noise = Data(torch.randint(256, (240, 1, 8, 8), generator=stream(1), dtype=torch.uint8), torch.zeros(240).long())
-    assert audited(noise) == ("none found", "none found")
+    assert audited(noise) == ("no leak found", "no leak found")
 
 
 def test_an_attack_that_misses_what_was_planted_says_so() -> None:
-    assert audited(drawn(240, "more"), noise=5.0) == ("blind", "blind")
+    assert audited(drawn(240, "more"), noise=5.0) == ("underpowered", "underpowered")
 
 
 def test_what_it_cannot_do() -> None:
@@ -68,7 +68,7 @@ def test_members_of_another_kind_than_held_out_examples_are_not_told_by_that() -
     )
     readings = MembershipSamples().examine(toy.as_seen(("samples",))).readings
     assert all(reading.run[AUC].low > 0.5 for reading in readings)
-    assert [reading.verdict for reading in readings] == ["deceived", "deceived"]
+    assert [reading.verdict for reading in readings] == ["false positive", "false positive"]
 
 
 def test_features_are_compared_with_features() -> None:
@@ -82,7 +82,7 @@ def test_features_are_compared_with_features() -> None:
         return [r.verdict for r in MembershipSamples(noise=0.0).examine(toy.as_seen(("samples",))).readings]
 
     assert found(drawn(240, "train"))[CLOSEST] == "leak"
-    assert found(drawn(240, "more"))[CLOSEST] == "none found"
+    assert found(drawn(240, "more"))[CLOSEST] == "no leak found"
 
 
 def test_an_audit_sees_no_more_than_it_says() -> None:

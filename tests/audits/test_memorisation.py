@@ -35,7 +35,7 @@ def test_copies_are_found_and_shown() -> None:
 
 def test_fresh_draws_are_no_copies() -> None:
     found = examined(drawn(200, "more"))
-    assert [reading.verdict for reading in found.readings] == ["none found", "none found"], found.readings
+    assert [reading.verdict for reading in found.readings] == ["no leak found", "no leak found"], found.readings
 
 
 def test_blurred_samples_are_no_copies() -> None:
@@ -43,7 +43,7 @@ def test_blurred_samples_are_no_copies() -> None:
     x = torch.stack([others.x[others.y == i % 3][8 * (i // 3) :][:8].float().mean(0) for i in range(198)])
     found = examined(Data(x.round().byte(), torch.arange(198) % 3))
     assert found.readings[0].run[RATIO].low > 1.1
-    assert [reading.verdict for reading in found.readings] == ["none found", "none found"], found.readings
+    assert [reading.verdict for reading in found.readings] == ["no leak found", "no leak found"], found.readings
 
 
 def test_training_examples_of_another_kind_than_held_out_ones_are_no_memory() -> None:
@@ -58,7 +58,7 @@ def test_training_examples_of_another_kind_than_held_out_ones_are_no_memory() ->
     )
     found = Memorisation(planted=40).examine(toy.as_seen(("samples",)))
     assert found.readings[0].run[ABOVE].low > 0
-    assert found.readings[0].verdict == "deceived"
+    assert found.readings[0].verdict == "false positive"
 
 
 def test_nothing_but_copies() -> None:
@@ -70,7 +70,7 @@ def test_nothing_but_copies() -> None:
 def test_copies_under_much_noise_are_a_leak_that_it_cannot_see() -> None:
     toy = case(samples=samples_of(normalize_pixels(drawn(200, "more").x), drawn(200, "more").y))
     found = Memorisation(planted=40, noise=20.0, shown=3).examine(toy.as_seen(("samples",)))
-    assert [reading.verdict for reading in found.readings] == ["blind", "blind"], found.readings
+    assert [reading.verdict for reading in found.readings] == ["underpowered", "underpowered"], found.readings
 
 
 def test_what_it_cannot_do() -> None:

@@ -76,12 +76,12 @@ def test_lopsided_clients_are_told() -> None:
 
 def test_clients_like_everybody_tell_nothing_and_the_planted_leak_is_found() -> None:
     (reading,) = PropertyInference().examine(toy([EVEN] * 4)).readings
-    assert reading.verdict == "none found", reading
+    assert reading.verdict == "no leak found", reading
 
 
 def test_uploads_that_nobody_trained_are_blind() -> None:
     (reading,) = PropertyInference().examine(toy(LOPSIDED, epochs=0)).readings
-    assert reading.verdict == "blind", reading
+    assert reading.verdict == "underpowered", reading
 
 
 def test_the_regression_gives_back_what_answers_were_made_of() -> None:

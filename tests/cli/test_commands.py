@@ -15,7 +15,7 @@ from PIL import Image
 import genfed
 from genfed.artifacts.samples import folder_names, write_samples
 from genfed.cli import main as cli
-from genfed.cli.listing import _network
+from genfed.cli.listing import describe_network
 from genfed.config.architectures import Architectures
 from tests.conftest import left_by, start, tiny
 
@@ -189,7 +189,18 @@ def test_compare_writes_table_and_page(run: Path, tmp_path: Path, capsys: pytest
 
 @pytest.mark.parametrize(
     "what",
-    ["methods", "data", "partitions", "architectures", "generators", "audits", "aggregations", "attacks", "settings"],
+    [
+        "methods",
+        "data",
+        "partitions",
+        "architectures",
+        "generators",
+        "audits",
+        "aggregations",
+        "attacks",
+        "settings",
+        "metrics",
+    ],
 )
 def test_list_explains(what: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(said(capsys, "list", what)) > 100
@@ -224,7 +235,7 @@ def test_architectures_say_what_they_are(capsys: pytest.CaptureFixture[str]) -> 
         assert words in text
     known = Architectures()
     for name in known.names():
-        assert _network(known.factory(name))
+        assert describe_network(known.factory(name))
 
 
 def test_nothing_to_resume_is_said_and_started(

@@ -18,7 +18,7 @@ FEW = {"probes": 1, "learning_rounds": 1, "description_batch_size": 100}
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_runs_in_miniature(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same methods, architectures and generators; one round of each phase, a seed, a few examples."""
-    monkeypatch.setattr(runs, "page", lambda *given: "")
+    monkeypatch.setattr(runs, "build_page", lambda *given: "")
     whole = read_config(config)
     for source in (whole.data, whole.public):
         if isinstance(source, Table):

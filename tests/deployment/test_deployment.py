@@ -251,12 +251,12 @@ def test_what_goes_wrong_at_sites_is_named_and_the_round_goes_on(federation: Fed
     (trial,) = from_json(report.read_text()).trials
     text = "\n".join(trial.failures)
     for says in (
-        "train round 0: client 1 left out: ValueError; its own log says more",
-        "train round 0: client 2 left out: ",
-        "train round 1: client 1 left out: ",
-        "train round 1: client 2 left out: not a packed record",
+        "train round 0: client 1 excluded: ValueError; its own log says more",
+        "train round 0: client 2 excluded: ",
+        "train round 1: client 1 excluded: ",
+        "train round 1: client 2 excluded: not a packed record",
         "client 1: its process died; asked again",
-        f"train round 2: client 2 left out: {late}",
+        f"train round 2: client 2 excluded: {late}",
     ):
         assert says in text
     assert "numbers that are not finite" in text
@@ -344,7 +344,7 @@ def test_the_server_s_words_that_are_wrong(tmp_path: Path, capsys: pytest.Captur
         taken.listen()
         port = taken.getsockname()[1]
         for words, says in (
-            ([], "say --keys DIR"),
+            ([], "give --keys DIR"),
             (["--keys", str(tmp_path)], f"{tmp_path}/ca.crt is missing; `genfed federation keys"),
             (["--insecure", "--address", "here"], "'here' is no address"),
             (["--insecure", "--address", f"127.0.0.1:{port}"], f"cannot listen at 127.0.0.1:{port}"),

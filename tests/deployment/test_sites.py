@@ -705,7 +705,7 @@ def test_a_reply_that_would_spoil_the_mean_is_left_out(tmp_path: Path, how: Spoi
     outcome = serve(config, Grid(sites(config, tmp_path / "sites"), _spoiled(how)), tmp_path / "run")
     assert not outcome.error
     (trial,) = from_json((tmp_path / "run" / "report.json").read_text()).trials
-    assert any(line.startswith("train round 0: client 1 left out: ") and says in line for line in trial.failures)
+    assert any(line.startswith("train round 0: client 1 excluded: ") and says in line for line in trial.failures)
 
 
 NONE = torch.zeros(10, dtype=torch.int64)
@@ -729,7 +729,7 @@ def test_scores_that_no_classifier_has_are_left_out(tmp_path: Path, how: Spoil, 
     (trial,) = from_json((tmp_path / "run" / "report.json").read_text()).trials
     assert [score.client for score in trial.clients] == [0, 2]
     assert 0 <= trial.accuracy <= 1
-    assert any(line.startswith("evaluate round 0: client 1 left out: ") and says in line for line in trial.failures)
+    assert any(line.startswith("evaluate round 0: client 1 excluded: ") and says in line for line in trial.failures)
 
 
 def test_a_metric_cannot_pass_for_a_score(tmp_path: Path) -> None:
@@ -941,7 +941,7 @@ def test_what_a_site_comes_to_demand_holds_for_a_run_that_goes_on(tmp_path: Path
     (file, *_) = sites(config, tmp_path / "sites")
     asked(file, letter(config), initial(config))
     file.write_text("minimum_group = 3\n" + file.read_text())
-    with pytest.raises(GenfedError, match=r"it uploads under \[secure\] alone"):
+    with pytest.raises(GenfedError, match=r"it uploads only under \[secure\]"):
         asked(file, letter(config, number=1), initial(config))
     file.write_text(file.read_text().replace("minimum_group = 3", "privacy = { epsilon = 8.0, delta = 1e-3 }"))
     with pytest.raises(GenfedError, match=r"it takes part under \[privacy\] alone"):

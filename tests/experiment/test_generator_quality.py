@@ -38,7 +38,7 @@ TOYS = "tests.toys"
 
 @pytest.fixture(autouse=True)
 def _no_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "page", lambda *given: "")
+    monkeypatch.setattr(runs, "build_page", lambda *given: "")
 
 
 def judged(*toys: str, **changes: Any) -> dict[str, Any]:
@@ -99,8 +99,8 @@ def test_images_for_clients_by_hand(tmp_path: Path) -> None:
         "clients_apart": 1.0,
     }
     assert judge._measure_clients(trial, SimpleNamespace(), made).keys() == {"client_match", "clients_apart"}
-    nobody = dataclasses.replace(made.wanted, clients=torch.full_like(clients, NO_CLIENT))
-    assert judge._measure_clients(trial, SimpleNamespace(), dataclasses.replace(made, wanted=nobody)) == {}
+    nobody = dataclasses.replace(made.request, clients=torch.full_like(clients, NO_CLIENT))
+    assert judge._measure_clients(trial, SimpleNamespace(), dataclasses.replace(made, request=nobody)) == {}
 
 
 def test_a_stopped_run_is_judged_as_an_undisturbed_one_and_once(

@@ -101,7 +101,7 @@ def test_a_worker_that_dies_is_reported_and_its_client_asked_again(
 def test_a_client_that_kills_its_worker_twice_is_left_out(tmp_path: Path) -> None:
     changes = {"architectures": ["linear", "linear", "linear", f"{TOYS}:KillsAlways"]}
     report = start(tiny("fedavg", federation=changes, compute={"workers": 1}, defaults={"rounds": 1}), tmp_path / "run")
-    assert any("client 3 left out: its worker process died twice" in line for line in report.trials[0].failures)
+    assert any("client 3 excluded: its worker process died twice" in line for line in report.trials[0].failures)
     assert len(report.trials[0].clients) == 4
 
 
@@ -109,7 +109,7 @@ def test_a_client_that_takes_too_long_is_left_out(tmp_path: Path) -> None:
     changes = {"architectures": ["linear", "linear", "linear", f"{TOYS}:Sleeps"], "timeout": 12.0}
     config = tiny("fedavg", federation=changes, compute={"workers": 2}, defaults={"rounds": 1})
     report = start(config, tmp_path / "run")
-    assert "train round 0: client 3 left out: took longer than 12 s" in report.trials[0].failures
+    assert "train round 0: client 3 excluded: took longer than 12 s" in report.trials[0].failures
 
 
 def test_clients_that_fail_are_named_and_left_out(tmp_path: Path) -> None:
@@ -120,8 +120,8 @@ def test_clients_that_fail_are_named_and_left_out(tmp_path: Path) -> None:
         changes = {"architectures": ["linear", "linear", "linear", f"{TOYS}:{toy}"]}
         report = start(tiny("fedavg", federation=changes), tmp_path / toy)
         assert report.trials[0].failures == (
-            f"train round 0: client 3 left out: {says}",
-            f"train round 1: client 3 left out: {says}",
+            f"train round 0: client 3 excluded: {says}",
+            f"train round 1: client 3 excluded: {says}",
         )
         kept = tmp_path / toy / "trials" / "fedavg" / "seed-0" / "clients" / "3"
         assert not kept.exists(), "nothing is kept of a step whose reply cannot be used"
@@ -130,7 +130,7 @@ def test_clients_that_fail_are_named_and_left_out(tmp_path: Path) -> None:
 def test_a_reply_of_the_wrong_shape_is_left_out(tmp_path: Path) -> None:
     report = start(tiny("odd", method={"odd": {"kind": f"{TOYS}:WrongShape"}}), tmp_path / "run")
     (line, *_) = report.trials[0].failures
-    assert "client 1 left out: classifier['extractor.1.weight'] is torch.float32 (1, 64), not " in line
+    assert "client 1 excluded: classifier['extractor.1.weight'] is torch.float32 (1, 64), not " in line
 
 
 def test_too_few_answers_stop_the_run_at_its_last_checkpoint(tmp_path: Path) -> None:

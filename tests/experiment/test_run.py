@@ -146,7 +146,7 @@ def test_every_path_of_a_table_starts_from_data_root(tmp_path: Path) -> None:
 def test_the_command_can_be_copied(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["/x/genfed/__main__.py", "run", "a b.toml", "--set", 'methods=["gefl"]'])
     assert command_line() == "genfed run 'a b.toml' --set 'methods=[\"gefl\"]'"
-    assert common._stopped(common._console()).exit_code == 130
+    assert common.explain_stop(common.open_console()).exit_code == 130
     assert "genfed run 'a b.toml' --set 'methods=[\"gefl\"]' --resume" in capsys.readouterr().out
 
 

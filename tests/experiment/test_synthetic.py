@@ -25,7 +25,7 @@ from genfed.experiment.checkpoint import read_checkpoint
 from genfed.experiment.progress import Progress, format_duration
 from genfed.experiment.trial import new_server
 from genfed.experiment.trial_loop import TrialLoop
-from genfed.report.tables import cost_table
+from genfed.report.cost_tables import build_cost_table
 from genfed.training.synthetic_dataset import SyntheticBatch
 from tests.conftest import STORING, left_by, start, tiny
 
@@ -61,8 +61,8 @@ def test_a_set_is_kept_in_shards_and_the_state_holds_their_names(whole: Path) ->
     ]
     made = stored(whole)
     assert len(made) == len(set(made.seeds.tolist())) == len(set(map(bytes, made.images.numpy()))) == 80
-    assert made.wanted.clients.tolist() == [i // 20 for i in range(80)]
-    assert made.wanted.labels.tolist() == [i // 2 % 10 for i in range(80)]
+    assert made.request.clients.tolist() == [i // 20 for i in range(80)]
+    assert made.request.labels.tolist() == [i // 2 % 10 for i in range(80)]
 
 
 def test_another_chunk_makes_the_same_images(whole: Path, tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_a_damaged_shard_is_one_line_and_nothing_else_is_lost(
 
 
 def test_a_chunk_that_is_not_finite_stops_the_run_and_loses_nothing(whole: Path, tmp_path: Path) -> None:
-    says = r"phase 'draw' made images that are not finite: image 48, class 4, client 2 is the first"
+    says = r"phase 'draw' generated images that are not finite: image 48, class 4, client 2 is the first"
     with pytest.raises(GenfedError, match=says):
         start(config(spoils=2), tmp_path / "run")
     assert torch.equal(stored(tmp_path / "run").images, stored(whole).images[:48])
@@ -169,7 +169,7 @@ def test_sample_writes_what_is_kept(whole: Path, tmp_path: Path) -> None:
         cells.add((file.parent.name, client))
         with Image.open(file) as image:
             assert (np.asarray(image) == made.images[int(row), 0].numpy()).all()
-        assert (int(file.parent.name), int(client)) == (int(made.wanted.labels[int(row)]), int(row) // 20)
+        assert (int(file.parent.name), int(client)) == (int(made.request.labels[int(row)]), int(row) // 20)
     assert len(cells) == 40, "every class of every client has its turn before any comes again"
     with Image.open(tmp_path / "png" / "grid.png") as image:
         assert image.size == (4 * (5 * 9 + 4), 10 * 9)
@@ -183,7 +183,7 @@ def test_sample_as_arrays_and_another_draw(whole: Path, tmp_path: Path) -> None:
     assert write_samples(whole, tmp_path / "all.npz", 1000) == 80
     with np.load(tmp_path / "all.npz") as all_:
         assert (all_["x"] == made.images[:, 0].numpy()).all()
-        for name, column in (("client", made.wanted.clients), ("condition", made.wanted.conditions)):
+        for name, column in (("client", made.request.clients), ("condition", made.request.conditions)):
             assert (all_[name] == column.numpy()).all()
         assert (all_["seed"] == made.seeds.numpy()).all()
         assert all_["classes"].tolist() == [str(i) for i in range(10)]
@@ -200,7 +200,7 @@ def test_an_empty_set_has_nothing_to_sample(tmp_path: Path) -> None:
 
 
 def test_a_kept_set_is_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "page", lambda *given: "")
+    monkeypatch.setattr(runs, "build_page", lambda *given: "")
     judged = config(each=5) | {"quality": {"samples": 100, "epochs": 2}, "federation": {"clients": 2, "examples": 400}}
     report = start(judged, tmp_path / "run")
     (trial,) = report.trials
@@ -209,7 +209,7 @@ def test_a_kept_set_is_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     # 100 labels as frequent as the clients', of which the set has 10 each at most.
     assert 80 < trial.quality.samples < 100
     assert None not in (trial.quality.certainty, trial.quality.client_match, trial.quality.clients_apart)
-    assert dict(zip(cost_table(report).head, cost_table(report).rows[0], strict=True))["sampling"] == "–"
+    assert dict(zip(build_cost_table(report).head, build_cost_table(report).rows[0], strict=True))["sampling"] == "–"
     before = left_by(tmp_path / "run")
     again = start(judged, tmp_path / "run", on_existing="resume")
     assert again.trials[0].quality == trial.quality, "it is not judged again"

@@ -42,7 +42,7 @@ INFO = ClientInfo(0, "linear", 2)
 
 @pytest.fixture(autouse=True)
 def _no_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "page", lambda *given: "")
+    monkeypatch.setattr(runs, "build_page", lambda *given: "")
 
 
 def finished(out: Path, label: str) -> tuple[Any, SyntheticBatch]:
@@ -60,10 +60,10 @@ def test_a_client_of_unknown_classes_is_left_out_and_the_rest_goes_on(tmp_path: 
     method = {"astray": {"kind": "tests.foundation.toys:Astray"} | FEW}
     (trial,) = start(tiny("astray", method=method), tmp_path / "run").trials
     assert trial.failures == (
-        "tell round 0: client 1 left out: class 10 is unknown to the server: it has 10, counted from 0",
+        "tell round 0: client 1 excluded: class 10 is unknown to the server: it has 10, counted from 0",
     )
     state, made = finished(tmp_path / "run", "astray")
-    assert set(state.requested.clients.tolist()) == set(made.wanted.clients.tolist()) == {0, 2, 3}
+    assert set(state.requested.clients.tolist()) == set(made.request.clients.tolist()) == {0, 2, 3}
     assert len(made) == len(state.requested)
     with pytest.raises(GenfedError, match="3 of 4 clients answered and the quorum is 4; client 1: class 10 is unknown"):
         start(tiny("astray", method=method, federation={"quorum": 1.0}), tmp_path / "all")
@@ -209,7 +209,7 @@ def test_kill_9_in_the_middle_of_a_batch_of_images_and_resume(tmp_path: Path) ->
     assert left_by(out) == left_by(tmp_path / "undisturbed")
     state, made = finished(out, "dies")
     assert len(made) == len(state.requested) == len(set(made.seeds.tolist()))
-    assert made.wanted.conditions.tolist() == list(range(len(made)))
+    assert made.request.conditions.tolist() == list(range(len(made)))
 
 
 def test_a_foundation_that_has_changed_makes_no_further_images(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ DESCRIBED: dict[str, Any] = {"level": "instance", "templates": ("{class} {captio
 
 @pytest.fixture(autouse=True)
 def _no_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "page", lambda *given: "")
+    monkeypatch.setattr(runs, "build_page", lambda *given: "")
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copy(folder: Path, tmp_path: Path) -> Path:
-    captioning._opened.cache_clear()
+    captioning._open_cached.cache_clear()
     shutil.copytree(folder, tmp_path / "blip")
     return tmp_path / "blip"
 
@@ -147,7 +147,7 @@ def test_what_is_told_are_the_embeddings_of_prompts_with_captions(folder: Path) 
     model = load_foundation(tiny_foundation())
     asked = [("a", said[1]), ("a", said[4]), ("no", said[0]), ("no", said[2]), ("no", said[3])]
     prompts = [f"{name} {truncate_caption(model, f'{name} {{}}'.format, caption)}" for name, caption in asked]
-    by_hand = model.condition(prompts)
+    by_hand = model.encode_condition(prompts)
     upload = told(FGL, who, folder, aliases={"c": "no"})
     assert upload.labels.tolist() == [0, 0, 2, 2, 2]
     assert len(torch.unique(by_hand, dim=0)) > 2
@@ -164,7 +164,7 @@ def test_a_client_whose_template_has_no_caption_writes_none(folder: Path, monkey
     monkeypatch.setattr(Captioner, "__call__", never)
     templates = ("{class} {caption}", "an {class}")
     upload = told(FGL, client([2, 0, 2], number=1), folder, templates=templates)
-    expected = load_foundation(tiny_foundation()).condition(["an a", "an c"])
+    expected = load_foundation(tiny_foundation()).encode_condition(["an a", "an c"])
     assert torch.equal(upload.conditions, expected[[0, 1, 1]])
     with pytest.raises(AssertionError):
         told(FGL, client([2], number=2), folder, templates=templates)

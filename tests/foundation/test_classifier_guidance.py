@@ -115,21 +115,21 @@ def convolutional() -> nn.Sequential:
 class Silent(Conditions):
     """Answers 0, with a gradient that is 0."""
 
-    def of(self, texts: Sequence[str]) -> Tensor:
+    def encode(self, texts: Sequence[str]) -> Tensor:
         return torch.zeros(len(texts), 1, 1)
 
-    def none(self, n: int, negative: str) -> Tensor:
+    def encode_none(self, n: int, negative: str) -> Tensor:
         return torch.zeros(n, 1, 1)
 
-    def ask(self, network: nn.Module, z: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+    def predict(self, network: nn.Module, z: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         return 0 * z
 
 
 class Faint(FoundationModel):
     """Its noise is small: no image comes near the cut."""
 
-    def noise(self, rngs: Any) -> Tensor:
-        return super().noise(rngs) / 4
+    def draw_noise(self, rngs: Any) -> Tensor:
+        return super().draw_noise(rngs) / 4
 
 
 def stub(kept: float = 0.36, prediction: str = "v_prediction", shape: tuple[int, int, int] = (1, 1, 1)) -> Faint:
@@ -167,7 +167,7 @@ def made(
     rngs: list[torch.Generator] | None = None,
 ) -> Tensor:
     sampling = Foundation(steps=steps, guidance=1.0, scheduler=scheduler)
-    condition = model.condition(["a"] * len(labels))
+    condition = model.encode_condition(["a"] * len(labels))
     return generate_guided(
         model,
         sampling,
@@ -201,7 +201,7 @@ def test_steps_down_a_quadratic_loss_by_hand(guidance: ClassifierGuidance, pulls
     """L = λ·½‖0.6·z‖², so each step multiplies z by 1 − step·λ·0.36."""
     model = stub()
     images = made(model, guidance, {0: Square()}, [0, 1], [0, 0])
-    z = model.noise(toys.rngs(2))
+    z = model.draw_noise(toys.rngs(2))
     torch.testing.assert_close(images, 0.6 * z * (1 - 0.5 * 0.3 * 0.36) ** pulls)
 
 
@@ -209,7 +209,7 @@ def test_a_step_towards_a_class_by_hand() -> None:
     """−log σ(0.6·z) has the slope −0.6·(1 − σ(0.6·z))."""
     model = stub()
     (image,) = made(model, ClassifierGuidance(step=2.0, edits=1, end=0.0), {5: Brightness()}, [0], [5])
-    z = model.noise(toys.rngs(1))
+    z = model.draw_noise(toys.rngs(1))
     torch.testing.assert_close(image[None], 0.6 * (z + 2 * 0.6 * (1 - torch.sigmoid(0.6 * z))))
 
 
@@ -217,7 +217,7 @@ def test_each_image_heeds_its_own_clients_teacher_and_its_own_label() -> None:
     model, guidance = stub(), ClassifierGuidance(step=1.0, statistics=0.5, edits=0)
     teachers = {3: Square(), 8: Brightness()}
     images = made(model, guidance, teachers, [0, 0, 1, 1], [3, 8, 8, 3])
-    z = model.noise(toys.rngs(4))
+    z = model.draw_noise(toys.rngs(4))
     for i in (0, 3):
         torch.testing.assert_close(images[i], 0.6 * z[i] * (1 - 0.5 * 0.36) ** 4)
     assert float(images[1]) > float(0.6 * z[1])
@@ -232,8 +232,8 @@ def test_noise_that_cannot_be_edited_is_said_once(caplog: pytest.LogCaptureFixtu
         made(model, guidance, {0: Square()}, [0, 0], [0, 0])
     assert images.abs().min() == 1
     assert [r.getMessage() for r in caplog.records] == [
-        "stub: the initial noise cannot be edited: at the first step (t = 6) images are cut to [−1, 1] everywhere, "
-        "where gradients are 0; set edits = 0, or take a model that keeps some of the image there"
+        "stub: the initial noise cannot be edited: at the first step (t = 6) images are clipped to [−1, 1] everywhere, "
+        "where gradients are 0; set edits = 0, or use a model that keeps some of the image there"
     ]
     caplog.clear()
     made(stub(), guidance, {0: Square()}, [0, 0], [0, 0])
@@ -243,8 +243,8 @@ def test_noise_that_cannot_be_edited_is_said_once(caplog: pytest.LogCaptureFixtu
 class Uneven(Faint):
     """Its first image is large, its second small."""
 
-    def noise(self, rngs: Any) -> Tensor:
-        return super().noise(rngs) * torch.tensor([1.0, 1e-5])[: len(rngs)].view(-1, 1, 1, 1)
+    def draw_noise(self, rngs: Any) -> Tensor:
+        return super().draw_noise(rngs) * torch.tensor([1.0, 1e-5])[: len(rngs)].view(-1, 1, 1, 1)
 
 
 def test_an_image_that_cannot_be_edited_draws_as_much_alone_as_beside_one_that_can() -> None:
@@ -277,7 +277,7 @@ def test_it_is_the_papers_algorithm_an_image_at_a_time(
     model, texts, labels = dataclasses.replace(latent, scheduler=plan), ["a cat", "a dog"], [2, 0]
     own = {"ddpm": diffusers.DDPMScheduler, "ddim": diffusers.DDIMScheduler}[scheduler].from_config(plan.config)
     own.set_timesteps(3)
-    unet, vae, none = model.network, model.space.vae, model.unconditional(1)  # type: ignore[attr-defined]
+    unet, vae, none = model.network, model.space.vae, model.encode_unconditional(1)  # type: ignore[attr-defined]
 
     def output(z: Tensor, t: Tensor, text: Tensor) -> Tensor:
         without, of = (unet(z, t, encoder_hidden_states=c).sample for c in (none, text))
@@ -307,7 +307,7 @@ def test_it_is_the_papers_algorithm_an_image_at_a_time(
         return (z - 0.5 * gradient).detach()
 
     expected = []
-    for text, label, rng in zip(torch.split(model.condition(texts), 1), labels, toys.rngs(2), strict=True):
+    for text, label, rng in zip(torch.split(model.encode_condition(texts), 1), labels, toys.rngs(2), strict=True):
         z = torch.randn(1, *model.latent_shape, generator=rng)
         for _ in range(2):
             z = step(z, own.timesteps[0], text, label)
@@ -320,7 +320,7 @@ def test_it_is_the_papers_algorithm_an_image_at_a_time(
     sampling: Any = Foundation(steps=3, guidance=2.5, scheduler=scheduler)  # type: ignore[arg-type]
     images = generate_guided(
         model, sampling, ClassifierGuidance(step=0.5, statistics=0.3, edits=2), {0: Teacher(client)},
-        model.condition(texts), torch.tensor(labels), torch.tensor([0, 0]), toys.rngs(2), SHAPE,
+        model.encode_condition(texts), torch.tensor(labels), torch.tensor([0, 0]), toys.rngs(2), SHAPE,
     )  # fmt: skip
     torch.testing.assert_close(images, torch.cat(expected), rtol=0, atol=1e-4)
 
@@ -330,7 +330,7 @@ def test_it_is_the_papers_algorithm_an_image_at_a_time(
 def test_unsteered_it_is_generation_bit_for_bit(kind: str, scheduler: Any, request: pytest.FixtureRequest) -> None:
     model: FoundationModel = request.getfixturevalue(kind)
     sampling = Foundation(steps=3, guidance=2.0, scheduler=scheduler)
-    condition = model.condition(["a cat", "a dog", "an owl"])
+    condition = model.encode_condition(["a cat", "a dog", "an owl"])
     for guidance in (ClassifierGuidance(step=0.0), ClassifierGuidance(edits=0, begin=1.0)):
         images = generate_guided(
             model, sampling, guidance, {0: Teacher(convolutional())}, condition, torch.tensor([0, 1, 2]),
@@ -419,7 +419,7 @@ def test_images_of_a_larger_model_are_steered_at_the_tasks_size(latent: Foundati
     task = Task("image", (1, 5, 5), ("a", "b"))
     teacher = Teacher(nn.Sequential(nn.Flatten(), nn.Linear(25, 2)))
     images = generate_guided(
-        latent, Foundation(steps=2, guidance=1.0), ClassifierGuidance(edits=1), {0: teacher}, latent.condition(["a"]),
-        torch.tensor([1]), torch.tensor([0]), toys.rngs(1), task.shape,
+        latent, Foundation(steps=2, guidance=1.0), ClassifierGuidance(edits=1), {0: teacher},
+        latent.encode_condition(["a"]), torch.tensor([1]), torch.tensor([0]), toys.rngs(1), task.shape,
     )  # fmt: skip
     assert images.shape == (1, 1, 5, 5)

@@ -116,7 +116,7 @@ def test_an_inpainting_unet_is_refused(copy: Path) -> None:
 def test_class_conditional_ones_that_do_not_fit(sound: Path, tmp_path: Path) -> None:
     assert "the unet has no classes" in refused(toys.class_conditional(tmp_path / "none", embeds=None))
     assert "3 classes and one for none; 2 are named" in refused(sound / "class", classes=("cat", "dog"))
-    assert load_foundation(str(sound / "class")).condition(["2"]).tolist() == [2]
+    assert load_foundation(str(sound / "class")).encode_condition(["2"]).tolist() == [2]
 
 
 def test_a_name_that_is_nothing() -> None:
@@ -218,7 +218,7 @@ def _drop(file: Path) -> None:
 def test_an_old_directory_is_mended_as_diffusers_does(copy: Path) -> None:
     scheduler = json.loads((copy / "scheduler" / "scheduler_config.json").read_text()) | {"steps_offset": 0}
     (copy / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
-    ours = load_foundation(str(copy)).sampler(4).timesteps
+    ours = load_foundation(str(copy)).new_sampler(4).timesteps
     with pytest.warns(FutureWarning, match="steps_offset"):
         pipeline = diffusers.DiffusionPipeline.from_pretrained(copy, local_files_only=True)
     pipeline.scheduler.set_timesteps(4)

@@ -16,7 +16,7 @@ from genfed.core.errors import GenfedError
 from genfed.core.rng import stream
 from genfed.foundation.loading import load_foundation
 from genfed.foundation.pretraining import CHECKPOINT, TrainingProgress
-from genfed.foundation.small_model import SmallDiffusion, new_parts, tokens
+from genfed.foundation.small_model import SmallDiffusion, new_parts, tokenize
 from tests.foundation import toys
 
 TINY: dict[str, Any] = {
@@ -61,10 +61,10 @@ def test_diffusers_opens_it_and_draws_the_same_images(trained: Path, monkeypatch
         prompt=prompts,
         num_inference_steps=5,
         guidance_scale=2.0,
-        latents=model.noise(toys.rngs(2)),
+        latents=model.draw_noise(toys.rngs(2)),
         output_type="pt",
     ).images
-    ours = model.generate(model.condition(prompts), toys.rngs(2), steps=5, guidance=2.0, scheduler="ddim")
+    ours = model.generate(model.encode_condition(prompts), toys.rngs(2), steps=5, guidance=2.0, scheduler="ddim")
     torch.testing.assert_close(ours / 2 + 0.5, theirs, rtol=0, atol=1e-5)
     assert ours.std() > 0.01
 
@@ -82,7 +82,7 @@ def test_words_of_the_prompts_are_tokens(trained: Path) -> None:
     assert tokenizer.convert_ids_to_tokens(found[1:-1]) == ["a</w>", "red</w>", "digit</w>", "seven</w>"]
     assert len(tokenizer("zebra").input_ids) > 3  # spelled out, not unknown
     with pytest.raises(GenfedError, match=r"raise model.tokens \(24\)"):
-        tokens(tokenizer, ["incomprehensibilities and more"])
+        tokenize(tokenizer, ["incomprehensibilities and more"])
 
 
 @pytest.mark.parametrize("at", [2, 4, 6, 8, 10, 13])
@@ -218,7 +218,7 @@ def test_a_training_that_diverges_stops(every: int, step: int, tmp_path: Path, m
 @pytest.mark.parametrize("sizes", [{"autoencoder": (12, 16)}, {"text_width": 104}, {"unet": (96, 104)}])
 def test_every_size_that_a_config_may_name_can_be_made(sizes: dict[str, Any]) -> None:
     parts = new_parts(SmallDiffusion(**sizes), (3, 16, 16), ["a digit"])
-    embedded = parts.text_encoder(tokens(parts.tokenizer, ["a digit"]))[0]
+    embedded = parts.text_encoder(tokenize(parts.tokenizer, ["a digit"]))[0]
     z = parts.vae.encode(torch.zeros(1, 3, 16, 16)).latent_dist.mode()
     assert parts.unet(z, torch.tensor([3]), encoder_hidden_states=embedded).sample.shape == z.shape
     assert parts.vae.decode(z).sample.shape == (1, 3, 16, 16)

@@ -22,13 +22,13 @@ class Told(Conditions):
     def __init__(self, answer: Callable[[Tensor, Tensor], Tensor]) -> None:
         self.answer = answer
 
-    def of(self, texts: Sequence[str]) -> Tensor:
+    def encode(self, texts: Sequence[str]) -> Tensor:
         return torch.tensor([TEXTS[text] for text in texts]).view(-1, 1, 1)
 
-    def none(self, n: int, negative: str) -> Tensor:
+    def encode_none(self, n: int, negative: str) -> Tensor:
         return torch.zeros(n, 1, 1)
 
-    def ask(self, network: nn.Module, z: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+    def predict(self, network: nn.Module, z: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         return self.answer(z, condition.view(-1, 1, 1, 1))
 
 

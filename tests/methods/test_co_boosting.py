@@ -26,7 +26,7 @@ TASK = Task("image", (1, 8, 8), ("a", "b", "c"))
 
 @pytest.fixture(autouse=True)
 def _no_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "page", lambda *given: "")
+    monkeypatch.setattr(runs, "build_page", lambda *given: "")
 
 
 def server() -> Server:
@@ -120,7 +120,7 @@ def test_students_learn_moved_images_with_the_answers_of_the_newest_ensemble() -
     lesson, shares = method.replay_batch(server(), ClassifierEnsemble(models), torch.ones(2), pool)
     assert not torch.equal(shares, torch.ones(2))
     assert float((lesson.images - normalize_pixels(pool.images)).abs().max()) > 0.01
-    each = ClassifierEnsemble(models).each(lesson.images)
+    each = ClassifierEnsemble(models).predict_each(lesson.images)
     torch.testing.assert_close(lesson.logits, (each * shares.view(2, 1, 1)).mean(0))
 
 

@@ -38,7 +38,7 @@ SKEWED = {"kind": "quantity_skew", "alpha": 0.5, "minimum": 5}
 
 @pytest.fixture(autouse=True)
 def _no_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "page", lambda *given: "")
+    monkeypatch.setattr(runs, "build_page", lambda *given: "")
 
 
 def state(out: Path, label: str) -> Any:

@@ -39,7 +39,7 @@ NOTHING = Reduced({}, ())
 
 @pytest.fixture(autouse=True)
 def _no_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "page", lambda *given: "")
+    monkeypatch.setattr(runs, "build_page", lambda *given: "")
 
 
 def server(number: int = 0, task: Task = TASK, names: tuple[str, ...] = ("linear",)) -> Server:

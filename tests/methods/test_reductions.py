@@ -24,7 +24,7 @@ from tests.conftest import TINY, TINY_GENERATORS, left_by, start, tiny
 
 @pytest.fixture(autouse=True)
 def _no_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "page", lambda *given: "")
+    monkeypatch.setattr(runs, "build_page", lambda *given: "")
 
 
 def state(out: Path, label: str, method: Any) -> Any:

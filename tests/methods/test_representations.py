@@ -37,7 +37,7 @@ WHOLE = Training(epochs=1, batch_size=100, learning_rate=0.1)
 
 @pytest.fixture(autouse=True)
 def _no_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "page", lambda *given: "")
+    monkeypatch.setattr(runs, "build_page", lambda *given: "")
 
 
 def made(architecture: str, rng: torch.Generator) -> nn.Module:

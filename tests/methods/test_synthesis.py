@@ -44,7 +44,7 @@ ONE_SHOT = ["fedlmg", "fgl", "oscar", "feddeo", "prompts_only"]
 
 @pytest.fixture(autouse=True)
 def _no_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "page", lambda *given: "")
+    monkeypatch.setattr(runs, "build_page", lambda *given: "")
 
 
 def table(**changes: Any) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def same(a: Weights, b: Weights) -> bool:
 
 
 def same_images(a: SyntheticBatch, b: SyntheticBatch) -> bool:
-    pairs = ((a.images, b.images), (a.wanted.labels, b.wanted.labels), (a.seeds, b.seeds))
+    pairs = ((a.images, b.images), (a.request.labels, b.request.labels), (a.seeds, b.seeds))
     return all(torch.equal(x, y) for x, y in pairs)
 
 
@@ -124,7 +124,7 @@ def alike(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     out = tmp_path_factory.mktemp("alike") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs, "page", lambda *given: "")
+        patch.setattr(runs, "build_page", lambda *given: "")
         start(tiny(*labels, method=methods, partition={"kind": "dirichlet", "alpha": 0.5}), out)
     return out
 
@@ -134,7 +134,7 @@ def test_fgl_is_what_is_left(label: str, alike: Path) -> None:
     """Of FedLMG without steps, of OSCAR at the class level, of FedDEO where descriptions are not heeded."""
     ours, fgl = images_of(alike, label), images_of(alike, "fgl")
     assert same_images(ours, fgl)
-    assert torch.equal(ours.wanted.clients, fgl.wanted.clients)
+    assert torch.equal(ours.request.clients, fgl.request.clients)
 
 
 def test_a_description_that_is_the_prompt_adds_to_its_guidance(alike: Path) -> None:
@@ -145,13 +145,13 @@ def test_a_description_that_is_the_prompt_adds_to_its_guidance(alike: Path) -> N
 
 def test_who_asked_for_what(alike: Path) -> None:
     """Two images of each class that a client has, those of one class together; nobody's of all classes alike."""
-    made = images_of(alike, "fgl").wanted
+    made = images_of(alike, "fgl").request
     requested = finished(alike, "fgl").requested
     assert made.labels.tolist() == requested.labels.repeat_interleave(2).tolist()
     assert made.clients.tolist() == requested.clients.repeat_interleave(2).tolist()
     assert len(requested) < 40, "clients lack classes"
     assert requested.clients.tolist() == sorted(requested.clients.tolist())
-    nobody = images_of(alike, "prompts_only").wanted
+    nobody = images_of(alike, "prompts_only").request
     assert nobody.labels.tolist() == torch.arange(10).repeat_interleave(8).tolist()
     assert set(nobody.clients.tolist()) == {NO_CLIENT}
 
@@ -197,7 +197,7 @@ def test_steering_changes_the_images(alike: Path, tmp_path: Path) -> None:
     data = {"kind": "digits", "size": 16}
     start(tiny(*methods, method=methods, data=data, federation={"architectures": ["linear", "cnn1"]}), tmp_path / "run")
     made = {name: images_of(tmp_path / "run", name, size=16) for name in methods}
-    of_linear = made["with"].wanted.clients % 2 == 0
+    of_linear = made["with"].request.clients % 2 == 0
 
     def differ(a: str, b: str, rows: Tensor) -> float:
         return float((made[a].images[rows] != made[b].images[rows]).float().mean())
@@ -287,9 +287,11 @@ def test_fgl_tells_one_embedding_per_class_or_example_and_no_text() -> None:
     assert of_class.labels.tolist() == [0, 2]
     assert of_class.conditions.shape == (2, toys.TOKENS, 8)
     model = fgl.foundation.load(TASK, CPU, "float32")
-    assert torch.equal(of_class.conditions, model.condition(["a", "cat: c"]))
+    assert torch.equal(of_class.conditions, model.encode_condition(["a", "cat: c"]))
     second = fgl.upload_conditions(client([2], number=3), Empty()).upload
-    assert torch.equal(second.conditions, model.condition(["an cat: c"])), "client 3 has the second template of two"
+    assert torch.equal(second.conditions, model.encode_condition(["an cat: c"])), (
+        "client 3 has the second template of two"
+    )
     each = settings(FGL, level="instance", aliases={"c": "cat: c"}, templates=("{class}",))
     of_examples = each.upload_conditions(who, Empty()).upload
     assert of_examples.labels.tolist() == [0, 2, 2, 2]
@@ -322,7 +324,7 @@ def test_words_are_chosen_for_each_example(monkeypatch: pytest.MonkeyPatch) -> N
     fgl, oscar = settings(FGL, **given), settings(OSCAR, **given)
     told = fgl.upload_conditions(client([2, 0, 2, 0, 2]), Empty()).upload
     assert asked == [((2, 1, 8, 8), texts["a"]), ((3, 1, 8, 8), texts["c"])]
-    condition = fgl.foundation.load(TASK, CPU, "float32").condition
+    condition = fgl.foundation.load(TASK, CPU, "float32").encode_condition
     a, c = condition(texts["a"]), condition(texts["c"])
     assert torch.equal(told.conditions, torch.stack([a[3], a[0], c[2], c[2], c[1]]))
     means = oscar.upload_conditions(client([2, 0, 2, 0, 2]), Empty()).upload
@@ -334,7 +336,7 @@ def test_words_are_chosen_for_each_example(monkeypatch: pytest.MonkeyPatch) -> N
 def test_feddeo_tells_one_learnt_embedding_per_class() -> None:
     still = settings(FedDEO, prompt="{class}", description_epochs=0)
     reply = still.upload_conditions(client([2, 0, 2]), Empty())
-    names = still.foundation.load(TASK, CPU, "float32").condition(["a", "c"])
+    names = still.foundation.load(TASK, CPU, "float32").encode_condition(["a", "c"])
     assert torch.equal(reply.upload.conditions, names)
     assert reply.upload.labels.tolist() == [0, 2]
     assert reply.metrics == {"loss": 0.0}
@@ -343,7 +345,7 @@ def test_feddeo_tells_one_learnt_embedding_per_class() -> None:
     moved = (reply.upload.conditions - names).flatten(1).norm(dim=1)
     assert moved.min() > 0
     assert reply.metrics["loss"] > 0
-    assert torch.equal(still.foundation.load(TASK, CPU, "float32").condition(["a", "c"]), names)
+    assert torch.equal(still.foundation.load(TASK, CPU, "float32").encode_condition(["a", "c"]), names)
 
 
 def test_bytes(tmp_path: Path) -> None:
@@ -435,7 +437,7 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
     "a prompt of no class": (
         "prompts_only",
         {"prompt": "a digit"},
-        r"'a digit' has no \{class\}: all classes would be",
+        r"'a digit' has no \{class\}: all classes would have",
     ),
     "a template of no class": ("fgl", {"templates": ["{class}", "a digit"]}, r"templates: 'a digit' has no \{class\}"),
     "an attribute of no template": (
@@ -500,7 +502,7 @@ def test_bad_settings_are_refused_before_training(what: str, tmp_path: Path) -> 
 @pytest.mark.parametrize("label", ONE_SHOT)
 def test_a_missing_extra_is_said_before_training(label: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny(label)
-    foundation_settings._opened.cache_clear()
+    foundation_settings._open_cached.cache_clear()
     monkeypatch.setattr(loading, "import_library", loading.import_library.__wrapped__)
     monkeypatch.setitem(sys.modules, "diffusers", None)
     with pytest.raises(GenfedError, match=r'needs the extra "foundation" .*: pip install'):
@@ -542,6 +544,6 @@ def test_a_classifier_that_is_not_finite_is_left_out_and_the_rest_goes_on(tmp_pa
     assert "finite" in failure
     state = finished(tmp_path / "run", "spoilt")
     assert sorted(state.teachers) == sorted(set(state.requested.clients.tolist())) == [0, 2, 3]
-    assert set(images_of(tmp_path / "run", "spoilt").wanted.clients.tolist()) == {0, 2, 3}
+    assert set(images_of(tmp_path / "run", "spoilt").request.clients.tolist()) == {0, 2, 3}
     with pytest.raises(GenfedError, match="quorum"):
         start(tiny("spoilt", method=spoilt, federation={"quorum": 1.0}), tmp_path / "all")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from genfed.metrics.generator_metrics import frechet_distance, memorization, network_features, precision_recall
-from genfed.metrics.nearest_neighbours import LARGEST, pairwise_distances
+from genfed.metrics.nearest_neighbors import LARGEST, pairwise_distances
 
 
 def points(*values: float) -> Tensor:

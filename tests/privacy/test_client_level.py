@@ -29,9 +29,10 @@ from genfed.privacy import client_level
 from genfed.privacy.accounting import epsilon
 from genfed.privacy.client_level import ACCOUNT, ReleaseLedger, count_charged_rounds
 from genfed.report.metrics_log import read_metrics as read_metrics
-from genfed.report.page import page
-from genfed.report.privacy_section import describe_protections, read_audits
-from genfed.report.summary_table import summary
+from genfed.report.page import build_page
+from genfed.report.privacy_guarantees import describe_guarantees
+from genfed.report.privacy_section import read_audits
+from genfed.report.summary_table import build_summary
 from tests.conftest import fingerprint, left_by, start, tiny
 
 NOISY: dict[str, Any] = {"noise_multiplier": 1.0, "delta": 1e-3, "accountant": "rdp"}
@@ -70,22 +71,22 @@ def test_epsilon_grows_every_round_and_is_that_of_the_formula(tmp_path: Path) ->
         for a in (1 + x / 1000 for x in range(1, 20_000))
     )
     assert by_hand <= spent[1] < by_hand * 1.005
-    table = summary(report)
+    table = build_summary(report)
     cells = {row[0]: row[table.head.index("ε")] for row in table.rows}
     assert cells == {"fedavg": f"{spent[1]:.2f} (δ = 0.001)", "local": "0.00 (δ = 0.001)", "centralised": "∞"}
-    html = page(report, {})
+    html = build_page(report, {})
     assert f"ε = {spent[1]:.2f} at δ = 0.001" in html
     assert "every client with all its examples" in html
     assert "the server itself sees each upload, and is trusted" in html
-    assert describe_protections(report)[1] == "local: no client uploads anything, so nothing of a client leaves it."
+    assert describe_guarantees(report)[1] == "local: no client uploads anything, so no data leave the clients."
 
 
 def test_a_huge_clip_without_noise_changes_nothing_and_protects_nothing(tmp_path: Path) -> None:
     start(private("fedavg") | {"client_privacy": None}, tmp_path / "plain")
     report = start(private("fedavg", how={"noise_multiplier": 0, "delta": 1e-3, "clip": 1e9}), tmp_path / "run")
     assert torch.allclose(weights(tmp_path / "run"), weights(tmp_path / "plain"), atol=1e-6)  # clients of 20 each
-    assert summary(report).rows[0][summary(report).head.index("ε")] == "∞"
-    assert "updates were cut to 1e+09, and no noise was added: ε = ∞" in describe_protections(report)[0]
+    assert build_summary(report).rows[0][build_summary(report).head.index("ε")] == "∞"
+    assert "updates were clipped to 1e+09, but no noise was added: ε = ∞" in describe_guarantees(report)[0]
 
 
 def test_the_seed_does_not_determine_the_noise_unless_it_is_reproducible(
@@ -99,7 +100,7 @@ def test_the_seed_does_not_determine_the_noise_unless_it_is_reproducible(
     assert "client_privacy.reproducible_noise: whoever knows the seed can" in caplog.text
     start(private("fedavg", how=FIXED, compute={"workers": 2}), tmp_path / "four")
     assert left_by(tmp_path / "three") == left_by(tmp_path / "four")
-    assert summary(report).rows[0][summary(report).head.index("ε")] == "not private"
+    assert build_summary(report).rows[0][build_summary(report).head.index("ε")] == "not private"
 
 
 def test_a_client_pays_for_the_rounds_that_it_is_asked_in(tmp_path: Path) -> None:
@@ -438,7 +439,7 @@ def test_clients_own_noise_protects_against_the_server_too(tmp_path: Path) -> No
     assert [r.step for r in account(tmp_path / "run").releases] == [0, 1]
     plain = private("fedavg", how=FIXED)
     assert found.epsilon == start(plain, tmp_path / "central").trials[0].protection.epsilon  # type: ignore[union-attr]
-    assert "sees sums alone" in describe_protections(replace_noise(report))[0]
+    assert "sees only sums" in describe_guarantees(replace_noise(report))[0]
     workers = start(config | {"compute": {"workers": 2}}, tmp_path / "workers")
     assert workers.trials[0].accuracy == report.trials[0].accuracy
     assert torch.equal(weights(tmp_path / "workers"), weights(tmp_path / "run"))

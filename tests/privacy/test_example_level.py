@@ -30,9 +30,9 @@ from genfed.privacy.compatibility import check_method
 from genfed.privacy.example_level import PLAN, NoisePlan, count_trainings, read_ledger
 from genfed.privacy.ledger import sum_by_mechanism
 from genfed.privacy.settings import Privacy
-from genfed.report.page import page
-from genfed.report.privacy_section import describe_protections
-from genfed.report.summary_table import summary
+from genfed.report.page import build_page
+from genfed.report.privacy_guarantees import describe_guarantees
+from genfed.report.summary_table import build_summary
 from genfed.training.weights import Model, weights_of
 from tests.conftest import left_by, start, tiny
 
@@ -123,9 +123,9 @@ def test_every_round_is_charged_and_shown(tmp_path: Path) -> None:
     assert of_gefl is not None
     assert of_gefl.epsilon == pytest.approx(spent[2])
     assert (of_gefl.steps, of_gefl.delta, of_gefl.noise_multiplier) == (13, 1e-3, (1.0, 1.0))
-    table = summary(report)
+    table = build_summary(report)
     assert table.rows[0][table.head.index("ε")] == f"{spent[2]:.2f} (δ = 0.001)"
-    assert f"ε = {spent[2]:.2f} at δ = 0.001" in page(report, {})
+    assert f"ε = {spent[2]:.2f} at δ = 0.001" in build_page(report, {})
     rows = left_by(tmp_path / "run")["metrics"]
     assert not any("loss" in row or "flops" in row or row.get("own") for row in rows)  # nothing leaves by the way
 
@@ -135,8 +135,8 @@ def test_without_noise_epsilon_is_infinite(tmp_path: Path) -> None:
     found = report.trials[0].protection
     assert found is not None
     assert found.epsilon is None
-    assert summary(report).rows[0][summary(report).head.index("ε")] == "∞"
-    assert "ε = ∞" in describe_protections(report)[0]
+    assert build_summary(report).rows[0][build_summary(report).head.index("ε")] == "∞"
+    assert "ε = ∞" in describe_guarantees(report)[0]
 
 
 def test_two_runs_of_one_seed_have_other_noise_unless_it_is_reproducible(
@@ -149,8 +149,8 @@ def test_two_runs_of_one_seed_have_other_noise_unless_it_is_reproducible(
     with caplog.at_level(logging.WARNING, "genfed"):
         reports = [start(fixed, tmp_path / name) for name in ("three", "four")]
     assert left_by(tmp_path / "three") == left_by(tmp_path / "four")
-    assert summary(reports[0]).rows[0][summary(reports[0]).head.index("ε")] == "not private"
-    assert "not private" in describe_protections(reports[0])[0]
+    assert build_summary(reports[0]).rows[0][build_summary(reports[0]).head.index("ε")] == "not private"
+    assert "not private" in describe_guarantees(reports[0])[0]
 
 
 def test_a_target_is_met_and_planned_for_once(tmp_path: Path) -> None:

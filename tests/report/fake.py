@@ -5,7 +5,7 @@ import random
 from typing import Any
 
 from genfed.report.results import Environment, Published, Report
-from genfed.report.summarise import summarise
+from genfed.report.summarize import summarize_trial
 
 CLASSES = tuple(f"digit {k}" for k in range(10))
 PLANS = {  # label -> phases with their rounds, bytes up and down in a round
@@ -19,7 +19,7 @@ CEILING = {"local": 0.71, "centralised": 0.93, "gefl": 0.82, "gefl-f": 0.80}
 
 def fake_report(clients: int = 20, seeds: int = 3, name: str = "gefl on digits", scored_on: str = "test") -> Report:
     draw = random.Random(0)
-    trials = [summarise(_rows(m, s, clients, draw), m, s) for m in PLANS for s in range(seeds)]
+    trials = [summarize_trial(_rows(m, s, clients, draw), m, s) for m in PLANS for s in range(seeds)]
     partition = {
         str(s): tuple(tuple(int(60 * draw.random() ** 3) for _ in CLASSES) for _ in range(clients))
         for s in range(seeds)

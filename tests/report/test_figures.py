@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from genfed.report.figures import accuracy_figure, loss_figures
+from genfed.report.figures import draw_accuracy, draw_losses
 from tests.report.fake import fake_report
 
 
@@ -22,8 +22,9 @@ def test_rounds_are_whole_however_few_there_are(rounds: int) -> None:
         for trial in report.trials
     )
     short = replace(report, trials=trials)
-    for picture in (accuracy_figure(short), *loss_figures(short).values()):
+    for picture in (draw_accuracy(short), *draw_losses(short).values()):
+        label = "finished rounds, over all phases"
         texts = re.findall(r"<text[^>]*>([^<]*)</text>", picture)
-        x_axis = texts[: texts.index("rounds done" if "rounds done" in texts else "round")]
+        x_axis = texts[: texts.index(label if label in texts else "round")]
         assert x_axis
         assert all(text.strip().isdecimal() for text in x_axis), x_axis

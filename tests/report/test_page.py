@@ -15,7 +15,7 @@ from PIL import Image
 
 from genfed.core.errors import GenfedError
 from genfed.report.images import Grid, SetGrid
-from genfed.report.page import compare_page, page, write_headlines
+from genfed.report.page import build_compare_page, build_page, write_headlines
 from genfed.report.results import ClientScore, PersonalScore, PhaseCost, Point, Published, Report, TrialResult
 from tests.report.fake import fake_report
 
@@ -77,7 +77,7 @@ def fake_grids() -> dict[str, Grid]:
 
 @pytest.fixture(scope="module")
 def html() -> str:
-    return page(fake_report(), fake_grids())
+    return build_page(fake_report(), fake_grids())
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def test_the_page_says_what_was_run(reader: Reader) -> None:
     report = fake_report()
     for text in (report.environment.command, report.config, "genfed 0.1.0, python 3.12.1, torch 2.6.0", "0, 1, 2"):
         assert " ".join(text.split()) in reader.text
-    assert "gefl, seed 1: generator round 3: client 5 left out: its upload is not finite" in reader.text
+    assert "gefl, seed 1: generator round 3: client 5 excluded: its upload is not finite" in reader.text
 
 
 def test_whatever_a_user_names_is_escaped() -> None:
@@ -142,7 +142,7 @@ def test_whatever_a_user_names_is_escaped() -> None:
         natural={"0": ((EVIL,),) * 3},
     )
     grids = {EVIL: dataclasses.replace(fake_grids()["gefl, seed 0"], method=EVIL)}
-    for html in (page(evil, grids), compare_page([(EVIL, evil), (EVIL, report)])):
+    for html in (build_page(evil, grids), build_compare_page([(EVIL, evil), (EVIL, report)])):
         assert "script" not in Reader(html).tags
         assert "alert(1)&lt;/script&gt;$x_{" in html
 
@@ -166,23 +166,21 @@ def test_the_headline_compares_with_the_baselines() -> None:
     )
     assert write_headlines(report) == [
         # Over seeds 75 and 85; gains are those of seed 0, which the baselines have: 75 - 55 and 75 - 90.
-        "x classifies 80.0 ± 7.1 % of the test examples correctly, 20.0 points above training alone and 15.0 points "
-        "below training on all data in one place: 2 clients with 2 architectures, mean ± standard deviation of 2 seeds."
+        "x: 80.0 ± 7.1 % accuracy on the test part, 20.0 points above local training and 15.0 points below training on "
+        "all data in one place."
     ]
-    assert write_headlines(small(trial("local", 0, 0.5))) == [
-        "local classifies 50.0 % of the test examples correctly: 1 client with 1 architecture, one seed."
-    ]
+    assert write_headlines(small(trial("local", 0, 0.5))) == ["local: 50.0 % accuracy on the test part."]
 
 
 def test_tables_have_the_numbers_of_each_architecture_and_client() -> None:
     report = small(trial("x", 0, 0.1, 0.2), trial("x", 1, 0.3, 0.6), trial("y", 0, 0.5))
-    html = "".join(page(report, {}).split())
+    html = "".join(build_page(report, {}).split())
     assert '<thscope="row"class="word">cnn-1</th><td>1</td><td>40.0</td><td>–</td>' in html
     assert '<thscope="row"class="word">1</th><tdclass="word">cnn-1</td><td>5</td><td>20.0</td><td>–</td>' in html
 
 
 def test_what_a_run_lacks_is_left_out() -> None:
-    reader = Reader(page(small(trial("x", 0, 0.5)), {}))
+    reader = Reader(build_page(small(trial("x", 0, 0.5)), {}))
     assert reader.values("id", "section") == [
         s for s in SECTIONS if s not in ("partition", "samples", "generators", "published", "failures")
     ]  # a loss that is not finite has a picture all the same
@@ -191,10 +189,10 @@ def test_what_a_run_lacks_is_left_out() -> None:
 
 def test_a_score_on_validation_data_is_flagged() -> None:
     report = dataclasses.replace(small(trial("x", 0, 0.5)), scored_on="validation")
-    assert "Scored on the validation part, not on the test part." in Reader(page(report, {})).text
+    assert "Evaluated on the validation part, not on the test part." in Reader(build_page(report, {})).text
 
 
-@pytest.mark.parametrize("show", [lambda r: page(r, {}), lambda r: compare_page([("run", r)])])
+@pytest.mark.parametrize("show", [lambda r: build_page(r, {}), lambda r: build_compare_page([("run", r)])])
 def test_a_report_without_trials_is_refused(show: Callable[[Report], str]) -> None:
     with pytest.raises(GenfedError, match="the report has no finished trial"):
         show(small())
@@ -207,30 +205,32 @@ def test_clients_by_a_column_are_shown_on_data_like_their_own() -> None:
     ]
     natural: dict[str, tuple[tuple[str, ...], ...]] = {"0": tuple((f"site {i:02}",) for i in range(60))}
     report = dataclasses.replace(small(*trials), skewed=True, column="hospital", natural=natural)
-    reader = Reader(page(report, {}))
-    for text in ("By hospital", "The first 50 of 60.", "own %", "own, worst", "site 49", "12.5"):
+    reader = Reader(build_page(report, {}))
+    for text in ("By hospital", "The first 50 of 60.", "own data %", "own data, worst", "site 49", "12.5"):
         assert text in reader.text
     assert reader.text.count("site 49") == 2
     assert reader.text.count("site 50") == 1
-    plain = Reader(page(dataclasses.replace(report, column=None, natural={}), {}))
-    assert "Accuracy of each client on data like its own" in plain.text
-    alike = Reader(page(dataclasses.replace(report, skewed=False), {}))
+    plain = Reader(build_page(dataclasses.replace(report, column=None, natural={}), {}))
+    assert "Accuracy of each client on its own data" in plain.text
+    alike = Reader(build_page(dataclasses.replace(report, skewed=False), {}))
     assert not [
-        text for text in alike.text if text.startswith(("own", "By hospital", "Accuracy of each client on data"))
+        text
+        for text in alike.text
+        if text.startswith(("own data", "By hospital", "Accuracy of each client on its own"))
     ]
-    assert "own %" in Reader(compare_page([("now", report), ("before", small(trial("local", 0, 0.5)))])).text
+    assert "own data %" in Reader(build_compare_page([("now", report), ("before", small(trial("local", 0, 0.5)))])).text
 
 
 def test_a_thousand_clients_make_a_page() -> None:
     report = fake_report(20, 1)
     many = dataclasses.replace(report, partition={"0": report.partition["0"] * 50})
-    assert len(page(many, {})) < 1_000_000
+    assert len(build_page(many, {})) < 1_000_000
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3])
 def test_samples_are_shown_pixel_by_pixel(channels: int) -> None:
     images = torch.randint(256, (1, 2, channels, 4, 5), dtype=torch.uint8)
-    (source,) = Reader(page(small(trial("x", 0, 0.5)), {"x": Grid("x", images)})).values("src", "img")
+    (source,) = Reader(build_page(small(trial("x", 0, 0.5)), {"x": Grid("x", images)})).values("src", "img")
     pixels = np.array(Image.open(io.BytesIO(base64.b64decode(source.split(",")[1]))))
     assert pixels.shape == (4, 2 * 5 + 1, 4)
     second = images[0, 1] if channels == 3 else images[0, 1].float().mean(0).round().expand(3, -1, -1)
@@ -240,9 +240,12 @@ def test_samples_are_shown_pixel_by_pixel(channels: int) -> None:
 
 def test_runs_that_do_not_compare_are_flagged() -> None:
     report = fake_report(2, 1)
-    same, other = compare_page([("a", report), ("b", report)]), dataclasses.replace(report, shape=(1, 9, 9))
+    same, other = build_compare_page([("a", report), ("b", report)]), dataclasses.replace(report, shape=(1, 9, 9))
     assert "warning" not in Reader(same).values("class", "div")
-    assert "they differ in shape of an example." in Reader(compare_page([("a", report), ("b", other)])).text
+    assert (
+        "These runs are not comparable: they differ in shape of an example."
+        in Reader(build_compare_page([("a", report), ("b", other)])).text
+    )
 
 
 @pytest.mark.parametrize(("size", "dark"), [((1200, 1000), False), ((1200, 1000), True), ((500, 1000), False)])
@@ -280,10 +283,10 @@ def test_a_kept_set_is_shown_by_class_and_client() -> None:
     cells = {(k, c): some for k in range(2) for c in clients if (k, c) != (1, 3)}
     real = torch.zeros(2, 5, 1, 8, 8, dtype=torch.uint8)
     report = dataclasses.replace(fake_report(), classes=("cat", EVIL))
-    reader = Reader(page(report, {"fedlmg": SetGrid("fedlmg", 1234, clients, cells, real)}))
+    reader = Reader(build_page(report, {"fedlmg": SetGrid("fedlmg", 1234, clients, cells, real)}))
     assert "fedlmg: 1,234 images" in reader.text
     assert "The first 10 of 12 clients." in reader.text
     shown = [value for value in reader.values("alt", "img") if value.startswith("Images of class")]
     assert len(shown) == 2 * 10 - 1, "a class that a client lacks has an empty cell"
-    assert "Images of class cat for nobody" in shown
+    assert "Images of class cat for no client" in shown
     assert f"Images of class {EVIL} for client 8" in shown

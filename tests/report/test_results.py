@@ -8,7 +8,7 @@ import pytest
 
 from genfed.core.errors import GenfedError
 from genfed.report.results import ClientScore, PersonalScore, PhaseCost, Point, Row, from_json, to_json
-from genfed.report.summarise import summarise
+from genfed.report.summarize import summarize_trial
 from tests.report.fake import fake_report, quality_row
 
 
@@ -45,7 +45,7 @@ ROWS = [
 
 
 def test_a_trial_has_the_scores_of_its_last_evaluation() -> None:
-    trial = summarise(ROWS, "m", 0)
+    trial = summarize_trial(ROWS, "m", 0)
     # cnn: (1/4 + 3/4) / 2; mlp: 4/4
     assert trial.accuracy == 0.75
     assert trial.worst == 0.25
@@ -54,13 +54,13 @@ def test_a_trial_has_the_scores_of_its_last_evaluation() -> None:
 
 
 def test_curves_follow_evaluations_and_rounds() -> None:
-    trial = summarise(ROWS, "m", 0)
+    trial = summarize_trial(ROWS, "m", 0)
     assert trial.curve == (Point("evaluate", 0, 1, 0.625), Point("evaluate", 1, 3, 0.75))
     assert trial.losses == (Point("train", 0, 0, 1.5), Point("train", 1, 1, None))
 
 
 def test_costs_are_by_phase_and_scoring_is_free_of_bytes() -> None:
-    trial = summarise(ROWS, "m", 0)
+    trial = summarize_trial(ROWS, "m", 0)
     # Four replies of 10 bytes, over the three clients there are.
     assert trial.costs == (
         PhaseCost("train", 2, 40 / 3, 400 / 3, 2.0, 1.25),
@@ -73,11 +73,14 @@ def test_costs_are_by_phase_and_scoring_is_free_of_bytes() -> None:
 def test_own_accuracy_is_that_of_the_last_evaluation_averaged_as_accuracy_is() -> None:
     own = {(0, 0): 0.9, (1, 0): 0.5, (1, 1): 0.75, (1, 2): 0.25}
     rows = [{**r, "own": own.get((r["round"], r["client"]))} if r["phase"] == "evaluate" else r for r in ROWS]
-    trial = summarise(rows, "m", 0)
+    trial = summarize_trial(rows, "m", 0)
     assert trial.own == (PersonalScore(0, "cnn", 0.5), PersonalScore(1, "cnn", 0.75), PersonalScore(2, "mlp", 0.25))
     assert (trial.personal_accuracy, trial.personal_worst) == ((0.625 + 0.25) / 2, 0.25)
-    assert dataclasses.replace(trial, own=()) == summarise(ROWS, "m", 0)
-    assert (summarise(ROWS, "m", 0).personal_accuracy, summarise(ROWS, "m", 0).personal_worst) == (None, None)
+    assert dataclasses.replace(trial, own=()) == summarize_trial(ROWS, "m", 0)
+    assert (summarize_trial(ROWS, "m", 0).personal_accuracy, summarize_trial(ROWS, "m", 0).personal_worst) == (
+        None,
+        None,
+    )
 
 
 def test_a_pool_is_scored_for_its_clients() -> None:
@@ -87,7 +90,7 @@ def test_a_pool_is_scored_for_its_clients() -> None:
         {**r, "own": 0.0, "own_of": by_pool[r["client"]]} if r["phase"] == "evaluate" and r["client"] is not None else r
         for r in ROWS
     ]
-    assert summarise(rows, "m", 0).own == (
+    assert summarize_trial(rows, "m", 0).own == (
         PersonalScore(0, "cnn", 0.5),
         PersonalScore(2, "mlp", 0.25),
         PersonalScore(3, "cnn", 1.0),
@@ -97,14 +100,14 @@ def test_a_pool_is_scored_for_its_clients() -> None:
 def test_the_best_round_is_each_clients_own() -> None:
     """GeFL's published figures are such means."""
     earlier = scores(2, 0, ([2, 2, 0], [0, 0, 0], [0, 2, 0]))
-    trial = summarise([*earlier, *ROWS], "m", 0)
+    trial = summarize_trial([*earlier, *ROWS], "m", 0)
     # cnn: client 0 was at 4/4, 0 and 1/4, client 1 at 0, 2/4 and 3/4; mlp: client 2 at 2/4, 4/4 and 4/4
     assert trial.best == ((1 + 3 / 4) / 2 + 1) / 2
-    assert summarise(ROWS, "m", 0).best == ((1 / 4 + 3 / 4) / 2 + 1) / 2
+    assert summarize_trial(ROWS, "m", 0).best == ((1 / 4 + 3 / 4) / 2 + 1) / 2
 
 
 def test_quartiles_are_over_clients() -> None:
-    trial = summarise(ROWS, "m", 0)
+    trial = summarize_trial(ROWS, "m", 0)
     assert trial.quartiles == (0.5, 0.75, 0.875)  # of 1/4, 3/4 and 1
     alone = dataclasses.replace(trial, clients=trial.clients[:1])
     assert alone.quartiles == (0.25, 0.25, 0.25)
@@ -120,42 +123,42 @@ def test_arithmetic_of_the_first_round_stands_for_all_and_is_shared_out_over_cli
             (of_client("x", 0, 9, 0, loss=1.0), 7.0, 9.0),
         )
     ]
-    trial = summarise([*counted, *ROWS[2:]], "m", 0)
+    trial = summarize_trial([*counted, *ROWS[2:]], "m", 0)
     assert trial.costs[0].flops == 1200 * 4 / 3
     assert trial.flops == 1200 * 4 / 3 + 7 / 3
     assert trial.parameters == (9 + 8) / 2
-    later = summarise([*counted[:2], {**counted[2], "round": 1}, *ROWS[2:]], "m", 0)
+    later = summarize_trial([*counted[:2], {**counted[2], "round": 1}, *ROWS[2:]], "m", 0)
     assert (later.costs[0].flops, later.flops) == (1200 * 4 / 3, None)  # of "x" no first round was counted
-    assert summarise(ROWS, "m", 0).flops is None
+    assert summarize_trial(ROWS, "m", 0).flops is None
 
 
 def test_a_generator_is_judged_in_a_row_of_its_own_that_costs_nothing() -> None:
     judged = {**quality_row("m", 0, random.Random(0)), "epochs": 10}
-    trial = summarise([*ROWS, judged], "m", 0)
+    trial = summarize_trial([*ROWS, judged], "m", 0)
     assert trial.quality is not None
     assert (trial.quality.samples, trial.quality.frechet) == (1000, judged["frechet"])
-    assert dataclasses.replace(trial, quality=None) == summarise(ROWS, "m", 0)
+    assert dataclasses.replace(trial, quality=None) == summarize_trial(ROWS, "m", 0)
 
 
 def test_a_client_left_out_is_named() -> None:
-    assert summarise(ROWS, "m", 0).failures == ("train round 0: client 1 left out: sent NaN",)
+    assert summarize_trial(ROWS, "m", 0).failures == ("train round 0: client 1 excluded: sent NaN",)
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_is_none(loss: float) -> None:
     rows = [of_client("train", 0, 0, 0, loss=loss), *ROWS]
-    assert summarise(rows, "m", 0).losses[0].value is None
+    assert summarize_trial(rows, "m", 0).losses[0].value is None
 
 
 def test_a_trial_without_an_evaluation_is_refused() -> None:
     with pytest.raises(GenfedError, match=r"m, seed 1: there is no evaluation"):
-        summarise(ROWS, "m", 1)
+        summarize_trial(ROWS, "m", 1)
 
 
 def test_a_client_scored_on_nothing_is_refused() -> None:
     rows = [of_client("evaluate", 0, 0, 4, correct=[0], total=[0])]
-    with pytest.raises(GenfedError, match="client 4 was scored on no examples"):
-        summarise(rows, "m", 0)
+    with pytest.raises(GenfedError, match="client 4 was evaluated on no examples"):
+        summarize_trial(rows, "m", 0)
 
 
 def test_a_report_survives_json() -> None:

@@ -2,17 +2,15 @@ import dataclasses
 
 import pytest
 from rich.console import Console
-from rich.table import Table
 
+from genfed.report.formatting import TextTable, format_bytes, format_markdown, format_seconds
 from genfed.report.results import ClientScore, PersonalScore, PhaseCost, Point, Report, TrialResult
 from genfed.report.summary_table import (
-    compare_table,
-    format_bytes,
-    format_seconds,
+    build_summary,
+    build_summary_table,
+    describe_differences,
     gain_over,
-    summary,
-    summary_table,
-    to_markdown,
+    join_summaries,
 )
 from tests.report.fake import fake_report
 
@@ -37,11 +35,11 @@ SMALL = report(
 
 
 def test_every_cell_is_as_computed_by_hand() -> None:
-    assert summary(SMALL).rows == [
+    assert build_summary(SMALL).rows == [
         ("local", "2", "55.0 ± 7.1", "–", "30.0", "0 B", "0 B", "1.5"),
         # Gains are paired by seed: 80 - 50 and 70 - 60.
         ("a|[b]", "2", "75.0 ± 7.1", "+20.0 [+10.0, +30.0]", "40.0", "1.5 MB", "3.0 MB", "180"),
-        ("once", "1", "80.0 ± –", "–", "30.0", "1.5 kB", "3.0 kB", "1.5"),
+        ("once", "1", "80.0", "–", "30.0", "1.5 kB", "3.0 kB", "1.5"),
     ]
 
 
@@ -52,26 +50,26 @@ def test_there_is_no_gain_without_local() -> None:
 def test_labels_are_shown_as_they_are() -> None:
     console = Console(width=200)
     with console.capture() as capture:
-        console.print(summary_table(SMALL))
+        console.print(build_summary_table(SMALL))
     assert "a|[b]" in capture.get()
     assert "accuracy on the test part" in capture.get()
 
 
 def test_markdown_has_the_same_cells() -> None:
-    lines = to_markdown(summary_table(SMALL)).splitlines()
+    lines = format_markdown(build_summary(SMALL), "What it is.").splitlines()
     assert lines[0].startswith("| method | seeds | accuracy % |")
     assert lines[1] == "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
     assert lines[3] == "| a\\|[b] | 2 | 75.0 ± 7.1 | +20.0 [+10.0, +30.0] | 40.0 | 1.5 MB | 3.0 MB | 180 |"
     assert len(lines) == 7  # the caption stands below, after an empty line
-    assert lines[6].startswith("Accuracy after the final round")
+    assert lines[6] == "What it is."
 
 
 def test_an_empty_table_is_still_markdown() -> None:
-    assert to_markdown(Table("a")) == "| a |\n| --- |\n"
+    assert format_markdown(TextTable(("a",), ())) == "| a |\n| --- |\n"
 
 
 def test_runs_stand_side_by_side() -> None:
-    lines = to_markdown(compare_table([("one", SMALL), ("two", SMALL)])).splitlines()
+    lines = format_markdown(join_summaries([("one", SMALL), ("two", SMALL)])).splitlines()
     assert [line.split(" | ")[0] for line in lines[2:]] == ["| one"] * 3 + ["| two"] * 3
     assert len(lines) == 8
 
@@ -81,14 +79,14 @@ def test_accuracy_on_data_like_ones_own_has_a_column_where_clients_are_not_alike
     trials = [dataclasses.replace(t, own=own) if t.method == "local" and t.seed == 1 else t for t in SMALL.trials]
     alike = dataclasses.replace(SMALL, trials=tuple(trials))
     skewed = dataclasses.replace(alike, skewed=True)
-    assert summary(alike) == summary(SMALL)
-    assert summary(dataclasses.replace(SMALL, skewed=True)) == summary(SMALL), "none was measured"
-    head, rows = summary(skewed)
-    assert head[4:6] == ("worst %", "own %")
+    assert build_summary(alike) == build_summary(SMALL)
+    assert build_summary(dataclasses.replace(SMALL, skewed=True)) == build_summary(SMALL), "none was measured"
+    head, rows = build_summary(skewed)
+    assert head[4:6] == ("worst client %", "own data %")
     assert [row[5] for row in rows] == ["50.0", "–", "–"]  # (75 + 25) / 2, of the one seed that has it
-    assert [(*row[:5], *row[6:]) for row in rows] == summary(SMALL).rows
-    assert "Own: the accuracy of each client" in str(summary_table(skewed).caption)
-    lines = to_markdown(compare_table([("before", SMALL), ("now", skewed)])).splitlines()
+    assert [(*row[:5], *row[6:]) for row in rows] == build_summary(SMALL).rows
+    assert "own data: test examples like the client's own" in str(build_summary_table(skewed).caption)
+    lines = format_markdown(join_summaries([("before", SMALL), ("now", skewed)])).splitlines()
     assert {len(line.split(" | ")) for line in lines} == {10}
     assert [line.split(" | ")[6] for line in lines[2:]] == ["–", "–", "–", "50.0", "–", "–"]
 
@@ -98,14 +96,13 @@ def test_accuracy_on_data_like_ones_own_has_a_column_where_clients_are_not_alike
     [
         (dataclasses.replace(SMALL, classes=("x",)), "classes"),
         (dataclasses.replace(SMALL, shape=(3, 8, 8)), "shape of an example"),
-        (dataclasses.replace(SMALL, scored_on="validation"), "part scored on"),
+        (dataclasses.replace(SMALL, scored_on="validation"), "evaluation split"),
         (dataclasses.replace(SMALL, partition={"0": ((1, 2),)}), "partition"),
         (dataclasses.replace(SMALL, trials=SMALL.trials[:1]), "seeds"),
     ],
 )
 def test_runs_that_do_not_compare_are_flagged(other: Report, named: str) -> None:
-    caption = compare_table([("one", SMALL), ("two", other)]).caption
-    assert str(caption) == f"These runs do not compare like with like: they differ in {named}."
+    assert describe_differences([SMALL, other]) == f"These runs are not comparable: they differ in {named}."
 
 
 @pytest.mark.parametrize(
@@ -126,3 +123,18 @@ def test_sizes_are_for_people(count: float, text: str) -> None:
 
 def test_seconds_are_for_people() -> None:
     assert [format_seconds(s) for s in (0.04, 12.34, 99.94, 1234.5)] == ["0.0", "12.3", "99.9", "1,234"]
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_terminal_shows_one_table_and_a_short_legend(width: int) -> None:
+    own = (PersonalScore(0, "cnn", 0.5),)
+    trials = tuple(dataclasses.replace(t, own=own) for t in SMALL.trials)
+    console = Console(width=width)
+    with console.capture() as capture:
+        console.print(build_summary_table(dataclasses.replace(SMALL, trials=trials, skewed=True)))
+    lines = [line.rstrip() for line in capture.get().splitlines()]
+    assert all(len(line) <= width for line in lines)
+    legend = lines[max(i for i, line in enumerate(lines) if "once" in line) + 2 :]
+    assert [line.split(":")[0] for line in legend] == ["over local", "up, down"]
+    for cell in ("75.0 ± 7.1", "1.5 MB", "3.0 MB", "50.0"):
+        assert cell in capture.get(), "cells are whole"

@@ -2,9 +2,15 @@
 
 import dataclasses
 
-from rich.console import Console
-
-from genfed.report.figures import radar_figure
+from genfed.report.accuracy_tables import (
+    build_client_spread_table,
+    build_personal_table_by_client,
+    build_personal_table_by_value,
+    build_published_table,
+)
+from genfed.report.cost_tables import build_cost_table, collect_costs
+from genfed.report.figures import draw_radar
+from genfed.report.generator_table import build_generator_table
 from genfed.report.results import (
     ClientScore,
     GeneratorQuality,
@@ -14,16 +20,6 @@ from genfed.report.results import (
     Published,
     Report,
     TrialResult,
-)
-from genfed.report.tables import (
-    client_spread_table,
-    cost_axes,
-    cost_table,
-    generator_table,
-    other_tables,
-    personal_table_by_client,
-    personal_table_by_value,
-    published_table,
 )
 from tests.report.fake import fake_report
 
@@ -76,35 +72,35 @@ def test_what_is_told_of_images_for_clients_has_columns_where_there_are_such() -
     some = dataclasses.replace(JUDGED, client_match=0.25, clients_apart=0.9, certainty=0.5)
     other = dataclasses.replace(JUDGED, client_match=0.5, clients_apart=1.0)
     trials = (trial("a", 0, 0.2, quality=some), trial("a", 1, 0.2, quality=other), trial("b", 0, 0.5, quality=JUDGED))
-    cells = generator_table(dataclasses.replace(SMALL, trials=trials))
+    cells = build_generator_table(dataclasses.replace(SMALL, trials=trials))
     assert cells is not None
-    assert cells.head[-3:] == ("teacher sure %", "client match %", "of real clients %")
+    assert cells.head[-3:] == ("teacher confidence %", "client match %", "real client match %")
     assert [row[-3:] for row in cells.rows] == [("50.0", "37.5", "95.0"), ("–", "–", "–")]
 
 
 def test_generators_are_means_over_the_seeds_that_were_judged() -> None:
-    cells = generator_table(SMALL)
+    cells = build_generator_table(SMALL)
     assert cells is not None
     assert cells.rows == [
         ("a", "1.75", "0.25", "0.90", "0.80", "1.25", "0.70", "50.0", "75.0", "95.0", "0.90", "1000"),
     ]
     assert len(cells.head) == len(cells.rows[0])
-    assert generator_table(dataclasses.replace(SMALL, trials=SMALL.trials[2:])) is None
+    assert build_generator_table(dataclasses.replace(SMALL, trials=SMALL.trials[2:])) is None
 
 
 def test_a_published_figure_is_compared_with_the_same_kind_of_our_own() -> None:
     final = Published(accuracy=55.0, source="a letter", metric="final round")
-    cells = published_table(with_figures(a=Published(accuracy=62.5, source="table II"), b=final))
+    cells = build_published_table(with_figures(a=Published(accuracy=62.5, source="table II"), b=final))
     assert cells is not None
     assert cells.rows == [
         ("a", "62.5", "best round on test", "60.0", "50.0", "-2.5", "table II"),
         ("b", "55", "final round", "60.0", "50.0", "-5.0", "a letter"),
     ]
-    assert published_table(SMALL) is None
+    assert build_published_table(SMALL) is None
 
 
 def test_the_spread_over_clients() -> None:
-    assert client_spread_table(SMALL).rows == [
+    assert build_client_spread_table(SMALL).rows == [
         ("a", "30.0", "40.0", "50.0", "60.0", "70.0"),
         ("b", "50.0", "50.0", "50.0", "50.0", "50.0"),
     ]
@@ -125,15 +121,15 @@ def with_own(**natural: tuple[tuple[str, ...], ...]) -> Report:
 
 
 def test_own_accuracy_stands_beside_the_spread() -> None:
-    cells = client_spread_table(with_own())
-    assert cells.head[-2:] == ("own, mean", "own, worst")
+    cells = build_client_spread_table(with_own())
+    assert cells.head[-2:] == ("own data, mean", "own data, worst")
     # a: means over architectures of 3/4 and 3/4, 1/4 and 1/4; worst 50 and 0
     assert [row[-2:] for row in cells.rows] == [("50.0", "25.0"), ("37.5", "25.0")]
-    assert len(client_spread_table(dataclasses.replace(with_own(), skewed=False)).head) == 6
+    assert len(build_client_spread_table(dataclasses.replace(with_own(), skewed=False)).head) == 6
 
 
 def test_own_accuracy_of_each_client_is_of_one_seed() -> None:
-    cells = personal_table_by_client(with_own())
+    cells = build_personal_table_by_client(with_own())
     assert cells is not None
     assert cells.head == ("client", "architecture", "examples", "a", "b")
     assert cells.rows == [
@@ -141,14 +137,14 @@ def test_own_accuracy_of_each_client_is_of_one_seed() -> None:
         ("1", "mlp", "4", "75.0", "–"),
         ("2", "cnn", "5", "100.0", "50.0"),
     ]
-    assert personal_table_by_client(dataclasses.replace(with_own(), skewed=False)) is None
-    assert personal_table_by_value(with_own()) is None
+    assert build_personal_table_by_client(dataclasses.replace(with_own(), skewed=False)) is None
+    assert build_personal_table_by_value(with_own()) is None
 
 
 def test_own_accuracy_by_value_is_of_the_clients_that_have_it() -> None:
     """In seed 0 client 2 has two values, in seed 1 clients 0 and 2 share one."""
     report = with_own(s0=(("chalk",), ("ink",), ("neon", "ice")), s1=(("ink",), ("chalk",), ("ink",)))
-    cells = personal_table_by_value(report)
+    cells = build_personal_table_by_value(report)
     assert cells is not None
     assert cells.head == ("domain", "a", "b")
     assert cells.rows == [
@@ -157,35 +153,21 @@ def test_own_accuracy_by_value_is_of_the_clients_that_have_it() -> None:
         ("ink", "50.0", "–"),  # 0.75, and (0 + 0.5) / 2
         ("neon", "100.0", "50.0"),
     ]
-    by_client = personal_table_by_client(report)
+    by_client = build_personal_table_by_client(report)
     assert by_client is not None
     assert [row[3] for row in by_client.rows] == ["chalk", "ink", "neon, ice"]
 
 
 def test_costs_are_of_one_client_in_training() -> None:
-    assert cost_table(SMALL).rows == [
+    assert build_cost_table(SMALL).rows == [
         ("a", "1.5 kB", "2.0 s", "2.0 G", "2.0 G", "0.5 s"),
         ("b", "1.5 kB", "2.0 s", "–", "–", "–"),
     ]
-    assert cost_axes(SMALL)["sampling"] == {"a": 0.5, "b": 0.0}
+    assert collect_costs(SMALL)["sampling"] == {"a": 0.5, "b": 0.0}
 
 
 def test_the_radar_needs_three_costs() -> None:
-    assert (
-        radar_figure(SMALL, {"x": {"a": 1.0, "b": 0.0}, "y": {"a": 1.0, "b": 2.0}, "z": {"a": 0.0, "b": 0.0}}) is None
-    )
-    picture = radar_figure(SMALL, cost_axes(SMALL))
+    assert draw_radar(SMALL, {"x": {"a": 1.0, "b": 0.0}, "y": {"a": 1.0, "b": 2.0}, "z": {"a": 0.0, "b": 0.0}}) is None
+    picture = draw_radar(SMALL, collect_costs(SMALL))
     assert picture is not None
     assert all(f">{name}</text>" in picture for name in ("bytes", "work", "FLOPs", "parameters", "sampling", "a", "b"))
-
-
-def test_the_terminal_shows_what_there_is() -> None:
-    assert other_tables(dataclasses.replace(SMALL, trials=SMALL.trials[2:])) == []
-    console = Console(width=120)
-    with console.capture() as capture:
-        for table in other_tables(with_figures(a=Published(accuracy=62.5, source="[table II]"))):
-            console.print(table)
-    text = capture.get()
-    assert "above 1 is memorisation" in " ".join(text.split())
-    assert "[table II]" in text
-    assert "too high" in text

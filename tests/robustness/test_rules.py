@@ -83,7 +83,7 @@ def test_a_trimmed_mean_leaves_out_both_ends() -> None:
     assert reduce(TrimmedMean(share=0.3), column(*range(10))).tolist() == [4.5]
 
 
-def test_krum_takes_the_upload_with_the_nearest_neighbours() -> None:
+def test_krum_takes_the_upload_with_the_nearest_neighbors() -> None:
     # n = 5, f = 1: scores sum the n − f − 2 = 2 smallest squared distances.
     # 0: 1 + 9; 1: 1 + 4; 3: 4 + 9; 10: 49 + 81; 100: 8100 + 9409
     values = [0.0, 1.0, 3.0, 10.0, 100.0]

@@ -124,14 +124,14 @@ KNOWN: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], float, list[list[int]
     # Rows are ½, 3/2 and 5/2 pixels down: from ½, 3/2 and 5/2 pixels right.
     "shear_x by 1": (augmentation.shear_x, 1, [[50, 150, 100], [128, 64, 0], [128, 0, 0]]),
     "shear_y by 1": (augmentation.shear_y, 1, [[5, 94, 128], [30, 30, 0], [25, 0, 0]]),
-    "brightness 0": (augmentation.brightness, 0, [[0] * 3] * 3),
-    "brightness 1": (augmentation.brightness, 1, shown(X)),
-    "brightness 1.5": (augmentation.brightness, 1.5, [[0, 150, 255], [15, 190, 192], [75, 90, 255]]),
-    "contrast 0": (augmentation.contrast, 0, [[103] * 3] * 3),
-    "contrast 1": (augmentation.contrast, 1, shown(X)),
-    "colour of grey": (augmentation.color, 0.1, shown(X)),
-    "sharpness 0": (augmentation.sharpness, 0, [[0, 100, 200], [10, 111, 128], [50, 60, 255]]),
-    "sharpness 1": (augmentation.sharpness, 1, shown(X)),
+    "brightness 0": (augmentation.adjust_brightness, 0, [[0] * 3] * 3),
+    "brightness 1": (augmentation.adjust_brightness, 1, shown(X)),
+    "brightness 1.5": (augmentation.adjust_brightness, 1.5, [[0, 150, 255], [15, 190, 192], [75, 90, 255]]),
+    "contrast 0": (augmentation.adjust_contrast, 0, [[103] * 3] * 3),
+    "contrast 1": (augmentation.adjust_contrast, 1, shown(X)),
+    "colour of grey": (augmentation.adjust_color, 0.1, shown(X)),
+    "sharpness 0": (augmentation.adjust_sharpness, 0, [[0, 100, 200], [10, 111, 128], [50, 60, 255]]),
+    "sharpness 1": (augmentation.adjust_sharpness, 1, shown(X)),
     "autocontrast": (augmentation.autocontrast, 0, shown(X)),
     "equalize so few pixels": (augmentation.equalize, 0, shown(X)),
 }
@@ -163,7 +163,7 @@ def test_autocontrast_takes_each_channel_alone() -> None:
 
 
 def test_every_image_has_its_own_amount() -> None:
-    out = augmentation.brightness(X.expand(2, 1, 3, 3), torch.tensor([0.0, 1.0]))
+    out = augmentation.adjust_brightness(X.expand(2, 1, 3, 3), torch.tensor([0.0, 1.0]))
     assert float(out[0].max()) == -1
     torch.testing.assert_close(out[1], X[0])
 
@@ -174,10 +174,10 @@ PIL: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], float, Callable[[Image.
     "posterize": (augmentation.posterize, 3, lambda image: ImageOps.posterize(image, 3)),
     "solarize": (augmentation.solarize, 77, lambda image: ImageOps.solarize(image, 77)),
     "invert": (augmentation.invert, 0, ImageOps.invert),
-    "colour": (augmentation.color, 1.6, lambda image: ImageEnhance.Color(image).enhance(1.6)),
-    "contrast": (augmentation.contrast, 0.3, lambda image: ImageEnhance.Contrast(image).enhance(0.3)),
-    "brightness": (augmentation.brightness, 1.4, lambda image: ImageEnhance.Brightness(image).enhance(1.4)),
-    "sharpness": (augmentation.sharpness, 1.9, lambda image: ImageEnhance.Sharpness(image).enhance(1.9)),
+    "colour": (augmentation.adjust_color, 1.6, lambda image: ImageEnhance.Color(image).enhance(1.6)),
+    "contrast": (augmentation.adjust_contrast, 0.3, lambda image: ImageEnhance.Contrast(image).enhance(0.3)),
+    "brightness": (augmentation.adjust_brightness, 1.4, lambda image: ImageEnhance.Brightness(image).enhance(1.4)),
+    "sharpness": (augmentation.adjust_sharpness, 1.9, lambda image: ImageEnhance.Sharpness(image).enhance(1.9)),
     "shear_x": (augmentation.shear_x, 0.2, lambda image: affine(image, (1, 0.2, 0, 0, 1, 0))),
     "shear_y": (augmentation.shear_y, -0.3, lambda image: affine(image, (1, 0, 0, -0.3, 1, 0))),
     "translate_y": (augmentation.translate_y, 0.25, lambda image: affine(image, (1, 0, 0, 0, 1, 8))),
@@ -215,7 +215,7 @@ def test_an_operation_falls_to_its_images_alone_and_in_both_directions() -> None
     x = X.expand(40, 1, 3, 3)
     operations = [augmentation._AUTOAUGMENT["invert"], augmentation._AUGMIX["translate_x"]]
     chosen = torch.tensor([-1] * 4 + [0] * 4 + [1] * 32)
-    out = augmentation._operated(x, operations, chosen, torch.ones(40), stream(0))
+    out = augmentation._apply_operations(x, operations, chosen, torch.ones(40), stream(0))
     assert torch.equal(out[:4], x[:4])
     assert torch.equal(out[4:8], -x[4:8])
     first = {round(float(image[0, 0, 0]), 2) for image in out[8:]}

@@ -66,4 +66,4 @@ def test_each_model_counts_for_its_share() -> None:
     models = [constant(1.0, 5.0), constant(3.0, -1.0)]
     assert ClassifierEnsemble(models, torch.tensor([2.0, 0.5]))(X)[0][0].tolist() == [(2 + 1.5) / 2, (10 - 0.5) / 2]
     assert torch.equal(ClassifierEnsemble(models, torch.ones(2))(X)[0], ClassifierEnsemble(models)(X)[0])
-    assert ClassifierEnsemble(models).each(X).shape == (2, 2, 2)
+    assert ClassifierEnsemble(models).predict_each(X).shape == (2, 2, 2)

@@ -64,14 +64,14 @@ def test_a_set_is_read_as_it_was_appended(tmp_path: Path) -> None:
     assert len(kept) == 10
     whole = kept.read(at)
     assert rows_of(whole) == list(range(10))
-    assert whole.wanted.labels.tolist() == [i % 3 for i in range(10)]
-    assert whole.wanted.conditions.tolist() == [10 * i for i in range(10)]
+    assert whole.request.labels.tolist() == [i % 3 for i in range(10)]
+    assert whole.request.conditions.tolist() == [10 * i for i in range(10)]
     assert whole.seeds.tolist() == [1000 + i for i in range(10)]
-    assert torch.equal(whole.data.y, whole.wanted.labels)
+    assert torch.equal(whole.data.y, whole.request.labels)
     some = kept.read(at, torch.tensor([9, 0, 4, 4]))
     assert rows_of(some) == [9, 0, 4, 4]
     assert some.seeds.tolist() == [1009, 1000, 1004, 1004]
-    assert torch.equal(kept.requested(at).clients, whole.wanted.clients)
+    assert torch.equal(kept.requested(at).clients, whole.request.clients)
 
 
 def test_a_client_or_a_class_is_selected() -> None:
@@ -104,9 +104,9 @@ def test_an_epoch_of_batches_has_every_image_once(counts: tuple[int, ...], size:
     ("spoilt", "says"),
     [
         (made(0, 2, (1, 3, 3)), r"images of shape \(1, 2, 3\) here, not torch.uint8 \(2, 1, 3, 3\)"),
-        (SyntheticBatch(torch.zeros(2, 1, 2, 3), made(0, 2).wanted, made(0, 2).seeds), "not torch.float32"),
+        (SyntheticBatch(torch.zeros(2, 1, 2, 3), made(0, 2).request, made(0, 2).seeds), "not torch.float32"),
         (
-            SyntheticBatch(made(0, 2).images, made(0, 3).wanted, made(0, 2).seeds),
+            SyntheticBatch(made(0, 2).images, made(0, 3).request, made(0, 2).seeds),
             "2 images take an int64 label, client",
         ),
     ],
@@ -156,7 +156,7 @@ def test_another_chunk_size_makes_the_same_images() -> None:
         assert len(state.synthetic.shards) == rounds
         made = state.synthetic.read(at)
         assert len(set(map(bytes, made.images.numpy()))) == len(set(made.seeds.tolist())) == 10
-        assert made.wanted.conditions.tolist() == list(range(10))
+        assert made.request.conditions.tolist() == list(range(10))
         if whole is not None:
             assert torch.equal(made.images, whole.images)
             assert torch.equal(made.seeds, whole.seeds)
@@ -184,7 +184,9 @@ def test_images_that_are_not_finite_are_named() -> None:
         images[wanted.conditions == 7, 0, 0, 0] = float("nan")
         return images
 
-    with pytest.raises(GenfedError, match=r"phase 'draw' made images that are not finite: image 7, class 1, client 3"):
+    with pytest.raises(
+        GenfedError, match=r"phase 'draw' generated images that are not finite: image 7, class 1, client 3"
+    ):
         run(synthesis("draw", wanted_images, spoilt, 4), State(), server())
 
 

@@ -90,7 +90,7 @@ def test_fine_tuning_is_training_on_labels() -> None:
     training = Training(epochs=3, batch_size=2)
     loss = train_student(networks[0], one, kept, {}, "fine_tuning", training)
     whole = kept.read(one)
-    assert loss == train(networks[1], other, training, data=Data(whole.images, whole.wanted.labels)) > 0
+    assert loss == train(networks[1], other, training, data=Data(whole.images, whole.request.labels)) > 0
     assert all(torch.equal(a, b) for a, b in zip(networks[0].parameters(), networks[1].parameters(), strict=True))
 
 

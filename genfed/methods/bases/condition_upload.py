@@ -63,7 +63,7 @@ class ConditionUploadMethod(ServerSynthesis):
         if len(labels) > info.examples:
             raise GenfedError(f"{len(labels)} conditions from a client of {info.examples} examples")
         model = self.foundation.load(server.task, server.device, server.precision)
-        none = model.unconditional(1)
+        none = model.encode_unconditional(1)
         found, allowed = (conditions.dtype, tuple(conditions.shape)), (none.dtype, (len(labels), *none.shape[1:]))
         if found != allowed:
             raise GenfedError(f"conditions are {found[0]} {found[1]}; {allowed[0]} {allowed[1]} are allowed")

@@ -14,7 +14,7 @@ from genfed.core.phase import Empty, Reply
 from genfed.core.settings import settings
 from genfed.foundation.captioning import Captioner, embed_captions, load_captioner
 from genfed.foundation.model import FoundationModel
-from genfed.foundation.prompts import words_in
+from genfed.foundation.prompts import find_placeholders
 from genfed.foundation.zero_shot_classifier import classify_by_noise
 from genfed.methods.bases.condition_upload import ConditionUpload, ConditionUploadMethod
 from genfed.methods.bases.server_synthesis import ServerSynthesisState
@@ -57,13 +57,13 @@ class PromptUploadMethod(ConditionUploadMethod):
             self.check_captioner(model, server)
         for client, template in enumerate(self.templates):
             for name in server.task.classes:
-                model.condition(self.texts(client, self.aliases.get(name, name)))
-            if not words_in(template) & {"class", "caption"}:
+                model.encode_condition(self.texts(client, self.aliases.get(name, name)))
+            if not find_placeholders(template) & {"class", "caption"}:
                 raise GenfedError(f"templates: {template!r} has no {{class}}: all classes would have the same prompt")
         if self.level == "instance" and not (self.attributes or self.captioner):
             raise GenfedError('level = "instance" needs attributes or a captioner, or prompts of a class do not differ')
         for word in self.attributes:
-            if not any(word in words_in(template) for template in self.templates):
+            if not any(word in find_placeholders(template) for template in self.templates):
                 raise GenfedError(f"attributes.{word}: no template has {{{word}}}")
         return super().init(server)
 
@@ -133,7 +133,7 @@ class PromptUploadMethod(ConditionUploadMethod):
 
     def choose_conditions(self, model: FoundationModel, client: Client, rows: Tensor, texts: list[str]) -> Tensor:
         """Returns the condition of a class's text or, for each example of `rows`, of the text that fits it best."""
-        conditions = model.condition(texts).cpu()
+        conditions = model.encode_condition(texts).cpu()
         if self.level == "class":
             return conditions
         return conditions[classify_by_noise(model, client.data.x[rows], texts, probes=self.probes, rng=client.rng)]

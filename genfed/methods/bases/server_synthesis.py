@@ -36,8 +36,8 @@ class ConditionSet:
     """The conditions from which images are generated, one per row."""
 
     conditions: Tensor
-    """Embeddings [m, tokens, width] or class numbers [m], as `FoundationModel.condition` returns them. Empty: the
-    conditions follow from the labels."""
+    """Embeddings [m, tokens, width] or class numbers [m], as `FoundationModel.encode_condition` returns them. Empty:
+    the conditions follow from the labels."""
     labels: Tensor
     """Classes of the images, int64 [m]."""
     clients: Tensor

@@ -19,52 +19,53 @@ from genfed.report.results import (
     Point,
     Row,
     TrialResult,
-    _mean,
+    average_architectures,
 )
 
 
-def summarise(rows: Iterable[Row], method: str, seed: int) -> TrialResult:
-    """What the rows of one trial come to; rows of others are skipped.
+def summarize_trial(rows: Iterable[Row], method: str, seed: int) -> TrialResult:
+    """Returns the result of one trial; rows of other trials are skipped.
 
     Raises:
-        GenfedError: the trial was never evaluated, or a client was scored on no examples.
+        GenfedError: the trial was never evaluated, or a client was evaluated on no examples.
     """
     every = [row for row in rows if row["method"] == method and row["seed"] == seed]
     own = [row for row in every if row["phase"] != QUALITY]
-    curve = accuracies(own)
+    curve = read_accuracies(own)
     if not curve:
         raise GenfedError(f"{method}, seed {seed}: there is no evaluation in the metrics")
     last = curve[-1]
     clients = tuple(
         sorted(
-            (_score(row) for row in own if _is_client(row, EVALUATE) and row["round"] == last.round),
+            (_read_score(row) for row in own if _is_client(row, EVALUATE) and row["round"] == last.round),
             key=lambda score: score.client,
         )
     )
     assert last.value is not None
     return TrialResult(
-        method, seed, last.value, clients, curve, losses(own), _costs(own), _failures(every),
-        best=_best(own), parameters=_parameters(own), quality=_quality(every), own=_own_scores(own, last.round),
-        triggered=_triggered(own, last.round),
+        method, seed, last.value, clients, curve, read_losses(own), _sum_costs(own), _describe_failures(every),
+        best=_read_best(own), parameters=_count_parameters(own), quality=_read_quality(every),
+        own=_read_personal_scores(own, last.round), triggered=_read_backdoor_success(own, last.round),
     )  # fmt: skip
 
 
-def accuracies(rows: Sequence[Row]) -> tuple[Point, ...]:
-    """Accuracy at every evaluation of one trial: the mean over architectures of the mean over their clients."""
+def read_accuracies(rows: Sequence[Row]) -> tuple[Point, ...]:
+    """Returns the accuracy of one trial at every evaluation, averaged over clients and then over architectures."""
     points = []
-    for (phase, round_, step), members in _by_round(row for row in rows if _is_client(row, EVALUATE)).items():
-        points.append(Point(phase, round_, step, _mean((s.architecture, s.accuracy) for s in map(_score, members))))
+    for (phase, round_, step), members in _group_by_round(row for row in rows if _is_client(row, EVALUATE)).items():
+        scores = map(_read_score, members)
+        points.append(Point(phase, round_, step, average_architectures((s.architecture, s.accuracy) for s in scores)))
     return tuple(sorted(points, key=lambda point: point.round))
 
 
-def _best(rows: Sequence[Row]) -> float:
-    scores = [_score(row) for row in rows if _is_client(row, EVALUATE)]
+def _read_best(rows: Sequence[Row]) -> float:
+    scores = [_read_score(row) for row in rows if _is_client(row, EVALUATE)]
     best = {s.client: s for s in sorted(scores, key=lambda s: s.accuracy)}  # the last of a client is its best
-    return _mean((s.architecture, s.accuracy) for s in best.values())
+    return average_architectures((s.architecture, s.accuracy) for s in best.values())
 
 
-def _own_scores(rows: Sequence[Row], round_: int) -> tuple[PersonalScore, ...]:
-    """Those of one evaluation, by client; rows of before they were measured have none."""
+def _read_personal_scores(rows: Sequence[Row], round_: int) -> tuple[PersonalScore, ...]:
+    """Returns the scores of one evaluation, by client; rows of older versions have none."""
     scores = []
     for row in rows:
         if _is_client(row, EVALUATE) and row["round"] == round_:
@@ -75,13 +76,13 @@ def _own_scores(rows: Sequence[Row], round_: int) -> tuple[PersonalScore, ...]:
     return tuple(sorted(scores, key=lambda score: score.client))
 
 
-def _triggered(rows: Sequence[Row], round_: int) -> float | None:
+def _read_backdoor_success(rows: Sequence[Row], round_: int) -> float | None:
     scored = [row for row in rows if _is_client(row, EVALUATE) and row["round"] == round_]
     rates = [row[TRIGGERED] for row in scored if TRIGGERED in row]
     return fmean(rates) if rates else None
 
 
-def _parameters(rows: Sequence[Row]) -> float | None:
+def _count_parameters(rows: Sequence[Row]) -> float | None:
     held: dict[int, float] = defaultdict(float)
     trained = [row for row in rows if row["client"] is not None and row["phase"] != EVALUATE]
     counted = [row for row in trained if "parameters" in row]
@@ -91,17 +92,17 @@ def _parameters(rows: Sequence[Row]) -> float | None:
     return fmean(held.values()) if held and whole else None
 
 
-def _quality(rows: Sequence[Row]) -> GeneratorQuality | None:
+def _read_quality(rows: Sequence[Row]) -> GeneratorQuality | None:
     names = [f.name for f in fields(GeneratorQuality)]
     row = next((row for row in rows if row["phase"] == QUALITY and "frechet" in row), None)
     return None if row is None else GeneratorQuality(**{name: row[name] for name in names if name in row})
 
 
-def losses(rows: Sequence[Row]) -> tuple[Point, ...]:
-    """The mean of the clients' "loss" in every round of one trial that has any; None where one is not finite."""
+def read_losses(rows: Sequence[Row]) -> tuple[Point, ...]:
+    """Returns the clients' mean "loss" in every round of one trial that has any; None where one is not finite."""
     trained = (row for row in rows if row["client"] is not None and row["phase"] != EVALUATE and "loss" in row)
     points = []
-    for (phase, round_, step), members in _by_round(trained).items():
+    for (phase, round_, step), members in _group_by_round(trained).items():
         values = [row["loss"] for row in members]
         finite = all(value is not None and math.isfinite(value) for value in values)
         points.append(Point(phase, round_, step, fmean(values) if finite else None))
@@ -112,23 +113,23 @@ def _is_client(row: Row, phase: str) -> bool:
     return row["client"] is not None and row["phase"] == phase
 
 
-def _by_round(rows: Iterable[Row]) -> dict[tuple[str, int, int], list[Row]]:
+def _group_by_round(rows: Iterable[Row]) -> dict[tuple[str, int, int], list[Row]]:
     rounds = defaultdict(list)
     for row in rows:
         rounds[row["phase"], row["round"], row["step"]].append(row)
     return rounds
 
 
-def _score(row: Row) -> ClientScore:
+def _read_score(row: Row) -> ClientScore:
     correct, total = row["correct"], row["total"]
     if not sum(total):
-        raise GenfedError(f"{row['method']}, seed {row['seed']}: client {row['client']} was scored on no examples")
+        raise GenfedError(f"{row['method']}, seed {row['seed']}: client {row['client']} was evaluated on no examples")
     recall = tuple(c / t if t else None for c, t in zip(correct, total, strict=True))
     return ClientScore(row["client"], row["architecture"], row["examples"], sum(correct) / sum(total), recall)
 
 
-def _costs(rows: Sequence[Row]) -> tuple[PhaseCost, ...]:
-    everybody = {row["client"] for row in rows} - {None}  # whoever was never sampled sent nothing, and counts
+def _sum_costs(rows: Sequence[Row]) -> tuple[PhaseCost, ...]:
+    everybody = {row["client"] for row in rows} - {None}  # a client that never participated counts too
     phases: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         phases[row["phase"]].append(row)
@@ -152,13 +153,13 @@ def _costs(rows: Sequence[Row]) -> tuple[PhaseCost, ...]:
     return tuple(costs)
 
 
-def _failures(rows: Sequence[Row]) -> tuple[str, ...]:
+def _describe_failures(rows: Sequence[Row]) -> tuple[str, ...]:
     lines = []
     for row in rows:
         if row["client"] is None:
             where = f"{row['phase']} round {row['round']}"
             lines += [
-                f"{where}: client {client} left out: {reason}" for client, reason in row.get("failed", {}).items()
+                f"{where}: client {client} excluded: {reason}" for client, reason in row.get("failed", {}).items()
             ]
             lines += [f"{where}: {line}" for line in row.get("lost", ())]
     return tuple(lines)
