@@ -105,7 +105,7 @@ def test_what_fedlmg_is_sent_is_looked_at() -> None:
             FedLMGUpload(weights_of(own.new_network("cnn1", own.rng)), torch.tensor([0])),
             "its classifier is no linear: '",
         ),
-        (FedLMGUpload(weights, torch.tensor([2, 2])), "a class stands twice among its classes"),
+        (FedLMGUpload(weights, torch.tensor([2, 2])), "a class is listed twice among its classes"),
         (FedLMGUpload(weights | {name: weights[name][:1]}, torch.tensor([0])), f"no linear: '{name}' is different"),
         (FedLMGUpload({k: v * 1e30 for k, v in weights.items()}, torch.tensor([0])), "its classifier has diverged"),
         (
