@@ -65,7 +65,7 @@ class FedGen(RepresentationMethod[FedGenState]):
     # clients, and the extractor among those of its architecture, both weighted by examples.
 
     state = FedGenState
-    bare = "how many examples of each class a client has"
+    unprotected_upload = "how many examples of each class a client has"
     unaugmented = ("training",)  # its loss is on representations too
 
     generated_weight: Annotated[float, Field(ge=0)] = 1.0

@@ -53,7 +53,7 @@ class FedGH(RepresentationMethod[FedGHHeader]):
     """Each client has its own extractor, and all have one header, which the server trains."""
 
     state = FedGHHeader
-    bare = "the mean representation of each class"
+    unprotected_upload = "the mean representation of each class"
     unaugmented = ("header_training",)  # of representations
 
     header_training: Training = Field(default_factory=lambda: Training(epochs=1, batch_size=1, learning_rate=0.01))

@@ -60,7 +60,7 @@ class FedKD(Method[FedKDState]):
     # architecture are not alike; and the mean is weighted by examples.
 
     state = FedKDState
-    bare = "updates whose loss divides by a mean over the batch, which joins its examples"
+    unprotected_upload = "updates whose loss divides by a mean over the batch, which joins its examples"
     unaugmented = ("training",)  # two networks learn from one batch
 
     rounds: Annotated[int, Field(ge=0)] = 50

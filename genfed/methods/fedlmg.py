@@ -45,7 +45,7 @@ class FedLMGUpload:
 class FedLMG(ServerSynthesis):
     """Local-model-guided synthesis: images of each client and class as its own classifier knows them."""
 
-    bare = "which classes a client has examples of"
+    unprotected_upload = "which classes a client has examples of"
     needs_architectures = True
 
     foundation: Foundation = Field(default_factory=lambda: Foundation(scheduler="ddpm"))

@@ -45,7 +45,7 @@ class FedProto(RepresentationMethod[Prototypes]):
     """Each client trains its own model, and holds its representations near the prototypes of all clients."""
 
     state = Prototypes
-    bare = "the mean representation of each class"
+    unprotected_upload = "the mean representation of each class"
     unaugmented = ("training",)  # its loss looks at single examples and their classes
 
     prototype_weight: Annotated[float, Field(ge=0)] = 1.0

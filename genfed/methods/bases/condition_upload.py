@@ -32,7 +32,7 @@ class ConditionUpload:
 class ConditionUploadMethod(ServerSynthesis):
     """Clients tell what they have as conditions, and images are made of all of these."""
 
-    bare = "conditions made of its examples"
+    unprotected_upload = "conditions made of its examples"
 
     @abstractmethod
     def upload_conditions(self, client: Client, sent: Empty) -> Reply[ConditionUpload]:

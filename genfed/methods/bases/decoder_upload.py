@@ -43,7 +43,7 @@ class DecoderUpload(Method[S]):
     """One upload of a CVAE's decoder by every client; classifiers learn on the server from generated images alone."""
 
     generates = True
-    bare = "how many examples of each class a client has"
+    unprotected_upload = "how many examples of each class a client has"
     needs_architectures = True
     minimum_examples = 2  # BatchNorm on 1×1 maps has no variance of one example
 
