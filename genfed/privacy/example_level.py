@@ -9,15 +9,17 @@ from typing import Any
 
 from genfed.core.errors import GenfedError
 from genfed.core.phase import Phase, flatten_phases
-from genfed.core.privacy import DeclaredTraining, PrivateTrainer
+from genfed.core.privacy import DeclaredTraining
 from genfed.core.record import load, save
 from genfed.core.schedule import plan_rounds
 from genfed.engines.client_storage import UNSETTLED
 from genfed.experiment.trial import Trial
 from genfed.privacy import client_level
 from genfed.privacy.accounting import Mechanism, epsilon, fits_budget, noise_for
+from genfed.privacy.dp_sgd import DPSGDTrainer, plan_batches
 from genfed.privacy.guarantee import PrivacyGuarantee
 from genfed.privacy.ledger import Charge, Ledger, sum_by_mechanism
+from genfed.privacy.randomness import os_randomness, seeded_randomness
 
 LEDGER, PLAN = "ledger.safetensors", "privacy.safetensors"
 
@@ -93,7 +95,8 @@ def estimate_cost(trial: Trial, client: int) -> list[Mechanism]:
 
 def _trainings(uses: Mapping[DeclaredTraining, int], examples: int) -> list[tuple[float, int]]:
     """(rate, steps) of each use, done so often, on so many examples."""
-    return [(use.rate(examples), use.steps(examples) * times) for use, times in uses.items()]
+    planned = [(*plan_batches(use, examples), times) for use, times in uses.items()]
+    return [(rate, steps * times) for rate, steps, times in planned]
 
 
 def _unplanned(trial: Trial) -> Phase[Any] | None:
@@ -112,17 +115,16 @@ class TrialBudget:
         self._plan, self._uses, self._privacy, self._seed = plan, uses, trial.privacy, trial.seed
         self._examples = {info.id: info.examples for info in trial.shards.clients}
 
-    def admit(self, client: int, folder: Path, phase: str, round_: int, step: int) -> PrivateTrainer:
+    def admit(self, client: int, folder: Path, phase: str, round_: int, step: int) -> DPSGDTrainer:
         """See `core.privacy.BudgetKeeper`."""
         uses = [use for use in self._uses.get(phase, ()) if use.epochs]
         noise, n = self._plan.noise_multiplier[client], self._examples[client]
         if uses:
-            self.charge(folder, tuple(Charge(phase, round_, step, use.rate(n), noise, use.steps(n)) for use in uses))
-        from genfed.privacy.randomness import os_randomness, seeded_randomness
-
+            planned = [plan_batches(use, n) for use in uses]
+            self.charge(folder, tuple(Charge(phase, round_, step, rate, noise, steps) for rate, steps in planned))
         fixed = self._privacy.reproducible_noise
         draws = seeded_randomness(self._seed, phase, round_, client) if fixed else os_randomness()
-        return PrivateTrainer(self._privacy.max_grad_norm, noise, draws, uses)
+        return DPSGDTrainer(self._privacy.max_grad_norm, noise, draws, uses)
 
     def charge(self, folder: Path, more: tuple[Charge, ...]) -> None:
         """Puts these on the ledger in a client's folder, unless they are its last and nothing of that work has left.

@@ -91,7 +91,8 @@ def _sampler(own: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @contextlib.contextmanager
-def _hooks_disabled(hooks: Sequence[Any]) -> Iterator[None]:
+def hooks_disabled(hooks: Sequence[Any]) -> Iterator[None]:
+    """Inside the block backward passes leave no gradients of single examples."""
     for each in hooks:
         each.disable_hooks()
     try:
