@@ -3,17 +3,17 @@ in the report.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from genfed.config import registry
 from genfed.config.settings import Config
-from genfed.core.aggregate import ClientInfo, list_groups, select_means
+from genfed.core.aggregate import list_groups, select_means
 from genfed.core.errors import GenfedError
 from genfed.core.federated_data import FederatedData
 from genfed.core.method import Method
-from genfed.core.phase import Phase, flatten_phases
-from genfed.core.schedule import plan_rounds
+from genfed.core.phase import Phase
+from genfed.core.schedule import Schedule, list_upload_phases
 from genfed.robustness.robust_mean import AggregationRule
 from genfed.secure_aggregation.crypto import check_cryptography
 from genfed.secure_aggregation.protocol import reason_to_refuse_secure
@@ -28,10 +28,10 @@ def check_compatibility(config: Config, shards: FederatedData, seed: int) -> Non
     """
     federated = {label: method for label, method in config.method.items() if not method.pooled}
     if config.attack:
-        _check_attack(config, shards, {label: _uploading(method) for label, method in federated.items()})
+        _check_attack(config, shards, {label: list_upload_phases(method) for label, method in federated.items()})
     if config.aggregation:
         for label, method in federated.items():
-            phases = _uploading(method)
+            phases = list_upload_phases(method)
             if phases and not any(select_means(phase.aggregate) for phase in phases):
                 kind = registry.name_of(registry.AGGREGATIONS, type(config.aggregation))
                 fields = ", ".join(sorted({name for phase in phases for name in phase.aggregate}))
@@ -55,10 +55,10 @@ def _check_secure(
         why = "looks at" if config.aggregation else "is simulated on"
         raise GenfedError(f"[secure] hides single uploads, which [{other}] {why}: leave one of them out")
     for label, method in methods.items():
-        for phase in _uploading(method):
+        for phase in list_upload_phases(method):
             if (reason := reason_to_refuse_secure(phase)) is not None:
                 raise GenfedError(f"[secure]: phase {phase.name} of {label} cannot be aggregated securely: {reason}")
-        for phase, asked in _rounds(method, shards.clients, config.federation.sample, seed):
+        for phase, asked in Schedule(method, shards.clients, config.federation.sample, seed).different_uploads():
             for group, count in Counter(name for info in asked for name in list_groups(phase.aggregate, info)).items():
                 if count < how.minimum_group:
                     raise GenfedError(
@@ -87,7 +87,7 @@ def _check_attack(config: Config, shards: FederatedData, phases: Mapping[str, Se
 def _check_groups(label: str, config: Config, method: Method[Any], shards: FederatedData, seed: int) -> None:
     rule = config.aggregation
     assert rule is not None
-    for phase, asked in _rounds(method, shards.clients, config.federation.sample, seed):
+    for phase, asked in Schedule(method, shards.clients, config.federation.sample, seed).different_uploads():
         for name, mean in select_means(phase.aggregate).items():
             for group, count in Counter(mean.group(info) for info in asked).items():
                 _check_group(rule, count, f"{label}, phase {phase.name}, {name}{f' of {group}' if group else ''}")
@@ -98,18 +98,3 @@ def _check_group(rule: AggregationRule, count: int, where: str) -> None:
         rule.check(count)
     except GenfedError as error:
         raise GenfedError(f"{where}: {error}") from None
-
-
-def _rounds(
-    method: Method[Any], clients: Sequence[ClientInfo], sample: float, seed: int
-) -> Iterator[tuple[Phase[Any], Sequence[ClientInfo]]]:
-    """`plan_rounds`; where everybody takes part, the first round of a phase stands for all of them."""
-    seen: set[str] = set()
-    for phase, asked in plan_rounds(method, clients, sample, seed):
-        if sample < 1 or phase.name not in seen:
-            yield phase, asked
-        seen.add(phase.name)
-
-
-def _uploading(method: Method[Any]) -> list[Phase[Any]]:
-    return [phase for phase in flatten_phases(method.phases()) if phase.aggregate]

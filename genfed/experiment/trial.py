@@ -17,6 +17,7 @@ from genfed.core.client import Server
 from genfed.core.federated_data import FederatedData
 from genfed.core.method import Method
 from genfed.core.rng import stream
+from genfed.core.schedule import Schedule
 from genfed.core.store import FolderStore, MemoryStore, Store
 from genfed.core.task import Task
 from genfed.engines.client_runner import NewNetwork
@@ -61,6 +62,11 @@ class Trial:
     """Differential privacy that protects every example. None: no such protection."""
     client_privacy: ClientPrivacy | None = None
     """Differential privacy that protects every client. None: no such protection."""
+
+    @property
+    def schedule(self) -> Schedule:
+        """The clients of each of its rounds."""
+        return Schedule(self.method, self.shards.clients, self.federation.sample, self.seed)
 
     def place(self, step: int) -> int:
         """Returns the number of a step among all in which clients work; each exchange of secure aggregation is one."""

@@ -13,7 +13,6 @@ from genfed.core.aggregate import ClientInfo
 from genfed.core.errors import GenfedError
 from genfed.core.phase import Phase, Reduced, flatten_phases
 from genfed.core.record import pack, save, unpack
-from genfed.core.schedule import select_participants
 from genfed.core.store import FolderStore
 from genfed.engines.messages import RoundId
 from genfed.engines.round import Engine, Round
@@ -125,14 +124,12 @@ class TrialLoop:
             started = time.perf_counter()
             state = phase.update(server, at.state, Reduced({}, ()))
             return state, [head | {"client": None, "seconds": time.perf_counter() - started, "failed": {}}]
-        # Everybody is scored, whoever took part; and a ceiling is no federation that could be sampled.
-        sample = 1.0 if phase.scores or trial.method.pooled else trial.federation.sample
         uploads = phase.aggregate and not phase.scores
         drawn = self._central.draw_secretly(step) if self._central and uploads else None
-        if drawn is None:
-            asked = select_participants(trial.shards.clients, sample, trial.seed, step.phase, step.round)
+        if phase.scores:  # all are scored, not only those that took part
+            asked = sorted(trial.shards.clients, key=lambda info: info.id)
         else:
-            asked = drawn
+            asked = trial.schedule.participants(step.phase, step.round) if drawn is None else drawn
         sender = trial_server(self._trial, step.round, step.phase, step.round, "send")
         placed = replace(step, number=trial.place(step.number))
         quorum = trial.federation.quorum

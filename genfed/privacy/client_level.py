@@ -18,10 +18,9 @@ from genfed.config.settings import Config
 from genfed.core.aggregate import ClientInfo, list_groups, select_means
 from genfed.core.client import Client
 from genfed.core.errors import GenfedError
-from genfed.core.method import Method
-from genfed.core.phase import Phase, flatten_phases
+from genfed.core.phase import Phase
 from genfed.core.record import load, save
-from genfed.core.schedule import plan_rounds, select_participants
+from genfed.core.schedule import Schedule, list_upload_phases
 from genfed.engines.messages import RoundId
 from genfed.privacy.accounting import epsilon, fits_budget, noise_for, warn_of_weak_privacy
 from genfed.privacy.distributed_noise import add_client_noise
@@ -82,20 +81,14 @@ def expected_participants(how: ClientPrivacy, sample: float, clients: int, asked
     return sample * clients if how.secret_sampling else asked
 
 
-def count_charged_rounds(
-    how: ClientPrivacy, method: Method[Any], clients: Sequence[ClientInfo], sample: float, seed: int
-) -> int | None:
-    """Rounds that the client which will be charged most has to pay for; None: it is not known in advance."""
-    if any(callable(phase.rounds) for phase in flatten_phases(method.phases()) if _uploads(phase)):
+def count_charged_rounds(how: ClientPrivacy, schedule: Schedule) -> int | None:
+    """Returns the rounds that the client which is charged most pays for. None: it is not known in advance."""
+    if any(phase.aggregate for phase in schedule.open_ended_phases()):
         return None
-    ahead = [asked for phase, asked in plan_rounds(method, clients, sample, seed) if _uploads(phase)]
+    uploads = [clients for _, clients in schedule.uploads()]
     if how.secret_sampling:
-        return len(ahead)
-    return max(Counter(info.id for asked in ahead for info in asked).values(), default=0)
-
-
-def _uploads(phase: Phase[Any]) -> bool:
-    return phase.work is not None and bool(phase.aggregate)
+        return len(uploads)
+    return max(Counter(info.id for clients in uploads for info in clients).values(), default=0)
 
 
 def noise_multiplier(how: ClientPrivacy, rounds: int | None, sample: float) -> float:
@@ -156,28 +149,29 @@ def check(config: Config, clients: Sequence[ClientInfo], seed: int) -> None:
     for label, method in config.method.items():
         if method.pooled:
             continue
-        for phase in flatten_phases(method.phases()):
+        schedule = Schedule(method, tuple(clients), config.federation.sample, seed)
+        for phase in list_upload_phases(method):
             if (reason := reason_to_refuse(phase, how)) is not None:
                 raise GenfedError(f"{label} cannot be run under [client_privacy]: in phase {phase.name} {reason}")
         try:
             sample = config.federation.sample
-            rounds = count_charged_rounds(how, method, clients, sample, seed)
+            rounds = count_charged_rounds(how, schedule)
             noise = noise_multiplier(how, rounds, sample)
             if config.secure and seed == config.seeds[0]:
-                _warn_of_noise(label, config.secure.minimum_group, method, clients, sample, seed)
+                _warn_of_noise(label, config.secure.minimum_group, schedule)
             if how.adaptive and (rounds is None or rounds):
-                asked = len(select_participants(clients, sample, seed, "", 0))
+                asked = len(schedule.participants("", 0))
                 how.adaptive.on_updates(noise, expected_participants(how, sample, len(clients), asked))
         except GenfedError as error:
             raise GenfedError(f"{label}: {error}") from None
 
 
-def _warn_of_noise(
-    label: str, least: int, method: Method[Any], clients: Sequence[ClientInfo], sample: float, seed: int
-) -> None:
+def _warn_of_noise(label: str, least: int, schedule: Schedule) -> None:
     """Says where clients add much more noise than is needed, though none of a method's sums is small."""
-    ahead = [(phase, asked) for phase, asked in plan_rounds(method, clients, sample, seed) if _uploads(phase)]
-    sums = [Counter(name for info in asked for name in list_groups(phase.aggregate, info)) for phase, asked in ahead]
+    sums = [
+        Counter(name for info in clients for name in list_groups(phase.aggregate, info))
+        for phase, clients in schedule.different_uploads()
+    ]
     smallest = min((count for each in sums for count in each.values()), default=0)
     if (times := math.sqrt(smallest / least)) > 1.5:
         log.warning(
@@ -206,7 +200,7 @@ def settle_noise(trial: "Trial") -> float:
     if not file.exists():
         assert trial.client_privacy is not None
         how, sample = trial.client_privacy, trial.federation.sample
-        rounds = count_charged_rounds(how, trial.method, trial.shards.clients, sample, trial.seed)
+        rounds = count_charged_rounds(how, trial.schedule)
         trial.folder.mkdir(parents=True, exist_ok=True)
         save(ReleaseLedger(noise_multiplier(how, rounds, sample)), file)
     return load(ReleaseLedger, file).noise_multiplier

@@ -5,13 +5,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from genfed.core.errors import GenfedError
-from genfed.core.phase import Phase, flatten_phases
 from genfed.core.privacy import DeclaredTraining
 from genfed.core.record import load, save
-from genfed.core.schedule import plan_rounds
 from genfed.engines.client_storage import UNSETTLED
 from genfed.experiment.trial import Trial
 from genfed.privacy import client_level
@@ -39,13 +36,12 @@ def count_trainings(trial: Trial) -> dict[int, Counter[DeclaredTraining]]:
     """
     uses = trial.method.private_trainings() or {}
     found: dict[int, Counter[DeclaredTraining]] = {info.id: Counter() for info in trial.shards.clients}
-    sample = 1.0 if trial.method.pooled else trial.federation.sample
-    if (phase := _unplanned(trial)) is not None:
+    if unplanned := trial.schedule.open_ended_phases():
         raise GenfedError(
-            f"{trial.label}: how many rounds phase {phase.name!r} has is known only when it begins, so "
+            f"{trial.label}: how many rounds phase {unplanned[0].name!r} has is known only when it begins, so "
             "privacy.epsilon cannot be planned for; set privacy.noise_multiplier"
         )
-    for phase, asked in plan_rounds(trial.method, trial.shards.clients, sample, trial.seed):
+    for phase, asked in trial.schedule.rounds():
         for info in asked:
             found[info.id].update(uses.get(phase.name, ()))
     return found
@@ -83,7 +79,7 @@ def estimate_cost(trial: Trial, client: int) -> list[Mechanism]:
         GenfedError: no noise suffices, or the rounds of a phase are not known in advance and the noise must be found.
     """
     info = next(info for info in trial.shards.clients if info.id == client)
-    if trial.privacy is None or (trial.privacy.noise_multiplier is not None and _unplanned(trial)):
+    if trial.privacy is None or (trial.privacy.noise_multiplier is not None and trial.schedule.open_ended_phases()):
         return []
     trainings = _trainings(count_trainings(trial)[client], info.examples)
     noise = trial.privacy.noise_multiplier
@@ -97,11 +93,6 @@ def _trainings(uses: Mapping[DeclaredTraining, int], examples: int) -> list[tupl
     """(rate, steps) of each use, done so often, on so many examples."""
     planned = [(*plan_batches(use, examples), times) for use, times in uses.items()]
     return [(rate, steps * times) for rate, steps, times in planned]
-
-
-def _unplanned(trial: Trial) -> Phase[Any] | None:
-    """A phase of which it is known only when it begins how many rounds it has; None: there is none."""
-    return next((phase for phase in flatten_phases(trial.method.phases()) if callable(phase.rounds)), None)
 
 
 class TrialBudget:

@@ -16,6 +16,7 @@ from genfed.core.aggregate import ClientInfo
 from genfed.core.errors import GenfedError
 from genfed.core.phase import Phase
 from genfed.core.record import load
+from genfed.core.schedule import Schedule
 from genfed.core.settings import settings
 from genfed.engines.client_runner import ClientRunner
 from genfed.engines.messages import RoundId
@@ -109,12 +110,11 @@ def test_a_client_pays_for_the_rounds_that_it_is_asked_in(tmp_path: Path) -> Non
     config = private("fedavg", federation=few, defaults=short)
     report = start(config, tmp_path / "run")
     found = account(tmp_path / "run").rounds()
-    infos = [ClientInfo(i, "linear", 20) for i in range(5)]
+    infos = tuple(ClientInfo(i, "linear", 20) for i in range(5))
     settings = read_config(config)
     assert settings.client_privacy
-    assert max(found.values()) == count_charged_rounds(
-        settings.client_privacy, settings.method["fedavg"], infos, 0.4, 0
-    )
+    schedule = Schedule(settings.method["fedavg"], infos, 0.4, 0)
+    assert max(found.values()) == count_charged_rounds(settings.client_privacy, schedule)
     assert sum(found.values()) == 6 * 2
     of = report.trials[0].protection
     assert of is not None
