@@ -22,13 +22,17 @@ S = TypeVar("S")
 
 @dataclass(frozen=True)
 class TrainedNetwork:
-    """A network that clients train on their examples and that is not their own classifier."""
+    """A network that clients train on their examples."""
 
     name: str
-    """In messages."""
+    """Name in messages."""
     network: "nn.Module"
     task: Task
-    """Whose examples it takes."""
+    """Task whose examples the network takes."""
+    objectives: Sequence[Any] = ()
+    """`training.fit.Objective`s that it is trained by. Empty: it is a classifier, trained by cross-entropy."""
+    remedy: str = "nn.GroupNorm can stand there"
+    """Advice for a network that cannot be trained by DP-SGD since it mixes the examples of a batch."""
 
 
 class Method(ABC, Generic[S]):
@@ -59,16 +63,16 @@ class Method(ABC, Generic[S]):
     """What leaves a client without DP-SGD having made it, in the words after "its clients upload"; empty: not said."""
 
     def private_trainings(self) -> Mapping[str, Sequence[DeclaredTraining]] | None:
-        """By phase in which clients work: its trainings on a client's own examples. Whoever declares them vouches that
-        they all go through `training.fit` with `client.privacy`, and that nothing which a client uploads or scores
-        depends on its examples but by them and by how many there are. None (the default): differential privacy is
-        refused. It does not hold for a class below, where that brings its own `work` or `phases`.
+        """Returns, by phase in which clients work, its trainings on a client's own examples. A class that declares them
+        guarantees that all go through `training.fit` with `client.privacy`, and that what a client uploads or scores
+        depends on its examples by these trainings and by their number alone. None (the default): differential privacy
+        is refused. A subclass with its own `work` or `phases` does not inherit the declaration.
         """
         return None
 
-    def trained_networks(self, server: Server) -> "Sequence[TrainedNetwork]":
-        """What clients train on their examples besides their own classifiers, with the initial weights; a run with
-        differential privacy checks these networks before training.
+    def trained_networks(self, server: Server) -> Sequence[TrainedNetwork]:
+        """Returns what clients train on their examples besides their own classifiers, with the initial weights; a run
+        with differential privacy checks these networks before training.
         """
         return ()
 

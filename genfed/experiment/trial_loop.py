@@ -20,7 +20,6 @@ from genfed.experiment.checkpoint import Checkpoint, read_checkpoint
 from genfed.experiment.evaluation import add_evaluation
 from genfed.experiment.progress import Progress
 from genfed.experiment.trial import Trial, trial_server
-from genfed.privacy.client_level import ClientLevelPrivacy, distribute_noise
 from genfed.report.results import EVALUATE, TRIGGERED, Row
 from genfed.robustness.robust_mean import make_robust
 from genfed.secure_aggregation.round import SecureRound
@@ -44,7 +43,7 @@ class TrialLoop:
         self._trial, self._engine, self._record, self._notify = trial, engine, record, notify
         self._plan = tuple(make_robust(phase, trial.aggregation) for phase in flatten_phases(trial.method.phases()))
         self._phases = add_evaluation(trial.method, trial.shards.held_out)
-        self._central = ClientLevelPrivacy(trial) if trial.client_privacy else None
+        self._central = trial.client_level()
         self._accuracy: float | None = None
         self._took: dict[str, list[float]] = {}
         self.step = 0
@@ -137,7 +136,7 @@ class TrialLoop:
         charge = None
         if self._central and uploads and trial.secure:
             self._central.admit(step, asked)  # before clients train for nothing
-            phase = distribute_noise(phase, trial)
+            phase = trial.with_client_noise(phase)
             charge = functools.partial(self._central.charge_sum, step, asked)
         elif self._central and uploads:
 

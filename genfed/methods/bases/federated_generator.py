@@ -89,7 +89,8 @@ class FederatedGenerator(Method[S]):
 
     def new_generator(self, server: Server, task: Task) -> TrainedNetwork:
         """A new generator of `task`'s examples."""
-        return TrainedNetwork("the generator", self.generator.new(task, server.common("generator")), task)
+        network = self.generator.new(task, server.common("generator")).to(server.device)
+        return TrainedNetwork("the generator", network, task, network.objectives(), 'set norm = "group" for it')
 
     def initial_generator(self, server: Server, task: Task) -> Weights:
         """The travelling part of a new generator of `task`'s examples: the same for every method with this seed."""
