@@ -32,6 +32,7 @@ from genfed.experiment.environment import count_workers
 from genfed.experiment.evaluation import add_evaluation
 from genfed.experiment.run_folder import RunFolder
 from genfed.experiment.trial import Trial, new_trial, trial_server
+from genfed.experiment.uploads import with_client_noise
 from genfed.privacy.accounting import Mechanism
 from genfed.privacy.example_level import TrialBudget
 from genfed.privacy.ledger import Charge
@@ -136,7 +137,7 @@ def new_runner(trial: Trial, charge_site: Callable[[tuple[Charge, ...]], None] |
         for phase in flatten_phases(trial.method.phases()):
             if phase.aggregate and phase.name in phases:
                 del phases[phase.name]  # no request can get the upload without masks
-                phases |= {part.name: part for part in make_secure(trial.with_client_noise(phase), trial.secure)}
+                phases |= {part.name: part for part in make_secure(with_client_noise(phase, trial), trial.secure)}
     attack = trial.attack
     behaviors = dict.fromkeys(attack.attackers(trial.shards.clients, trial.seed), attack) if attack else {}
     return ClientRunner(

@@ -18,7 +18,6 @@ from genfed.core.client import Server
 from genfed.core.errors import GenfedError
 from genfed.core.federated_data import FederatedData
 from genfed.core.method import Method
-from genfed.core.phase import Phase
 from genfed.core.rng import stream
 from genfed.core.schedule import Schedule
 from genfed.core.store import FolderStore, MemoryStore, Store
@@ -28,7 +27,6 @@ from genfed.experiment import partitioning
 from genfed.experiment.run_folder import RunFolder
 from genfed.privacy.accounting import Mechanism
 from genfed.privacy.client_level import ClientLevelPrivacy
-from genfed.privacy.distributed_noise import add_client_noise, client_randomness
 from genfed.privacy.example_level import example_level_guarantee, read_charges
 from genfed.privacy.guarantee import PrivacyGuarantee
 from genfed.privacy.plan import PrivacyPlan, settle_plan
@@ -95,14 +93,6 @@ class Trial:
         if self.client_privacy is None:
             return None
         return ClientLevelPrivacy(self.client_privacy, self.settle_plan(), self.schedule, self.folder)
-
-    def with_client_noise(self, phase: Phase[Any]) -> Phase[Any]:
-        """Returns a phase of secure aggregation with clients that add the noise, if there is any."""
-        if (how := self.client_privacy) is None or self.secure is None:
-            return phase
-        std = self.settle_plan().client_std(how.clip, self.secure.minimum_group)
-        draws = client_randomness(self.seed if how.reproducible_noise else None, phase.name)
-        return add_client_noise(phase, clip=how.clip, std=std, draws=draws)
 
     def spent(self) -> dict[int, list[Mechanism]]:
         """Returns what its folder says that each client was charged."""

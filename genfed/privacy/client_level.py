@@ -15,9 +15,10 @@ import numpy as np
 from genfed.core.aggregate import ClientInfo, select_means
 from genfed.core.errors import GenfedError
 from genfed.core.phase import Phase
-from genfed.core.record import load, save
+from genfed.core.record import load, save, unpack
 from genfed.core.schedule import Schedule
 from genfed.engines.messages import RoundId
+from genfed.engines.round import Round, RoundRequest
 from genfed.privacy.accounting import Mechanism, epsilon, fits_budget
 from genfed.privacy.dp_fedavg import NoisyClippedMean
 from genfed.privacy.guarantee import PrivacyGuarantee
@@ -72,10 +73,15 @@ class ClientLevelPrivacy:
         self._how, self._schedule, self._folder = how, schedule, folder
         self._noise = plan.common_multiplier
 
-    def draw_secretly(self, step: RoundId) -> list[ClientInfo] | None:
-        """Returns the clients of a round, drawn in secret. None: they are no secret."""
-        if not self._how.secret_sampling:
-            return None
+    @property
+    def secret(self) -> bool:
+        """Whether nobody may learn who takes part in a round."""
+        return self._how.secret_sampling
+
+    def participants(self, step: RoundId) -> list[ClientInfo]:
+        """Returns the clients of a round, by id; where they are secret, drawn anew in every call."""
+        if not self.secret:
+            return self._schedule.participants(step.phase, step.round)
         clients = self._schedule.clients
         coins = self._draws(step, "asked").random(len(clients)) < self._schedule.fraction
         return [info for info, coin in zip(clients, coins.tolist(), strict=True) if coin]
@@ -184,3 +190,24 @@ class NoisyReduction:
         values = self.clipped.finish()
         self.privacy.charge(replace(self.release, clip=self.privacy.next_clip(self.clipped, self.release.clip)))
         return values
+
+
+@dataclass(frozen=True)
+class NoisyUploads:
+    """`engines.round.Uploads` whose means get noise from the server."""
+
+    privacy: ClientLevelPrivacy
+    quorum: float
+    """Fraction of the participants that must answer, where they are no secret."""
+
+    def participants(self, round_id: RoundId) -> list[ClientInfo]:
+        """See `Uploads`."""
+        return self.privacy.participants(round_id)
+
+    def open(self, request: RoundRequest) -> Round:
+        """See `Uploads`."""
+        sent = request.phase.wire_types.sent
+        fold = self.privacy.fold(
+            request.phase, request.round_id, request.clients, lambda info: unpack(sent, request.send(info))
+        )
+        return Round(request, None if self.privacy.secret else self.quorum, fold)

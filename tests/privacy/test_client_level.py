@@ -193,7 +193,7 @@ def test_secret_draws_are_independent_and_do_not_follow_from_the_seed(tmp_path: 
     trial = new_trial(settings, "fedavg", 0, folder=folder, shards=shards, new_network=Architectures().new)
     drawer = trial.client_level()
     assert drawer is not None
-    rounds = [drawer.draw_secretly(RoundId("train", 0, 0)) or [] for _ in range(2000)]
+    rounds = [drawer.participants(RoundId("train", 0, 0)) for _ in range(2000)]
     drawn = torch.tensor([[info in asked for info in shards.clients] for asked in rounds])
     share = drawn.double().mean(0)
     assert bool(((share - 0.4).abs() < 5 * (0.4 * 0.6 / 2000) ** 0.5).all())
