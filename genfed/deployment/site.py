@@ -40,7 +40,6 @@ from genfed.privacy import site_budget
 from genfed.privacy.compatibility import check_method, check_network, check_precision
 from genfed.privacy.plan import estimate_cost
 from genfed.privacy.settings import ClientPrivacy, Privacy
-from genfed.secure_aggregation.crypto import check_cryptography
 from genfed.secure_aggregation.settings import SecureAggregation
 from genfed.training.weights import Model, weights_of
 
@@ -262,7 +261,7 @@ def _check_demands(config: SiteSettings, trial: Trial) -> None:
     """Refuses a trial that does not protect the site as its file demands, or not as the run says."""
     privacy = trial.privacy
     if trial.secure is not None:
-        check_cryptography()
+        require("cryptography", extra="privacy", what="[secure]")
     if trial.client_privacy is not None:
         require("opacus", extra="privacy", what="[client_privacy]")
     if config.privacy is not None and privacy is None:

@@ -10,7 +10,7 @@ from genfed.config import registry
 from genfed.config.architectures import Architectures
 from genfed.config.settings import Config
 from genfed.core.aggregate import ClientInfo, list_groups, select_means
-from genfed.core.errors import GenfedError
+from genfed.core.errors import GenfedError, require
 from genfed.core.federated_data import FederatedData
 from genfed.core.method import Method, TrainedNetwork
 from genfed.core.phase import Phase
@@ -21,7 +21,6 @@ from genfed.experiment.trial import new_server
 from genfed.privacy.accounting import warn_of_weak_privacy
 from genfed.privacy.compatibility import check_client_level, check_example_level
 from genfed.robustness.robust_mean import AggregationRule
-from genfed.secure_aggregation.crypto import check_cryptography
 from genfed.secure_aggregation.protocol import reason_to_refuse_secure
 from genfed.secure_aggregation.settings import SecureAggregation
 
@@ -53,7 +52,7 @@ def check_compatibility(config: Config, shards: FederatedData, seed: int) -> Non
 def _check_secure(
     config: Config, how: SecureAggregation, methods: Mapping[str, Method[Any]], shards: FederatedData, seed: int
 ) -> None:
-    check_cryptography()
+    require("cryptography", extra="privacy", what="[secure]")
     if config.privacy:
         raise GenfedError("[secure] with [privacy] is not built: its exchanges are not charged; leave one of them out")
     if config.aggregation or config.attack:
