@@ -22,13 +22,14 @@ from genfed.core.store import FolderStore, Shard
 from genfed.core.task import Task, Weights
 from genfed.data.digits import Digits
 from genfed.methods.bases.averaging import Classifiers, FederatedAveraging
+from genfed.methods.bases.classifier_upload import train_alone
 from genfed.methods.bases.local_training import LocalTraining
-from genfed.training.classifier import Training, train
+from genfed.training.classifier import Training
 from genfed.training.pixels import normalize_pixels
 from genfed.training.synthetic_dataset import SampleRequest, SyntheticDataset, synthesis
 from genfed.training.synthetic_teaching import Supervision, train_student
 from genfed.training.upload_checks import check_classifier
-from genfed.training.weights import Model, initial_classifiers, initial_weights, load_weights, weights_of
+from genfed.training.weights import Model, build_classifier, initial_classifiers, weights_of
 
 
 class Linear(nn.Module):
@@ -302,6 +303,8 @@ class Paired(FederatedAveraging):
 class Centred(LocalTraining):
     """A method whose classifier looks at the client's data: the last bias becomes the share of each class."""
 
+    classifier_reads_data = True
+
     def classifier(self, client: Client, sent: Empty) -> nn.Module:
         network = super().classifier(client, sent)
         bias = dict(network.named_parameters())["layer.bias"]
@@ -328,7 +331,7 @@ class Bigger(FederatedAveraging):
         return Classifiers({a: weights_of(server.new_network("mlp-small", server.rng)) for a in server.architectures})
 
     def classifier(self, client: Client, sent: Model) -> nn.Module:
-        return load_weights(client.new_network_of("mlp-small", client.rng), sent.classifier)
+        return build_classifier(client, "mlp-small", sent.classifier)
 
 
 @dataclass(frozen=True)
@@ -376,9 +379,8 @@ class Draws(Method[Drawn]):
         return Empty()
 
     def train(self, client: Client, sent: Empty) -> Reply[Model]:
-        network = load_weights(client.new_network(client.rng), initial_weights(client))
-        loss = train(network, client, self.training)
-        return Reply(Model(weights_of(network)), metrics={"loss": loss})
+        weights, loss = train_alone(client, self.training)
+        return Reply(Model(weights), metrics={"loss": loss})
 
     def keep(self, server: Server, state: Drawn, reduced: Reduced) -> Drawn:
         return replace(state, teachers=reduced["classifier"])
@@ -399,12 +401,8 @@ class Draws(Method[Drawn]):
 
     def teach(self, server: Server, state: Drawn, reduced: Reduced) -> Drawn:
         kinds = {info.id: info.architecture for info in server.clients}
-
-        def network(name: str, weights: Weights) -> nn.Module:
-            return load_weights(server.new_network(name, server.rng), weights)
-
-        teachers = {client: network(kinds[client], weights) for client, weights in state.teachers.items()}
-        students = {name: network(name, weights) for name, weights in state.classifiers.items()}
+        teachers = {c: build_classifier(server, kinds[c], weights) for c, weights in state.teachers.items()}
+        students = {name: build_classifier(server, name, weights) for name, weights in state.classifiers.items()}
         for student in students.values():
             train_student(student, server, state.synthetic, teachers, self.aggregation, self.training)
         return replace(state, classifiers={name: weights_of(student) for name, student in students.items()})
@@ -413,7 +411,7 @@ class Draws(Method[Drawn]):
         return Model(state.classifiers[info.architecture])
 
     def classifier(self, client: Client, sent: Model) -> nn.Module:
-        return load_weights(client.new_network(client.rng), sent.classifier)
+        return build_classifier(client, client.info.architecture, sent.classifier)
 
 
 def kill_after_shard(number: int) -> None:

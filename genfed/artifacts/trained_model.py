@@ -1,8 +1,8 @@
-"""What a run trained: a trial chosen by name, and a client's classifier as it was scored, from the folder alone."""
+"""A trial of a run selected by name, and a client's trained classifier, both read from the run's folder."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
@@ -11,7 +11,7 @@ from genfed.config import registry
 from genfed.config.architectures import Architectures
 from genfed.config.settings import Config
 from genfed.core.aggregate import ClientInfo
-from genfed.core.errors import GenfedError, first_line
+from genfed.core.errors import GenfedError
 from genfed.core.federated_data import FederatedData
 from genfed.core.task import Data, Task
 from genfed.engines.client_runner import use_threads
@@ -27,7 +27,7 @@ from genfed.report.results import EVALUATE, Row
 
 @dataclass(frozen=True)
 class SelectedTrial:
-    """One trial of a run, and where it stands."""
+    """One trial of a run, and its last checkpoint."""
 
     run: RunFolder
     config: Config
@@ -38,18 +38,18 @@ class SelectedTrial:
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A client's classifier."""
+    """A client's trained classifier."""
 
     chosen: SelectedTrial
     info: ClientInfo
     clients: int
-    """How many the trial has, by number from 0."""
+    """Number of clients in the trial; they are numbered from 0."""
     network: nn.Module
     """On the CPU, in eval mode; [n, *task.shape] on the scale of `normalize_pixels` → scores [n, classes]."""
     architecture: str | None
-    """The name that makes such a network; None: the method made something of its own."""
+    """Name of an architecture that builds such a network. None: no name does, the network is the method's own."""
     accuracy: float | None
-    """At the last evaluation; None: it has been trained since, or never scored."""
+    """Accuracy at the last evaluation. None: the classifier has been trained since, or never evaluated."""
 
     def __str__(self) -> str:
         return f"{self.chosen.label}, seed {self.chosen.seed}, client {self.info.id} ({self.info.architecture})"
@@ -58,11 +58,18 @@ class TrainedModel:
 def select_trial(
     run: RunFolder, config: Config, method: str | None, seed: int | None, among: Sequence[str], what: str = "methods"
 ) -> SelectedTrial:
-    """The trial of that method (None: the only one of the labels `among`) and seed (None: the first); `what` names the
-    labels `among` in a message.
+    """Returns one trial of a run.
+
+    Args:
+        run: folder of the run.
+        config: its config.
+        method: label of a method. None: the only one in `among`.
+        seed: None: the first.
+        among: labels to choose from where `method` is None.
+        what: what these labels are, for a message.
 
     Raises:
-        GenfedError: no such trial, several methods and none named, or no checkpoint.
+        GenfedError: there is no such trial, several methods and none was named, or no checkpoint.
     """
     if method is None and len(among) != 1:
         raise GenfedError(f"{run}: name one of its {what} by --method (there are: {', '.join(among)})")
@@ -79,70 +86,84 @@ def select_trial(
 
 
 def load_trained(chosen: SelectedTrial, client: int) -> TrainedModel:
-    """The classifier of a client as `evaluate` makes it, from the last checkpoint and what the client kept. Data are
-    read only where the method looks at them for it.
+    """Returns the classifier of a client as the evaluation builds it, from the last checkpoint and what the client
+    stored. Data are read only where the method says so (`Method.classifier_reads_data`) or where the metrics do not
+    list all clients yet.
 
     Raises:
-        GenfedError: no such client, damaged files, or data that are needed and gone.
+        GenfedError: there is no such client, files are damaged, or data that are needed cannot be read.
     """
     config, label, at = chosen.config, chosen.label, chosen.at
-    file = chosen.run.metrics
-    rows = [
-        row
-        for row in (read_metrics(file) if file.exists() else [])
-        if (row["method"], row["seed"]) == (label, chosen.seed) and row["client"] is not None
-    ]
-    clients = _clients(chosen, rows)
-    shards = _read(chosen).shards if clients is None else _without_data(at.task, clients)
-    info = next((info for info in shards.clients if info.id == client), None)
-    if info is None:
-        there = ", ".join(f"{i.id} ({i.architecture})" for i in shards.clients[:20])
-        more = f", … {shards.clients[-1].id}" if len(shards.clients) > 20 else ""
-        raise GenfedError(f"{label} has no client {client} (there are: {there}{more})")
+    rows = _client_rows(chosen)
+    clients = None if config.method[label].classifier_reads_data else _list_clients(chosen, rows)
+    trial = _trial_with_data(chosen) if clients is None else _trial_without_data(chosen, clients)
+    info = _find_client(trial, client)
     names = {info.architecture: None}
+
+    def new_network(architecture: str, task: Task, rng: torch.Generator) -> nn.Module:
+        names[architecture] = None
+        return trial.new_network(architecture, task, rng)
+
     with use_threads(config.compute.threads):
-        try:
-            network = _classifier(_trial(chosen, shards, _NotRead()), at, info, names)
-        except GenfedError:
-            raise
-        except Exception:  # it looks at data, or fails by itself, which is seen when it has them
-            trial = _read(chosen)
-            try:
-                network = _classifier(trial, at, info, names)
-            except GenfedError:
-                raise
-            except Exception as error:
-                about = f"{type(error).__name__}: {first_line(error)}"
-                raise GenfedError(f"{label} cannot make the classifier of client {client} ({about})") from error
+        network = load_classifier(replace(trial, new_network=new_network), at, info).eval()
         return TrainedModel(
             chosen,
             info,
-            len(shards.clients),
+            len(trial.shards.clients),
             network,
-            _architecture(network, list(names), at.task),
-            _accuracy(rows, at, client),
+            _find_architecture(network, list(names), at.task),
+            _last_accuracy(rows, at, client),
         )
 
 
-class _NotRead(Data):
-    """Stands for examples that were not read; whoever looks at them fails."""
+def _client_rows(chosen: SelectedTrial) -> list[Row]:
+    """Returns the rows of the metrics that are of a client in this trial."""
+    file = chosen.run.metrics
+    trial = chosen.label, chosen.seed
+    rows = read_metrics(file) if file.exists() else []
+    return [row for row in rows if (row["method"], row["seed"]) == trial and row["client"] is not None]
+
+
+def _find_client(trial: Trial, client: int) -> ClientInfo:
+    """Returns the client with this number.
+
+    Raises:
+        GenfedError: there is none.
+    """
+    clients = trial.shards.clients
+    if (info := next((info for info in clients if info.id == client), None)) is not None:
+        return info
+    there = ", ".join(f"{i.id} ({i.architecture})" for i in clients[:20])
+    more = f", … {clients[-1].id}" if len(clients) > 20 else ""
+    raise GenfedError(f"{trial.label} has no client {client} (there are: {there}{more})")
+
+
+class _UnreadData(Data):
+    """Stands for examples that were not read. Any use of them is refused."""
 
     def __init__(self) -> None:
         pass
 
-    def __getitem__(self, rows: object) -> "_NotRead":
+    def __getitem__(self, rows: object) -> "_UnreadData":
         return self
 
-    def to(self, device: torch.device) -> "_NotRead":
+    def to(self, device: torch.device) -> "_UnreadData":
         return self
 
+    def __getattr__(self, name: str) -> NoReturn:
+        raise GenfedError(
+            "the method uses data to build a classifier, but does not say so: set classifier_reads_data = True in its "
+            "class"
+        )
 
-def _without_data(task: Task, clients: tuple[ClientInfo, ...]) -> FederatedData:
-    return FederatedData(task, clients, ((0, 0),) * len(clients), _NotRead(), _NotRead())
+
+def _trial_without_data(chosen: SelectedTrial, clients: tuple[ClientInfo, ...]) -> Trial:
+    unread = _UnreadData()
+    return _trial(chosen, FederatedData(chosen.at.task, clients, ((0, 0),) * len(clients), unread, unread), unread)
 
 
 def _trial(chosen: SelectedTrial, shards: FederatedData, public: Any) -> Trial:
-    """On the CPU, wherever it was trained."""
+    """Returns the trial on the CPU, on whichever device it was trained."""
     config, label, seed = chosen.config, chosen.label, chosen.seed
     return Trial(
         label=label,
@@ -159,16 +180,20 @@ def _trial(chosen: SelectedTrial, shards: FederatedData, public: Any) -> Trial:
     )
 
 
-def _read(chosen: SelectedTrial) -> Trial:
-    """The trial with its data."""
+def _trial_with_data(chosen: SelectedTrial) -> Trial:
+    """Returns the trial with the run's data.
+
+    Raises:
+        GenfedError: they cannot be read, or have changed since the run.
+    """
     config, label, seed = chosen.config, chosen.label, chosen.seed
     try:
         dataset = load_data(config)
         public = load_public(config, dataset.task)
         shards = partitioning.partition_data(config, dataset, seed)
     except GenfedError as error:
-        why = f"{label}: its classifier is made with the run's data, which cannot be read"
-        raise GenfedError(f"{why}: {error}") from None
+        why = "the run's data are needed for its classifier and cannot be read"
+        raise GenfedError(f"{label}: {why}: {error}") from None
     same = new_trial(
         config,
         label,
@@ -179,29 +204,20 @@ def _read(chosen: SelectedTrial) -> Trial:
         fingerprint=data_fingerprint(shards, public),
     )
     if same.identity != chosen.at.trial:
-        raise GenfedError(f"{label}: its classifier is made with the run's data, which are others than they were")
+        raise GenfedError(f"{label}: the run's data are needed for its classifier and have changed since the run")
     return _trial(chosen, same.shards, public)
 
 
-def _classifier(trial: Trial, at: Checkpoint[Any], info: ClientInfo, names: dict[str, None]) -> nn.Module:
-    """As the last evaluation made it; the architectures that were asked for are added to `names`."""
-
-    def new_network(architecture: str, task: Task, rng: torch.Generator) -> nn.Module:
-        names[architecture] = None
-        return trial.new_network(architecture, task, rng)
-
-    return load_classifier(replace(trial, new_network=new_network), at, info).eval()
-
-
-def _clients(chosen: SelectedTrial, rows: Sequence[Row]) -> tuple[ClientInfo, ...] | None:
-    """Everybody, as the metrics have them; None where they lack one."""
+def _list_clients(chosen: SelectedTrial, rows: Sequence[Row]) -> tuple[ClientInfo, ...] | None:
+    """Returns all clients as the metrics list them. None: the metrics lack a client."""
     names = partitioning.assign_architectures(chosen.config.federation.architectures, chosen.config.federation.clients)
     count = len(set(names)) if chosen.config.method[chosen.label].pooled else len(names)
     found = {row["client"]: ClientInfo(row["client"], row["architecture"], row["examples"]) for row in rows}
     return tuple(found[i] for i in range(count)) if found.keys() == set(range(count)) else None
 
 
-def _accuracy(rows: Sequence[Row], at: Checkpoint[Any], client: int) -> float | None:
+def _last_accuracy(rows: Sequence[Row], at: Checkpoint[Any], client: int) -> float | None:
+    """Returns the client's accuracy at the last evaluation. None: it has been trained since, or never evaluated."""
     if at.scored != at.step:
         return None
     own = (r for r in rows if (r["phase"], r["round"], r["client"]) == (EVALUATE, at.evaluations - 1, client))
@@ -210,8 +226,10 @@ def _accuracy(rows: Sequence[Row], at: Checkpoint[Any], client: int) -> float | 
 
 
 @torch.no_grad()
-def _architecture(network: nn.Module, names: Sequence[str], task: Task) -> str | None:
-    """The name whose network computes the same with the same weights."""
+def _find_architecture(network: nn.Module, names: Sequence[str], task: Task) -> str | None:
+    """Returns the first of the architectures that computes the same as the network with the same weights. None: none
+    of them does.
+    """
     rng, weights = torch.Generator().manual_seed(0), network.state_dict()
     x = torch.rand(3, *task.shape, generator=rng) * 2 - 1
     for name in names:

@@ -1,4 +1,4 @@
-"""What an audit's author meets: an audit takes the part of an attacker on one finished trial, and tells what it got."""
+"""The interface of an audit: it attacks one finished trial and reports what it found."""
 
 import dataclasses
 from abc import ABC, abstractmethod
@@ -21,29 +21,30 @@ if TYPE_CHECKING:
     from torch import nn
 
 Sees = Literal["samples", "state", "classifiers", "uploads"]
-"""What an attacker has: examples that the trained generator makes or the server keeps; all that the server holds in the
-end; the classifiers that clients end with; or what a client uploads."""
+"""What an attacker has: "samples", examples from the trained generator or from the server's synthetic dataset; "state",
+all that the server holds after the run; "classifiers", the final classifiers of clients; "uploads", what a client
+uploads."""
 
 
 class NotPossible(GenfedError):  # noqa: N818
-    """The audit cannot be made of this trial; the message says why, and which setting would help."""
+    """The audit is not possible for this trial. The message says why, and which setting would help."""
 
 
 @dataclass(frozen=True)
 class ClientExamples:
-    """Whose examples are whose."""
+    """The examples of one client."""
 
     client: ClientInfo
     rows: Tensor
-    """Of `Case.train`, int64."""
+    """Rows of `Case.train`, int64."""
     like: Tensor | None
-    """Held-out rows that are like this client's; None: all are."""
+    """Held-out rows that resemble this client's examples. None: all do."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A finished trial as an audit meets it. The examples are the auditor's own knowledge, against which an attack is
-    scored; what the attacker has are `state`, `samples` and `classifier`, as far as its threat model goes.
+    """A finished trial as an audit sees it. The examples are knowledge of the auditor, by which an attack is scored.
+    The attacker has `state`, `samples` and `classifier`, as far as its threat model allows.
     """
 
     label: str
@@ -54,34 +55,34 @@ class Case:
     train: Data
     """All clients' training examples, on the CPU."""
     held_out: Data
-    """Those that nobody trained on, on the CPU."""
+    """Examples on which no client trained, on the CPU."""
     holdings: tuple[ClientExamples, ...]
     server: Callable[..., Server]
-    """By a path that names its draws: where server functions run."""
+    """(path that names the draws) → a server on which server functions run."""
     state: Any
-    """The server's, after the last round."""
+    """State of the server after the last round."""
     samples: Callable[[Tensor, str], Data]
-    """(classes [n], purpose) → examples of these classes, float on the scale of `normalize_pixels`, that the generator
-    makes (of a generator of features: features); of a set that the server keeps, as many as it has. Raises NotPossible
-    where there is neither."""
+    """(classes [n], purpose) → generated examples of these classes, float on the scale of `normalize_pixels` (features,
+    if the generator generates features). From a synthetic dataset on the server: as many as it has. Raises NotPossible
+    if the trial has neither."""
     classifier: "Callable[[ClientInfo], nn.Module]"
-    """A client's, as it is scored after the last round, in eval mode on the CPU."""
+    """(client) → its classifier as evaluated after the last round, in eval mode on the CPU."""
     retrained: "Callable[[int, Sequence[Data]], Case]"
-    """(number, examples by holding) → the same method on these, from another seed: a shadow of this trial."""
+    """(number, examples by holding) → the same method trained on these, with another seed: a shadow of this trial."""
     features: Callable[[Data], Data] | None = None
-    """Real examples → their features by the extractor that all clients share, where samples are such features; None:
+    """Real examples → their features by the extractor that all clients share, if samples are such features. None:
     samples are examples."""
     categories: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    """Of a table: by column of categories, the features that are its one-hot code; {}: there are none."""
-    tell: Callable[[str], None] = lambda line: None
-    """Says what is going on, to whoever watches an audit that takes a minute or more."""
+    """For a table: the features that are the one-hot code of each categorical column, by column. Empty: none."""
+    notify: Callable[[str], None] = lambda line: None
+    """Shows progress, for audits that take a minute or more."""
 
     def rng(self, *path: str | int) -> torch.Generator:
-        """The audit's own draws."""
+        """Returns a stream of the audit's own random numbers."""
         return stream(self.seed, "audit", *path)
 
     def as_seen(self, sees: Sequence[Sees]) -> "Case":
-        """With no more than an attacker of that kind has."""
+        """Returns the case with only what an attacker of this kind has."""
         return dataclasses.replace(
             self,
             state=self.state if {"state", "uploads"} & set(sees) else _Hidden("state"),
@@ -92,7 +93,7 @@ class Case:
 
 
 class _Hidden:
-    """In the place of what an attacker does not have."""
+    """Replaces what an attacker does not have. Any use of it is an error."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -105,18 +106,18 @@ class _Hidden:
 
 
 class Audit(ABC):
-    """The settings of an attack (its fields), what its attacker sees, and the attack."""
+    """An attack with its settings (fields) and its threat model."""
 
     sees: ClassVar[tuple[Sees, ...]]
-    """All that the attacker has of the run."""
+    """All that the attacker has from the run."""
     attacker: ClassVar[str]
-    """Who that is and what they know besides, in a sentence for people."""
+    """Who the attacker is and what else they know, in a sentence for people."""
     retrains: ClassVar[bool] = False
-    """True: it trains the method anew, several times; made only where it is named."""
+    """True: the audit trains the method again, several times. It runs only if it is named."""
 
     @abstractmethod
     def examine(self, case: Case) -> Findings:
-        """Attacks one trial, and its two controls.
+        """Attacks one trial and its two controls.
 
         Raises:
             NotPossible: the trial lacks what the attack needs.

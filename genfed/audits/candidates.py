@@ -1,6 +1,4 @@
-"""Whom an attacker is asked about: training examples, and held-out ones of the same classes; what is left over;
-and classifiers that leak them.
-"""
+"""The attacked examples: training examples, and held-out ones of the same classes; and classifiers that leak them."""
 
 from dataclasses import dataclass
 
@@ -13,43 +11,43 @@ from genfed.training.fit import Objective, cross_entropy, fit
 from genfed.training.pixels import normalize_pixels
 
 FEWEST = 10
-"""Pairs of a member and a non-member; with fewer a bootstrap interval lies above chance too often by chance."""
+"""Minimum number of pairs of a member and a non-member. With fewer, an interval is above chance too often by chance."""
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """As many members as non-members, in the same numbers of each class: else the class alone would tell them apart."""
+    """Members and non-members in the same number per class, so that the class alone does not separate them."""
 
     members: Tensor
-    """Rows of `Case.train`: half of it at most."""
+    """Rows of `Case.train`, at most half of them."""
     others: Tensor
-    """Rows of `Case.held_out`: half of it, where they are not restricted further."""
+    """Rows of `Case.held_out`, at most half of them."""
     reference: Tensor
-    """Held-out rows that the attacker has as data of their own: the other half."""
+    """Held-out rows that the attacker has as their own data: the other half."""
     apart: Tensor
-    """Rows of `Case.train` that nobody is asked about. Whoever has learnt these alone, or gives them away, tells
-    members from others by their kind only: the control that has nothing to find."""
+    """Rows of `Case.train` that are not attacked. A model that has seen only these can separate members from others
+    only by a difference in kind: the control with nothing to find."""
 
     @property
     def sizes(self) -> dict[str, int]:
-        """For the report."""
+        """The numbers of examples, for the report."""
         return {"members": len(self.members), "non-members": len(self.others), "reference": len(self.reference)}
 
 
 @dataclass(frozen=True)
-class AskedExamples:
-    """Whom the attacker asks a client's classifier about, in pairs of one class."""
+class AttackedExamples:
+    """The attacked examples of one client, in pairs of one class."""
 
     members: Tensor
-    """Of the client's training examples: rows of `Case.train` [p]."""
+    """Training examples of the client: rows of `Case.train` [p]."""
     others: Tensor
-    """Rows of `Case.held_out` [p]; no other client has them either."""
+    """Rows of `Case.held_out` [p], each for one client only."""
     rest: Tensor
-    """The client's other training examples, which are in every shadow as well."""
+    """The other training examples of the client, which every shadow has too."""
 
 
-def select_candidates(case: Case, most: int, rng: torch.Generator) -> Candidates:
-    """At most `most` members and as many non-members, at random.
+def select_candidates(case: Case, limit: int, rng: torch.Generator) -> Candidates:
+    """Returns at most `limit` members and as many non-members, at random.
 
     Raises:
         NotPossible: too few classes have examples in both.
@@ -57,7 +55,7 @@ def select_candidates(case: Case, most: int, rng: torch.Generator) -> Candidates
     others, reference = torch.randperm(len(case.held_out), generator=rng).tensor_split(2)
     mine = torch.randperm(len(case.train), generator=rng)
     one, other = match_classes(case.train.y[mine], case.held_out.y[others])
-    some = torch.randperm(len(one), generator=rng)[: min(most, len(mine) // 2)]
+    some = torch.randperm(len(one), generator=rng)[: min(limit, len(mine) // 2)]
     if len(some) < FEWEST:
         raise NotPossible(
             f"there are {len(some)} pairs of a training and a held-out example of one class, where an audit takes "
@@ -67,9 +65,9 @@ def select_candidates(case: Case, most: int, rng: torch.Generator) -> Candidates
     return Candidates(mine[one[some]], others[other[some]], reference, mine[rest])
 
 
-def pair_examples(case: Case, most: int) -> tuple[list[AskedExamples], Tensor]:
-    """For each holding pairs of one class, where the held-out part is like the client's; and a quarter of the held-out
-    part as the attacker's own population.
+def pair_examples(case: Case, limit: int) -> tuple[list[AttackedExamples], Tensor]:
+    """Returns pairs of one class for each client, with held-out examples that resemble the client's; and a quarter of
+    the held-out examples as the attacker's own population.
 
     Raises:
         NotPossible: a client has no held-out example of its classes, or there are too few pairs.
@@ -77,8 +75,8 @@ def pair_examples(case: Case, most: int) -> tuple[list[AskedExamples], Tensor]:
     order = torch.randperm(len(case.held_out), generator=case.rng("membership_classifier", "held out"))
     quarter = len(order) // 4
     population, free = order[:quarter], order[quarter:]
-    at_most = max(1, most // len(case.holdings))
-    asked = []
+    at_most = max(1, limit // len(case.holdings))
+    attacked = []
     for place, holding in enumerate(case.holdings):
         share = _share(case, holding, free, len(case.holdings) - place)[:at_most]
         draws = case.rng("membership_classifier", "own", place)
@@ -88,27 +86,26 @@ def pair_examples(case: Case, most: int) -> tuple[list[AskedExamples], Tensor]:
             why = "has no held-out examples of its classes left to be compared with"
             raise NotPossible(f"client {holding.client.id} {why}: more held-out examples, or fewer clients, would help")
         rest = torch.ones(len(mine), dtype=torch.bool).index_fill_(0, one, False)
-        asked.append(AskedExamples(mine[one], share[other], mine[rest]))
+        attacked.append(AttackedExamples(mine[one], share[other], mine[rest]))
         free = free[~torch.isin(free, share[other])]
-    if (count := sum(len(each.members) for each in asked)) < FEWEST:
-        raise NotPossible(f"there are {count} pairs to be asked about, where it takes {FEWEST}")
-    return asked, population
+    if (count := sum(len(each.members) for each in attacked)) < FEWEST:
+        raise NotPossible(f"there are {count} pairs of examples to attack, where it takes {FEWEST}")
+    return attacked, population
 
 
 def _share(case: Case, holding: ClientExamples, free: Tensor, clients: int) -> Tensor:
-    """A client's part of the held-out rows that nobody has yet: of each of its classes, one over the clients left."""
-    able = free if holding.like is None else free[torch.isin(free, holding.like)]
-    y, chosen = case.held_out.y[able], []
+    """Returns a client's part of the free held-out rows: of each of its classes, one over the clients left."""
+    suitable = free if holding.like is None else free[torch.isin(free, holding.like)]
+    y, chosen = case.held_out.y[suitable], []
     for c in torch.unique(case.train.y[holding.rows]).tolist():
-        rows = able[y == c]
+        rows = suitable[y == c]
         chosen.append(rows[: -(-len(rows) // clients)])
-    kept = torch.cat(chosen)
-    return able[torch.isin(able, kept)]  # in their random order, whatever the class
+    return suitable[torch.isin(suitable, torch.cat(chosen))]  # in their random order, over all classes
 
 
 def match_classes(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of labels `one` [n] and `other` [m]: the first of each class, as many of one as of the other, class by
-    class in the same order.
+    """Returns rows of labels `one` [n] and of `other` [m]: the first rows of each class, the same number of both, in
+    the same order of classes.
     """
     rows = []
     for c in torch.unique(torch.cat([one, other])).tolist():
@@ -119,21 +116,21 @@ def match_classes(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def to_vectors(data: Data) -> Tensor:
-    """Examples as vectors [n, d], on the scale of `normalize_pixels`."""
+    """Returns examples as vectors [n, d], on the scale of `normalize_pixels`."""
     return normalize_pixels(data.x).flatten(1).float()
 
 
 def comparable_vectors(case: Case, data: Data) -> Tensor:
-    """Real examples as vectors [n, d] that can be compared with samples: of features, where samples are such."""
+    """Returns real examples as vectors [n, d] to compare with samples: features, if samples are features."""
     return to_vectors(data if case.features is None else case.features(data))
 
 
 def describe_features(case: Case) -> list[str]:
-    """What a reader must know where samples are features."""
+    """Returns a note for the report if samples are features."""
     if case.features is None:
         return []
     return [
-        "Samples are features: real examples are compared with them as the extractor has them that all clients share."
+        "Samples are features: real examples are compared by their features from the extractor that all clients share."
     ]
 
 
@@ -145,7 +142,7 @@ def overfit_control(
     learning_rate: float = 1e-3,
     batch_size: int = 16,
 ) -> nn.Module:
-    """The classifier itself, a planted leak: trained on these few examples by Adam; in eval mode."""
-    player = Objective(cross_entropy(network.train()), torch.optim.Adam(network.parameters(), lr=learning_rate))
-    fit([player], data, epochs=epochs, batch_size=batch_size, rng=rng)
+    """Trains a classifier in place on a few examples by Adam, which makes it leak them. Returns it in eval mode."""
+    objective = Objective(cross_entropy(network.train()), torch.optim.Adam(network.parameters(), lr=learning_rate))
+    fit([objective], data, epochs=epochs, batch_size=batch_size, rng=rng)
     return network.eval()

@@ -1,4 +1,4 @@
-"""What a client uploads: its part of a round done again, on examples that the auditor chooses."""
+"""Simulated uploads: a client's part of a round, repeated on examples that the auditor chooses."""
 
 from dataclasses import fields, replace
 from typing import Any
@@ -13,11 +13,11 @@ from genfed.core.phase import Phase, flatten_phases
 from genfed.core.record import pack, unpack
 from genfed.core.task import Data
 from genfed.training.split_network import join_parts
-from genfed.training.weights import load_weights
+from genfed.training.weights import build_classifier
 
 
 class _Empty:
-    """The records of a client that has kept nothing."""
+    """The storage of a client that has stored nothing."""
 
     def get(self, slot: Any) -> None:
         """See `ClientStorage`."""
@@ -27,7 +27,7 @@ class _Empty:
 
 
 def find_classifier_phase(case: Case) -> Phase[Any]:
-    """The first phase in which clients upload a network that classifies, or one in two parts.
+    """Returns the first phase in which clients upload a classifier, whole or in two parts.
 
     Raises:
         NotPossible: there is none.
@@ -41,7 +41,7 @@ def find_classifier_phase(case: Case) -> Phase[Any]:
 
 
 def stand_in_client(case: Case, info: ClientInfo, data: Data, *purpose: str | int) -> Client:
-    """A client that does its part anew, had it these examples; `purpose` names the draws. It has kept nothing."""
+    """Returns a client with these examples and an empty storage. `purpose` names its draws."""
     server = case.server("upload", info.id)
     return Client(
         info=replace(info, examples=len(data)),
@@ -57,39 +57,39 @@ def stand_in_client(case: Case, info: ClientInfo, data: Data, *purpose: str | in
 
 
 def simulate_upload(case: Case, info: ClientInfo, data: Data, purpose: str) -> nn.Module:
-    """The classifier that a client would upload in one more round, had it these examples: in eval mode, on the case's
-    device. `purpose` names the draws.
+    """Returns the classifier that a client with these examples would upload in one more round: in eval mode, on the
+    case's device. `purpose` names the draws.
 
     Raises:
-        NotPossible: no client uploads one, or one that is not its architecture's.
+        NotPossible: clients upload no classifier, or one that is not of their architecture.
     """
     phase, server = find_classifier_phase(case), case.server("upload", info.id)
     assert phase.work is not None
     assert phase.send is not None
     client = stand_in_client(case, info, data, purpose)
-    # By way of the wire, as in a run: work may change in place what it is sent.
+    # Packed and unpacked as in a run: work may change in place what it is sent.
     sent = unpack(phase.wire_types.sent, pack(phase.send(server, case.state, info)))
     upload = phase.work(client, sent).upload
     weights = upload.classifier if hasattr(upload, "classifier") else join_parts(upload.extractor, upload.header)
     try:
-        return load_weights(server.new_network(info.architecture, server.rng), weights).eval()
-    except RuntimeError:  # fedgen's, of a network that it has put a header on
+        return build_classifier(server, info.architecture, weights).eval()
+    except RuntimeError:  # for example of fedgen, which replaces the header
         raise NotPossible(f"what clients of {case.label} upload is no network of their architecture") from None
 
 
 def draw_by_shares(data: Data, shares: torch.Tensor, count: int, rng: torch.Generator) -> Data:
-    """So many examples, with replacement, of classes drawn by their shares [classes]; of a class that `data` lacks
-    none are drawn.
+    """Returns `count` examples, drawn with replacement, of classes drawn by their shares [classes]. Classes without
+    examples in `data` are not drawn.
     """
     there = torch.bincount(data.y, minlength=len(shares)) > 0
     return draw_alike(data, torch.multinomial(shares * there, count, replacement=True, generator=rng), rng)
 
 
 def draw_alike(data: Data, y: torch.Tensor, rng: torch.Generator) -> Data:
-    """An example of each of these classes [n], drawn with replacement.
+    """Returns one example of each of these classes [n], drawn with replacement.
 
     Raises:
-        NotPossible: there is none of a class.
+        NotPossible: a class has no example.
     """
     rows = torch.empty_like(y)
     for c in torch.unique(y).tolist():

@@ -20,7 +20,7 @@ from genfed.audits.reconstruction import ABOVE, Gradient, cosine, match_images, 
 from genfed.core.rng import seeded
 from genfed.core.settings import settings
 
-LABELS = "labels told right"
+LABELS = "labels guessed right"
 
 
 @settings
@@ -29,19 +29,19 @@ class Inversion(Audit):
 
     sees = ("uploads",)
     attacker = (
-        "The server, or whoever reads what a client sends it: they know the weights that the client began with (those "
-        "of the first round) and the update after one step on a batch, and have some real examples of the same kind. "
-        "The worst case: a client of the run takes more steps before it uploads, which hides more."
+        "The server, or anyone who reads what a client sends: they know the weights that the client began with "
+        "(those of the first round) and the update after one step on a batch, and have some real examples of the same "
+        "kind. The worst case: a client of the run takes more steps before it uploads, which hides more."
     )
 
     examples: Annotated[int, Field(ge=2)] = 8
-    """Images that are sought."""
+    """Number of attacked images."""
     batch: Annotated[int, Field(ge=1)] = 1
-    """How many of them share an update. The label of a batch of one is told from it; those of more are given."""
+    """Images per update. The label of a single image is read from its update; the labels of more images are given."""
     steps: Annotated[int, Field(ge=1)] = 500
-    """Of the search, per update; the paper has 24,000."""
+    """Steps of the search per update; 24,000 in the paper."""
     learning_rate: Annotated[float, Field(gt=0)] = 0.1
-    """Of Adam on the signs of the gradient; a tenth of it after 3/8, 5/8 and 7/8 of the steps."""
+    """Learning rate of Adam on the signs of the gradient; divided by 10 after 3/8, 5/8 and 7/8 of the steps."""
     smoothness: Annotated[float, Field(ge=0)] = 1e-3
     """Weight of the image's total variation (α)."""
 
@@ -56,16 +56,16 @@ class Inversion(Audit):
             linear: nn.Module = nn.Sequential(nn.Flatten(), nn.Linear(case.train.x[0].numel(), len(case.task.classes)))
         linear = linear.to(case.device)
 
-        def told(name: str, network: nn.Module, sent: Tensor) -> tuple[dict[str, Estimate], Tensor]:
-            case.tell(f"{len(x)} images, {self.steps} steps: {name}")
+        def attack(name: str, network: nn.Module, sent: Tensor) -> tuple[dict[str, Estimate], Tensor]:
+            case.notify(f"{len(x)} images, {self.steps} steps: {name}")
             found, labels = [], []
             for i, part in enumerate(torch.split(torch.arange(len(x)), self.batch)):
                 gradient = classifier_gradients(network, sent[part].to(case.device), y[part].to(case.device))
                 label = read_label(network, gradient) if len(part) == 1 else None
                 labels.append(torch.tensor([label]) if label is not None else y[part])
                 rng = case.rng("inversion", "start", i)
-                made = self._search(network, gradient, labels[-1], case.task.shape, rng)
-                found.append(made[match_images(made, x[part])])
+                rebuilt_part = self._search(network, gradient, labels[-1], case.task.shape, rng)
+                found.append(rebuilt_part[match_images(rebuilt_part, x[part])])
             rebuilt = torch.cat(found)
             right = (torch.cat(labels) == y).double()
             numbers = images.measures(rebuilt) | {LABELS: right}
@@ -73,16 +73,16 @@ class Inversion(Audit):
                 n: mean_with_interval(v, case.rng("inversion", "bootstrap", name, n)) for n, v in numbers.items()
             }, rebuilt
 
-        run, rebuilt = told("this run", network, x)
-        control, _ = told("planted leak", linear, x)
-        null, _ = told("nothing to find", network, images.other)
+        run, rebuilt = attack("this run", network, x)
+        control, _ = attack("planted leak", linear, x)
+        null, _ = attack("nothing to find", network, images.other)
         notes = (
             f"{architecture}, client {case.holdings[0].client.id}, batches of {self.batch}"
-            + (", labels given." if self.batch > 1 else ", the label told from the update.")
+            + (", labels given." if self.batch > 1 else ", the label read from the update.")
             + " A guess is the mean of the attacker's own images of the class.",
-            "BatchNorm and dropout work as in scoring.",
+            "BatchNorm and dropout work as in evaluation.",
             "Planted leak: a linear classifier, whose update is a multiple of the image. A deeper network may take "
-            "more steps, or restarts, than were made.",
+            "more steps, or restarts, than this audit has.",
             "Nothing to find: the update is of another image of the same class.",
         )
         reading = Reading("inverting gradients", ABOVE, 0.0, run, control, null)
@@ -92,7 +92,7 @@ class Inversion(Audit):
     def _search(
         self, network: nn.Module, gradient: Gradient, y: Tensor, shape: tuple[int, ...], rng: torch.Generator
     ) -> Tensor:
-        """Images [n, C, H, W] whose gradient has the direction of the one given, on the CPU."""
+        """Returns images [n, C, H, W] whose gradient has the given direction, on the CPU."""
         device = gradient[0].device
         start = torch.randn(len(y), *shape, generator=rng).clamp_(-1, 1).to(device)
 
@@ -104,9 +104,9 @@ class Inversion(Audit):
 
 
 def classifier_gradients(network: nn.Module, x: Tensor, y: Tensor, create_graph: bool = False) -> list[Tensor]:
-    """Of the batch's mean cross-entropy, by parameter that is trained: (before − after)/η of one step of SGD."""
+    """Returns the gradients of the batch's mean cross-entropy, by parameter: (before − after)/η of one step of SGD."""
     loss = F.cross_entropy(network(x), y)
-    # A parameter may stand there that the loss does not reach: its gradient is 0.
+    # The loss may not depend on a parameter: its gradient is 0.
     found = torch.autograd.grad(
         loss, _trained(network), create_graph=create_graph, allow_unused=True, materialize_grads=True
     )
@@ -118,7 +118,9 @@ def _trained(network: nn.Module) -> list[nn.Parameter]:
 
 
 def read_label(network: nn.Module, gradient: Gradient) -> int | None:
-    """Of a batch of one: only the true class has a negative gradient in the last bias. None: none is trained."""
+    """Returns the label of a single image: only the true class has a negative gradient in the last bias. None: no last
+    bias is trained.
+    """
     last = [module.bias for module in network.modules() if isinstance(module, nn.Linear)]
     places = [i for i, p in enumerate(_trained(network)) if last and p is last[-1]]
     return int(gradient[places[0]].argmin()) if places else None

@@ -22,7 +22,7 @@ from genfed.generators.ddpm import DDPMNetwork
 from genfed.methods.bases.federated_generator import FederatedGenerator, build_generator
 
 Form = Callable[[Gradient], list[Tensor]]
-"""What an optimiser's first step makes of a gradient, over its learning rate."""
+"""Gradient → the first step of an optimizer, divided by its learning rate."""
 
 
 @settings
@@ -31,18 +31,19 @@ class InversionDiffusion(Audit):
 
     sees = ("uploads",)
     attacker = (
-        "The server, or whoever reads what a client sends it: they know the weights that the client began with (those "
-        "of the first round), its settings, its draws (step of the diffusion and noise: they follow from the run's "
-        "seed), the class, and the update after one step on one example, and have some real examples of the same kind. "
-        "The worst case: a client of the run takes many steps on many examples before it uploads, which hides more."
+        "The server, or anyone who reads what a client sends: they know the weights that the client began with "
+        "(those of the first round), its settings, its draws (step of the diffusion and noise: they follow from the "
+        "run's seed), the class, and the update after one step on one example, and have some real examples of the same "
+        "kind. The worst case: a client of the run takes many steps on many examples before it uploads, which hides "
+        "more."
     )
 
     examples: Annotated[int, Field(ge=2)] = 4
-    """Images that are sought."""
+    """Number of attacked images."""
     steps: Annotated[int, Field(ge=1)] = 200
-    """Of the search, per image."""
+    """Steps of the search per image."""
     learning_rate: Annotated[float, Field(gt=0)] = 0.1
-    """Of Adam on the signs of the gradient; a tenth of it after 3/8, 5/8 and 7/8 of the steps."""
+    """Learning rate of Adam on the signs of the gradient; divided by 10 after 3/8, 5/8 and 7/8 of the steps."""
     smoothness: Annotated[float, Field(ge=0)] = 1e-3
     """Weight of the image's total variation."""
 
@@ -53,8 +54,8 @@ class InversionDiffusion(Audit):
         t = torch.randint(network.config.steps, (len(x),), generator=draws)
         noise = torch.randn(x.shape, generator=draws)
 
-        def told(name: str, form: Form, sent: Tensor) -> tuple[dict[str, Estimate], Tensor]:
-            case.tell(f"{len(x)} images, {self.steps} steps: {name}")
+        def attack(name: str, form: Form, sent: Tensor) -> tuple[dict[str, Estimate], Tensor]:
+            case.notify(f"{len(x)} images, {self.steps} steps: {name}")
             found = []
             for i in range(len(x)):
                 one, label, step, eps = (part[i : i + 1].to(case.device) for part in (sent, y, t, noise))
@@ -66,9 +67,9 @@ class InversionDiffusion(Audit):
             rng = case.rng("inversion_diffusion", "bootstrap", name)
             return {n: mean_with_interval(v, rng) for n, v in images.measures(rebuilt).items()}, rebuilt
 
-        run, rebuilt = told("this run", first_of_adam, x)
-        control, _ = told("planted leak", first_of_sgd, x)
-        null, _ = told("nothing to find", first_of_adam, images.other)
+        run, rebuilt = attack("this run", first_of_adam, x)
+        control, _ = attack("planted leak", first_of_sgd, x)
+        null, _ = attack("nothing to find", first_of_adam, images.other)
         notes = (
             f"Client {case.holdings[0].client.id}, one step of Adam on one image, the class not hidden.",
             "A guess is the mean of the attacker's own images of the class.",
@@ -87,8 +88,8 @@ class InversionDiffusion(Audit):
         given: tuple[Tensor, Tensor, Tensor],
         start: Tensor,
     ) -> Tensor:
-        """An image [1, C, H, W] whose update, with the class, step and noise given, has the direction of this one; on
-        the CPU.
+        """Returns an image [1, C, H, W] whose update, for the given class, step and noise, has the direction of
+        `update`; on the CPU.
         """
 
         def misfit(x: Tensor) -> Tensor:
@@ -102,8 +103,10 @@ class InversionDiffusion(Audit):
 def denoiser_gradients(
     network: DDPMNetwork, x: Tensor, y: Tensor, t: Tensor, noise: Tensor, create_graph: bool = False
 ) -> list[Tensor]:
-    """Of the denoising loss of images [n, C, H, W] of classes y [n] at the steps t [n], by parameter."""
-    with sdpa_kernel(SDPBackend.MATH):  # torch's other ways to attend have no second derivative
+    """Returns the gradients, by parameter, of the denoising loss of images [n, C, H, W] with classes y [n] at steps t
+    [n].
+    """
+    with sdpa_kernel(SDPBackend.MATH):  # other attention kernels of torch have no second derivative
         found = network.predict_noise(network.diffusion.add_noise(x, noise, t), t, y)
         loss = (found - noise).square().mean()
         return list(
@@ -112,22 +115,22 @@ def denoiser_gradients(
 
 
 def first_of_sgd(gradient: Gradient) -> list[Tensor]:
-    """The gradient itself."""
+    """Returns the gradient itself."""
     return list(gradient)
 
 
 def first_of_adam(gradient: Gradient) -> list[Tensor]:
-    """g/(√g² + ε), ε as torch has it: where moments are new, hardly more than signs."""
+    """Returns g/(√g² + ε) with torch's ε: with new moments, little more than signs."""
     return [g / (g.abs() + 1e-8) for g in gradient]
 
 
 def temper(gradient: Gradient) -> list[Tensor]:
-    """What is matched in the place of Adam's first step, since a sign has no slope."""
+    """Returns a smooth form of Adam's first step, since a sign has no gradient."""
     return [g / (g.abs() + g.abs().mean() + 1e-12) for g in gradient]
 
 
 def _denoiser(case: Case) -> DDPMNetwork:
-    """The generator with the weights of the first round.
+    """Returns the generator with the weights of the first round.
 
     Raises:
         NotPossible: no client uploads a diffusion model of images.

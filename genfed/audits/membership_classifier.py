@@ -15,8 +15,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from genfed.audits.audit import Audit, Case
-from genfed.audits.candidates import FEWEST, AskedExamples, overfit_control, pair_examples
-from genfed.audits.findings import Estimate, Findings, Reading
+from genfed.audits.candidates import FEWEST, AttackedExamples, overfit_control, pair_examples
+from genfed.audits.findings import Findings, Reading
 from genfed.audits.membership_metrics import AUC, membership_numbers
 from genfed.core.settings import settings
 from genfed.core.task import Data
@@ -25,111 +25,126 @@ from genfed.training.evaluation import predict
 
 @dataclass(frozen=True)
 class ShadowAnswers:
-    """What one run's classifiers say, in float64; clients one after the other."""
+    """Answers of the classifiers of one run, float64; clients one after the other."""
 
     scores: Tensor
-    """log p/(1 − p) of the true class, of members and of others [2, pairs]."""
+    """Score log p/(1 − p) of the true class, for members and for others [2, pairs]."""
     population: Tensor
-    """The same of the attacker's own examples, by client [clients, population]."""
+    """The same for the attacker's own examples, by client [clients, population]."""
+
+
+Attack = Callable[[ShadowAnswers, Sequence[ShadowAnswers], Tensor], Tensor]
+"""(answers of the target, answers of shadows, which candidates are in which shadow) → scores [2, pairs], higher for
+members."""
 
 
 @settings
 class MembershipClassifier(Audit):
-    """Tells training examples by a client's final classifier: LiRA, RMIA, and its confidence alone."""
+    """Recognizes training examples by a client's final classifier: LiRA, RMIA, and its confidence alone."""
 
     sees = ("classifiers",)
     attacker = (
-        "Someone who may ask a client's final classifier for its probabilities as often as they like. They know the "
-        "method and its settings, the example that they ask about with its class, and (the worst case) the other "
-        "examples of the clients, on which they train shadows of the run."
+        "Someone who may query a client's final classifier for probabilities as often as they like. They know the "
+        "method and its settings, the attacked example with its class, and (the worst case) the other examples of the "
+        "clients, on which they train shadows of the run."
     )
     retrains = True
 
     shadows: Annotated[int, Field(ge=4, multiple_of=2)] = 16
-    """Runs of the method that are trained for it, each from another seed; each example asked about stands in half."""
+    """Runs of the method that the attacker trains, each with another seed. Each attacked example is in half of them."""
     references: Annotated[int, Field(ge=1)] = 4
-    """Of RMIA: shadows without the example that its probability is compared with; half of `shadows` at most."""
+    """Shadows without the example with which RMIA compares its probability; at most half of `shadows`."""
     gamma: Annotated[float, Field(gt=0)] = 2.0
-    """Of RMIA: by how much an example must stand out of one of the population (γ)."""
+    """Factor by which RMIA requires an example to exceed one of the population (γ)."""
     offline: Annotated[float, Field(ge=0, le=1)] = 0.3
-    """Of RMIA: p(x) = ((1 + a)·p_OUT(x) + 1 − a)/2 (a)."""
+    """The a of RMIA's p(x) = ((1 + a)·p_OUT(x) + 1 − a)/2."""
     members: Annotated[int, Field(ge=FEWEST)] = 2000
-    """Training examples that are asked about over all clients, and as many others, at most."""
+    """Maximum number of attacked training examples over all clients, and of others."""
     planted_epochs: Annotated[int, Field(ge=1)] = 100
-    """Of the planted leak: further training of each client's classifier, by Adam on its members
-    asked about alone; those of shadows likewise."""
+    """Epochs of the planted leak: further training of each client's classifier, by Adam on its attacked members alone;
+    classifiers of shadows likewise."""
 
     def examine(self, case: Case) -> Findings:
-        asked, population = pair_examples(case, self.members)
-        count = sum(len(each.members) for each in asked)
-        inside = draw_shadow_members(case, asked, self.shadows)
+        attacked, population = pair_examples(case, self.members)
+        inside = draw_shadow_members(case, attacked, self.shadows)
+        final = [case.classifier(holding.client) for holding in case.holdings]
+        run = answer_all(case, final, attacked, population)
+        planted = self._planted(case, final, [case.train[each.members] for each in attacked])
+        leak = answer_all(case, planted, attacked, population)
+        shadows, leaking = self._train_shadows(case, attacked, population, inside)
+        readings = []
+        for name, attack in self._attacks(attacked).items():
+            scores = [
+                attack(run, shadows, inside),
+                attack(leak, leaking, inside),
+                attack(shadows[0], shadows[1:], inside[1:]),
+            ]
+            numbers = [
+                membership_numbers(members, others, case.rng("membership_classifier", "bootstrap", name))
+                for members, others in scores
+            ]
+            readings.append(Reading(name, AUC, 0.5, *numbers))
+        notes = (
+            f"Each shadow is a run of the method on as many examples ({len(case.train):,}), as many of each class at "
+            "each client; half of the members and non-members that are attacked are in it, at random.",
+            f"Planted leak: classifiers, those of shadows too, trained for {self.planted_epochs} epochs more on the "
+            "attacked members alone.",
+            "Nothing to find: the classifiers of a shadow, whose members were drawn anew.",
+        )
+        count = sum(len(each.members) for each in attacked)
+        sizes = {"members": count, "non-members": count, "population": len(population), "shadows": self.shadows}
+        return Findings(tuple(readings), sizes, notes)
 
-        def answers(classifiers: Sequence[nn.Module]) -> ShadowAnswers:
-            members = [_scores(n, case.train[a.members]) for n, a in zip(classifiers, asked, strict=True)]
-            others = [_scores(n, case.held_out[a.others]) for n, a in zip(classifiers, asked, strict=True)]
-            of_population = torch.stack([_scores(n, case.held_out[population]) for n in classifiers])
-            return ShadowAnswers(torch.stack([torch.cat(members), torch.cat(others)]), of_population)
-
-        owners = [holding.client for holding in case.holdings]
-        final = [case.classifier(owner) for owner in owners]
-        run = answers(final)
-        planted = answers(self._planted(case, final, [case.train[each.members] for each in asked]))
+    def _train_shadows(
+        self, case: Case, attacked: Sequence[AttackedExamples], population: Tensor, inside: Tensor
+    ) -> tuple[list[ShadowAnswers], list[ShadowAnswers]]:
+        """Returns what shadows of the run answer, and what they answer with the planted leak."""
         shadows, leaking = [], []
         for number in range(self.shadows):
-            shadow = case.retrained(number, shadow_data(case, asked, inside[number]))
+            shadow = case.retrained(number, shadow_data(case, attacked, inside[number]))
             networks = [shadow.classifier(holding.client) for holding in shadow.holdings]
-            shadows.append(answers(networks))
-            there = [replace(each, rest=each.rest[:0]) for each in asked]
-            leaking.append(answers(self._planted(case, networks, shadow_data(case, there, inside[number]))))
+            shadows.append(answer_all(case, networks, attacked, population))
+            alone = [replace(each, rest=each.rest[:0]) for each in attacked]
+            planted = self._planted(case, networks, shadow_data(case, alone, inside[number]))
+            leaking.append(answer_all(case, planted, attacked, population))
+        return shadows, leaking
+
+    def _attacks(self, attacked: Sequence[AttackedExamples]) -> dict[str, Attack]:
+        """Returns the attacks by name."""
         without = min(self.references, self.shadows // 2)
-        everybody = torch.arange(len(asked)).repeat_interleave(torch.tensor([len(a.members) for a in asked]))
-        attacks: dict[str, Callable[[ShadowAnswers, Sequence[ShadowAnswers], Tensor], Tensor]] = {
+        client = torch.arange(len(attacked)).repeat_interleave(torch.tensor([len(a.members) for a in attacked]))
+        return {
             f"LiRA, {self.shadows} shadows": lira,
             f"RMIA, {without} shadows without the example": lambda target, others, where: rmia(
-                target, others, where, everybody, without, self.gamma, self.offline
+                target, others, where, client, without, self.gamma, self.offline
             ),
             "confidence alone": lambda target, others, where: target.scores,
         }
 
-        def told(
-            name: str, target: ShadowAnswers, others: Sequence[ShadowAnswers], where: Tensor
-        ) -> dict[str, Estimate]:
-            members, non_members = attacks[name](target, others, where)
-            return membership_numbers(members, non_members, case.rng("membership_classifier", "bootstrap", name))
-
-        readings = tuple(
-            Reading(
-                name, AUC, 0.5,
-                told(name, run, shadows, inside),
-                told(name, planted, leaking, inside),
-                told(name, shadows[0], shadows[1:], inside[1:]),
-            )
-            for name in attacks
-        )  # fmt: skip
-        notes = (
-            f"Each shadow is a run of the method on as many examples ({len(case.train):,}), as many of each class at "
-            "each client; half of the members and non-members that are asked about stand in it, at random.",
-            f"Planted leak: classifiers, those of shadows too, trained for {self.planted_epochs} epochs more on the "
-            "members asked about alone.",
-            "Nothing to find: the classifiers of a shadow, whose members were drawn anew.",
-        )
-        sizes = {"members": count, "non-members": count, "population": len(population), "shadows": self.shadows}
-        return Findings(readings, sizes, notes)
-
     def _planted(self, case: Case, networks: Sequence[nn.Module], members: Sequence[Data]) -> Sequence[nn.Module]:
-        """The same networks, each trained further on these of its members."""
+        """Trains each of the networks further on these members, and returns them."""
         for place, (network, data) in enumerate(zip(networks, members, strict=True)):
             overfit_control(network, data, self.planted_epochs, case.rng("membership_classifier", "planted", place))
         return networks
 
 
-def draw_shadow_members(case: Case, asked: Sequence[AskedExamples], shadows: int) -> Tensor:
-    """Which candidates stand in which shadow: bool [shadows, 2 (member, other), pairs]. Of a client's candidates of a
-    class one half stands in a shadow, at random, and the other half in the next; so each stands in half of all shadows.
+def answer_all(
+    case: Case, networks: Sequence[nn.Module], attacked: Sequence[AttackedExamples], population: Tensor
+) -> ShadowAnswers:
+    """Returns what classifiers, by client, answer for the attacked examples and for the population (held-out rows)."""
+    members = [_scores(network, case.train[each.members]) for network, each in zip(networks, attacked, strict=True)]
+    others = [_scores(network, case.held_out[each.others]) for network, each in zip(networks, attacked, strict=True)]
+    of_population = torch.stack([_scores(network, case.held_out[population]) for network in networks])
+    return ShadowAnswers(torch.stack([torch.cat(members), torch.cat(others)]), of_population)
+
+
+def draw_shadow_members(case: Case, attacked: Sequence[AttackedExamples], shadows: int) -> Tensor:
+    """Returns which candidates are in which shadow: bool [shadows, 2 (member, other), pairs]. A random half of a
+    client's candidates of a class is in one shadow and the other half in the next, so each is in half of all shadows.
     """
-    counts = torch.tensor([len(each.members) for each in asked])
-    y = case.train.y[torch.cat([each.members for each in asked])]
-    cell = torch.arange(len(asked)).repeat_interleave(counts) * len(case.task.classes) + y
+    counts = torch.tensor([len(each.members) for each in attacked])
+    y = case.train.y[torch.cat([each.members for each in attacked])]
+    cell = torch.arange(len(attacked)).repeat_interleave(counts) * len(case.task.classes) + y
     inside = torch.zeros(shadows, 2, len(y), dtype=torch.bool)
     for number in range(0, shadows, 2):
         draws = case.rng("membership_classifier", "inside", number)
@@ -141,10 +156,10 @@ def draw_shadow_members(case: Case, asked: Sequence[AskedExamples], shadows: int
     return inside
 
 
-def shadow_data(case: Case, asked: Sequence[AskedExamples], inside: Tensor) -> list[Data]:
-    """The examples of each client of a shadow; inside [2, pairs]."""
+def shadow_data(case: Case, attacked: Sequence[AttackedExamples], inside: Tensor) -> list[Data]:
+    """Returns the examples of each client of a shadow; inside [2, pairs]."""
     parts, start = [], 0
-    for each in asked:
+    for each in attacked:
         members, others = inside[:, start : start + len(each.members)]
         start += len(each.members)
         drawn = (case.train[each.members[members]], case.held_out[each.others[others]], case.train[each.rest])
@@ -153,7 +168,7 @@ def shadow_data(case: Case, asked: Sequence[AskedExamples], inside: Tensor) -> l
 
 
 def lira(target: ShadowAnswers, shadows: Sequence[ShadowAnswers], inside: Tensor) -> Tensor:
-    """Log N(φ; μ_in, σ_in²) − log N(φ; μ_out, σ_out²) [2, pairs], φ = log p/(1 − p); σ² is one for all examples."""
+    """Returns log N(φ; μ_in, σ_in²) − log N(φ; μ_out, σ_out²) [2, pairs], φ = log p/(1 − p); examples share σ²."""
     scores = torch.stack([shadow.scores for shadow in shadows])  # [shadows, 2, pairs]
     found = []
     for where in (inside, ~inside):
@@ -174,7 +189,17 @@ def rmia(
     gamma: float,
     a: float,
 ) -> Tensor:
-    """The share of the population that an example stands out of by γ [2, pairs]; `client` [pairs] is whose each is."""
+    """Returns the share of the population that an example exceeds by the factor γ [2, pairs].
+
+    Args:
+        target: answers of the attacked classifiers.
+        shadows: answers of the shadows.
+        inside: which candidates are in which shadow.
+        client: index of the client of each pair [pairs].
+        references: number of shadows without the example that are used.
+        gamma: γ.
+        a: as in `MembershipClassifier.offline`.
+    """
     chances = torch.stack([shadow.scores for shadow in shadows]).sigmoid()
     out = ~inside & ((~inside).cumsum(0) <= references)
     reference = (chances * out).sum(0) / out.sum(0)
@@ -186,7 +211,7 @@ def rmia(
 
 
 def _scores(network: nn.Module, data: Data) -> Tensor:
-    """Log p/(1 − p) of the true class [n], from scores: that of the class less the log-sum-exp of the others."""
+    """Returns log p/(1 − p) of the true class [n]: its score less the log-sum-exp of the others."""
     scores = predict(network, data.x).double()
     own = scores.gather(1, data.y[:, None])
     others = scores.scatter(1, data.y[:, None], -torch.inf)

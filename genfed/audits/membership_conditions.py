@@ -1,9 +1,9 @@
-"""Membership inference from what FGL's kin upload: conditions of the public diffusion model, made of examples.
+"""Membership inference from the uploads of FGL and methods like it: conditions of the public diffusion model.
 
-The attacks are our own, of known parts. Thresholds on a loss: Yeom, Giacomelli, Fredrikson, Jha, Privacy Risk in
-Machine Learning, CSF 2018, arXiv 1709.01604; here a diffusion model's denoising loss (Matsumoto, Miura, Yanai,
-Membership Inference Attacks against Diffusion Models, arXiv 2302.03262), less that under a reference (Watson, Guo,
-Cormode, Sablayrolles, On the Importance of Difficulty Calibration in Membership Inference Attacks, ICLR 2022).
+The attacks combine known parts. Thresholds on a loss: Yeom, Giacomelli, Fredrikson, Jha, Privacy Risk in Machine
+Learning, CSF 2018, arXiv 1709.01604; here a diffusion model's denoising loss (Matsumoto, Miura, Yanai, Membership
+Inference Attacks against Diffusion Models, arXiv 2302.03262), less that under a reference (Watson, Guo, Cormode,
+Sablayrolles, On the Importance of Difficulty Calibration in Membership Inference Attacks, ICLR 2022).
 """
 
 from dataclasses import dataclass, replace
@@ -33,41 +33,41 @@ NAMES = ("this run", "planted leak", "nothing to find")
 
 @dataclass(frozen=True)
 class ConditionTarget:
-    """A client under attack."""
+    """An attacked client."""
 
     pairs: tuple[Data, Data]
-    """Members and others, row by row of one class."""
+    """Members and others; rows of the same index have the same class."""
     alone: tuple[Tensor, Tensor]
-    """The condition that the client would make of each of them, [p, …]."""
+    """The condition that the client would compute from each of them alone, [p, …]."""
     uploads: tuple[ConditionUpload, ConditionUpload, ConditionUpload]
-    """By name, as `NAMES`."""
+    """Uploads in the order of `NAMES`."""
     planted: Tensor
-    """Rows of the pairs of whom the planted one is made."""
+    """Rows of the pairs from which the planted upload is computed."""
     own: ConditionUpload
-    """What the attacker makes of examples of their own."""
+    """Conditions that the attacker computes from their own examples."""
 
 
 @settings
 class MembershipConditions(Audit):
-    """Tells training examples by the prompts, mean embeddings or learnt descriptions that a client uploads."""
+    """Recognizes training examples by the prompts, mean embeddings or learned descriptions that a client uploads."""
 
     sees = ("uploads",)
     attacker = (
-        "The server, or whoever reads what a client sends it: they have the conditions that the client uploads and the "
-        "public diffusion model, know how conditions are made, and have real examples of their own. They know the "
-        "example that they ask about, and its class."
+        "The server, or anyone who reads what a client sends: they have the conditions that the client uploads "
+        "and the public diffusion model, know how conditions are computed, and have real examples of their own. They "
+        "know the attacked example and its class."
     )
 
     clients: Annotated[int, Field(ge=1)] = 4
-    """Whose conditions are attacked, at most."""
+    """Maximum number of clients whose conditions are attacked."""
     members: Annotated[int, Field(ge=FEWEST)] = 400
-    """Training examples that are asked about over all of these clients, and as many others, at most."""
+    """Maximum number of attacked training examples over these clients, and of others."""
     draws: Annotated[int, Field(ge=1)] = 8
-    """Of the noise, each at another step of the diffusion, over which a denoising loss is a mean."""
+    """Draws of the noise, each at another step of the diffusion, over which a denoising loss is averaged."""
     planted: Annotated[int, Field(ge=1)] = 1
-    """Of the planted leak: a client's only examples of each class."""
+    """Examples of each class in the planted leak."""
     planted_passes: Annotated[int, Field(ge=1)] = 100
-    """Of that, where descriptions are learnt: how often each stands there."""
+    """Copies of each of these examples, for methods that learn descriptions."""
 
     def examine(self, case: Case) -> Findings:
         if not isinstance(case.method, ConditionUploadMethod):
@@ -81,42 +81,42 @@ class MembershipConditions(Audit):
         model = case.method.foundation.load(case.task, case.device, case.server("conditions").precision)
         numbers = []
         for i, name in enumerate(NAMES):
-            case.tell(f"{name}: {len(targets)} clients")
+            case.notify(f"{name}: {len(targets)} clients")
             members, others = (
                 torch.cat([self._scores(case, model, target, i, who) for target in targets], 1) for who in (0, 1)
             )
             rng = case.rng("conditions", "bootstrap", name)
             numbers.append([membership_numbers(*both, rng) for both in zip(members, others, strict=True)])
         readings = tuple(Reading(attack, AUC, 0.5, *of) for attack, *of in zip(ATTACKS, *numbers, strict=True))
-        passes = "" if isinstance(case.method, PromptUploadMethod) else f", each {self.planted_passes} times over"
+        passes = "" if isinstance(case.method, PromptUploadMethod) else f", each {self.planted_passes} times"
         notes = (
-            "Distance: from the condition that the client would make of the example alone. The loss: how much less it "
-            "is than under conditions that the attacker makes, in the same way, of examples of their own.",
-            f"Planted leak: conditions made of {self.planted} of the members of each class{passes}, which alone are "
-            "asked about.",
-            "Nothing to find: conditions made of held-out examples, as many of each class as the client has.",
+            "Distance: from the condition that the client would compute from the example alone. The loss: how much "
+            "less it is than under conditions that the attacker computes, in the same way, from their own examples.",
+            f"Planted leak: conditions of {self.planted} of the members of each class{passes}; only these are "
+            "attacked.",
+            "Nothing to find: conditions of held-out examples, as many of each class as the client has.",
         )
         count = sum(len(target.pairs[0]) for target in targets)
         return Findings(readings, {"clients": len(targets), "members": count, "non-members": count}, notes)
 
     def _targets(self, case: Case) -> list[ConditionTarget]:
-        """Clients whose conditions the server has, at most so many.
+        """Returns the attacked clients.
 
         Raises:
-            NotPossible: there are none, or too few held-out examples.
+            NotPossible: the server has no conditions, or there are too few held-out examples.
         """
-        sent = case.state.asked
+        sent = case.state.requested
         holdings = tuple(h for h in case.holdings if h.client.id in sent.clients)[: self.clients]
         if not holdings:
             raise NotPossible("the server has no client's conditions")
-        asked, known = pair_examples(replace(case, holdings=holdings), self.members)
+        attacked, known = pair_examples(replace(case, holdings=holdings), self.members)
         known = known[case.held_out.y[known].argsort(stable=True)]  # so that both parts have every class
         own, fresh = case.held_out[known[::2]], case.held_out[known[1::2]]
         targets = []
-        for place, (holding, each) in enumerate(zip(holdings, asked, strict=True)):
-            case.tell(f"client {place + 1} of {len(holdings)}: conditions of {2 * len(each.members)} examples")
+        for place, (holding, each) in enumerate(zip(holdings, attacked, strict=True)):
+            case.notify(f"client {place + 1} of {len(holdings)}: conditions of {2 * len(each.members)} examples")
 
-            def told(data: Data, *purpose: str | int, who: int = place) -> ConditionUpload:
+            def upload(data: Data, *purpose: str | int, who: int = place) -> ConditionUpload:
                 there: ConditionUpload = case.method.upload_conditions(  # type: ignore[attr-defined]
                     stand_in_client(case, holdings[who].client, data, "conditions", *purpose), Empty()
                 ).upload
@@ -124,35 +124,35 @@ class MembershipConditions(Audit):
 
             both = (case.train[each.members], case.held_out[each.others])
             alone = [
-                torch.cat([told(data[i : i + 1], "alone", who, i).conditions for i in range(len(data))])
+                torch.cat([upload(data[i : i + 1], "alone", who, i).conditions for i in range(len(data))])
                 for who, data in enumerate(both)
             ]
             few = torch.cat([torch.nonzero(both[0].y == c)[: self.planted, 0] for c in torch.unique(both[0].y)])
             times = 1 if isinstance(case.method, PromptUploadMethod) else self.planted_passes
             y = case.train.y[holding.rows]
-            planted = told(both[0][few.repeat(times)], "planted")
-            null = told(draw_alike(fresh, y, case.rng("conditions", "null", place)), "null")
-            reference = told(draw_alike(own, y, case.rng("conditions", "own", place)), "own")
+            planted = upload(both[0][few.repeat(times)], "planted")
+            null = upload(draw_alike(fresh, y, case.rng("conditions", "null", place)), "null")
+            reference = upload(draw_alike(own, y, case.rng("conditions", "own", place)), "own")
             mine = sent.clients == holding.client.id
             uploads = (ConditionUpload(sent.conditions[mine].cpu(), sent.labels[mine].cpu()), planted, null)
             targets.append(ConditionTarget(both, (alone[0], alone[1]), uploads, few, reference))
         return targets
 
     def _scores(self, case: Case, model: FoundationModel, target: ConditionTarget, upload: int, who: int) -> Tensor:
-        """By attack, [2, n], higher for members; of the planted upload for those alone that it is made of."""
+        """Returns scores by attack [2, n], higher for members; for the planted upload only of its own examples."""
         rows = target.planted if NAMES[upload] == "planted leak" else slice(None)
         data, alone = target.pairs[who][rows], target.alone[who][rows]
-        told, far = nearest_condition(alone, data.y, target.uploads[upload])
+        nearest, far = nearest_condition(alone, data.y, target.uploads[upload])
         reference, _ = nearest_condition(alone, data.y, target.own)
         rng = case.rng("conditions", "noise", who)
-        return torch.stack([-far, noise_gain(model, data.x, told, reference, self.draws, rng)])
+        return torch.stack([-far, noise_gain(model, data.x, nearest, reference, self.draws, rng)])
 
 
-def nearest_condition(alone: Tensor, y: Tensor, told: ConditionUpload) -> tuple[Tensor, Tensor]:
-    """Of the conditions of an example's class that were told, the nearest to its own: [n, …], and how far [n]."""
+def nearest_condition(alone: Tensor, y: Tensor, upload: ConditionUpload) -> tuple[Tensor, Tensor]:
+    """Returns the uploaded condition of each example's class nearest to its own [n, …], and the distance [n]."""
     found, far = torch.empty_like(alone), torch.empty(len(alone))
     for c in torch.unique(y).tolist():
-        of_class, rows = told.conditions[told.labels == c], y == c
+        of_class, rows = upload.conditions[upload.labels == c], y == c
         apart = torch.cdist(alone[rows].float().flatten(1), of_class.float().flatten(1))
         far[rows], place = apart.min(1)
         found[rows] = of_class[place]
@@ -161,10 +161,10 @@ def nearest_condition(alone: Tensor, y: Tensor, told: ConditionUpload) -> tuple[
 
 @torch.no_grad()
 def noise_gain(
-    model: FoundationModel, x: Tensor, told: Tensor, reference: Tensor, draws: int, rng: torch.Generator
+    model: FoundationModel, x: Tensor, conditions: Tensor, reference: Tensor, draws: int, rng: torch.Generator
 ) -> Tensor:
-    """How much less the noise in images is mistaken under the conditions `told` than under the reference [n]: the mean
-    over draws, at evenly spaced steps, on the same noise.
+    """Returns how much smaller the denoising loss of images is under the conditions than under the reference [n]: the
+    mean over draws, at evenly spaced steps, with the same noise.
     """
     found = []
     for rows in torch.split(torch.arange(len(x)), 64):
@@ -174,12 +174,12 @@ def noise_gain(
             t, eps = int((draw + 0.5) / draws * model.steps), torch.randn(z.shape, generator=rng).to(model.device)
             noisy = model.add_noise(z, eps, t)
             under, without = (
-                (model.recover_noise(model.predict(noisy, t, asked[rows]), noisy, t) - eps)
+                (model.recover_noise(model.predict(noisy, t, each[rows]), noisy, t) - eps)
                 .square()
                 .flatten(1)
                 .mean(1)
                 .cpu()
-                for asked in (told, reference)
+                for each in (conditions, reference)
             )
             total += without - under
         found.append(total / draws)

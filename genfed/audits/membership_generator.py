@@ -1,7 +1,7 @@
-"""Membership inference from a trained generator: how well does it fit this example?
+"""Membership inference from a trained generator, by how well it fits an example.
 
-Loss thresholds: Yeom, Giacomelli, Fredrikson, Jha, Privacy Risk in Machine Learning, CSF 2018, arXiv 1709.01604. Of
-diffusion models the denoising loss at chosen steps: Matsumoto, Miura, Yanai, Membership Inference Attacks against
+Loss thresholds: Yeom, Giacomelli, Fredrikson, Jha, Privacy Risk in Machine Learning, CSF 2018, arXiv 1709.01604. For
+diffusion models, the denoising loss at chosen steps: Matsumoto, Miura, Yanai, Membership Inference Attacks against
 Diffusion Models, arXiv 2302.03262; of VAEs the ELBO: Hilprecht, Härterich, Bernau, Monte Carlo and Reconstruction
 Membership Inference Attacks against Generative Models, PETS 2019; of GANs the discriminator's score: Hayes, Melis,
 Danezis, De Cristofaro, LOGAN, PETS 2019, arXiv 1705.07663.
@@ -36,72 +36,73 @@ New = Callable[[Weights], GeneratorNetwork]
 
 @settings
 class MembershipGenerator(Audit):
-    """Tells training examples by how well the generator fits them: ELBO, denoising loss, or discriminator score."""
+    """Recognizes training examples by how well the generator fits them: ELBO, denoising loss, discriminator score."""
 
     sees = ("state",)
     attacker = (
-        "The server, or any client: both hold the trained generator (of features: and the extractor). They know the "
-        "example that they ask about, and its class."
+        "The server, or any client: both hold the trained generator (for features: and the extractor). They know the "
+        "attacked example and its class."
     )
 
     members: Annotated[int, Field(ge=FEWEST)] = 2000
-    """Training examples that are asked about, and as many others, at most."""
+    """Maximum number of attacked training examples, and of others."""
     draws: Annotated[int, Field(ge=1)] = 4
-    """Of the noise, over which a loss is a mean: for each example, and for each of `times`."""
+    """Draws of the noise over which a loss is averaged, for each example and each of `times`."""
     times: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = (0.1, 0.25, 0.5)
-    """Steps of a diffusion model whose denoising loss is taken, as shares of all its steps; each is an attack."""
+    """Steps of a diffusion model at which its denoising loss is taken, as shares of all steps; each is an attack."""
     planted: Annotated[int, Field(ge=FEWEST)] = 64
-    """Of the planted leak: members on which the generator is trained further, and that alone are asked about."""
+    """Members on which the planted leak, the generator, is trained further; only these are attacked there."""
     planted_steps: Annotated[int, Field(ge=1)] = 500
-    """Of that training."""
+    """Steps of that training."""
 
     def examine(self, case: Case) -> Findings:
-        made, kind, task, features = _subject(case)
-        network = kind(case.state.generator)
+        settings, build, task, features = _generator_parts(case)
+        network = build(case.state.generator)
         attacks = self._attacks(network)
-        asked = select_candidates(case, self.members, case.rng("membership_generator", "candidates"))
-        members, others = features(case.train[asked.members]), features(case.held_out[asked.others])
+        attacked = select_candidates(case, self.members, case.rng("membership_generator", "candidates"))
+        members, others = features(case.train[attacked.members]), features(case.held_out[attacked.others])
         count = min(self.planted, len(members.y))
-        leak = kind(case.state.generator)
+        leak = build(case.state.generator)
         self._overfit(leak, members[:count], case.rng("membership_generator", "planted"))
-        other = made.new(task, case.rng("membership_generator", "weights")).to(case.device)
-        apart = features(case.train[asked.apart[:count]])
+        other = settings.new(task, case.rng("membership_generator", "weights")).to(case.device)
+        apart = features(case.train[attacked.apart[:count]])
         self._overfit(other, apart, case.rng("membership_generator", "not asked"))
 
-        def told(name: str, generator: GeneratorNetwork, asked_about: int) -> dict[str, Estimate]:
+        def attack(name: str, generator: GeneratorNetwork, number: int) -> dict[str, Estimate]:
             scores = []
             for part, data in (("members", members), ("others", others)):
                 rng = case.rng("membership_generator", "noise", name, part)
-                scores.append(self._scores(attacks[name], generator, data[:asked_about], rng))
+                scores.append(self._scores(attacks[name], generator, data[:number], rng))
             return membership_numbers(scores[0], scores[1], case.rng("membership_generator", "bootstrap", name))
 
         every = len(members)
         readings = tuple(
-            Reading(a, AUC, 0.5, told(a, network, every), told(a, leak, count), told(a, other, every)) for a in attacks
+            Reading(a, AUC, 0.5, attack(a, network, every), attack(a, leak, count), attack(a, other, every))
+            for a in attacks
         )
         notes = (
             f"Planted leak: the generator, trained for {self.planted_steps} steps more on {count} members alone.",
             f"Nothing to find: a new generator, trained for {self.planted_steps} steps on {len(apart)} examples that "
-            "nobody is asked about: other members, so that a difference in kind alone would show.",
+            "are not attacked: other members, so that a difference in kind alone would show.",
         )
         sizes = {"members": len(members), "non-members": len(others)}
         return Findings(readings, sizes, notes)
 
     def _attacks(self, network: GeneratorNetwork) -> Mapping[str, Scores]:
-        """Those that this kind of generator is open to.
+        """Returns the attacks on this kind of generator.
 
         Raises:
-            NotPossible: it is of no known kind, or the part that scores stays with the clients.
+            NotPossible: the kind is unknown, or the part that gives scores is not uploaded.
         """
         if isinstance(network, CVAENetwork):
             if network.config.keep_encoder:
                 raise NotPossible(
-                    "the ELBO needs the encoder, which stays home; generator.keep_encoder = false sends it"
+                    "the ELBO needs the encoder, which is not uploaded; generator.keep_encoder = false uploads it"
                 )
             return {"ELBO": _elbo}
         if isinstance(network, DCGANNetwork):
             if network.config.keep_discriminator:
-                raise NotPossible("the discriminator stays at home; generator.keep_discriminator = false sends it")
+                raise NotPossible("the discriminator is not uploaded; generator.keep_discriminator = false uploads it")
             return {"discriminator's score": lambda n, x, y, rng: _as(DCGANNetwork, n).discriminate(x, y)}
         if isinstance(network, DDPMNetwork):
             steps = network.config.steps
@@ -111,7 +112,7 @@ class MembershipGenerator(Audit):
 
     @torch.no_grad()
     def _scores(self, attack: Scores, network: GeneratorNetwork, data: Data, rng: torch.Generator) -> Tensor:
-        """Means over the draws, [n]; in eval mode."""
+        """Returns scores averaged over the draws [n]; the generator works in eval mode."""
         network.eval()
         device, found = next(network.parameters()).device, []
         for rows in torch.split(torch.arange(len(data)), 500):
@@ -128,24 +129,29 @@ class MembershipGenerator(Audit):
         fit(network.train().objectives(), data.to(device), epochs=self.planted_steps, batch_size=len(data), rng=rng)
 
 
-def _subject(case: Case) -> tuple[Generator, New, Task, Callable[[Data], Data]]:
-    """A generator's settings, how it is made of weights, the task of what it makes, how examples become the like."""
+def _generator_parts(case: Case) -> tuple[Generator, New, Task, Callable[[Data], Data]]:
+    """Returns a generator's settings, a function from weights to the generator, the task of its examples, and a
+    function from real examples to comparable ones.
+
+    Raises:
+        NotPossible: clients share no generator.
+    """
     method = case.method
     if not isinstance(method, FederatedGenerator):
         raise NotPossible(f"{case.label} trains no generator that all clients share")
     server, generator = case.server("membership_generator"), method.generator
     task: Task = case.task if case.features is None else maps_task(method.features(server))  # type: ignore[attr-defined]
 
-    def kind(weights: Weights) -> GeneratorNetwork:
+    def build(weights: Weights) -> GeneratorNetwork:
         return build_generator(generator, server, task, weights)
 
-    def like(data: Data) -> Data:
+    def convert(data: Data) -> Data:
         if case.features is None:
             return data
         found = case.features(data)
         return Data(found.x.reshape(-1, *task.shape), found.y)
 
-    return generator, kind, task, like
+    return generator, build, task, convert
 
 
 def _as(kind: type[Any], network: GeneratorNetwork) -> Any:

@@ -1,7 +1,7 @@
-"""How well scores tell members from non-members: AUC and true-positive rates at low false-positive rates, with
-stratified bootstrap intervals (members and non-members drawn anew, each as many as there are; 2.5 and 97.5 %).
+"""How well scores separate members from non-members: AUC and true-positive rates at low false-positive rates, with
+stratified bootstrap intervals (members and non-members are resampled separately; 2.5 and 97.5 %).
 
-Low false-positive rates are what counts: Carlini, Chien, Nasr, Song, Terzis, Tramèr, Membership Inference Attacks From
+Low false-positive rates matter most: Carlini, Chien, Nasr, Song, Terzis, Tramèr, Membership Inference Attacks From
 First Principles, arXiv 2112.03570.
 """
 
@@ -14,19 +14,19 @@ from genfed.audits.findings import Estimate
 AUC = "AUC"
 RATES = {"TPR at 0.1 % FPR": 0.001, "TPR at 1 % FPR": 0.01}
 DRAWS = 1000
-"""Of the bootstrap."""
+"""Number of bootstrap samples."""
 _AT_ONCE = 20_000_000
-"""Numbers of the bootstrap that are held at once."""
+"""Maximum number of bootstrap counts in memory at once."""
 
 
 def membership_numbers(
     members: Tensor, others: Tensor, rng: torch.Generator, draws: int = DRAWS
 ) -> dict[str, Estimate]:
-    """By name, of scores [n] that are higher for members: AUC, and the share of members that score above all but that
-    share of the others. A rate below one over the number of non-members cannot be read.
+    """Returns AUC and true-positive rates of scores [n] that are higher for members, by name. A false-positive rate
+    below one over the number of non-members cannot be interpreted.
 
     Raises:
-        NotPossible: scores that are not finite.
+        NotPossible: a score is not finite.
     """
     _check(members, others)
     scores, place = torch.unique(torch.cat([members, others]).double(), return_inverse=True)
@@ -49,10 +49,10 @@ def membership_numbers(
 def mean_with_interval(
     values: Tensor, rng: torch.Generator, draws: int = DRAWS, less: Tensor | None = None
 ) -> Estimate:
-    """Of values [n], with the bootstrap interval of their mean; `less` [m]: of values whose mean is taken off.
+    """Returns the mean of values [n] with its bootstrap interval. `less` [m]: values whose mean is subtracted.
 
     Raises:
-        NotPossible: values that are not finite.
+        NotPossible: a value is not finite.
     """
     parts = [values.double(), (torch.zeros(1) if less is None else less).double()]
     _check(*parts)
@@ -66,18 +66,18 @@ def mean_with_interval(
 
 def _check(*values: Tensor) -> None:
     if not all(bool(part.isfinite().all()) for part in values):
-        raise NotPossible("there are scores that are not finite: what was trained has diverged")
+        raise NotPossible("there are scores that are not finite: a model has diverged")
 
 
 def _redrawn(place: Tensor, bins: int, draws: int, rng: torch.Generator) -> Tensor:
-    """How often each score stands in each of some bootstrap samples, [draws, bins]."""
+    """Returns how often each score occurs in each bootstrap sample, [draws, bins]."""
     chosen = place[torch.randint(len(place), (draws, len(place)), generator=rng)]
     counts = torch.zeros(draws, bins, dtype=torch.float64)
     return counts.scatter_add_(1, chosen, torch.ones(chosen.shape, dtype=torch.float64))
 
 
 def _numbers(members: Tensor, others: Tensor) -> Tensor:
-    """AUC and rates [1 + rates, b] of counts by rising score, each [b, bins]."""
+    """Returns AUC and rates [1 + rates, b] from counts by rising score, each [b, bins]."""
     n = others.sum(1)
     below = others.cumsum(1) - others
     area = (members * (below + others / 2)).sum(1)

@@ -1,4 +1,4 @@
-"""Membership inference from samples alone: was this example among those that the generator was trained on?
+"""Membership inference from samples alone: was the generator trained on an example?
 
 Distance to the closest record: Chen, Yu, Zhang, Fritz, GAN-Leaks: A Taxonomy of Membership Inference Attacks against
 Generative Models, CCS 2020, arXiv 1909.03935 (their full black-box attack). Density ratio: van Breugel, Sun, Qian, van
@@ -27,81 +27,85 @@ Attack = Callable[[Tensor, Tensor], Tensor]
 
 @settings
 class MembershipSamples(Audit):
-    """Tells training examples by how near synthetic ones lie: distance to the closest record, DOMIAS density ratio."""
+    """Recognizes training examples by how near synthetic ones are: distance to the closest record, DOMIAS ratio."""
 
     sees = ("samples",)
     attacker = (
-        "Someone who is given synthetic examples, by the trained generator or from the set that the server keeps, and "
-        "has some real examples of the same kind that nobody trained on. No model (of features: the extractor), no "
-        "upload."
+        "Someone who is given synthetic examples, from the trained generator or from the server's synthetic dataset, "
+        "and has some real examples of the same kind on which no client trained. No model (for features: the "
+        "extractor), no upload."
     )
 
     samples: Annotated[int, Field(ge=10)] = 1000
     """Synthetic examples that the attacker has."""
     members: Annotated[int, Field(ge=FEWEST)] = 2000
-    """Training examples that are asked about, and as many others, at most."""
+    """Maximum number of attacked training examples, and of others."""
     components: Annotated[int, Field(ge=1)] = 20
     """Principal components of the attacker's real examples in which densities are estimated."""
     planted: Annotated[float, Field(gt=0, le=1)] = 0.3
-    """Of the planted leak: share of the members whose copies stand among the samples."""
+    """Share of the members that are copied into the samples in the planted leak."""
     noise: Annotated[float, Field(ge=0)] = 0.02
-    """Standard deviation of what is added to these copies, where pixels are in [−1, 1]."""
+    """Standard deviation of the noise added to these copies, for pixels in [−1, 1]."""
 
     def examine(self, case: Case) -> Findings:
-        asked = select_candidates(case, self.members, case.rng("membership_samples", "candidates"))
-        members = comparable_vectors(case, case.train[asked.members])
-        others, reference = (comparable_vectors(case, case.held_out[rows]) for rows in (asked.others, asked.reference))
+        attacked = select_candidates(case, self.members, case.rng("membership_samples", "candidates"))
+        members = comparable_vectors(case, case.train[attacked.members])
+        others, reference = (
+            comparable_vectors(case, case.held_out[rows]) for rows in (attacked.others, attacked.reference)
+        )
         rng = case.rng("membership_samples", "labels")
         y = case.train.y[torch.randint(len(case.train), (self.samples,), generator=rng)]
-        made = to_vectors(case.samples(y, "membership_samples"))
-        if len(made) < 10:
-            raise NotPossible(f"there are {len(made)} synthetic examples; the attack takes 10 at least")
-        if not bool(made.isfinite().all()):
+        synthetic = to_vectors(case.samples(y, "membership_samples"))
+        if len(synthetic) < 10:
+            raise NotPossible(f"there are {len(synthetic)} synthetic examples; the attack takes 10 at least")
+        if not bool(synthetic.isfinite().all()):
             raise NotPossible("the synthetic examples hold numbers that are not finite")
-        apart = comparable_vectors(case, case.train[asked.apart[: len(made)]])
-        leak = self._planted(made, members, case.rng("membership_samples", "planted"))
+        apart = comparable_vectors(case, case.train[attacked.apart[: len(synthetic)]])
+        leak = self._planted(synthetic, members, case.rng("membership_samples", "planted"))
         attacks: dict[str, Attack] = {
             "distance to the closest record": nearest_sample,
             f"density ratio (DOMIAS, {self.components} components)": Density(reference, self.components).ratio,
         }
 
-        def told(attack: Attack, samples: Tensor, name: str) -> dict[str, Estimate]:
+        def score(attack: Attack, samples: Tensor, name: str) -> dict[str, Estimate]:
             draws = case.rng("membership_samples", "bootstrap", name)
             return membership_numbers(attack(members, samples), attack(others, samples), draws)
 
         readings = tuple(
-            Reading(name, AUC, 0.5, told(attack, made, name), told(attack, leak, name), told(attack, apart, name))
+            Reading(
+                name, AUC, 0.5, score(attack, synthetic, name), score(attack, leak, name), score(attack, apart, name)
+            )
             for name, attack in attacks.items()
         )
         copies = int(self.planted * len(members))
         notes = (
-            f"Planted leak: noisy copies of {min(copies, len(made))} of the members stand among the samples.",
-            f"Nothing to find: {len(apart)} training examples that nobody is asked about stand in the place of the "
+            f"Planted leak: noisy copies of {min(copies, len(synthetic))} of the members are among the samples.",
+            f"Nothing to find: {len(apart)} training examples that are not attacked take the place of the "
             "samples, so that a difference in kind between members and others would show.",
             *describe_features(case),
         )
-        return Findings(readings, asked.sizes | {"samples": len(made)}, notes)
+        return Findings(readings, attacked.sizes | {"samples": len(synthetic)}, notes)
 
-    def _planted(self, made: Tensor, members: Tensor, rng: torch.Generator) -> Tensor:
-        """The samples with noisy copies of some members in the place of the first."""
-        count = min(len(made), max(1, int(self.planted * len(members))))
+    def _planted(self, synthetic: Tensor, members: Tensor, rng: torch.Generator) -> Tensor:
+        """Returns the samples with the first ones replaced by noisy copies of some members."""
+        count = min(len(synthetic), max(1, int(self.planted * len(members))))
         copied = members[torch.randperm(len(members), generator=rng)[:count]]
-        return torch.cat([copied + self.noise * torch.randn(copied.shape, generator=rng), made[count:]])
+        return torch.cat([copied + self.noise * torch.randn(copied.shape, generator=rng), synthetic[count:]])
 
 
 def nearest_sample(x: Tensor, samples: Tensor) -> Tensor:
-    """The negative distance of each of x [n, d] to the nearest sample, [n]."""
+    """Returns the negative distance [n] of each of x [n, d] to the nearest sample."""
     return -nearest_distance(x, samples)[0]
 
 
 class Density:
-    """Densities in the principal components of the attacker's own examples, each brought to variance 1."""
+    """Densities in the principal components of the attacker's own examples, each scaled to variance 1."""
 
     # differs from the paper: it estimates them in a learned representation of images, or by a flow; a kernel estimate
     # in principal components needs no training.
 
     def __init__(self, reference: Tensor, components: int) -> None:
-        """`reference` [n, d]; of components as many as it has at most."""
+        """`reference`: the attacker's own examples [n, d]. `components`: at most as many as these have."""
         x = reference.double()
         self._mean = x.mean(0)
         _, values, axes = torch.linalg.svd(x - self._mean, full_matrices=False)
@@ -111,7 +115,7 @@ class Density:
         self._reference = self._low(reference)
 
     def ratio(self, x: Tensor, samples: Tensor) -> Tensor:
-        """Log p_samples(x) − log p_reference(x), [n]."""
+        """Returns log p_samples(x) − log p_reference(x), [n]."""
         z = self._low(x)
         return log_density(z, self._low(samples)) - log_density(z, self._reference)
 
@@ -121,7 +125,7 @@ class Density:
 
 
 def log_density(x: Tensor, points: Tensor) -> Tensor:
-    """Of x [n, d] by a Gaussian kernel on each of `format_points` [m, d], whose width is Scott's m^(−1/(d + 4))."""
+    """Returns the log-density at x [n, d] of Gaussian kernels on `points` [m, d], with Scott's width m^(−1/(d + 4))."""
     m, d = points.shape
     width = m ** (-1 / (d + 4))
     squares = torch.cat([torch.cdist(some, points).square() for some in torch.split(x, 1000)])

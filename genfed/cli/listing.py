@@ -45,7 +45,13 @@ def build_listing(what: str, name: str | None = None) -> RenderableType:
 def _build_family(family: registry.Family, name: str | None) -> RenderableType:
     if name is not None:
         cls = registry.find_class(family, name)
-        return Group(f"{name}: {_read_docstring(cls)}", "", _build_settings(cls, "settings"), *_build_inner(cls))
+        return Group(
+            f"{name}: {_read_docstring(cls)}",
+            *_read_paragraphs(cls),
+            "",
+            _build_settings(cls, "settings"),
+            *_build_inner(cls),
+        )
     table = Table("name", "what it is", "settings")
     for key, cls in sorted(registry.list_classes(family).items()):
         table.add_row(key, _read_docstring(cls), ", ".join(f.name for f in dataclasses.fields(cls)) or "–")
@@ -159,4 +165,10 @@ def _format_default(field: Any, name: str = "") -> str:
 
 
 def _read_docstring(cls: type[Any]) -> str:
-    return " ".join((inspect.getdoc(cls) or "").split())
+    """Returns the first paragraph of the docstring."""
+    return " ".join((inspect.getdoc(cls) or "").split("\n\n")[0].split())
+
+
+def _read_paragraphs(cls: type[Any]) -> list[str]:
+    """Returns the other paragraphs of the docstring as they are, but for examples."""
+    return [f"\n{text}" for text in (inspect.getdoc(cls) or "").split("\n\n")[1:] if not text.startswith(">>>")]

@@ -1,4 +1,4 @@
-"""What a method's author meets: a method is a list of phases; a phase is send → work → update, some rounds long."""
+"""The interface of a method: a list of phases, each some rounds of send → work → update."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -36,68 +36,72 @@ class TrainedNetwork:
 
 
 class Method(ABC, Generic[S]):
-    """A federated method: hyper-parameters (its fields), a state record and a list of phases."""
+    """A federated method: settings (its fields), a state record and a list of phases."""
 
     state: ClassVar[type[Any]]
-    """The type of its state record."""
+    """Type of its state record."""
     pooled: ClassVar[bool] = False
-    """True: one client per architecture holds everybody's data (a ceiling, not a federation)."""
+    """True: one client per architecture holds the data of all clients (an upper bound, not a federation)."""
     needs_every_class: ClassVar[bool] = False
-    """True: a client that lacks a class is refused before training. (None that ships needs it.)"""
+    """True: a client that lacks a class is refused before training. (No method of genfed needs it.)"""
     minimum_examples: ClassVar[int] = 1
-    """A client with fewer is refused before training."""
+    """Minimum number of a client's examples. A client with fewer is refused before training."""
     needs_public: ClassVar[bool] = False
     """True: a run without public examples is refused before training."""
     needs_architectures: ClassVar[bool] = False
-    """True: the server, or another client, runs clients' networks. A federation in which only its site knows an
+    """True: the server, or another client, runs clients' networks. A federation in which only one site knows an
     architecture is refused before training."""
     unaugmented: ClassVar[tuple[str, ...]] = ()
-    """Names of those of its `Training` settings whose examples it does not augment: it has its own loss, or they are
-    no images. A run that asks for it is refused before training."""
+    """Names of the `Training` settings that do not support augmentation, since the loss is the method's own or the
+    examples are no images. A run that sets it there is refused before training."""
     generates: ClassVar[bool] = False
-    """True: `generate` makes examples from the state."""
+    """True: `generate` generates examples from the state."""
     of_features: ClassVar[bool] = False
-    """True: `generate` makes features instead, and `represent` says what those of real examples are."""
+    """True: `generate` generates features instead, and `represent` returns the features of real examples."""
 
+    classifier_reads_data: ClassVar[bool] = False
+    """True: `classifier` reads `client.data`. Tools that rebuild a classifier after a run then load the run's data."""
     unprotected_upload: ClassVar[str] = ""
-    """What leaves a client without DP-SGD having made it, in the words after "its clients upload"; empty: not said."""
+    """Phrase that completes "its clients upload …", naming data that DP-SGD does not protect. Empty: unknown."""
 
     def private_trainings(self) -> Mapping[str, Sequence[DeclaredTraining]] | None:
-        """Returns, by phase in which clients work, its trainings on a client's own examples. A class that declares them
-        guarantees that all go through `training.fit` with `client.privacy`, and that what a client uploads or scores
-        depends on its examples by these trainings and by their number alone. None (the default): differential privacy
-        is refused. A subclass with its own `work` or `phases` does not inherit the declaration.
+        """Returns the trainings on a client's own examples, by name of each phase in which clients work.
+
+        A method that declares them guarantees two things: all of them go through `training.fit` with `client.privacy`;
+        and what a client uploads or scores depends on its examples only through them and through the number of its
+        examples. A subclass that has its own `work` or `phases` must declare again. None (the default): a run with
+        differential privacy is refused.
         """
         return None
 
     def trained_networks(self, server: Server) -> Sequence[TrainedNetwork]:
-        """Returns what clients train on their examples besides their own classifiers, with the initial weights; a run
-        with differential privacy checks these networks before training.
+        """Returns the networks that clients train besides their own classifiers, with initial weights. A run with
+        differential privacy checks them before training.
         """
         return ()
 
     @abstractmethod
     def init(self, server: Server) -> S:
-        """The state before the first round."""
+        """Returns the state before the first round."""
 
     @abstractmethod
     def phases(self) -> "Sequence[Phase[S] | Repeat[S]]":
-        """The algorithm."""
+        """Returns the algorithm."""
 
     @abstractmethod
     def send_classifier(self, server: Server, state: S, info: ClientInfo) -> Any:
-        """What a client needs to classify, besides what it kept."""
+        """Returns what a client needs for its classifier, besides what it stores."""
 
     @abstractmethod
     def classifier(self, client: Client, sent: Any) -> "nn.Module":
-        """What is scored; runs on the client and may read every slot of `client.kept`. Clients who keep nothing of it
-        have the same as all of their architecture who were sent the same.
+        """Returns the classifier that is evaluated. Runs on the client and may read every slot of `client.storage`.
+        Clients of one architecture that were sent the same, and store nothing for it, have the same classifier.
         """
 
     def generate(self, server: Server, state: S, y: Tensor) -> Tensor:
-        """One example per label: y [n] → [n, *shape] on the scale of `normalize_pixels`."""
+        """Returns one example per label: y [n] → [n, *shape] on the scale of `normalize_pixels`."""
         raise GenfedError(f"{type(self).__name__} has no generator to sample from")
 
     def represent(self, server: Server, state: S, x: Tensor) -> Tensor:
-        """Of a method with `of_features`: examples as `Data.x` has them → features [n, …], on the CPU."""
+        """Returns the features [n, …] of examples x (as in `Data.x`), on the CPU; for methods with `of_features`."""
         raise GenfedError(f"{type(self).__name__} has no features")

@@ -186,7 +186,7 @@ def audit_case(trial: Trial, at: Checkpoint[Any], folder: Path, notify: Notify =
         classifier=network,
         retrained=retrained,
         features=features if trial.method.of_features else None,
-        tell=notify,
+        notify=notify,
     )
 
 

@@ -25,7 +25,7 @@ from genfed.training.evaluation import evaluate, predict
 from genfed.training.fit import Objective, cross_entropy, fit
 from genfed.training.pixels import normalize_pixels
 from genfed.training.synthetic_dataset import NO_CLIENT, SyntheticBatch, choose_as_many, keeps_synthetic_dataset
-from genfed.training.weights import load_weights
+from genfed.training.weights import build_classifier
 
 BATCH, LEARNING_RATE = 64, 1e-3
 """Batch size and learning rate of Adam, which trains the reference classifier."""
@@ -137,7 +137,7 @@ class GeneratorEvaluator:
         certainties = []
         for client, weights in getattr(state, "teachers", {}).items():
             own = batch[clients == client]
-            network = load_weights(server.new_network(architectures[client], server.rng), weights)
+            network = build_classifier(server, architectures[client], weights)
             if len(own):
                 probabilities = predict(network, own.images.to(server.device), server.precision).softmax(1).cpu()
                 certainties.append(probabilities.gather(1, own.request.labels[:, None]))

@@ -1,8 +1,9 @@
-"""Trains a Stable Diffusion in miniature on public images with prompts.
+"""Training of a small Stable Diffusion on public images with prompts.
 
 First the autoencoder (Kingma, Welling, arXiv 1312.6114) and, by contrast, the text encoder (CLIP: Radford et al.,
-arXiv 2103.00020); then, with both frozen, the U-Net on latents (Rombach et al., arXiv 2112.10752), the prompt left out
-now and then for guidance (Ho, Salimans, arXiv 2207.12598). What is kept is the exponential moving average of weights.
+arXiv 2103.00020); then, with both frozen, the U-Net on latents (Rombach et al., arXiv 2112.10752), with a
+randomly dropped prompt for guidance (Ho, Salimans, arXiv 2207.12598). The result is the exponential moving average of
+the weights.
 """
 
 import math
@@ -28,61 +29,61 @@ from genfed.training.pixels import normalize_pixels
 
 CHECKPOINT = "pretraining.safetensors"
 EVERY = 100
-"""Steps whose mean loss is told and kept."""
+"""Steps over which the reported loss is averaged."""
 CONTRAST = 128
-"""Images and prompts that are told from one another at once."""
-Stage = Literal["autoencoder", "text", "diffusion"]
+"""Images and prompts in a batch of the text encoder."""
+StageName = Literal["autoencoder", "text", "diffusion"]
 
 
 @settings
 class Optimization:
-    """How the miniature is trained. All draws come from the seed."""
+    """Training of the small model. All random numbers come from the seed."""
 
     autoencoder_steps: Annotated[int, Field(ge=1)] = 2000
-    """Of the autoencoder."""
+    """Steps of the autoencoder."""
     text_steps: Annotated[int, Field(ge=1)] = 2000
-    """Of the text encoder, which learns to tell which prompt is whose image's, in batches of 128."""
+    """Steps of the text encoder, which learns to match prompts and images in batches of 128."""
     steps: Annotated[int, Field(ge=1)] = 10_000
-    """Of the U-Net, after both."""
+    """Steps of the U-Net, after both."""
     batch_size: Annotated[int, Field(ge=1)] = 64
     """Images per step of autoencoder and U-Net, drawn with replacement."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
-    """Of AdamW; it rises over the first hundredth of each stage's steps and falls to 0 as a cosine."""
+    """Peak learning rate of AdamW. It rises over the first hundredth of a stage's steps and falls to 0 as a cosine."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-2
-    """Of AdamW."""
+    """Weight decay of AdamW."""
     kl: Annotated[float, Field(ge=0)] = 1e-3
     """Weight of the autoencoder's KL divergence (mean over its numbers) beside the mean squared error."""
     drop: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Chance that an image's prompt is left out."""
+    """Probability that the prompt of an image is dropped."""
     average: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    """Decay of the moving average of weights that is kept in the end; 0: the last weights."""
+    """Decay of the moving average of weights, which is the result. 0: the last weights."""
     weights: Literal["float16", "float32"] = "float16"
-    """Their type on disk."""
+    """Type of the weights on disk."""
     save_every: Annotated[int, Field(ge=1)] = 500
     """Steps between checkpoints."""
 
 
 @dataclass(frozen=True)
 class PromptedImages:
-    """Public images and what they may be asked for with."""
+    """Public images and their prompts."""
 
     x: Tensor
-    """uint8 [n, C, H, W]."""
+    """Images, uint8 [n, C, H, W]."""
     prompts: tuple[str, ...]
     """All prompts, each once."""
     which: Tensor
-    """int64 [n, k]: the numbers of an image's prompts, one of which is drawn in each step."""
+    """Indices of the prompts of each image, int64 [n, k]. In each step one of them is drawn."""
 
 
 @dataclass(frozen=True)
 class TrainingProgress:
-    """How far it is."""
+    """Progress of the training."""
 
     step: int
     steps: int
-    stage: Stage
+    stage: StageName
     loss: float
-    """Mean over the last steps that were told together."""
+    """Mean over the last EVERY steps."""
 
 
 @dataclass(frozen=True)
@@ -90,18 +91,47 @@ class PretrainingCheckpoint:
     """All that the next step depends on."""
 
     step: int
-    """Of all stages together."""
+    """Steps done, over all stages."""
     weights: Weights
-    """Of all networks."""
+    """Weights of all networks."""
     averages: Weights
-    """Of those that the stage trains."""
+    """Moving averages of the weights that the stage trains."""
     moments: OptimizerState
     losses: tuple[float, ...]
-    """Mean of each EVERY steps."""
+    """Mean losses, one per EVERY steps."""
     pending: float
-    """Sum of those since."""
+    """Sum of the losses since then."""
     examples: str
-    """Names the images and prompts."""
+    """Digest of images and prompts."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of the training."""
+
+    name: StageName
+    start: int
+    """First step, counted over all stages."""
+    steps: int
+    trained: nn.ModuleList
+    """Networks whose weights the stage trains."""
+    loss: Callable[[Tensor, torch.Generator], Tensor]
+    """(rows of a batch [n], draws) → scalar."""
+
+    @property
+    def end(self) -> int:
+        """The step after the last one."""
+        return self.start + self.steps
+
+    def learning_rate(self, step: int, peak: float) -> float:
+        """Returns the learning rate of a step: up to the peak over 1/100 of the steps, then down to 0 as a cosine."""
+        done = (step - self.start) / self.steps
+        return peak * min(1.0, 100 * (done + 1 / self.steps)) * (1 + math.cos(math.pi * done)) / 2
+
+    def decay(self, step: int, most: float) -> float:
+        """Returns the decay of the average after a step: at most `most`, and less in the first steps."""
+        done = step - self.start
+        return min(most, (1 + done) / (10 + done))
 
 
 def pretrain(
@@ -113,21 +143,34 @@ def pretrain(
     seed: int,
     device: torch.device,
     precision: str = "float32",
-    notify: Callable[[TrainingProgress], None] = lambda told: None,
+    notify: Callable[[TrainingProgress], None] = lambda progress: None,
 ) -> tuple[float, ...]:
-    """Trains and writes a directory that genfed and diffusers open; goes on where a checkpoint in `folder` stopped, to
-    the same bits. Returns the losses, a mean per EVERY steps.
+    """Trains the model and writes a directory that genfed and diffusers can open. Resumes from a checkpoint in
+    `folder`, with the same result to the bit.
+
+    Args:
+        examples: images with prompts.
+        model: settings of the networks.
+        optimisation: settings of the training.
+        folder: directory of the checkpoint and of the result.
+        seed: seed of all random numbers.
+        device: where to train.
+        precision: "float32", or "bfloat16" for mixed precision.
+        notify: called every EVERY steps.
+
+    Returns:
+        The losses, a mean per EVERY steps.
 
     Raises:
-        GenfedError: the images do not suit the model, a prompt is too long, the checkpoint is of other examples, or the
-            loss is no longer a number.
-        RecordError: a damaged checkpoint.
+        GenfedError: the images do not fit the model, a prompt is too long, the checkpoint is of other examples, or the
+            loss is not finite.
+        RecordError: the checkpoint is damaged.
     """
     shape = tuple(examples.x.shape[1:])
     with seeded(stream(seed, "pretrain", "weights")):
         parts = new_parts(model, shape, examples.prompts)
-        eye = ImageEncoder(shape[0], model.text_width)
-    networks = nn.ModuleDict({"unet": parts.unet, "text_encoder": parts.text_encoder, "eye": eye})
+        encoder = ImageEncoder(shape[0], model.text_width)
+    networks = nn.ModuleDict({"unet": parts.unet, "text_encoder": parts.text_encoder, "eye": encoder})
     if parts.vae is not None:
         networks["vae"] = parts.vae
     networks.to(device)
@@ -138,13 +181,18 @@ def pretrain(
         if before.examples != which:
             raise GenfedError(f"{file} was trained on other images or prompts; begin anew with --fresh")
         networks.load_state_dict(before.weights)
-    training = _Training(parts, networks, examples, which, optimisation, file, seed, device, precision, notify)
+    training = _Training(parts, networks, examples, which, optimisation, file, seed, device, precision, notify, before)
+    start = 0
     if parts.vae is not None:
-        training.run("autoencoder", [parts.vae], optimisation.autoencoder_steps, before, training.autoencoder_loss)
-        training.enter_latent_space()
-    training.run("text", [parts.text_encoder, eye], optimisation.text_steps, before, training.text_loss)
-    training.embed()
-    training.run("diffusion", [parts.unet], optimisation.steps, before, training.diffusion_loss)
+        steps = optimisation.autoencoder_steps
+        training.run(Stage("autoencoder", start, steps, nn.ModuleList([parts.vae]), training.autoencoder_loss))
+        training.encode_images()
+        start += steps
+    steps = optimisation.text_steps
+    training.run(Stage("text", start, steps, nn.ModuleList([parts.text_encoder, encoder]), training.text_loss))
+    training.encode_prompts()
+    start += steps
+    training.run(Stage("diffusion", start, optimisation.steps, nn.ModuleList([parts.unet]), training.diffusion_loss))
     for network in networks.values():
         network.cpu()
     write_parts(parts, folder, optimisation.weights)
@@ -152,8 +200,8 @@ def pretrain(
 
 
 class ImageEncoder(nn.Module):
-    """Images [n, C, H, W] → what the text encoder should say of them [n, width]; and the logarithm of how sharply it
-    should tell them apart. It is not kept.
+    """Images [n, C, H, W] → embeddings [n, width] that the text encoder should match, and the log of CLIP's inverse
+    temperature. It is needed for the training alone.
     """
 
     def __init__(self, channels: int, width: int) -> None:
@@ -166,12 +214,12 @@ class ImageEncoder(nn.Module):
         self.sharpness = nn.Parameter(torch.tensor(1 / 0.07).log())  # CLIP's
 
     def forward(self, x: Tensor) -> Tensor:
-        seen: Tensor = self.layers(x)
-        return seen
+        embeddings: Tensor = self.layers(x)
+        return embeddings
 
 
 class _Training:
-    """The stages, one after another."""
+    """The state of the training, over all stages."""
 
     def __init__(
         self,
@@ -185,6 +233,7 @@ class _Training:
         device: torch.device,
         precision: str,
         notify: Callable[[TrainingProgress], None],
+        before: PretrainingCheckpoint | None,
     ) -> None:
         self.parts, self.networks, self.optimisation = parts, networks, optimisation
         self.examples, self.name = examples, name
@@ -194,67 +243,76 @@ class _Training:
         self.levels = parts.scheduler.alphas_cumprod.to(device)
         self.latents: Tensor | None = None
         self.embedded: Tensor | None = None
-        self.start, self.losses = 0, tuple[float, ...]()
+        self.before, self.losses, self.pending = before, tuple[float, ...](), 0.0
 
-    def run(
-        self,
-        stage: Stage,
-        trained: Sequence[nn.Module],
-        steps: int,
-        before: PretrainingCheckpoint | None,
-        loss_of: Callable[[Tensor, torch.Generator], Tensor],
-    ) -> None:
-        """The next stage, from its beginning or where the checkpoint stopped; leaves the average of the weights."""
-        settings, pending, start = self.optimisation, 0.0, self.start
-        self.start += steps
-        if before is not None and before.step >= self.start:
-            nn.ModuleList(trained).requires_grad_(False)
-            return
-        parameters: list[Tensor] = list(nn.ModuleList(trained).parameters())
-        optimiser = torch.optim.AdamW(
+    def run(self, stage: Stage) -> None:
+        """Runs a stage from its beginning or from the checkpoint, or skips it; leaves the average of the weights."""
+        if self.before is None or self.before.step < stage.end:
+            self._train(stage)
+        stage.trained.requires_grad_(False)
+
+    def _train(self, stage: Stage) -> None:
+        settings, parameters = self.optimisation, list(stage.trained.parameters())
+        optimizer = torch.optim.AdamW(
             parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
         )
         averages = [p.detach().clone() for p in parameters]
-        at, losses = start, self.losses
-        if before is not None and before.step > start:
-            load_optimizer_state(optimiser, before.moments)
-            for i, average in enumerate(averages):
-                average.copy_(before.averages[str(i)])
-            at, losses, pending = before.step, before.losses, before.pending
-        everything = settings.text_steps + settings.steps
-        everything += settings.autoencoder_steps if self.parts.vae is not None else 0
-        for step in range(at, start + steps):
-            done = (step - start) / steps
-            rate = settings.learning_rate * min(1.0, 100 * (done + 1 / steps)) * (1 + math.cos(math.pi * done)) / 2
-            for group in optimiser.param_groups:
-                group["lr"] = rate
-            rng = stream(self.seed, "pretrain", step)
-            rows = torch.randint(len(self.x), (settings.batch_size,), generator=rng)
-            with mixed_precision(self.device, self.precision):
-                loss = loss_of(rows, rng)
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimiser.step()
-            decay = min(settings.average, (1 + step - start) / (10 + step - start))
+        at = self._resume(stage, optimizer, averages)
+        for step in range(at, stage.end):
+            for group in optimizer.param_groups:
+                group["lr"] = stage.learning_rate(step, settings.learning_rate)
+            self.pending += self._step(stage, step, parameters, optimizer)
             with torch.no_grad():
-                torch._foreach_lerp_(averages, parameters, 1 - decay)
-            pending += float(loss.detach())
-            if (step + 1 - start) % EVERY == 0:
-                losses, pending = (*losses, pending / EVERY), 0.0
-                self._check(losses[-1], step + 1)
-                self.notify(TrainingProgress(step + 1, everything, stage, losses[-1]))
-            if (step + 1 - start) % settings.save_every == 0 and step + 1 < start + steps:
-                self._save(step + 1, optimiser, averages, losses, pending)
-        self._check(pending, start + steps)  # of the steps since
+                decay = stage.decay(step, settings.average)
+                for average, parameter in zip(averages, parameters, strict=True):
+                    average.lerp_(parameter, 1 - decay)
+            done = step + 1 - stage.start
+            if done % EVERY == 0:
+                self._report(stage, step + 1)
+            if done % settings.save_every == 0 and step + 1 < stage.end:
+                self._save(step + 1, optimizer, averages)
+        self._check(self.pending, stage.end)  # of the steps since the last report
         with torch.no_grad():
             for parameter, average in zip(parameters, averages, strict=True):
                 parameter.copy_(average)
-        nn.ModuleList(trained).requires_grad_(False)
-        self.losses = losses
+
+    def _resume(self, stage: Stage, optimizer: torch.optim.Optimizer, averages: Sequence[Tensor]) -> int:
+        """Loads the checkpoint where it was written in this stage. Returns the first step to run."""
+        self.pending = 0.0
+        before = self.before
+        if before is None or before.step <= stage.start:
+            return stage.start
+        load_optimizer_state(optimizer, before.moments)
+        for i, average in enumerate(averages):
+            average.copy_(before.averages[str(i)])
+        self.losses, self.pending = before.losses, before.pending
+        return before.step
+
+    def _step(self, stage: Stage, step: int, parameters: Sequence[Tensor], optimizer: torch.optim.Optimizer) -> float:
+        """Runs one step of the optimizer and returns the loss."""
+        rng = stream(self.seed, "pretrain", step)
+        rows = torch.randint(len(self.x), (self.optimisation.batch_size,), generator=rng)
+        with mixed_precision(self.device, self.precision):
+            loss = stage.loss(rows, rng)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        return float(loss.detach())
+
+    def _report(self, stage: Stage, step: int) -> None:
+        """Takes the mean loss of the last EVERY steps into `losses` and reports it."""
+        self.losses, self.pending = (*self.losses, self.pending / EVERY), 0.0
+        self._check(self.losses[-1], step)
+        settings = self.optimisation
+        steps = settings.text_steps + settings.steps
+        steps += settings.autoencoder_steps if self.parts.vae is not None else 0
+        self.notify(TrainingProgress(step, steps, stage.name, self.losses[-1]))
 
     def autoencoder_loss(self, rows: Tensor, rng: torch.Generator) -> Tensor:
-        """Mean squared error of the image plus the weighted KL divergence from N(0, 1), both means over numbers."""
+        """Returns the mean squared error of the image plus the weighted KL divergence from N(0, 1), both means over
+        numbers.
+        """
         x = normalize_pixels(self.x[rows.to(self.device)])
         found = self.parts.vae.encode(x).latent_dist
         noise = torch.randn(found.mean.shape, generator=rng).to(self.device)
@@ -264,28 +322,28 @@ class _Training:
         return loss
 
     def text_loss(self, rows: Tensor, rng: torch.Generator) -> Tensor:
-        """Cross-entropy of whose prompt an image has and whose image a prompt has, in CLIP's way (its Figure 3): what
-        the encoder says at the end of a prompt, and what the eye says of an image, by the cosine. Images of one prompt
-        share what is asked for.
+        """Returns CLIP's loss (its Figure 3): cross-entropy of matching images to prompts and prompts to images, by the
+        cosine of the image's embedding and the text encoder's output at the end of the prompt. Images with the same
+        prompt share the target.
         """
         rows = torch.randint(len(self.x), (CONTRAST,), generator=rng)
         prompts = self._prompts(rows, rng)
-        said = self.parts.text_encoder(self.tokens[prompts.to(self.device)])[0][:, -1]
-        eye = self.networks["eye"]
-        seen = eye(normalize_pixels(self.x[rows.to(self.device)]))
-        cosines = F.normalize(seen.float(), dim=1) @ F.normalize(said.float(), dim=1).T
-        logits = cosines * cast(ImageEncoder, eye).sharpness.exp().clamp(max=100)
+        texts = self.parts.text_encoder(self.tokens[prompts.to(self.device)])[0][:, -1]
+        encoder = self.networks["eye"]
+        images = encoder(normalize_pixels(self.x[rows.to(self.device)]))
+        cosines = F.normalize(images.float(), dim=1) @ F.normalize(texts.float(), dim=1).T
+        logits = cosines * cast(ImageEncoder, encoder).sharpness.exp().clamp(max=100)
         same = (prompts[:, None] == prompts).float().to(self.device)
-        asked = same / same.sum(1, keepdim=True)
-        return (F.cross_entropy(logits, asked) + F.cross_entropy(logits.T, asked)) / 2
+        target = same / same.sum(1, keepdim=True)
+        return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
     def diffusion_loss(self, rows: Tensor, rng: torch.Generator) -> Tensor:
-        """Mean squared error of what the U-Net gives: v, ε or x0."""
+        """Returns the mean squared error of the U-Net's output: v, ε or x0."""
         z = self._encoded(rows)
         t = torch.randint(len(self.levels), (len(z),), generator=rng).to(self.device)
         eps = torch.randn(z.shape, generator=rng).to(self.device)
-        kept = self.levels[t].view(-1, 1, 1, 1)
-        signal, noise = kept.sqrt(), (1 - kept).sqrt()
+        level = self.levels[t].view(-1, 1, 1, 1)
+        signal, noise = level.sqrt(), (1 - level).sqrt()
         hidden = torch.rand(len(z), generator=rng) < self.optimisation.drop
         prompts = self._prompts(rows, rng).masked_fill(hidden, 0)  # 0: the empty prompt
         assert self.embedded is not None
@@ -295,8 +353,8 @@ class _Training:
         target = {"epsilon": eps, "sample": z}.get(kind, signal * eps - noise * z)
         return F.mse_loss(output, target)
 
-    def enter_latent_space(self) -> None:
-        """Encodes all images once, and scales latents to variance 1, as Stable Diffusion has them."""
+    def encode_images(self) -> None:
+        """Encodes all images once, and scales latents to variance 1 as in Stable Diffusion."""
         with torch.no_grad():
             means = [self.parts.vae.encode(normalize_pixels(x)).latent_dist.mode() for x in torch.split(self.x, 200)]
         latents = torch.cat(means)
@@ -304,13 +362,13 @@ class _Training:
         self.parts.vae.register_to_config(scaling_factor=factor)
         self.latents = latents * factor
 
-    def embed(self) -> None:
+    def encode_prompts(self) -> None:
         """Encodes all prompts once."""
         with torch.no_grad():
             self.embedded = torch.cat([self.parts.text_encoder(some)[0] for some in torch.split(self.tokens, 200)])
 
     def _prompts(self, rows: Tensor, rng: torch.Generator) -> Tensor:
-        """One of each image's prompts, counted from 1, on the CPU."""
+        """Returns the index of one prompt of each image, counted from 1, on the CPU."""
         which = torch.randint(self.examples.which.shape[1], (len(rows),), generator=rng)
         return 1 + self.examples.which[rows, which]
 
@@ -322,17 +380,8 @@ class _Training:
         if not math.isfinite(loss):
             raise GenfedError(f"the loss is {loss} by step {step}: lower training.learning_rate")
 
-    def _save(
-        self,
-        step: int,
-        optimiser: torch.optim.Optimizer,
-        averages: Sequence[Tensor],
-        losses: tuple[float, ...],
-        pending: float,
-    ) -> None:
+    def _save(self, step: int, optimizer: torch.optim.Optimizer, averages: Sequence[Tensor]) -> None:
         weights = {name: tensor.cpu() for name, tensor in self.networks.state_dict().items()}
-        kept = {str(i): average.cpu() for i, average in enumerate(averages)}
-        save(
-            PretrainingCheckpoint(step, weights, kept, optimizer_state(optimiser), losses, pending, self.name),
-            self.file,
-        )
+        numbered = {str(i): average.cpu() for i, average in enumerate(averages)}
+        moments = optimizer_state(optimizer)
+        save(PretrainingCheckpoint(step, weights, numbered, moments, self.losses, self.pending, self.name), self.file)

@@ -1,5 +1,5 @@
-"""The centralised ceiling: all data in one place, one model per architecture. Not a federation, but what it would give
-if data could be shared.
+"""Centralised training: all data in one place. Not a federation, but the accuracy that one could reach if data could be
+shared.
 """
 
 from genfed.core.settings import settings
@@ -8,6 +8,13 @@ from genfed.methods.bases.local_training import LocalTraining
 
 @settings
 class Centralised(LocalTraining):
-    """One model per architecture, trained on everybody's examples."""
+    """One model per architecture, trained on the examples of all clients: an upper bound, not a federation.
+
+    1. train, `rounds` rounds. One client per architecture holds the examples of all clients and trains its model on
+       them for `training.epochs`. Nothing is sent.
+
+    >>> [phase.name for phase in Centralised(rounds=10).phases()]
+    ['train']
+    """
 
     pooled = True

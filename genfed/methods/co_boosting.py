@@ -1,6 +1,6 @@
 """Co-Boosting. Dai, Zhang, Li, Liu, Yang, Han, Enhancing One-Shot Federated Learning Through Data and Ensemble
-Co-Boosting, ICLR 2024, arXiv 2402.15070: DENSE whose images are made hard for the ensemble, and whose ensemble learns
-from them whom to trust.
+Co-Boosting, ICLR 2024, arXiv 2402.15070: DENSE with images that are hard for the ensemble, and with an ensemble that
+learns from them how much each model counts.
 """
 
 import math
@@ -21,26 +21,36 @@ from genfed.training.pixels import normalize_pixels
 
 @settings
 class CoBoosting(DataFreeDistillation):
-    """Data and ensemble boost one another. The generator goes on from epoch to epoch, as in DENSE here."""
+    """DENSE with harder images and an ensemble that learns how much each model counts.
 
-    # differs from the published code: there the generator starts anew in each epoch and its noise is trained with it.
+    1. train, once. Client → server: its model, trained from the initial weights on its examples.
+    2. distil, `rounds` rounds, on the server. The generator takes `generator_steps` steps on one batch of noise:
+       towards images that the ensemble assigns to their classes with doubt, and on which the students disagree with it.
+       For each of the newest `remembered` batches, images move to where the ensemble's answer changes most, and the
+       shares of the models take a step. The students learn the ensemble's answers for the moved images.
+
+    >>> [phase.name for phase in CoBoosting(rounds=10, temperature=2.0).phases()]
+    ['train', 'distil']
+    """
+
+    # differs from the published code: its generator is new in each epoch, and its noise is trained too.
     hardness: Annotated[float, Field(ge=0)] = 1.0
-    """Power of 1 − p_y, the ensemble's doubt about the class that an image was to be, by which its cross-entropy is
-    weighted; 0: all images count alike."""
+    """Power of the weight 1 − p_y of an image's cross-entropy, where p_y is the ensemble's probability of the class for
+    which the image is generated. 0: all images count alike."""
     adversarial: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of KL(ensemble ‖ student), which images are to make large (β); 0: students are not asked."""
+    """Weight of −KL(ensemble ‖ student) in the generator's loss (β). 0: students are not used."""
     stability: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of DENSE's batch-norm loss, which Co-Boosting does without."""
+    """Weight of DENSE's BatchNorm loss, which Co-Boosting does not use."""
     perturbation: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 8 / 255
-    """How far each image is moved before it is learnt from, in a direction of its own in which the ensemble's answer
-    changes most (ε): the root mean square over its pixels, as a share of black to white; 0: not at all."""
+    """Distance by which each image is moved before students learn from it (ε), in a direction in which the ensemble's
+    answer changes most: root mean square over pixels, as a fraction of black to white. 0: images are not moved."""
     share_step: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
-    """By how much a batch changes what a model counts for, 1 at first (n·μ with n models); 0: all count alike."""
+    """Step by which a batch changes the share of a model (n·μ with n models); shares are 1 at first. 0: they stay 1."""
     temperature: Annotated[float, Field(gt=0)] = 4.0
-    """At which students learn the ensemble's answers."""
+    """Temperature of the distillation: divides logits of ensemble and students."""
 
     def objective(self, logits: Tensor, gap: Tensor, answers: Sequence[Tensor], y: Tensor) -> Tensor:
-        # differs from the published code: its divergence is at temperature 3. With several students it is their mean.
+        # differs from the published code: its divergence has temperature 3. With several students this is their mean.
         apart = torch.stack([disagreement(logits, answer) for answer in answers]).mean(0)
         doubt = 1 - logits.detach().softmax(1).gather(1, y[:, None]).squeeze(1)
         hard = doubt.clamp(min=0) ** self.hardness * F.cross_entropy(logits, y, reduction="none")
@@ -49,10 +59,10 @@ class CoBoosting(DataFreeDistillation):
     def replay_batch(
         self, server: Server, ensemble: ClassifierEnsemble, shares: Tensor, pool: ReplayPool
     ) -> tuple[ReplayBatch, Tensor]:
-        """Batch by batch: images become diverse hard samples, and by these the shares move. Students learn the samples
-        with the answers of the ensemble as it is after all of them.
+        """Turns images into diverse hard samples and updates the shares, batch by batch. Students learn the answers
+        of the ensemble for the samples after all updates.
         """
-        # differs from the published code: there shares move by the images as they are stored, and less every epoch.
+        # differs from the published code: its shares move by the stored images, and in smaller steps every epoch.
         images, each, shares = [], [], shares.to(server.device)
         for x, y in zip(*(torch.split(part, self.batch_size) for part in (pool.images, pool.labels)), strict=True):
             images.append(self.make_harder(ensemble, shares, normalize_pixels(x.to(server.device)), server.rng))
@@ -63,10 +73,10 @@ class CoBoosting(DataFreeDistillation):
         return ReplayBatch(torch.cat(images).cpu(), logits.cpu()), shares.cpu()
 
     def make_harder(self, ensemble: ClassifierEnsemble, shares: Tensor, x: Tensor, rng: torch.Generator) -> Tensor:
-        """Diverse hard samples: x + ε·g/‖g‖ with g = ∇_x uᵀA(x), u uniform in [−1, 1] for each image and class."""
+        """Returns x + ε·g/‖g‖ with g = ∇_x uᵀA(x), u uniform in [−1, 1] for each image and class."""
         if self.perturbation == 0:
             return x
-        # differs from the paper: ε is per pixel, whatever the size; its code takes ε·sign(g), which is as long.
+        # differs from the paper: ε is per pixel, for any image size; its code takes ε·sign(g), which has this length.
         x = x.requires_grad_()
         logits = combine(ensemble.predict_each(x), shares)
         u = (torch.rand(logits.shape, generator=rng) * 2 - 1).to(x.device)
@@ -75,8 +85,8 @@ class CoBoosting(DataFreeDistillation):
         return (x + 2 * self.perturbation * direction).detach()  # from black to white is 2
 
     def step_shares(self, shares: Tensor, each: Tensor, y: Tensor) -> Tensor:
-        """Down the sign of the gradient of CE(A(x), y), within 0 and n (weights w of the paper within 0 and 1); `each`
-        are the models' logits [n, b, classes].
+        """Returns the shares after a step against the sign of the gradient of CE(A(x), y), clamped to [0, n] (the
+        paper's weights w to [0, 1]). `each`: logits of the models [n, b, classes].
         """
         shares = shares.detach().requires_grad_()
         (g,) = torch.autograd.grad(F.cross_entropy(combine(each, shares), y), shares)

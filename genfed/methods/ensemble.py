@@ -1,5 +1,5 @@
-"""The clients' own classifiers, uploaded once and asked together: the mean of their probabilities. What a synthetic set
-must beat to be worth its making, at a cost per prediction that grows with the clients.
+"""The ensemble of the clients' own classifiers, uploaded once: the mean of their probabilities. A synthetic dataset is
+worth its cost if it gives more than this. The cost of a prediction grows with the number of clients.
 """
 
 from dataclasses import dataclass
@@ -8,21 +8,21 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from genfed.core.aggregate import ClientInfo, Collect
+from genfed.core.aggregate import ClientInfo
 from genfed.core.client import Client, Server
 from genfed.core.method import Method
 from genfed.core.phase import Empty, Phase, Reduced, Reply
 from genfed.core.privacy import DeclaredTraining
 from genfed.core.settings import settings
 from genfed.core.task import Weights
-from genfed.training.classifier import Training, train
-from genfed.training.upload_checks import check_classifier
-from genfed.training.weights import Model, initial_weights, load_weights, weights_of
+from genfed.methods.bases.classifier_upload import train_alone, upload_classifier
+from genfed.training.classifier import Training
+from genfed.training.weights import Model, build_classifier
 
 
 @dataclass(frozen=True)
 class UploadedClassifiers:
-    """Classifiers by client, and of which architecture each is."""
+    """Classifiers and their architectures, by client."""
 
     models: dict[int, Weights]
     architectures: dict[int, str]
@@ -41,41 +41,38 @@ class ProbabilityMean(nn.Module):
 
 @settings
 class Ensemble(Method[UploadedClassifiers]):
-    """One upload of every client's classifier; all of them answer."""
+    """The mean prediction of all clients' own classifiers.
+
+    1. train, once. Client → server: its classifier, trained from the initial weights on its examples.
+
+    Then every client is sent all classifiers, and predicts with the mean of their probabilities.
+
+    >>> [phase.name for phase in Ensemble().phases()]
+    ['train']
+    """
 
     state = UploadedClassifiers
-    needs_architectures = True  # of all others, at every client
+    needs_architectures = True  # every client runs all others
 
     training: Training = Field(default_factory=Training)
-    """Local training, all of it before the one upload."""
+    """Local training before the upload."""
 
     def init(self, server: Server) -> UploadedClassifiers:
         return UploadedClassifiers({}, {})
 
     def phases(self) -> list[Phase[UploadedClassifiers]]:
-        collect = {"classifier": Collect()}
-        return [
-            Phase(
-                "train",
-                self.keep,
-                lambda server, state, info: Empty(),
-                self.train,
-                aggregate=collect,
-                check=lambda server, info, upload: check_classifier(server, info, upload.classifier),
-            )
-        ]
+        return [upload_classifier(self.keep, self.train, changes_classifier=True)]
 
     def private_trainings(self) -> dict[str, list[DeclaredTraining]]:
         return {"train": [self.training.declare()]}
 
     def train(self, client: Client, sent: Empty) -> Reply[Model]:
-        """The client's own classifier."""
-        network = load_weights(client.new_network(client.rng), initial_weights(client))
-        loss = train(network, client, self.training)
-        return Reply(Model(weights_of(network)), metrics={"loss": loss})
+        """Trains the client's own classifier."""
+        weights, loss = train_alone(client, self.training)
+        return Reply(Model(weights), metrics={"loss": loss})
 
     def keep(self, server: Server, state: UploadedClassifiers, reduced: Reduced) -> UploadedClassifiers:
-        """The only upload."""
+        """Takes the uploaded classifiers."""
         models = reduced["classifier"]
         return UploadedClassifiers(models, {info.id: info.architecture for info in reduced.clients})
 
@@ -83,6 +80,4 @@ class Ensemble(Method[UploadedClassifiers]):
         return state
 
     def classifier(self, client: Client, sent: UploadedClassifiers) -> nn.Module:
-        return ProbabilityMean(
-            [load_weights(client.new_network_of(sent.architectures[i], client.rng), w) for i, w in sent.models.items()]
-        )
+        return ProbabilityMean([build_classifier(client, sent.architectures[i], w) for i, w in sent.models.items()])

@@ -8,4 +8,12 @@ from genfed.methods.bases.averaging import FederatedAveraging
 
 @settings
 class FedAvg(FederatedAveraging):
-    """Federated averaging of classifiers among the clients that share an architecture."""
+    """Federated averaging of classifiers among the clients that share an architecture.
+
+    1. train, `rounds` rounds. Server → client: the weights of its architecture. Client: trains on its examples for
+       `training.epochs`. Client → server: the weights. The server averages them within an architecture, weighted by
+       examples.
+
+    >>> [phase.name for phase in FedAvg(rounds=10).phases()]
+    ['train']
+    """

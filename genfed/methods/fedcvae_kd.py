@@ -1,6 +1,6 @@
 """FedCVAE-KD. Heinbaugh, Luz-Ricca, Shao, Data-Free One-Shot Federated Learning Under Very High Statistical
 Heterogeneity, ICLR 2023: every client uploads the decoder of its own CVAE and its label distribution once; the server
-distils the decoders into one, and trains classifiers on what that one makes.
+distils the decoders into one, and trains classifiers on its images.
 """
 
 from dataclasses import dataclass, replace
@@ -22,31 +22,44 @@ from genfed.training.weights import initial_classifiers
 
 @dataclass(frozen=True)
 class FedCVAEKDState:
-    """The clients' decoders (all of them, until classifiers are trained) and label counts, by client; the server's
-    decoder with its optimiser's memory; the weights of each architecture.
-    """
+    """The server's state."""
 
     decoders: dict[int, Weights]
+    """The uploaded decoders, by client. Empty once classifiers are trained."""
     labels: dict[int, Tensor]
+    """Numbers of examples of each class, by client; int64 [classes]."""
     decoder: Weights
+    """The server's decoder."""
     moments: OptimizerState
+    """State of its optimizer."""
     classifiers: dict[str, Weights]
+    """The classifiers, by architecture."""
 
 
 @settings
 class FedCVAEKD(DecoderUpload[FedCVAEKDState]):
-    """Classifiers learn from images of one decoder, distilled from all clients' on the server."""
+    """Classifiers trained on the server, on images from one decoder that is distilled from those of all clients.
+
+    1. decoder, once. Client: trains a CVAE on its examples for `generator_epochs`. Client → server: the decoder, and
+       the number of its examples of each class.
+    2. distil, `distillation_epochs` rounds, on the server: one decoder learns to generate the images of all decoders.
+    3. classifier, `rounds` rounds, on the server: trains one classifier per architecture on `samples` images from that
+       decoder, labels uniform.
+
+    >>> [phase.name for phase in FedCVAEKD(distillation_epochs=3).phases()]
+    ['decoder', 'distil', 'classifier']
+    """
 
     state = FedCVAEKDState
 
     distillation_samples: Annotated[int, Field(ge=2)] = 5000
-    """Images of the clients' decoders that the server's learns from."""
+    """Images of the clients' decoders on which the server's decoder is trained."""
     distillation_epochs: Annotated[int, Field(ge=0)] = 7
-    """Epochs over them, one a round of its own."""
+    """Epochs of the distillation, one per round."""
     distillation_batch_size: Annotated[int, Field(ge=2)] = 32
-    """Images per step."""
+    """Images per step of the distillation."""
     distillation_learning_rate: Annotated[float, Field(gt=0)] = 0.01
-    """Of its Adam."""
+    """Learning rate of the distillation's Adam."""
 
     def init(self, server: Server) -> FedCVAEKDState:
         decoder = build_decoder(self.new_network(server, server.common("generator")))
@@ -56,15 +69,15 @@ class FedCVAEKD(DecoderUpload[FedCVAEKDState]):
         return [
             self.upload(self.collect),
             Phase("distil", self.distill, rounds=self.distillation_epochs, changes_classifier=False),
-            Phase("classifier", self.train_students, rounds=self.rounds),
+            Phase("classifier", self.train_on_images, rounds=self.rounds),
         ]
 
     def collect(self, server: Server, state: FedCVAEKDState, reduced: Reduced) -> FedCVAEKDState:
-        """The only upload."""
+        """Takes the uploaded decoders and label counts."""
         return replace(state, decoders=reduced["decoder"], labels=reduced["labels"])
 
     def distill(self, server: Server, state: FedCVAEKDState, reduced: Reduced) -> FedCVAEKDState:
-        """An epoch in which the server's decoder learns to make, of the same codes and labels, the clients' images."""
+        """Trains the server's decoder for one epoch to generate the clients' images from the same codes and labels."""
         x, y, z = self.draw_examples(server, state.decoders, state.labels, self.distillation_samples)
         network = self.new_network(server, server.rng, state.decoder)
         student = [p for name, p in network.named_parameters() if name in state.decoder]
@@ -85,12 +98,12 @@ class FedCVAEKD(DecoderUpload[FedCVAEKDState]):
         )
         return replace(state, decoder=build_decoder(network), moments=optimizer_state(adam))
 
-    def train_students(self, server: Server, state: FedCVAEKDState, reduced: Reduced) -> FedCVAEKDState:
-        """A round of classifier training on images of the server's decoder, labels uniform."""
+    def train_on_images(self, server: Server, state: FedCVAEKDState, reduced: Reduced) -> FedCVAEKDState:
+        """Trains the classifiers on images of the server's decoder for one round; labels are uniform."""
         rng = server.common("images")  # the same in every round
         y = torch.randint(len(server.task.classes), (self.samples,), generator=rng)
-        data = Data(self.generate_checked(server, state, y, rng), y.to(server.device))
-        # The clients' decoders have done their part, and a checkpoint without them is small.
+        data = Data(self.draw_images(server, state, y, rng), y.to(server.device))
+        # The clients' decoders are not needed any more, and a checkpoint without them is small.
         return replace(
             state, decoders={}, labels={}, classifiers=self.train_classifiers(server, state.classifiers, data)
         )
@@ -98,10 +111,10 @@ class FedCVAEKD(DecoderUpload[FedCVAEKDState]):
     def classifiers(self, state: FedCVAEKDState) -> dict[str, Weights]:
         return state.classifiers
 
-    def generate_checked(self, server: Server, state: FedCVAEKDState, y: Tensor, rng: torch.Generator) -> Tensor:
-        """One image of the server's decoder per label, on its device."""
+    def draw_images(self, server: Server, state: FedCVAEKDState, y: Tensor, rng: torch.Generator) -> Tensor:
+        """Returns one image of the server's decoder per label, on the server's device."""
         z = self.draw_codes(len(y), rng).to(server.device)
         return decode(self.new_network(server, rng, state.decoder), z, y.to(server.device))
 
     def generate(self, server: Server, state: FedCVAEKDState, y: Tensor) -> Tensor:
-        return self.generate_checked(server, state, y, server.rng)
+        return self.draw_images(server, state, y, server.rng)

@@ -1,6 +1,6 @@
 """FedDEO. Yang, Su, Li, Xue, FedDEO: Description-Enhanced One-Shot Federated Learning with Diffusion Models, ACM MM
-2024, arXiv 2407.19953: a client learns one embedding for each of its classes against the frozen diffusion model, and
-the server's images follow both the class's name and that description.
+2024, arXiv 2407.19953: a client learns one embedding for each of its classes against the frozen diffusion model; the
+server's images follow both the name of the class and that description.
 """
 
 from collections.abc import Sequence
@@ -23,18 +23,33 @@ from genfed.training.synthetic_dataset import SampleRequest
 
 @settings
 class FedDEO(ConditionUploadMethod):
-    """Learnt descriptions: ε = u + w·(text − u) + w_d·(description − u), w being `foundation.guidance`."""
+    """Clients upload learned descriptions of their classes, and the server's diffusion model generates images from
+    them.
+
+    1. tell, once. Client: for each of its classes, optimizes an embedding against the frozen diffusion model on its
+       examples of the class. Client → server: these descriptions, and their classes.
+    2. synthesise, once, on the server: `images` images from each description, by ε = u + w·(text − u) +
+       w_d·(description − u), where w is `foundation.guidance` and u is unconditional.
+    3. learn, `learning_rounds` rounds, on the server: trains the students on the images and their labels.
+    4. learn_own, once, for clients whose architecture the server cannot run. Server → client: all images. The client
+       trains its own model on them. Nothing is uploaded.
+    5. tune, `rounds` rounds (0: one-shot). Server → client: its student. Client → server: the student after training on
+       the client's examples. The server averages the students within an architecture.
+
+    >>> [phase.name for phase in FedDEO(images=10).phases()]
+    ['tell', 'synthesise', 'learn', 'learn_own', 'tune']
+    """
 
     prompt: str = "an image of {class}"
-    """What the diffusion model is asked for, with the name of the class; descriptions start from its embedding."""
+    """Prompt of a class; {class} is its name. Descriptions start from its embedding."""
     description_guidance: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 3.0
-    """How far images are pushed towards their description (w_d); 0: it is not heeded."""
+    """Guidance scale of the description (w_d). 0: descriptions have no effect."""
     description_epochs: Annotated[int, Field(ge=0)] = 1
-    """Passes over a client's examples of a class; 0: its description is the prompt's embedding."""
+    """Epochs over a client's examples of a class. 0: the description is the embedding of the prompt."""
     description_batch_size: Annotated[int, Field(ge=1)] = 1
-    """Examples per step of that."""
+    """Examples per step of a description's training."""
     description_learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 10.0
-    """Of SGD, without momentum; the published code's is 10."""
+    """Learning rate of a description's SGD, without momentum; 10 in the published code."""
 
     def init(self, server: Server) -> ServerSynthesisState:
         check_embeddings(self.foundation.load(server.task, server.device, server.precision), "feddeo")
@@ -42,7 +57,7 @@ class FedDEO(ConditionUploadMethod):
         return super().init(server)
 
     def upload_conditions(self, client: Client, sent: Empty) -> Reply[ConditionUpload]:
-        """A description of each class that the client has."""
+        """Learns a description of each class that the client has."""
         model = self.foundation.load(client.task, client.device, client.precision)
         names, labels = embed_class_prompts(self.foundation, self.prompt, client), torch.unique(client.data.y).cpu()
         descriptions, total = [], 0.0
@@ -59,13 +74,13 @@ class FedDEO(ConditionUploadMethod):
             )
             descriptions.append(description)
             total += loss * len(own)
-        told = ConditionUpload(torch.stack(descriptions), labels)
-        return Reply(told, weight=len(client.data), metrics={"loss": total / len(client.data)})
+        upload = ConditionUpload(torch.stack(descriptions), labels)
+        return Reply(upload, weight=len(client.data), metrics={"loss": total / len(client.data)})
 
     def generate_images(
         self, server: Server, state: ServerSynthesisState, wanted: SampleRequest, rngs: Sequence[torch.Generator]
     ) -> Tensor:
         model = self.foundation.load(server.task, server.device, server.precision)
         names = embed_class_prompts(self.foundation, self.prompt, server)[wanted.labels]
-        described = state.asked.conditions[wanted.conditions], self.description_guidance
+        described = state.requested.conditions[wanted.conditions], self.description_guidance
         return resize_to(self.foundation.generate(model, names, rngs, [described]), server.task.shape)

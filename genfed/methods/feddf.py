@@ -25,25 +25,33 @@ from genfed.training.evaluation import predict
 from genfed.training.fit import Loss, Objective, batches, train_step
 from genfed.training.pixels import normalize_pixels
 from genfed.training.upload_checks import check_classifier
-from genfed.training.weights import Model, load_weights, weights_of
+from genfed.training.weights import Model, build_classifier, weights_of
 
 
 @settings
 class FedDF(FederatedAveraging):
-    """FedAvg within an architecture, followed by distillation on the server from the clients of all."""
+    """FedAvg within an architecture, then distillation of all clients' models into each average on public examples.
+
+    1. train, `rounds` rounds. Server → client: the weights of its architecture. Client: trains on its examples. Client
+       → server: the weights. The server averages them within an architecture, weighted by examples; then each average
+       takes `distillation_steps` steps towards the mean logits of all clients' models, on public examples.
+
+    >>> [phase.name for phase in FedDF(rounds=10, distillation_steps=100).phases()]
+    ['train']
+    """
 
     needs_public = True
     needs_architectures = True
 
     distillation_steps: Annotated[int, Field(ge=0)] = 500
-    """Batches that every architecture learns from after each round; 0 is FedAvg."""
-    # differs from the paper: up to 10,000 there, stopped early by validation accuracy; the server here has no labels.
+    """Batches that every architecture learns from after each round. 0: FedAvg."""
+    # differs from the paper: up to 10,000, stopped early by validation accuracy; here the server has no labels.
     distillation_batch_size: Annotated[int, Field(ge=1)] = 128
     """Public examples per step."""
     distillation_learning_rate: Annotated[float, Field(gt=0)] = 1e-3
-    """Adam's in the first step; it falls to 0 along a cosine."""
+    """Learning rate of Adam in the first step; it falls to 0 as a cosine."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
-    """Divides logits before they are compared; 1 is the paper's."""
+    """Temperature: divides logits before they are compared; 1 in the paper."""
 
     def init(self, server: Server) -> Classifiers:
         if server.public is not None and not len(server.public):
@@ -51,7 +59,7 @@ class FedDF(FederatedAveraging):
         return super().init(server)
 
     def private_trainings(self) -> Mapping[str, Sequence[DeclaredTraining]] | None:
-        return super().private_trainings()  # what is done with the uploads is the server's alone
+        return super().private_trainings()  # distillation happens on the server
 
     def phases(self) -> list[Phase[Classifiers]]:
         (averaging,) = super().phases()
@@ -59,15 +67,15 @@ class FedDF(FederatedAveraging):
         return [replace(averaging, update=self.fuse, aggregate={"classifier": Collect()}, check=self.check)]
 
     def check(self, server: Server, info: ClientInfo, upload: Model) -> None:
-        """Refuses what nothing can be learnt from.
+        """Refuses an upload from which students cannot learn.
 
         Raises:
-            GenfedError: no working classifier of the client's architecture.
+            GenfedError: it is no working classifier of the client's architecture.
         """
         check_classifier(server, info, upload.classifier)
 
     def fuse(self, server: Server, state: Classifiers, reduced: Reduced) -> Classifiers:
-        """The means, distilled; an architecture that nobody answered for keeps its own."""
+        """Averages the uploads and distils them. An architecture without an upload keeps its weights."""
         received: dict[int, Weights] = reduced["classifier"]
         fold = Fold({"classifier": Mean(by="architecture")}, list(reduced.clients))
         for info in reduced.clients:
@@ -81,41 +89,36 @@ class FedDF(FederatedAveraging):
     def distill(
         self, server: Server, students: dict[str, Weights], teachers: list[tuple[str, Weights]]
     ) -> dict[str, Weights]:
-        """The students after learning from the mean of the teachers' logits; all see the same batches."""
+        """Returns the students after learning the mean of the teachers' logits; all learn from the same batches."""
         assert server.public is not None
         size, rng = self.distillation_batch_size, server.rng
         epochs = (batches(len(server.public), size, rng) for _ in repeat(None))
         drawn = list(islice(chain.from_iterable(epochs), self.distillation_steps))
         used, places = torch.unique(torch.cat(drawn), return_inverse=True)
         x = server.public[used].to(server.device)
-        # The teachers stand still: each predicts every example that is used once, one network at a time.
+        # The teachers do not change: each predicts every example once, one network at a time.
         ensemble = torch.zeros(len(x), len(server.task.classes), device=server.device)
         for architecture, weights in teachers:
             ensemble += predict(build_classifier(server, architecture, weights), x, server.precision) / len(teachers)
-        # differs from the paper: in eval mode. BatchNorm would take over the statistics of the public examples, and the
-        # students are scored on the clients'.
+        # differs from the paper: in eval mode. Otherwise BatchNorm would adopt the statistics of public examples, but
+        # students are evaluated on examples like the clients'.
         networks = {
             architecture: build_classifier(server, architecture, w).eval() for architecture, w in students.items()
         }
         rate = self.distillation_learning_rate
-        optimisers = [torch.optim.Adam(n.parameters(), lr=rate, fused=True) for n in networks.values()]
-        players = [Objective(self.loss(n), o) for n, o in zip(networks.values(), optimisers, strict=True)]
-        falling = [torch.optim.lr_scheduler.CosineAnnealingLR(o, self.distillation_steps) for o in optimisers]
+        optimizers = [torch.optim.Adam(n.parameters(), lr=rate, fused=True) for n in networks.values()]
+        objectives = [Objective(self.loss(n), o) for n, o in zip(networks.values(), optimizers, strict=True)]
+        schedules = [torch.optim.lr_scheduler.CosineAnnealingLR(o, self.distillation_steps) for o in optimizers]
         for rows in torch.split(places.to(server.device), [len(rows) for rows in drawn]):
-            for player, schedule in zip(players, falling, strict=True):
-                train_step(player, normalize_pixels(x[rows]), ensemble[rows], rng, server.precision)
+            for objective, schedule in zip(objectives, schedules, strict=True):
+                train_step(objective, normalize_pixels(x[rows]), ensemble[rows], rng, server.precision)
                 schedule.step()
         return {architecture: weights_of(network) for architecture, network in networks.items()}
 
     def loss(self, student: nn.Module) -> Loss:
-        """KL from the ensemble; `y` are its logits [n, classes]."""
+        """Returns the loss KL(ensemble ‖ student); its `y` are the logits of the ensemble [n, classes]."""
 
         def loss(x: Tensor, y: Tensor, rng: torch.Generator) -> Tensor:
             return divergence(student(x).float(), y, self.temperature)
 
         return loss
-
-
-def build_classifier(server: Server, architecture: str, weights: Weights) -> nn.Module:
-    """A network with these weights, on the server."""
-    return load_weights(server.new_network(architecture, server.rng), weights)

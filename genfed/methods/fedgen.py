@@ -1,6 +1,6 @@
 """FedGen. Zhu, Hong, Zhou, Data-Free Knowledge Distillation for Heterogeneous Federated Learning, ICML 2021,
-arXiv 2105.10056, Algorithm 1: the server learns from the clients' headers to generate representations, and every
-client's header learns from those.
+arXiv 2105.10056, Algorithm 1: the server trains a generator of representations against the clients' headers, and every
+client's header learns from generated representations.
 """
 
 from collections.abc import Sequence
@@ -28,19 +28,19 @@ from genfed.training.weights import weights_of
 
 @dataclass(frozen=True)
 class FedGenState:
-    """The extractors by architecture, the header of all, the generator and its optimiser's memory."""
+    """The server's state: extractors by architecture, the common header, the generator and its optimizer's state."""
 
     extractors: dict[str, Weights]
     header: Weights
     generator: Weights
     moments: OptimizerState | None
     counts: Tensor
-    """Examples of each class with the clients of the last round, int64 [classes]; 0 before the first."""
+    """Numbers of examples of each class at the clients of the last round, int64 [classes]; 0 before the first round."""
 
 
 @dataclass(frozen=True)
 class FedGenSent:
-    """What a client starts from."""
+    """What a client is sent."""
 
     extractor: Weights
     header: Weights
@@ -50,7 +50,7 @@ class FedGenSent:
 
 @dataclass(frozen=True)
 class FedGenUpload:
-    """A client's network, and its examples of each class [classes]."""
+    """A client's network, and its number of examples of each class, int64 [classes]."""
 
     extractor: Weights
     header: Weights
@@ -59,27 +59,37 @@ class FedGenUpload:
 
 @settings
 class FedGen(RepresentationMethod[FedGenState]):
-    """Clients average what they can, and a generator of representations tells each header what the others know."""
+    """Averaged networks, and a generator of representations that carries to each header what the other clients know.
 
-    # differs from the paper: it averages whole networks, or the header alone; here the header is averaged over all
-    # clients, and the extractor among those of its architecture, both weighted by examples.
+    1. train, `rounds` rounds. Server → client: the extractor of its architecture, the header, the generator, and the
+       number of examples of each class. Client: trains extractor and header on its examples and, from round 2 on, on as
+       many generated representations. Client → server: both parts, and its number of examples of each class. The server
+       averages extractors within an architecture and headers over all, weighted by examples; then it trains the
+       generator for `generator_steps` so that the clients' headers recognize what it generates.
+
+    >>> [phase.name for phase in FedGen(rounds=10).phases()]
+    ['train']
+    """
+
+    # differs from the paper: it averages whole networks, or the header alone. Here headers are averaged over clients
+    # and extractors within an architecture, both weighted by examples.
 
     state = FedGenState
     unprotected_upload = "how many examples of each class a client has"
     unaugmented = ("training",)  # its loss is on representations too
 
     generated_weight: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of a client's loss on generated representations (1 in Eq. 5); 0 is averaging alone."""
+    """Weight of a client's loss on generated representations (1 in Eq. 5). 0: averaging alone."""
     generator_steps: Annotated[int, Field(ge=1)] = 50
-    """Steps of the generator's training in a round."""
+    """Steps of the generator in a round."""
     generator_batch_size: Annotated[int, Field(ge=1)] = 128
-    """Representations per such step."""
+    """Representations per step of the generator."""
     generator_learning_rate: Annotated[float, Field(gt=0)] = 3e-4
-    """Of Adam, whose moments go on from round to round (α)."""
+    """Learning rate of the generator's Adam (α). Its moments go on from round to round."""
     diversity: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the diversity loss."""
     noise: Annotated[int, Field(ge=1)] = 32
-    """Numbers drawn for a representation (ε)."""
+    """Dimension of the noise from which a representation is generated (ε)."""
     hidden: Annotated[int, Field(ge=1)] = 256
     """Width of the generator's hidden layer."""
 
@@ -92,38 +102,40 @@ class FedGen(RepresentationMethod[FedGenState]):
         return FedGenState(extractors, both[server.architectures[0]][1], weights_of(self.generator(server)), None, none)
 
     def phases(self) -> list[Phase[FedGenState]]:
-        how = {"extractor": Mean(by="architecture"), "header": Collect(), "counts": Collect()}
-        return [Phase("train", self.keep, self.send, self.train, aggregate=how, rounds=self.rounds, check=self.check)]
+        aggregate = {"extractor": Mean(by="architecture"), "header": Collect(), "counts": Collect()}
+        return [
+            Phase("train", self.keep, self.send, self.train, aggregate=aggregate, rounds=self.rounds, check=self.check)
+        ]
 
     def check(self, server: Server, info: ClientInfo, upload: FedGenUpload) -> None:
-        """Refuses counts that are not the client's; its weights have the shapes of those that it was sent.
+        """Refuses counts that are not the client's. Its weights have the shapes of those that it was sent.
 
         Raises:
-            GenfedError: they do not add up to its examples.
+            GenfedError: the counts do not add up to the client's number of examples.
         """
         check_counts(server, info, upload.counts)
 
     def generator(self, where: Client | Server) -> RepresentationGenerator:
-        """The generator with its initial weights, on `where`'s device."""
+        """Returns the generator with its initial weights, on the device of `where`."""
         classes, rng = len(where.task.classes), where.common("generator")
         return RepresentationGenerator(self.noise, classes, self.hidden, self.dimension, rng).to(where.device)
 
     def send(self, server: Server, state: FedGenState, info: ClientInfo) -> FedGenSent:
-        """The client's network, the generator, and the counts that make p̂(y)."""
+        """Returns the client's network, the generator, and the counts for p̂(y)."""
         return FedGenSent(state.extractors[info.architecture], state.header, state.generator, state.counts)
 
     def train(self, client: Client, sent: FedGenSent) -> Reply[FedGenUpload]:
-        """One round on a client: each step learns from a real batch and from as many generated representations."""
+        """Trains on the client: each step takes a real batch and as many generated representations."""
         network = self.classifier(client, SplitNetwork(sent.extractor, sent.header))
         generator, real = self.generator(client), cross_entropy(network)
         generator.load_state_dict(sent.generator)
 
         def both(x: Tensor, y: Tensor, rng: torch.Generator) -> Tensor:  # Eq. 5
-            of = torch.multinomial(sent.counts.double(), len(y), replacement=True, generator=rng).to(y.device)
-            generated = F.cross_entropy(network.header(generator.sample(of, rng)), of, reduction="none")
+            labels = torch.multinomial(sent.counts.double(), len(y), replacement=True, generator=rng).to(y.device)
+            generated = F.cross_entropy(network.header(generator.sample(labels, rng)), labels, reduction="none")
             return real(x, y, rng) + self.generated_weight * generated
 
-        # differs from the paper: as in its code, nothing is generated before the generator has been trained.
+        # differs from the paper: as in its code, nothing is generated before the generator is trained.
         loss = both if self.generated_weight and sent.counts.any() else real
         mean = self.train_representation(network, client, loss)
         counts = torch.bincount(client.data.y.cpu(), minlength=len(sent.counts))
@@ -132,7 +144,7 @@ class FedGen(RepresentationMethod[FedGenState]):
         )
 
     def keep(self, server: Server, state: FedGenState, reduced: Reduced) -> FedGenState:
-        """Averages the networks, and trains the generator against the headers as they came."""
+        """Averages the networks, and trains the generator against the uploaded headers."""
         headers, counts = list(reduced["header"].values()), torch.stack(list(reduced["counts"].values()))
         share = counts.sum(1).double() / counts.sum()
         stacked = {name: torch.stack([header[name].double() for header in headers]) for name in state.header}
@@ -143,7 +155,7 @@ class FedGen(RepresentationMethod[FedGenState]):
     def train_generator(
         self, server: Server, state: FedGenState, headers: Sequence[Weights], counts: Tensor
     ) -> tuple[Weights, OptimizerState]:
-        """Eq. 4 with the diversity loss: the generator after this round, and its optimiser's memory."""
+        """Trains the generator by Eq. 4 with the diversity loss. Returns it and the state of its optimizer."""
         generator = self.generator(server)
         generator.load_state_dict(state.generator)
         adam = torch.optim.Adam(generator.parameters(), lr=self.generator_learning_rate, fused=True)

@@ -1,5 +1,5 @@
 """FedGH. Yi, Wang, Liu, Shi, Yu, FedGH: Heterogeneous Federated Learning with Generalized Global Header, ACM MM 2023,
-arXiv 2303.13137, Algorithm 1: the server trains one header for all on the clients' mean representations.
+arXiv 2303.13137, Algorithm 1: the server trains one header for all clients on their mean representations.
 """
 
 from dataclasses import dataclass
@@ -30,19 +30,19 @@ class FedGHHeader:
 
 @dataclass(frozen=True)
 class FedGHExtractor:
-    """A client's extractor, which never leaves it."""
+    """The extractor of a client, which never leaves it."""
 
     extractor: Weights
 
 
 @dataclass(frozen=True)
 class Representations:
-    """A client's mean representation of each class."""
+    """The mean representations of a client."""
 
     means: Tensor
-    """[classes, dimension]; 0 for a class that it lacks."""
+    """Mean representation of each class [classes, dimension]; 0 for a class without examples."""
     present: Tensor
-    """Which classes it has, bool [classes]."""
+    """Whether the client has examples of each class, bool [classes]."""
 
 
 EXTRACTOR = Slot("extractor", FedGHExtractor)
@@ -50,18 +50,26 @@ EXTRACTOR = Slot("extractor", FedGHExtractor)
 
 @settings
 class FedGH(RepresentationMethod[FedGHHeader]):
-    """Each client has its own extractor, and all have one header, which the server trains."""
+    """Each client has its own extractor; all share one header, which the server trains on mean representations.
+
+    1. train, `rounds` rounds. Server → client: the header. Client: trains its own extractor, which never leaves it,
+       together with the header. Client → server: the mean representation of each of its classes. The server trains the
+       header on all of these (`header_training`).
+
+    >>> [phase.name for phase in FedGH(rounds=10).phases()]
+    ['train']
+    """
 
     state = FedGHHeader
     unprotected_upload = "the mean representation of each class"
-    unaugmented = ("header_training",)  # of representations
+    unaugmented = ("header_training",)  # its examples are representations
 
     header_training: Training = Field(default_factory=lambda: Training(epochs=1, batch_size=1, learning_rate=0.01))
-    """How the server trains the header in a round, on one representation per client and class."""
+    """Training of the header on the server in a round, on one representation per client and class."""
 
     def init(self, server: Server) -> FedGHHeader:
         networks = self.networks(server)
-        return FedGHHeader(weights_of(networks[server.architectures[0]].header))  # all begin alike
+        return FedGHHeader(weights_of(networks[server.architectures[0]].header))  # all have the same header at first
 
     def phases(self) -> list[Phase[FedGHHeader]]:
         every = {"means": Collect(), "present": Collect()}
@@ -82,18 +90,18 @@ class FedGH(RepresentationMethod[FedGHHeader]):
         return state
 
     def train(self, client: Client, sent: FedGHHeader) -> Reply[Representations]:
-        """One round on a client: its extractor under the global header, both trained; the extractor stays there."""
+        """Trains the client's extractor together with the global header; the extractor is stored on the client."""
         network = self.classifier(client, sent)
         loss = train(network, client, self.training)
         client.storage.put(EXTRACTOR, FedGHExtractor(weights_of(network.extractor)))
-        of_class = sum_by_class(network, client)
-        return Reply(Representations(of_class.means(), of_class.counts > 0), metrics={"loss": loss})
+        statistics = sum_by_class(network, client)
+        return Reply(Representations(statistics.means(), statistics.counts > 0), metrics={"loss": loss})
 
     def check(self, server: Server, info: ClientInfo, upload: Representations) -> None:
-        """Refuses what the header cannot be trained on.
+        """Refuses an upload on which the header cannot be trained.
 
         Raises:
-            GenfedError: other shapes or types than representations have, or no class that is present.
+            GenfedError: the shapes or types are not those of representations, or no class is present.
         """
         classes = len(server.task.classes)
         check_form("means", upload.means, torch.float32, (classes, self.dimension))
@@ -102,7 +110,7 @@ class FedGH(RepresentationMethod[FedGHHeader]):
             raise GenfedError("present has no class; a client has examples of one or more")
 
     def keep(self, server: Server, state: FedGHHeader, reduced: Reduced) -> FedGHHeader:
-        """Trains the header on all pairs of representation and class, and returns it."""
+        """Trains the header on all pairs of representation and class."""
         present = torch.stack(list(reduced["present"].values()))
         x = torch.stack(list(reduced["means"].values()))[present]
         y = present.nonzero()[:, 1]
@@ -120,7 +128,7 @@ class FedGH(RepresentationMethod[FedGHHeader]):
 
     def classifier(self, client: Client, sent: FedGHHeader) -> RepresentationNetwork:
         network = self.network(client, client.info.architecture)
-        if (kept := client.storage.get(EXTRACTOR)) is not None:
-            network.extractor.load_state_dict(kept.extractor)
+        if (stored := client.storage.get(EXTRACTOR)) is not None:
+            network.extractor.load_state_dict(stored.extractor)
         network.header.load_state_dict(sent.header)
         return network

@@ -1,5 +1,5 @@
 """FedProto. Tan, Long, Liu, Zhou, Lu, Jiang, Zhang, FedProto: Federated Prototype Learning across Heterogeneous
-Clients, AAAI 2022, arXiv 2105.00243, Algorithm 1: clients exchange the mean representation of each class alone.
+Clients, AAAI 2022, arXiv 2105.00243, Algorithm 1: clients exchange only the mean representation of each class.
 """
 
 from dataclasses import dataclass
@@ -29,30 +29,38 @@ class Prototypes:
     """The global prototypes."""
 
     prototypes: Tensor
-    """[classes, dimension]; 0 where there is none yet."""
+    """Prototype of each class [classes, dimension]; 0 for a class that has none yet."""
     known: Tensor
-    """Which classes have one, bool [classes]."""
+    """Whether each class has a prototype, bool [classes]."""
 
     def distance(self, z: Tensor, y: Tensor) -> Tensor:
-        """Mean squared difference of representations z [n, dimension] to the prototypes of their classes y [n], [n];
-        0 for a class that has none.
+        """Returns the mean squared difference [n] of representations z [n, dimension] and the prototypes of their
+        classes y [n]; 0 for a class without a prototype.
         """
         return (z - self.prototypes[y]).square().mean(1) * self.known[y]
 
 
 @settings
 class FedProto(RepresentationMethod[Prototypes]):
-    """Each client trains its own model, and holds its representations near the prototypes of all clients."""
+    """Each client trains its own model and holds its representations near the prototypes of all clients.
+
+    1. train, `rounds` rounds. Server → client: the prototype of each class. Client: trains its own model, which never
+       leaves it, by cross-entropy + λ · distance of representations to the prototypes. Client → server: the sum of its
+       representations of each class, and their number. The server takes their means as the new prototypes.
+
+    >>> [phase.name for phase in FedProto(rounds=10).phases()]
+    ['train']
+    """
 
     state = Prototypes
     unprotected_upload = "the mean representation of each class"
     unaugmented = ("training",)  # its loss looks at single examples and their classes
 
     prototype_weight: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of the distance to the prototypes (λ); 0 is training alone."""
+    """Weight of the distance to the prototypes (λ). 0: local training."""
 
     def init(self, server: Server) -> Prototypes:
-        self.networks(server)  # refuses what has no place for the layer
+        self.networks(server)  # refuses networks in which the layer cannot be replaced
         classes = len(server.task.classes)
         return Prototypes(torch.zeros(classes, self.dimension), torch.zeros(classes, dtype=torch.bool))
 
@@ -63,17 +71,17 @@ class FedProto(RepresentationMethod[Prototypes]):
         ]
 
     def send(self, server: Server, state: Prototypes, info: ClientInfo) -> Prototypes:
-        """The prototypes of all classes."""
+        """Returns the prototypes of all classes."""
         return state
 
     def train(self, client: Client, sent: Prototypes) -> Reply[ClassStatistics]:
-        """One round on a client; its model stays there."""
+        """Trains the client's own model and stores it on the client."""
         network = self.classifier(client, Empty())
         prototypes = Prototypes(sent.prototypes.to(client.device), sent.known.to(client.device))
 
         def loss(x: Tensor, y: Tensor, rng: torch.Generator) -> Tensor:  # Eq. 7
             z = network.extractor(x)
-            # differs from the paper: there the client's class mean is compared; as in its code, each example is.
+            # differs from the paper: it compares the mean of a class; here, as in its code, each example is compared.
             apart = prototypes.distance(z.float(), y)
             return F.cross_entropy(network.header(z), y, reduction="none") + self.prototype_weight * apart
 
@@ -82,9 +90,9 @@ class FedProto(RepresentationMethod[Prototypes]):
         return Reply(sum_by_class(network, client), metrics={"loss": mean})
 
     def keep(self, server: Server, state: Prototypes, reduced: Reduced) -> Prototypes:
-        """Eq. 6: the mean of all examples of a class; a class of which nobody had one keeps its prototype."""
-        # differs from the paper: Eq. 6 divides once more by the number of clients that have the class, which would
-        # shrink the weighted mean towards 0.
+        """Takes the mean over all examples of each class (Eq. 6). A class without examples keeps its prototype."""
+        # differs from the paper: Eq. 6 also divides by the number of clients that have the class, which shrinks the
+        # weighted mean towards 0.
         total = ClassStatistics(reduced["sums"], reduced["counts"])
         seen = total.counts > 0
         return Prototypes(torch.where(seen[:, None], total.means(), state.prototypes), state.known | seen)
@@ -93,8 +101,8 @@ class FedProto(RepresentationMethod[Prototypes]):
         return Empty()
 
     def classifier(self, client: Client, sent: Empty) -> RepresentationNetwork:
-        # differs from the paper: it takes the class of the nearest prototype; here the model's own header decides.
+        # differs from the paper: it predicts the class of the nearest prototype; here the model's own header predicts.
         network = self.network(client, client.info.architecture)
-        if (kept := client.storage.get(MODEL)) is not None:
-            network.load_state_dict(kept.classifier)
+        if (stored := client.storage.get(MODEL)) is not None:
+            network.load_state_dict(stored.classifier)
         return network

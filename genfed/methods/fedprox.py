@@ -16,10 +16,18 @@ from genfed.training.weights import squared_distance
 
 @settings
 class FedProx(FederatedAveraging):
-    """FedAvg within an architecture, with local training held near the global weights."""
+    """FedAvg within an architecture, with local training held near the global weights.
+
+    1. train, `rounds` rounds. Server → client: the weights w_t of its architecture. Client: trains on its examples by
+       cross-entropy + (μ/2)·‖w − w_t‖². Client → server: the weights. The server averages them within an architecture,
+       weighted by examples.
+
+    >>> [phase.name for phase in FedProx(rounds=10, mu=0.1).phases()]
+    ['train']
+    """
 
     mu: Annotated[float, Field(ge=0)] = 0.01
-    """Weight of the proximal term (μ); 0 is FedAvg."""
+    """Weight of the proximal term (μ). 0: FedAvg."""
 
     def penalty(self, network: nn.Module, sent: Weights) -> Callable[[], Tensor]:
         return lambda: self.mu / 2 * squared_distance(network, sent)  # Eq. 2: a squared norm

@@ -1,6 +1,6 @@
 """LG-FedAvg. Liang, Liu, Ziyin, Allen, Auerbach, Brent, Salakhutdinov, Morency, Think Locally, Act Globally: Federated
-Learning with Local and Global Representations, arXiv 2001.01523, as GeFL (arXiv 2412.18460) has it for heterogeneous
-clients: one part of the network is averaged over all, the rest within an architecture.
+Learning with Local and Global Representations, arXiv 2001.01523, in the form of GeFL (arXiv 2412.18460) for
+heterogeneous clients: one part of the network is averaged over all clients, the rest within an architecture.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from genfed.training.split_network import SplitNetwork, initial_parts, load_part
 
 @dataclass(frozen=True)
 class LGFedAvgState:
-    """The shared extractor and the headers by architecture."""
+    """The server's state: the shared extractor, and the headers by architecture."""
 
     extractor: Weights
     headers: dict[str, Weights]
@@ -30,17 +30,25 @@ class LGFedAvgState:
 
 @settings
 class LGFedAvg(Method[LGFedAvgState]):
-    """FedAvg of the extractor over all clients, and of the header within an architecture."""
+    """FedAvg of the extractor over all clients, and of the header within an architecture.
 
-    # differs from the paper: there the first layers stay local and the last ones are shared; heterogeneous clients have
-    # their first block in common, so GeFL turns it round.
+    1. train, `rounds` rounds. Server → client: the extractor, and the header of its architecture. Client: trains both
+       on its examples. Client → server: both. The server averages extractors over all clients and headers within an
+       architecture, weighted by examples.
+
+    >>> [phase.name for phase in LGFedAvg(rounds=10).phases()]
+    ['train']
+    """
+
+    # differs from the paper: its first layers stay local and the last ones are shared. Heterogeneous clients have the
+    # first block in common, so GeFL does it the other way round.
 
     state = LGFedAvgState
 
     rounds: Annotated[int, Field(ge=0)] = 50
     """Rounds of local training and averaging (T)."""
     training: Training = Field(default_factory=Training)
-    """Local training in a round."""
+    """Local training on a client in a round."""
 
     def init(self, server: Server) -> LGFedAvgState:
         return LGFedAvgState(*initial_parts(server))
@@ -56,11 +64,11 @@ class LGFedAvg(Method[LGFedAvgState]):
         return SplitNetwork(state.extractor, state.headers[info.architecture])
 
     def train(self, client: Client, sent: SplitNetwork) -> Reply[SplitNetwork]:
-        """One round on a client."""
+        """Trains both parts on the client's examples."""
         return train_parts(client, sent, self.training)
 
     def keep(self, server: Server, state: LGFedAvgState, reduced: Reduced) -> LGFedAvgState:
-        """The extractor's mean over all clients, the headers' within each architecture."""
+        """Takes the mean extractor over all clients, and the mean headers within an architecture."""
         return LGFedAvgState(reduced["extractor"], state.headers | reduced["header"])
 
     def classifier(self, client: Client, sent: SplitNetwork) -> nn.Module:

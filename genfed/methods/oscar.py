@@ -1,5 +1,5 @@
 """OSCAR. Zaland, Jin, Pokorny, Bhuyan, One-Shot Federated Learning with Classifier-Free Diffusion Models, arXiv
-2502.08488: a client uploads one embedding for each of its classes, the mean of those of its examples' descriptions.
+2502.08488: a client uploads one embedding for each of its classes, the mean over its examples' descriptions.
 """
 
 from torch import Tensor
@@ -13,11 +13,24 @@ from genfed.methods.bases.server_synthesis import ServerSynthesisState
 
 @settings
 class OSCAR(PromptUploadMethod):
-    """FGL with a mean in place of many: fewer bytes, and no example's own description leaves."""
+    """FGL with the mean embedding of each class instead of one per example: less is sent, and no single description.
+
+    1. tell, once. Client → server: for each of its classes the mean embedding of the prompts for its examples of the
+       class (`level` = "instance"; with "class" there is one prompt).
+    2. synthesise, once, on the server: `images` images from each mean.
+    3. learn, `learning_rounds` rounds, on the server: trains the students on the images and their labels.
+    4. learn_own, once, for clients whose architecture the server cannot run. Server → client: all images. The client
+       trains its own model on them. Nothing is uploaded.
+    5. tune, `rounds` rounds (0: one-shot). Server → client: its student. Client → server: the student after training on
+       the client's examples. The server averages the students within an architecture.
+
+    >>> [phase.name for phase in OSCAR(images=10).phases()]
+    ['tell', 'synthesise', 'learn', 'learn_own', 'tune']
+    """
 
     def init(self, server: Server) -> ServerSynthesisState:
         check_embeddings(self.foundation.load(server.task, server.device, server.precision), "oscar")
         return super().init(server)
 
-    def of_class(self, conditions: Tensor) -> Tensor:
+    def reduce_class(self, conditions: Tensor) -> Tensor:
         return conditions.mean(0, keepdim=True)

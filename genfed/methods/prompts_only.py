@@ -1,5 +1,5 @@
-"""The control of every method that steers a diffusion model or tells it about clients: the same model, asked for each
-class by its name alone. Clients upload nothing; whatever the students know of them, they have from the model.
+"""The control for every method that gives a diffusion model information about clients: the same model with a prompt for
+each class by its name alone. Clients upload nothing.
 """
 
 from dataclasses import replace
@@ -16,15 +16,28 @@ from genfed.training.synthetic_dataset import NO_CLIENT
 
 @settings
 class PromptsOnly(ServerSynthesis):
-    """Images of the classes, and of no client."""
+    """Images of each class from its name alone: the control for methods that use what clients upload.
+
+    1. synthesise, once, on the server: `images` images from the prompt of each class.
+    2. learn, `learning_rounds` rounds, on the server: trains the students on the images and their labels.
+    3. learn_own, once, for clients whose architecture the server cannot run. Server → client: all images. The client
+       trains its own model on them. Nothing is uploaded.
+    4. tune, `rounds` rounds (0: one-shot). Server → client: its student. Client → server: the student after training on
+       the client's examples. The server averages the students within an architecture.
+
+    >>> [phase.name for phase in PromptsOnly(images=10).phases()]
+    ['synthesise', 'learn', 'learn_own', 'tune']
+    """
 
     prompt: str = "an image of {class}"
-    """What the diffusion model is asked for, with the name of the class; for a class-conditional model "{class}"."""
+    """Prompt of a class; {class} is its name. For a class-conditional model: "{class}"."""
 
     def init(self, server: Server) -> ServerSynthesisState:
         conditions = embed_class_prompts(self.foundation, self.prompt, server)
         labels = torch.arange(len(conditions))
-        return replace(super().init(server), asked=ConditionSet(conditions, labels, torch.full_like(labels, NO_CLIENT)))
+        return replace(
+            super().init(server), requested=ConditionSet(conditions, labels, torch.full_like(labels, NO_CLIENT))
+        )
 
     def upload_phases(self) -> list[Phase[ServerSynthesisState]]:
         return []

@@ -53,6 +53,17 @@ def rebuild(weights: FactoredWeights) -> Weights:
     return weights.whole | products
 
 
+def subtract_weights(after: Weights, before: Weights) -> Weights:
+    """Returns the differences of floating-point tensors, and counters as in `after`."""
+    return {k: v - before[k] if v.is_floating_point() else v for k, v in after.items()}
+
+
+def apply_update(before: Weights, update: FactoredWeights) -> Weights:
+    """Returns the weights after an update; the inverse of `subtract_weights`."""
+    added = rebuild(update)
+    return {k: v + added[k] if v.is_floating_point() else added[k] for k, v in before.items()}
+
+
 @dataclass(frozen=True)
 class RebuiltMean(Mean):
     """The mean of uploaded `FactoredWeights` of any rank: the mean of their products."""

@@ -14,7 +14,7 @@ from genfed.core.phase import Reply
 from genfed.core.task import Data, Task, Weights
 from genfed.training.classifier import Training, train
 from genfed.training.evaluation import predict
-from genfed.training.weights import initial_classifiers, load_weights, weights_of
+from genfed.training.weights import build_classifier, initial_classifiers, weights_of
 
 FEATURES = Slot("features", Data)
 """A client's stored features of its examples, once the extractor no longer changes."""
@@ -50,8 +50,8 @@ def initial_parts(server: Server) -> tuple[Weights, dict[str, Weights]]:
 
 
 def load_parts(client: Client, sent: SplitNetwork) -> nn.Module:
-    """Returns the client's network with the weights that the server sent."""
-    return load_weights(client.new_network(client.rng), join_parts(sent.extractor, sent.header))
+    """The client's network with the weights that were sent."""
+    return build_classifier(client, client.info.architecture, join_parts(sent.extractor, sent.header))
 
 
 def train_parts(

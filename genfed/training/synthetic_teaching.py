@@ -1,8 +1,8 @@
-"""What a student learns from a synthetic set and the classifiers that it was made with: the three aggregations of
+"""Training of students on a synthetic dataset and the predictions of teachers: the three kinds of supervision of
 FedLMG. Yang, Su, Li, Xue, arXiv 2311.08870, ICML 2025.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -19,9 +19,7 @@ from genfed.training.synthetic_dataset import SyntheticBatch, SyntheticDataset
 
 Supervision = Literal["fine_tuning", "multi_teacher", "specific_teacher"]
 """FT: labels alone. MD: labels, and the mean of all teachers' probabilities. SD: labels, and the probabilities of the
-teacher of the client that the image stands for."""
-Targets = Callable[[SyntheticBatch], Tensor]
-"""Images → what a student learns of each: classes [n], or what cross-entropy is taken to, [n, classes]."""
+teacher of the client that the image represents."""
 
 
 def train_student(
@@ -29,78 +27,90 @@ def train_student(
     server: Server,
     synthetic: SyntheticDataset,
     teachers: Mapping[int, nn.Module],
-    how: Supervision,
+    supervision: Supervision,
     training: Training,
 ) -> float:
-    """Trains the student in place on the `lesson` of the set for `training.epochs`. Returns the mean loss of the last
-    epoch; an empty set changes nothing.
+    """Trains the student in place on the set for `training.epochs`. An empty set changes nothing.
+
+    Args:
+        student: any classifier of the server's task.
+        server: the server.
+        synthetic: images, with their labels and clients.
+        teachers: classifiers, by client.
+        supervision: what the student learns from an image.
+        training: settings of the training.
+
+    Returns:
+        The mean loss of the last epoch.
 
     Raises:
-        GenfedError: there are no teachers, or an image's own is not among them.
+        GenfedError: there are no teachers, or the teacher of an image is missing.
     """
     if not len(synthetic):
         return 0.0
-    return train(student, server, training, data=teaching_set(server, synthetic, teachers, how))
+    return train(student, server, training, data=teaching_set(server, synthetic, teachers, supervision))
 
 
 def teaching_set(
-    server: Server, synthetic: SyntheticDataset, teachers: Mapping[int, nn.Module], how: Supervision
+    server: Server, synthetic: SyntheticDataset, teachers: Mapping[int, nn.Module], supervision: Supervision
 ) -> Data:
-    """All images of a set that has some, and what students learn of each, on the server's device: training on it is by
-    CE(student, y), plus CE(student, p) where teachers, by client, answer with probabilities p (temperature 1). Students
-    and teachers are of any architecture, and it is the same for all students: the set is read once.
+    """Returns all images of a set that is not empty, with soft targets, on the server's device. Training on them
+    minimizes CE(student, y), plus CE(student, p) for teachers with probabilities p (temperature 1). The result is the
+    same for all students.
 
     Raises:
-        GenfedError: there are no teachers, or an image's own is not among them.
+        GenfedError: there are no teachers, or the teacher of an image is missing.
     """
     images, start = torch.empty(len(synthetic), *server.task.shape, dtype=torch.uint8), 0
     targets: list[Tensor] = []
-    for made in synthetic.chunks(server):
-        images[start : start + len(made)] = made.images
-        targets.append(soft_targets(made, server, teachers, how))
-        start += len(made)
+    for batch in synthetic.chunks(server):
+        images[start : start + len(batch)] = batch.images
+        targets.append(soft_targets(batch, server, teachers, supervision))
+        start += len(batch)
     return Data(images, torch.cat(targets)).to(server.device)
 
 
-def soft_targets(made: SyntheticBatch, server: Server, teachers: Mapping[int, nn.Module], how: Supervision) -> Tensor:
-    """On the CPU: classes [n], or one-hot classes plus probabilities [n, classes]. Cross-entropy is linear in its
-    target, so that to the sum (of weight 2) is the sum of both losses; under MixUp too.
+def soft_targets(
+    batch: SyntheticBatch, server: Server, teachers: Mapping[int, nn.Module], supervision: Supervision
+) -> Tensor:
+    """Returns targets on the CPU: classes [n], or one-hot classes plus probabilities [n, classes]. Cross-entropy is
+    linear in its target, so the loss for this sum (of weight 2) is the sum of both losses, with MixUp too.
     """
-    labels = made.request.labels
-    if how == "fine_tuning":
-        return labels.clone()  # a view would hold the shard's images
+    labels = batch.request.labels
+    if supervision == "fine_tuning":
+        return labels.clone()  # a view would keep the shard's images in memory
     if not teachers:
-        raise GenfedError(f"{how}: there is no classifier to learn from")
+        raise GenfedError(f"{supervision}: there is no classifier to learn from")
     one_hot = F.one_hot(labels, len(server.task.classes)).float()
 
-    def answers(teacher: nn.Module, images: Tensor) -> Tensor:
+    def probabilities(teacher: nn.Module, images: Tensor) -> Tensor:
         return predict(teacher, images.to(server.device), server.precision).softmax(1).cpu()
 
-    if how == "multi_teacher":
-        return one_hot + torch.stack([answers(teacher, made.images) for teacher in teachers.values()]).mean(0)
-    for client in sorted(set(made.request.clients.tolist())):
+    if supervision == "multi_teacher":
+        return one_hot + torch.stack([probabilities(teacher, batch.images) for teacher in teachers.values()]).mean(0)
+    for client in sorted(set(batch.request.clients.tolist())):
         if client not in teachers:
-            raise GenfedError(f"{how}: images stand for client {client}, whose classifier is not there")
-        own = made.request.clients == client
-        one_hot[own] += answers(teachers[client], made.images[own])
+            raise GenfedError(f"{supervision}: images represent client {client}, whose classifier is missing")
+        own = batch.request.clients == client
+        one_hot[own] += probabilities(teachers[client], batch.images[own])
     return one_hot
 
 
 def consensus_rows(
     server: Server, synthetic: SyntheticDataset, teachers: Mapping[int, nn.Module], share: float
 ) -> Tensor:
-    """Rows [m], sorted: of the images of each client and class the share (rounded up) that the teachers of the *other*
-    clients, asked together, are surest are of it. An image that has fooled its own teacher seldom fools these. All
-    where the share is 1 or there are no others.
+    """Returns the sorted rows [m] of the images on which the *other* clients' teachers agree most: per client and class
+    the top `share` (rounded up) by their summed probability of the label. An image that fools its own teacher seldom
+    fools the others. With share 1, or fewer than two teachers: all rows.
     """
     if share == 1 or len(teachers) < 2:
         return torch.arange(len(synthetic))
     votes, cells = [], []
-    for made in synthetic.chunks(server):
-        labels, clients = made.request.labels, made.request.clients
-        total = torch.zeros(len(made))
+    for batch in synthetic.chunks(server):
+        labels, clients = batch.request.labels, batch.request.clients
+        total = torch.zeros(len(batch))
         for client, teacher in teachers.items():
-            scores = predict(teacher, made.images.to(server.device), server.precision)
+            scores = predict(teacher, batch.images.to(server.device), server.precision)
             total += scores.softmax(1).cpu().gather(1, labels[:, None])[:, 0] * (clients != client)
         votes.append(total)
         cells.append(torch.stack([clients, labels], 1))

@@ -67,7 +67,7 @@ def check_classifier(server: Server, info: ClientInfo, weights: Weights) -> None
     network = server.new_network(info.architecture, draws)
     own = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     if unlike := own.items() ^ {name: tuple(value.shape) for name, value in weights.items()}.items():
-        raise GenfedError(f"its classifier is no {info.architecture}: {min(unlike)[0]!r} is not as there")
+        raise GenfedError(f"its classifier is no {info.architecture}: {min(unlike)[0]!r} is different")
     noise = torch.randn(shape, generator=draws)
     if server.task.kind == "image":
         noise = noise.mul_(50).add_(128).clamp_(0, 255).byte()

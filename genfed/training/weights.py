@@ -1,4 +1,4 @@
-"""State dicts as records."""
+"""State dicts as records, and classifiers built from them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +14,13 @@ from genfed.core.task import Weights
 
 @dataclass(frozen=True)
 class Model:
-    """A classifier on its way, or kept."""
+    """The weights of a classifier, sent or stored."""
 
     classifier: Weights
 
 
 def weights_of(network: nn.Module) -> Weights:
-    """The whole state dict (parameters and buffers), detached, on the CPU."""
+    """Returns the whole state dict (parameters and buffers), detached, on the CPU."""
     return {name: value.detach().cpu() for name, value in network.state_dict().items()}
 
 
@@ -30,11 +30,26 @@ def load_weights(network: nn.Module, weights: Weights) -> nn.Module:
     return network
 
 
+def new_classifier(where: Client | Server, architecture: str, rng: torch.Generator) -> nn.Module:
+    """Returns a classifier of this architecture with weights drawn from `rng`, on the device of `where`."""
+    make = where.new_network if isinstance(where, Server) else where.new_network_of
+    return make(architecture, rng)
+
+
+def build_classifier(
+    where: Client | Server, architecture: str, weights: Weights, rng: torch.Generator | None = None
+) -> nn.Module:
+    """Returns a classifier of this architecture with these weights, on the device of `where`. Its first weights, which
+    are overwritten, are drawn from `rng` (None: `where.rng`).
+    """
+    return load_weights(new_classifier(where, architecture, where.rng if rng is None else rng), weights)
+
+
 def read_weights(file: str | Path, setting: str) -> Weights:
-    """The tensors of a .safetensors file that `setting` names.
+    """Returns the tensors of a .safetensors file. `setting` is the setting that names it, for messages.
 
     Raises:
-        GenfedError: no such file, or a damaged one.
+        GenfedError: the file does not exist, or is damaged.
     """
     try:
         return safetensors.torch.load_file(file)
@@ -43,7 +58,7 @@ def read_weights(file: str | Path, setting: str) -> Weights:
 
 
 def squared_distance(network: nn.Module, anchor: Weights) -> Tensor:
-    """‖w − anchor‖² over the parameters (buffers do not count), a scalar."""
+    """Returns ‖w − anchor‖² over the parameters (buffers do not count), a scalar."""
     device = next(network.parameters()).device
     near = {name: value.to(device) for name, value in anchor.items()}
     parts = [(p - near[name]).square().sum() for name, p in network.named_parameters()]
@@ -51,10 +66,17 @@ def squared_distance(network: nn.Module, anchor: Weights) -> Tensor:
 
 
 def initial_weights(client: Client) -> Weights:
-    """The initial weights of the client's classifier: the same for every method and all clients of its architecture."""
+    """Returns the initial weights of the client's classifier, the same in every method and at all clients with its
+    architecture.
+    """
     return weights_of(client.new_network(client.common("classifier", client.info.architecture)))
 
 
 def initial_classifiers(server: Server) -> dict[str, Weights]:
-    """The initial weights of every architecture present, as `initial_weights` has them."""
-    return {a: weights_of(server.new_network(a, server.common("classifier", a))) for a in server.architectures}
+    """Returns the initial weights of every architecture present, as `initial_weights` gives them."""
+    return {a: initial_classifier(server, a) for a in server.architectures}
+
+
+def initial_classifier(server: Server, architecture: str) -> Weights:
+    """Returns the initial weights of one architecture, as `initial_weights` gives them."""
+    return weights_of(server.new_network(architecture, server.common("classifier", architecture)))

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 import genfed
+from genfed.artifacts import trained_model
 from genfed.artifacts.export import find_trained
 from genfed.cli import main as cli
 from genfed.config import registry
@@ -26,6 +27,7 @@ from genfed.report.results import from_json
 from genfed.training.evaluation import evaluate
 from genfed.training.pixels import normalize_pixels
 from tests.conftest import start, tiny
+from tests.toys import Centred
 
 TOYS = "tests.toys"
 WARDS = ("A", "B", "01", "7")
@@ -89,9 +91,14 @@ def test_a_loaded_model_scores_what_the_evaluation_counted(
 
 
 @pytest.mark.parametrize("name", sorted(registry.list_classes(registry.METHODS)))
-def test_every_method_gives_the_classifier_that_was_scored(name: str, tmp_path: Path) -> None:
+def test_every_method_gives_the_classifier_that_was_scored(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the data of the run, but for a method that says that it needs them."""
     (trial,) = start(tiny(name), tmp_path / "run").trials
     test = held_out(tmp_path / "run")
+    if not read_config(tmp_path / "run").method[name].classifier_reads_data:
+        monkeypatch.setattr(trained_model, "load_data", None)
     for score in trial.clients[:2]:
         counts = evaluate(find_trained(tmp_path / "run", None, None, score.client).network, test, 10)
         assert float(counts.correct.sum()) / float(counts.total.sum()) == score.accuracy
@@ -196,16 +203,24 @@ def test_a_classifier_that_looks_at_data_gets_them(centred: Path, capsys: pytest
     assert float(counts.correct.sum()) / float(counts.total.sum()) == score.accuracy
 
 
+def test_a_method_that_does_not_say_that_it_looks_at_data(
+    centred: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Centred, "classifier_reads_data", False)
+    line = said(capsys, "export", centred / "run", "--out", centred / "out", code=2)
+    assert "set classifier_reads_data = True" in line
+
+
 def test_data_that_are_needed_and_gone_or_others(centred: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["export", centred / "run", "--out", centred / "out"]
     with np.load(centred / "d.npz") as found:
         x, y = found["x"], found["y"]
     np.savez(centred / "d.npz", x=255 - x, y=y)
     line = said(capsys, *words, code=2)
-    assert "centred: its classifier is made with the run's data, which are others than they were" in line
+    assert "centred: the run's data are needed for its classifier and have changed since the run" in line
     (centred / "d.npz").unlink()
     line = said(capsys, *words, code=2)
-    assert "made with the run's data, which cannot be read: " in line
+    assert "centred: the run's data are needed for its classifier and cannot be read: " in line
     assert "d.npz: no such file" in line
 
 

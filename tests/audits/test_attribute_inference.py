@@ -108,4 +108,4 @@ def test_columns_are_what_is_asked_for() -> None:
     audit = AttributeInference(columns=("half",), planted_epochs=1)
     (reading,) = audit.examine(toy(categories=two)).readings
     assert reading.attack == "value of half"
-    assert {*reading.run} == {ADVANTAGE, MEMBERS, "told of others", FREQUENT}
+    assert {*reading.run} == {ADVANTAGE, MEMBERS, "right for others", FREQUENT}

@@ -135,7 +135,7 @@ def test_what_it_cannot_do() -> None:
     with pytest.raises(NotPossible, match="no client of toy uploads conditions"):
         FEW.examine(case(method=FedAvg()))
     made, nobody = toy(FGL(), spots(24, "train")), torch.empty(0, dtype=torch.int64)
-    state = dataclasses.replace(made.state, asked=ConditionSet(torch.empty(0), nobody, nobody))
+    state = dataclasses.replace(made.state, requested=ConditionSet(torch.empty(0), nobody, nobody))
     with pytest.raises(NotPossible, match="the server has no client's conditions"):
         FEW.examine(dataclasses.replace(made, state=state))
     with pytest.raises(NotPossible, match="no held-out example of class 2"):

@@ -71,7 +71,7 @@ def test_lopsided_clients_are_told() -> None:
     assert reading.verdict == "leak", reading
     assert reading.run[DISTANCE].value < 0.15
     assert reading.run[LARGEST].value == 1 or reading.run[LARGEST].value == 0.75  # one has two largest
-    assert found.sizes == {"clients": 4, "shadow uploads": 12, "examples asked": 40}
+    assert found.sizes == {"clients": 4, "shadow uploads": 12, "examples queried": 40}
 
 
 def test_clients_like_everybody_tell_nothing_and_the_planted_leak_is_found() -> None:

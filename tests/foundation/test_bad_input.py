@@ -63,8 +63,8 @@ def test_a_client_of_unknown_classes_is_left_out_and_the_rest_goes_on(tmp_path: 
         "tell round 0: client 1 excluded: class 10 is unknown to the server: it has 10, counted from 0",
     )
     state, made = finished(tmp_path / "run", "astray")
-    assert set(state.asked.clients.tolist()) == set(made.request.clients.tolist()) == {0, 2, 3}
-    assert len(made) == len(state.asked)
+    assert set(state.requested.clients.tolist()) == set(made.request.clients.tolist()) == {0, 2, 3}
+    assert len(made) == len(state.requested)
     with pytest.raises(GenfedError, match="3 of 4 clients answered and the quorum is 4; client 1: class 10 is unknown"):
         start(tiny("astray", method=method, federation={"quorum": 1.0}), tmp_path / "all")
 
@@ -106,7 +106,7 @@ def test_what_fedlmg_is_sent_is_looked_at() -> None:
             "its classifier is no linear: '",
         ),
         (FedLMGUpload(weights, torch.tensor([2, 2])), "a class stands twice among its classes"),
-        (FedLMGUpload(weights | {name: weights[name][:1]}, torch.tensor([0])), f"no linear: '{name}' is not as there"),
+        (FedLMGUpload(weights | {name: weights[name][:1]}, torch.tensor([0])), f"no linear: '{name}' is different"),
         (FedLMGUpload({k: v * 1e30 for k, v in weights.items()}, torch.tensor([0])), "its classifier has diverged"),
         (
             FedLMGUpload({k: v * torch.nan for k, v in weights.items()}, torch.tensor([0])),
@@ -208,7 +208,7 @@ def test_kill_9_in_the_middle_of_a_batch_of_images_and_resume(tmp_path: Path) ->
     start(config, tmp_path / "undisturbed")
     assert left_by(out) == left_by(tmp_path / "undisturbed")
     state, made = finished(out, "dies")
-    assert len(made) == len(state.asked) == len(set(made.seeds.tolist()))
+    assert len(made) == len(state.requested) == len(set(made.seeds.tolist()))
     assert made.request.conditions.tolist() == list(range(len(made)))
 
 
@@ -224,7 +224,7 @@ def test_a_foundation_that_has_changed_makes_no_further_images(tmp_path: Path) -
     tensors = load_file(weights)
     name = max(tensors)
     save_file(tensors | {name: tensors[name] + 1}, weights)
-    with pytest.raises(GenfedError, match="has changed since this run began: put the model back"):
+    with pytest.raises(GenfedError, match="has changed since this run began: restore the model"):
         method.generate_checked(server(), state, wanted, rngs)
     save_file(tensors, weights)
     settings = model / "scheduler" / "scheduler_config.json"

@@ -185,8 +185,8 @@ def test_a_run_repeats_and_nobody_can_read_what_was_said(
     at: Any = read_checkpoint(
         read_config(tmp_path / "run").method["fgl"], tmp_path / "run" / "trials" / "fgl" / "seed-0"
     )
-    assert len(at.state.asked) == 40
-    assert 10 < len(torch.unique(at.state.asked.conditions, dim=0)) < 40
+    assert len(at.state.requested) == 40
+    assert 10 < len(torch.unique(at.state.requested.conditions, dim=0)) < 40
     written = [file for file in (tmp_path / "run").rglob("*") if file.is_file()]
     assert written
     said = {word.encode() for word in toys.WORDS}

@@ -67,10 +67,13 @@ def test_a_decoder_and_its_labels(label: str) -> None:
     decoder = build_decoder(method.new_network(server(), torch.Generator()))
     name = next(name for name, part in sorted(decoder.items()) if part.ndim and len(part) > 1)
     others = {
-        "decoder": ({k: v for k, v in decoder.items() if k != name}, f"not that of the generator: '{name}' is not"),
-        "decoder more": (decoder | {"more": torch.zeros(1)}, "'more' is not as there"),
-        "decoder cut": (decoder | {name: decoder[name][:1]}, f"'{name}' is not as there"),
-        "decoder double": (decoder | {name: decoder[name].double()}, f"'{name}' is not as there"),
+        "decoder": (
+            {k: v for k, v in decoder.items() if k != name},
+            f"not that of the generator: '{name}' is different",
+        ),
+        "decoder more": (decoder | {"more": torch.zeros(1)}, "'more' is different"),
+        "decoder cut": (decoder | {name: decoder[name][:1]}, f"'{name}' is different"),
+        "decoder double": (decoder | {name: decoder[name].double()}, f"'{name}' is different"),
     }
     refused(collecting(label), Decoder(decoder, NUMBERS), COUNTS | others)
 
@@ -98,7 +101,7 @@ def test_a_classifier_that_is_asked_with_others(label: str) -> None:
     weights = weights_of(Architectures().new("linear", TASK, torch.Generator()))
     name = min(weights)
     wrong = {
-        "classifier": (weights | {name: weights[name][:1]}, f"its classifier is no linear: '{name}' is not as there"),
+        "classifier": (weights | {name: weights[name][:1]}, f"its classifier is no linear: '{name}' is different"),
         "classifier huge": ({k: v * 1e30 for k, v in weights.items()}, "its classifier has diverged"),
     }
     refused(collecting(label), Model(weights), wrong)

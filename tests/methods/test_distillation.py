@@ -108,11 +108,12 @@ def test_the_targets_of_avgkd_by_hand() -> None:
     client = Client(
         ClientInfo(0, "a", 2), TASK, data, unused, stream(0), 0, CPU, "float32", lambda name, rng: Constant()
     )
-    got = avgkd.targets(client, {"b": constant(0.0, LOG3), "c": constant(5.0, 5.0)})
+    got = avgkd.mix_targets(client, {"b": constant(0.0, LOG3), "c": constant(5.0, 5.0)})
     first, second = 1 / (1 + math.exp(-0.5)), 1 / (1 + math.exp(0.75 + 0.5 - 0.25 - 0.5 + 1))
     assert got.tolist() == [pytest.approx([first, 1 - first]), pytest.approx([second, 1 - second])]
     alone = 1 / (1 + math.exp(-1))
-    assert avgkd.targets(client, {}).tolist() == [pytest.approx([alone, 1 - alone]), pytest.approx([1 - alone, alone])]
+    alike = avgkd.mix_targets(client, {})
+    assert alike.tolist() == [pytest.approx([alone, 1 - alone]), pytest.approx([1 - alone, alone])]
 
 
 def test_avgkd_sends_every_architecture_from_round_two_on(tmp_path: Path) -> None:
@@ -331,5 +332,5 @@ def test_an_update_without_the_mentee_it_is_for_is_no_use() -> None:
 
     unused: Any = None
     client = Client(ClientInfo(0, "a", 1), TASK, unused, Empty(), stream(0), 0, CPU, "float32", unused)
-    with pytest.raises(GenfedError, match="is not kept here any more"):
+    with pytest.raises(GenfedError, match="is not stored here any more"):
         fedkd.receive_mentee(client, fedkd.FedKDSent(None, FactoredWeights({}, {}, {}), 0.9))

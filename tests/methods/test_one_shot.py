@@ -242,7 +242,7 @@ def test_distillation_brings_one_decoder_to_what_the_clients_make() -> None:
     for number in range(10):
         at = method.distill(server(number), at, NOTHING)
     assert error(at) < 0.25 < error(begun)
-    learnt = FedCVAEKD(generator=SMALL, samples=8).train_students(server(), at, NOTHING)
+    learnt = FedCVAEKD(generator=SMALL, samples=8).train_on_images(server(), at, NOTHING)
     assert learnt.decoders == {}, "what has done its part is not carried on"
     assert same(learnt.decoder, at.decoder)
 
@@ -260,7 +260,7 @@ def test_classifiers_learn_what_the_decoders_make() -> None:
     ensemble = FedCVAEEns(generator=SMALL, samples=64)
     state = ensemble.init(server())
     state = ensemble.collect(server(), state, Reduced({"decoder": DECODERS, "labels": labels}, ()))
-    assert classes_of(ensemble, lambda: ensemble.train_students(server(), state, NOTHING)) == [0, 1]
+    assert classes_of(ensemble, lambda: ensemble.train_on_images(server(), state, NOTHING)) == [0, 1]
 
 
 @pytest.mark.parametrize("label", ["fedcvae_ens", "fedcvae_kd"])

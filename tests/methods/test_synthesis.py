@@ -25,7 +25,7 @@ from genfed.experiment import run as runs
 from genfed.experiment.checkpoint import read_checkpoint
 from genfed.foundation import loading
 from genfed.foundation import settings as foundation_settings
-from genfed.methods.bases.server_synthesis import build_networks
+from genfed.methods.bases.classifier_upload import build_uploaded
 from genfed.methods.ensemble import Ensemble, UploadedClassifiers
 from genfed.methods.ensemble import ProbabilityMean as Answers
 from genfed.methods.feddeo import FedDEO
@@ -146,11 +146,11 @@ def test_a_description_that_is_the_prompt_adds_to_its_guidance(alike: Path) -> N
 def test_who_asked_for_what(alike: Path) -> None:
     """Two images of each class that a client has, those of one class together; nobody's of all classes alike."""
     made = images_of(alike, "fgl").request
-    asked = finished(alike, "fgl").asked
-    assert made.labels.tolist() == asked.labels.repeat_interleave(2).tolist()
-    assert made.clients.tolist() == asked.clients.repeat_interleave(2).tolist()
-    assert len(asked) < 40, "clients lack classes"
-    assert asked.clients.tolist() == sorted(asked.clients.tolist())
+    requested = finished(alike, "fgl").requested
+    assert made.labels.tolist() == requested.labels.repeat_interleave(2).tolist()
+    assert made.clients.tolist() == requested.clients.repeat_interleave(2).tolist()
+    assert len(requested) < 40, "clients lack classes"
+    assert requested.clients.tolist() == sorted(requested.clients.tolist())
     nobody = images_of(alike, "prompts_only").request
     assert nobody.labels.tolist() == torch.arange(10).repeat_interleave(8).tolist()
     assert set(nobody.clients.tolist()) == {NO_CLIENT}
@@ -240,7 +240,7 @@ def test_opening_teachers_draws_nothing_that_students_would() -> None:
     """So FT, MD and SD differ in what students are told of an image, and not in the order of images."""
     own = server()
     before = own.rng.get_state()
-    found = build_networks(own, {0: weights_of(own.new_network("linear", stream(1)))})
+    found = build_uploaded(own, {0: weights_of(own.new_network("linear", stream(1)))})
     assert torch.equal(own.rng.get_state(), before)
     assert same(weights_of(found[0]), weights_of(own.new_network("linear", stream(1))))
 
@@ -296,8 +296,8 @@ def test_fgl_tells_one_embedding_per_class_or_example_and_no_text() -> None:
     of_examples = each.upload_conditions(who, Empty()).upload
     assert of_examples.labels.tolist() == [0, 2, 2, 2]
     assert torch.equal(of_examples.conditions, of_class.conditions[[0, 1, 1, 1]])
-    for told in (of_class, of_examples):
-        packed = pack(told)
+    for upload in (of_class, of_examples):
+        packed = pack(upload)
         assert {name: value.dtype for name, value in packed.tensors.items()} == {
             "ConditionUpload.conditions": torch.float32,
             "ConditionUpload.labels": torch.int64,
@@ -353,8 +353,8 @@ def test_bytes(tmp_path: Path) -> None:
     trials = start(tiny(*methods, method=methods), tmp_path / "run").trials
     up = {trial.method: trial.up_bytes for trial in trials}
     assert up["prompts_only"] == 0
-    asked = finished(tmp_path / "run", "fgl").asked
-    numbers = len(asked) / 4 * (toys.TOKENS * 8 * 4 + 8)
+    requested = finished(tmp_path / "run", "fgl").requested
+    numbers = len(requested) / 4 * (toys.TOKENS * 8 * 4 + 8)
     assert up["fgl"] == up["oscar"] == up["feddeo"]
     assert numbers < up["fgl"] < numbers + 150  # the names of fields and of their record
     assert up["fedlmg"] > 4 * 64 * 10
@@ -529,7 +529,9 @@ def test_a_class_conditional_model_is_asked_by_names(label: str, tmp_path: Path)
     foundation = {"model": str(model), "steps": 2, "batch_size": 16}
     start(tiny(label, method={label: table(foundation=foundation, **prompt)}), tmp_path / "run")
     state = finished(tmp_path / "run", label)
-    assert torch.equal(state.asked.conditions, state.asked.labels[:0] if label == "fedlmg" else state.asked.labels)
+    assert torch.equal(
+        state.requested.conditions, state.requested.labels[:0] if label == "fedlmg" else state.requested.labels
+    )
     with pytest.raises(GenfedError, match="the model has no class 'an image of 0'; it has: 0, 1"):
         start(tiny(label, method={label: table(foundation=foundation)}), tmp_path / "other")
 
@@ -541,7 +543,7 @@ def test_a_classifier_that_is_not_finite_is_left_out_and_the_rest_goes_on(tmp_pa
     assert "client 1" in failure
     assert "finite" in failure
     state = finished(tmp_path / "run", "spoilt")
-    assert sorted(state.teachers) == sorted(set(state.asked.clients.tolist())) == [0, 2, 3]
+    assert sorted(state.teachers) == sorted(set(state.requested.clients.tolist())) == [0, 2, 3]
     assert set(images_of(tmp_path / "run", "spoilt").request.clients.tolist()) == {0, 2, 3}
     with pytest.raises(GenfedError, match="quorum"):
         start(tiny("spoilt", method=spoilt, federation={"quorum": 1.0}), tmp_path / "all")

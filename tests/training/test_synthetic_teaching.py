@@ -131,9 +131,9 @@ def test_an_empty_set_teaches_nothing() -> None:
 def test_teachers_that_are_not_there_are_named() -> None:
     with pytest.raises(GenfedError, match="multi_teacher: there is no classifier to learn from"):
         soft_targets(MADE, server(), {}, "multi_teacher")
-    with pytest.raises(GenfedError, match="specific_teacher: images stand for client 7, whose classifier is not there"):
+    with pytest.raises(GenfedError, match="specific_teacher: images represent client 7, whose classifier is missing"):
         soft_targets(MADE, server(), {0: TEACHERS[0]}, "specific_teacher")
-    with pytest.raises(GenfedError, match="images stand for client -1"):
+    with pytest.raises(GenfedError, match="images represent client -1"):
         soft_targets(images((0, -1)), server(), TEACHERS, "specific_teacher")
 
 

@@ -1,4 +1,4 @@
-"""Averaging classifiers among the clients that share an architecture: the shape of FedAvg and its kin."""
+"""Base of FedAvg and methods like it: classifiers are averaged among the clients that share an architecture."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from genfed.core.privacy import DeclaredTraining
 from genfed.core.settings import settings
 from genfed.core.task import Weights
 from genfed.training.classifier import Training, train
-from genfed.training.weights import Model, initial_classifiers, load_weights, weights_of
+from genfed.training.weights import Model, build_classifier, initial_classifiers, weights_of
 
 
 @dataclass(frozen=True)
@@ -27,17 +27,17 @@ class Classifiers:
 
 @settings
 class FederatedAveraging(Method[Classifiers]):
-    """T rounds of local training and of averaging, weighted by examples."""
+    """Base of methods with rounds of local training and of averaging within an architecture, weighted by examples."""
 
     state = Classifiers
 
     rounds: Annotated[int, Field(ge=0)] = 50
     """Rounds of local training and averaging (T)."""
     training: Training = Field(default_factory=Training)
-    """Local training in a round."""
+    """Local training on a client in a round."""
 
     def penalty(self, network: nn.Module, sent: Weights) -> Callable[[], Tensor] | None:
-        """What local training adds to its loss; None adds nothing."""
+        """Returns what local training adds to its loss. None: nothing."""
         return None
 
     def init(self, server: Server) -> Classifiers:
@@ -54,14 +54,14 @@ class FederatedAveraging(Method[Classifiers]):
         return Model(state.classifiers[info.architecture])
 
     def train(self, client: Client, sent: Model) -> Reply[Model]:
-        """One round on a client."""
+        """Trains the global classifier on the client's examples."""
         network = self.classifier(client, sent)
         loss = train(network, client, self.training, penalty=self.penalty(network, sent.classifier))
         return Reply(Model(weights_of(network)), weight=len(client.data), metrics={"loss": loss})
 
     def keep(self, server: Server, state: Classifiers, reduced: Reduced) -> Classifiers:
-        """The means become the global weights; an architecture that nobody answered for keeps its own."""
+        """Takes the means as the global weights. An architecture without an upload keeps its weights."""
         return Classifiers(state.classifiers | reduced["classifier"])
 
     def classifier(self, client: Client, sent: Model) -> nn.Module:
-        return load_weights(client.new_network(client.rng), sent.classifier)
+        return build_classifier(client, client.info.architecture, sent.classifier)

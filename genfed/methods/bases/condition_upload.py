@@ -1,5 +1,5 @@
-"""What FGL and its kin share: clients upload conditions of the public diffusion model, never text, and the server makes
-images of them.
+"""Base of FGL and methods like it: clients upload conditions of a public diffusion model, never text, and the server
+generates images from them.
 """
 
 from abc import abstractmethod
@@ -20,23 +20,23 @@ from genfed.training.upload_checks import check_labels
 
 @dataclass(frozen=True)
 class ConditionUpload:
-    """All that a client sends: no text, no name of a file."""
+    """All that a client uploads: no text, no file name."""
 
     conditions: Tensor
-    """Embeddings [m, tokens, width], or numbers of classes [m]."""
+    """Embeddings [m, tokens, width], or class numbers [m]."""
     labels: Tensor
-    """int64 [m]."""
+    """Classes of the conditions, int64 [m]."""
 
 
 @settings
 class ConditionUploadMethod(ServerSynthesis):
-    """Clients tell what they have as conditions, and images are made of all of these."""
+    """Base of methods whose clients upload conditions once; the server generates images from all of them."""
 
-    unprotected_upload = "conditions made of its examples"
+    unprotected_upload = "conditions computed from its examples"
 
     @abstractmethod
     def upload_conditions(self, client: Client, sent: Empty) -> Reply[ConditionUpload]:
-        """What a client uploads."""
+        """Returns the conditions that a client uploads."""
 
     def upload_phases(self) -> list[Phase[ServerSynthesisState]]:
         return [
@@ -51,14 +51,14 @@ class ConditionUploadMethod(ServerSynthesis):
             )
         ]
 
-    def check(self, server: Server, info: ClientInfo, told: ConditionUpload) -> None:
-        """Refuses what no images can be made of.
+    def check(self, server: Server, info: ClientInfo, upload: ConditionUpload) -> None:
+        """Refuses an upload from which no images can be generated.
 
         Raises:
-            GenfedError: a class that the server does not know, something else than a condition for each label, or more
-                than it has examples.
+            GenfedError: the server does not know a class, there is not one condition for each label, or there are more
+                than the client has examples.
         """
-        labels, conditions = told.labels, told.conditions
+        labels, conditions = upload.labels, upload.conditions
         check_labels(labels, server)
         if len(labels) > info.examples:
             raise GenfedError(f"{len(labels)} conditions from a client of {info.examples} examples")
@@ -71,23 +71,23 @@ class ConditionUploadMethod(ServerSynthesis):
             raise GenfedError(f"conditions are classes that {model.name} does not know: it has {int(none)}")
 
     def collect(self, server: Server, state: ServerSynthesisState, reduced: Reduced) -> ServerSynthesisState:
-        """All that clients told, one after another: their proportions stay."""
-        told: dict[int, Tensor] = reduced["conditions"]
+        """Takes the conditions of all clients, one client after another."""
+        conditions: dict[int, Tensor] = reduced["conditions"]
         labels: dict[int, Tensor] = reduced["labels"]
-        clients = sorted(told)
-        asked = ConditionSet(
-            torch.cat([told[client] for client in clients]),
+        clients = sorted(conditions)
+        requested = ConditionSet(
+            torch.cat([conditions[client] for client in clients]),
             torch.cat([labels[client] for client in clients]),
             torch.cat([torch.full_like(labels[client], client) for client in clients]),
         )
-        return replace(state, asked=asked)
+        return replace(state, requested=requested)
 
 
 def check_embeddings(model: FoundationModel, method: str) -> None:
-    """Refuses a foundation that is asked by numbers of classes, where a method computes with embeddings.
+    """Refuses a class-conditional model for a method that computes with embeddings.
 
     Raises:
-        GenfedError: it is class-conditional.
+        GenfedError: the model is class-conditional.
     """
     if model.kind == "class":
         raise GenfedError(

@@ -1,5 +1,5 @@
-"""What DENSE and what builds on it share: clients upload their models once; the server trains a generator against the
-ensemble of them and distils the ensemble, on what the generator makes, into students.
+"""Base of DENSE and Co-Boosting: clients upload their models once; the server trains a generator against their
+ensemble and distils the ensemble into students, on generated images.
 """
 
 from abc import abstractmethod
@@ -12,27 +12,25 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from genfed.core.aggregate import ClientInfo, Collect
 from genfed.core.client import Client, Server
-from genfed.core.method import Method
 from genfed.core.phase import Empty, Phase, Reduced, Reply
 from genfed.core.privacy import DeclaredTraining
 from genfed.core.settings import settings
 from genfed.core.task import Data, Weights
 from genfed.generators.noise_to_image import NoiseToImage
-from genfed.training.classifier import Training, train
+from genfed.methods.bases.classifier_upload import GlobalClassifiers, train_alone, upload_classifier
+from genfed.training.classifier import Training
 from genfed.training.distillation import divergence
 from genfed.training.ensemble import ClassifierEnsemble
 from genfed.training.fit import Objective, fit, train_step
 from genfed.training.optimizer_state import OptimizerState, load_optimizer_state, optimizer_state
 from genfed.training.pixels import denormalize_pixels, normalize_pixels
-from genfed.training.upload_checks import check_classifier
-from genfed.training.weights import Model, initial_weights, load_weights, weights_of
+from genfed.training.weights import Model, build_classifier, initial_classifier, load_weights, weights_of
 
 
 @dataclass(frozen=True)
 class StudentTraining:
-    """Weights that are trained from round to round, and what their optimiser remembers."""
+    """Weights that are trained from round to round, and the state of their optimizer."""
 
     weights: Weights
     moments: OptimizerState
@@ -40,124 +38,114 @@ class StudentTraining:
 
 @dataclass(frozen=True)
 class ReplayPool:
-    """The newest images, the oldest first."""
+    """The newest generated images, the oldest of them first."""
 
     images: Tensor
     """uint8 [m, C, H, W]."""
     labels: Tensor
-    """What each was to be, int64 [m]."""
+    """Classes that the images were generated for, int64 [m]."""
     logits: Tensor
-    """The ensemble's of each when it was made, [m, classes]."""
+    """Logits of the ensemble when the images were generated, [m, classes]."""
 
-    def joined(self, newer: "ReplayPool", most: int) -> "ReplayPool":
-        """With newer ones after these, the newest `most` of all."""
+    def append(self, newer: "ReplayPool", limit: int) -> "ReplayPool":
+        """Returns these images and then newer ones; of all, the newest `limit`."""
         pairs = ((self.images, newer.images), (self.labels, newer.labels), (self.logits, newer.logits))
-        return ReplayPool(*(torch.cat(pair)[-most:] for pair in pairs))
+        return ReplayPool(*(torch.cat(pair)[-limit:] for pair in pairs))
 
 
 @dataclass(frozen=True)
 class DataFreeState:
-    """The clients' models (all of them, in memory and in every checkpoint), what each counts for, the generator, the
-    students by architecture, and the newest images.
-    """
+    """The server's state. All clients' models are in memory and in every checkpoint."""
 
     models: dict[int, Weights]
+    """The uploaded models, by client."""
     shares: Tensor
-    """[models], in the order of the clients' ids; the ensemble is the mean of logits times these."""
+    """Weights of the models in the ensemble [models], by client id; the ensemble is the mean of logits times these."""
     generator: StudentTraining
     students: dict[str, StudentTraining]
+    """The students, by architecture."""
     pool: ReplayPool
 
 
 @dataclass(frozen=True)
 class ReplayBatch:
-    """What students learn in an epoch."""
+    """The images that students learn from in an epoch."""
 
     images: Tensor
-    """[m, C, H, W]: uint8, or floats on the scale of `normalize_pixels`."""
+    """Images [m, C, H, W]: uint8, or floats on the scale of `normalize_pixels`."""
     logits: Tensor
-    """The teacher's of each, [m, classes]."""
-
-
-@dataclass(frozen=True)
-class DistilledStudent:
-    """A global model on its way."""
-
-    architecture: str
-    classifier: Weights
+    """Logits of the ensemble, [m, classes]."""
 
 
 @settings
-class DataFreeDistillation(Method[DataFreeState]):
-    """One upload of every client's model, then data-free distillation on the server; images alone."""
+class DataFreeDistillation(GlobalClassifiers[DataFreeState]):
+    """Base of methods with one upload of every client's model, then data-free distillation on the server; for images.
+
+    1. train, once. Client → server: its model, trained from the initial weights on its examples.
+    2. distil, `rounds` rounds, on the server: trains the generator, then the students on images.
+    """
 
     state = DataFreeState
     needs_architectures = True
 
     rounds: Annotated[int, Field(ge=0)] = 200
-    """Epochs of the server (T): in each the generator is trained, then the students."""
+    """Epochs of the server (T). In each the generator is trained, then the students."""
     training: Training = Field(
         default_factory=lambda: Training(epochs=200, batch_size=128, learning_rate=0.01, momentum=0.9)
     )
-    """Training of a client's model, all of it before the one upload (E = epochs)."""
-    student: str | None = None
-    """Architecture of the one global model; left out: one for each architecture present."""
-    # differs from the papers: they have one global model. None gives every client one of its own architecture.
+    """Training of a client's model before the upload (E = epochs)."""
+    # differs from the papers: their one global model is `student`; None gives clients one of their own architecture.
     generator_steps: Annotated[int, Field(ge=0)] = 30
-    """Steps of the generator in an epoch, all on one batch of noise (T_G)."""
+    """Steps of the generator in an epoch, on one batch of noise (T_G)."""
     generator_learning_rate: Annotated[float, Field(gt=0)] = 1e-3
-    """Of its Adam (η_G; betas 0.5 and 0.999)."""
+    """Learning rate of the generator's Adam (η_G; betas 0.5 and 0.999)."""
     batch_size: Annotated[int, Field(ge=2)] = 128
-    """Images that an epoch makes, and that a student's step takes (b)."""
+    """Images generated in an epoch, and images per step of a student (b)."""
     remembered: Annotated[int, Field(ge=1)] = 20
-    """The newest batches of images that students learn from in each epoch. The published codes keep all."""
+    """Number of the newest batches of images that students learn from in each epoch. The published codes keep all."""
     learning_rate: Annotated[float, Field(gt=0)] = 0.01
-    """Of the students' SGD (η_S)."""
+    """Learning rate of the students' SGD (η_S)."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Of the same."""
+    """Momentum of the students' SGD."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
-    """At which students learn the ensemble's answers."""
+    """Temperature of the distillation: divides logits of ensemble and students."""
     latent: Annotated[int, Field(ge=1)] = 256
-    """Numbers that an image is made from."""
+    """Dimension of the noise from which an image is generated."""
     width: Annotated[int, Field(ge=1)] = 64
-    """Channels of the generator at the image's full size."""
+    """Channels of the generator at the full size of the image."""
 
     @abstractmethod
     def objective(self, logits: Tensor, gap: Tensor, answers: Sequence[Tensor], y: Tensor) -> Tensor:
-        """The generator's loss per image [n]: of the ensemble's logits [n, classes] and its distance in statistics, a
-        scalar, of each student's logits, and of the classes y [n] that images were to be.
+        """Returns the generator's loss per image [n].
+
+        Args:
+            logits: logits of the ensemble [n, classes].
+            gap: distance of the images' statistics from those of the models' BatchNorm layers, a scalar.
+            answers: logits of each student [n, classes].
+            y: classes that the images are generated for [n].
         """
 
     def replay_batch(
         self, server: Server, ensemble: ClassifierEnsemble, shares: Tensor, pool: ReplayPool
     ) -> tuple[ReplayBatch, Tensor]:
-        """What students learn from the images; and what models, by `shares` until now, count for from now on."""
+        """Returns what students learn from the images of the pool, and the new shares of the models."""
         return ReplayBatch(pool.images, pool.logits), shares
 
     def init(self, server: Server) -> DataFreeState:
         network = NoiseToImage(server.task, self.latent, self.width, server.common("generator"))
-        names = server.architectures if self.student is None else (self.student,)
-        new = {name: server.new_network(name, server.common("classifier", name)) for name in names}
+        new = {name: initial_classifier(server, name) for name in self.student_architectures(server)}
         images = torch.empty(0, *server.task.shape, dtype=torch.uint8)
         return DataFreeState(
             {},
             torch.empty(0),
             StudentTraining(weights_of(network), OptimizerState({})),
-            {name: StudentTraining(weights_of(student), OptimizerState({})) for name, student in new.items()},
+            {name: StudentTraining(weights, OptimizerState({})) for name, weights in new.items()},
             ReplayPool(images, torch.empty(0, dtype=torch.int64), torch.empty(0, len(server.task.classes))),
         )
 
     def phases(self) -> list[Phase[DataFreeState]]:
         return [
-            Phase(
-                "train",
-                self.collect,
-                lambda server, state, info: Empty(),
-                self.train,
-                aggregate={"classifier": Collect()},
-                changes_classifier=False,
-                check=lambda server, info, upload: check_classifier(server, info, upload.classifier),
-            ),
+            upload_classifier(self.collect, self.train),
             Phase("distil", self.distill, rounds=self.rounds),
         ]
 
@@ -165,38 +153,33 @@ class DataFreeDistillation(Method[DataFreeState]):
         return {"train": [self.training.declare()]}
 
     def train(self, client: Client, sent: Empty) -> Reply[Model]:
-        """LocalUpdate, on a client, from its architecture's initial weights."""
-        network = load_weights(client.new_network(client.rng), initial_weights(client))
-        loss = train(network, client, self.training)
-        return Reply(Model(weights_of(network)), weight=len(client.data), metrics={"loss": loss})
+        """Trains the client's model from the initial weights of its architecture (LocalUpdate)."""
+        weights, loss = train_alone(client, self.training)
+        return Reply(Model(weights), weight=len(client.data), metrics={"loss": loss})
 
     def collect(self, server: Server, state: DataFreeState, reduced: Reduced) -> DataFreeState:
-        """The only upload; all models count alike."""
+        """Takes the uploaded models; all have the same share."""
         models = reduced["classifier"]
         return replace(state, models=models, shares=torch.ones(len(models)))
 
     def distill(self, server: Server, state: DataFreeState, reduced: Reduced) -> DataFreeState:
-        """An epoch: images are made, then students learn."""
+        """Runs one epoch: the generator, then the students."""
         kinds = {info.id: info.architecture for info in server.clients}
-        models = [load_weights(server.new_network(kinds[i], server.rng), w) for i, w in state.models.items()]
+        models = [build_classifier(server, kinds[i], w) for i, w in state.models.items()]
         ensemble = ClassifierEnsemble(models, state.shares.to(server.device))
-        students = {
-            name: load_weights(server.new_network(name, server.rng), learner.weights)
-            for name, learner in state.students.items()
-        }
-        generator, made = self.generate_images(server, state.generator, ensemble, list(students.values()))
-        pool = state.pool.joined(made, self.remembered * self.batch_size)
-        lesson, shares = self.replay_batch(server, ensemble, state.shares, pool)
+        students = {name: build_classifier(server, name, weights) for name, weights in self.classifiers(state).items()}
+        generator, images = self.generate_images(server, state.generator, ensemble, list(students.values()))
+        pool = state.pool.append(images, self.remembered * self.batch_size)
+        batch, shares = self.replay_batch(server, ensemble, state.shares, pool)
         learners = {
-            name: self.teach(server, student, state.students[name].moments, lesson)
-            for name, student in students.items()
+            name: self.teach(server, student, state.students[name].moments, batch) for name, student in students.items()
         }
         return DataFreeState(state.models, shares, generator, learners, pool)
 
     def generate_images(
         self, server: Server, learner: StudentTraining, ensemble: ClassifierEnsemble, students: Sequence[nn.Module]
     ) -> tuple[StudentTraining, ReplayPool]:
-        """T_G steps on one batch of noise; the generator then, and its images."""
+        """Trains the generator for T_G steps on one batch of noise. Returns it and its images."""
         new = NoiseToImage(server.task, self.latent, self.width, server.rng)
         network = load_weights(new.to(server.device), learner.weights)
         adam = torch.optim.Adam(network.parameters(), self.generator_learning_rate, (0.5, 0.999), fused=True)
@@ -220,32 +203,26 @@ class DataFreeDistillation(Method[DataFreeState]):
             images.cpu(), y.cpu(), logits.cpu()
         )
 
-    def teach(
-        self, server: Server, student: nn.Module, moments: OptimizerState, lesson: ReplayBatch
-    ) -> StudentTraining:
-        """One epoch over the images of KL(ensemble ‖ student), the distillation loss."""
+    def teach(self, server: Server, student: nn.Module, moments: OptimizerState, batch: ReplayBatch) -> StudentTraining:
+        """Trains a student for one epoch by KL(ensemble ‖ student), the distillation loss."""
         student.train().requires_grad_(True)
         sgd = torch.optim.SGD(student.parameters(), self.learning_rate, self.momentum, fused=True)
         load_optimizer_state(sgd, moments)
-        answers = lesson.logits.to(server.device)
+        answers = batch.logits.to(server.device)
 
         def loss(x: Tensor, rows: Tensor, rng: torch.Generator) -> Tensor:
             return divergence(student(x).float(), answers[rows], self.temperature)
 
-        data = Data(lesson.images, torch.arange(len(lesson.images))).to(server.device)
+        data = Data(batch.images, torch.arange(len(batch.images))).to(server.device)
         player, size = Objective(loss, sgd), self.batch_size
         fit([player], data, epochs=1, batch_size=size, rng=server.rng, precision=server.precision)
         return StudentTraining(weights_of(student), optimizer_state(sgd))
 
-    def send_classifier(self, server: Server, state: DataFreeState, info: ClientInfo) -> DistilledStudent:
-        name = info.architecture if self.student is None else self.student
-        return DistilledStudent(name, state.students[name].weights)
-
-    def classifier(self, client: Client, sent: DistilledStudent) -> nn.Module:
-        return load_weights(client.new_network_of(sent.architecture, client.rng), sent.classifier)
+    def classifiers(self, state: DataFreeState) -> dict[str, Weights]:
+        return {name: student.weights for name, student in state.students.items()}
 
 
 def disagreement(teacher: Tensor, student: Tensor) -> Tensor:
-    """KL(teacher ‖ student) of logits [n, classes], one per image [n]; gradients flow to both, so to the images."""
+    """Returns KL(teacher ‖ student) of logits [n, classes], one per image [n]. Gradients flow to both."""
     ours, theirs = student.log_softmax(1), teacher.log_softmax(1)
     return F.kl_div(ours, theirs, reduction="none", log_target=True).sum(1)

@@ -1,5 +1,5 @@
-"""Clients that upload the decoder of a CVAE once, and a server that trains classifiers on what decoders make: the
-shape that FedCVAE-Ens and FedCVAE-KD share.
+"""Base of FedCVAE-Ens and FedCVAE-KD: clients upload the decoder of a CVAE once, and the server trains classifiers on
+the images of decoders.
 """
 
 import itertools
@@ -24,23 +24,23 @@ from genfed.generators.generator import CHUNK, Generator
 from genfed.training.classifier import Training, train
 from genfed.training.fit import fit
 from genfed.training.upload_checks import check_counts
-from genfed.training.weights import Model, load_weights, weights_of
+from genfed.training.weights import Model, build_classifier, weights_of
 
 S = TypeVar("S")
 
 
 @dataclass(frozen=True)
 class Decoder:
-    """A client's one upload."""
+    """The only upload of a client."""
 
     decoder: Weights
     labels: Tensor
-    """Examples of each class [classes] int64: its label distribution and its size."""
+    """Number of the client's examples of each class, int64 [classes]."""
 
 
 @settings
 class DecoderUpload(Method[S]):
-    """One upload of a CVAE's decoder by every client; classifiers learn on the server from generated images alone."""
+    """Base of methods with one upload of a CVAE's decoder; the server trains classifiers on generated images alone."""
 
     generates = True
     unprotected_upload = "how many examples of each class a client has"
@@ -48,21 +48,21 @@ class DecoderUpload(Method[S]):
     minimum_examples = 2  # BatchNorm on 1×1 maps has no variance of one example
 
     generator: InstanceOf[Generator] = Field(default_factory=lambda: CVAE())
-    """The clients' generator, of the kind cvae."""
+    """The clients' generator; its kind is cvae."""
     generator_epochs: Annotated[int, Field(ge=0)] = 15
-    """Epochs of a client's CVAE, all of them before the one upload."""
+    """Epochs of a client's CVAE before the upload."""
     generator_batch_size: Annotated[int, Field(ge=2)] = 32
-    """Examples per step of it."""
+    """Examples per step of a client's CVAE."""
     truncation: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2.0
-    """Codes are drawn from a standard normal distribution cut off at ± this; the published runs have 1 to 3."""
+    """Bound of the truncated normal distribution of codes, in [−truncation, truncation]; published runs use 1 to 3."""
     samples: Annotated[int, Field(ge=2)] = 5000
-    """Images that classifiers are trained on, the same in every round and for every architecture."""
+    """Images on which classifiers are trained, the same in every round and for every architecture."""
     rounds: Annotated[int, Field(ge=0)] = 1
-    """Rounds of the server, each of `training.epochs` with a new optimiser and followed by a checkpoint."""
+    """Rounds of the server, each of `training.epochs` with a new optimizer and followed by a checkpoint."""
     training: Training = Field(
         default_factory=lambda: Training(epochs=10, batch_size=32, optimiser="adam", learning_rate=1e-3)
     )
-    """Training of each architecture's classifier on the server, in a round."""
+    """Training of each architecture's classifier on the server in a round."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.generator, CVAE):
@@ -71,23 +71,23 @@ class DecoderUpload(Method[S]):
 
     @abstractmethod
     def classifiers(self, state: S) -> Mapping[str, Weights]:
-        """The weights of each architecture."""
+        """Returns the weights of the classifiers, by architecture."""
 
     def upload(self, collect: Callable[[Server, S, Reduced], S]) -> Phase[S]:
-        """The phase of the one upload; nothing is sent, for the initial weights are drawn alike everywhere."""
-        all_of_them = {"decoder": Collect(), "labels": Collect()}
+        """Returns the phase of the upload. Nothing is sent: server and clients draw the same initial weights."""
+        every = {"decoder": Collect(), "labels": Collect()}
         return Phase(
             "decoder",
             collect,
-            _nothing,
+            lambda server, state, info: Empty(),
             self.train_decoder,
-            aggregate=all_of_them,
+            aggregate=every,
             changes_classifier=False,
             check=self.check,
         )
 
     def train_decoder(self, client: Client, sent: Empty) -> Reply[Decoder]:
-        """LocalUpdate, on a client: a CVAE from the common initial weights, of which the encoder stays behind."""
+        """Trains a CVAE from the common initial weights on a client; only its decoder is uploaded (LocalUpdate)."""
         network = self.new_network(client, client.common("generator"))
         loss = fit(
             network.objectives(),
@@ -101,22 +101,22 @@ class DecoderUpload(Method[S]):
         return Reply(Decoder(build_decoder(network), labels), weight=len(client.data), metrics={"loss": loss})
 
     def check(self, server: Server, info: ClientInfo, upload: Decoder) -> None:
-        """Refuses what no images can be made with.
+        """Refuses an upload with which no images can be generated.
 
         Raises:
-            GenfedError: a decoder of other parts or shapes, or counts that are not the client's.
+            GenfedError: the decoder has other names or shapes, or the counts are not the client's.
         """
         own = build_decoder(self.new_network(server, server.common("generator")))
         for name in sorted(own.keys() | upload.decoder.keys()):
-            if not (name in own and name in upload.decoder and _like(own[name], upload.decoder[name])):
-                raise GenfedError(f"its decoder is not that of the generator: {name!r} is not as there")
+            if not (name in own and name in upload.decoder and _same_form(own[name], upload.decoder[name])):
+                raise GenfedError(f"its decoder is not that of the generator: {name!r} is different")
         check_counts(server, info, upload.labels)
 
     def train_classifiers(self, server: Server, before: Mapping[str, Weights], data: Data) -> dict[str, Weights]:
-        """A round of the server: every architecture goes on learning from the same images."""
+        """Trains the classifier of every architecture on the same images for one round."""
         after = {}
         for architecture, weights in before.items():
-            network = load_weights(server.new_network(architecture, server.rng), weights)
+            network = build_classifier(server, architecture, weights)
             train(network, server, self.training, data=data)
             after[architecture] = weights_of(network)
         return after
@@ -125,17 +125,17 @@ class DecoderUpload(Method[S]):
         return Model(self.classifiers(state)[info.architecture])
 
     def classifier(self, client: Client, sent: Model) -> nn.Module:
-        return load_weights(client.new_network(client.rng), sent.classifier)
+        return build_classifier(client, client.info.architecture, sent.classifier)
 
     def new_network(self, where: Client | Server, rng: torch.Generator, decoder: Weights | None = None) -> CVAENetwork:
-        """A CVAE on `where`'s device, with this decoder (None: a new one)."""
+        """Returns a CVAE on the device of `where`, with this decoder (None: a new one)."""
         assert isinstance(self.generator, CVAE)
         network = self.generator.new(where.task, rng)
         network.load_state_dict(network.state_dict() | (decoder or {}))
         return network.to(where.device)
 
     def draw_codes(self, count: int, rng: torch.Generator) -> Tensor:
-        """Codes z [count, latent] from the truncated normal distribution, on the CPU."""
+        """Returns codes z [count, latent] from the truncated normal distribution, on the CPU."""
         assert isinstance(self.generator, CVAE)
         z = torch.empty(count, self.generator.latent)
         return nn.init.trunc_normal_(z, a=-self.truncation, b=self.truncation, generator=rng)
@@ -143,13 +143,13 @@ class DecoderUpload(Method[S]):
     def draw_examples(
         self, server: Server, decoders: Mapping[int, Weights], labels: Mapping[int, Tensor], count: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """`count` images of all clients' decoders: x [count, C, H, W], y [count] and the codes z [count, latent], on
-        the server's device; of each client in proportion to its examples, labelled as those are distributed. The
-        same whenever they are drawn again.
+        """Returns `count` images of all decoders: x [count, C, H, W], y [count] and the codes z [count, latent], on the
+        server's device. Each client has a share in proportion to its examples, with labels distributed like them.
+        Repeated calls return the same images.
         """
         rng = server.common("samples")
         parts = []
-        shares = labels_in_proportion(count, [int(of.sum()) for of in labels.values()])
+        shares = labels_in_proportion(count, [int(counts.sum()) for counts in labels.values()])
         for (client, weights), share in zip(decoders.items(), shares, strict=True):
             if share:
                 y = torch.multinomial(labels[client].double(), share, replacement=True, generator=rng)
@@ -159,27 +159,23 @@ class DecoderUpload(Method[S]):
         return x, y, z
 
 
-def _nothing(server: Server, state: object, info: ClientInfo) -> Empty:
-    return Empty()
-
-
-def _like(a: Tensor, b: Tensor) -> bool:
+def _same_form(a: Tensor, b: Tensor) -> bool:
     return (a.shape, a.dtype) == (b.shape, b.dtype)
 
 
 def build_decoder(network: CVAENetwork) -> Weights:
-    """The part of its state dict that decodes."""
+    """Returns the decoder's part of the state dict."""
     return {k: v for k, v in weights_of(network).items() if network.is_decoder_weight(k)}
 
 
 @torch.no_grad()
 def decode(network: CVAENetwork, z: Tensor, y: Tensor) -> Tensor:
-    """Images [n, C, H, W] in eval mode, of codes [n, latent] and labels [n]."""
+    """Returns images [n, C, H, W] of codes [n, latent] and labels [n]; the network works in eval mode."""
     network.eval()
     return torch.cat([network.decode(*part) for part in zip(torch.split(z, CHUNK), torch.split(y, CHUNK), strict=True)])
 
 
 def labels_in_proportion(total: int, sizes: Sequence[int]) -> list[int]:
-    """`total` shared out in proportion to `sizes`, each share less than one off; their sum is `total`."""
+    """Returns shares of `total` in proportion to `sizes`, rounded; their sum is `total`."""
     bounds = [total * sum(sizes[:i]) // sum(sizes) for i in range(len(sizes) + 1)]
     return [after - before for before, after in itertools.pairwise(bounds)]

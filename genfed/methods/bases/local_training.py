@@ -1,4 +1,4 @@
-"""Training without any exchange: the shape that local-only training and the centralised ceiling share."""
+"""Base of local-only and centralised training: nothing is exchanged."""
 
 from typing import Annotated
 
@@ -12,22 +12,22 @@ from genfed.core.phase import Empty, Phase, Reduced, Reply
 from genfed.core.privacy import DeclaredTraining
 from genfed.core.settings import settings
 from genfed.training.classifier import Training, train
-from genfed.training.weights import Model, initial_weights, load_weights, weights_of
+from genfed.training.weights import Model, build_classifier, initial_weights, weights_of
 
 MODEL = Slot("model", Model)
-"""A classifier that never leaves its client."""
+"""Slot of a classifier that never leaves its client."""
 
 
 @settings
 class LocalTraining(Method[Empty]):
-    """Every client trains its own model on its own data; nothing is sent either way."""
+    """Base of methods in which every client trains its own model on its own examples, and nothing is sent."""
 
     state = Empty
 
     rounds: Annotated[int, Field(ge=0)] = 50
-    """Times that a client trains for `training.epochs`; it goes on from where it was."""
+    """Rounds of `training.epochs`. A client's model goes on from round to round."""
     training: Training = Field(default_factory=Training)
-    """Local training in a round."""
+    """Local training on a client in a round."""
 
     def init(self, server: Server) -> Empty:
         return Empty()
@@ -42,14 +42,14 @@ class LocalTraining(Method[Empty]):
         return Empty()
 
     def train(self, client: Client, sent: Empty) -> Reply[Empty]:
-        """One round; the model stays in the client's slot."""
+        """Trains the client's own model and stores it on the client."""
         network = self.classifier(client, sent)
         loss = train(network, client, self.training)
         client.storage.put(MODEL, Model(weights_of(network)))
         return Reply(Empty(), metrics={"loss": loss})
 
     def keep(self, server: Server, state: Empty, reduced: Reduced) -> Empty:
-        """Nothing came, nothing changes."""
+        """Returns the state as it is."""
         return state
 
     def classifier(self, client: Client, sent: Empty) -> nn.Module:
@@ -57,7 +57,7 @@ class LocalTraining(Method[Empty]):
 
 
 def load_own_classifier(client: Client) -> nn.Module:
-    """The model that the client keeps in `MODEL`; before its first round, one with the initial weights."""
-    kept = client.storage.get(MODEL)
-    network = client.new_network(client.rng)
-    return load_weights(network, initial_weights(client) if kept is None else kept.classifier)
+    """Returns the model that the client stores in `MODEL`. Before its first round: one with the initial weights."""
+    stored = client.storage.get(MODEL)
+    weights = initial_weights(client) if stored is None else stored.classifier
+    return build_classifier(client, client.info.architecture, weights)

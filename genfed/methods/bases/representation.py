@@ -1,6 +1,6 @@
-"""Networks of any architecture whose representations are of one size, and what methods share that exchange those.
+"""Base of methods that exchange representations of one size among networks of any architecture.
 
-Architectures end in vectors of different widths. Here the last layer of each gives way to one of `dimension` numbers
+Architectures end in vectors of different widths. Here the last layer of each is replaced by one of `dimension` numbers
 with a ReLU, and a header of one shape for all follows it.
 """
 
@@ -20,13 +20,14 @@ from genfed.core.settings import settings
 from genfed.training.classifier import Training
 from genfed.training.evaluation import predict
 from genfed.training.fit import Loss, Objective, fit
+from genfed.training.weights import new_classifier
 
 S = TypeVar("S")
 
 
 class RepresentationNetwork(nn.Module):
-    """[n, *shape] → logits [n, classes], as header(extractor(x)); the extractor gives representations [n, dimension],
-    none below 0.
+    """x [n, *shape] → logits [n, classes], as header(extractor(x)). The extractor's representations [n, dimension] are
+    at least 0.
     """
 
     def __init__(self, extractor: nn.Module, header: nn.Linear) -> None:
@@ -40,47 +41,47 @@ class RepresentationNetwork(nn.Module):
 
 @dataclass(frozen=True)
 class ClassStatistics:
-    """What a client's representations come to per class; a class that it lacks has 0 in both."""
+    """The representations of a client, summed by class. A class without examples has 0 in both."""
 
     sums: Tensor
-    """[classes, dimension]"""
+    """Sums of representations [classes, dimension]."""
     counts: Tensor
-    """Examples, int64 [classes]."""
+    """Numbers of examples, int64 [classes]."""
 
     def means(self) -> Tensor:
-        """The mean representation of each class [classes, dimension]; 0 where there is none."""
+        """Returns the mean representation of each class [classes, dimension]; 0 for a class without examples."""
         return self.sums / self.counts.clamp(min=1)[:, None]
 
 
 @settings
 class RepresentationMethod(Method[S]):
-    """What methods share whose clients agree on the size of a representation, and on nothing else of their networks."""
+    """Base of methods whose networks agree on the size of a representation alone."""
 
     needs_architectures = True  # the server looks for the last layer of each
 
     rounds: Annotated[int, Field(ge=0)] = 50
     """Rounds of local training and exchange (T)."""
     training: Training = Field(default_factory=Training)
-    """Local training in a round."""
+    """Local training on a client in a round."""
     dimension: Annotated[int, Field(ge=1)] = 64
-    """Numbers in a representation: the width of the layer that takes the place of each network's last one."""
+    """Numbers in a representation: the width of the layer that replaces the last one of each network."""
 
     def network(self, where: Client | Server, architecture: str) -> RepresentationNetwork:
-        """The architecture with its initial weights, the same on the server and on every client; on `where`'s device.
+        """Returns the network of an architecture with its initial weights, the same on the server and on every client;
+        on the device of `where`.
 
         Raises:
-            GenfedError: it does not end in an nn.Linear.
+            GenfedError: the architecture does not end in an nn.Linear.
         """
-        make = where.new_network if isinstance(where, Server) else where.new_network_of
         rng = where.common("classifier", architecture)
-        network = make(architecture, rng)
-        last = _last(network, torch.zeros(1, *where.task.shape, device=where.device))
+        network = new_classifier(where, architecture, rng)
+        last = _find_last(network, torch.zeros(1, *where.task.shape, device=where.device))
         if last is None:
             raise GenfedError(
                 f"architecture {architecture} does not end in an nn.Linear that gives its scores and is used once: "
-                "a method by representations puts a layer of `dimension` numbers in its place"
+                "this method replaces that layer by one of `dimension` numbers"
             )
-        # differs from the papers: they take the layer before the last as it is, of one width in all their networks.
+        # differs from the papers: their networks all have a last but one layer of the same width.
         with seeded(rng):
             layer = nn.Sequential(nn.Linear(last.in_features, self.dimension), nn.ReLU())
         for name, module in list(network.named_modules(remove_duplicate=False)):
@@ -92,15 +93,15 @@ class RepresentationMethod(Method[S]):
         return RepresentationNetwork(extractor, header).to(where.device)
 
     def networks(self, server: Server) -> dict[str, RepresentationNetwork]:
-        """The initial network of every architecture present.
+        """Returns the initial network of every architecture present.
 
         Raises:
-            GenfedError: one does not end in an nn.Linear.
+            GenfedError: an architecture does not end in an nn.Linear.
         """
         return {architecture: self.network(server, architecture) for architecture in server.architectures}
 
     def train_representation(self, network: RepresentationNetwork, client: Client, loss: Loss) -> float:
-        """Trains in place by `loss` on the client's examples; returns its mean in the last epoch."""
+        """Trains in place by `loss` on the client's examples. Returns the mean loss of the last epoch."""
         return fit(
             [Objective(loss, self.training.new_optimizer(network.train()))],
             client.data,
@@ -112,16 +113,16 @@ class RepresentationMethod(Method[S]):
 
 
 def sum_by_class(network: RepresentationNetwork, client: Client) -> ClassStatistics:
-    """The representations of all the client's examples, in eval mode, added up by class; on the CPU."""
+    """Returns the representations of all the client's examples, in eval mode, summed by class; on the CPU."""
     y, classes = client.data.y.cpu(), len(client.task.classes)
     z = predict(network.extractor, client.data.x, client.precision).cpu()
     sums = F.one_hot(y, classes).double().T @ z.double()
     return ClassStatistics(sums.float(), torch.bincount(y, minlength=classes))
 
 
-def _last(network: nn.Module, x: Tensor) -> nn.Linear | None:
-    """The nn.Linear whose output for x, as it is, is the network's; None where there is no such layer, or where it is
-    used for more than that.
+def _find_last(network: nn.Module, x: Tensor) -> nn.Linear | None:
+    """Returns the nn.Linear whose output for x is the output of the network. None: there is no such layer, or it is
+    used more than once.
     """
     seen: list[tuple[nn.Module, object]] = []
     layers = [module for module in network.modules() if isinstance(module, nn.Linear)]

@@ -1,11 +1,9 @@
-"""What the methods share whose server makes one synthetic set with its diffusion model and trains on it: from what
-clients upload once, through synthesis and learning, to rounds of tuning on the clients.
-"""
+"""Base of methods whose server generates one synthetic dataset with its diffusion model and trains students on it."""
 
 import logging
 import math
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated
 
@@ -16,34 +14,34 @@ from torch import Tensor, nn
 from genfed.core.aggregate import ClientInfo, Mean
 from genfed.core.client import Client, Server, Slot
 from genfed.core.errors import GenfedError
-from genfed.core.method import Method
 from genfed.core.phase import Empty, Phase, Reduced, Reply
 from genfed.core.settings import settings
 from genfed.core.task import Data, Weights
 from genfed.foundation.images import resize_to
 from genfed.foundation.settings import Foundation
+from genfed.methods.bases.classifier_upload import GlobalClassifier, GlobalClassifiers, build_uploaded
 from genfed.methods.bases.local_training import MODEL, load_own_classifier
 from genfed.training.classifier import Training, train
 from genfed.training.synthetic_dataset import SampleRequest, SyntheticDataset, synthesis
 from genfed.training.synthetic_teaching import Supervision, teaching_set
-from genfed.training.weights import Model, load_weights, read_weights, weights_of
+from genfed.training.weights import Model, build_classifier, initial_classifier, read_weights, weights_of
 
 log = logging.getLogger(__name__)
 SET = Slot("set", Data)
-"""The synthetic set, at a client that learns from it itself."""
+"""Slot of the synthetic dataset, at a client that trains its own model on it."""
 
 
 @dataclass(frozen=True)
 class ConditionSet:
-    """What images are asked for with, a condition a row."""
+    """The conditions from which images are generated, one per row."""
 
     conditions: Tensor
-    """Results of `FoundationModel.encode_condition`: embeddings [m, tokens, width], or numbers of classes [m]. Empty:
-    the labels' own."""
+    """Embeddings [m, tokens, width] or class numbers [m], as `FoundationModel.encode_condition` returns them. Empty:
+    the conditions follow from the labels."""
     labels: Tensor
-    """int64 [m]."""
+    """Classes of the images, int64 [m]."""
     clients: Tensor
-    """int64 [m]: for whom the images stand; `NO_CLIENT`: for none."""
+    """Clients that the images represent, int64 [m]; `NO_CLIENT`: none."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -51,77 +49,73 @@ class ConditionSet:
 
 @dataclass(frozen=True)
 class ServerSynthesisState:
-    """Where a one-shot method stands."""
+    """The server's state."""
 
     teachers: dict[int, Weights]
-    """The classifiers that clients uploaded, by client; empty where the method wants none."""
-    asked: ConditionSet
+    """Classifiers that clients uploaded, by client. Empty: the method does not use them."""
+    requested: ConditionSet
     synthetic: SyntheticDataset
     students: dict[str, Weights]
-    """The models that learn from the set, by architecture."""
+    """Weights of the students, by architecture."""
     foundation: str
-    """The fingerprint of the diffusion model that makes it."""
+    """Fingerprint of the diffusion model that generates the set."""
     personal: tuple[str, ...] = ()
-    """Architectures without a student: their clients learn from the set themselves."""
-
-
-@dataclass(frozen=True)
-class GlobalClassifier:
-    """A global model on its way."""
-
-    architecture: str
-    classifier: Weights
-    """Empty: the client has a model of its own."""
+    """Architectures without a student; their clients train on the set themselves."""
 
 
 @settings
-class ServerSynthesis(Method[ServerSynthesisState]):
-    """One upload, a synthetic set, and students that learn from it."""
+class ServerSynthesis(GlobalClassifiers[ServerSynthesisState]):
+    """Base of methods with one upload (or none), a synthetic dataset on the server, and students trained on it.
+
+    1. the phases of `upload_phases`. They set the conditions, `ServerSynthesisState.requested`.
+    2. synthesise, once, on the server: generates `images` images from each condition.
+    3. learn, `learning_rounds` rounds, on the server: trains the students.
+    4. learn_own, once: clients whose architecture the server cannot run train their own model on the images.
+    5. tune, `rounds` rounds: clients train the students on their own examples; the server averages them.
+    """
 
     state = ServerSynthesisState
 
     foundation: Foundation = Field(default_factory=Foundation)
     """The server's diffusion model and how it is sampled."""
     images: Annotated[int, Field(ge=1)] = 30
-    """Made with each condition."""
-    student: str | None = None
-    """Architecture of the one global model; left out: one for each architecture present."""
+    """Images generated from each condition."""
     pretrained: str | None = None
-    """A .safetensors file of weights with which students start, such as the model.safetensors of `genfed export`: those
-    of the same name and shape are taken, so the last layer may be of other classes. Left out: new weights."""
+    """A .safetensors file with initial weights of the students, such as model.safetensors of `genfed export`. Weights
+    with the same name and shape are used, so the classes may differ. None: new weights."""
     learning: Training = Field(
         default_factory=lambda: Training(epochs=2, batch_size=32, learning_rate=0.01, momentum=0.9, weight_decay=1e-5)
     )
-    """Training of the students on the synthetic set, in each round of it."""
+    """Training of the students on the synthetic set in each round."""
     learning_rounds: Annotated[int, Field(ge=0)] = 10
-    """Rounds of that, on the server alone."""
+    """Rounds of the students' training, on the server."""
     rounds: Annotated[int, Field(ge=0)] = 0
-    """Rounds in which clients train the students further on their own examples, and these are averaged; 0: one shot."""
+    """Rounds in which clients train the students on their own examples and the server averages them. 0: one-shot."""
     training: Training = Field(
         default_factory=lambda: Training(epochs=20, batch_size=32, learning_rate=0.005, momentum=0.9, weight_decay=1e-5)
     )
-    """Local training on a client: of its own classifier, where the method uploads one, and of a student."""
+    """Local training on a client: of the classifier that it uploads, if the method has such an upload, and of a
+    student."""
     synthetic_epochs: Annotated[int, Field(ge=0)] = 0
-    """Epochs on the synthetic set after each of these averages, where the student is: on the server, or at a client
-    whose architecture is its own."""
+    """Epochs on the synthetic set after each of these rounds: on the server, or on a client that has no student."""
 
     @abstractmethod
     def upload_phases(self) -> list[Phase[ServerSynthesisState]]:
-        """What comes before the synthesis and sets `State.asked`."""
+        """Returns the phases before the synthesis, which set `ServerSynthesisState.requested`."""
 
     def student_supervision(self) -> Supervision:
-        """What students learn of an image."""
+        """Returns what students learn from an image."""
         return "fine_tuning"
 
     def training_images(self, server: Server, state: ServerSynthesisState) -> Tensor | slice:
-        """Which images students learn from."""
+        """Returns the rows of the images that students learn from."""
         return slice(None)
 
     def init(self, server: Server) -> ServerSynthesisState:
         model = self.foundation.load(server.task, server.device, server.precision)  # refuses before training
-        personal = self.trains_personal_models(server)
-        names = [n for n in server.architectures if n not in personal] if self.student is None else [self.student]
-        students = {name: weights_of(server.new_network(name, server.common("classifier", name))) for name in names}
+        personal = self.personal_architectures(server)
+        names = [name for name in self.student_architectures(server) if name not in personal]
+        students = {name: initial_classifier(server, name) for name in names}
         if self.pretrained is not None:
             students = {
                 name: weights | matching_weights(self.pretrained, name, weights) for name, weights in students.items()
@@ -131,8 +125,8 @@ class ServerSynthesis(Method[ServerSynthesisState]):
             {}, ConditionSet(torch.empty(0), empty, empty), SyntheticDataset(), students, model.fingerprint, personal
         )
 
-    def trains_personal_models(self, server: Server) -> tuple[str, ...]:
-        """Those of the clients' own architectures that need no student on the server."""
+    def personal_architectures(self, server: Server) -> tuple[str, ...]:
+        """Returns the architectures that only their clients can run; they get no student."""
         if self.student is not None or self.needs_architectures:
             return ()
         return tuple(sorted({info.architecture for info in server.clients if info.personal}))
@@ -163,24 +157,24 @@ class ServerSynthesis(Method[ServerSynthesisState]):
         ]
 
     def request(self, state: ServerSynthesisState) -> SampleRequest:
-        """So many images of each condition, those of one condition one after another."""
-        rows = torch.arange(len(state.asked)).repeat_interleave(self.images)
-        return SampleRequest(state.asked.labels[rows], state.asked.clients[rows], rows)
+        """Returns a request for `images` images of each condition, one condition after another."""
+        rows = torch.arange(len(state.requested)).repeat_interleave(self.images)
+        return SampleRequest(state.requested.labels[rows], state.requested.clients[rows], rows)
 
     def generate_checked(
         self, server: Server, state: ServerSynthesisState, wanted: SampleRequest, rngs: Sequence[torch.Generator]
     ) -> Tensor:
-        """The images, unless the model is no longer the one that the method began with.
+        """Generates images, in smaller batches where memory is short.
 
         Raises:
-            GenfedError: it is another.
+            GenfedError: the diffusion model has changed since the run began, or one image does not fit into memory.
         """
         if self.foundation.load(server.task, server.device, server.precision).fingerprint != state.foundation:
             raise GenfedError(
-                f"foundation {self.foundation.model} has changed since this run began: put the model back, or "
-                "begin anew with --fresh"
+                f"foundation {self.foundation.model} has changed since this run began: restore the model, or "
+                "start again with --fresh"
             )
-        before = [rng.get_state() for rng in rngs]
+        states = [rng.get_state() for rng in rngs]
         try:
             return self.generate_images(server, state, wanted, rngs)
         except torch.OutOfMemoryError:
@@ -189,47 +183,47 @@ class ServerSynthesis(Method[ServerSynthesisState]):
                 raise GenfedError(
                     f"foundation {self.foundation.model}: one image does not fit into the memory of {server.device}"
                 ) from None
-        # Each image draws from its own stream: half as many at once are the same images.
-        for rng, drawn in zip(rngs, before, strict=True):
-            rng.set_state(drawn)
+        # Each image draws from its own stream, so that smaller batches give the same images.
+        for rng, state_before in zip(rngs, states, strict=True):
+            rng.set_state(state_before)
         parts = [(wanted[:half], rngs[:half]), (wanted[half:], rngs[half:])]
         return torch.cat([self.generate_checked(server, state, *part) for part in parts])
 
     def generate_images(
         self, server: Server, state: ServerSynthesisState, wanted: SampleRequest, rngs: Sequence[torch.Generator]
     ) -> Tensor:
-        """The images, as the foundation model makes them."""
+        """Generates images from the conditions of a request."""
         model = self.foundation.load(server.task, server.device, server.precision)
-        images = self.foundation.generate(model, state.asked.conditions[wanted.conditions], rngs)
+        images = self.foundation.generate(model, state.requested.conditions[wanted.conditions], rngs)
         return resize_to(images, server.task.shape)
 
     def train_students(self, server: Server, state: ServerSynthesisState, reduced: Reduced) -> ServerSynthesisState:
-        """A round of the students' training on the synthetic set."""
-        return self.student_phases(server, state, self.learning.epochs, self.student_supervision())
+        """Trains the students on the synthetic set for one round."""
+        return self.teach_students(server, state, self.learning.epochs, self.student_supervision())
 
-    def student_phases(
-        self, server: Server, state: ServerSynthesisState, epochs: int, how: Supervision
+    def teach_students(
+        self, server: Server, state: ServerSynthesisState, epochs: int, supervision: Supervision
     ) -> ServerSynthesisState:
-        """The students after so many epochs on the set; an empty one changes nothing."""
+        """Trains the students for `epochs` on the synthetic set. An empty set changes nothing."""
         if not (len(state.synthetic) and state.students):
             return state
-        teachers = build_networks(server, {} if how == "fine_tuning" else state.teachers)
-        data = teaching_set(server, state.synthetic, teachers, how)[self.training_images(server, state)]
+        teachers = build_uploaded(server, {} if supervision == "fine_tuning" else state.teachers)
+        data = teaching_set(server, state.synthetic, teachers, supervision)[self.training_images(server, state)]
         students = dict(state.students)
         for name, weights in state.students.items():
-            student = build_network(server, name, weights)
+            student = build_classifier(server, name, weights)
             if not math.isfinite(train(student, server, self.learning, data=data, epochs=epochs)):
                 raise GenfedError(f"the student {name} diverged on the synthetic set: lower learning.learning_rate")
             students[name] = weights_of(student)
         return replace(state, students=students)
 
     def send_set(self, server: Server, state: ServerSynthesisState, info: ClientInfo) -> Data:
-        """All images and their labels to a client that learns from them itself, none to others."""
+        """Returns all images and labels for a client without a student, and none for other clients."""
         rows = None if info.architecture in state.personal else torch.empty(0, dtype=torch.int64)
         return state.synthetic.read(server, rows).data
 
     def train_personal_model(self, client: Client, sent: Data) -> Reply[Empty]:
-        """All that a student learns on the server, by a client's own model, which stays there; so does the set."""
+        """Trains a client's own model on the synthetic set, and stores both on the client."""
         if not len(sent):
             return Reply(Empty())
         network, loss, data = load_own_classifier(client), 0.0, sent.to(client.device)
@@ -242,58 +236,48 @@ class ServerSynthesis(Method[ServerSynthesisState]):
         return Reply(Empty(), metrics={"loss": loss})
 
     def finetune(self, client: Client, sent: GlobalClassifier) -> Reply[Model]:
-        """A further round, on a client; a model of its own stays there."""
+        """Trains the student on the client's examples; a client without a student trains and stores its own model."""
         network = self.classifier(client, sent)
         loss = train(network, client, self.training)
         if sent.classifier:
             return Reply(Model(weights_of(network)), weight=len(client.data), metrics={"loss": loss})
-        if self.synthetic_epochs and (made := client.storage.get(SET)) is not None:
-            data = made.to(client.device)
+        if self.synthetic_epochs and (stored := client.storage.get(SET)) is not None:
+            data = stored.to(client.device)
             train(network, client, self.learning, data=data, epochs=self.synthetic_epochs, public=True)
         client.storage.put(MODEL, Model(weights_of(network)))
         return Reply(Model({}), weight=len(client.data), metrics={"loss": loss})
 
     def keep(self, server: Server, state: ServerSynthesisState, reduced: Reduced) -> ServerSynthesisState:
-        """The means become the students; an architecture that nobody answered for keeps its own."""
+        """Takes the means as the students. An architecture without an upload keeps its student."""
         means = reduced["classifier"] if self.student is None else {self.student: reduced["classifier"]}
         state = replace(state, students=state.students | {n: w for n, w in means.items() if n in state.students})
         return (
-            self.student_phases(server, state, self.synthetic_epochs, "fine_tuning") if self.synthetic_epochs else state
+            self.teach_students(server, state, self.synthetic_epochs, "fine_tuning") if self.synthetic_epochs else state
         )
 
-    def send_classifier(self, server: Server, state: ServerSynthesisState, info: ClientInfo) -> GlobalClassifier:
-        name = info.architecture if self.student is None else self.student
-        return GlobalClassifier(name, {} if name in state.personal else state.students[name])
+    def classifiers(self, state: ServerSynthesisState) -> dict[str, Weights]:
+        return state.students
 
     def classifier(self, client: Client, sent: GlobalClassifier) -> nn.Module:
-        if not sent.classifier:
-            return load_own_classifier(client)
-        return load_weights(client.new_network_of(sent.architecture, client.rng), sent.classifier)
+        return super().classifier(client, sent) if sent.classifier else load_own_classifier(client)
 
 
 def matching_weights(file: str, architecture: str, weights: Weights) -> Weights:
-    """Those of a file's weights that have the name and shape of one of `weights`, in its dtype.
+    """Returns the weights of a file that have the name and shape of one of `weights`, in its dtype.
 
     Raises:
-        GenfedError: no such file, a damaged one, or none fits.
+        GenfedError: the file does not exist, is damaged, or has no such weights.
     """
-    given = read_weights(file, "pretrained")
-    fit = {n: given[n].to(w.dtype) for n, w in weights.items() if n in given and given[n].shape == w.shape}
-    if not fit:
+    found = read_weights(file, "pretrained")
+    matching = {n: found[n].to(w.dtype) for n, w in weights.items() if n in found and found[n].shape == w.shape}
+    if not matching:
         raise GenfedError(f"pretrained = {file!r} has no weights of the names and shapes of the student {architecture}")
-    if new := weights.keys() - fit.keys():
-        log.info("%s: %s start anew; the other %d are from %s", architecture, ", ".join(sorted(new)), len(fit), file)
-    return fit
-
-
-def build_network(server: Server, architecture: str, weights: Weights) -> nn.Module:
-    """A classifier with these weights, on the server."""
-    return load_weights(server.new_network(architecture, server.rng), weights)
-
-
-def build_networks(server: Server, uploaded: Mapping[int, Weights]) -> dict[int, nn.Module]:
-    """Clients' classifiers with what they uploaded, by client, on the server."""
-    kinds = {info.id: info.architecture for info in server.clients}
-    # Not from the server's own stream: what students see of the set would hang on how many teachers are opened.
-    made = {client: server.new_network(kinds[client], server.common("overwritten")) for client in uploaded}
-    return {client: load_weights(network, uploaded[client]) for client, network in made.items()}
+    if new := weights.keys() - matching.keys():
+        log.info(
+            "%s: %s have new weights; the other %d are from %s",
+            architecture,
+            ", ".join(sorted(new)),
+            len(matching),
+            file,
+        )
+    return matching

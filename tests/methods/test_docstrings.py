@@ -1,0 +1,33 @@
+"""The class of every method says what each of its phases sends, and its example runs."""
+
+import doctest
+import importlib
+import inspect
+
+import pytest
+
+from genfed.config import registry
+from genfed.core.phase import flatten_phases
+
+METHODS = registry.list_classes(registry.METHODS)
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_the_example_runs(name: str) -> None:
+    method = METHODS[name]
+    module = importlib.import_module(method.__module__)
+    found = doctest.DocTestFinder(recurse=False).find(method, method.__name__, module)
+    assert sum(len(test.examples) for test in found) > 0
+    runner = doctest.DocTestRunner()
+    for test in found:
+        runner.run(test)
+    assert not runner.summarize(verbose=False).failed
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_every_phase_has_a_line(name: str) -> None:
+    """Numbered, with the name of the phase first; what is of a phase is in the same item."""
+    text = inspect.getdoc(METHODS[name]) or ""
+    items = [line.split(". ", 1)[1] for line in text.splitlines() if line[:1].isdigit()]
+    named = {item.split(",")[0].split(":")[0] for item in items}
+    assert {phase.name for phase in flatten_phases(METHODS[name]().phases())} <= named
