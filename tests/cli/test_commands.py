@@ -270,7 +270,7 @@ def test_the_report_of_a_resumed_run_has_the_first_command(tmp_path: Path) -> No
 
 def test_brackets_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
     text = said(capsys, "list", "settings")
-    for words in ("[federation]", "[method.WORD]"):
+    for words in ("[federation]", "[method.LABEL]"):
         assert words in text
     assert "no:X: cannot import no" in said(capsys, "list", "methods", "no:X", code=2)
 
