@@ -19,7 +19,6 @@ from genfed.experiment.inputs import data_fingerprint, load_data, load_public
 from genfed.experiment.outcomes import TrialOutcomes
 from genfed.experiment.run_folder import RunFolder
 from genfed.experiment.trial import Trial, new_trial
-from genfed.privacy.example_level import guarantee_of, read_charges
 from genfed.report.page import build_page
 
 
@@ -62,7 +61,7 @@ def audit_run(
         outcomes = TrialOutcomes()
         for label in config.labels:
             trial = _trial(config, folder, dataset, label, config.seeds[0])
-            outcomes.add_guarantee(trial, guarantee_of(trial, read_charges(trial)))
+            outcomes.add_guarantee(trial, trial.guarantee())
             if at := read_checkpoint(trial.method, trial.folder):
                 outcomes.show_trial(trial, at.state)
         found = folder.read_audits()

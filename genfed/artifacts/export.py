@@ -1,6 +1,5 @@
 """Writes a trained classifier into files of its own, and reads it back."""
 
-import importlib.util
 import logging
 import warnings
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from genfed.artifacts.trained_model import TrainedModel, load_trained, select_tr
 from genfed.config import registry
 from genfed.config.architectures import Architectures
 from genfed.config.reader import read_config, source_table
-from genfed.core.errors import GenfedError, first_line
+from genfed.core.errors import GenfedError, first_line, require
 from genfed.core.task import Task
 from genfed.data.features import Encoder
 from genfed.experiment.run_folder import RunFolder
@@ -194,8 +193,8 @@ def _describe(model: TrainedModel) -> ModelCard:
 
 def _onnx(model: TrainedModel) -> bytes:
     """Returns the network as an ONNX model of x [n, *shape] → scores [n, classes], for any n."""
-    if missing := [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]:
-        raise GenfedError(f"ONNX needs {' and '.join(missing)}, the extra \"export\": pip install 'genfed[export]'")
+    for name in ("onnx", "onnxscript"):
+        require(name, extra="export", what="ONNX")
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
     logging.disable(logging.WARNING)  # it names libraries that we do not use

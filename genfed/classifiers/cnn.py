@@ -56,15 +56,15 @@ class CNN(nn.Module):
             raise GenfedError(
                 f"architecture {name}: images of {height}×{width}; the smallest that fit are {least}×{least}"
             )
-        grey = channels == 1
+        gray = channels == 1
         norm = NORMS[normalized or "batch"]
-        header_norm = norm if normalized or not grey else None
+        header_norm = norm if normalized or not gray else None
         self.extractor = nn.Sequential(
             *_build_convolution(channels, 3, norm),
-            *([] if grey else _build_convolution(3, 10, norm)),
+            *([] if gray else _build_convolution(3, 10, norm)),
             nn.MaxPool2d(2),
         )
-        inputs, layers = 3 if grey else 10, list[nn.Module]()
+        inputs, layers = 3 if gray else 10, list[nn.Module]()
         for outputs in widths:
             layers += [*_build_convolution(inputs, outputs, header_norm), nn.MaxPool2d(2)]
             inputs = outputs

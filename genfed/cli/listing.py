@@ -64,7 +64,7 @@ def _build_family(family: registry.Family, name: str | None) -> RenderableType:
 def _build_all_settings(_: str | None) -> RenderableType:
     tables = {"": Config, "federation": Federation, "evaluation": Evaluation, "compute": Compute}
     tables |= {"quality": Metrics, "secure": SecureAggregation, "privacy": Privacy, "client_privacy": ClientPrivacy}
-    tables |= {"client_privacy.adaptive": AdaptiveClipping, "published.WORD": Published}
+    tables |= {"client_privacy.adaptive": AdaptiveClipping, "published.LABEL": Published}
     opening = "[defaults] holds settings for every method that has them; [method.LABEL] those of one method."
     titles = {key: f"[{key}]" if key else "the top of the file" for key in tables}
     return Group(opening, *(_build_settings(cls, titles[key]) for key, cls in tables.items()))

@@ -1,5 +1,7 @@
 """Errors that a person can mend: raised at the boundary, shown as one line, exit code 2."""
 
+from importlib.util import find_spec
+
 
 class GenfedError(Exception):
     """An error in the input or its surroundings; the message names the thing, its value and what is allowed.
@@ -24,3 +26,13 @@ class RecordError(GenfedError):
 def first_line(error: BaseException) -> str:
     """Returns the first line of an error's message that is not blank; the error's type where there is none."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def require(module: str, *, extra: str, what: str) -> None:
+    """Refuses `what` where a module that an extra of genfed installs is missing.
+
+    Raises:
+        GenfedError: it is; the message names the extra.
+    """
+    if find_spec(module) is None:
+        raise GenfedError(f"""{what} needs the extra "{extra}": pip install 'genfed[{extra}]'""")

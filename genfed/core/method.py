@@ -22,13 +22,17 @@ S = TypeVar("S")
 
 @dataclass(frozen=True)
 class TrainedNetwork:
-    """A network, other than their own classifiers, that clients train on their examples."""
+    """A network that clients train on their examples."""
 
     name: str
-    """Name for messages."""
+    """Name in messages."""
     network: "nn.Module"
     task: Task
     """Task whose examples the network takes."""
+    objectives: Sequence[Any] = ()
+    """`training.fit.Objective`s that it is trained by. Empty: it is a classifier, trained by cross-entropy."""
+    remedy: str = "nn.GroupNorm can stand there"
+    """Advice for a network that cannot be trained by DP-SGD since it mixes the examples of a batch."""
 
 
 class Method(ABC, Generic[S]):
@@ -70,7 +74,7 @@ class Method(ABC, Generic[S]):
         """
         return None
 
-    def trained_networks(self, server: Server) -> "Sequence[TrainedNetwork]":
+    def trained_networks(self, server: Server) -> Sequence[TrainedNetwork]:
         """Returns the networks that clients train besides their own classifiers, with initial weights. A run with
         differential privacy checks them before training.
         """

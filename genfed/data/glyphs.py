@@ -98,11 +98,11 @@ class Glyphs(ImageSource):
         return self.build_dataset("image", {"train": data}, tuple(names), columns)
 
     def _draw_style(self, rng: torch.Generator) -> Style:
-        colour, background = (self.colours[i] for i in torch.randperm(len(self.colours), generator=rng)[:2].tolist())
+        color, background = (self.colours[i] for i in torch.randperm(len(self.colours), generator=rng)[:2].tolist())
         share, which = torch.rand(2, generator=rng).tolist()
         others = [effect for effect in self.effects if effect != "plain"]
         plain = "plain" in self.effects and (share < 0.5 or not others)
-        return Style(colour, background, "plain" if plain else others[int(which * len(others))])
+        return Style(color, background, "plain" if plain else others[int(which * len(others))])
 
 
 def _draw_character(text: str, font: ImageFont.FreeTypeFont, slant: float, right: float, down: float) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from genfed.core.errors import GenfedError, first_line
+from genfed.core.errors import GenfedError, first_line, require
 from genfed.core.settings import settings
 from genfed.core.task import Data, Task
 from genfed.data.checks import require_known
@@ -91,12 +91,9 @@ class HuggingFace(ImageSource):
         return splits
 
     def _load(self) -> dict[str, Any]:
-        try:
-            import datasets
-        except ImportError:
-            raise GenfedError(
-                """Hugging Face data sets need the extra "huggingface": pip install 'genfed[huggingface]'"""
-            ) from None
+        require("datasets", extra="huggingface", what='data.kind = "huggingface"')
+        import datasets
+
         folder = Path(self.path)
         try:
             if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
-from genfed.core.errors import GenfedError, first_line
+from genfed.core.errors import GenfedError, first_line, require
 from genfed.core.settings import settings
 from genfed.core.task import Data, Task
 from genfed.data.checks import require_known, require_path
@@ -97,11 +97,10 @@ class Table(SplitSource):
 
     def _read(self, path: str, as_text: Sequence[str] = ()) -> Any:
         """Reads the file as a pyarrow table; in a text file, the columns `as_text` are never read as numbers."""
-        try:
-            import pyarrow
-            from pyarrow import parquet
-        except ImportError:
-            raise GenfedError("""CSV and Parquet need the extra "tables": pip install 'genfed[tables]'""") from None
+        require("pyarrow", extra="tables", what="a table")
+        import pyarrow
+        from pyarrow import parquet
+
         file, kind = require_path(path), Path(path).suffix.lower()
         if kind not in _CSV + _PARQUET:
             raise GenfedError(f"{path}: unknown file type {kind!r}; {', '.join(_CSV + _PARQUET)} are allowed")

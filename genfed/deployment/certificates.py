@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from genfed.core.errors import GenfedError
+from genfed.core.errors import GenfedError, require
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -31,10 +31,9 @@ def make_keys(folder: Path, sites: Sequence[str], hosts: Sequence[str] = (), day
     Raises:
         GenfedError: the folder has such files, a name cannot be used, or the extra is not installed.
     """
-    try:
-        from cryptography.hazmat.primitives.asymmetric import ec
-    except ImportError:
-        raise GenfedError("""keys need the extra "flower": pip install 'genfed[flower]'""") from None
+    require("cryptography", extra="flower", what="making keys")
+    from cryptography.hazmat.primitives.asymmetric import ec
+
     _check_names(folder, sites)
     folder.mkdir(parents=True, exist_ok=True)
     authority, server = (ec.generate_private_key(ec.SECP384R1()) for _ in range(2))

@@ -37,9 +37,8 @@ from genfed.experiment.progress import RunProgressBar
 from genfed.experiment.run import run_on
 from genfed.experiment.run_folder import OnExisting, RunFolder, default_folder
 from genfed.experiment.trial import Trial
-from genfed.privacy import client_level, example_level
-from genfed.privacy import compatibility as privacy_compatibility
 from genfed.privacy.accounting import Mechanism
+from genfed.privacy.plan import estimate_cost
 
 log = logging.getLogger(__name__)
 SAID = "genfed: "
@@ -191,12 +190,12 @@ def _checked_inputs(config: Config, roster: SiteRoster, sites: Sequence[SiteDesc
     public = load_public(config, task)
     compatibility.check_compatibility(config, _without_examples(task, clients), config.seeds[-1])
     for seed in config.seeds:
-        client_level.check(config, clients, seed)
+        compatibility.check_client_privacy(config, clients, seed)
     checks.check_device(config.compute.device)
     for label, method in config.method.items():
         checks.check_augmentation(label, method, task)
     architectures = {seed: ask_architectures(roster, sites, task, seed) for seed in config.seeds}
-    privacy_compatibility.check(config, task, clients, architectures[config.seeds[-1]].new)
+    compatibility.check_example_privacy(config, task, clients, architectures[config.seeds[-1]].new)
     return RunInputs(config, task, clients, architectures, public)
 
 
@@ -261,13 +260,15 @@ class _SiteClients:
     def spent(self, trial: Trial) -> Mapping[int, Sequence[Mechanism]]:
         """See `FederationClients`. A site that does not report its cost is charged all that was planned."""
         spent: dict[int, Sequence[Mechanism]] = {}
-        for info, name in zip(self._inputs.clients, self._names, strict=True) if trial.privacy else ():
+        if trial.privacy is None:
+            return spent
+        for info, name in zip(self._inputs.clients, self._names, strict=True):
             try:
                 said = self._roster.ask(name, self._opening(trial) | {"ask": "spent", "client": info.id})[0]
                 spent[info.id] = MECHANISMS.validate_python(said.get("mechanisms"))
             except (GenfedError, ValidationError) as error:
                 log.warning("%s: %s; its ε is what is planned", name, str(error).splitlines()[0])
-                spent[info.id] = example_level.estimate_cost(trial, info.id)
+                spent[info.id] = estimate_cost(trial.privacy, trial.schedule, info.id)
         return spent
 
     def done(self, seed: int) -> None:

@@ -19,7 +19,7 @@ from genfed.config.architectures import Architectures
 from genfed.config.reader import build_settings, read_method
 from genfed.config.settings import Compute, Federation
 from genfed.core.aggregate import ClientInfo
-from genfed.core.errors import GenfedError, StorageError
+from genfed.core.errors import GenfedError, StorageError, require
 from genfed.core.federated_data import FederatedData
 from genfed.core.method import Method
 from genfed.core.phase import flatten_phases
@@ -31,15 +31,15 @@ from genfed.deployment import audit_log
 from genfed.deployment.site_data import describe_holdings
 from genfed.deployment.site_settings import LocatedSite, SiteSettings, read_site
 from genfed.engines.client_storage import lock_folder
+from genfed.experiment.compatibility import trained_classifier
 from genfed.experiment.local_clients import new_runner
 from genfed.experiment.trial import Trial
 from genfed.foundation.model import FoundationModel
 from genfed.foundation.settings import Foundation
-from genfed.privacy import client_level, site_budget
-from genfed.privacy.compatibility import check_architecture, check_method, check_precision
-from genfed.privacy.example_level import estimate_cost, read_charges, settle_noise_by_client
+from genfed.privacy import site_budget
+from genfed.privacy.compatibility import check_method, check_network, check_precision
+from genfed.privacy.plan import estimate_cost
 from genfed.privacy.settings import ClientPrivacy, Privacy
-from genfed.secure_aggregation.crypto import check_cryptography
 from genfed.secure_aggregation.settings import SecureAggregation
 from genfed.training.weights import Model, weights_of
 
@@ -155,7 +155,12 @@ def _prepare(site: LocatedSite, head: Mapping[str, Any], body: Packed) -> tuple[
     for trial in trials:
         _check_demands(site.config, trial)
         _check_network(site.config, trial)
-    ahead = [mechanism for trial in trials for mechanism in estimate_cost(trial, client)]
+    ahead = [
+        mechanism
+        for trial in trials
+        if trial.privacy is not None
+        for mechanism in estimate_cost(trial.privacy, trial.schedule, client)
+    ]
     if site.config.privacy is not None:
         site_budget.check_ahead(site.folder, site.config.privacy, ahead, [_key(about) for about in opened])
     return {}, Packed({}, "{}")
@@ -164,7 +169,7 @@ def _prepare(site: LocatedSite, head: Mapping[str, Any], body: Packed) -> tuple[
 def _spent(site: LocatedSite, head: Mapping[str, Any], body: Packed) -> tuple[dict[str, Any], Packed]:
     """Answers with what a trial has cost so far, as mechanisms; they follow from settings and number of examples."""
     trial = _trial(site, json.loads(head["open"]), int(head["client"]))
-    return {"mechanisms": read_charges(trial)[int(head["client"])]}, Packed({}, "{}")
+    return {"mechanisms": trial.spent()[int(head["client"])]}, Packed({}, "{}")
 
 
 def _work(site: LocatedSite, head: Mapping[str, Any], body: Packed) -> tuple[dict[str, Any], Packed]:
@@ -174,10 +179,10 @@ def _work(site: LocatedSite, head: Mapping[str, Any], body: Packed) -> tuple[dic
     config, about = site.config, json.loads(head["open"])
     trial = _trial(site, about, int(head["client"]))
     _check_unchanged(config, trial, head)
-    guard = None
+    charge = None
     if config.privacy is not None:
-        guard = site_budget.SiteBudget(trial, site.folder, config.privacy, _key(about))
-    return handle_work(new_runner(trial, guard), dict(head), body)
+        charge = site_budget.SiteBudget(site.folder, config.privacy, _key(about)).charge
+    return handle_work(new_runner(trial, charge), dict(head), body)
 
 
 @dataclass(frozen=True)
@@ -199,9 +204,8 @@ def _check_unchanged(config: SiteSettings, trial: Trial, head: Mapping[str, Any]
     with lock_folder(trial.folder):
         if not file.exists():
             _check_network(config, trial)
-            settle_noise_by_client(trial)  # two requests at once would both write it
-            if trial.client_privacy is not None:
-                client_level.settle_noise(trial)
+            if trial.privacy or trial.client_privacy:
+                trial.settle_plan()  # two requests at once would both write it
             save(now, file)
         elif load(OpenedTrial, file) != now:
             raise GenfedError("the server describes this trial otherwise than before: begin the run anew")
@@ -257,9 +261,9 @@ def _check_demands(config: SiteSettings, trial: Trial) -> None:
     """Refuses a trial that does not protect the site as its file demands, or not as the run says."""
     privacy = trial.privacy
     if trial.secure is not None:
-        check_cryptography()
+        require("cryptography", extra="privacy", what="[secure]")
     if trial.client_privacy is not None:
-        client_level.check_opacus()
+        require("opacus", extra="privacy", what="[client_privacy]")
     if config.privacy is not None and privacy is None:
         raise GenfedError("it takes part only under [privacy], since its file has a privacy budget")
     if privacy is not None:
@@ -284,7 +288,7 @@ def _check_demands(config: SiteSettings, trial: Trial) -> None:
 def _check_network(config: SiteSettings, trial: Trial) -> None:
     """Refuses a trial under [privacy] if the site's classifier cannot be trained by DP-SGD."""
     if trial.privacy is not None:
-        check_architecture(config.architecture, trial.shards.task, trial.new_network)
+        check_network(trained_classifier(config.architecture, trial.shards.task, trial.new_network))
 
 
 def _new_network(config: SiteSettings, known: Architectures, name: str, task: Task, rng: torch.Generator) -> nn.Module:

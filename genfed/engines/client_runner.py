@@ -14,7 +14,7 @@ from genfed.core.client import Client, ClientStorage
 from genfed.core.errors import GenfedError, StorageError
 from genfed.core.federated_data import FederatedData
 from genfed.core.phase import Phase, Reply
-from genfed.core.privacy import BudgetKeeper, PrivateTrainer, allow_no_training
+from genfed.core.privacy import BudgetKeeper, NoTraining, PrivateTrainer
 from genfed.core.record import Packed, pack, unpack
 from genfed.core.rng import stream
 from genfed.core.task import Task
@@ -127,7 +127,7 @@ class ClientRunner:
         if self._budgets is None:
             return None
         if phase.scores:
-            return allow_no_training()
+            return NoTraining()
         return self._budgets.admit(client, self._folder / str(client), step.phase, step.round, step.number)
 
     def _work(

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -13,7 +13,7 @@ from genfed.core.client import Server
 from genfed.core.errors import GenfedError, StorageError
 from genfed.core.phase import Phase, Reduced
 from genfed.core.record import Packed, pack, unpack
-from genfed.core.schedule import round_up_share
+from genfed.core.schedule import Schedule, round_up_share
 from genfed.engines.messages import PackedReply, RoundId, check_reply
 
 
@@ -64,41 +64,103 @@ class ClientCost:
     metrics: dict[str, float]
 
 
-class Round:
-    """One round: iterate over it for each client's `ClientCost` as it is done, then take `reduced` and `failures`."""
+@dataclass(frozen=True)
+class RoundRequest:
+    """What clients are asked for in one round."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        phase: Phase[Any],
-        step: RoundId,
-        server: Server,
-        state: Any,
-        clients: Sequence[ClientInfo],
-        quorum: float | None,
-        fold: Reducer | None = None,
-    ) -> None:
-        """`quorum` is the fraction of `clients` that must answer; None: nobody is to learn who was asked, so that the
-        round goes on whoever answers, and not even the update is told. `fold` reduces replies; None: as the phase says.
+    engine: Engine
+    phase: Phase[Any]
+    round_id: RoundId
+    """The round, as the trial counts it."""
+    first_step: int
+    """Number of the round among the steps that clients count; each exchange of secure aggregation is one."""
+    server: Server
+    state: Any
+    clients: Sequence[ClientInfo]
+
+    def send(self, info: ClientInfo) -> Packed:
+        """Returns the record that a client is sent."""
+        assert self.phase.send is not None
+        return pack(self.phase.send(self.server, self.state, info))
+
+
+class OpenRound(Protocol):
+    """A round: iterate over it for each client's `ClientCost` as it is done, then take `reduced` and `failures`."""
+
+    failures: dict[int, str]
+    """The reason why a client is excluded, by client."""
+    seconds: float
+
+    def __iter__(self) -> Iterator[ClientCost]: ...
+
+    @property
+    def reduced(self) -> Reduced:
+        """The reduced uploads.
+
+        Raises:
+            GenfedError: too few clients answered; nothing has been changed.
         """
-        self._engine, self._phase, self._step, self._server, self._state = engine, phase, step, server, state
-        self._clients, self._quorum = clients, quorum
-        self._fold = fold or Fold(phase.aggregate, list(clients))
+
+
+class Uploads(Protocol):
+    """How the uploads of a phase travel: who uploads in a round, how uploads are reduced, and what is paid for it."""
+
+    def participants(self, round_id: RoundId) -> list[ClientInfo]:
+        """Returns the clients of a round, by id. They may be drawn anew in every call."""
+
+    def open(self, request: RoundRequest) -> OpenRound:
+        """Returns a round that has not begun.
+
+        Raises:
+            GenfedError: it may not begin, since a budget does not hold it.
+        """
+
+
+@dataclass(frozen=True)
+class PlainUploads:
+    """`Uploads` that the server reads one by one."""
+
+    schedule: Schedule
+    quorum: float
+    """Fraction of the participants that must answer."""
+
+    def participants(self, round_id: RoundId) -> list[ClientInfo]:
+        """See `Uploads`."""
+        return self.schedule.participants(round_id.phase, round_id.round)
+
+    def open(self, request: RoundRequest) -> "Round":
+        """See `Uploads`."""
+        return Round(request, self.quorum)
+
+
+class Round:
+    """An `OpenRound` whose uploads the server reads one by one."""
+
+    def __init__(self, request: RoundRequest, quorum: float | None, fold: Reducer | None = None) -> None:
+        """Takes what is needed; nothing is sent yet.
+
+        Args:
+            request: what clients are asked for.
+            quorum: the fraction of them that must answer. None: the participants are secret, so that the round goes on
+                whichever of them answer, and `reduced` does not name them.
+            fold: reduces the uploads. None: as the phase says.
+        """
+        self._request, self._quorum = request, quorum
+        self._fold = fold or Fold(request.phase.aggregate, list(request.clients))
         self._sent: dict[int, Packed] = {}
         self._answered: list[ClientInfo] = []
         self.failures: dict[int, str] = {}
         self.seconds = 0.0
 
     def _jobs(self) -> Iterator[tuple[ClientInfo, Packed]]:
-        assert self._phase.send is not None
-        for info in self._clients:
-            packed = pack(self._phase.send(self._server, self._state, info))
-            self._sent[info.id] = packed
-            yield info, packed
+        for info in self._request.clients:
+            self._sent[info.id] = self._request.send(info)
+            yield info, self._sent[info.id]
 
     def __iter__(self) -> Iterator[ClientCost]:
-        started = time.perf_counter()
-        for info, answer in self._engine.exchange(self._step, self._jobs()):
+        started, request = time.perf_counter(), self._request
+        step = replace(request.round_id, number=request.first_step)
+        for info, answer in request.engine.exchange(step, self._jobs()):
             sent = self._sent.pop(info.id)
             try:
                 if isinstance(answer, Failure):
@@ -115,23 +177,20 @@ class Round:
         self.seconds = time.perf_counter() - started
 
     def _take(self, info: ClientInfo, sent: Packed, answer: PackedReply) -> None:
-        wire = self._phase.wire_types
+        request, wire = self._request, self._request.phase.wire_types
         was_sent, upload = unpack(wire.sent, sent), unpack(wire.uploaded, answer.upload)
         check_upload(sent, answer)
-        if self._phase.check is not None:
-            self._phase.check(self._server, info, upload)
+        if request.phase.check is not None:
+            request.phase.check(request.server, info, upload)
         self._fold.add(info, upload, answer.weight, was_sent)
 
     @property
     def reduced(self) -> Reduced:
-        """What the uploads came to.
-
-        Raises:
-            GenfedError: too few clients answered; nothing has been changed.
-        """
+        """See `OpenRound`."""
         if self._quorum is None:
             return Reduced(self._fold.finish(), ())
-        check_quorum(self._step, len(self._answered), len(self._clients), self._quorum, self.failures)
+        request = self._request
+        check_quorum(request.round_id, len(self._answered), len(request.clients), self._quorum, self.failures)
         return Reduced(self._fold.finish(), tuple(sorted(self._answered, key=lambda i: i.id)))
 
 

@@ -30,7 +30,6 @@ from genfed.experiment.local_clients import load_classifier, new_runner
 from genfed.experiment.run_folder import RunFolder
 from genfed.experiment.trial import Trial, trial_server
 from genfed.experiment.trial_loop import TrialLoop
-from genfed.privacy.example_level import guarantee_of, read_charges
 from genfed.privacy.guarantee import PrivacyGuarantee
 from genfed.report.images import encode_png
 from genfed.report.privacy_section import write_audits
@@ -61,7 +60,7 @@ def audit_trial(
     """
     before = folder.read_audits()
     rest = [s for s in before.shared if s.method != trial.label]
-    found = Audits((*rest, *describe_trial_exchanges(trial, guarantee_of(trial, read_charges(trial)))), before.results)
+    found = Audits((*rest, *describe_trial_exchanges(trial, trial.guarantee())), before.results)
     for label, audit in audits.items():
         mine = (label, trial.label, trial.seed)
         old = next((r for r in found.results if (r.audit, r.method, r.seed) == mine), None)

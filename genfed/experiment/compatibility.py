@@ -1,21 +1,26 @@
-"""Attacks that a run is given, and what it sets against them: refused before training where they cannot work, and told
-in the report.
-"""
+"""Refuses before training settings, methods and clients that do not go together, where they protect or attack."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
+
 from genfed.config import registry
+from genfed.config.architectures import Architectures
 from genfed.config.settings import Config
 from genfed.core.aggregate import ClientInfo, list_groups, select_means
-from genfed.core.errors import GenfedError
+from genfed.core.errors import GenfedError, require
 from genfed.core.federated_data import FederatedData
-from genfed.core.method import Method
-from genfed.core.phase import Phase, flatten_phases
-from genfed.core.schedule import plan_rounds
+from genfed.core.method import Method, TrainedNetwork
+from genfed.core.phase import Phase
+from genfed.core.schedule import Schedule, list_upload_phases
+from genfed.core.task import Task
+from genfed.engines.client_runner import NewNetwork
+from genfed.experiment.trial import new_server
+from genfed.privacy.accounting import warn_of_weak_privacy
+from genfed.privacy.compatibility import check_client_level, check_example_level
 from genfed.robustness.robust_mean import AggregationRule
-from genfed.secure_aggregation.crypto import check_cryptography
 from genfed.secure_aggregation.protocol import reason_to_refuse_secure
 from genfed.secure_aggregation.settings import SecureAggregation
 
@@ -28,10 +33,10 @@ def check_compatibility(config: Config, shards: FederatedData, seed: int) -> Non
     """
     federated = {label: method for label, method in config.method.items() if not method.pooled}
     if config.attack:
-        _check_attack(config, shards, {label: _uploading(method) for label, method in federated.items()})
+        _check_attack(config, shards, {label: list_upload_phases(method) for label, method in federated.items()})
     if config.aggregation:
         for label, method in federated.items():
-            phases = _uploading(method)
+            phases = list_upload_phases(method)
             if phases and not any(select_means(phase.aggregate) for phase in phases):
                 kind = registry.name_of(registry.AGGREGATIONS, type(config.aggregation))
                 fields = ", ".join(sorted({name for phase in phases for name in phase.aggregate}))
@@ -47,7 +52,7 @@ def check_compatibility(config: Config, shards: FederatedData, seed: int) -> Non
 def _check_secure(
     config: Config, how: SecureAggregation, methods: Mapping[str, Method[Any]], shards: FederatedData, seed: int
 ) -> None:
-    check_cryptography()
+    require("cryptography", extra="privacy", what="[secure]")
     if config.privacy:
         raise GenfedError("[secure] with [privacy] is not built: its exchanges are not charged; leave one of them out")
     if config.aggregation or config.attack:
@@ -55,10 +60,10 @@ def _check_secure(
         why = "looks at" if config.aggregation else "is simulated on"
         raise GenfedError(f"[secure] hides single uploads, which [{other}] {why}: leave one of them out")
     for label, method in methods.items():
-        for phase in _uploading(method):
+        for phase in list_upload_phases(method):
             if (reason := reason_to_refuse_secure(phase)) is not None:
                 raise GenfedError(f"[secure]: phase {phase.name} of {label} cannot be aggregated securely: {reason}")
-        for phase, asked in _rounds(method, shards.clients, config.federation.sample, seed):
+        for phase, asked in Schedule(method, shards.clients, config.federation.sample, seed).different_uploads():
             for group, count in Counter(name for info in asked for name in list_groups(phase.aggregate, info)).items():
                 if count < how.minimum_group:
                     raise GenfedError(
@@ -87,7 +92,7 @@ def _check_attack(config: Config, shards: FederatedData, phases: Mapping[str, Se
 def _check_groups(label: str, config: Config, method: Method[Any], shards: FederatedData, seed: int) -> None:
     rule = config.aggregation
     assert rule is not None
-    for phase, asked in _rounds(method, shards.clients, config.federation.sample, seed):
+    for phase, asked in Schedule(method, shards.clients, config.federation.sample, seed).different_uploads():
         for name, mean in select_means(phase.aggregate).items():
             for group, count in Counter(mean.group(info) for info in asked).items():
                 _check_group(rule, count, f"{label}, phase {phase.name}, {name}{f' of {group}' if group else ''}")
@@ -100,16 +105,70 @@ def _check_group(rule: AggregationRule, count: int, where: str) -> None:
         raise GenfedError(f"{where}: {error}") from None
 
 
-def _rounds(
-    method: Method[Any], clients: Sequence[ClientInfo], sample: float, seed: int
-) -> Iterator[tuple[Phase[Any], Sequence[ClientInfo]]]:
-    """`plan_rounds`; where everybody takes part, the first round of a phase stands for all of them."""
-    seen: set[str] = set()
-    for phase, asked in plan_rounds(method, clients, sample, seed):
-        if sample < 1 or phase.name not in seen:
-            yield phase, asked
-        seen.add(phase.name)
+def check_client_privacy(config: Config, clients: Sequence[ClientInfo], seed: int) -> None:
+    """Refuses before training what client-level privacy does not cover, or a budget that would be passed.
+
+    Raises:
+        GenfedError: Opacus is missing, or a method or setting that does not go with it.
+    """
+    if (how := config.client_privacy) is None:
+        return
+    for name, why in (
+        ("aggregation", "stands in the place of the means that get the noise"),
+        ("privacy", "protects examples; both together are not built"),
+    ):
+        if getattr(config, name) is not None:
+            raise GenfedError(f"[client_privacy] with [{name}], which {why}: leave one of them out")
+    first = seed == config.seeds[0]
+    if first:
+        warn_of_weak_privacy(how, len(clients), f"there are {len(clients)} clients", "a client")
+    schedules = {
+        label: Schedule(method, tuple(clients), config.federation.sample, seed)
+        for label, method in config.method.items()
+        if not method.pooled
+    }
+    check_client_level(how, schedules, config.secure.minimum_group if config.secure else None, warns=first)
 
 
-def _uploading(method: Method[Any]) -> list[Phase[Any]]:
-    return [phase for phase in flatten_phases(method.phases()) if phase.aggregate]
+def check_example_privacy(
+    config: Config,
+    task: Task,
+    clients: Sequence[ClientInfo],
+    new_network: NewNetwork,
+    x: torch.Tensor | None = None,
+) -> None:
+    """Refuses before training what example-level privacy does not cover. A site's own architecture is tried at the
+    site, unless there are examples.
+
+    Args:
+        config: of the run.
+        task: the task of the clients' examples.
+        clients: of one seed.
+        new_network: makes classifiers.
+        x: two examples, as a network takes them. None: noise stands for them.
+
+    Raises:
+        GenfedError: Opacus is missing, or a method, architecture, generator or setting that does not go with it.
+    """
+    if (how := config.privacy) is None:
+        return
+    most = max(info.examples for info in clients)
+    warn_of_weak_privacy(how, most, f"a client has {most} examples", "an example")
+
+    def networks() -> Iterator[TrainedNetwork]:
+        for name in sorted({info.architecture for info in clients if x is not None or not info.personal}):
+            yield trained_classifier(name, task, new_network)
+        for method in config.method.values():
+            server = new_server(task, tuple(clients), config.compute, new_network, 0, 0, "check")
+            yield from method.trained_networks(server)
+
+    check_example_level(config.method, networks(), config.compute.precision, x)
+
+
+def trained_classifier(architecture: str, task: Task, new_network: NewNetwork) -> TrainedNetwork:
+    """Returns a new classifier, as differential privacy checks it."""
+    network = new_network(architecture, task, torch.Generator().manual_seed(0))
+    other = f"{architecture.removesuffix('-bn')}-gn"
+    known = other in Architectures().names()
+    remedy = f'use "{other}"' if known else "put nn.GroupNorm in its place"
+    return TrainedNetwork(f"architecture {architecture}", network, task, remedy=remedy)

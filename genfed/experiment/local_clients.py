@@ -18,7 +18,6 @@ from genfed.config.settings import Config
 from genfed.core.aggregate import ClientInfo
 from genfed.core.federated_data import FederatedData
 from genfed.core.phase import flatten_phases
-from genfed.core.privacy import BudgetKeeper
 from genfed.core.record import load, save
 from genfed.data.dataset import Dataset
 from genfed.data.features import write_encoder
@@ -33,9 +32,10 @@ from genfed.experiment.environment import count_workers
 from genfed.experiment.evaluation import add_evaluation
 from genfed.experiment.run_folder import RunFolder
 from genfed.experiment.trial import Trial, new_trial, trial_server
-from genfed.privacy import client_level, example_level
+from genfed.experiment.uploads import with_client_noise
 from genfed.privacy.accounting import Mechanism
 from genfed.privacy.example_level import TrialBudget
+from genfed.privacy.ledger import Charge
 from genfed.report.results import EVALUATE
 from genfed.secure_aggregation.protocol import make_secure
 
@@ -72,7 +72,7 @@ class LocalClients:
 
     def spent(self, trial: Trial) -> Mapping[int, Sequence[Mechanism]]:
         """See `FederationClients`."""
-        return example_level.read_charges(trial)
+        return trial.spent()
 
     def done(self, seed: int) -> None:
         """See `FederationClients`."""
@@ -124,8 +124,10 @@ def open_worker_pool(config: Config, folder: RunFolder) -> Iterator[WorkerPool |
             yield workers
 
 
-def new_runner(trial: Trial, guard: BudgetKeeper | None = None) -> ClientRunner:
-    """Returns where the trial's clients work. `guard` keeps their privacy budgets. None: as [privacy] sets them."""
+def new_runner(trial: Trial, charge_site: Callable[[tuple[Charge, ...]], None] | None = None) -> ClientRunner:
+    """Returns where the trial's clients work. `charge_site`: charges the site that a client is, too. None: it has no
+    budget of its own.
+    """
     held_out = trial.shards.held_out.to(torch.device(trial.compute.device))
     triggered = trial.attack.triggered(held_out, trial.shards.task) if trial.attack else None
     # The accuracy on a personal test set is weighted by the client's classes: several of them reveal its share of each.
@@ -135,8 +137,7 @@ def new_runner(trial: Trial, guard: BudgetKeeper | None = None) -> ClientRunner:
         for phase in flatten_phases(trial.method.phases()):
             if phase.aggregate and phase.name in phases:
                 del phases[phase.name]  # no request can get the upload without masks
-                noised = client_level.distribute_noise(phase, trial) if trial.client_privacy else phase
-                phases |= {part.name: part for part in make_secure(noised, trial.secure)}
+                phases |= {part.name: part for part in make_secure(with_client_noise(phase, trial), trial.secure)}
     attack = trial.attack
     behaviors = dict.fromkeys(attack.attackers(trial.shards.clients, trial.seed), attack) if attack else {}
     return ClientRunner(
@@ -146,8 +147,17 @@ def new_runner(trial: Trial, guard: BudgetKeeper | None = None) -> ClientRunner:
         trial.seed,
         ClientRuntime(trial.new_network, trial.compute.device, trial.compute.precision, trial.counts_flops),
         behaviors,
-        (guard or TrialBudget(trial)) if trial.privacy else None,
+        new_budget(trial, charge_site),
     )
+
+
+def new_budget(trial: Trial, charge_site: Callable[[tuple[Charge, ...]], None] | None) -> TrialBudget | None:
+    """Returns the clients' budgets. None: a trial without example-level privacy. `charge_site`: as in `new_runner`."""
+    if trial.privacy is None:
+        return None
+    examples = {info.id: info.examples for info in trial.shards.clients}
+    declared = trial.method.private_trainings() or {}
+    return TrialBudget(trial.privacy, trial.settle_plan(), declared, trial.seed, examples, charge_site)
 
 
 def load_classifier(trial: Trial, at: Checkpoint[Any], info: ClientInfo) -> nn.Module:

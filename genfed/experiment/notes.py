@@ -8,7 +8,7 @@ from genfed.config import registry
 from genfed.config.settings import Config
 from genfed.core.aggregate import ClientInfo, select_means
 from genfed.core.method import Method
-from genfed.experiment.compatibility import _uploading
+from genfed.core.schedule import list_upload_phases
 from genfed.report.results import TrialResult
 
 
@@ -57,7 +57,7 @@ def _other_uploads(label: str, method: Method[Any], kind: str) -> Iterator[str]:
     if method.pooled:
         return
     fields: dict[str, None] = {}
-    for phase in _uploading(method):
+    for phase in list_upload_phases(method):
         means = select_means(phase.aggregate)
         fields |= {name: None for name in phase.aggregate if name not in means}
     if fields:

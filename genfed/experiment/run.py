@@ -32,8 +32,6 @@ from genfed.experiment.progress import Progress
 from genfed.experiment.run_folder import OnExisting, RunFolder, RunStart, default_folder
 from genfed.experiment.trial import Trial, new_trial
 from genfed.experiment.trial_loop import TrialLoop
-from genfed.privacy import client_level, example_level
-from genfed.privacy import compatibility as privacy_compatibility
 from genfed.privacy.accounting import Mechanism
 from genfed.report.metrics_log import MetricsLog, read_metrics, retain_metrics
 from genfed.report.page import build_page
@@ -91,9 +89,9 @@ def _checked_inputs(config: Config, dataset: Dataset) -> RunInputs:
         checks.check_clients(config, shards, architectures.new)
         generator_quality.check_generator_quality(config.quality, config.method, shards, architectures.new)
         compatibility.check_compatibility(config, shards, seed)
-        client_level.check(config, shards.clients, seed)
+        compatibility.check_client_privacy(config, shards.clients, seed)
     examples = normalize_pixels(shards.train.x[:2])
-    privacy_compatibility.check(config, dataset.task, shards.clients, architectures.new, examples)
+    compatibility.check_example_privacy(config, dataset.task, shards.clients, architectures.new, examples)
     return RunInputs(config, dataset.task, shards.clients, dict.fromkeys(config.seeds, architectures), public)
 
 
@@ -200,7 +198,7 @@ class _SeedTrials:
             trial = self._new_trial(label)
             loop = TrialLoop(trial, self._clients.engine(trial), self._record, self._notify)
             state = loop.finish()
-            outcomes.add_guarantee(trial, example_level.guarantee_of(trial, self._clients.spent(trial)))
+            outcomes.add_guarantee(trial, trial.guarantee(self._clients.spent(trial)))
             self._measure_generator(trial, loop, state)
             if self._seed == self._inputs.config.seeds[0]:
                 outcomes.show_trial(trial, state)
@@ -217,7 +215,8 @@ class _SeedTrials:
             fingerprint=self._fingerprint,
             public=self._inputs.public,
         )
-        example_level.settle_noise_by_client(trial)  # before workers would, each for itself
+        if trial.privacy or trial.client_privacy:
+            trial.settle_plan()  # before workers would, each for itself
         return trial
 
     def _measure_generator(self, trial: Trial, loop: TrialLoop, state: Any) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,14 +15,21 @@ from genfed.config.reader import decisive_settings
 from genfed.config.settings import Compute, Config, Federation
 from genfed.core.aggregate import ClientInfo
 from genfed.core.client import Server
+from genfed.core.errors import GenfedError
 from genfed.core.federated_data import FederatedData
 from genfed.core.method import Method
 from genfed.core.rng import stream
+from genfed.core.schedule import Schedule
 from genfed.core.store import FolderStore, MemoryStore, Store
 from genfed.core.task import Task
 from genfed.engines.client_runner import NewNetwork
 from genfed.experiment import partitioning
 from genfed.experiment.run_folder import RunFolder
+from genfed.privacy.accounting import Mechanism
+from genfed.privacy.client_level import ClientLevelPrivacy
+from genfed.privacy.example_level import example_level_guarantee, read_charges
+from genfed.privacy.guarantee import PrivacyGuarantee
+from genfed.privacy.plan import PrivacyPlan, settle_plan
 from genfed.privacy.settings import ClientPrivacy, Privacy
 from genfed.robustness.attack import Attack
 from genfed.robustness.robust_mean import AggregationRule
@@ -61,6 +69,47 @@ class Trial:
     """Differential privacy that protects every example. None: no such protection."""
     client_privacy: ClientPrivacy | None = None
     """Differential privacy that protects every client. None: no such protection."""
+
+    @property
+    def schedule(self) -> Schedule:
+        """The clients of each of its rounds."""
+        return Schedule(self.method, self.shards.clients, self.federation.sample, self.seed)
+
+    def settle_plan(self) -> PrivacyPlan:
+        """Returns the noise of a private trial, which is written down when this is first called.
+
+        Raises:
+            GenfedError: it cannot be planned, or no noise suffices.
+        """
+        how = self.privacy or self.client_privacy
+        assert how is not None
+        try:
+            return settle_plan(self.folder, how, self.schedule)
+        except GenfedError as error:
+            raise GenfedError(f"{self.label}: {error}") from None
+
+    def client_level(self) -> ClientLevelPrivacy | None:
+        """Returns the noise of its rounds and the ledger of what was released. None: clients are not protected."""
+        if self.client_privacy is None:
+            return None
+        return ClientLevelPrivacy(self.client_privacy, self.settle_plan(), self.schedule, self.folder)
+
+    def spent(self) -> dict[int, list[Mechanism]]:
+        """Returns what its folder says that each client was charged."""
+        return read_charges(self.folder, [info.id for info in self.shards.clients])
+
+    def guarantee(self, spent: Mapping[int, Sequence[Mechanism]] | None = None) -> PrivacyGuarantee | None:
+        """Returns what protects it, by what clients were charged. None: it is not private.
+
+        Args:
+            spent: what each client was charged. None: what its folder says.
+        """
+        if (clients := self.client_level()) is not None:
+            return clients.guarantee(distributed=self.secure is not None)
+        if self.privacy is None:
+            return None
+        spent = self.spent() if spent is None else spent
+        return example_level_guarantee(self.privacy, self.settle_plan(), spent, pooled=self.method.pooled)
 
     def place(self, step: int) -> int:
         """Returns the number of a step among all in which clients work; each exchange of secure aggregation is one."""

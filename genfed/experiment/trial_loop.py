@@ -1,6 +1,5 @@
 """The loop over the rounds of one trial, with a checkpoint after each."""
 
-import functools
 import logging
 import time
 from collections import Counter
@@ -9,22 +8,20 @@ from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
-from genfed.core.aggregate import ClientInfo
+from genfed.core.client import Server
 from genfed.core.errors import GenfedError
 from genfed.core.phase import Phase, Reduced, flatten_phases
-from genfed.core.record import pack, save, unpack
-from genfed.core.schedule import select_participants
+from genfed.core.record import save
 from genfed.core.store import FolderStore
 from genfed.engines.messages import RoundId
-from genfed.engines.round import Engine, Round
+from genfed.engines.round import Engine, OpenRound, RoundRequest
 from genfed.experiment.checkpoint import Checkpoint, read_checkpoint
 from genfed.experiment.evaluation import add_evaluation
 from genfed.experiment.progress import Progress
 from genfed.experiment.trial import Trial, trial_server
-from genfed.privacy.client_level import ClientLevelPrivacy, distribute_noise
+from genfed.experiment.uploads import uploads_by_phase, with_client_noise
 from genfed.report.results import EVALUATE, TRIGGERED, Row
 from genfed.robustness.robust_mean import make_robust
-from genfed.secure_aggregation.round import SecureRound
 
 log = logging.getLogger(__name__)
 
@@ -43,9 +40,12 @@ class TrialLoop:
         whenever a client has answered.
         """
         self._trial, self._engine, self._record, self._notify = trial, engine, record, notify
-        self._plan = tuple(make_robust(phase, trial.aggregation) for phase in flatten_phases(trial.method.phases()))
-        self._phases = add_evaluation(trial.method, trial.shards.held_out)
-        self._central = ClientLevelPrivacy(trial) if trial.client_privacy else None
+        self._plan = tuple(
+            with_client_noise(make_robust(phase, trial.aggregation), trial)
+            for phase in flatten_phases(trial.method.phases())
+        )
+        self._scoring = add_evaluation(trial.method, trial.shards.held_out)[EVALUATE]
+        self._uploads = uploads_by_phase(trial, (*self._plan, self._scoring))
         self._accuracy: float | None = None
         self._took: dict[str, list[float]] = {}
         self.step = 0
@@ -92,7 +92,7 @@ class TrialLoop:
         return at
 
     def _round(self, at: Checkpoint[Any], phase: Phase[Any], number: int) -> Checkpoint[Any]:
-        state, rows = self._ask(phase, RoundId(phase.name, number, at.step), at)
+        state, rows = self._run_round(phase, RoundId(phase.name, number, at.step), at)
         at = replace(at, step=at.step + 1, state=state)
         every = self._trial.evaluate_every
         if every and phase.changes_classifier and (number + 1) % every == 0:
@@ -102,7 +102,7 @@ class TrialLoop:
         return at
 
     def _evaluated(self, at: Checkpoint[Any]) -> tuple[Checkpoint[Any], list[dict[str, Any]]]:
-        _, rows = self._ask(self._phases[EVALUATE], RoundId(EVALUATE, at.evaluations, at.step), at)
+        _, rows = self._run_round(self._scoring, RoundId(EVALUATE, at.evaluations, at.step), at)
         scores = [sum(row["correct"]) / sum(row["total"]) for row in rows if row["client"] is not None]
         self._accuracy = sum(scores) / len(scores)
         return replace(at, evaluations=at.evaluations + 1, scored=at.step), rows
@@ -112,75 +112,64 @@ class TrialLoop:
         save(at, self._trial.folder / "state.safetensors")
         FolderStore(self._trial.folder).retain(at.state)
 
-    def _ask(self, phase: Phase[Any], step: RoundId, at: Checkpoint[Any]) -> tuple[Any, list[dict[str, Any]]]:
-        trial = self._trial
-        head: dict[str, Any] = {"method": trial.label, "seed": trial.seed}
-        head |= {"step": step.number, "phase": step.phase, "round": step.round}
-        server = replace(
-            trial_server(trial, step.round, step.phase, step.round, "update"),
-            store=FolderStore(trial.folder, step.phase, step.round),
-        )
+    def _run_round(self, phase: Phase[Any], round_id: RoundId, at: Checkpoint[Any]) -> tuple[Any, list[dict[str, Any]]]:
+        """Returns the state after a round, and the rows of the log: one of each client, and one of the round."""
+        trial, path = self._trial, (round_id.phase, round_id.round)
+        server = replace(trial_server(trial, path[1], *path, "update"), store=FolderStore(trial.folder, *path))
         if phase.work is None:
-            self._tell(at, phase, step, 0, 0)
-            started = time.perf_counter()
-            state = phase.update(server, at.state, Reduced({}, ()))
-            return state, [head | {"client": None, "seconds": time.perf_counter() - started, "failed": {}}]
-        # Everybody is scored, whoever took part; and a ceiling is no federation that could be sampled.
-        sample = 1.0 if phase.scores or trial.method.pooled else trial.federation.sample
-        uploads = phase.aggregate and not phase.scores
-        drawn = self._central.draw_secretly(step) if self._central and uploads else None
-        if drawn is None:
-            asked = select_participants(trial.shards.clients, sample, trial.seed, step.phase, step.round)
-        else:
-            asked = drawn
-        sender = trial_server(self._trial, step.round, step.phase, step.round, "send")
-        placed = replace(step, number=trial.place(step.number))
-        quorum = trial.federation.quorum
-        fold = None
-        charge = None
-        if self._central and uploads and trial.secure:
-            self._central.admit(step, asked)  # before clients train for nothing
-            phase = distribute_noise(phase, trial)
-            charge = functools.partial(self._central.charge_sum, step, asked)
-        elif self._central and uploads:
+            return self._run_on_server(phase, round_id, at, server)
+        uploads = self._uploads[phase.name]
+        sender, first_step = trial_server(trial, path[1], *path, "send"), trial.place(round_id.number)
+        clients = uploads.participants(round_id)
+        round_ = uploads.open(RoundRequest(self._engine, phase, round_id, first_step, sender, at.state, clients))
+        rows = self._client_rows(phase, round_id, at, round_, len(clients))
+        reduced = round_.reduced
+        if phase.scores:
+            self._add_scores(rows, reduced)
+        failed = {str(client): reason for client, reason in sorted(round_.failures.items())}
+        whole = self._head(round_id) | {"client": None, "seconds": round(round_.seconds, 6), "failed": failed}
+        if lost := self._engine.lost():
+            whole["lost"] = lost
+        return phase.update(server, at.state, reduced), [*rows, whole]
 
-            def sent_to(info: ClientInfo) -> Any:
-                assert phase.send is not None
-                return unpack(phase.wire_types.sent, pack(phase.send(sender, at.state, info)))
+    def _run_on_server(
+        self, phase: Phase[Any], round_id: RoundId, at: Checkpoint[Any], server: Server
+    ) -> tuple[Any, list[dict[str, Any]]]:
+        self._tell(at, phase, round_id, 0, 0)
+        started = time.perf_counter()
+        state = phase.update(server, at.state, Reduced({}, ()))
+        whole: dict[str, Any] = {"client": None, "seconds": time.perf_counter() - started, "failed": {}}
+        return state, [self._head(round_id) | whole]
 
-            fold = self._central.fold(phase, step, asked, sent_to)
-        ask = (
-            SecureRound(self._engine, phase, placed, sender, at.state, asked, quorum, trial.secure, charge)
-            if trial.secure and uploads
-            else Round(self._engine, phase, placed, sender, at.state, asked, quorum if drawn is None else None, fold)
-        )
-        rows: list[dict[str, Any]] = []
-        self._tell(at, phase, step, 0, len(asked))
-        for done in ask:
+    def _client_rows(
+        self, phase: Phase[Any], round_id: RoundId, at: Checkpoint[Any], round_: OpenRound, clients: int
+    ) -> list[dict[str, Any]]:
+        """Runs a round of that many clients; returns a row of each that answered, by id."""
+        trial, rows = self._trial, list[dict[str, Any]]()
+        self._tell(at, phase, round_id, 0, clients)
+        for done in round_:
             about = {"client": done.info.id, "architecture": done.info.architecture, "examples": done.info.examples}
             costs = {"up_bytes": done.up_bytes, "down_bytes": done.down_bytes, "seconds": round(done.seconds, 6)}
             metrics = done.metrics
             if phase.scores:  # its rows have columns that a metric of another name could pass for
                 metrics = {name: value for name, value in metrics.items() if name == TRIGGERED and trial.attack}
-            rows.append(metrics | head | about | costs)  # a metric cannot pass for one of these
-            self._tell(at, phase, step, len(rows), len(asked))
-        rows.sort(key=lambda row: int(row["client"]))
-        for client, reason in sorted(ask.failures.items()):
-            log.warning("%s, seed %d: client %d left out of %s: %s", trial.label, trial.seed, client, step, reason)
-        reduced = ask.reduced
-        if phase.scores:
-            for row in rows:
-                row |= {name: reduced[name][row["client"]].tolist() for name in ("correct", "total")}
-                own = reduced["own_accuracy"][row["client"]]
-                row["own"] = fmean(own.values()) if own else None
-                if trial.method.pooled:
-                    row["own_of"] = own  # by client of the federation
-        failed = {str(client): reason for client, reason in sorted(ask.failures.items())}
-        whole: dict[str, Any] = {"client": None, "seconds": round(ask.seconds, 6), "failed": failed}
-        if lost := self._engine.lost():
-            whole["lost"] = lost
-        rows.append(head | whole)
-        return phase.update(server, at.state, reduced), rows
+            rows.append(metrics | self._head(round_id) | about | costs)  # a metric cannot pass for one of these
+            self._tell(at, phase, round_id, len(rows), clients)
+        for client, reason in sorted(round_.failures.items()):
+            log.warning("%s, seed %d: client %d left out of %s: %s", trial.label, trial.seed, client, round_id, reason)
+        return sorted(rows, key=lambda row: int(row["client"]))
+
+    def _add_scores(self, rows: Sequence[dict[str, Any]], reduced: Reduced) -> None:
+        for row in rows:
+            row |= {name: reduced[name][row["client"]].tolist() for name in ("correct", "total")}
+            own = reduced["own_accuracy"][row["client"]]
+            row["own"] = fmean(own.values()) if own else None
+            if self._trial.method.pooled:
+                row["own_of"] = own  # by client of the federation
+
+    def _head(self, round_id: RoundId) -> dict[str, Any]:
+        head = {"method": self._trial.label, "seed": self._trial.seed}
+        return head | {"step": round_id.number, "phase": round_id.phase, "round": round_id.round}
 
     def _tell(self, at: Checkpoint[Any], phase: Phase[Any], step: RoundId, client: int, clients: int) -> None:
         plan = self._plan

@@ -85,7 +85,14 @@ class Conditions(ABC):
 
     @abstractmethod
     def predict(self, network: nn.Module, z: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        """Returns the network's output for z at steps t under the condition."""
+        """Returns the network's output.
+
+        Args:
+            network: The network.
+            z: The noisy examples [n, C, H, W].
+            t: The step of each [n].
+            condition: The condition of each [n, …].
+        """
 
 
 @dataclass(frozen=True)

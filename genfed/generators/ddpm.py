@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from genfed.core.errors import GenfedError
+from genfed.core.errors import GenfedError, require
 from genfed.core.rng import seeded
 from genfed.core.settings import settings
 from genfed.core.task import Task
@@ -170,8 +170,7 @@ class DDPMNetwork(GeneratorNetwork):
 
 
 def _import_diffusers() -> Any:
-    try:
-        import diffusers  # takes seconds
-    except ImportError:
-        raise GenfedError("""generator ddpm needs the extra "diffusers": pip install 'genfed[diffusers]'""") from None
+    require("diffusers", extra="diffusers", what="generator ddpm")
+    import diffusers  # takes seconds
+
     return diffusers

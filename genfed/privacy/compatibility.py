@@ -1,60 +1,52 @@
-"""Refuses before training what DP-SGD does not cover."""
+"""Refuses before training what differential privacy does not cover."""
 
-from collections.abc import Callable, Mapping, Sequence
+import logging
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from genfed.config.architectures import Architectures
-from genfed.config.settings import Config
-from genfed.core.aggregate import ClientInfo
-from genfed.core.errors import GenfedError, first_line
+from genfed.core.aggregate import list_groups, select_means
+from genfed.core.errors import GenfedError, first_line, require
 from genfed.core.method import Method, TrainedNetwork
 from genfed.core.phase import Phase, flatten_phases
-from genfed.core.task import Task
-from genfed.engines.client_runner import NewNetwork
-from genfed.experiment.trial import new_server
-from genfed.generators.generator import GeneratorNetwork
-from genfed.privacy.accounting import warn_of_weak_privacy
+from genfed.core.schedule import Schedule, list_upload_phases
+from genfed.privacy.per_example_gradients import check_alone, check_layers, check_trained
+from genfed.privacy.plan import count_charged_rounds, expected_participants, plan_client_noise
+from genfed.privacy.settings import ClientPrivacy
 from genfed.training.classifier import Training
 from genfed.training.fit import Objective, cross_entropy
 
+log = logging.getLogger(__name__)
 
-def check(
-    config: Config,
-    task: Task,
-    clients: Sequence[ClientInfo],
-    new_network: NewNetwork,
-    x: torch.Tensor | None = None,
+
+# Example level.
+
+
+def check_example_level(
+    methods: Mapping[str, Method[Any]], networks: Iterable[TrainedNetwork], precision: str, x: Tensor | None = None
 ) -> None:
-    """Refuses before training what differential privacy does not cover. `x`: two examples, as a network takes them;
-    None: noise stands for them. A site's own architecture is tried at the site (`check_architecture`).
+    """Refuses what DP-SGD does not cover.
+
+    Args:
+        methods: by label.
+        networks: all that clients train on their examples.
+        precision: of clients' arithmetic.
+        x: two examples, as a network takes them. None, and for networks that take other examples: noise.
 
     Raises:
-        GenfedError: Opacus is missing, or a method, architecture, generator or setting that does not go with it.
+        GenfedError: Opacus is missing, or a method, network or precision that does not go with it.
     """
-    if (privacy := config.privacy) is None:
-        return
-    from genfed.privacy.per_example_gradients import _opacus
-
-    _opacus()
-    check_precision(config.compute.precision)
-    most = max(info.examples for info in clients)
-    warn_of_weak_privacy(privacy, most, f"a client has {most} examples", "an example")
-    for label, method in config.method.items():
+    require("opacus", extra="privacy", what="[privacy]")
+    check_precision(precision)
+    for label, method in methods.items():
         check_method(label, method)
-    for name in sorted({info.architecture for info in clients if x is not None or not info.personal}):
-        check_architecture(name, task, new_network, x)
-    for method in config.method.values():
-        server = new_server(task, tuple(clients), config.compute, new_network, 0, 0, "check")
-        for each in method.trained_networks(server):
-            words = (
-                'set norm = "group" for it'
-                if isinstance(each.network, GeneratorNetwork)
-                else "nn.GroupNorm can stand there"
-            )
-            each.network.to(server.device)
-            _check(each.name, each, x if each.task.shape == task.shape else None, words)
+    for each in networks:
+        check_network(each, x)
 
 
 def check_precision(precision: str) -> None:
@@ -67,32 +59,22 @@ def check_precision(precision: str) -> None:
         raise GenfedError(f'compute.precision = "{precision}": under [privacy] "float32" alone is allowed')
 
 
-def check_architecture(name: str, task: Task, new_network: NewNetwork, x: torch.Tensor | None = None) -> None:
-    """Refuses a classifier that cannot be trained by DP-SGD; `x` as in `check`.
-
-    Raises:
-        GenfedError: says why.
-    """
-    network = new_network(name, task, torch.Generator().manual_seed(0))
-    _check(f"architecture {name}", TrainedNetwork(f"architecture {name}", network, task), x, _grouped(name))
-
-
 def check_method(label: str, method: Method[Any]) -> None:
     """Refuses a method whose clients use their examples in ways that DP-SGD does not cover.
 
     Raises:
         GenfedError: it does, or does not say.
     """
-    uses = method.private_trainings()
+    declared = method.private_trainings()
     working = {phase.name: phase for phase in flatten_phases(method.phases()) if phase.work is not None}
-    if uses is None or not _declared(type(method), working):
+    if declared is None or not _declared(type(method), working):
         what = (
             f"its clients upload {method.unprotected_upload}"
             if method.unprotected_upload
             else "it does not say what its clients train (Method.private_trainings)"
         )
         raise GenfedError(f"{label} cannot be run under [privacy]: {what}, which DP-SGD does not cover")
-    if unsaid := working.keys() - uses.keys():
+    if unsaid := working.keys() - declared.keys():
         raise GenfedError(f"{label} cannot be run under [privacy]: it does not say what phase {min(unsaid)!r} trains")
     for name in type(method).__dataclass_fields__:  # type: ignore[attr-defined]
         training = getattr(method, name)
@@ -103,7 +85,7 @@ def check_method(label: str, method: Method[Any]) -> None:
 
 
 def _declared(cls: type[Any], working: Mapping[str, Phase[Any]]) -> bool:
-    """Whether whoever declares `uses` knew the phases and the work: no class below it brings its own."""
+    """Whether the class with `private_trainings` also has the phases and the work: no class below it brings its own."""
     order = cls.__mro__
 
     def place(name: str) -> int:
@@ -119,32 +101,99 @@ def _declared(cls: type[Any], working: Mapping[str, Phase[Any]]) -> bool:
     return all(place(name) >= place("private_trainings") for name in names)
 
 
-def _check(what: str, each: TrainedNetwork, x: torch.Tensor | None, instead: str) -> None:
-    from genfed.privacy.per_example_gradients import check_alone, check_layers, check_trained
+def check_network(each: TrainedNetwork, x: Tensor | None = None) -> None:
+    """Refuses a network that cannot be trained by DP-SGD; `x` as in `check_example_level`.
 
-    network = each.network
+    Raises:
+        GenfedError: says why.
+    """
+    network = each.network.train()
     device = next(network.parameters()).device
-    noise = torch.rand(2, *each.task.shape, generator=torch.Generator().manual_seed(0))
-    x = (noise if x is None else x).to(device)
-    y = torch.arange(2, device=device) % len(each.task.classes)
+    if x is None or x.shape[1:] != each.task.shape:
+        x = torch.rand(2, *each.task.shape, generator=torch.Generator().manual_seed(0))
+    x, y = x.to(device), torch.arange(2, device=device) % len(each.task.classes)
     try:
         check_layers(network)
     except GenfedError as error:
-        raise GenfedError(f"{what} cannot be trained under [privacy]: {error}; {instead}") from None
+        raise GenfedError(f"{each.name} cannot be trained under [privacy]: {error}; {each.remedy}") from None
+    objectives = each.objectives
     try:
-        if isinstance(network, GeneratorNetwork):
-            players = [player for player in network.train().objectives() if player.sees_data]
-        else:
-            players = [
-                Objective(cross_entropy(network), torch.optim.SGD(network.train().parameters(), 0.1), network=network)
+        if not objectives:
+            objectives = [
+                Objective(cross_entropy(network), torch.optim.SGD(network.parameters(), 0.1), network=network)
             ]
             check_alone(network, x)
-        for player in players:
-            check_trained(player, x, y)
+        for objective in objectives:
+            if objective.sees_data:
+                check_trained(objective, x, y)
     except GenfedError as error:
-        raise GenfedError(f"{what} cannot be trained under [privacy]: {first_line(error)}") from None
+        raise GenfedError(f"{each.name} cannot be trained under [privacy]: {first_line(error)}") from None
 
 
-def _grouped(name: str) -> str:
-    other = f"{name.removesuffix('-bn')}-gn"
-    return f'use "{other}"' if other in Architectures().names() else "put nn.GroupNorm in its place"
+# Client level.
+
+
+def check_client_level(
+    how: ClientPrivacy, schedules: Mapping[str, Schedule], minimum_group: int | None, *, warns: bool
+) -> None:
+    """Refuses what client-level privacy does not cover, or a budget that would be passed.
+
+    Args:
+        how: the settings of client-level privacy.
+        schedules: of each federated method, by label.
+        minimum_group: the fewest clients in a sum of secure aggregation. None: the server adds the noise.
+        warns: whether to warn of more noise than is needed.
+
+    Raises:
+        GenfedError: Opacus is missing, or a method or setting that does not go with it.
+    """
+    require("opacus", extra="privacy", what="[client_privacy]")
+    if minimum_group and how.adaptive:
+        raise GenfedError("client_privacy.adaptive with [secure]: nobody can count the updates that are short enough")
+    if minimum_group and how.secret_sampling:
+        raise GenfedError("client_privacy.secret_sampling with [secure]: clients must know whose masks are in a sum")
+    for label, schedule in schedules.items():
+        if how.secret_sampling and schedule.fraction == 1:
+            raise GenfedError(
+                "client_privacy.secret_sampling: with federation.sample = 1 everybody is asked; set it lower"
+            )
+        for phase in list_upload_phases(schedule.method):
+            if (why := reason_to_refuse(phase, how)) is not None:
+                raise GenfedError(f"{label} cannot be run under [client_privacy]: in phase {phase.name} {why}")
+        try:
+            noise = plan_client_noise(how, schedule)
+            if minimum_group and warns:
+                _warn_of_noise(label, minimum_group, schedule)
+            if how.adaptive and count_charged_rounds(how, schedule) != 0:
+                selected = len(schedule.participants("", 0))
+                how.adaptive.on_updates(noise, expected_participants(how, schedule, selected))
+        except GenfedError as error:
+            raise GenfedError(f"{label}: {error}") from None
+
+
+def _warn_of_noise(label: str, least: int, schedule: Schedule) -> None:
+    """Warns where clients add much more noise than is needed, though none of a method's sums is small."""
+    sums = [
+        Counter(name for info in clients for name in list_groups(phase.aggregate, info))
+        for phase, clients in schedule.different_uploads()
+    ]
+    smallest = min((count for each in sums for count in each.values()), default=0)
+    if (times := math.sqrt(smallest / least)) > 1.5:
+        log.warning(
+            "secure.minimum_group = %d: the noise of so few must do, so the %d of %s add up to %.1f times what is "
+            "needed; raise it as far as clients can be counted on to answer",
+            least, smallest, label, times,
+        )  # fmt: skip
+
+
+def reason_to_refuse(phase: Phase[Any], how: ClientPrivacy) -> str | None:
+    """Returns why the uploads of a phase cannot be protected. None: they can, or there are none."""
+    means = select_means(phase.aggregate)
+    for name, aggregate in phase.aggregate.items():
+        if name not in means and aggregate.linear:
+            return f"the server adds up {name}, of which a client's part has no bound"
+        if name not in means:
+            return f"the server uses every single {name}, and only means of clipped updates get noise"
+        if how.secret_sampling and name not in (field.name for field in fields(phase.wire_types.sent)):
+            return f"{name} is not sent, so that secret_sampling has nothing to release where nobody is asked for it"
+    return None

@@ -16,17 +16,35 @@ from genfed.core.client import Client, Server
 from genfed.core.errors import GenfedError
 from genfed.core.phase import Phase, Reduced, Reply
 from genfed.privacy.clipping import clip_update, subtract, zeros_like
+from genfed.privacy.randomness import os_randomness, seeded_randomness
 
 # differs from the paper: noise is a Gaussian rounded to the steps of secure aggregation (2⁻²⁴), not a discrete one, and
 # nothing is rotated; sums have 64 bits and need neither to be short.
 
 
+def client_randomness(seed: int | None, phase: str) -> Callable[[Client], np.random.Generator]:
+    """Returns what gives each client the randomness of its noise. `seed`: for tests; None: the operating system's."""
+
+    def draws(client: Client) -> np.random.Generator:
+        if seed is None:
+            return os_randomness()
+        return seeded_randomness(seed, phase, client.info.id, int(torch.randint(2**62, (), generator=client.rng)))
+
+    return draws
+
+
 def add_client_noise(
-    phase: Phase[Any], clip: float, noise: float, draws: Callable[[Client], np.random.Generator]
+    phase: Phase[Any], *, clip: float, std: float, draws: Callable[[Client], np.random.Generator]
 ) -> Phase[Any]:
-    """The phase with clients that clip their update, all fields together, to the L2 norm `clip`, and add noise of
-    standard deviation `noise`·`clip` to it; `draws` gives it. Each counts once, whatever weight the method gives it.
-    What is averaged is what was sent plus the update; integers (BatchNorm's counters) stay as sent, or are 0.
+    """Returns the phase with clients that clip their updates and add noise to them. Each client counts once, whatever
+    weight the method gives it. The mean is over what was sent plus the update; integers (BatchNorm's counters) stay as
+    sent, or are 0.
+
+    Args:
+        phase: uploads means alone.
+        clip: the L2 norm that a client's update, all fields together, is clipped to.
+        std: standard deviation of the noise that each client adds.
+        draws: gives a client the randomness of its noise.
 
     Raises:
         GenfedError: something is uploaded that is no mean.
@@ -46,11 +64,11 @@ def add_client_noise(
 
         def told(before: Any, update: Any) -> Any:
             if not isinstance(before, Tensor):
-                return before + by * update + noise * clip * float(random.standard_normal())
+                return before + by * update + std * float(random.standard_normal())
             if not before.is_floating_point():
                 return before
             extra = torch.from_numpy(np.asarray(random.standard_normal(tuple(before.shape)))).to(before.device)
-            return (before.double() + by * update + noise * clip * extra).to(before.dtype)
+            return (before.double() + by * update + std * extra).to(before.dtype)
 
         return Reply(replace(upload, **{name: map_tree(told, origins[name], updates[name]) for name in means}))
 

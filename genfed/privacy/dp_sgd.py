@@ -1,8 +1,10 @@
 """DP-SGD: Abadi, Chu, Goodfellow, McMahan, Mironov, Talwar, Zhang, Deep Learning with Differential Privacy, CCS 2016,
-arXiv 1607.00133, Algorithm 1. Opacus's hooks give every example's gradient; here it is cut, added up and noised.
+arXiv 1607.00133, Algorithm 1. Opacus's hooks give every example's gradient; here they are clipped, added up and
+given noise.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -10,10 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genfed.core.privacy import DeclaredTraining, PrivateTrainer
+from genfed.core.errors import GenfedError
+from genfed.core.privacy import DeclaredTraining, refuse_undeclared
 from genfed.core.rng import seeded
 from genfed.core.task import Data
-from genfed.privacy.per_example_gradients import _hooks_disabled, example_gradients, hook_per_example, parameters_of
+from genfed.privacy.per_example_gradients import example_gradients, hook_per_example, hooks_disabled, parameters_of
 from genfed.training.fit import Objective, train_step
 from genfed.training.pixels import normalize_pixels
 
@@ -21,69 +24,100 @@ AT_ONCE = 2**26
 """Numbers in the gradients of examples that are held at once (256 MB); a batch with more is taken in parts."""
 
 
-def fit_privately(
-    players: Sequence[Objective], data: Data, *, epochs: int, batch_size: int, privacy: PrivateTrainer
-) -> None:
-    """`training.fit.fit` by DP-SGD: batches are Poisson samples, and the mean gradient is one over the expected batch.
-
-    Raises:
-        GenfedError: a network that cannot be trained per example, or a training that was not declared.
+def plan_batches(training: DeclaredTraining, examples: int) -> tuple[float, int]:
+    """Returns the chance of each example to be in a batch, which is one over the batches of an epoch, and the number of
+    batches of the whole training.
     """
-    use, device = DeclaredTraining(epochs, batch_size), data.y.device
-    privacy.begin(use)
-    rate = use.rate(len(data))
-    expected = rate * len(data)
-    # The losses' own draws are not foreseen either: then it does not matter to which example of a batch they go.
-    rng = torch.Generator().manual_seed(int(privacy.draws.integers(2**62)))
-    with seeded(rng), ExitStack() as stack:  # dropout
-        hooks = {id(p): stack.enter_context(hook_per_example(p)) for p in players if p.sees_data}
-        for _ in range(use.steps(len(data))):
-            chosen = torch.from_numpy(np.flatnonzero(privacy.draws.random(len(data)) < rate)).to(device)
-            for player in players:
-                if player.sees_data:
-                    _private_step(player, hooks[id(player)], data, chosen, expected, rng, privacy)
-                else:  # the size of the batch, too, tells of examples
-                    size = max(1, round(expected))
-                    blank = torch.zeros(size, *data.x.shape[1:], device=device)
-                    with _hooks_disabled(list(hooks.values())):
-                        train_step(player, blank, torch.zeros(size, dtype=torch.int64, device=device), rng)
+    epoch = max(1, math.ceil(examples / training.batch_size))
+    return 1 / epoch, training.epochs * epoch
 
 
-def _private_step(
-    player: Objective,
-    hooks: Any,
-    data: Data,
-    rows: Tensor,
-    expected: float,
-    rng: torch.Generator,
-    privacy: PrivateTrainer,
-) -> None:
-    parameters = parameters_of(player)
-    total = [torch.zeros_like(p) for p in parameters]
-    for part in torch.split(rows, max(1, AT_ONCE // sum(p.numel() for p in parameters))) if len(rows) else ():
-        gradients = example_gradients(player, normalize_pixels(data.x[part]), data.y[part], rng)
-        for place, cut in enumerate(clip_and_sum(gradients, privacy.clip)):
-            total[place] += cut
-    scale = privacy.noise_multiplier * privacy.clip
-    for p, gradient in zip(parameters, total, strict=True):
-        p.grad = (gradient + scale * _noise(p, privacy.draws) if scale else gradient) / expected
-    if player.penalty is not None:
-        with _hooks_disabled([hooks]):
-            extra = torch.autograd.grad(player.penalty(), parameters, allow_unused=True)
-        for p, more in zip(parameters, extra, strict=True):
-            if more is not None:
-                assert p.grad is not None
-                p.grad += more
-    player.optimiser.step()
+class DPSGDTrainer:
+    """A `core.privacy.PrivateTrainer` for one client in one round: batches are Poisson samples, and the mean gradient
+    is the noisy sum of clipped gradients over the expected batch size.
+    """
 
+    def __init__(
+        self,
+        clip_norm: float,
+        noise_multiplier: float,
+        draws: np.random.Generator,
+        declared: Iterable[DeclaredTraining],
+    ) -> None:
+        """Takes what one round needs.
 
-def _noise(like: Tensor, draws: np.random.Generator) -> Tensor:
-    return torch.from_numpy(draws.standard_normal(tuple(like.shape), dtype=np.float32)).to(like.device)
+        Args:
+            clip_norm: the L2 norm that the gradient of each example is clipped to.
+            noise_multiplier: standard deviation of the noise divided by `clip_norm`. 0: no noise.
+            draws: the randomness of batches and noise.
+            declared: the trainings that the phase declared; each can be done once.
+        """
+        self._clip_norm, self._noise_multiplier, self._draws = clip_norm, noise_multiplier, draws
+        self._left = [training for training in declared if training.epochs]
+
+    def fit(self, objectives: Sequence[Objective], data: Data, *, epochs: int, batch_size: int) -> None:
+        """See `core.privacy.PrivateTrainer`.
+
+        Raises:
+            GenfedError: a network that cannot be trained per example, or a training that was not declared.
+        """
+        training, device = DeclaredTraining(epochs, batch_size), data.y.device
+        if epochs:
+            if training not in self._left:
+                refuse_undeclared(training)
+            self._left.remove(training)
+        rate, steps = plan_batches(training, len(data))
+        expected = rate * len(data)
+        # The losses' own draws are secret too: then it does not matter to which example of a batch they go.
+        rng = torch.Generator().manual_seed(int(self._draws.integers(2**62)))
+        with seeded(rng), ExitStack() as stack:  # dropout
+            hooks = {id(o): stack.enter_context(hook_per_example(o)) for o in objectives if o.sees_data}
+            for _ in range(steps):
+                chosen = torch.from_numpy(np.flatnonzero(self._draws.random(len(data)) < rate)).to(device)
+                for objective in objectives:
+                    if objective.sees_data:
+                        self._step(objective, hooks[id(objective)], data[chosen], expected, rng)
+                    else:  # the size of the batch would say something of the examples, too
+                        size = max(1, round(expected))
+                        blank = torch.zeros(size, *data.x.shape[1:], device=device)
+                        with hooks_disabled(list(hooks.values())):
+                            train_step(objective, blank, torch.zeros(size, dtype=torch.int64, device=device), rng)
+
+    def finish(self) -> None:
+        """See `core.privacy.PrivateTrainer`."""
+        if self._left:
+            raise GenfedError(f"{self._left[0]} was declared by the method, and not trained by DP-SGD")
+
+    def _step(self, objective: Objective, hooks: Any, batch: Data, expected: float, rng: torch.Generator) -> None:
+        parameters = parameters_of(objective)
+        total = [torch.zeros_like(p) for p in parameters]
+        size = max(1, AT_ONCE // sum(p.numel() for p in parameters))
+        for start in range(0, len(batch), size):
+            part = batch[start : start + size]
+            gradients = example_gradients(objective, normalize_pixels(part.x), part.y, rng)
+            for place, clipped in enumerate(clip_and_sum(gradients, self._clip_norm)):
+                total[place] += clipped
+        scale = self._noise_multiplier * self._clip_norm
+        for p, gradient in zip(parameters, total, strict=True):
+            p.grad = (gradient + scale * self._noise(p) if scale else gradient) / expected
+        if objective.penalty is not None:
+            with hooks_disabled([hooks]):
+                extra = torch.autograd.grad(objective.penalty(), parameters, allow_unused=True)
+            for p, more in zip(parameters, extra, strict=True):
+                if more is not None:
+                    assert p.grad is not None
+                    p.grad += more
+        objective.optimiser.step()
+
+    def _noise(self, like: Tensor) -> Tensor:
+        drawn = self._draws.standard_normal(tuple(like.shape), dtype=np.float32)
+        return torch.from_numpy(drawn).to(like.device)
 
 
 def clip_and_sum(gradients: Sequence[Tensor], clip: float) -> list[Tensor]:
-    """The sum over examples of their gradients, each cut to the norm `clip` over all parameters: of [n, *shape] per
-    parameter, [*shape] each. One that is not finite counts as 0: what fails because of an example tells of it.
+    """Returns the sum over examples of their gradients, each clipped to the norm `clip` over all parameters:
+    [n, *shape] per parameter → [*shape] per parameter. A gradient that is not finite counts as 0, since a failure would
+    say something of its example.
     """
     norms = torch.stack([g.flatten(1).norm(dim=1) for g in gradients]).norm(dim=0)
     if not bool((finite := torch.isfinite(norms)).all()):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from genfed.core.errors import GenfedError
+from genfed.core.errors import GenfedError, require
 from genfed.core.rng import seeded
 from genfed.training.fit import Objective
 
@@ -91,7 +91,8 @@ def _sampler(own: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @contextlib.contextmanager
-def _hooks_disabled(hooks: Sequence[Any]) -> Iterator[None]:
+def hooks_disabled(hooks: Sequence[Any]) -> Iterator[None]:
+    """Inside the block backward passes leave no gradients of single examples."""
     for each in hooks:
         each.disable_hooks()
     try:
@@ -169,10 +170,9 @@ def per_example_parameter(parameter: nn.Parameter, n: int) -> Tensor:
 
 def _opacus() -> Any:
     """Opacus's hooks."""
-    try:
-        from opacus.grad_sample import GradSampleHooks  # takes seconds
-    except ImportError:
-        raise GenfedError("""[privacy] needs the extra "privacy": pip install 'genfed[privacy]'""") from None
+    require("opacus", extra="privacy", what="[privacy]")
+    from opacus.grad_sample import GradSampleHooks  # takes seconds
+
     if (of_maps := GradSampleHooks.GRAD_SAMPLERS[nn.Conv2d]) is not _in_one_piece:
         _in_one_piece.opacus = of_maps  # type: ignore[attr-defined]
         GradSampleHooks.GRAD_SAMPLERS[nn.Conv2d] = _in_one_piece

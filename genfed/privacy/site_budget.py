@@ -1,4 +1,4 @@
-"""What it costs the examples of a site to take part in runs, over all of them together."""
+"""The privacy budget of a site's examples over all runs that the site takes part in."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -7,10 +7,8 @@ from pathlib import Path
 from genfed.core.errors import GenfedError
 from genfed.core.record import load, save
 from genfed.engines.client_storage import lock_folder
-from genfed.experiment.trial import Trial
 from genfed.privacy.accounting import Mechanism, PrivacyLimit, epsilon, fits_budget
-from genfed.privacy.example_level import TrialBudget
-from genfed.privacy.ledger import Charge, Ledger, sum_by_mechanism
+from genfed.privacy.ledger import Charge, sum_by_mechanism
 
 BUDGET = "budget.safetensors"
 """In a site's folder. Whoever deletes it gives the site's examples a new budget."""
@@ -50,28 +48,26 @@ class SiteLedger:
         return SiteLedger(tuple(TrialCharges(p.bill, (*p.charges, *more)) if p.bill == bill else p for p in paid))
 
 
-class SiteBudget(TrialBudget):
-    """The budget of a trial, within that of the site."""
+class SiteBudget:
+    """The budget of a site over all runs, as one trial is charged to it."""
 
-    def __init__(self, trial: Trial, folder: Path, limit: PrivacyLimit, bill: TrialKey) -> None:
+    def __init__(self, folder: Path, limit: PrivacyLimit, trial: TrialKey) -> None:
         """`folder` is the site's."""
-        super().__init__(trial)
-        self._folder, self._limit, self._bill = folder, limit, bill
+        self._folder, self._limit, self._trial = folder, limit, trial
 
-    def keep(self, folder: Path, ledger: Ledger, more: tuple[Charge, ...]) -> None:
-        """See `TrialBudget`; on the site's account first. Killed between the two, it is charged there twice.
+    def charge(self, more: tuple[Charge, ...]) -> None:
+        """Charges the trial, on the disk before this returns.
 
         Raises:
             GenfedError: the site's budget does not hold it; nothing is charged.
         """
         with lock_folder(self._folder):
             account = read_site_ledger(self._folder)
-            after = account.plus(self._bill, more)
+            after = account.plus(self._trial, more)
             if not fits_budget(after.mechanisms(), self._limit):
-                told = _told(account, self._limit)
-                raise GenfedError(f"the site's privacy budget over all runs does not hold it: {told}")
+                spent = _describe_spent(account, self._limit)
+                raise GenfedError(f"the site's privacy budget over all runs does not hold it: {spent}")
             save(after, self._folder / BUDGET)
-        super().keep(folder, ledger, more)
 
 
 def read_site_ledger(folder: Path) -> SiteLedger:
@@ -90,7 +86,7 @@ def check_ahead(folder: Path, limit: PrivacyLimit, ahead: Sequence[Mechanism], b
         come = epsilon(ahead, limit.delta, limit.accountant)
         raise GenfedError(
             f"the site's privacy budget over all runs does not hold this one, which comes to ε = {come:.2f}: "
-            f"{_told(account, limit)}"
+            f"{_describe_spent(account, limit)}"
         )
 
 
@@ -106,6 +102,6 @@ def read_budget_table(folder: Path, limit: PrivacyLimit) -> list[tuple[str, ...]
     return rows
 
 
-def _told(account: SiteLedger, limit: PrivacyLimit) -> str:
+def _describe_spent(account: SiteLedger, limit: PrivacyLimit) -> str:
     spent = epsilon(account.mechanisms(), limit.delta, limit.accountant)
     return f"of ε = {limit.epsilon:g} at δ = {limit.delta:g}, {spent:.2f} is spent"

@@ -18,22 +18,12 @@ try:
     from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
     from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
     from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-except ImportError:  # an extra; `check_cryptography` names it
+except ImportError:  # an extra, which checks ask for before anything is run
     pass
 
 PRIME = 2**521 - 1
 """Modulus of the polynomials whose points are shares; a secret is far smaller."""
 _SHARE = 66  # bytes of one
-
-
-def check_cryptography() -> None:
-    """Refuses to run without the package cryptography.
-
-    Raises:
-        GenfedError: the extra is not installed.
-    """
-    if "X25519PrivateKey" not in globals():
-        raise GenfedError('[secure] needs the package cryptography: pip install "genfed[privacy]"')
 
 
 def new_key_pair() -> tuple[bytes, bytes]:

@@ -1,65 +1,94 @@
 """One round of a phase under secure aggregation: its exchanges, one by one."""
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 from genfed.core.aggregate import ClientInfo
-from genfed.core.client import Server
-from genfed.core.phase import Phase, Reduced
+from genfed.core.phase import Reduced
+from genfed.core.schedule import Schedule
 from genfed.engines.messages import RoundId
-from genfed.engines.round import ClientCost, Engine, Round, check_quorum
+from genfed.engines.round import ClientCost, Round, RoundRequest, check_quorum
 from genfed.secure_aggregation.messages import SecureSession
 from genfed.secure_aggregation.protocol import make_secure
 from genfed.secure_aggregation.settings import SecureAggregation
 
 
-class SecureRound:
-    """What `Round` is to one exchange: iterate over it, then take `reduced` and `failures`."""
+class SumLedger(Protocol):
+    """Keeps account of the sums that are uncovered."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        phase: Phase[Any],
-        step: RoundId,
-        server: Server,
-        state: Any,
-        clients: Sequence[ClientInfo],
-        quorum: float,
-        how: SecureAggregation,
-        charge: Callable[[], None] | None = None,
-    ) -> None:
-        """`quorum` is the fraction of `clients` whose upload must be in the sum. The exchanges take the numbers from
-        that of the step on. `charge` is called before the sum can be uncovered.
+    def admit(self, round_id: RoundId, clients: Sequence[ClientInfo]) -> object:
+        """Refuses a round that could not be charged.
+
+        Raises:
+            GenfedError: it could not.
         """
-        self._engine, self._phase, self._step, self._server, self._state = engine, phase, step, server, state
-        self._clients, self._quorum, self._how, self._charge = clients, quorum, how, charge
+
+    def charge_sum(self, round_id: RoundId, clients: Sequence[ClientInfo]) -> None:
+        """Charges a round.
+
+        Raises:
+            GenfedError: it cannot be charged.
+        """
+
+
+@dataclass(frozen=True)
+class SecureUploads:
+    """`engines.round.Uploads` that are added up under masks."""
+
+    schedule: Schedule
+    quorum: float
+    """Fraction of the participants whose upload must be in the sum."""
+    how: SecureAggregation
+    ledger: SumLedger | None = None
+    """What charges each sum before it is uncovered. None: it costs nothing."""
+
+    def participants(self, round_id: RoundId) -> list[ClientInfo]:
+        """See `Uploads`."""
+        return self.schedule.participants(round_id.phase, round_id.round)
+
+    def open(self, request: RoundRequest) -> "SecureRound":
+        """See `Uploads`."""
+        if self.ledger is not None:
+            self.ledger.admit(request.round_id, request.clients)  # before clients train for nothing
+        return SecureRound(request, self)
+
+
+class SecureRound:
+    """An `engines.round.OpenRound` of several exchanges, which take the numbers from `first_step` on."""
+
+    def __init__(self, request: RoundRequest, uploads: SecureUploads) -> None:
+        self._request, self._uploads = request, uploads
         self._reduced = Reduced({}, ())
         self.failures: dict[int, str] = {}
         self.seconds = 0.0
 
     def __iter__(self) -> Iterator[ClientCost]:
-        session, asked, summed = SecureSession(self._state), list(self._clients), tuple[ClientInfo, ...]()
-        done: dict[int, list[ClientCost]] = {info.id: [] for info in asked}
-        for place, exchange in enumerate(make_secure(self._phase, self._how)):
-            step = RoundId(exchange.name, self._step.round, self._step.number + place)
-            ask = Round(self._engine, exchange, step, self._server, session, asked, 0.0)
-            for each in ask:
+        request, uploads = self._request, self._uploads
+        session, clients, summed = SecureSession(request.state), request.clients, tuple[ClientInfo, ...]()
+        done: dict[int, list[ClientCost]] = {info.id: [] for info in clients}
+        for place, exchange in enumerate(make_secure(request.phase, uploads.how)):
+            round_id = replace(request.round_id, phase=exchange.name)
+            step = request.first_step + place
+            numbered = replace(request, phase=exchange, round_id=round_id, first_step=step)
+            part = Round(replace(numbered, state=session, clients=clients), 0.0)
+            for each in part:
                 done[each.info.id].append(each)
-            self.seconds += ask.seconds
-            reduced = ask.reduced
-            asked = list(reduced.clients)
-            if not session.sums:  # who leaves after its upload is in the sum all the same
-                self.failures |= ask.failures
-            session = exchange.update(self._server, session, reduced)
+            self.seconds += part.seconds
+            reduced = part.reduced
+            clients = reduced.clients
+            if not session.sums:  # a client that leaves after its upload is in the sum all the same
+                self.failures |= part.failures
+            session = exchange.update(request.server, session, reduced)
             if session.sums and not summed:
                 summed = reduced.clients
-                check_quorum(self._step, len(summed), len(self._clients), self._quorum, self.failures)
-                if self._charge is not None:
-                    self._charge()
+                check_quorum(request.round_id, len(summed), len(request.clients), uploads.quorum, self.failures)
+                if uploads.ledger is not None:
+                    uploads.ledger.charge_sum(request.round_id, request.clients)
         self._reduced = Reduced(session.values, summed)
         for info in summed:
             parts = done[info.id]
-            # Of a client nothing is told but what its work cost: a loss would be an upload of its own.
+            # Nothing is reported of a client but what its work cost: a loss would be an upload of its own.
             cost = {name: max(p.metrics.get(name, 0.0) for p in parts) for name in ("flops", "parameters")}
             yield ClientCost(
                 info,
@@ -71,5 +100,5 @@ class SecureRound:
 
     @property
     def reduced(self) -> Reduced:
-        """What the uploads came to; only once it has been iterated over."""
+        """See `OpenRound`."""
         return self._reduced

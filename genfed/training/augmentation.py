@@ -190,12 +190,12 @@ def equalize(x: Tensor, _: Tensor) -> Tensor:
 
 def adjust_color(x: Tensor, factor: Tensor) -> Tensor:
     """Changes the saturation. 0: grey; 1: unchanged; above 1: more colour."""
-    return _blend(_to_grey(x), x, factor)
+    return _blend(_to_gray(x), x, factor)
 
 
 def adjust_contrast(x: Tensor, factor: Tensor) -> Tensor:
     """Changes the contrast. 0: the mean grey; 1: unchanged; above 1: more contrast."""
-    return _blend(_to_grey(x).mean((2, 3), keepdim=True), x, factor)
+    return _blend(_to_gray(x).mean((2, 3), keepdim=True), x, factor)
 
 
 def adjust_brightness(x: Tensor, factor: Tensor) -> Tensor:
@@ -217,7 +217,7 @@ def _blend(other: Tensor, x: Tensor, factor: Tensor) -> Tensor:
     return (other + _expand_amount(factor) * (x - other)).clamp(-1, 1)
 
 
-def _to_grey(x: Tensor) -> Tensor:
+def _to_gray(x: Tensor) -> Tensor:
     weights = [0.299, 0.587, 0.114] if x.shape[1] == 3 else [1 / x.shape[1]] * x.shape[1]
     return (x * torch.tensor(weights, device=x.device).view(-1, 1, 1)).sum(1, keepdim=True)
 
@@ -255,7 +255,7 @@ _AUTOAUGMENT = _AUGMIX | {
     "translate_x": _Operation(translate_x, 0, 10 / 32, True),
     "translate_y": _Operation(translate_y, 0, 10 / 32, True),
     "invert": _Operation(invert),
-    "colour": _Operation(adjust_color, 0.1, 1.9),
+    "color": _Operation(adjust_color, 0.1, 1.9),
     "contrast": _Operation(adjust_contrast, 0.1, 1.9),
     "brightness": _Operation(adjust_brightness, 0.1, 1.9),
     "sharpness": _Operation(adjust_sharpness, 0.1, 1.9),
@@ -284,20 +284,20 @@ POLICIES: tuple[tuple[tuple[str, float, int], tuple[str, float, int]], ...] = (
     (("shear_y", 0.5, 8), ("translate_y", 0.7, 9)),
     (("autocontrast", 0.5, 8), ("equalize", 0.9, 2)),
     (("shear_y", 0.2, 7), ("posterize", 0.3, 7)),
-    (("colour", 0.4, 3), ("brightness", 0.6, 7)),
+    (("color", 0.4, 3), ("brightness", 0.6, 7)),
     (("sharpness", 0.3, 9), ("brightness", 0.7, 9)),
     (("equalize", 0.6, 5), ("equalize", 0.5, 1)),
     (("contrast", 0.6, 7), ("sharpness", 0.6, 5)),
-    (("colour", 0.7, 7), ("translate_x", 0.5, 8)),
+    (("color", 0.7, 7), ("translate_x", 0.5, 8)),
     (("equalize", 0.3, 7), ("autocontrast", 0.4, 8)),
     (("translate_y", 0.4, 3), ("sharpness", 0.2, 6)),
-    (("brightness", 0.9, 6), ("colour", 0.2, 8)),
+    (("brightness", 0.9, 6), ("color", 0.2, 8)),
     (("solarize", 0.5, 2), ("invert", 0.0, 3)),
     (("equalize", 0.2, 0), ("autocontrast", 0.6, 0)),
     (("equalize", 0.2, 8), ("equalize", 0.6, 4)),
-    (("colour", 0.9, 9), ("equalize", 0.6, 6)),
+    (("color", 0.9, 9), ("equalize", 0.6, 6)),
     (("autocontrast", 0.8, 4), ("solarize", 0.2, 8)),
-    (("brightness", 0.1, 3), ("colour", 0.7, 0)),
+    (("brightness", 0.1, 3), ("color", 0.7, 0)),
     (("solarize", 0.4, 5), ("autocontrast", 0.9, 3)),
     (("translate_y", 0.9, 9), ("translate_y", 0.7, 9)),
     (("autocontrast", 0.9, 2), ("solarize", 0.8, 3)),

@@ -1,4 +1,4 @@
-"""Local training: players, each with its parameters, its loss and its optimiser, stepped over batches of data."""
+"""Local training: objectives, each with its parameters, loss and optimizer, stepped over batches of data."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -14,29 +14,29 @@ from genfed.core.task import Data
 from genfed.training.pixels import normalize_pixels
 
 SCALED_AT_ONCE = 16_000_000
-"""Pixels of a client that are held as floats while it trains (64 MB); with more, each batch is scaled by itself."""
+"""Pixels of a client that are held as floats while it trains (64 MB). With more, each batch is scaled by itself."""
 Loss = Callable[[Tensor, Tensor, torch.Generator], Tensor]
 
 
 @dataclass(frozen=True)
 class Objective:
-    """One who minimises its own loss: a classifier, a VAE, or one side of a GAN."""
+    """A loss and the optimizer that minimizes it: of a classifier, a VAE, or one side of a GAN."""
 
     loss: Loss
     """(x [n, *shape] scaled, y [n], rng) → one loss per example [n]."""
     optimiser: torch.optim.Optimizer
-    """Over its own parameters alone."""
+    """Optimizer of this objective's own parameters alone."""
     penalty: Callable[[], Tensor] | None = None
-    """Added to the batch's mean loss; a scalar that does not depend on the batch."""
+    """Scalar that is added to the batch's mean loss and does not depend on the batch."""
     network: nn.Module | None = None
-    """What its parameters are those of; None: it cannot be trained by DP-SGD."""
+    """Network that holds the parameters. None: it cannot be trained by DP-SGD."""
     sees_data: bool = True
-    """False: of x and y its loss takes no more than their number, as the generator of a GAN."""
+    """Whether the loss uses x and y. False: it uses their number alone, as the generator of a GAN does."""
 
 
 def batches(n: int, size: int, rng: torch.Generator) -> Iterator[Tensor]:
-    """Rows of one shuffled epoch, `size` a batch. A last batch of one joins the batch before it, since BatchNorm has
-    no variance of one example; but for size 1, where all are alike.
+    """Yields the rows of one shuffled epoch, `size` a batch. A last batch of one example joins the batch before it,
+    since BatchNorm has no variance of one example; not so if `size` is 1.
     """
     parts = list(torch.split(torch.randperm(n, generator=rng), size))
     if size > 1 and len(parts) > 1 and len(parts[-1]) == 1:
@@ -45,7 +45,7 @@ def batches(n: int, size: int, rng: torch.Generator) -> Iterator[Tensor]:
 
 
 def fit(
-    players: Sequence[Objective],
+    objectives: Sequence[Objective],
     data: Data,
     *,
     epochs: int,
@@ -54,16 +54,23 @@ def fit(
     precision: str = "float32",
     privacy: PrivateTrainer | None = None,
 ) -> float:
-    """Trains for `epochs` over the data, the players in turn on each batch; 0 epochs change nothing. With `privacy` by
-    DP-SGD, which a client's own examples need: `rng` is then not drawn from.
+    """Trains for `epochs` over the data, the objectives in turn on each batch; 0 epochs change nothing.
 
-    Returns the mean loss per example of the last epoch, summed over players (0.0 without an epoch, and under `privacy`,
-    where no loss may be told).
+    Returns the mean loss per example of the last epoch, summed over objectives; 0.0 without an epoch, and under
+    `privacy`, where a loss would say something of the examples.
+
+    Args:
+        objectives: what is minimized; each has its own parameters.
+        data: the examples.
+        epochs: times that every example is used.
+        batch_size: examples per batch.
+        rng: draws the order of the examples, and what losses draw.
+        precision: see `mixed_precision`.
+        privacy: trains in the place of this function, and does not draw from `rng`. A client's own examples need it.
+            None: no differential privacy.
     """
     if privacy is not None:
-        from genfed.privacy.dp_sgd import fit_privately  # imports opacus, which takes seconds
-
-        fit_privately(players, data, epochs=epochs, batch_size=batch_size, privacy=privacy)
+        privacy.fit(objectives, data, epochs=epochs, batch_size=batch_size)
         return 0.0
     total, device = 0.0, data.y.device
     if epochs > 1 and data.x.numel() <= SCALED_AT_ONCE:
@@ -74,33 +81,33 @@ def fit(
             for rows in batches(len(data), batch_size, rng):
                 rows = rows.to(device)
                 x, y = normalize_pixels(data.x[rows]), data.y[rows]
-                losses += [train_step(player, x, y, rng, precision) for player in players]
+                losses += [train_step(objective, x, y, rng, precision) for objective in objectives]
             total = float(torch.stack(losses).sum()) / len(data)
     return total
 
 
-def train_step(player: Objective, x: Tensor, y: Tensor, rng: torch.Generator, precision: str = "float32") -> Tensor:
-    """One optimiser step on one batch; returns the batch's summed loss, detached."""
+def train_step(objective: Objective, x: Tensor, y: Tensor, rng: torch.Generator, precision: str = "float32") -> Tensor:
+    """Takes one optimizer step on one batch; returns the batch's summed loss, detached."""
     with mixed_precision(x.device, precision):
-        loss = player.loss(x, y, rng)
-    mean = objective = loss.float().mean()
-    if player.penalty is not None:
-        objective = objective + player.penalty()
-    player.optimiser.zero_grad(set_to_none=True)
-    objective.backward()  # type: ignore[no-untyped-call]
-    player.optimiser.step()
+        loss = objective.loss(x, y, rng)
+    mean = total = loss.float().mean()
+    if objective.penalty is not None:
+        total = total + objective.penalty()
+    objective.optimiser.zero_grad(set_to_none=True)
+    total.backward()  # type: ignore[no-untyped-call]
+    objective.optimiser.step()
     return mean.detach() * len(x)
 
 
 def mixed_precision(device: torch.device, precision: str) -> contextlib.AbstractContextManager[object]:
-    """Autocast to bfloat16 where `precision` says so; weights and optimisers stay float32."""
+    """Returns an autocast to bfloat16 if `precision` is that; weights and optimizers stay float32."""
     if precision == "float32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, torch.bfloat16)
 
 
 def cross_entropy(network: nn.Module) -> Loss:
-    """The loss of a classifier, one per example; y are classes [n] or soft targets [n, classes]."""
+    """Returns the loss of a classifier, one per example; y are classes [n] or soft targets [n, classes]."""
 
     def loss(x: Tensor, y: Tensor, rng: torch.Generator) -> Tensor:
         logits: Tensor = network(x)

@@ -206,6 +206,21 @@ def test_list_explains(what: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(said(capsys, "list", what)) > 100
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["list", "metrix"], "genfed: cannot list: 'metrix'; did you mean 'metrics'? (there are: "),
+        (
+            ["federation", "chek"],
+            "genfed: No such command 'chek'. Did you mean 'check'? See `genfed federation --help`.",
+        ),
+        (["run"], "genfed: Missing argument 'CONFIG'. See `genfed run --help`."),
+    ],
+)
+def test_a_wrong_word_is_one_line(words: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert said(capsys, *words, code=2).startswith(says)
+
+
 def test_list_explains_one(capsys: pytest.CaptureFixture[str]) -> None:
     text = said(capsys, "list", "methods", "gefl")
     for word in ("generator_rounds", "T_KA", "learning_rate", "synthetic_epochs"):
@@ -270,7 +285,7 @@ def test_the_report_of_a_resumed_run_has_the_first_command(tmp_path: Path) -> No
 
 def test_brackets_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
     text = said(capsys, "list", "settings")
-    for words in ("[federation]", "[method.WORD]"):
+    for words in ("[federation]", "[method.LABEL]"):
         assert words in text
     assert "no:X: cannot import no" in said(capsys, "list", "methods", "no:X", code=2)
 

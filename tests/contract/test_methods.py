@@ -134,7 +134,7 @@ def test_records_round_trip_and_inputs_are_not_mutated(
         crossed += 1
         return answer
 
-    asked = TrialLoop._ask
+    asked = TrialLoop._run_round
 
     def unmoved(run: TrialLoop, phase: Any, step: RoundId, at: Any) -> Any:
         before = digest(pack(at.state))
@@ -143,7 +143,7 @@ def test_records_round_trip_and_inputs_are_not_mutated(
         return result
 
     monkeypatch.setattr(ClientRunner, "work", watched)
-    monkeypatch.setattr(TrialLoop, "_ask", unmoved)
+    monkeypatch.setattr(TrialLoop, "_run_round", unmoved)
     start(tiny(method), tmp_path / "run")
     assert crossed > 0
     assert left_by(tmp_path / "run") == once[method]

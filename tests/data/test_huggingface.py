@@ -124,7 +124,7 @@ def test_what_cannot_be_loaded_is_refused(datasets: Any, tmp_path: Path) -> None
 
 def test_the_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(GenfedError, match=r"need the extra \"huggingface\": pip install 'genfed\[huggingface\]'"):
+    with pytest.raises(GenfedError, match=r"needs the extra \"huggingface\": pip install 'genfed\[huggingface\]'"):
         HuggingFace(path="ylecun/mnist").load()
 
 

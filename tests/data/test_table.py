@@ -195,7 +195,7 @@ def test_a_test_file_must_fit(tmp_path: Path) -> None:
 def test_the_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(GenfedError, match=r"need the extra \"tables\": pip install 'genfed\[tables\]'"):
+    with pytest.raises(GenfedError, match=r"needs the extra \"tables\": pip install 'genfed\[tables\]'"):
         Table(path=path, label="ill").load()
 
 

@@ -944,7 +944,7 @@ def test_what_a_site_comes_to_demand_holds_for_a_run_that_goes_on(tmp_path: Path
     with pytest.raises(GenfedError, match=r"it uploads only under \[secure\]"):
         asked(file, letter(config, number=1), initial(config))
     file.write_text(file.read_text().replace("minimum_group = 3", "privacy = { epsilon = 8.0, delta = 1e-3 }"))
-    with pytest.raises(GenfedError, match=r"it takes part under \[privacy\] alone"):
+    with pytest.raises(GenfedError, match=r"it takes part only under \[privacy\]"):
         asked(file, letter(config, number=1), initial(config))
     file.write_text("minimum_group = 3\n" + file.read_text())
     with pytest.raises(GenfedError, match="the site's file cannot be read; its own log says more"):

@@ -14,7 +14,7 @@ from genfed.core.phase import Empty, Phase, Reduced, Reply
 from genfed.core.record import Packed, pack
 from genfed.core.task import Task
 from genfed.engines.messages import PackedReply, RoundId
-from genfed.engines.round import Failure, Round, check_upload
+from genfed.engines.round import Engine, Failure, Round, RoundRequest, check_upload
 
 CLIENTS = tuple(ClientInfo(i, "ab"[i % 2], 10 + i) for i in range(5))
 STEP = RoundId("train", 3, 8)
@@ -86,8 +86,12 @@ class Fake:
         return []
 
 
+def request(engine: Engine, phase: Phase[Any], clients: tuple[ClientInfo, ...] = CLIENTS) -> RoundRequest:
+    return RoundRequest(engine, phase, STEP, STEP.number, server(), None, clients)
+
+
 def ask(answer: Callable[[ClientInfo], PackedReply | Failure], quorum: float = 0.0, order: Any = None) -> Round:
-    return Round(Fake(answer, order), phase(), STEP, server(), None, CLIENTS, quorum)
+    return Round(request(Fake(answer, order), phase()), quorum)
 
 
 def test_replies_are_reduced_whatever_their_order() -> None:
@@ -170,14 +174,12 @@ def test_a_field_that_was_not_sent_is_held_against_the_first_of_its_group() -> N
 
     counting: Phase[Any] = Phase("train", keep, lambda *_: Empty(), pair, {"counts": Sum()})
     fake = Fake(lambda info: PackedReply(pack(Pair(torch.ones(1 + info.id // 4))), 1.0))
-    asking = Round(fake, counting, STEP, server(), None, CLIENTS, 0.8)
+    asking = Round(request(fake, counting), 0.8)
     list(asking)
     assert asking.failures.keys() == {4}
     assert asking.reduced["counts"].tolist() == [4.0]
-    upside_down = Round(
-        Fake(lambda info: PackedReply(pack(Pair(torch.ones(1 + info.id // 4))), 1.0), [4, 0, 1, 2, 3]),
-        counting, STEP, server(), None, CLIENTS, 0.8,
-    )  # fmt: skip
+    fake = Fake(lambda info: PackedReply(pack(Pair(torch.ones(1 + info.id // 4))), 1.0), [4, 0, 1, 2, 3])
+    upside_down = Round(request(fake, counting), 0.8)
     list(upside_down)
     with pytest.raises(
         GenfedError, match="1 of 5 clients answered and the quorum is 4; client 0: uploads of one group"
@@ -221,7 +223,7 @@ def test_a_quorum_that_is_whole_but_for_rounding() -> None:
     """0.07 · 100 is 7.000000000000001 in floating point."""
     many = tuple(ClientInfo(i, "a", 1) for i in range(100))
     fake = Fake(lambda info: good(info) if info.id < 7 else Failure("lost"))
-    asking = Round(fake, phase(), STEP, server(), None, many, 0.07)
+    asking = Round(request(fake, phase(), many), 0.07)
     list(asking)
     assert len(asking.reduced.clients) == 7
 
@@ -239,5 +241,5 @@ def test_jobs_are_made_as_they_are_drawn() -> None:
         made.append(info.id)
         return send(server, state, info)
 
-    asking = Round(Lazy(good), replace(phase(), send=counted), STEP, server(), None, CLIENTS, 1.0)
+    asking = Round(request(Lazy(good), replace(phase(), send=counted)), 1.0)
     assert len(list(asking)) == 5

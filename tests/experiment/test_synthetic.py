@@ -24,7 +24,6 @@ from genfed.experiment import sample_grids
 from genfed.experiment.checkpoint import read_checkpoint
 from genfed.experiment.progress import Progress, format_duration
 from genfed.experiment.trial import new_server
-from genfed.experiment.trial_loop import TrialLoop
 from genfed.report.cost_tables import build_cost_table
 from genfed.training.synthetic_dataset import SyntheticBatch
 from tests.conftest import STORING, left_by, start, tiny
@@ -141,8 +140,6 @@ def test_time_left_is_told_of_every_phase_after_its_first_round(
     told: list[Progress] = []
     clock = iter(range(10_000))
     monkeypatch.setattr("genfed.experiment.trial_loop.time.perf_counter", lambda: 10.0 * next(clock))
-    ask = TrialLoop._ask
-    monkeypatch.setattr(TrialLoop, "_ask", lambda self, phase, step, at: ask(self, phase, step, at))
     start(config(), tmp_path / "run", notify=told.append)
     drawn = [progress for progress in told if progress.phase == "draw"]
     assert [progress.round for progress in drawn] == [0, 1, 2, 3]

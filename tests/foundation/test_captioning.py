@@ -134,7 +134,7 @@ def client(y: list[int], number: int = 0) -> Client:
     return Client(info, TASK, data, kept, stream(number), 0, CPU, "float32", new_network)
 
 
-def told(cls: type[FGL] | type[OSCAR], who: Client, folder: Path, **changes: Any) -> ConditionUpload:
+def make_upload(cls: type[FGL] | type[OSCAR], who: Client, folder: Path, **changes: Any) -> ConditionUpload:
     foundation = Foundation(model=tiny_foundation(), steps=2, resize=True)
     method = cls(foundation=foundation, captioner=str(folder), **(DESCRIBED | changes))
     return method.upload_conditions(who, Empty()).upload
@@ -145,14 +145,14 @@ def test_what_is_told_are_the_embeddings_of_prompts_with_captions(folder: Path) 
     who = client([2, 0, 2, 2, 0])
     said = opened(folder)(normalize_pixels(who.data.x))
     model = load_foundation(tiny_foundation())
-    asked = [("a", said[1]), ("a", said[4]), ("no", said[0]), ("no", said[2]), ("no", said[3])]
-    prompts = [f"{name} {truncate_caption(model, f'{name} {{}}'.format, caption)}" for name, caption in asked]
+    pairs = [("a", said[1]), ("a", said[4]), ("no", said[0]), ("no", said[2]), ("no", said[3])]
+    prompts = [f"{name} {truncate_caption(model, f'{name} {{}}'.format, caption)}" for name, caption in pairs]
     by_hand = model.encode_condition(prompts)
-    upload = told(FGL, who, folder, aliases={"c": "no"})
+    upload = make_upload(FGL, who, folder, aliases={"c": "no"})
     assert upload.labels.tolist() == [0, 0, 2, 2, 2]
     assert len(torch.unique(by_hand, dim=0)) > 2
     torch.testing.assert_close(upload.conditions, by_hand)
-    mean = told(OSCAR, who, folder, aliases={"c": "no"})
+    mean = make_upload(OSCAR, who, folder, aliases={"c": "no"})
     torch.testing.assert_close(mean.conditions, torch.stack([by_hand[:2].mean(0), by_hand[2:].mean(0)]))
 
 
@@ -163,11 +163,11 @@ def test_a_client_whose_template_has_no_caption_writes_none(folder: Path, monkey
     opened(folder)
     monkeypatch.setattr(Captioner, "__call__", never)
     templates = ("{class} {caption}", "an {class}")
-    upload = told(FGL, client([2, 0, 2], number=1), folder, templates=templates)
+    upload = make_upload(FGL, client([2, 0, 2], number=1), folder, templates=templates)
     expected = load_foundation(tiny_foundation()).encode_condition(["an a", "an c"])
     assert torch.equal(upload.conditions, expected[[0, 1, 1]])
     with pytest.raises(AssertionError):
-        told(FGL, client([2], number=2), folder, templates=templates)
+        make_upload(FGL, client([2], number=2), folder, templates=templates)
 
 
 def settings(label: str, folder: Path, **changes: Any) -> dict[str, Any]:
@@ -289,17 +289,17 @@ def test_a_model_that_wants_a_question_is_refused(copy: Path, monkeypatch: pytes
 
 
 def test_a_name_of_the_hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Any] = []
+    calls: list[Any] = []
 
     def download(name: str, **options: Any) -> str:
-        asked.append((name, options))
+        calls.append((name, options))
         if name == "nobody/nothing":
             raise OSError("404\nnot found")
         return str(folder)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     assert opened(Path("someone/model")).tokens == 4
-    assert not any(pattern.endswith(".bin") for pattern in asked[0][1]["allow_patterns"])
+    assert not any(pattern.endswith(".bin") for pattern in calls[0][1]["allow_patterns"])
     with pytest.raises(GenfedError, match=r"nobody/nothing: no such directory, and the hub does not give it \(404\)"):
         opened(Path("nobody/nothing"))
 

@@ -155,7 +155,7 @@ class Brightness(nn.Module):
         return torch.stack([total, 0 * total], 1), 0 * total
 
 
-def made(
+def generate(
     model: FoundationModel,
     guidance: ClassifierGuidance,
     teachers: Any,
@@ -200,7 +200,7 @@ def made(
 def test_steps_down_a_quadratic_loss_by_hand(guidance: ClassifierGuidance, pulls: int) -> None:
     """L = λ·½‖0.6·z‖², so each step multiplies z by 1 − step·λ·0.36."""
     model = stub()
-    images = made(model, guidance, {0: Square()}, [0, 1], [0, 0])
+    images = generate(model, guidance, {0: Square()}, [0, 1], [0, 0])
     z = model.draw_noise(toys.rngs(2))
     torch.testing.assert_close(images, 0.6 * z * (1 - 0.5 * 0.3 * 0.36) ** pulls)
 
@@ -208,7 +208,7 @@ def test_steps_down_a_quadratic_loss_by_hand(guidance: ClassifierGuidance, pulls
 def test_a_step_towards_a_class_by_hand() -> None:
     """−log σ(0.6·z) has the slope −0.6·(1 − σ(0.6·z))."""
     model = stub()
-    (image,) = made(model, ClassifierGuidance(step=2.0, edits=1, end=0.0), {5: Brightness()}, [0], [5])
+    (image,) = generate(model, ClassifierGuidance(step=2.0, edits=1, end=0.0), {5: Brightness()}, [0], [5])
     z = model.draw_noise(toys.rngs(1))
     torch.testing.assert_close(image[None], 0.6 * (z + 2 * 0.6 * (1 - torch.sigmoid(0.6 * z))))
 
@@ -216,7 +216,7 @@ def test_a_step_towards_a_class_by_hand() -> None:
 def test_each_image_heeds_its_own_clients_teacher_and_its_own_label() -> None:
     model, guidance = stub(), ClassifierGuidance(step=1.0, statistics=0.5, edits=0)
     teachers = {3: Square(), 8: Brightness()}
-    images = made(model, guidance, teachers, [0, 0, 1, 1], [3, 8, 8, 3])
+    images = generate(model, guidance, teachers, [0, 0, 1, 1], [3, 8, 8, 3])
     z = model.draw_noise(toys.rngs(4))
     for i in (0, 3):
         torch.testing.assert_close(images[i], 0.6 * z[i] * (1 - 0.5 * 0.36) ** 4)
@@ -228,15 +228,15 @@ def test_noise_that_cannot_be_edited_is_said_once(caplog: pytest.LogCaptureFixtu
     """With ᾱ = 10⁻⁶ an ε of 0 makes x0 a thousand times z: all is cut."""
     model, guidance = stub(kept=1e-6, prediction="epsilon"), ClassifierGuidance(edits=5, end=0.0)
     with caplog.at_level(logging.WARNING):
-        images = made(model, guidance, {0: Square()}, [0, 0], [0, 0])
-        made(model, guidance, {0: Square()}, [0, 0], [0, 0])
+        images = generate(model, guidance, {0: Square()}, [0, 0], [0, 0])
+        generate(model, guidance, {0: Square()}, [0, 0], [0, 0])
     assert images.abs().min() == 1
     assert [r.getMessage() for r in caplog.records] == [
         "stub: the initial noise cannot be edited: at the first step (t = 6) images are clipped to [−1, 1] everywhere, "
         "where gradients are 0; set edits = 0, or use a model that keeps some of the image there"
     ]
     caplog.clear()
-    made(stub(), guidance, {0: Square()}, [0, 0], [0, 0])
+    generate(stub(), guidance, {0: Square()}, [0, 0], [0, 0])
     assert not caplog.records
 
 
@@ -252,7 +252,9 @@ def test_an_image_that_cannot_be_edited_draws_as_much_alone_as_beside_one_that_c
     after = []
     for n in (1, 2):
         rngs = toys.rngs(n)
-        made(model, ClassifierGuidance(edits=3, views=2), {0: Square()}, [0] * n, [0] * n, scheduler="ddpm", rngs=rngs)
+        generate(
+            model, ClassifierGuidance(edits=3, views=2), {0: Square()}, [0] * n, [0] * n, scheduler="ddpm", rngs=rngs
+        )
         after.append(rngs[0].get_state())
     assert torch.equal(*after)
 
@@ -346,13 +348,13 @@ def test_an_image_is_steered_as_if_alone(pixel: FoundationModel, views: int) -> 
         teachers = {k: Teacher(convolutional()) for k in (0, 1, 2)}
     guidance = ClassifierGuidance(step=5.0, edits=2, views=views)
     labels, clients = [0, 1, 2, 0], [2, 0, 2, 1]
-    whole = made(pixel, guidance, teachers, labels, clients, steps=3, scheduler="ddpm")
+    whole = generate(pixel, guidance, teachers, labels, clients, steps=3, scheduler="ddpm")
     for i in range(4):
         only = {clients[i]: teachers[clients[i]]}
         rngs = [toys.rngs(4)[i]]
-        alone = made(pixel, guidance, only, [labels[i]], [clients[i]], steps=3, scheduler="ddpm", rngs=rngs)
+        alone = generate(pixel, guidance, only, [labels[i]], [clients[i]], steps=3, scheduler="ddpm", rngs=rngs)
         torch.testing.assert_close(alone[0], whole[i], rtol=0, atol=1e-3)
-    unsteered = made(pixel, ClassifierGuidance(step=0.0), teachers, labels, clients, steps=3, scheduler="ddpm")
+    unsteered = generate(pixel, ClassifierGuidance(step=0.0), teachers, labels, clients, steps=3, scheduler="ddpm")
     assert float((whole - unsteered).abs().mean()) > 0.01
 
 
@@ -361,7 +363,7 @@ def test_steering_brings_images_nearer_to_what_the_teacher_knows(pixel: Foundati
         teacher = Teacher(convolutional())
 
     def loss(guidance: ClassifierGuidance) -> float:
-        images = made(pixel, guidance, {0: teacher}, [0, 1, 2] * 3, [0] * 9, steps=3)
+        images = generate(pixel, guidance, {0: teacher}, [0, 1, 2] * 3, [0] * 9, steps=3)
         logits, gap = teacher(images)
         ce = nn.functional.cross_entropy(logits, torch.tensor([0, 1, 2] * 3), reduction="none")
         return float((ce + 0.1 * gap).detach().sum())
@@ -374,7 +376,7 @@ def test_bfloat16_steers_nearly_as_float32(pixel: FoundationModel) -> None:
         teachers = {0: Teacher(convolutional())}
     half = dataclasses.replace(pixel, precision="bfloat16")
     unsteered, full, rough = (
-        made(model, guidance, teachers, [0, 1, 2], [0, 0, 0], steps=3)
+        generate(model, guidance, teachers, [0, 1, 2], [0, 0, 0], steps=3)
         for model, guidance in (
             (pixel, ClassifierGuidance(step=0.0)),
             (pixel, ClassifierGuidance(step=20.0, edits=2)),

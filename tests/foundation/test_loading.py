@@ -125,17 +125,17 @@ def test_a_name_that_is_nothing() -> None:
 
 
 def test_a_name_of_the_hub(sound: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Any] = []
+    calls: list[Any] = []
 
     def download(name: str, **options: Any) -> str:
-        asked.append((name, options))
+        calls.append((name, options))
         if name == "nobody/nothing":
             raise OSError("404\nnot found")
         return str(sound / "latent")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     assert load_foundation("someone/model").kind == "latent"
-    assert not any(pattern.endswith(".bin") for pattern in asked[0][1]["allow_patterns"])
+    assert not any(pattern.endswith(".bin") for pattern in calls[0][1]["allow_patterns"])
     assert "the hub does not give it (404)" in refused("nobody/nothing")
 
 

@@ -111,9 +111,9 @@ def test_any_image(channels: int, height: int, width: int, classes: int, n: int)
     assert loss.isfinite().all()
     loss.mean().backward()  # type: ignore[no-untyped-call]
     assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
-    made = network.sample(y, rng())
-    assert made.shape == x.shape
-    assert made.abs().max() <= 1
+    samples = network.sample(y, rng())
+    assert samples.shape == x.shape
+    assert samples.abs().max() <= 1
 
 
 @pytest.mark.parametrize("shape", [(1, 7, 8), (1, 8, 65), (3, 128, 128)])
@@ -138,14 +138,14 @@ def test_settings_are_checked(bad: dict[str, float]) -> None:
 @pytest.mark.parametrize("change", [{"width": 5}, {"latent": 4}, {"learning_rate": 1e-2}, {"weight_decay": 50.0}])
 def test_every_setting_counts(change: dict[str, float]) -> None:
     x, y = torch.rand(4, 1, 8, 8, generator=rng()) * 2 - 1, torch.arange(4)
-    made = []
+    samples = []
     for config in (CVAE(width=4, latent=3), replace(CVAE(width=4, latent=3), **change)):  # type: ignore[arg-type]
         network = config.new(task(1, 8, 8), rng())
         (player,) = network.objectives()
         for _ in range(3):
             train_step(player, x, y, rng(1))
-        made.append(network.sample(y, rng(2)))
-    assert not torch.equal(*made)
+        samples.append(network.sample(y, rng(2)))
+    assert not torch.equal(*samples)
 
 
 def test_the_decay_is_the_published_one_for_a_batch_of_64() -> None:
@@ -181,19 +181,19 @@ def test_sampling() -> None:
     network = small(1, 8, 8)
     y = torch.arange(300) % 10  # more than a chunk
     before, state = uploaded_weights(network), torch.get_rng_state()
-    made = network.sample(y, rng(5))
+    samples = network.sample(y, rng(5))
     assert network.training
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in uploaded_weights(network).items())
-    assert torch.equal(made, network.sample(y, rng(5)))
-    assert not torch.equal(made, network.sample(y, rng(6)))
-    assert not made.requires_grad
+    assert torch.equal(samples, network.sample(y, rng(5)))
+    assert not torch.equal(samples, network.sample(y, rng(6)))
+    assert not samples.requires_grad
     assert network.sample(y[:0], rng()).shape == (0, 1, 8, 8)
     network.eval()
     network.sample(y[:2], rng())
     assert not network.training
     classifier = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-    classifier(made).sum().backward()  # samples may be trained on
+    classifier(samples).sum().backward()  # samples may be trained on
 
 
 def test_bfloat16_trains_alike() -> None:

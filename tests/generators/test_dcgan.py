@@ -31,16 +31,16 @@ def network(*shape: int, kind: str = "image", config: DCGAN = SMALL) -> DCGANNet
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32), (2, 28, 20), (1, 64, 64)])
 def test_samples_have_the_shape_and_scale_of_images(shape: tuple[int, ...]) -> None:
-    made = network(*shape).sample(torch.tensor([0, 1, 2, 0]), stream(1))
-    assert made.shape == (4, *shape)
-    assert float(made.abs().max()) <= 1
-    assert not made.requires_grad
+    samples = network(*shape).sample(torch.tensor([0, 1, 2, 0]), stream(1))
+    assert samples.shape == (4, *shape)
+    assert float(samples.abs().max()) <= 1
+    assert not samples.requires_grad
 
 
 def test_features_are_not_negative() -> None:
-    made = network(3, 16, 16, kind="features").sample(torch.zeros(3, dtype=torch.long), stream(1))
-    assert made.shape == (3, 3, 16, 16)
-    assert float(made.min()) >= 0
+    samples = network(3, 16, 16, kind="features").sample(torch.zeros(3, dtype=torch.long), stream(1))
+    assert samples.shape == (3, 3, 16, 16)
+    assert float(samples.min()) >= 0
 
 
 @pytest.mark.parametrize(
@@ -87,23 +87,23 @@ def test_it_is_the_published_network_of_whole_convolutions() -> None:
     for layer in list(gan.generator)[1:-1]:
         x = F.conv_transpose2d(x, kernel(layer), stride=2, padding=1) if isinstance(layer, StridedConv4) else layer(x)
     bias: Any = gan.generator[-1].bias
-    made = torch.tanh(x + bias)
-    torch.testing.assert_close(gan.generate(z, y), made, rtol=1e-4, atol=1e-6)
+    samples = torch.tanh(x + bias)
+    torch.testing.assert_close(gan.generate(z, y), samples, rtol=1e-4, atol=1e-6)
 
     see: Any
     seen = []
-    for v, see in ((made, gan.see_image), (onehot.expand(-1, -1, 32, 32), gan.see_label)):
+    for v, see in ((samples, gan.see_image), (onehot.expand(-1, -1, 32, 32), gan.see_label)):
         seen.append(F.conv2d(v, kernel(see[0]), see[1].bias.flatten(), 2, 1))
     x = torch.cat(seen, 1)
     for layer in list(gan.discriminator)[:-2]:
         x = F.conv2d(x, kernel(layer), stride=2, padding=1) if isinstance(layer, StridedConv4) else layer(x)
     last: Any = gan.discriminator[-1]
     logit = F.conv2d(x, last.weight.view(1, -1, 4, 4), last.bias).flatten()
-    torch.testing.assert_close(gan.discriminate(made, y), logit, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(gan.discriminate(samples, y), logit, rtol=1e-4, atol=1e-6)
 
 
 def test_losses_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With logits 0.5 for real and −1 for made ones: BCE(0.5, 1) + BCE(−1, 0), and BCE(−1, 1)."""
+    """With logits 0.5 for real and −1 for generated ones: BCE(0.5, 1) + BCE(−1, 0), and BCE(−1, 1)."""
     gan = network(1, 8, 8)
     real = torch.ones(2, 1, 8, 8)
 
@@ -144,7 +144,7 @@ def test_samples_of_digits_follow_their_labels() -> None:
     gan = DCGAN(width=32, discriminator_width=32, latent=8, learning_rate=2e-3).new(digits.task, stream(3))
     fit(gan.objectives(), digits.train, epochs=10, batch_size=32, rng=stream(4))
     y = torch.arange(10).repeat(20)
-    made = gan.sample(y, stream(5))
+    samples = gan.sample(y, stream(5))
     means = torch.stack([normalize_pixels(digits.train.x[digits.train.y == c]).mean(0) for c in range(10)])
-    nearest = (made[:, None] - means).square().flatten(2).sum(2).argmin(1)
+    nearest = (samples[:, None] - means).square().flatten(2).sum(2).argmin(1)
     assert float((nearest == y).float().mean()) > 0.7

@@ -86,12 +86,12 @@ def test_one_step_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of one step alone, the sampler returns x_0 = (x_1 − √β·ε) / √(1 − β), cut to [−1, 1]."""
     model = network(1, 8, 8, config=DDPM(width=4, levels=1, steps=2, sampling_steps=1, last_beta=0.5))
     calls = watched(model, monkeypatch, lambda x, t, y: torch.full_like(x, 0.1))
-    made = model.sample(torch.tensor([0]), stream(1))
+    samples = model.sample(torch.tensor([0]), stream(1))
     ((x, t, _),) = calls
     kept = (1 - 1e-4) * 0.5
     assert t.tolist() == [1]
     assert torch.equal(x, torch.randn(1, 1, 8, 8, generator=stream(1)))
-    torch.testing.assert_close(made, ((x - math.sqrt(1 - kept) * 0.1) / math.sqrt(kept)).clamp(-1, 1))
+    torch.testing.assert_close(samples, ((x - math.sqrt(1 - kept) * 0.1) / math.sqrt(kept)).clamp(-1, 1))
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpmsolver"])
@@ -103,14 +103,14 @@ def test_calls(
     """One call per sampling step, from the noisiest on; of a doubled batch only where there is guidance."""
     config = DDPM(width=4, levels=1, steps=20, sampler=sampler, sampling_steps=steps, guidance=guidance)
     model = network(1, 8, 8, config=config)
-    made = watched(model, monkeypatch, lambda x, t, y: torch.zeros_like(x))
+    samples = watched(model, monkeypatch, lambda x, t, y: torch.zeros_like(x))
     model.sample(torch.tensor([0, 2]), stream(1))
-    assert len(made) == calls
-    assert [len(x) for x, _, _ in made] == [rows] * calls
-    times = [int(t[0]) for _, t, _ in made]
+    assert len(samples) == calls
+    assert [len(x) for x, _, _ in samples] == [rows] * calls
+    times = [int(t[0]) for _, t, _ in samples]
     assert times == sorted(times, reverse=True)
     assert times[0] == 19
-    assert all(y.tolist() == ([0, 2] if guidance == 0 else [0, 2, 3, 3]) for _, _, y in made)
+    assert all(y.tolist() == ([0, 2] if guidance == 0 else [0, 2, 3, 3]) for _, _, y in samples)
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpmsolver"])
@@ -134,10 +134,10 @@ def test_any_image(shape: tuple[int, ...], levels: int) -> None:
     assert loss.shape == (2,)
     loss.mean().backward()  # type: ignore[no-untyped-call]
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
-    made = model.sample(y, stream(1))
-    assert made.shape == (2, *shape)
-    assert made.isfinite().all()
-    assert made.abs().max() <= 1
+    samples = model.sample(y, stream(1))
+    assert samples.shape == (2, *shape)
+    assert samples.isfinite().all()
+    assert samples.abs().max() <= 1
 
 
 @pytest.mark.parametrize("shape", [(3, 2, 2), (10, 16, 16), (5, 3, 7)])
@@ -173,21 +173,21 @@ def test_one_example_at_a_time() -> None:
 def test_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
     model, y = network(1, 8, 8), torch.arange(20) % CLASSES
     before, state = {k: v.clone() for k, v in uploaded_weights(model).items()}, torch.get_rng_state()
-    made = model.sample(y, stream(5))
+    samples = model.sample(y, stream(5))
     assert model.training
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in uploaded_weights(model).items())
-    assert torch.equal(made, model.sample(y, stream(5)))
-    assert not torch.equal(made, model.sample(y, stream(6)))
+    assert torch.equal(samples, model.sample(y, stream(5)))
+    assert not torch.equal(samples, model.sample(y, stream(6)))
     monkeypatch.setattr(ddpm, "CHUNK", 7)
-    torch.testing.assert_close(made, model.sample(y, stream(5)))
-    assert not made.requires_grad
+    torch.testing.assert_close(samples, model.sample(y, stream(5)))
+    assert not samples.requires_grad
     assert model.sample(y[:0], stream(0)).shape == (0, 1, 8, 8)
     model.eval()
     model.sample(y[:2], stream(0))
     assert not model.training
     classifier = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-    classifier(made).sum().backward()  # samples may be trained on
+    classifier(samples).sum().backward()  # samples may be trained on
 
 
 def test_published_size() -> None:
@@ -234,8 +234,8 @@ def test_it_learns_two_classes() -> None:
     late = fit(model.objectives(), Data(x, y), epochs=20, batch_size=16, rng=stream(2))
     assert late < 0.5 * early
     y = torch.arange(20) % 2
-    made = (model.sample(y, stream(4)) * half).mean((1, 2, 3))
-    assert ((made > 0) == (y == 0)).float().mean() > 0.9
+    samples = (model.sample(y, stream(4)) * half).mean((1, 2, 3))
+    assert ((samples > 0) == (y == 0)).float().mean() > 0.9
 
 
 @pytest.mark.parametrize(

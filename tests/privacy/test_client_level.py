@@ -12,22 +12,23 @@ import torch
 
 from genfed.config.architectures import Architectures
 from genfed.config.reader import read_config
+from genfed.core import errors
 from genfed.core.aggregate import ClientInfo
 from genfed.core.errors import GenfedError
 from genfed.core.phase import Phase
-from genfed.core.record import load
+from genfed.core.schedule import Schedule
 from genfed.core.settings import settings
 from genfed.engines.client_runner import ClientRunner
 from genfed.engines.messages import RoundId
-from genfed.experiment import partitioning
+from genfed.experiment import compatibility, partitioning
 from genfed.experiment.checkpoint import read_checkpoint
 from genfed.experiment.inputs import load_data
 from genfed.experiment.run_folder import RunFolder
 from genfed.experiment.trial import new_trial
 from genfed.methods.bases.averaging import Classifiers, FederatedAveraging
-from genfed.privacy import client_level
 from genfed.privacy.accounting import epsilon
-from genfed.privacy.client_level import ACCOUNT, ReleaseLedger, count_charged_rounds
+from genfed.privacy.client_level import ReleaseLedger, read_releases
+from genfed.privacy.plan import count_charged_rounds
 from genfed.report.metrics_log import read_metrics as read_metrics
 from genfed.report.page import build_page
 from genfed.report.privacy_guarantees import describe_guarantees
@@ -46,7 +47,7 @@ def private(*methods: str, how: dict[str, Any] | None = None, **changes: Any) ->
 
 
 def account(out: Path, method: str = "fedavg") -> ReleaseLedger:
-    return load(ReleaseLedger, RunFolder(out).trial(method, 0) / ACCOUNT)
+    return read_releases(RunFolder(out).trial(method, 0))
 
 
 def weights(out: Path) -> torch.Tensor:
@@ -109,12 +110,11 @@ def test_a_client_pays_for_the_rounds_that_it_is_asked_in(tmp_path: Path) -> Non
     config = private("fedavg", federation=few, defaults=short)
     report = start(config, tmp_path / "run")
     found = account(tmp_path / "run").rounds()
-    infos = [ClientInfo(i, "linear", 20) for i in range(5)]
+    infos = tuple(ClientInfo(i, "linear", 20) for i in range(5))
     settings = read_config(config)
     assert settings.client_privacy
-    assert max(found.values()) == count_charged_rounds(
-        settings.client_privacy, settings.method["fedavg"], infos, 0.4, 0
-    )
+    schedule = Schedule(settings.method["fedavg"], infos, 0.4, 0)
+    assert max(found.values()) == count_charged_rounds(settings.client_privacy, schedule)
     assert sum(found.values()) == 6 * 2
     of = report.trials[0].protection
     assert of is not None
@@ -189,12 +189,11 @@ def test_who_fails_does_not_show_whom_else_the_coins_drew(tmp_path: Path, monkey
 def test_secret_draws_are_independent_and_do_not_follow_from_the_seed(tmp_path: Path) -> None:
     settings = read_config(secretly(reproducible_noise=False))
     shards = partitioning.partition_data(settings, load_data(settings), 0)
-    drawer = client_level.ClientLevelPrivacy(
-        new_trial(
-            settings, "fedavg", 0, folder=RunFolder(tmp_path / "run"), shards=shards, new_network=Architectures().new
-        )
-    )
-    rounds = [drawer.draw_secretly(RoundId("train", 0, 0)) or [] for _ in range(2000)]
+    folder = RunFolder(tmp_path / "run")
+    trial = new_trial(settings, "fedavg", 0, folder=folder, shards=shards, new_network=Architectures().new)
+    drawer = trial.client_level()
+    assert drawer is not None
+    rounds = [drawer.participants(RoundId("train", 0, 0)) for _ in range(2000)]
     drawn = torch.tensor([[info in asked for info in shards.clients] for asked in rounds])
     share = drawn.double().mean(0)
     assert bool(((share - 0.4).abs() < 5 * (0.4 * 0.6 / 2000) ** 0.5).all())
@@ -403,14 +402,14 @@ def test_what_is_refused_before_training(
 
 
 def test_without_opacus_it_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_level, "find_spec", lambda name: None)
+    monkeypatch.setattr(errors, "find_spec", lambda name: None)
     refused(private("fedavg"), tmp_path, '[client_privacy] needs the extra "privacy": pip install')
 
 
 def test_delta_that_is_too_large_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     config = read_config(private("fedavg", how=NOISY | {"delta": 0.25}))
     with caplog.at_level(logging.WARNING, "genfed"):
-        client_level.check(config, [ClientInfo(i, "linear", 20) for i in range(4)], 0)
+        compatibility.check_client_privacy(config, [ClientInfo(i, "linear", 20) for i in range(4)], 0)
     assert "client_privacy.delta = 0.25 is not below 1/n = 0.25 (there are 4 clients)" in caplog.text
 
 
@@ -472,7 +471,7 @@ def test_the_noise_of_the_smallest_sum_allowed_suffices(tmp_path: Path, caplog: 
     assert float(noise.double().std()) == pytest.approx(50.0 * 2.0 * math.sqrt(4 / 3) / 4, rel=0.12)  # 4 sd of 2.8 %
     many = {"clients": 12, "examples": 240, "architectures": ["linear"]}
     with caplog.at_level(logging.WARNING, "genfed"):
-        client_level.check(
+        compatibility.check_client_privacy(
             read_config(private("fedavg", secure={}, federation=many)),
             [ClientInfo(i, "linear", 20) for i in range(12)],
             0,
@@ -480,7 +479,7 @@ def test_the_noise_of_the_smallest_sum_allowed_suffices(tmp_path: Path, caplog: 
     assert "the noise of so few must do, so the 12 of fedavg add up to 2.0 times what is needed" in caplog.text
     caplog.clear()
     each = [ClientInfo(i, f"cnn{i % 4 + 1}", 20) for i in range(12)]
-    client_level.check(read_config(private("fedavg", secure={}, federation=many)), each, 0)
+    compatibility.check_client_privacy(read_config(private("fedavg", secure={}, federation=many)), each, 0)
     assert "the noise of so few" not in caplog.text, "every sum is as small as it may be"
 
 

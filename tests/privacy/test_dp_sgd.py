@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 from genfed.config.architectures import Architectures
 from genfed.core.errors import GenfedError
-from genfed.core.privacy import DeclaredTraining, PrivateTrainer
+from genfed.core.privacy import DeclaredTraining, NoTraining
 from genfed.core.task import Data, Task
 from genfed.generators.cvae import CVAE
 from genfed.generators.dcgan import DCGAN
 from genfed.generators.ddpm import DDPM
 from genfed.generators.generator import Generator
-from genfed.privacy.dp_sgd import clip_and_sum, fit_privately
+from genfed.privacy.dp_sgd import DPSGDTrainer, clip_and_sum, plan_batches
 from genfed.privacy.per_example_gradients import (
     check_alone,
     check_layers,
@@ -42,8 +42,8 @@ def player_of(name: str, rate: float = 0.1) -> Objective:
 def trained(
     players: Sequence[Objective], x: Tensor, y: Tensor, use: DeclaredTraining, clip: float = 1.0, noise: float = 1.0
 ) -> None:
-    privacy = PrivateTrainer(clip, noise, os_randomness(), [use])
-    fit_privately(players, Data(x, y), epochs=use.epochs, batch_size=use.batch_size, privacy=privacy)
+    trainer = DPSGDTrainer(clip, noise, os_randomness(), [use])
+    trainer.fit(players, Data(x, y), epochs=use.epochs, batch_size=use.batch_size)
 
 
 def weights(player: Objective) -> list[Tensor]:
@@ -185,11 +185,8 @@ def test_batches_are_poisson_samples() -> None:
     player = Objective(loss, torch.optim.SGD(network.parameters(), 0.1), network=network)
     x, y = some(40)
     use = DeclaredTraining(100, 10)
-    fit_privately(
-        [player], Data(x, y), epochs=100, batch_size=10, privacy=PrivateTrainer(1.0, 1.0, seeded_randomness(0), [use])
-    )
-    assert use.steps(40) == 400
-    assert use.rate(40) == 0.25
+    DPSGDTrainer(1.0, 1.0, seeded_randomness(0), [use]).fit([player], Data(x, y), epochs=100, batch_size=10)
+    assert plan_batches(use, 40) == (0.25, 400)
     sizes += [0] * (400 - len(sizes))  # an empty batch is noise alone
     assert np.mean(sizes) == pytest.approx(10, abs=0.5)
     assert np.var(sizes) == pytest.approx(40 * 0.25 * 0.75, rel=0.25)
@@ -264,13 +261,17 @@ def test_what_hooks_cannot_see_is_refused() -> None:
 
 
 def test_only_what_was_declared_is_trained_and_all_of_it() -> None:
-    privacy = PrivateTrainer(1.0, 1.0, os_randomness(), [DeclaredTraining(1, 4)])
+    data = Data(*some(4))
+    trainer = DPSGDTrainer(1.0, 1.0, os_randomness(), [DeclaredTraining(1, 4)])
     with pytest.raises(GenfedError, match="not trained by DP-SGD"):
-        privacy.finish()
-    privacy.begin(DeclaredTraining(1, 4))
-    privacy.finish()
+        trainer.finish()
+    trainer.fit([], data, epochs=1, batch_size=4)
+    trainer.finish()
     with pytest.raises(GenfedError, match="was not declared"):
-        privacy.begin(DeclaredTraining(1, 4))
+        trainer.fit([], data, epochs=1, batch_size=4)
+    with pytest.raises(GenfedError, match="was not declared"):
+        NoTraining().fit([], data, epochs=1, batch_size=4)
+    NoTraining().fit([], data, epochs=0, batch_size=4)
 
 
 def test_a_gradient_that_is_not_finite_counts_as_nothing() -> None:

@@ -18,17 +18,17 @@ from genfed.core.settings import settings
 from genfed.engines.client_runner import ClientRunner
 from genfed.engines.client_storage import REPLY, UNSETTLED, StoredReply
 from genfed.engines.messages import RoundId
-from genfed.experiment import partitioning
+from genfed.experiment import compatibility, partitioning
 from genfed.experiment.inputs import load_data
 from genfed.experiment.local_clients import new_runner
 from genfed.experiment.run_folder import RunFolder
 from genfed.experiment.trial import new_trial, trial_server
 from genfed.methods.bases.averaging import FederatedAveraging
-from genfed.privacy import compatibility as privacy_compatibility
 from genfed.privacy.accounting import epsilon, fits_budget, noise_for
 from genfed.privacy.compatibility import check_method
-from genfed.privacy.example_level import PLAN, NoisePlan, count_trainings, read_ledger
+from genfed.privacy.example_level import read_ledger
 from genfed.privacy.ledger import sum_by_mechanism
+from genfed.privacy.plan import PLAN, PrivacyPlan, count_trainings
 from genfed.privacy.settings import Privacy
 from genfed.report.page import build_page
 from genfed.report.privacy_guarantees import describe_guarantees
@@ -160,7 +160,7 @@ def test_a_target_is_met_and_planned_for_once(tmp_path: Path) -> None:
     assert found is not None
     assert found.epsilon is not None
     assert 2.8 < found.epsilon <= 3.0
-    noise = load(NoisePlan, RunFolder(tmp_path / "run").trial("fedavg", 0) / PLAN).noise_multiplier
+    noise = load(PrivacyPlan, RunFolder(tmp_path / "run").trial("fedavg", 0) / PLAN).noise_multiplier
     assert noise[0] == noise[1] == found.noise_multiplier[0] > 0.5
 
 
@@ -180,7 +180,7 @@ def trial_of(tmp_path: Path, config: dict[str, Any]) -> Any:
 def test_the_plan_knows_who_will_take_part(tmp_path: Path) -> None:
     few = {"clients": 4, "architectures": ["linear"], "sample": 0.5}
     config = private("fedavg", federation=few, defaults={"rounds": 6, "training": {"epochs": 1, "batch_size": 8}})
-    ahead = count_trainings(trial_of(tmp_path, config))
+    ahead = count_trainings(trial_of(tmp_path, config).schedule)
     assert sum(sum(uses.values()) for uses in ahead.values()) == 6 * 2
     start(config, tmp_path / "run")
     for client, uses in ahead.items():
@@ -342,7 +342,7 @@ def test_delta_that_is_too_large_is_warned_of(caplog: pytest.LogCaptureFixture) 
     config = read_config(private("fedavg", privacy=NOISY | {"delta": 0.1}))
     with caplog.at_level(logging.WARNING, "genfed"):
         shards = partitioning.partition_data(config, load_data(config), 0)
-        privacy_compatibility.check(config, shards.task, shards.clients, Architectures().new)
+        compatibility.check_example_privacy(config, shards.task, shards.clients, Architectures().new)
     assert "privacy.delta = 0.1 is not below 1/n = 0.025 (a client has 40 examples)" in caplog.text
 
 

@@ -11,7 +11,6 @@ from genfed.config.reader import read_config
 from genfed.core.errors import GenfedError
 from genfed.core.method import Method
 from genfed.core.phase import flatten_phases
-from genfed.privacy import client_level
 from genfed.privacy import compatibility as privacy_compatibility
 from genfed.privacy.settings import ClientPrivacy
 from genfed.secure_aggregation.protocol import reason_to_refuse_secure
@@ -56,7 +55,7 @@ def test_what_can_protect_it(name: str) -> None:
     how = ClientPrivacy(noise_multiplier=1.0, delta=1e-3)
     found = (
         by_example(method),
-        not any(client_level.reason_to_refuse(phase, how) for phase in sent),
+        not any(privacy_compatibility.reason_to_refuse(phase, how) for phase in sent),
         not any(reason_to_refuse_secure(phase) for phase in sent),
     )
     assert found == tuple(allowed(cell, name) for cell in row[3:6])

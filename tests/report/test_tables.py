@@ -11,6 +11,7 @@ from genfed.report.accuracy_tables import (
 from genfed.report.cost_tables import build_cost_table, collect_costs
 from genfed.report.figures import draw_radar
 from genfed.report.generator_table import build_generator_table
+from genfed.report.glossary import describe_metrics
 from genfed.report.results import (
     ClientScore,
     GeneratorQuality,
@@ -21,6 +22,7 @@ from genfed.report.results import (
     Report,
     TrialResult,
 )
+from genfed.report.summary_table import EPSILON, HEADINGS, OWN
 from tests.report.fake import fake_report
 
 JUDGED = GeneratorQuality(
@@ -171,3 +173,13 @@ def test_the_radar_needs_three_costs() -> None:
     picture = draw_radar(SMALL, collect_costs(SMALL))
     assert picture is not None
     assert all(f">{name}</text>" in picture for name in ("bytes", "work", "FLOPs", "parameters", "sampling", "a", "b"))
+
+
+def test_every_number_of_the_summary_generators_and_costs_is_explained() -> None:
+    some = dataclasses.replace(JUDGED, client_match=0.25, clients_apart=0.9, certainty=0.5, memorisation_lpips=0.5)
+    report = dataclasses.replace(with_own(), trials=(trial("a", 0, 0.2, quality=some),))
+    generators = build_generator_table(report)
+    assert generators is not None
+    heads = (*generators.head, *build_cost_table(report).head, *HEADINGS, EPSILON, OWN)
+    names = set(heads) - {"method", "seeds"}
+    assert {metric.name for metric in describe_metrics(names)} == names

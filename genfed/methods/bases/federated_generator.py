@@ -91,7 +91,8 @@ class FederatedGenerator(Method[S]):
 
     def new_generator(self, server: Server, task: Task) -> TrainedNetwork:
         """Returns a new generator of examples of `task`."""
-        return TrainedNetwork("the generator", self.generator.new(task, server.common("generator")), task)
+        network = self.generator.new(task, server.common("generator")).to(server.device)
+        return TrainedNetwork("the generator", network, task, network.objectives(), 'set norm = "group" for it')
 
     def initial_generator(self, server: Server, task: Task) -> Weights:
         """Returns the uploaded part of a new generator of `task`, the same in every method with this seed."""

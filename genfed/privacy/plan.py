@@ -1,0 +1,166 @@
+"""The noise of a trial: planned once before its first round, written down, and handed on as numbers."""
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from genfed.core.errors import GenfedError
+from genfed.core.privacy import DeclaredTraining
+from genfed.core.record import load, save
+from genfed.core.schedule import Schedule
+from genfed.privacy.accounting import Mechanism, epsilon, fits_budget, noise_for
+from genfed.privacy.dp_sgd import plan_batches
+from genfed.privacy.settings import ClientPrivacy, Privacy
+
+PLAN = "privacy.safetensors"
+
+
+@dataclass(frozen=True)
+class PrivacyPlan:
+    """The noise of a trial."""
+
+    noise_multiplier: dict[int, float]
+    """Noise multiplier by client. Under client-level privacy all clients have the same."""
+
+    @property
+    def common_multiplier(self) -> float:
+        """The noise multiplier under client-level privacy."""
+        return next(iter(self.noise_multiplier.values()))
+
+    def client_std(self, clip: float, smallest_sum: int) -> float:
+        """Returns the standard deviation of the noise that each client adds, so that `smallest_sum` of them suffice."""
+        return self.common_multiplier / math.sqrt(smallest_sum) * clip
+
+
+def settle_plan(folder: Path, how: Privacy | ClientPrivacy, schedule: Schedule) -> PrivacyPlan:
+    """Returns the noise of the trial in `folder`: planned when this is first called, and read from there ever after.
+
+    Raises:
+        GenfedError: no noise suffices, or the rounds are not known in advance and the noise must be found.
+    """
+    file = folder / PLAN
+    if not file.exists():
+        if isinstance(how, ClientPrivacy):
+            noise = plan_client_noise(how, schedule)
+            found = {info.id: noise for info in schedule.clients}
+        else:
+            found = plan_example_noise(how, schedule)
+        folder.mkdir(parents=True, exist_ok=True)
+        save(PrivacyPlan(found), file)
+    return load(PrivacyPlan, file)
+
+
+# Example level.
+
+
+def plan_example_noise(how: Privacy, schedule: Schedule) -> dict[int, float]:
+    """Returns each client's noise multiplier: the one that is set, or the least that its trainings need. A client whose
+    examples are at another site has none.
+
+    Raises:
+        GenfedError: as `settle_plan`.
+    """
+    if how.noise_multiplier is not None:
+        return {info.id: how.noise_multiplier for info in schedule.clients}
+    known: dict[tuple[int, tuple[tuple[DeclaredTraining, int], ...]], float] = {}
+    found, ahead = {}, count_trainings(schedule)
+    for info in schedule.clients:
+        if not info.examples:
+            continue
+        key = (info.examples, tuple(sorted(ahead[info.id].items(), key=str)))
+        if key not in known:
+            known[key] = noise_for(_rates_and_steps(ahead[info.id], info.examples), how)
+        found[info.id] = known[key]
+    return found
+
+
+def count_trainings(schedule: Schedule) -> dict[int, Counter[DeclaredTraining]]:
+    """Returns by client how often it will do each training, over all phases and the rounds that it takes part in.
+
+    Raises:
+        GenfedError: the rounds of a phase are not known in advance.
+    """
+    if unplanned := schedule.open_ended_phases():
+        raise GenfedError(
+            f"how many rounds phase {unplanned[0].name!r} has is known only when it begins, so privacy.epsilon cannot "
+            "be planned for; set privacy.noise_multiplier"
+        )
+    declared = schedule.method.private_trainings() or {}
+    found: dict[int, Counter[DeclaredTraining]] = {info.id: Counter() for info in schedule.clients}
+    for phase, clients in schedule.rounds():
+        for info in clients:
+            found[info.id].update(declared.get(phase.name, ()))
+    return found
+
+
+def estimate_cost(how: Privacy, schedule: Schedule, client: int) -> list[Mechanism]:
+    """Returns what all rounds will cost a client. Empty: that is not known. Nothing is written.
+
+    Raises:
+        GenfedError: as `settle_plan`.
+    """
+    if how.noise_multiplier is not None and schedule.open_ended_phases():
+        return []
+    info = next(info for info in schedule.clients if info.id == client)
+    trainings = _rates_and_steps(count_trainings(schedule)[client], info.examples)
+    noise = how.noise_multiplier
+    if noise is None:
+        noise = noise_for(trainings, how)
+    ahead = [(noise, rate, steps) for rate, steps in trainings]
+    return ahead if fits_budget(ahead, how) else []  # the client will stop before, where is not known
+
+
+def _rates_and_steps(trainings: Mapping[DeclaredTraining, int], examples: int) -> list[tuple[float, int]]:
+    planned = [(*plan_batches(training, examples), times) for training, times in trainings.items()]
+    return [(rate, steps * times) for rate, steps, times in planned]
+
+
+# Client level.
+
+
+def plan_client_noise(how: ClientPrivacy, schedule: Schedule) -> float:
+    """Returns the noise multiplier of all clients: the one that is set, or the least that their rounds need.
+
+    Raises:
+        GenfedError: the rounds are not known in advance, or the budget does not hold the noise that is set.
+    """
+    rounds, rate = count_charged_rounds(how, schedule), sampling_rate(how, schedule.fraction)
+    if how.noise_multiplier is None:
+        if rounds is None:
+            raise GenfedError(
+                "how many rounds there will be is not known in advance, so client_privacy.epsilon cannot be planned "
+                "for; set client_privacy.noise_multiplier"
+            )
+        return noise_for([(rate, rounds)], how)
+    if rounds and not fits_budget(spent := [(how.noise_multiplier, rate, rounds)], how):
+        came = epsilon(spent, how.delta, how.accountant)
+        raise GenfedError(
+            f"client_privacy.epsilon = {how.epsilon:g}: with noise_multiplier = {how.noise_multiplier:g}, {rounds} "
+            f"rounds of a client come to ε = {came:.2f}; have fewer rounds or more noise"
+        )
+    return how.noise_multiplier
+
+
+def count_charged_rounds(how: ClientPrivacy, schedule: Schedule) -> int | None:
+    """Returns the rounds that the client which is charged most pays for. None: it is not known in advance."""
+    if any(phase.aggregate for phase in schedule.open_ended_phases()):
+        return None
+    uploads = [clients for _, clients in schedule.uploads()]
+    if how.secret_sampling:
+        return len(uploads)
+    return max(Counter(info.id for clients in uploads for info in clients).values(), default=0)
+
+
+def sampling_rate(how: ClientPrivacy, fraction: float) -> float:
+    """Returns the rate of the subsampled Gaussian mechanism that a round is for a client which is charged for it."""
+    # differs from the paper, but with secret_sampling: nothing is gained by sampling. Who takes part follows from the
+    # seed, which clients know; so a round that a client takes part in is a whole Gaussian mechanism for it, and the
+    # others are none.
+    return fraction if how.secret_sampling else 1.0
+
+
+def expected_participants(how: ClientPrivacy, schedule: Schedule, selected: int) -> float:
+    """Returns how many clients take part in a round, as far as it is known to all; `selected` are drawn."""
+    return schedule.fraction * len(schedule.clients) if how.secret_sampling else selected
