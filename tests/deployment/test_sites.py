@@ -696,8 +696,8 @@ def _first(tensors: dict[str, torch.Tensor]) -> str:
         (_with(lambda head, t: head.update(weight=-1.0)), "its weight is -1.0; a weight is above 0"),
         (_with(lambda head, t: head.update(metrics="none")), "lacks a weight, metrics or seconds"),
         (_with(lambda head, t: head.update(weight=10**400)), "lacks a weight, metrics or seconds"),
-        (lambda reply, m: Message(RecordDict({}), reply_to=m), "it is no letter of genfed's"),
-        (_deep, "it is no letter of genfed's"),
+        (lambda reply, m: Message(RecordDict({}), reply_to=m), "it is no message of genfed"),
+        (_deep, "it is no message of genfed"),
     ],
 )
 def test_a_reply_that_would_spoil_the_mean_is_left_out(tmp_path: Path, how: Spoil, says: str) -> None:
@@ -719,7 +719,7 @@ NONE = torch.zeros(10, dtype=torch.int64)
         (_scored(correct=NONE + 10**9, total=NONE + 1), "correct is below 0 or above total in a class"),
         (_scored(own_accuracy={1: 1e9}), "own_accuracy is 1e+09; 0 to 1 is allowed"),
         (_with(lambda head, t: head.update(seconds=10**400)), "lacks a weight, metrics or seconds"),
-        (_deep, "it is no letter of genfed's"),
+        (_deep, "it is no message of genfed"),
     ],
 )
 def test_scores_that_no_classifier_has_are_left_out(tmp_path: Path, how: Spoil, says: str) -> None:

@@ -102,7 +102,7 @@ def test_any_history_with_kills_ends_like_the_one_without(
 
 def test_undeclared_slots_are_refused(tmp_path: Path) -> None:
     for refused in (kept(tmp_path, 0, ()), kept(tmp_path, 0, (OTHER,))):
-        with pytest.raises(GenfedError, match="slot 'note' is not declared by the phase that asks for it"):
+        with pytest.raises(GenfedError, match="slot 'note' is not declared by the phase that uses it"):
             refused.get(NOTE)
         with pytest.raises(GenfedError, match="slot 'note' is not declared"):
             refused.put(NOTE, Note(""))

@@ -179,7 +179,7 @@ def test_an_answer_that_is_none_is_a_failure(head: dict[str, Any], says: str) ->
 def test_rubbish_is_a_failure() -> None:
     for answer in exchange(Grid(lambda _: replied(RecordDict({})))).values():
         assert isinstance(answer, Failure)
-        assert "no letter of genfed's" in answer.reason
+        assert "no message of genfed" in answer.reason
 
 
 def test_a_client_whose_node_was_lost_is_asked_once_more() -> None:

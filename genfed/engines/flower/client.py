@@ -17,15 +17,12 @@ from genfed.engines.messages import RoundId
 
 log = logging.getLogger(__name__)
 
-# The clients' side.
 Handler = Callable[[MessageHeader, Packed, Mapping[str, Any]], tuple[MessageHeader, Packed]]
-"""(what a letter says, its record, the node's own settings) → the answer."""
+"""(header, record, the node's own settings) → the reply's header and record."""
 
 
 def make_client_app(handle: Handler) -> ClientApp:
-    """What a node runs. It answers whatever happens: a handler that gave Flower no message would block its node for
-    ever.
-    """
+    """Returns the app that a node runs. It always replies: a handler without a reply would block its node for ever."""
     app = ClientApp()
     answer = functools.partial(answer_message, handle)
     app.train()(answer)
@@ -34,32 +31,32 @@ def make_client_app(handle: Handler) -> ClientApp:
 
 
 def answer_message(handle: Handler, message: Message, context: Context) -> Message:
-    """Answers a message by `handle`; an exception becomes an answer that says so."""
+    """Returns the reply that `handle` gives to a message. An exception becomes a reply that says so."""
     try:
         head, body = decode_message(message.content)
         content = encode_message(*handle(head, body, context.node_config))
     except (Exception, SystemExit) as error:  # a client's own code may fail in any way
-        log.warning("a letter could not be answered\n%s", traceback.format_exc())
+        log.warning("a message could not be answered\n%s", traceback.format_exc())
         known = isinstance(error, GenfedError)
         reason = str(error) if known else f"{type(error).__name__}: {error}".splitlines()[0]
         content = encode_message({"failed": reason, "fatal": isinstance(error, StorageError)}, EMPTY)
     return Message(content, reply_to=message)
 
 
-def handle_work(site: ClientRunner, head: MessageHeader, body: Packed) -> tuple[MessageHeader, Packed]:
-    """A client's part of a step, as the answer to the letter that asks for it.
+def handle_work(runner: ClientRunner, head: MessageHeader, body: Packed) -> tuple[MessageHeader, Packed]:
+    """Has one client do its part of the round that the header names, and returns the reply.
 
     Raises:
-        GenfedError: it does not know such a phase, or its work failed.
+        GenfedError: there is no such phase, or the work failed.
     """
-    answer = site.work(_step(head["step"]), int(head["client"]), body)
+    answer = runner.work(_read_round(head["step"]), int(head["client"]), body)
     return {"weight": answer.weight, "metrics": answer.metrics, "seconds": answer.seconds}, answer.upload
 
 
-def _step(said: Any) -> RoundId:
-    """The step that a letter names: what it keys must be what it seems."""
-    match said:
-        case {"phase": str(phase), "round": int(round_), "number": int(number)} if len(said) == 3 and not (
+def _read_round(value: Any) -> RoundId:
+    """Returns the round that a header names. It names random streams, so that its types are checked."""
+    match value:
+        case {"phase": str(phase), "round": int(round_), "number": int(number)} if len(value) == 3 and not (
             isinstance(round_, bool) or isinstance(number, bool) or min(round_, number) < 0
         ):
             return RoundId(phase, round_, number)

@@ -12,15 +12,20 @@ from genfed.core.errors import GenfedError
 from genfed.core.record import Packed, from_bytes, to_bytes
 
 MessageHeader = dict[str, Any]
-"""What a letter says, as JSON has it."""
+"""A message's header: a dict of JSON."""
 EMPTY = Packed({}, "{}")
 
 
-# Letters.
 def encode_message(
     head: MessageHeader, body: Packed, arrays: Callable[[str, Packed], Array] | None = None
 ) -> RecordDict:
-    """A letter as Flower carries it. `arrays` makes the array of one field; None: afresh."""
+    """Returns a message as Flower carries it.
+
+    Args:
+        head: the header.
+        body: the record.
+        arrays: makes the array of one field of the record. None: a new array for each.
+    """
     fields: dict[str, Packed] = {}
     for path, tensor in body.tensors.items():
         name = path.partition(".")[2].partition("[")[0].partition(".")[0]
@@ -32,10 +37,10 @@ def encode_message(
 
 
 def decode_message(content: RecordDict) -> tuple[MessageHeader, Packed]:
-    """Reads `encode_message`.
+    """Returns the header and the record that `encode_message` was given.
 
     Raises:
-        GenfedError: it is no letter.
+        GenfedError: the content is no message of genfed.
     """
     try:
         text = content.config_records["letter"]
@@ -44,10 +49,10 @@ def decode_message(content: RecordDict) -> tuple[MessageHeader, Packed]:
         for array in content.array_records["tensors"].values():
             tensors |= from_bytes(array.data).tensors
         if not (isinstance(head, dict) and isinstance(text["skeleton"], str)):
-            raise TypeError("a head that is no table")
+            raise TypeError("a header that is no table")
         return head, Packed(tensors, text["skeleton"])
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise GenfedError(f"it is no letter of genfed's ({type(error).__name__}: {error})") from None
+        raise GenfedError(f"it is no message of genfed ({type(error).__name__}: {error})") from None
 
 
 def _array(part: Packed) -> Array:
@@ -56,10 +61,10 @@ def _array(part: Packed) -> Array:
 
 
 class ArrayCache:
-    """Makes a field's array once for all clients that are sent the same tensors; remembers the last of each field."""
+    """The last array of each field, so that clients which are sent the same tensors share one array."""
 
     def __init__(self) -> None:
-        # By field: its key, its tensors (held, so that no other can come to lie at their address) and the array.
+        # By field: its key, its tensors (held, so that no others get their addresses) and the array.
         self._last: dict[str, tuple[tuple[Any, ...], Packed, Array]] = {}
 
     def __call__(self, name: str, part: Packed) -> Array:
@@ -69,12 +74,13 @@ class ArrayCache:
         return self._last[name][2]
 
 
-# The server's side.
 @dataclass(frozen=True)
 class Envelope:
-    """One to a node."""
+    """A message and its destination."""
 
     to: int
-    """The node."""
+    """The node's id."""
     head: MessageHeader
+    """The header."""
     body: Packed = EMPTY
+    """The record."""

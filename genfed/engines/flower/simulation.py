@@ -20,31 +20,40 @@ from genfed.engines.flower.client import handle_work, make_client_app
 from genfed.engines.flower.engine import FlowerEngine, MessageLink
 from genfed.engines.flower.messages import MessageHeader
 
+_RESOURCES = {"num_cpus": 1, "num_gpus": 0.0}
+_QUIET = {"log_to_driver": False, "logging_level": logging.ERROR}
 
-# Simulation.
-class _Opens(Hashable, Protocol):
+
+class _OpenRunner(Hashable, Protocol):
     def __call__(self, text: str, /) -> ClientRunner: ...
 
 
 @functools.lru_cache(maxsize=1)
-def _site(site_of: _Opens, threads: int, text: str) -> ClientRunner:
+def _open_once(open_runner: _OpenRunner, threads: int, text: str) -> ClientRunner:
     import torch
 
     torch.set_num_threads(threads)
-    return site_of(text)
+    return open_runner(text)
 
 
-def _simulated(
-    site_of: _Opens, threads: int, head: MessageHeader, body: Packed, node: Mapping[str, Any]
+def _handle(
+    open_runner: _OpenRunner, threads: int, head: MessageHeader, body: Packed, node: Mapping[str, Any]
 ) -> tuple[MessageHeader, Packed]:
-    return handle_work(_site(site_of, threads, head["open"]), head, body)
+    return handle_work(_open_once(open_runner, threads, head["open"]), head, body)
 
 
 @contextlib.contextmanager
 def open_simulation(
-    clients: int, workers: int, threads: int, site_of: _Opens, timeout: float | None = None
+    clients: int, workers: int, threads: int, open_runner: _OpenRunner, timeout: float | None = None
 ) -> Iterator[FlowerEngine]:
-    """An engine whose nodes Ray simulates in `workers` processes of `threads` threads on this machine.
+    """Yields an engine whose nodes Ray simulates on this machine.
+
+    Args:
+        clients: the number of nodes.
+        workers: the number of processes.
+        threads: the number of torch's threads in each process.
+        open_runner: makes the client runner of the trial that `FlowerEngine.open` names.
+        timeout: seconds that a client may take for a round. None: an hour.
 
     Raises:
         GenfedError: the extra is not installed, or Ray does not start.
@@ -54,7 +63,7 @@ def open_simulation(
         from flwr.simulation import run_simulation
     except ImportError:
         raise GenfedError(f"Flower's simulation needs Ray; {EXTRA}") from None
-    # Flower calls the server; here the server calls Flower: its main lends the grid and waits until all is done.
+    # Flower calls the server, and here the server calls Flower: its main lends the grid and waits until the end.
     lent: queue.Queue[Grid | BaseException] = queue.Queue()
     done = threading.Event()
     server = ServerApp()
@@ -64,16 +73,13 @@ def open_simulation(
         lent.put(grid)
         done.wait()
 
-    resources = {"num_cpus": 1, "num_gpus": 0.0}
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "num_cpus": workers}
-
     def simulate() -> None:
         try:
             run_simulation(
                 server,
-                make_client_app(functools.partial(_simulated, site_of, threads)),
+                make_client_app(functools.partial(_handle, open_runner, threads)),
                 num_supernodes=clients,
-                backend_config={"client_resources": resources, "init_args": quiet},
+                backend_config={"client_resources": _RESOURCES, "init_args": _QUIET | {"num_cpus": workers}},
             )
             lent.put(GenfedError("Flower's simulation ended by itself"))
         except BaseException as error:
@@ -82,20 +88,27 @@ def open_simulation(
     logging.getLogger("flwr").setLevel(logging.ERROR)
     thread = threading.Thread(target=simulate, name="flower-simulation", daemon=True)
     thread.start()
-    grid = lent.get()
     try:
-        if isinstance(grid, BaseException):
-            raise GenfedError(f"Flower's simulation did not start: {grid}")
-        post = MessageLink(_Watched(grid, lent), timeout, at_once=4 * workers, pause=0.02)
-        nodes = _when_there(post, clients)
-        yield FlowerEngine(post, lambda client: nodes[client % len(nodes)])
+        yield _make_engine(lent, clients, workers, timeout)
     finally:
         done.set()
         thread.join(60)
 
 
-class _Watched:
-    """A grid that says so when its simulation has ended."""
+def _make_engine(
+    lent: "queue.Queue[Grid | BaseException]", clients: int, workers: int, timeout: float | None
+) -> FlowerEngine:
+    """Returns the engine on a simulation's grid, once the simulation has put it into `lent` and its nodes are there."""
+    grid = lent.get()
+    if isinstance(grid, BaseException):
+        raise GenfedError(f"Flower's simulation did not start: {grid}")
+    link = MessageLink(_WatchedGrid(grid, lent), timeout, at_once=4 * workers, pause=0.02)
+    nodes = _wait_for_nodes(link, clients)
+    return FlowerEngine(link, lambda client: nodes[client % len(nodes)])
+
+
+class _WatchedGrid:
+    """A grid that raises an error when its simulation has ended."""
 
     def __init__(self, grid: Grid, ended: "queue.Queue[Any]") -> None:
         self._grid, self._ended = grid, ended
@@ -109,10 +122,10 @@ class _Watched:
         return replies
 
 
-def _when_there(post: MessageLink, count: int, patience: float = 60.0) -> list[int]:
-    begun = time.monotonic()
-    while len(nodes := post.nodes()) < count:
-        if time.monotonic() - begun > patience:
+def _wait_for_nodes(link: MessageLink, count: int, patience: float = 60.0) -> list[int]:
+    started = time.monotonic()
+    while len(nodes := link.nodes()) < count:
+        if time.monotonic() - started > patience:
             raise GenfedError(f"Flower's simulation has {len(nodes)} of {count} nodes after {patience:g} s")
         time.sleep(0.05)
     return nodes
