@@ -113,7 +113,7 @@ def test_settings_are_written_out() -> None:
     [
         (["fedavg"], {"aggregation": {"kind": "medium"}}, "no such aggregation: 'medium'; did you mean 'median'?"),
         (["fedavg"], {"aggregation": {"kind": "krum", "share": 0.5}}, "aggregation.share = 0.5: input should be less"),
-        (["fedavg"], {"aggregation": {"kind": "krum"}}, "of linear: aggregation.share = 0.2: 1 of 2 uploads are taken"),
+        (["fedavg"], {"aggregation": {"kind": "krum"}}, "linear: aggregation.share = 0.2: 1 of 2 uploads are assumed"),
         (["fedproto"], {"aggregation": {"kind": "median"}}, "the server of fedproto averages nothing"),
         (["ensemble"], {"aggregation": {"kind": "median"}}, "clients upload (classifier), so it would protect nothing"),
         (["fedavg"], {"attack": {"kind": "sign_flip", "share": 0.0}}, "attack.share = 0.0: input should be greater"),

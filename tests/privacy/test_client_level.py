@@ -78,7 +78,7 @@ def test_epsilon_grows_every_round_and_is_that_of_the_formula(tmp_path: Path) ->
     html = build_page(report, {})
     assert f"ε = {spent[1]:.2f} at δ = 0.001" in html
     assert "every client with all its examples" in html
-    assert "the server itself sees each upload, and is trusted" in html
+    assert "The server itself sees each upload, and must be trusted" in html
     assert describe_guarantees(report)[1] == "local: no client uploads anything, so no data leave the clients."
 
 
