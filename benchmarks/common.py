@@ -41,11 +41,11 @@ def workload(images: Path, clients: int, rounds: int, workers: int, **method: An
     return {
         "name": "bench",
         "methods": ["fedavg"],
-        "beside": [],
+        "baselines": [],
         "data": {"kind": "npz", "path": str(images), "validation": 0.0},
         "federation": {"clients": clients, "architectures": ARCHITECTURES[:clients]},
         "evaluation": {"every": 0},
-        "quality": {"samples": 0, "flops": False},
+        "metrics": {"samples": 0, "flops": False},
         "compute": {"workers": workers},
         "defaults": {"rounds": rounds, "training": {"epochs": 5, "batch_size": 10}} | method,
     }

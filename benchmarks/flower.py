@@ -129,12 +129,12 @@ def _cost(engine: str, clients: int, megabytes: float) -> Cost:
         config = {
             "name": "echo",
             "methods": ["echo"],
-            "beside": [],
+            "baselines": [],
             "data": {"kind": "npz", "path": str(images), "validation": 0.0},
             "federation": {"clients": clients, "architectures": ["linear"]},
             "partition": {"kind": "iid"},
             "evaluation": {"every": 0},
-            "quality": {"samples": 0, "flops": False},
+            "metrics": {"samples": 0, "flops": False},
             "compute": {"workers": 2},
             "method": {"echo": echo},
         }

@@ -126,20 +126,20 @@ def _twin_joint(name: str, shards: FederatedData) -> float:
     for info, (start, stop) in zip(shards.clients, shards.ranges, strict=True):
         network = Architectures().new(info.architecture, shards.task, stream(0, info.architecture))
         header = network.get_submodule("header") if task.kind == "features" else network
-        optimiser = torch.optim.SGD(network.parameters(), lr=0.1)
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
         for _ in range((stop - start) // BATCH):
             y = torch.randint(CLASSES, (BATCH,))
-            _learn(header, optimiser, twin.draw(y), y)
+            _learn(header, optimizer, twin.draw(y), y)
         for _ in range(5):
             for rows in torch.split(torch.randperm(stop - start), BATCH):
-                _learn(network, optimiser, x[start:stop][rows], shards.train.y[start:stop][rows])
+                _learn(network, optimizer, x[start:stop][rows], shards.train.y[start:stop][rows])
     return time.process_time() - begun
 
 
-def _learn(network: Callable[[Tensor], Tensor], optimiser: torch.optim.Optimizer, x: Tensor, y: Tensor) -> None:
-    optimiser.zero_grad()
+def _learn(network: Callable[[Tensor], Tensor], optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> None:
+    optimizer.zero_grad()
     F.cross_entropy(network(x), y).backward()  # type: ignore[no-untyped-call]
-    optimiser.step()
+    optimizer.step()
 
 
 def _examples(shards: FederatedData, shape: tuple[int, ...]) -> Tensor:

@@ -34,7 +34,7 @@ class Twin(Protocol):
     """The published arithmetic of one generator."""
 
     def learner(self) -> Callable[[Tensor, Tensor], None]:
-        """A new optimiser, and what takes one step with it on a batch."""
+        """A new optimizer, and what takes one step with it on a batch."""
 
     def draw(self, y: Tensor) -> Tensor:
         """One sample per label, without gradients."""

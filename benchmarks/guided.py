@@ -30,7 +30,7 @@ def main(model: str = "shipped") -> str:
     teachers = {i: Teacher(Architectures().new("cnn2-bn", task, torch.Generator().manual_seed(i))) for i in range(4)}
     lines = []
     for guidance in (1.0, 3.0):
-        sampling = Foundation(model=model, scheduler="ddpm", steps=15, guidance=guidance)
+        sampling = Foundation(model=model, scheduler="ddpm", steps=15, guidance_scale=guidance)
 
         def made(images: int, at_once: int, sampling: Foundation = sampling) -> float:
             """Seconds per image."""
@@ -40,7 +40,7 @@ def main(model: str = "shipped") -> str:
                 generate_guided(
                     foundation,
                     sampling,
-                    ClassifierGuidance(edits=3),
+                    ClassifierGuidance(noise_edits=3),
                     teachers,
                     foundation.encode_condition([f"an image of {i % 10}" for i in ids.tolist()]),
                     ids % 10,

@@ -53,22 +53,22 @@ def teachers() -> Iterator[Row]:
     for name in (*((each,) for each in mixed), mixed):
         listed = ", ".join(f'"{each}"' for each in name)
         yield Row(" + ".join(name), ("fedlmg", "ensemble"),
-                  [f"federation.architectures=[{listed}]", f"method.fedlmg.{STUDENT}", 'beside=["local"]'])  # fmt: skip
+                  [f"federation.architectures=[{listed}]", f"method.fedlmg.{STUDENT}", 'baselines=["local"]'])  # fmt: skip
 
 
 def sizes() -> Iterator[Row]:
     """Larger classifiers as teachers; what they make is judged too."""
     for name in ("cnn1-bn", "cnn5-bn", "cnn7-bn"):  # deeper ones need more than 16×16
         yield Row(name, ("fedlmg", "ensemble"),
-                  [f'federation.architectures=["{name}"]', f"method.fedlmg.{STUDENT}", 'beside=["local"]',
-                   "quality.samples=400"])  # fmt: skip
+                  [f'federation.architectures=["{name}"]', f"method.fedlmg.{STUDENT}", 'baselines=["local"]',
+                   "metrics.samples=400"])  # fmt: skip
 
 
 def images() -> Iterator[Row]:
     """Images per client and class."""
     for count in (5, 15, 30, 60, 120):
         methods = ("fedlmg", "fgl")
-        yield Row(str(count), methods, [*everywhere(f"images={count}", methods), "beside=[]"])
+        yield Row(str(count), methods, [*everywhere(f"images={count}", methods), "baselines=[]"])
 
 
 def labels() -> Iterator[Row]:
@@ -76,7 +76,7 @@ def labels() -> Iterator[Row]:
     for shared in (0, 2, 6):
         yield Row(f"2 own + {shared} shared", ("fedlmg", "prompts_only", "ensemble", "fedavg"),
                   [f'partition={{kind="overlapping_labels",own=2,shared={shared}}}', "federation.clients=5",
-                   'beside=["local"]', "method.prompts_only.images=50", f"method.fedlmg.images={100 // (2 + shared)}"])  # fmt: skip
+                   'baselines=["local"]', "method.prompts_only.images=50", f"method.fedlmg.images={100 // (2 + shared)}"])  # fmt: skip
 
 
 def weak() -> Iterator[Row]:
@@ -84,16 +84,16 @@ def weak() -> Iterator[Row]:
     methods = ("fedlmg", "ensemble")
     for epochs in (1, 3, 10, 30):
         training = f"training={{epochs={epochs},batch_size=32,learning_rate=0.02,momentum=0.9}}"
-        yield Row(f"{epochs} epochs", methods, [*everywhere(training, methods), "beside=[]"])
+        yield Row(f"{epochs} epochs", methods, [*everywhere(training, methods), "baselines=[]"])
     for wrong in (1, 2):
         attack = f'attack={{kind="label_flip", share={wrong / 4}}}'
-        yield Row(f"30 epochs, {wrong} of 4 wrong", methods, [attack, "beside=[]"])
+        yield Row(f"30 epochs, {wrong} of 4 wrong", methods, [attack, "baselines=[]"])
 
 
 def ablations() -> Iterator[Row]:
     """FedLMG's terms and guards, one at a time; on the validation part, as a guard may be chosen by it."""
-    chosen = ("beside=[]", "data.validation=0.2", "evaluation.part=validation")
-    base = {"step": 1.0, "statistics": 0.1, "edits": 3}
+    chosen = ("baselines=[]", "data.validation=0.2", "evaluation.split=validation")
+    base = {"step": 1.0, "statistics": 0.1, "noise_edits": 3}
     for name, changed in (
         ("as in the demo: step 1, λ 0.1, M 3", {}),
         ("no guidance: step 0", {"step": 0.0}),
@@ -101,16 +101,16 @@ def ablations() -> Iterator[Row]:
         ("step 3", {"step": 3.0}),
         ("λ 0: no BatchNorm loss", {"statistics": 0.0}),
         ("λ 1", {"statistics": 1.0}),
-        ("M 0: no noise editing", {"edits": 0}),
-        ("M 10", {"edits": 10}),
-        ("guard: views 2", {"views": 2}),
+        ("M 0: no noise editing", {"noise_edits": 0}),
+        ("M 10", {"noise_edits": 10}),
+        ("guard: views 2", {"augmented_views": 2}),
         ("guard: end 0.7", {"end": 0.7}),
         ("guard: begin 0.3", {"begin": 0.3}),
     ):
         table = ", ".join(f"{key} = {value}" for key, value in {**base, **changed}.items())
         yield Row(name, ("fedlmg",), [f"method.fedlmg.guidance={{{table}}}", *chosen])
     yield Row("guard: kept 0.5, of twice as many", ("fedlmg",),
-              ["method.fedlmg.kept=0.5", "method.fedlmg.images=20", *chosen])  # fmt: skip
+              ["method.fedlmg.consensus_fraction=0.5", "method.fedlmg.images=20", *chosen])  # fmt: skip
     for scale in (1.0, 4.0):
         foundation = f'{{model="shipped", scheduler="ddim", steps=15, guidance={scale}}}'
         yield Row(f"CFG {scale:g}", ("fedlmg",), [f"method.fedlmg.foundation={foundation}", *chosen])
@@ -144,7 +144,7 @@ def drift() -> Iterator[Row]:
         yield Row(name, ("fedlmg", "fgl", "prompts_only", "ensemble"),
                   [f'data={{kind="npz", path="{(OUT / file).absolute()}.npz", columns=["domain"]}}', "federation.clients=2",
                    f"method.fgl.templates={[look(each) for each in words]}".replace("'", '"'),
-                   *everywhere("images=20", ("fedlmg", "fgl")), 'beside=["local"]'])  # fmt: skip
+                   *everywhere("images=20", ("fedlmg", "fgl")), 'baselines=["local"]'])  # fmt: skip
 
 
 def foundations() -> Iterator[Row]:
@@ -155,7 +155,7 @@ def foundations() -> Iterator[Row]:
     for name, model in (("that ships", "shipped"), ("trained for a tenth as long", str(young))):
         methods = ("fedlmg", "fgl", "prompts_only")
         foundation = f'foundation={{model="{model}", scheduler="ddim", steps=15, guidance=2.0}}'
-        yield Row(name, methods, [*everywhere(foundation, methods), "beside=[]"])
+        yield Row(name, methods, [*everywhere(foundation, methods), "baselines=[]"])
 
 
 def students() -> Iterator[Row]:
@@ -165,7 +165,7 @@ def students() -> Iterator[Row]:
         settings = {
             "name": "public-student",
             "methods": ["local"],
-            "beside": [],
+            "baselines": [],
             "data": {"kind": "glyphs", "examples": 6000, "size": 16, "colours": ["black", "white", "red", "green", "blue", "pink"]},
             "federation": {"clients": 1, "architectures": ["cnn2-bn"]},
             "method": {"local": {"rounds": 1, "training": {"epochs": 20, "batch_size": 32, "learning_rate": 0.02, "momentum": 0.9}}},
@@ -179,7 +179,7 @@ def students() -> Iterator[Row]:
         ("the same, without any image", [*everywhere(pretrained, ("fgl",)), "method.fgl.learning_rounds=0"]),
     ):
         methods = ("fgl",) if "any" in name else ("fgl", "prompts_only")
-        yield Row(name, methods, [*changes, "beside=[]"])
+        yield Row(name, methods, [*changes, "baselines=[]"])
 
 
 def costs() -> Iterator[Row]:
@@ -190,7 +190,7 @@ def costs() -> Iterator[Row]:
                "method.gefl={rounds=20, training={epochs=2,batch_size=32,learning_rate=0.02,momentum=0.9}, "
                'generator_rounds=20, generator_epochs=4, generator_batch_size=20, generator={kind="cvae", width=16}}',
                "method.fedavg={rounds=20, training={epochs=2,batch_size=32,learning_rate=0.02,momentum=0.9}}",
-               "beside=[]", "quality.flops=true"])  # fmt: skip
+               "baselines=[]", "metrics.flops=true"])  # fmt: skip
 
 
 QUESTIONS = {
@@ -234,7 +234,7 @@ def main(names: Sequence[str]) -> None:
 def report(question: str, place: int, row: Row) -> Report:
     """Runs it, or goes on with it."""
     changes = [f"methods={list(row.methods)}".replace("'", '"'), f"seeds={list(SEEDS)}", *row.changes]
-    changes = ["quality.samples=0", "quality.flops=false", "evaluation.every=0", "compute.threads=1", *changes]
+    changes = ["metrics.samples=0", "metrics.flops=false", "evaluation.every=0", "compute.threads=1", *changes]
     return genfed.run(read_config(CONFIG, changes), out=OUT / question / str(place), on_existing="resume")
 
 

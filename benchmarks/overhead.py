@@ -66,14 +66,14 @@ def main() -> str:
                 for info, (start, stop) in zip(shards.clients, shards.ranges, strict=True):
                     network = networks[info.architecture]
                     network.load_state_dict(states[info.architecture])
-                    optimiser = torch.optim.SGD(network.parameters(), lr=0.1, fused=True)
+                    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, fused=True)
                     network.train()
                     for _ in range(5):
                         for rows in torch.split(torch.randperm(stop - start), 10):
                             loss = F.cross_entropy(network(x[start:stop][rows]), y[start:stop][rows])
-                            optimiser.zero_grad()
+                            optimizer.zero_grad()
                             loss.backward()  # type: ignore[no-untyped-call]
-                            optimiser.step()
+                            optimizer.step()
                     trained[info.architecture].append(copy.deepcopy(network.state_dict()))
                 for architecture, many in trained.items():
                     states[architecture] = {k: torch.stack([s[k].float() for s in many]).mean(0) for k in many[0]}

@@ -28,18 +28,18 @@ def settings(rule: str, attack: str, options: dict[str, Any], share: float) -> d
     config: dict[str, Any] = {
         "name": "robust",
         "methods": ["fedavg", "gefl"],
-        "beside": ["local"],
+        "baselines": ["local"],
         "data": {"kind": "digits", "size": 8},
         "federation": {"clients": 10, "examples": 1000, "architectures": ["mlp-small"]},
         "evaluation": {"every": 0},
-        "quality": {"flops": False},
+        "metrics": {"flops": False},
         "defaults": {"rounds": 10, "training": {"epochs": 3, "batch_size": 16, "learning_rate": 0.1}},
         "method": {
             "gefl": {
                 "generator_rounds": 10,
                 "generator_epochs": 4,
                 "generator_batch_size": 20,
-                "generator": {"kind": "cvae", "width": 8, "latent": 8},
+                "generator": {"kind": "cvae", "width": 8, "latent_dim": 8},
             }
         },
     }

@@ -31,10 +31,10 @@ def main() -> None:
                 [
                     *changes,
                     f"seeds={list(SEEDS)}",
-                    "evaluation.part=validation",
+                    "evaluation.split=validation",
                     "evaluation.every=0",
-                    "quality.samples=0",
-                    "quality.flops=false",
+                    "metrics.samples=0",
+                    "metrics.flops=false",
                 ],
             ),
             out=Path("runs") / "tune-demo" / f"batch-{size}-rate-{rate}",

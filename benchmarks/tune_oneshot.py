@@ -84,8 +84,8 @@ def main(name: str, labels: list[str]) -> None:
         scores = []
         for i, trial in enumerate(trials[label]):
             changes = [f"method.{label}.{key}={value}" for key, value in trial.items()]
-            changes += [f'methods=["{label}"]', "beside=[]", f"seeds=[{SEED}]", "evaluation.part=validation"]
-            changes += ["quality.samples=0", "quality.flops=false", "compute.workers=0"]
+            changes += [f'methods=["{label}"]', "baselines=[]", f"seeds=[{SEED}]", "evaluation.split=validation"]
+            changes += ["metrics.samples=0", "metrics.flops=false", "compute.workers=0"]
             out = Path("runs") / f"tune-{name}" / label / str(i)
             report = genfed.run(read_config(CONFIGS / f"{name}.toml", changes), out=out, on_existing="resume")
             scores.append(100 * report.of(label)[0].accuracy)

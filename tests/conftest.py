@@ -20,6 +20,7 @@ import torch
 from genfed.config import registry
 from genfed.config.reader import read_config
 from genfed.config.settings import Config
+from genfed.core.errors import GenfedError
 from genfed.core.record import Packed, digest
 from genfed.engines.worker_pool import WorkerPool
 from genfed.experiment import local_clients
@@ -80,8 +81,8 @@ def in_pool(pool: WorkerPool, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 TINY_GENERATORS: dict[str, dict[str, Any]] = {
-    "cvae": {"kind": "cvae", "width": 4, "latent": 4},
-    "dcgan": {"kind": "dcgan", "width": 4, "discriminator_width": 4, "latent": 4},
+    "cvae": {"kind": "cvae", "width": 4, "latent_dim": 4},
+    "dcgan": {"kind": "dcgan", "width": 4, "discriminator_width": 4, "latent_dim": 4},
     "ddpm": {"kind": "ddpm", "width": 4, "levels": 2, "steps": 4},
 }
 """Settings that make a generator small."""
@@ -93,27 +94,30 @@ GENERATIVE: dict[str, Any] = {
 ONE_SHOT: dict[str, Any] = {
     "generator_epochs": 1,
     "samples": 24,
-    "generator": {"kind": "cvae", "width": 4, "latent": 4},
+    "generator": {"kind": "cvae", "width": 4, "latent_dim": 4},
 }
 SYNTHESIS: dict[str, Any] = {
     "foundation": {"steps": 2, "batch_size": 16, "resize": True},
-    "images": 1,
-    "learning": {"epochs": 1, "batch_size": 8},
-    "learning_rounds": 1,
+    "images_per_condition": 1,
+    "student_training": {"epochs": 1, "batch_size": 8},
+    "student_rounds": 1,
+    "finetune_rounds": 2,
+    "client_training": {"epochs": 1, "batch_size": 8},
 }
 """Of methods whose server has a diffusion model."""
 STORING = "storing"
 """Label of a method of the tests' own, whose server keeps a synthetic set."""
 TINY: dict[str, dict[str, Any]] = {
     STORING: {"kind": "tests.toys:Draws", "chunk": 24},
-    "co_boosting": {"generator_steps": 3, "batch_size": 8, "remembered": 2, "latent": 8, "width": 4},
-    "dense": {"generator_steps": 3, "batch_size": 8, "remembered": 2, "latent": 8, "width": 4},
+    "co_boosting": {"generator_steps": 3, "batch_size": 8, "replay_batches": 2, "latent_dim": 8, "width": 4},
+    "dense": {"generator_steps": 3, "batch_size": 8, "replay_batches": 2, "latent_dim": 8, "width": 4},
     "fedcvae_ens": ONE_SHOT,
     "fedcvae_kd": ONE_SHOT | {"distillation_samples": 24, "distillation_epochs": 2},
     "feddeo": SYNTHESIS | {"description_batch_size": 8},
     "feddf": {"distillation_steps": 3, "distillation_batch_size": 8},
-    "fedlmg": SYNTHESIS | {"foundation": SYNTHESIS["foundation"] | {"scheduler": "ddpm"}, "guidance": {"edits": 1}},
-    "fedgen": {"generator_steps": 3, "generator_batch_size": 8, "hidden": 16},
+    "fedlmg": SYNTHESIS
+    | {"foundation": SYNTHESIS["foundation"] | {"scheduler": "ddpm"}, "classifier_guidance": {"noise_edits": 1}},
+    "fedgen": {"generator_steps": 3, "generator_batch_size": 8, "hidden_dim": 16},
     "fgl": SYNTHESIS,
     "gefl": GENERATIVE,
     "gefl_f": GENERATIVE | {"extractor_rounds": 2, "extractor_epochs": 1},
@@ -128,7 +132,6 @@ TINY: dict[str, dict[str, Any]] = {
 }
 """Settings that make a method small, by method."""
 SHARED_EXTRACTOR = {"gefl_f", "lg_fedavg"}
-WITHOUT_ROUNDS = {"ensemble"}
 NEED_PUBLIC = {name for name, cls in registry.list_classes(registry.METHODS).items() if cls.needs_public}
 
 
@@ -147,29 +150,40 @@ def tiny(*methods: str, **changes: Any) -> dict[str, Any]:
     config: dict[str, Any] = {
         "name": "tiny",
         "methods": list(methods),
-        "beside": [],
+        "baselines": [],
         "data": {"kind": "digits", "size": 8},
-        "federation": {"clients": 4, "examples": 80, "architectures": ["linear", "mlp-small"]},
+        "federation": {"clients": 4, "max_examples": 80, "architectures": ["linear", "mlp-small"]},
         "evaluation": {"every": 1},
         "compute": {"workers": 0},
-        "quality": {"samples": 0},
+        "metrics": {"samples": 0},
         "defaults": {"rounds": 2, "training": {"epochs": 1, "batch_size": 8}},
     }
     config["method"] = {name: copy.deepcopy(TINY[name]) for name in methods if name in TINY}  # a test may change it
     if SHARED_EXTRACTOR & set(methods):  # linear and mlp-small have none
         config["data"] = {"kind": "digits", "size": 16}
         config["federation"] |= {"architectures": ["cnn1", "cnn2"]}
-    if set(methods) <= WITHOUT_ROUNDS:
-        del config["defaults"]["rounds"]
     if NEED_PUBLIC & set(methods):
         config["public"] = config["data"]
     for key, value in changes.items():
         config[key] = config[key] | value if isinstance(value, dict) and isinstance(config.get(key), dict) else value
+    known = set().union(*(fields_of(config, label) for label in (*methods, *config["baselines"])))
+    given = changes.get("defaults", {})
+    config["defaults"] = {key: value for key, value in config["defaults"].items() if key in known or key in given}
     for name, settings in config["method"].items():
         if isinstance(settings, dict) and "foundation" in settings:
             model = {"model": tiny_foundation()} | settings["foundation"]
             config["method"][name] = settings | {"foundation": model}
     return config
+
+
+def fields_of(config: dict[str, Any], label: str) -> set[str]:
+    """The settings of the method of a label; the usual ones where a test brings the method later."""
+    own = config["method"].get(label, {})
+    kind = own.get("kind", label) if isinstance(own, dict) else label
+    try:
+        return set(registry.find_class(registry.METHODS, str(kind)).__dataclass_fields__)
+    except GenfedError:
+        return {"rounds", "training"}
 
 
 def start(config: dict[str, Any], out: Path, **options: Any) -> Report:

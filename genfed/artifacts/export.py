@@ -177,7 +177,7 @@ def _describe(model: TrainedModel) -> ModelCard:
         input=f"x float32 [n, {sides}], {scale}",
         output=f"scores float32 [n, {len(task.classes)}]: the largest names the class, softmax gives probabilities",
         accuracy=model.accuracy,
-        scored_on=chosen.config.evaluation.part,
+        scored_on=chosen.config.evaluation.split,
         precision=chosen.config.compute.precision,
         genfed=__version__,
         run=chosen.config.name,

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import inspect
+import re
 import types
 import typing
 from typing import Any
@@ -17,7 +18,6 @@ from genfed.config.architectures import Architectures
 from genfed.config.settings import Compute, Config, Evaluation, Federation, Metrics
 from genfed.core.errors import GenfedError
 from genfed.core.task import Task
-from genfed.privacy.settings import AdaptiveClipping, ClientPrivacy, Privacy
 from genfed.report.glossary import METRICS
 from genfed.report.results import Published
 from genfed.secure_aggregation.settings import SecureAggregation
@@ -63,8 +63,7 @@ def _build_family(family: registry.Family, name: str | None) -> RenderableType:
 
 def _build_all_settings(_: str | None) -> RenderableType:
     tables = {"": Config, "federation": Federation, "evaluation": Evaluation, "compute": Compute}
-    tables |= {"quality": Metrics, "secure": SecureAggregation, "privacy": Privacy, "client_privacy": ClientPrivacy}
-    tables |= {"client_privacy.adaptive": AdaptiveClipping, "published.LABEL": Published}
+    tables |= {"metrics": Metrics, "secure_aggregation": SecureAggregation, "published.LABEL": Published}
     opening = "[defaults] holds settings for every method that has them; [method.LABEL] those of one method."
     titles = {key: f"[{key}]" if key else "the top of the file" for key in tables}
     return Group(opening, *(_build_settings(cls, titles[key]) for key, cls in tables.items()))
@@ -170,5 +169,6 @@ def _read_docstring(cls: type[Any]) -> str:
 
 
 def _read_paragraphs(cls: type[Any]) -> list[str]:
-    """Returns the other paragraphs of the docstring as they are, but for examples."""
-    return [f"\n{text}" for text in (inspect.getdoc(cls) or "").split("\n\n")[1:] if not text.startswith(">>>")]
+    """Returns the other paragraphs of the docstring, without examples; a point of a list is one line."""
+    paragraphs = (inspect.getdoc(cls) or "").split("\n\n")[1:]
+    return ["\n" + re.sub(r"\n +", " ", text) for text in paragraphs if not text.startswith(">>>")]

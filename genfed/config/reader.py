@@ -14,13 +14,16 @@ import tomli_w
 
 from genfed.audits.audit import Audit
 from genfed.config import registry
+from genfed.config.renamed import find_new_setting
 from genfed.config.settings import Config
 from genfed.core.errors import GenfedError
 from genfed.core.method import Method
 from genfed.data.dataset import Source
+from genfed.privacy.settings import PrivacySettings
 from genfed.report.results import Published
 
 T = TypeVar("T")
+P = TypeVar("P", bound=PrivacySettings)
 Table = dict[str, Any]
 log = logging.getLogger(__name__)
 
@@ -52,6 +55,8 @@ def read_table(source: str | Path | Mapping[str, Any], overrides: Iterable[str] 
             raise GenfedError(f"{path}: {why}; give a TOML file or the folder of a run") from None
         except tomllib.TOMLDecodeError as error:
             raise GenfedError(f"{path}: not TOML: {error}") from None
+        if Path(source).is_dir() and "beside" in table:
+            raise GenfedError(f"{source} is a run of genfed 0.1, which 0.2 cannot read; use genfed 0.1, or run it anew")
     for override in overrides:
         _override(table, override)
     return table
@@ -74,7 +79,7 @@ def flatten_settings(config: object) -> Table:
 
 _INDECISIVE = (
     r"name|data_root|compute\.workers|audits"
-    r"|(data|public)\.(path|validation_path|test_path)|(quality|published|audit)\..*"
+    r"|(data|public)\.(path|validation_path|test_path)|(metrics|published|audit)\..*"
 )
 """Settings that the outcome of training does not depend on."""
 
@@ -102,6 +107,18 @@ def read_source(table: Table, at: str = "data") -> Source:
     return source
 
 
+def read_privacy(table: Table, kind: type[P], at: str = "privacy") -> P:
+    """Reads settings of differential privacy from a table, which must be of this kind.
+
+    Raises:
+        GenfedError: they are of another kind, or a setting is unknown, missing, of a wrong type or out of bounds.
+    """
+    found = _value(PrivacySettings, table, at)
+    if not isinstance(found, kind):
+        raise GenfedError(f"{at}.kind = {table.get('kind')!r}: expected {kind.kind!r}")
+    return found
+
+
 def method_table(method: Method[Any]) -> Table:
     """Returns a method with all its settings, as the table [method.LABEL] of a config; `read_method` reads it."""
     table: Table = _dump(method)
@@ -127,7 +144,7 @@ def read_method(table: Table, at: str = "method") -> Method[Any]:
 def _config(table: Table) -> Config:
     defaults = _table(table.pop("defaults", {}), "defaults")
     own = _table(table.pop("method", {}), "method")
-    labels = dict.fromkeys((*_labels(table, "methods"), *_labels(table, "beside", Config.beside)))
+    labels = dict.fromkeys((*_labels(table, "methods"), *_labels(table, "baselines", Config.baselines)))
     if not labels:
         raise GenfedError('methods is empty: name at least one, such as methods = ["gefl"]')
     # A table for a method that is not run is checked, and dropped.
@@ -137,10 +154,12 @@ def _config(table: Table) -> Config:
     }
     if idle := [label for label in own if label not in labels]:
         tables = ", ".join(f"[method.{label}]" for label in idle)
-        log.warning("%s: not used, since neither methods nor beside names %s", tables, ", ".join(idle))
+        log.warning("%s: not used, since neither methods nor baselines names %s", tables, ", ".join(idle))
     for key in defaults:
         if not any(key in _field_names(method) for method in built.values()):
             known = {name for label in labels for name in _field_names(built[label])}
+            if new := next((new for m in built.values() if (new := find_new_setting(type(m), key))), None):
+                raise GenfedError(f"defaults.{key} is called {new} since genfed 0.2")
             what = f"defaults.{key}: no method of the run has such a setting"
             raise GenfedError(registry.explain_unknown(key, known, what))
     parts = {
@@ -219,6 +238,8 @@ def build_settings(cls: type[T], table: Table, at: str) -> T:
     values = {}
     for key, value in table.items():
         if key not in fields:
+            if new := find_new_setting(cls, key):
+                raise GenfedError(f"{at}{key} is called {new} since genfed 0.2")
             raise GenfedError(registry.explain_unknown(key, fields, f"{at}{key}: no such setting"))
         values[key] = _value(hints[key], value, f"{at}{key}")
     try:

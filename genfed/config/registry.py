@@ -14,11 +14,13 @@ from types import ModuleType
 from typing import Any
 
 from genfed.audits.audit import Audit
+from genfed.config.renamed import KINDS
 from genfed.core.errors import GenfedError, first_line
 from genfed.core.method import Method
 from genfed.data.dataset import Source
 from genfed.data.partition import Partitioner
 from genfed.generators.generator import Generator
+from genfed.privacy.settings import PrivacySettings
 from genfed.robustness.attack import Attack
 from genfed.robustness.robust_mean import AggregationRule
 
@@ -42,7 +44,8 @@ GENERATORS = Family("generators", Generator, "genfed.generators")
 AUDITS = Family("audits", Audit, "genfed.audits")
 AGGREGATIONS = Family("aggregations", AggregationRule, "genfed.robustness.rules")
 ATTACKS = Family("attacks", Attack, "genfed.robustness.attacks")
-FAMILIES = (METHODS, DATA, PARTITIONS, GENERATORS, AUDITS, AGGREGATIONS, ATTACKS)
+PRIVACY = Family("privacy", PrivacySettings, "genfed.privacy.settings")
+FAMILIES = (METHODS, DATA, PARTITIONS, GENERATORS, AUDITS, AGGREGATIONS, ATTACKS, PRIVACY)
 
 
 def list_classes(family: Family) -> dict[str, type[Any]]:
@@ -52,7 +55,9 @@ def list_classes(family: Family) -> dict[str, type[Any]]:
         modules = {m.name: importlib.import_module(f"{family.package}.{m.name}") for m in list_modules(package)}
         found = {name: classes[0] for name, module in modules.items() if (classes := _classes(module, family.base))}
     else:
-        found = {_snake(c.__name__): c for c in _classes(package, family.base)}
+        found = {
+            getattr(c, "kind", _snake(c.__name__)): c for c in _classes(package, family.base) if c is not family.base
+        }
     for point in importlib.metadata.entry_points(group=f"genfed.{family.plural}"):
         found[point.name] = point.load()
     return found
@@ -72,6 +77,8 @@ def find_class(family: Family, name: str) -> type[Any]:
             raise GenfedError(f"{name}: it lacks {', '.join(sorted(cls.__abstractmethods__))}")
         return cls
     known = list_classes(family)
+    if name in KINDS:
+        raise GenfedError(f"{name} is called {KINDS[name]} since genfed 0.2")
     if name not in known:
         raise GenfedError(explain_unknown(name, known, f"no such {family.plural.removesuffix('s')}"))
     return known[name]

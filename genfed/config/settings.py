@@ -11,7 +11,7 @@ from genfed.core.method import Method
 from genfed.core.settings import settings
 from genfed.data.dataset import Source
 from genfed.data.partition import IID, Partitioner
-from genfed.privacy.settings import ClientPrivacy, Privacy
+from genfed.privacy.settings import DPSGD, DPFedAvg, PrivacySettings
 from genfed.report.results import Published
 from genfed.robustness.attack import Attack
 from genfed.robustness.robust_mean import AggregationRule
@@ -27,14 +27,14 @@ class Federation:
     architectures: tuple[str, ...] | dict[str, float] = ("cnn3",)
     """Classifier architectures of the clients. A list is assigned in turn (client 0 gets the first name, and so on); a
     table `name = weight` gives each name a share of the clients. Your own are "package.module:Class"."""
-    examples: Annotated[int, Field(ge=1)] | None = None
+    max_examples: Annotated[int, Field(ge=1)] | None = None
     """Number of training examples of all clients together, drawn at random for each seed. Unset: all training
     examples."""
-    sample: Annotated[float, Field(gt=0, le=1)] = 1.0
+    client_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Fraction of the clients that is selected for each round, drawn anew for every round."""
     quorum: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Fraction of the selected clients that must answer. With fewer answers the run stops; it can be resumed from the
-    last checkpoint. Not used under `client_privacy.secret_sampling`."""
+    last checkpoint. Not used under `privacy.secret_sampling`."""
     timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Seconds that a client may take for a round; a slower client is excluded from the round. Needs worker processes
     or sites. Unset: no limit."""
@@ -46,7 +46,7 @@ class Evaluation:
 
     every: Annotated[int, Field(ge=0)] = 10
     """Number of rounds between two evaluations. 0: only after the last round."""
-    part: Literal["test", "validation"] = "test"
+    split: Literal["test", "validation"] = "test"
     """Held-out examples that the classifiers are evaluated on: use "validation" to choose settings, "test" for the
     results that you report."""
 
@@ -96,7 +96,7 @@ class Config:
     methods: tuple[str, ...]
     """Methods to run. Each is the name of a method, or a label of your own whose table [method.LABEL] sets
     `kind = "name"`."""
-    beside: tuple[str, ...] = ("local", "centralised")
+    baselines: tuple[str, ...] = ("local", "centralised")
     """Baselines that are run as well, unless `methods` names them: by default the expected floor and ceiling."""
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
     """Seeds. Every method runs once for each seed, which has its own clients, initial weights and random numbers."""
@@ -115,14 +115,14 @@ class Config:
     """Robust rule that replaces every mean of uploads; `kind` names it. Unset: the means that the methods define."""
     attack: InstanceOf[Attack] | None = None
     """Simulated attack by some of the clients; `kind` names it. Unset: all clients are honest."""
-    secure: SecureAggregation | None = None
+    secure_aggregation: SecureAggregation | None = None
     """Secure aggregation: the server learns sums of uploads, but no single upload. Unset: the server sees every
     upload."""
     evaluation: Evaluation = Field(default_factory=Evaluation)
     """Settings of the evaluation."""
     compute: Compute = Field(default_factory=Compute)
     """Settings of the machine."""
-    quality: Metrics = Field(default_factory=Metrics)
+    metrics: Metrics = Field(default_factory=Metrics)
     """Settings of the metrics of generators and costs."""
     published: dict[str, InstanceOf[Published]] = Field(default_factory=dict)
     """Published results, shown next to the run's own in the report: a table [published.LABEL] per method."""
@@ -131,10 +131,9 @@ class Config:
     list audits`), or a label of your own whose table [audit.LABEL] sets `kind = "name"`."""
     audit: dict[str, InstanceOf[Audit]] = Field(default_factory=dict)
     """Settings of the audits, for `audits` and for `genfed audit`: a table [audit.LABEL] per audit."""
-    privacy: Privacy | None = None
-    """Differential privacy that protects every example (DP-SGD). Unset: no such protection."""
-    client_privacy: ClientPrivacy | None = None
-    """Differential privacy that protects every client (DP-FedAvg). Unset: no such protection."""
+    privacy: InstanceOf[PrivacySettings] | None = None
+    """Differential privacy; `kind` names the mechanism: "dp_sgd" protects every example, "dp_fedavg" every client.
+    Unset: no differential privacy."""
     method: dict[str, InstanceOf[Method[Any]]]
     """Settings of the methods: a table [method.LABEL] per method."""
 
@@ -145,6 +144,16 @@ class Config:
             raise GenfedError(f"name = {self.name!r}: it names a folder of runs/, so no / or \\, and no . at its start")
 
     @property
+    def example_privacy(self) -> DPSGD | None:
+        """Differential privacy of every example; None: none is asked for."""
+        return self.privacy if isinstance(self.privacy, DPSGD) else None
+
+    @property
+    def client_privacy(self) -> DPFedAvg | None:
+        """Differential privacy of every client; None: none is asked for."""
+        return self.privacy if isinstance(self.privacy, DPFedAvg) else None
+
+    @property
     def labels(self) -> tuple[str, ...]:
         """All methods of the run, in order."""
-        return tuple(dict.fromkeys(self.methods + self.beside))
+        return tuple(dict.fromkeys(self.methods + self.baselines))

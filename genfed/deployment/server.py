@@ -174,9 +174,9 @@ def served_config(config: Config) -> Config:
     return replace(
         config,
         data=Sites(),
-        quality=replace(config.quality, samples=0),
+        metrics=replace(config.metrics, samples=0),
         compute=replace(config.compute, workers=0),
-        federation=replace(config.federation, examples=None),
+        federation=replace(config.federation, max_examples=None),
     )
 
 
@@ -208,25 +208,27 @@ def _ask_consent(roster: SiteRoster, inputs: RunInputs, sites: Sequence[SiteDesc
     config = inputs.config
     trials = [_describe_trial(inputs, label, seed, run_id) for label in config.method for seed in config.seeds]
     for number, site in enumerate(sites):
-        if config.privacy or config.secure or site.demands:
+        if config.example_privacy or config.secure_aggregation or site.demands:
             roster.ask(site.name, {"ask": "prepare", "open": trials, "client": number})
 
 
 def _describe_trial(inputs: RunInputs, label: str, seed: int, run_id: str) -> str:
     """Returns what a site is sent about a trial, as JSON."""
     config = inputs.config
-    noised = config.secure and config.client_privacy  # without [secure] the server alone adds the noise
+    noised = (
+        config.secure_aggregation and config.client_privacy
+    )  # without [secure_aggregation] the server alone adds the noise
     about = {
         "run": run_id,
         "label": label,
         "seed": seed,
         "method": method_table(config.method[label]),
         "classes": inputs.task.classes,
-        "federation": {"clients": config.federation.clients, "sample": config.federation.sample},
+        "federation": {"clients": config.federation.clients, "client_fraction": config.federation.client_fraction},
         "precision": config.compute.precision,
-        "flops": config.quality.flops and seed == config.seeds[0],
-        "secure": settings_table(config.secure) if config.secure else None,
-        "privacy": settings_table(config.privacy) if config.privacy else None,
+        "flops": config.metrics.flops and seed == config.seeds[0],
+        "secure_aggregation": settings_table(config.secure_aggregation) if config.secure_aggregation else None,
+        "privacy": settings_table(config.example_privacy) if config.example_privacy else None,
         "noised": settings_table(noised) if noised else None,
     }
     return json.dumps(about)

@@ -16,7 +16,7 @@ from torch import nn
 
 from genfed._version import __version__
 from genfed.config.architectures import Architectures
-from genfed.config.reader import build_settings, read_method
+from genfed.config.reader import build_settings, read_method, read_privacy
 from genfed.config.settings import Compute, Federation
 from genfed.core.aggregate import ClientInfo
 from genfed.core.errors import GenfedError, StorageError, require
@@ -39,7 +39,7 @@ from genfed.foundation.settings import Foundation
 from genfed.privacy import site_budget
 from genfed.privacy.compatibility import check_method, check_network, check_precision
 from genfed.privacy.plan import estimate_cost
-from genfed.privacy.settings import ClientPrivacy, Privacy
+from genfed.privacy.settings import DPSGD, DPFedAvg
 from genfed.secure_aggregation.settings import SecureAggregation
 from genfed.training.weights import Model, weights_of
 
@@ -249,11 +249,11 @@ def _trial(site: LocatedSite, about: Mapping[str, Any], client: int) -> Trial:
         new_network=functools.partial(_new_network, config, Architectures()),
         evaluate_every=0,
         counts_flops=bool(about["flops"]) and about["privacy"] is None,
-        secure=None if about["secure"] is None else build_settings(SecureAggregation, about["secure"], "secure."),
-        privacy=None if about["privacy"] is None else build_settings(Privacy, about["privacy"], "privacy."),
-        client_privacy=None
-        if about["noised"] is None
-        else build_settings(ClientPrivacy, about["noised"], "client_privacy."),
+        secure=None
+        if about["secure_aggregation"] is None
+        else build_settings(SecureAggregation, about["secure_aggregation"], "secure_aggregation."),
+        privacy=None if about["privacy"] is None else read_privacy(about["privacy"], DPSGD),
+        client_privacy=None if about["noised"] is None else read_privacy(about["noised"], DPFedAvg),
     )
 
 
@@ -261,9 +261,9 @@ def _check_demands(config: SiteSettings, trial: Trial) -> None:
     """Refuses a trial that does not protect the site as its file demands, or not as the run says."""
     privacy = trial.privacy
     if trial.secure is not None:
-        require("cryptography", extra="privacy", what="[secure]")
+        require("cryptography", extra="privacy", what="[secure_aggregation]")
     if trial.client_privacy is not None:
-        require("opacus", extra="privacy", what="[client_privacy]")
+        require("opacus", extra="privacy", what='[privacy] kind = "dp_fedavg"')
     if config.privacy is not None and privacy is None:
         raise GenfedError("it takes part only under [privacy], since its file has a privacy budget")
     if privacy is not None:
@@ -273,15 +273,18 @@ def _check_demands(config: SiteSettings, trial: Trial) -> None:
         check_method(trial.label, trial.method)
     if config.minimum_group is not None and any(phase.aggregate for phase in flatten_phases(trial.method.phases())):
         if trial.secure is None:
-            raise GenfedError(f"it uploads only under [secure], and {trial.label} would upload without masks")
+            raise GenfedError(
+                f"it uploads only under [secure_aggregation], and {trial.label} would upload without masks"
+            )
         if trial.secure.minimum_group < config.minimum_group:
             raise GenfedError(
-                f"secure.minimum_group = {trial.secure.minimum_group}: it needs sums of {config.minimum_group} uploads "
+                f"secure_aggregation.minimum_group = {trial.secure.minimum_group}: it needs sums of "
+                f"{config.minimum_group} uploads "
                 "or more"
             )
-        if trial.secure.neighbours is not None:
+        if trial.secure.neighbors is not None:
             raise GenfedError(
-                "secure.neighbours: on a ring no client knows how many uploads are in a sum; leave it out"
+                "secure_aggregation.neighbors: on a ring no client knows how many uploads are in a sum; leave it out"
             )
 
 

@@ -73,7 +73,9 @@ class SiteSettings:
         if self.link.insecure and self.link.key:
             raise GenfedError("link.insecure = true: a site without TLS shows no key; leave out link.key, or insecure")
         if self.privacy is not None and self.minimum_group is not None:
-            raise GenfedError("[privacy] with minimum_group: no run has [privacy] and [secure] both; leave one out")
+            raise GenfedError(
+                "[privacy] with minimum_group: no run has [privacy] and [secure_aggregation] both; leave one out"
+            )
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ OUTSIDE = (
     "This attacker is the server, which reads an upload before it is clipped and gets noise. ε does not hold against "
     "this attacker: it holds against those who see what the server sends."
 )
-"""Note on attacks on uploads under [client_privacy]."""
+"""Note on attacks on uploads under client-level privacy."""
 
 
 def audit_trial(

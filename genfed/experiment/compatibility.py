@@ -45,31 +45,37 @@ def check_compatibility(config: Config, shards: FederatedData, seed: int) -> Non
                     f"({fields}), so it would protect nothing; leave the method out, or [aggregation]"
                 )
             _check_groups(label, config, method, shards, seed)
-    if config.secure:
-        _check_secure(config, config.secure, federated, shards, seed)
+    if config.secure_aggregation:
+        _check_secure(config, config.secure_aggregation, federated, shards, seed)
 
 
 def _check_secure(
     config: Config, how: SecureAggregation, methods: Mapping[str, Method[Any]], shards: FederatedData, seed: int
 ) -> None:
-    require("cryptography", extra="privacy", what="[secure]")
-    if config.privacy:
-        raise GenfedError("[secure] with [privacy] is not built: its exchanges are not charged; leave one of them out")
+    require("cryptography", extra="privacy", what="[secure_aggregation]")
+    if config.example_privacy:
+        raise GenfedError(
+            "[secure_aggregation] with [privacy] is not built: its exchanges are not charged; leave one of them out"
+        )
     if config.aggregation or config.attack:
         other = "aggregation" if config.aggregation else "attack"
         why = "looks at" if config.aggregation else "is simulated on"
-        raise GenfedError(f"[secure] hides single uploads, which [{other}] {why}: leave one of them out")
+        raise GenfedError(f"[secure_aggregation] hides single uploads, which [{other}] {why}: leave one of them out")
     for label, method in methods.items():
         for phase in list_upload_phases(method):
             if (reason := reason_to_refuse_secure(phase)) is not None:
-                raise GenfedError(f"[secure]: phase {phase.name} of {label} cannot be aggregated securely: {reason}")
-        for phase, asked in Schedule(method, shards.clients, config.federation.sample, seed).different_uploads():
+                raise GenfedError(
+                    f"[secure_aggregation]: phase {phase.name} of {label} cannot be aggregated securely: {reason}"
+                )
+        for phase, asked in Schedule(
+            method, shards.clients, config.federation.client_fraction, seed
+        ).different_uploads():
             for group, count in Counter(name for info in asked for name in list_groups(phase.aggregate, info)).items():
                 if count < how.minimum_group:
                     raise GenfedError(
-                        f"secure.minimum_group = {how.minimum_group}: in phase {phase.name} of {label} a sum would "
-                        f"be of {count} uploads{f' of architecture {group}' if group else ''}; have more clients in a "
-                        "group or leave the method out"
+                        f"secure_aggregation.minimum_group = {how.minimum_group}: in phase {phase.name} of {label} "
+                        f"a sum would be of {count} uploads{f' of architecture {group}' if group else ''}; have more "
+                        "clients in a group or leave the method out"
                     )
 
 
@@ -92,7 +98,7 @@ def _check_attack(config: Config, shards: FederatedData, phases: Mapping[str, Se
 def _check_groups(label: str, config: Config, method: Method[Any], shards: FederatedData, seed: int) -> None:
     rule = config.aggregation
     assert rule is not None
-    for phase, asked in Schedule(method, shards.clients, config.federation.sample, seed).different_uploads():
+    for phase, asked in Schedule(method, shards.clients, config.federation.client_fraction, seed).different_uploads():
         for name, mean in select_means(phase.aggregate).items():
             for group, count in Counter(mean.group(info) for info in asked).items():
                 _check_group(rule, count, f"{label}, phase {phase.name}, {name}{f' of {group}' if group else ''}")
@@ -113,21 +119,21 @@ def check_client_privacy(config: Config, clients: Sequence[ClientInfo], seed: in
     """
     if (how := config.client_privacy) is None:
         return
-    for name, why in (
-        ("aggregation", "stands in the place of the means that get the noise"),
-        ("privacy", "protects examples; both together are not built"),
-    ):
-        if getattr(config, name) is not None:
-            raise GenfedError(f"[client_privacy] with [{name}], which {why}: leave one of them out")
+    if config.aggregation is not None:
+        raise GenfedError(
+            'privacy.kind = "dp_fedavg" with [aggregation], which replaces the means that get the noise: leave one of '
+            "them out"
+        )
     first = seed == config.seeds[0]
     if first:
         warn_of_weak_privacy(how, len(clients), f"there are {len(clients)} clients", "a client")
     schedules = {
-        label: Schedule(method, tuple(clients), config.federation.sample, seed)
+        label: Schedule(method, tuple(clients), config.federation.client_fraction, seed)
         for label, method in config.method.items()
         if not method.pooled
     }
-    check_client_level(how, schedules, config.secure.minimum_group if config.secure else None, warns=first)
+    secure = config.secure_aggregation
+    check_client_level(how, schedules, secure.minimum_group if secure else None, warns=first)
 
 
 def check_example_privacy(
@@ -150,7 +156,7 @@ def check_example_privacy(
     Raises:
         GenfedError: Opacus is missing, or a method, architecture, generator or setting that does not go with it.
     """
-    if (how := config.privacy) is None:
+    if (how := config.example_privacy) is None:
         return
     most = max(info.examples for info in clients)
     warn_of_weak_privacy(how, most, f"a client has {most} examples", "an example")

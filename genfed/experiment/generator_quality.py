@@ -225,16 +225,16 @@ def check_generator_quality(
         return
     if metrics.lpips is not None:
         if shards.task.kind != "image" or shards.task.shape[0] not in (1, 3):
-            raise GenfedError(f"quality.lpips: LPIPS is for grey and RGB images; examples are {shards.task.shape}")
+            raise GenfedError(f"metrics.lpips: LPIPS is for grey and RGB images; examples are {shards.task.shape}")
         Lpips(metrics.lpips)
     name = reference_architecture(metrics, shards.task)
     try:
         check_architecture(name, shards.task, shards.train, new_network)
     except GenfedError as error:
-        raise GenfedError(f"quality.architecture: {error}") from None
+        raise GenfedError(f"metrics.architecture: {error}") from None
     network = new_network(name, shards.task, torch.Generator().manual_seed(0))
     if not any(isinstance(module, nn.Linear) for module in network.modules()):
-        raise GenfedError(f"quality.architecture = {name!r}: it has no linear layer, before which features are taken")
+        raise GenfedError(f"metrics.architecture = {name!r}: it has no linear layer, before which features are taken")
 
 
 def is_evaluated(method: Method[Any]) -> bool:

@@ -37,7 +37,7 @@ def write_notes(
         kind = registry.name_of(registry.AGGREGATIONS, type(config.aggregation))
         lines.append(f"Uploads that a method averages are reduced by {kind} instead.")
         lines += [line for label, method in config.method.items() for line in _other_uploads(label, method, kind)]
-    if config.secure:
+    if config.secure_aggregation:
         lines.append(
             "Uploads were added up under masks (secure aggregation): the server learned their sums, and of a single "
             "client what its messages cost and how its classifier scores."

@@ -74,7 +74,7 @@ def build_report(outcomes: TrialOutcomes, inputs: RunInputs, rows: Sequence[Row]
         environment=describe_environment(config.compute, config.federation.clients, started),
         trials=trials,
         partition=outcomes.class_counts,
-        scored_on=config.evaluation.part,
+        scored_on=config.evaluation.split,
         published=config.published,
         skewed=not config.partition.alike,
         column=config.partition.natural if natural else None,

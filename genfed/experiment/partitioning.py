@@ -26,18 +26,18 @@ def partition_data(config: Config, dataset: Dataset, seed: int) -> FederatedData
     federation = config.federation
     y, columns = dataset.train.y, dataset.columns
     rows = torch.arange(len(y))
-    if federation.examples is not None:
-        rows = draw_subset(y, federation.examples, stream(seed, "examples"))
+    if federation.max_examples is not None:
+        rows = draw_subset(y, federation.max_examples, stream(seed, "examples"))
         columns = {name: tuple(values[i] for i in rows.tolist()) for name, values in columns.items()}
     parts = config.partition.split(y[rows], federation.clients, stream(seed, "partition"), columns)
     names = assign_architectures(federation.architectures, federation.clients)
     clients = tuple(ClientInfo(i, name, len(part)) for i, (name, part) in enumerate(zip(names, parts, strict=True)))
     stops = torch.tensor([len(part) for part in parts]).cumsum(0).tolist()
-    tested = config.evaluation.part == "test"
+    tested = config.evaluation.split == "test"
     held_out = dataset.test if tested else dataset.validation
     held_out_columns = dataset.test_columns if tested else dataset.validation_columns
     if len(held_out) == 0:
-        raise GenfedError(f"evaluation.part = {config.evaluation.part!r}: the data set has no such part")
+        raise GenfedError(f"evaluation.split = {config.evaluation.split!r}: the data set has no such part")
     return FederatedData(
         dataset.task,
         clients,

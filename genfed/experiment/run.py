@@ -87,7 +87,7 @@ def _checked_inputs(config: Config, dataset: Dataset) -> RunInputs:
     for seed in config.seeds:
         shards = partitioning.partition_data(config, dataset, seed)
         checks.check_clients(config, shards, architectures.new)
-        generator_quality.check_generator_quality(config.quality, config.method, shards, architectures.new)
+        generator_quality.check_generator_quality(config.metrics, config.method, shards, architectures.new)
         compatibility.check_compatibility(config, shards, seed)
         compatibility.check_client_privacy(config, shards.clients, seed)
     examples = normalize_pixels(shards.train.x[:2])
@@ -185,7 +185,7 @@ class _SeedTrials:
         self._fingerprint = data_fingerprint(self._shards, inputs.public)
         self._new_network = inputs.architectures[seed].new
         self._evaluate = generator_quality.GeneratorEvaluator(
-            inputs.config.quality, torch.device(inputs.config.compute.device), self._shards, seed, self._new_network
+            inputs.config.metrics, torch.device(inputs.config.compute.device), self._shards, seed, self._new_network
         )
         # A generator that was evaluated before a stop is not evaluated again.
         rows = read_metrics(folder.metrics)
@@ -220,7 +220,7 @@ class _SeedTrials:
         return trial
 
     def _measure_generator(self, trial: Trial, loop: TrialLoop, state: Any) -> None:
-        wanted = self._inputs.config.quality.samples and generator_quality.is_evaluated(trial.method)
+        wanted = self._inputs.config.metrics.samples and generator_quality.is_evaluated(trial.method)
         if wanted and trial.label not in self._evaluated:
             loop.report_progress(QUALITY)
             self._record([self._evaluate(trial, state, loop.step)])
@@ -242,7 +242,7 @@ def _is_current(inputs: RunInputs, folder: RunFolder) -> Callable[[dict[str, Any
     }
 
     def is_current(row: dict[str, Any]) -> bool:
-        stale = row["phase"] == QUALITY and not generator_quality.is_current(row, config.quality, inputs.task)
+        stale = row["phase"] == QUALITY and not generator_quality.is_current(row, config.metrics, inputs.task)
         return not stale and is_in_checkpoint(row, checkpoints.get((row["method"], row["seed"])))
 
     return is_current

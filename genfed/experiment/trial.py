@@ -30,7 +30,7 @@ from genfed.privacy.client_level import ClientLevelPrivacy
 from genfed.privacy.example_level import example_level_guarantee, read_charges
 from genfed.privacy.guarantee import PrivacyGuarantee
 from genfed.privacy.plan import PrivacyPlan, settle_plan
-from genfed.privacy.settings import ClientPrivacy, Privacy
+from genfed.privacy.settings import DPSGD, DPFedAvg
 from genfed.robustness.attack import Attack
 from genfed.robustness.robust_mean import AggregationRule
 from genfed.secure_aggregation.protocol import EXCHANGES
@@ -65,15 +65,15 @@ class Trial:
     """Simulated attack by some of the clients. None: all clients are honest."""
     secure: SecureAggregation | None = None
     """Secure aggregation of the uploads. None: the server sees every upload."""
-    privacy: Privacy | None = None
+    privacy: DPSGD | None = None
     """Differential privacy that protects every example. None: no such protection."""
-    client_privacy: ClientPrivacy | None = None
+    client_privacy: DPFedAvg | None = None
     """Differential privacy that protects every client. None: no such protection."""
 
     @property
     def schedule(self) -> Schedule:
         """The clients of each of its rounds."""
-        return Schedule(self.method, self.shards.clients, self.federation.sample, self.seed)
+        return Schedule(self.method, self.shards.clients, self.federation.client_fraction, self.seed)
 
     def settle_plan(self) -> PrivacyPlan:
         """Returns the noise of a private trial, which is written down when this is first called.
@@ -141,7 +141,7 @@ def new_trial(
         public: unlabeled public examples. None: the run has none.
     """
     method = config.method[label]
-    about = replace(config, methods=(label,), beside=(), method={label: method}, seeds=(seed,))
+    about = replace(config, methods=(label,), baselines=(), method={label: method}, seeds=(seed,))
     text = json.dumps(decisive_settings(about), sort_keys=True)
     return Trial(
         label=label,
@@ -156,11 +156,11 @@ def new_trial(
         evaluate_every=config.evaluation.every,
         public=public,
         # How much a client computes would reveal how large its random batches were.
-        counts_flops=config.quality.flops and seed == config.seeds[0] and config.privacy is None,
+        counts_flops=config.metrics.flops and seed == config.seeds[0] and config.example_privacy is None,
         aggregation=None if method.pooled else config.aggregation,
         attack=None if method.pooled else config.attack,
-        secure=None if method.pooled else config.secure,
-        privacy=config.privacy,
+        secure=None if method.pooled else config.secure_aggregation,
+        privacy=config.example_privacy,
         client_privacy=None if method.pooled else config.client_privacy,
     )
 

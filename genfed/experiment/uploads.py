@@ -29,6 +29,6 @@ def with_client_noise(phase: Phase[Any], trial: Trial) -> Phase[Any]:
     """Returns the phase with clients that add the noise, if they do so in this trial: under secure aggregation."""
     if (how := trial.client_privacy) is None or trial.secure is None or not phase.aggregate:
         return phase
-    std = trial.settle_plan().client_std(how.clip, trial.secure.minimum_group)
+    std = trial.settle_plan().client_std(how.clip_norm, trial.secure.minimum_group)
     draws = client_randomness(trial.seed if how.reproducible_noise else None, phase.name)
-    return add_client_noise(phase, clip=how.clip, std=std, draws=draws)
+    return add_client_noise(phase, clip=how.clip_norm, std=std, draws=draws)

@@ -33,20 +33,20 @@ class ClassifierGuidance:
     """Weight of the batch-norm loss (λ); 0: guidance by the class only."""
     step: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     """Factor of the gradient in a step; 0: no guidance."""
-    edits: Annotated[int, Field(ge=0)] = 10
+    noise_edits: Annotated[int, Field(ge=0)] = 10
     """Number of gradient steps on the initial noise (M)."""
     begin: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of the denoising steps before guidance begins; the paper's is 0."""
     end: Annotated[float, Field(ge=0, le=1)] = 1.0
     """Share of the denoising steps after which guidance ends; the paper's is 1. Near the end, invisible changes can
     fool classifiers."""
-    views: Annotated[int, Field(ge=0)] = 0
+    augmented_views: Annotated[int, Field(ge=0)] = 0
     """Number of randomly shifted views of an image over which the loss is averaged; 0, the paper's: the image itself.
     Averaging over shifted views suppresses adversarial noise."""
 
     def __post_init__(self) -> None:
         if self.begin > self.end:
-            raise GenfedError(f"guidance.begin = {self.begin} is after guidance.end = {self.end}")
+            raise GenfedError(f"classifier_guidance.begin = {self.begin} is after classifier_guidance.end = {self.end}")
 
 
 class Teacher(nn.Module):
@@ -103,8 +103,8 @@ def generate_guided(
         rngs: The generator of each image.
         shape: The shape (C, H, W) of the images.
     """
-    w = sampling.guidance
-    none = model.encode_unconditional(len(rngs), sampling.negative) if w != 1 else condition
+    w = sampling.guidance_scale
+    none = model.encode_unconditional(len(rngs), sampling.negative_prompt) if w != 1 else condition
 
     def predict(z: Tensor, t: int) -> Tensor:
         return model.predict_guided(z, t, condition, none, w)
@@ -139,11 +139,13 @@ class _Guide:
 
     def edit_noise(self, z: Tensor, t: int) -> Tensor:
         """Moves the initial noise z at the first step t, once per edit."""
-        for _ in range(self.guidance.edits):
+        for _ in range(self.guidance.noise_edits):
             edited = self.move(z, t)
             if torch.equal(edited, z):
                 _warn(self.model.name, t)
-                if not self.guidance.views:  # views draw, and an image's draws must not depend on the rest of the batch
+                if (
+                    not self.guidance.augmented_views
+                ):  # views draw, and an image's draws must not depend on the rest of the batch
                     break
             z = edited
         return z
@@ -159,7 +161,7 @@ class _Guide:
         """Returns the teachers' loss for z at step t: a mean over views of a sum over images."""
         clean = self.model.recover_clean(self.predict(z, t), z, t)
         images = resize_to(self.model.decode(clean), self.shape)
-        views = [shift_images(images, self.rngs) for _ in range(self.guidance.views)] or [images]
+        views = [shift_images(images, self.rngs) for _ in range(self.guidance.augmented_views)] or [images]
         present = torch.unique(self.clients).tolist()
         return torch.stack([self._teacher_loss(view, client) for view in views for client in present]).sum() / len(
             views

@@ -30,10 +30,10 @@ class Foundation:
     steps: Annotated[int, Field(ge=1)] = 50
     """Network calls per image (with guidance on twice as many rows), at most the diffusion steps of the model's
     training."""
-    guidance: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 3.0
+    guidance_scale: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 3.0
     """Weight w of guidance: none + w·(condition − none). 1: no guidance, at half the cost; 0: the condition has no
     effect."""
-    negative: str = ""
+    negative_prompt: str = ""
     """Prompt from which guidance leads away; empty: the empty prompt, or no class."""
     batch_size: Annotated[int, Field(ge=1)] = 64
     """Number of images generated at once; their noise does not depend on it."""
@@ -41,8 +41,10 @@ class Foundation:
     """Whether images are resized to the task's size and channels. False: a model of another size is refused."""
 
     def __post_init__(self) -> None:
-        if self.negative and self.guidance == 1:
-            raise GenfedError(f"foundation.negative = {self.negative!r}: with guidance = 1 nothing leads away from it")
+        if self.negative_prompt and self.guidance_scale == 1:
+            raise GenfedError(
+                f"foundation.negative_prompt = {self.negative_prompt!r}: with guidance_scale = 1 it has no effect"
+            )
 
     def load(self, task: Task, device: torch.device, precision: Literal["float32", "bfloat16"]) -> FoundationModel:
         """Opens the model for a task. A model that has not changed since the last call is not opened again.
@@ -70,7 +72,7 @@ class Foundation:
         if model.kind == "class" and set(task.classes) - set(model.conditions.names):  # type: ignore[attr-defined]
             model.encode_condition(task.classes)  # raises an error that names the class
         model.new_sampler(self.steps, self.scheduler)
-        model.encode_unconditional(1, self.negative)
+        model.encode_unconditional(1, self.negative_prompt)
         return model
 
     def generate(
@@ -88,9 +90,9 @@ class Foundation:
             condition,
             rngs,
             steps=self.steps,
-            guidance=self.guidance,
+            guidance=self.guidance_scale,
             scheduler=self.scheduler,
-            negative=self.negative,
+            negative=self.negative_prompt,
             further=further,
             batch_size=self.batch_size,
         )

@@ -31,7 +31,7 @@ class CVAE(Generator):
 
     width: int = Field(default=64, ge=1)
     """Channels after the first halving; each further halving doubles them, up to 16 times this width."""
-    latent: int = Field(default=16, ge=1)
+    latent_dim: int = Field(default=16, ge=1)
     """Dimension of an image's code; the paper has 16 for MNIST and 50 for CIFAR10."""
     learning_rate: float = Field(default=1e-3, gt=0)
     """Learning rate of Adam."""
@@ -84,8 +84,8 @@ class CVAENetwork(GeneratorNetwork):
             if level:
                 up = [TransposedConv4(below, outer, wide), norm(below), nn.ReLU(inplace), *up]
         self.encoder = nn.Sequential(*down, nn.Flatten())
-        self.code = nn.Linear(math.prod(self.deepest), 2 * config.latent)
-        self.start = nn.Linear(config.latent + self.classes, math.prod(self.deepest))
+        self.code = nn.Linear(math.prod(self.deepest), 2 * config.latent_dim)
+        self.start = nn.Linear(config.latent_dim + self.classes, math.prod(self.deepest))
         self.decoder = nn.Sequential(
             nn.Unflatten(1, self.deepest), *up, TransposedConv4(channels, widths[0], (height, width))
         )
@@ -123,7 +123,7 @@ class CVAENetwork(GeneratorNetwork):
         return [Objective(self.loss, adam, network=self)]
 
     def sample(self, y: Tensor, rng: torch.Generator) -> Tensor:
-        return self.sample_from_noise(self.decode, self.config.latent, y, rng)
+        return self.sample_from_noise(self.decode, self.config.latent_dim, y, rng)
 
     def is_uploaded(self, name: str) -> bool:
         return self.is_decoder_weight(name) or not self.config.keep_encoder

@@ -46,7 +46,7 @@ class DCGAN(Generator):
     discriminator_width: int = Field(default=128, ge=2)
     """Channels of the discriminator after its first layer; the paper has 128 for grey images, 256 and 64 for
     CIFAR10."""
-    latent: int = Field(default=100, ge=1)
+    latent_dim: int = Field(default=100, ge=1)
     """Dimension of the noise."""
     learning_rate: float = Field(default=2e-4, gt=0)
     """Learning rate of both Adam optimizers (betas 0.5 and 0.999)."""
@@ -84,7 +84,7 @@ class DCGANNetwork(GeneratorNetwork):
         widths = [config.width * 2**i for i in reversed(range(doublings))]
         sides = [(8 * 2**i, 8 * 2**i) for i in range(doublings)]
         half = widths[0] // 2
-        self.noise_to_map = nn.Linear(config.latent, 16 * half, bias=False)
+        self.noise_to_map = nn.Linear(config.latent_dim, 16 * half, bias=False)
         self.label_to_map = nn.Linear(self.classes, 16 * (widths[0] - half), bias=False)
         up: list[nn.Module] = [nn.Unflatten(1, (widths[0], 4, 4)), norm(widths[0]), nn.ReLU(inplace)]
         for (outer, inner), wide in zip(itertools.pairwise(widths), sides, strict=False):
@@ -126,7 +126,7 @@ class DCGANNetwork(GeneratorNetwork):
         of_generator = [p for n, p in self.named_parameters() if self._is_generator_weight(n)]
 
         def draw_fakes(y: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-            z = torch.randn(len(y), self.config.latent, generator=rng).to(y.device)
+            z = torch.randn(len(y), self.config.latent_dim, generator=rng).to(y.device)
             labels = torch.randint(self.classes, (len(y),), generator=rng).to(y.device)
             return self.generate(z, labels), labels
 
@@ -157,7 +157,7 @@ class DCGANNetwork(GeneratorNetwork):
         ]
 
     def sample(self, y: Tensor, rng: torch.Generator) -> Tensor:
-        return self.sample_from_noise(self.generate, self.config.latent, y, rng)
+        return self.sample_from_noise(self.generate, self.config.latent_dim, y, rng)
 
     def is_uploaded(self, name: str) -> bool:
         return self._is_generator_weight(name) or not self.config.keep_discriminator

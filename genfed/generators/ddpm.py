@@ -39,7 +39,7 @@ class DDPM(Generator):
     last_beta: float = Field(default=0.02, gt=1e-4, lt=1)
     """Last β; β rises linearly from 1e-4. With the paper's 100 steps to 0.02 the last step still has 0.6 of the image,
     while samples start from pure noise. 0.2 avoids this, and samplers of few steps need it."""
-    guidance: float = Field(default=0.0, ge=0)
+    guidance_scale: float = Field(default=0.0, ge=0)
     """Weight w of classifier-free guidance: ε = (1 + w)·ε_class − w·ε_none, at twice the cost; 0: no guidance."""
     drop: float = Field(default=0.1, ge=0, lt=1)
     """Probability in training that an example's class is hidden, to learn ε_none (p)."""
@@ -150,7 +150,7 @@ class DDPMNetwork(GeneratorNetwork):
 
     def predict_guided_noise(self, x: Tensor, y: Tensor, t: int) -> Tensor:
         """Returns (1 + w)·ε_θ(x, t, y) − w·ε_θ(x, t, none) (Ho and Salimans, Eq. 6) by one network call."""
-        w = self.config.guidance
+        w = self.config.guidance_scale
         if w == 0:
             return self.predict_noise(x, torch.full_like(y, t), y)
         labels = torch.cat([y, torch.full_like(y, self.none)])

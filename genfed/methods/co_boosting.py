@@ -26,7 +26,7 @@ class CoBoosting(DataFreeDistillation):
     1. train, once. Client → server: its model, trained from the initial weights on its examples.
     2. distil, `rounds` rounds, on the server. The generator takes `generator_steps` steps on one batch of noise:
        towards images that the ensemble assigns to their classes with doubt, and on which the students disagree with it.
-       For each of the newest `remembered` batches, images move to where the ensemble's answer changes most, and the
+       For each of the newest `replay_batches` batches, images move to where the ensemble's answer changes most, and the
        shares of the models take a step. The students learn the ensemble's answers for the moved images.
 
     >>> [phase.name for phase in CoBoosting(rounds=10, temperature=2.0).phases()]

@@ -23,7 +23,7 @@ class DENSE(DataFreeDistillation):
     2. distil, `rounds` rounds, on the server. The generator takes `generator_steps` steps on one batch of noise:
        towards images that the ensemble of all models assigns to their classes, with the BatchNorm statistics of the
        models, near where ensemble and students disagree. The students learn the ensemble's answers for the newest
-       `remembered` batches (1: the newest batch alone, as in Algorithm 1).
+       `replay_batches` batches (1: the newest batch alone, as in Algorithm 1).
 
     >>> [phase.name for phase in DENSE(rounds=10, boundary=0.0).phases()]
     ['train', 'distil']

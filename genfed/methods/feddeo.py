@@ -28,15 +28,15 @@ class FedDEO(ConditionUploadMethod):
 
     1. tell, once. Client: for each of its classes, optimizes an embedding against the frozen diffusion model on its
        examples of the class. Client → server: these descriptions, and their classes.
-    2. synthesise, once, on the server: `images` images from each description, by ε = u + w·(text − u) +
-       w_d·(description − u), where w is `foundation.guidance` and u is unconditional.
-    3. learn, `learning_rounds` rounds, on the server: trains the students on the images and their labels.
+    2. synthesise, once, on the server: `images_per_condition` images from each description, by ε = u + w·(text − u) +
+       w_d·(description − u), where w is `foundation.guidance_scale` and u is unconditional.
+    3. learn, `student_rounds` rounds, on the server: trains the students on the images and their labels.
     4. learn_own, once, for clients whose architecture the server cannot run. Server → client: all images. The client
        trains its own model on them. Nothing is uploaded.
-    5. tune, `rounds` rounds (0: one-shot). Server → client: its student. Client → server: the student after training on
-       the client's examples. The server averages the students within an architecture.
+    5. tune, `finetune_rounds` rounds (0: one-shot). Server → client: its student. Client → server: the student after
+       training on the client's examples. The server averages the students within an architecture.
 
-    >>> [phase.name for phase in FedDEO(images=10).phases()]
+    >>> [phase.name for phase in FedDEO(images_per_condition=10).phases()]
     ['tell', 'synthesise', 'learn', 'learn_own', 'tune']
     """
 

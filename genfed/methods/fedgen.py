@@ -88,9 +88,9 @@ class FedGen(RepresentationMethod[FedGenState]):
     """Learning rate of the generator's Adam (α). Its moments go on from round to round."""
     diversity: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the diversity loss."""
-    noise: Annotated[int, Field(ge=1)] = 32
+    noise_dim: Annotated[int, Field(ge=1)] = 32
     """Dimension of the noise from which a representation is generated (ε)."""
-    hidden: Annotated[int, Field(ge=1)] = 256
+    hidden_dim: Annotated[int, Field(ge=1)] = 256
     """Width of the generator's hidden layer."""
 
     def init(self, server: Server) -> FedGenState:
@@ -118,7 +118,7 @@ class FedGen(RepresentationMethod[FedGenState]):
     def generator(self, where: Client | Server) -> RepresentationGenerator:
         """Returns the generator with its initial weights, on the device of `where`."""
         classes, rng = len(where.task.classes), where.common("generator")
-        return RepresentationGenerator(self.noise, classes, self.hidden, self.dimension, rng).to(where.device)
+        return RepresentationGenerator(self.noise_dim, classes, self.hidden_dim, self.dimension, rng).to(where.device)
 
     def send(self, server: Server, state: FedGenState, info: ClientInfo) -> FedGenSent:
         """Returns the client's network, the generator, and the counts for p̂(y)."""
@@ -168,7 +168,7 @@ class FedGen(RepresentationMethod[FedGenState]):
 
         n = self.generator_steps * self.generator_batch_size
         y = torch.multinomial(counts.sum(0).double(), n, replacement=True, generator=server.rng)
-        drawn = Data(torch.randn(n, self.noise, generator=server.rng), y).to(server.device)
+        drawn = Data(torch.randn(n, self.noise_dim, generator=server.rng), y).to(server.device)
         size, rng = self.generator_batch_size, server.rng
         fit([Objective(loss, adam)], drawn, epochs=1, batch_size=size, rng=rng, precision=server.precision)
         return weights_of(generator), optimizer_state(adam)

@@ -46,15 +46,15 @@ class FedLMG(ServerSynthesis):
     classifier.
 
     1. train, once. Client → server: its classifier, trained from the initial weights on its examples, and its classes.
-    2. synthesise, once, on the server: `images` images for each client and each of its classes, from the prompt of the
-       class, guided by the gradients and BatchNorm statistics of the client's classifier.
-    3. learn, `learning_rounds` rounds, on the server: trains the students on the images, by labels and teachers
-       (`aggregation`).
+    2. synthesise, once, on the server: `images_per_condition` images for each client and each of its classes, from the
+       prompt of the class, guided by the gradients and BatchNorm statistics of the client's classifier.
+    3. learn, `student_rounds` rounds, on the server: trains the students on the images, by labels and teachers
+       (`supervision`).
     4. learn_own: never needed here, since the server must run all architectures.
-    5. tune, `rounds` rounds (0: one-shot). Server → client: its student. Client → server: the student after training on
-       the client's examples. The server averages the students within an architecture.
+    5. tune, `finetune_rounds` rounds (0: one-shot). Server → client: its student. Client → server: the student after
+       training on the client's examples. The server averages the students within an architecture.
 
-    >>> [phase.name for phase in FedLMG(images=10).phases()]
+    >>> [phase.name for phase in FedLMG(images_per_condition=10).phases()]
     ['train', 'synthesise', 'learn', 'learn_own', 'tune']
     """
 
@@ -65,38 +65,38 @@ class FedLMG(ServerSynthesis):
     """The server's diffusion model and how it is sampled; its scheduler is ddpm, as in the paper, or ddim."""
     prompt: str = "an image of {class}"
     """Prompt of a class; {class} is its name. For a class-conditional model: "{class}"."""
-    guidance: ClassifierGuidance = Field(default_factory=ClassifierGuidance)
+    classifier_guidance: ClassifierGuidance = Field(default_factory=ClassifierGuidance)
     """Guidance by the classifiers."""
-    aggregation: Supervision = "specific_teacher"
+    supervision: Supervision = "specific_teacher"
     """Supervision of the students: FT, MD or SD of the paper."""
 
-    kept: Annotated[float, Field(gt=0, le=1)] = 1.0
+    consensus_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of each client's images of a class that students learn from: the images with the highest mean probability
     from the other clients' classifiers. 1: all, as in the paper."""
 
     def init(self, server: Server) -> ServerSynthesisState:
         check_sampler(self.foundation.load(server.task, server.device, server.precision), self.foundation)
         embed_class_prompts(self.foundation, self.prompt, server)  # refuses a prompt before training
-        if self.guidance.statistics and (
+        if self.classifier_guidance.statistics and (
             without := [name for name in server.architectures if cannot_guide(server, name)]
         ):
             log.warning("no BatchNorm over maps in %s: L_BN is 0, classes alone guide", ", ".join(without))
         return super().init(server)
 
     def student_supervision(self) -> Supervision:
-        return self.aggregation
+        return self.supervision
 
     def training_images(self, server: Server, state: ServerSynthesisState) -> Tensor | slice:
-        if self.kept == 1:
+        if self.consensus_fraction == 1:
             return slice(None)
-        return consensus_rows(server, state.synthetic, build_uploaded(server, state.teachers), self.kept)
+        return consensus_rows(server, state.synthetic, build_uploaded(server, state.teachers), self.consensus_fraction)
 
     def upload_phases(self) -> list[Phase[ServerSynthesisState]]:
         return [upload_classifier(self.collect, self.train, check=self.check, fields=("classifier", "classes"))]
 
     def train(self, client: Client, sent: Empty) -> Reply[FedLMGUpload]:
         """Trains the client's own classifier."""
-        weights, loss = train_alone(client, self.training)
+        weights, loss = train_alone(client, self.client_training)
         return Reply(FedLMGUpload(weights, torch.unique(client.data.y).cpu()), metrics={"loss": loss})
 
     def check(self, server: Server, info: ClientInfo, upload: FedLMGUpload) -> None:
@@ -125,7 +125,7 @@ class FedLMG(ServerSynthesis):
         return generate_guided(
             self.foundation.load(server.task, server.device, server.precision),
             self.foundation,
-            self.guidance,
+            self.classifier_guidance,
             {client: Teacher(network) for client, network in build_uploaded(server, present).items()},
             embed_class_prompts(self.foundation, self.prompt, server)[wanted.labels],
             wanted.labels,

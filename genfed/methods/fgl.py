@@ -13,13 +13,13 @@ class FGL(PromptUploadMethod):
 
     1. tell, once. Client → server: the embedding of one prompt for each of its classes (`level` = "class") or for each
        of its examples ("instance"), and its class. No text is sent.
-    2. synthesise, once, on the server: `images` images from each embedding.
-    3. learn, `learning_rounds` rounds, on the server: trains the students on the images and their labels.
+    2. synthesise, once, on the server: `images_per_condition` images from each embedding.
+    3. learn, `student_rounds` rounds, on the server: trains the students on the images and their labels.
     4. learn_own, once, for clients whose architecture the server cannot run. Server → client: all images. The client
        trains its own model on them. Nothing is uploaded.
-    5. tune, `rounds` rounds (0: one-shot). Server → client: its student. Client → server: the student after training on
-       the client's examples. The server averages the students within an architecture.
+    5. tune, `finetune_rounds` rounds (0: one-shot). Server → client: its student. Client → server: the student after
+       training on the client's examples. The server averages the students within an architecture.
 
-    >>> [phase.name for phase in FGL(images=10, rounds=2).phases()]
+    >>> [phase.name for phase in FGL(images_per_condition=10, finetune_rounds=2).phases()]
     ['tell', 'synthesise', 'learn', 'learn_own', 'tune']
     """

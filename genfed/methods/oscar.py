@@ -17,14 +17,14 @@ class OSCAR(PromptUploadMethod):
 
     1. tell, once. Client → server: for each of its classes the mean embedding of the prompts for its examples of the
        class (`level` = "instance"; with "class" there is one prompt).
-    2. synthesise, once, on the server: `images` images from each mean.
-    3. learn, `learning_rounds` rounds, on the server: trains the students on the images and their labels.
+    2. synthesise, once, on the server: `images_per_condition` images from each mean.
+    3. learn, `student_rounds` rounds, on the server: trains the students on the images and their labels.
     4. learn_own, once, for clients whose architecture the server cannot run. Server → client: all images. The client
        trains its own model on them. Nothing is uploaded.
-    5. tune, `rounds` rounds (0: one-shot). Server → client: its student. Client → server: the student after training on
-       the client's examples. The server averages the students within an architecture.
+    5. tune, `finetune_rounds` rounds (0: one-shot). Server → client: its student. Client → server: the student after
+       training on the client's examples. The server averages the students within an architecture.
 
-    >>> [phase.name for phase in OSCAR(images=10).phases()]
+    >>> [phase.name for phase in OSCAR(images_per_condition=10).phases()]
     ['tell', 'synthesise', 'learn', 'learn_own', 'tune']
     """
 

@@ -18,14 +18,14 @@ from genfed.training.synthetic_dataset import NO_CLIENT
 class PromptsOnly(ServerSynthesis):
     """Images of each class from its name alone: the control for methods that use what clients upload.
 
-    1. synthesise, once, on the server: `images` images from the prompt of each class.
-    2. learn, `learning_rounds` rounds, on the server: trains the students on the images and their labels.
+    1. synthesise, once, on the server: `images_per_condition` images from the prompt of each class.
+    2. learn, `student_rounds` rounds, on the server: trains the students on the images and their labels.
     3. learn_own, once, for clients whose architecture the server cannot run. Server → client: all images. The client
        trains its own model on them. Nothing is uploaded.
-    4. tune, `rounds` rounds (0: one-shot). Server → client: its student. Client → server: the student after training on
-       the client's examples. The server averages the students within an architecture.
+    4. tune, `finetune_rounds` rounds (0: one-shot). Server → client: its student. Client → server: the student after
+       training on the client's examples. The server averages the students within an architecture.
 
-    >>> [phase.name for phase in PromptsOnly(images=10).phases()]
+    >>> [phase.name for phase in PromptsOnly(images_per_condition=10).phases()]
     ['synthesise', 'learn', 'learn_own', 'tune']
     """
 

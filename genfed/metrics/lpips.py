@@ -37,7 +37,7 @@ class Lpips(nn.Module):
             GenfedError: no such file, a damaged one, or weights of another network.
         """
         super().__init__()
-        given = read_weights(file, "quality.lpips")
+        given = read_weights(file, "metrics.lpips")
         self.weights = [
             (
                 _of(given, f"{name}.weight", (out, before, kernel, kernel), file),
@@ -75,7 +75,7 @@ class Lpips(nn.Module):
 def _of(given: dict[str, Tensor], name: str, shape: tuple[int, ...], file: str | Path) -> Tensor:
     if name not in given or tuple(given[name].shape) != shape:
         raise GenfedError(
-            f"quality.lpips = {str(file)!r} has no {name} of shape {shape}: it takes the state dict of LPIPS with "
+            f"metrics.lpips = {str(file)!r} has no {name} of shape {shape}: it takes the state dict of LPIPS with "
             "AlexNet, as the package lpips names it"
         )
     return given[name].float()

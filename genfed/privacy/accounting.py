@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from genfed.core.errors import GenfedError
-from genfed.privacy.settings import Accountant, Budget
+from genfed.privacy.settings import Accountant, PrivacySettings
 
 log = logging.getLogger(__name__)
 Mechanism = tuple[float, float, int]
@@ -64,24 +64,21 @@ def fits_budget(mechanisms: Sequence[Mechanism], budget: PrivacyLimit) -> bool:
     return budget.accountant != "rdp" and epsilon(mechanisms, budget.delta, "prv") <= budget.epsilon
 
 
-def warn_of_weak_privacy(budget: Budget, n: int, counted: str, each: str) -> None:
+def warn_of_weak_privacy(budget: PrivacySettings, n: int, counted: str, each: str) -> None:
     """Warns of noise that protects nobody, and of a δ that is too large: `n`, as `counted` says, of what is protected,
     which is called `each`.
     """
     if budget.reproducible_noise:
-        log.warning(
-            "%s.reproducible_noise: whoever knows the seed can take the noise away; this run is not private",
-            budget.table,
-        )
+        log.warning("privacy.reproducible_noise: any party that knows the seed can remove the noise; not private")
     if budget.delta >= 1 / n:
         log.warning(
-            "%s.delta = %g is not below 1/n = %.2g (%s): it would allow to give away %s whole; choose a much smaller "
-            "one",
-            budget.table, budget.delta, 1 / n, counted, each,
+            "privacy.delta = %g is not below 1/n = %.2g (%s): it would allow %s to be revealed whole; choose a much "
+            "smaller one",
+            budget.delta, 1 / n, counted, each,
         )  # fmt: skip
 
 
-def noise_for(trainings: Sequence[tuple[float, int]], budget: Budget) -> float:
+def noise_for(trainings: Sequence[tuple[float, int]], budget: PrivacySettings) -> float:
     """The least noise multiplier, up to one in a hundred, with which the budget holds all these (rate, steps)."""
 
     def enough(noise: float) -> bool:
@@ -93,7 +90,7 @@ def noise_for(trainings: Sequence[tuple[float, int]], budget: Budget) -> float:
     while not enough(high):
         high *= 2
         if high > 1e5:
-            raise GenfedError(f"{budget.table}.epsilon = {budget.epsilon}: no noise is enough for it")
+            raise GenfedError(f"privacy.epsilon = {budget.epsilon}: no noise is enough for it")
     low = high / 2
     while enough(low):
         low, high = low / 2, low

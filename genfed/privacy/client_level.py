@@ -24,7 +24,7 @@ from genfed.privacy.dp_fedavg import NoisyClippedMean
 from genfed.privacy.guarantee import PrivacyGuarantee
 from genfed.privacy.plan import PrivacyPlan, expected_participants, sampling_rate
 from genfed.privacy.randomness import os_randomness, seeded_randomness
-from genfed.privacy.settings import ClientPrivacy
+from genfed.privacy.settings import DPFedAvg
 
 RELEASES = "releases.safetensors"
 
@@ -53,7 +53,7 @@ class ReleaseLedger:
         """Returns by client the released rounds that it took part in."""
         return Counter(client for release in self.releases for client in release.clients)
 
-    def charged_rounds(self, how: ClientPrivacy, more: Sequence[ClientInfo] | None = None) -> int:
+    def charged_rounds(self, how: DPFedAvg, more: Sequence[ClientInfo] | None = None) -> int:
         """Returns the rounds that the client which is charged most pays for. `more`: the clients of one more round."""
         if how.secret_sampling:
             return len(self.releases) + (more is not None)
@@ -68,7 +68,7 @@ def read_releases(folder: Path) -> ReleaseLedger:
 class ClientLevelPrivacy:
     """The noise that protects a trial's clients, and the ledger of what was released."""
 
-    def __init__(self, how: ClientPrivacy, plan: PrivacyPlan, schedule: Schedule, folder: Path) -> None:
+    def __init__(self, how: DPFedAvg, plan: PrivacyPlan, schedule: Schedule, folder: Path) -> None:
         """`folder` is the trial's."""
         self._how, self._schedule, self._folder = how, schedule, folder
         self._noise = plan.common_multiplier
@@ -99,7 +99,7 @@ class ClientLevelPrivacy:
         how, ledger = self._how, read_releases(self._folder)
         if not fits_budget(self._mechanisms(ledger.charged_rounds(how, clients)), how):
             raise GenfedError(
-                f"client_privacy.epsilon = {how.epsilon:g} does not hold {step.phase} round {step.round}: rounds that "
+                f"privacy.epsilon = {how.epsilon:g} does not hold {step.phase} round {step.round}: rounds that "
                 "were done again after a stop have been paid for twice; what was saved before it stands"
             )
         return ledger
@@ -107,7 +107,7 @@ class ClientLevelPrivacy:
     def charge_sum(self, step: RoundId, clients: Sequence[ClientInfo]) -> None:
         """Charges a round whose noise the clients added, before its sum is uncovered."""
         self.admit(step, clients)
-        self.charge(Release(step.number, step.phase, tuple(sorted(info.id for info in clients)), self._how.clip))
+        self.charge(Release(step.number, step.phase, tuple(sorted(info.id for info in clients)), self._how.clip_norm))
 
     def fold(
         self, phase: Phase[Any], step: RoundId, clients: Sequence[ClientInfo], sent_to: Callable[[ClientInfo], Any]
@@ -119,7 +119,7 @@ class ClientLevelPrivacy:
         """
         how, ledger = self._how, self.admit(step, clients)
         before = [r.clip for r in ledger.releases if r.phase == step.phase and r.step < step.number]
-        clip, noise = before[-1] if before else how.clip, self._noise
+        clip, noise = before[-1] if before else how.clip_norm, self._noise
         if how.adaptive:
             noise = how.adaptive.on_updates(noise, expected_participants(how, self._schedule, len(clients)))
         means = select_means(phase.aggregate)
@@ -149,7 +149,7 @@ class ClientLevelPrivacy:
             delta=how.delta,
             accountant=how.accountant,
             noise_multiplier=(self._noise, self._noise),
-            max_grad_norm=how.clip,
+            max_grad_norm=how.clip_norm,
             steps=rounds,
             reproducible_noise=how.reproducible_noise,
             mechanism=self._mechanism(distributed),

@@ -17,7 +17,7 @@ from genfed.core.phase import Phase, flatten_phases
 from genfed.core.schedule import Schedule, list_upload_phases
 from genfed.privacy.per_example_gradients import check_alone, check_layers, check_trained
 from genfed.privacy.plan import count_charged_rounds, expected_participants, plan_client_noise
-from genfed.privacy.settings import ClientPrivacy
+from genfed.privacy.settings import DPFedAvg
 from genfed.training.classifier import Training
 from genfed.training.fit import Objective, cross_entropy
 
@@ -134,7 +134,7 @@ def check_network(each: TrainedNetwork, x: Tensor | None = None) -> None:
 
 
 def check_client_level(
-    how: ClientPrivacy, schedules: Mapping[str, Schedule], minimum_group: int | None, *, warns: bool
+    how: DPFedAvg, schedules: Mapping[str, Schedule], minimum_group: int | None, *, warns: bool
 ) -> None:
     """Refuses what client-level privacy does not cover, or a budget that would be passed.
 
@@ -147,19 +147,23 @@ def check_client_level(
     Raises:
         GenfedError: Opacus is missing, or a method or setting that does not go with it.
     """
-    require("opacus", extra="privacy", what="[client_privacy]")
+    require("opacus", extra="privacy", what='[privacy] kind = "dp_fedavg"')
     if minimum_group and how.adaptive:
-        raise GenfedError("client_privacy.adaptive with [secure]: nobody can count the updates that are short enough")
+        raise GenfedError(
+            "privacy.adaptive with [secure_aggregation]: nobody can count the updates that are short enough"
+        )
     if minimum_group and how.secret_sampling:
-        raise GenfedError("client_privacy.secret_sampling with [secure]: clients must know whose masks are in a sum")
+        raise GenfedError(
+            "privacy.secret_sampling with [secure_aggregation]: clients must know whose masks are in a sum"
+        )
     for label, schedule in schedules.items():
         if how.secret_sampling and schedule.fraction == 1:
             raise GenfedError(
-                "client_privacy.secret_sampling: with federation.sample = 1 everybody is asked; set it lower"
+                "privacy.secret_sampling: with federation.client_fraction = 1 everybody is asked; set it lower"
             )
         for phase in list_upload_phases(schedule.method):
             if (why := reason_to_refuse(phase, how)) is not None:
-                raise GenfedError(f"{label} cannot be run under [client_privacy]: in phase {phase.name} {why}")
+                raise GenfedError(f"{label} cannot be run under client-level privacy: in phase {phase.name} {why}")
         try:
             noise = plan_client_noise(how, schedule)
             if minimum_group and warns:
@@ -180,13 +184,13 @@ def _warn_of_noise(label: str, least: int, schedule: Schedule) -> None:
     smallest = min((count for each in sums for count in each.values()), default=0)
     if (times := math.sqrt(smallest / least)) > 1.5:
         log.warning(
-            "secure.minimum_group = %d: the noise of so few must do, so the %d of %s add up to %.1f times what is "
-            "needed; raise it as far as clients can be counted on to answer",
+            "secure_aggregation.minimum_group = %d: the noise of that few clients must suffice, so the %d clients of "
+            "%s add %.1f times the noise that is needed; raise it as far as clients can be relied on to answer",
             least, smallest, label, times,
         )  # fmt: skip
 
 
-def reason_to_refuse(phase: Phase[Any], how: ClientPrivacy) -> str | None:
+def reason_to_refuse(phase: Phase[Any], how: DPFedAvg) -> str | None:
     """Returns why the uploads of a phase cannot be protected. None: they can, or there are none."""
     means = select_means(phase.aggregate)
     for name, aggregate in phase.aggregate.items():

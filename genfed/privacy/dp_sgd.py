@@ -107,7 +107,7 @@ class DPSGDTrainer:
                 if more is not None:
                     assert p.grad is not None
                     p.grad += more
-        objective.optimiser.step()
+        objective.optimizer.step()
 
     def _noise(self, like: Tensor) -> Tensor:
         drawn = self._draws.standard_normal(tuple(like.shape), dtype=np.float32)

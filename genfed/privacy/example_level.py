@@ -14,7 +14,7 @@ from genfed.privacy.guarantee import PrivacyGuarantee
 from genfed.privacy.ledger import Charge, Ledger, sum_by_mechanism
 from genfed.privacy.plan import PrivacyPlan
 from genfed.privacy.randomness import os_randomness, seeded_randomness
-from genfed.privacy.settings import Privacy
+from genfed.privacy.settings import DPSGD
 
 LEDGER = "ledger.safetensors"
 
@@ -24,7 +24,7 @@ class TrialBudget:
 
     def __init__(
         self,
-        how: Privacy,
+        how: DPSGD,
         plan: PrivacyPlan,
         declared: Mapping[str, Sequence[DeclaredTraining]],
         seed: int,
@@ -86,7 +86,7 @@ def read_charges(folder: Path, clients: Iterable[int]) -> dict[int, list[Mechani
 
 
 def example_level_guarantee(
-    how: Privacy, plan: PrivacyPlan, spent: Mapping[int, Sequence[Mechanism]], *, pooled: bool
+    how: DPSGD, plan: PrivacyPlan, spent: Mapping[int, Sequence[Mechanism]], *, pooled: bool
 ) -> PrivacyGuarantee:
     """Returns what protects the examples, by what each client was charged. `pooled`: see `PrivacyGuarantee`."""
     worst = max(epsilon(each, how.delta, how.accountant) for each in spent.values())

@@ -14,8 +14,8 @@ from genfed.training.fit import Objective
 
 
 def parameters_of(player: Objective) -> list[nn.Parameter]:
-    """Those that the player's optimiser changes."""
-    return [p for group in player.optimiser.param_groups for p in group["params"]]
+    """Those that the player's optimizer changes."""
+    return [p for group in player.optimizer.param_groups for p in group["params"]]
 
 
 def example_gradients(

@@ -12,7 +12,7 @@ from genfed.core.record import load, save
 from genfed.core.schedule import Schedule
 from genfed.privacy.accounting import Mechanism, epsilon, fits_budget, noise_for
 from genfed.privacy.dp_sgd import plan_batches
-from genfed.privacy.settings import ClientPrivacy, Privacy
+from genfed.privacy.settings import DPSGD, DPFedAvg
 
 PLAN = "privacy.safetensors"
 
@@ -34,7 +34,7 @@ class PrivacyPlan:
         return self.common_multiplier / math.sqrt(smallest_sum) * clip
 
 
-def settle_plan(folder: Path, how: Privacy | ClientPrivacy, schedule: Schedule) -> PrivacyPlan:
+def settle_plan(folder: Path, how: DPSGD | DPFedAvg, schedule: Schedule) -> PrivacyPlan:
     """Returns the noise of the trial in `folder`: planned when this is first called, and read from there ever after.
 
     Raises:
@@ -42,7 +42,7 @@ def settle_plan(folder: Path, how: Privacy | ClientPrivacy, schedule: Schedule) 
     """
     file = folder / PLAN
     if not file.exists():
-        if isinstance(how, ClientPrivacy):
+        if isinstance(how, DPFedAvg):
             noise = plan_client_noise(how, schedule)
             found = {info.id: noise for info in schedule.clients}
         else:
@@ -55,7 +55,7 @@ def settle_plan(folder: Path, how: Privacy | ClientPrivacy, schedule: Schedule) 
 # Example level.
 
 
-def plan_example_noise(how: Privacy, schedule: Schedule) -> dict[int, float]:
+def plan_example_noise(how: DPSGD, schedule: Schedule) -> dict[int, float]:
     """Returns each client's noise multiplier: the one that is set, or the least that its trainings need. A client whose
     examples are at another site has none.
 
@@ -95,7 +95,7 @@ def count_trainings(schedule: Schedule) -> dict[int, Counter[DeclaredTraining]]:
     return found
 
 
-def estimate_cost(how: Privacy, schedule: Schedule, client: int) -> list[Mechanism]:
+def estimate_cost(how: DPSGD, schedule: Schedule, client: int) -> list[Mechanism]:
     """Returns what all rounds will cost a client. Empty: that is not known. Nothing is written.
 
     Raises:
@@ -120,7 +120,7 @@ def _rates_and_steps(trainings: Mapping[DeclaredTraining, int], examples: int) -
 # Client level.
 
 
-def plan_client_noise(how: ClientPrivacy, schedule: Schedule) -> float:
+def plan_client_noise(how: DPFedAvg, schedule: Schedule) -> float:
     """Returns the noise multiplier of all clients: the one that is set, or the least that their rounds need.
 
     Raises:
@@ -130,20 +130,20 @@ def plan_client_noise(how: ClientPrivacy, schedule: Schedule) -> float:
     if how.noise_multiplier is None:
         if rounds is None:
             raise GenfedError(
-                "how many rounds there will be is not known in advance, so client_privacy.epsilon cannot be planned "
-                "for; set client_privacy.noise_multiplier"
+                "how many rounds there will be is not known in advance, so privacy.epsilon cannot be planned "
+                "for; set privacy.noise_multiplier"
             )
         return noise_for([(rate, rounds)], how)
     if rounds and not fits_budget(spent := [(how.noise_multiplier, rate, rounds)], how):
         came = epsilon(spent, how.delta, how.accountant)
         raise GenfedError(
-            f"client_privacy.epsilon = {how.epsilon:g}: with noise_multiplier = {how.noise_multiplier:g}, {rounds} "
+            f"privacy.epsilon = {how.epsilon:g}: with noise_multiplier = {how.noise_multiplier:g}, {rounds} "
             f"rounds of a client come to ε = {came:.2f}; have fewer rounds or more noise"
         )
     return how.noise_multiplier
 
 
-def count_charged_rounds(how: ClientPrivacy, schedule: Schedule) -> int | None:
+def count_charged_rounds(how: DPFedAvg, schedule: Schedule) -> int | None:
     """Returns the rounds that the client which is charged most pays for. None: it is not known in advance."""
     if any(phase.aggregate for phase in schedule.open_ended_phases()):
         return None
@@ -153,7 +153,7 @@ def count_charged_rounds(how: ClientPrivacy, schedule: Schedule) -> int | None:
     return max(Counter(info.id for clients in uploads for info in clients).values(), default=0)
 
 
-def sampling_rate(how: ClientPrivacy, fraction: float) -> float:
+def sampling_rate(how: DPFedAvg, fraction: float) -> float:
     """Returns the rate of the subsampled Gaussian mechanism that a round is for a client which is charged for it."""
     # differs from the paper, but with secret_sampling: nothing is gained by sampling. Who takes part follows from the
     # seed, which clients know; so a round that a client takes part in is a whole Gaussian mechanism for it, and the
@@ -161,6 +161,6 @@ def sampling_rate(how: ClientPrivacy, fraction: float) -> float:
     return fraction if how.secret_sampling else 1.0
 
 
-def expected_participants(how: ClientPrivacy, schedule: Schedule, selected: int) -> float:
+def expected_participants(how: DPFedAvg, schedule: Schedule, selected: int) -> float:
     """Returns how many clients take part in a round, as far as it is known to all; `selected` are drawn."""
     return schedule.fraction * len(schedule.clients) if how.secret_sampling else selected

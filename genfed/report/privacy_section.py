@@ -108,7 +108,7 @@ def build_privacy_tables(audits: Audits) -> list[Table]:
 
 def _build_reading_rows(result: AuditResult) -> list[tuple[str, ...]]:
     if result.not_possible:
-        return [(result.method, result.not_possible, NONE, NONE, NONE, "could not be run")]
+        return [(result.method, result.not_possible, NONE, NONE, NONE, "not run")]
     rows = []
     for reading in result.readings:
         name = reading.judged_by

@@ -144,7 +144,7 @@ class _Exchanges:
         members = _list_members(self._phase.aggregate, reduced.clients)
         for group, ids in members.items():
             _require(len(ids), self._settings.minimum_group, group)
-        neighbors = {group: neighbor_graph(ids, self._settings.neighbours) for group, ids in members.items()}
+        neighbors = {group: neighbor_graph(ids, self._settings.neighbors) for group, ids in members.items()}
         return SecureSession(session.state, keys, neighbors)
 
     # Round 1: shares of secrets.
@@ -233,7 +233,7 @@ class _Exchanges:
             dropped, neighbors = sent.dropped[group], secrets.neighbors[group]
             if len({*survivors, *dropped, me}) < len(survivors) + len(dropped) + 1:
                 raise GenfedError("a client was named twice among survivors and dropped clients")
-            knows_all = self._settings.neighbours is None or len(neighbors) < self._settings.neighbours
+            knows_all = self._settings.neighbors is None or len(neighbors) < self._settings.neighbors
             minimum = self._settings.minimum_group if knows_all else 2
             _require(len(survivors) + 1, max(self._settings.needed(len(neighbors)), minimum), group)
             revealed[group] = {me: secrets.shares[group]}

@@ -15,19 +15,19 @@ class SecureAggregation:
 
     threshold: Annotated[float, Field(gt=0.5, le=1)] = 2 / 3
     """Share of a client and its neighbours that must reply to the end of a round, rounded up."""
-    neighbours: Annotated[int, Field(ge=2)] | None = None
+    neighbors: Annotated[int, Field(ge=2)] | None = None
     """Number of clients with which each client shares masks and secrets, even. Unset: all clients of its group."""
     minimum_group: Annotated[int, Field(ge=2)] = 3
     """Smallest number of uploads in a sum: the sum of one upload is that upload."""
 
     def __post_init__(self) -> None:
-        if self.neighbours is not None and self.neighbours % 2:
-            raise GenfedError(f"secure.neighbours = {self.neighbours}: an even number is needed")
+        if self.neighbors is not None and self.neighbors % 2:
+            raise GenfedError(f"secure_aggregation.neighbors = {self.neighbors}: an even number is needed")
         # Else the uploads between two dropped clients of the ring could be summed apart from the others.
-        if self.neighbours is not None and self.needed(self.neighbours) <= (half := self.neighbours // 2 + 1):
+        if self.neighbors is not None and self.needed(self.neighbors) <= (half := self.neighbors // 2 + 1):
             raise GenfedError(
-                f"secure.threshold = {self.threshold:g} with neighbours = {self.neighbours}: more than {half} of "
-                f"{self.neighbours + 1} must be needed; raise one of them"
+                f"secure_aggregation.threshold = {self.threshold:g} with neighbors = {self.neighbors}: more than "
+                f"{half} of {self.neighbors + 1} must be needed; raise one of them"
             )
 
     def needed(self, neighbours: int) -> int:

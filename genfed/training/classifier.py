@@ -28,7 +28,7 @@ class Training:
     """Passes over the client's examples."""
     batch_size: Annotated[int, Field(ge=1)] = 64
     """Examples per step; a client with fewer examples uses all of them."""
-    optimiser: Literal["sgd", "adam"] = "sgd"
+    optimizer: Literal["sgd", "adam"] = "sgd"
     """Optimizer: SGD, or Adam with PyTorch's default betas."""
     learning_rate: Annotated[float, Field(gt=0)] = 0.1
     """Learning rate."""
@@ -45,7 +45,7 @@ class Training:
 
     def new_optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
         """Returns a new optimizer of all parameters."""
-        if self.optimiser == "adam":
+        if self.optimizer == "adam":
             return torch.optim.Adam(
                 network.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay, fused=True
             )

@@ -24,7 +24,7 @@ class Objective:
 
     loss: Loss
     """(x [n, *shape] scaled, y [n], rng) → one loss per example [n]."""
-    optimiser: torch.optim.Optimizer
+    optimizer: torch.optim.Optimizer
     """Optimizer of this objective's own parameters alone."""
     penalty: Callable[[], Tensor] | None = None
     """Scalar that is added to the batch's mean loss and does not depend on the batch."""
@@ -93,9 +93,9 @@ def train_step(objective: Objective, x: Tensor, y: Tensor, rng: torch.Generator,
     mean = total = loss.float().mean()
     if objective.penalty is not None:
         total = total + objective.penalty()
-    objective.optimiser.zero_grad(set_to_none=True)
+    objective.optimizer.zero_grad(set_to_none=True)
     total.backward()  # type: ignore[no-untyped-call]
-    objective.optimiser.step()
+    objective.optimizer.step()
     return mean.detach() * len(x)
 
 

@@ -36,7 +36,7 @@ def toy(epochs: int, **changes: Any) -> Case:
     def there(*path: str | int) -> Server:
         return dataclasses.replace(server(*path), new_network=network)
 
-    training = Training(epochs=epochs, batch_size=8, optimiser="adam", learning_rate=2e-3)
+    training = Training(epochs=epochs, batch_size=8, optimizer="adam", learning_rate=2e-3)
     state = Classifiers({"linear": weights_of(network("", stream(0)))})
     fields: dict[str, Any] = {"method": FedAvg(training=training), "server": there, "state": state}
     return dataclasses.replace(case(train=24), **fields | changes)

@@ -49,14 +49,14 @@ def test_gradients_are_those_of_a_step_and_its_forms_by_hand() -> None:
     t, y, noise = torch.tensor([5]), torch.tensor([1]), torch.randn(1, 1, 8, 8, generator=stream(2))
     gradient = denoiser_gradients(model, x, y, t, noise)
     before = [p.detach().clone() for p in model.parameters()]
-    for form, optimiser in (
+    for form, optimizer in (
         (first_of_sgd, torch.optim.SGD(model.parameters(), lr=0.1)),
         (first_of_adam, torch.optim.Adam(model.parameters(), lr=0.1)),
     ):
         for p, old, g in zip(model.parameters(), before, gradient, strict=True):
             p.data.copy_(old)
             p.grad = g.clone()
-        optimiser.step()
+        optimizer.step()
         for p, old, step in zip(model.parameters(), before, form(gradient), strict=True):
             torch.testing.assert_close(old - p.detach(), 0.1 * step, atol=1e-5, rtol=1e-3)
     assert temper([torch.tensor([3.0, -1.0]), torch.zeros(2)])[0].tolist() == pytest.approx([0.6, -1 / 3])
@@ -68,4 +68,4 @@ def test_what_it_cannot_do() -> None:
         with pytest.raises(NotPossible, match="no client of toy uploads a generator of images"):
             audit.examine(toy(method=method))
     with pytest.raises(NotPossible, match="the generator of toy is no diffusion model"):
-        audit.examine(toy(method=GeFL(generator=CVAE(width=4, latent=4))))
+        audit.examine(toy(method=GeFL(generator=CVAE(width=4, latent_dim=4))))

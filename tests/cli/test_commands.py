@@ -23,7 +23,7 @@ from tests.conftest import left_by, start, tiny
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "tiny"
-    start(tiny("gefl", "fedavg", beside=["local", "centralised"], seeds=[0, 1]), out)
+    start(tiny("gefl", "fedavg", baselines=["local", "centralised"], seeds=[0, 1]), out)
     return out
 
 

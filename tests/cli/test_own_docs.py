@@ -41,8 +41,9 @@ def test_the_model(tmp_path: Path) -> None:
 def test_the_method_under_both_kinds_of_privacy(tmp_path: Path) -> None:
     method = {"one": {"kind": "my_methods:OneModel"}}
     config = tiny("one", method=method, federation={"architectures": ["mlp-small"]})
-    for table in ({"privacy": {"epsilon": 8.0, "delta": 1e-3}}, {"client_privacy": {"epsilon": 8.0, "delta": 1e-3}}):
-        report = start(config | table, tmp_path / min(table))
+    for kind in ("dp_sgd", "dp_fedavg"):
+        table = {"privacy": {"kind": kind, "epsilon": 8.0, "delta": 1e-3}}
+        report = start(config | table, tmp_path / kind)
         assert report.trials[0].protection is not None
 
 

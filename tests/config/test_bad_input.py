@@ -41,7 +41,7 @@ def refused(config: dict[str, Any], out: Path, **options: Any) -> str:
         ({"federation": {"client": 3}}, "federation.client: no such setting: 'client'; did you mean 'clients'?"),
         ({"federation": {"clients": "four"}}, "federation.clients = 'four': expected a whole number"),
         ({"federation": {"clients": 0}}, "federation.clients = 0: input should be greater than or equal to 1"),
-        ({"federation": {"sample": True}}, "federation.sample = True: expected a number"),
+        ({"federation": {"client_fraction": True}}, "federation.client_fraction = True: expected a number"),
         ({"federation": {"quorum": 1.5}}, "federation.quorum = 1.5: input should be less than or equal to 1"),
         ({"federation": {"architectures": 3}}, "federation.architectures = 3: expected a list or a table"),
         (
@@ -51,7 +51,7 @@ def refused(config: dict[str, Any], out: Path, **options: Any) -> str:
         ({"federation": []}, "federation = []: expected a table of settings"),
         ({"partition": {"kind": "iid", "alpha": 1.0}}, "partition.alpha: no such setting: 'alpha' (there are: none)"),
         ({"methods": ["fedavg", "gefl", "fedavg"]}, "methods: 'fedavg' stands twice"),
-        ({"beside": ["local", "local"]}, "beside: 'local' stands twice"),
+        ({"baselines": ["local", "local"]}, "baselines: 'local' stands twice"),
         ({"seeds": []}, "seeds = []: list should have at least 1 item"),
         ({"seeds": 3}, "seeds = 3: "),
         ({"seeds": [1, 2, 1]}, "seeds: 1 stands twice"),
@@ -74,7 +74,10 @@ def refused(config: dict[str, Any], out: Path, **options: Any) -> str:
         ),
         ({"method": {"fedavg": {"kind": "gefl"}}}, "method.fedavg.kind = 'gefl': fedavg is a method itself"),
         ({"federation": {"timeout": 5.0}}, "federation.timeout needs worker processes"),
-        ({"federation": {"clients": 4, "examples": 5}, "methods": ["gefl"]}, "gefl needs 2 examples at every client"),
+        (
+            {"federation": {"clients": 4, "max_examples": 5}, "methods": ["gefl"]},
+            "gefl needs 2 examples at every client",
+        ),
         ({"methods": "gefl"}, "methods = 'gefl': expected a list of names, such as methods = [\"gefl\"]"),
         ({"methods": ["fedavgg"]}, "no such method: 'fedavgg'; did you mean 'fedavg'?"),
         ({"methods": ["../up"]}, "methods: '../up' is no label"),
@@ -84,7 +87,7 @@ def refused(config: dict[str, Any], out: Path, **options: Any) -> str:
             {"method": {"fedavg": {"roundz": 3}}},
             "method.fedavg.roundz: no such setting: 'roundz'; did you mean 'rounds'?",
         ),
-        ({"method": {"fedavg": {"training": {"optimiser": "lion"}}}}, "method.fedavg.training.optimiser = 'lion': "),
+        ({"method": {"fedavg": {"training": {"optimizer": "lion"}}}}, "method.fedavg.training.optimizer = 'lion': "),
         ({"method": {"fedavg": 3}}, "method.fedavg = 3: expected a table"),
         ({"defaults": {"mu": 0.1}}, "defaults.mu: no method of the run has such a setting"),
         ({"defaults": {"rounds": -1}}, "defaults.rounds = -1: "),
@@ -136,7 +139,7 @@ def refused(config: dict[str, Any], out: Path, **options: Any) -> str:
             "gives scores of shape (2, 9) where scores of shape (2, 10) are expected",
         ),
         ({"federation": {"clients": 200}}, "200"),
-        ({"federation": {"examples": 99999}}, "99999"),
+        ({"federation": {"max_examples": 99999}}, "99999"),
         (
             {
                 "methods": ["picky"],
@@ -189,12 +192,12 @@ def test_one_wrong_part_of_a_list_is_one_complaint(tmp_path: Path) -> None:
 
 def test_a_table_for_a_method_that_is_not_run_is_said(caplog: pytest.LogCaptureFixture) -> None:
     method = {"gefl": {"rounds": 3}, "mine": {"kind": "fedprox"}, "local": {"rounds": 3}}
-    config = read_config(tiny("fedavg", beside=["local"], method=method))
+    config = read_config(tiny("fedavg", baselines=["local"], method=method))
     assert [record.getMessage() for record in caplog.records] == [
-        "[method.gefl], [method.mine]: not used, since neither methods nor beside names gefl, mine"
+        "[method.gefl], [method.mine]: not used, since neither methods nor baselines names gefl, mine"
     ]
     caplog.clear()
-    read_config(tiny("fedavg", beside=["local"], method={"local": {"rounds": 3}}))
+    read_config(tiny("fedavg", baselines=["local"], method={"local": {"rounds": 3}}))
     assert config.labels == ("fedavg", "local")
     assert not caplog.records
 
@@ -248,10 +251,10 @@ def test_a_folder_that_holds_another_run(tmp_path: Path) -> None:
     out = tmp_path / "run"
     start(tiny("local"), out)
     assert "holds a run" in refused(tiny("local"), out)
-    line = refused(tiny("local", federation={"examples": 40}), out, on_existing="resume")
-    assert "was started with federation.examples = 80, not 40" in line
-    start(tiny("local", federation={"examples": 40}), out, on_existing="replace")
-    assert read_config(out).federation.examples == 40
+    line = refused(tiny("local", federation={"max_examples": 40}), out, on_existing="resume")
+    assert "was started with federation.max_examples = 80, not 40" in line
+    start(tiny("local", federation={"max_examples": 40}), out, on_existing="replace")
+    assert read_config(out).federation.max_examples == 40
 
 
 def test_a_folder_in_use(tmp_path: Path) -> None:

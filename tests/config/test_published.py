@@ -12,7 +12,7 @@ from genfed.experiment import run as runs
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(file for file in (ROOT / "configs").rglob("*.toml") if file.parent.name != "pretrain")
-FEW = {"probes": 1, "learning_rounds": 1, "description_batch_size": 100}
+FEW = {"probes": 1, "student_rounds": 1, "description_batch_size": 100}
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
@@ -26,12 +26,13 @@ def test_runs_in_miniature(config: Path, tmp_path: Path, monkeypatch: pytest.Mon
         elif path := getattr(source, "path", None):
             write_images(tmp_path / path)
     small = [f"data_root='{tmp_path}'", "seeds=[0]", "compute.workers=0", "evaluation.every=0"]
-    small += ["quality.samples=0", "quality.flops=false", "audits=[]"]
+    small += ["metrics.samples=0", "metrics.flops=false", "audits=[]"]
     clients = min(whole.federation.clients, 10)
-    small += [f"federation.clients={clients}", "federation.sample=1.0", "federation.examples=100"]
+    small += [f"federation.clients={clients}", "federation.client_fraction=1.0", "federation.max_examples=100"]
     for label, method in whole.method.items():
         counts = (
             "rounds",
+            "finetune_rounds",
             "generator_rounds",
             "extractor_rounds",
             "generator_epochs",
@@ -44,11 +45,12 @@ def test_runs_in_miniature(config: Path, tmp_path: Path, monkeypatch: pytest.Mon
             small += [f"method.{label}.generator.{width}=4" for width in widths]
             steps = [f for f in ("steps", "sampling_steps") if getattr(method.generator, f, None)]
             small += [f"method.{label}.generator.{each}=2" for each in steps]
-        small.append(f"method.{label}.training.epochs=1")
+        training = "client_training" if hasattr(method, "client_training") else "training"
+        small.append(f"method.{label}.{training}.epochs=1")
         if hasattr(method, "foundation"):
             changes = 'model = "shipped", steps = 2, batch_size = 500, resize = true'
-            rest = f'scheduler = "{method.foundation.scheduler}", guidance = {method.foundation.guidance}'
-            small += [f"method.{label}.foundation={{ {changes}, {rest} }}", f"method.{label}.images=1"]
+            rest = f'scheduler = "{method.foundation.scheduler}", guidance_scale = {method.foundation.guidance_scale}'
+            small += [f"method.{label}.foundation={{ {changes}, {rest} }}", f"method.{label}.images_per_condition=1"]
             small += [f"method.{label}.{field}={n}" for field, n in FEW.items() if hasattr(method, field)]
         if hasattr(method, "distillation_steps"):
             small.append(f"method.{label}.distillation_steps=2")

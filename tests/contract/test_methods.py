@@ -161,7 +161,7 @@ def test_everybody_is_scored_as_if_alone(
 
 
 def test_partial_participation_and_unequal_clients(method: str, tmp_path: Path) -> None:
-    changes = {"federation": {"sample": 0.5}, "partition": {"kind": "quantity_skew", "alpha": 0.5}}
+    changes = {"federation": {"client_fraction": 0.5}, "partition": {"kind": "quantity_skew", "alpha": 0.5}}
     report = start(tiny(method, **changes), tmp_path / "run")
     assert not any(trial.failures for trial in report.trials)
     rows = left_by(tmp_path / "run")["metrics"]
@@ -185,7 +185,9 @@ def test_one_client(method: str, tmp_path: Path) -> None:
 def test_augmentation_changes_the_training_or_is_refused(method: str, tmp_path: Path) -> None:
     """A setting that nobody reads would make "with MixUp" a row that is none."""
     augmented = tiny(method)
-    augmented["defaults"]["training"] |= {"augmentation": "mixup"}
+    own = augmented["method"].get(method, {})
+    training = own["client_training"] if "client_training" in own else augmented["defaults"]["training"]
+    training |= {"augmentation": "mixup"}
     if "training" in read_config(tiny(method)).method[method].unaugmented:
         with pytest.raises(GenfedError, match="this method does not augment there"):
             start(augmented, tmp_path / "mixup")
@@ -202,7 +204,7 @@ def test_augmentation_changes_the_training_or_is_refused(method: str, tmp_path: 
 
 def test_is_private_or_refused(method: str, tmp_path: Path) -> None:
     """Under [privacy] a method is refused before training, or every client pays and nothing else leaves."""
-    config = tiny(method, privacy={"noise_multiplier": 1.0, "delta": 1e-3, "accountant": "rdp"})
+    config = tiny(method, privacy={"kind": "dp_sgd", "noise_multiplier": 1.0, "delta": 1e-3, "accountant": "rdp"})
     config["federation"]["architectures"] = [
         f"{name}-gn" if name.startswith("cnn") else name for name in config["federation"]["architectures"]
     ]
@@ -222,15 +224,15 @@ def test_is_private_or_refused(method: str, tmp_path: Path) -> None:
 
 
 def test_is_client_private_or_refused(method: str, tmp_path: Path) -> None:
-    """Under [client_privacy] a method is refused before training, or each round with uploads is charged."""
-    config = tiny(method, client_privacy={"noise_multiplier": 1.0, "delta": 1e-3, "accountant": "rdp"})
+    """Under client-level privacy a method is refused before training, or each round with uploads is charged."""
+    config = tiny(method, privacy={"kind": "dp_fedavg", "noise_multiplier": 1.0, "delta": 1e-3, "accountant": "rdp"})
     known = read_config(config).method[method]
     if known.pooled:
         assert start(config, tmp_path / "run").trials[0].protection is None
         return
     uploading = [phase for phase in flatten_phases(known.phases()) if phase.aggregate]
     if not all(isinstance(how, Mean) for phase in uploading for how in phase.aggregate.values()):
-        with pytest.raises(GenfedError, match=rf"{method} cannot be run under \[client_privacy\]"):
+        with pytest.raises(GenfedError, match=rf"{method} cannot be run under client-level privacy"):
             start(config, tmp_path / "run")
         return
     (trial,) = start(config, tmp_path / "run").trials

@@ -137,7 +137,8 @@ def sites(config: dict[str, Any], folder: Path, **changes: Any) -> list[Path]:
 def some(*methods: str, **changes: Any) -> dict[str, Any]:
     """A config of three clients with enough examples that each has every class."""
     architectures = ["linear", "mlp-small", "linear"]
-    few = {"clients": 3, "examples": 240, "architectures": architectures, "quorum": 1.0} | changes.pop("federation", {})
+    few = {"clients": 3, "max_examples": 240, "architectures": architectures, "quorum": 1.0}
+    few |= changes.pop("federation", {})
     return tiny(*methods, federation=few, **changes)
 
 
@@ -279,7 +280,7 @@ def test_an_architecture_that_only_its_site_knows_takes_part(tmp_path: Path, met
 def test_a_site_learns_from_the_images_what_a_student_would(tmp_path: Path) -> None:
     """It is sent the set once, and tells nothing of its model, which the server never has."""
     config = owned("fgl")
-    config["method"]["fgl"] |= {"learning_rounds": 3, "synthetic_epochs": 1}
+    config["method"]["fgl"] |= {"student_rounds": 3, "synthetic_epochs": 1}
     files = sites(config, tmp_path / "sites")
     assert not serve(config, Grid(files), tmp_path / "run").error
     at: Any = read_checkpoint(
@@ -633,7 +634,7 @@ def test_a_check_says_what_there_is_and_trains_nothing(tmp_path: Path) -> None:
 
 
 def test_a_check_says_whose_memory_will_not_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = some("gefl", method={"gefl": {"generator": {"kind": "cvae", "width": 64, "latent": 4}}})
+    config = some("gefl", method={"gefl": {"generator": {"kind": "cvae", "width": 64, "latent_dim": 4}}})
     files = sites(config, tmp_path / "sites")
     free = iter([0, 2**35, 2**28])  # not known, enough, too little: as they are asked
     monkeypatch.setattr(deployment_site, "_free_memory", lambda: next(free))
@@ -743,6 +744,8 @@ def test_a_metric_cannot_pass_for_a_score(tmp_path: Path) -> None:
 # What protects a site.
 
 NOISY = {"noise_multiplier": 1.0, "delta": 1e-3, "accountant": "rdp"}
+EXAMPLES: Any = {"kind": "dp_sgd"}
+CLIENTS: Any = {"kind": "dp_fedavg"}
 FIXED = NOISY | {"reproducible_noise": True}
 ALIKE = {"architectures": ["linear"]}
 HERE = {"epsilon": 8.0, "delta": 1e-3, "accountant": "rdp"}
@@ -751,12 +754,15 @@ HERE = {"epsilon": 8.0, "delta": 1e-3, "accountant": "rdp"}
 @pytest.mark.parametrize(
     "protects",
     [
-        {"secure": {}},
-        {"privacy": FIXED},
-        {"privacy": FIXED | {"epsilon": 3.0, "noise_multiplier": None}, "federation": ALIKE | {"sample": 0.6}},
-        {"client_privacy": FIXED | {"clip": 1.0}},
-        {"client_privacy": FIXED | {"clip": 1.0}, "secure": {}},
-        {"client_privacy": FIXED | {"secret_sampling": True}, "federation": ALIKE | {"sample": 0.3}},
+        {"secure_aggregation": {}},
+        {"privacy": EXAMPLES | FIXED},
+        {
+            "privacy": EXAMPLES | FIXED | {"epsilon": 3.0, "noise_multiplier": None},
+            "federation": ALIKE | {"client_fraction": 0.6},
+        },
+        {"privacy": CLIENTS | FIXED | {"clip_norm": 1.0}},
+        {"privacy": CLIENTS | FIXED | {"clip_norm": 1.0}, "secure_aggregation": {}},
+        {"privacy": CLIENTS | FIXED | {"secret_sampling": True}, "federation": ALIKE | {"client_fraction": 0.3}},
     ],
     ids=["secure", "privacy", "planned", "client_privacy", "distributed", "secret"],
 )
@@ -776,7 +782,7 @@ def test_what_protects_at_sites_comes_to_the_bits_of_the_embedded_engine(
     there, here = (from_json((tmp_path / each / "report.json").read_text()) for each in ("sited", "embedded"))
     assert [trial.accuracy for trial in there.trials] == [trial.accuracy for trial in here.trials]
     assert [trial.protection for trial in there.trials] == [trial.protection for trial in here.trials]
-    assert (there.trials[0].protection is None) == (protects == {"secure": {}})
+    assert (there.trials[0].protection is None) == (protects == {"secure_aggregation": {}})
     assert there.notes == here.notes
 
 
@@ -784,23 +790,31 @@ def test_what_protects_at_sites_comes_to_the_bits_of_the_embedded_engine(
     ("demands", "changes", "says"),
     [
         ({"privacy": HERE}, {}, "site b: it takes part only under [privacy], since its file has a privacy budget"),
-        ({"privacy": HERE}, {"privacy": FIXED}, "site b: it refuses privacy.reproducible_noise"),
+        ({"privacy": HERE}, {"privacy": EXAMPLES | FIXED}, "site b: it refuses privacy.reproducible_noise"),
         (
             {"privacy": HERE | {"epsilon": 0.5}},
-            {"privacy": NOISY},
+            {"privacy": EXAMPLES | NOISY},
             "site b: the site's privacy budget over all runs does not hold this one, which comes to ε = 2.71: "
             "of ε = 0.5 at δ = 0.001, 0.00 is spent",
         ),
-        ({"minimum_group": 3}, {}, "site b: it uploads only under [secure], and fedavg would upload without masks"),
         (
             {"minimum_group": 3},
-            {"secure": {"neighbours": 2, "threshold": 0.9}},
-            "site b: secure.neighbours: on a ring no client knows how many uploads are in a sum",
+            {},
+            "site b: it uploads only under [secure_aggregation], and fedavg would upload without masks",
         ),
-        ({"minimum_group": 4}, {"secure": {}}, "site b: secure.minimum_group = 3: it needs sums of 4 uploads or more"),
+        (
+            {"minimum_group": 3},
+            {"secure_aggregation": {"neighbors": 2, "threshold": 0.9}},
+            "site b: secure_aggregation.neighbors: on a ring no client knows how many uploads are in a sum",
+        ),
+        (
+            {"minimum_group": 4},
+            {"secure_aggregation": {}},
+            "site b: secure_aggregation.minimum_group = 3: it needs sums of 4 uploads or more",
+        ),
         (
             {"architecture": "tests.toys:Normed"},
-            {"privacy": NOISY},
+            {"privacy": EXAMPLES | NOISY},
             "site b: architecture tests.toys:Normed cannot be trained under [privacy]: ",
         ),
     ],
@@ -828,7 +842,7 @@ def test_a_site_s_budget_is_for_all_runs_together(tmp_path: Path, capsys: pytest
     from genfed.cli.main import main
     from genfed.privacy.site_budget import read_site_ledger
 
-    config = some("fedavg", federation=ALIKE, privacy=NOISY | {"noise_multiplier": 2.0})
+    config = some("fedavg", federation=ALIKE, privacy=EXAMPLES | NOISY | {"noise_multiplier": 2.0})
     files = sites(config, tmp_path / "sites", b={"privacy": HERE | {"epsilon": 1.3}})
     assert not serve(config, Grid(files), tmp_path / "first").error
     folder = site_settings.read_site(files[1]).folder
@@ -873,7 +887,7 @@ def test_a_server_cannot_have_more_trained_than_is_charged(tmp_path: Path) -> No
     pytest.importorskip("opacus")
     from genfed.privacy.site_budget import read_site_ledger
 
-    config = some("gefl", federation=ALIKE, privacy=NOISY)
+    config = some("gefl", federation=ALIKE, privacy=EXAMPLES | NOISY)
     config["method"] = {"gefl": config["method"]["gefl"] | {"generator": {"kind": "cvae", "width": 4, "norm": "group"}}}
     (file, *_) = sites(config, tmp_path / "sites", a={"privacy": HERE | {"epsilon": 100.0}})
     settings, folder = read_config(config), site_settings.read_site(file).folder
@@ -926,7 +940,7 @@ def test_two_letters_at_once_train_once(tmp_path: Path) -> None:
 
     from genfed.privacy.site_budget import read_site_ledger
 
-    config = some("fedavg", federation=ALIKE, privacy=NOISY)
+    config = some("fedavg", federation=ALIKE, privacy=EXAMPLES | NOISY)
     (file, *_) = sites(config, tmp_path / "sites", a={"privacy": HERE | {"epsilon": 100.0}})
     site_data.load_site_data(site_settings.read_site(file))  # as `genfed join` does
     with ThreadPoolExecutor(2) as pool:
@@ -941,7 +955,7 @@ def test_what_a_site_comes_to_demand_holds_for_a_run_that_goes_on(tmp_path: Path
     (file, *_) = sites(config, tmp_path / "sites")
     asked(file, letter(config), initial(config))
     file.write_text("minimum_group = 3\n" + file.read_text())
-    with pytest.raises(GenfedError, match=r"it uploads only under \[secure\]"):
+    with pytest.raises(GenfedError, match=r"it uploads only under \[secure_aggregation\]"):
         asked(file, letter(config, number=1), initial(config))
     file.write_text(file.read_text().replace("minimum_group = 3", "privacy = { epsilon = 8.0, delta = 1e-3 }"))
     with pytest.raises(GenfedError, match=r"it takes part only under \[privacy\]"):
@@ -950,7 +964,7 @@ def test_what_a_site_comes_to_demand_holds_for_a_run_that_goes_on(tmp_path: Path
     with pytest.raises(GenfedError, match="the site's file cannot be read; its own log says more"):
         asked(file, letter(config, number=1), initial(config))
     with pytest.raises(
-        GenfedError, match=r"\[privacy\] with minimum_group: no run has \[privacy\] and \[secure\] both"
+        GenfedError, match=r"\[privacy\] with minimum_group: no run has \[privacy\] and \[secure_aggregation\] both"
     ):
         site_settings.read_site(file)
 
@@ -967,7 +981,7 @@ def test_a_budget_that_holds_a_run_holds_it_after_a_stop(tmp_path: Path) -> None
             raise KilledError
         return answer_message(handle, message, context)
 
-    config = some("fedavg", federation=ALIKE, privacy=NOISY | {"noise_multiplier": 2.0})
+    config = some("fedavg", federation=ALIKE, privacy=EXAMPLES | NOISY | {"noise_multiplier": 2.0})
     files = sites(config, tmp_path / "sites", b={"privacy": HERE | {"epsilon": 0.8}})  # a run comes to 0.78
     with pytest.raises(KilledError):
         serve(config, Grid(files, stops), tmp_path / "run")
@@ -981,7 +995,7 @@ def test_what_a_run_s_budget_refuses_costs_the_site_nothing(tmp_path: Path) -> N
     pytest.importorskip("opacus")
     from genfed.privacy.site_budget import read_site_ledger
 
-    config = some("fedavg", federation=ALIKE | {"quorum": 0.0}, privacy=NOISY | {"epsilon": 2.5})
+    config = some("fedavg", federation=ALIKE | {"quorum": 0.0}, privacy=EXAMPLES | NOISY | {"epsilon": 2.5})
     files = sites(config, tmp_path / "sites", b={"privacy": HERE})
     assert "does not hold another round" in serve(config, Grid(files), tmp_path / "run").error
     (paid,) = read_site_ledger(site_settings.read_site(files[1]).folder).paid
@@ -989,7 +1003,7 @@ def test_what_a_run_s_budget_refuses_costs_the_site_nothing(tmp_path: Path) -> N
 
 
 def test_nobody_can_ask_for_an_upload_without_its_masks(tmp_path: Path) -> None:
-    config = some("fedavg", federation=ALIKE, secure={})
+    config = some("fedavg", federation=ALIKE, secure_aggregation={})
     (file, *_) = sites(config, tmp_path / "sites")
     with pytest.raises(GenfedError, match=r"no phase 'train' in which clients work; there are: evaluate, train\.keys"):
         asked(file, letter(config), initial(config))
@@ -1005,7 +1019,7 @@ def test_a_site_that_does_not_say_what_it_spent_is_taken_to_have_spent_all(tmp_p
             reply.content = encode_message({"mechanisms": [[1e300, 0.5, 10**12]]}, EMPTY)
         return reply
 
-    config = some("fedavg", federation=ALIKE, privacy=NOISY)
+    config = some("fedavg", federation=ALIKE, privacy=EXAMPLES | NOISY)
     files = sites(config, tmp_path / "sites")
     assert not serve(config, Grid(files), tmp_path / "said").error
     assert not serve(config, Grid(files, answer), tmp_path / "unsaid").error

@@ -13,7 +13,7 @@ from genfed.experiment.checkpoint import read_checkpoint
 from tests.conftest import left_by, start, tiny
 
 LINEAR: dict[str, Any] = {
-    "federation": {"clients": 5, "examples": 100, "architectures": ["linear"]},
+    "federation": {"clients": 5, "max_examples": 100, "architectures": ["linear"]},
     "evaluation": {"every": 0},
 }
 
@@ -76,7 +76,7 @@ def test_only_bad_clients_reply_otherwise_and_only_in_the_named_phases(tmp_path:
 
 
 def test_a_backdoor_is_learnt_and_told(tmp_path: Path) -> None:
-    config = tiny("fedavg", beside=["local", "centralised"], **LINEAR)
+    config = tiny("fedavg", baselines=["local", "centralised"], **LINEAR)
     config["attack"] = {"kind": "backdoor", "share": 0.6, "size": 3, "fraction": 0.5}
     config["defaults"] = {"rounds": 6, "training": {"epochs": 3, "batch_size": 8}}
     report = start(config, tmp_path / "run")
@@ -139,7 +139,7 @@ def test_what_is_refused_before_training(
 
 
 def test_a_sampled_group_that_would_be_too_small_is_found_before_training(tmp_path: Path) -> None:
-    federation = {"clients": 6, "examples": 120, "architectures": ["linear"], "sample": 0.5}
+    federation = {"clients": 6, "max_examples": 120, "architectures": ["linear"], "client_fraction": 0.5}
     config = tiny("fedavg", federation=federation, aggregation={"kind": "krum"})
     with pytest.raises(GenfedError, match="1 of 3 uploads are assumed malicious, and Krum then needs 5"):
         start(config, tmp_path / "run")

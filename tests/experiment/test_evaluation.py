@@ -223,5 +223,5 @@ def test_clients_of_one_classifier_have_it_scored_once(tmp_path: Path, monkeypat
     monkeypatch.setattr(evaluation, "correct_mask", watched)
     for label, times in (("fedavg", 2), ("local", 4)):
         scored.clear()
-        start(tiny(label) | {"evaluation": {"every": 0}, "beside": []}, tmp_path / label)
+        start(tiny(label) | {"evaluation": {"every": 0}, "baselines": []}, tmp_path / label)
         assert len(scored) == times

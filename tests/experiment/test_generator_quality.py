@@ -44,8 +44,8 @@ def _no_page(monkeypatch: pytest.MonkeyPatch) -> None:
 def judged(*toys: str, **changes: Any) -> dict[str, Any]:
     """Generators of every kind, with a reference classifier of all digits of 8×8."""
     method = {toy: {"kind": f"{TOYS}:{toy}", "rounds": 0} for toy in toys}
-    settings: dict[str, Any] = {"quality": {"samples": 200, "epochs": 15}, "method": method} | changes
-    return tiny(*toys, federation={"examples": 1259}, **settings)
+    settings: dict[str, Any] = {"metrics": {"samples": 200, "epochs": 15}, "method": method} | changes
+    return tiny(*toys, federation={"max_examples": 1259}, **settings)
 
 
 def test_a_leak_is_found_and_noise_is_silent(tmp_path: Path) -> None:
@@ -81,9 +81,9 @@ def test_images_for_clients_by_hand(tmp_path: Path) -> None:
     task = Task("image", (1, 8, 8), ("a", "b"))
     data = Data(x, torch.arange(40) % 2)
     shards: Any = FederatedData(task, infos, ((0, 20), (20, 40)), data, data)
-    config = read_config(tiny("local", quality={"samples": 10, "epochs": 20}))
+    config = read_config(tiny("local", metrics={"samples": 10, "epochs": 20}))
     method, new_network = config.method["local"], Architectures().new
-    judge = GeneratorEvaluator(config.quality, torch.device("cpu"), shards, 0, new_network)
+    judge = GeneratorEvaluator(config.metrics, torch.device("cpu"), shards, 0, new_network)
     fields = {"seed": 0, "method": method, "shards": shards, "folder": tmp_path, "compute": config.compute}
     trial: Any = SimpleNamespace(**fields, public=None, new_network=Architectures().new)
     labels, clients = torch.tensor([0, 1, 0, 1, 0]), torch.tensor([0, 0, 0, 1, NO_CLIENT])
@@ -106,7 +106,7 @@ def test_images_for_clients_by_hand(tmp_path: Path) -> None:
 def test_a_stopped_run_is_judged_as_an_undisturbed_one_and_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = judged("Copies", "Noise", quality={"samples": 30, "epochs": 1})
+    config = judged("Copies", "Noise", metrics={"samples": 30, "epochs": 1})
     whole = start(config, tmp_path / "whole")
     judge, calls = GeneratorEvaluator.__call__, list[str]()
 
@@ -129,17 +129,17 @@ def test_a_stopped_run_is_judged_as_an_undisturbed_one_and_once(
 
 
 def test_how_it_is_judged_may_change_on_resume(tmp_path: Path) -> None:
-    config = judged("Noise", quality={"samples": 0})
+    config = judged("Noise", metrics={"samples": 0})
     assert start(config, tmp_path).trials[0].quality is None
     for samples in (20, 30, 0):
-        changed = config | {"quality": {"samples": samples, "epochs": 1, "architecture": "mlp-small"}}
+        changed = config | {"metrics": {"samples": samples, "epochs": 1, "architecture": "mlp-small"}}
         quality = start(changed, tmp_path, on_existing="resume").trials[0].quality
         assert (quality.samples if quality else 0) == samples
     assert not [row for row in read_metrics(tmp_path / "metrics.jsonl") if row["phase"] == "quality"]
 
 
 def test_another_seed_is_judged_otherwise(tmp_path: Path) -> None:
-    one, other = start(judged("Copies", seeds=[0, 1], quality={"samples": 30, "epochs": 1}), tmp_path).trials
+    one, other = start(judged("Copies", seeds=[0, 1], metrics={"samples": 30, "epochs": 1}), tmp_path).trials
     assert one.quality is not None
     assert other.quality is not None
     assert one.quality.frechet_real != other.quality.frechet_real
@@ -148,16 +148,16 @@ def test_another_seed_is_judged_otherwise(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("architecture", "says"),
     [
-        ("mpl", r"quality.architecture: no such architecture: 'mpl'; did you mean 'mlp'"),
-        ("cnn8", r"quality.architecture: architecture cnn8: images of 8×8"),
-        (f"{TOYS}:NoLinear", r"quality.architecture = '.*NoLinear': it has no linear layer"),
+        ("mpl", r"metrics.architecture: no such architecture: 'mpl'; did you mean 'mlp'"),
+        ("cnn8", r"metrics.architecture: architecture cnn8: images of 8×8"),
+        (f"{TOYS}:NoLinear", r"metrics.architecture = '.*NoLinear': it has no linear layer"),
     ],
 )
 def test_a_reference_that_cannot_judge_is_refused(architecture: str, says: str, tmp_path: Path) -> None:
     quality = {"samples": 20, "architecture": architecture}
     with pytest.raises(GenfedError, match=says):
-        start(judged("Noise", quality=quality), tmp_path / "run")
-    start(tiny("local", quality=quality), tmp_path / "run")  # there is nothing to judge
+        start(judged("Noise", metrics=quality), tmp_path / "run")
+    start(tiny("local", metrics=quality), tmp_path / "run")  # there is nothing to judge
 
 
 def test_arithmetic_is_counted_as_by_hand_and_changes_nothing(tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_arithmetic_is_counted_as_by_hand_and_changes_nothing(tmp_path: Path) ->
     mlp = 2 * 20 * (64 * 64) * 2 + 2 * 20 * (64 * 10) * 3
     assert trial.flops == 2 * (linear + mlp) / 2
     assert trial.parameters == (650 + (64 * 65 + 650)) / 2
-    start(tiny("fedavg", quality={"samples": 0, "flops": False}), tmp_path / "plain")
+    start(tiny("fedavg", metrics={"samples": 0, "flops": False}), tmp_path / "plain")
     counted, plain = left_by(tmp_path / "counted"), left_by(tmp_path / "plain")
     rows = [{k: v for k, v in row.items() if k not in ("flops", "parameters")} for row in counted.pop("metrics")]
     assert any(row.get("flops") for row in left_by(tmp_path / "counted")["metrics"])
@@ -184,7 +184,7 @@ def test_what_is_counted_in_some_phases_alone_is_no_count(first: bool, tmp_path:
             raise KeyboardInterrupt
 
     def counting(flops: bool) -> dict[str, Any]:
-        return tiny("gefl", quality={"samples": 0, "flops": flops})
+        return tiny("gefl", metrics={"samples": 0, "flops": flops})
 
     with pytest.raises(KeyboardInterrupt):
         start(counting(first), tmp_path, notify=stop)
@@ -242,7 +242,7 @@ def test_a_phase_cannot_have_a_name_of_the_runs_own(name: str, monkeypatch: pyte
 
 
 def test_a_generator_of_features_is_judged_among_features(tmp_path: Path) -> None:
-    config = tiny("gefl_f") | {"quality": {"samples": 60, "epochs": 2}}
+    config = tiny("gefl_f") | {"metrics": {"samples": 60, "epochs": 2}}
     (trial,) = start(config, tmp_path / "run").trials
     assert trial.quality is not None
     assert trial.quality.architecture == "mlp"

@@ -43,7 +43,7 @@ def test_architectures_in_turn_per_client_and_by_weight() -> None:
 
 
 def test_clients_are_ranges_of_the_examples_drawn() -> None:
-    made = shards(federation={"clients": 3, "examples": 50})
+    made = shards(federation={"clients": 3, "max_examples": 50})
     assert [c.examples for c in made.clients] == [17, 17, 16]
     assert made.ranges == ((0, 17), (17, 34), (34, 50))
     assert len(made.train) == 50
@@ -68,11 +68,11 @@ def test_no_test_example_is_trained_on() -> None:
 
 
 def test_the_part_scored_on_is_the_one_asked_for() -> None:
-    config = read_config(tiny("local", evaluation={"part": "validation"}))
+    config = read_config(tiny("local", evaluation={"split": "validation"}))
     data = load_data(config)
     assert torch.equal(partition_data(config, data, 0).held_out.x, data.validation.x)
-    empty = read_config(tiny("local", data={"validation": 0.0}, evaluation={"part": "validation"}))
-    with pytest.raises(GenfedError, match=r"evaluation.part = 'validation': the data set has no such part"):
+    empty = read_config(tiny("local", data={"validation": 0.0}, evaluation={"split": "validation"}))
+    with pytest.raises(GenfedError, match=r"evaluation.split = 'validation': the data set has no such part"):
         partition_data(empty, load_data(empty), 0)
 
 
@@ -83,7 +83,7 @@ def test_the_ceiling_has_one_client_per_architecture_with_all_data() -> None:
 
 
 def test_the_ceiling_trains_in_every_round_whoever_is_sampled(tmp_path: Path) -> None:
-    start(tiny("local", "centralised", federation={"sample": 0.25}), tmp_path)
+    start(tiny("local", "centralised", federation={"client_fraction": 0.25}), tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     trained = [r["method"] for r in rows if r["phase"] == "train" and r["client"] is not None]
     assert (trained.count("local"), trained.count("centralised")) == (2, 4)

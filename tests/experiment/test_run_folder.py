@@ -27,9 +27,9 @@ def test_a_run_is_resumed_as_it_was_and_replaced_as_a_whole(tmp_path: Path) -> N
         (folder.path / "notes.txt").write_text("of the first run")
     with folder.claim(config, "resume"):
         assert (folder.path / "notes.txt").exists()
-    other = read_config(tiny("local", federation={"examples": 40}))
+    other = read_config(tiny("local", federation={"max_examples": 40}))
     with (
-        pytest.raises(GenfedError, match=r"was started with federation\.examples = 80, not 40"),
+        pytest.raises(GenfedError, match=r"was started with federation\.max_examples = 80, not 40"),
         folder.claim(other, "resume"),
     ):
         pass

@@ -198,7 +198,10 @@ def test_an_empty_set_has_nothing_to_sample(tmp_path: Path) -> None:
 
 def test_a_kept_set_is_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "build_page", lambda *given: "")
-    judged = config(each=5) | {"quality": {"samples": 100, "epochs": 2}, "federation": {"clients": 2, "examples": 400}}
+    judged = config(each=5) | {
+        "metrics": {"samples": 100, "epochs": 2},
+        "federation": {"clients": 2, "max_examples": 400},
+    }
     report = start(judged, tmp_path / "run")
     (trial,) = report.trials
     assert trial.quality is not None

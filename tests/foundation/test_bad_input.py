@@ -35,7 +35,7 @@ from genfed.training.weights import weights_of
 from tests.conftest import SYNTHESIS, TINY, left_by, start, tiny, tiny_foundation
 from tests.foundation import toys
 
-FEW: dict[str, Any] = SYNTHESIS | {"rounds": 0}
+FEW: dict[str, Any] = SYNTHESIS | {"finetune_rounds": 0}
 TASK = Task("image", (3, 8, 8), ("a", "b", "c"))
 INFO = ClientInfo(0, "linear", 2)
 
@@ -119,7 +119,7 @@ def test_what_fedlmg_is_sent_is_looked_at() -> None:
 
 
 def test_that_nothing_steers_by_batch_norm_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    method = {"fedlmg": TINY["fedlmg"] | {"guidance": {"edits": 1, "statistics": 0.1}}}
+    method = {"fedlmg": TINY["fedlmg"] | {"classifier_guidance": {"noise_edits": 1, "statistics": 0.1}}}
     for architectures, said in ((["linear", "cnn1"], 1), (["cnn2-bn"], 0)):
         caplog.clear()
         start(tiny("fedlmg", method=method, federation={"architectures": architectures}), tmp_path / architectures[0])
@@ -140,19 +140,19 @@ def test_classes_that_a_class_conditional_model_lacks(tmp_path: Path) -> None:
 RUNS: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
     "classifiers that diverge": (
         "fedlmg",
-        {"training": {"epochs": 2, "batch_size": 8, "learning_rate": 1e38}},
+        {"client_training": {"epochs": 2, "batch_size": 8, "learning_rate": 1e38}},
         {},
         "train round 0: 0 of 4 clients answered and the quorum is 2; client 0: FedLMGUpload.classifier['",
     ),
     "classifiers that are finite and too large to steer by": (
         "fedlmg",
-        {"training": {"epochs": 1, "batch_size": 8, "learning_rate": 1e30}},
+        {"client_training": {"epochs": 1, "batch_size": 8, "learning_rate": 1e30}},
         {},
         "0 of 4 clients answered and the quorum is 2; client 0: its classifier has diverged",
     ),
     "students that diverge": (
         "fgl",
-        {"learning": {"epochs": 2, "batch_size": 8, "learning_rate": 1e38}, "learning_rounds": 1},
+        {"student_training": {"epochs": 2, "batch_size": 8, "learning_rate": 1e38}, "student_rounds": 1},
         {},
         "the student linear diverged on the synthetic set: lower learning.learning_rate",
     ),
@@ -216,7 +216,7 @@ def test_a_foundation_that_has_changed_makes_no_further_images(tmp_path: Path) -
     """A run goes on with the model it began with, or not at all."""
     model = tmp_path / "model"
     shutil.copytree(tiny_foundation(), model)
-    method = PromptsOnly(foundation=Foundation(model=str(model), steps=2), images=1)
+    method = PromptsOnly(foundation=Foundation(model=str(model), steps=2), images_per_condition=1)
     state = method.init(server())
     wanted, rngs = method.request(state)[:2], toys.rngs(2)
     assert method.generate_checked(server(), state, wanted, rngs).shape == (2, 3, 8, 8)
@@ -249,7 +249,10 @@ def test_what_does_not_fit_into_memory_is_made_in_parts() -> None:
             return made
 
     foundation = Foundation(model=tiny_foundation(), steps=2)
-    method, small = PromptsOnly(foundation=foundation, images=2), Small(foundation=foundation, images=2)
+    method, small = (
+        PromptsOnly(foundation=foundation, images_per_condition=2),
+        Small(foundation=foundation, images_per_condition=2),
+    )
     state = method.init(server())
     wanted = method.request(state)
     whole, parts = (each.generate_checked(server(), state, wanted, toys.rngs(len(wanted))) for each in (method, small))

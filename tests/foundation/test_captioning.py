@@ -178,7 +178,7 @@ def settings(label: str, folder: Path, **changes: Any) -> dict[str, Any]:
 def test_a_run_repeats_and_nobody_can_read_what_was_said(
     folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = tiny("fgl", method={"fgl": settings("fgl", folder)}, federation={"examples": 40})
+    config = tiny("fgl", method={"fgl": settings("fgl", folder)}, federation={"max_examples": 40})
     with caplog.at_level(logging.DEBUG):
         (trial,) = start(config, tmp_path / "run").trials
     assert not trial.failures

@@ -166,7 +166,7 @@ def generate(
     scheduler: Any = "ddim",
     rngs: list[torch.Generator] | None = None,
 ) -> Tensor:
-    sampling = Foundation(steps=steps, guidance=1.0, scheduler=scheduler)
+    sampling = Foundation(steps=steps, guidance_scale=1.0, scheduler=scheduler)
     condition = model.encode_condition(["a"] * len(labels))
     return generate_guided(
         model,
@@ -184,13 +184,13 @@ def generate(
 @pytest.mark.parametrize(
     ("guidance", "pulls"),
     [
-        (ClassifierGuidance(step=0.5, statistics=0.3, edits=3), 3 + 4),
-        (ClassifierGuidance(step=0.5, statistics=0.3, edits=0), 4),
-        (ClassifierGuidance(step=0.5, statistics=0.3, edits=1, begin=0.5), 1 + 2),
-        (ClassifierGuidance(step=0.5, statistics=0.3, edits=0, begin=0.25, end=0.75), 2),
-        (ClassifierGuidance(step=0.5, statistics=0.3, edits=2, end=0.0), 2),
+        (ClassifierGuidance(step=0.5, statistics=0.3, noise_edits=3), 3 + 4),
+        (ClassifierGuidance(step=0.5, statistics=0.3, noise_edits=0), 4),
+        (ClassifierGuidance(step=0.5, statistics=0.3, noise_edits=1, begin=0.5), 1 + 2),
+        (ClassifierGuidance(step=0.5, statistics=0.3, noise_edits=0, begin=0.25, end=0.75), 2),
+        (ClassifierGuidance(step=0.5, statistics=0.3, noise_edits=2, end=0.0), 2),
         (
-            ClassifierGuidance(step=0.5, statistics=0.3, edits=2, views=3),
+            ClassifierGuidance(step=0.5, statistics=0.3, noise_edits=2, augmented_views=3),
             2 + 4,
         ),  # one pixel looks the same from everywhere
         (ClassifierGuidance(step=0.5, statistics=0.0), 0),
@@ -208,13 +208,13 @@ def test_steps_down_a_quadratic_loss_by_hand(guidance: ClassifierGuidance, pulls
 def test_a_step_towards_a_class_by_hand() -> None:
     """−log σ(0.6·z) has the slope −0.6·(1 − σ(0.6·z))."""
     model = stub()
-    (image,) = generate(model, ClassifierGuidance(step=2.0, edits=1, end=0.0), {5: Brightness()}, [0], [5])
+    (image,) = generate(model, ClassifierGuidance(step=2.0, noise_edits=1, end=0.0), {5: Brightness()}, [0], [5])
     z = model.draw_noise(toys.rngs(1))
     torch.testing.assert_close(image[None], 0.6 * (z + 2 * 0.6 * (1 - torch.sigmoid(0.6 * z))))
 
 
 def test_each_image_heeds_its_own_clients_teacher_and_its_own_label() -> None:
-    model, guidance = stub(), ClassifierGuidance(step=1.0, statistics=0.5, edits=0)
+    model, guidance = stub(), ClassifierGuidance(step=1.0, statistics=0.5, noise_edits=0)
     teachers = {3: Square(), 8: Brightness()}
     images = generate(model, guidance, teachers, [0, 0, 1, 1], [3, 8, 8, 3])
     z = model.draw_noise(toys.rngs(4))
@@ -226,7 +226,7 @@ def test_each_image_heeds_its_own_clients_teacher_and_its_own_label() -> None:
 
 def test_noise_that_cannot_be_edited_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     """With ᾱ = 10⁻⁶ an ε of 0 makes x0 a thousand times z: all is cut."""
-    model, guidance = stub(kept=1e-6, prediction="epsilon"), ClassifierGuidance(edits=5, end=0.0)
+    model, guidance = stub(kept=1e-6, prediction="epsilon"), ClassifierGuidance(noise_edits=5, end=0.0)
     with caplog.at_level(logging.WARNING):
         images = generate(model, guidance, {0: Square()}, [0, 0], [0, 0])
         generate(model, guidance, {0: Square()}, [0, 0], [0, 0])
@@ -253,7 +253,13 @@ def test_an_image_that_cannot_be_edited_draws_as_much_alone_as_beside_one_that_c
     for n in (1, 2):
         rngs = toys.rngs(n)
         generate(
-            model, ClassifierGuidance(edits=3, views=2), {0: Square()}, [0] * n, [0] * n, scheduler="ddpm", rngs=rngs
+            model,
+            ClassifierGuidance(noise_edits=3, augmented_views=2),
+            {0: Square()},
+            [0] * n,
+            [0] * n,
+            scheduler="ddpm",
+            rngs=rngs,
         )
         after.append(rngs[0].get_state())
     assert torch.equal(*after)
@@ -319,9 +325,9 @@ def test_it_is_the_papers_algorithm_an_image_at_a_time(
                 z = own.step(output(z, t, text), t, z, generator=rng).prev_sample
         with torch.no_grad():
             expected.append(vae.decode(z / 0.7).sample.clip(-1, 1))
-    sampling: Any = Foundation(steps=3, guidance=2.5, scheduler=scheduler)  # type: ignore[arg-type]
+    sampling: Any = Foundation(steps=3, guidance_scale=2.5, scheduler=scheduler)  # type: ignore[arg-type]
     images = generate_guided(
-        model, sampling, ClassifierGuidance(step=0.5, statistics=0.3, edits=2), {0: Teacher(client)},
+        model, sampling, ClassifierGuidance(step=0.5, statistics=0.3, noise_edits=2), {0: Teacher(client)},
         model.encode_condition(texts), torch.tensor(labels), torch.tensor([0, 0]), toys.rngs(2), SHAPE,
     )  # fmt: skip
     torch.testing.assert_close(images, torch.cat(expected), rtol=0, atol=1e-4)
@@ -331,9 +337,9 @@ def test_it_is_the_papers_algorithm_an_image_at_a_time(
 @pytest.mark.parametrize("kind", ["latent", "pixel"])
 def test_unsteered_it_is_generation_bit_for_bit(kind: str, scheduler: Any, request: pytest.FixtureRequest) -> None:
     model: FoundationModel = request.getfixturevalue(kind)
-    sampling = Foundation(steps=3, guidance=2.0, scheduler=scheduler)
+    sampling = Foundation(steps=3, guidance_scale=2.0, scheduler=scheduler)
     condition = model.encode_condition(["a cat", "a dog", "an owl"])
-    for guidance in (ClassifierGuidance(step=0.0), ClassifierGuidance(edits=0, begin=1.0)):
+    for guidance in (ClassifierGuidance(step=0.0), ClassifierGuidance(noise_edits=0, begin=1.0)):
         images = generate_guided(
             model, sampling, guidance, {0: Teacher(convolutional())}, condition, torch.tensor([0, 1, 2]),
             torch.zeros(3, dtype=torch.int64), toys.rngs(3), SHAPE,
@@ -346,7 +352,7 @@ def test_an_image_is_steered_as_if_alone(pixel: FoundationModel, views: int) -> 
     """Whoever else is in the batch, and whosever teacher steers these."""
     with seeded(stream(4)):
         teachers = {k: Teacher(convolutional()) for k in (0, 1, 2)}
-    guidance = ClassifierGuidance(step=5.0, edits=2, views=views)
+    guidance = ClassifierGuidance(step=5.0, noise_edits=2, augmented_views=views)
     labels, clients = [0, 1, 2, 0], [2, 0, 2, 1]
     whole = generate(pixel, guidance, teachers, labels, clients, steps=3, scheduler="ddpm")
     for i in range(4):
@@ -368,7 +374,7 @@ def test_steering_brings_images_nearer_to_what_the_teacher_knows(pixel: Foundati
         ce = nn.functional.cross_entropy(logits, torch.tensor([0, 1, 2] * 3), reduction="none")
         return float((ce + 0.1 * gap).detach().sum())
 
-    assert loss(ClassifierGuidance(step=30.0, edits=3)) < loss(ClassifierGuidance(step=0.0)) - 0.1
+    assert loss(ClassifierGuidance(step=30.0, noise_edits=3)) < loss(ClassifierGuidance(step=0.0)) - 0.1
 
 
 def test_bfloat16_steers_nearly_as_float32(pixel: FoundationModel) -> None:
@@ -379,8 +385,8 @@ def test_bfloat16_steers_nearly_as_float32(pixel: FoundationModel) -> None:
         generate(model, guidance, teachers, [0, 1, 2], [0, 0, 0], steps=3)
         for model, guidance in (
             (pixel, ClassifierGuidance(step=0.0)),
-            (pixel, ClassifierGuidance(step=20.0, edits=2)),
-            (half, ClassifierGuidance(step=20.0, edits=2)),
+            (pixel, ClassifierGuidance(step=20.0, noise_edits=2)),
+            (half, ClassifierGuidance(step=20.0, noise_edits=2)),
         )
     )
     way, rough_way = (full - unsteered).flatten(), (rough - unsteered).flatten()
@@ -413,7 +419,7 @@ def test_a_sampler_that_remembers_is_refused(pixel: FoundationModel) -> None:
         'foundation.scheduler = "dpmsolver": a DPMSolverMultistepScheduler remembers earlier steps, which guidance has '
         "changed since; ddpm and ddim are allowed"
     )
-    with pytest.raises(GenfedError, match=r"guidance.begin = 0.8 is after guidance.end = 0.5"):
+    with pytest.raises(GenfedError, match=r"classifier_guidance.begin = 0.8 is after classifier_guidance.end = 0.5"):
         ClassifierGuidance(begin=0.8, end=0.5)
 
 
@@ -421,7 +427,7 @@ def test_images_of_a_larger_model_are_steered_at_the_tasks_size(latent: Foundati
     task = Task("image", (1, 5, 5), ("a", "b"))
     teacher = Teacher(nn.Sequential(nn.Flatten(), nn.Linear(25, 2)))
     images = generate_guided(
-        latent, Foundation(steps=2, guidance=1.0), ClassifierGuidance(edits=1), {0: teacher},
+        latent, Foundation(steps=2, guidance_scale=1.0), ClassifierGuidance(noise_edits=1), {0: teacher},
         latent.encode_condition(["a"]), torch.tensor([1]), torch.tensor([0]), toys.rngs(1), task.shape,
     )  # fmt: skip
     assert images.shape == (1, 1, 5, 5)

@@ -193,7 +193,7 @@ def test_a_model_must_suit_the_task(sound: Path) -> None:
     with pytest.raises(GenfedError, match="steps = 2000"):
         Foundation(model=name, steps=2000).load(task(3, 8, 8), CPU, "float32")
     with pytest.raises(GenfedError, match="no negative prompt"):
-        Foundation(model=str(sound / "class"), negative="blurred").load(
+        Foundation(model=str(sound / "class"), negative_prompt="blurred").load(
             task(1, 8, 8, classes=("a", "b", "c")), CPU, "float32"
         )
 

@@ -264,7 +264,7 @@ def test_the_loop_of_the_docs(folder: Path, latent: FoundationModel) -> None:
     code = next(block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "sampler.step" in block)
 
     class Case:
-        foundation = Foundation(model=str(folder / "latent"), steps=3, guidance=2.0)
+        foundation = Foundation(model=str(folder / "latent"), steps=3, guidance_scale=2.0)
 
     def loss(images: Tensor) -> Tensor:
         return images.square().sum()

@@ -29,11 +29,11 @@ def rng(seed: int = 0) -> torch.Generator:
 
 
 def small(*shape: int, classes: int = 10, seed: int = 0) -> CVAENetwork:
-    return CVAE(width=4, latent=3).new(task(*shape, classes=classes), rng(seed))
+    return CVAE(width=4, latent_dim=3).new(task(*shape, classes=classes), rng(seed))
 
 
 def test_loss_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    network = CVAE(width=1, latent=2).new(task(1, 8, 8, classes=2), rng())
+    network = CVAE(width=1, latent_dim=2).new(task(1, 8, 8, classes=2), rng())
     mean = torch.tensor([[0.0, 0.0], [1.0, -2.0]])
     log_variance = torch.tensor([[0.0, 0.0], [math.log(4.0), 0.0]])
     drawn = torch.randn(2, 2, generator=rng(7))
@@ -81,7 +81,7 @@ def with_whole_kernels(network: CVAENetwork) -> CVAENetwork:
 
 @pytest.mark.parametrize("sides", [(32, 32), (20, 40)])
 def test_loss_is_that_of_whole_kernels(sides: tuple[int, int]) -> None:
-    network = CVAE(width=8, latent=4).new(task(1, *sides), rng())
+    network = CVAE(width=8, latent_dim=4).new(task(1, *sides), rng())
     x, y = torch.rand(6, 1, *sides, generator=rng()) * 2 - 1, torch.arange(6)
     expected, got = with_whole_kernels(network).loss(x, y, rng(1)), network.loss(x, y, rng(1))
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=0)
@@ -128,18 +128,18 @@ def test_tables_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", [{"width": 0}, {"latent": 0}, {"learning_rate": 0.0}, {"weight_decay": -1.0}, {"beta": 1}]
+    "bad", [{"width": 0}, {"latent_dim": 0}, {"learning_rate": 0.0}, {"weight_decay": -1.0}, {"beta": 1}]
 )
 def test_settings_are_checked(bad: dict[str, float]) -> None:
     with pytest.raises(pydantic.ValidationError):
         CVAE(**bad)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("change", [{"width": 5}, {"latent": 4}, {"learning_rate": 1e-2}, {"weight_decay": 50.0}])
+@pytest.mark.parametrize("change", [{"width": 5}, {"latent_dim": 4}, {"learning_rate": 1e-2}, {"weight_decay": 50.0}])
 def test_every_setting_counts(change: dict[str, float]) -> None:
     x, y = torch.rand(4, 1, 8, 8, generator=rng()) * 2 - 1, torch.arange(4)
     samples = []
-    for config in (CVAE(width=4, latent=3), replace(CVAE(width=4, latent=3), **change)):  # type: ignore[arg-type]
+    for config in (CVAE(width=4, latent_dim=3), replace(CVAE(width=4, latent_dim=3), **change)):  # type: ignore[arg-type]
         network = config.new(task(1, 8, 8), rng())
         (player,) = network.objectives()
         for _ in range(3):
@@ -150,7 +150,7 @@ def test_every_setting_counts(change: dict[str, float]) -> None:
 
 def test_the_decay_is_the_published_one_for_a_batch_of_64() -> None:
     (player,) = small(1, 8, 8).objectives()
-    (group,) = player.optimiser.param_groups
+    (group,) = player.optimizer.param_groups
     assert group["weight_decay"] == 1e-3 / 64
     assert group["lr"] == 1e-3
 
@@ -158,7 +158,7 @@ def test_the_decay_is_the_published_one_for_a_batch_of_64() -> None:
 def test_the_encoder_can_stay_at_home() -> None:
     """What travels is enough to decode; what makes codes is not in it."""
     whole = small(1, 8, 8)
-    half = CVAE(width=4, latent=3, keep_encoder=True).new(task(1, 8, 8), rng())
+    half = CVAE(width=4, latent_dim=3, keep_encoder=True).new(task(1, 8, 8), rng())
     assert not kept_weights(whole)
     assert uploaded_weights(half).keys() | kept_weights(half).keys() == whole.state_dict().keys()
     assert {name.partition(".")[0] for name in uploaded_weights(half)} == {"start", "decoder", "bias"}
@@ -209,7 +209,7 @@ def test_it_learns_digits() -> None:
     digits = load_digits()
     x = torch.from_numpy(digits.images * (255 / 16)).round().to(torch.uint8)[:, None]
     data = Data(x, torch.from_numpy(digits.target).long())
-    network = CVAE(width=16, latent=8).new(task(1, 8, 8), rng())
+    network = CVAE(width=16, latent_dim=8).new(task(1, 8, 8), rng())
     early = fit(network.objectives(), data, epochs=1, batch_size=64, rng=rng(1))
     late = fit(network.objectives(), data, epochs=12, batch_size=64, rng=rng(2))
     assert late < 0.6 * early

@@ -18,7 +18,7 @@ from genfed.training.fit import fit, train_step
 from genfed.training.pixels import normalize_pixels
 
 MAKING = ("noise_to_map.", "label_to_map.", "generator.")
-SMALL = DCGAN(width=8, discriminator_width=8, latent=6)
+SMALL = DCGAN(width=8, discriminator_width=8, latent_dim=6)
 
 
 def task(*shape: int, kind: str = "image") -> Task:
@@ -132,7 +132,7 @@ def test_each_player_changes_its_own_side_alone() -> None:
 
 
 def test_the_discriminator_can_stay_at_home() -> None:
-    whole, half = network(1, 8, 8), network(1, 8, 8, config=DCGAN(width=8, latent=6, keep_discriminator=True))
+    whole, half = network(1, 8, 8), network(1, 8, 8, config=DCGAN(width=8, latent_dim=6, keep_discriminator=True))
     assert not kept_weights(whole)
     assert uploaded_weights(half).keys() | kept_weights(half).keys() == half.state_dict().keys()
     assert all(name.startswith(MAKING) for name in uploaded_weights(half))
@@ -141,7 +141,7 @@ def test_the_discriminator_can_stay_at_home() -> None:
 def test_samples_of_digits_follow_their_labels() -> None:
     """Ten epochs on real 8×8 digits: most samples are nearer the mean of their own class than that of any other."""
     digits = Digits(size=8).load()
-    gan = DCGAN(width=32, discriminator_width=32, latent=8, learning_rate=2e-3).new(digits.task, stream(3))
+    gan = DCGAN(width=32, discriminator_width=32, latent_dim=8, learning_rate=2e-3).new(digits.task, stream(3))
     fit(gan.objectives(), digits.train, epochs=10, batch_size=32, rng=stream(4))
     y = torch.arange(10).repeat(20)
     samples = gan.sample(y, stream(5))

@@ -76,7 +76,7 @@ def test_loss_by_hand(monkeypatch: pytest.MonkeyPatch, drop: float) -> None:
 
 def test_guidance_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """The network says 1 for class 0, 2 for class 1 and 0.5 for none; w = 2: 3·1 − 2·½ and 3·2 − 2·½."""
-    model, said = network(1, 8, 8, config=replace(TINY, guidance=2.0)), torch.tensor([1.0, 2.0, 9.0, 0.5])
+    model, said = network(1, 8, 8, config=replace(TINY, guidance_scale=2.0)), torch.tensor([1.0, 2.0, 9.0, 0.5])
     watched(model, monkeypatch, lambda x, t, y: said[y][:, None, None, None].expand_as(x))
     noise = model.predict_guided_noise(torch.zeros(2, 1, 8, 8), torch.tensor([0, 1]), 3)
     torch.testing.assert_close(noise[:, 0, 0, 0], torch.tensor([2.0, 5.0]))
@@ -101,7 +101,7 @@ def test_calls(
     sampler: Any, steps: int | None, calls: int, guidance: float, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One call per sampling step, from the noisiest on; of a doubled batch only where there is guidance."""
-    config = DDPM(width=4, levels=1, steps=20, sampler=sampler, sampling_steps=steps, guidance=guidance)
+    config = DDPM(width=4, levels=1, steps=20, sampler=sampler, sampling_steps=steps, guidance_scale=guidance)
     model = network(1, 8, 8, config=config)
     samples = watched(model, monkeypatch, lambda x, t, y: torch.zeros_like(x))
     model.sample(torch.tensor([0, 2]), stream(1))
@@ -209,7 +209,7 @@ def test_initialisation_and_training_repeat() -> None:
 
 def test_the_learning_rate_falls_linearly() -> None:
     model = network(1, 8, 8, config=DDPM(width=4))
-    assert [group["lr"] for player in model.objectives() for group in player.optimiser.param_groups] == [1e-4]
+    assert [group["lr"] for player in model.objectives() for group in player.optimizer.param_groups] == [1e-4]
     assert [model.learning_rate_factor(t / 4) for t in range(4)] == [1, 0.75, 0.5, 0.25]
 
 
@@ -228,7 +228,7 @@ def test_it_learns_two_classes() -> None:
     half = torch.cat([torch.full((8, 4), 0.8), torch.full((8, 4), -0.8)], 1)
     x = torch.where(y == 0, 1, -1)[:, None, None, None] * half + torch.randn(64, 1, 8, 8, generator=stream(0)) / 20
     task = Task("image", (1, 8, 8), ("left", "right"))
-    config = DDPM(width=8, levels=2, steps=20, last_beta=0.5, guidance=2.0, learning_rate=1e-2)
+    config = DDPM(width=8, levels=2, steps=20, last_beta=0.5, guidance_scale=2.0, learning_rate=1e-2)
     model = config.new(task, stream(3))
     early = fit(model.objectives(), Data(x, y), epochs=1, batch_size=16, rng=stream(1))
     late = fit(model.objectives(), Data(x, y), epochs=20, batch_size=16, rng=stream(2))

@@ -25,9 +25,9 @@ FILE = Path(__file__).with_name("golden.json")
 PLAIN = "plain"
 Refusal = GenfedError
 NOISE: Table = {"noise_multiplier": 1.0, "delta": 1e-3, "accountant": "rdp", "reproducible_noise": True}
-THREE_OF_EACH: Table = {"clients": 6, "examples": 120}
+THREE_OF_EACH: Table = {"clients": 6, "max_examples": 120}
 """A secure sum is of three uploads at least."""
-ALIKE: Table = {"clients": 5, "examples": 100, "architectures": ["linear"]}
+ALIKE: Table = {"clients": 5, "max_examples": 100, "architectures": ["linear"]}
 """Krum needs five uploads to choose from."""
 
 
@@ -38,8 +38,8 @@ def cases() -> dict[str, Callable[[], Table]]:
         found |= {
             f"{PLAIN}/{method}": partial(tiny, method),
             f"example privacy/{method}": partial(example_private, method),
-            f"client privacy/{method}": partial(tiny, method, client_privacy=NOISE),
-            f"secure/{method}": partial(tiny, method, secure={}, federation=THREE_OF_EACH),
+            f"client privacy/{method}": partial(tiny, method, privacy={"kind": "dp_fedavg"} | NOISE),
+            f"secure/{method}": partial(tiny, method, secure_aggregation={}, federation=THREE_OF_EACH),
         }
     for method in ("fedavg", "gefl"):
         for rule in registry.list_classes(registry.AGGREGATIONS):
@@ -47,7 +47,7 @@ def cases() -> dict[str, Callable[[], Table]]:
             found[f"aggregation {rule}/{method}"] = partial(tiny, method, **changes)
         for attack in registry.list_classes(registry.ATTACKS):
             found[f"attack {attack}/{method}"] = partial(tiny, method, attack={"kind": attack})
-        both: Table = {"client_privacy": NOISE, "secure": {}, "federation": THREE_OF_EACH}
+        both: Table = {"privacy": {"kind": "dp_fedavg"} | NOISE, "secure_aggregation": {}, "federation": THREE_OF_EACH}
         found[f"client privacy and secure/{method}"] = partial(tiny, method, **both)
     for kind in sorted(TINY_GENERATORS.keys() - {"cvae"}):  # that one all methods have above
         own: Table = {"method": {"gefl": GENERATIVE | {"generator": TINY_GENERATORS[kind]}}}
@@ -60,7 +60,7 @@ def cases() -> dict[str, Callable[[], Table]]:
 
 def example_private(method: str, /, **changes: Any) -> Table:
     """Normalised by groups, where anything is: DP-SGD allows nothing else."""
-    config = copy.deepcopy(tiny(method, privacy=NOISE, **changes))
+    config = copy.deepcopy(tiny(method, privacy={"kind": "dp_sgd"} | NOISE, **changes))
     names = config["federation"]["architectures"]
     config["federation"]["architectures"] = [f"{name}-gn" if name.startswith("cnn") else name for name in names]
     generator = config["method"].get(method, {}).get("generator", {"kind": "ddpm"})

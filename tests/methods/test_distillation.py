@@ -316,7 +316,7 @@ def test_clients_of_fedkd_hold_the_servers_mentee_though_only_updates_were_sent(
 
     monkeypatch.setattr(fedkd, "receive_mentee", receiving)
     monkeypatch.setattr(FedKD, "send", sending)
-    report = start(tiny("fedkd", federation={"sample": 0.5}, defaults={"rounds": 6}), tmp_path / "run")
+    report = start(tiny("fedkd", federation={"client_fraction": 0.5}, defaults={"rounds": 6}), tmp_path / "run")
     assert not any(trial.failures for trial in report.trials)
     assert not any(ways[:2])
     assert {True, False} <= set(ways[2:])

@@ -89,10 +89,10 @@ def test_a_table(tmp_path: Path) -> None:
     np.savez(tmp_path / "table.npz", x=centres[y] + 0.3 * draws.normal(size=(400, 3)), y=y)
     few = {"extractor_rounds": 0, "generator_rounds": 4, "generator_epochs": 20, "generator_batch_size": 16}
     config = settings("cvae", "mlp-small", pool="server", synthetic_epochs=5, **few)
-    config["method"]["gefl_f"] |= {"generator": {"kind": "cvae", "width": 32, "latent": 4}}
+    config["method"]["gefl_f"] |= {"generator": {"kind": "cvae", "width": 32, "latent_dim": 4}}
     config["method"]["gefl_f"] |= {"training": {"epochs": 0, "batch_size": 8}}
     config["data"] = {"kind": "npz", "path": str(tmp_path / "table.npz")}
-    config["federation"] |= {"examples": 160, "clients": 2}
+    config["federation"] |= {"max_examples": 160, "clients": 2}
     report = start(config, tmp_path / "run")
     assert report.trials[0].accuracy > 0.9
 

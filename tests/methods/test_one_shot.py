@@ -84,7 +84,7 @@ def test_a_dense_upload_is_one_round_of_local_training_and_no_epoch_leaves_the_i
 
 
 def dense(**changes: Any) -> DENSE:
-    return DENSE(**({"latent": 4, "width": 4, "batch_size": 16, "generator_learning_rate": 0.01} | changes))
+    return DENSE(**({"latent_dim": 4, "width": 4, "batch_size": 16, "generator_learning_rate": 0.01} | changes))
 
 
 def trusting(method: DENSE, where: Server) -> Any:
@@ -121,7 +121,7 @@ def test_dense_trains_its_generator_against_the_ensemble_and_its_student_towards
 
 
 def test_dense_remembers_the_newest_batches() -> None:
-    method = dense(generator_steps=1, remembered=2)
+    method = dense(generator_steps=1, replay_batches=2)
     states = [trusting(method, server())]
     for number in range(3):
         states.append(method.distill(server(number), states[-1], NOTHING))
@@ -175,7 +175,7 @@ def test_shares_by_hand() -> None:
     assert labels_in_proportion(5, [1, 1, 1]) == [1, 2, 2]
 
 
-SMALL = CVAE(width=4, latent=3)
+SMALL = CVAE(width=4, latent_dim=3)
 
 
 @pytest.mark.parametrize(("truncation", "variance"), [(1.0, 0.2911), (2.0, 0.7737)])

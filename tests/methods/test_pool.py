@@ -29,7 +29,7 @@ def run(out: Path, method: str, **changes: Any) -> tuple[Any, list[dict[str, Any
 
 @pytest.mark.parametrize("method", ["gefl", "gefl_f"])
 def test_a_pool_is_sent_in_place_of_the_generator(method: str, tmp_path: Path) -> None:
-    wide = {"kind": "cvae", "width": 32, "latent": 4}  # beside it the messages' headers are small
+    wide = {"kind": "cvae", "width": 32, "latent_dim": 4}  # beside it the messages' headers are small
     whole, drawn_by_clients = run(tmp_path / "client", method, generator=wide)
     state, rows = run(tmp_path / "server", method, generator=wide, pool="server")
     assert whole.pool is None

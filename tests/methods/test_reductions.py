@@ -56,7 +56,7 @@ def test_fedprox_without_its_term_is_fedavg(tmp_path: Path) -> None:
 def test_with_one_client_fedavg_is_local_training_and_the_ceiling(tmp_path: Path) -> None:
     """One client holds all data, so the average, what it trains alone and the pooled model are one."""
     out = tmp_path / "run"
-    alone = {"clients": 1, "examples": 40, "architectures": ["mlp-small"]}
+    alone = {"clients": 1, "max_examples": 40, "architectures": ["mlp-small"]}
     start(tiny("fedavg", "local", "centralised", federation=alone), out)
     averaged = classifiers(out, "fedavg")["mlp-small"]
     for label in ("local", "centralised"):
@@ -66,7 +66,7 @@ def test_with_one_client_fedavg_is_local_training_and_the_ceiling(tmp_path: Path
 
 def test_gefl_without_generated_examples_is_fedavg(tmp_path: Path) -> None:
     """No generator rounds and no synthetic epochs: what is left of a joint round is FedAvg's, but for its draws."""
-    small = {"kind": "cvae", "width": 4, "latent": 4}
+    small = {"kind": "cvae", "width": 4, "latent_dim": 4}
     nothing = {"generator_rounds": 0, "synthetic_epochs": 0, "generator": small}
     one_batch = {"rounds": 2, "training": {"epochs": 1, "batch_size": 100}}  # one step: its order does not matter
     start(tiny("gefl", "fedavg", method={"gefl": nothing}, defaults=one_batch), tmp_path / "run")
@@ -172,7 +172,7 @@ def test_generator_rounds_know_how_far_they_are(tmp_path: Path, monkeypatch: pyt
 
     def watched(players: Any, *args: Any, **options: Any) -> float:
         network = players[0].loss.__self__
-        seen.append((network.asked, players[0].optimiser.param_groups[0]["lr"]))
+        seen.append((network.asked, players[0].optimizer.param_groups[0]["lr"]))
         return fit.fit(players, *args, **options)
 
     def pace(self: Any, progress: float) -> float:
@@ -212,7 +212,7 @@ def test_steps_on_generated_examples(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_bytes_are_those_of_the_weights(tmp_path: Path) -> None:
-    start(tiny("fedavg", federation={"clients": 2, "examples": 40, "architectures": ["linear"]}), tmp_path / "run")
+    start(tiny("fedavg", federation={"clients": 2, "max_examples": 40, "architectures": ["linear"]}), tmp_path / "run")
     rows = [r for r in left_by(tmp_path / "run")["metrics"] if r["phase"] == "train" and r["client"] is not None]
     weights = 4 * (64 * 10 + 10)
     for row in rows:

@@ -142,7 +142,7 @@ def test_before_there_are_prototypes_fedproto_trains_alone(tmp_path: Path) -> No
 def test_fedproto_draws_representations_to_the_prototypes(tmp_path: Path) -> None:
     ones, far = Prototypes(torch.ones(3, 8), torch.ones(3, dtype=torch.bool)), []
     for weight in (0.0, 5.0):
-        how = Training(epochs=100, optimiser="adam", learning_rate=0.02)
+        how = Training(epochs=100, optimizer="adam", learning_rate=0.02)
         method = FedProto(dimension=8, prototype_weight=weight, training=how)
         sums = method.train(client(method, tmp_path), ones).upload
         far.append(float((sums.means() - 1).square().mean()))
@@ -224,7 +224,13 @@ def test_a_header_counts_by_its_clients_share_of_the_class() -> None:
     assert logits.tolist() == [[0.75 * 2 + 0.25 * 10, 0.75, 4.0], [10.0, 0.0, 4.0], [0.0, 0.0, 0.0]]
 
 
-SMALL: dict[str, Any] = {"dimension": 2, "noise": 2, "hidden": 4, "generator_steps": 3, "generator_batch_size": 4}
+SMALL: dict[str, Any] = {
+    "dimension": 2,
+    "noise_dim": 2,
+    "hidden_dim": 4,
+    "generator_steps": 3,
+    "generator_batch_size": 4,
+}
 
 
 def everything(method: FedGen, state: FedGenState, number: int = 0) -> FedGenSent:
@@ -320,7 +326,7 @@ def test_more_diversity_gives_more_diverse_representations() -> None:
     for weight in (0.0, 5.0):
         method = FedGen(dimension=3, diversity=weight, generator_steps=60, generator_learning_rate=0.01)
         weights, _ = method.train_generator(server(), method.init(server()), headers, torch.tensor([[4, 4, 4]]))
-        generator = RepresentationGenerator(method.noise, 3, method.hidden, 3, stream(0))
+        generator = RepresentationGenerator(method.noise_dim, 3, method.hidden_dim, 3, stream(0))
         generator.load_state_dict(weights)
         spread.append(float(generator.sample(torch.zeros(100, dtype=torch.int64), stream(0)).std(0).mean()))
     assert spread[1] > 1.2 * spread[0]
@@ -357,7 +363,11 @@ def test_what_the_server_learns_reaches_the_clients_anew_in_every_round(
 
 @pytest.mark.parametrize("method", ["fedproto", "fedgh", "fedgen"])
 def test_clients_that_share_no_class_and_take_turns(method: str, tmp_path: Path) -> None:
-    changes = {"federation": {"sample": 0.5}, "partition": {"kind": "disjoint_labels"}, "defaults": {"rounds": 4}}
+    changes = {
+        "federation": {"client_fraction": 0.5},
+        "partition": {"kind": "disjoint_labels"},
+        "defaults": {"rounds": 4},
+    }
     report = start(tiny(method, **changes), tmp_path / "run")
     assert not report.trials[0].failures
 

@@ -49,7 +49,7 @@ def _no_page(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def table(**changes: Any) -> dict[str, Any]:
     """Settings of a one-shot method whose students do not learn: what is made is looked at."""
-    return SYNTHESIS | {"learning_rounds": 0, "rounds": 0} | changes
+    return SYNTHESIS | {"student_rounds": 0, "finetune_rounds": 0} | changes
 
 
 def sampled(**changes: Any) -> dict[str, Any]:
@@ -102,13 +102,13 @@ def same_images(a: SyntheticBatch, b: SyntheticBatch) -> bool:
 # What methods come to.
 
 FGL_ALIKE: dict[str, dict[str, Any]] = {
-    "fedlmg": {"guidance": {"step": 0.0}},
+    "fedlmg": {"classifier_guidance": {"step": 0.0}},
     "oscar": {},
     "feddeo": {"description_guidance": 0.0, "description_epochs": 0},
     "untold": {"kind": "feddeo", "description_guidance": 0.0, "description_epochs": 1},
     "split": {
         "kind": "feddeo",
-        "foundation": sampled(guidance=1.25),
+        "foundation": sampled(guidance_scale=1.25),
         "description_guidance": 1.75,
         "description_epochs": 0,
     },
@@ -119,9 +119,9 @@ FGL_ALIKE: dict[str, dict[str, Any]] = {
 def alike(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """FGL at the class level and what comes to it, on clients that lack classes."""
     labels = ["fgl", *FGL_ALIKE, "prompts_only"]
-    methods = {label: table(images=2) | {"foundation": sampled()} | FGL_ALIKE.get(label, {}) for label in labels} | {
-        "prompts_only": table(images=8) | {"foundation": sampled()}
-    }
+    methods = {
+        label: table(images_per_condition=2) | {"foundation": sampled()} | FGL_ALIKE.get(label, {}) for label in labels
+    } | {"prompts_only": table(images_per_condition=8) | {"foundation": sampled()}}
     out = tmp_path_factory.mktemp("alike") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runs, "build_page", lambda *given: "")
@@ -159,7 +159,7 @@ def test_who_asked_for_what(alike: Path) -> None:
 def test_clients_with_an_architecture_of_their_own_learn_as_students_do(tmp_path: Path) -> None:
     """From the initial weights of their architecture, on the server's set, by its settings; it has no student."""
     own = "tests.toys:Linear"
-    given = table(learning_rounds=2) | {"foundation": sampled()}
+    given = table(student_rounds=2) | {"foundation": sampled()}
     start(tiny("fgl", method={"fgl": given}, federation={"clients": 2, "architectures": [own]}), tmp_path / "run")
     state, learning = finished(tmp_path / "run", "fgl"), Training(epochs=1, batch_size=8)
     assert (state.students, state.personal) == ({}, (own,))
@@ -175,8 +175,8 @@ def test_clients_with_an_architecture_of_their_own_learn_as_students_do(tmp_path
 def test_prompts_alone_make_an_unsteered_fedlmgs_images_of_one_client(tmp_path: Path) -> None:
     """An image's draws are named by its place in the set, so with one client that has all classes they are the same."""
     methods = {
-        "fedlmg": table(guidance={"step": 0.0}, images=2) | {"foundation": sampled()},
-        "prompts_only": table(images=2) | {"foundation": sampled()},
+        "fedlmg": table(classifier_guidance={"step": 0.0}, images_per_condition=2) | {"foundation": sampled()},
+        "prompts_only": table(images_per_condition=2) | {"foundation": sampled()},
     }
     federation = {"clients": 1, "architectures": ["linear"]}
     start(tiny(*methods, method=methods, federation=federation), tmp_path / "run")
@@ -185,9 +185,9 @@ def test_prompts_alone_make_an_unsteered_fedlmgs_images_of_one_client(tmp_path: 
 
 def test_steering_changes_the_images(alike: Path, tmp_path: Path) -> None:
     """By the statistics of BatchNorm too, which cnn1 has and a linear model has not."""
-    guidance = {"step": 5.0, "edits": 1}
+    guidance = {"step": 5.0, "noise_edits": 1}
     methods = {
-        name: {"kind": "fedlmg"} | table(guidance=guidance | change) | {"foundation": sampled()}
+        name: {"kind": "fedlmg"} | table(classifier_guidance=guidance | change) | {"foundation": sampled()}
         for name, change in {
             "with": {"statistics": 1.0},
             "without": {"statistics": 0.0},
@@ -213,7 +213,7 @@ def test_without_rounds_students_are_the_initial_ones_and_rounds_are_averaging(t
     start(tiny(*begun, method=begun), tmp_path / "begun")
     ours, theirs = finished(tmp_path / "begun", "prompts_only"), finished(tmp_path / "begun", "fedavg").classifiers
     assert all(same(ours.students[name], theirs[name]) for name in ("linear", "mlp-small"))
-    on = {"prompts_only": table(rounds=2), "fedavg": {}}
+    on = {"prompts_only": table(finetune_rounds=2, client_training=training), "fedavg": {}}
     defaults = {"rounds": 2, "training": training}
     start(tiny(*on, method=on, defaults=defaults), tmp_path / "on")
     ours, theirs = finished(tmp_path / "on", "prompts_only").students, finished(tmp_path / "on", "fedavg").classifiers
@@ -226,9 +226,9 @@ def test_without_rounds_students_are_the_initial_ones_and_rounds_are_averaging(t
 def test_students_learn_once_or_after_each_average_as_well(tmp_path: Path) -> None:
     kinds = {
         "none": table(),
-        "once": table(learning_rounds=1),
-        "tuned": table(learning_rounds=1, rounds=1),
-        "again": table(learning_rounds=1, rounds=1, synthetic_epochs=1),
+        "once": table(student_rounds=1),
+        "tuned": table(student_rounds=1, finetune_rounds=1),
+        "again": table(student_rounds=1, finetune_rounds=1, synthetic_epochs=1),
     }
     methods = {name: {"kind": "prompts_only"} | given for name, given in kinds.items()}
     start(tiny(*methods, method=methods), tmp_path / "run")
@@ -269,7 +269,7 @@ def test_students_start_with_weights_of_a_file_where_they_fit(tmp_path: Path) ->
 
 
 def test_one_global_student_is_sent_to_clients_of_all_architectures(tmp_path: Path) -> None:
-    methods = {"fgl": table(student="mlp", rounds=1, learning_rounds=1)}
+    methods = {"fgl": table(student="mlp", finetune_rounds=1, student_rounds=1)}
     (trial,) = start(tiny("fgl", method=methods), tmp_path / "run").trials
     assert list(finished(tmp_path / "run", "fgl").students) == ["mlp"]
     assert len({client.accuracy for client in trial.clients}) == 1
@@ -452,8 +452,8 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "a negative that nothing leads away from": (
         "fgl",
-        {"foundation": sampled(guidance=1.0, negative="thin")},
-        "foundation.negative = 'thin': with guidance = 1",
+        {"foundation": sampled(guidance_scale=1.0, negative_prompt="thin")},
+        "foundation.negative_prompt = 'thin': with guidance_scale = 1",
     ),
     "a number in braces": ("fgl", {"templates": ["{} {class}"]}, "cannot be filled in"),
     "an alias of nothing": (
@@ -485,7 +485,11 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
         "its images are 3×8×8, the task's 1×8×8; set size and channels of the data, or resize = true",
     ),
     "no such model": ("fedlmg", {"foundation": sampled(model="nowhere")}, "nowhere: no such directory"),
-    "no such weight": ("fedlmg", {"guidance": {"step": -1.0}}, "method.fedlmg.guidance.step = -1.0"),
+    "no such weight": (
+        "fedlmg",
+        {"classifier_guidance": {"step": -1.0}},
+        "method.fedlmg.classifier_guidance.step = -1.0",
+    ),
 }
 
 
@@ -537,7 +541,7 @@ def test_a_class_conditional_model_is_asked_by_names(label: str, tmp_path: Path)
 
 
 def test_a_classifier_that_is_not_finite_is_left_out_and_the_rest_goes_on(tmp_path: Path) -> None:
-    spoilt = {"spoilt": {"kind": "tests.foundation.toys:Spoilt"} | table(learning_rounds=1, foundation=sampled())}
+    spoilt = {"spoilt": {"kind": "tests.foundation.toys:Spoilt"} | table(student_rounds=1, foundation=sampled())}
     (trial,) = start(tiny("spoilt", method=spoilt), tmp_path / "run").trials
     (failure,) = trial.failures
     assert "client 1" in failure

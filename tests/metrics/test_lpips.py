@@ -88,14 +88,14 @@ def test_memorisation_is_a_ratio_of_distances(file: Path, weights: dict[str, Ten
 
 
 def test_a_run_shows_it_beside_the_others(file: Path, tmp_path: Path) -> None:
-    config: dict[str, Any] = tiny("gefl") | {"quality": {"samples": 20, "epochs": 1, "lpips": str(file)}}
+    config: dict[str, Any] = tiny("gefl") | {"metrics": {"samples": 20, "epochs": 1, "lpips": str(file)}}
     start(config, tmp_path / "run")
     report = from_json((tmp_path / "run" / "report.json").read_text())
     (trial,) = report.of("gefl")
     assert trial.quality is not None
     assert trial.quality.memorisation_lpips is not None
     assert "MND LPIPS" in (tmp_path / "run" / "report.html").read_text()
-    assert read_config(tmp_path / "run").quality.lpips == str(file)
+    assert read_config(tmp_path / "run").metrics.lpips == str(file)
 
 
 def test_what_is_no_such_network_is_refused_before_training(file: Path, tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_what_is_no_such_network_is_refused_before_training(file: Path, tmp_path
         ("rubbish", "cannot be read as .safetensors"),
         ("other", r"has no lin4.model.1.weight of shape \(1, 256, 1, 1\): it takes the state dict of LPIPS"),
     ):
-        config = tiny("gefl") | {"quality": {"samples": 20, "lpips": str(tmp_path / f"{name}.safetensors")}}
+        config = tiny("gefl") | {"metrics": {"samples": 20, "lpips": str(tmp_path / f"{name}.safetensors")}}
         with pytest.raises(GenfedError, match=says):
             start(config, tmp_path / "run")
     assert not (tmp_path / "run" / "metrics.jsonl").exists() or not (tmp_path / "run" / "metrics.jsonl").read_text()

@@ -36,14 +36,15 @@ from genfed.report.privacy_section import read_audits
 from genfed.report.summary_table import build_summary
 from tests.conftest import fingerprint, left_by, start, tiny
 
+CLIENTS: Any = {"kind": "dp_fedavg"}
 NOISY: dict[str, Any] = {"noise_multiplier": 1.0, "delta": 1e-3, "accountant": "rdp"}
 FIXED = NOISY | {"reproducible_noise": True}
 
 
 def private(*methods: str, how: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
     """Four clients with a linear classifier, protected."""
-    few = {"clients": 4, "examples": 80, "architectures": ["linear"]}
-    return tiny(*methods, client_privacy=how or NOISY, **({"federation": few} | changes))
+    few = {"clients": 4, "max_examples": 80, "architectures": ["linear"]}
+    return tiny(*methods, privacy={"kind": "dp_fedavg"} | (how or NOISY), **({"federation": few} | changes))
 
 
 def account(out: Path, method: str = "fedavg") -> ReleaseLedger:
@@ -57,7 +58,7 @@ def weights(out: Path) -> torch.Tensor:
 
 
 def test_epsilon_grows_every_round_and_is_that_of_the_formula(tmp_path: Path) -> None:
-    report = start(private("fedavg", "local", beside=["centralised"]), tmp_path / "run")
+    report = start(private("fedavg", "local", baselines=["centralised"]), tmp_path / "run")
     releases = account(tmp_path / "run").releases
     assert [(r.step, r.phase, r.clients) for r in releases] == [(0, "train", (0, 1, 2, 3)), (1, "train", (0, 1, 2, 3))]
     spent = [epsilon([(1.0, 1.0, rounds)], 1e-3, "rdp") for rounds in (1, 2)]
@@ -83,8 +84,8 @@ def test_epsilon_grows_every_round_and_is_that_of_the_formula(tmp_path: Path) ->
 
 
 def test_a_huge_clip_without_noise_changes_nothing_and_protects_nothing(tmp_path: Path) -> None:
-    start(private("fedavg") | {"client_privacy": None}, tmp_path / "plain")
-    report = start(private("fedavg", how={"noise_multiplier": 0, "delta": 1e-3, "clip": 1e9}), tmp_path / "run")
+    start(private("fedavg") | {"privacy": None}, tmp_path / "plain")
+    report = start(private("fedavg", how={"noise_multiplier": 0, "delta": 1e-3, "clip_norm": 1e9}), tmp_path / "run")
     assert torch.allclose(weights(tmp_path / "run"), weights(tmp_path / "plain"), atol=1e-6)  # clients of 20 each
     assert build_summary(report).rows[0][build_summary(report).head.index("ε")] == "∞"
     assert "updates were clipped to 1e+09, but no noise was added: ε = ∞" in describe_guarantees(report)[0]
@@ -98,14 +99,14 @@ def test_the_seed_does_not_determine_the_noise_unless_it_is_reproducible(
     assert not torch.equal(weights(tmp_path / "one"), weights(tmp_path / "two"))
     with caplog.at_level(logging.WARNING, "genfed"):
         report = start(private("fedavg", how=FIXED), tmp_path / "three")
-    assert "client_privacy.reproducible_noise: whoever knows the seed can" in caplog.text
+    assert "privacy.reproducible_noise: any party that knows the seed can" in caplog.text
     start(private("fedavg", how=FIXED, compute={"workers": 2}), tmp_path / "four")
     assert left_by(tmp_path / "three") == left_by(tmp_path / "four")
     assert build_summary(report).rows[0][build_summary(report).head.index("ε")] == "not private"
 
 
 def test_a_client_pays_for_the_rounds_that_it_is_asked_in(tmp_path: Path) -> None:
-    few = {"clients": 5, "examples": 100, "architectures": ["linear"], "sample": 0.4}
+    few = {"clients": 5, "max_examples": 100, "architectures": ["linear"], "client_fraction": 0.4}
     short = {"rounds": 6, "training": {"epochs": 1, "batch_size": 8}}
     config = private("fedavg", federation=few, defaults=short)
     report = start(config, tmp_path / "run")
@@ -123,7 +124,7 @@ def test_a_client_pays_for_the_rounds_that_it_is_asked_in(tmp_path: Path) -> Non
 
 def secretly(sample: float = 0.4, rounds: int = 6, **how: Any) -> dict[str, Any]:
     """Five clients who are drawn in secret."""
-    few = {"clients": 5, "examples": 100, "architectures": ["linear"], "sample": sample}
+    few = {"clients": 5, "max_examples": 100, "architectures": ["linear"], "client_fraction": sample}
     short = {"rounds": rounds, "training": {"epochs": 1, "batch_size": 8}}
     return private("fedavg", how=FIXED | {"secret_sampling": True} | how, federation=few, defaults=short)
 
@@ -146,7 +147,7 @@ def test_of_clients_drawn_in_secret_all_pay_less_for_every_round(tmp_path: Path)
 def test_less_noise_meets_a_target_where_clients_are_drawn_in_secret(tmp_path: Path) -> None:
     config = secretly(noise_multiplier=None, epsilon=4.0)
     found = start(config, tmp_path / "run").trials[0].protection
-    config["client_privacy"]["secret_sampling"] = False
+    config["privacy"]["secret_sampling"] = False
     other = start(config, tmp_path / "known").trials[0].protection
     assert found is not None
     assert other is not None
@@ -212,7 +213,7 @@ def test_a_target_is_met_over_all_phases(tmp_path: Path) -> None:
 
 
 def test_the_clip_moves_in_each_phase_by_itself_and_over_stops(tmp_path: Path) -> None:
-    how = {"noise_multiplier": 0, "delta": 1e-3, "clip": 1e-6, "adaptive": {"rate": 1.0, "quantile": 0.25}}
+    how = {"noise_multiplier": 0, "delta": 1e-3, "clip_norm": 1e-6, "adaptive": {"rate": 1.0, "quantile": 0.25}}
     config = private("gefl", how=how)
 
     def stop(progress: Any) -> None:
@@ -260,7 +261,7 @@ def test_a_round_is_paid_for_once_it_is_released(tmp_path: Path) -> None:
     assert fingerprint(out / name) == fingerprint(tmp_path / "whole" / name)
 
 
-@pytest.mark.parametrize("others", [{}, {"secure": {}}], ids=["server", "clients"])
+@pytest.mark.parametrize("others", [{}, {"secure_aggregation": {}}], ids=["server", "clients"])
 def test_a_run_stops_before_its_budget_is_passed(
     others: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -282,14 +283,14 @@ def test_a_run_stops_before_its_budget_is_passed(
     config = private("fedavg", how={"epsilon": 5.0, "delta": 1e-3}, **others) | {"compute": {"workers": 0}}
     with pytest.raises(StoppedError):
         start(config, out, notify=stop)
-    with pytest.raises(GenfedError, match=r"client_privacy.epsilon = 5 does not hold train round 1: .* paid for twice"):
+    with pytest.raises(GenfedError, match=r"privacy.epsilon = 5 does not hold train round 1: .* paid for twice"):
         start(config, out, on_existing="resume")
     assert [r.step for r in account(out).releases] == [0, 0]
     assert set(worked) == {0}
 
 
 def test_who_fails_adds_nothing_and_the_rest_is_divided_by_all(tmp_path: Path) -> None:
-    config = private("wrong", how={"noise_multiplier": 0, "delta": 1e-3, "clip": 1e9})
+    config = private("wrong", how={"noise_multiplier": 0, "delta": 1e-3, "clip_norm": 1e9})
     config["method"] = {"wrong": {"kind": "tests.toys:WrongShape"}}
     report = start(config, tmp_path / "run")
     assert report.trials[0].failures
@@ -331,7 +332,7 @@ def test_rounds_that_are_not_known_are_charged_as_they_come(tmp_path: Path) -> N
     own = {"open": {"kind": "tests.privacy.test_client_level:Open"}}
     refused(
         private("open", method=own, how={"epsilon": 5.0, "delta": 1e-3}), tmp_path,
-        "open: how many rounds there will be is not known in advance, so client_privacy.epsilon cannot be planned for",
+        "open: how many rounds there will be is not known in advance, so privacy.epsilon cannot be planned for",
     )  # fmt: skip
     start(private("open", method=own), tmp_path / "run")
     assert len(account(tmp_path / "run", "open").releases) == 2
@@ -340,53 +341,56 @@ def test_rounds_that_are_not_known_are_charged_as_they_come(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("methods", "changes", "says"),
     [
-        (["fedproto"], {}, "fedproto cannot be run under [client_privacy]: in phase train the server adds up sums"),
+        (["fedproto"], {}, "fedproto cannot be run under client-level privacy: in phase train the server adds up sums"),
         (["ensemble"], {}, "in phase train the server uses every single classifier"),
         (["feddf"], {}, "the server uses every single classifier, and only means of clipped updates get noise"),
         (["fedgen"], {}, "the server uses every single header"),
-        (["fedavg"], {"aggregation": {"kind": "median"}}, "[client_privacy] with [aggregation], which stands in"),
         (
             ["fedavg"],
-            {"secure": {}, "client_privacy": NOISY | {"adaptive": {}}},
-            "client_privacy.adaptive with [secure]: nobody can count the updates that are short enough",
+            {"aggregation": {"kind": "median"}},
+            'privacy.kind = "dp_fedavg" with [aggregation], which replaces',
         ),
         (
             ["fedavg"],
-            {"secure": {}, "client_privacy": NOISY | {"secret_sampling": True}},
-            "client_privacy.secret_sampling with [secure]: clients must know whose masks are in a sum",
+            {"secure_aggregation": {}, "privacy": CLIENTS | NOISY | {"adaptive": {}}},
+            "privacy.adaptive with [secure_aggregation]: nobody can count the updates that are short enough",
         ),
         (
             ["fedavg"],
-            {"client_privacy": NOISY | {"secret_sampling": True}},
-            "client_privacy.secret_sampling: with federation.sample = 1 everybody is asked; set it lower",
+            {"secure_aggregation": {}, "privacy": CLIENTS | NOISY | {"secret_sampling": True}},
+            "privacy.secret_sampling with [secure_aggregation]: clients must know whose masks are in a sum",
+        ),
+        (
+            ["fedavg"],
+            {"privacy": CLIENTS | NOISY | {"secret_sampling": True}},
+            "privacy.secret_sampling: with federation.client_fraction = 1 everybody is asked; set it lower",
         ),
         (
             ["fedkd"],
             {
-                "client_privacy": NOISY | {"secret_sampling": True},
-                "federation": {"clients": 4, "examples": 80, "architectures": ["linear"], "sample": 0.5},
+                "privacy": CLIENTS | NOISY | {"secret_sampling": True},
+                "federation": {"clients": 4, "max_examples": 80, "architectures": ["linear"], "client_fraction": 0.5},
             },
             "in phase train update is not sent, so that secret_sampling has nothing to release where nobody is asked",
         ),
-        (["fedavg"], {"privacy": NOISY}, "[client_privacy] with [privacy], which protects examples"),
         (
             ["fedavg"],
-            {"client_privacy": NOISY | {"epsilon": 1.0}},
-            "fedavg: client_privacy.epsilon = 1: with noise_multiplier = 1, 2 rounds of a client come to ε = 5.",
+            {"privacy": CLIENTS | NOISY | {"epsilon": 1.0}},
+            "fedavg: privacy.epsilon = 1: with noise_multiplier = 1, 2 rounds of a client come to ε = 5.",
         ),
         (
             ["fedavg"],
-            {"client_privacy": NOISY | {"adaptive": {"count_noise": 0.5}}},
-            "fedavg: client_privacy.adaptive.count_noise = 0.5: more than half the noise multiplier of 1 is needed",
+            {"privacy": CLIENTS | NOISY | {"adaptive": {"count_noise": 0.5}}},
+            "fedavg: privacy.adaptive.count_noise = 0.5: more than half the noise multiplier of 1 is needed",
         ),
-        (["fedavg"], {"client_privacy": {"delta": 1e-3}}, "client_privacy: set epsilon (the noise follows from it)"),
-        (["fedavg"], {"client_privacy": {"epsilon": 1.0}}, "client_privacy.delta: this setting is required"),
-        (["fedavg"], {"client_privacy": NOISY | {"clip": 0}}, "client_privacy.clip = 0"),
-        (["fedavg"], {"client_privacy": NOISY | {"adaptive": {"quantile": 1.0}}}, "client_privacy.adaptive.quantile"),
+        (["fedavg"], {"privacy": CLIENTS | {"delta": 1e-3}}, "privacy: set epsilon (the noise follows from it)"),
+        (["fedavg"], {"privacy": CLIENTS | {"epsilon": 1.0}}, "privacy.delta: this setting is required"),
+        (["fedavg"], {"privacy": CLIENTS | NOISY | {"clip_norm": 0}}, "privacy.clip_norm = 0"),
+        (["fedavg"], {"privacy": CLIENTS | NOISY | {"adaptive": {"quantile": 1.0}}}, "privacy.adaptive.quantile"),
         (
             ["fedavg"],
-            {"client_privacy": {"noise_multiplier": 0.0, "epsilon": 1.0, "delta": 1e-3}},
-            "client_privacy.noise_multiplier = 0: without noise no client_privacy.epsilon can be kept",
+            {"privacy": CLIENTS | {"noise_multiplier": 0.0, "epsilon": 1.0, "delta": 1e-3}},
+            "privacy.noise_multiplier = 0: without noise no privacy.epsilon can be kept",
         ),
     ],
 )
@@ -403,14 +407,14 @@ def test_what_is_refused_before_training(
 
 def test_without_opacus_it_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(errors, "find_spec", lambda name: None)
-    refused(private("fedavg"), tmp_path, '[client_privacy] needs the extra "privacy": pip install')
+    refused(private("fedavg"), tmp_path, '[privacy] kind = "dp_fedavg" needs the extra "privacy": pip install')
 
 
 def test_delta_that_is_too_large_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     config = read_config(private("fedavg", how=NOISY | {"delta": 0.25}))
     with caplog.at_level(logging.WARNING, "genfed"):
         compatibility.check_client_privacy(config, [ClientInfo(i, "linear", 20) for i in range(4)], 0)
-    assert "client_privacy.delta = 0.25 is not below 1/n = 0.25 (there are 4 clients)" in caplog.text
+    assert "privacy.delta = 0.25 is not below 1/n = 0.25 (there are 4 clients)" in caplog.text
 
 
 def test_an_attack_is_clipped_like_any_update(tmp_path: Path) -> None:
@@ -430,7 +434,7 @@ def read_checkpoint_before(tmp_path: Path) -> torch.Tensor:
 
 
 def test_clients_own_noise_protects_against_the_server_too(tmp_path: Path) -> None:
-    config = private("fedavg", how=FIXED, secure={})
+    config = private("fedavg", how=FIXED, secure_aggregation={})
     report = start(config, tmp_path / "run")
     found = report.trials[0].protection
     assert found is not None
@@ -442,7 +446,7 @@ def test_clients_own_noise_protects_against_the_server_too(tmp_path: Path) -> No
     workers = start(config | {"compute": {"workers": 2}}, tmp_path / "workers")
     assert workers.trials[0].accuracy == report.trials[0].accuracy
     assert torch.equal(weights(tmp_path / "workers"), weights(tmp_path / "run"))
-    start(private("fedavg", secure={}), tmp_path / "other")
+    start(private("fedavg", secure_aggregation={}), tmp_path / "other")
     assert not torch.equal(weights(tmp_path / "other"), weights(tmp_path / "run"))
 
 
@@ -454,39 +458,41 @@ def replace_noise(report: Any) -> Any:
 
 def test_without_noise_it_is_the_mean_of_clipped_updates(tmp_path: Path) -> None:
     for clip in (1e9, 0.01):
-        how = {"noise_multiplier": 0, "delta": 1e-3, "clip": clip}
+        how = {"noise_multiplier": 0, "delta": 1e-3, "clip_norm": clip}
         start(private("fedavg", how=how), tmp_path / f"central-{clip}")
-        start(private("fedavg", how=how, secure={}), tmp_path / f"masked-{clip}")
+        start(private("fedavg", how=how, secure_aggregation={}), tmp_path / f"masked-{clip}")
         assert torch.allclose(weights(tmp_path / f"central-{clip}"), weights(tmp_path / f"masked-{clip}"), atol=1e-6)
 
 
 def test_the_noise_of_the_smallest_sum_allowed_suffices(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """What four clients add to a sum of which three must do: 4/3 of the variance that is needed."""
     once = {"rounds": 1, "training": {"epochs": 1, "batch_size": 8}}
-    how = {"noise_multiplier": 50.0, "delta": 1e-3, "clip": 2.0, "accountant": "rdp"}
-    start(private("fedavg", how=how, secure={}, defaults=once), tmp_path / "run")
-    start(private("fedavg", how=how | {"noise_multiplier": 0}, secure={}, defaults=once), tmp_path / "still")
+    how = {"noise_multiplier": 50.0, "delta": 1e-3, "clip_norm": 2.0, "accountant": "rdp"}
+    start(private("fedavg", how=how, secure_aggregation={}, defaults=once), tmp_path / "run")
+    start(
+        private("fedavg", how=how | {"noise_multiplier": 0}, secure_aggregation={}, defaults=once), tmp_path / "still"
+    )
     noise = weights(tmp_path / "run") - weights(tmp_path / "still")
     assert len(noise) == 650
     assert float(noise.double().std()) == pytest.approx(50.0 * 2.0 * math.sqrt(4 / 3) / 4, rel=0.12)  # 4 sd of 2.8 %
-    many = {"clients": 12, "examples": 240, "architectures": ["linear"]}
+    many = {"clients": 12, "max_examples": 240, "architectures": ["linear"]}
     with caplog.at_level(logging.WARNING, "genfed"):
         compatibility.check_client_privacy(
-            read_config(private("fedavg", secure={}, federation=many)),
+            read_config(private("fedavg", secure_aggregation={}, federation=many)),
             [ClientInfo(i, "linear", 20) for i in range(12)],
             0,
         )
-    assert "the noise of so few must do, so the 12 of fedavg add up to 2.0 times what is needed" in caplog.text
+    assert "so the 12 clients of fedavg add 2.0 times the noise that is needed" in caplog.text
     caplog.clear()
     each = [ClientInfo(i, f"cnn{i % 4 + 1}", 20) for i in range(12)]
-    compatibility.check_client_privacy(read_config(private("fedavg", secure={}, federation=many)), each, 0)
-    assert "the noise of so few" not in caplog.text, "every sum is as small as it may be"
+    compatibility.check_client_privacy(read_config(private("fedavg", secure_aggregation={}, federation=many)), each, 0)
+    assert "the noise of that few" not in caplog.text, "every sum is as small as it may be"
 
 
 @pytest.mark.parametrize("method", ["fedavg", "fedprox", "lg_fedavg", "gefl", "gefl_f", "fml", "fedkd", "avgkd"])
 def test_every_method_that_the_server_could_protect_protects_itself(method: str, tmp_path: Path) -> None:
-    few = {"clients": 4, "examples": 80, "architectures": ["cnn1"]}
-    config = private(method, how=FIXED, secure={}, federation=few)
+    few = {"clients": 4, "max_examples": 80, "architectures": ["cnn1"]}
+    config = private(method, how=FIXED, secure_aggregation={}, federation=few)
     report = start(config, tmp_path / "run")
     assert not report.trials[0].failures
     assert report.trials[0].protection is not None
@@ -494,7 +500,7 @@ def test_every_method_that_the_server_could_protect_protects_itself(method: str,
 
 
 def test_a_sum_is_paid_for_before_it_is_uncovered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = private("fedavg", how=FIXED, secure={})
+    config = private("fedavg", how=FIXED, secure_aggregation={})
     work, stop_in = ClientRunner.work, ["train.reveal", "train.masked"]
 
     class KilledError(BaseException):

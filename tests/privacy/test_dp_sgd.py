@@ -53,7 +53,7 @@ def weights(player: Objective) -> list[Tensor]:
 def one_by_one(player: Objective, loss: Callable[[int], Tensor], n: int) -> list[Tensor]:
     rows = []
     for i in range(n):
-        player.optimiser.zero_grad()
+        player.optimizer.zero_grad()
         loss(i).sum().backward()  # type: ignore[no-untyped-call]
         rows.append([torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in parameters_of(player)])
     return [torch.stack(each) for each in zip(*rows, strict=True)]
@@ -76,7 +76,7 @@ def test_gradients_are_those_of_examples_one_at_a_time(name: str) -> None:
 
 def test_gradients_of_a_cvae_are_those_of_examples_one_at_a_time() -> None:
     """Parameters that no layer holds (planes, bias) among them."""
-    network = CVAE(width=4, latent=3, norm="group").new(GREY, torch.Generator().manual_seed(0)).train()
+    network = CVAE(width=4, latent_dim=3, norm="group").new(GREY, torch.Generator().manual_seed(0)).train()
     (player,), (x, y) = network.objectives(), some(3)
     with hook_per_example(player):
         together = example_gradients(player, x, y, torch.Generator().manual_seed(5))
@@ -93,7 +93,9 @@ def test_gradients_of_a_cvae_are_those_of_examples_one_at_a_time() -> None:
 
 def test_gradients_of_a_discriminator_are_those_of_pairs_one_at_a_time() -> None:
     task = Task("image", (1, 16, 16), ("a", "b"))
-    network = DCGAN(width=4, discriminator_width=4, latent=3, norm="group").new(task, torch.Generator().manual_seed(0))
+    network = DCGAN(width=4, discriminator_width=4, latent_dim=3, norm="group").new(
+        task, torch.Generator().manual_seed(0)
+    )
     player, (x, y) = network.train().objectives()[0], some(3, task)
     with hook_per_example(player):
         together = example_gradients(player, x, y, torch.Generator().manual_seed(5))
@@ -113,7 +115,7 @@ def test_gradients_of_a_discriminator_are_those_of_pairs_one_at_a_time() -> None
 @pytest.mark.parametrize(
     ("generator", "task"),
     [
-        (CVAE(width=4, latent=3, norm="group"), Task("features", (3, 4, 4), ("a", "b"))),
+        (CVAE(width=4, latent_dim=3, norm="group"), Task("features", (3, 4, 4), ("a", "b"))),
         (DDPM(width=4, levels=2, steps=4), GREY),
     ],
 )
@@ -150,7 +152,7 @@ def test_a_penalty_gets_neither_clipped_nor_noised() -> None:
     def penalty() -> Tensor:
         return torch.stack([p.square().sum() / 2 for p in parameters_of(player)]).sum()
 
-    pulled = Objective(player.loss, player.optimiser, penalty, player.network)
+    pulled = Objective(player.loss, player.optimizer, penalty, player.network)
     trained([pulled], x, y, DeclaredTraining(1, 4), clip=1e-9, noise=0.0)
     assert close(weights(player), [w * 0.9 for w in before])
 
@@ -201,7 +203,7 @@ def test_the_generator_of_a_gan_never_sees_real_examples() -> None:
         return fake.loss(x, y, rng)
 
     x, y = some(9)
-    players = [real, Objective(watched, fake.optimiser, sees_data=False)]
+    players = [real, Objective(watched, fake.optimizer, sees_data=False)]
     trained(players, x, y, DeclaredTraining(2, 3))
     assert len(seen) == 6
     assert all(len(a) == 3 and not a.any() and not b.any() for a, b in seen)  # of the expected size, always
@@ -209,7 +211,9 @@ def test_the_generator_of_a_gan_never_sees_real_examples() -> None:
 
 def test_a_whole_gan_trains() -> None:
     task = Task("image", (1, 16, 16), ("a", "b"))
-    network = DCGAN(width=4, discriminator_width=4, latent=3, norm="group").new(task, torch.Generator().manual_seed(0))
+    network = DCGAN(width=4, discriminator_width=4, latent_dim=3, norm="group").new(
+        task, torch.Generator().manual_seed(0)
+    )
     before = {k: v.clone() for k, v in network.state_dict().items()}
     players = network.train().objectives()
     assert [player.sees_data for player in players] == [True, False]

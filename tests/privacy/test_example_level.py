@@ -29,7 +29,7 @@ from genfed.privacy.compatibility import check_method
 from genfed.privacy.example_level import read_ledger
 from genfed.privacy.ledger import sum_by_mechanism
 from genfed.privacy.plan import PLAN, PrivacyPlan, count_trainings
-from genfed.privacy.settings import Privacy
+from genfed.privacy.settings import DPSGD
 from genfed.report.page import build_page
 from genfed.report.privacy_guarantees import describe_guarantees
 from genfed.report.summary_table import build_summary
@@ -42,7 +42,7 @@ NOISY: dict[str, Any] = {"noise_multiplier": 1.0, "delta": 1e-3, "accountant": "
 def private(*methods: str, privacy: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
     """Two clients with a linear classifier under DP-SGD."""
     few = {"clients": 2, "architectures": ["linear"]}
-    return tiny(*methods, privacy=privacy or NOISY, **({"federation": few} | changes))
+    return tiny(*methods, privacy={"kind": "dp_sgd"} | (privacy or NOISY), **({"federation": few} | changes))
 
 
 def rdp_by_hand(rate: float, steps: int, order: int, noise: float = 1.12) -> float:
@@ -98,7 +98,7 @@ def test_epsilon_of_nothing_and_without_noise() -> None:
 
 @pytest.mark.parametrize("target", [1.0, 8.0])
 def test_noise_is_as_little_as_the_target_needs(target: float) -> None:
-    privacy = Privacy(epsilon=target, delta=1e-4, accountant="rdp")
+    privacy = DPSGD(epsilon=target, delta=1e-4, accountant="rdp")
     trainings = [(0.1, 50), (0.25, 20)]
     noise = noise_for(trainings, privacy)
     assert fits_budget([(noise, rate, steps) for rate, steps in trainings], privacy)
@@ -106,8 +106,8 @@ def test_noise_is_as_little_as_the_target_needs(target: float) -> None:
 
 
 def test_prv_needs_less_noise() -> None:
-    by_rdp = noise_for([(0.1, 30)], Privacy(epsilon=3.0, delta=1e-4, accountant="rdp"))
-    assert noise_for([(0.1, 30)], Privacy(epsilon=3.0, delta=1e-4)) < by_rdp
+    by_rdp = noise_for([(0.1, 30)], DPSGD(epsilon=3.0, delta=1e-4, accountant="rdp"))
+    assert noise_for([(0.1, 30)], DPSGD(epsilon=3.0, delta=1e-4)) < by_rdp
 
 
 def test_every_round_is_charged_and_shown(tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def trial_of(tmp_path: Path, config: dict[str, Any]) -> Any:
 
 
 def test_the_plan_knows_who_will_take_part(tmp_path: Path) -> None:
-    few = {"clients": 4, "architectures": ["linear"], "sample": 0.5}
+    few = {"clients": 4, "architectures": ["linear"], "client_fraction": 0.5}
     config = private("fedavg", federation=few, defaults={"rounds": 6, "training": {"epochs": 1, "batch_size": 8}})
     ahead = count_trainings(trial_of(tmp_path, config).schedule)
     assert sum(sum(uses.values()) for uses in ahead.values()) == 6 * 2
@@ -335,7 +335,7 @@ def test_other_bad_input(tmp_path: Path) -> None:
         ({"epsilon": 1.0, "delta": 2.0}, "privacy.delta"),
     ):
         with pytest.raises(GenfedError, match=match):
-            build_settings(Privacy, table, "privacy.")
+            build_settings(DPSGD, table, "privacy.")
 
 
 def test_delta_that_is_too_large_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:

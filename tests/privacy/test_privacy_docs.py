@@ -12,7 +12,7 @@ from genfed.core.errors import GenfedError
 from genfed.core.method import Method
 from genfed.core.phase import flatten_phases
 from genfed.privacy import compatibility as privacy_compatibility
-from genfed.privacy.settings import ClientPrivacy
+from genfed.privacy.settings import DPFedAvg
 from genfed.secure_aggregation.protocol import reason_to_refuse_secure
 from tests.conftest import tiny
 
@@ -52,7 +52,7 @@ def test_what_can_protect_it(name: str) -> None:
     (row,) = [row for row in ROWS if name in names(row[0])]
     method = read_config(tiny(name)).method[name]
     sent = [phase for phase in flatten_phases(method.phases()) if phase.aggregate]
-    how = ClientPrivacy(noise_multiplier=1.0, delta=1e-3)
+    how = DPFedAvg(noise_multiplier=1.0, delta=1e-3)
     found = (
         by_example(method),
         not any(privacy_compatibility.reason_to_refuse(phase, how) for phase in sent),

@@ -142,7 +142,7 @@ def assert_same(got: Any, expected: Any) -> None:
         assert got == pytest.approx(expected)
 
 
-ALL, RING = SecureAggregation(minimum_group=2), SecureAggregation(neighbours=4, minimum_group=2)
+ALL, RING = SecureAggregation(minimum_group=2), SecureAggregation(neighbors=4, minimum_group=2)
 
 
 @pytest.mark.parametrize("how", [ALL, RING])
@@ -179,7 +179,7 @@ def test_who_leaves_at_any_step_is_made_up_for(leaving: dict[int, list[int]], su
 
 def test_who_leaves_a_ring_is_made_up_for() -> None:
     for leaving, gone in (({2: [5]}, 5), ({1: [3], 3: [9]}, 3)):
-        got = run(16, SecureAggregation(neighbours=6, minimum_group=2, threshold=0.6), leaving)
+        got = run(16, SecureAggregation(neighbors=6, minimum_group=2, threshold=0.6), leaving)
         assert_same(got, plain([i for i in range(16) if i != gone]))
 
 
@@ -281,15 +281,15 @@ def test_phases_that_need_single_uploads_are_refused() -> None:
         make_secure(make_robust(PHASE, Median()), ALL)
     with pytest.raises(GenfedError, match="checks every single upload"):
         make_secure(replace(PHASE, check=lambda *_: None), ALL)
-    with pytest.raises(GenfedError, match=r"secure.neighbours = 3: an even number"):
-        SecureAggregation(neighbours=3)
+    with pytest.raises(GenfedError, match=r"secure_aggregation.neighbors = 3: an even number"):
+        SecureAggregation(neighbors=3)
 
 
 @pytest.mark.parametrize(("neighbours", "threshold"), [(2, 2 / 3), (4, 0.6), (6, 0.55), (48, 0.51)])
 def test_a_ring_that_could_be_cut_is_refused(neighbours: int, threshold: float) -> None:
     half = neighbours // 2 + 1
     with pytest.raises(GenfedError, match=f"more than {half} of {neighbours + 1} must be needed"):
-        SecureAggregation(neighbours=neighbours, threshold=threshold)
+        SecureAggregation(neighbors=neighbours, threshold=threshold)
 
 
 def test_an_arc_of_the_ring_is_not_added_up_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:

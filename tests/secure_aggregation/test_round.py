@@ -28,7 +28,7 @@ from genfed.secure_aggregation.protocol import make_secure
 from tests.conftest import start, tiny
 
 LINEAR: dict[str, Any] = {
-    "federation": {"clients": 5, "examples": 100, "architectures": ["linear"]},
+    "federation": {"clients": 5, "max_examples": 100, "architectures": ["linear"]},
     "evaluation": {"every": 0},
 }
 
@@ -43,7 +43,7 @@ def final(config: dict[str, Any], out: Path, **options: Any) -> torch.Tensor:
 
 def test_it_ends_where_a_plain_run_does_and_repeats_to_the_bit(tmp_path: Path) -> None:
     plain = final(tiny("fedavg", **LINEAR), tmp_path / "plain")
-    config = tiny("fedavg", **LINEAR, secure={"minimum_group": 3})
+    config = tiny("fedavg", **LINEAR, secure_aggregation={"minimum_group": 3})
     hidden = final(config, tmp_path / "hidden")
     assert torch.allclose(hidden, plain, atol=1e-5)
     assert torch.equal(final(config | {"compute": {"workers": 2}}, tmp_path / "workers"), hidden)
@@ -64,7 +64,7 @@ def test_it_goes_on_after_a_stop(tmp_path: Path) -> None:
     class StoppedError(Exception):
         pass
 
-    config = tiny("fedavg", **LINEAR, secure={})
+    config = tiny("fedavg", **LINEAR, secure_aggregation={})
     left = 8  # in the second round
 
     def stop(progress: object) -> None:
@@ -87,27 +87,35 @@ def test_it_goes_on_after_a_stop(tmp_path: Path) -> None:
         (
             ["fedavg"],
             {"aggregation": {"kind": "median"}},
-            "[secure] hides single uploads, which [aggregation] looks at",
+            "[secure_aggregation] hides single uploads, which [aggregation] looks at",
         ),
         (
             ["fedavg"],
             {"attack": {"kind": "sign_flip"}},
-            "[secure] hides single uploads, which [attack] is simulated on",
+            "[secure_aggregation] hides single uploads, which [attack] is simulated on",
         ),
         (
             ["fedavg"],
-            {"privacy": {"noise_multiplier": 1.0, "delta": 1e-3}},
-            "[secure] with [privacy] is not built: its exchanges are not charged; leave one of them out",
+            {"privacy": {"kind": "dp_sgd", "noise_multiplier": 1.0, "delta": 1e-3}},
+            "[secure_aggregation] with [privacy] is not built: its exchanges are not charged; leave one of them out",
         ),
         (["fedavg"], {}, "a sum would be of 2 uploads of architecture linear"),
-        (["fedavg"], {"secure": {"threshold": 0.5}}, "secure.threshold = 0.5: input should be greater than 0.5"),
-        (["fedavg"], {"secure": {"neighbours": 3}}, "secure.neighbours = 3: an even number is needed"),
+        (
+            ["fedavg"],
+            {"secure_aggregation": {"threshold": 0.5}},
+            "secure_aggregation.threshold = 0.5: input should be greater than 0.5",
+        ),
+        (
+            ["fedavg"],
+            {"secure_aggregation": {"neighbors": 3}},
+            "secure_aggregation.neighbors = 3: an even number is needed",
+        ),
     ],
 )
 def test_what_is_refused_before_training(
     methods: list[str], changes: dict[str, Any], says: str, tmp_path: Path
 ) -> None:
-    config = tiny(*methods, **({"secure": {}} | changes))
+    config = tiny(*methods, **({"secure_aggregation": {}} | changes))
     with pytest.raises(GenfedError) as caught:
         start(config, tmp_path / "run")
     assert says in str(caught.value)
@@ -115,7 +123,7 @@ def test_what_is_refused_before_training(
 
 
 def test_no_single_upload_is_there_to_be_audited(tmp_path: Path) -> None:
-    start(tiny("fedavg", **LINEAR, secure={}, audits=["inversion"]), tmp_path / "run")
+    start(tiny("fedavg", **LINEAR, secure_aggregation={}, audits=["inversion"]), tmp_path / "run")
     found = read_audits(tmp_path / "run")
     assert found
     assert found.results[0].not_possible == "uploads were sent under masks: no single upload can be attacked"
@@ -125,7 +133,7 @@ class Curious:
     """A server that asks one client of a round what it likes."""
 
     def __init__(self, tmp_path: Path) -> None:
-        config = read_config(tiny("fedavg", **LINEAR, secure={}))
+        config = read_config(tiny("fedavg", **LINEAR, secure_aggregation={}))
         shards = partitioning.partition_data(config, load_data(config), 0)
         trial = new_trial(
             config, "fedavg", 0, folder=RunFolder(tmp_path), shards=shards, new_network=Architectures().new

@@ -197,7 +197,7 @@ def test_cross_entropy_is_one_per_example() -> None:
     assert losses.tolist() == [pytest.approx(math.log(4)), pytest.approx(math.log(4 / 3))]
 
 
-# What an optimiser remembers.
+# What an optimizer remembers.
 
 OPTIMISERS: dict[str, Any] = {
     "adam": lambda p: torch.optim.Adam(p, lr=0.05),
@@ -215,15 +215,15 @@ def test_rounds_with_moments_carried_are_those_of_one_optimiser(name: str) -> No
 
     def run(carry: bool) -> tuple[Tensor, list[Tensor]]:
         network, path = linear(1.0, -1.0), []
-        optimiser, moments = OPTIMISERS[name](network.parameters()), None
+        optimizer, moments = OPTIMISERS[name](network.parameters()), None
         for number in range(4):
             if carry:
-                optimiser = OPTIMISERS[name](network.parameters())
-                load_optimizer_state(optimiser, moments)
-            players = [Objective(squared(network), optimiser)]
+                optimizer = OPTIMISERS[name](network.parameters())
+                load_optimizer_state(optimizer, moments)
+            players = [Objective(squared(network), optimizer)]
             fit(players, data, epochs=2, batch_size=5, rng=stream(0, "train", number))
             path.append(network.weight.detach().clone())
-            moments = unpack(OptimizerState, from_bytes(to_bytes(pack(optimizer_state(optimiser)))))
+            moments = unpack(OptimizerState, from_bytes(to_bytes(pack(optimizer_state(optimizer)))))
         return path[-1], path
 
     whole, carried = run(False), run(True)
@@ -231,9 +231,9 @@ def test_rounds_with_moments_carried_are_those_of_one_optimiser(name: str) -> No
 
 
 def test_no_moments_leave_an_optimiser_new() -> None:
-    optimiser = OPTIMISERS["adam"](linear(1.0).parameters())
-    load_optimizer_state(optimiser, None)
-    assert optimizer_state(optimiser) == OptimizerState({})
+    optimizer = OPTIMISERS["adam"](linear(1.0).parameters())
+    load_optimizer_state(optimizer, None)
+    assert optimizer_state(optimizer) == OptimizerState({})
 
 
 @settings(max_examples=20, deadline=None)

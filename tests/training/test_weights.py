@@ -177,7 +177,7 @@ def test_training_takes_other_data_and_epochs(tmp_path: Path) -> None:
     [
         {"epochs": 2},
         {"batch_size": 1},
-        {"optimiser": "adam"},
+        {"optimizer": "adam"},
         {"learning_rate": 0.2},
         {"momentum": 0.5},
         {"weight_decay": 0.1},

@@ -101,7 +101,7 @@ class DataFreeDistillation(GlobalClassifiers[DataFreeState]):
     """Learning rate of the generator's Adam (η_G; betas 0.5 and 0.999)."""
     batch_size: Annotated[int, Field(ge=2)] = 128
     """Images generated in an epoch, and images per step of a student (b)."""
-    remembered: Annotated[int, Field(ge=1)] = 20
+    replay_batches: Annotated[int, Field(ge=1)] = 20
     """Number of the newest batches of images that students learn from in each epoch. The published codes keep all."""
     learning_rate: Annotated[float, Field(gt=0)] = 0.01
     """Learning rate of the students' SGD (η_S)."""
@@ -109,7 +109,7 @@ class DataFreeDistillation(GlobalClassifiers[DataFreeState]):
     """Momentum of the students' SGD."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
     """Temperature of the distillation: divides logits of ensemble and students."""
-    latent: Annotated[int, Field(ge=1)] = 256
+    latent_dim: Annotated[int, Field(ge=1)] = 256
     """Dimension of the noise from which an image is generated."""
     width: Annotated[int, Field(ge=1)] = 64
     """Channels of the generator at the full size of the image."""
@@ -132,7 +132,7 @@ class DataFreeDistillation(GlobalClassifiers[DataFreeState]):
         return ReplayBatch(pool.images, pool.logits), shares
 
     def init(self, server: Server) -> DataFreeState:
-        network = NoiseToImage(server.task, self.latent, self.width, server.common("generator"))
+        network = NoiseToImage(server.task, self.latent_dim, self.width, server.common("generator"))
         new = {name: initial_classifier(server, name) for name in self.student_architectures(server)}
         images = torch.empty(0, *server.task.shape, dtype=torch.uint8)
         return DataFreeState(
@@ -169,7 +169,7 @@ class DataFreeDistillation(GlobalClassifiers[DataFreeState]):
         ensemble = ClassifierEnsemble(models, state.shares.to(server.device))
         students = {name: build_classifier(server, name, weights) for name, weights in self.classifiers(state).items()}
         generator, images = self.generate_images(server, state.generator, ensemble, list(students.values()))
-        pool = state.pool.append(images, self.remembered * self.batch_size)
+        pool = state.pool.append(images, self.replay_batches * self.batch_size)
         batch, shares = self.replay_batch(server, ensemble, state.shares, pool)
         learners = {
             name: self.teach(server, student, state.students[name].moments, batch) for name, student in students.items()
@@ -180,11 +180,11 @@ class DataFreeDistillation(GlobalClassifiers[DataFreeState]):
         self, server: Server, learner: StudentTraining, ensemble: ClassifierEnsemble, students: Sequence[nn.Module]
     ) -> tuple[StudentTraining, ReplayPool]:
         """Trains the generator for T_G steps on one batch of noise. Returns it and its images."""
-        new = NoiseToImage(server.task, self.latent, self.width, server.rng)
+        new = NoiseToImage(server.task, self.latent_dim, self.width, server.rng)
         network = load_weights(new.to(server.device), learner.weights)
         adam = torch.optim.Adam(network.parameters(), self.generator_learning_rate, (0.5, 0.999), fused=True)
         load_optimizer_state(adam, learner.moments)
-        z = torch.randn(self.batch_size, self.latent, generator=server.rng).to(server.device)
+        z = torch.randn(self.batch_size, self.latent_dim, generator=server.rng).to(server.device)
         y = torch.randint(len(server.task.classes), (self.batch_size,), generator=server.rng).to(server.device)
         for student in students:
             student.eval().requires_grad_(False)

@@ -60,7 +60,7 @@ class DecoderUpload(Method[S]):
     rounds: Annotated[int, Field(ge=0)] = 1
     """Rounds of the server, each of `training.epochs` with a new optimizer and followed by a checkpoint."""
     training: Training = Field(
-        default_factory=lambda: Training(epochs=10, batch_size=32, optimiser="adam", learning_rate=1e-3)
+        default_factory=lambda: Training(epochs=10, batch_size=32, optimizer="adam", learning_rate=1e-3)
     )
     """Training of each architecture's classifier on the server in a round."""
 
@@ -137,7 +137,7 @@ class DecoderUpload(Method[S]):
     def draw_codes(self, count: int, rng: torch.Generator) -> Tensor:
         """Returns codes z [count, latent] from the truncated normal distribution, on the CPU."""
         assert isinstance(self.generator, CVAE)
-        z = torch.empty(count, self.generator.latent)
+        z = torch.empty(count, self.generator.latent_dim)
         return nn.init.trunc_normal_(z, a=-self.truncation, b=self.truncation, generator=rng)
 
     def draw_examples(

@@ -148,9 +148,9 @@ class FederatedGenerator(Method[S]):
         network = build_generator(self.generator, client, task, sent | stored.weights)
         objectives = network.objectives()
         for objective, moments in zip(objectives, stored.moments, strict=False):  # there are none at first
-            load_optimizer_state(objective.optimiser, moments)
+            load_optimizer_state(objective.optimizer, moments)
         for objective in objectives:
-            for group in objective.optimiser.param_groups:
+            for group in objective.optimizer.param_groups:
                 group["lr"] *= network.learning_rate_factor(progress)  # the optimizers are new in every round
         loss = fit(
             objectives,
@@ -163,7 +163,7 @@ class FederatedGenerator(Method[S]):
         )
         client.storage.put(
             GENERATOR_MEMORY,
-            GeneratorMemory(tuple(optimizer_state(o.optimiser) for o in objectives), kept_weights(network)),
+            GeneratorMemory(tuple(optimizer_state(o.optimizer) for o in objectives), kept_weights(network)),
         )
         return uploaded_weights(network), loss
 

@@ -68,30 +68,30 @@ class ServerSynthesis(GlobalClassifiers[ServerSynthesisState]):
     """Base of methods with one upload (or none), a synthetic dataset on the server, and students trained on it.
 
     1. the phases of `upload_phases`. They set the conditions, `ServerSynthesisState.requested`.
-    2. synthesise, once, on the server: generates `images` images from each condition.
-    3. learn, `learning_rounds` rounds, on the server: trains the students.
+    2. synthesise, once, on the server: generates `images_per_condition` images from each condition.
+    3. learn, `student_rounds` rounds, on the server: trains the students.
     4. learn_own, once: clients whose architecture the server cannot run train their own model on the images.
-    5. tune, `rounds` rounds: clients train the students on their own examples; the server averages them.
+    5. tune, `finetune_rounds` rounds: clients train the students on their own examples; the server averages them.
     """
 
     state = ServerSynthesisState
 
     foundation: Foundation = Field(default_factory=Foundation)
     """The server's diffusion model and how it is sampled."""
-    images: Annotated[int, Field(ge=1)] = 30
+    images_per_condition: Annotated[int, Field(ge=1)] = 30
     """Images generated from each condition."""
     pretrained: str | None = None
     """A .safetensors file with initial weights of the students, such as model.safetensors of `genfed export`. Weights
     with the same name and shape are used, so the classes may differ. None: new weights."""
-    learning: Training = Field(
+    student_training: Training = Field(
         default_factory=lambda: Training(epochs=2, batch_size=32, learning_rate=0.01, momentum=0.9, weight_decay=1e-5)
     )
     """Training of the students on the synthetic set in each round."""
-    learning_rounds: Annotated[int, Field(ge=0)] = 10
+    student_rounds: Annotated[int, Field(ge=0)] = 10
     """Rounds of the students' training, on the server."""
-    rounds: Annotated[int, Field(ge=0)] = 0
+    finetune_rounds: Annotated[int, Field(ge=0)] = 0
     """Rounds in which clients train the students on their own examples and the server averages them. 0: one-shot."""
-    training: Training = Field(
+    client_training: Training = Field(
         default_factory=lambda: Training(epochs=20, batch_size=32, learning_rate=0.005, momentum=0.9, weight_decay=1e-5)
     )
     """Local training on a client: of the classifier that it uploads, if the method has such an upload, and of a
@@ -136,7 +136,7 @@ class ServerSynthesis(GlobalClassifiers[ServerSynthesisState]):
         return [
             *self.upload_phases(),
             synthesis("synthesise", self.request, self.generate_checked, self.foundation.batch_size),
-            Phase("learn", self.train_students, rounds=self.learning_rounds),
+            Phase("learn", self.train_students, rounds=self.student_rounds),
             Phase(
                 "learn_own",
                 lambda server, state, reduced: state,
@@ -151,14 +151,14 @@ class ServerSynthesis(GlobalClassifiers[ServerSynthesisState]):
                 self.send_classifier,
                 self.finetune,
                 aggregate=mean,
-                rounds=self.rounds,
+                rounds=self.finetune_rounds,
                 slots=(MODEL, SET),
             ),
         ]
 
     def request(self, state: ServerSynthesisState) -> SampleRequest:
-        """Returns a request for `images` images of each condition, one condition after another."""
-        rows = torch.arange(len(state.requested)).repeat_interleave(self.images)
+        """Returns a request for `images_per_condition` images of each condition, one condition after another."""
+        rows = torch.arange(len(state.requested)).repeat_interleave(self.images_per_condition)
         return SampleRequest(state.requested.labels[rows], state.requested.clients[rows], rows)
 
     def generate_checked(
@@ -199,7 +199,7 @@ class ServerSynthesis(GlobalClassifiers[ServerSynthesisState]):
 
     def train_students(self, server: Server, state: ServerSynthesisState, reduced: Reduced) -> ServerSynthesisState:
         """Trains the students on the synthetic set for one round."""
-        return self.teach_students(server, state, self.learning.epochs, self.student_supervision())
+        return self.teach_students(server, state, self.student_training.epochs, self.student_supervision())
 
     def teach_students(
         self, server: Server, state: ServerSynthesisState, epochs: int, supervision: Supervision
@@ -212,7 +212,7 @@ class ServerSynthesis(GlobalClassifiers[ServerSynthesisState]):
         students = dict(state.students)
         for name, weights in state.students.items():
             student = build_classifier(server, name, weights)
-            if not math.isfinite(train(student, server, self.learning, data=data, epochs=epochs)):
+            if not math.isfinite(train(student, server, self.student_training, data=data, epochs=epochs)):
                 raise GenfedError(f"the student {name} diverged on the synthetic set: lower learning.learning_rate")
             students[name] = weights_of(student)
         return replace(state, students=students)
@@ -227,8 +227,8 @@ class ServerSynthesis(GlobalClassifiers[ServerSynthesisState]):
         if not len(sent):
             return Reply(Empty())
         network, loss, data = load_own_classifier(client), 0.0, sent.to(client.device)
-        for _ in range(self.learning_rounds):
-            loss = train(network, client, self.learning, data=data, public=True)
+        for _ in range(self.student_rounds):
+            loss = train(network, client, self.student_training, data=data, public=True)
         if not math.isfinite(loss):
             raise GenfedError("its model diverged on the synthetic set: lower learning.learning_rate")
         client.storage.put(MODEL, Model(weights_of(network)))
@@ -238,12 +238,12 @@ class ServerSynthesis(GlobalClassifiers[ServerSynthesisState]):
     def finetune(self, client: Client, sent: GlobalClassifier) -> Reply[Model]:
         """Trains the student on the client's examples; a client without a student trains and stores its own model."""
         network = self.classifier(client, sent)
-        loss = train(network, client, self.training)
+        loss = train(network, client, self.client_training)
         if sent.classifier:
             return Reply(Model(weights_of(network)), weight=len(client.data), metrics={"loss": loss})
         if self.synthetic_epochs and (stored := client.storage.get(SET)) is not None:
             data = stored.to(client.device)
-            train(network, client, self.learning, data=data, epochs=self.synthetic_epochs, public=True)
+            train(network, client, self.student_training, data=data, epochs=self.synthetic_epochs, public=True)
         client.storage.put(MODEL, Model(weights_of(network)))
         return Reply(Model({}), weight=len(client.data), metrics={"loss": loss})
 
