@@ -1,5 +1,4 @@
-"""Makes three sites out of the clients of a config, each with its own data, model and file, as if they had never been
-together:
+"""Writes the data and the file of three sites, one for each client of a config:
 
 python examples/deployment/make_sites.py FOLDER [ADDRESS] [KEYS] [CONFIG]
 """
@@ -30,7 +29,7 @@ address = "{address}"
 
 
 def make(folder: Path, address: str = "127.0.0.1:9092", keys: str = "", config_file: str = "") -> None:
-    """Writes NAME.npz and NAME.toml for each site; without `keys` they speak without TLS."""
+    """Writes NAME.npz and NAME.toml for each site. Without `keys` the sites connect without TLS."""
     config = read_config(config_file or Path(__file__).with_name("digits.toml"))
     shards = partition_data(config, load_data(config), config.seeds[0])
     folder.mkdir(parents=True, exist_ok=True)
