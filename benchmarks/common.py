@@ -28,7 +28,7 @@ def hardware() -> str:
 
 
 def write_images(path: Path, clients: int, per_client: int = PER_CLIENT, side: int = 32) -> None:
-    """An npz of random grey images for so many clients, and 20 to score on. Time does not depend on what they show."""
+    """An npz of random grey images for a number of clients, and 20 for the evaluation. Time does not depend on what they show."""
     rng = np.random.default_rng(0)
     n = clients * per_client
     parts: dict[str, Any] = {"x_train": rng.integers(0, 256, (n, side, side), np.uint8), "y_train": np.arange(n) % 10}
@@ -65,7 +65,7 @@ class Pairs:
 
 
 def alternate(first: Callable[[], float], second: Callable[[], float], pairs: int) -> Pairs:
-    """Runs the two in turn, who begins changing each time; each returns its own seconds. One pair warms up."""
+    """Runs the two in turn, each first every other time; each returns its own seconds. One pair warms up."""
     times = []
     for place in range(pairs + 1):
         if place % 2:

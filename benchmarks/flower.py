@@ -87,7 +87,7 @@ print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 @dataclass(frozen=True)
 class Cost:
-    """Of an engine with so many clients and so large a record."""
+    """The costs of an engine, with one number of clients and one size of the record."""
 
     rounds: Sequence[float]
     """Seconds of the rounds after the first."""

@@ -179,11 +179,11 @@ def main() -> None:
         rng = torch.Generator().manual_seed(0)
         x, y = torch.rand(BATCH, *task.shape, generator=rng), torch.randint(CLASSES, (BATCH,), generator=rng)
         twin, ours = make_twin(task), generator.new(task, rng)
-        learn, players = twin.learner(), ours.objectives()
+        learn, objectives = twin.learner(), ours.objectives()
 
-        def train(x: Tensor = x, y: Tensor = y, players: object = players, rng: torch.Generator = rng) -> None:
-            for player in players:  # type: ignore[attr-defined]
-                train_step(player, x, y, rng, options.precision)
+        def train(x: Tensor = x, y: Tensor = y, objectives: object = objectives, rng: torch.Generator = rng) -> None:
+            for objective in objectives:  # type: ignore[attr-defined]
+                train_step(objective, x, y, rng, options.precision)
 
         alternate(f"{name} training", lambda: learn(x, y), train, options.pairs)  # noqa: B023
         alternate(f"{name} sampling", lambda: twin.draw(y), lambda: ours.sample(y, rng), options.pairs)  # noqa: B023

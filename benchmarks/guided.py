@@ -1,5 +1,5 @@
 """Images per second of FedLMG's guided synthesis, beside the published way: one image at a time, the same model and
-steps. `python -m benchmarks.guided [MODEL]`, a directory in diffusers' format; left out: the one that ships.
+steps. `python -m benchmarks.guided [MODEL]`, a directory in diffusers' format; by default the model that ships.
 """
 
 import argparse

@@ -1,8 +1,9 @@
-"""The papers' open questions about one-shot methods, answered in miniature: `python -m benchmarks.oneshot_questions`.
+"""The papers' open questions about one-shot methods, at small scale: `python -m benchmarks.oneshot_questions`.
 
-Each question changes something about configs/oneshot-demo.toml (scikit-learn's digits in four looks, the model that
-ships, nothing tuned) and runs it with three seeds, on one core, so that two can be asked side by side. Names of questions
-as arguments: those alone. Runs go to runs/oneshot-questions and are resumed there; the tables go to standard output.
+Each question changes something in configs/oneshot-demo.toml (scikit-learn's digits in four styles, the model that ships,
+nothing tuned) and runs it with three seeds on one core, so that two questions can run side by side. With names of
+questions as arguments only these are run. Runs are in runs/oneshot-questions and are resumed there; the tables go to
+standard output.
 """
 
 import sys
@@ -36,8 +37,8 @@ class Row:
     changes: Sequence[str] = ()
 
 
-def look(name: str) -> str:
-    """How FGL's client calls its look."""
+def words_of(name: str) -> str:
+    """Returns the words by which FGL's client describes its style."""
     style = LOOKS[name]
     return style.write_prompt("{class}")
 
@@ -57,7 +58,7 @@ def teachers() -> Iterator[Row]:
 
 
 def sizes() -> Iterator[Row]:
-    """Larger classifiers as teachers; what they make is judged too."""
+    """Larger classifiers as teachers; their images are evaluated too."""
     for name in ("cnn1-bn", "cnn5-bn", "cnn7-bn"):  # deeper ones need more than 16×16
         yield Row(name, ("fedlmg", "ensemble"),
                   [f'federation.architectures=["{name}"]', f"method.fedlmg.{STUDENT}", 'baselines=["local"]',
@@ -68,23 +69,25 @@ def images() -> Iterator[Row]:
     """Images per client and class."""
     for count in (5, 15, 30, 60, 120):
         methods = ("fedlmg", "fgl")
-        yield Row(str(count), methods, [*everywhere(f"images={count}", methods), "baselines=[]"])
+        yield Row(str(count), methods, [*everywhere(f"images_per_condition={count}", methods), "baselines=[]"])
 
 
 def labels() -> Iterator[Row]:
-    """Partly overlapping label sets, five clients; looks are mixed."""
+    """Partly overlapping label sets, five clients; styles are mixed."""
     for shared in (0, 2, 6):
         yield Row(f"2 own + {shared} shared", ("fedlmg", "prompts_only", "ensemble", "fedavg"),
                   [f'partition={{kind="overlapping_labels",own=2,shared={shared}}}', "federation.clients=5",
-                   'baselines=["local"]', "method.prompts_only.images=50", f"method.fedlmg.images={100 // (2 + shared)}"])  # fmt: skip
+                   'baselines=["local"]', "method.prompts_only.images_per_condition=50",
+                   f"method.fedlmg.images_per_condition={100 // (2 + shared)}"])  # fmt: skip
 
 
 def weak() -> Iterator[Row]:
     """Teachers that were trained too little, and wrong ones, which call class c 9 − c."""
     methods = ("fedlmg", "ensemble")
     for epochs in (1, 3, 10, 30):
-        training = f"training={{epochs={epochs},batch_size=32,learning_rate=0.02,momentum=0.9}}"
-        yield Row(f"{epochs} epochs", methods, [*everywhere(training, methods), "baselines=[]"])
+        table = f"{{epochs={epochs},batch_size=32,learning_rate=0.02,momentum=0.9}}"
+        training = [f"method.fedlmg.client_training={table}", f"method.ensemble.training={table}"]
+        yield Row(f"{epochs} epochs", methods, [*training, "baselines=[]"])
     for wrong in (1, 2):
         attack = f'attack={{kind="label_flip", share={wrong / 4}}}'
         yield Row(f"30 epochs, {wrong} of 4 wrong", methods, [attack, "baselines=[]"])
@@ -103,31 +106,31 @@ def ablations() -> Iterator[Row]:
         ("λ 1", {"statistics": 1.0}),
         ("M 0: no noise editing", {"noise_edits": 0}),
         ("M 10", {"noise_edits": 10}),
-        ("guard: views 2", {"augmented_views": 2}),
+        ("guard: augmented_views 2", {"augmented_views": 2}),
         ("guard: end 0.7", {"end": 0.7}),
         ("guard: begin 0.3", {"begin": 0.3}),
     ):
         table = ", ".join(f"{key} = {value}" for key, value in {**base, **changed}.items())
-        yield Row(name, ("fedlmg",), [f"method.fedlmg.guidance={{{table}}}", *chosen])
-    yield Row("guard: kept 0.5, of twice as many", ("fedlmg",),
-              ["method.fedlmg.consensus_fraction=0.5", "method.fedlmg.images=20", *chosen])  # fmt: skip
+        yield Row(name, ("fedlmg",), [f"method.fedlmg.classifier_guidance={{{table}}}", *chosen])
+    yield Row("guard: consensus_fraction 0.5, of twice as many", ("fedlmg",),
+              ["method.fedlmg.consensus_fraction=0.5", "method.fedlmg.images_per_condition=20", *chosen])  # fmt: skip
     for scale in (1.0, 4.0):
-        foundation = f'{{model="shipped", scheduler="ddim", steps=15, guidance={scale}}}'
+        foundation = f'{{model="shipped", scheduler="ddim", steps=15, guidance_scale={scale}}}'
         yield Row(f"CFG {scale:g}", ("fedlmg",), [f"method.fedlmg.foundation={foundation}", *chosen])
 
 
 def unseen() -> Iterator[Row]:
-    """Looks that the public model has never seen: yellow, cyan and stripes are not in its pictures."""
+    """Styles that the public model has never seen: yellow, cyan and stripes are not in its pictures."""
     pair = ("ice", "poster")
     yield Row("ice, poster", ("fedlmg", "fgl", "oscar", "prompts_only", "ensemble", "fedavg"),
               ['data.looks=["ice", "poster"]', "federation.clients=2",
-               f"method.fgl.templates={[look(name) for name in pair]}".replace("'", '"'),
+               f"method.fgl.templates={[words_of(name) for name in pair]}".replace("'", '"'),
                'method.oscar.attributes={colour=["black", "white", "red", "blue"], background=["white", "black", "blue", "green"]}',
-               *everywhere("images=20", ("fedlmg", "fgl", "oscar"))])  # fmt: skip
+               *everywhere("images_per_condition=20", ("fedlmg", "fgl", "oscar"))])  # fmt: skip
 
 
 def drift() -> Iterator[Row]:
-    """Every client's look changes after its upload: digits are to be recognised in two looks that no upload is of."""
+    """Every client's style changes after its upload: the test digits have two styles that no upload describes."""
     source, target = DigitDomains(looks=("chalk", "neon")).load(), DigitDomains(looks=("ink", "blueprint")).load()
     old, new = sorted(("chalk", "neon")), sorted(("ink", "blueprint"))
     OUT.mkdir(parents=True, exist_ok=True)
@@ -138,13 +141,13 @@ def drift() -> Iterator[Row]:
         np.savez(OUT / f"drift-{name}.npz", **arrays)
     for name, words, file in (
         ("none", old, "drift-no"),
-        ("both looks change", old, "drift-yes"),
-        ("both change, FGL told the new words", new, "drift-yes"),
+        ("both styles change", old, "drift-yes"),
+        ("both change, FGL has the new words", new, "drift-yes"),
     ):
         yield Row(name, ("fedlmg", "fgl", "prompts_only", "ensemble"),
                   [f'data={{kind="npz", path="{(OUT / file).absolute()}.npz", columns=["domain"]}}', "federation.clients=2",
-                   f"method.fgl.templates={[look(each) for each in words]}".replace("'", '"'),
-                   *everywhere("images=20", ("fedlmg", "fgl")), 'baselines=["local"]'])  # fmt: skip
+                   f"method.fgl.templates={[words_of(each) for each in words]}".replace("'", '"'),
+                   *everywhere("images_per_condition=20", ("fedlmg", "fgl")), 'baselines=["local"]'])  # fmt: skip
 
 
 def foundations() -> Iterator[Row]:
@@ -154,7 +157,7 @@ def foundations() -> Iterator[Row]:
     run_pretraining(config, young, on_existing="resume")
     for name, model in (("that ships", "shipped"), ("trained for a tenth as long", str(young))):
         methods = ("fedlmg", "fgl", "prompts_only")
-        foundation = f'foundation={{model="{model}", scheduler="ddim", steps=15, guidance=2.0}}'
+        foundation = f'foundation={{model="{model}", scheduler="ddim", steps=15, guidance_scale=2.0}}'
         yield Row(name, methods, [*everywhere(foundation, methods), "baselines=[]"])
 
 
@@ -176,7 +179,7 @@ def students() -> Iterator[Row]:
     for name, changes in (
         ("new weights", []),
         ("pretrained on the public glyphs", everywhere(pretrained, ("fgl", "prompts_only"))),
-        ("the same, without any image", [*everywhere(pretrained, ("fgl",)), "method.fgl.learning_rounds=0"]),
+        ("the same, without any image", [*everywhere(pretrained, ("fgl",)), "method.fgl.student_rounds=0"]),
     ):
         methods = ("fgl",) if "any" in name else ("fgl", "prompts_only")
         yield Row(name, methods, [*changes, "baselines=[]"])
@@ -195,13 +198,13 @@ def costs() -> Iterator[Row]:
 
 QUESTIONS = {
     "teachers": ("Which architectures can teach? The student is cnn2-bn.", teachers),
-    "sizes": ("Does a larger classifier steer better? The student is cnn2-bn.", sizes),
+    "sizes": ("Does a larger classifier guide better? The student is cnn2-bn.", sizes),
     "images": ("How many images per client and class?", images),
-    "labels": ("What if clients have some classes only? Five clients, looks mixed.", labels),
+    "labels": ("What if clients have some classes only? Five clients, styles mixed.", labels),
     "weak": ("How weak may teachers be?", weak),
     "ablations": ("What does each part of FedLMG's guidance do?", ablations),
-    "unseen": ("What of looks that the public model has never seen?", unseen),
-    "drift": ("What if looks change after the upload? Two clients.", drift),
+    "unseen": ("Do styles work that the public model has never seen?", unseen),
+    "drift": ("What if styles change after the upload? Two clients.", drift),
     "foundations": ("How good must the public model be?", foundations),
     "students": ("Should FGL's student be pretrained?", students),
     "costs": ("What does a client pay?", costs),
@@ -224,7 +227,7 @@ def main(names: Sequence[str]) -> None:
         labels = list(dict.fromkeys(label for _, each in done for label in each.methods))
         print(f"### {question}\n\n| | {' | '.join(labels)} |\n|---|{'---:|' * len(labels)}")
         for row, each in done:
-            print(f"| {row.name} | {' | '.join(told(each, label) for label in labels)} |")
+            print(f"| {row.name} | {' | '.join(format_accuracy(each, label) for label in labels)} |")
             if name == "costs":
                 for words, cost in COSTS.items():
                     print(f"| {words} | {' | '.join(cost(each.of(label)[0]) for label in labels)} |")
@@ -232,18 +235,18 @@ def main(names: Sequence[str]) -> None:
 
 
 def report(question: str, place: int, row: Row) -> Report:
-    """Runs it, or goes on with it."""
+    """Runs a row, or continues its run."""
     changes = [f"methods={list(row.methods)}".replace("'", '"'), f"seeds={list(SEEDS)}", *row.changes]
     changes = ["metrics.samples=0", "metrics.flops=false", "evaluation.every=0", "compute.threads=1", *changes]
     return genfed.run(read_config(CONFIG, changes), out=OUT / question / str(place), on_existing="resume")
 
 
-def told(report: Report, label: str) -> str:
-    """Its accuracy, and how many of its images were of the class asked for, where they were judged."""
+def format_accuracy(report: Report, label: str) -> str:
+    """Returns the accuracy, and the share of images of the requested class if images were evaluated."""
     scores = [100 * trial.accuracy for trial in report.of(label)]
     right = [100 * trial.quality.right_class for trial in report.of(label) if trial.quality]
-    judged = f" ({fmean(right):.0f} % right)" if right else ""
-    return f"{fmean(scores):.1f} ± {stdev(scores):.1f}{judged}" if scores else "–"
+    evaluated = f" ({fmean(right):.0f} % right)" if right else ""
+    return f"{fmean(scores):.1f} ± {stdev(scores):.1f}{evaluated}" if scores else "–"
 
 
 if __name__ == "__main__":

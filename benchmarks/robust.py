@@ -1,4 +1,4 @@
-"""What bad clients spoil and what robust aggregation saves: `python -m benchmarks.robust`, minutes to an hour.
+"""What malicious clients damage and what robust aggregation prevents: `python -m benchmarks.robust`, minutes to an hour.
 
 Digits of 8×8 at 10 clients of one architecture, so that every group holds all clients; 0, 10 and 30 % of them attack.
 Writes benchmarks/results/robust.md: accuracy of fedavg and gefl, and the Fréchet distance of gefl's samples.
@@ -24,13 +24,13 @@ SHARES = (0.0, 0.1, 0.3)
 
 
 def settings(rule: str, attack: str, options: dict[str, Any], share: float) -> dict[str, Any]:
-    """One run; a rule is told the largest share."""
+    """Returns the config of one run; every rule assumes the largest share."""
     config: dict[str, Any] = {
         "name": "robust",
         "methods": ["fedavg", "gefl"],
         "baselines": ["local"],
         "data": {"kind": "digits", "size": 8},
-        "federation": {"clients": 10, "examples": 1000, "architectures": ["mlp-small"]},
+        "federation": {"clients": 10, "max_examples": 1000, "architectures": ["mlp-small"]},
         "evaluation": {"every": 0},
         "metrics": {"flops": False},
         "defaults": {"rounds": 10, "training": {"epochs": 3, "batch_size": 16, "learning_rate": 0.1}},
@@ -48,8 +48,8 @@ def settings(rule: str, attack: str, options: dict[str, Any], share: float) -> d
     if share:
         config["attack"] = {"kind": attack, "share": share} | options
     if rule != "mean":
-        told = {"share": SHARES[-1]} if rule in ("trimmed_mean", "krum", "multi_krum") else {}
-        config["aggregation"] = {"kind": rule} | told
+        assumed = {"share": SHARES[-1]} if rule in ("trimmed_mean", "krum", "multi_krum") else {}
+        config["aggregation"] = {"kind": rule} | assumed
     return config
 
 

@@ -1,8 +1,9 @@
 """How the settings of configs/oneshot/{looks,pacs}.toml were chosen: `python -m benchmarks.tune_oneshot looks [METHOD…]`.
 
 Every row gets the same budget, twelve trials on the validation part with a seed that the final runs do not use; the
-best one stands in the config. FedLMG's three aggregations share what was chosen for the first, as its images are theirs.
-On PACS, for cost, what trains on clients alone is not tuned, and FedLMG's trials have 8 images per client and class.
+best one is in the config. FedLMG's three kinds of supervision share the settings chosen for the first, since they have the
+same images. On PACS, to save time, methods that train on clients alone are not tuned, and FedLMG's trials have 8 images
+per client and class.
 """
 
 import itertools
@@ -20,23 +21,23 @@ Trial = dict[str, str]
 
 
 def foundation(model: str, scheduler: str, steps: int, guidance: float) -> str:
-    """How a model is sampled, as a TOML table."""
-    return f'{{ model = "{model}", scheduler = "{scheduler}", steps = {steps}, guidance = {guidance} }}'
+    """Returns the sampling of a model as a TOML table."""
+    return f'{{ model = "{model}", scheduler = "{scheduler}", steps = {steps}, guidance_scale = {guidance} }}'
 
 
 def alone(epochs: Sequence[int]) -> list[Trial]:
-    """Trials of whatever trains on clients alone."""
+    """Returns the trials of methods that train on clients alone."""
     table = "{{ epochs = {}, batch_size = 32, learning_rate = {}, momentum = 0.9 }}"
     return [{"training": table.format(*pair)} for pair in itertools.product(epochs, (0.005, 0.01, 0.02, 0.05))]
 
 
-def asked(model: str, steps: Sequence[int]) -> list[Trial]:
-    """Trials of whatever asks the model with words."""
+def prompted(model: str, steps: Sequence[int]) -> list[Trial]:
+    """Returns the trials of methods that generate from prompts."""
     return [{"foundation": foundation(model, "ddim", *p)} for p in itertools.product(steps, (1.0, 1.5, 2.0, 3.0))]
 
 
-def learnt(model: str) -> list[Trial]:
-    """Trials of FedDEO."""
+def learned(model: str) -> list[Trial]:
+    """Returns the trials of FedDEO."""
     return [
         {
             "foundation": foundation(model, "ddim", 20, w),
@@ -47,12 +48,12 @@ def learnt(model: str) -> list[Trial]:
     ]
 
 
-def steered(model: str) -> list[Trial]:
-    """Trials of FedLMG."""
+def guided(model: str) -> list[Trial]:
+    """Returns the trials of FedLMG."""
     return [
         {
             "foundation": foundation(model, "ddpm", 20, w),
-            "guidance": f"{{ step = {step}, statistics = {statistics}, edits = 5 }}",
+            "classifier_guidance": f"{{ step = {step}, statistics = {statistics}, noise_edits = 5 }}",
         }
         for w, (step, statistics) in itertools.product(
             (1.0, 2.0, 3.0), ((0.3, 0.1), (1.0, 0.1), (3.0, 0.1), (1.0, 1.0))
@@ -61,12 +62,12 @@ def steered(model: str) -> list[Trial]:
 
 
 def grids(name: str) -> dict[str, list[Trial]]:
-    """By method, the trials on a config."""
+    """Returns the trials of each method on a config."""
     model, pacs = MODELS[name], name == "pacs"
-    trials = dict.fromkeys(("prompts_only", "fgl", "oscar"), asked(model, (10, 20, 30) if pacs else (10, 20, 40)))
-    trials |= {"feddeo": learnt(model), "fedlmg": steered(model)}
+    trials = dict.fromkeys(("prompts_only", "fgl", "oscar"), prompted(model, (10, 20, 30) if pacs else (10, 20, 40)))
+    trials |= {"feddeo": learned(model), "fedlmg": guided(model)}
     if pacs:
-        trials["fedlmg"] = [trial | {"images": "8"} for trial in trials["fedlmg"]]
+        trials["fedlmg"] = [trial | {"images_per_condition": "8"} for trial in trials["fedlmg"]]
         return trials
     by_hand = alone((15, 30, 60))
     return (
@@ -90,9 +91,10 @@ def main(name: str, labels: list[str]) -> None:
             report = genfed.run(read_config(CONFIGS / f"{name}.toml", changes), out=out, on_existing="resume")
             scores.append(100 * report.of(label)[0].accuracy)
         for trial, score in zip(trials[label], scores, strict=True):
-            told = ", ".join(f"{key} = {value}" for key, value in trial.items())
+            listed = ", ".join(f"{key} = {value}" for key, value in trial.items())
             print(
-                f"| {label} | `{told}` | {f'**{score:.1f}**' if score == max(scores) else f'{score:.1f}'} |", flush=True
+                f"| {label} | `{listed}` | {f'**{score:.1f}**' if score == max(scores) else f'{score:.1f}'} |",
+                flush=True,
             )
 
 
