@@ -5,13 +5,13 @@ BIN = $(VENV)/bin
 
 .PHONY: help demo demo-oneshot test check format bench clean
 
-help:  ## what can be made
+help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
-demo: $(VENV)/.installed  ## install and run GeFL on real digits beside its baselines (minutes)
+demo: $(VENV)/.installed  ## install and run GeFL and its baselines on real digits (minutes)
 	$(BIN)/genfed run configs/demo.toml --fresh
 
-demo-oneshot: $(VENV)/.installed-foundation  ## install with diffusers and run FedLMG and FGL on digits in four looks (minutes)
+demo-oneshot: $(VENV)/.installed-foundation  ## install with diffusers and run FedLMG and FGL on digits in four styles (minutes)
 	$(BIN)/genfed run configs/oneshot-demo.toml --fresh
 
 test: $(VENV)/.installed-dev  ## install with every extra and run all tests
@@ -23,7 +23,7 @@ check: $(VENV)/.installed-dev  ## format, lint, types, import floors
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: $(VENV)/.installed-dev  ## format and mend what can be mended
+format: $(VENV)/.installed-dev  ## format, and fix what can be fixed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -34,7 +34,7 @@ clean:  ## delete the environment (runs stay)
 	rm -rf $(VENV)
 
 $(VENV)/bin/python:
-	@command -v "$(PYTHON)" >/dev/null || { echo "genfed: no $(PYTHON) here; install Python 3.11 or later, or say which: make PYTHON=/path/to/python3"; exit 2; }
+	@command -v "$(PYTHON)" >/dev/null || { echo "genfed: no $(PYTHON) found; install Python 3.11 or later, or name one: make PYTHON=/path/to/python3"; exit 2; }
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "genfed: $$("$(PYTHON)" --version) is too old; 3.11 or later is needed: make PYTHON=/path/to/python3.11"; exit 2; }
 	@"$(PYTHON)" -c 'import venv, ensurepip' 2>/dev/null || { echo "genfed: $(PYTHON) has no venv module; install it (Debian: apt-get install python3-venv)"; exit 2; }
 	"$(PYTHON)" -m venv $(VENV)
