@@ -37,7 +37,7 @@ class Columns:
 
 
 @dataclass(frozen=True)
-class Scaling:
+class NumberScaling:
     """Encoding of a number: (value − shift) / scale."""
 
     missing: float
@@ -52,7 +52,7 @@ class Encoder:
     becomes a one-hot code; a missing value is a category of its own, and a category unseen in training is all zeros.
     """
 
-    numbers: dict[str, Scaling]
+    numbers: dict[str, NumberScaling]
     """Scaling by column, in the order of the features."""
     categories: dict[str, tuple[str, ...]]
     """Categories by column, one feature for each, after the numbers; "(missing)" is a missing value."""
@@ -129,7 +129,7 @@ def write_encoder(encoder: Encoder, file: Path) -> None:
 
 def _fit_scalings(
     numbers: dict[str, NDArray[np.float64]], scale: Literal["standard", "range"], where: str
-) -> dict[str, Scaling]:
+) -> dict[str, NumberScaling]:
     # Takes seconds to import, and every worker that reads a config imports this file.
     from sklearn.preprocessing import StandardScaler
 
@@ -149,7 +149,7 @@ def _fit_scalings(
         halves = [(values.max() - values.min()) / 2 or 0.5 for values in filled]  # a constant column becomes −1
         shifts, scales = [values.min() + half for values, half in zip(filled, halves, strict=True)], halves
     return {
-        name: Scaling(median, float(shift), float(scale))
+        name: NumberScaling(median, float(shift), float(scale))
         for name, median, shift, scale in zip(numbers, medians, shifts, scales, strict=True)
     }
 

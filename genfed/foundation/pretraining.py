@@ -170,33 +170,34 @@ def pretrain(
     with seeded(stream(seed, "pretrain", "weights")):
         parts = new_parts(model, shape, examples.prompts)
         encoder = ImageEncoder(shape[0], model.text_width)
+    networks = _join_networks(parts, encoder).to(device)
+    file, which = folder / CHECKPOINT, digest(pack(examples))
+    before = _read_checkpoint(file, which)
+    if before is not None:
+        networks.load_state_dict(before.weights)
+    training = _Training(parts, networks, examples, which, optimisation, file, seed, device, precision, notify, before)
+    training.run_all()
+    networks.cpu()
+    write_parts(parts, folder, optimisation.weights)
+    return training.losses
+
+
+def _join_networks(parts: SmallDiffusionParts, encoder: "ImageEncoder") -> nn.ModuleDict:
+    """Returns all networks that are trained, by name."""
     networks = nn.ModuleDict({"unet": parts.unet, "text_encoder": parts.text_encoder, "eye": encoder})
     if parts.vae is not None:
         networks["vae"] = parts.vae
-    networks.to(device)
-    file = folder / CHECKPOINT
-    before = load(PretrainingCheckpoint, file) if file.exists() else None
-    which = digest(pack(examples))
-    if before is not None:
-        if before.examples != which:
-            raise GenfedError(f"{file} was trained on other images or prompts; begin anew with --fresh")
-        networks.load_state_dict(before.weights)
-    training = _Training(parts, networks, examples, which, optimisation, file, seed, device, precision, notify, before)
-    start = 0
-    if parts.vae is not None:
-        steps = optimisation.autoencoder_steps
-        training.run(Stage("autoencoder", start, steps, nn.ModuleList([parts.vae]), training.autoencoder_loss))
-        training.encode_images()
-        start += steps
-    steps = optimisation.text_steps
-    training.run(Stage("text", start, steps, nn.ModuleList([parts.text_encoder, encoder]), training.text_loss))
-    training.encode_prompts()
-    start += steps
-    training.run(Stage("diffusion", start, optimisation.steps, nn.ModuleList([parts.unet]), training.diffusion_loss))
-    for network in networks.values():
-        network.cpu()
-    write_parts(parts, folder, optimisation.weights)
-    return training.losses
+    return networks
+
+
+def _read_checkpoint(file: Path, examples: str) -> PretrainingCheckpoint | None:
+    """Reads the checkpoint of a training on the examples with this digest. None: there is no file."""
+    if not file.exists():
+        return None
+    checkpoint = load(PretrainingCheckpoint, file)
+    if checkpoint.examples != examples:
+        raise GenfedError(f"{file} was trained on other images or prompts; begin anew with --fresh")
+    return checkpoint
 
 
 class ImageEncoder(nn.Module):
@@ -245,7 +246,21 @@ class _Training:
         self.embedded: Tensor | None = None
         self.before, self.losses, self.pending = before, tuple[float, ...](), 0.0
 
-    def run(self, stage: Stage) -> None:
+    def run_all(self) -> None:
+        """Runs the stages one after another; images and prompts are encoded as soon as their encoder is trained."""
+        parts, settings, start = self.parts, self.optimisation, 0
+        if parts.vae is not None:
+            steps = settings.autoencoder_steps
+            self._run(Stage("autoencoder", start, steps, nn.ModuleList([parts.vae]), self.autoencoder_loss))
+            self._encode_images()
+            start += steps
+        trained = nn.ModuleList([parts.text_encoder, self.networks["eye"]])
+        self._run(Stage("text", start, settings.text_steps, trained, self.text_loss))
+        self._encode_prompts()
+        start += settings.text_steps
+        self._run(Stage("diffusion", start, settings.steps, nn.ModuleList([parts.unet]), self.diffusion_loss))
+
+    def _run(self, stage: Stage) -> None:
         """Runs a stage from its beginning or from the checkpoint, or skips it; leaves the average of the weights."""
         if self.before is None or self.before.step < stage.end:
             self._train(stage)
@@ -353,7 +368,7 @@ class _Training:
         target = {"epsilon": eps, "sample": z}.get(kind, signal * eps - noise * z)
         return F.mse_loss(output, target)
 
-    def encode_images(self) -> None:
+    def _encode_images(self) -> None:
         """Encodes all images once, and scales latents to variance 1 as in Stable Diffusion."""
         with torch.no_grad():
             means = [self.parts.vae.encode(normalize_pixels(x)).latent_dist.mode() for x in torch.split(self.x, 200)]
@@ -362,7 +377,7 @@ class _Training:
         self.parts.vae.register_to_config(scaling_factor=factor)
         self.latents = latents * factor
 
-    def encode_prompts(self) -> None:
+    def _encode_prompts(self) -> None:
         """Encodes all prompts once."""
         with torch.no_grad():
             self.embedded = torch.cat([self.parts.text_encoder(some)[0] for some in torch.split(self.tokens, 200)])
