@@ -1,7 +1,29 @@
 """genfed: generative federated learning.
 
-`genfed.run("config.toml")` runs a config and returns its report; what a method's author needs is here too. Names are
-imported when they are first used, so that the command line answers without loading torch.
+Clients train on data that they keep, a server joins what they upload, and generators stand in for data that no other
+party may see. genfed runs published methods and your own on the same clients, and reports what each gains and costs.
+
+How to begin:
+
+- Run a config: `genfed.run("config.toml")` returns a `Report`; `genfed run config.toml` does the same in a shell.
+- Write a method: derive from `Method`, or from a base (`from genfed.methods.bases import FederatedAveraging`), and name
+  it in the config by `kind = "package.module:Class"`. docs/own.md goes through one.
+- Use your own data: the table [data] of a config names a folder of images, a table or arrays. `genfed list data` shows
+  every kind.
+
+The public names:
+
+- Runs: `run`, `Config`, `Report`, `load_model` (reads an exported classifier), `GenfedError` (any error of yours or of
+  the data, in one line).
+- What a method consists of: `Method`, `settings`, `Phase`, `Repeat`, `Reply`, `Reduced`, `Empty`.
+- How uploads are reduced: `Mean`, `Sum`, `Collect`.
+- What server and clients work with: `Server`, `Client`, `ClientInfo`, `Slot`, `Shard`, `Task`, `Data`.
+- Training: `Training`, `train`, `Objective`, `fit`, `normalize_pixels`.
+- Weights: `Model`, `initial_weights`, `load_weights`, `weights_of`.
+- Generators and synthetic data: `Generator`, `GeneratorNetwork`, `SampleRequest`, `SyntheticDataset`, `synthesis`,
+  `train_student`.
+
+Names are imported when they are first used, so that the command line answers without loading torch.
 """
 
 import importlib

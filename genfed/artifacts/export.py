@@ -125,6 +125,27 @@ def load_model(folder: str | Path) -> tuple[nn.Module, Task]:
     """Returns the network that `genfed export` wrote, on the CPU and in eval mode, and its task. The network maps
     [n, *task.shape], on the scale that model.json names, to scores [n, classes].
 
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import genfed
+    >>> from genfed.artifacts.export import export  # as `genfed export` does
+    >>> config = {
+    ...     "name": "tiny",
+    ...     "methods": ["fedavg"],
+    ...     "baselines": [],
+    ...     "data": {"kind": "digits", "size": 8},
+    ...     "federation": {"clients": 4, "max_examples": 80, "architectures": ["linear"]},
+    ...     "defaults": {"rounds": 2, "training": {"epochs": 1}},
+    ...     "compute": {"workers": 0},
+    ... }
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     run, model = Path(folder, "tiny"), Path(folder, "model")
+    ...     report = genfed.run(config, out=run, command="tiny example")
+    ...     trained = export(run, model, client=3)
+    ...     network, task = genfed.load_model(model)
+    >>> task.shape, len(task.classes)
+    ((1, 8, 8), 10)
+
     Raises:
         GenfedError: the folder is something else or damaged, or no architecture's name builds the network.
     """

@@ -42,7 +42,11 @@ def read_config(source: str | Path | Mapping[str, Any], overrides: Iterable[str]
 
 
 def read_table(source: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> Table:
-    """Returns the settings as they stand, not yet checked. See `read_config`."""
+    """Returns the settings as they stand, not yet checked. See `read_config`.
+
+    Raises:
+        GenfedError: there is no such file, it is not TOML, it is a run of genfed 0.1, or an override is no "key=value".
+    """
     if isinstance(source, Mapping):
         table = {k: _mutable(v) for k, v in source.items()}
     else:

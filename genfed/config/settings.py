@@ -89,7 +89,13 @@ class Compute:
 
 @settings
 class Config:
-    """A run: methods that are trained on the same clients, once for each seed."""
+    """A run: methods that are trained on the same clients, once for each seed.
+
+    >>> from genfed.config.reader import read_config
+    >>> config = read_config({"name": "first", "methods": ["gefl"], "data": {"kind": "digits"}}, ["seeds=[0, 1]"])
+    >>> config.labels, config.seeds, config.federation.clients
+    (('gefl', 'local', 'centralised'), (0, 1), 10)
+    """
 
     name: str
     """Name of the run; its results go to runs/NAME. Unset: the name of the file."""

@@ -18,9 +18,17 @@ from genfed.core.errors import GenfedError
 
 @dataclass(frozen=True)
 class ClientInfo:
-    """The server's knowledge of one client."""
+    """The server's knowledge of one client.
+
+    >>> from genfed import ClientInfo
+    >>> ClientInfo(0, "cnn3", 120).personal
+    False
+    >>> ClientInfo(1, "hospital.networks:Small", 80).personal
+    True
+    """
 
     id: int
+    """Its number, from 0."""
     architecture: str
     """Name of its classifier's architecture, or "package.module:Class"."""
     examples: int
@@ -87,11 +95,22 @@ class Mean(Aggregate):
 
     An integer tensor (a BatchNorm's counter) is that of the lowest client id. With `by="architecture"` the result is a
     dict of means, without the architectures of which no client replied.
+
+    >>> import torch
+    >>> from genfed import ClientInfo, Mean, Model
+    >>> from genfed.core.aggregate import Fold
+    >>> clients = [ClientInfo(0, "mlp", 30), ClientInfo(1, "mlp", 10), ClientInfo(2, "cnn3", 5)]
+    >>> round_ = Fold({"classifier": Mean(by="architecture")}, clients)
+    >>> for client, bias in zip(clients, [1.0, 3.0, 7.0]):
+    ...     round_.add(client, Model({"bias": torch.tensor(bias)}), weight=client.examples)
+    >>> round_.finish()
+    {'classifier': {'cnn3': {'bias': tensor(7.)}, 'mlp': {'bias': tensor(1.5000)}}}
     """
 
     linear: ClassVar[bool] = True
     weighted: ClassVar[bool] = True
     by: Literal["architecture"] | None = None
+    """Groups that have a mean of their own: the clients of each architecture. None: one mean over all clients."""
 
     def group(self, info: ClientInfo) -> str:
         return info.architecture if self.by else ""
@@ -129,6 +148,16 @@ class Mean(Aggregate):
 class Sum(Aggregate):
     """The sum Σ value, whatever the weights: floating-point tensors in double precision, integers and booleans as
     int64.
+
+    >>> import torch
+    >>> from genfed import ClientInfo, Model, Sum
+    >>> from genfed.core.aggregate import Fold
+    >>> clients = [ClientInfo(0, "mlp", 30), ClientInfo(1, "cnn3", 10)]
+    >>> round_ = Fold({"classifier": Sum()}, clients)
+    >>> for client, counts in zip(clients, ([20, 10], [0, 10])):
+    ...     round_.add(client, Model({"counts": torch.tensor(counts)}), weight=client.examples)
+    >>> round_.finish()
+    {'classifier': {'counts': tensor([20, 20])}}
     """
 
     linear: ClassVar[bool] = True
@@ -151,7 +180,17 @@ class Sum(Aggregate):
 
 @dataclass(frozen=True)
 class Collect(Aggregate):
-    """All uploads by client id, for a method that needs each of them."""
+    """All uploads by client id, for a method that needs each of them.
+
+    >>> from genfed import ClientInfo, Collect, Model
+    >>> from genfed.core.aggregate import Fold
+    >>> clients = [ClientInfo(0, "mlp", 30), ClientInfo(1, "cnn3", 10)]
+    >>> round_ = Fold({"classifier": Collect()}, clients)
+    >>> for client in clients:
+    ...     round_.add(client, Model({}), weight=1.0)
+    >>> round_.finish()
+    {'classifier': {0: {}, 1: {}}}
+    """
 
     def describe(self) -> str:
         return "kept one by one"

@@ -22,7 +22,16 @@ R = TypeVar("R")
 
 
 class Slot(Generic[R]):
-    """A named place in a client's storage, for one record that outlives the phase that wrote it."""
+    """A named place in a client's storage, for one record that outlives the phase that wrote it.
+
+    A phase lists its slots. Its `work` then calls `client.storage.put(CLASSIFIER, record)`, and in a later round
+    `client.storage.get(CLASSIFIER)`.
+
+    >>> from genfed import Model, Slot
+    >>> CLASSIFIER = Slot("classifier", Model)
+    >>> CLASSIFIER.name
+    'classifier'
+    """
 
     def __init__(self, name: str, kind: type[R]) -> None:
         """Names a place.
@@ -51,7 +60,24 @@ class ClientStorage(Protocol):
 
 @dataclass(frozen=True)
 class Client:
-    """All that `work` may touch on a client."""
+    """All that `work` may touch on a client. genfed makes one for every round; a test of a method can make its own.
+
+    >>> import torch
+    >>> from genfed import Client, ClientInfo, Data, Task
+    >>> client = Client(
+    ...     info=ClientInfo(3, "linear", 8),
+    ...     task=Task("image", (1, 2, 2), ("cat", "dog")),
+    ...     data=Data(torch.randn(8, 1, 2, 2), torch.arange(8) % 2),
+    ...     storage=None,  # this example stores nothing
+    ...     rng=torch.Generator().manual_seed(0),
+    ...     seed=0,
+    ...     device=torch.device("cpu"),
+    ...     precision="float32",
+    ...     new_network_of=lambda architecture, rng: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2)),
+    ... )
+    >>> client.new_network(client.rng)(client.data.x).shape
+    torch.Size([8, 2])
+    """
 
     info: ClientInfo
     """The server's knowledge of the client."""
@@ -85,7 +111,24 @@ class Client:
 
 @dataclass(frozen=True)
 class Server:
-    """All that server functions may touch: descriptions of the clients, and nothing of their data."""
+    """All that server functions may touch: descriptions of the clients, and nothing of their data. genfed makes one for
+    every round; a test of a method can make its own.
+
+    >>> import torch
+    >>> from genfed import ClientInfo, Server, Task
+    >>> server = Server(
+    ...     task=Task("image", (1, 2, 2), ("cat", "dog")),
+    ...     clients=(ClientInfo(0, "mlp", 30), ClientInfo(1, "cnn3", 10), ClientInfo(2, "mlp", 5)),
+    ...     round=0,
+    ...     rng=torch.Generator().manual_seed(0),
+    ...     seed=0,
+    ...     device=torch.device("cpu"),
+    ...     precision="float32",
+    ...     new_network=lambda architecture, rng: torch.nn.Linear(4, 2),
+    ... )
+    >>> server.architectures
+    ('cnn3', 'mlp')
+    """
 
     task: Task
     """The learning task."""

@@ -27,6 +27,7 @@ class TrainedNetwork:
     name: str
     """Name in messages."""
     network: "nn.Module"
+    """The network, with initial weights."""
     task: Task
     """Task whose examples the network takes."""
     objectives: Sequence[Any] = ()
@@ -36,7 +37,44 @@ class TrainedNetwork:
 
 
 class Method(ABC, Generic[S]):
-    """A federated method: settings (its fields), a state record and a list of phases."""
+    """A federated method: settings (its fields), a state record and a list of phases.
+
+    A method in a file of your own is named by `kind = "package.module:Class"`; docs/own.md goes through one. In this
+    one every client trains the same initial classifier, and the server learns the mean of their losses.
+
+    >>> from dataclasses import dataclass
+    >>> from genfed import Empty, Mean, Method, Model, Phase, Reply, Slot, Training, initial_weights, load_weights
+    >>> from genfed import settings, train, weights_of
+    >>> @dataclass(frozen=True)
+    ... class Loss:
+    ...     loss: float
+    >>> OWN = Slot("classifier", Model)
+    >>> @settings
+    ... class TrainOnce(Method[Loss]):
+    ...     state = Loss
+    ...     training: Training = Training(epochs=2)
+    ...     "Training of a client's classifier."
+    ...     def init(self, server):
+    ...         return Loss(0.0)
+    ...     def phases(self):
+    ...         mean = {"loss": Mean()}
+    ...         return [Phase("train", self.update, self.send, self.train, aggregate=mean, slots=(OWN,))]
+    ...     def send(self, server, state, info):
+    ...         return Empty()
+    ...     def train(self, client, sent: Empty) -> Reply[Loss]:
+    ...         network = load_weights(client.new_network(client.rng), initial_weights(client))
+    ...         loss = train(network, client, self.training)
+    ...         client.storage.put(OWN, Model(weights_of(network)))
+    ...         return Reply(Loss(loss), weight=len(client.data))
+    ...     def update(self, server, state, reduced):
+    ...         return Loss(reduced["loss"])
+    ...     def send_classifier(self, server, state, info):
+    ...         return Empty()
+    ...     def classifier(self, client, sent):
+    ...         return load_weights(client.new_network(client.rng), client.storage.get(OWN).classifier)
+    >>> [phase.name for phase in TrainOnce(training=Training(epochs=5)).phases()]
+    ['train']
+    """
 
     state: ClassVar[type[Any]]
     """Type of its state record."""
@@ -99,9 +137,17 @@ class Method(ABC, Generic[S]):
         """
 
     def generate(self, server: Server, state: S, y: Tensor) -> Tensor:
-        """Returns one example per label: y [n] → [n, *shape] on the scale of `normalize_pixels`."""
+        """Returns one example per label: y [n] → [n, *shape] on the scale of `normalize_pixels`.
+
+        Raises:
+            GenfedError: the method has no generator.
+        """
         raise GenfedError(f"{type(self).__name__} has no generator to sample from")
 
     def represent(self, server: Server, state: S, x: Tensor) -> Tensor:
-        """Returns the features [n, …] of examples x (as in `Data.x`), on the CPU; for methods with `of_features`."""
+        """Returns the features [n, …] of examples x (as in `Data.x`), on the CPU; for methods with `of_features`.
+
+        Raises:
+            GenfedError: the method has no features.
+        """
         raise GenfedError(f"{type(self).__name__} has no features")

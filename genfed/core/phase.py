@@ -17,7 +17,14 @@ U = TypeVar("U")
 
 @dataclass(frozen=True)
 class Reply(Generic[U]):
-    """A client's answer to what it was sent."""
+    """A client's answer to what it was sent.
+
+    >>> import torch
+    >>> from genfed import Model, Reply
+    >>> reply = Reply(Model({"bias": torch.zeros(2)}), weight=120, metrics={"loss": 0.4})
+    >>> reply.upload.classifier["bias"]
+    tensor([0., 0.])
+    """
 
     upload: U
     """The record that is uploaded."""
@@ -29,12 +36,23 @@ class Reply(Generic[U]):
 
 @dataclass(frozen=True)
 class Empty:
-    """An empty record: nothing is sent, or nothing is uploaded."""
+    """An empty record: nothing is sent, or nothing is uploaded.
+
+    >>> from genfed import Empty, Reply
+    >>> Reply(Empty(), metrics={"loss": 0.4}).upload
+    Empty()
+    """
 
 
 @dataclass(frozen=True)
 class Reduced:
-    """The reduced uploads of a round."""
+    """The reduced uploads of a round.
+
+    >>> from genfed import ClientInfo, Reduced
+    >>> reduced = Reduced({"loss": 0.5}, (ClientInfo(0, "mlp", 30), ClientInfo(1, "mlp", 10)))
+    >>> reduced["loss"], len(reduced.clients)
+    (0.5, 2)
+    """
 
     values: Mapping[str, Any]
     """One value per upload field, as the phase's aggregates give it."""
@@ -51,7 +69,9 @@ class Wire:
     """The types of the two records that a phase puts on the wire."""
 
     sent: type[Any]
+    """Type of the record that the server sends."""
     uploaded: type[Any]
+    """Type of the record that a client uploads."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +79,21 @@ class Phase(Generic[S]):
     """`rounds` times: send a record to each participant, have it work, reduce the uploads, update the state.
 
     The annotations of `work(client, sent: D) -> Reply[U]` are the wire protocol. Without `work` only the server acts.
+
+    >>> import torch
+    >>> from genfed import Empty, Model, Phase, Reply, Sum
+    >>> def send(server, state, info):
+    ...     return Empty()
+    >>> def count(client, sent: Empty) -> Reply[Model]:
+    ...     return Reply(Model({"counts": torch.bincount(client.data.y)}))
+    >>> def update(server, state, reduced):
+    ...     return Model(reduced["classifier"])
+    >>> phase = Phase("count", update, send, count, aggregate={"classifier": Sum()})
+    >>> phase.rounds, phase.wire_types.sent, phase.wire_types.uploaded
+    (1, <class 'genfed.core.phase.Empty'>, <class 'genfed.training.weights.Model'>)
+
+    Raises:
+        GenfedError: an upload field has no aggregate, or an aggregate no upload field.
     """
 
     name: str
@@ -119,10 +154,21 @@ class Phase(Generic[S]):
 
 @dataclass(frozen=True)
 class Repeat(Generic[S]):
-    """Several phases in turn, `times` over. Rounds are counted on per phase name."""
+    """Several phases in turn, `times` over. Rounds are counted on per phase name.
+
+    >>> from genfed import Phase, Repeat
+    >>> from genfed.core.phase import flatten_phases
+    >>> def update(server, state, reduced):
+    ...     return state
+    >>> a, b = Phase("generate", update), Phase("train", update)
+    >>> [phase.name for phase in flatten_phases([Repeat(2, [a, b])])]
+    ['generate', 'train', 'generate', 'train']
+    """
 
     times: int
+    """Number of repetitions."""
     phases: "Sequence[Phase[S] | Repeat[S]]"
+    """The phases, in order."""
 
 
 def flatten_phases(plan: "Sequence[Phase[S] | Repeat[S]]") -> Iterator[Phase[S]]:

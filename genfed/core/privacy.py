@@ -16,6 +16,7 @@ class DeclaredTraining:
     """One training on a client's own examples: a phase declares it, and DP-SGD is accounted for it."""
 
     epochs: int
+    """Passes over the examples."""
     batch_size: int
     """Examples in a batch, at most. Under DP-SGD: the largest mean over batches."""
 

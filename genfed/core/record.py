@@ -34,7 +34,9 @@ class Packed(NamedTuple):
     """A record prepared for a file or a message: tensors by path, and the rest as JSON."""
 
     tensors: dict[str, Tensor]
+    """Tensors by path in the record, such as "Model.classifier['bias']"."""
     skeleton: str
+    """The rest of the record, JSON."""
 
     @property
     def nbytes(self) -> int:

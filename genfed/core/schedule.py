@@ -39,10 +39,13 @@ class Schedule:
     """Which clients take part in which round of a method; the server and every client derive the same from the seed."""
 
     method: Method[Any]
+    """The method."""
     clients: tuple[ClientInfo, ...]
+    """All clients of the federation."""
     fraction: float
     """Share of the clients that take part in a round, in (0, 1]. A pooled method has all in every round."""
     seed: int
+    """The trial's seed."""
 
     def participants(self, phase: str, round_: int) -> list[ClientInfo]:
         """Returns the clients of one round, by id; rounds are counted per phase over the whole method."""

@@ -31,6 +31,7 @@ class Shard:
     """
 
     name: str
+    """Name of the record in the store."""
     count: int
     """Number of items in the record, as given to `append`."""
     checksum: str
@@ -60,12 +61,18 @@ class MemoryStore:
         self._records: dict[str, bytes] = {}
 
     def append(self, record: object, count: int) -> Shard:
+        """See `Store`."""
         packed = pack(record)
         shard = Shard(str(len(self._records)), count, digest(packed))
         self._records[shard.name] = to_bytes(packed)
         return shard
 
     def read(self, kind: type[R], shard: Shard) -> R:
+        """See `Store`.
+
+        Raises:
+            RecordError: the shard is missing.
+        """
         if shard.name not in self._records:
             raise RecordError(f"shard {shard.name} is in no store")
         return unpack(kind, from_bytes(self._records[shard.name]))
@@ -82,6 +89,11 @@ class FolderStore:
         self._prefix = ".".join(urllib.parse.quote(str(part), safe="") for part in path)
 
     def append(self, record: object, count: int) -> Shard:
+        """See `Store`.
+
+        Raises:
+            GenfedError: the store was opened without a path.
+        """
         if not self._prefix:
             raise GenfedError("only `init` and the `update` of a phase may append to the store: it would be lost")
         name = f"{self._prefix}.{self._appended}"
@@ -91,7 +103,11 @@ class FolderStore:
         return Shard(name, count, digest(pack(record)))
 
     def read(self, kind: type[R], shard: Shard) -> R:
-        """Reads a record; its tensors are mapped from the file."""
+        """Reads a record; its tensors are mapped from the file.
+
+        Raises:
+            RecordError: the shard is missing or damaged.
+        """
         file = self._locate(shard.name)
         try:
             record = load(kind, file)

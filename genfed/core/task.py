@@ -20,6 +20,7 @@ class Task:
     """
 
     kind: Literal["image", "table", "features"]
+    """Kind of the examples: images, encoded rows of a table, or features that have no structure."""
     shape: tuple[int, ...]
     """Shape of one example: (C, H, W) or (features,)."""
     classes: tuple[str, ...]

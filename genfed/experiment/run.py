@@ -55,6 +55,22 @@ def run(
 ) -> Report:
     """Runs a config and returns its report.
 
+    >>> import tempfile
+    >>> import genfed
+    >>> config = {
+    ...     "name": "tiny",
+    ...     "methods": ["fedavg"],
+    ...     "baselines": [],
+    ...     "data": {"kind": "digits", "size": 8},
+    ...     "federation": {"clients": 4, "max_examples": 80, "architectures": ["linear"]},
+    ...     "defaults": {"rounds": 2, "training": {"epochs": 1}},
+    ...     "compute": {"workers": 0},
+    ... }
+    >>> with tempfile.TemporaryDirectory() as folder:  # real runs keep it: report.html, checkpoints and metrics
+    ...     report = genfed.run(config, out=f"{folder}/tiny", command="tiny example")
+    >>> report.methods, len(report.of("fedavg")[0].curve)
+    (('fedavg',), 1)
+
     Args:
         config: a TOML file, a run's folder, a table of settings, or a `Config`.
         out: the folder for the results. None: the run's folder where `config` is one, else runs/NAME.

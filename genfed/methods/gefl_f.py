@@ -150,6 +150,7 @@ class GeFLF(FederatedGenerator[GeFLFState]):
         return replace(state, extractor=reduced["extractor"], headers=state.headers | reduced["header"])
 
     def send_generator(self, server: Server, state: GeFLFState, info: ClientInfo) -> FeatureGenerator:
+        """Sends the extractor and the generator."""
         return FeatureGenerator(state.extractor, state.generator, server.round / self.generator_rounds)
 
     def train_generator(self, client: Client, sent: FeatureGenerator) -> Reply[SentGenerator]:

@@ -20,7 +20,17 @@ Loss = Callable[[Tensor, Tensor, torch.Generator], Tensor]
 
 @dataclass(frozen=True)
 class Objective:
-    """A loss and the optimizer that minimizes it: of a classifier, a VAE, or one side of a GAN."""
+    """A loss and the optimizer that minimizes it: of a classifier, a VAE, or one side of a GAN.
+
+    >>> import torch
+    >>> from genfed import Objective
+    >>> network = torch.nn.Linear(2, 1)
+    >>> def squared_error(x, y, rng):
+    ...     return (network(x)[:, 0] - y).square()
+    >>> objective = Objective(squared_error, torch.optim.SGD(network.parameters(), lr=0.1), network=network)
+    >>> objective.loss(torch.zeros(3, 2), torch.zeros(3), torch.Generator()).shape
+    torch.Size([3])
+    """
 
     loss: Loss
     """(x [n, *shape] scaled, y [n], rng) → one loss per example [n]."""
@@ -58,6 +68,16 @@ def fit(
 
     Returns the mean loss per example of the last epoch, summed over objectives; 0.0 without an epoch, and under
     `privacy`, where a loss would say something of the examples.
+
+    >>> import torch
+    >>> from genfed import Data, Objective, fit
+    >>> network, x = torch.nn.Linear(2, 1), torch.randn(40, 2)
+    >>> def squared_error(x, y, rng):
+    ...     return (network(x)[:, 0] - y).square()
+    >>> objective = Objective(squared_error, torch.optim.SGD(network.parameters(), lr=0.1))
+    >>> data = Data(x, x[:, 0] - 2 * x[:, 1])
+    >>> fit([objective], data, epochs=50, batch_size=10, rng=torch.Generator().manual_seed(0)) < 0.01
+    True
 
     Args:
         objectives: what is minimized; each has its own parameters.

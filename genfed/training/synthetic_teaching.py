@@ -32,6 +32,22 @@ def train_student(
 ) -> float:
     """Trains the student in place on the set for `training.epochs`. An empty set changes nothing.
 
+    >>> import torch
+    >>> from genfed import SampleRequest, Server, SyntheticDataset, Task, Training, train_student
+    >>> from genfed.training.synthetic_dataset import SyntheticBatch
+    >>> task, rng = Task("image", (1, 2, 2), ("cat", "dog")), torch.Generator().manual_seed(0)
+    >>> def new_network(architecture, rng):
+    ...     return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
+    >>> server = Server(task, (), 0, rng, 0, torch.device("cpu"), "float32", new_network)
+    >>> labels, clients = torch.tensor([0, 1, 0, 1]), torch.tensor([3, 3, 5, 5])
+    >>> images = torch.randint(256, (4, 1, 2, 2), dtype=torch.uint8)
+    >>> batch = SyntheticBatch(images, SampleRequest(labels, clients, labels), seeds=torch.arange(4))
+    >>> synthetic = SyntheticDataset().append(server, batch)
+    >>> student = new_network("linear", rng)
+    >>> teachers = {3: new_network("linear", rng), 5: new_network("linear", rng)}
+    >>> train_student(student, server, synthetic, teachers, "specific_teacher", Training(epochs=1)) > 0
+    True
+
     Args:
         student: any classifier of the server's task.
         server: the server.

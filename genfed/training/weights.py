@@ -14,18 +14,38 @@ from genfed.core.task import Weights
 
 @dataclass(frozen=True)
 class Model:
-    """The weights of a classifier, sent or stored."""
+    """The weights of a classifier, sent or stored.
+
+    >>> import torch
+    >>> from genfed import Model, weights_of
+    >>> list(Model(weights_of(torch.nn.Linear(4, 2))).classifier)
+    ['weight', 'bias']
+    """
 
     classifier: Weights
+    """Parameters and buffers by name."""
 
 
 def weights_of(network: nn.Module) -> Weights:
-    """Returns the whole state dict (parameters and buffers), detached, on the CPU."""
+    """Returns the whole state dict (parameters and buffers), detached, on the CPU.
+
+    >>> import torch
+    >>> from genfed import weights_of
+    >>> {name: tuple(value.shape) for name, value in weights_of(torch.nn.Linear(4, 2)).items()}
+    {'weight': (2, 4), 'bias': (2,)}
+    """
     return {name: value.detach().cpu() for name, value in network.state_dict().items()}
 
 
 def load_weights(network: nn.Module, weights: Weights) -> nn.Module:
-    """Copies `weights` into the network and returns it."""
+    """Copies `weights` into the network and returns it.
+
+    >>> import torch
+    >>> from genfed import load_weights, weights_of
+    >>> teacher, student = torch.nn.Linear(4, 2), torch.nn.Linear(4, 2)
+    >>> torch.equal(load_weights(student, weights_of(teacher)).weight, teacher.weight)
+    True
+    """
     network.load_state_dict(weights)
     return network
 
@@ -68,6 +88,18 @@ def squared_distance(network: nn.Module, anchor: Weights) -> Tensor:
 def initial_weights(client: Client) -> Weights:
     """Returns the initial weights of the client's classifier, the same in every method and at all clients with its
     architecture.
+
+    >>> import torch
+    >>> from genfed import Client, ClientInfo, Data, Task, initial_weights
+    >>> from genfed.config.architectures import Architectures
+    >>> task, data = Task("image", (1, 8, 8), ("cat", "dog")), Data(torch.randn(8, 1, 8, 8), torch.arange(8) % 2)
+    >>> def client(number):
+    ...     info, rng = ClientInfo(number, "linear", 8), torch.Generator().manual_seed(number)
+    ...     new = lambda name, rng: Architectures().new(name, task, rng)
+    ...     return Client(info, task, data, None, rng, 0, torch.device("cpu"), "float32", new)
+    >>> one, other = initial_weights(client(0)), initial_weights(client(1))
+    >>> all(torch.equal(one[name], other[name]) for name in one)
+    True
     """
     return weights_of(client.new_network(client.common("classifier", client.info.architecture)))
 
