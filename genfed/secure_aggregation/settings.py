@@ -31,5 +31,5 @@ class SecureAggregation:
             )
 
     def needed(self, neighbours: int) -> int:
-        """Returns how many of a client and its `neighbours` must reply to the end of a round."""
+        """Returns how many of a client and its `neighbors` must reply to the end of a round."""
         return round_up_share(self.threshold, neighbours + 1)
