@@ -75,7 +75,7 @@ def _config(run: RunFolder, audits: Sequence[str], overrides: Iterable[str]) -> 
     changes = list(overrides)
     if other := [change for change in changes if not change.strip().startswith("audit.")]:
         raise GenfedError(f"--set {other[0]!r}: only audit.NAME.setting can be set for a finished run")
-    table = read_table(run.config, changes)
+    table = read_table(run.path, changes)
     names = tuple(audits) or tuple(table.get("audits", ()))
     if not names:
         known = registry.list_classes(registry.AUDITS)

@@ -16,7 +16,7 @@ from genfed._version import __version__
 from genfed.artifacts.trained_model import TrainedModel, load_trained, select_trial
 from genfed.config import registry
 from genfed.config.architectures import Architectures
-from genfed.config.reader import read_config, source_table
+from genfed.config.reader import source_table
 from genfed.core.errors import GenfedError, first_line, require
 from genfed.core.task import Task
 from genfed.data.features import Encoder
@@ -115,9 +115,7 @@ def find_trained(run: Path, method: str | None, seed: int | None, client: int) -
         GenfedError: there is no such run, trial or client, or several methods and none is named.
     """
     folder = RunFolder(run)
-    if not folder.config.is_file():
-        raise GenfedError(f"{run} is not the folder of a run: it has no config.toml")
-    config = read_config(run)
+    config = folder.read_config()
     return load_trained(select_trial(folder, config, method, seed, config.labels), client)
 
 

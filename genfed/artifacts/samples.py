@@ -15,7 +15,6 @@ from torch import Tensor
 
 from genfed.artifacts.trained_model import SelectedTrial, select_trial
 from genfed.config.architectures import Architectures
-from genfed.config.reader import read_config
 from genfed.core.client import Server
 from genfed.core.errors import GenfedError
 from genfed.core.rng import stream
@@ -90,7 +89,7 @@ def _select_trial(folder: RunFolder, method: str | None, seed: int | None) -> Se
     Raises:
         GenfedError: there is no such trial, or its method has no examples.
     """
-    config = read_config(folder.config)
+    config = folder.read_config()
     able = [label for label in config.labels if generator_quality.has_samples(config.method[label])]
     if not able:
         raise GenfedError(f"{folder}: none of its methods has a generator to sample from, or stores a synthetic set")

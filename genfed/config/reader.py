@@ -59,11 +59,21 @@ def read_table(source: str | Path | Mapping[str, Any], overrides: Iterable[str] 
             raise GenfedError(f"{path}: {why}; give a TOML file or the folder of a run") from None
         except tomllib.TOMLDecodeError as error:
             raise GenfedError(f"{path}: not TOML: {error}") from None
-        if Path(source).is_dir() and "beside" in table:
-            raise GenfedError(f"{source} is a run of genfed 0.1, which 0.2 cannot read; use genfed 0.1, or run it anew")
+        if Path(source).is_dir():
+            refuse_old_run(table, source)
     for override in overrides:
         _override(table, override)
     return table
+
+
+def refuse_old_run(table: Mapping[str, Any], run: object) -> None:
+    """Refuses the settings of a finished or a stopped run of genfed 0.1, which always name `beside`.
+
+    Raises:
+        GenfedError: they are; `run` is its folder.
+    """
+    if "beside" in table:
+        raise GenfedError(f"{run} is a run of genfed 0.1, which 0.2 cannot read; use genfed 0.1, or run it anew")
 
 
 def to_toml(config: Config) -> str:

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import logging
 import shutil
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Literal
 import pydantic
 
 from genfed.audits.findings import Audits
-from genfed.config.reader import decisive_settings, read_config, to_toml
+from genfed.config.reader import decisive_settings, read_config, refuse_old_run, to_toml
 from genfed.config.settings import Config
 from genfed.core.errors import GenfedError
 from genfed.core.files import atomic_write, exclusive_lock
@@ -93,16 +94,29 @@ class RunFolder:
         """Returns the file with the examples of a seed's clients, for worker processes to map."""
         return self.data / f"seed-{seed}.safetensors"
 
+    def read_config(self) -> Config:
+        """Reads the settings of the run.
+
+        Raises:
+            GenfedError: this is not the folder of a run, or it is a run of genfed 0.1.
+        """
+        if not self.config.is_file():
+            raise GenfedError(f"{self} is not the folder of a run: it has no config.toml")
+        return read_config(self.path)
+
     def read_report(self) -> Report:
         """Reads the report.
 
         Raises:
-            GenfedError: the run has not finished, or the file is damaged.
+            GenfedError: the run has not finished, the file is damaged, or it is a run of genfed 0.1.
         """
         if not self.report.exists():
             state = "has not finished" if self.config.exists() else "is not the folder of a run"
             raise GenfedError(f"{self} {state}: it has no report.json")
-        return from_json(self.report.read_text("utf-8", "replace"), str(self.report))
+        report = from_json(self.report.read_text("utf-8", "replace"), str(self.report))
+        with contextlib.suppress(tomllib.TOMLDecodeError):
+            refuse_old_run(tomllib.loads(report.config), self)
+        return report
 
     def write_report(self, report: Report, page: str) -> None:
         """Writes the report and its page."""
@@ -193,7 +207,7 @@ class RunFolder:
     def _check_settings(self, config: Config) -> None:
         """Refuses to resume a run that was started with settings of another outcome."""
         try:
-            before = decisive_settings(read_config(self.config))
+            before = decisive_settings(read_config(self.path))
         except GenfedError as error:
             raise GenfedError(f"{self.config}: {error}; this run cannot be resumed, use --fresh") from None
         now = decisive_settings(config)
