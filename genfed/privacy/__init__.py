@@ -1,1 +1,1 @@
-"""Differential privacy: settings, noise, accounting, budgets, what is refused."""
+"""Differential privacy: settings, noise, accounting, budgets and checks before training."""

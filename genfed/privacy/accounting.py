@@ -1,4 +1,4 @@
-"""What mechanisms cost together, by Opacus's accountants, and the noise that a budget needs."""
+"""The ε of several mechanisms together, by Opacus's accountants, and the noise that a budget needs."""
 
 import functools
 import logging
@@ -14,11 +14,11 @@ from genfed.privacy.settings import Accountant, PrivacySettings
 
 log = logging.getLogger(__name__)
 Mechanism = tuple[float, float, int]
-"""(noise multiplier, rate, steps)"""
+"""(noise multiplier, sampling rate, steps)"""
 
 
 class PrivacyLimit(Protocol):
-    """What a budget is counted by."""
+    """A privacy budget and the accountant that it is counted with."""
 
     @property
     def epsilon(self) -> float | None: ...
@@ -29,11 +29,17 @@ class PrivacyLimit(Protocol):
 
 
 WITHIN = 1.01
-"""A noise multiplier is at most so many times the smallest that would do."""
+"""Maximum ratio of a noise multiplier to the smallest one that would be enough."""
 
 
 def epsilon(mechanisms: Sequence[Mechanism], delta: float, accountant: Accountant) -> float:
-    """What these come to together by Opacus's accountant; 0 for none, ∞ without noise."""
+    """Returns the ε of these mechanisms together, by Opacus's accountant: 0 for none, ∞ without noise.
+
+    Args:
+        mechanisms: what a client or site is charged for.
+        delta: δ, at which ε is computed.
+        accountant: "prv" or "rdp".
+    """
     spent = [(noise, rate, steps) for noise, rate, steps in mechanisms if steps]
     if any(noise == 0 for noise, _, _ in spent):
         return math.inf
@@ -48,14 +54,14 @@ def _epsilon(mechanisms: tuple[Mechanism, ...], delta: float, accountant: Accoun
     found.history = list(mechanisms)
     more = [*range(64, 257, 8), 384, 512, 1024]  # orders for ε far below 1
     orders = {"alphas": [*RDPAccountant.DEFAULT_ALPHAS, *more]} if accountant == "rdp" else {}
-    # Whole batches (a rate of 1) make PRV divide by 0 on its way to the right number; RDP tells of orders at an end.
+    # With a sampling rate of 1, PRV divides by 0 on its way to the right number; RDP warns that an order is the last.
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Optimal order is the")
         return float(found.get_epsilon(delta, **orders))
 
 
 def fits_budget(mechanisms: Sequence[Mechanism], budget: PrivacyLimit) -> bool:
-    """Whether the budget holds these; without a target it holds everything."""
+    """Returns whether these mechanisms together stay within the budget; without a target all do."""
     if budget.epsilon is None:
         return True
     # Both accountants bound ε from above, and this one is fast.
@@ -65,21 +71,34 @@ def fits_budget(mechanisms: Sequence[Mechanism], budget: PrivacyLimit) -> bool:
 
 
 def warn_of_weak_privacy(budget: PrivacySettings, n: int, counted: str, each: str) -> None:
-    """Warns of noise that protects nobody, and of a δ that is too large: `n`, as `counted` says, of what is protected,
-    which is called `each`.
+    """Warns of noise that protects no one, and of a δ that is too large.
+
+    Args:
+        budget: the settings.
+        n: number of the units that are protected: examples or clients.
+        counted: text that names this number, for the warning.
+        each: text that names one unit.
     """
     if budget.reproducible_noise:
         log.warning("privacy.reproducible_noise: any party that knows the seed can remove the noise; not private")
     if budget.delta >= 1 / n:
         log.warning(
-            "privacy.delta = %g is not below 1/n = %.2g (%s): it would allow %s to be revealed whole; choose a much "
+            "privacy.delta = %g is not below 1/n = %.2g (%s): it would allow %s to be revealed in full; set a much "
             "smaller one",
             budget.delta, 1 / n, counted, each,
         )  # fmt: skip
 
 
 def noise_for(trainings: Sequence[tuple[float, int]], budget: PrivacySettings) -> float:
-    """The least noise multiplier, up to one in a hundred, with which the budget holds all these (rate, steps)."""
+    """Returns the smallest noise multiplier (to within 1 %) with which the trainings stay within the budget.
+
+    Args:
+        trainings: (sampling rate, steps) of each training.
+        budget: the settings.
+
+    Raises:
+        GenfedError: no noise is enough.
+    """
 
     def enough(noise: float) -> bool:
         return fits_budget([(noise, rate, steps) for rate, steps in trainings], budget)
@@ -90,7 +109,7 @@ def noise_for(trainings: Sequence[tuple[float, int]], budget: PrivacySettings) -
     while not enough(high):
         high *= 2
         if high > 1e5:
-            raise GenfedError(f"privacy.epsilon = {budget.epsilon}: no noise is enough for it")
+            raise GenfedError(f"privacy.epsilon = {budget.epsilon}: no noise is enough to keep it")
     low = high / 2
     while enough(low):
         low, high = low / 2, low

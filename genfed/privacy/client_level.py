@@ -1,6 +1,6 @@
-"""Client-level differential privacy of a trial, as the server keeps it: the noise of each round, and what was released.
+"""Client-level differential privacy of a trial, on the server: the noise of each round, and the ledger of releases.
 
-The server adds the noise (`NoisyClippedMean`), or under secure aggregation the clients do (`distributed_noise`).
+The server adds the noise (`NoisyClippedMean`). Under secure aggregation the clients do (`distributed_noise`).
 """
 
 import math
@@ -31,37 +31,42 @@ RELEASES = "releases.safetensors"
 
 @dataclass(frozen=True)
 class Release:
-    """The means of one round that the server gave away, or was about to."""
+    """The means of one round that the server has released, or was about to release."""
 
     step: int
     """Number of the round, counted over all phases."""
     phase: str
     clients: tuple[int, ...]
-    """Participating clients: each is charged, whether or not it answered. Empty where they are secret, and all are
-    charged."""
+    """Ids of the participating clients. Each is charged, also if it did not answer. Empty: they are secret, and all
+    clients are charged."""
     clip: float
     """Norm to which updates are clipped in the phase's next round."""
 
 
 @dataclass(frozen=True)
 class ReleaseLedger:
-    """All that was ever released; kept by the server, and only added to."""
+    """All releases of a trial. The server stores the ledger and only adds to it."""
 
     releases: tuple[Release, ...] = ()
 
     def rounds(self) -> Counter[int]:
-        """Returns by client the released rounds that it took part in."""
+        """Returns by client the number of released rounds in which it participated."""
         return Counter(client for release in self.releases for client in release.clients)
 
     def charged_rounds(self, how: DPFedAvg, more: Sequence[ClientInfo] | None = None) -> int:
-        """Returns the rounds that the client which is charged most pays for. `more`: the clients of one more round."""
+        """Returns the largest number of rounds that a client is charged for.
+
+        Args:
+            how: settings of client-level privacy.
+            more: the clients of one more round, which is counted too. None: no other round.
+        """
         if how.secret_sampling:
             return len(self.releases) + (more is not None)
         return max((self.rounds() + Counter(info.id for info in more or ())).values(), default=0)
 
 
 def read_releases(folder: Path) -> ReleaseLedger:
-    """Returns what was released of the trial in `folder`."""
+    """Returns the ledger of the trial in `folder`. A missing file is an empty ledger."""
     return load(ReleaseLedger, folder / RELEASES) if (folder / RELEASES).exists() else ReleaseLedger()
 
 
@@ -69,17 +74,17 @@ class ClientLevelPrivacy:
     """The noise that protects a trial's clients, and the ledger of what was released."""
 
     def __init__(self, how: DPFedAvg, plan: PrivacyPlan, schedule: Schedule, folder: Path) -> None:
-        """`folder` is the trial's."""
+        """Prepares the noise; `folder` is the trial's."""
         self._how, self._schedule, self._folder = how, schedule, folder
         self._noise = plan.common_multiplier
 
     @property
     def secret(self) -> bool:
-        """Whether nobody may learn who takes part in a round."""
+        """Whether the participants of a round are secret."""
         return self._how.secret_sampling
 
     def participants(self, step: RoundId) -> list[ClientInfo]:
-        """Returns the clients of a round, by id; where they are secret, drawn anew in every call."""
+        """Returns the clients of a round, by id. Where they are secret, every call draws them anew."""
         if not self.secret:
             return self._schedule.participants(step.phase, step.round)
         clients = self._schedule.clients
@@ -91,31 +96,37 @@ class ClientLevelPrivacy:
         return seeded_randomness(self._schedule.seed, step.phase, step.round, *purpose) if fixed else os_randomness()
 
     def admit(self, step: RoundId, clients: Sequence[ClientInfo]) -> ReleaseLedger:
-        """Returns the ledger, whose budget holds this round.
+        """Returns the ledger, after a check that the budget allows this round.
 
         Raises:
-            GenfedError: the budget does not hold another round.
+            GenfedError: the round would exceed the budget.
         """
         how, ledger = self._how, read_releases(self._folder)
         if not fits_budget(self._mechanisms(ledger.charged_rounds(how, clients)), how):
             raise GenfedError(
-                f"privacy.epsilon = {how.epsilon:g} does not hold {step.phase} round {step.round}: rounds that "
-                "were done again after a stop have been paid for twice; what was saved before it stands"
+                f"{step.phase} round {step.round} would exceed privacy.epsilon = {how.epsilon:g}: rounds that were "
+                "repeated after a stop are charged twice; what was saved before remains"
             )
         return ledger
 
     def charge_sum(self, step: RoundId, clients: Sequence[ClientInfo]) -> None:
-        """Charges a round whose noise the clients added, before its sum is uncovered."""
+        """Charges a round in which clients added the noise, before its sum is revealed."""
         self.admit(step, clients)
         self.charge(Release(step.number, step.phase, tuple(sorted(info.id for info in clients)), self._how.clip_norm))
 
     def fold(
         self, phase: Phase[Any], step: RoundId, clients: Sequence[ClientInfo], sent_to: Callable[[ClientInfo], Any]
     ) -> "NoisyReduction":
-        """Returns the noisy means of a round, not yet charged. `sent_to` gives the record that a client is sent.
+        """Returns the noisy reduction of a round, which is not yet charged.
+
+        Args:
+            phase: the phase.
+            step: the round.
+            clients: the participating clients.
+            sent_to: returns the record that a client is sent.
 
         Raises:
-            GenfedError: the budget does not hold another round.
+            GenfedError: the round would exceed the budget.
         """
         how, ledger = self._how, self.admit(step, clients)
         before = [r.clip for r in ledger.releases if r.phase == step.phase and r.step < step.number]
@@ -129,18 +140,23 @@ class ClientLevelPrivacy:
         return NoisyReduction(clipped, self, Release(step.number, step.phase, ids, clip))
 
     def next_clip(self, clipped: NoisyClippedMean, clip: float) -> float:
-        """Returns the norm to which updates are clipped after a round in which it was `clip`."""
+        """Returns the clipping norm of the next round.
+
+        Args:
+            clipped: the finished round.
+            clip: its clipping norm.
+        """
         if (adaptive := self._how.adaptive) is None:
             return clip
         return adaptive.next_clip(clip, clipped.share_within(adaptive.on_count(self._noise, clipped.expected)))
 
     def charge(self, release: Release) -> None:
-        """Charges a round, on the disk before anything of it is given away."""
+        """Charges a round; the charge is on disk before anything of the round is released."""
         ledger = read_releases(self._folder)
         save(ReleaseLedger((*ledger.releases, release)), self._folder / RELEASES)
 
     def guarantee(self, *, distributed: bool) -> PrivacyGuarantee:
-        """Returns what protects the clients, by what was released. `distributed`: the clients added the noise."""
+        """Returns the guarantee for the clients of a trial. `distributed`: whether the clients added the noise."""
         how, rounds = self._how, read_releases(self._folder).charged_rounds(self._how)
         spent = epsilon(self._mechanisms(rounds), how.delta, how.accountant)
         return PrivacyGuarantee(
@@ -165,13 +181,13 @@ class ClientLevelPrivacy:
             return "DP-FedAvg under secure aggregation: clients clip their updates and add Gaussian noise"
         adaptively = "adaptively " if self._how.adaptive else ""
         text = f"DP-FedAvg: Gaussian noise on means of updates, {adaptively}clipped"
-        chance = f", of clients drawn in secret with a chance of {self._schedule.fraction:g}"
+        chance = f", of clients that are selected in secret, each with probability {self._schedule.fraction:g}"
         return text + chance if self._how.secret_sampling else text
 
 
 @dataclass(frozen=True)
 class NoisyReduction:
-    """What `Fold` is to a round, and charges it when it ends."""
+    """A `Fold` with noise that charges its round when it is finished."""
 
     clipped: NoisyClippedMean
     privacy: ClientLevelPrivacy
@@ -186,7 +202,7 @@ class NoisyReduction:
         self.clipped.skip(info)
 
     def finish(self) -> Mapping[str, Any]:
-        """See `Fold`; charged before it is given."""
+        """See `Fold`. The round is charged before this returns."""
         values = self.clipped.finish()
         self.privacy.charge(replace(self.release, clip=self.privacy.next_clip(self.clipped, self.release.clip)))
         return values
@@ -194,11 +210,11 @@ class NoisyReduction:
 
 @dataclass(frozen=True)
 class NoisyUploads:
-    """`engines.round.Uploads` whose means get noise from the server."""
+    """`engines.round.Uploads` to whose means the server adds noise."""
 
     privacy: ClientLevelPrivacy
     quorum: float
-    """Fraction of the participants that must answer, where they are no secret."""
+    """Fraction of the participants that must answer. Not used where participants are secret."""
 
     def participants(self, round_id: RoundId) -> list[ClientInfo]:
         """See `Uploads`."""

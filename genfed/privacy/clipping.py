@@ -12,22 +12,22 @@ from genfed.core.errors import GenfedError
 
 
 def subtract(before: Any, after: Any) -> Any:
-    """What a leaf gained, in double precision; integers gain nothing."""
+    """Returns `after` − `before` of one leaf, in double precision; 0 for integers."""
     if not isinstance(after, Tensor):
         return after - before
     return after.double() - before.double() if after.is_floating_point() else 0.0
 
 
 def zeros_like(value: Any) -> Any:
-    """A tree of zeros like it."""
+    """Returns a tree of zeros with the names and shapes of `value`."""
     return map_tree(lambda leaf: torch.zeros_like(leaf) if isinstance(leaf, Tensor) else 0.0, value)
 
 
 def clip_update(updates: Mapping[str, Any], clip: float) -> tuple[float, float]:
-    """(L2 norm of a client's whole update, by what it is to be multiplied so that the norm is at most `clip`).
+    """Returns the L2 norm of a client's whole update, and the factor that brings it to at most `clip`.
 
     Raises:
-        GenfedError: it is not finite.
+        GenfedError: the norm is not finite.
     """
     length = math.sqrt(sum(math.fsum(_leaves(map_tree(_square, update))) for update in updates.values()))
     if not math.isfinite(length):

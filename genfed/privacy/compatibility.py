@@ -1,4 +1,4 @@
-"""Refuses before training what differential privacy does not cover."""
+"""Checks before training: everything that differential privacy does not cover is refused."""
 
 import logging
 import math
@@ -33,13 +33,13 @@ def check_example_level(
     """Refuses what DP-SGD does not cover.
 
     Args:
-        methods: by label.
-        networks: all that clients train on their examples.
-        precision: of clients' arithmetic.
-        x: two examples, as a network takes them. None, and for networks that take other examples: noise.
+        methods: the methods of the run, by label.
+        networks: the networks that clients train on their examples.
+        precision: precision of clients' arithmetic.
+        x: two examples, as a network takes them. Networks of other shapes get noise instead. None: noise for all.
 
     Raises:
-        GenfedError: Opacus is missing, or a method, network or precision that does not go with it.
+        GenfedError: Opacus is missing, or DP-SGD does not support a method, a network or the precision.
     """
     require("opacus", extra="privacy", what="[privacy]")
     check_precision(precision)
@@ -53,17 +53,17 @@ def check_precision(precision: str) -> None:
     """Refuses mixed precision.
 
     Raises:
-        GenfedError: it is that.
+        GenfedError: the precision is not "float32".
     """
     if precision != "float32":
-        raise GenfedError(f'compute.precision = "{precision}": under [privacy] "float32" alone is allowed')
+        raise GenfedError(f'compute.precision = "{precision}": under [privacy] only "float32" is allowed')
 
 
 def check_method(label: str, method: Method[Any]) -> None:
     """Refuses a method whose clients use their examples in ways that DP-SGD does not cover.
 
     Raises:
-        GenfedError: it does, or does not say.
+        GenfedError: the method does so, or does not declare what its clients train.
     """
     declared = method.private_trainings()
     working = {phase.name: phase for phase in flatten_phases(method.phases()) if phase.work is not None}
@@ -71,21 +71,25 @@ def check_method(label: str, method: Method[Any]) -> None:
         what = (
             f"its clients upload {method.unprotected_upload}"
             if method.unprotected_upload
-            else "it does not say what its clients train (Method.private_trainings)"
+            else "it does not declare what its clients train (Method.private_trainings)"
         )
         raise GenfedError(f"{label} cannot be run under [privacy]: {what}, which DP-SGD does not cover")
-    if unsaid := working.keys() - declared.keys():
-        raise GenfedError(f"{label} cannot be run under [privacy]: it does not say what phase {min(unsaid)!r} trains")
+    if missing := working.keys() - declared.keys():
+        raise GenfedError(
+            f"{label} cannot be run under [privacy]: it does not declare what phase {min(missing)!r} trains"
+        )
     for name in type(method).__dataclass_fields__:  # type: ignore[attr-defined]
         training = getattr(method, name)
         if isinstance(training, Training) and training.augmentation != "none":
             raise GenfedError(
-                f'method.{label}.{name}.augmentation = "{training.augmentation}": "none" alone goes with [privacy]'
+                f'method.{label}.{name}.augmentation = "{training.augmentation}": [privacy] allows only "none"'
             )
 
 
 def _declared(cls: type[Any], working: Mapping[str, Phase[Any]]) -> bool:
-    """Whether the class with `private_trainings` also has the phases and the work: no class below it brings its own."""
+    """Returns whether `private_trainings` still describes the method: no subclass of the class that defines it has its
+    own `phases` or work.
+    """
     order = cls.__mro__
 
     def place(name: str) -> int:
@@ -102,10 +106,10 @@ def _declared(cls: type[Any], working: Mapping[str, Phase[Any]]) -> bool:
 
 
 def check_network(each: TrainedNetwork, x: Tensor | None = None) -> None:
-    """Refuses a network that cannot be trained by DP-SGD; `x` as in `check_example_level`.
+    """Refuses a network that cannot be trained by DP-SGD. For `x` see `check_example_level`.
 
     Raises:
-        GenfedError: says why.
+        GenfedError: the reason.
     """
     network = each.network.train()
     device = next(network.parameters()).device
@@ -136,30 +140,30 @@ def check_network(each: TrainedNetwork, x: Tensor | None = None) -> None:
 def check_client_level(
     how: DPFedAvg, schedules: Mapping[str, Schedule], minimum_group: int | None, *, warns: bool
 ) -> None:
-    """Refuses what client-level privacy does not cover, or a budget that would be passed.
+    """Refuses methods and settings that client-level privacy does not cover, and runs that would exceed the budget.
 
     Args:
-        how: the settings of client-level privacy.
-        schedules: of each federated method, by label.
-        minimum_group: the fewest clients in a sum of secure aggregation. None: the server adds the noise.
-        warns: whether to warn of more noise than is needed.
+        how: settings of client-level privacy.
+        schedules: the schedule of each federated method, by label.
+        minimum_group: smallest number of clients in a sum of secure aggregation. None: the server adds the noise.
+        warns: whether to warn if clients add more noise than is needed.
 
     Raises:
-        GenfedError: Opacus is missing, or a method or setting that does not go with it.
+        GenfedError: Opacus is missing, a method or setting is not supported, or a run would exceed the budget.
     """
     require("opacus", extra="privacy", what='[privacy] kind = "dp_fedavg"')
     if minimum_group and how.adaptive:
         raise GenfedError(
-            "privacy.adaptive with [secure_aggregation]: nobody can count the updates that are short enough"
+            "privacy.adaptive with [secure_aggregation]: the server cannot count the updates that were clipped"
         )
     if minimum_group and how.secret_sampling:
         raise GenfedError(
-            "privacy.secret_sampling with [secure_aggregation]: clients must know whose masks are in a sum"
+            "privacy.secret_sampling with [secure_aggregation]: clients must know which clients' masks are in a sum"
         )
     for label, schedule in schedules.items():
         if how.secret_sampling and schedule.fraction == 1:
             raise GenfedError(
-                "privacy.secret_sampling: with federation.client_fraction = 1 everybody is asked; set it lower"
+                "privacy.secret_sampling: federation.client_fraction = 1 selects every client; set it lower"
             )
         for phase in list_upload_phases(schedule.method):
             if (why := reason_to_refuse(phase, how)) is not None:
@@ -176,7 +180,7 @@ def check_client_level(
 
 
 def _warn_of_noise(label: str, least: int, schedule: Schedule) -> None:
-    """Warns where clients add much more noise than is needed, though none of a method's sums is small."""
+    """Warns if clients add much more noise than is needed, since `least` is far below the size of every sum."""
     sums = [
         Counter(name for info in clients for name in list_groups(phase.aggregate, info))
         for phase, clients in schedule.different_uploads()
@@ -184,20 +188,21 @@ def _warn_of_noise(label: str, least: int, schedule: Schedule) -> None:
     smallest = min((count for each in sums for count in each.values()), default=0)
     if (times := math.sqrt(smallest / least)) > 1.5:
         log.warning(
-            "secure_aggregation.minimum_group = %d: the noise of that few clients must suffice, so the %d clients of "
-            "%s add %.1f times the noise that is needed; raise it as far as clients can be relied on to answer",
+            "secure_aggregation.minimum_group = %d: the noise of this number of clients must be enough, so the %d "
+            "clients of %s add %.1f times the noise that is needed; set it to the number of clients that you can rely "
+            "on to answer",
             least, smallest, label, times,
         )  # fmt: skip
 
 
 def reason_to_refuse(phase: Phase[Any], how: DPFedAvg) -> str | None:
-    """Returns why the uploads of a phase cannot be protected. None: they can, or there are none."""
+    """Returns the reason why the uploads of a phase cannot be protected. None: they can be, or there are none."""
     means = select_means(phase.aggregate)
     for name, aggregate in phase.aggregate.items():
         if name not in means and aggregate.linear:
-            return f"the server adds up {name}, of which a client's part has no bound"
+            return f"the server adds up {name}, and a client's share of that sum has no bound"
         if name not in means:
-            return f"the server uses every single {name}, and only means of clipped updates get noise"
+            return f"the server uses each client's {name} by itself, and only means of clipped updates get noise"
         if how.secret_sampling and name not in (field.name for field in fields(phase.wire_types.sent)):
-            return f"{name} is not sent, so that secret_sampling has nothing to release where nobody is asked for it"
+            return f"{name} is not sent, so secret_sampling has nothing to release in a round without a client"
     return None

@@ -1,6 +1,6 @@
-"""DP-FedAvg whose noise is the clients' own: each clips its update and adds its part of the noise, so that under
-secure aggregation the server sees a noised sum and nothing else. Kairouz, Liu, Steinke, The Distributed Discrete
-Gaussian Mechanism for Federated Learning with Secure Aggregation, ICML 2021, arXiv 2102.06387.
+"""DP-FedAvg in which clients add the noise: each clips its update and adds a part of the noise, so that under secure
+aggregation the server sees only a noisy sum. Kairouz, Liu, Steinke, The Distributed Discrete Gaussian Mechanism for
+Federated Learning with Secure Aggregation, ICML 2021, arXiv 2102.06387.
 """
 
 from collections.abc import Callable
@@ -18,12 +18,17 @@ from genfed.core.phase import Phase, Reduced, Reply
 from genfed.privacy.clipping import clip_update, subtract, zeros_like
 from genfed.privacy.randomness import os_randomness, seeded_randomness
 
-# differs from the paper: noise is a Gaussian rounded to the steps of secure aggregation (2⁻²⁴), not a discrete one, and
-# nothing is rotated; sums have 64 bits and need neither to be short.
+# differs from the paper: the noise is a Gaussian rounded to the steps of secure aggregation (2⁻²⁴), not a discrete
+# Gaussian, and updates are not rotated. Both save bits, which sums of 64 bits do not need.
 
 
 def client_randomness(seed: int | None, phase: str) -> Callable[[Client], np.random.Generator]:
-    """Returns what gives each client the randomness of its noise. `seed`: for tests; None: the operating system's."""
+    """Returns a function that gives each client the randomness of its noise.
+
+    Args:
+        seed: seed of the run, for tests. None: the operating system's randomness.
+        phase: name of the phase.
+    """
 
     def draws(client: Client) -> np.random.Generator:
         if seed is None:
@@ -36,18 +41,18 @@ def client_randomness(seed: int | None, phase: str) -> Callable[[Client], np.ran
 def add_client_noise(
     phase: Phase[Any], *, clip: float, std: float, draws: Callable[[Client], np.random.Generator]
 ) -> Phase[Any]:
-    """Returns the phase with clients that clip their updates and add noise to them. Each client counts once, whatever
-    weight the method gives it. The mean is over what was sent plus the update; integers (BatchNorm's counters) stay as
-    sent, or are 0.
+    """Returns the phase with clients that clip their updates and add noise to them. All clients have the same weight,
+    also if the method gives them others. A client uploads what it was sent plus the clipped, noisy update; integers
+    (BatchNorm's counters) stay as they were sent, or are 0.
 
     Args:
-        phase: uploads means alone.
-        clip: the L2 norm that a client's update, all fields together, is clipped to.
+        phase: a phase whose uploads are all reduced by means.
+        clip: the L2 norm to which a client's update (all fields together) is clipped.
         std: standard deviation of the noise that each client adds.
         draws: gives a client the randomness of its noise.
 
     Raises:
-        GenfedError: something is uploaded that is no mean.
+        GenfedError: an upload field is not reduced by a mean.
     """
     means = select_means(phase.aggregate)
     if means.keys() != phase.aggregate.keys():
@@ -60,28 +65,28 @@ def add_client_noise(
             value, before = mean.extract(getattr(upload, name)), getattr(sent, name, None)
             before = zeros_like(value) if before is None else mean.extract(before)
             origins[name], updates[name] = before, map_tree(subtract, before, value)
-        (_, by), random = clip_update(updates, clip), draws(client)
+        (_, factor), random = clip_update(updates, clip), draws(client)
 
-        def told(before: Any, update: Any) -> Any:
+        def add_noise(before: Any, update: Any) -> Any:
             if not isinstance(before, Tensor):
-                return before + by * update + std * float(random.standard_normal())
+                return before + factor * update + std * float(random.standard_normal())
             if not before.is_floating_point():
                 return before
             extra = torch.from_numpy(np.asarray(random.standard_normal(tuple(before.shape)))).to(before.device)
-            return (before.double() + by * update + std * extra).to(before.dtype)
+            return (before.double() + factor * update + std * extra).to(before.dtype)
 
-        return Reply(replace(upload, **{name: map_tree(told, origins[name], updates[name]) for name in means}))
+        return Reply(replace(upload, **{name: map_tree(add_noise, origins[name], updates[name]) for name in means}))
 
     def update(server: Server, state: Any, reduced: Reduced) -> Any:
-        values = {name: _allowed("", value) for name, value in reduced.values.items()}
+        values = {name: _clamp_variances("", value) for name, value in reduced.values.items()}
         return phase.update(server, state, Reduced(values, reduced.clients))
 
-    plain = {name: Mean(by=mean.by) for name, mean in means.items()}  # of what `extract` gave
+    plain = {name: Mean(by=mean.by) for name, mean in means.items()}  # `work` has already called `extract`
     return replace(phase, work=work, update=update, aggregate=plain, wire=phase.wire_types)
 
 
-def _allowed(key: str, value: Any) -> Any:
-    """A mean whose variances the noise has not brought below 0."""
+def _clamp_variances(key: str, value: Any) -> Any:
+    """Returns a mean with running variances at 0 or above, which noise can push below."""
     if isinstance(value, dict):
-        return {k: _allowed(k, v) for k, v in value.items()}
+        return {k: _clamp_variances(k, v) for k, v in value.items()}
     return value.clamp_min(0) if key.endswith("running_var") else value

@@ -1,7 +1,8 @@
 """DP-FedAvg. McMahan, Ramage, Talwar, Zhang, Learning Differentially Private Recurrent Language Models, ICLR 2018,
 arXiv 1710.06963, Algorithm 1: flat clipping, the estimator with a fixed denominator, equal weights. Adaptive clipping:
 Andrew, Thakkar, McMahan, Ramaswamy, Differentially Private Learning with Adaptive Clipping, NeurIPS 2021, arXiv
-1905.03871, Algorithm 1. The server clips and adds the noise, and is trusted (`privacy.distributed_noise`: clients do).
+1905.03871, Algorithm 1. The server clips and adds the noise, and is trusted. (In `privacy.distributed_noise` the
+clients do both.)
 """
 
 from collections import Counter
@@ -43,58 +44,68 @@ class UpdateSum(Aggregate):
 
 
 class NoisyClippedMean:
-    """A `Fold` of what the clients asked add to what they were sent: each one's whole upload (all fields together) is
-    clipped to an L2 norm, noise is added once to the sums, and they are divided by how many of a group were to be
-    asked, whoever answered: who did not adds nothing, and every group is released with noise.
+    """A `Fold` of clients' updates: the difference between what a client uploads and what it was sent. Each client's
+    whole update (all fields together) is clipped to an L2 norm, and noise is added once to each group's sum. The sum is
+    divided by the expected number of participating clients in the group, also if some of them do not answer. A client
+    that does not answer adds nothing. Every group is released with noise.
 
-    Floating-point tensors and numbers count, BatchNorm's statistics among them; a running variance stays at 0 or above.
-    Integers (its counters) are not released: they are as they were sent, or 0.
+    Floating-point tensors and numbers count, including BatchNorm's statistics; a running variance stays at 0 or above.
+    Integers (BatchNorm's counters) are not released: they stay as they were sent, or are 0.
     """
 
     def __init__(
         self,
         means: Mapping[str, Mean],
-        asked: Sequence[ClientInfo],
+        participants: Sequence[ClientInfo],
         sent_to: Callable[[ClientInfo], Any],
         clip: float,
         noise: float,
         draws: np.random.Generator,
         sampled: tuple[Sequence[ClientInfo], float] | None = None,
     ) -> None:
-        """`noise`: its standard deviation over `clip`, on the sums (z_Δ). `sent_to` gives the record that a client is
-        sent, the same in all of a group. `sampled`: of whom those asked were drawn, each by itself with what chance, so
-        that sums are divided by how many were to be expected; None: who was asked is known.
+        """Prepares the reduction of one round.
+
+        Args:
+            means: the means of the phase, by upload field.
+            participants: the clients of the round.
+            sent_to: returns the record that a client is sent. It is the same for all clients of a group.
+            clip: the L2 norm to which updates are clipped.
+            noise: standard deviation of the noise on the sums, divided by `clip` (z_Δ).
+            draws: the randomness of the noise.
+            sampled: the clients from which `participants` were drawn independently, and the probability of each. Sums
+                are divided by the expected number. None: the number of participants is public.
 
         Raises:
-            GenfedError: those asked were drawn, and a group was sent no state to release where nobody of it was.
+            GenfedError: participants were drawn, and a group was sent no state that could be released if none of its
+                clients were drawn.
         """
-        everybody, chance = sampled or (asked, 1.0)
+        population, chance = sampled or (participants, 1.0)
         self._means, self._clip, self._noise, self._draws = means, clip, noise, draws
-        self._fold = Fold({name: UpdateSum(mean) for name, mean in means.items()}, list(asked))
-        of = {name: Counter(mean.group(info) for info in everybody) for name, mean in means.items()}
-        self._expected = {name: {group: n * chance for group, n in counts.items()} for name, counts in of.items()}
-        self._like: dict[tuple[str, str], Any] = {}  # the state sent; where none was, an upload
-        self.expected = len(everybody) * chance
+        self._fold = Fold({name: UpdateSum(mean) for name, mean in means.items()}, list(participants))
+        sizes = {name: Counter(mean.group(info) for info in population) for name, mean in means.items()}
+        self._expected = {name: {group: n * chance for group, n in counts.items()} for name, counts in sizes.items()}
+        self._like: dict[tuple[str, str], Any] = {}  # the state that was sent; where there is none, an upload
+        self.expected = len(population) * chance
         self._within, self._answered = 0, 0
-        groups = {tuple(mean.group(info) for mean in means.values()): info for info in everybody}
+        groups = {tuple(mean.group(info) for mean in means.values()): info for info in population}
         for info in groups.values():
             record = sent_to(info)
             for name, mean in means.items():
                 if (before := getattr(record, name, None)) is not None:
                     self._like[name, mean.group(info)] = mean.extract(before)
         self._sent = set(self._like)
-        wanted = {(name, group) for name, counts in self._expected.items() for group in counts}
-        if sampled and (lacking := sorted(wanted - self._sent)):
+        required = {(name, group) for name, counts in self._expected.items() for group in counts}
+        if sampled and (lacking := sorted(required - self._sent)):
             raise GenfedError(
-                f"{lacking[0][0]} was not sent, so that secret_sampling has nothing to release where nobody is asked "
-                "for it"
+                f"{lacking[0][0]} was not sent, so secret_sampling has nothing to release in a round without a client "
+                "that uploads it"
             )
 
     def add(self, info: ClientInfo, upload: object, weight: float, sent: object = None) -> None:
-        """Folds one reply in; its weight does not count.
+        """Adds one reply. Its weight does not count.
 
         Raises:
-            GenfedError: it does not fit those before it, or was made from another state than theirs.
+            GenfedError: its names or shapes differ from those before it, or it was computed from another state.
         """
         updates = {}
         for name, mean in self._means.items():
@@ -109,36 +120,36 @@ class NoisyClippedMean:
         self._within, self._answered = self._within + (length <= self._clip), self._answered + 1
 
     def skip(self, info: ClientInfo) -> None:
-        """Leaves a client out: as if it had added nothing."""
+        """Excludes a client, which then adds nothing."""
         self._fold.skip(info)
 
     def finish(self) -> dict[str, Any]:
-        """What `update` gets, with noise that is drawn anew whenever this is called.
+        """Returns the reduced values that `update` gets. Every call draws new noise.
 
         Raises:
-            GenfedError: nobody in a group answered, and there is no state that was sent.
+            GenfedError: no client of a group answered, and the group was sent no state.
         """
         sums, found = self._fold.finish(), {}
         for name, mean in self._means.items():
             parts = {}
             for group, count in sorted(self._expected[name].items()):
                 if (like := self._like.get((name, group))) is None:
-                    raise GenfedError(f"no client{f' of architecture {group}' if group else ''} gave its {name}")
+                    raise GenfedError(f"no client{f' of architecture {group}' if group else ''} uploaded {name}")
                 total = sums[name].get(group, map_tree(lambda leaf: 0.0, like))
-                parts[group] = self._released("", like, total, (name, group) in self._sent, count)
+                parts[group] = self._release("", like, total, (name, group) in self._sent, count)
             found[name] = mean.join_groups(parts)
         return found
 
     def share_within(self, noise: float) -> float:
-        """Of the updates the share that was no longer than the clip, with noise of this standard deviation on the
-        count. Who did not answer counts for half.
+        """Returns the share of the updates that were not clipped. Noise of this standard deviation is added to their
+        number. A client that did not answer counts as one half.
         """
         count = self._within - self._answered / 2 + (noise * float(self._draws.standard_normal()) if noise else 0.0)
         return count / self.expected + 0.5
 
-    def _released(self, key: str, like: Any, total: Any, sent: bool, count: float) -> Any:
+    def _release(self, key: str, like: Any, total: Any, sent: bool, count: float) -> Any:
         if isinstance(like, dict):
-            return {k: self._released(k, like[k], total[k], sent, count) for k in like}
+            return {k: self._release(k, like[k], total[k], sent, count) for k in like}
         if isinstance(like, Tensor) and not like.is_floating_point():
             return like.clone() if sent else torch.zeros_like(like)
         if self._noise:

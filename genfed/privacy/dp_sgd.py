@@ -1,6 +1,6 @@
 """DP-SGD: Abadi, Chu, Goodfellow, McMahan, Mironov, Talwar, Zhang, Deep Learning with Differential Privacy, CCS 2016,
-arXiv 1607.00133, Algorithm 1. Opacus's hooks give every example's gradient; here they are clipped, added up and
-given noise.
+arXiv 1607.00133, Algorithm 1. Opacus's hooks compute every example's gradient; this file clips the gradients, adds them
+up and adds noise.
 """
 
 import math
@@ -21,20 +21,20 @@ from genfed.training.fit import Objective, train_step
 from genfed.training.pixels import normalize_pixels
 
 AT_ONCE = 2**26
-"""Numbers in the gradients of examples that are held at once (256 MB); a batch with more is taken in parts."""
+"""Maximum count of numbers in per-example gradients held at once (256 MB). A larger batch is processed in parts."""
 
 
 def plan_batches(training: DeclaredTraining, examples: int) -> tuple[float, int]:
-    """Returns the chance of each example to be in a batch, which is one over the batches of an epoch, and the number of
-    batches of the whole training.
+    """Returns the probability that an example is in a batch (1 / batches per epoch), and the number of batches of the
+    whole training.
     """
     epoch = max(1, math.ceil(examples / training.batch_size))
     return 1 / epoch, training.epochs * epoch
 
 
 class DPSGDTrainer:
-    """A `core.privacy.PrivateTrainer` for one client in one round: batches are Poisson samples, and the mean gradient
-    is the noisy sum of clipped gradients over the expected batch size.
+    """A `core.privacy.PrivateTrainer` for one client in one round. Batches are Poisson samples. The mean gradient is
+    the noisy sum of clipped gradients divided by the expected batch size.
     """
 
     def __init__(
@@ -44,13 +44,13 @@ class DPSGDTrainer:
         draws: np.random.Generator,
         declared: Iterable[DeclaredTraining],
     ) -> None:
-        """Takes what one round needs.
+        """Prepares one round.
 
         Args:
-            clip_norm: the L2 norm that the gradient of each example is clipped to.
+            clip_norm: the L2 norm to which the gradient of each example is clipped.
             noise_multiplier: standard deviation of the noise divided by `clip_norm`. 0: no noise.
             draws: the randomness of batches and noise.
-            declared: the trainings that the phase declared; each can be done once.
+            declared: the trainings that the phase declared; each may be done once.
         """
         self._clip_norm, self._noise_multiplier, self._draws = clip_norm, noise_multiplier, draws
         self._left = [training for training in declared if training.epochs]
@@ -59,7 +59,7 @@ class DPSGDTrainer:
         """See `core.privacy.PrivateTrainer`.
 
         Raises:
-            GenfedError: a network that cannot be trained per example, or a training that was not declared.
+            GenfedError: a network has no per-example gradients, or the training was not declared.
         """
         training, device = DeclaredTraining(epochs, batch_size), data.y.device
         if epochs:
@@ -68,7 +68,7 @@ class DPSGDTrainer:
             self._left.remove(training)
         rate, steps = plan_batches(training, len(data))
         expected = rate * len(data)
-        # The losses' own draws are secret too: then it does not matter to which example of a batch they go.
+        # The random numbers that losses draw are secret too, so it does not matter which example of a batch gets which.
         rng = torch.Generator().manual_seed(int(self._draws.integers(2**62)))
         with seeded(rng), ExitStack() as stack:  # dropout
             hooks = {id(o): stack.enter_context(hook_per_example(o)) for o in objectives if o.sees_data}
@@ -77,7 +77,7 @@ class DPSGDTrainer:
                 for objective in objectives:
                     if objective.sees_data:
                         self._step(objective, hooks[id(objective)], data[chosen], expected, rng)
-                    else:  # the size of the batch would say something of the examples, too
+                    else:  # the real size of the batch would reveal something about the examples
                         size = max(1, round(expected))
                         blank = torch.zeros(size, *data.x.shape[1:], device=device)
                         with hooks_disabled(list(hooks.values())):
@@ -86,7 +86,7 @@ class DPSGDTrainer:
     def finish(self) -> None:
         """See `core.privacy.PrivateTrainer`."""
         if self._left:
-            raise GenfedError(f"{self._left[0]} was declared by the method, and not trained by DP-SGD")
+            raise GenfedError(f"{self._left[0]} was declared by the method, but not trained by DP-SGD")
 
     def _step(self, objective: Objective, hooks: Any, batch: Data, expected: float, rng: torch.Generator) -> None:
         parameters = parameters_of(objective)
@@ -115,9 +115,9 @@ class DPSGDTrainer:
 
 
 def clip_and_sum(gradients: Sequence[Tensor], clip: float) -> list[Tensor]:
-    """Returns the sum over examples of their gradients, each clipped to the norm `clip` over all parameters:
+    """Clips each example's gradient to the L2 norm `clip` over all parameters, and returns the sum over examples:
     [n, *shape] per parameter → [*shape] per parameter. A gradient that is not finite counts as 0, since a failure would
-    say something of its example.
+    reveal something about its example.
     """
     norms = torch.stack([g.flatten(1).norm(dim=1) for g in gradients]).norm(dim=0)
     if not bool((finite := torch.isfinite(norms)).all()):

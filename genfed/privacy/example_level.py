@@ -1,4 +1,4 @@
-"""Example-level differential privacy of a trial: the clients' budgets, and what they guarantee."""
+"""Example-level differential privacy of a trial: the clients' budgets, and the guarantee that follows."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,7 +20,7 @@ LEDGER = "ledger.safetensors"
 
 
 class TrialBudget:
-    """The clients' budgets of a trial; a `core.privacy.BudgetKeeper`."""
+    """The privacy budgets of a trial's clients; a `core.privacy.BudgetKeeper`."""
 
     def __init__(
         self,
@@ -31,16 +31,16 @@ class TrialBudget:
         examples: Mapping[int, int],
         charge_site: Callable[[tuple[Charge, ...]], None] | None = None,
     ) -> None:
-        """Takes what is known before the first round.
+        """Prepares the budgets before the first round.
 
         Args:
-            how: the settings of the budgets and of DP-SGD.
+            how: settings of the budgets and of DP-SGD.
             plan: each client's noise.
             declared: the trainings of each phase.
-            seed: the run's, for noise that tests repeat.
-            examples: how many examples each client has.
-            charge_site: called with new charges before they are on a client's ledger; raises where it refuses them.
-                If the process is killed between the two, the charges count there twice.
+            seed: seed of the run, for noise that tests can repeat.
+            examples: number of each client's examples.
+            charge_site: called with new charges before they are in a client's ledger; raises to refuse them. If the
+                process is killed between the two, the site is charged twice. None: no budget of a site.
         """
         self._how, self._plan, self._declared, self._seed, self._examples = how, plan, declared, seed, examples
         self._charge_site = charge_site
@@ -57,17 +57,18 @@ class TrialBudget:
         return DPSGDTrainer(self._how.max_grad_norm, noise, draws, declared)
 
     def charge(self, folder: Path, more: tuple[Charge, ...]) -> None:
-        """Adds these to the ledger in a client's folder, unless they are its last and nothing of that work has left.
+        """Adds charges to the ledger in a client's folder, unless they are its last ones and no result of that work has
+        left the client.
 
         Raises:
-            GenfedError: the client's budget or the site's does not hold them; nothing is charged.
+            GenfedError: the charges exceed the budget of the client or of the site; nothing is charged.
         """
         ledger = read_ledger(folder)
         if (folder / UNSETTLED).exists() and ledger.charged(more):
             return
         ledger = Ledger((*ledger.charges, *more))
         if not fits_budget(sum_by_mechanism(ledger.charges), self._how):
-            raise GenfedError(f"its privacy budget of ε = {self._how.epsilon:g} does not hold another round")
+            raise GenfedError(f"another round would exceed its privacy budget of ε = {self._how.epsilon:g}")
         if self._charge_site is not None:
             self._charge_site(more)
         folder.mkdir(parents=True, exist_ok=True)
@@ -76,19 +77,26 @@ class TrialBudget:
 
 
 def read_ledger(folder: Path) -> Ledger:
-    """Returns what was charged to the client whose folder it is."""
+    """Returns the ledger in a client's folder. A missing file is an empty ledger."""
     return load(Ledger, folder / LEDGER) if (folder / LEDGER).exists() else Ledger()
 
 
 def read_charges(folder: Path, clients: Iterable[int]) -> dict[int, list[Mechanism]]:
-    """Returns what was charged to each of these clients in the trial of this folder."""
+    """Returns the mechanisms that each of these clients was charged for; `folder` is the trial's."""
     return {client: sum_by_mechanism(read_ledger(folder / "clients" / str(client)).charges) for client in clients}
 
 
 def example_level_guarantee(
     how: DPSGD, plan: PrivacyPlan, spent: Mapping[int, Sequence[Mechanism]], *, pooled: bool
 ) -> PrivacyGuarantee:
-    """Returns what protects the examples, by what each client was charged. `pooled`: see `PrivacyGuarantee`."""
+    """Returns the guarantee for the examples of a trial.
+
+    Args:
+        how: settings of the budgets and of DP-SGD.
+        plan: each client's noise.
+        spent: the mechanisms that each client was charged for.
+        pooled: see `PrivacyGuarantee`.
+    """
     worst = max(epsilon(each, how.delta, how.accountant) for each in spent.values())
     return PrivacyGuarantee(
         epsilon=worst if math.isfinite(worst) else None,

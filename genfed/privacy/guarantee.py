@@ -8,29 +8,32 @@ Level = Literal["example", "client"]
 
 @dataclass(frozen=True)
 class PrivacyGuarantee:
-    """Differential privacy of every single example of a client, or of every client, by what clients were charged; see
-    docs/privacy.md.
+    """Differential privacy of every example of a client, or of every client, computed from what clients were charged;
+    see docs/privacy.md.
     """
 
     epsilon: float | None
-    """ε of the client that spent most; None: ∞, without noise."""
+    """ε of the client that spent most. None: ∞, since there was no noise."""
     target: float | None
-    """The budget; None: there was none."""
+    """Privacy budget (ε). None: no budget was set."""
     delta: float
+    """Probability that the guarantee ε fails (δ)."""
     accountant: str
-    """"prv" or "rdp"; Opacus's."""
+    """Accountant of Opacus: "prv" or "rdp"."""
     noise_multiplier: tuple[float, float]
-    """Least and most of all clients."""
+    """Smallest and largest noise multiplier of all clients."""
     max_grad_norm: float
-    """Norm that gradients of examples, or updates of clients, are cut to; the first one, where it adapts."""
+    """L2 norm to which gradients of examples, or updates of clients, are clipped. With adaptive clipping: the norm of
+    the first round."""
     steps: int
-    """Of DP-SGD, or rounds, by the client that took most."""
+    """Largest number of DP-SGD steps of a client; under client-level privacy, of rounds."""
     reproducible_noise: bool = False
-    """Whether noise came from the run's seed: then nothing is private."""
+    """Whether the noise came from the run's seed. True: nothing is private."""
     pooled: bool = False
     """Whether ε is that of one of several models, each trained on all examples."""
-    mechanism: str = "DP-SGD: Gaussian noise on cut gradients of Poisson-sampled batches"
+    mechanism: str = "DP-SGD: Gaussian noise on clipped gradients of Poisson-sampled batches"
+    """Text that names the mechanism."""
     level: Level = "example"
-    """What ε is of."""
+    """Unit that ε protects."""
     distributed: bool = False
-    """Whether clients add the noise themselves, and the server sees a noised sum alone."""
+    """Whether clients add the noise themselves, so that the server sees only noisy sums."""

@@ -1,4 +1,4 @@
-"""What was charged to a client's privacy budget."""
+"""The charges to a client's privacy budget."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,32 +6,34 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Charge:
-    """What one training in one round cost: so many steps of the Gaussian mechanism on a Poisson sample."""
+    """The cost of one training in one round: `steps` steps of the Gaussian mechanism on Poisson samples."""
 
     phase: str
     round: int
     step: int
-    """Of the trial: rounds over all phases."""
+    """Number of the round, counted over all phases of the trial."""
     rate: float
+    """Probability that an example is in a batch."""
     noise_multiplier: float
     steps: int
+    """Number of batches."""
 
 
 @dataclass(frozen=True)
 class Ledger:
-    """All that was ever charged to a client's budget; kept by the client, and only added to."""
+    """All charges ever made to a client's budget. The client stores it and only adds to it."""
 
     charges: tuple[Charge, ...] = ()
 
     def charged(self, more: tuple[Charge, ...]) -> bool:
-        """Whether the last charges are these. Others for the same step are new, or whoever names the steps could have
-        more trained for the price of less.
+        """Returns whether the last charges are `more`. Different charges for the same step are new ones: otherwise a
+        server could have a client train more than it is charged for.
         """
         return self.charges[-len(more) :] == more
 
 
 def sum_by_mechanism(charges: Sequence[Charge]) -> list[tuple[float, float, int]]:
-    """(noise multiplier, rate, steps) of all charges, those of one mechanism added up."""
+    """Returns (noise multiplier, rate, steps) of all charges, with the steps of equal mechanisms added up."""
     found: dict[tuple[float, float], int] = {}
     for charge in charges:
         key = (charge.noise_multiplier, charge.rate)

@@ -1,4 +1,4 @@
-"""The noise of a trial: planned once before its first round, written down, and handed on as numbers."""
+"""The noise of a trial. It is planned once before the first round, and stored."""
 
 import math
 from collections import Counter
@@ -22,23 +22,28 @@ class PrivacyPlan:
     """The noise of a trial."""
 
     noise_multiplier: dict[int, float]
-    """Noise multiplier by client. Under client-level privacy all clients have the same."""
+    """Noise multiplier by client. Under client-level privacy, all clients have the same one."""
 
     @property
     def common_multiplier(self) -> float:
-        """The noise multiplier under client-level privacy."""
+        """The one noise multiplier under client-level privacy."""
         return next(iter(self.noise_multiplier.values()))
 
     def client_std(self, clip: float, smallest_sum: int) -> float:
-        """Returns the standard deviation of the noise that each client adds, so that `smallest_sum` of them suffice."""
+        """Returns the standard deviation of the noise that each client adds.
+
+        Args:
+            clip: the L2 norm to which updates are clipped.
+            smallest_sum: the smallest number of clients whose noise together must be enough.
+        """
         return self.common_multiplier / math.sqrt(smallest_sum) * clip
 
 
 def settle_plan(folder: Path, how: DPSGD | DPFedAvg, schedule: Schedule) -> PrivacyPlan:
-    """Returns the noise of the trial in `folder`: planned when this is first called, and read from there ever after.
+    """Returns the noise of the trial in `folder`. The first call plans and stores it; later calls read it.
 
     Raises:
-        GenfedError: no noise suffices, or the rounds are not known in advance and the noise must be found.
+        GenfedError: no noise is enough, or the noise must be computed and the rounds are not known in advance.
     """
     file = folder / PLAN
     if not file.exists():
@@ -56,11 +61,11 @@ def settle_plan(folder: Path, how: DPSGD | DPFedAvg, schedule: Schedule) -> Priv
 
 
 def plan_example_noise(how: DPSGD, schedule: Schedule) -> dict[int, float]:
-    """Returns each client's noise multiplier: the one that is set, or the least that its trainings need. A client whose
-    examples are at another site has none.
+    """Returns each client's noise multiplier: the one that is set, or the smallest that its trainings allow. A client
+    whose examples are at another site is not included.
 
     Raises:
-        GenfedError: as `settle_plan`.
+        GenfedError: see `settle_plan`.
     """
     if how.noise_multiplier is not None:
         return {info.id: how.noise_multiplier for info in schedule.clients}
@@ -77,15 +82,15 @@ def plan_example_noise(how: DPSGD, schedule: Schedule) -> dict[int, float]:
 
 
 def count_trainings(schedule: Schedule) -> dict[int, Counter[DeclaredTraining]]:
-    """Returns by client how often it will do each training, over all phases and the rounds that it takes part in.
+    """Returns by client how often it does each training, over all phases and the rounds that it takes part in.
 
     Raises:
-        GenfedError: the rounds of a phase are not known in advance.
+        GenfedError: the number of rounds of a phase is not known in advance.
     """
     if unplanned := schedule.open_ended_phases():
         raise GenfedError(
-            f"how many rounds phase {unplanned[0].name!r} has is known only when it begins, so privacy.epsilon cannot "
-            "be planned for; set privacy.noise_multiplier"
+            f"phase {unplanned[0].name!r} decides how many rounds it has only when it begins, so no noise can be "
+            "computed from privacy.epsilon; set privacy.noise_multiplier"
         )
     declared = schedule.method.private_trainings() or {}
     found: dict[int, Counter[DeclaredTraining]] = {info.id: Counter() for info in schedule.clients}
@@ -96,10 +101,10 @@ def count_trainings(schedule: Schedule) -> dict[int, Counter[DeclaredTraining]]:
 
 
 def estimate_cost(how: DPSGD, schedule: Schedule, client: int) -> list[Mechanism]:
-    """Returns what all rounds will cost a client. Empty: that is not known. Nothing is written.
+    """Returns the mechanisms that a client is charged for over all rounds. Empty: not known in advance. Writes no file.
 
     Raises:
-        GenfedError: as `settle_plan`.
+        GenfedError: see `settle_plan`.
     """
     if how.noise_multiplier is not None and schedule.open_ended_phases():
         return []
@@ -109,7 +114,7 @@ def estimate_cost(how: DPSGD, schedule: Schedule, client: int) -> list[Mechanism
     if noise is None:
         noise = noise_for(trainings, how)
     ahead = [(noise, rate, steps) for rate, steps in trainings]
-    return ahead if fits_budget(ahead, how) else []  # the client will stop before, where is not known
+    return ahead if fits_budget(ahead, how) else []  # the client stops earlier; when is not known
 
 
 def _rates_and_steps(trainings: Mapping[DeclaredTraining, int], examples: int) -> list[tuple[float, int]]:
@@ -121,30 +126,31 @@ def _rates_and_steps(trainings: Mapping[DeclaredTraining, int], examples: int) -
 
 
 def plan_client_noise(how: DPFedAvg, schedule: Schedule) -> float:
-    """Returns the noise multiplier of all clients: the one that is set, or the least that their rounds need.
+    """Returns the noise multiplier of all clients: the one that is set, or the smallest that their rounds allow.
 
     Raises:
-        GenfedError: the rounds are not known in advance, or the budget does not hold the noise that is set.
+        GenfedError: the noise must be computed and the rounds are not known in advance, or the noise that is set
+            exceeds the budget.
     """
     rounds, rate = count_charged_rounds(how, schedule), sampling_rate(how, schedule.fraction)
     if how.noise_multiplier is None:
         if rounds is None:
             raise GenfedError(
-                "how many rounds there will be is not known in advance, so privacy.epsilon cannot be planned "
-                "for; set privacy.noise_multiplier"
+                "the number of rounds is not known in advance, so no noise can be computed from privacy.epsilon; "
+                "set privacy.noise_multiplier"
             )
         return noise_for([(rate, rounds)], how)
     if rounds and not fits_budget(spent := [(how.noise_multiplier, rate, rounds)], how):
         came = epsilon(spent, how.delta, how.accountant)
         raise GenfedError(
             f"privacy.epsilon = {how.epsilon:g}: with noise_multiplier = {how.noise_multiplier:g}, {rounds} "
-            f"rounds of a client come to ε = {came:.2f}; have fewer rounds or more noise"
+            f"rounds cost a client ε = {came:.2f}; set fewer rounds or more noise"
         )
     return how.noise_multiplier
 
 
 def count_charged_rounds(how: DPFedAvg, schedule: Schedule) -> int | None:
-    """Returns the rounds that the client which is charged most pays for. None: it is not known in advance."""
+    """Returns the largest number of rounds that a client is charged for. None: not known in advance."""
     if any(phase.aggregate for phase in schedule.open_ended_phases()):
         return None
     uploads = [clients for _, clients in schedule.uploads()]
@@ -154,13 +160,13 @@ def count_charged_rounds(how: DPFedAvg, schedule: Schedule) -> int | None:
 
 
 def sampling_rate(how: DPFedAvg, fraction: float) -> float:
-    """Returns the rate of the subsampled Gaussian mechanism that a round is for a client which is charged for it."""
-    # differs from the paper, but with secret_sampling: nothing is gained by sampling. Who takes part follows from the
-    # seed, which clients know; so a round that a client takes part in is a whole Gaussian mechanism for it, and the
-    # others are none.
+    """Returns the sampling rate of the subsampled Gaussian mechanism that a charged client pays for in a round."""
+    # differs from the paper, except with secret_sampling: sampling does not reduce the cost. The seed, which clients
+    # know, decides which of them take part. So a round is a full Gaussian mechanism for its clients, and costs the
+    # others nothing.
     return fraction if how.secret_sampling else 1.0
 
 
 def expected_participants(how: DPFedAvg, schedule: Schedule, selected: int) -> float:
-    """Returns how many clients take part in a round, as far as it is known to all; `selected` are drawn."""
+    """Returns the number of clients in a round: `selected`, or the expected number where selection is secret."""
     return schedule.fraction * len(schedule.clients) if how.secret_sampling else selected

@@ -1,4 +1,4 @@
-"""The privacy budget of a site's examples over all runs that the site takes part in."""
+"""The privacy budget of a site's examples over all runs in which the site takes part."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ from genfed.privacy.accounting import Mechanism, PrivacyLimit, epsilon, fits_bud
 from genfed.privacy.ledger import Charge, sum_by_mechanism
 
 BUDGET = "budget.safetensors"
-"""In a site's folder. Whoever deletes it gives the site's examples a new budget."""
+"""Name of a file in the site's folder. If it is deleted, the site's examples have a new, full budget."""
 
 
 @dataclass(frozen=True)
 class TrialKey:
-    """Whose charges they are."""
+    """The names that identify a trial."""
 
     run: str
     method: str
@@ -25,83 +25,89 @@ class TrialKey:
 
 @dataclass(frozen=True)
 class TrialCharges:
-    """What was charged in one trial."""
+    """The charges of one trial."""
 
-    bill: TrialKey
+    trial: TrialKey
     charges: tuple[Charge, ...]
 
 
 @dataclass(frozen=True)
 class SiteLedger:
-    """All that was ever charged to a site, the oldest trial first; only added to."""
+    """All charges ever made to a site, the oldest trial first. The site only adds to it."""
 
-    paid: tuple[TrialCharges, ...] = ()
+    trials: tuple[TrialCharges, ...] = ()
 
     def mechanisms(self, without: Collection[TrialKey] = ()) -> list[Mechanism]:
-        """Of all trials but these."""
-        return sum_by_mechanism([charge for p in self.paid if p.bill not in without for charge in p.charges])
+        """Returns the mechanisms that were charged in all trials except those in `without`."""
+        kept = [each for each in self.trials if each.trial not in without]
+        return sum_by_mechanism([charge for each in kept for charge in each.charges])
 
-    def plus(self, bill: TrialKey, more: tuple[Charge, ...]) -> "SiteLedger":
-        """With these charged to that trial."""
-        known = any(each.bill == bill for each in self.paid)
-        paid = self.paid if known else (*self.paid, TrialCharges(bill, ()))
-        return SiteLedger(tuple(TrialCharges(p.bill, (*p.charges, *more)) if p.bill == bill else p for p in paid))
+    def add(self, trial: TrialKey, more: tuple[Charge, ...]) -> "SiteLedger":
+        """Returns the ledger with more charges to a trial."""
+        known = any(each.trial == trial for each in self.trials)
+        trials = self.trials if known else (*self.trials, TrialCharges(trial, ()))
+        return SiteLedger(tuple(TrialCharges(t.trial, (*t.charges, *more)) if t.trial == trial else t for t in trials))
 
 
 class SiteBudget:
-    """The budget of a site over all runs, as one trial is charged to it."""
+    """The budget of a site over all runs, to which one trial is charged."""
 
     def __init__(self, folder: Path, limit: PrivacyLimit, trial: TrialKey) -> None:
-        """`folder` is the site's."""
+        """Prepares the charges; `folder` is the site's."""
         self._folder, self._limit, self._trial = folder, limit, trial
 
     def charge(self, more: tuple[Charge, ...]) -> None:
-        """Charges the trial, on the disk before this returns.
+        """Charges the trial. The charges are on disk before this returns.
 
         Raises:
-            GenfedError: the site's budget does not hold it; nothing is charged.
+            GenfedError: the charges exceed the site's budget; nothing is charged.
         """
         with lock_folder(self._folder):
-            account = read_site_ledger(self._folder)
-            after = account.plus(self._trial, more)
+            ledger = read_site_ledger(self._folder)
+            after = ledger.add(self._trial, more)
             if not fits_budget(after.mechanisms(), self._limit):
-                spent = _describe_spent(account, self._limit)
-                raise GenfedError(f"the site's privacy budget over all runs does not hold it: {spent}")
+                spent = _describe_spent(ledger, self._limit)
+                raise GenfedError(f"another round would exceed the site's privacy budget over all runs: {spent}")
             save(after, self._folder / BUDGET)
 
 
 def read_site_ledger(folder: Path) -> SiteLedger:
-    """What was charged to the site whose folder it is."""
+    """Returns the ledger in a site's folder. A missing file is an empty ledger."""
     return load(SiteLedger, folder / BUDGET) if (folder / BUDGET).exists() else SiteLedger()
 
 
-def check_ahead(folder: Path, limit: PrivacyLimit, ahead: Sequence[Mechanism], bills: Collection[TrialKey]) -> None:
-    """Refuses a run that would cost more than is left; `bills` are of its trials, of which some may be paid.
+def check_ahead(folder: Path, limit: PrivacyLimit, ahead: Sequence[Mechanism], trials: Collection[TrialKey]) -> None:
+    """Refuses a run that would exceed the site's budget.
+
+    Args:
+        folder: the site's folder.
+        limit: the site's budget.
+        ahead: the mechanisms of the whole run.
+        trials: the trials of the run; charges that they have already are not counted again.
 
     Raises:
-        GenfedError: it would.
+        GenfedError: the run would exceed the budget.
     """
-    account = read_site_ledger(folder)
-    if not fits_budget([*account.mechanisms(without=bills), *ahead], limit):
-        come = epsilon(ahead, limit.delta, limit.accountant)
+    ledger = read_site_ledger(folder)
+    if not fits_budget([*ledger.mechanisms(without=trials), *ahead], limit):
+        cost = epsilon(ahead, limit.delta, limit.accountant)
         raise GenfedError(
-            f"the site's privacy budget over all runs does not hold this one, which comes to ε = {come:.2f}: "
-            f"{_describe_spent(account, limit)}"
+            f"this run costs ε = {cost:.2f} and would exceed the site's privacy budget over all runs: "
+            f"{_describe_spent(ledger, limit)}"
         )
 
 
 def read_budget_table(folder: Path, limit: PrivacyLimit) -> list[tuple[str, ...]]:
-    """A row for each trial, the oldest first: run, method, seed, steps, its ε, and that of all up to it."""
-    rows, paid = [], read_site_ledger(folder).paid
-    for count, each in enumerate(paid, 1):
-        alone, whole = SiteLedger((each,)).mechanisms(), SiteLedger(paid[:count]).mechanisms()
-        come = [f"{epsilon(cost, limit.delta, limit.accountant):.2f}" for cost in (alone, whole)]
-        rows.append(
-            (each.bill.run, each.bill.method, str(each.bill.seed), str(sum(steps for _, _, steps in alone)), *come)
-        )
+    """Returns a row per trial, the oldest first: run, method, seed, steps, its ε, and the ε of all trials up to it."""
+    rows, trials = [], read_site_ledger(folder).trials
+    for count, each in enumerate(trials, 1):
+        alone, total = SiteLedger((each,)).mechanisms(), SiteLedger(trials[:count]).mechanisms()
+        costs = [f"{epsilon(cost, limit.delta, limit.accountant):.2f}" for cost in (alone, total)]
+        steps, key = sum(steps for _, _, steps in alone), each.trial
+        rows.append((key.run, key.method, str(key.seed), str(steps), *costs))
     return rows
 
 
-def _describe_spent(account: SiteLedger, limit: PrivacyLimit) -> str:
-    spent = epsilon(account.mechanisms(), limit.delta, limit.accountant)
+def _describe_spent(ledger: SiteLedger, limit: PrivacyLimit) -> str:
+    spent = epsilon(ledger.mechanisms(), limit.delta, limit.accountant)
     return f"of ε = {limit.epsilon:g} at δ = {limit.delta:g}, {spent:.2f} is spent"

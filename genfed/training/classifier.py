@@ -92,9 +92,9 @@ def train(
         assert isinstance(where, Client), "a server has no examples of its own"
         data = where.data
     loss = cross_entropy(network) if training.augmentation == "none" else augment(network, training.augmentation)
-    player = Objective(loss, training.new_optimizer(network.train()), penalty, network)
+    objective = Objective(loss, training.new_optimizer(network.train()), penalty, network)
     return fit(
-        [player],
+        [objective],
         data,
         epochs=training.epochs if epochs is None else epochs,
         batch_size=training.batch_size,

@@ -794,7 +794,7 @@ def test_what_protects_at_sites_comes_to_the_bits_of_the_embedded_engine(
         (
             {"privacy": HERE | {"epsilon": 0.5}},
             {"privacy": EXAMPLES | NOISY},
-            "site b: the site's privacy budget over all runs does not hold this one, which comes to ε = 2.71: "
+            "site b: this run costs ε = 2.71 and would exceed the site's privacy budget over all runs: "
             "of ε = 0.5 at δ = 0.001, 0.00 is spent",
         ),
         (
@@ -846,12 +846,13 @@ def test_a_site_s_budget_is_for_all_runs_together(tmp_path: Path, capsys: pytest
     files = sites(config, tmp_path / "sites", b={"privacy": HERE | {"epsilon": 1.3}})
     assert not serve(config, Grid(files), tmp_path / "first").error
     folder = site_settings.read_site(files[1]).folder
-    (paid,) = read_site_ledger(folder).paid
+    (paid,) = read_site_ledger(folder).trials
     assert [(charge.phase, charge.round, charge.step) for charge in paid.charges] == [("train", 0, 0), ("train", 1, 1)]
     assert not serve(config, Grid(files), tmp_path / "second").error
     third = serve(config, Grid(files), tmp_path / "third")
-    assert third.error.startswith("site b: the site's privacy budget over all runs does not hold this one")
-    assert len(read_site_ledger(folder).paid) == 2
+    assert third.error.startswith("site b: this run costs ε = ")
+    assert "and would exceed the site's privacy budget over all runs" in third.error
+    assert len(read_site_ledger(folder).trials) == 2
     capsys.readouterr()
     with pytest.raises(SystemExit) as caught:
         main(["site", "budget", str(files[1])])
@@ -901,7 +902,7 @@ def test_a_server_cannot_have_more_trained_than_is_charged(tmp_path: Path) -> No
     first = letter(config, "gefl", "generator")
 
     def charged() -> list[tuple[int, int]]:
-        return [(charge.step, charge.steps) for each in read_site_ledger(folder).paid for charge in each.charges]
+        return [(charge.step, charge.steps) for each in read_site_ledger(folder).trials for charge in each.charges]
 
     answer = asked(file, first, sent)
     paid = charged()
@@ -946,7 +947,7 @@ def test_two_letters_at_once_train_once(tmp_path: Path) -> None:
     with ThreadPoolExecutor(2) as pool:
         both = list(pool.map(lambda _: digest(asked(file, letter(config), initial(config))), range(2)))
     assert both[0] == both[1]
-    (paid,) = read_site_ledger(site_settings.read_site(file).folder).paid
+    (paid,) = read_site_ledger(site_settings.read_site(file).folder).trials
     assert len(paid.charges) == 1
 
 
@@ -988,7 +989,8 @@ def test_a_budget_that_holds_a_run_holds_it_after_a_stop(tmp_path: Path) -> None
     assert not serve(config, Grid(files), tmp_path / "run", on_existing="resume").error
     assert not serve(config, Grid(files), tmp_path / "run", on_existing="resume").error
     other = serve(config, Grid(files), tmp_path / "other")
-    assert "does not hold this one, which comes to ε = 0.78: of ε = 0.8 at δ = 0.001, 0.78 is spent" in other.error
+    assert "this run costs ε = 0.78 and would exceed the site's privacy budget over all runs: " in other.error
+    assert "of ε = 0.8 at δ = 0.001, 0.78 is spent" in other.error
 
 
 def test_what_a_run_s_budget_refuses_costs_the_site_nothing(tmp_path: Path) -> None:
@@ -997,8 +999,8 @@ def test_what_a_run_s_budget_refuses_costs_the_site_nothing(tmp_path: Path) -> N
 
     config = some("fedavg", federation=ALIKE | {"quorum": 0.0}, privacy=EXAMPLES | NOISY | {"epsilon": 2.5})
     files = sites(config, tmp_path / "sites", b={"privacy": HERE})
-    assert "does not hold another round" in serve(config, Grid(files), tmp_path / "run").error
-    (paid,) = read_site_ledger(site_settings.read_site(files[1]).folder).paid
+    assert "another round would exceed its privacy budget" in serve(config, Grid(files), tmp_path / "run").error
+    (paid,) = read_site_ledger(site_settings.read_site(files[1]).folder).trials
     assert len(paid.charges) == 1
 
 

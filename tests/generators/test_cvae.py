@@ -105,8 +105,8 @@ def test_paper_size() -> None:
 def test_any_image(channels: int, height: int, width: int, classes: int, n: int) -> None:
     network = small(channels, height, width, classes=classes)
     x, y = torch.rand(n, channels, height, width) * 2 - 1, torch.randint(classes, (n,))
-    (player,) = network.objectives()
-    loss = player.loss(x, y, rng())
+    (objective,) = network.objectives()
+    loss = objective.loss(x, y, rng())
     assert loss.shape == (n,)
     assert loss.isfinite().all()
     loss.mean().backward()  # type: ignore[no-untyped-call]
@@ -141,16 +141,16 @@ def test_every_setting_counts(change: dict[str, float]) -> None:
     samples = []
     for config in (CVAE(width=4, latent_dim=3), replace(CVAE(width=4, latent_dim=3), **change)):  # type: ignore[arg-type]
         network = config.new(task(1, 8, 8), rng())
-        (player,) = network.objectives()
+        (objective,) = network.objectives()
         for _ in range(3):
-            train_step(player, x, y, rng(1))
+            train_step(objective, x, y, rng(1))
         samples.append(network.sample(y, rng(2)))
     assert not torch.equal(*samples)
 
 
 def test_the_decay_is_the_published_one_for_a_batch_of_64() -> None:
-    (player,) = small(1, 8, 8).objectives()
-    (group,) = player.optimizer.param_groups
+    (objective,) = small(1, 8, 8).objectives()
+    (group,) = objective.optimizer.param_groups
     assert group["weight_decay"] == 1e-3 / 64
     assert group["lr"] == 1e-3
 
@@ -169,9 +169,9 @@ def test_initialisation_and_training_repeat() -> None:
     x, y = torch.rand(6, 1, 12, 12, generator=rng()) * 2 - 1, torch.arange(6)
     networks = [small(1, 12, 12, seed=3), small(1, 12, 12, seed=3)]
     for network in networks:
-        (player,) = network.objectives()
+        (objective,) = network.objectives()
         for i in range(2):
-            train_step(player, x, y, rng(i))
+            train_step(objective, x, y, rng(i))
     first, second = (uploaded_weights(network) for network in networks)
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not torch.equal(small(1, 12, 12, seed=4).planes, small(1, 12, 12, seed=3).planes)
@@ -200,8 +200,8 @@ def test_bfloat16_trains_alike() -> None:
     x, y = torch.rand(8, 1, 16, 16, generator=rng()) * 2 - 1, torch.arange(8)
     losses = []
     for precision in ("float32", "bfloat16"):
-        (player,) = small(1, 16, 16).objectives()
-        losses.append(torch.stack([train_step(player, x, y, rng(i), precision) for i in range(10)]))
+        (objective,) = small(1, 16, 16).objectives()
+        losses.append(torch.stack([train_step(objective, x, y, rng(i), precision) for i in range(10)]))
     torch.testing.assert_close(losses[0], losses[1], rtol=0.05, atol=0)
 
 

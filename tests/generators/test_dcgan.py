@@ -121,9 +121,9 @@ def test_losses_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_each_player_changes_its_own_side_alone() -> None:
     gan = network(1, 8, 8)
     x, y = torch.rand(8, 1, 8, 8) * 2 - 1, torch.arange(8) % 3
-    for place, player in enumerate(gan.objectives()):
+    for place, objective in enumerate(gan.objectives()):
         before = {n: p.detach().clone() for n, p in gan.named_parameters()}
-        train_step(player, x, y, stream(2))
+        train_step(objective, x, y, stream(2))
         changed = {n for n, p in gan.named_parameters() if not torch.equal(p, before[n])}
         making = {n for n in before if n.startswith(MAKING)}
         assert changed

@@ -200,16 +200,16 @@ def test_initialisation_and_training_repeat() -> None:
     x, y = torch.rand(6, 1, 8, 8) * 2 - 1, torch.arange(6) % CLASSES
     models = [network(1, 8, 8), network(1, 8, 8)]
     for model in models:
-        (player,) = model.objectives()
+        (objective,) = model.objectives()
         for i in range(2):
-            train_step(player, x, y, stream(i))
+            train_step(objective, x, y, stream(i))
     first, second = (uploaded_weights(model) for model in models)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_the_learning_rate_falls_linearly() -> None:
     model = network(1, 8, 8, config=DDPM(width=4))
-    assert [group["lr"] for player in model.objectives() for group in player.optimizer.param_groups] == [1e-4]
+    assert [group["lr"] for objective in model.objectives() for group in objective.optimizer.param_groups] == [1e-4]
     assert [model.learning_rate_factor(t / 4) for t in range(4)] == [1, 0.75, 0.5, 0.25]
 
 
@@ -217,8 +217,8 @@ def test_bfloat16_trains_alike() -> None:
     x, y = torch.rand(8, 1, 8, 8) * 2 - 1, torch.arange(8) % CLASSES
     losses = []
     for precision in ("float32", "bfloat16"):
-        (player,) = network(1, 8, 8).objectives()
-        losses.append(torch.stack([train_step(player, x, y, stream(i), precision) for i in range(5)]))
+        (objective,) = network(1, 8, 8).objectives()
+        losses.append(torch.stack([train_step(objective, x, y, stream(i), precision) for i in range(5)]))
     torch.testing.assert_close(losses[0], losses[1], rtol=0.05, atol=0)
 
 

@@ -126,10 +126,10 @@ def test_what_stays_at_home_goes_on_from_round_to_round(tmp_path: Path, monkeypa
     """Kept encoders make uploads smaller, are each client's own, and a round starts from what the one before left."""
     begun: list[dict[str, torch.Tensor]] = []
 
-    def watched(players: Any, *args: Any, **options: Any) -> float:
-        network = players[0].loss.__self__
+    def watched(objectives: Any, *args: Any, **options: Any) -> float:
+        network = objectives[0].loss.__self__
         begun.append({k: v.clone() for k, v in network.state_dict().items() if not network.is_uploaded(k)})
-        return fit.fit(players, *args, **options)
+        return fit.fit(objectives, *args, **options)
 
     monkeypatch.setattr(federated_generator, "fit", watched)
     up = []
@@ -170,10 +170,10 @@ def test_generator_rounds_know_how_far_they_are(tmp_path: Path, monkeypatch: pyt
     """The share of all generator rounds that is done, those between the joint ones with them; learning rates follow."""
     seen: list[tuple[float, float]] = []
 
-    def watched(players: Any, *args: Any, **options: Any) -> float:
-        network = players[0].loss.__self__
-        seen.append((network.asked, players[0].optimizer.param_groups[0]["lr"]))
-        return fit.fit(players, *args, **options)
+    def watched(objectives: Any, *args: Any, **options: Any) -> float:
+        network = objectives[0].loss.__self__
+        seen.append((network.asked, objectives[0].optimizer.param_groups[0]["lr"]))
+        return fit.fit(objectives, *args, **options)
 
     def pace(self: Any, progress: float) -> float:
         self.asked = progress

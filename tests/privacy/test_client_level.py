@@ -136,7 +136,7 @@ def test_of_clients_drawn_in_secret_all_pay_less_for_every_round(tmp_path: Path)
     assert of is not None
     assert of.epsilon == epsilon([(1.0, 0.4, 6)], 1e-3, "rdp") < epsilon([(1.0, 1.0, 3)], 1e-3, "rdp")
     assert of.steps == 6
-    assert of.mechanism.endswith("of clients drawn in secret with a chance of 0.4")
+    assert of.mechanism.endswith("of clients that are selected in secret, each with probability 0.4")
     start(secretly() | {"compute": {"workers": 2}}, tmp_path / "workers")
     assert torch.equal(weights(tmp_path / "workers"), weights(tmp_path / "run"))
     asked = [row for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if row["phase"] == "train"]
@@ -283,7 +283,7 @@ def test_a_run_stops_before_its_budget_is_passed(
     config = private("fedavg", how={"epsilon": 5.0, "delta": 1e-3}, **others) | {"compute": {"workers": 0}}
     with pytest.raises(StoppedError):
         start(config, out, notify=stop)
-    with pytest.raises(GenfedError, match=r"privacy.epsilon = 5 does not hold train round 1: .* paid for twice"):
+    with pytest.raises(GenfedError, match=r"train round 1 would exceed privacy.epsilon = 5: .* charged twice"):
         start(config, out, on_existing="resume")
     assert [r.step for r in account(out).releases] == [0, 0]
     assert set(worked) == {0}
@@ -332,7 +332,7 @@ def test_rounds_that_are_not_known_are_charged_as_they_come(tmp_path: Path) -> N
     own = {"open": {"kind": "tests.privacy.test_client_level:Open"}}
     refused(
         private("open", method=own, how={"epsilon": 5.0, "delta": 1e-3}), tmp_path,
-        "open: how many rounds there will be is not known in advance, so privacy.epsilon cannot be planned for",
+        "open: the number of rounds is not known in advance, so no noise can be computed from privacy.epsilon",
     )  # fmt: skip
     start(private("open", method=own), tmp_path / "run")
     assert len(account(tmp_path / "run", "open").releases) == 2
@@ -342,9 +342,13 @@ def test_rounds_that_are_not_known_are_charged_as_they_come(tmp_path: Path) -> N
     ("methods", "changes", "says"),
     [
         (["fedproto"], {}, "fedproto cannot be run under client-level privacy: in phase train the server adds up sums"),
-        (["ensemble"], {}, "in phase train the server uses every single classifier"),
-        (["feddf"], {}, "the server uses every single classifier, and only means of clipped updates get noise"),
-        (["fedgen"], {}, "the server uses every single header"),
+        (["ensemble"], {}, "in phase train the server uses each client's classifier by itself"),
+        (
+            ["feddf"],
+            {},
+            "the server uses each client's classifier by itself, and only means of clipped updates get noise",
+        ),
+        (["fedgen"], {}, "the server uses each client's header by itself"),
         (
             ["fedavg"],
             {"aggregation": {"kind": "median"}},
@@ -353,17 +357,17 @@ def test_rounds_that_are_not_known_are_charged_as_they_come(tmp_path: Path) -> N
         (
             ["fedavg"],
             {"secure_aggregation": {}, "privacy": CLIENTS | NOISY | {"adaptive": {}}},
-            "privacy.adaptive with [secure_aggregation]: nobody can count the updates that are short enough",
+            "privacy.adaptive with [secure_aggregation]: the server cannot count the updates that were clipped",
         ),
         (
             ["fedavg"],
             {"secure_aggregation": {}, "privacy": CLIENTS | NOISY | {"secret_sampling": True}},
-            "privacy.secret_sampling with [secure_aggregation]: clients must know whose masks are in a sum",
+            "privacy.secret_sampling with [secure_aggregation]: clients must know which clients' masks are in a sum",
         ),
         (
             ["fedavg"],
             {"privacy": CLIENTS | NOISY | {"secret_sampling": True}},
-            "privacy.secret_sampling: with federation.client_fraction = 1 everybody is asked; set it lower",
+            "privacy.secret_sampling: federation.client_fraction = 1 selects every client; set it lower",
         ),
         (
             ["fedkd"],
@@ -371,19 +375,19 @@ def test_rounds_that_are_not_known_are_charged_as_they_come(tmp_path: Path) -> N
                 "privacy": CLIENTS | NOISY | {"secret_sampling": True},
                 "federation": {"clients": 4, "max_examples": 80, "architectures": ["linear"], "client_fraction": 0.5},
             },
-            "in phase train update is not sent, so that secret_sampling has nothing to release where nobody is asked",
+            "in phase train update is not sent, so secret_sampling has nothing to release in a round without a client",
         ),
         (
             ["fedavg"],
             {"privacy": CLIENTS | NOISY | {"epsilon": 1.0}},
-            "fedavg: privacy.epsilon = 1: with noise_multiplier = 1, 2 rounds of a client come to ε = 5.",
+            "fedavg: privacy.epsilon = 1: with noise_multiplier = 1, 2 rounds cost a client ε = 5.",
         ),
         (
             ["fedavg"],
             {"privacy": CLIENTS | NOISY | {"adaptive": {"count_noise": 0.5}}},
-            "fedavg: privacy.adaptive.count_noise = 0.5: more than half the noise multiplier of 1 is needed",
+            "fedavg: privacy.adaptive.count_noise = 0.5: more than half the noise multiplier of 1 is required",
         ),
-        (["fedavg"], {"privacy": CLIENTS | {"delta": 1e-3}}, "privacy: set epsilon (the noise follows from it)"),
+        (["fedavg"], {"privacy": CLIENTS | {"delta": 1e-3}}, "privacy: set epsilon (the noise is computed from it)"),
         (["fedavg"], {"privacy": CLIENTS | {"epsilon": 1.0}}, "privacy.delta: this setting is required"),
         (["fedavg"], {"privacy": CLIENTS | NOISY | {"clip_norm": 0}}, "privacy.clip_norm = 0"),
         (["fedavg"], {"privacy": CLIENTS | NOISY | {"adaptive": {"quantile": 1.0}}}, "privacy.adaptive.quantile"),
@@ -482,11 +486,12 @@ def test_the_noise_of_the_smallest_sum_allowed_suffices(tmp_path: Path, caplog: 
             [ClientInfo(i, "linear", 20) for i in range(12)],
             0,
         )
+    assert "the noise of this number of clients must be enough" in caplog.text
     assert "so the 12 clients of fedavg add 2.0 times the noise that is needed" in caplog.text
     caplog.clear()
     each = [ClientInfo(i, f"cnn{i % 4 + 1}", 20) for i in range(12)]
     compatibility.check_client_privacy(read_config(private("fedavg", secure_aggregation={}, federation=many)), each, 0)
-    assert "the noise of that few" not in caplog.text, "every sum is as small as it may be"
+    assert "the noise of this number of clients" not in caplog.text, "every sum is as small as it may be"
 
 
 @pytest.mark.parametrize("method", ["fedavg", "fedprox", "lg_fedavg", "gefl", "gefl_f", "fml", "fedkd", "avgkd"])

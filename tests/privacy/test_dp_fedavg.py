@@ -125,7 +125,7 @@ def test_an_upload_that_nothing_was_sent_for_is_an_update() -> None:
     # diag(3, 4) of length 5 is halved; the other, of length √2, is not.
     assert torch.allclose(found["w"], torch.diag(torch.tensor([(1.5 + 1) / 2, (2 + 1) / 2])), atol=1e-6)
     assert found["n"].item() == 0
-    with pytest.raises(GenfedError, match="no client gave its body"):
+    with pytest.raises(GenfedError, match="no client uploaded body"):
         fold_of([None], clip=1.0, sent=sent).finish()
 
 
@@ -218,7 +218,7 @@ def test_of_clients_drawn_in_secret_sums_are_divided_by_how_many_were_to_be_expe
 
 
 def test_what_was_not_sent_cannot_be_released_where_nobody_was_drawn() -> None:
-    with pytest.raises(GenfedError, match="head was not sent, so that secret_sampling has nothing to release"):
+    with pytest.raises(GenfedError, match="head was not sent, so secret_sampling has nothing to release"):
         NoisyClippedMean(
             MEANS, [], lambda i: Two(SENT.body, None), 1.0, 1.0, np.random.default_rng(0), (clients(4, "ab"), 0.5)
         )

@@ -34,28 +34,28 @@ def some(n: int, task: Task = GREY) -> tuple[Tensor, Tensor]:
     return torch.rand(n, *task.shape, generator=rng) * 2 - 1, torch.arange(n) % len(task.classes)
 
 
-def player_of(name: str, rate: float = 0.1) -> Objective:
+def objective_of(name: str, rate: float = 0.1) -> Objective:
     network = Architectures().new(name, GREY, torch.Generator().manual_seed(0)).train()
     return Objective(cross_entropy(network), torch.optim.SGD(network.parameters(), rate), network=network)
 
 
 def trained(
-    players: Sequence[Objective], x: Tensor, y: Tensor, use: DeclaredTraining, clip: float = 1.0, noise: float = 1.0
+    objectives: Sequence[Objective], x: Tensor, y: Tensor, use: DeclaredTraining, clip: float = 1.0, noise: float = 1.0
 ) -> None:
     trainer = DPSGDTrainer(clip, noise, os_randomness(), [use])
-    trainer.fit(players, Data(x, y), epochs=use.epochs, batch_size=use.batch_size)
+    trainer.fit(objectives, Data(x, y), epochs=use.epochs, batch_size=use.batch_size)
 
 
-def weights(player: Objective) -> list[Tensor]:
-    return [p.detach().clone() for p in parameters_of(player)]
+def weights(objective: Objective) -> list[Tensor]:
+    return [p.detach().clone() for p in parameters_of(objective)]
 
 
-def one_by_one(player: Objective, loss: Callable[[int], Tensor], n: int) -> list[Tensor]:
+def one_by_one(objective: Objective, loss: Callable[[int], Tensor], n: int) -> list[Tensor]:
     rows = []
     for i in range(n):
-        player.optimizer.zero_grad()
+        objective.optimizer.zero_grad()
         loss(i).sum().backward()  # type: ignore[no-untyped-call]
-        rows.append([torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in parameters_of(player)])
+        rows.append([torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in parameters_of(objective)])
     return [torch.stack(each) for each in zip(*rows, strict=True)]
 
 
@@ -68,18 +68,18 @@ def close(one: list[Tensor], other: list[Tensor]) -> bool:
 
 @pytest.mark.parametrize("name", ["mlp-small", "cnn1-gn", "cnn2-gn", "resnet8-gn"])
 def test_gradients_are_those_of_examples_one_at_a_time(name: str) -> None:
-    player, (x, y), rng = player_of(name), some(4), torch.Generator()
-    with hook_per_example(player):
-        together = example_gradients(player, x, y, rng)
-    assert close(together, one_by_one(player, lambda i: player.loss(x[i : i + 1], y[i : i + 1], rng), 4))
+    objective, (x, y), rng = objective_of(name), some(4), torch.Generator()
+    with hook_per_example(objective):
+        together = example_gradients(objective, x, y, rng)
+    assert close(together, one_by_one(objective, lambda i: objective.loss(x[i : i + 1], y[i : i + 1], rng), 4))
 
 
 def test_gradients_of_a_cvae_are_those_of_examples_one_at_a_time() -> None:
     """Parameters that no layer holds (planes, bias) among them."""
     network = CVAE(width=4, latent_dim=3, norm="group").new(GREY, torch.Generator().manual_seed(0)).train()
-    (player,), (x, y) = network.objectives(), some(3)
-    with hook_per_example(player):
-        together = example_gradients(player, x, y, torch.Generator().manual_seed(5))
+    (objective,), (x, y) = network.objectives(), some(3)
+    with hook_per_example(objective):
+        together = example_gradients(objective, x, y, torch.Generator().manual_seed(5))
     noise = torch.randn(3, 3, generator=torch.Generator().manual_seed(5))
 
     def alone(i: int) -> Tensor:
@@ -88,7 +88,7 @@ def test_gradients_of_a_cvae_are_those_of_examples_one_at_a_time() -> None:
         kl = (mean.square() + log_variance.exp() - log_variance - 1).sum(1) / 2
         return (made - x[i : i + 1]).square().flatten(1).sum(1) + kl
 
-    assert close(together, one_by_one(player, alone, 3))
+    assert close(together, one_by_one(objective, alone, 3))
 
 
 def test_gradients_of_a_discriminator_are_those_of_pairs_one_at_a_time() -> None:
@@ -96,9 +96,9 @@ def test_gradients_of_a_discriminator_are_those_of_pairs_one_at_a_time() -> None
     network = DCGAN(width=4, discriminator_width=4, latent_dim=3, norm="group").new(
         task, torch.Generator().manual_seed(0)
     )
-    player, (x, y) = network.train().objectives()[0], some(3, task)
-    with hook_per_example(player):
-        together = example_gradients(player, x, y, torch.Generator().manual_seed(5))
+    objective, (x, y) = network.train().objectives()[0], some(3, task)
+    with hook_per_example(objective):
+        together = example_gradients(objective, x, y, torch.Generator().manual_seed(5))
     rng = torch.Generator().manual_seed(5)
     z, labels = torch.randn(3, 3, generator=rng), torch.randint(2, (3,), generator=rng)
     with torch.no_grad():
@@ -109,7 +109,7 @@ def test_gradients_of_a_discriminator_are_those_of_pairs_one_at_a_time() -> None
         softplus = nn.functional.softplus
         return softplus(-network.discriminate(x[one], y[one])) + softplus(network.discriminate(fake[one], labels[one]))
 
-    assert close(together, one_by_one(player, alone, 3))
+    assert close(together, one_by_one(objective, alone, 3))
 
 
 @pytest.mark.parametrize(
@@ -120,8 +120,8 @@ def test_gradients_of_a_discriminator_are_those_of_pairs_one_at_a_time() -> None
     ],
 )
 def test_generators_can_be_trained_per_example(generator: Generator, task: Task) -> None:
-    (player,) = generator.new(task, torch.Generator().manual_seed(0)).train().objectives()
-    check_trained(player, *some(2, task))
+    (objective,) = generator.new(task, torch.Generator().manual_seed(0)).train().objectives()
+    check_trained(objective, *some(2, task))
 
 
 def test_clipping_by_hand() -> None:
@@ -138,31 +138,31 @@ def test_clipping_by_hand() -> None:
 
 
 def test_without_noise_and_clipping_a_full_batch_is_sgd() -> None:
-    private, plain, (x, y) = player_of("mlp-small"), player_of("mlp-small"), some(7)
+    private, plain, (x, y) = objective_of("mlp-small"), objective_of("mlp-small"), some(7)
     trained([private], x, y, DeclaredTraining(epochs=3, batch_size=7), clip=1e9, noise=0.0)
     fit([plain], Data(x, y), epochs=3, batch_size=7, rng=torch.Generator().manual_seed(0))
     assert close(weights(private), weights(plain))
-    assert not close(weights(private), weights(player_of("mlp-small")))
+    assert not close(weights(private), weights(objective_of("mlp-small")))
 
 
 def test_a_penalty_gets_neither_clipped_nor_noised() -> None:
-    player, (x, y) = player_of("linear"), some(4)
-    before = weights(player)
+    objective, (x, y) = objective_of("linear"), some(4)
+    before = weights(objective)
 
     def penalty() -> Tensor:
-        return torch.stack([p.square().sum() / 2 for p in parameters_of(player)]).sum()
+        return torch.stack([p.square().sum() / 2 for p in parameters_of(objective)]).sum()
 
-    pulled = Objective(player.loss, player.optimizer, penalty, player.network)
+    pulled = Objective(objective.loss, objective.optimizer, penalty, objective.network)
     trained([pulled], x, y, DeclaredTraining(1, 4), clip=1e-9, noise=0.0)
-    assert close(weights(player), [w * 0.9 for w in before])
+    assert close(weights(objective), [w * 0.9 for w in before])
 
 
 def test_noise_has_the_deviation_that_is_accounted_for() -> None:
     """σ·C over the expected batch, whatever the learning rate of 1 takes off."""
-    player, (x, y) = player_of("mlp", rate=1.0), some(8)
-    before = torch.cat([w.flatten() for w in weights(player)])
-    trained([player], x, y, DeclaredTraining(1, 4), clip=1e-6, noise=3e6)
-    moved = torch.cat([w.flatten() for w in weights(player)]) - before
+    objective, (x, y) = objective_of("mlp", rate=1.0), some(8)
+    before = torch.cat([w.flatten() for w in weights(objective)])
+    trained([objective], x, y, DeclaredTraining(1, 4), clip=1e-6, noise=3e6)
+    moved = torch.cat([w.flatten() for w in weights(objective)]) - before
     # Two steps, each with noise of 3e6·1e-6 over a batch of 4.
     assert float(moved.std()) == pytest.approx(math.sqrt(2) * 3 / 4, rel=0.02)
 
@@ -184,10 +184,10 @@ def test_batches_are_poisson_samples() -> None:
         sizes.append(len(x))
         return inner(x, y, rng)
 
-    player = Objective(loss, torch.optim.SGD(network.parameters(), 0.1), network=network)
+    objective = Objective(loss, torch.optim.SGD(network.parameters(), 0.1), network=network)
     x, y = some(40)
     use = DeclaredTraining(100, 10)
-    DPSGDTrainer(1.0, 1.0, seeded_randomness(0), [use]).fit([player], Data(x, y), epochs=100, batch_size=10)
+    DPSGDTrainer(1.0, 1.0, seeded_randomness(0), [use]).fit([objective], Data(x, y), epochs=100, batch_size=10)
     assert plan_batches(use, 40) == (0.25, 400)
     sizes += [0] * (400 - len(sizes))  # an empty batch is noise alone
     assert np.mean(sizes) == pytest.approx(10, abs=0.5)
@@ -196,15 +196,15 @@ def test_batches_are_poisson_samples() -> None:
 
 def test_the_generator_of_a_gan_never_sees_real_examples() -> None:
     seen: list[tuple[Tensor, Tensor]] = []
-    real, fake = player_of("mlp-small"), player_of("linear")
+    real, fake = objective_of("mlp-small"), objective_of("linear")
 
     def watched(x: Tensor, y: Tensor, rng: torch.Generator) -> Tensor:
         seen.append((x, y))
         return fake.loss(x, y, rng)
 
     x, y = some(9)
-    players = [real, Objective(watched, fake.optimizer, sees_data=False)]
-    trained(players, x, y, DeclaredTraining(2, 3))
+    objectives = [real, Objective(watched, fake.optimizer, sees_data=False)]
+    trained(objectives, x, y, DeclaredTraining(2, 3))
     assert len(seen) == 6
     assert all(len(a) == 3 and not a.any() and not b.any() for a, b in seen)  # of the expected size, always
 
@@ -215,9 +215,9 @@ def test_a_whole_gan_trains() -> None:
         task, torch.Generator().manual_seed(0)
     )
     before = {k: v.clone() for k, v in network.state_dict().items()}
-    players = network.train().objectives()
-    assert [player.sees_data for player in players] == [True, False]
-    trained(players, *some(6, task), DeclaredTraining(1, 3))
+    objectives = network.train().objectives()
+    assert [objective.sees_data for objective in objectives] == [True, False]
+    trained(objectives, *some(6, task), DeclaredTraining(1, 3))
     assert all(not torch.equal(before[k], v) for k, v in network.state_dict().items() if k.endswith("weight"))
 
 
@@ -226,9 +226,9 @@ def test_batchnorm_and_kept_statistics_are_refused() -> None:
     with pytest.raises(GenfedError, match=r"extractor\.1 is BatchNorm"):
         check_layers(network)
     task = Task("features", (3, 4, 4), ("a", "b"))
-    (player,) = DDPM(width=4, levels=2, steps=4).new(task, torch.Generator().manual_seed(0)).train().objectives()
-    with pytest.raises(GenfedError, match=r"scale\.\w+ keeps statistics of examples"):
-        check_trained(player, *some(2, task))
+    (objective,) = DDPM(width=4, levels=2, steps=4).new(task, torch.Generator().manual_seed(0)).train().objectives()
+    with pytest.raises(GenfedError, match=r"scale\.\w+ stores statistics of examples"):
+        check_trained(objective, *some(2, task))
 
 
 class Mixing(nn.Module):
@@ -259,9 +259,9 @@ class Loose(nn.Module):
 
 def test_what_hooks_cannot_see_is_refused() -> None:
     network = Loose()
-    player = Objective(cross_entropy(network), torch.optim.SGD(network.parameters(), 0.1), network=network)
-    with pytest.raises(GenfedError, match="no gradient per example can be had"):
-        check_trained(player, *some(2))
+    objective = Objective(cross_entropy(network), torch.optim.SGD(network.parameters(), 0.1), network=network)
+    with pytest.raises(GenfedError, match="a way that gives no per-example gradient"):
+        check_trained(objective, *some(2))
 
 
 def test_only_what_was_declared_is_trained_and_all_of_it() -> None:

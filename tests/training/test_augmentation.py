@@ -272,8 +272,8 @@ def trained(augmentation: Augmentation, precision: str = "float32") -> Tensor:
 
 def test_without_augmentation_training_has_the_bits_that_it_had() -> None:
     plain = network()
-    player = Objective(cross_entropy(plain), torch.optim.SGD(plain.parameters(), lr=0.1, fused=True))
-    fit([player], DATA, epochs=2, batch_size=8, rng=stream(5))
+    objective = Objective(cross_entropy(plain), torch.optim.SGD(plain.parameters(), lr=0.1, fused=True))
+    fit([objective], DATA, epochs=2, batch_size=8, rng=stream(5))
     assert torch.equal(trained("none"), torch.cat([p.detach().flatten() for p in plain.parameters()]))
 
 

@@ -34,7 +34,7 @@ def squared(network: nn.Module) -> Any:
     return loss
 
 
-def player(network: nn.Module, lr: float = 0.1, penalty: Any = None) -> Objective:
+def objective(network: nn.Module, lr: float = 0.1, penalty: Any = None) -> Objective:
     return Objective(squared(network), torch.optim.SGD(network.parameters(), lr=lr), penalty)
 
 
@@ -93,7 +93,7 @@ def test_every_byte_has_its_own_place_between_the_ends() -> None:
 def test_one_step_of_sgd() -> None:
     network = linear(1.0, 0.0)
     # w·x − y = 1 − 1 = 0 and 3 − 0 = 3; losses 0 and 4.5; gradient ½(0·(1, 2) + 3·(3, −1)) = (4.5, −1.5)
-    total = train_step(player(network), DATA.x, DATA.y, stream(0))
+    total = train_step(objective(network), DATA.x, DATA.y, stream(0))
     assert total.item() == 4.5
     assert not total.requires_grad
     assert network.weight.tolist() == [[pytest.approx(1 - 0.45), pytest.approx(0.15)]]
@@ -101,7 +101,7 @@ def test_one_step_of_sgd() -> None:
 
 def test_a_penalty_is_added_once_per_batch_and_not_to_the_loss_that_is_told() -> None:
     network = linear(1.0, 0.0)
-    total = train_step(player(network, penalty=lambda: network.weight.sum() * 2), DATA.x, DATA.y, stream(0))
+    total = train_step(objective(network, penalty=lambda: network.weight.sum() * 2), DATA.x, DATA.y, stream(0))
     assert total.item() == 4.5
     assert network.weight.tolist() == [[pytest.approx(1 - 0.45 - 0.2), pytest.approx(0.15 - 0.2)]]
 
@@ -109,7 +109,7 @@ def test_a_penalty_is_added_once_per_batch_and_not_to_the_loss_that_is_told() ->
 def test_gradients_do_not_pile_up() -> None:
     network = linear(1.0, 0.0)
     network.weight.grad = torch.full((1, 2), 1e6)
-    train_step(player(network), DATA.x, DATA.y, stream(0))
+    train_step(objective(network), DATA.x, DATA.y, stream(0))
     assert network.weight.tolist() == [[pytest.approx(0.55), pytest.approx(0.15)]]
 
 
@@ -117,17 +117,17 @@ def test_the_loss_told_is_the_last_epochs_mean_over_examples() -> None:
     """Batches of 3 and 2: each counts by its size. A step of 0 leaves the loss as it is."""
     data = Data(torch.arange(5.0).reshape(5, 1), torch.zeros(5, dtype=torch.int64))
     mean = sum(i * i / 2 for i in range(5)) / 5
-    assert fit([player(linear(1.0), lr=0.0)], data, epochs=3, batch_size=3, rng=stream(0)) == mean
+    assert fit([objective(linear(1.0), lr=0.0)], data, epochs=3, batch_size=3, rng=stream(0)) == mean
     one, whole = linear(1.0), linear(1.0)
-    fit([player(one)], data, epochs=1, batch_size=9, rng=stream(1))
+    fit([objective(one)], data, epochs=1, batch_size=9, rng=stream(1))
     expected = sum((one.weight.item() * i) ** 2 / 2 for i in range(5)) / 5
-    assert fit([player(whole)], data, epochs=2, batch_size=9, rng=stream(1)) == pytest.approx(expected, rel=1e-6)
+    assert fit([objective(whole)], data, epochs=2, batch_size=9, rng=stream(1)) == pytest.approx(expected, rel=1e-6)
 
 
 def test_no_epoch_changes_nothing() -> None:
     network = linear(1.0, 2.0)
     global_stream = torch.get_rng_state()
-    assert fit([player(network)], DATA, epochs=0, batch_size=2, rng=stream(0)) == 0.0
+    assert fit([objective(network)], DATA, epochs=0, batch_size=2, rng=stream(0)) == 0.0
     assert network.weight.tolist() == [[1.0, 2.0]]
     assert torch.equal(torch.get_rng_state(), global_stream)
 
@@ -156,13 +156,13 @@ def dropout() -> nn.Module:
 def trained(seed: int, precision: str = "float32") -> Tensor:
     network = dropout()
     data = Data(torch.ones(6, 20), torch.zeros(6, dtype=torch.int64))
-    fit([player(network, lr=0.01)], data, epochs=2, batch_size=2, rng=stream(seed), precision=precision)
+    fit([objective(network, lr=0.01)], data, epochs=2, batch_size=2, rng=stream(seed), precision=precision)
     return torch.cat([p.flatten() for p in network.parameters()])
 
 
 def test_dropout_draws_from_the_stream_alone() -> None:
     network, before = dropout(), torch.get_rng_state()
-    fit([player(network)], Data(torch.ones(6, 20), torch.zeros(6)), epochs=2, batch_size=2, rng=stream(0))
+    fit([objective(network)], Data(torch.ones(6, 20), torch.zeros(6)), epochs=2, batch_size=2, rng=stream(0))
     assert torch.equal(torch.get_rng_state(), before)
     one = trained(0)
     torch.rand(3)
@@ -220,8 +220,8 @@ def test_rounds_with_moments_carried_are_those_of_one_optimiser(name: str) -> No
             if carry:
                 optimizer = OPTIMISERS[name](network.parameters())
                 load_optimizer_state(optimizer, moments)
-            players = [Objective(squared(network), optimizer)]
-            fit(players, data, epochs=2, batch_size=5, rng=stream(0, "train", number))
+            objectives = [Objective(squared(network), optimizer)]
+            fit(objectives, data, epochs=2, batch_size=5, rng=stream(0, "train", number))
             path.append(network.weight.detach().clone())
             moments = unpack(OptimizerState, from_bytes(to_bytes(pack(optimizer_state(optimizer)))))
         return path[-1], path
@@ -241,6 +241,6 @@ def test_no_moments_leave_an_optimiser_new() -> None:
 def test_training_names_its_draws(n: int, size: int, seed: int) -> None:
     data = Data(torch.randn(n, 2, generator=stream(seed, "x")), torch.arange(n) % 2)
     networks = [linear(1.0, 1.0) for _ in range(2)]
-    losses = [fit([player(w)], data, epochs=2, batch_size=size, rng=stream(seed)) for w in networks]
+    losses = [fit([objective(w)], data, epochs=2, batch_size=size, rng=stream(seed)) for w in networks]
     assert losses[0] == losses[1]
     assert torch.equal(networks[0].weight, networks[1].weight)

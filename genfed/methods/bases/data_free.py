@@ -214,8 +214,8 @@ class DataFreeDistillation(GlobalClassifiers[DataFreeState]):
             return divergence(student(x).float(), answers[rows], self.temperature)
 
         data = Data(batch.images, torch.arange(len(batch.images))).to(server.device)
-        player, size = Objective(loss, sgd), self.batch_size
-        fit([player], data, epochs=1, batch_size=size, rng=server.rng, precision=server.precision)
+        objective, size = Objective(loss, sgd), self.batch_size
+        fit([objective], data, epochs=1, batch_size=size, rng=server.rng, precision=server.precision)
         return StudentTraining(weights_of(student), optimizer_state(sgd))
 
     def classifiers(self, state: DataFreeState) -> dict[str, Weights]:
