@@ -19,7 +19,7 @@ import genfed
 from genfed.artifacts.export import export
 from genfed.artifacts.pretrain import read_pretraining, run_pretraining
 from genfed.config.reader import read_config
-from genfed.data.digit_domains import LOOKS, DigitDomains
+from genfed.data.digit_domains import DOMAINS, DigitDomains
 from genfed.report.results import Report, TrialResult
 
 CONFIG = Path(__file__).parent.parent / "configs" / "oneshot-demo.toml"
@@ -39,7 +39,7 @@ class Row:
 
 def words_of(name: str) -> str:
     """Returns the words by which FGL's client describes its style."""
-    style = LOOKS[name]
+    style = DOMAINS[name]
     return style.write_prompt("{class}")
 
 
@@ -123,7 +123,7 @@ def unseen() -> Iterator[Row]:
     """Styles that the public model has never seen: yellow, cyan and stripes are not in its pictures."""
     pair = ("ice", "poster")
     yield Row("ice, poster", ("fedlmg", "fgl", "oscar", "prompts_only", "ensemble", "fedavg"),
-              ['data.looks=["ice", "poster"]', "federation.clients=2",
+              ['data.domains=["ice", "poster"]', "federation.clients=2",
                f"method.fgl.templates={[words_of(name) for name in pair]}".replace("'", '"'),
                'method.oscar.attributes={colour=["black", "white", "red", "blue"], background=["white", "black", "blue", "green"]}',
                *everywhere("images_per_condition=20", ("fedlmg", "fgl", "oscar"))])  # fmt: skip
@@ -131,7 +131,7 @@ def unseen() -> Iterator[Row]:
 
 def drift() -> Iterator[Row]:
     """Every client's style changes after its upload: the test digits have two styles that no upload describes."""
-    source, target = DigitDomains(looks=("chalk", "neon")).load(), DigitDomains(looks=("ink", "blueprint")).load()
+    source, target = DigitDomains(domains=("chalk", "neon")).load(), DigitDomains(domains=("ink", "blueprint")).load()
     old, new = sorted(("chalk", "neon")), sorted(("ink", "blueprint"))
     OUT.mkdir(parents=True, exist_ok=True)
     for name, test in (("no", source), ("yes", target)):

@@ -63,7 +63,7 @@ def load_predictor(run: Path, method: str | None, seed: int | None, client: int 
     """
     if (run / "model.json").is_file():
         if (method, seed, client) != (None, None, None):
-            raise GenfedError(f"{run} holds one model: leave out --method, --seed and --client")
+            raise GenfedError(f"{run} holds one model: remove --method, --seed and --client")
         about, (network, task) = read_model_card(run), load_model(run)
         return Predictor(network, task, about.precision, read_source(about.data), about.encoder, None)
     found = find_trained(run, method, seed, 0 if client is None else client)

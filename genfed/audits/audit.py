@@ -73,7 +73,7 @@ class Case:
     """Real examples → their features by the extractor that all clients share, if samples are such features. None:
     samples are examples."""
     categories: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    """For a table: the features that are the one-hot code of each categorical column, by column. Empty: none."""
+    """Features that are the one-hot code of each categorical column of a table, by column. Empty: none."""
     notify: Callable[[str], None] = lambda line: None
     """Shows progress, for audits that take a minute or more."""
 

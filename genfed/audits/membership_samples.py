@@ -105,7 +105,7 @@ class Density:
     # in principal components needs no training.
 
     def __init__(self, reference: Tensor, components: int) -> None:
-        """`reference`: the attacker's own examples [n, d]. `components`: at most as many as these have."""
+        """Fits the density to `reference`, the attacker's own examples [n, d], in at most `components` components."""
         x = reference.double()
         self._mean = x.mean(0)
         _, values, axes = torch.linalg.svd(x - self._mean, full_matrices=False)

@@ -101,7 +101,7 @@ _UsageError: Any = typer.BadParameter.__mro__[1]  # click's; some versions of ty
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Runs the `genfed` command. Exits with 0, with 2 after bad input (one line), with 130 after Ctrl-C or SIGTERM."""
+    """Runs the `genfed` command. Exits with 0, with 2 after an error of input, with 130 after Ctrl-C or SIGTERM."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a run that is stopped says how to continue it
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.append(here)  # a user's "module:Class" is in the working directory, which only `python -m` searches

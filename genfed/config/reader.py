@@ -234,8 +234,10 @@ def _labels(table: Table, key: str, default: tuple[str, ...] = ()) -> tuple[str,
     value = table.get(key, default)
     if not isinstance(value, list | tuple) or not all(isinstance(v, str) for v in value):
         raise GenfedError(f'{key} = {value!r}: expected a list of names, such as {key} = ["gefl"]')
-    if bad := [v for v in value if not re.fullmatch(r"\w[\w+-]{,63}", v)]:
-        raise GenfedError(f"{key}: {bad[0]!r} is no label: use up to 64 letters, digits and _ + - (it names a folder)")
+    if invalid := [v for v in value if not re.fullmatch(r"\w[\w+-]{,63}", v)]:
+        raise GenfedError(
+            f"{key}: {invalid[0]!r} is no label: use up to 64 letters, digits and _ + - (it names a folder)"
+        )
     if twice := [v for v in value if value.count(v) > 1]:
         raise GenfedError(f"{key}: {twice[0]!r} stands twice; to run it twice, give it a second label with this kind")
     return tuple(value)

@@ -31,6 +31,7 @@ SETTINGS: dict[str, dict[str, str]] = {
     "DCGAN": {"latent": "latent_dim"},
     "DataFreeDistillation": {"latent": "latent_dim", "remembered": "replay_batches"},
     "FedGen": {"noise": "noise_dim", "hidden": "hidden_dim"},
+    "DigitDomains": {"looks": "domains"},
 }
 """By class of settings, with its subclasses: old name → new name."""
 

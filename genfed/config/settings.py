@@ -151,12 +151,12 @@ class Config:
 
     @property
     def example_privacy(self) -> DPSGD | None:
-        """Differential privacy of every example; None: none is asked for."""
+        """Differential privacy of every example. None: unset."""
         return self.privacy if isinstance(self.privacy, DPSGD) else None
 
     @property
     def client_privacy(self) -> DPFedAvg | None:
-        """Differential privacy of every client; None: none is asked for."""
+        """Differential privacy of every client. None: unset."""
         return self.privacy if isinstance(self.privacy, DPFedAvg) else None
 
     @property

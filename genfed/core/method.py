@@ -25,7 +25,7 @@ class TrainedNetwork:
     """A network that clients train on their examples."""
 
     name: str
-    """Name in messages."""
+    """Name that messages use."""
     network: "nn.Module"
     """The network, with initial weights."""
     task: Task
@@ -77,44 +77,46 @@ class Method(ABC, Generic[S]):
     """
 
     state: ClassVar[type[Any]]
-    """Type of its state record."""
+    """Type of the method's state record."""
     pooled: ClassVar[bool] = False
-    """True: one client per architecture holds the data of all clients (an upper bound, not a federation)."""
+    """Whether one client per architecture holds the data of all clients (an upper bound, not a federation)."""
     needs_every_class: ClassVar[bool] = False
-    """True: a client that lacks a class is refused before training. (No method of genfed needs it.)"""
+    """Whether each client must have examples of every class. A client without one is refused before training. (No
+    method of genfed needs it.)"""
     minimum_examples: ClassVar[int] = 1
     """Minimum number of a client's examples. A client with fewer is refused before training."""
     needs_public: ClassVar[bool] = False
-    """True: a run without public examples is refused before training."""
+    """Whether the method needs public examples. A run without them is refused before training."""
     needs_architectures: ClassVar[bool] = False
-    """True: the server, or another client, runs clients' networks. A federation in which only one site knows an
-    architecture is refused before training."""
+    """Whether the server, or another client, runs clients' networks. If so, a federation in which only one site knows
+    an architecture is refused before training."""
     unaugmented: ClassVar[tuple[str, ...]] = ()
-    """Names of the `Training` settings that do not support augmentation, since the loss is the method's own or the
-    examples are no images. A run that sets it there is refused before training."""
+    """Names of the `Training` settings that do not support augmentation, since the method has its own loss or trains on
+    something other than images. A run that sets augmentation there is refused before training."""
     generates: ClassVar[bool] = False
-    """True: `generate` generates examples from the state."""
+    """Whether `generate` generates examples from the state."""
     of_features: ClassVar[bool] = False
-    """True: `generate` generates features instead, and `represent` returns the features of real examples."""
+    """Whether `generate` generates features instead, and `represent` returns the features of real examples."""
 
     classifier_reads_data: ClassVar[bool] = False
-    """True: `classifier` reads `client.data`. Tools that rebuild a classifier after a run then load the run's data."""
+    """Whether `classifier` reads `client.data`. If so, tools that rebuild a classifier after a run load the run's
+    data."""
     unprotected_upload: ClassVar[str] = ""
     """Phrase that completes "its clients upload …", naming data that DP-SGD does not protect. Empty: unknown."""
 
     def private_trainings(self) -> Mapping[str, Sequence[DeclaredTraining]] | None:
         """Returns the trainings on a client's own examples, by name of each phase in which clients work.
 
-        A method that declares them guarantees two things: all of them go through `training.fit` with `client.privacy`;
-        and what a client uploads or scores depends on its examples only through them and through the number of its
-        examples. A subclass that has its own `work` or `phases` must declare again. None (the default): a run with
-        differential privacy is refused.
+        A method that declares them guarantees two things. All of these trainings go through `training.fit` with
+        `client.privacy`. And a client's uploads and scores depend on its examples only through these trainings and
+        through the number of examples. A subclass with its own `work` or `phases` must declare them again. None (the
+        default): a run with differential privacy is refused.
         """
         return None
 
     def trained_networks(self, server: Server) -> Sequence[TrainedNetwork]:
-        """Returns the networks that clients train besides their own classifiers, with initial weights. A run with
-        differential privacy checks them before training.
+        """Returns the networks that clients train in addition to their own classifiers, with initial weights. A run
+        with differential privacy checks them before training.
         """
         return ()
 
@@ -128,12 +130,12 @@ class Method(ABC, Generic[S]):
 
     @abstractmethod
     def send_classifier(self, server: Server, state: S, info: ClientInfo) -> Any:
-        """Returns what a client needs for its classifier, besides what it stores."""
+        """Returns the record from which a client builds its classifier, together with what it stores."""
 
     @abstractmethod
     def classifier(self, client: Client, sent: Any) -> "nn.Module":
         """Returns the classifier that is evaluated. Runs on the client and may read every slot of `client.storage`.
-        Clients of one architecture that were sent the same, and store nothing for it, have the same classifier.
+        Clients of one architecture have the same classifier if they were sent the same record and store nothing for it.
         """
 
     def generate(self, server: Server, state: S, y: Tensor) -> Tensor:

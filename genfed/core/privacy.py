@@ -1,5 +1,5 @@
-"""The interfaces of example-level differential privacy: what a phase declares that it trains on a client's examples,
-what a client is given to train with, and who keeps its budget.
+"""The interfaces of example-level differential privacy: trainings that a phase declares, the trainer that a client
+gets, and the keeper of privacy budgets.
 """
 
 from collections.abc import Sequence
@@ -13,34 +13,34 @@ from genfed.core.task import Data
 
 @dataclass(frozen=True)
 class DeclaredTraining:
-    """One training on a client's own examples: a phase declares it, and DP-SGD is accounted for it."""
+    """One training on a client's own examples. A phase declares it, and the privacy budget is charged for it."""
 
     epochs: int
     """Passes over the examples."""
     batch_size: int
-    """Examples in a batch, at most. Under DP-SGD: the largest mean over batches."""
+    """Maximum number of examples in a batch. Under DP-SGD: the maximum expected number."""
 
 
 class PrivateTrainer(Protocol):
-    """Trains on a client's examples in one round so that no single example shows."""
+    """Trains on a client's examples in one round so that no single example is revealed."""
 
     def fit(self, objectives: Sequence[Any], data: Data, *, epochs: int, batch_size: int) -> None:
         """Trains the `training.fit.Objective`s as `training.fit.fit` does.
 
         Raises:
-            GenfedError: the phase did not declare this training, or it is done already.
+            GenfedError: the phase did not declare this training, or it has been done already.
         """
 
     def finish(self) -> None:
-        """Ends the round; must be called before anything leaves the client.
+        """Ends the round. Must be called before anything leaves the client.
 
         Raises:
-            GenfedError: a declared training was not done here, so it may have been done without protection.
+            GenfedError: a declared training was not done by this trainer, so it may have been done without protection.
         """
 
 
 class NoTraining:
-    """A `PrivateTrainer` for work in which nothing may be trained."""
+    """A `PrivateTrainer` for work that must not train anything."""
 
     def fit(self, objectives: Sequence[Any], data: Data, *, epochs: int, batch_size: int) -> None:
         """See `PrivateTrainer`."""
@@ -52,7 +52,7 @@ class NoTraining:
 
 
 def refuse_undeclared(training: DeclaredTraining) -> NoReturn:
-    """Refuses a training that no budget was charged for.
+    """Refuses a training for which no budget was charged.
 
     Raises:
         GenfedError: always.
@@ -64,9 +64,16 @@ class BudgetKeeper(Protocol):
     """Keeps the privacy budgets of a trial's clients."""
 
     def admit(self, client: int, folder: Path, phase: str, round_: int, step: int) -> PrivateTrainer:
-        """Charges a round to the client's budget, on the disk (in `folder`) before this returns. A round of which
-        nothing has left since it was charged, as a file there says, is not charged again.
+        """Charges a round to a client's budget. The charge is on disk before this returns. A round that was charged,
+        but of which nothing has left the client (a file in `folder` records this), is not charged again.
+
+        Args:
+            client: the client's id.
+            folder: the client's folder.
+            phase: name of the phase.
+            round_: number of the round, counted per phase.
+            step: number of the round, counted over all phases.
 
         Raises:
-            GenfedError: the budget does not hold the round; nothing is charged.
+            GenfedError: the round would exceed the budget; nothing is charged.
         """

@@ -98,8 +98,8 @@ def _build_skeleton(value: Any, path: str, tensors: _TensorCollector) -> Any:
         fields = dataclasses.fields(value)
         return {f.name: _build_skeleton(getattr(value, f.name), f"{path}.{f.name}", tensors) for f in fields}
     if isinstance(value, dict):
-        if bad := [k for k in value if type(k) not in (str, int)]:
-            raise RecordError(f"{path}: a record's dict has str or int keys, not {bad[0]!r}")
+        if invalid := [k for k in value if type(k) not in (str, int)]:
+            raise RecordError(f"{path}: a record's dict has str or int keys, not {invalid[0]!r}")
         # repr distinguishes 1 from "1", and a key that contains a dot from another path
         return [[k, _build_skeleton(v, f"{path}[{k!r}]", tensors)] for k, v in value.items()]
     if isinstance(value, tuple):
@@ -191,8 +191,8 @@ def _read_literal(allowed: tuple[Any, ...], node: Any, path: str, unread: dict[s
 def _read_dict(key: type, value: _Reader, node: Any, path: str, unread: dict[str, Tensor]) -> Any:
     if not isinstance(node, list) or not all(isinstance(p, list) and len(p) == 2 for p in node):
         raise RecordError(f"{path}: expected a dict, got {type(node).__name__}")
-    if bad := [k for k, _ in node if type(k) is not key]:
-        raise RecordError(f"{path}: expected keys of type {key.__name__}, got {bad[0]!r}")
+    if invalid := [k for k, _ in node if type(k) is not key]:
+        raise RecordError(f"{path}: expected keys of type {key.__name__}, got {invalid[0]!r}")
     read = {k: value(v, f"{path}[{k!r}]", unread) for k, v in node}
     if len(read) != len(node):
         raise RecordError(f"{path}: a key appears twice")

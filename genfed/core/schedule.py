@@ -1,4 +1,4 @@
-"""Which clients take part in which round."""
+"""The participating clients of every round."""
 
 import math
 from collections import Counter
@@ -16,19 +16,26 @@ from genfed.core.rng import stream
 
 
 def round_up_share(share: float, count: int) -> int:
-    """Returns ⌈share · count⌉; the last digits of a share such as 0.07 do not make it one more."""
+    """Returns ⌈share · count⌉. Rounding errors of a share such as 0.07 do not add one."""
     return math.ceil(round(share * count, 9))
 
 
 def draw_participants(clients: Sequence[ClientInfo], sample: float, rng: torch.Generator) -> list[ClientInfo]:
-    """Returns ⌈sample · n⌉ clients, drawn without replacement, by id; 1.0: all of them.
+    """Draws ⌈sample · n⌉ of the n clients without replacement, and returns them by id.
+
+    Args:
+        clients: the n clients.
+        sample: the share that takes part. 1.0: all clients.
+        rng: draws the clients.
 
     Raises:
-        GenfedError: these are no client, or more than there are.
+        GenfedError: the number is 0, or larger than n.
     """
     count = round_up_share(sample, len(clients))
     if not 1 <= count <= len(clients):
-        raise GenfedError(f"sample = {sample} of {len(clients)} clients is {count}; at least one must take part")
+        raise GenfedError(
+            f"client_fraction = {sample} of {len(clients)} clients is {count}; at least one must take part"
+        )
     if count == len(clients):
         return sorted(clients, key=lambda c: c.id)
     return sorted((clients[i] for i in torch.randperm(len(clients), generator=rng)[:count]), key=lambda c: c.id)
@@ -36,25 +43,25 @@ def draw_participants(clients: Sequence[ClientInfo], sample: float, rng: torch.G
 
 @dataclass(frozen=True)
 class Schedule:
-    """Which clients take part in which round of a method; the server and every client derive the same from the seed."""
+    """The participating clients of every round of a method. The server and every client derive it from the seed."""
 
     method: Method[Any]
     """The method."""
     clients: tuple[ClientInfo, ...]
     """All clients of the federation."""
     fraction: float
-    """Share of the clients that take part in a round, in (0, 1]. A pooled method has all in every round."""
+    """Share of the clients that take part in a round, in (0, 1]. In a pooled method, all clients do."""
     seed: int
     """The trial's seed."""
 
     def participants(self, phase: str, round_: int) -> list[ClientInfo]:
-        """Returns the clients of one round, by id; rounds are counted per phase over the whole method."""
+        """Returns the clients of one round, by id. Rounds are counted per phase name over the whole method."""
         fraction = 1.0 if self.method.pooled else self.fraction
         return draw_participants(self.clients, fraction, stream(self.seed, phase, round_, "sample"))
 
     def rounds(self) -> Iterator[tuple[Phase[Any], list[ClientInfo]]]:
-        """Yields the phase and the clients of every round, in order. A phase whose rounds are known only when it begins
-        is taken to have one.
+        """Yields the phase and the clients of every round, in order. A phase that decides its number of rounds only
+        when it begins counts as one round.
         """
         done = Counter[str]()
         for phase in flatten_phases(self.method.phases()):
@@ -63,11 +70,11 @@ class Schedule:
                 done[phase.name] += 1
 
     def uploads(self) -> Iterator[tuple[Phase[Any], list[ClientInfo]]]:
-        """Yields those of the `rounds` in which clients upload."""
+        """Yields the `rounds` in which clients upload."""
         return ((phase, clients) for phase, clients in self.rounds() if phase.aggregate)
 
     def different_uploads(self) -> Iterator[tuple[Phase[Any], list[ClientInfo]]]:
-        """Yields the `uploads`, but only the first of a phase if all clients take part: the others are the same."""
+        """Yields the `uploads`. If all clients take part, yields only the first of each phase: the others are equal."""
         seen: set[str] = set()
         for phase, clients in self.uploads():
             if len(clients) < len(self.clients) or phase.name not in seen:
@@ -75,7 +82,7 @@ class Schedule:
             seen.add(phase.name)
 
     def open_ended_phases(self) -> list[Phase[Any]]:
-        """Returns the phases whose number of rounds is known only when they begin."""
+        """Returns the phases that decide their number of rounds only when they begin."""
         return [phase for phase in flatten_phases(self.method.phases()) if callable(phase.rounds)]
 
 

@@ -53,8 +53,8 @@ def to_examples(x: Array, layout: Layout | None, where: str) -> Tensor:
     if x.ndim == 2 or x.dtype.kind == "f":
         with np.errstate(over="ignore"):
             x = x.astype(np.float32)
-        if bad := x.size - int(np.isfinite(x).sum()):
-            raise GenfedError(f"{where} holds {bad} values that are NaN or infinite")
+        if invalid := x.size - int(np.isfinite(x).sum()):
+            raise GenfedError(f"{where} holds {invalid} values that are NaN or infinite")
         if x.ndim == 2:
             return torch.from_numpy(x)
     elif x.size and (x.min() < 0 or x.max() > 255):

@@ -1,4 +1,4 @@
-"""scikit-learn's digits drawn in several looks: a federation with domain shift, and a separate public part."""
+"""scikit-learn's digits drawn in several domains: a federation with domain shift, and a separate public part."""
 
 from typing import Literal
 
@@ -15,7 +15,7 @@ from genfed.data.images import ImageSource
 from genfed.data.split import split_stratified
 from genfed.data.styles import Style, describe_character, paint
 
-LOOKS = {
+DOMAINS = {
     "ink": Style("black", "white"),
     "chalk": Style("white", "green", "noisy"),
     "neon": Style("pink", "black", "blurred"),
@@ -39,8 +39,8 @@ class DigitDomains(ImageSource):
     split in the same way, which no client and no test has."""
     public: float = Field(default=0.25, gt=0, lt=1)
     """Share of the digits that is public; the same digits for any split_seed."""
-    looks: tuple[str, ...] = ("ink", "chalk", "neon", "blueprint")
-    """The domains, each with the same share of the digits: ink, chalk, neon, blueprint, poster or ice."""
+    domains: tuple[str, ...] = ("ink", "chalk", "neon", "blueprint")
+    """Names of the domains, each with the same share of the digits: ink, chalk, neon, blueprint, poster or ice."""
     size: int = Field(default=16, ge=8, le=512)
     """Height and width of the images in pixels; the original digits have 8."""
     channels: Literal[1, 3] | None = Field(default=3)
@@ -48,10 +48,10 @@ class DigitDomains(ImageSource):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.looks:
-            raise GenfedError(f"looks is empty: name at least one of {', '.join(LOOKS)}")
-        if bad := [name for name in self.looks if name not in LOOKS]:
-            raise GenfedError(f"looks: {bad[0]!r} is not there; there are: {', '.join(LOOKS)}")
+        if not self.domains:
+            raise GenfedError(f"domains is empty: name at least one of {', '.join(DOMAINS)}")
+        if unknown := [name for name in self.domains if name not in DOMAINS]:
+            raise GenfedError(f"domains: {unknown[0]!r} is not there; there are: {', '.join(DOMAINS)}")
 
     def load(self) -> Dataset:
         from sklearn.datasets import load_digits  # seconds to import, in every worker that reads a config
@@ -65,11 +65,11 @@ class DigitDomains(ImageSource):
         shapes = F.interpolate(ink, (self.size, self.size), mode="bilinear")[:, 0]
         y, rng = y[rows], stream(self.split_seed, "looks", self.part)
         domains = [""] * len(y)
-        for label in range(len(names)):  # the numbers of a class in two looks differ by at most one
+        for label in range(len(names)):  # the numbers of a class in two domains differ by at most one
             of_class = (y == label).nonzero()[:, 0]
             for place, row in enumerate(of_class[torch.randperm(len(of_class), generator=rng)].tolist()):
-                domains[row] = self.looks[(place + label) % len(self.looks)]
-        styles = [LOOKS[domain] for domain in domains]
+                domains[row] = self.domains[(place + label) % len(self.domains)]
+        styles = [DOMAINS[domain] for domain in domains]
         words = [describe_character(names[label]) for label in y.tolist()]
         columns = {
             "domain": domains,

@@ -63,8 +63,8 @@ class Glyphs(ImageSource):
     def __post_init__(self) -> None:
         super().__post_init__()
         for key, given, known in (("colours", self.colours, COLORS), ("effects", self.effects, EFFECTS)):
-            if bad := [name for name in given if name not in known]:
-                raise GenfedError(f"{key}: {bad[0]!r} is not there; there are: {', '.join(known)}")
+            if unknown := [name for name in given if name not in known]:
+                raise GenfedError(f"{key}: {unknown[0]!r} is not there; there are: {', '.join(known)}")
         if len(set(self.colours)) < 2 or not self.effects:
             raise GenfedError("colours takes at least two and effects at least one: a shape needs another background")
 

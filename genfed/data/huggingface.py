@@ -107,8 +107,8 @@ class HuggingFace(ImageSource):
     def _read_labels(self, split: Any, part: str) -> Any:
         values = list(split[require_known(self.label, split.column_names, f"{self.path}: column")])
         # −1 on the hub: the label of a test example is withheld
-        if bad := sum(value is None or value == -1 for value in values):
-            raise GenfedError(f"{self.path}: {bad} examples of {part} have no label")
+        if missing := sum(value is None or value == -1 for value in values):
+            raise GenfedError(f"{self.path}: {missing} examples of {part} have no label")
         return np.array(values)
 
     def _find_image_column(self, split: Any) -> str | None:

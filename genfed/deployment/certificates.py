@@ -55,8 +55,8 @@ def make_keys(folder: Path, sites: Sequence[str], hosts: Sequence[str] = (), day
 
 def _check_names(folder: Path, sites: Sequence[str]) -> None:
     """Refuses names of sites that cannot be names of files, and files that exist already."""
-    if bad := [name for name in sites if not name or name.startswith(".") or set(name) & set("/\\\0")]:
-        raise GenfedError(f"{bad[0]!r} cannot name a site: it becomes a file's name")
+    if invalid := [name for name in sites if not name or name.startswith(".") or set(name) & set("/\\\0")]:
+        raise GenfedError(f"{invalid[0]!r} cannot name a site: it becomes a file's name")
     if reserved := [name for name in sites if name in (AUTHORITY, SERVER, SERVER_KEY)]:
         raise GenfedError(f"{reserved[0]!r} cannot name a site: the server has a file of that name")
     names = [AUTHORITY, SERVER, SERVER_KEY, *(file for site in sites for file in (site, f"{site}.pub"))]

@@ -52,7 +52,7 @@ class OpaqueNetwork(nn.Module):
 
 
 def ask_architectures(roster: SiteRoster, sites: Sequence[SiteDescription], task: Task, seed: int) -> Architectures:
-    """Returns the architectures of one seed's trials. Networks that only a site knows are opaque; the site is asked for
+    """Returns the architectures of one seed's trials. Networks that only a site knows are opaque; the site sends
     their initial weights.
 
     Raises:

@@ -93,7 +93,7 @@ def flower_environment(home: Path, extra: Mapping[str, str] | None = None) -> di
 
 
 def end_with_parent() -> None:
-    """Called in a new child process: it gets SIGTERM when its parent ends, even if the parent is killed (on Linux)."""
+    """Sets that this new child process gets SIGTERM when its parent ends, even if the parent is killed (on Linux)."""
     send_at_parents_end(signal.SIGTERM)
 
 

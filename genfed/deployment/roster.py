@@ -18,7 +18,7 @@ from genfed.engines.round import Failure
 ROUND_SECONDS = 15.0
 """Seconds that a new node has to describe itself while a round waits for it."""
 BACK_OFF = 60.0
-"""Seconds after which a node that was refused is asked again."""
+"""Seconds after which a node that was refused is contacted again."""
 Many = Annotated[int, Field(ge=0, lt=2**60)]
 
 
@@ -40,7 +40,7 @@ class SiteDescription:
     clock: float
     """Clock of the site, in seconds since 1970."""
     demands: bool
-    """Whether the site demands protection; it is then asked before training whether it takes part."""
+    """Whether the site demands protection. If so, it must agree to take part before training begins."""
     node: int
     heard: float
     """Clock of the server when the description came."""
@@ -59,7 +59,7 @@ class SiteRoster:
         self.refused: dict[int, str] = {}
         """Reasons of the nodes that were refused, by node."""
         self._ask_again: dict[int, float] = {}
-        """When each of these nodes is asked again, by node."""
+        """Time at which each of these nodes is contacted again, by node."""
         self._looked = 0.0
 
     def call(self, count: int, seconds: float, strict: bool = True) -> tuple[SiteDescription, ...]:
@@ -94,7 +94,7 @@ class SiteRoster:
         registered = self._link.registered() if new else {}
         for node, answer in self._link.send("query", envelopes, timeout=seconds):
             if isinstance(answer, Failure):
-                if answer.reason not in LOST.values():  # a lost node is asked again with the next look
+                if answer.reason not in LOST.values():  # a lost node is contacted again at the next look
                     self._refuse(node, answer.reason)
                 continue
             try:
@@ -130,7 +130,7 @@ class SiteRoster:
 
     def node_of(self, name: str) -> int | None:
         """Returns the node of a site, which may have come back as another node. None: it is not connected. New nodes
-        are asked to describe themselves only where the site is missing, and a round does not wait long for them.
+        are requested to describe themselves only if the site is missing, and a round does not wait long for them.
         """
         if time.monotonic() - self._looked > 1:
             self._connected()

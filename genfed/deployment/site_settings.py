@@ -71,7 +71,7 @@ class SiteSettings:
 
     def __post_init__(self) -> None:
         if self.link.insecure and self.link.key:
-            raise GenfedError("link.insecure = true: a site without TLS shows no key; leave out link.key, or insecure")
+            raise GenfedError("link.insecure = true: a site without TLS shows no key; remove link.key, or insecure")
         if self.privacy is not None and self.minimum_group is not None:
             raise GenfedError(
                 "[privacy] with minimum_group: no run has [privacy] and [secure_aggregation] both; leave one out"

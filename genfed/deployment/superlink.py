@@ -44,7 +44,7 @@ def serve(
     address: Address,
     keys: Path | None,
     folder: Path,
-    tell: Callable[[str], None],
+    notify: Callable[[str], None],
     running: bool = False,
 ) -> Outcome:
     """Starts a SuperLink at `address`, admits the sites whose public keys are in `keys`, does the run and stops it.
@@ -54,7 +54,7 @@ def serve(
         address: where sites find the SuperLink.
         keys: folder of ca.crt, server.crt, server.key and a .pub per site. None: no TLS, open to anyone.
         folder: folder for logs and for Flower's configuration.
-        tell: called with each line of text for the user.
+        notify: called with each line of text for the user.
         running: whether a SuperLink runs at `address` already; it is used and left running.
 
     Raises:
@@ -67,13 +67,13 @@ def serve(
     (home / "config.toml").write_text(tomli_w.dumps(_connection(address, keys)))
     settings.write_text(tomli_w.dumps(to_settings(replace(wanted, outcome=str(outcome.resolve())))))
     if not (running or address.loopback):
-        tell(EXPOSED.format(address))
+        notify(EXPOSED.format(address))
     if running and not is_listening(address):
-        raise GenfedError(f"no SuperLink answers at {address}; leave out --running to have one started")
+        raise GenfedError(f"no SuperLink answers at {address}; without --running, one is started")
     with contextlib.nullcontext() if running else open_superlink(address, keys, home, folder / "superlink.log"):
         for public in sorted(keys.glob("*.pub")) if keys else ():
             _register(public, home)
-        run_id = _start_run(settings.resolve(), home, folder / "flwr-run.log", tell)
+        run_id = _start_run(settings.resolve(), home, folder / "flwr-run.log", notify)
         if running:
             _await_outcome(outcome, run_id, home)
     if not outcome.exists():
@@ -168,7 +168,7 @@ def _register(public: Path, home: Path) -> None:
         raise GenfedError(f"the SuperLink does not take {public}: {' '.join(said.split())[-300:]}")
 
 
-def _start_run(settings: Path, home: Path, logged: Path, tell: Callable[[str], None]) -> str:
+def _start_run(settings: Path, home: Path, logged: Path, notify: Callable[[str], None]) -> str:
     """Does a run and shows what the server says. Returns the run's number. Empty: it was not started."""
     number = ""
     command = [find_program("flwr"), "run", str(APP), NAME, "--stream", "--run-config", str(settings.absolute())]
@@ -192,7 +192,7 @@ def _start_run(settings: Path, home: Path, logged: Path, tell: Callable[[str], N
                 if found := re.search(r"started run (\d+)", line):
                     number = found[1]
                 if SAID in line:
-                    tell(line.partition(SAID)[2].rstrip())
+                    notify(line.partition(SAID)[2].rstrip())
             run.wait()
         finally:
             with contextlib.suppress(ProcessLookupError):

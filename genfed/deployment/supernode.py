@@ -94,9 +94,9 @@ AGAIN = 10.0
 """Seconds until a site whose SuperNode ended starts it again."""
 
 
-def join(site: LocatedSite, tell: Callable[[str], None]) -> None:
+def join(site: LocatedSite, notify: Callable[[str], None]) -> None:
     """Runs a SuperNode until this process gets SIGINT or SIGTERM. A SuperLink refuses a key that it does not know yet,
-    or whose node was killed a moment ago; the SuperNode then ends, and is started again. `tell` is called with each
+    or whose node was killed a moment ago; the SuperNode then ends, and is started again. `notify` is called with each
     line of text for the user.
     """
     home = site.folder / "flower"
@@ -124,7 +124,7 @@ def join(site: LocatedSite, tell: Callable[[str], None]) -> None:
             finally:
                 end_process(node)
             if not stopped.is_set():
-                tell(
+                notify(
                     f"the SuperNode ended (exit code {node.returncode}): the server does not know the key of "
                     f"{site.config.name}, or refuses it for up to 90 s after a hard stop; trying again in {AGAIN:g} s"
                 )

@@ -91,7 +91,7 @@ class StoredReply:
     phase: str
     """The phase of the round that it replies to."""
     number: int
-    """That round, counted over all phases."""
+    """Number of this round, counted over all phases."""
     tensors: dict[str, Tensor]
     skeleton: str
     weight: float

@@ -1,4 +1,4 @@
-"""One round of one phase, whatever carries the messages: send, check what comes back, fold it."""
+"""One round of one phase, over any engine: send, check the replies, reduce them."""
 
 import json
 import time
@@ -19,11 +19,11 @@ from genfed.engines.messages import PackedReply, RoundId, check_reply
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a client is left out of a round."""
+    """The reason why a client is excluded from a round."""
 
     reason: str
     fatal: bool = False
-    """True: the round cannot go on without it."""
+    """Whether the round cannot go on without the client."""
 
 
 class Engine(Protocol):
@@ -32,30 +32,30 @@ class Engine(Protocol):
     def exchange(
         self, step: RoundId, jobs: Iterable[tuple[ClientInfo, Packed]]
     ) -> Iterator[tuple[ClientInfo, PackedReply | Failure]]:
-        """Has every client work on what is sent to it; gives the answers in any order. `jobs` is drawn from only as
-        fast as clients take them.
+        """Sends each client its record, and yields the replies in any order. `jobs` is consumed only as fast as clients
+        start to work.
         """
 
     def lost(self) -> list[str]:
-        """A line for each worker that was lost since this was last asked."""
+        """Returns a line for each worker that was lost since the last call."""
 
 
 class Reducer(Protocol):
-    """What reduces the replies to one ask, as `core.aggregate.Fold` does."""
+    """An object that reduces the replies of one round, as `core.aggregate.Fold` does."""
 
     def add(self, info: ClientInfo, upload: object, weight: float, sent: object = None) -> None:
-        """Folds one reply in."""
+        """Adds one reply."""
 
     def skip(self, info: ClientInfo) -> None:
-        """Leaves a client out."""
+        """Excludes a client."""
 
     def finish(self) -> Mapping[str, Any]:
-        """The reduced value of every declared field."""
+        """Returns the reduced value of every declared field."""
 
 
 @dataclass(frozen=True)
 class ClientCost:
-    """One client's part in a round, for the log."""
+    """The cost of one client in a round, for the log."""
 
     info: ClientInfo
     up_bytes: int
@@ -66,14 +66,14 @@ class ClientCost:
 
 @dataclass(frozen=True)
 class RoundRequest:
-    """What clients are asked for in one round."""
+    """What clients are requested to do in one round."""
 
     engine: Engine
     phase: Phase[Any]
     round_id: RoundId
-    """The round, as the trial counts it."""
+    """Round, as the trial counts it."""
     first_step: int
-    """Number of the round among the steps that clients count; each exchange of secure aggregation is one."""
+    """Number of the round among the steps that clients count. Each exchange of secure aggregation is one step."""
     server: Server
     state: Any
     clients: Sequence[ClientInfo]
@@ -85,10 +85,10 @@ class RoundRequest:
 
 
 class OpenRound(Protocol):
-    """A round: iterate over it for each client's `ClientCost` as it is done, then take `reduced` and `failures`."""
+    """A round in progress. Iterate over it to get each client's `ClientCost`, then read `reduced` and `failures`."""
 
     failures: dict[int, str]
-    """The reason why a client is excluded, by client."""
+    """Reason why a client is excluded, by client."""
     seconds: float
 
     def __iter__(self) -> Iterator[ClientCost]: ...
@@ -98,21 +98,21 @@ class OpenRound(Protocol):
         """The reduced uploads.
 
         Raises:
-            GenfedError: too few clients answered; nothing has been changed.
+            GenfedError: too few clients answered; the state has not changed.
         """
 
 
 class Uploads(Protocol):
-    """How the uploads of a phase travel: who uploads in a round, how uploads are reduced, and what is paid for it."""
+    """How the uploads of a phase travel: which clients upload in a round, how uploads are reduced, what is charged."""
 
     def participants(self, round_id: RoundId) -> list[ClientInfo]:
-        """Returns the clients of a round, by id. They may be drawn anew in every call."""
+        """Returns the clients of a round, by id. Every call may draw them anew."""
 
     def open(self, request: RoundRequest) -> OpenRound:
         """Returns a round that has not begun.
 
         Raises:
-            GenfedError: it may not begin, since a budget does not hold it.
+            GenfedError: it must not begin, since it would exceed a privacy budget.
         """
 
 
@@ -137,13 +137,13 @@ class Round:
     """An `OpenRound` whose uploads the server reads one by one."""
 
     def __init__(self, request: RoundRequest, quorum: float | None, fold: Reducer | None = None) -> None:
-        """Takes what is needed; nothing is sent yet.
+        """Prepares the round; nothing is sent yet.
 
         Args:
-            request: what clients are asked for.
-            quorum: the fraction of them that must answer. None: the participants are secret, so that the round goes on
-                whichever of them answer, and `reduced` does not name them.
-            fold: reduces the uploads. None: as the phase says.
+            request: what clients are requested to do.
+            quorum: the fraction of them that must answer. None: the participants are secret, so any number may answer,
+                and `reduced` does not name them.
+            fold: reduces the uploads. None: the aggregates of the phase do.
         """
         self._request, self._quorum = request, quorum
         self._fold = fold or Fold(request.phase.aggregate, list(request.clients))
@@ -167,7 +167,7 @@ class Round:
                     raise (StorageError if answer.fatal else GenfedError)(answer.reason)
                 self._take(info, sent, answer)
             except StorageError as error:
-                raise GenfedError(f"{error}; nothing that was saved is lost: mend it, then --resume") from None
+                raise GenfedError(f"{error}; nothing that was saved is lost: fix the cause, then --resume") from None
             except GenfedError as error:
                 self.failures[info.id] = str(error)
                 self._fold.skip(info)
@@ -194,24 +194,38 @@ class Round:
         return Reduced(self._fold.finish(), tuple(sorted(self._answered, key=lambda i: i.id)))
 
 
-def check_quorum(step: RoundId, answered: int, asked: int, quorum: float, failures: Mapping[int, str]) -> None:
-    """Refuses a round in which too few clients answered; `failures` says why, by client.
+def check_quorum(step: RoundId, answered: int, selected: int, quorum: float, failures: Mapping[int, str]) -> None:
+    """Refuses a round in which too few clients answered.
+
+    Args:
+        step: the round.
+        answered: number of clients that answered.
+        selected: number of clients that were selected.
+        quorum: fraction of the selected clients that must answer.
+        failures: the reason of each failure, by client.
 
     Raises:
-        GenfedError: fewer than that fraction of those asked, or none.
+        GenfedError: fewer than this fraction answered, or none.
     """
-    needed = max(1, round_up_share(quorum, asked))
+    needed = max(1, round_up_share(quorum, selected))
     if answered < needed:
         client, reason = next(iter(sorted(failures.items())))
         raise GenfedError(
-            f"{step.phase} round {step.round}: {answered} of {asked} clients answered and the quorum is {needed}; "
+            f"{step.phase} round {step.round}: {answered} of {selected} clients answered and the quorum is {needed}; "
             f"client {client}: {reason}"
         )
 
 
 def check_upload(sent: Packed, answer: PackedReply) -> None:
-    """Refuses a reply that would spoil a mean: numbers that are not finite, a weight that is not above 0, or, in an
-    upload field that bears the name of a field that was sent with tensors, other tensors than were sent.
+    """Refuses a reply that would corrupt a mean.
+
+    Args:
+        sent: the record that the client was sent.
+        answer: its reply.
+
+    Raises:
+        GenfedError: numbers are not finite, the weight is not above 0, or an upload field that has the name of a sent
+            field has other tensors (names, shapes or types) than were sent.
     """
     check_reply(answer)
     uploaded = answer.upload.tensors
@@ -220,7 +234,7 @@ def check_upload(sent: Packed, answer: PackedReply) -> None:
     for field in sorted(expected.keys() & fields):
         there = got.get(field, {})
         for path in sorted(expected[field].keys() ^ there.keys()):
-            raise GenfedError(f"{path} {'is missing' if path in expected[field] else 'was not asked for'}")
+            raise GenfedError(f"{path} {'is missing' if path in expected[field] else 'was not requested'}")
         for path, tensor in there.items():
             like = expected[field][path]
             if tensor.shape != like.shape or tensor.dtype != like.dtype:
@@ -230,7 +244,7 @@ def check_upload(sent: Packed, answer: PackedReply) -> None:
 
 
 def _by_field(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """Groups paths such as "Model.classifier['w']" by the field, without the record's name."""
+    """Returns tensors by field and path, where paths such as "Model.classifier['w']" lose the record's name."""
     fields: dict[str, dict[str, Tensor]] = {}
     for path, tensor in tensors.items():
         rest = path.partition(".")[2]

@@ -1,4 +1,4 @@
-"""Audits of a finished trial: what an audit attacks, shadows of the trial, and the results."""
+"""Audits of a finished trial: the case that an audit attacks, shadows of the trial, and the results."""
 
 import dataclasses
 import json
@@ -40,8 +40,8 @@ AT_ONCE = 1000
 """Number of examples that are generated at once."""
 Notify = Callable[[str], None]
 OUTSIDE = (
-    "This attacker is the server, which reads an upload before it is clipped and gets noise. ε does not hold against "
-    "this attacker: it holds against those who see what the server sends."
+    "This attacker is the server, which reads an upload before it is clipped and gets noise. ε does not protect "
+    "against this attacker. It protects against those who see what the server sends."
 )
 """Note on attacks on uploads under client-level privacy."""
 
@@ -49,14 +49,14 @@ OUTSIDE = (
 def audit_trial(
     trial: Trial, audits: Mapping[str, Audit], folder: RunFolder, notify: Notify = lambda line: None
 ) -> None:
-    """Audits a finished trial, and adds each result to the run's audits.json as soon as it is there. An audit whose
-    result is there already, with the same settings and after as many rounds, is skipped.
+    """Audits a finished trial, and adds each result to the run's audits.json as soon as it is known. An audit is
+    skipped if the file already has its result with the same settings and number of rounds.
 
     Args:
         trial: the trial.
         audits: the audits, by label.
         folder: the folder of the run.
-        notify: called with a line of text on each audit and each model that it trains.
+        notify: called with a line of text for each audit and each model that it trains.
     """
     before = folder.read_audits()
     rest = [s for s in before.shared if s.method != trial.label]
@@ -76,10 +76,15 @@ def audit_trial(
 
 
 def describe_trial_exchanges(trial: Trial, protection: PrivacyGuarantee | None) -> list[Exchanged]:
-    """Returns what each phase of a finished trial sent, and what protects it. `protection` None: no guarantee."""
+    """Returns the records that each phase of a finished trial sent, and their protection.
+
+    Args:
+        trial: the trial.
+        protection: its privacy guarantee. None: it has none.
+    """
     at = read_checkpoint(trial.method, trial.folder)
     names = [phase.name for phase in flatten_phases(trial.method.phases())]
-    # Phases after the last round that was done are not counted in a checkpoint: they had none.
+    # A checkpoint does not count phases that have not begun: they had no rounds.
     ran = {name for name, rounds in zip_longest(names, at.rounds if at else (), fillvalue=0) if rounds}
     found = describe_exchanges(
         trial.label, trial.method, _describe_guarantee(protection), trial.aggregation, trial.secure is not None
@@ -88,19 +93,18 @@ def describe_trial_exchanges(trial: Trial, protection: PrivacyGuarantee | None) 
 
 
 def _describe_guarantee(found: PrivacyGuarantee | None) -> str:
-    """Returns a few words on differential privacy. Empty: there is none. ε stands elsewhere, for all seeds."""
+    """Returns a few words on the privacy guarantee, without ε, which is shown for all seeds. Empty: there is none."""
     if found is None or found.epsilon is None or found.reproducible_noise:
         return ""
     if found.distributed:
-        return "clipped and given noise by the clients: ε holds for every client, against the server too"
+        return "clients clip and add noise: ε protects every client, also against the server"
     if found.level == "client":
-        server = "the server, which can read every upload"
-        return f"clipped and given noise by {server}: ε holds for every client, against others"
-    return "DP-SGD: ε holds for every example"
+        return "the server, which can read every upload, clips and adds noise: ε protects every client against others"
+    return "DP-SGD: ε protects every example"
 
 
 def _settings(audit: Audit) -> dict[str, Any]:
-    """Returns the settings of an audit as a JSON file has them."""
+    """Returns the settings of an audit as JSON values."""
     settings: dict[str, Any] = json.loads(json.dumps(flatten_settings(audit)))
     return settings
 
@@ -122,7 +126,7 @@ def run_audit(
     )
     if trial.privacy is not None and "uploads" in audit.sees:
         return replace(
-            about, not_possible="clients trained by DP-SGD, and this attack is on uploads of training without it"
+            about, not_possible="clients trained by DP-SGD; this attack needs uploads of training without it"
         )
     if trial.secure is not None and "uploads" in audit.sees:
         return replace(about, not_possible="uploads were sent under masks: no single upload can be attacked")
@@ -145,7 +149,7 @@ def run_audit(
 
 
 def audit_case(trial: Trial, at: Checkpoint[Any], folder: Path, notify: Notify = lambda line: None) -> Case:
-    """Returns what an audit attacks; shadows are trained in `folder`."""
+    """Returns the case that an audit attacks; shadows are trained in `folder`."""
     shards = trial.shards
 
     def samples(y: Tensor, purpose: str) -> Data:
@@ -191,13 +195,13 @@ def audit_case(trial: Trial, at: Checkpoint[Any], folder: Path, notify: Notify =
 
 
 def _personal_rows(own: Sequence[PersonalTestSet]) -> Tensor | None:
-    """Returns the held-out rows that resemble a client's data. None: all of them do."""
+    """Returns the held-out rows that resemble a client's data. None: all rows do."""
     rows = [each.rows for each in own if each.rows is not None]
     return torch.unique(torch.cat(rows)) if rows else None
 
 
 def _sample(trial: Trial, state: Any, y: Tensor, purpose: str) -> Data:
-    """Returns generated examples of the classes y, or stored ones where the server stores a synthetic set.
+    """Returns generated examples of the classes y, or stored ones if the server stores a synthetic set.
 
     Raises:
         NotPossible: the trial has neither.
@@ -217,7 +221,7 @@ def _sample(trial: Trial, state: Any, y: Tensor, purpose: str) -> Data:
 
 
 def _shadow(trial: Trial, number: int, examples: Sequence[Data], folder: Path) -> Trial:
-    """Returns the trial with other examples and other draws; its checkpoint goes into `folder`."""
+    """Returns the trial with other examples and other random numbers; its checkpoint is written to `folder`."""
     stops = torch.tensor([len(data) for data in examples]).cumsum(0).tolist()
     shards = replace(
         trial.shards,
@@ -243,18 +247,18 @@ def _shadow(trial: Trial, number: int, examples: Sequence[Data], folder: Path) -
 def describe_exchanges(
     label: str, method: Method[Any], private: str = "", aggregation: AggregationRule | None = None, secure: bool = False
 ) -> list[Exchanged]:
-    """Returns what each phase of a method sends up and down, and what protects it.
+    """Returns the fields that each phase of a method sends to clients and to the server, and their protection.
 
     Args:
         label: label of the method.
         method: the method.
-        private: words on the differential privacy of all trainings. Empty: it does not apply.
-        aggregation: robust rule that replaces means. None: the method's own means.
+        private: words on the privacy guarantee of all trainings. Empty: there is none.
+        aggregation: robust rule that replaces means. None: the means that the method defines.
         secure: whether uploads are summed by secure aggregation.
     """
     found = []
     if method.pooled:
-        found.append(Exchanged(label, "before training", "", "all training examples (a ceiling, no federation)"))
+        found.append(Exchanged(label, "before training", "", "all training examples (an upper bound, no federation)"))
     for phase in {phase.name: phase for phase in flatten_phases(method.phases())}.values():
         if phase.work is None:
             found.append(Exchanged(label, phase.name, "", ""))
@@ -262,7 +266,7 @@ def describe_exchanges(
         down = ", ".join(field.name for field in dataclasses.fields(phase.wire_types.sent))
         aggregates = make_robust(phase, aggregation).aggregate
         up = ", ".join(f"{name} ({aggregate.describe()})" for name, aggregate in aggregates.items())
-        hidden = "under masks: the server learns the sum alone, and no loss" if secure and phase.aggregate else ""
+        hidden = "under masks: the server learns only the sum, and no loss" if secure and phase.aggregate else ""
         found.append(
             Exchanged(label, phase.name, down, up, "; ".join(filter(None, (private, phase.protection, hidden))))
         )

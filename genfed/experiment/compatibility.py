@@ -1,4 +1,4 @@
-"""Refuses before training settings, methods and clients that do not go together, where they protect or attack."""
+"""Checks before training: settings of protection and attack that do not fit the methods or clients are refused."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,10 +26,16 @@ from genfed.secure_aggregation.settings import SecureAggregation
 
 
 def check_compatibility(config: Config, shards: FederatedData, seed: int) -> None:
-    """Refuses before training what would fail in it, or would seem to protect and not do so.
+    """Refuses attacks, robust rules and secure aggregation that would fail during training, or would not protect.
+
+    Args:
+        config: the settings of the run.
+        shards: the clients of one seed.
+        seed: the seed.
 
     Raises:
-        GenfedError: an attack on nothing, or a rule for a method that averages nothing or for too small groups.
+        GenfedError: an attack without a target, a rule for a method that averages no uploads, or a group that is too
+            small.
     """
     federated = {label: method for label, method in config.method.items() if not method.pooled}
     if config.attack:
@@ -41,8 +47,8 @@ def check_compatibility(config: Config, shards: FederatedData, seed: int) -> Non
                 kind = registry.name_of(registry.AGGREGATIONS, type(config.aggregation))
                 fields = ", ".join(sorted({name for phase in phases for name in phase.aggregate}))
                 raise GenfedError(
-                    f"aggregation.kind = {kind!r}: the server of {label} averages nothing of what clients upload "
-                    f"({fields}), so it would protect nothing; leave the method out, or [aggregation]"
+                    f"aggregation.kind = {kind!r}: the server of {label} averages no uploads of clients ({fields}), "
+                    "so the rule would protect nothing; remove the method or [aggregation]"
                 )
             _check_groups(label, config, method, shards, seed)
     if config.secure_aggregation:
@@ -55,27 +61,27 @@ def _check_secure(
     require("cryptography", extra="privacy", what="[secure_aggregation]")
     if config.example_privacy:
         raise GenfedError(
-            "[secure_aggregation] with [privacy] is not built: its exchanges are not charged; leave one of them out"
+            "[secure_aggregation] with DP-SGD is not implemented: its exchanges are not charged; remove one of them"
         )
     if config.aggregation or config.attack:
         other = "aggregation" if config.aggregation else "attack"
-        why = "looks at" if config.aggregation else "is simulated on"
-        raise GenfedError(f"[secure_aggregation] hides single uploads, which [{other}] {why}: leave one of them out")
+        why = "reads" if config.aggregation else "changes"
+        raise GenfedError(f"[secure_aggregation] hides single uploads, which [{other}] {why}: remove one of them")
     for label, method in methods.items():
         for phase in list_upload_phases(method):
             if (reason := reason_to_refuse_secure(phase)) is not None:
                 raise GenfedError(
                     f"[secure_aggregation]: phase {phase.name} of {label} cannot be aggregated securely: {reason}"
                 )
-        for phase, asked in Schedule(
-            method, shards.clients, config.federation.client_fraction, seed
-        ).different_uploads():
-            for group, count in Counter(name for info in asked for name in list_groups(phase.aggregate, info)).items():
+        schedule = Schedule(method, shards.clients, config.federation.client_fraction, seed)
+        for phase, clients in schedule.different_uploads():
+            sizes = Counter(name for info in clients for name in list_groups(phase.aggregate, info))
+            for group, count in sizes.items():
                 if count < how.minimum_group:
                     raise GenfedError(
                         f"secure_aggregation.minimum_group = {how.minimum_group}: in phase {phase.name} of {label} "
-                        f"a sum would be of {count} uploads{f' of architecture {group}' if group else ''}; have more "
-                        "clients in a group or leave the method out"
+                        f"a sum would have {count} uploads{f' of architecture {group}' if group else ''}; set more "
+                        "clients for a group or remove the method"
                     )
 
 
@@ -88,19 +94,19 @@ def _check_attack(config: Config, shards: FederatedData, phases: Mapping[str, Se
             raise GenfedError(registry.explain_unknown(name, known, "attack.phases: no method uploads in such a phase"))
     kind = registry.name_of(registry.ATTACKS, type(attack))
     if not known:
-        raise GenfedError(f"attack.kind = {kind!r}: no method of the run uploads anything; leave [attack] out")
+        raise GenfedError(f"attack.kind = {kind!r}: no method of the run uploads anything; remove [attack]")
     for label, each in phases.items():
-        met = [phase for phase in each if attack.targets_phase(phase)]
-        if met and (why := attack.reason_to_refuse(shards.task, met)):
-            raise GenfedError(f"attack.kind = {kind!r}: it cannot be made on {label}: {why}")
+        targets = [phase for phase in each if attack.targets_phase(phase)]
+        if targets and (why := attack.reason_to_refuse(shards.task, targets)):
+            raise GenfedError(f"attack.kind = {kind!r}: it cannot attack {label}: {why}")
 
 
 def _check_groups(label: str, config: Config, method: Method[Any], shards: FederatedData, seed: int) -> None:
     rule = config.aggregation
     assert rule is not None
-    for phase, asked in Schedule(method, shards.clients, config.federation.client_fraction, seed).different_uploads():
+    for phase, clients in Schedule(method, shards.clients, config.federation.client_fraction, seed).different_uploads():
         for name, mean in select_means(phase.aggregate).items():
-            for group, count in Counter(mean.group(info) for info in asked).items():
+            for group, count in Counter(mean.group(info) for info in clients).items():
                 _check_group(rule, count, f"{label}, phase {phase.name}, {name}{f' of {group}' if group else ''}")
 
 
@@ -112,17 +118,22 @@ def _check_group(rule: AggregationRule, count: int, where: str) -> None:
 
 
 def check_client_privacy(config: Config, clients: Sequence[ClientInfo], seed: int) -> None:
-    """Refuses before training what client-level privacy does not cover, or a budget that would be passed.
+    """Refuses methods and settings that client-level privacy does not cover, and runs that would exceed the budget.
+
+    Args:
+        config: the settings of the run.
+        clients: the clients of one seed.
+        seed: the seed.
 
     Raises:
-        GenfedError: Opacus is missing, or a method or setting that does not go with it.
+        GenfedError: Opacus is missing, a method or setting is not supported, or the run would exceed the budget.
     """
     if (how := config.client_privacy) is None:
         return
     if config.aggregation is not None:
         raise GenfedError(
-            'privacy.kind = "dp_fedavg" with [aggregation], which replaces the means that get the noise: leave one of '
-            "them out"
+            'privacy.kind = "dp_fedavg" with [aggregation], which replaces the means that get the noise: remove one of '
+            "them"
         )
     first = seed == config.seeds[0]
     if first:
@@ -143,18 +154,18 @@ def check_example_privacy(
     new_network: NewNetwork,
     x: torch.Tensor | None = None,
 ) -> None:
-    """Refuses before training what example-level privacy does not cover. A site's own architecture is tried at the
-    site, unless there are examples.
+    """Refuses what example-level privacy does not cover. Without examples, an architecture that only a site knows is
+    not checked here; the site checks it.
 
     Args:
-        config: of the run.
+        config: the settings of the run.
         task: the task of the clients' examples.
-        clients: of one seed.
-        new_network: makes classifiers.
-        x: two examples, as a network takes them. None: noise stands for them.
+        clients: the clients of one seed.
+        new_network: returns a new classifier.
+        x: two examples, as a network takes them. None: noise is used instead.
 
     Raises:
-        GenfedError: Opacus is missing, or a method, architecture, generator or setting that does not go with it.
+        GenfedError: Opacus is missing, or a method, architecture, generator or setting is not supported.
     """
     if (how := config.example_privacy) is None:
         return
@@ -176,5 +187,5 @@ def trained_classifier(architecture: str, task: Task, new_network: NewNetwork) -
     network = new_network(architecture, task, torch.Generator().manual_seed(0))
     other = f"{architecture.removesuffix('-bn')}-gn"
     known = other in Architectures().names()
-    remedy = f'use "{other}"' if known else "put nn.GroupNorm in its place"
+    remedy = f'use "{other}"' if known else "use nn.GroupNorm instead"
     return TrainedNetwork(f"architecture {architecture}", network, task, remedy=remedy)

@@ -95,8 +95,8 @@ class _Evaluator:
         return Reply(ClassifierScores(whole.correct, whole.total, accuracy), metrics=metrics)
 
     def _score_once(self, client: Client, sent: Any) -> tuple[Tensor, dict[str, float]]:
-        """`_score`, or the scores of an equal classifier: clients of one architecture that were sent the same have the
-        same classifier, unless it was made from their storage.
+        """Returns `_score`, or the scores of an equal classifier: clients of one architecture that were sent the same
+        record have the same classifier, unless it was built from their storage.
         """
         key = (client.info.architecture, digest(pack(sent)))
         if key not in self._scored:

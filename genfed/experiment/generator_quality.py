@@ -113,7 +113,7 @@ class GeneratorEvaluator:
         trained_features = network_features(reference.network, train.x[reference.trained])
         student = self._train(data)
         pictures = [normalize_pixels(z) for z in (train.x[reference.trained], held_out.x[fresh], data.x[generated])]
-        by_lpips = {} if self._lpips is None else {"memorisation_lpips": self._lpips.memorisation(*pictures)}
+        by_lpips = {} if self._lpips is None else {"memorisation_lpips": self._lpips.memorization(*pictures)}
         return {
             "frechet": frechet_distance(features, reference.held_out),
             "frechet_real": self._frechet_real(len(data)),
@@ -129,7 +129,7 @@ class GeneratorEvaluator:
     def _measure_clients(self, trial: Trial, state: Any, batch: SyntheticBatch) -> dict[str, float]:
         """Returns the metrics of images that stand for clients. "certainty": mean probability of the requested class by
         the classifier of the image's client, where the state has these classifiers. "client_match": share of the images
-        that a network which tells clients apart assigns to their clients.
+        that a network which distinguishes clients assigns to their clients.
         """
         clients, server = batch.request.clients, trial_server(trial, 0, "quality")
         architectures = {info.id: info.architecture for info in server.clients}
@@ -151,7 +151,9 @@ class GeneratorEvaluator:
 
     @functools.cached_property
     def _client_classifier(self) -> tuple[nn.Module, float]:
-        """A network that tells clients apart, trained on four fifths of the examples; its accuracy on the rest."""
+        """Returns a network that distinguishes clients, trained on four fifths of the examples, and its accuracy on the
+        rest.
+        """
         sizes = torch.tensor([stop - start for start, stop in self._shards.ranges])
         owned = Data(self._shards.train.x, torch.arange(len(sizes)).repeat_interleave(sizes))
         order = torch.randperm(len(owned), generator=self._stream("apart"))

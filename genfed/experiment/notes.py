@@ -15,7 +15,7 @@ from genfed.report.results import TrialResult
 def write_notes(
     config: Config, clients: Mapping[int, Sequence[ClientInfo]], trials: Sequence[TrialResult]
 ) -> tuple[str, ...]:
-    """Returns the notes of a report, a line each. Empty: the run has none of these.
+    """Returns the notes of a report, a line each. Empty: no attack, robust rule or secure aggregation.
 
     Args:
         config: the settings of the run.
@@ -25,35 +25,35 @@ def write_notes(
     lines = []
     if attack := config.attack:
         kind = registry.name_of(registry.ATTACKS, type(attack))
-        who = {seed: attack.attackers(infos, seed) for seed, infos in clients.items()}
-        count, of = len(next(iter(who.values()))), len(next(iter(clients.values())))
+        malicious = {seed: attack.attackers(infos, seed) for seed, infos in clients.items()}
+        count, total = len(next(iter(malicious.values()))), len(next(iter(clients.values())))
         where = f" in the phases {', '.join(attack.phases)}" if attack.phases else ""
-        ids = "; ".join(f"seed {seed}: {', '.join(map(str, bad[:20]))}" for seed, bad in who.items())
+        ids = "; ".join(f"seed {seed}: {', '.join(map(str, ids[:20]))}" for seed, ids in malicious.items())
         lines.append(
-            f"This run was attacked, in simulation: {count} of {of} clients {attack.about}{where} ({kind}; {ids}). "
+            f"This run simulates an attack: {count} of {total} clients {attack.about}{where} ({kind}; {ids}). "
             "Scores are over all clients, including the malicious ones."
         )
     if config.aggregation:
         kind = registry.name_of(registry.AGGREGATIONS, type(config.aggregation))
-        lines.append(f"Uploads that a method averages are reduced by {kind} instead.")
+        lines.append(f"Uploads that a method would average are reduced by {kind} instead.")
         lines += [line for label, method in config.method.items() for line in _other_uploads(label, method, kind)]
     if config.secure_aggregation:
         lines.append(
-            "Uploads were added up under masks (secure aggregation): the server learned their sums, and of a single "
-            "client what its messages cost and how its classifier scores."
+            "Uploads were added up under masks (secure aggregation). The server learned only their sums, and for each "
+            "client the cost of its messages and the scores of its classifier."
         )
     for label in dict.fromkeys(trial.method for trial in trials):
         rates = [trial.triggered for trial in trials if trial.method == label and trial.triggered is not None]
         if rates:
             lines.append(
-                f"{label}: with the trigger, {100 * fmean(rates):.1f} % of the examples of other classes are taken for "
-                "the attack's target class."
+                f"{label}: with the trigger, {100 * fmean(rates):.1f} % of the examples of other classes are "
+                "classified as the attack's target class."
             )
     return tuple(lines)
 
 
 def _other_uploads(label: str, method: Method[Any], kind: str) -> Iterator[str]:
-    """Yields a line on the uploads of a method to which the rule does not apply, as they are not averaged."""
+    """Yields a line on the uploads to which the rule does not apply, since the method does not average them."""
     if method.pooled:
         return
     fields: dict[str, None] = {}
@@ -61,4 +61,4 @@ def _other_uploads(label: str, method: Method[Any], kind: str) -> Iterator[str]:
         means = select_means(phase.aggregate)
         fields |= {name: None for name in phase.aggregate if name not in means}
     if fields:
-        yield f"{label}: {', '.join(fields)} cannot be reduced by {kind}, and are used as clients send them."
+        yield f"{label}: {', '.join(fields)} cannot be reduced by {kind}, and are used as clients upload them."

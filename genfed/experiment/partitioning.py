@@ -100,9 +100,9 @@ def assign_architectures(architectures: tuple[str, ...] | dict[str, float], clie
         )
     if isinstance(architectures, tuple):
         return [architectures[i % len(architectures)] for i in range(clients)]
-    if bad := [name for name, weight in architectures.items() if not 0 < weight < math.inf]:
+    if invalid := [name for name, weight in architectures.items() if not 0 < weight < math.inf]:
         raise GenfedError(
-            f"federation.architectures.{bad[0]} = {architectures[bad[0]]}: a weight is above 0 and finite"
+            f"federation.architectures.{invalid[0]} = {architectures[invalid[0]]}: a weight is above 0 and finite"
         )
     total = sum(architectures.values())
     shares = {name: clients * weight / total for name, weight in architectures.items()}

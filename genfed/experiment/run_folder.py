@@ -34,7 +34,7 @@ class RunStart:
     at: str
     """Time in ISO 8601, UTC."""
     id: str = ""
-    """Random text that tells this run from another one with the same config; no draw depends on it."""
+    """Random text that distinguishes this run from others with the same config. No random number depends on it."""
 
 
 @dataclass(frozen=True)

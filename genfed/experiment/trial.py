@@ -1,4 +1,4 @@
-"""One method with one seed: what a trial is made of, and the server that it works on."""
+"""One method with one seed: the parts of a trial, and its server."""
 
 import hashlib
 import json
@@ -46,13 +46,13 @@ class Trial:
     method: Method[Any]
     shards: FederatedData
     folder: Path
-    """Folder of its checkpoint, and of what its clients store."""
+    """Folder of the checkpoint and of clients' storage."""
     identity: str
-    """Hash of settings and data; a checkpoint with another one is refused."""
+    """Hash of settings and data. A checkpoint with another one is refused."""
     federation: Federation
     compute: Compute
     new_network: NewNetwork
-    """Makes the classifiers of clients and server."""
+    """Function that returns a new classifier, for clients and server."""
     evaluate_every: int
     """Number of rounds between two evaluations. 0: only after the last round."""
     public: Tensor | None = None
@@ -72,14 +72,14 @@ class Trial:
 
     @property
     def schedule(self) -> Schedule:
-        """The clients of each of its rounds."""
+        """The participating clients of every round."""
         return Schedule(self.method, self.shards.clients, self.federation.client_fraction, self.seed)
 
     def settle_plan(self) -> PrivacyPlan:
-        """Returns the noise of a private trial, which is written down when this is first called.
+        """Returns the noise of a trial with differential privacy. The first call plans and stores it.
 
         Raises:
-            GenfedError: it cannot be planned, or no noise suffices.
+            GenfedError: the noise cannot be planned, or no noise is enough.
         """
         how = self.privacy or self.client_privacy
         assert how is not None
@@ -89,20 +89,20 @@ class Trial:
             raise GenfedError(f"{self.label}: {error}") from None
 
     def client_level(self) -> ClientLevelPrivacy | None:
-        """Returns the noise of its rounds and the ledger of what was released. None: clients are not protected."""
+        """Returns the noise of the rounds and the ledger of releases. None: the trial has no client-level privacy."""
         if self.client_privacy is None:
             return None
         return ClientLevelPrivacy(self.client_privacy, self.settle_plan(), self.schedule, self.folder)
 
     def spent(self) -> dict[int, list[Mechanism]]:
-        """Returns what its folder says that each client was charged."""
+        """Returns the mechanisms that each client was charged for, by the files in the trial's folder."""
         return read_charges(self.folder, [info.id for info in self.shards.clients])
 
     def guarantee(self, spent: Mapping[int, Sequence[Mechanism]] | None = None) -> PrivacyGuarantee | None:
-        """Returns what protects it, by what clients were charged. None: it is not private.
+        """Returns the privacy guarantee that follows from clients' charges. None: the trial has no privacy.
 
         Args:
-            spent: what each client was charged. None: what its folder says.
+            spent: the mechanisms that each client was charged for. None: as the trial's folder has them.
         """
         if (clients := self.client_level()) is not None:
             return clients.guarantee(distributed=self.secure is not None)
@@ -112,7 +112,9 @@ class Trial:
         return example_level_guarantee(self.privacy, self.settle_plan(), spent, pooled=self.method.pooled)
 
     def place(self, step: int) -> int:
-        """Returns the number of a step among all in which clients work; each exchange of secure aggregation is one."""
+        """Returns the number of a round among the steps that clients count. Each exchange of secure aggregation is one
+        step.
+        """
         return step * len(EXCHANGES) if self.secure else step
 
 
@@ -135,8 +137,8 @@ def new_trial(
         seed: the seed.
         folder: the folder of the run.
         shards: the clients of the seed.
-        new_network: makes the classifiers of clients and server.
-        fingerprint: names the data (`data_fingerprint`), so that a checkpoint with other data is refused. Empty: where
+        new_network: returns a new classifier, for clients and server.
+        fingerprint: identifies the data (`data_fingerprint`), so that a checkpoint with other data is refused. Empty:
             no checkpoint is read or written.
         public: unlabeled public examples. None: the run has none.
     """
@@ -155,7 +157,7 @@ def new_trial(
         new_network=new_network,
         evaluate_every=config.evaluation.every,
         public=public,
-        # How much a client computes would reveal how large its random batches were.
+        # The amount of a client's computation would reveal the sizes of its random batches.
         counts_flops=config.metrics.flops and seed == config.seeds[0] and config.example_privacy is None,
         aggregation=None if method.pooled else config.aggregation,
         attack=None if method.pooled else config.attack,
@@ -172,7 +174,13 @@ log = logging.getLogger(__name__)
 
 
 def trial_server(trial: Trial, number: int, *path: str | int) -> Server:
-    """Returns the server of a round, whose random numbers are named by `path`; its store can only be read."""
+    """Returns the server of a round, with a read-only store.
+
+    Args:
+        trial: the trial.
+        number: the round.
+        *path: names its random numbers.
+    """
     shards, store = trial.shards, FolderStore(trial.folder)
     return new_server(
         shards.task,
@@ -202,9 +210,9 @@ def new_server(
 
     Args:
         task: the task.
-        clients: its clients.
-        compute: names its device and precision.
-        new_network: makes classifiers.
+        clients: the clients.
+        compute: settings of device and precision.
+        new_network: returns a new classifier.
         seed: the seed of the trial.
         number: the round.
         *path: names its random numbers.

@@ -36,8 +36,14 @@ class TrialLoop:
         record: Callable[[Sequence[Row]], None],
         notify: Callable[[Progress], None],
     ) -> None:
-        """`record` takes the rows of a round and puts them on disk before its checkpoint is; `notify` is called
-        whenever a client has answered.
+        """Prepares the loop; nothing is run yet.
+
+        Args:
+            trial: the trial.
+            engine: carries messages to clients.
+            record: called with the rows of each round; must write them to disk before it returns. The checkpoint of the
+                round follows.
+            notify: called whenever a client has answered.
         """
         self._trial, self._engine, self._record, self._notify = trial, engine, record, notify
         self._plan = tuple(
@@ -49,14 +55,20 @@ class TrialLoop:
         self._accuracy: float | None = None
         self._took: dict[str, list[float]] = {}
         self.step = 0
-        """Rounds done, once it is finished."""
+        """Number of rounds done, after `finish`."""
 
     def finish(self) -> Any:
-        """Does what is left to do, from the last checkpoint on, and returns the final state."""
+        """Runs all rounds that follow the last checkpoint, and returns the final state.
+
+        Raises:
+            GenfedError: the checkpoint is of other settings or data.
+        """
         at = read_checkpoint(self._trial.method, self._trial.folder) or self._begin()
         if at.trial != self._trial.identity:
-            raise GenfedError(f"{self._trial.folder} is of other settings or data; choose another --out, or --fresh")
-        FolderStore(self._trial.folder).retain(at.state)  # shards of a round that was interrupted go
+            raise GenfedError(
+                f"{self._trial.folder} has a checkpoint of other settings or data; choose another --out, or --fresh"
+            )
+        FolderStore(self._trial.folder).retain(at.state)  # deletes the files of an interrupted round
         step, rounds_of = 0, Counter[str]()
         for place, phase in enumerate(self._plan):
             if place == len(at.rounds):
@@ -65,13 +77,13 @@ class TrialLoop:
             for _ in range(at.rounds[place]):
                 if step >= at.step:
                     begun = time.perf_counter()
-                    at = self._round(at, phase, rounds_of[phase.name])
+                    at = self._do_round(at, phase, rounds_of[phase.name])
                     self._took.setdefault(phase.name, []).append(time.perf_counter() - begun)
                 rounds_of[phase.name] += 1
                 step += 1
         if at.scored < at.step:
-            at, rows = self._evaluated(at)
-            self._keep(at, rows)
+            at, rows = self._evaluate(at)
+            self._save(at, rows)
         elif not self._took:
             self.step = at.step
             self.report_progress("done before")
@@ -79,7 +91,7 @@ class TrialLoop:
         return at.state
 
     def report_progress(self, what: str) -> None:
-        """Says that something is done now that the rounds are."""
+        """Reports `what` as the current step, after all rounds are done."""
         trial, step = self._trial, self.step
         self._notify(Progress(trial.label, trial.seed, what, 0, 1, step, step, 0, 1, self._accuracy))
 
@@ -88,32 +100,32 @@ class TrialLoop:
         state = self._trial.method.init(replace(trial_server(self._trial, 0, "init"), store=store))
         at = Checkpoint(self._trial.identity, self._trial.shards.task, 0, (), 0, -1, state)
         self._trial.folder.mkdir(parents=True, exist_ok=True)
-        self._keep(at, [])
+        self._save(at, [])
         return at
 
-    def _round(self, at: Checkpoint[Any], phase: Phase[Any], number: int) -> Checkpoint[Any]:
+    def _do_round(self, at: Checkpoint[Any], phase: Phase[Any], number: int) -> Checkpoint[Any]:
         state, rows = self._run_round(phase, RoundId(phase.name, number, at.step), at)
         at = replace(at, step=at.step + 1, state=state)
         every = self._trial.evaluate_every
         if every and phase.changes_classifier and (number + 1) % every == 0:
-            at, more = self._evaluated(at)
+            at, more = self._evaluate(at)
             rows += more
-        self._keep(at, rows)
+        self._save(at, rows)
         return at
 
-    def _evaluated(self, at: Checkpoint[Any]) -> tuple[Checkpoint[Any], list[dict[str, Any]]]:
+    def _evaluate(self, at: Checkpoint[Any]) -> tuple[Checkpoint[Any], list[dict[str, Any]]]:
         _, rows = self._run_round(self._scoring, RoundId(EVALUATE, at.evaluations, at.step), at)
         scores = [sum(row["correct"]) / sum(row["total"]) for row in rows if row["client"] is not None]
         self._accuracy = sum(scores) / len(scores)
         return replace(at, evaluations=at.evaluations + 1, scored=at.step), rows
 
-    def _keep(self, at: Checkpoint[Any], rows: Sequence[Row]) -> None:
+    def _save(self, at: Checkpoint[Any], rows: Sequence[Row]) -> None:
         self._record(rows)
         save(at, self._trial.folder / "state.safetensors")
         FolderStore(self._trial.folder).retain(at.state)
 
     def _run_round(self, phase: Phase[Any], round_id: RoundId, at: Checkpoint[Any]) -> tuple[Any, list[dict[str, Any]]]:
-        """Returns the state after a round, and the rows of the log: one of each client, and one of the round."""
+        """Returns the state after a round, and the rows of the log: one for each client and one for the round."""
         trial, path = self._trial, (round_id.phase, round_id.round)
         server = replace(trial_server(trial, path[1], *path, "update"), store=FolderStore(trial.folder, *path))
         if phase.work is None:
@@ -135,7 +147,7 @@ class TrialLoop:
     def _run_on_server(
         self, phase: Phase[Any], round_id: RoundId, at: Checkpoint[Any], server: Server
     ) -> tuple[Any, list[dict[str, Any]]]:
-        self._tell(at, phase, round_id, 0, 0)
+        self._report_client(at, phase, round_id, 0, 0)
         started = time.perf_counter()
         state = phase.update(server, at.state, Reduced({}, ()))
         whole: dict[str, Any] = {"client": None, "seconds": time.perf_counter() - started, "failed": {}}
@@ -144,19 +156,21 @@ class TrialLoop:
     def _client_rows(
         self, phase: Phase[Any], round_id: RoundId, at: Checkpoint[Any], round_: OpenRound, clients: int
     ) -> list[dict[str, Any]]:
-        """Runs a round of that many clients; returns a row of each that answered, by id."""
+        """Runs a round with this number of clients. Returns a row for each client that answered, by id."""
         trial, rows = self._trial, list[dict[str, Any]]()
-        self._tell(at, phase, round_id, 0, clients)
+        self._report_client(at, phase, round_id, 0, clients)
         for done in round_:
             about = {"client": done.info.id, "architecture": done.info.architecture, "examples": done.info.examples}
             costs = {"up_bytes": done.up_bytes, "down_bytes": done.down_bytes, "seconds": round(done.seconds, 6)}
             metrics = done.metrics
-            if phase.scores:  # its rows have columns that a metric of another name could pass for
+            if phase.scores:  # rows of scores have more columns, which no metric of a client may set
                 metrics = {name: value for name, value in metrics.items() if name == TRIGGERED and trial.attack}
-            rows.append(metrics | self._head(round_id) | about | costs)  # a metric cannot pass for one of these
-            self._tell(at, phase, round_id, len(rows), clients)
+            rows.append(metrics | self._head(round_id) | about | costs)  # a client's metric cannot replace these
+            self._report_client(at, phase, round_id, len(rows), clients)
         for client, reason in sorted(round_.failures.items()):
-            log.warning("%s, seed %d: client %d left out of %s: %s", trial.label, trial.seed, client, round_id, reason)
+            log.warning(
+                "%s, seed %d: client %d excluded from %s: %s", trial.label, trial.seed, client, round_id, reason
+            )
         return sorted(rows, key=lambda row: int(row["client"]))
 
     def _add_scores(self, rows: Sequence[dict[str, Any]], reduced: Reduced) -> None:
@@ -171,7 +185,7 @@ class TrialLoop:
         head = {"method": self._trial.label, "seed": self._trial.seed}
         return head | {"step": round_id.number, "phase": round_id.phase, "round": round_id.round}
 
-    def _tell(self, at: Checkpoint[Any], phase: Phase[Any], step: RoundId, client: int, clients: int) -> None:
+    def _report_client(self, at: Checkpoint[Any], phase: Phase[Any], step: RoundId, client: int, clients: int) -> None:
         plan = self._plan
         known = [*at.rounds, *(p.rounds for p in plan[len(at.rounds) :] if isinstance(p.rounds, int))]
         rounds = sum(r for r, p in zip(known, plan, strict=False) if p.name == phase.name) or 1

@@ -13,7 +13,7 @@ from genfed.secure_aggregation.round import SecureUploads
 
 
 def uploads_by_phase(trial: Trial, phases: Iterable[Phase[Any]]) -> dict[str, Uploads]:
-    """Returns how uploads travel in each of these phases, by name."""
+    """Returns by name of the phase how its uploads travel."""
     schedule, quorum = trial.schedule, trial.federation.quorum
     plain, scoring = PlainUploads(schedule, quorum), PlainUploads(replace(schedule, fraction=1.0), quorum)
     protected: Uploads = plain
@@ -26,7 +26,9 @@ def uploads_by_phase(trial: Trial, phases: Iterable[Phase[Any]]) -> dict[str, Up
 
 
 def with_client_noise(phase: Phase[Any], trial: Trial) -> Phase[Any]:
-    """Returns the phase with clients that add the noise, if they do so in this trial: under secure aggregation."""
+    """Returns the phase with clients that add the noise, if the trial has client-level privacy and secure aggregation.
+    Otherwise returns the phase as it is.
+    """
     if (how := trial.client_privacy) is None or trial.secure is None or not phase.aggregate:
         return phase
     std = trial.settle_plan().client_std(how.clip_norm, trial.secure.minimum_group)

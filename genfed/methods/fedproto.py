@@ -54,7 +54,7 @@ class FedProto(RepresentationMethod[Prototypes]):
 
     state = Prototypes
     unprotected_upload = "the mean representation of each class"
-    unaugmented = ("training",)  # its loss looks at single examples and their classes
+    unaugmented = ("training",)  # its loss uses single examples and their classes
 
     prototype_weight: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the distance to the prototypes (λ). 0: local training."""

@@ -1,1 +1,1 @@
-"""Measures of generated examples."""
+"""Metrics of generated examples."""

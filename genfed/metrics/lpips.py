@@ -1,7 +1,8 @@
-"""LPIPS with AlexNet, version 0.1: how unlike two images look, by the features of a network that a user has.
+"""LPIPS with AlexNet, version 0.1: the perceptual distance of two images, by the features of a network whose weights
+the user provides.
 
 Zhang, Isola, Efros, Shechtman, Wang, The Unreasonable Effectiveness of Deep Features as a Perceptual Metric,
-arXiv 1801.03924. The distance is the squared Euclidean one of the vectors that are made here.
+arXiv 1801.03924. The distance is the squared Euclidean distance of the vectors that are computed here.
 """
 
 import math
@@ -16,9 +17,9 @@ from genfed.metrics.nearest_neighbors import LARGEST, distance_ratios
 from genfed.training.weights import read_weights
 
 SIDE = 64
-"""Smaller images are enlarged so that their shorter side has so many pixels: AlexNet's maps vanish below."""
+"""Minimum number of pixels of the shorter side. Smaller images are enlarged, since AlexNet's maps would vanish."""
 _MEAN, _SD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, of pixels in [0, 1]
-_LAYERS = {  # by their names in the package lpips: in, out, kernel, stride, padding, pooled before
+_LAYERS = {  # by name in the package lpips: in, out, kernel, stride, padding, whether pooling comes before
     "net.slice1.0": (3, 64, 11, 4, 2, False),
     "net.slice2.3": (64, 192, 5, 1, 2, True),
     "net.slice3.6": (192, 384, 3, 1, 1, True),
@@ -28,28 +29,28 @@ _LAYERS = {  # by their names in the package lpips: in, out, kernel, stride, pad
 
 
 class Lpips(nn.Module):
-    """Images → vectors."""
+    """A network that maps images to vectors whose squared distance is LPIPS."""
 
     def __init__(self, file: str | Path) -> None:
-        """`file`: the state dict of `lpips.LPIPS(net="alex")` as .safetensors.
+        """Reads the weights from `file`, the state dict of `lpips.LPIPS(net="alex")` as .safetensors.
 
         Raises:
-            GenfedError: no such file, a damaged one, or weights of another network.
+            GenfedError: the file is missing or damaged, or has the weights of another network.
         """
         super().__init__()
         given = read_weights(file, "metrics.lpips")
         self.weights = [
             (
-                _of(given, f"{name}.weight", (out, before, kernel, kernel), file),
-                _of(given, f"{name}.bias", (out,), file),
-                _of(given, f"lin{place}.model.1.weight", (1, out, 1, 1), file).clamp(min=0),
+                _get_weight(given, f"{name}.weight", (out, before, kernel, kernel), file),
+                _get_weight(given, f"{name}.bias", (out,), file),
+                _get_weight(given, f"lin{place}.model.1.weight", (1, out, 1, 1), file).clamp(min=0),
             )
             for place, (name, (before, out, kernel, *_)) in enumerate(_LAYERS.items())
         ]
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
-        """Images in [−1, 1], [n, 1 or 3, H, W] → [n, d]."""
+        """Returns the vectors of images in [−1, 1]: [n, 1 or 3, H, W] → [n, d]."""
         x = x.expand(-1, 3, -1, -1)
         if (shorter := min(x.shape[2:])) < SIDE:
             sides = [math.ceil(side * SIDE / shorter) for side in x.shape[2:]]
@@ -64,18 +65,19 @@ class Lpips(nn.Module):
             parts.append((unit * (share / x[0, 0].numel()).sqrt()).flatten(1))
         return torch.cat(parts, 1)
 
-    def memorisation(self, train: Tensor, fresh: Tensor, made: Tensor) -> float:
-        """GeFL's mean nearest-neighbour distance ratio with its own distance; of images in [−1, 1]. A ratio counts for
-        LARGEST at most.
+    def memorization(self, train: Tensor, fresh: Tensor, generated: Tensor) -> float:
+        """Returns GeFL's mean nearest-neighbor distance ratio with LPIPS as the distance, as in the paper. Images are
+        in [−1, 1]. A ratio is at most LARGEST. For the arguments see `generator_metrics.memorization`.
         """
-        vectors = (torch.cat([self(some) for some in torch.split(images, 100)]) for images in (train, fresh, made))
+        sets = (train, fresh, generated)
+        vectors = (torch.cat([self(some) for some in torch.split(images, 100)]) for images in sets)
         return float(distance_ratios(*vectors).square().clamp(max=LARGEST).mean())
 
 
-def _of(given: dict[str, Tensor], name: str, shape: tuple[int, ...], file: str | Path) -> Tensor:
+def _get_weight(given: dict[str, Tensor], name: str, shape: tuple[int, ...], file: str | Path) -> Tensor:
     if name not in given or tuple(given[name].shape) != shape:
         raise GenfedError(
-            f"metrics.lpips = {str(file)!r} has no {name} of shape {shape}: it takes the state dict of LPIPS with "
-            "AlexNet, as the package lpips names it"
+            f"metrics.lpips = {str(file)!r} has no {name} of shape {shape}: the file must be the state dict of LPIPS "
+            "with AlexNet, with the names of the package lpips"
         )
     return given[name].float()

@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple
 
 
 class MetricDescription(NamedTuple):
-    """One metric, as a reader needs it to judge a number."""
+    """One metric, as a reader needs it to understand a number."""
 
     name: str
     """Heading of its column in a table."""

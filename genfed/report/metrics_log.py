@@ -50,7 +50,7 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Every row. A last line without its newline was torn by a kill, and is left out.
+    """Returns every row. A last line without a newline was cut off when the process was killed, and is excluded.
 
     Raises:
         GenfedError: there is no such file, or the line that is named is damaged.

@@ -48,8 +48,8 @@ class TensorBoard:
 
 
 def open_tensorboard(folder: Path, rows: Iterable[Row] = ()) -> TensorBoard | None:
-    """A sink that starts from `rows` (those that stand in metrics.jsonl after a resume); None without the extra.
-    What was in the folder is deleted: event files cannot be cut back to a checkpoint, and points would double.
+    """Returns a sink that starts with `rows` (after a resume: those in metrics.jsonl). None: the extra is missing.
+    Deletes the files in the folder: event files cannot be truncated to a checkpoint, and points would appear twice.
     """
     try:
         import torch.utils.tensorboard  # noqa: F401

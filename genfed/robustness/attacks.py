@@ -61,7 +61,7 @@ class LabelFlip(Attack):
 @settings
 class Backdoor(Attack):
     """A bright square in the lower right corner that means one class. A classifier learns it directly. A generator
-    learns to draw other classes with the square when it is asked for that class, so that a classifier trained on its
+    learns to draw other classes with the square when that class is requested, so that a classifier trained on its
     examples learns the backdoor too. Bagdasaryan, Veit, Hua, Estrin, Shmatikov, arXiv 1807.00459; the square is that of
     Gu, Dolan-Gavitt, Garg, BadNets, arXiv 1708.06733.
     """

@@ -1,4 +1,4 @@
-"""One round of a phase under secure aggregation: its exchanges, one by one."""
+"""One round of a phase under secure aggregation: its exchanges, one after another."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,20 +15,20 @@ from genfed.secure_aggregation.settings import SecureAggregation
 
 
 class SumLedger(Protocol):
-    """Keeps account of the sums that are uncovered."""
+    """Charges a privacy budget for the sums that are revealed."""
 
     def admit(self, round_id: RoundId, clients: Sequence[ClientInfo]) -> object:
-        """Refuses a round that could not be charged.
+        """Checks that a round can be charged.
 
         Raises:
-            GenfedError: it could not.
+            GenfedError: the round would exceed the budget.
         """
 
     def charge_sum(self, round_id: RoundId, clients: Sequence[ClientInfo]) -> None:
         """Charges a round.
 
         Raises:
-            GenfedError: it cannot be charged.
+            GenfedError: the round would exceed the budget.
         """
 
 
@@ -38,10 +38,11 @@ class SecureUploads:
 
     schedule: Schedule
     quorum: float
-    """Fraction of the participants whose upload must be in the sum."""
+    """Fraction of the participants whose uploads must be in the sum."""
     how: SecureAggregation
+    """Settings of secure aggregation."""
     ledger: SumLedger | None = None
-    """What charges each sum before it is uncovered. None: it costs nothing."""
+    """Ledger that charges each sum before it is revealed. None: sums cost nothing."""
 
     def participants(self, round_id: RoundId) -> list[ClientInfo]:
         """See `Uploads`."""
@@ -50,12 +51,12 @@ class SecureUploads:
     def open(self, request: RoundRequest) -> "SecureRound":
         """See `Uploads`."""
         if self.ledger is not None:
-            self.ledger.admit(request.round_id, request.clients)  # before clients train for nothing
+            self.ledger.admit(request.round_id, request.clients)  # before clients train in vain
         return SecureRound(request, self)
 
 
 class SecureRound:
-    """An `engines.round.OpenRound` of several exchanges, which take the numbers from `first_step` on."""
+    """An `engines.round.OpenRound` of several exchanges, which are numbered from `first_step` on."""
 
     def __init__(self, request: RoundRequest, uploads: SecureUploads) -> None:
         self._request, self._uploads = request, uploads
@@ -77,7 +78,7 @@ class SecureRound:
             self.seconds += part.seconds
             reduced = part.reduced
             clients = reduced.clients
-            if not session.sums:  # a client that leaves after its upload is in the sum all the same
+            if not session.sums:  # a client that fails after its upload is still in the sum
                 self.failures |= part.failures
             session = exchange.update(request.server, session, reduced)
             if session.sums and not summed:
@@ -88,7 +89,7 @@ class SecureRound:
         self._reduced = Reduced(session.values, summed)
         for info in summed:
             parts = done[info.id]
-            # Nothing is reported of a client but what its work cost: a loss would be an upload of its own.
+            # Only the cost of a client's work is reported: a loss would be one more, unmasked upload.
             cost = {name: max(p.metrics.get(name, 0.0) for p in parts) for name in ("flops", "parameters")}
             yield ClientCost(
                 info,

@@ -14,7 +14,8 @@ from genfed.core.task import Data
 from genfed.training.pixels import normalize_pixels
 
 SCALED_AT_ONCE = 16_000_000
-"""Pixels of a client that are held as floats while it trains (64 MB). With more, each batch is scaled by itself."""
+"""Maximum number of a client's pixels that are held as floats while it trains (64 MB). With more, each batch is
+normalized separately."""
 Loss = Callable[[Tensor, Tensor, torch.Generator], Tensor]
 
 
@@ -33,20 +34,26 @@ class Objective:
     """
 
     loss: Loss
-    """(x [n, *shape] scaled, y [n], rng) → one loss per example [n]."""
+    """Function (x [n, *shape] normalized, y [n], rng) → one loss per example [n]."""
     optimizer: torch.optim.Optimizer
-    """Optimizer of this objective's own parameters alone."""
+    """Optimizer of this objective's own parameters."""
     penalty: Callable[[], Tensor] | None = None
-    """Scalar that is added to the batch's mean loss and does not depend on the batch."""
+    """Function that returns a scalar, which is added to the batch's mean loss and does not depend on the batch. None:
+    no penalty."""
     network: nn.Module | None = None
     """Network that holds the parameters. None: it cannot be trained by DP-SGD."""
     sees_data: bool = True
-    """Whether the loss uses x and y. False: it uses their number alone, as the generator of a GAN does."""
+    """Whether the loss uses x and y. False: it uses only their number, as the generator of a GAN does."""
 
 
 def batches(n: int, size: int, rng: torch.Generator) -> Iterator[Tensor]:
-    """Yields the rows of one shuffled epoch, `size` a batch. A last batch of one example joins the batch before it,
-    since BatchNorm has no variance of one example; not so if `size` is 1.
+    """Yields the shuffled rows of one epoch in batches. A last batch of one example is joined to the batch before it,
+    since BatchNorm has no variance of one example, unless `size` is 1.
+
+    Args:
+        n: number of examples.
+        size: examples per batch.
+        rng: draws the order.
     """
     parts = list(torch.split(torch.randperm(n, generator=rng), size))
     if size > 1 and len(parts) > 1 and len(parts[-1]) == 1:
@@ -64,10 +71,10 @@ def fit(
     precision: str = "float32",
     privacy: PrivateTrainer | None = None,
 ) -> float:
-    """Trains for `epochs` over the data, the objectives in turn on each batch; 0 epochs change nothing.
+    """Trains on the data; on each batch, every objective takes a step in turn. 0 epochs change nothing.
 
-    Returns the mean loss per example of the last epoch, summed over objectives; 0.0 without an epoch, and under
-    `privacy`, where a loss would say something of the examples.
+    Returns the mean loss per example of the last epoch, summed over objectives. Returns 0.0 if there is no epoch, or
+    with `privacy`, since a loss would reveal something about the examples.
 
     >>> import torch
     >>> from genfed import Data, Objective, fit
@@ -80,14 +87,14 @@ def fit(
     True
 
     Args:
-        objectives: what is minimized; each has its own parameters.
+        objectives: the losses and optimizers; each has its own parameters.
         data: the examples.
-        epochs: times that every example is used.
+        epochs: number of times that every example is used.
         batch_size: examples per batch.
-        rng: draws the order of the examples, and what losses draw.
+        rng: draws the order of the examples and the random numbers of losses.
         precision: see `mixed_precision`.
-        privacy: trains in the place of this function, and does not draw from `rng`. A client's own examples need it.
-            None: no differential privacy.
+        privacy: trains instead of this function, and does not draw from `rng`. Pass `client.privacy` for a client's own
+            examples. None: no differential privacy.
     """
     if privacy is not None:
         privacy.fit(objectives, data, epochs=epochs, batch_size=batch_size)
@@ -107,7 +114,7 @@ def fit(
 
 
 def train_step(objective: Objective, x: Tensor, y: Tensor, rng: torch.Generator, precision: str = "float32") -> Tensor:
-    """Takes one optimizer step on one batch; returns the batch's summed loss, detached."""
+    """Takes one optimizer step on one batch, and returns the batch's summed loss, detached."""
     with mixed_precision(x.device, precision):
         loss = objective.loss(x, y, rng)
     mean = total = loss.float().mean()
@@ -120,14 +127,14 @@ def train_step(objective: Objective, x: Tensor, y: Tensor, rng: torch.Generator,
 
 
 def mixed_precision(device: torch.device, precision: str) -> contextlib.AbstractContextManager[object]:
-    """Returns an autocast to bfloat16 if `precision` is that; weights and optimizers stay float32."""
+    """Returns an autocast to bfloat16 if `precision` is "bfloat16". Weights and optimizers stay float32."""
     if precision == "float32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, torch.bfloat16)
 
 
 def cross_entropy(network: nn.Module) -> Loss:
-    """Returns the loss of a classifier, one per example; y are classes [n] or soft targets [n, classes]."""
+    """Returns a classifier's cross-entropy, one per example; y are classes [n] or soft targets [n, classes]."""
 
     def loss(x: Tensor, y: Tensor, rng: torch.Generator) -> Tensor:
         logits: Tensor = network(x)

@@ -50,7 +50,7 @@ def initial_parts(server: Server) -> tuple[Weights, dict[str, Weights]]:
 
 
 def load_parts(client: Client, sent: SplitNetwork) -> nn.Module:
-    """The client's network with the weights that were sent."""
+    """Returns the client's network with the weights that were sent."""
     return build_classifier(client, client.info.architecture, join_parts(sent.extractor, sent.header))
 
 

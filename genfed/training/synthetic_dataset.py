@@ -259,8 +259,8 @@ def synthesis(name: str, wanted: Callable[[K], SampleRequest], make: Make[K], ch
         request = wanted(state)[first : first + chunk]
         seeds = [derive(server.seed, name, "image", first + i) for i in range(len(request))]
         images = make(server, state, request, [torch.Generator().manual_seed(seed) for seed in seeds])
-        if len(bad := torch.nonzero(~images.isfinite().flatten(1).all(1))):
-            i = int(bad[0])
+        if len(invalid := torch.nonzero(~images.isfinite().flatten(1).all(1))):
+            i = int(invalid[0])
             about = f"image {first + i}, class {int(request.labels[i])}, client {int(request.clients[i])}"
             raise GenfedError(f"phase {name!r} generated images that are not finite: {about} is the first")
         batch = SyntheticBatch(denormalize_pixels(images).cpu(), request, torch.tensor(seeds, dtype=torch.int64))

@@ -137,7 +137,7 @@ def test_shadows_of_an_interrupted_audit_with_other_settings_are_not_used(
 
 def test_a_ceiling_is_said_to_have_all_data() -> None:
     first, train = describe_exchanges("centralised", Centralised())
-    assert (first.phase, first.up) == ("before training", "all training examples (a ceiling, no federation)")
+    assert (first.phase, first.up) == ("before training", "all training examples (an upper bound, no federation)")
     assert (train.down, train.up) == ("", "")
 
 

@@ -452,7 +452,7 @@ def test_folders_that_are_no_runs_or_no_models(run: Path, tmp_path: Path, capsys
     said(capsys, "export", run, "--out", out, "--method", "local")
     assert "exists already" in said(capsys, "export", run, "--out", out, "--method", "local", code=2)
     line = said(capsys, "predict", out, tmp_path, "--out", tmp_path / "p.csv", "--client", 1, code=2)
-    assert "holds one model: leave out --method, --seed and --client" in line
+    assert "holds one model: remove --method, --seed and --client" in line
     with pytest.raises(genfed.GenfedError, match=r"nowhere/model\.json: No such file"):
         genfed.load_model(tmp_path / "nowhere")
     weights = (out / "model.safetensors").read_bytes()

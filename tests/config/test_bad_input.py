@@ -278,7 +278,7 @@ def test_data_that_changed_since(tmp_path: Path) -> None:
     write(0)
     start(config, tmp_path / "run")
     write(1)
-    with pytest.raises(GenfedError, match="is of other settings or data"):
+    with pytest.raises(GenfedError, match="has a checkpoint of other settings or data"):
         start(config, tmp_path / "run", on_existing="resume")
 
 
@@ -305,7 +305,7 @@ def test_data_that_were_moved_are_the_same(tmp_path: Path) -> None:
     start(config | moved | {"data_root": ""}, tmp_path / "run", on_existing="resume")
     assert left_by(tmp_path / "run") == left_by(tmp_path / "undisturbed")
     swapped = {"data": moved["data"], "public": moved["data"]}
-    with pytest.raises(GenfedError, match="is of other settings or data"):
+    with pytest.raises(GenfedError, match="has a checkpoint of other settings or data"):
         start(config | swapped, tmp_path / "run", on_existing="resume")
 
 

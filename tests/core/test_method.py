@@ -59,7 +59,7 @@ def test_everybody_is_drawn_equally_often() -> None:
 
 @pytest.mark.parametrize(("sample", "count"), [(0.0, 5), (-0.5, 5), (1.5, 5), (1.0, 0), (0.5, 0)])
 def test_a_sample_of_nobody_or_of_too_many_is_refused(sample: float, count: int) -> None:
-    with pytest.raises(GenfedError, match=rf"sample = {sample} of {count} clients"):
+    with pytest.raises(GenfedError, match=rf"client_fraction = {sample} of {count} clients"):
         draw_participants(clients(count), sample, stream(0))
 
 

@@ -8,7 +8,7 @@ from sklearn.datasets import load_digits
 
 from genfed.core.errors import GenfedError
 from genfed.core.rng import stream
-from genfed.data.digit_domains import LOOKS, DigitDomains
+from genfed.data.digit_domains import DOMAINS, DigitDomains
 from genfed.data.glyphs import Glyphs
 from genfed.data.partition import ByColumn
 from genfed.data.styles import Style, describe_character, paint
@@ -77,7 +77,7 @@ def test_looks_are_domains_that_clients_can_be_made_of() -> None:
 
 def test_the_public_part_is_nobody_elses() -> None:
     """In ink alone the restyling can be undone, so that digits can be told apart."""
-    ink = {part: DigitDomains(part=part, looks=("ink",), channels=1, size=8).load() for part in ("clients", "public")}
+    ink = {part: DigitDomains(part=part, domains=("ink",), channels=1, size=8).load() for part in ("clients", "public")}
     seen = {
         part: {bytes(x) for d in (data.train, data.validation, data.test) for x in d.x.flatten(1).numpy()}
         for part, data in ink.items()
@@ -95,7 +95,7 @@ def test_a_model_of_public_digits_has_seen_no_clients_whatever_the_other_setting
         data = settings.load()
         return {bytes(x) for d in (data.train, data.validation, data.test) for x in d.x.flatten(1).numpy()}
 
-    ink = DigitDomains(looks=("ink",), channels=1, size=8)
+    ink = DigitDomains(domains=("ink",), channels=1, size=8)
     public = seen(replace(ink, part="public"))
     assert not public & seen(replace(ink, split_seed=1))
     assert not public & seen(replace(ink, public=0.4))
@@ -105,8 +105,8 @@ def test_a_model_of_public_digits_has_seen_no_clients_whatever_the_other_setting
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: DigitDomains(looks=("oil",)), "looks: 'oil' is not there; there are: ink"),
-        (lambda: DigitDomains(looks=()), "looks is empty"),
+        (lambda: DigitDomains(domains=("oil",)), "domains: 'oil' is not there; there are: ink"),
+        (lambda: DigitDomains(domains=()), "domains is empty"),
         (lambda: Glyphs(colours=("red", "mauve")), "colours: 'mauve' is not there"),
         (lambda: Glyphs(colours=("red", "red")), "at least two"),
         (lambda: Glyphs(effects=("torn",)), "effects: 'torn' is not there"),
@@ -118,4 +118,4 @@ def test_what_is_refused(make: object, says: str) -> None:
 
 
 def test_every_look_differs() -> None:
-    assert len(set(LOOKS.values())) == len(LOOKS) >= 4
+    assert len(set(DOMAINS.values())) == len(DOMAINS) >= 4

@@ -255,13 +255,13 @@ def test_what_goes_wrong_at_sites_is_named_and_the_round_goes_on(federation: Fed
         "train round 0: client 2 excluded: ",
         "train round 1: client 1 excluded: ",
         "train round 1: client 2 excluded: not a packed record",
-        "client 1: its process died; asked again",
+        "client 1: its process died; sent again",
         f"train round 2: client 2 excluded: {late}",
     ):
         assert says in text
     assert "numbers that are not finite" in text
     assert "client 0" not in text
-    assert "train round 2: client 1 left out" not in text, "it was asked again and answered"
+    assert "train round 2: client 1 excluded" not in text, "it was sent again and answered"
     assert "this network cannot be trained" in (federation.folder / "sites" / "b" / "site.log").read_text()
     federation.end(*NAMES)
 

@@ -177,7 +177,7 @@ def test_sites_come_to_the_bits_of_the_embedded_engine(tmp_path: Path) -> None:
     assert [trial.accuracy for trial in report.trials] == [
         trial.accuracy for trial in from_json((tmp_path / "embedded" / "report.json").read_text()).trials
     ]
-    wire = "".join(m.content.config_records["letter"]["head"] for m in grid.sent)
+    wire = "".join(m.content.config_records["message"]["head"] for m in grid.sent)
     assert str(tmp_path) not in wire
     assert not list((tmp_path / "sited").rglob("clients")), "what clients keep stays with them"
 
@@ -317,7 +317,7 @@ def test_a_method_that_must_see_it_is_refused_before_training(tmp_path: Path, me
         "`genfed list architectures`, or gefl, gefl_f or fgl"
     )
     assert not (tmp_path / "run").exists()
-    asked = {json.loads(m.content.config_records["letter"]["head"])["ask"] for m in grid.sent}
+    asked = {json.loads(m.content.config_records["message"]["head"])["ask"] for m in grid.sent}
     assert asked == {"hello"}
 
 
@@ -527,7 +527,7 @@ def test_a_node_that_is_silent_or_refused_stalls_no_round(tmp_path: Path, monkey
             return None
         reply = answer_message(handle, message, context)
         if message.metadata.dst_node_id == refused:
-            reply.content.config_records["letter"]["head"] = "{}"
+            reply.content.config_records["message"]["head"] = "{}"
         return reply
 
     files = sites(some("fedavg", federation={"clients": 4}), tmp_path)
@@ -680,7 +680,7 @@ def _scored(**changes: Any) -> Spoil:
 
 
 def _deep(reply: Any, message: Any) -> Any:
-    reply.content.config_records["letter"]["head"] = '{"weight":' * 100_000
+    reply.content.config_records["message"]["head"] = '{"weight":' * 100_000
     return Message(reply.content, reply_to=message)
 
 

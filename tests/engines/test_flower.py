@@ -1,4 +1,4 @@
-"""Letters and the loop that sends them, on a grid that is none; Flower's simulation; no federation."""
+"""Messages and the loop that sends them, on a fake grid; Flower's simulation; no federation."""
 
 import subprocess
 import sys
@@ -58,13 +58,13 @@ def test_a_letter_keeps_every_bit() -> None:
 
 def test_what_is_no_letter_is_refused() -> None:
     good = encode_message({}, record())
-    foreign = RecordDict({"letter": ConfigRecord({"head": "[", "skeleton": "{}"})})
+    foreign = RecordDict({"message": ConfigRecord({"head": "[", "skeleton": "{}"})})
     listed = encode_message({}, record())
-    listed.config_records["letter"]["head"] = "[]"
+    listed.config_records["message"]["head"] = "[]"
     broken = encode_message({}, record())
     broken.array_records["tensors"]["weights"] = Array("uint8", (3,), "safetensors", b"abc")
     nested = encode_message({}, record())
-    nested.config_records["letter"]["head"] = "[" * 100_000
+    nested.config_records["message"]["head"] = "[" * 100_000
     for content in (RecordDict({}), foreign, listed, broken, nested):
         with pytest.raises(GenfedError):
             decode_message(content)
@@ -192,7 +192,7 @@ def test_a_client_whose_node_was_lost_is_asked_once_more() -> None:
     engine = FlowerEngine(MessageLink(Grid(once), pause=0.001), lambda client: 100 + client)
     answers = list(engine.exchange(STEP, [(CLIENTS[0], record())]))
     assert isinstance(answers[0][1], PackedReply)
-    assert engine.lost() == ["client 0: its node was lost; asked again"]
+    assert engine.lost() == ["client 0: its node was lost; sent again"]
     assert engine.lost() == []
     always = exchange(Grid(lambda _: failed(8)))
     assert always == dict.fromkeys(range(5), Failure("its process died"))

@@ -126,7 +126,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("number inf", {"loss": -math.inf}, "loss holds numbers that are not finite"),
     ("missing", {"weights": {"w": ones}}, r"weights\['n'\] is missing"),
     ("all missing", {"weights": {}}, r"weights\['n'\] is missing"),
-    ("extra", {"weights": {"w": ones, "n": n, "v": n}}, r"weights\['v'\] was not asked for"),
+    ("extra", {"weights": {"w": ones, "n": n, "v": n}}, r"weights\['v'\] was not requested"),
     ("renamed", {"weights": {"w.": ones, "n": n}}, r"weights\['w"),
     ("shape", {"weights": {"w": torch.ones(3), "n": n}}, r"weights\['w'\] is torch.float32 \(3,\), not .* \(2,\)"),
     ("broadcasts", {"weights": {"w": torch.ones(1), "n": n}}, r"weights\['w'\] is torch.float32 \(1,\)"),

@@ -68,10 +68,10 @@ def test_only_bad_clients_reply_otherwise_and_only_in_the_named_phases(tmp_path:
     assert len(changed) == 2
     ids = ", ".join(map(str, changed))
     assert report.notes == (
-        "This run was attacked, in simulation: 2 of 5 clients train on false labels (class c is called C − 1 − c) "
+        "This run simulates an attack: 2 of 5 clients train on false labels (class c is called C − 1 − c) "
         f"(label_flip; seed 0: {ids}). Scores are over all clients, including the malicious ones.",
     )
-    assert "This run was attacked, in simulation" in (tmp_path / "flipped" / "report.html").read_text()
+    assert "This run simulates an attack" in (tmp_path / "flipped" / "report.html").read_text()
     assert "attacked" not in (tmp_path / "clean" / "report.html").read_text()
 
 
@@ -93,8 +93,8 @@ def test_what_a_rule_does_not_cover_is_told(tmp_path: Path) -> None:
     config["defaults"] = config["defaults"] | {"rounds": 1}
     report = start(config, tmp_path / "run")
     assert report.notes == (
-        "Uploads that a method averages are reduced by median instead.",
-        "fedgen: header, counts cannot be reduced by median, and are used as clients send them.",
+        "Uploads that a method would average are reduced by median instead.",
+        "fedgen: header, counts cannot be reduced by median, and are used as clients upload them.",
     )
 
 
@@ -114,7 +114,7 @@ def test_settings_are_written_out() -> None:
         (["fedavg"], {"aggregation": {"kind": "medium"}}, "no such aggregation: 'medium'; did you mean 'median'?"),
         (["fedavg"], {"aggregation": {"kind": "krum", "share": 0.5}}, "aggregation.share = 0.5: input should be less"),
         (["fedavg"], {"aggregation": {"kind": "krum"}}, "linear: aggregation.share = 0.2: 1 of 2 uploads are assumed"),
-        (["fedproto"], {"aggregation": {"kind": "median"}}, "the server of fedproto averages nothing"),
+        (["fedproto"], {"aggregation": {"kind": "median"}}, "the server of fedproto averages no uploads"),
         (["ensemble"], {"aggregation": {"kind": "median"}}, "clients upload (classifier), so it would protect nothing"),
         (["fedavg"], {"attack": {"kind": "sign_flip", "share": 0.0}}, "attack.share = 0.0: input should be greater"),
         (["fedavg"], {"attack": {"kind": "sign_flip", "phases": ["trian"]}}, "in such a phase: 'trian'; did you mean"),

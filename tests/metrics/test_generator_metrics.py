@@ -82,7 +82,7 @@ def test_fewer_vectors_than_neighbours_reach_to_the_farthest() -> None:
 
 
 def test_the_ratio_is_the_mean_of_the_examples_ratios() -> None:
-    assert memorization(points(0, 10), fresh=points(3, 6), made=points(1, 8)) == (3 / 1 + 4 / 2) / 2
+    assert memorization(points(0, 10), fresh=points(3, 6), generated=points(1, 8)) == (3 / 1 + 4 / 2) / 2
 
 
 def test_fresh_draws_are_silent_and_a_leak_is_found() -> None:
@@ -97,8 +97,8 @@ def test_fresh_draws_are_silent_and_a_leak_is_found() -> None:
 
 
 def test_copies_of_what_is_not_secret_say_nothing() -> None:
-    assert memorization(points(1, 2), fresh=points(1, 2), made=points(1, 2)) == 1
-    assert memorization(points(1, 2), fresh=points(1, 2), made=points(5, 6)) == 0
+    assert memorization(points(1, 2), fresh=points(1, 2), generated=points(1, 2)) == 1
+    assert memorization(points(1, 2), fresh=points(1, 2), generated=points(5, 6)) == 0
 
 
 def test_distances_of_equal_vectors_are_exactly_zero() -> None:

@@ -83,8 +83,8 @@ def test_memorisation_is_a_ratio_of_distances(file: Path, weights: dict[str, Ten
         return torch.stack(far).min(0).values
 
     expected = (nearest(fresh) / nearest(made)).mean()
-    assert Lpips(file).memorisation(train, fresh, made) == pytest.approx(float(expected), rel=1e-3)
-    assert Lpips(file).memorisation(train, fresh, train) == 1000
+    assert Lpips(file).memorization(train, fresh, made) == pytest.approx(float(expected), rel=1e-3)
+    assert Lpips(file).memorization(train, fresh, train) == 1000
 
 
 def test_a_run_shows_it_beside_the_others(file: Path, tmp_path: Path) -> None:

@@ -290,8 +290,8 @@ def test_a_run_stops_before_its_budget_is_passed(
 
 
 def test_who_fails_adds_nothing_and_the_rest_is_divided_by_all(tmp_path: Path) -> None:
-    config = private("wrong", how={"noise_multiplier": 0, "delta": 1e-3, "clip_norm": 1e9})
-    config["method"] = {"wrong": {"kind": "tests.toys:WrongShape"}}
+    how = {"noise_multiplier": 0, "delta": 1e-3, "clip_norm": 1e9}
+    config = private("wrong", how=how, method={"wrong": {"kind": "tests.toys:WrongShape"}})
     report = start(config, tmp_path / "run")
     assert report.trials[0].failures
     found = report.trials[0].protection
@@ -308,7 +308,7 @@ def test_audits_say_who_reads_what(tmp_path: Path) -> None:
     assert any("This attacker is the server, which reads an upload before it is clipped" in note for note in notes)
     (train,) = [each.protection for each in found.shared]
     assert train == (
-        "clipped and given noise by the server, which can read every upload: ε holds for every client, against others"
+        "the server, which can read every upload, clips and adds noise: ε protects every client against others"
     )
 
 

@@ -87,19 +87,19 @@ def test_it_goes_on_after_a_stop(tmp_path: Path) -> None:
         (
             ["fedavg"],
             {"aggregation": {"kind": "median"}},
-            "[secure_aggregation] hides single uploads, which [aggregation] looks at",
+            "[secure_aggregation] hides single uploads, which [aggregation] reads",
         ),
         (
             ["fedavg"],
             {"attack": {"kind": "sign_flip"}},
-            "[secure_aggregation] hides single uploads, which [attack] is simulated on",
+            "[secure_aggregation] hides single uploads, which [attack] changes",
         ),
         (
             ["fedavg"],
             {"privacy": {"kind": "dp_sgd", "noise_multiplier": 1.0, "delta": 1e-3}},
-            "[secure_aggregation] with [privacy] is not built: its exchanges are not charged; leave one of them out",
+            "[secure_aggregation] with DP-SGD is not implemented: its exchanges are not charged; remove one of them",
         ),
-        (["fedavg"], {}, "a sum would be of 2 uploads of architecture linear"),
+        (["fedavg"], {}, "a sum would have 2 uploads of architecture linear"),
         (
             ["fedavg"],
             {"secure_aggregation": {"threshold": 0.5}},

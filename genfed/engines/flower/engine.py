@@ -190,7 +190,7 @@ class FlowerEngine:
             for (info, sent), outcome in self._link.send("train", address(jobs), str(step.number)):
                 if isinstance(outcome, Failure) and outcome.reason in LOST.values() and info.id not in lost_once:
                     lost_once.add(info.id)
-                    self._lost.append(f"client {info.id}: {outcome.reason}; asked again")
+                    self._lost.append(f"client {info.id}: {outcome.reason}; sent again")
                     log.warning(self._lost[-1])
                     waiting.append((info, sent))
                 else:

@@ -33,7 +33,7 @@ def encode_message(
     make = arrays or (lambda name, part: _array(part))
     record = ArrayRecord({name: make(name, part) for name, part in fields.items()})
     text = ConfigRecord({"head": json.dumps(head), "skeleton": body.skeleton})
-    return RecordDict({"letter": text, "tensors": record})
+    return RecordDict({"message": text, "tensors": record})
 
 
 def decode_message(content: RecordDict) -> tuple[MessageHeader, Packed]:
@@ -43,7 +43,7 @@ def decode_message(content: RecordDict) -> tuple[MessageHeader, Packed]:
         GenfedError: the content is no message of genfed.
     """
     try:
-        text = content.config_records["letter"]
+        text = content.config_records["message"]
         head = json.loads(text["head"])
         tensors: dict[str, Tensor] = {}
         for array in content.array_records["tensors"].values():

@@ -57,7 +57,7 @@ class ClassStatistics:
 class RepresentationMethod(Method[S]):
     """Base of methods whose networks agree on the size of a representation alone."""
 
-    needs_architectures = True  # the server looks for the last layer of each
+    needs_architectures = True  # the server finds the last layer of each
 
     rounds: Annotated[int, Field(ge=0)] = 50
     """Rounds of local training and exchange (T)."""
