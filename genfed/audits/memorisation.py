@@ -1,6 +1,6 @@
 """Memorisation: do samples copy training examples?
 
-The mean nearest-neighbour distance ratio (MND): Kang, Cha, Kang, GeFL, arXiv 2412.18460. Copies: a sample far nearer to
+The mean nearest-neighbor distance ratio (MND): Kang, Cha, Kang, GeFL, arXiv 2412.18460. Copies: a sample far nearer to
 one training example than to the next ones, after Carlini, Hayes, Nasr, Jagielski, Sehwag, Tramèr, Balle, Ippolito,
 Wallace, Extracting Training Data from Diffusion Models, USENIX Security 2023, arXiv 2301.13188, whose small-model
 attack has that distance.
@@ -29,7 +29,7 @@ ABOVE, RATIO, COPIES = "MND above that of held-out examples", "MND", "share of c
 ATTACKED, AMONG = 1000, 600
 """Training examples whose ratio is taken for MND, and samples and held-out examples to which it refers; as in the
 paper."""
-NEIGHBOURS = 50
+NEIGHBORS = 50
 """Training examples by whose mean distance the distance to the nearest is divided; n of the paper."""
 HALF = 0.5
 """Maximum of that ratio for a copy; α of the paper."""
@@ -114,7 +114,7 @@ class Memorisation(Audit):
             for distance in (near, torch.cat([near_planted, near[count:]]), relative_distance(parts.fakes, train)[0])
         ]
         readings = (
-            Reading("nearest-neighbour distance ratio", ABOVE, 0.0, *mnd),
+            Reading("nearest-neighbor distance ratio", ABOVE, 0.0, *mnd),
             Reading("copies", COPIES, 2 * self.alarms, *copies),
         )
         third = len(parts.fakes)
@@ -122,7 +122,7 @@ class Memorisation(Audit):
             f"MND of {size} samples beside {size} held-out examples, of training examples and of {len(parts.like)} "
             "other held-out ones: samples that are near to both alike copy neither.",
             "A copy is a sample whose distance to the nearest training example (Euclidean, in inputs) is below "
-            f"{limit:.2f} of the mean to its {min(NEIGHBOURS, len(train))} nearest: half at most, and less where more "
+            f"{limit:.2f} of the mean to its {min(NEIGHBORS, len(train))} nearest: half at most, and less where more "
             f"than {100 * self.alarms:g} % of {third} held-out examples would pass. Twice that is no leak.",
             f"Planted leak: {count} noisy training examples among the samples, of which "
             f"{int((near_planted < limit).sum())} were found as copies.",
@@ -198,7 +198,7 @@ def measure_copies(case: Case, copies: Tensor) -> dict[str, Estimate]:
 
 def relative_distance(x: Tensor, train: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the distance from each of x [n, d] to the nearest of `train`, divided by the mean distance to its nearest
-    `NEIGHBOURS` (0 if all these are 0), and the index of the nearest. Each [n].
+    `NEIGHBORS` (0 if all these are 0), and the index of the nearest. Each [n].
     """
-    far, which = nearest_neighbors(x, train, min(NEIGHBOURS, len(train)))
+    far, which = nearest_neighbors(x, train, min(NEIGHBORS, len(train)))
     return far[:, 0] / far.mean(1).clamp(min=1e-30), which[:, 0]

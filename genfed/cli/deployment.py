@@ -185,8 +185,8 @@ def federation_check(
     for row in site_rows(outcome):
         table.add_row(*row)
     open_output().print(table)
-    if outcome.trouble:
-        raise GenfedError("; ".join(outcome.trouble))
+    if outcome.problems:
+        raise GenfedError("; ".join(outcome.problems))
 
 
 @site_app.command("audit-log")

@@ -23,12 +23,12 @@ DOMAINS = {
     "poster": Style("red", "yellow", "striped"),
     "ice": Style("blue", "cyan"),
 }
-"""Looks by name; each one is a domain."""
+"""Style of each domain, by name."""
 
 
 @settings
 class DigitDomains(ImageSource):
-    """scikit-learn's 1,797 digits in colour, each digit in one look.
+    """scikit-learn's 1,797 digits in colour, each in one domain.
 
     Columns: domain (the look; `[partition] kind = "by_column", column = "domain"` gives each client one domain),
     prompt, word, colour, background and effect.

@@ -126,7 +126,7 @@ class DisjointLabels(Partitioner):
 @settings
 class OverlappingLabels(Partitioner):
     """Partly overlapping label sets. The classes form a ring in their own order; client i has own + shared consecutive
-    classes from number i · own on, so neighbours have `shared` classes in common. A class is divided evenly among its
+    classes from number i · own on, so neighbors have `shared` classes in common. A class is divided evenly among its
     clients; a class without a client is excluded.
     """
 

@@ -84,7 +84,7 @@ class Outcome:
     error: str = ""
     folder: str = ""
     sites: tuple[SiteDescription, ...] = ()
-    trouble: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
     """Reasons for which a run would be refused, or would need more memory than is free; only of a check."""
 
 
@@ -133,20 +133,20 @@ def _serve(grid: Any, wanted: ServeRequest) -> Outcome:
     roster = SiteRoster(MessageLink(grid, QUERY_SECONDS, pause=PAUSE))
     say(f"waiting for {config.federation.clients} sites")
     sites = roster.call(config.federation.clients, wanted.wait, strict=not wanted.check)
-    trouble = agreement.find_disagreements(config, sites)
-    if wanted.check and (refusals := [*roster.refused.values(), *trouble]):
-        return Outcome(sites=sites, trouble=tuple(refusals))
+    problems = agreement.find_disagreements(config, sites)
+    if wanted.check and (refusals := [*roster.refused.values(), *problems]):
+        return Outcome(sites=sites, problems=tuple(refusals))
     say("here are " + ", ".join(f"{site.name} ({site.architecture}, {site.examples} examples)" for site in sites))
     if len(sites) < config.federation.clients:
         raise GenfedError(f"{len(sites)} of {config.federation.clients} sites are there after {wanted.wait:g} s")
-    if trouble:
-        raise GenfedError("; ".join(trouble))
+    if problems:
+        raise GenfedError("; ".join(problems))
     inputs = _checked_inputs(config, roster, sites)
     run_id = folder.run_id() if wanted.on_existing == "resume" else "new"
     _ask_consent(roster, inputs, sites, run_id)
     tight = agreement.warn_of_memory(inputs, sites)
     if wanted.check:
-        return Outcome(sites=sites, trouble=tuple(tight))
+        return Outcome(sites=sites, problems=tuple(tight))
     for line in tight:
         say(line)
     clients = _SiteClients(inputs, folder, grid, roster, [site.name for site in sites])
@@ -215,9 +215,8 @@ def _ask_consent(roster: SiteRoster, inputs: RunInputs, sites: Sequence[SiteDesc
 def _describe_trial(inputs: RunInputs, label: str, seed: int, run_id: str) -> str:
     """Returns what a site is sent about a trial, as JSON."""
     config = inputs.config
-    noised = (
-        config.secure_aggregation and config.client_privacy
-    )  # without [secure_aggregation] the server alone adds the noise
+    # Without [secure_aggregation] the server alone adds the noise.
+    client_privacy = config.client_privacy if config.secure_aggregation else None
     about = {
         "run": run_id,
         "label": label,
@@ -229,7 +228,7 @@ def _describe_trial(inputs: RunInputs, label: str, seed: int, run_id: str) -> st
         "flops": config.metrics.flops and seed == config.seeds[0],
         "secure_aggregation": settings_table(config.secure_aggregation) if config.secure_aggregation else None,
         "privacy": settings_table(config.example_privacy) if config.example_privacy else None,
-        "noised": settings_table(noised) if noised else None,
+        "client_privacy": settings_table(client_privacy) if client_privacy else None,
     }
     return json.dumps(about)
 

@@ -253,7 +253,7 @@ def _trial(site: LocatedSite, about: Mapping[str, Any], client: int) -> Trial:
         if about["secure_aggregation"] is None
         else build_settings(SecureAggregation, about["secure_aggregation"], "secure_aggregation."),
         privacy=None if about["privacy"] is None else read_privacy(about["privacy"], DPSGD),
-        client_privacy=None if about["noised"] is None else read_privacy(about["noised"], DPFedAvg),
+        client_privacy=read_privacy(about["client_privacy"], DPFedAvg) if about["client_privacy"] else None,
     )
 
 

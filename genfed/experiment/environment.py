@@ -26,8 +26,8 @@ def count_workers(compute: Compute, clients: int) -> int:
     """Returns the number of worker processes of a run: as set, else as many as keep every core busy; at most one per
     client.
     """
-    fitting = max(1, count_cores() // compute.threads)
-    return min(fitting if compute.workers is None else compute.workers, clients)
+    limit = max(1, count_cores() // compute.threads)
+    return min(limit if compute.workers is None else compute.workers, clients)
 
 
 def describe_environment(compute: Compute, clients: int, started: RunStart) -> Environment:

@@ -90,7 +90,7 @@ def draw_partition(report: Report, seed: str) -> Markup:
     def paint(axes: Axes) -> None:
         if counts.shape[1] <= _DOTS:
             y, x = np.nonzero(counts)
-            largest = min(90.0, (230 / counts.shape[1]) ** 2)  # points²: neighbours just touch
+            largest = min(90.0, (230 / counts.shape[1]) ** 2)  # points²: neighbors just touch
             axes.scatter(x, y, largest * counts[y, x] / max(1, counts.max()), color=_COLORS[0], linewidths=0)
             axes.set_ylim(-0.7, len(counts) - 0.3)
             axes.invert_yaxis()

@@ -1,6 +1,6 @@
 """Secure aggregation. Bonawitz, Ivanov, Kreuter, Marcedone, McMahan, Patel, Ramage, Segal, Seth, Practical Secure
 Aggregation for Privacy-Preserving Machine Learning, CCS 2017, Figure 4 without signatures (the server follows the
-protocol, and is curious); with few neighbours the graph of SecAgg+: Bell, Bonawitz, Gascón, Lepoint, Raykova, Secure
+protocol, and is curious); with few neighbors the graph of SecAgg+: Bell, Bonawitz, Gascón, Lepoint, Raykova, Secure
 Single-Server Aggregation with (Poly)Logarithmic Overhead, CCS 2020, Algorithm 3.
 """
 
@@ -78,18 +78,18 @@ def reason_to_refuse_secure(phase: Phase[Any]) -> str | None:
     return "its server checks every single upload" if phase.check is not None else None
 
 
-def neighbor_graph(members: Sequence[int], neighbours: int | None) -> dict[int, tuple[int, ...]]:
+def neighbor_graph(members: Sequence[int], neighbors: int | None) -> dict[int, tuple[int, ...]]:
     """Returns each member's neighbors: all others, or the nearest on either side of a ring in random order (a Harary
     graph).
 
     Args:
         members: the ids of a group's clients.
-        neighbours: the number of neighbors, even. None: all others.
+        neighbors: the number of neighbors, even. None: all others.
     """
-    if neighbours is None or neighbours >= len(members) - 1:
+    if neighbors is None or neighbors >= len(members) - 1:
         return {one: tuple(other for other in sorted(members) if other != one) for one in sorted(members)}
     ring = random.SystemRandom().sample(sorted(members), len(members))
-    reach = [step for step in range(-(neighbours // 2), neighbours // 2 + 1) if step]
+    reach = [step for step in range(-(neighbors // 2), neighbors // 2 + 1) if step]
     return {
         one: tuple(sorted(ring[(i + s) % len(ring)] for s in reach))
         for i, one in sorted(enumerate(ring), key=lambda p: p[1])

@@ -14,7 +14,7 @@ class SecureAggregation:
     """Secure aggregation of every phase in which clients upload."""
 
     threshold: Annotated[float, Field(gt=0.5, le=1)] = 2 / 3
-    """Share of a client and its neighbours that must reply to the end of a round, rounded up."""
+    """Share of a client and its neighbors that must reply to the end of a round, rounded up."""
     neighbors: Annotated[int, Field(ge=2)] | None = None
     """Number of clients with which each client shares masks and secrets, even. Unset: all clients of its group."""
     minimum_group: Annotated[int, Field(ge=2)] = 3
@@ -30,6 +30,6 @@ class SecureAggregation:
                 f"{half} of {self.neighbors + 1} must be needed; raise one of them"
             )
 
-    def needed(self, neighbours: int) -> int:
+    def needed(self, neighbors: int) -> int:
         """Returns how many of a client and its `neighbors` must reply to the end of a round."""
-        return round_up_share(self.threshold, neighbours + 1)
+        return round_up_share(self.threshold, neighbors + 1)

@@ -1,4 +1,4 @@
-"""Uploads of lopsided clients tell their mix of classes; those of clients like everybody, or untrained, do not."""
+"""Uploads of clients with skewed classes reveal their mix; those of clients like everybody, or untrained, do not."""
 
 import dataclasses
 from collections.abc import Sequence

@@ -134,7 +134,7 @@ def rounds(draw: st.DrawFn) -> tuple[list[Tensor | None], list[float], list[int]
 
 
 def tree(values: list[Tensor | None]) -> Tensor | None:
-    """The fixed tree, written down again: neighbours are added, level by level; who is missing is not there."""
+    """The fixed tree, written down again: neighbors are added, level by level; who is missing is not there."""
     while len(values) > 1:
         pairs = [values[i : i + 2] for i in range(0, len(values), 2)]
         there = [[v for v in pair if v is not None] for pair in pairs]

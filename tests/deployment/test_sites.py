@@ -445,11 +445,11 @@ def test_stock_is_taken_anew_when_the_data_are_others(tmp_path: Path, monkeypatc
     taken: list[str] = []
     read_all = site_data.load_site_data
 
-    def take_stock(site: site_settings.LocatedSite) -> site_data.SiteHoldings:
+    def load_changed(site: site_settings.LocatedSite) -> site_data.SiteHoldings:
         taken.append(site.config.part)
         return read_all(site)
 
-    monkeypatch.setattr(site_data, "load_site_data", take_stock)
+    monkeypatch.setattr(site_data, "load_site_data", load_changed)
 
     def stock(**changes: Any) -> site_data.SiteHoldings:
         about = tomllib.loads(file.read_text()) | changes
@@ -626,7 +626,7 @@ def test_a_check_says_what_there_is_and_trains_nothing(tmp_path: Path) -> None:
     config = some("fedavg")
     outcome = serve(config, Grid(sites(config, tmp_path / "sites")), tmp_path / "run", check=True)
     assert [hello.name for hello in outcome.sites] == ["a", "b", "c"]
-    assert outcome.trouble == ()
+    assert outcome.problems == ()
     assert not (tmp_path / "run").exists()
     (row, *_) = deployment_server.site_rows(outcome)
     assert len(row) == len(deployment_server.COLUMNS)
@@ -639,7 +639,7 @@ def test_a_check_says_whose_memory_will_not_do(tmp_path: Path, monkeypatch: pyte
     free = iter([0, 2**35, 2**28])  # not known, enough, too little: as they are asked
     monkeypatch.setattr(deployment_site, "_free_memory", lambda: next(free))
     outcome = serve(config, Grid(files), tmp_path / "run", check=True)
-    (line,) = outcome.trouble
+    (line,) = outcome.problems
     assert re.fullmatch(r"c has 0\.2 GiB of memory free, and phase joint of gefl needs 0\.\d GiB or more", line)
 
 

@@ -60,7 +60,7 @@ def own_accuracies(shards: FederatedData, folder: Path) -> list[dict[int, float]
     return [unpack(ClassifierScores, answer.upload).own_accuracy for answer in answers]
 
 
-def shards_of(
+def partitioned(
     folder: Path,
     partition: dict[str, Any],
     clients: int = 2,
@@ -95,21 +95,21 @@ SITE_TEST = np.array([row[0] for row in TEST])
 
 def test_feature_skew_by_hand(tmp_path: Path) -> None:
     """A has classes 0, 0, 0, 1 and B 1, 2, 2, 2."""
-    shards = shards_of(tmp_path, BY_SITE, **SITES, site_test=SITE_TEST)
+    shards = partitioned(tmp_path, BY_SITE, **SITES, site_test=SITE_TEST)
     assert [each.values for own in shards.own.values() for each in own] == [("A",), ("B",)]
     expected = [{0: pytest.approx((3 * 1 / 2 + 1 * 1 / 1) / 4)}, {1: pytest.approx((1 * 1 / 2 + 3 * 1 / 2) / 4)}]
     assert own_accuracies(shards, tmp_path) == expected
 
 
 def test_one_client_with_several_values(tmp_path: Path) -> None:
-    shards = shards_of(tmp_path, BY_SITE, 1, **SITES, site_test=SITE_TEST)
+    shards = partitioned(tmp_path, BY_SITE, 1, **SITES, site_test=SITE_TEST)
     assert shards.own[0][0].values == ("A", "B")
     # of A and B together, class 0: 2 of 3, class 1: 2 of 3, class 2: 2 of 3
     assert own_accuracies(shards, tmp_path) == [{0: pytest.approx(2 / 3)}]
 
 
 def test_a_test_part_without_the_column_counts_whole(tmp_path: Path) -> None:
-    shards = shards_of(tmp_path, BY_SITE, **SITES)
+    shards = partitioned(tmp_path, BY_SITE, **SITES)
     assert [each.values for own in shards.own.values() for each in own] == [(), ()]
     # class 0: 3 of 4, class 1: 2 of 3, class 2: 2 of 3
     expected = [{0: pytest.approx((3 * 3 / 4 + 1 * 2 / 3) / 4)}, {1: pytest.approx(2 / 3)}]
@@ -118,15 +118,15 @@ def test_a_test_part_without_the_column_counts_whole(tmp_path: Path) -> None:
 
 def test_what_was_not_tested_is_left_out(tmp_path: Path) -> None:
     other = np.array(["C" if row in ("A00", "A01") or row[0] == "B" else row[0] for row in TEST])
-    shards = shards_of(tmp_path, BY_SITE, **SITES, site_test=other)
+    shards = partitioned(tmp_path, BY_SITE, **SITES, site_test=other)
     # of A classes 1 and 2 are left, and A has no 2; of B there is nothing
     assert own_accuracies(shards, tmp_path) == [{0: 1.0}, {}]
 
 
 def test_the_ceiling_is_scored_for_every_client_of_its_architecture(tmp_path: Path) -> None:
-    shards = pool_clients(shards_of(tmp_path, BY_SITE, **SITES, site_test=SITE_TEST))
+    shards = pool_clients(partitioned(tmp_path, BY_SITE, **SITES, site_test=SITE_TEST))
     assert own_accuracies(shards, tmp_path) == [{0: pytest.approx(0.625), 1: pytest.approx(0.5)}]
-    two = pool_clients(shards_of(tmp_path, BY_SITE, 2, ("mlp-small", "linear"), **SITES, site_test=SITE_TEST))
+    two = pool_clients(partitioned(tmp_path, BY_SITE, 2, ("mlp-small", "linear"), **SITES, site_test=SITE_TEST))
     assert [info.architecture for info in two.clients] == ["linear", "mlp-small"]
     assert own_accuracies(two, tmp_path) == [{1: pytest.approx(0.5)}, {0: pytest.approx(0.625)}]
 
@@ -144,7 +144,7 @@ def test_the_ceiling_is_scored_for_every_client_of_its_architecture(tmp_path: Pa
 def test_label_skew_weighs_the_recall_of_each_class(partition: dict[str, Any], tmp_path: Path) -> None:
     draw = np.random.default_rng(1)
     x, y = draw.integers(3, size=(240, 1)).astype(float), np.arange(240) % 3
-    shards = shards_of(tmp_path, partition, 3, x=x, y=y)
+    shards = partitioned(tmp_path, partition, 3, x=x, y=y)
     said, true = shards.held_out.x[:, 0].numpy(), shards.held_out.y.numpy()
     recall = [np.mean(said[true == c] == c) for c in range(3)]
     assert len({round(float(r), 3) for r in recall}) == 3

@@ -1,4 +1,4 @@
-"""Generators are judged once, by what they make; arithmetic is counted; a run keeps the figures of papers."""
+"""Generators are evaluated once, by what they generate; arithmetic is counted; a run keeps the figures of papers."""
 
 import dataclasses
 import json
@@ -41,7 +41,7 @@ def _no_page(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "build_page", lambda *given: "")
 
 
-def judged(*toys: str, **changes: Any) -> dict[str, Any]:
+def evaluated(*toys: str, **changes: Any) -> dict[str, Any]:
     """Generators of every kind, with a reference classifier of all digits of 8×8."""
     method = {toy: {"kind": f"{TOYS}:{toy}", "rounds": 0} for toy in toys}
     settings: dict[str, Any] = {"metrics": {"samples": 200, "epochs": 15}, "method": method} | changes
@@ -49,7 +49,7 @@ def judged(*toys: str, **changes: Any) -> dict[str, Any]:
 
 
 def test_a_leak_is_found_and_noise_is_silent(tmp_path: Path) -> None:
-    leak, noise, burst, huge = start(judged("Copies", "Noise", "Burst", "Huge"), tmp_path / "run").trials
+    leak, noise, burst, huge = start(evaluated("Copies", "Noise", "Burst", "Huge"), tmp_path / "run").trials
     assert leak.quality is not None
     assert noise.quality is not None
     assert leak.quality.samples == noise.quality.samples == 200
@@ -106,7 +106,7 @@ def test_images_for_clients_by_hand(tmp_path: Path) -> None:
 def test_a_stopped_run_is_judged_as_an_undisturbed_one_and_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = judged("Copies", "Noise", metrics={"samples": 30, "epochs": 1})
+    config = evaluated("Copies", "Noise", metrics={"samples": 30, "epochs": 1})
     whole = start(config, tmp_path / "whole")
     judge, calls = GeneratorEvaluator.__call__, list[str]()
 
@@ -129,7 +129,7 @@ def test_a_stopped_run_is_judged_as_an_undisturbed_one_and_once(
 
 
 def test_how_it_is_judged_may_change_on_resume(tmp_path: Path) -> None:
-    config = judged("Noise", metrics={"samples": 0})
+    config = evaluated("Noise", metrics={"samples": 0})
     assert start(config, tmp_path).trials[0].quality is None
     for samples in (20, 30, 0):
         changed = config | {"metrics": {"samples": samples, "epochs": 1, "architecture": "mlp-small"}}
@@ -139,7 +139,7 @@ def test_how_it_is_judged_may_change_on_resume(tmp_path: Path) -> None:
 
 
 def test_another_seed_is_judged_otherwise(tmp_path: Path) -> None:
-    one, other = start(judged("Copies", seeds=[0, 1], metrics={"samples": 30, "epochs": 1}), tmp_path).trials
+    one, other = start(evaluated("Copies", seeds=[0, 1], metrics={"samples": 30, "epochs": 1}), tmp_path).trials
     assert one.quality is not None
     assert other.quality is not None
     assert one.quality.frechet_real != other.quality.frechet_real
@@ -156,7 +156,7 @@ def test_another_seed_is_judged_otherwise(tmp_path: Path) -> None:
 def test_a_reference_that_cannot_judge_is_refused(architecture: str, says: str, tmp_path: Path) -> None:
     quality = {"samples": 20, "architecture": architecture}
     with pytest.raises(GenfedError, match=says):
-        start(judged("Noise", metrics=quality), tmp_path / "run")
+        start(evaluated("Noise", metrics=quality), tmp_path / "run")
     start(tiny("local", metrics=quality), tmp_path / "run")  # there is nothing to judge
 
 

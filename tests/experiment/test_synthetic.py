@@ -198,11 +198,11 @@ def test_an_empty_set_has_nothing_to_sample(tmp_path: Path) -> None:
 
 def test_a_kept_set_is_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "build_page", lambda *given: "")
-    judged = config(each=5) | {
+    changed = config(each=5) | {
         "metrics": {"samples": 100, "epochs": 2},
         "federation": {"clients": 2, "max_examples": 400},
     }
-    report = start(judged, tmp_path / "run")
+    report = start(changed, tmp_path / "run")
     (trial,) = report.trials
     assert trial.quality is not None
     assert trial.quality.stored
@@ -211,10 +211,10 @@ def test_a_kept_set_is_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert None not in (trial.quality.certainty, trial.quality.client_match, trial.quality.clients_apart)
     assert dict(zip(build_cost_table(report).head, build_cost_table(report).rows[0], strict=True))["sampling"] == "–"
     before = left_by(tmp_path / "run")
-    again = start(judged, tmp_path / "run", on_existing="resume")
-    assert again.trials[0].quality == trial.quality, "it is not judged again"
+    again = start(changed, tmp_path / "run", on_existing="resume")
+    assert again.trials[0].quality == trial.quality, "it is not evaluated again"
     assert left_by(tmp_path / "run") == before
-    empty = start(judged | {"method": config(each=0)["method"]}, tmp_path / "empty")
+    empty = start(changed | {"method": config(each=0)["method"]}, tmp_path / "empty")
     assert empty.trials[0].quality is None
     assert "fewer than 2 images of the clients' classes" in empty.trials[0].failures[0]
 

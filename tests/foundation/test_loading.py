@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("directories")
     toys.latent(folder / "latent")
     toys.class_conditional(folder / "class")
@@ -34,8 +34,8 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def copy(sound: Path, tmp_path: Path) -> Path:
-    shutil.copytree(sound / "latent", tmp_path / "model")
+def copy(models: Path, tmp_path: Path) -> Path:
+    shutil.copytree(models / "latent", tmp_path / "model")
     return tmp_path / "model"
 
 
@@ -113,10 +113,10 @@ def test_an_inpainting_unet_is_refused(copy: Path) -> None:
     assert "takes 4 channels and gives 8" in refused(copy)
 
 
-def test_class_conditional_ones_that_do_not_fit(sound: Path, tmp_path: Path) -> None:
+def test_class_conditional_ones_that_do_not_fit(models: Path, tmp_path: Path) -> None:
     assert "the unet has no classes" in refused(toys.class_conditional(tmp_path / "none", embeds=None))
-    assert "3 classes and one for none; 2 are named" in refused(sound / "class", classes=("cat", "dog"))
-    assert load_foundation(str(sound / "class")).encode_condition(["2"]).tolist() == [2]
+    assert "3 classes and one for none; 2 are named" in refused(models / "class", classes=("cat", "dog"))
+    assert load_foundation(str(models / "class")).encode_condition(["2"]).tolist() == [2]
 
 
 def test_a_name_that_is_nothing() -> None:
@@ -124,14 +124,14 @@ def test_a_name_that_is_nothing() -> None:
     assert "no such directory" in refused("./nowhere/at/all")
 
 
-def test_a_name_of_the_hub(sound: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_of_the_hub(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
 
     def download(name: str, **options: Any) -> str:
         calls.append((name, options))
         if name == "nobody/nothing":
             raise OSError("404\nnot found")
-        return str(sound / "latent")
+        return str(models / "latent")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     assert load_foundation("someone/model").kind == "latent"
@@ -139,14 +139,14 @@ def test_a_name_of_the_hub(sound: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert "the hub does not give it (404)" in refused("nobody/nothing")
 
 
-def test_the_shipped_one_may_be_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sound: Path) -> None:
+def test_the_shipped_one_may_be_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, models: Path) -> None:
     monkeypatch.setattr(loading, "SHIPPED", tmp_path / "shipped")
     assert "make one: genfed pretrain" in refused("shipped")
-    monkeypatch.setattr(loading, "SHIPPED", sound / "latent")
+    monkeypatch.setattr(loading, "SHIPPED", models / "latent")
     assert load_foundation("shipped").kind == "latent"
 
 
-def test_a_torchvision_that_does_not_fit(sound: Path, tmp_path: Path) -> None:
+def test_a_torchvision_that_does_not_fit(models: Path, tmp_path: Path) -> None:
     fake, about = tmp_path / "torchvision", tmp_path / "torchvision-0.1.dist-info"
     fake.mkdir()
     (fake / "__init__.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')\n")
@@ -156,7 +156,7 @@ def test_a_torchvision_that_does_not_fit(sound: Path, tmp_path: Path) -> None:
 from genfed.core.errors import GenfedError
 from genfed.foundation.loading import load_foundation
 try:
-    load_foundation({str(sound / "latent")!r})
+    load_foundation({str(models / "latent")!r})
 except GenfedError as error:
     print("SAID", error)
 """
@@ -166,19 +166,19 @@ except GenfedError as error:
 
 
 @pytest.mark.parametrize("missing", ["diffusers", "transformers"])
-def test_an_extra_that_is_not_installed(sound: Path, missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_extra_that_is_not_installed(models: Path, missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading, "import_library", loading.import_library.__wrapped__)
     monkeypatch.setitem(sys.modules, missing, None)
-    said = refused(sound / "latent")
+    said = refused(models / "latent")
     assert "needs the extra" in said
     assert "pip install 'genfed[foundation]'" in said
 
 
-def test_a_model_must_suit_the_task(sound: Path) -> None:
+def test_a_model_must_suit_the_task(models: Path) -> None:
     def task(*shape: int, classes: tuple[str, ...] = ("cat", "dog")) -> Task:
         return Task("image", shape, classes)
 
-    name = str(sound / "latent")
+    name = str(models / "latent")
     foundation = Foundation(model=name)
     assert foundation.load(task(3, 8, 8), CPU, "float32") is foundation.load(task(3, 8, 8), CPU, "float32")
     for shape in ((3, 16, 16), (1, 8, 8)):
@@ -193,7 +193,7 @@ def test_a_model_must_suit_the_task(sound: Path) -> None:
     with pytest.raises(GenfedError, match="steps = 2000"):
         Foundation(model=name, steps=2000).load(task(3, 8, 8), CPU, "float32")
     with pytest.raises(GenfedError, match="no negative prompt"):
-        Foundation(model=str(sound / "class"), negative_prompt="blurred").load(
+        Foundation(model=str(models / "class"), negative_prompt="blurred").load(
             task(1, 8, 8, classes=("a", "b", "c")), CPU, "float32"
         )
 

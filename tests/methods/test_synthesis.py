@@ -316,11 +316,11 @@ def test_words_are_chosen_for_each_example(monkeypatch: pytest.MonkeyPatch) -> N
     texts = {name: [f"{how} {name} {on}" for how in ("thin", "fat") for on in ("x", "y")] for name in "ac"}
     asked = []
 
-    def likeliest(model: Any, images: Tensor, words: list[str], **options: Any) -> Tensor:
+    def classify(model: Any, images: Tensor, words: list[str], **options: Any) -> Tensor:
         asked.append((tuple(images.shape), words))
         return chosen[0 if " a " in words[0] else 2]
 
-    monkeypatch.setattr("genfed.methods.bases.prompt_upload.classify_by_noise", likeliest)
+    monkeypatch.setattr("genfed.methods.bases.prompt_upload.classify_by_noise", classify)
     fgl, oscar = settings(FGL, **given), settings(OSCAR, **given)
     told = fgl.upload_conditions(client([2, 0, 2, 0, 2]), Empty()).upload
     assert asked == [((2, 1, 8, 8), texts["a"]), ((3, 1, 8, 8), texts["c"])]

@@ -105,7 +105,7 @@ def test_what_is_no_such_network_is_refused_before_training(file: Path, tmp_path
     for name, says in (
         ("none", "none.safetensors' cannot be read as .safetensors"),
         ("rubbish", "cannot be read as .safetensors"),
-        ("other", r"has no lin4.model.1.weight of shape \(1, 256, 1, 1\): it takes the state dict of LPIPS"),
+        ("other", r"has no lin4.model.1.weight of shape \(1, 256, 1, 1\): the file must be the state dict of LPIPS"),
     ):
         config = tiny("gefl") | {"metrics": {"samples": 20, "lpips": str(tmp_path / f"{name}.safetensors")}}
         with pytest.raises(GenfedError, match=says):

@@ -133,10 +133,10 @@ def test_arithmetic_of_the_first_round_stands_for_all_and_is_shared_out_over_cli
 
 
 def test_a_generator_is_judged_in_a_row_of_its_own_that_costs_nothing() -> None:
-    judged = {**quality_row("m", 0, random.Random(0)), "epochs": 10}
-    trial = summarize_trial([*ROWS, judged], "m", 0)
+    row = {**quality_row("m", 0, random.Random(0)), "epochs": 10}
+    trial = summarize_trial([*ROWS, row], "m", 0)
     assert trial.quality is not None
-    assert (trial.quality.samples, trial.quality.frechet) == (1000, judged["frechet"])
+    assert (trial.quality.samples, trial.quality.frechet) == (1000, row["frechet"])
     assert dataclasses.replace(trial, quality=None) == summarize_trial(ROWS, "m", 0)
 
 

@@ -285,15 +285,15 @@ def test_phases_that_need_single_uploads_are_refused() -> None:
         SecureAggregation(neighbors=3)
 
 
-@pytest.mark.parametrize(("neighbours", "threshold"), [(2, 2 / 3), (4, 0.6), (6, 0.55), (48, 0.51)])
-def test_a_ring_that_could_be_cut_is_refused(neighbours: int, threshold: float) -> None:
-    half = neighbours // 2 + 1
-    with pytest.raises(GenfedError, match=f"more than {half} of {neighbours + 1} must be needed"):
-        SecureAggregation(neighbors=neighbours, threshold=threshold)
+@pytest.mark.parametrize(("neighbors", "threshold"), [(2, 2 / 3), (4, 0.6), (6, 0.55), (48, 0.51)])
+def test_a_ring_that_could_be_cut_is_refused(neighbors: int, threshold: float) -> None:
+    half = neighbors // 2 + 1
+    with pytest.raises(GenfedError, match=f"more than {half} of {neighbors + 1} must be needed"):
+        SecureAggregation(neighbors=neighbors, threshold=threshold)
 
 
 def test_an_arc_of_the_ring_is_not_added_up_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two neighbours leave on either side of 2, 3 and 4: masks no longer tie these to the others."""
+    """Two neighbors leave on either side of 2, 3 and 4: masks no longer tie these to the others."""
     monkeypatch.setattr("random.SystemRandom.sample", lambda self, population, k: list(population))
     with pytest.raises(GenfedError, match="3 clients are left, and 4 are needed for a sum"):
         run(10, RING, {2: [0, 1, 5, 6]})
@@ -311,15 +311,15 @@ def test_a_client_knows_the_smallest_group_too() -> None:
         reveal(replace(client_of(ONE, 2), storage=kept), Survivors({"": (1,)}, {"": (2,)}))
 
 
-@pytest.mark.parametrize("neighbours", [2, 4, 6])
-def test_a_ring_is_regular_symmetric_and_drawn_anew(neighbours: int) -> None:
+@pytest.mark.parametrize("neighbors", [2, 4, 6])
+def test_a_ring_is_regular_symmetric_and_drawn_anew(neighbors: int) -> None:
     ids = list(range(0, 60, 3))
-    ring = neighbor_graph(ids, neighbours)
+    ring = neighbor_graph(ids, neighbors)
     assert list(ring) == ids
-    assert all(len(set(near)) == neighbours and one not in near for one, near in ring.items())
+    assert all(len(set(near)) == neighbors and one not in near for one, near in ring.items())
     assert all(one in ring[other] for one, near in ring.items() for other in near)
-    assert ring != neighbor_graph(ids, neighbours)
-    assert neighbor_graph([1, 2, 5], neighbours) == {1: (2, 5), 2: (1, 5), 5: (1, 2)}
+    assert ring != neighbor_graph(ids, neighbors)
+    assert neighbor_graph([1, 2, 5], neighbors) == {1: (2, 5), 2: (1, 5), 5: (1, 2)}
 
 
 def test_a_form_is_public_and_says_no_number() -> None:

@@ -104,10 +104,10 @@ def test_a_lesson_is_the_whole_set_and_reads_each_shard_once(monkeypatch: pytest
         return read(self, kind, shard)
 
     monkeypatch.setattr(MemoryStore, "read", counted)
-    taught = teaching_set(at, kept, TEACHERS, "specific_teacher")
+    teaching = teaching_set(at, kept, TEACHERS, "specific_teacher")
     assert reads == list(kept.shards)
-    assert torch.equal(taught.x, whole.images)
-    assert torch.equal(taught.y, soft_targets(whole, at, TEACHERS, "specific_teacher"))
+    assert torch.equal(teaching.x, whole.images)
+    assert torch.equal(teaching.y, soft_targets(whole, at, TEACHERS, "specific_teacher"))
 
 
 def test_a_student_comes_to_what_its_targets_are_and_teachers_stay() -> None:
