@@ -24,6 +24,7 @@ from genfed.data.digits import Digits
 from genfed.methods.bases.averaging import Classifiers, FederatedAveraging
 from genfed.methods.bases.classifier_upload import train_alone
 from genfed.methods.bases.local_training import LocalTraining
+from genfed.privacy.settings import PrivacySettings
 from genfed.training.classifier import Training
 from genfed.training.pixels import normalize_pixels
 from genfed.training.synthetic_dataset import SampleRequest, SyntheticDataset, synthesis
@@ -425,3 +426,8 @@ def kill_after_shard(number: int) -> None:
         return shard
 
     FolderStore.append = killing  # type: ignore[method-assign]
+
+
+@settings
+class OwnPrivacy(PrivacySettings):
+    """A mechanism that nothing applies."""

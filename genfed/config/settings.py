@@ -144,6 +144,11 @@ class Config:
     """Settings of the methods: a table [method.LABEL] per method."""
 
     def __post_init__(self) -> None:
+        if self.privacy is not None and not isinstance(self.privacy, DPSGD | DPFedAvg):
+            raise GenfedError(
+                f"privacy.kind: {type(self.privacy).__name__} is a mechanism that runs do not apply; set "
+                '"dp_sgd" or "dp_fedavg"'
+            )
         if twice := [seed for seed in self.seeds if self.seeds.count(seed) > 1]:
             raise GenfedError(f"seeds: {twice[0]} stands twice; each seed is one repetition")
         if not re.fullmatch(r"[^./\\\0][^/\\\0]*", self.name):

@@ -417,3 +417,10 @@ def test_what_the_disk_refuses_is_one_line_too(tmp_path: Path, capsys: pytest.Ca
 def test_the_python_interface_raises_the_same(tmp_path: Path) -> None:
     with pytest.raises(genfed.GenfedError, match="did you mean 'seeds'"):
         genfed.run(tiny("local", sedes=[1]), out=tmp_path / "run")
+
+
+def test_a_mechanism_that_no_run_applies_is_refused() -> None:
+    """Else a run would seem to be private and would not be."""
+    table = tiny("fedavg", privacy={"kind": "tests.toys:OwnPrivacy", "epsilon": 1.0, "delta": 1e-3})
+    with pytest.raises(GenfedError, match=r"privacy\.kind: OwnPrivacy is a mechanism that runs do not apply"):
+        read_config(table)
