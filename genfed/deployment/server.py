@@ -165,12 +165,12 @@ def served_config(config: Config) -> Config:
     """
     if config.attack:
         raise GenfedError(
-            "[attack] simulates malicious clients, which real sites are not: leave it out, or run without serve"
+            "[attack] simulates malicious clients, which real sites are not: remove it, or run without serve"
         )
     if config.audits:
-        raise GenfedError("audits need clients' examples, which sites keep: leave them out, or run without serve")
+        raise GenfedError("audits need clients' examples, which sites keep: remove them, or run without serve")
     if pooled := [label for label, method in config.method.items() if method.pooled]:
-        raise GenfedError(f'{pooled[0]} pools all data, which sites keep: leave it out, e.g. beside = ["local"]')
+        raise GenfedError(f'{pooled[0]} pools all data, which sites keep: remove it, e.g. baselines = ["local"]')
     return replace(
         config,
         data=Sites(),

@@ -284,7 +284,7 @@ def _check_demands(config: SiteSettings, trial: Trial) -> None:
             )
         if trial.secure.neighbors is not None:
             raise GenfedError(
-                "secure_aggregation.neighbors: on a ring no client knows how many uploads are in a sum; leave it out"
+                "secure_aggregation.neighbors: on a ring no client knows how many uploads are in a sum; remove it"
             )
 
 

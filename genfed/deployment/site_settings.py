@@ -74,7 +74,7 @@ class SiteSettings:
             raise GenfedError("link.insecure = true: a site without TLS shows no key; remove link.key, or insecure")
         if self.privacy is not None and self.minimum_group is not None:
             raise GenfedError(
-                "[privacy] with minimum_group: no run has [privacy] and [secure_aggregation] both; leave one out"
+                "[privacy] with minimum_group: no run has [privacy] and [secure_aggregation] both; remove one"
             )
 
 

@@ -112,7 +112,7 @@ def assign_architectures(architectures: tuple[str, ...] | dict[str, float], clie
     if idle := [name for name, count in counts.items() if count == 0]:
         raise GenfedError(
             f"federation.architectures.{idle[0]} = {architectures[idle[0]]} comes to none of {clients} clients: "
-            "raise its weight or federation.clients, or leave it out"
+            "raise its weight or federation.clients, or remove it"
         )
     return [name for name, count in counts.items() for _ in range(count)]
 

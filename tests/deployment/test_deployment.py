@@ -294,7 +294,7 @@ def test_a_node_a_link_and_a_server_are_killed_and_the_bits_stay(federation: Fed
     assert not (out / "report.json").exists()
     federation.serve("serve", "killed.toml", "--out", "killed", "--resume")
     (trial,) = from_json((out / "report.json").read_text()).trials
-    assert not [line for line in trial.failures if "left out" in line]
+    assert not [line for line in trial.failures if "excluded" in line]
     assert state_of(out, "gefl") == state_of(federation.folder / "embedded", "gefl")
     federation.end(*NAMES)
 

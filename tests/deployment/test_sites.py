@@ -617,7 +617,7 @@ def test_which_models_a_site_opens(tmp_path: Path) -> None:
 def test_pooled_methods_are_refused(tmp_path: Path) -> None:
     config = some("centralised")
     outcome = serve(config, Grid([]), tmp_path / "run")
-    assert outcome.error.startswith("centralised pools all data, which sites keep: leave it out")
+    assert outcome.error.startswith("centralised pools all data, which sites keep: remove it")
     with pytest.raises(GenfedError, match="the data lie at the sites, so use `genfed serve`"):
         start(config | {"data": {"kind": "sites"}}, tmp_path / "here")
 

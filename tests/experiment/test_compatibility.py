@@ -115,11 +115,11 @@ def test_settings_are_written_out() -> None:
         (["fedavg"], {"aggregation": {"kind": "krum", "share": 0.5}}, "aggregation.share = 0.5: input should be less"),
         (["fedavg"], {"aggregation": {"kind": "krum"}}, "linear: aggregation.share = 0.2: 1 of 2 uploads are assumed"),
         (["fedproto"], {"aggregation": {"kind": "median"}}, "the server of fedproto averages no uploads"),
-        (["ensemble"], {"aggregation": {"kind": "median"}}, "clients upload (classifier), so it would protect nothing"),
+        (["ensemble"], {"aggregation": {"kind": "median"}}, "(classifier), so the rule would protect nothing"),
         (["fedavg"], {"attack": {"kind": "sign_flip", "share": 0.0}}, "attack.share = 0.0: input should be greater"),
         (["fedavg"], {"attack": {"kind": "sign_flip", "phases": ["trian"]}}, "in such a phase: 'trian'; did you mean"),
         (["local"], {"attack": {"kind": "sign_flip"}}, "attack.kind = 'sign_flip': no method of the run uploads"),
-        (["ensemble"], {"attack": {"kind": "free_rider"}}, "on ensemble: clients are sent nothing that they could"),
+        (["ensemble"], {"attack": {"kind": "free_rider"}}, "it cannot attack ensemble: clients are sent nothing"),
         (
             ["fedavg"],
             {"attack": {"kind": "backdoor", "target": 10}},
