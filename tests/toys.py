@@ -431,3 +431,13 @@ def kill_after_shard(number: int) -> None:
 @settings
 class OwnPrivacy(PrivacySettings):
     """A mechanism that nothing applies."""
+
+
+@settings
+class FailsToClassify(LocalTraining):
+    """A method whose own code fails where a tool builds its classifier again."""
+
+    def classifier(self, client: Client, sent: Empty) -> nn.Module:
+        if os.environ.get("GENFED_TEST_FAILS"):
+            raise KeyError("where is it?")
+        return super().classifier(client, sent)

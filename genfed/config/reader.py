@@ -127,10 +127,9 @@ def read_privacy(table: Table, kind: type[P], at: str = "privacy") -> P:
     Raises:
         GenfedError: they are of another kind, or a setting is unknown, missing, of a wrong type or out of bounds.
     """
-    found = _value(PrivacySettings, table, at)
-    if not isinstance(found, kind):
+    if table.get("kind") != kind.kind:  # before anything that the name may stand for is imported
         raise GenfedError(f"{at}.kind = {table.get('kind')!r}: expected {kind.kind!r}")
-    return found
+    return build_settings(kind, {key: value for key, value in table.items() if key != "kind"}, f"{at}.")
 
 
 def method_table(method: Method[Any]) -> Table:
@@ -176,12 +175,21 @@ def _config(table: Table) -> Config:
                 raise GenfedError(f"defaults.{key} is called {new} since genfed 0.2")
             what = f"defaults.{key}: no method of the run has such a setting"
             raise GenfedError(registry.explain_unknown(key, known, what))
+        _warn_of_unreached(key, defaults, own, built)
     parts = {
         "method": {label: built[label] for label in labels},
         "published": _published(table, labels, (*labels, *own)),
         "audit": _audits(table),
     }
     return build_settings(Config, table | parts, "")
+
+
+def _warn_of_unreached(key: str, defaults: Table, own: Table, built: Mapping[str, Method[Any]]) -> None:
+    """Warns of a default that reached a method in 0.1, where its setting has another name now that is not set."""
+    for label, method in built.items():
+        new = find_new_setting(type(method), key)
+        if new is not None and new not in defaults and new not in own.get(label, {}):
+            log.warning("defaults.%s does not reach %s, which calls it %s since genfed 0.2", key, label, new)
 
 
 def _build_method(label: str, given: Table, defaults: Table) -> Method[Any]:

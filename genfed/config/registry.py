@@ -77,7 +77,7 @@ def find_class(family: Family, name: str) -> type[Any]:
             raise GenfedError(f"{name}: it lacks {', '.join(sorted(cls.__abstractmethods__))}")
         return cls
     known = list_classes(family)
-    if name in KINDS:
+    if name in KINDS and name not in known:
         raise GenfedError(f"{name} is called {KINDS[name]} since genfed 0.2")
     if name not in known:
         raise GenfedError(explain_unknown(name, known, f"no such {family.plural.removesuffix('s')}"))

@@ -1,5 +1,6 @@
 """Errors that a person can mend: raised at the boundary, shown as one line, exit code 2."""
 
+from importlib import import_module
 from importlib.util import find_spec
 
 
@@ -29,10 +30,15 @@ def first_line(error: BaseException) -> str:
 
 
 def require(module: str, *, extra: str, what: str) -> None:
-    """Refuses `what` where a module that an extra of genfed installs is missing.
+    """Refuses `what` where a module that an extra of genfed installs is missing or broken.
 
     Raises:
         GenfedError: it is; the message names the extra.
     """
+    needs = f"""{what} needs the extra "{extra}": pip install 'genfed[{extra}]'"""
     if find_spec(module) is None:
-        raise GenfedError(f"""{what} needs the extra "{extra}": pip install 'genfed[{extra}]'""")
+        raise GenfedError(needs)
+    try:
+        import_module(module)
+    except ImportError as error:
+        raise GenfedError(f"{needs} ({module} is installed and cannot be imported: {first_line(error)})") from None

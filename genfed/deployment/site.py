@@ -38,7 +38,6 @@ from genfed.foundation.model import FoundationModel
 from genfed.foundation.settings import Foundation
 from genfed.privacy import site_budget
 from genfed.privacy.compatibility import check_method, check_network, check_precision
-from genfed.privacy.plan import estimate_cost
 from genfed.privacy.settings import DPSGD, DPFedAvg
 from genfed.secure_aggregation.settings import SecureAggregation
 from genfed.training.weights import Model, weights_of
@@ -155,12 +154,7 @@ def _prepare(site: LocatedSite, head: Mapping[str, Any], body: Packed) -> tuple[
     for trial in trials:
         _check_demands(site.config, trial)
         _check_network(site.config, trial)
-    ahead = [
-        mechanism
-        for trial in trials
-        if trial.privacy is not None
-        for mechanism in estimate_cost(trial.privacy, trial.schedule, client)
-    ]
+    ahead = [mechanism for trial in trials for mechanism in trial.estimate_cost(client)]
     if site.config.privacy is not None:
         site_budget.check_ahead(site.folder, site.config.privacy, ahead, [_key(about) for about in opened])
     return {}, Packed({}, "{}")

@@ -16,6 +16,7 @@ from genfed.config.architectures import Architectures
 from genfed.config.reader import read_config
 from genfed.config.settings import Config
 from genfed.core.aggregate import ClientInfo
+from genfed.core.errors import GenfedError
 from genfed.core.federated_data import FederatedData
 from genfed.core.phase import flatten_phases
 from genfed.core.record import load, save
@@ -156,7 +157,8 @@ def new_budget(trial: Trial, charge_site: Callable[[tuple[Charge, ...]], None] |
     if trial.privacy is None:
         return None
     examples = {info.id: info.examples for info in trial.shards.clients}
-    declared = trial.method.private_trainings() or {}
+    if (declared := trial.method.private_trainings()) is None:
+        raise GenfedError(f"{trial.label} does not declare what its clients train, so it cannot be run under [privacy]")
     return TrialBudget(trial.privacy, trial.settle_plan(), declared, trial.seed, examples, charge_site)
 
 

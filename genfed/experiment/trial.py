@@ -1,9 +1,10 @@
 """One method with one seed: the parts of a trial, and its server."""
 
+import contextlib
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,7 +30,7 @@ from genfed.privacy.accounting import Mechanism
 from genfed.privacy.client_level import ClientLevelPrivacy
 from genfed.privacy.example_level import example_level_guarantee, read_charges
 from genfed.privacy.guarantee import PrivacyGuarantee
-from genfed.privacy.plan import PrivacyPlan, settle_plan
+from genfed.privacy.plan import PrivacyPlan, estimate_cost, settle_plan
 from genfed.privacy.settings import DPSGD, DPFedAvg
 from genfed.robustness.attack import Attack
 from genfed.robustness.robust_mean import AggregationRule
@@ -83,8 +84,25 @@ class Trial:
         """
         how = self.privacy or self.client_privacy
         assert how is not None
-        try:
+        with self._named():
             return settle_plan(self.folder, how, self.schedule)
+
+    def estimate_cost(self, client: int) -> list[Mechanism]:
+        """Returns what example-level privacy will charge a client; empty where there is none. Nothing is written.
+
+        Raises:
+            GenfedError: as `settle_plan`.
+        """
+        if self.privacy is None:
+            return []
+        with self._named():
+            return estimate_cost(self.privacy, self.schedule, client)
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        """Puts the label before errors in the block."""
+        try:
+            yield
         except GenfedError as error:
             raise GenfedError(f"{self.label}: {error}") from None
 

@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from genfed.core.errors import GenfedError
+from genfed.core.errors import GenfedError, RecordError
 from genfed.core.record import load, save
 from genfed.engines.client_storage import lock_folder
 from genfed.privacy.accounting import Mechanism, PrivacyLimit, epsilon, fits_budget
@@ -29,6 +29,21 @@ class TrialCharges:
 
     trial: TrialKey
     charges: tuple[Charge, ...]
+
+
+@dataclass(frozen=True)
+class _OldTrialCharges:
+    """`TrialCharges` as genfed 0.1 wrote them."""
+
+    bill: TrialKey
+    charges: tuple[Charge, ...]
+
+
+@dataclass(frozen=True)
+class _OldSiteLedger:
+    """`SiteLedger` as genfed 0.1 wrote it: what was spent then stays spent."""
+
+    paid: tuple[_OldTrialCharges, ...]
 
 
 @dataclass(frozen=True)
@@ -73,7 +88,14 @@ class SiteBudget:
 
 def read_site_ledger(folder: Path) -> SiteLedger:
     """Returns the ledger in a site's folder. A missing file is an empty ledger."""
-    return load(SiteLedger, folder / BUDGET) if (folder / BUDGET).exists() else SiteLedger()
+    file = folder / BUDGET
+    if not file.exists():
+        return SiteLedger()
+    try:
+        return load(SiteLedger, file)
+    except RecordError:
+        old = load(_OldSiteLedger, file)
+    return SiteLedger(tuple(TrialCharges(each.bill, each.charges) for each in old.paid))
 
 
 def check_ahead(folder: Path, limit: PrivacyLimit, ahead: Sequence[Mechanism], trials: Collection[TrialKey]) -> None:

@@ -481,3 +481,12 @@ def test_what_a_client_kept_is_damaged(run: Path, tmp_path: Path, capsys: pytest
     words = ["export", tmp_path / "run", "--method", "local"]
     assert "is damaged" in said(capsys, *words, "--client", 1, "--out", tmp_path / "one", code=2)
     said(capsys, *words, "--client", 2, "--out", tmp_path / "two")
+
+
+def test_a_method_whose_code_fails_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start(tiny("failing", method={"failing": {"kind": f"{TOYS}:FailsToClassify"}}), tmp_path / "run")
+    monkeypatch.setenv("GENFED_TEST_FAILS", "1")
+    line = said(capsys, "export", tmp_path / "run", "--out", tmp_path / "x", code=2)
+    assert "failing cannot make the classifier of client 0 (KeyError: 'where is it?')" in re.sub(r"\s+", " ", line)

@@ -74,3 +74,11 @@ def test_a_config_is_refused_where_the_old_name_stands(changes: dict[str, Any], 
     with pytest.raises(GenfedError) as caught:
         read_config(tiny("gefl", **changes))
     assert str(caught.value) == says
+
+
+def test_a_default_that_no_longer_reaches_a_method_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    table = tiny("fedavg", "fgl")
+    del table["method"]["fgl"]["finetune_rounds"]
+    read_config(table)
+    assert "defaults.rounds does not reach fgl, which calls it finetune_rounds since genfed 0.2" in caplog.text
+    assert "defaults.training" not in caplog.text, "client_training is set"

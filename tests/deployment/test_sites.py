@@ -47,6 +47,7 @@ from flwr.app import Message, RecordDict  # noqa: E402
 from genfed.deployment import (  # noqa: E402
     agreement,
     audit_log,
+    processes,
     site_data,
     site_settings,
 )
@@ -577,6 +578,28 @@ def test_a_site_runs_no_code_that_the_server_names(tmp_path: Path) -> None:
     assert "site a does not allow tests.toys:Paired; its SITE.toml would name it in allow" in outcome.error
     allowed = {name: {"allow": ["tests.toys:Paired"]} for name in NAMES}
     assert not serve(config, Grid(sites(config, tmp_path / "sites", **allowed)), tmp_path / "allowed").error
+
+
+@pytest.mark.parametrize("table", ["privacy", "client_privacy"])
+def test_a_site_imports_no_mechanism_that_the_server_names(table: str, tmp_path: Path) -> None:
+    (tmp_path / "hostile_mechanism.py").write_text("raise SystemExit('imported')")
+    config = some("fedavg")
+    (file, *_) = sites(config, tmp_path / "sites")
+    head = letter(config)
+    head["open"] = json.dumps(json.loads(head["open"]) | {table: {"kind": "hostile_mechanism:Thing", "delta": 1e-3}})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(tmp_path))
+        with pytest.raises(GenfedError, match=r"privacy\.kind = 'hostile_mechanism:Thing': expected 'dp_"):
+            asked(file, head, initial(config))
+    assert "hostile_mechanism" not in sys.modules
+
+
+def test_flower_takes_what_serve_asks_for() -> None:
+    """Without a SuperLink: Flower refuses run settings that the app does not declare."""
+    from flwr.common.config import get_fused_config_from_dir
+
+    wanted = deployment_server.to_settings(deployment_server.ServeRequest("x"))
+    assert get_fused_config_from_dir(processes.APP, wanted) == wanted
 
 
 def test_a_site_opens_no_model_that_it_has_not_allowed(tmp_path: Path) -> None:
