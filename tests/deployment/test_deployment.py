@@ -214,9 +214,9 @@ def test_who_has_no_key_or_no_tls_is_not_let_in(federation: Federation) -> None:
     for name, way in ways.items():
         text = (federation.folder / "sites" / "b.toml").read_text().partition("[link]")[0]
         there[name].write_text(text + tomli_w.dumps({"link": way}))
-    with pytest.raises(GenfedError, match=f"{federation.address} speaks TLS and superlink.insecure = true"):
+    with pytest.raises(GenfedError, match=f"{federation.address} speaks TLS and link.insecure = true"):
         supernode.check_link(site_settings.read_site(there["open"]))
-    with pytest.raises(GenfedError, match=f"the certificate of {federation.address} is not signed by superlink.cert"):
+    with pytest.raises(GenfedError, match=f"the certificate of {federation.address} is not signed by link.cert"):
         supernode.check_link(site_settings.read_site(there["misled"]))
     federation.join("a")
     federation.start("stranger", [*GENFED, "join", str(there["stranger"])])
