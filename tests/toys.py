@@ -244,12 +244,12 @@ class Unruly(Linear):
                 raise ValueError("this network cannot be trained")
             if self.mood == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
-            if self.mood == "rubbish":  # its process answers with what is no letter
+            if self.mood == "rubbish":  # its process answers with what is no packed record
                 from flwr.app import Array
 
-                import genfed.engines.flower as engine
+                from genfed.engines.flower import messages
 
-                setattr(engine, "_array", lambda part: Array("uint8", (3,), "safetensors", b"abc"))  # noqa: B010
+                setattr(messages, "_array", lambda part: Array("uint8", (3,), "safetensors", b"abc"))  # noqa: B010
             while self.mood == "sleep" and not Path(f"{os.environ['GENFED_TEST_MOODS']}.awake").exists():
                 time.sleep(0.2)
         return super().forward(x)

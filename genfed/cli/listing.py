@@ -52,7 +52,7 @@ def _build_family(family: registry.Family, name: str | None) -> RenderableType:
             _build_settings(cls, "settings"),
             *_build_inner(cls),
         )
-    table = Table("name", "what it is", "settings")
+    table = Table(Column("name", no_wrap=True), "what it is", "settings")
     for key, cls in sorted(registry.list_classes(family).items()):
         table.add_row(key, _read_docstring(cls), ", ".join(f.name for f in dataclasses.fields(cls)) or "–")
     closing = (
@@ -89,8 +89,7 @@ def _build_inner(cls: type[Any]) -> list[Table]:
 
 
 def _build_architectures(name: str | None) -> RenderableType:
-    about = Column("what it is", no_wrap=True)
-    table = Table("name", about, "parameters (1×32×32, 10 classes)", "on a table of 16 features")
+    table = Table(Column("name", no_wrap=True), "what it is", "parameters\n(1×32×32)", "parameters\n(16 features)")
     known = Architectures()
     if name is not None and name not in known.names():
         raise GenfedError(registry.explain_unknown(name, known.names(), "no such architecture"))
@@ -125,7 +124,7 @@ def _count_parameters(known: Architectures, name: str, task: Task) -> str:
 
 
 def _build_settings(cls: type[Any], title: str) -> Table:
-    table = Table("setting", "type", "default", "what it is", title=title, title_justify="left")
+    table = Table(Column("setting", no_wrap=True), "type", "default", "what it is", title=title, title_justify="left")
     for field in dataclasses.fields(cls):
         about = cls.__pydantic_fields__[field.name]
         hint = typing.get_type_hints(cls)[field.name]

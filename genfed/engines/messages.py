@@ -22,6 +22,9 @@ class RoundId:
     number: int
     """The round, counted over all phases. It reads what clients stored in rounds of lower numbers."""
 
+    def __str__(self) -> str:
+        return f"{self.phase} round {self.round}"
+
 
 @dataclass(frozen=True)
 class PackedReply:
