@@ -175,7 +175,7 @@ def _config(table: Table) -> Config:
                 raise GenfedError(f"defaults.{key} is called {new} since genfed 0.2")
             what = f"defaults.{key}: no method of the run has such a setting"
             raise GenfedError(registry.explain_unknown(key, known, what))
-        _warn_of_unreached(key, defaults, own, built)
+        _warn_of_unreached(key, defaults, own, {label: built[label] for label in labels})
     parts = {
         "method": {label: built[label] for label in labels},
         "published": _published(table, labels, (*labels, *own)),
@@ -184,9 +184,9 @@ def _config(table: Table) -> Config:
     return build_settings(Config, table | parts, "")
 
 
-def _warn_of_unreached(key: str, defaults: Table, own: Table, built: Mapping[str, Method[Any]]) -> None:
+def _warn_of_unreached(key: str, defaults: Table, own: Table, methods: Mapping[str, Method[Any]]) -> None:
     """Warns of a default that reached a method in 0.1, where its setting has another name now that is not set."""
-    for label, method in built.items():
+    for label, method in methods.items():
         new = find_new_setting(type(method), key)
         if new is not None and new not in defaults and new not in own.get(label, {}):
             log.warning("defaults.%s does not reach %s, which calls it %s since genfed 0.2", key, label, new)

@@ -82,3 +82,8 @@ def test_a_default_that_no_longer_reaches_a_method_is_warned_of(caplog: pytest.L
     read_config(table)
     assert "defaults.rounds does not reach fgl, which calls it finetune_rounds since genfed 0.2" in caplog.text
     assert "defaults.training" not in caplog.text, "client_training is set"
+
+
+def test_a_method_that_is_not_run_is_not_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    read_config(tiny("fedavg", method={"fgl": {}}))
+    assert "does not reach" not in caplog.text
