@@ -12,6 +12,7 @@ from rich.console import Console
 from genfed.core.errors import GenfedError
 
 if TYPE_CHECKING:
+    from genfed.data.source_summary import SourceSummary
     from genfed.experiment.run_folder import OnExisting
     from genfed.report.results import Report
 
@@ -67,6 +68,14 @@ def explain_stop(console: Console, kept: str = "every finished round") -> typer.
     again = shlex.join(["genfed", *words, "--resume"])
     console.print(f"Stopped; {kept} is saved. Continue with:\n  {again}", soft_wrap=True)
     return typer.Exit(130)
+
+
+def print_source_summary(summary: "SourceSummary", console: Console) -> None:
+    """Prints what was read, and what looks wrong in it."""
+    for line in summary.facts:
+        console.print(line, style="dim", soft_wrap=True, markup=False, highlight=False)
+    for line in summary.warnings:
+        console.print(f"warning: {line}", style="yellow", soft_wrap=True, markup=False, highlight=False)
 
 
 def print_report(report: "Report", folder: Path, console: Console) -> None:

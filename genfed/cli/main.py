@@ -11,7 +11,16 @@ from typing import Annotated, Any, Literal, NoReturn
 import typer
 
 from genfed.cli import artifacts as artifacts
-from genfed.cli.common import Overrides, app, explain_stop, on_existing, open_console, open_output, print_report
+from genfed.cli.common import (
+    Overrides,
+    app,
+    explain_stop,
+    on_existing,
+    open_console,
+    open_output,
+    print_report,
+    print_source_summary,
+)
 from genfed.cli.deployment import SITES, federation_app, site_app
 from genfed.core.errors import GenfedError
 
@@ -69,7 +78,14 @@ def run(
     console = open_console(stderr=True)
     try:
         with RunProgressBar(console, trials=len(settings.labels) * len(settings.seeds)) as watch:
-            report = run.run(settings, out=folder, on_existing=existing, notify=watch, engine=engine)
+            report = run.run(
+                settings,
+                out=folder,
+                on_existing=existing,
+                notify=watch,
+                tell=lambda summary: print_source_summary(summary, console),
+                engine=engine,
+            )
     except KeyboardInterrupt:
         raise explain_stop(console) from None
     print_report(report, folder, console)

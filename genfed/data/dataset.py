@@ -10,6 +10,7 @@ from torch import Tensor
 from genfed.core.errors import GenfedError
 from genfed.core.task import Data, Task
 from genfed.data.features import Encoder
+from genfed.data.source_summary import SourceSummary
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Dataset:
     """Natural columns of the validation part; empty: unknown."""
     test_columns: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Natural columns of the test part; empty: unknown."""
+    summary: SourceSummary = field(default_factory=SourceSummary)
+    """What was read, and what looks wrong in it."""
 
 
 @dataclass(frozen=True)

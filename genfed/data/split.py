@@ -97,7 +97,9 @@ class SplitSource(Source):
         }
         return Dataset(
             Task(kind, shapes["train"], classes),
-            **parts,
+            parts["train"],
+            parts["validation"],
+            parts["test"],
             columns=natural["train"],
             validation_columns=natural["validation"],
             test_columns=natural["test"],

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -17,6 +17,7 @@ from genfed.core.record import digest, pack
 from genfed.core.task import Task
 from genfed.data.dataset import Dataset, Source
 from genfed.data.huggingface import HuggingFace
+from genfed.data.source_summary import SourceSummary
 from genfed.experiment.trial import new_server
 
 
@@ -32,6 +33,8 @@ class RunInputs:
     """The known architectures, by seed."""
     public: Tensor | None = None
     """Unlabeled public examples, [n, *task.shape]. None: the run has none."""
+    summary: SourceSummary = field(default_factory=SourceSummary)
+    """What was read from the data sources."""
 
     def initial_server(self) -> Server:
         """Returns the server on which `Method.init` is tried before the first round."""

@@ -80,4 +80,5 @@ def build_report(outcomes: TrialOutcomes, inputs: RunInputs, rows: Sequence[Row]
         column=config.partition.natural if natural else None,
         natural=natural,
         notes=notes.write_notes(config, outcomes.clients, trials),
+        data_summary=inputs.summary,
     )

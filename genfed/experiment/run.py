@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 import functools
+import logging
 import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from genfed.config.settings import Config
 from genfed.core.errors import GenfedError
 from genfed.core.federated_data import FederatedData
 from genfed.data.dataset import Dataset
+from genfed.data.source_summary import SourceSummary
 from genfed.engines.client_runner import use_threads
 from genfed.engines.round import Engine
 from genfed.experiment import checks, compatibility, generator_quality, partitioning
@@ -39,6 +41,7 @@ from genfed.report.results import QUALITY, Report, Row
 from genfed.report.tensorboard import open_tensorboard
 from genfed.training.pixels import normalize_pixels
 
+log = logging.getLogger(__name__)
 Record = Callable[[Sequence[Row]], None]
 """Writes rows of metrics to the disk."""
 
@@ -50,6 +53,7 @@ def run(
     on_existing: OnExisting = "refuse",
     overrides: Iterable[str] = (),
     notify: Callable[[Progress], None] | None = None,
+    tell: Callable[[SourceSummary], None] | None = None,
     command: str | None = None,
     engine: EngineName = "embedded",
 ) -> Report:
@@ -77,9 +81,9 @@ def run(
         on_existing: what to do where that folder holds a run: refuse it, resume it where it stopped, or replace it.
         overrides: "key=value" on top of `config`, with a dotted key.
         notify: called with the progress of the run.
+        tell: called with what was read, before training. None: only what looks wrong is logged.
         command: the command that the report names; a resumed run keeps its first. None: this process's command line.
-        engine: what carries records to the clients on this machine: genfed's own engine, or a simulation by Flower
-            (the extra "flower"). The outcome is the same to the bit.
+        engine: what carries records to the clients: genfed's own, or Flower's simulation (extra "flower"); same bits.
 
     Raises:
         GenfedError: the config, the data or the folder is wrong. Rounds that were finished stay on the disk.
@@ -88,9 +92,15 @@ def run(
     folder = default_folder(config, settings.name) if out is None else RunFolder(Path(out))
     open_engine = choose_engine(engine)
     dataset = load_data(settings)
+    (tell or _log_warnings)(dataset.summary)
     inputs = _checked_inputs(settings, dataset)
     clients = functools.partial(open_local_clients, settings, dataset, folder, open_engine)
     return run_on(inputs, folder, clients, on_existing, notify or (lambda progress: None), command)
+
+
+def _log_warnings(summary: SourceSummary) -> None:
+    for line in summary.warnings:
+        log.warning(line)
 
 
 def _checked_inputs(config: Config, dataset: Dataset) -> RunInputs:
@@ -108,7 +118,9 @@ def _checked_inputs(config: Config, dataset: Dataset) -> RunInputs:
         compatibility.check_client_privacy(config, shards.clients, seed)
     examples = normalize_pixels(shards.train.x[:2])
     compatibility.check_example_privacy(config, dataset.task, shards.clients, architectures.new, examples)
-    return RunInputs(config, dataset.task, shards.clients, dict.fromkeys(config.seeds, architectures), public)
+    return RunInputs(
+        config, dataset.task, shards.clients, dict.fromkeys(config.seeds, architectures), public, dataset.summary
+    )
 
 
 class FederationClients(Protocol):
@@ -154,11 +166,20 @@ def run_on(
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     started = RunStart(command or command_line(), now, secrets.token_hex(8))
     with folder.claim(config, on_existing), folder.log(), use_threads(config.compute.threads):
+        _write_summary(inputs.summary)
         try:
             with open_clients() as clients:
                 return _run_trials(inputs, folder, clients, notify, folder.begin(started))
         except OSError as error:
             raise GenfedError(f"{error}; nothing that was saved is lost: mend it, then go on with --resume") from None
+
+
+def _write_summary(summary: SourceSummary) -> None:
+    """Writes what was read to the run's log."""
+    for line in summary.facts:
+        log.info("read: %s", line)
+    for line in summary.warnings:
+        log.warning("read: %s", line)
 
 
 def _run_trials(

@@ -197,11 +197,14 @@ class RunFolder:
         logger = logging.getLogger("genfed")
         logger.addHandler(handler)
         before, logger.propagate = logger.propagate, False
+        level = logger.level
+        logger.setLevel(logging.INFO)
         try:
             yield
         finally:
             logger.removeHandler(handler)
             logger.propagate = before
+            logger.setLevel(level)
             handler.close()
 
     def _check_settings(self, config: Config) -> None:

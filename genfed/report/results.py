@@ -11,6 +11,7 @@ from pydantic import Field
 
 from genfed.core.errors import GenfedError
 from genfed.core.settings import settings
+from genfed.data.source_summary import SourceSummary
 from genfed.privacy.guarantee import Level, PrivacyGuarantee
 
 Row = Mapping[str, Any]
@@ -281,6 +282,8 @@ class Report:
     """Values of that column at each client, by seed (as text)."""
     notes: tuple[str, ...] = ()
     """Warnings for the reader, such as that the run was attacked and how uploads were aggregated."""
+    data_summary: SourceSummary = field(default_factory=SourceSummary)
+    """What the data source read, and what looks wrong in it."""
 
     @property
     def methods(self) -> tuple[str, ...]:
