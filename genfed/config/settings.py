@@ -31,7 +31,8 @@ class Federation:
     """Number of training examples of all clients together, drawn at random for each seed. Unset: all training
     examples."""
     client_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Fraction of the clients that is selected for each round, drawn anew for every round."""
+    """Fraction of the clients that is selected for each round, drawn anew for every round. `local` and `centralised`
+    train all clients in every round."""
     quorum: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Fraction of the selected clients that must answer. With fewer answers the run stops; it can be resumed from the
     last checkpoint. Not used under `privacy.secret_sampling`."""

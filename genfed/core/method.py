@@ -80,6 +80,9 @@ class Method(ABC, Generic[S]):
     """Type of the method's state record."""
     pooled: ClassVar[bool] = False
     """Whether one client per architecture holds the data of all clients (an upper bound, not a federation)."""
+    reference: ClassVar[bool] = False
+    """Whether the method is a reference for the others, such as local training. Its clients exchange nothing, so all of
+    them train in every round, whatever `federation.client_fraction` says."""
     needs_every_class: ClassVar[bool] = False
     """Whether each client must have examples of every class. A client without one is refused before training. (No
     method of genfed needs it.)"""

@@ -50,13 +50,13 @@ class Schedule:
     clients: tuple[ClientInfo, ...]
     """All clients of the federation."""
     fraction: float
-    """Share of the clients that take part in a round, in (0, 1]. In a pooled method, all clients do."""
+    """Share of the clients that take part in a round, in (0, 1]. In a reference or a pooled method, all clients do."""
     seed: int
     """The trial's seed."""
 
     def participants(self, phase: str, round_: int) -> list[ClientInfo]:
         """Returns the clients of one round, by id. Rounds are counted per phase name over the whole method."""
-        fraction = 1.0 if self.method.pooled else self.fraction
+        fraction = 1.0 if self.method.reference or self.method.pooled else self.fraction
         return draw_participants(self.clients, fraction, stream(self.seed, phase, round_, "sample"))
 
     def rounds(self) -> Iterator[tuple[Phase[Any], list[ClientInfo]]]:

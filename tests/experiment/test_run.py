@@ -82,11 +82,16 @@ def test_the_ceiling_has_one_client_per_architecture_with_all_data() -> None:
     assert made.ranges == ((0, 80), (0, 80))
 
 
-def test_the_ceiling_trains_in_every_round_whoever_is_sampled(tmp_path: Path) -> None:
-    start(tiny("local", "centralised", federation={"client_fraction": 0.25}), tmp_path)
-    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+def test_references_train_everybody_in_every_round_whoever_is_selected(tmp_path: Path) -> None:
+    """Local training of a few clients only would make every gain over it too large."""
+    config = tiny("local", "centralised", "fedavg")
+    some = start(config | {"federation": config["federation"] | {"client_fraction": 0.25}}, tmp_path / "some")
+    rows = [json.loads(line) for line in (tmp_path / "some" / "metrics.jsonl").read_text().splitlines()]
     trained = [r["method"] for r in rows if r["phase"] == "train" and r["client"] is not None]
-    assert (trained.count("local"), trained.count("centralised")) == (2, 4)
+    assert [trained.count(name) for name in ("local", "centralised", "fedavg")] == [8, 4, 2]
+    everybody = start(config, tmp_path / "all")
+    for name in ("local", "centralised"):
+        assert some.of(name)[0].clients == everybody.of(name)[0].clients
 
 
 def test_workers_are_never_more_than_clients() -> None:

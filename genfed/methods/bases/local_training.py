@@ -23,6 +23,7 @@ class LocalTraining(Method[Empty]):
     """Base of methods in which every client trains its own model on its own examples, and nothing is sent."""
 
     state = Empty
+    reference = True
 
     rounds: Annotated[int, Field(ge=0)] = 50
     """Rounds of `training.epochs`. A client's model goes on from round to round."""
