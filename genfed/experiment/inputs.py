@@ -1,5 +1,6 @@
 """What a run works on: its data sets, its clients, the architectures that it knows."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -14,7 +15,7 @@ from genfed.core.client import Server
 from genfed.core.errors import GenfedError
 from genfed.core.federated_data import FederatedData
 from genfed.core.record import digest, pack
-from genfed.core.task import Task
+from genfed.core.task import Data, Task
 from genfed.data.dataset import Dataset, Source
 from genfed.data.huggingface import HuggingFace
 from genfed.data.source_summary import SourceSummary
@@ -95,3 +96,15 @@ def data_fingerprint(shards: FederatedData, public: Tensor | None) -> str:
     fields = {name: value for name, value in json.loads(packed.skeleton).items() if name != "own"}
     fingerprint = digest(packed._replace(skeleton=json.dumps(fields)))
     return fingerprint + ("" if public is None else digest(pack(PublicExamples(public))))
+
+
+def digest_examples(shards: FederatedData) -> str:
+    """Returns a digest of the training and the held-out examples, the same however they are divided among clients."""
+    return "".join(_digest_rows(part) for part in (shards.train, shards.held_out))
+
+
+def _digest_rows(data: Data) -> str:
+    """Returns a digest that does not depend on the order of the rows."""
+    x, y = data.x.flatten(1).contiguous().numpy(), data.y.numpy()
+    rows = (hashlib.blake2b(x[i].tobytes() + y[i].tobytes(), digest_size=8).digest() for i in range(len(y)))
+    return f"{sum(int.from_bytes(row, 'little') for row in rows) % 2**64:016x}"

@@ -11,7 +11,7 @@ from genfed.core.federated_data import FederatedData
 from genfed.experiment import notes, partitioning, sample_grids
 from genfed.experiment.auditing import describe_trial_exchanges
 from genfed.experiment.environment import describe_environment
-from genfed.experiment.inputs import RunInputs
+from genfed.experiment.inputs import RunInputs, digest_examples
 from genfed.experiment.run_folder import RunStart
 from genfed.experiment.trial import Trial
 from genfed.privacy.guarantee import PrivacyGuarantee
@@ -28,6 +28,8 @@ class TrialOutcomes:
         """The clients, by seed."""
         self.class_counts: dict[str, tuple[tuple[int, ...], ...]] = {}
         """Training examples per client and class, by seed; without the seeds whose examples lie elsewhere."""
+        self.data_digest: dict[str, str] = {}
+        """Digest of the examples, by seed; without the seeds whose examples lie elsewhere."""
         self.natural_values: dict[str, tuple[tuple[str, ...], ...]] = {}
         """Values of the natural column per client, by seed; without the seeds that have none."""
         self.guarantees: dict[tuple[str, int], PrivacyGuarantee | None] = {}
@@ -42,6 +44,7 @@ class TrialOutcomes:
         self.clients[seed] = shards.clients
         if len(shards.train):
             self.class_counts[str(seed)] = partitioning.count_classes(shards)
+            self.data_digest[str(seed)] = digest_examples(shards)
         values = tuple(own.values for each in shards.own.values() for own in each)
         if any(values):
             self.natural_values[str(seed)] = values
@@ -80,5 +83,6 @@ def build_report(outcomes: TrialOutcomes, inputs: RunInputs, rows: Sequence[Row]
         column=config.partition.natural if natural else None,
         natural=natural,
         notes=notes.write_notes(config, outcomes.clients, trials),
+        data_digest=outcomes.data_digest,
         data_summary=inputs.summary,
     )

@@ -282,6 +282,8 @@ class Report:
     """Values of that column at each client, by seed (as text)."""
     notes: tuple[str, ...] = ()
     """Warnings for the reader, such as that the run was attacked and how uploads were aggregated."""
+    data_digest: dict[str, str] = field(default_factory=dict)
+    """Digest of the examples of training and evaluation, by seed (as text). Empty: they lie at sites."""
     data_summary: SourceSummary = field(default_factory=SourceSummary)
     """What the data source read, and what looks wrong in it."""
 

@@ -105,6 +105,14 @@ def test_runs_that_do_not_compare_are_flagged(other: Report, named: str) -> None
     assert describe_differences([SMALL, other]) == f"These runs are not comparable: they differ in {named}."
 
 
+def test_runs_on_other_examples_do_not_compare() -> None:
+    """The same classes, shape and sizes, as two hospitals' files may have."""
+    north, south, same = (dataclasses.replace(SMALL, data_digest={"0": d}) for d in ("01", "02", "01"))
+    assert describe_differences([north, south]) == "These runs are not comparable: they differ in examples."
+    assert describe_differences([north, same]) is None
+    assert describe_differences([north, SMALL]) is None  # an older run does not know
+
+
 @pytest.mark.parametrize(
     ("count", "text"),
     [
