@@ -171,9 +171,9 @@ def test_partial_participation_and_unequal_clients(method: str, tmp_path: Path) 
     trained = {(r["step"], r["phase"]) for r in rows if r["phase"] not in alone}
     for key in trained:
         clients = [r for r in rows if (r["step"], r["phase"]) == key and r["client"] is not None]
-        pooled = read_config(tiny(method)).method[method].pooled
-        everybody = 2 if pooled else 4
-        whole = pooled or key[1] == "evaluate"  # a ceiling is no sample, and everybody is scored
+        made = read_config(tiny(method)).method[method]
+        everybody = 2 if made.pooled else 4
+        whole = made.reference or key[1] == "evaluate"  # references train everybody, and everybody is scored
         assert len(clients) == (everybody if whole else everybody // 2)
 
 
