@@ -38,7 +38,7 @@ from genfed.experiment.run import run_on
 from genfed.experiment.run_folder import OnExisting, RunFolder, default_folder
 from genfed.experiment.trial import Trial
 from genfed.privacy.accounting import Mechanism
-from genfed.privacy.plan import estimate_cost
+from genfed.privacy.plan import check_reported, limit_cost
 
 log = logging.getLogger(__name__)
 SAID = "genfed: "
@@ -48,9 +48,8 @@ QUERY_SECONDS = 180.0
 PAUSE = 0.5
 """Seconds between two looks for answers; each is a transaction of the SuperLink's database, where it has one."""
 _Noise = Literal[0] | Annotated[float, Field(ge=1e-3, le=1e6)]
-MECHANISMS = TypeAdapter(
-    list[tuple[_Noise, Annotated[float, Field(ge=1e-9, le=1)], Annotated[int, Field(ge=0, le=10**9)]]]
-)
+_Mechanism = tuple[_Noise, Annotated[float, Field(ge=1e-9, le=1)], Annotated[int, Field(ge=0, le=10**9)]]
+MECHANISMS = TypeAdapter(Annotated[list[_Mechanism], Field(max_length=32)])
 """What a site may report as the cost of a trial."""
 BACK_SECONDS = 120.0
 """Seconds that a round waits for a site that is not connected: as long as Flower refuses one that was killed."""
@@ -259,17 +258,21 @@ class _SiteClients:
         return FlowerEngine(self._link, lambda client: self._roster.node_of(self._names[client]), opening, BACK_SECONDS)
 
     def spent(self, trial: Trial) -> Mapping[int, Sequence[Mechanism]]:
-        """See `FederationClients`. A site that does not report its cost is charged all that was planned."""
+        """See `FederationClients`. A site that does not report its cost, or reports one that cannot be, is charged all
+        that was planned; if that is not known, its ε is ∞.
+        """
         spent: dict[int, Sequence[Mechanism]] = {}
         if trial.privacy is None:
             return spent
+        planned = trial.settle_plan()
         for info, name in zip(self._inputs.clients, self._names, strict=True):
             try:
                 said = self._roster.ask(name, self._opening(trial) | {"ask": "spent", "client": info.id})[0]
                 spent[info.id] = MECHANISMS.validate_python(said.get("mechanisms"))
+                check_reported(spent[info.id], planned, trial.privacy, trial.schedule, info.id)
             except (GenfedError, ValidationError) as error:
                 log.warning("%s: %s; its ε is what is planned", name, str(error).splitlines()[0])
-                spent[info.id] = estimate_cost(trial.privacy, trial.schedule, info.id)
+                spent[info.id] = limit_cost(trial.privacy, trial.schedule, info.id)
         return spent
 
     def done(self, seed: int) -> None:

@@ -20,6 +20,7 @@ from genfed.engines.client_runner import NewNetwork
 from genfed.experiment.trial import new_server
 from genfed.privacy.accounting import warn_of_weak_privacy
 from genfed.privacy.compatibility import check_client_level, check_example_level
+from genfed.privacy.plan import check_example_plan
 from genfed.robustness.robust_mean import AggregationRule
 from genfed.secure_aggregation.protocol import reason_to_refuse_secure
 from genfed.secure_aggregation.settings import SecureAggregation
@@ -165,7 +166,8 @@ def check_example_privacy(
         x: two examples, as a network takes them. None: noise is used instead.
 
     Raises:
-        GenfedError: Opacus is missing, or a method, architecture, generator or setting is not supported.
+        GenfedError: Opacus is missing; a method, architecture, generator or setting is not supported; or the noise
+            cannot be planned.
     """
     if (how := config.example_privacy) is None:
         return
@@ -180,6 +182,11 @@ def check_example_privacy(
             yield from method.trained_networks(server)
 
     check_example_level(config.method, networks(), config.compute.precision, x)
+    for label, method in config.method.items():
+        if not method.pooled:  # a pooled one has other clients; it is planned when it begins
+            check_example_plan(
+                label, how, Schedule(method, tuple(clients), config.federation.client_fraction, config.seeds[-1])
+            )
 
 
 def trained_classifier(architecture: str, task: Task, new_network: NewNetwork) -> TrainedNetwork:

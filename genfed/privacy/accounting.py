@@ -1,20 +1,24 @@
 """The ε of several mechanisms together, by Opacus's accountants, and the noise that a budget needs."""
 
+import contextlib
 import functools
 import logging
 import math
 import warnings
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 
-from genfed.core.errors import GenfedError
+from genfed.core.errors import GenfedError, first_line
 from genfed.privacy.settings import Accountant, PrivacySettings
 
 log = logging.getLogger(__name__)
 Mechanism = tuple[float, float, int]
 """(noise multiplier, sampling rate, steps)"""
+UNKNOWN_COST: Mechanism = (0.0, 1.0, 1)
+"""Stands for a cost of which no bound is known: its ε is ∞."""
 
 
 class PrivacyLimit(Protocol):
@@ -32,32 +36,136 @@ WITHIN = 1.01
 """Maximum ratio of a noise multiplier to the smallest one that would be enough."""
 
 
+LEAST_NOISE, MOST_NOISE = 1e-3, 1e6
+"""Noise multipliers between which ε is computed. Less noise counts as none, and more as the largest."""
+LEAST_RATE = 1e-9
+"""Smallest sampling rate for which ε is computed. Lower ones count as this one."""
+PRV_BYTES, PRV_POINTS = 2**30, 2**24
+"""Most memory that the PRV accountant may need, and the largest size of its mesh in points of all mechanisms together,
+for which it takes some seconds.
+"""
+PRV_MECHANISMS = 32
+"""Largest number of different mechanisms for which the PRV accountant is tried."""
+PRV_REACH = 700.0
+"""Largest privacy loss on the mesh of the PRV accountant; e to a larger one is not a number of 64 bits."""
+_PRV_ERROR = 0.01  # Opacus's default: the PRV accountant adds it to ε
+
+
+@dataclass(frozen=True)
+class PrivacyCost:
+    """The ε of several mechanisms together."""
+
+    epsilon: float
+    """ε: 0 for no mechanism, ∞ without noise."""
+    accountant: Accountant
+    """Accountant that ε comes from."""
+    note: str = ""
+    """Reason why ε does not come from the accountant that was asked for. Empty: it does."""
+
+
 def epsilon(mechanisms: Sequence[Mechanism], delta: float, accountant: Accountant) -> float:
-    """Returns the ε of these mechanisms together, by Opacus's accountant: 0 for none, ∞ without noise.
+    """Returns the ε of `account`."""
+    return account(mechanisms, delta, accountant).epsilon
+
+
+def account(mechanisms: Sequence[Mechanism], delta: float, accountant: Accountant) -> PrivacyCost:
+    """Returns the ε of these mechanisms together, by Opacus's accountants. The size of the PRV accountant's mesh is
+    known before it is allocated. If it is too large, or if PRV is not reliable, ε comes from RDP, which is larger.
 
     Args:
         mechanisms: what a client or site is charged for.
         delta: δ, at which ε is computed.
         accountant: "prv" or "rdp".
     """
-    spent = [(noise, rate, steps) for noise, rate, steps in mechanisms if steps]
-    if any(noise == 0 for noise, _, _ in spent):
-        return math.inf
-    return _epsilon(tuple(spent), delta, accountant) if spent else 0.0
+    spent: dict[tuple[float, float], int] = {}
+    for noise, rate, steps in mechanisms:
+        if steps:
+            key = (min(noise, MOST_NOISE), max(rate, LEAST_RATE))
+            spent[key] = spent.get(key, 0) + steps
+    if any(noise < LEAST_NOISE for noise, _ in spent):
+        return PrivacyCost(math.inf, accountant)
+    found = tuple((noise, rate, steps) for (noise, rate), steps in spent.items())
+    return _account(found, delta, accountant) if found else PrivacyCost(0.0, accountant)
 
 
 @functools.lru_cache(maxsize=4096)
-def _epsilon(mechanisms: tuple[Mechanism, ...], delta: float, accountant: Accountant) -> float:
-    from opacus.accountants import PRVAccountant, RDPAccountant  # takes seconds
+def _account(mechanisms: tuple[Mechanism, ...], delta: float, accountant: Accountant) -> PrivacyCost:
+    if accountant == "rdp":
+        return PrivacyCost(_rdp_epsilon(mechanisms, delta), "rdp")
+    if not (note := _reason_against_prv(mechanisms, delta)):
+        try:
+            found = _prv_epsilon(mechanisms, delta)
+            if math.isfinite(found):
+                return PrivacyCost(max(0.0, found), "prv")
+            note = "PRV gives no finite number"
+        except (ArithmeticError, RuntimeError, ValueError) as error:  # Opacus's own checks
+            note = f"PRV fails ({first_line(error)})"
+    return PrivacyCost(_rdp_epsilon(mechanisms, delta), "rdp", note)
 
-    found = RDPAccountant() if accountant == "rdp" else PRVAccountant()
+
+def _prv_epsilon(mechanisms: tuple[Mechanism, ...], delta: float) -> float:
+    from opacus.accountants import PRVAccountant  # takes seconds
+
+    found = PRVAccountant()
     found.history = list(mechanisms)
-    more = [*range(64, 257, 8), 384, 512, 1024]  # orders for ε far below 1
-    orders = {"alphas": [*RDPAccountant.DEFAULT_ALPHAS, *more]} if accountant == "rdp" else {}
-    # With a sampling rate of 1, PRV divides by 0 on its way to the right number; RDP warns that an order is the last.
+    with _opacus_quiet():
+        return float(found.get_epsilon(delta, eps_error=_PRV_ERROR))
+
+
+def _reason_against_prv(mechanisms: tuple[Mechanism, ...], delta: float) -> str:
+    """Returns why PRV cannot compute these mechanisms. Empty: it can. Allocates nothing."""
+    from opacus.accountants.analysis.prv import PoissonSubsampledGaussianPRV, compute_safe_domain_size
+
+    if len(mechanisms) > PRV_MECHANISMS:
+        return f"PRV would take too long for {len(mechanisms)} different mechanisms"
+    error, steps = delta / 1000, [steps for _, _, steps in mechanisms]  # Opacus's own choice of error
+    if delta < 1e-15:
+        return f"PRV is not reliable at δ = {delta:.2g}"
+    losses = [PoissonSubsampledGaussianPRV(rate, noise) for noise, rate, _ in mechanisms]
+    with _opacus_quiet():
+        reach = float(compute_safe_domain_size(losses, steps, _PRV_ERROR, error))
+    if not reach <= PRV_REACH:
+        return "its ε is too large for PRV"
+    points = 2 * reach / _PRV_ERROR * math.sqrt(sum(steps) * math.log(12 / error) / 2)
+    if (size := points * (200 + 8 * len(mechanisms))) > PRV_BYTES:  # as measured
+        return f"PRV would need {size / 2**30:,.1f} GiB of memory"
+    if points * len(mechanisms) > PRV_POINTS:
+        return f"PRV would take too long for {sum(steps):,} steps"
+    # Opacus has this check too, but for sums of more precision than 64 bits, and then gives an ε that is too small.
+    if float(np.finfo(np.float64).eps) * points > delta:
+        return f"PRV is not reliable at δ = {delta:.2g}"
+    return ""
+
+
+def _rdp_epsilon(mechanisms: tuple[Mechanism, ...], delta: float) -> float:
+    from opacus.accountants.analysis.rdp import get_privacy_spent
+
+    total = sum(_rdp(noise, rate) * steps for noise, rate, steps in mechanisms)
+    with _opacus_quiet():
+        return max(0.0, float(get_privacy_spent(orders=_orders(), rdp=total, delta=delta)[0]))
+
+
+def _orders() -> list[float]:
+    from opacus.accountants import RDPAccountant
+
+    return [*RDPAccountant.DEFAULT_ALPHAS, *range(64, 257, 8), 384, 512, 1024]  # these are for ε far below 1
+
+
+@functools.lru_cache(maxsize=4096)
+def _rdp(noise: float, rate: float) -> Any:
+    """Returns the Rényi divergence of one step at each of `_orders`."""
+    from opacus.accountants.analysis.rdp import compute_rdp
+
+    with _opacus_quiet():
+        return compute_rdp(q=rate, noise_multiplier=noise, steps=1, orders=_orders())
+
+
+@contextlib.contextmanager
+def _opacus_quiet() -> Iterator[None]:
+    """Silences that PRV divides by 0 on its way to the right number, and that RDP's best order is its last."""
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Optimal order is the")
-        return float(found.get_epsilon(delta, **orders))
+        yield
 
 
 def fits_budget(mechanisms: Sequence[Mechanism], budget: PrivacyLimit) -> bool:

@@ -19,7 +19,7 @@ from genfed.core.record import load, save, unpack
 from genfed.core.schedule import Schedule
 from genfed.engines.messages import RoundId
 from genfed.engines.round import Round, RoundRequest
-from genfed.privacy.accounting import Mechanism, epsilon, fits_budget
+from genfed.privacy.accounting import Mechanism, account, fits_budget
 from genfed.privacy.dp_fedavg import NoisyClippedMean
 from genfed.privacy.guarantee import PrivacyGuarantee
 from genfed.privacy.plan import PrivacyPlan, expected_participants, sampling_rate
@@ -158,12 +158,12 @@ class ClientLevelPrivacy:
     def guarantee(self, *, distributed: bool) -> PrivacyGuarantee:
         """Returns the guarantee for the clients of a trial. `distributed`: whether the clients added the noise."""
         how, rounds = self._how, read_releases(self._folder).charged_rounds(self._how)
-        spent = epsilon(self._mechanisms(rounds), how.delta, how.accountant)
+        spent = account(self._mechanisms(rounds), how.delta, how.accountant)
         return PrivacyGuarantee(
-            epsilon=spent if math.isfinite(spent) else None,
+            epsilon=spent.epsilon if math.isfinite(spent.epsilon) else None,
             target=how.epsilon,
             delta=how.delta,
-            accountant=how.accountant,
+            accountant=spent.accountant,
             noise_multiplier=(self._noise, self._noise),
             max_grad_norm=how.clip_norm,
             steps=rounds,
@@ -171,6 +171,7 @@ class ClientLevelPrivacy:
             mechanism=self._mechanism(distributed),
             level="client",
             distributed=distributed,
+            accountant_note=spent.note,
         )
 
     def _mechanisms(self, rounds: int) -> list[Mechanism]:

@@ -16,7 +16,7 @@ from genfed.core.method import Method, TrainedNetwork
 from genfed.core.phase import Phase, flatten_phases
 from genfed.core.schedule import Schedule, list_upload_phases
 from genfed.privacy.per_example_gradients import check_alone, check_layers, check_trained
-from genfed.privacy.plan import count_charged_rounds, expected_participants, plan_client_noise
+from genfed.privacy.plan import check_client_plan, count_charged_rounds, expected_participants
 from genfed.privacy.settings import DPFedAvg
 from genfed.training.classifier import Training
 from genfed.training.fit import Objective, cross_entropy
@@ -169,7 +169,7 @@ def check_client_level(
             if (why := reason_to_refuse(phase, how)) is not None:
                 raise GenfedError(f"{label} cannot be run under client-level privacy: in phase {phase.name} {why}")
         try:
-            noise = plan_client_noise(how, schedule)
+            noise = check_client_plan(label, how, schedule)
             if minimum_group and warns:
                 _warn_of_noise(label, minimum_group, schedule)
             if how.adaptive and count_charged_rounds(how, schedule) != 0:

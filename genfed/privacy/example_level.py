@@ -8,7 +8,7 @@ from genfed.core.errors import GenfedError
 from genfed.core.privacy import DeclaredTraining
 from genfed.core.record import load, save
 from genfed.engines.client_storage import UNSETTLED
-from genfed.privacy.accounting import Mechanism, epsilon, fits_budget
+from genfed.privacy.accounting import Mechanism, account, fits_budget
 from genfed.privacy.dp_sgd import DPSGDTrainer, plan_batches
 from genfed.privacy.guarantee import PrivacyGuarantee
 from genfed.privacy.ledger import Charge, Ledger, sum_by_mechanism
@@ -97,15 +97,17 @@ def example_level_guarantee(
         spent: the mechanisms that each client was charged for.
         pooled: see `PrivacyGuarantee`.
     """
-    worst = max(epsilon(each, how.delta, how.accountant) for each in spent.values())
+    costs = [account(each, how.delta, how.accountant) for each in spent.values()]
+    worst = max(costs, key=lambda cost: cost.epsilon)
     return PrivacyGuarantee(
-        epsilon=worst if math.isfinite(worst) else None,
+        epsilon=worst.epsilon if math.isfinite(worst.epsilon) else None,
         target=how.epsilon,
         delta=how.delta,
-        accountant=how.accountant,
+        accountant=worst.accountant,
         noise_multiplier=(min(plan.noise_multiplier.values()), max(plan.noise_multiplier.values())),
         max_grad_norm=how.max_grad_norm,
         steps=max(sum(steps for _, _, steps in each) for each in spent.values()),
         reproducible_noise=how.reproducible_noise,
         pooled=pooled,
+        accountant_note=worst.note,
     )

@@ -19,7 +19,7 @@ class PrivacyGuarantee:
     delta: float
     """Probability that the guarantee ε fails (δ)."""
     accountant: str
-    """Accountant of Opacus: "prv" or "rdp"."""
+    """Accountant of Opacus that ε comes from: "prv" or "rdp"."""
     noise_multiplier: tuple[float, float]
     """Smallest and largest noise multiplier of all clients."""
     max_grad_norm: float
@@ -37,3 +37,5 @@ class PrivacyGuarantee:
     """Unit that ε protects."""
     distributed: bool = False
     """Whether clients add the noise themselves, so that the server sees only noisy sums."""
+    accountant_note: str = ""
+    """Reason why ε does not come from the accountant of the settings. Empty: it does."""

@@ -1,8 +1,9 @@
 """The noise of a trial. It is planned once before the first round, and stored."""
 
+import logging
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,10 +11,11 @@ from genfed.core.errors import GenfedError
 from genfed.core.privacy import DeclaredTraining
 from genfed.core.record import load, save
 from genfed.core.schedule import Schedule
-from genfed.privacy.accounting import Mechanism, epsilon, fits_budget, noise_for
+from genfed.privacy.accounting import UNKNOWN_COST, Mechanism, account, epsilon, fits_budget, noise_for
 from genfed.privacy.dp_sgd import plan_batches
 from genfed.privacy.settings import DPSGD, DPFedAvg
 
+log = logging.getLogger(__name__)
 PLAN = "privacy.safetensors"
 
 
@@ -108,13 +110,77 @@ def estimate_cost(how: DPSGD, schedule: Schedule, client: int) -> list[Mechanism
     """
     if how.noise_multiplier is not None and schedule.open_ended_phases():
         return []
+    ahead = _count_mechanisms(how, schedule, client)
+    return ahead if fits_budget(ahead, how) else []  # the client stops earlier; when is not known
+
+
+def limit_cost(how: DPSGD, schedule: Schedule, client: int) -> list[Mechanism]:
+    """Returns mechanisms that cost at least what a client was charged for, if no round was repeated: all that is
+    planned, or a cost without bound where the rounds are not known in advance.
+
+    Raises:
+        GenfedError: see `settle_plan`.
+    """
+    return [UNKNOWN_COST] if schedule.open_ended_phases() else _count_mechanisms(how, schedule, client)
+
+
+def _count_mechanisms(how: DPSGD, schedule: Schedule, client: int) -> list[Mechanism]:
     info = next(info for info in schedule.clients if info.id == client)
     trainings = _rates_and_steps(count_trainings(schedule)[client], info.examples)
-    noise = how.noise_multiplier
-    if noise is None:
-        noise = noise_for(trainings, how)
-    ahead = [(noise, rate, steps) for rate, steps in trainings]
-    return ahead if fits_budget(ahead, how) else []  # the client stops earlier; when is not known
+    noise = noise_for(trainings, how) if how.noise_multiplier is None else how.noise_multiplier
+    return [(noise, rate, steps) for rate, steps in trainings]
+
+
+def check_example_plan(label: str, how: DPSGD, schedule: Schedule) -> None:
+    """Plans the noise and the cost of a trial before training, writes no file, and warns if another accountant than the
+    one that is set must compute the cost.
+
+    Raises:
+        GenfedError: see `settle_plan`; the label of the method is named.
+    """
+    try:
+        noise = plan_example_noise(how, schedule)
+        ahead = {} if schedule.open_ended_phases() else count_trainings(schedule)
+    except GenfedError as error:
+        raise GenfedError(f"{label}: {error}") from None
+    costs = {
+        tuple((noise[info.id], rate, steps) for rate, steps in _rates_and_steps(ahead[info.id], info.examples))
+        for info in schedule.clients
+        if info.id in noise and info.id in ahead and info.examples
+    }
+    _warn_of_accountant(label, how, costs)
+
+
+def _warn_of_accountant(label: str, how: DPSGD | DPFedAvg, costs: Iterable[Sequence[Mechanism]]) -> None:
+    """Warns of the first of these costs that the accountant of the settings cannot compute."""
+    for mechanisms in costs:
+        if note := account(mechanisms, how.delta, how.accountant).note:
+            log.warning(
+                'privacy.accountant = "%s": %s, so the ε of %s comes from RDP, which is larger; more noise or fewer '
+                "steps would change that",
+                how.accountant, note, label,
+            )  # fmt: skip
+            return
+
+
+def check_reported(
+    said: Sequence[Mechanism], planned: PrivacyPlan, how: DPSGD, schedule: Schedule, client: int
+) -> None:
+    """Refuses mechanisms that a client cannot have been charged for: with another noise, or at the sampling rate of no
+    training that the method declares. What it refuses is never computed, whatever it would need.
+
+    Raises:
+        GenfedError: a mechanism is none of these.
+    """
+    info = next(info for info in schedule.clients if info.id == client)
+    declared = (schedule.method.private_trainings() or {}).values()
+    rates = [plan_batches(training, info.examples)[0] for trainings in declared for training in trainings]
+    noise = planned.noise_multiplier[client]
+    for multiplier, rate, _ in said:
+        if not (math.isclose(multiplier, noise, rel_tol=1e-3) and any(math.isclose(rate, each) for each in rates)):
+            raise GenfedError(
+                f"it reports a noise multiplier of {multiplier:g} at a sampling rate of {rate:g}, which is not planned"
+            )
 
 
 def _rates_and_steps(trainings: Mapping[DeclaredTraining, int], examples: int) -> list[tuple[float, int]]:
@@ -147,6 +213,18 @@ def plan_client_noise(how: DPFedAvg, schedule: Schedule) -> float:
             f"rounds cost a client ε = {came:.2f}; set fewer rounds or more noise"
         )
     return how.noise_multiplier
+
+
+def check_client_plan(label: str, how: DPFedAvg, schedule: Schedule) -> float:
+    """Plans the noise and the cost of a trial before training, and warns as `check_example_plan` does. Returns the
+    noise multiplier.
+
+    Raises:
+        GenfedError: see `plan_client_noise`.
+    """
+    noise, rounds = plan_client_noise(how, schedule), count_charged_rounds(how, schedule)
+    _warn_of_accountant(label, how, [[(noise, sampling_rate(how, schedule.fraction), rounds or 0)]])
+    return noise
 
 
 def count_charged_rounds(how: DPFedAvg, schedule: Schedule) -> int | None:

@@ -29,7 +29,8 @@ class PrivacySettings:
     examples ("dp_sgd") or of clients ("dp_fedavg")."""
     accountant: Accountant = "prv"
     """Accountant of Opacus. "prv" uses privacy loss random variables and is tight. "rdp" uses Rényi divergence: it is
-    faster, but gives a larger ε."""
+    faster, but gives a larger ε. It replaces "prv" where that would need more than 1 GiB of memory or is not reliable
+    (a large ε, very many steps, a tiny δ); a warning before training and the report say so."""
     reproducible_noise: bool = False
     """Whether noise and batches follow from the run's seed, for tests. True is not private: any party that knows the
     seed can remove the noise."""
@@ -128,4 +129,5 @@ class LifetimeBudget:
     """Probability that the guarantee ε fails (δ). It should be well below 1/n, where n is the number of the site's
     examples."""
     accountant: Accountant = "prv"
-    """Accountant of Opacus. "prv" is tight. "rdp" is faster, but gives a larger ε."""
+    """Accountant of Opacus. "prv" is tight. "rdp" is faster, but gives a larger ε, and replaces "prv" where that would
+    need more than 1 GiB of memory or is not reliable."""

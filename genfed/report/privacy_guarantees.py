@@ -85,8 +85,11 @@ def _describe_mechanism(found: Sequence[PrivacyGuarantee]) -> str:
     first, least = found[0], min(each.noise_multiplier[0] for each in found)
     most = max(each.noise_multiplier[1] for each in found)
     noise = f"{least:.3g}" if f"{least:.3g}" == f"{most:.3g}" else f"{least:.3g} to {most:.3g}"
+    notes = sorted({each.accountant_note for each in found if each.accountant_note})
+    counted = " and ".join(sorted({each.accountant.upper() for each in found}))
+    instead = f" (the other one was set: {'; '.join(notes)})" if notes else ""
     what, steps = ("updates", "rounds") if first.level == "client" else ("gradients", "steps")
     return (
         f"{first.mechanism}; noise multiplier {noise}, {what} clipped to {first.max_grad_norm:g}, up to "
-        f"{first.steps:,} {steps}, {first.accountant.upper()} accountant of Opacus."
+        f"{first.steps:,} {steps}, {counted} accountant of Opacus{instead}."
     )
