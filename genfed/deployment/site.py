@@ -38,6 +38,7 @@ from genfed.foundation.model import FoundationModel
 from genfed.foundation.settings import Foundation
 from genfed.privacy import site_budget
 from genfed.privacy.compatibility import check_method, check_network, check_precision
+from genfed.privacy.randomness import require_privacy
 from genfed.privacy.settings import DPSGD, DPFedAvg
 from genfed.secure_aggregation.settings import SecureAggregation
 from genfed.training.weights import Model, weights_of
@@ -257,7 +258,7 @@ def _check_demands(config: SiteSettings, trial: Trial) -> None:
     if trial.secure is not None:
         require("cryptography", extra="privacy", what="[secure_aggregation]")
     if trial.client_privacy is not None:
-        require("opacus", extra="privacy", what='[privacy] kind = "dp_fedavg"')
+        require_privacy('[privacy] kind = "dp_fedavg"')
     if config.privacy is not None and privacy is None:
         raise GenfedError("it takes part only under [privacy], since its file has a privacy budget")
     if privacy is not None:

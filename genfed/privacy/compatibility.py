@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from genfed.core.aggregate import list_groups, select_means
-from genfed.core.errors import GenfedError, first_line, require
+from genfed.core.errors import GenfedError, first_line
 from genfed.core.method import Method, TrainedNetwork
 from genfed.core.phase import Phase, flatten_phases
 from genfed.core.schedule import Schedule, list_upload_phases
 from genfed.privacy.per_example_gradients import check_alone, check_layers, check_trained
 from genfed.privacy.plan import check_client_plan, count_charged_rounds, expected_participants
+from genfed.privacy.randomness import require_privacy
 from genfed.privacy.settings import DPFedAvg
 from genfed.training.classifier import Training
 from genfed.training.fit import Objective, cross_entropy
@@ -41,7 +42,7 @@ def check_example_level(
     Raises:
         GenfedError: Opacus is missing, or DP-SGD does not support a method, a network or the precision.
     """
-    require("opacus", extra="privacy", what="[privacy]")
+    require_privacy("[privacy]")
     check_precision(precision)
     for label, method in methods.items():
         check_method(label, method)
@@ -151,7 +152,7 @@ def check_client_level(
     Raises:
         GenfedError: Opacus is missing, a method or setting is not supported, or a run would exceed the budget.
     """
-    require("opacus", extra="privacy", what='[privacy] kind = "dp_fedavg"')
+    require_privacy('[privacy] kind = "dp_fedavg"')
     if minimum_group and how.adaptive:
         raise GenfedError(
             "privacy.adaptive with [secure_aggregation]: the server cannot count the updates that were clipped"

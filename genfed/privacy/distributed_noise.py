@@ -16,7 +16,7 @@ from genfed.core.client import Client, Server
 from genfed.core.errors import GenfedError
 from genfed.core.phase import Phase, Reduced, Reply
 from genfed.privacy.clipping import clip_update, subtract, zeros_like
-from genfed.privacy.randomness import os_randomness, seeded_randomness
+from genfed.privacy.randomness import draw_gaussian, os_randomness, seeded_randomness
 
 # differs from the paper: the noise is a Gaussian rounded to the steps of secure aggregation (2⁻²⁴), not a discrete
 # Gaussian, and updates are not rotated. Both save bits, which sums of 64 bits do not need.
@@ -69,11 +69,11 @@ def add_client_noise(
 
         def add_noise(before: Any, update: Any) -> Any:
             if not isinstance(before, Tensor):
-                return before + factor * update + std * float(random.standard_normal())
+                return before + factor * update + std * float(draw_gaussian(random))
             if not before.is_floating_point():
                 return before
-            extra = torch.from_numpy(np.asarray(random.standard_normal(tuple(before.shape)))).to(before.device)
-            return (before.double() + factor * update + std * extra).to(before.dtype)
+            noisy = (before.double() + factor * update).cpu() + std * draw_gaussian(random, tuple(before.shape))
+            return noisy.to(device=before.device, dtype=before.dtype)
 
         return Reply(replace(upload, **{name: map_tree(add_noise, origins[name], updates[name]) for name in means}))
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from genfed.core.aggregate import Aggregate, ClientInfo, Fold, Mean, map_tree, refuse_unequal
 from genfed.core.errors import GenfedError
 from genfed.privacy.clipping import clip_update, subtract, zeros_like
+from genfed.privacy.randomness import draw_gaussian
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ class NoisyClippedMean:
         """Returns the share of the updates that were not clipped. Noise of this standard deviation is added to their
         number. A client that did not answer counts as one half.
         """
-        count = self._within - self._answered / 2 + (noise * float(self._draws.standard_normal()) if noise else 0.0)
+        count = self._within - self._answered / 2 + (noise * float(draw_gaussian(self._draws)) if noise else 0.0)
         return count / self.expected + 0.5
 
     def _release(self, key: str, like: Any, total: Any, sent: bool, count: float) -> Any:
@@ -154,7 +155,7 @@ class NoisyClippedMean:
             return like.clone() if sent else torch.zeros_like(like)
         if self._noise:
             shape = tuple(like.shape) if isinstance(like, Tensor) else ()
-            total = total + self._noise * self._clip * torch.from_numpy(np.asarray(self._draws.standard_normal(shape)))
+            total = total + self._noise * self._clip * draw_gaussian(self._draws, shape)
         if not isinstance(like, Tensor):
             return (like if sent else 0.0) + float(total) / count
         new = total / count + (like.double() if sent else torch.zeros_like(like, dtype=torch.float64))

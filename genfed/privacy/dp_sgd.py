@@ -17,6 +17,7 @@ from genfed.core.privacy import DeclaredTraining, refuse_undeclared
 from genfed.core.rng import seeded
 from genfed.core.task import Data
 from genfed.privacy.per_example_gradients import example_gradients, hook_per_example, hooks_disabled, parameters_of
+from genfed.privacy.randomness import draw_gaussian, fill_state
 from genfed.training.fit import Objective, train_step
 from genfed.training.pixels import normalize_pixels
 
@@ -68,11 +69,13 @@ class DPSGDTrainer:
             self._left.remove(training)
         rate, steps = plan_batches(training, len(data))
         expected = rate * len(data)
-        # The random numbers that losses draw are secret too, so it does not matter which example of a batch gets which.
-        rng = torch.Generator().manual_seed(int(self._draws.integers(2**62)))
-        with seeded(rng), ExitStack() as stack:  # dropout
+        rng = torch.Generator()
+        with seeded(rng), ExitStack() as stack:  # restores torch's own stream, from which dropout draws
             hooks = {id(o): stack.enter_context(hook_per_example(o)) for o in objectives if o.sees_data}
             for _ in range(steps):
+                # What losses and dropout draw is secret too, so it does not matter which example of a batch gets which.
+                for each in (rng, torch.default_generator):
+                    fill_state(each, self._draws)
                 chosen = torch.from_numpy(np.flatnonzero(self._draws.random(len(data)) < rate)).to(device)
                 for objective in objectives:
                     if objective.sees_data:
@@ -99,7 +102,10 @@ class DPSGDTrainer:
                 total[place] += clipped
         scale = self._noise_multiplier * self._clip_norm
         for p, gradient in zip(parameters, total, strict=True):
-            p.grad = (gradient + scale * self._noise(p) if scale else gradient) / expected
+            if scale:  # float64, and rounded only as a whole
+                noisy = gradient.cpu().double() + scale * draw_gaussian(self._draws, tuple(p.shape))
+                gradient = noisy.to(device=p.device, dtype=p.dtype)
+            p.grad = gradient / expected
         if objective.penalty is not None:
             with hooks_disabled([hooks]):
                 extra = torch.autograd.grad(objective.penalty(), parameters, allow_unused=True)
@@ -108,10 +114,6 @@ class DPSGDTrainer:
                     assert p.grad is not None
                     p.grad += more
         objective.optimizer.step()
-
-    def _noise(self, like: Tensor) -> Tensor:
-        drawn = self._draws.standard_normal(tuple(like.shape), dtype=np.float32)
-        return torch.from_numpy(drawn).to(like.device)
 
 
 def clip_and_sum(gradients: Sequence[Tensor], clip: float) -> list[Tensor]:
