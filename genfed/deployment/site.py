@@ -37,7 +37,7 @@ from genfed.experiment.trial import Trial
 from genfed.foundation.model import FoundationModel
 from genfed.foundation.settings import Foundation
 from genfed.privacy import site_budget
-from genfed.privacy.compatibility import check_method, check_network, check_precision
+from genfed.privacy.compatibility import check_method, check_network, check_precision, list_batch_sizes
 from genfed.privacy.randomness import require_privacy
 from genfed.privacy.settings import DPSGD, DPFedAvg
 from genfed.secure_aggregation.settings import SecureAggregation
@@ -286,7 +286,8 @@ def _check_demands(config: SiteSettings, trial: Trial) -> None:
 def _check_network(config: SiteSettings, trial: Trial) -> None:
     """Refuses a trial under [privacy] if the site's classifier cannot be trained by DP-SGD."""
     if trial.privacy is not None:
-        check_network(trained_classifier(config.architecture, trial.shards.task, trial.new_network))
+        network = trained_classifier(config.architecture, trial.shards.task, trial.new_network)
+        check_network(network, batch_sizes=list_batch_sizes([trial.method]))
 
 
 def _new_network(config: SiteSettings, known: Architectures, name: str, task: Task, rng: torch.Generator) -> nn.Module:

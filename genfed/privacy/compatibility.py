@@ -3,7 +3,7 @@
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -15,7 +15,8 @@ from genfed.core.errors import GenfedError, first_line
 from genfed.core.method import Method, TrainedNetwork
 from genfed.core.phase import Phase, flatten_phases
 from genfed.core.schedule import Schedule, list_upload_phases
-from genfed.privacy.per_example_gradients import check_alone, check_layers, check_trained
+from genfed.privacy.independence import check_independent
+from genfed.privacy.per_example_gradients import check_layers, check_trained
 from genfed.privacy.plan import check_client_plan, count_charged_rounds, expected_participants
 from genfed.privacy.randomness import require_privacy
 from genfed.privacy.settings import DPFedAvg
@@ -46,8 +47,17 @@ def check_example_level(
     check_precision(precision)
     for label, method in methods.items():
         check_method(label, method)
+    sizes = list_batch_sizes(methods.values())
     for each in networks:
-        check_network(each, x)
+        check_network(each, x, sizes)
+
+
+def list_batch_sizes(methods: Iterable[Method[Any]]) -> list[int]:
+    """Returns the different batch sizes of the trainings that these methods declare."""
+    declared = [
+        training for method in methods for each in (method.private_trainings() or {}).values() for training in each
+    ]
+    return sorted({training.batch_size for training in declared if training.epochs})
 
 
 def check_precision(precision: str) -> None:
@@ -106,8 +116,13 @@ def _declared(cls: type[Any], working: Mapping[str, Phase[Any]]) -> bool:
     return all(place(name) >= place("private_trainings") for name in names)
 
 
-def check_network(each: TrainedNetwork, x: Tensor | None = None) -> None:
-    """Refuses a network that cannot be trained by DP-SGD. For `x` see `check_example_level`.
+def check_network(each: TrainedNetwork, x: Tensor | None = None, batch_sizes: Sequence[int] = ()) -> None:
+    """Refuses a network that cannot be trained by DP-SGD.
+
+    Args:
+        each: the network.
+        x: see `check_example_level`.
+        batch_sizes: sizes of the batches of its trainings, which are tried besides small ones.
 
     Raises:
         GenfedError: the reason.
@@ -127,10 +142,10 @@ def check_network(each: TrainedNetwork, x: Tensor | None = None) -> None:
             objectives = [
                 Objective(cross_entropy(network), torch.optim.SGD(network.parameters(), 0.1), network=network)
             ]
-            check_alone(network, x)
         for objective in objectives:
             if objective.sees_data:
                 check_trained(objective, x, y)
+                check_independent(objective, x, y, batch_sizes)
     except GenfedError as error:
         raise GenfedError(f"{each.name} cannot be trained under [privacy]: {first_line(error)}") from None
 

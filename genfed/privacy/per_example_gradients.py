@@ -144,23 +144,6 @@ def check_trained(objective: Objective, x: Tensor, y: Tensor) -> None:
             raise GenfedError(f"{name} stores statistics of examples, which get no noise")
 
 
-def check_alone(network: nn.Module, x: Tensor) -> None:
-    """Refuses a network whose output for an example depends on the other examples of the batch.
-
-    Raises:
-        GenfedError: it does.
-    """
-    network.train()
-    for module in network.modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd):
-            module.eval()
-    with torch.no_grad():
-        together, alone = network(x), torch.cat([network(one) for one in torch.split(x, 1)])
-    network.train()
-    if not torch.allclose(together, alone, rtol=1e-3, atol=1e-4):
-        raise GenfedError("its output for an example depends on the others of the batch")
-
-
 def per_example_parameter(parameter: nn.Parameter, n: int) -> Tensor:
     """Returns a parameter that belongs to no layer, expanded to one copy per example [n, *shape], so that
     `hook_per_example` sees the gradient of each. Outside of it, returns the parameter itself.

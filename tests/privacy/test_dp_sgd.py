@@ -16,7 +16,6 @@ from genfed.generators.ddpm import DDPM
 from genfed.generators.generator import Generator
 from genfed.privacy.dp_sgd import DPSGDTrainer, clip_and_sum, plan_batches
 from genfed.privacy.per_example_gradients import (
-    check_alone,
     check_layers,
     check_trained,
     example_gradients,
@@ -229,21 +228,6 @@ def test_batchnorm_and_kept_statistics_are_refused() -> None:
     (objective,) = DDPM(width=4, levels=2, steps=4).new(task, torch.Generator().manual_seed(0)).train().objectives()
     with pytest.raises(GenfedError, match=r"scale\.\w+ stores statistics of examples"):
         check_trained(objective, *some(2, task))
-
-
-class Mixing(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.last = nn.Linear(64, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.last(x.flatten(1) - x.flatten(1).mean(0))
-        return logits
-
-
-def test_a_network_that_mixes_examples_is_refused() -> None:
-    with pytest.raises(GenfedError, match="depends on the others of the batch"):
-        check_alone(Mixing(), some(2)[0])
 
 
 class Loose(nn.Module):
