@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: help demo demo-oneshot test check format bench clean
+.PHONY: help demo demo-oneshot test fuzz check format bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -16,6 +16,9 @@ demo-oneshot: $(VENV)/.installed-foundation  ## install with diffusers and run F
 
 test: $(VENV)/.installed-dev  ## install with every extra and run all tests
 	$(BIN)/python -m pytest $(TESTS)
+
+fuzz: $(VENV)/.installed-dev  ## feed many wrong records, messages and configs to what reads them (TESTS="-k bytes": some)
+	$(BIN)/python -m pytest tests/fuzz --hypothesis-profile fuzz --timeout 7200 $(TESTS)
 
 check: $(VENV)/.installed-dev  ## format, lint, types, import floors
 	$(BIN)/ruff format --check .

@@ -30,6 +30,7 @@ from genfed.experiment.run_folder import RunFolder
 from genfed.report.results import Report
 
 hypothesis.settings.register_profile("untimed", deadline=None)  # a loaded machine is no failure
+hypothesis.settings.register_profile("fuzz", deadline=None, max_examples=5_000)  # make fuzz
 hypothesis.settings.load_profile("untimed")
 EXPECTED_SKIPS = ("Chromium is not installed", "no CUDA device", "Flower is not installed")
 """Reasons for which a test may be skipped; any other skip fails the session."""

@@ -3,7 +3,7 @@
 import time
 from collections import Counter
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -20,24 +20,25 @@ ROUND_SECONDS = 15.0
 BACK_OFF = 60.0
 """Seconds after which a node that was refused is contacted again."""
 Many = Annotated[int, Field(ge=0, lt=2**60)]
+Name = Annotated[str, Field(min_length=1, max_length=200)]
 
 
 @dataclass(frozen=True)
 class SiteDescription:
     """A site's description of itself."""
 
-    name: str
-    architecture: str
-    kind: str
-    shape: tuple[int, ...]
-    classes: tuple[str, ...]
+    name: Name
+    architecture: Name
+    kind: Literal["image", "table", "features"]
+    shape: Annotated[tuple[Annotated[int, Field(ge=1, lt=2**24)], ...], Field(min_length=1, max_length=4)]
+    classes: Annotated[tuple[Annotated[str, Field(max_length=1000)], ...], Field(min_length=1, max_length=100_000)]
     examples: Many
     held_out: Many
-    torch: str
-    device: str
+    torch: Name
+    device: Name
     memory: Many
     """Free memory in bytes. 0: unknown."""
-    clock: float
+    clock: Annotated[float, Field(allow_inf_nan=False)]
     """Clock of the site, in seconds since 1970."""
     demands: bool
     """Whether the site demands protection. If so, it must agree to take part before training begins."""
