@@ -112,8 +112,9 @@ class Method(ABC, Generic[S]):
 
         A method that declares them guarantees two things. All of these trainings go through `training.fit` with
         `client.privacy`. And a client's uploads and scores depend on its examples only through these trainings and
-        through the number of examples. A subclass with its own `work` or `phases` must declare them again. None (the
-        default): a run with differential privacy is refused.
+        through the number of examples. A subclass with its own `work` or `phases` must declare them again. An upload
+        holds only tensors as the last of these trainings left them, or as they were received; any other reply stays on
+        the client. None (the default): a run with differential privacy is refused.
         """
         return None
 

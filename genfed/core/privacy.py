@@ -2,10 +2,12 @@
 gets, and the keeper of privacy budgets.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
+
+from torch import Tensor
 
 from genfed.core.errors import GenfedError
 from genfed.core.task import Data
@@ -31,11 +33,16 @@ class PrivateTrainer(Protocol):
             GenfedError: the phase did not declare this training, or it has been done already.
         """
 
-    def finish(self) -> None:
+    def finish(self, upload: object, received: Iterable[Tensor]) -> None:
         """Ends the round. Must be called before anything leaves the client.
 
+        Args:
+            upload: the record that the client would upload.
+            received: the tensors that the client was sent.
+
         Raises:
-            GenfedError: a declared training was not done by this trainer, so it may have been done without protection.
+            GenfedError: a declared training was not done by this trainer, so it may have been done without protection;
+                or the upload holds something else than tensors that this trainer released, or that were received.
         """
 
 
@@ -47,8 +54,8 @@ class NoTraining:
         if epochs:
             refuse_undeclared(DeclaredTraining(epochs, batch_size))
 
-    def finish(self) -> None:
-        """See `PrivateTrainer`."""
+    def finish(self, upload: object, received: Iterable[Tensor]) -> None:
+        """See `PrivateTrainer`. Scores of held-out examples may leave: DP-SGD does not cover these."""
 
 
 def refuse_undeclared(training: DeclaredTraining) -> NoReturn:

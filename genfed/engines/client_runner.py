@@ -111,9 +111,11 @@ class ClientRunner:
         data = behavior.data(worker) if behavior else worker.data
         reply, metrics = self._work(step, phase, replace(worker, data=data, privacy=trainer), sent)
         if trainer is not None:
-            trainer.finish()
+            trainer.finish(reply.upload, sent.tensors.values())
             if not phase.scores:
                 metrics = {}  # losses and the like depend on the examples, and have no noise
+                if reply.weight not in (1, worker.info.examples):
+                    raise GenfedError("under DP-SGD the weight of a reply is 1, or the client's number of examples")
         upload = pack(reply.upload)
         if behavior:
             upload = behavior.upload(sent, upload, stream(self._seed, "attack", step.phase, step.round, client))

@@ -3,8 +3,9 @@ arXiv 1607.00133, Algorithm 1. Opacus's hooks compute every example's gradient; 
 up and adds noise.
 """
 
+import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -14,15 +15,26 @@ from torch import Tensor
 
 from genfed.core.errors import GenfedError
 from genfed.core.privacy import DeclaredTraining, refuse_undeclared
+from genfed.core.record import Packed, digest
 from genfed.core.rng import seeded
 from genfed.core.task import Data
-from genfed.privacy.per_example_gradients import example_gradients, hook_per_example, hooks_disabled, parameters_of
-from genfed.privacy.randomness import draw_gaussian, fill_state
+from genfed.privacy.noise import check_clip_norm, check_noise, draw_noise
+from genfed.privacy.per_example_gradients import (
+    check_trained,
+    example_gradients,
+    hook_per_example,
+    hooks_disabled,
+    parameters_of,
+)
+from genfed.privacy.randomness import fill_state
 from genfed.training.fit import Objective, train_step
 from genfed.training.pixels import normalize_pixels
 
 AT_ONCE = 2**26
 """Maximum count of numbers in per-example gradients held at once (256 MB). A larger batch is processed in parts."""
+ADDED_AT_ONCE = 2**10
+"""Maximum number of examples whose clipped gradients are added up in float32. Sums of more are in double precision, so
+that rounding does not let one example change a sum by more than the clipping norm."""
 
 
 def plan_batches(training: DeclaredTraining, examples: int) -> tuple[float, int]:
@@ -55,18 +67,22 @@ class DPSGDTrainer:
         """
         self._clip_norm, self._noise_multiplier, self._draws = clip_norm, noise_multiplier, draws
         self._left = [training for training in declared if training.epochs]
+        self._released: set[str] = set()
 
     def fit(self, objectives: Sequence[Objective], data: Data, *, epochs: int, batch_size: int) -> None:
         """See `core.privacy.PrivateTrainer`.
 
         Raises:
-            GenfedError: a network has no per-example gradients, or the training was not declared.
+            GenfedError: a network cannot be trained privately, the training was not declared, the noise is too small
+                for the arithmetic, or the training changed something else than parameters.
         """
         training, device = DeclaredTraining(epochs, batch_size), data.y.device
         if epochs:
             if training not in self._left:
                 refuse_undeclared(training)
             self._left.remove(training)
+            self._check_before(objectives, data)
+        kept = {id(o): _unreleased(o, objectives) for o in objectives}
         rate, steps = plan_batches(training, len(data))
         expected = rate * len(data)
         rng = torch.Generator()
@@ -79,33 +95,71 @@ class DPSGDTrainer:
                 chosen = torch.from_numpy(np.flatnonzero(self._draws.random(len(data)) < rate)).to(device)
                 for objective in objectives:
                     if objective.sees_data:
-                        self._step(objective, hooks[id(objective)], data[chosen], expected, rng)
+                        self._step(objective, hooks[id(objective)], data[chosen], expected, len(data), rng)
                     else:  # the real size of the batch would reveal something about the examples
                         size = max(1, round(expected))
                         blank = torch.zeros(size, *data.x.shape[1:], device=device)
                         with hooks_disabled(list(hooks.values())):
                             train_step(objective, blank, torch.zeros(size, dtype=torch.int64, device=device), rng)
+        for objective in objectives:
+            self._release(objective, kept[id(objective)])
 
-    def finish(self) -> None:
+    def finish(self, upload: object, received: Iterable[Tensor]) -> None:
         """See `core.privacy.PrivateTrainer`."""
         if self._left:
             raise GenfedError(f"{self._left[0]} was declared by the method, but not trained by DP-SGD")
+        tensors = dict(list_tensors(upload, "upload"))
+        unknown = [path for path, tensor in tensors.items() if _fingerprint(tensor) not in self._released]
+        known = {_fingerprint(tensor) for tensor in received} if unknown else set()
+        for path in unknown:
+            if _fingerprint(tensors[path]) not in known:
+                raise GenfedError(
+                    f"{path} is neither a tensor that DP-SGD released nor one that the client received, so it stays on "
+                    "the client"
+                )
 
-    def _step(self, objective: Objective, hooks: Any, batch: Data, expected: float, rng: torch.Generator) -> None:
+    def _check_before(self, objectives: Sequence[Objective], data: Data) -> None:
+        """Refuses networks and noise that protect nothing. No example is used: a failure reveals nothing of them."""
+        if self._noise_multiplier:
+            check_clip_norm(self._clip_norm)
+            check_noise(self._noise_multiplier * self._clip_norm, len(data) * self._clip_norm)
+        rng = torch.Generator().manual_seed(0)
+        x = torch.rand(2, *data.x.shape[1:], generator=rng).to(data.y.device)
+        y = torch.zeros(2, *data.y.shape[1:], dtype=data.y.dtype, device=data.y.device)
+        for objective in objectives:
+            if objective.sees_data:
+                check_trained(objective, x, y)
+
+    def _release(self, objective: Objective, kept: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        """Notes what the objective's training released.
+
+        Raises:
+            GenfedError: something else than its parameters changed.
+        """
+        for name, (now, before) in kept.items():
+            if _fingerprint(now) != _fingerprint(before):
+                raise GenfedError(f"{name} changed in private training and gets no noise: no buffer may depend on data")
+            self._released.add(_fingerprint(now))
+        self._released.update(_fingerprint(p) for p in parameters_of(objective))
+
+    def _step(
+        self, objective: Objective, hooks: Any, batch: Data, expected: float, examples: int, rng: torch.Generator
+    ) -> None:
         parameters = parameters_of(objective)
-        total = [torch.zeros_like(p) for p in parameters]
-        size = max(1, AT_ONCE // sum(p.numel() for p in parameters))
+        total = [torch.zeros_like(p, dtype=torch.float64) for p in parameters]
+        size = min(ADDED_AT_ONCE, max(1, AT_ONCE // sum(p.numel() for p in parameters)))
         for start in range(0, len(batch), size):
             part = batch[start : start + size]
             gradients = example_gradients(objective, normalize_pixels(part.x), part.y, rng)
             for place, clipped in enumerate(clip_and_sum(gradients, self._clip_norm)):
                 total[place] += clipped
-        scale = self._noise_multiplier * self._clip_norm
+        scale, largest = self._noise_multiplier * self._clip_norm, examples * self._clip_norm
+        # The noisy sum is what the accountant knows. All that follows, such as rounding it to float32, a penalty or a
+        # learning rate of any size, is computed from it and reveals no more.
         for p, gradient in zip(parameters, total, strict=True):
-            if scale:  # float64, and rounded only as a whole
-                noisy = gradient.cpu().double() + scale * draw_gaussian(self._draws, tuple(p.shape))
-                gradient = noisy.to(device=p.device, dtype=p.dtype)
-            p.grad = gradient / expected
+            if scale:
+                gradient = gradient + draw_noise(scale, p.shape, self._draws, largest=largest).to(p.device)
+            p.grad = (gradient / expected).to(p.dtype)
         if objective.penalty is not None:
             with hooks_disabled([hooks]):
                 extra = torch.autograd.grad(objective.penalty(), parameters, allow_unused=True)
@@ -126,3 +180,45 @@ def clip_and_sum(gradients: Sequence[Tensor], clip: float) -> list[Tensor]:
         gradients, norms = [g[finite] for g in gradients], norms[finite]
     factors = (clip / norms.clamp_min(1e-12)).clamp_max(1)
     return [torch.tensordot(factors, g, dims=1) for g in gradients]
+
+
+def _unreleased(objective: Objective, objectives: Sequence[Objective]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Returns all tensors in the state of an objective's network that no objective trains, by name, each with a copy:
+    buffers of any class, and frozen parameters.
+    """
+    if objective.network is None:
+        return {}
+    trained = {id(p) for each in objectives for p in parameters_of(each)}
+    named = [*objective.network.named_parameters(), *objective.network.named_buffers()]
+    return {name: (tensor, tensor.detach().clone()) for name, tensor in named if id(tensor) not in trained}
+
+
+def list_tensors(value: object, path: str) -> Iterator[tuple[str, Tensor]]:
+    """Yields the tensors of an upload with their paths.
+
+    Raises:
+        GenfedError: the upload holds something else, such as a number, a text or a table by numbers, which DP-SGD does
+            not protect.
+    """
+    if isinstance(value, Tensor):
+        yield path, value
+    elif isinstance(value, dict):
+        for key, part in value.items():
+            if not isinstance(key, str):
+                raise GenfedError(
+                    f"{path} has the key {key!r}: under DP-SGD only tensors leave a client, by their names"
+                )
+            yield from list_tensors(part, f"{path}[{key!r}]")
+    elif isinstance(value, tuple):
+        for place, part in enumerate(value):
+            yield from list_tensors(part, f"{path}[{place}]")
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            yield from list_tensors(getattr(value, field.name), f"{path}.{field.name}")
+    elif value is not None:
+        raise GenfedError(f"{path} is a {type(value).__name__}: under DP-SGD only tensors leave a client")
+
+
+def _fingerprint(tensor: Tensor) -> str:
+    """Returns a hash of a tensor's type, shape and bits."""
+    return digest(Packed({"": tensor.detach().cpu().contiguous()}, ""))

@@ -129,10 +129,10 @@ def check_trained(objective: Objective, x: Tensor, y: Tensor) -> None:
     Raises:
         GenfedError: the reason.
     """
-    assert objective.network is not None
     rng = torch.Generator().manual_seed(0)
-    before = {name: buffer.clone() for name, buffer in objective.network.named_buffers()}
     with seeded(rng), hook_per_example(objective):
+        assert objective.network is not None
+        before = {name: buffer.clone() for name, buffer in objective.network.named_buffers()}
         try:
             example_gradients(objective, x, y, rng, summed=True)
         except GenfedError:

@@ -1,5 +1,7 @@
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from torch import Tensor, nn
 
 from genfed.config.architectures import Architectures
 from genfed.core.errors import GenfedError
+from genfed.core.phase import Empty
 from genfed.core.privacy import DeclaredTraining, NoTraining
 from genfed.core.task import Data, Task
 from genfed.generators.cvae import CVAE
@@ -24,6 +27,7 @@ from genfed.privacy.per_example_gradients import (
 )
 from genfed.privacy.randomness import os_randomness, seeded_randomness
 from genfed.training.fit import Objective, cross_entropy, fit
+from genfed.training.weights import Model
 
 GREY = Task("image", (1, 8, 8), ("a", "b", "c"))
 
@@ -252,9 +256,9 @@ def test_only_what_was_declared_is_trained_and_all_of_it() -> None:
     data = Data(*some(4))
     trainer = DPSGDTrainer(1.0, 1.0, os_randomness(), [DeclaredTraining(1, 4)])
     with pytest.raises(GenfedError, match="not trained by DP-SGD"):
-        trainer.finish()
+        trainer.finish(Empty(), [])
     trainer.fit([], data, epochs=1, batch_size=4)
-    trainer.finish()
+    trainer.finish(Empty(), [])
     with pytest.raises(GenfedError, match="was not declared"):
         trainer.fit([], data, epochs=1, batch_size=4)
     with pytest.raises(GenfedError, match="was not declared"):
@@ -266,3 +270,95 @@ def test_a_gradient_that_is_not_finite_counts_as_nothing() -> None:
     rows = torch.tensor([[3.0, 4.0], [float("inf"), 0.0], [float("nan"), 1.0], [0.3, 0.4]])
     assert torch.allclose(clip_and_sum([rows], 1.0)[0], torch.tensor([0.9, 1.2]))  # [0.6, 0.8] + [0.3, 0.4]
     assert torch.equal(clip_and_sum([rows[1:3]], 1.0)[0], torch.zeros(2))
+
+
+# What leaves.
+
+
+class Remembers(nn.Module):
+    """A layer of a user's own that keeps something of the examples in a buffer: always, or only of a bright one."""
+
+    brightest: Tensor
+
+    def __init__(self, least: float) -> None:
+        super().__init__()
+        self.last, self.least = nn.Linear(64, 3), least
+        self.register_buffer("brightest", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) and float(x.max()) > self.least:
+            self.brightest.fill_(float(x.max()))
+        logits: Tensor = self.last(x.flatten(1))
+        return logits
+
+
+def remembering(least: float) -> tuple[Objective, Remembers]:
+    network = Remembers(least).train()
+    return Objective(
+        cross_entropy(network), torch.optim.SGD(network.parameters(), 0.1), network=nn.ModuleList([network])
+    ), network
+
+
+def test_no_buffer_may_depend_on_examples_whatever_its_class() -> None:
+    x, y = some(6)
+    objective, network = remembering(-1.0)
+    with pytest.raises(GenfedError, match=r"brightest stores statistics of examples, which get no noise"):
+        trained([objective], x, y, DeclaredTraining(1, 6))
+    assert float(network.brightest) < 1, "that of the examples that were tried, not of a client's"
+    # One that changes at an example that is not tried before is found after training: nothing leaves then.
+    objective, network = remembering(5.0)
+    trained([objective], x, y, DeclaredTraining(1, 6))
+    x[0] = 9.0
+    with pytest.raises(GenfedError, match=r"brightest changed in private training and gets no noise"):
+        trained([objective], x, y, DeclaredTraining(20, 6))
+
+
+def test_statistics_of_features_are_refused_where_they_are_trained() -> None:
+    task = Task("features", (3, 4, 4), ("a", "b"))
+    objectives = DDPM(width=4, levels=2, steps=4).new(task, torch.Generator().manual_seed(0)).train().objectives()
+    with pytest.raises(GenfedError, match=r"scale\.\w+ stores statistics of examples"):
+        trained(objectives, *some(2, task), DeclaredTraining(1, 2))
+
+
+def test_batchnorm_is_refused_where_it_is_trained() -> None:
+    with pytest.raises(GenfedError, match=r"extractor\.1 is BatchNorm"):
+        trained([objective_of("cnn1")], *some(4), DeclaredTraining(1, 4))
+
+
+def released(objective: Objective, **changes: Tensor) -> dict[str, Tensor]:
+    assert objective.network is not None
+    return {name: value.detach().clone() for name, value in objective.network.state_dict().items()} | changes
+
+
+@dataclass(frozen=True)
+class Anything:
+    value: Any
+
+
+def test_only_what_was_released_or_received_leaves() -> None:
+    objective, data = objective_of("mlp-small"), Data(*some(6))
+    trainer = DPSGDTrainer(1.0, 1.0, os_randomness(), [DeclaredTraining(1, 6)])
+    before, received = released(objective), torch.arange(5.0)
+    trainer.fit([objective], data, epochs=1, batch_size=6)
+    after = released(objective)
+    for upload in (Model(after), Model({"w": received}), Model({}), Anything(None), Anything((after,))):
+        trainer.finish(upload, [received])
+    name = next(iter(after))
+    means = torch.stack([data.x[data.y == c].mean(0) for c in range(3)])
+    one_bit = after[name].clone()
+    one_bit.view(-1)[0] = torch.nextafter(one_bit.view(-1)[0], torch.tensor(9.0))
+    for tensor in (means, data.x, before[name], one_bit, after[name].double(), torch.bincount(data.y)):
+        with pytest.raises(GenfedError, match=r"upload\.\w+\['w'\] is neither a tensor that DP-SGD released nor one"):
+            trainer.finish(Model(after | {"w": tensor}), [received])
+    for value in (0.3, 17, "a", True, {3: after[name]}, (after[name], 1.0), {"a": {"b": 2}}):
+        with pytest.raises(GenfedError, match="under DP-SGD only tensors leave a client"):
+            trainer.finish(Anything(value), [received])
+
+
+def test_what_is_trained_further_without_privacy_does_not_leave() -> None:
+    objective, data = objective_of("linear"), Data(*some(6))
+    trainer = DPSGDTrainer(1.0, 1.0, os_randomness(), [DeclaredTraining(1, 6)])
+    trainer.fit([objective], data, epochs=1, batch_size=6)
+    fit([objective], data, epochs=1, batch_size=6, rng=torch.Generator())
+    with pytest.raises(GenfedError, match="is neither a tensor that DP-SGD released"):
+        trainer.finish(Model(released(objective)), [])
