@@ -1,6 +1,6 @@
 """How uploads travel in each phase of a trial: plainly, with noise, or under secure aggregation."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +9,7 @@ from genfed.engines.round import PlainUploads, Uploads
 from genfed.experiment.trial import Trial
 from genfed.privacy.client_level import NoisyUploads
 from genfed.privacy.distributed_noise import add_client_noise, client_randomness
+from genfed.secure_aggregation.fixed_point import SCALE
 from genfed.secure_aggregation.round import SecureUploads
 
 
@@ -25,12 +26,12 @@ def uploads_by_phase(trial: Trial, phases: Iterable[Phase[Any]]) -> dict[str, Up
     return {phase.name: scoring if phase.scores else protected if phase.aggregate else plain for phase in phases}
 
 
-def with_client_noise(phase: Phase[Any], trial: Trial) -> Phase[Any]:
+def with_client_noise(phase: Phase[Any], trial: Trial, charge: Callable[[], None] | None = None) -> Phase[Any]:
     """Returns the phase with clients that add the noise, if the trial has client-level privacy and secure aggregation.
-    Otherwise returns the phase as it is.
+    Otherwise returns the phase as it is. `charge`: as in `add_client_noise`.
     """
     if (how := trial.client_privacy) is None or trial.secure is None or not phase.aggregate:
         return phase
     std = trial.settle_plan().client_std(how.clip_norm, trial.secure.minimum_group)
     draws = client_randomness(trial.seed if how.reproducible_noise else None, phase.name)
-    return add_client_noise(phase, clip=how.clip_norm, std=std, draws=draws)
+    return add_client_noise(phase, clip=how.clip_norm, std=std, draws=draws, step=1 / SCALE, charge=charge)

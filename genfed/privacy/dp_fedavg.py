@@ -18,7 +18,7 @@ from torch import Tensor
 from genfed.core.aggregate import Aggregate, ClientInfo, Fold, Mean, map_tree, refuse_unequal
 from genfed.core.errors import GenfedError
 from genfed.privacy.clipping import clip_update, subtract, zeros_like
-from genfed.privacy.randomness import draw_gaussian
+from genfed.privacy.noise import draw_noise
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,7 @@ class NoisyClippedMean:
                 clients were drawn.
         """
         population, chance = sampled or (participants, 1.0)
+        self._largest = len(participants) * clip
         self._means, self._clip, self._noise, self._draws = means, clip, noise, draws
         self._fold = Fold({name: UpdateSum(mean) for name, mean in means.items()}, list(participants))
         sizes = {name: Counter(mean.group(info) for info in population) for name, mean in means.items()}
@@ -155,7 +156,7 @@ class NoisyClippedMean:
             return like.clone() if sent else torch.zeros_like(like)
         if self._noise:
             shape = tuple(like.shape) if isinstance(like, Tensor) else ()
-            total = total + self._noise * self._clip * draw_gaussian(self._draws, shape)
+            total = total + draw_noise(self._noise * self._clip, shape, self._draws, largest=self._largest)
         if not isinstance(like, Tensor):
             return (like if sent else 0.0) + float(total) / count
         new = total / count + (like.double() if sent else torch.zeros_like(like, dtype=torch.float64))

@@ -7,8 +7,11 @@ from pydantic import Field
 
 from genfed.core.errors import GenfedError
 from genfed.core.settings import settings
+from genfed.privacy.noise import LONGEST, SHORTEST, ClipNorm
 
 Accountant = Literal["prv", "rdp"]
+LEAST_NOISE = 1e-3
+"""Smallest noise multiplier above 0."""
 
 
 @settings
@@ -18,9 +21,9 @@ class PrivacySettings:
     kind: ClassVar[str]
     """Name of the mechanism in a config."""
 
-    noise_multiplier: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
-    """Noise standard deviation divided by the clipping norm. 0: no noise, ε = ∞. Unset: the smallest value that keeps
-    `epsilon` over all rounds in which a client takes part."""
+    noise_multiplier: Annotated[float, Field(ge=0, le=1e6)] | None = None
+    """Noise standard deviation divided by the clipping norm, from 1e-3 to 1e6. 0: no noise, ε = ∞. Unset: the smallest
+    value that keeps `epsilon` over all rounds in which a client takes part."""
     epsilon: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Privacy budget (ε) of each client over all phases and rounds of a method. A round that would exceed it is
     refused. Unset: no limit."""
@@ -38,6 +41,8 @@ class PrivacySettings:
     def __post_init__(self) -> None:
         if self.noise_multiplier is None and self.epsilon is None:
             raise GenfedError("privacy: set epsilon (the noise is computed from it), noise_multiplier, or both")
+        if self.noise_multiplier is not None and 0 < self.noise_multiplier < LEAST_NOISE:
+            raise GenfedError(f"privacy.noise_multiplier = {self.noise_multiplier:g}: 0, or {LEAST_NOISE:g} and more")
         if self.noise_multiplier == 0 and self.epsilon is not None:
             raise GenfedError("privacy.noise_multiplier = 0: without noise no privacy.epsilon can be kept")
 
@@ -48,8 +53,8 @@ class DPSGD(PrivacySettings):
 
     kind: ClassVar[str] = "dp_sgd"
 
-    max_grad_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
-    """Maximum L2 norm of an example's gradient (C); longer gradients are clipped to it."""
+    max_grad_norm: ClipNorm = 1.0
+    """Maximum L2 norm of an example's gradient (C); longer gradients are clipped to it. From 1e-6 to 1e9."""
 
 
 @settings
@@ -95,8 +100,11 @@ class AdaptiveClipping:
         return float((noise_multiplier**-2 - (2 * count) ** -2) ** -0.5)
 
     def next_clip(self, clip: float, share: float) -> float:
-        """Returns the clipping norm that follows `clip`, where the fraction `share` of the updates was not clipped."""
-        return clip * math.exp(-self.rate * (share - self.quantile))
+        """Returns the clipping norm that follows `clip`, where the fraction `share` of the updates was not clipped. It
+        stays within the bounds of clipping norms.
+        """
+        following = clip * math.exp(-self.rate * (share - self.quantile))
+        return min(max(following, SHORTEST), LONGEST)
 
 
 @settings
@@ -108,9 +116,9 @@ class DPFedAvg(PrivacySettings):
 
     kind: ClassVar[str] = "dp_fedavg"
 
-    clip_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
-    """Maximum L2 norm of a client's whole update in a round (S); longer updates are clipped to it. With `adaptive`:
-    the norm of the first round."""
+    clip_norm: ClipNorm = 1.0
+    """Maximum L2 norm of a client's whole update in a round (S), from 1e-6 to 1e9; longer updates are clipped to it.
+    With `adaptive`: the norm of the first round."""
     adaptive: AdaptiveClipping | None = None
     """Clipping norm that follows a quantile of the updates' norms. Unset: `clip_norm` in every round."""
     secret_sampling: bool = False
