@@ -59,6 +59,8 @@ def read_table(source: str | Path | Mapping[str, Any], overrides: Iterable[str] 
             raise GenfedError(f"{path}: {why}; give a TOML file or the folder of a run") from None
         except tomllib.TOMLDecodeError as error:
             raise GenfedError(f"{path}: not TOML: {error}") from None
+        except RecursionError:
+            raise GenfedError(f"{path}: not TOML: nested too deeply") from None
         if Path(source).is_dir():
             refuse_old_run(table, source)
     for override in overrides:
@@ -332,7 +334,7 @@ def _override(table: Table, text: str) -> None:
         raise GenfedError(f"--set {text!r}: expected key=value, such as federation.clients=5")
     try:
         parsed = tomllib.loads(f"x = {value}")["x"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         parsed = value.strip()
     *path, last = key.strip().split(".")
     for part in path:

@@ -23,11 +23,16 @@ from torch import Tensor
 
 from genfed.core.errors import RecordError
 from genfed.core.files import atomic_write
+from genfed.core.json_text import LONGEST, read_json
 
 R = TypeVar("R")
 _SCALARS = (int, float, str, bool)
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _DTYPES = frozenset((torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, *_FLOATS))
+
+
+HEADER = 2 * LONGEST
+"""Maximum size in bytes of the header of a message, which names its tensors and holds its skeleton."""
 
 
 class Packed(NamedTuple):
@@ -115,9 +120,9 @@ def unpack(kind: type[R], packed: Packed) -> R:
     """
     name = (typing.get_origin(kind) or kind).__name__
     try:
-        node = json.loads(packed.skeleton)
-    except (ValueError, RecursionError) as error:
-        raise RecordError(f"{name}: the skeleton is not JSON ({error})") from None
+        node = read_json(packed.skeleton)
+    except RecordError as error:
+        raise RecordError(f"{name}: the skeleton is {error}") from None
     unread = dict(packed.tensors)
     try:
         record = _make_reader(typing.cast(typing.Hashable, kind), name)(node, name, unread)
@@ -232,11 +237,13 @@ def from_bytes(data: bytes) -> Packed:
     Raises:
         RecordError: the bytes are truncated or something else.
     """
+    size = int.from_bytes(data[:8], "little")
+    if size > HEADER:
+        raise RecordError(f"not a packed record (a header of {size} bytes; at most {HEADER} are allowed)")
     try:
         tensors = safetensors.torch.load(data)
-        size = int.from_bytes(data[:8], "little")
         return Packed(tensors, json.loads(data[8 : 8 + size])["__metadata__"]["record"])
-    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RuntimeError, RecursionError) as error:
         raise RecordError(f"not a packed record ({error})") from None
 
 

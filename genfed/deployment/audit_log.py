@@ -41,7 +41,7 @@ def describe_request(head: Mapping[str, Any]) -> dict[str, Any]:
         return {
             name: str(value)[:64] for name, value in (said | {"phase": phase, "round": step.get("round", "")}).items()
         }
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError, RecursionError):
         return {"run": "", "method": "", "seed": "", "phase": "?", "round": ""}
 
 
@@ -70,7 +70,7 @@ def read_audit(site: LocatedSite) -> list[AuditEntry]:
         try:
             row = json.loads(line)
             left.append(AuditEntry(**row | {"says": tuple(row["says"]), "fields": tuple(row["fields"])}))
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             continue
     return left
 

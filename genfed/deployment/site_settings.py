@@ -110,6 +110,8 @@ def read_site(path: str | Path) -> LocatedSite:
         raise GenfedError(f"{file}: {why}; give a site's TOML file") from None
     except tomllib.TOMLDecodeError as error:
         raise GenfedError(f"{file}: not TOML: {error}") from None
+    except RecursionError:
+        raise GenfedError(f"{file}: not TOML: nested too deeply") from None
     try:
         return LocatedSite(build_settings(SiteSettings, table, ""), file.resolve())
     except GenfedError as error:

@@ -114,7 +114,7 @@ class RunFolder:
             state = "has not finished" if self.config.exists() else "is not the folder of a run"
             raise GenfedError(f"{self} {state}: it has no report.json")
         report = from_json(self.report.read_text("utf-8", "replace"), str(self.report))
-        with contextlib.suppress(tomllib.TOMLDecodeError):
+        with contextlib.suppress(tomllib.TOMLDecodeError, RecursionError):
             refuse_old_run(tomllib.loads(report.config), self)
         return report
 

@@ -238,7 +238,7 @@ def _read_json(file: Path, root: Path) -> dict[str, Any]:
         raise GenfedError(f"{root}: the part {file.parent.name} is missing (no {file.name})")
     try:
         found = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise GenfedError(f"{file}: not readable ({first_line(error)})") from None
     if not isinstance(found, dict):
         raise GenfedError(f"{file}: not readable (no table)")

@@ -63,7 +63,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(content.split(b"\n")[:-1], start=1):
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             row = None
         if not isinstance(row, dict):
             raise GenfedError(f"{path}, line {number}: not a row of metrics")

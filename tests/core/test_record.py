@@ -405,6 +405,18 @@ def test_a_skeleton_that_is_not_json_is_refused(text: str) -> None:
         unpack(Count, Packed({}, text))
 
 
+def test_a_skeleton_and_a_header_are_bounded() -> None:
+    for text, says in (
+        ("[" * 100_000, "Count: the skeleton is nested too deeply: more than 64 lists"),
+        (" " * (2**26 + 1), "Count: the skeleton is longer than 67108864 characters"),
+        ("[" + "1," * 2**22 + "1]", "Count: the skeleton is too large: it has more than 4194304 values"),
+    ):
+        with pytest.raises(RecordError, match=says):
+            unpack(Count, Packed({}, text))
+    with pytest.raises(RecordError, match="a header of 134217729 bytes; at most 134217728 are allowed"):
+        from_bytes((2**27 + 1).to_bytes(8, "little") + b"{}")
+
+
 @pytest.mark.parametrize("text", ["[]", "1", "null", '"x"'])
 def test_a_skeleton_of_another_shape_is_refused(text: str) -> None:
     with pytest.raises(RecordError, match="Count: expected a Count, got "):

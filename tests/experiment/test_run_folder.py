@@ -44,6 +44,9 @@ def test_the_first_start_is_remembered(tmp_path: Path) -> None:
     first, second = (RunStart(command, "2026-01-01T00:00:00+00:00", command) for command in ("first", "second"))
     assert folder.begin(first) == folder.begin(second) == first
     assert folder.run_id() != "new"
+    for other in (b"{", b'{"command":' * 100_000, b'{"command": 1}', bytes(9)):
+        folder.started.write_bytes(other)
+        assert folder.begin(second) == second, "a file that is something else is replaced"
 
 
 def test_the_log_of_a_run_ends_with_its_block(tmp_path: Path) -> None:

@@ -55,7 +55,9 @@ def test_a_torn_last_line_is_dropped(tmp_path: Path) -> None:
     assert read_metrics(path) == [{"a": 1}, {"c": 3}]
 
 
-@pytest.mark.parametrize("line", ["{", "", "[1]", "\x00\x00"])
+@pytest.mark.parametrize(
+    "line", ["{", "", "[1]", "\x00\x00", "[" * 100_000], ids=["cut", "empty", "list", "null", "deep"]
+)
 def test_other_damage_is_named(tmp_path: Path, line: str) -> None:
     (tmp_path / "m").write_text(f'{{"a": 1}}\n{line}\n{{"b": 2}}\n')
     with pytest.raises(GenfedError, match=r"m, line 2: not a row"):

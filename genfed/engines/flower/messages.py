@@ -8,12 +8,17 @@ from typing import Any
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from torch import Tensor
 
-from genfed.core.errors import GenfedError
+from genfed.core.errors import GenfedError, RecordError
+from genfed.core.json_text import read_json
 from genfed.core.record import Packed, from_bytes, to_bytes
 
 MessageHeader = dict[str, Any]
 """A message's header: a dict of JSON."""
 EMPTY = Packed({}, "{}")
+HEAD = 2**24
+"""Maximum length of a header in characters (16 Mi)."""
+HEAD_VALUES = 2**18
+"""Maximum number of values in a header."""
 
 
 def encode_message(
@@ -44,14 +49,14 @@ def decode_message(content: RecordDict) -> tuple[MessageHeader, Packed]:
     """
     try:
         text = content.config_records["message"]
-        head = json.loads(text["head"])
+        head = read_json(text["head"], longest=HEAD, most=HEAD_VALUES)
         tensors: dict[str, Tensor] = {}
         for array in content.array_records["tensors"].values():
             tensors |= from_bytes(array.data).tensors
         if not (isinstance(head, dict) and isinstance(text["skeleton"], str)):
             raise TypeError("a header that is no table")
         return head, Packed(tensors, text["skeleton"])
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecordError) as error:
         raise GenfedError(f"it is no message of genfed ({type(error).__name__}: {error})") from None
 
 
