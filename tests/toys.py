@@ -17,6 +17,7 @@ from genfed.core.aggregate import ClientInfo, Collect
 from genfed.core.client import Client, Server
 from genfed.core.method import Method
 from genfed.core.phase import Empty, Phase, Reduced, Reply
+from genfed.core.privacy import DeclaredTraining
 from genfed.core.settings import settings
 from genfed.core.store import FolderStore, Shard
 from genfed.core.task import Task, Weights
@@ -441,3 +442,49 @@ class FailsToClassify(LocalTraining):
         if os.environ.get("GENFED_TEST_FAILS"):
             raise KeyError("where is it?")
         return super().classifier(client, sent)
+
+
+@settings
+class TellsCounts(FederatedAveraging):
+    """It uploads how many examples of each class there are."""
+
+    def private_trainings(self) -> dict[str, list[DeclaredTraining]]:
+        return {"train": [self.training.declare()]}
+
+    def train(self, client: Client, sent: Model) -> Reply[Model]:
+        reply = super().train(client, sent)
+        counts = torch.bincount(client.data.y, minlength=len(client.task.classes)).float()
+        return replace(reply, upload=Model(reply.upload.classifier | {"counts": counts}))
+
+
+@dataclass(frozen=True)
+class ModelAndLoss:
+    classifier: Weights
+    loss: float
+
+
+@settings
+class TellsLoss(FederatedAveraging):
+    """It uploads the loss of the first example."""
+
+    def phases(self) -> list[Phase[Classifiers]]:
+        (phase,) = super().phases()
+        return [replace(phase, work=self.train_and_tell, aggregate={**phase.aggregate, "loss": Collect()})]
+
+    def private_trainings(self) -> dict[str, list[DeclaredTraining]]:
+        return {"train": [self.training.declare()]}
+
+    def train_and_tell(self, client: Client, sent: Model) -> Reply[ModelAndLoss]:
+        reply = self.train(client, sent)
+        return Reply(ModelAndLoss(reply.upload.classifier, float(client.data.x[0].float().mean())))
+
+
+@settings
+class WeighsOne(FederatedAveraging):
+    """Its weight is the brightness of an example."""
+
+    def private_trainings(self) -> dict[str, list[DeclaredTraining]]:
+        return {"train": [self.training.declare()]}
+
+    def train(self, client: Client, sent: Model) -> Reply[Model]:
+        return replace(super().train(client, sent), weight=1.5 + float(client.data.x[0].float().mean()))

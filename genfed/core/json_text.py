@@ -34,7 +34,8 @@ def read_json(text: str, *, longest: int = LONGEST, most: int = MOST) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:  # a whole number of thousands of digits is a ValueError too
-        raise RecordError(f"not JSON ({type(error).__name__})") from None
+        kind = type(error).__name__
+    raise RecordError(f"not JSON ({kind})")
 
 
 def _measure(text: str, most: int) -> None:

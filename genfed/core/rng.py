@@ -32,7 +32,7 @@ def seeded(rng: torch.Generator) -> Iterator[None]:
     """
     state = torch.get_rng_state()
     # Only the CPU stream: torch.manual_seed would also queue a call for every kind of GPU, with a stack trace.
-    torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=rng)))
+    torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=rng, device="cpu")))
     try:
         yield
     finally:

@@ -8,10 +8,10 @@ import logging
 import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from genfed._version import __version__
@@ -28,16 +28,30 @@ from genfed.core.rng import stream
 from genfed.core.settings import settings
 from genfed.core.task import Task
 from genfed.deployment import audit_log
+from genfed.deployment.memory_limit import MemoryShortageError, free_memory, limit_memory
 from genfed.deployment.site_data import describe_holdings
 from genfed.deployment.site_settings import LocatedSite, SiteSettings, read_site
+from genfed.deployment.trial_description import (
+    TrialDescription,
+    check_rounds,
+    read_description,
+    read_descriptions,
+    read_whole,
+)
 from genfed.engines.client_storage import lock_folder
 from genfed.experiment.compatibility import trained_classifier
 from genfed.experiment.local_clients import new_runner
-from genfed.experiment.trial import Trial
+from genfed.experiment.trial import Trial, new_server
 from genfed.foundation.model import FoundationModel
 from genfed.foundation.settings import Foundation
 from genfed.privacy import site_budget
-from genfed.privacy.compatibility import check_method, check_network, check_precision, list_batch_sizes
+from genfed.privacy.compatibility import (
+    check_client_level,
+    check_method,
+    check_network,
+    check_precision,
+    list_batch_sizes,
+)
 from genfed.privacy.randomness import require_privacy
 from genfed.privacy.settings import DPSGD, DPFedAvg
 from genfed.secure_aggregation.settings import SecureAggregation
@@ -67,7 +81,7 @@ def handle(head: Mapping[str, Any], body: Packed, node: Mapping[str, Any]) -> tu
         log.exception("the site's file cannot be read")
         raise GenfedError("the site's file cannot be read; its own log says more") from None
     torch.set_num_threads(site.config.threads)
-    with _hide_errors(site, head):
+    with _hide_errors(site, head), limit_memory(site.config.device):
         version = head.get("genfed")
         if version != __version__:
             raise GenfedError(f"the server has genfed {version}, and site {site.config.name} has {__version__}")
@@ -91,13 +105,18 @@ def _hide_errors(site: LocatedSite, head: Mapping[str, Any]) -> Iterator[None]:
         try:
             site.folder.mkdir(parents=True, exist_ok=True)
             with (site.folder / LOG).open("a", encoding="utf-8") as file:
-                file.write(
-                    f"{audit_log.utc_now()} {json.dumps(audit_log.describe_request(head))}\n{traceback.format_exc()}\n"
-                )
+                file.write(f"{audit_log.utc_now()} {json.dumps(audit_log.describe_request(head))} {_log_text(error)}\n")
             audit_log.write_audit(site, head, len(text.encode()), ["failed"], [])
         except OSError:
             text = "it cannot write to its own folder"
         raise (StorageError if isinstance(error, StorageError) else GenfedError)(text) from None
+
+
+def _log_text(error: BaseException) -> str:
+    """Returns the text of an error for the site's own log: one line for a refusal, all of any other error."""
+    if isinstance(error, GenfedError) and isinstance(_foreign_cause(error), ValidationError | None):
+        return f"refused: {' '.join(str(error).split())[:1000]}"
+    return "failed:\n" + "".join(traceback.format_exception(error))
 
 
 def _public_text(error: BaseException) -> str:
@@ -113,6 +132,8 @@ def _public_text(error: BaseException) -> str:
 def _foreign_cause(error: BaseException | None) -> BaseException | None:
     """Returns the first exception in the chain of causes that is not genfed's. None: all are."""
     while isinstance(error, GenfedError):
+        if isinstance(error, MemoryShortageError):
+            return None
         error = error.__cause__ or error.__context__
     return error
 
@@ -130,7 +151,7 @@ def _describe(site: LocatedSite, head: Mapping[str, Any], body: Packed) -> tuple
         "held_out": len(holding.held_out),
         "torch": torch.__version__,
         "device": config.device,
-        "memory": _free_memory(),
+        "memory": free_memory(),
         "clock": datetime.datetime.now(datetime.UTC).timestamp(),
         "demands": config.privacy is not None or config.minimum_group is not None,
     }, Packed({}, "{}")
@@ -140,44 +161,46 @@ def _initial(site: LocatedSite, head: Mapping[str, Any], body: Packed) -> tuple[
     """Answers with the initial weights of an architecture that only the site knows, as `initial_weights` returns
     them.
     """
-    name = site.config.architecture
-    network = Architectures().new(
-        name, describe_holdings(site).task, stream(int(head["seed"]), "common", "classifier", name)
-    )
+    name, seed = site.config.architecture, read_whole(head, "seed", -(2**63), 2**63)
+    network = Architectures().new(name, describe_holdings(site).task, stream(seed, "common", "classifier", name))
     return {}, pack(Model(weights_of(network)))
 
 
 def _prepare(site: LocatedSite, head: Mapping[str, Any], body: Packed) -> tuple[dict[str, Any], Packed]:
     """Refuses a run before training, or takes part in all its trials. Nothing is charged or written."""
-    client = int(head["client"])
-    opened = [json.loads(text) for text in head["open"]]
-    trials = [_trial(site, about, client) for about in opened]
+    opened = read_descriptions(head)
+    clients = [_client(head, about) for about in opened]
+    trials = [_trial(site, about, client) for about, client in zip(opened, clients, strict=True)]
     for trial in trials:
         _check_demands(site.config, trial)
-        _check_network(site.config, trial)
-    ahead = [mechanism for trial in trials for mechanism in trial.estimate_cost(client)]
+        _check_networks(site.config, trial)
+    keys = [_key(about) for about in opened]
+    ahead = [cost for trial in trials for cost in trial.estimate_cost(clients[0])]
     if site.config.privacy is not None:
-        site_budget.check_ahead(site.folder, site.config.privacy, ahead, [_key(about) for about in opened])
+        site_budget.check_ahead(site.folder, site.config.privacy, ahead, keys)
     return {}, Packed({}, "{}")
 
 
 def _spent(site: LocatedSite, head: Mapping[str, Any], body: Packed) -> tuple[dict[str, Any], Packed]:
     """Answers with what a trial has cost so far, as mechanisms; they follow from settings and number of examples."""
-    trial = _trial(site, json.loads(head["open"]), int(head["client"]))
-    return {"mechanisms": trial.spent()[int(head["client"])]}, Packed({}, "{}")
+    about = read_description(head.get("open"))
+    client = _client(head, about)
+    return {"mechanisms": _trial(site, about, client).spent([client])[client]}, Packed({}, "{}")
 
 
 def _work(site: LocatedSite, head: Mapping[str, Any], body: Packed) -> tuple[dict[str, Any], Packed]:
     """Answers with the reply of the site's client to its part of a round."""
     from genfed.engines.flower.client import handle_work
 
-    config, about = site.config, json.loads(head["open"])
-    trial = _trial(site, about, int(head["client"]))
+    config, about = site.config, read_description(head.get("open"))
+    trial = _trial(site, about, _client(head, about))
     _check_unchanged(config, trial, head)
     charge = None
     if config.privacy is not None:
         charge = site_budget.SiteBudget(site.folder, config.privacy, _key(about)).charge
-    return handle_work(new_runner(trial, charge), dict(head), body)
+    return handle_work(
+        new_runner(trial, charge), dict(head), body
+    )
 
 
 @dataclass(frozen=True)
@@ -194,11 +217,11 @@ def _check_unchanged(config: SiteSettings, trial: Trial, head: Mapping[str, Any]
     Raises:
         GenfedError: the request does, or the trial does not protect the site as it must.
     """
-    file, now = trial.folder / "opened.safetensors", OpenedTrial(str(head["open"]), int(head["client"]))
+    file, now = trial.folder / "opened.safetensors", OpenedTrial(head["open"], head["client"])
     _check_demands(config, trial)  # they may have changed since
     with lock_folder(trial.folder):
         if not file.exists():
-            _check_network(config, trial)
+            _check_networks(config, trial)
             if trial.privacy or trial.client_privacy:
                 trial.settle_plan()  # two requests at once would both write it
             save(now, file)
@@ -206,28 +229,32 @@ def _check_unchanged(config: SiteSettings, trial: Trial, head: Mapping[str, Any]
             raise GenfedError("the server describes this trial otherwise than before: begin the run anew")
 
 
-def _key(about: Mapping[str, Any]) -> site_budget.TrialKey:
-    return site_budget.TrialKey(str(about["run"]), str(about["label"]), int(about["seed"]))
+def _client(head: Mapping[str, Any], about: TrialDescription) -> int:
+    return read_whole(head, "client", 0, about.federation.clients)
 
 
-def _trial(site: LocatedSite, about: Mapping[str, Any], client: int) -> Trial:
+def _key(about: TrialDescription) -> site_budget.TrialKey:
+    return site_budget.TrialKey(about.run, about.label, about.seed)
+
+
+def _trial(site: LocatedSite, about: TrialDescription, client: int) -> Trial:
     """Returns the trial that the server describes, as this site knows it: without the other clients' data.
 
     Raises:
-        GenfedError: it names code that the site does not allow, or other classes than the site's.
+        GenfedError: it names code that the site does not allow, has too many rounds, or other classes than the site's.
     """
     config, holding = site.config, describe_holdings(site)
-    _check_names(about["method"], config)
-    label = _check_folder_name(about["label"])
-    method = _restrict_models(read_method(about["method"], f"method.{label}"), config)
-    if list(holding.task.classes) != about["classes"]:
+    _check_names(about.method, config)
+    label = _check_folder_name(about.label)
+    method = _restrict_models(read_method(about.method, f"method.{label}"), config)
+    check_rounds(method.phases(), about.federation.clients)
+    if holding.task.classes != about.classes:
         raise GenfedError(f"the classes of site {config.name} are no longer those agreed on: begin the run anew")
-    federation = build_settings(Federation, about["federation"], "federation.")
-    clients = range(federation.clients)
+    clients = range(about.federation.clients)
     of = {client: ClientInfo(client, config.architecture, len(holding.train))}
     return Trial(
         label=label,
-        seed=int(about["seed"]),
+        seed=about.seed,
         method=method,
         # No personal test set: its held-out examples are its own already.
         shards=FederatedData(
@@ -237,18 +264,18 @@ def _trial(site: LocatedSite, about: Mapping[str, Any], client: int) -> Trial:
             holding.train,
             holding.held_out,
         ),
-        folder=site.folder / "runs" / _check_folder_name(about["run"]) / label / f"seed-{int(about['seed'])}",
+        folder=site.folder / "runs" / _check_folder_name(about.run) / label / f"seed-{about.seed}",
         identity="",
-        federation=federation,
-        compute=Compute(device=config.device, threads=config.threads, precision=about["precision"]),
+        federation=Federation(clients=about.federation.clients, client_fraction=about.federation.client_fraction),
+        compute=Compute(device=config.device, threads=config.threads, precision=about.precision),
         new_network=functools.partial(_new_network, config, Architectures()),
         evaluate_every=0,
-        counts_flops=bool(about["flops"]) and about["privacy"] is None,
+        counts_flops=about.flops and about.privacy is None,
         secure=None
-        if about["secure_aggregation"] is None
-        else build_settings(SecureAggregation, about["secure_aggregation"], "secure_aggregation."),
-        privacy=None if about["privacy"] is None else read_privacy(about["privacy"], DPSGD),
-        client_privacy=read_privacy(about["client_privacy"], DPFedAvg) if about["client_privacy"] else None,
+        if about.secure_aggregation is None
+        else build_settings(SecureAggregation, about.secure_aggregation, "secure_aggregation."),
+        privacy=None if about.privacy is None else read_privacy(about.privacy, DPSGD),
+        client_privacy=None if about.client_privacy is None else read_privacy(about.client_privacy, DPFedAvg),
     )
 
 
@@ -266,6 +293,17 @@ def _check_demands(config: SiteSettings, trial: Trial) -> None:
             raise GenfedError("it refuses privacy.reproducible_noise: anyone who knows the seed knows the noise")
         check_precision(trial.compute.precision)
         check_method(trial.label, trial.method)
+        if trial.secure is not None or trial.client_privacy is not None:
+            raise GenfedError("DP-SGD with [secure_aggregation] or DP-FedAvg is not implemented: remove one of them")
+    if trial.client_privacy is not None and trial.secure is not None:
+        check_client_level(
+            trial.client_privacy, {trial.label: trial.schedule}, trial.secure.minimum_group, warns=False
+        )
+    if trial.secure is not None and trial.secure.minimum_group > trial.federation.clients:
+        raise GenfedError(
+            f"secure_aggregation.minimum_group = {trial.secure.minimum_group}: there are {trial.federation.clients} "
+            "clients"
+        )
     if config.minimum_group is not None and any(phase.aggregate for phase in flatten_phases(trial.method.phases())):
         if trial.secure is None:
             raise GenfedError(
@@ -283,11 +321,17 @@ def _check_demands(config: SiteSettings, trial: Trial) -> None:
             )
 
 
-def _check_network(config: SiteSettings, trial: Trial) -> None:
-    """Refuses a trial under [privacy] if the site's classifier cannot be trained by DP-SGD."""
+def _check_networks(config: SiteSettings, trial: Trial) -> None:
+    """Refuses a trial under [privacy] if a network that the site would train cannot be trained by DP-SGD: its
+    classifier, or one that the method brings. Each is checked again when it is trained.
+    """
     if trial.privacy is not None:
-        network = trained_classifier(config.architecture, trial.shards.task, trial.new_network)
-        check_network(network, batch_sizes=list_batch_sizes([trial.method]))
+        task, own = trial.shards.task, [info for info in trial.shards.clients if info.architecture]
+        sizes = list_batch_sizes([trial.method])
+        check_network(trained_classifier(config.architecture, task, trial.new_network), batch_sizes=sizes)
+        server = new_server(task, tuple(own), trial.compute, trial.new_network, 0, 0, "check")
+        for network in trial.method.trained_networks(server):
+            check_network(network, batch_sizes=sizes)
 
 
 def _new_network(config: SiteSettings, known: Architectures, name: str, task: Task, rng: torch.Generator) -> nn.Module:
@@ -348,17 +392,6 @@ def _check_folder_name(name: Any) -> str:
     if not isinstance(name, str) or not name or name.startswith(".") or set(name) & set("/\\\0"):
         raise GenfedError(f"{name!r} cannot name a folder")
     return name
-
-
-def _free_memory() -> int:
-    """Returns the free memory in bytes. 0: unknown."""
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return 0
 
 
 def _fields(upload: Packed) -> list[str]:

@@ -76,9 +76,11 @@ class ClientRunner:
         """Has one client do its part of a round. A repeated request gets the same reply.
 
         Raises:
-            GenfedError: clients do not work in such a phase, or the reply would spoil a mean.
+            GenfedError: clients do not work in such a phase, there is no such client, or the reply would spoil a mean.
         """
         phase = self._find_phase(step.phase)
+        if client not in self._place:
+            raise GenfedError(f"there is no client {client}")
         if phase.exchange is None and (self._budgets is None or phase.scores):
             return self._reply(step, phase, client, sent, stores_reply=False)
         folder = self._folder / str(client)

@@ -112,9 +112,11 @@ class Trial:
             return None
         return ClientLevelPrivacy(self.client_privacy, self.settle_plan(), self.schedule, self.folder)
 
-    def spent(self) -> dict[int, list[Mechanism]]:
-        """Returns the mechanisms that each client was charged for, by the files in the trial's folder."""
-        return read_charges(self.folder, [info.id for info in self.shards.clients])
+    def spent(self, clients: Sequence[int] | None = None) -> dict[int, list[Mechanism]]:
+        """Returns the mechanisms that clients were charged for, by the files in the trial's folder. `clients`: their
+        ids. None: all.
+        """
+        return read_charges(self.folder, [info.id for info in self.shards.clients] if clients is None else clients)
 
     def guarantee(self, spent: Mapping[int, Sequence[Mechanism]] | None = None) -> PrivacyGuarantee | None:
         """Returns the privacy guarantee that follows from clients' charges. None: the trial has no privacy.

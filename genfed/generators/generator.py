@@ -13,6 +13,8 @@ from genfed.training.weights import weights_of
 
 CHUNK = 256
 """Examples sampled at once."""
+LARGEST = 2**28
+"""Maximum number of parameters of a generator (268 million, 1 GiB)."""
 
 
 class GeneratorNetwork(nn.Module, ABC):
@@ -89,6 +91,23 @@ class Generator(ABC):
         Raises:
             GenfedError: the generator does not support the kind or the size of the task's examples.
         """
+
+
+def check_size(generator: Generator, task: Task) -> None:
+    """Refuses a generator with too many parameters, before memory is allocated for them.
+
+    Raises:
+        GenfedError: it has more than `LARGEST`.
+    """
+    try:
+        with torch.device("meta"):
+            count = sum(p.numel() for p in generator.new(task, torch.Generator()).parameters())
+    except GenfedError:
+        raise
+    except Exception:  # a user's own code may not work without numbers; it is built as it is then
+        return
+    if count > LARGEST:
+        raise GenfedError(f"the generator would have {count:.3g} parameters; at most {LARGEST:.3g} are allowed")
 
 
 def uploaded_weights(network: GeneratorNetwork) -> Weights:

@@ -16,6 +16,8 @@ from genfed.engines.flower.messages import EMPTY, MessageHeader, decode_message,
 from genfed.engines.messages import RoundId
 
 log = logging.getLogger(__name__)
+STEPS = 10**9
+"""Bound of the numbers that count rounds, which are parts of file names."""
 
 Handler = Callable[[MessageHeader, Packed, Mapping[str, Any]], tuple[MessageHeader, Packed]]
 """(header, record, the node's own settings) → the reply's header and record."""
@@ -49,15 +51,19 @@ def handle_work(runner: ClientRunner, head: MessageHeader, body: Packed) -> tupl
     Raises:
         GenfedError: there is no such phase, or the work failed.
     """
-    answer = runner.work(_read_round(head["step"]), int(head["client"]), body)
+    if type(client := head.get("client")) is not int:
+        raise GenfedError("client is no whole number")
+    answer = runner.work(_read_round(head.get("step")), client, body)
     return {"weight": answer.weight, "metrics": answer.metrics, "seconds": answer.seconds}, answer.upload
 
 
 def _read_round(value: Any) -> RoundId:
     """Returns the round that a header names. It names random streams, so that its types are checked."""
     match value:
-        case {"phase": str(phase), "round": int(round_), "number": int(number)} if len(value) == 3 and not (
-            isinstance(round_, bool) or isinstance(number, bool) or min(round_, number) < 0
+        case {"phase": str(phase), "round": int(round_), "number": int(number)} if (
+            len(value) == 3
+            and not (isinstance(round_, bool) or isinstance(number, bool) or min(round_, number) < 0)
+            and max(round_, number) < STEPS
         ):
             return RoundId(phase, round_, number)
-    raise GenfedError("a step is a phase, a round and a number from 0 on")
+    raise GenfedError(f"a step is a phase, a round and a number from 0 on, both below {STEPS}")

@@ -20,7 +20,7 @@ from genfed.core.phase import Empty, Phase, Reduced, Reply
 from genfed.core.settings import settings
 from genfed.core.task import Data, Weights
 from genfed.generators.cvae import CVAE, CVAENetwork
-from genfed.generators.generator import CHUNK, Generator
+from genfed.generators.generator import CHUNK, Generator, check_size
 from genfed.training.classifier import Training, train
 from genfed.training.fit import fit
 from genfed.training.upload_checks import check_counts
@@ -130,6 +130,7 @@ class DecoderUpload(Method[S]):
     def new_network(self, where: Client | Server, rng: torch.Generator, decoder: Weights | None = None) -> CVAENetwork:
         """Returns a CVAE on the device of `where`, with this decoder (None: a new one)."""
         assert isinstance(self.generator, CVAE)
+        check_size(self.generator, where.task)
         network = self.generator.new(where.task, rng)
         network.load_state_dict(network.state_dict() | (decoder or {}))
         return network.to(where.device)

@@ -12,19 +12,22 @@ from torch.overrides import TorchFunctionMode
 
 from genfed.core.aggregate import ClientInfo, Mean
 from genfed.core.client import Client, Server, Slot
+from genfed.core.errors import GenfedError
 from genfed.core.method import Method, TrainedNetwork
 from genfed.core.phase import Phase, Reduced, Repeat, Reply
 from genfed.core.privacy import DeclaredTraining
 from genfed.core.settings import settings
 from genfed.core.task import Data, Task, Weights
 from genfed.generators.cvae import CVAE
-from genfed.generators.generator import Generator, GeneratorNetwork, kept_weights, uploaded_weights
+from genfed.generators.generator import Generator, GeneratorNetwork, check_size, kept_weights, uploaded_weights
 from genfed.training.classifier import Training, train
 from genfed.training.fit import fit
 from genfed.training.optimizer_state import OptimizerState, load_optimizer_state, optimizer_state
 from genfed.training.pixels import denormalize_pixels
 
 S = TypeVar("S")
+MOST_GENERATED = 2**31
+"""Maximum count of numbers in the generated examples that a client draws at once (8 GiB)."""
 
 
 @dataclass(frozen=True)
@@ -91,11 +94,14 @@ class FederatedGenerator(Method[S]):
 
     def new_generator(self, server: Server, task: Task) -> TrainedNetwork:
         """Returns a new generator of examples of `task`."""
+        task = maps_task(task)
+        check_size(self.generator, task)
         network = self.generator.new(task, server.common("generator")).to(server.device)
         return TrainedNetwork("the generator", network, task, network.objectives(), 'set norm = "group" for it')
 
     def initial_generator(self, server: Server, task: Task) -> Weights:
         """Returns the uploaded part of a new generator of `task`, the same in every method with this seed."""
+        check_size(self.generator, maps_task(task))
         return uploaded_weights(self.generator.new(maps_task(task), server.common("generator")))
 
     def declare_generator(self) -> DeclaredTraining:
@@ -187,10 +193,18 @@ class FederatedGenerator(Method[S]):
     ) -> dict[str, float]:
         """Trains on T_s · max(1, ⌊n / B⌋) batches of generated examples of `task` with uniform labels. Returns the loss
         by its name in the log; nothing for T_s = 0.
+
+        Raises:
+            GenfedError: they would be more than `MOST_GENERATED` numbers.
         """
         count = self._generated_count(len(client.data))
         if not count:
             return {}
+        if count * math.prod(task.shape) > MOST_GENERATED:
+            raise GenfedError(
+                f"synthetic_epochs = {self.synthetic_epochs}: {count} generated examples of {task.shape} at once are "
+                "too many; set fewer"
+            )
         if supply.pool is None:
             y = torch.randint(len(task.classes), (count,), generator=client.rng).to(client.device)
             generated = Data(self.sample_from(client, task, supply.generator, y), y)
@@ -220,6 +234,7 @@ def build_generator(generator: Generator, where: Client | Server, task: Task, we
     """Returns the generator of examples of `task` with these weights, on the device of `where`. Parts that are not
     uploaded, and so missing, get the initial weights that all clients share.
     """
+    check_size(generator, maps_task(task))
     with _SkipInitialization():
         network = generator.new(maps_task(task), where.rng)
     if network.state_dict().keys() != weights.keys():
