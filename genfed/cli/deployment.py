@@ -208,20 +208,26 @@ def site_audit_log(site: Annotated[Path, typer.Argument(help="TOML file of the s
 
 @site_app.command("budget")
 def site_budget(site: Annotated[Path, typer.Argument(help="TOML file of the site.", show_default=False)]) -> None:
-    """Show the privacy budget (ε) that each run spent on this site's examples, and the total budget.
+    """Show the privacy budget (ε) that each run spent on this site's examples, and the total budget; with
+    [client_privacy] also that of the site as a whole.
 
     SITE is the TOML file of the site. Example: `genfed site budget hospital.toml`
     """
     from rich.table import Table
 
     from genfed.deployment.site_settings import read_site
-    from genfed.privacy.site_budget import read_budget_table
+    from genfed.privacy.site_budget import BUDGET, CLIENT_BUDGET, read_budget_table
 
     here = read_site(site)
-    if here.config.privacy is None:
-        raise GenfedError(f"{site} has no [privacy]: set epsilon and delta there, the budget of its runs")
-    table = Table("run", "method", "seed", "steps", "ε", "ε so far")
-    for row in read_budget_table(here.folder, here.config.privacy):
-        table.add_row(*row)
-    open_output().print(table)
-    open_output().print(f"budget: ε = {here.config.privacy.epsilon:g} at δ = {here.config.privacy.delta:g}")
+    limits = ((here.config.privacy, BUDGET, "steps"), (here.config.client_privacy, CLIENT_BUDGET, "uploads"))
+    if not any(limit for limit, _, _ in limits):
+        raise GenfedError(
+            f"{site} has no [privacy] and no [client_privacy]: set epsilon and delta there, the budget of its runs"
+        )
+    for limit, file, counted in limits:
+        if limit is not None:
+            table = Table("run", "method", "seed", counted, "ε", "ε so far")
+            for row in read_budget_table(here.folder, limit, file):
+                table.add_row(*row)
+            open_output().print(table)
+            open_output().print(f"budget: ε = {limit.epsilon:g} at δ = {limit.delta:g}")

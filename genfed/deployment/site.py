@@ -27,7 +27,7 @@ from genfed.core.record import Packed, load, pack, save
 from genfed.core.rng import stream
 from genfed.core.settings import settings
 from genfed.core.task import Task
-from genfed.deployment import audit_log
+from genfed.deployment import audit_log, client_noise
 from genfed.deployment.memory_limit import MemoryShortageError, free_memory, limit_memory
 from genfed.deployment.site_data import describe_holdings
 from genfed.deployment.site_settings import LocatedSite, SiteSettings, read_site
@@ -45,13 +45,7 @@ from genfed.experiment.trial import Trial, new_server
 from genfed.foundation.model import FoundationModel
 from genfed.foundation.settings import Foundation
 from genfed.privacy import site_budget
-from genfed.privacy.compatibility import (
-    check_client_level,
-    check_method,
-    check_network,
-    check_precision,
-    list_batch_sizes,
-)
+from genfed.privacy.compatibility import check_method, check_network, check_precision, list_batch_sizes
 from genfed.privacy.randomness import require_privacy
 from genfed.privacy.settings import DPSGD, DPFedAvg
 from genfed.secure_aggregation.settings import SecureAggregation
@@ -153,7 +147,7 @@ def _describe(site: LocatedSite, head: Mapping[str, Any], body: Packed) -> tuple
         "device": config.device,
         "memory": free_memory(),
         "clock": datetime.datetime.now(datetime.UTC).timestamp(),
-        "demands": config.privacy is not None or config.minimum_group is not None,
+        "demands": any(demand is not None for demand in (config.privacy, config.client_privacy, config.minimum_group)),
     }, Packed({}, "{}")
 
 
@@ -174,10 +168,14 @@ def _prepare(site: LocatedSite, head: Mapping[str, Any], body: Packed) -> tuple[
     for trial in trials:
         _check_demands(site.config, trial)
         _check_networks(site.config, trial)
+        client_noise.check_plan(site.config, trial)
     keys = [_key(about) for about in opened]
     ahead = [cost for trial in trials for cost in trial.estimate_cost(clients[0])]
     if site.config.privacy is not None:
         site_budget.check_ahead(site.folder, site.config.privacy, ahead, keys)
+    uploads = [cost for trial in trials for cost in client_noise.estimate_cost(trial)]
+    if site.config.client_privacy is not None:
+        site_budget.check_ahead(site.folder, site.config.client_privacy, uploads, keys, site_budget.CLIENT_BUDGET)
     return {}, Packed({}, "{}")
 
 
@@ -199,7 +197,7 @@ def _work(site: LocatedSite, head: Mapping[str, Any], body: Packed) -> tuple[dic
     if config.privacy is not None:
         charge = site_budget.SiteBudget(site.folder, config.privacy, _key(about)).charge
     return handle_work(
-        new_runner(trial, charge), dict(head), body
+        new_runner(trial, charge, client_noise.charge_upload(site, trial, _key(about))), dict(head), body
     )
 
 
@@ -222,6 +220,7 @@ def _check_unchanged(config: SiteSettings, trial: Trial, head: Mapping[str, Any]
     with lock_folder(trial.folder):
         if not file.exists():
             _check_networks(config, trial)
+            client_noise.check_plan(config, trial)
             if trial.privacy or trial.client_privacy:
                 trial.settle_plan()  # two requests at once would both write it
             save(now, file)
@@ -295,10 +294,7 @@ def _check_demands(config: SiteSettings, trial: Trial) -> None:
         check_method(trial.label, trial.method)
         if trial.secure is not None or trial.client_privacy is not None:
             raise GenfedError("DP-SGD with [secure_aggregation] or DP-FedAvg is not implemented: remove one of them")
-    if trial.client_privacy is not None and trial.secure is not None:
-        check_client_level(
-            trial.client_privacy, {trial.label: trial.schedule}, trial.secure.minimum_group, warns=False
-        )
+    client_noise.check_demands(config, trial)
     if trial.secure is not None and trial.secure.minimum_group > trial.federation.clients:
         raise GenfedError(
             f"secure_aggregation.minimum_group = {trial.secure.minimum_group}: there are {trial.federation.clients} "

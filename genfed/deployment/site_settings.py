@@ -11,7 +11,7 @@ from genfed.config.reader import build_settings
 from genfed.core.errors import GenfedError
 from genfed.core.settings import settings
 from genfed.data.dataset import Source
-from genfed.privacy.settings import LifetimeBudget
+from genfed.privacy.settings import ClientNoiseDemand, LifetimeBudget
 
 
 @settings
@@ -59,6 +59,9 @@ class SiteSettings:
     privacy: LifetimeBudget | None = None
     """Privacy budget of each example of the site, over all runs together; the site then refuses runs without DP-SGD.
     Unset: no limit of its own."""
+    client_privacy: ClientNoiseDemand | None = None
+    """Noise of its own and budget that the site demands for its uploads; it then refuses runs without [privacy] kind =
+    "dp_fedavg" and [secure_aggregation]. Unset: no limit of its own."""
     minimum_group: Annotated[int, Field(ge=2)] | None = None
     """Smallest number of uploads that the server may sum under secure aggregation; the site then refuses runs without
     it. Unset: no limit of its own."""
@@ -72,9 +75,10 @@ class SiteSettings:
     def __post_init__(self) -> None:
         if self.link.insecure and self.link.key:
             raise GenfedError("link.insecure = true: a site without TLS shows no key; remove link.key, or insecure")
-        if self.privacy is not None and self.minimum_group is not None:
+        if self.privacy is not None and (self.minimum_group is not None or self.client_privacy is not None):
+            other = "minimum_group" if self.client_privacy is None else "[client_privacy]"
             raise GenfedError(
-                "[privacy] with minimum_group: no run has [privacy] and [secure_aggregation] both; remove one"
+                f"[privacy] with {other}: no run has DP-SGD and [secure_aggregation] both; remove one of them"
             )
 
 

@@ -1,6 +1,7 @@
 """The clients of a run on this machine, as the main process and its workers both see them."""
 
 import contextlib
+import functools
 import json
 import os
 import sys
@@ -125,9 +126,18 @@ def open_worker_pool(config: Config, folder: RunFolder) -> Iterator[WorkerPool |
             yield workers
 
 
-def new_runner(trial: Trial, charge_site: Callable[[tuple[Charge, ...]], None] | None = None) -> ClientRunner:
-    """Returns where the trial's clients work. `charge_site`: charges the site that a client is, too. None: it has no
-    budget of its own.
+def new_runner(
+    trial: Trial,
+    charge_site: Callable[[tuple[Charge, ...]], None] | None = None,
+    charge_upload: Callable[[str], None] | None = None,
+) -> ClientRunner:
+    """Returns where the trial's clients work.
+
+    Args:
+        trial: the trial.
+        charge_site: charges the site that a client is, too. None: it has no budget of its own.
+        charge_upload: called with the phase before an upload with noise of the client's own; raises to refuse it. None:
+            nothing is charged.
     """
     held_out = trial.shards.held_out.to(torch.device(trial.compute.device))
     triggered = trial.attack.triggered(held_out, trial.shards.task) if trial.attack else None
@@ -138,7 +148,9 @@ def new_runner(trial: Trial, charge_site: Callable[[tuple[Charge, ...]], None] |
         for phase in flatten_phases(trial.method.phases()):
             if phase.aggregate and phase.name in phases:
                 del phases[phase.name]  # no request can get the upload without masks
-                phases |= {part.name: part for part in make_secure(with_client_noise(phase, trial), trial.secure)}
+                charge = None if charge_upload is None else functools.partial(charge_upload, phase.name)
+                noisy = with_client_noise(phase, trial, charge)
+                phases |= {part.name: part for part in make_secure(noisy, trial.secure)}
     attack = trial.attack
     behaviors = dict.fromkeys(attack.attackers(trial.shards.clients, trial.seed), attack) if attack else {}
     return ClientRunner(

@@ -139,3 +139,15 @@ class LifetimeBudget:
     accountant: Accountant = "prv"
     """Accountant of Opacus. "prv" is tight. "rdp" is faster, but gives a larger ε, and replaces "prv" where that would
     need more than 1 GiB of memory or is not reliable."""
+
+
+@settings
+class ClientNoiseDemand(LifetimeBudget):
+    """Noise that a site demands for itself as a whole: it uploads only under masks, with noise of its own, as in
+    [privacy] kind = "dp_fedavg" with [secure_aggregation]. The budget is for all examples of the site together, over
+    all runs in which it takes part.
+    """
+
+    noise_multiplier: Annotated[float, Field(ge=LEAST_NOISE, le=1e6)] | None = None
+    """Smallest accepted noise multiplier of a round: that of the noise of `secure_aggregation.minimum_group` clients
+    together. Unset: any that keeps the budget."""

@@ -12,6 +12,8 @@ from genfed.privacy.ledger import Charge, sum_by_mechanism
 
 BUDGET = "budget.safetensors"
 """Name of a file in the site's folder. If it is deleted, the site's examples have a new, full budget."""
+CLIENT_BUDGET = "client-budget.safetensors"
+"""The same for the site as a whole: the charges of its uploads with noise of its own."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +69,9 @@ class SiteLedger:
 class SiteBudget:
     """The budget of a site over all runs, to which one trial is charged."""
 
-    def __init__(self, folder: Path, limit: PrivacyLimit, trial: TrialKey) -> None:
-        """Prepares the charges; `folder` is the site's."""
-        self._folder, self._limit, self._trial = folder, limit, trial
+    def __init__(self, folder: Path, limit: PrivacyLimit, trial: TrialKey, file: str = BUDGET) -> None:
+        """Prepares the charges; `folder` is the site's, `file` the name of the ledger in it."""
+        self._folder, self._limit, self._trial, self._file = folder, limit, trial, file
 
     def charge(self, more: tuple[Charge, ...]) -> None:
         """Charges the trial. The charges are on disk before this returns.
@@ -78,17 +80,17 @@ class SiteBudget:
             GenfedError: the charges exceed the site's budget; nothing is charged.
         """
         with lock_folder(self._folder):
-            ledger = read_site_ledger(self._folder)
+            ledger = read_site_ledger(self._folder, self._file)
             after = ledger.add(self._trial, more)
             if not fits_budget(after.mechanisms(), self._limit):
                 spent = _describe_spent(ledger, self._limit)
                 raise GenfedError(f"another round would exceed the site's privacy budget over all runs: {spent}")
-            save(after, self._folder / BUDGET)
+            save(after, self._folder / self._file)
 
 
-def read_site_ledger(folder: Path) -> SiteLedger:
+def read_site_ledger(folder: Path, name: str = BUDGET) -> SiteLedger:
     """Returns the ledger in a site's folder. A missing file is an empty ledger."""
-    file = folder / BUDGET
+    file = folder / name
     if not file.exists():
         return SiteLedger()
     try:
@@ -98,7 +100,13 @@ def read_site_ledger(folder: Path) -> SiteLedger:
     return SiteLedger(tuple(TrialCharges(each.bill, each.charges) for each in old.paid))
 
 
-def check_ahead(folder: Path, limit: PrivacyLimit, ahead: Sequence[Mechanism], trials: Collection[TrialKey]) -> None:
+def check_ahead(
+    folder: Path,
+    limit: PrivacyLimit,
+    ahead: Sequence[Mechanism],
+    trials: Collection[TrialKey],
+    file: str = BUDGET,
+) -> None:
     """Refuses a run that would exceed the site's budget.
 
     Args:
@@ -106,11 +114,12 @@ def check_ahead(folder: Path, limit: PrivacyLimit, ahead: Sequence[Mechanism], t
         limit: the site's budget.
         ahead: the mechanisms of the whole run.
         trials: the trials of the run; charges that they have already are not counted again.
+        file: name of the ledger.
 
     Raises:
         GenfedError: the run would exceed the budget.
     """
-    ledger = read_site_ledger(folder)
+    ledger = read_site_ledger(folder, file)
     if not fits_budget([*ledger.mechanisms(without=trials), *ahead], limit):
         cost = epsilon(ahead, limit.delta, limit.accountant)
         raise GenfedError(
@@ -119,9 +128,9 @@ def check_ahead(folder: Path, limit: PrivacyLimit, ahead: Sequence[Mechanism], t
         )
 
 
-def read_budget_table(folder: Path, limit: PrivacyLimit) -> list[tuple[str, ...]]:
+def read_budget_table(folder: Path, limit: PrivacyLimit, file: str = BUDGET) -> list[tuple[str, ...]]:
     """Returns a row per trial, the oldest first: run, method, seed, steps, its ε, and the ε of all trials up to it."""
-    rows, trials = [], read_site_ledger(folder).trials
+    rows, trials = [], read_site_ledger(folder, file).trials
     for count, each in enumerate(trials, 1):
         alone, total = SiteLedger((each,)).mechanisms(), SiteLedger(trials[:count]).mechanisms()
         costs = [f"{epsilon(cost, limit.delta, limit.accountant):.2f}" for cost in (alone, total)]

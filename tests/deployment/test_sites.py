@@ -660,7 +660,7 @@ def test_a_check_says_whose_memory_will_not_do(tmp_path: Path, monkeypatch: pyte
     config = some("gefl", method={"gefl": {"generator": {"kind": "cvae", "width": 64, "latent_dim": 4}}})
     files = sites(config, tmp_path / "sites")
     free = iter([0, 2**35, 2**28])  # not known, enough, too little: as they are asked
-    monkeypatch.setattr(deployment_site, "_free_memory", lambda: next(free))
+    monkeypatch.setattr(deployment_site, "free_memory", lambda: next(free))
     outcome = serve(config, Grid(files), tmp_path / "run", check=True)
     (line,) = outcome.problems
     assert re.fullmatch(r"c has 0\.2 GiB of memory free, and phase joint of gefl needs 0\.\d GiB or more", line)
@@ -988,7 +988,7 @@ def test_what_a_site_comes_to_demand_holds_for_a_run_that_goes_on(tmp_path: Path
     with pytest.raises(GenfedError, match="the site's file cannot be read; its own log says more"):
         asked(file, letter(config, number=1), initial(config))
     with pytest.raises(
-        GenfedError, match=r"\[privacy\] with minimum_group: no run has \[privacy\] and \[secure_aggregation\] both"
+        GenfedError, match=r"\[privacy\] with minimum_group: no run has DP-SGD and \[secure_aggregation\] both"
     ):
         site_settings.read_site(file)
 

@@ -1,0 +1,80 @@
+"""What a site demands for itself as a whole: uploads only under masks, with noise of its own."""
+
+import functools
+from collections.abc import Callable
+
+from genfed.core.errors import GenfedError
+from genfed.core.phase import flatten_phases
+from genfed.deployment.site_settings import LocatedSite, SiteSettings
+from genfed.experiment.trial import Trial
+from genfed.privacy.accounting import Mechanism
+from genfed.privacy.compatibility import check_client_level
+from genfed.privacy.ledger import Charge
+from genfed.privacy.plan import count_charged_rounds, plan_client_noise
+from genfed.privacy.site_budget import CLIENT_BUDGET, SiteBudget, TrialKey
+
+
+def check_demands(config: SiteSettings, trial: Trial) -> None:
+    """Refuses a trial whose uploads would leave without the noise that the site's file demands.
+
+    Raises:
+        GenfedError: the reason.
+    """
+    how, demand = trial.client_privacy, config.client_privacy
+    if demand is None or not any(phase.aggregate for phase in flatten_phases(trial.method.phases())):
+        return
+    if how is None or trial.secure is None:
+        raise GenfedError(
+            "it uploads only with noise of its own, since its file has [client_privacy]: the run needs [privacy] "
+            'kind = "dp_fedavg" and [secure_aggregation]'
+        )
+    if how.reproducible_noise:
+        raise GenfedError("it refuses privacy.reproducible_noise: anyone who knows the seed knows the noise")
+
+
+def check_plan(config: SiteSettings, trial: Trial) -> None:
+    """Refuses a trial whose noise protects less than it seems to, or less than the site demands. This may take seconds,
+    so it is done once.
+
+    Raises:
+        GenfedError: the reason.
+    """
+    how = trial.client_privacy
+    if how is not None and trial.secure is not None:
+        check_client_level(how, {trial.label: trial.schedule}, trial.secure.minimum_group, warns=False)
+        _check_noise(config, trial, plan_client_noise(how, trial.schedule))
+
+
+def _check_noise(config: SiteSettings, trial: Trial, noise: float) -> None:
+    least = config.client_privacy.noise_multiplier if config.client_privacy else None
+    if least is not None and noise < least:
+        raise GenfedError(f"{trial.label} has a noise multiplier of {noise:.4g}, and its file demands {least:g}")
+
+
+def estimate_cost(trial: Trial) -> list[Mechanism]:
+    """Returns what a trial's uploads with the site's own noise will cost. Empty: there are none, or not known in
+    advance.
+    """
+    if (how := trial.client_privacy) is None or trial.secure is None:
+        return []
+    rounds = count_charged_rounds(how, trial.schedule)
+    return [(plan_client_noise(how, trial.schedule), 1.0, rounds)] if rounds else []
+
+
+def charge_upload(site: LocatedSite, trial: Trial, key: TrialKey) -> Callable[[str], None] | None:
+    """Returns what charges an upload of a phase to the budget that the site demands, before the upload is made. None:
+    the site demands none.
+
+    Raises:
+        GenfedError: the noise is less than the site's file demands now.
+    """
+    if (demand := site.config.client_privacy) is None or trial.client_privacy is None:
+        return None
+    noise = trial.settle_plan().common_multiplier
+    _check_noise(site.config, trial, noise)
+    return functools.partial(_charge, SiteBudget(site.folder, demand, key, CLIENT_BUDGET), noise)
+
+
+def _charge(budget: SiteBudget, noise: float, phase: str) -> None:
+    # A round counts in full: the server could choose the clients.
+    budget.charge((Charge(phase, 0, 0, 1.0, noise, 1),))
