@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from genfed.config.reader import read_config
 from genfed.core.errors import GenfedError
@@ -313,8 +315,8 @@ def features_with_statistics(tmp_path: Path) -> tuple[Path, dict[str, Any], Pack
     config = some("gefl_f", federation={"architectures": ["mlp-small"]}, privacy=EXAMPLES | NOISY)
     config["method"] = {"gefl_f": config["method"]["gefl_f"] | {"generator": small}}
     (file, *_) = sites(config, tmp_path, a={"privacy": HERE | {"epsilon": 100.0}})
-    settings = read_config(config)
-    task = partitioning.partition_data(settings, load_data(settings), 0).task
+    read = read_config(config)
+    task = partitioning.partition_data(read, load_data(read), 0).task
     from genfed.config.architectures import Architectures
 
     network = Architectures().new("mlp-small", task, torch.Generator().manual_seed(0))
@@ -400,3 +402,38 @@ def test_a_message_that_is_too_deep_is_no_message() -> None:
         content.config_records["message"]["head"] = head
         with pytest.raises(GenfedError, match=r"it is no message of genfed \(RecordError: (nested|longer|too large)"):
             decode_message(content)
+
+
+VALUES: Any = st.sampled_from(
+    [None, 0, 1, -1, True, 1.5, float("nan"), 10**6, 10**20, 1e-300, 1e300, "", "x", "gefl", "../x", [], [[1]], {}]
+) | st.sampled_from([{"kind": "x"}, {"a": 1}, ["a"] * 50, "mlp-bn", "2" * 400])
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The paths of all parts of a JSON value."""
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(place for key, part in parts for place in places(part, (*path, key)))]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data(), st.integers(1, 3))
+def test_a_changed_request_is_answered_or_refused_in_one_line(site: Path, data: st.DataObject, changes: int) -> None:
+    """Never by an error that nobody thought of."""
+    pytest.importorskip("opacus")
+    about: Any = json.loads(HONEST["open"])
+    for _ in range(changes):
+        path = data.draw(st.sampled_from(places(about)))
+        value, at = data.draw(VALUES), about
+        if not path:
+            about = value
+            break
+        for key in path[:-1]:
+            at = at[key]
+        at[path[-1]] = value
+    head = {"genfed": HONEST["genfed"], "ask": "prepare", "open": [json.dumps(about)], "client": 0}
+    before = len(log_of(site))
+    try:
+        asked(site, head, EMPTY)
+    except GenfedError:
+        (line,) = log_of(site)[before:]
+        assert " refused: " in line
