@@ -23,7 +23,7 @@ from torch import Tensor
 
 from genfed.core.errors import RecordError
 from genfed.core.files import atomic_write
-from genfed.core.json_text import LONGEST, read_json
+from genfed.core.json_text import read_json
 
 R = TypeVar("R")
 _SCALARS = (int, float, str, bool)
@@ -31,8 +31,9 @@ _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _DTYPES = frozenset((torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, *_FLOATS))
 
 
-HEADER = 2 * LONGEST
-"""Maximum size in bytes of the header of a message, which names its tensors and holds its skeleton."""
+HEADER = 2**25
+"""Maximum size in bytes of the header of a message, which names its tensors and holds its skeleton (32 MiB: 100,000
+tensors have less)."""
 
 
 class Packed(NamedTuple):

@@ -16,9 +16,13 @@ class MemoryShortageError(GenfedError):
 
 
 @contextlib.contextmanager
-def limit_memory(device: str) -> Iterator[None]:
+def limit_memory(device: str, mapped: int = 0) -> Iterator[None]:
     """Lets the block allocate no more memory than is free when it begins. Not on a GPU, whose driver reserves far more
     than it uses, nor where the free memory is unknown.
+
+    Args:
+        device: the device to compute on.
+        mapped: bytes of the files that the block maps into memory, which count too, though they need none.
 
     Raises:
         MemoryShortageError: the block needs more.
@@ -26,7 +30,7 @@ def limit_memory(device: str) -> Iterator[None]:
     free, before = free_memory(), resource.getrlimit(resource.RLIMIT_DATA)
     used = _read_kilobytes("/proc/self/status", "VmData:")
     if device == "cpu" and free and used and before[0] == resource.RLIM_INFINITY:
-        resource.setrlimit(resource.RLIMIT_DATA, (used + free, before[1]))
+        resource.setrlimit(resource.RLIMIT_DATA, (used + free + mapped, before[1]))
     try:
         yield
     except (MemoryError, RuntimeError) as error:

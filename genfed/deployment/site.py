@@ -29,7 +29,7 @@ from genfed.core.settings import settings
 from genfed.core.task import Task
 from genfed.deployment import audit_log, client_noise
 from genfed.deployment.memory_limit import MemoryShortageError, free_memory, limit_memory
-from genfed.deployment.site_data import describe_holdings
+from genfed.deployment.site_data import SiteHoldings, describe_holdings, size_of_data
 from genfed.deployment.site_settings import LocatedSite, SiteSettings, read_site
 from genfed.deployment.trial_description import (
     TrialDescription,
@@ -52,6 +52,8 @@ from genfed.secure_aggregation.settings import SecureAggregation
 from genfed.training.weights import Model, weights_of
 
 log = logging.getLogger(__name__)
+MAPPED = 8
+"""Size of what a request maps into memory, in sizes of the site's data: the data, and features that clients store."""
 LOG = "site.log"
 """File name of the log of errors, in the folder of the site."""
 
@@ -75,7 +77,7 @@ def handle(head: Mapping[str, Any], body: Packed, node: Mapping[str, Any]) -> tu
         log.exception("the site's file cannot be read")
         raise GenfedError("the site's file cannot be read; its own log says more") from None
     torch.set_num_threads(site.config.threads)
-    with _hide_errors(site, head), limit_memory(site.config.device):
+    with _hide_errors(site, head), limit_memory(site.config.device, MAPPED * size_of_data(site)):
         version = head.get("genfed")
         if version != __version__:
             raise GenfedError(f"the server has genfed {version}, and site {site.config.name} has {__version__}")
@@ -164,7 +166,8 @@ def _prepare(site: LocatedSite, head: Mapping[str, Any], body: Packed) -> tuple[
     """Refuses a run before training, or takes part in all its trials. Nothing is charged or written."""
     opened = read_descriptions(head)
     clients = [_client(head, about) for about in opened]
-    trials = [_trial(site, about, client) for about, client in zip(opened, clients, strict=True)]
+    holding = describe_holdings(site)
+    trials = [_trial(site, holding, about, client) for about, client in zip(opened, clients, strict=True)]
     for trial in trials:
         _check_demands(site.config, trial)
         _check_networks(site.config, trial)
@@ -183,7 +186,9 @@ def _spent(site: LocatedSite, head: Mapping[str, Any], body: Packed) -> tuple[di
     """Answers with what a trial has cost so far, as mechanisms; they follow from settings and number of examples."""
     about = read_description(head.get("open"))
     client = _client(head, about)
-    return {"mechanisms": _trial(site, about, client).spent([client])[client]}, Packed({}, "{}")
+    return {"mechanisms": _trial(site, describe_holdings(site), about, client).spent([client])[client]}, Packed(
+        {}, "{}"
+    )
 
 
 def _work(site: LocatedSite, head: Mapping[str, Any], body: Packed) -> tuple[dict[str, Any], Packed]:
@@ -191,7 +196,7 @@ def _work(site: LocatedSite, head: Mapping[str, Any], body: Packed) -> tuple[dic
     from genfed.engines.flower.client import handle_work
 
     config, about = site.config, read_description(head.get("open"))
-    trial = _trial(site, about, _client(head, about))
+    trial = _trial(site, describe_holdings(site), about, _client(head, about))
     _check_unchanged(config, trial, head)
     charge = None
     if config.privacy is not None:
@@ -236,13 +241,13 @@ def _key(about: TrialDescription) -> site_budget.TrialKey:
     return site_budget.TrialKey(about.run, about.label, about.seed)
 
 
-def _trial(site: LocatedSite, about: TrialDescription, client: int) -> Trial:
+def _trial(site: LocatedSite, holding: SiteHoldings, about: TrialDescription, client: int) -> Trial:
     """Returns the trial that the server describes, as this site knows it: without the other clients' data.
 
     Raises:
         GenfedError: it names code that the site does not allow, has too many rounds, or other classes than the site's.
     """
-    config, holding = site.config, describe_holdings(site)
+    config = site.config
     _check_names(about.method, config)
     label = _check_folder_name(about.label)
     method = _restrict_models(read_method(about.method, f"method.{label}"), config)

@@ -65,6 +65,12 @@ def describe_holdings(site: LocatedSite) -> SiteHoldings:
     return load_site_data(site)
 
 
+def size_of_data(site: LocatedSite) -> int:
+    """Returns the size in bytes of the data as tensors. 0: they are not stored yet."""
+    file = site.folder / DATA
+    return file.stat().st_size if file.exists() else 0
+
+
 def fingerprint_source(site: LocatedSite) -> str:
     """Returns a hash of the settings of a site's data, and of the size and time of each file."""
     config, hashed = site.config, hashlib.blake2b(digest_size=16)

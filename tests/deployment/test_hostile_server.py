@@ -294,6 +294,9 @@ def test_more_memory_than_is_free_is_refused_whatever_asks_for_it(
         raise ValueError("other")
     with pytest.raises(RuntimeError, match="other"), limit_memory("cpu"):
         raise RuntimeError("other")
+    with limit_memory("cpu", 2**50):
+        mapped = resource.getrlimit(resource.RLIMIT_DATA)[0]
+    assert mapped > 2**50, "files that are mapped count too, though they need no memory"
     with limit_memory("cuda:0"):
         assert resource.getrlimit(resource.RLIMIT_DATA) == before
 
