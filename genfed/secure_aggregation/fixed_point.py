@@ -13,6 +13,9 @@ from genfed.core.errors import GenfedError
 
 SCALE = 2.0**24
 """Steps per unit: every number, multiplied by its weight, is rounded to the nearest step."""
+MEMBERS = 2**20
+"""Maximum number of vectors in a sum. A server names it, and could otherwise have a client refuse because of a small
+number, which would reveal it."""
 _LARGEST = 2.0**62
 
 
@@ -39,7 +42,8 @@ def pack_vectors(
         members: by group, the largest number of vectors that may be added up.
 
     Raises:
-        GenfedError: a number is not finite, or so large that the sum could exceed 64 bits.
+        GenfedError: a number is not finite, or so large that the sum could exceed 64 bits; the message does not say
+            which. Or there may be too many vectors.
     """
     vectors = {}
     for group, fields in list_groups(aggregates, info).items():
@@ -50,9 +54,12 @@ def pack_vectors(
                 form.append([name, path, *_type_and_shape(leaf)])
                 parts.append(_flatten(leaf).double() * (factor * SCALE))
         numbers = torch.cat(parts)
+        if not 0 < members[group] <= MEMBERS:
+            raise GenfedError(f"a sum of {members[group]} uploads: 1 to {MEMBERS} are allowed")
         largest = float(numbers.abs().max())
         if not largest < _LARGEST / members[group]:  # NaN too
-            raise GenfedError(f"its upload holds a number that secure aggregation cannot sum ({largest / SCALE:g})")
+            # Not which: the text goes to the server.
+            raise GenfedError("its upload holds a number that secure aggregation cannot sum")
         vectors[group] = GroupVector(numbers.round().to(torch.int64), json.dumps(form))
     return vectors
 

@@ -10,7 +10,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from genfed.core.aggregate import Aggregate, ClientInfo, Collect, Fold, Mean, Sum
+from genfed.core.aggregate import Aggregate, ClientInfo, Collect, Fold, Mean, Sum, list_groups
 from genfed.core.client import Client, Server, Slot
 from genfed.core.errors import GenfedError
 from genfed.core.phase import Phase, Reduced, Reply
@@ -18,7 +18,7 @@ from genfed.core.record import pack, unpack
 from genfed.core.task import Data
 from genfed.robustness.robust_mean import make_robust
 from genfed.robustness.rules import Median
-from genfed.secure_aggregation.fixed_point import SCALE
+from genfed.secure_aggregation.fixed_point import SCALE, pack_vectors
 from genfed.secure_aggregation.messages import SECRETS, MaskedUpload, SecureSession
 from genfed.secure_aggregation.protocol import make_secure, neighbor_graph
 from genfed.secure_aggregation.settings import SecureAggregation
@@ -270,8 +270,19 @@ def test_numbers_that_cannot_be_summed_are_refused_by_the_client() -> None:
         reply = upload_of(client.info.id)
         return replace(reply, upload=replace(reply.upload, seen=1e30 if client.info.id == 2 else 0.0))
 
-    with pytest.raises(GenfedError, match="a number that secure aggregation cannot sum"):
+    with pytest.raises(GenfedError, match=r"holds a number that secure aggregation cannot sum(;|$)"):
         run(4, ALL, phase=replace(PHASE, work=infinite))
+
+
+@pytest.mark.parametrize("members", [0, -1, 2**21, 2**62])
+def test_no_small_number_makes_a_client_refuse(members: int) -> None:
+    """A server that names a huge group could read a client's largest number off its refusals."""
+    reply = upload_of(0)
+    info = ClientInfo(0, "mlp", 1)
+    groups = list_groups(HOW, info)
+    with pytest.raises(GenfedError, match=r"a sum of -?\d+ uploads: 1 to 1048576 are allowed"):
+        pack_vectors(reply.upload, 1.0, HOW, info, dict.fromkeys(groups, members))
+    assert pack_vectors(reply.upload, 1.0, HOW, info, dict.fromkeys(groups, 2**20)).keys() == groups.keys()
 
 
 def test_phases_that_need_single_uploads_are_refused() -> None:
