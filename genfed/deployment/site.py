@@ -110,7 +110,10 @@ def _hide_errors(site: LocatedSite, head: Mapping[str, Any]) -> Iterator[None]:
 
 def _log_text(error: BaseException) -> str:
     """Returns the text of an error for the site's own log: one line for a refusal, all of any other error."""
-    if isinstance(error, GenfedError) and isinstance(_foreign_cause(error), ValidationError | None):
+    cause = _foreign_cause(error)
+    if isinstance(cause, RuntimeError) and str(cause).startswith("Error(s) in loading state_dict"):
+        return "refused: the tensors that were sent do not fit the network"
+    if isinstance(error, GenfedError) and isinstance(cause, ValidationError | None):
         return f"refused: {' '.join(str(error).split())[:1000]}"
     return "failed:\n" + "".join(traceback.format_exception(error))
 

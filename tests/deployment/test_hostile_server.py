@@ -192,6 +192,23 @@ def test_what_exceeds_a_bound_is_refused_in_one_line(site: Path, key: str, value
     refuses(site, head, says)
 
 
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (pack(Model({"w": torch.zeros(3)})), "the tensors that were sent do not fit the network"),
+        (pack(Model({})), "the tensors that were sent do not fit the network"),
+        (Packed({}, "[" * 100_000), "Model: the skeleton is nested too deeply"),
+        (Packed({}, '{"classifier": 1}'), "expected a dict, got int"),
+        (Packed({"w": torch.zeros(3)}, '{"classifier": []}'), "unexpected tensor w"),
+    ],
+    ids=["other", "none", "deep", "number", "unread"],
+)
+def test_a_record_that_does_not_fit_is_refused_in_one_line(tmp_path: Path, body: Packed, says: str) -> None:
+    config = some("fedavg", federation=ALIKE)
+    (file, *_) = sites(config, tmp_path)
+    refuses(file, letter(config), says, body)
+
+
 def test_a_site_goes_on_to_serve(site: Path) -> None:
     """After all of these requests in one process."""
     pytest.importorskip("opacus")
