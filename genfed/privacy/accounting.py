@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from genfed.core.errors import GenfedError, first_line
-from genfed.privacy.settings import Accountant, PrivacySettings
+from genfed.privacy.settings import LEAST_NOISE, Accountant, PrivacySettings
 
 log = logging.getLogger(__name__)
 Mechanism = tuple[float, float, int]
@@ -36,8 +36,8 @@ WITHIN = 1.01
 """Maximum ratio of a noise multiplier to the smallest one that would be enough."""
 
 
-LEAST_NOISE, MOST_NOISE = 1e-3, 1e6
-"""Noise multipliers between which ε is computed. Less noise counts as none, and more as the largest."""
+MOST_NOISE = 1e6
+"""Largest noise multiplier for which ε is computed. More noise counts as this, and less than `LEAST_NOISE` as none."""
 LEAST_RATE = 1e-9
 """Smallest sampling rate for which ε is computed. Lower ones count as this one."""
 PRV_BYTES, PRV_POINTS = 2**30, 2**24

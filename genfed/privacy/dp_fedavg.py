@@ -146,7 +146,9 @@ class NoisyClippedMean:
         """Returns the share of the updates that were not clipped. Noise of this standard deviation is added to their
         number. A client that did not answer counts as one half.
         """
-        count = self._within - self._answered / 2 + (noise * float(draw_gaussian(self._draws)) if noise else 0.0)
+        count = self._within - self._answered / 2
+        if noise:
+            count += float(draw_noise(noise, (), self._draws, largest=self.expected))
         return count / self.expected + 0.5
 
     def _release(self, key: str, like: Any, total: Any, sent: bool, count: float) -> Any:
