@@ -1,14 +1,16 @@
 """Reductions of client uploads, declared per upload field on the phase.
 
 Replies are folded as they arrive, along a fixed binary tree over the clients of the round. So the result has the same
-bits in whichever order clients reply, and memory holds O(log n) partial sums plus the replies in flight.
+bits in whichever order clients reply, and memory holds O(log n) partial sums plus the replies in flight. Only of fields
+that were not sent it holds up to half of the replies, until it is known how most of them look.
 """
 
 import operator
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,6 +40,13 @@ class ClientInfo:
     def personal(self) -> bool:
         """Whether the architecture is the client's own ("package.module:Class"), which the server cannot run."""
         return ":" in self.architecture
+
+
+def cap_weight(weight: float, info: ClientInfo) -> float:
+    """Returns the weight that counts of the one that a client claims: at most its declared number of examples, or 1
+    where all clients count the same.
+    """
+    return min(weight, float(max(1, info.examples)))
 
 
 class Aggregate(ABC):
@@ -218,15 +227,39 @@ def list_groups(aggregates: Mapping[str, Aggregate], info: ClientInfo) -> dict[s
     return found
 
 
+class _Waiting(NamedTuple):
+    """A reply that waits until it is known how the uploads of its groups look."""
+
+    info: ClientInfo
+    upload: object
+    weight: float
+    sent: object
+    layouts: "dict[_Part, Any]"
+
+
+_Part = tuple[str, str]
+"""A field of an upload, and the group in which it is reduced."""
+
+
 class Fold:
-    """The reduction of one round's replies. Each client is given once, in any order, with `add` or `skip`."""
+    """The reduction of one round's replies. Each client is given once, in any order, with `add` or `skip`.
+
+    All uploads of a group look the same: a field that was sent as it was sent, another one as in most uploads (in a
+    tie, as in that of the lowest client id). So one client with another upload excludes no other, also if it replies
+    first.
+    """
 
     def __init__(self, aggregates: Mapping[str, Aggregate], clients: Sequence[ClientInfo]) -> None:
         self._aggregates = aggregates
         self._place = {info.id: place for place, info in enumerate(sorted(clients, key=lambda i: i.id))}
-        self._waiting: dict[tuple[int, int], dict[str, Any] | None] = {}  # (level, index) -> partial; None: empty
-        self._layouts: dict[tuple[str, str], Any] = {}  # (field, group) -> layout of the first reply
+        self._sums: dict[tuple[int, int], dict[str, Any] | None] = {}  # (level, index) -> partial; None: empty
         self._pending = set(self._place)
+        self._sizes = Counter((name, each.group(info)) for name, each in aggregates.items() for info in clients)
+        self._votes: dict[_Part, list[tuple[Any, list[int]]]] = {}  # layouts, with the clients that have each
+        self._waiting: dict[int, _Waiting] = {}
+        self.layouts: dict[_Part, Any] = {}
+        """Layouts that uploads must have, by field and group, as far as they are known."""
+        self._misfits: dict[int, str] = {}
 
     def add(self, info: ClientInfo, upload: object, weight: float, sent: object = None) -> None:
         """Folds one reply in.
@@ -238,42 +271,86 @@ class Fold:
             sent: the record that it was sent. None: no aggregate needs it.
 
         Raises:
-            GenfedError: the upload does not fit those before it; the fold is then unchanged.
+            GenfedError: the upload does not look as it must; the fold is then unchanged.
         """
         layouts = {
             (name, group): layout
             for name, aggregate in self._aggregates.items()
             for group, layout in aggregate.read_layout(getattr(upload, name), info).items()
         }
+        for name, aggregate in self._aggregates.items():
+            if (before := getattr(sent, name, None)) is not None:
+                for group, layout in aggregate.read_layout(before, info).items():
+                    if layouts.get((name, group)) == layout:
+                        self.layouts.setdefault((name, group), layout)
         # Checked here, not when partial sums are joined: that may be much later, and while another client is added.
-        for key, layout in layouts.items():
-            map_tree(_refuse_other_layout, self._layouts.get(key, layout), layout)
-        values = {
+        for part in layouts.keys() & self.layouts.keys():
+            map_tree(_refuse_other_layout, self.layouts[part], layouts[part])
+        self._waiting[info.id] = _Waiting(info, upload, weight, sent, layouts)
+        for part in layouts.keys() - self.layouts.keys():
+            self._vote(part, layouts[part], info.id)
+        self._fold_known()
+
+    def _vote(self, part: _Part, layout: Any, client: int) -> None:
+        votes = self._votes.setdefault(part, [])
+        ids = next((ids for known, ids in votes if known == layout), None)
+        if ids is None:
+            votes.append((layout, ids := []))
+        ids.append(client)
+        if 2 * len(ids) > self._sizes[part]:
+            self.layouts[part] = layout
+
+    def _fold_known(self) -> None:
+        """Folds the waiting replies of which all layouts are known, and excludes those that look different."""
+        for client, waiting in list(self._waiting.items()):
+            known = waiting.layouts.keys() & self.layouts.keys()
+            try:
+                for part in known:
+                    map_tree(_refuse_other_layout, self.layouts[part], waiting.layouts[part])
+            except GenfedError as error:
+                self._misfits[client] = str(error)
+                del self._waiting[client]
+                self._put(waiting.info, None)
+                continue
+            if len(known) == len(waiting.layouts):
+                del self._waiting[client]
+                self._put(waiting.info, self._lift(waiting))
+
+    def _lift(self, reply: _Waiting) -> dict[str, Any]:
+        info, upload, weight, sent, _ = reply
+        return {
             name: aggregate.lift(getattr(upload, name), weight, info, getattr(sent, name, None))
             for name, aggregate in self._aggregates.items()
         }
-        self._put(info, values)
-        self._layouts |= layouts
 
     def skip(self, info: ClientInfo) -> None:
         """Excludes a client."""
         self._put(info, None)
+
+    def settle(self) -> dict[int, str]:
+        """Decides how uploads must look where that is not known yet; call it when all clients were given. Returns the
+        reason by client that was added, and is excluded since its upload looks different.
+        """
+        for part, votes in self._votes.items():
+            self.layouts.setdefault(part, max(votes, key=lambda vote: (len(vote[1]), -min(vote[1])))[0])
+        self._fold_known()
+        return dict(self._misfits)
 
     def _put(self, info: ClientInfo, partial: dict[str, Any] | None) -> None:
         assert info.id in self._pending, f"client {info.id} is not part of the round, or was given already"
         index, level, size, joined = self._place[info.id], 0, len(self._place), []
         while size > 1:
             if (sibling := index ^ 1) < size:
-                if (level, sibling) not in self._waiting:
+                if (level, sibling) not in self._sums:
                     break
                 joined.append((level, sibling))
-                other = self._waiting[level, sibling]
+                other = self._sums[level, sibling]
                 left, right = (other, partial) if sibling < index else (partial, other)
                 partial = self._join(left, right)
             level, index, size = level + 1, index >> 1, (size + 1) >> 1
         for key in joined:
-            del self._waiting[key]
-        self._waiting[level, index] = partial
+            del self._sums[key]
+        self._sums[level, index] = partial
         self._pending.remove(info.id)
 
     def _join(self, left: dict[str, Any] | None, right: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -283,8 +360,9 @@ class Fold:
 
     def finish(self) -> dict[str, Any]:
         """Returns the reduced value of every declared field."""
+        self.settle()
         assert not self._pending, "a client of the round was neither added nor skipped"
-        (total,) = list(self._waiting.values()) or [None]  # a round may have no client
+        (total,) = list(self._sums.values()) or [None]  # a round may have no client
         return {name: each.finish(None if total is None else total[name]) for name, each in self._aggregates.items()}
 
 
@@ -344,7 +422,9 @@ def _narrow(leaf: Any, dtype: torch.dtype | None) -> Any:
 
 
 def _leaf_layout(leaf: Any) -> str:
-    return f"{leaf.dtype} {tuple(leaf.shape)}" if isinstance(leaf, Tensor) else "a number"
+    if isinstance(leaf, Tensor):
+        return f"{leaf.dtype} {tuple(leaf.shape)}"
+    return "a number" if isinstance(leaf, int | float) else type(leaf).__name__
 
 
 def _refuse_other_layout(expected: str, found: str) -> None:

@@ -1,20 +1,28 @@
 """One round of one phase, over any engine: send, check the replies, reduce them."""
 
 import json
+import logging
+import math
 import time
+import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
-from genfed.core.aggregate import ClientInfo, Fold
+from genfed.core.aggregate import Aggregate, ClientInfo, Fold, cap_weight
 from genfed.core.client import Server
 from genfed.core.errors import GenfedError, StorageError
 from genfed.core.phase import Phase, Reduced
 from genfed.core.record import Packed, pack, unpack
 from genfed.core.schedule import Schedule, round_up_share
 from genfed.engines.messages import PackedReply, RoundId, check_reply
+
+log = logging.getLogger(__name__)
+LARGEST = 1e15
+"""Largest absolute value of a number in an upload, and in a mean."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,9 @@ class Reducer(Protocol):
 
     def skip(self, info: ClientInfo) -> None:
         """Excludes a client."""
+
+    def settle(self) -> Mapping[int, str]:
+        """Returns the reason by client that was added and is excluded, once all clients were given."""
 
     def finish(self) -> Mapping[str, Any]:
         """Returns the reduced value of every declared field."""
@@ -169,29 +180,47 @@ class Round:
             except StorageError as error:
                 raise GenfedError(f"{error}; nothing that was saved is lost: fix the cause, then --resume") from None
             except GenfedError as error:
-                self.failures[info.id] = str(error)
-                self._fold.skip(info)
+                self._exclude(info, str(error))
+                continue
+            except Exception as error:  # an upload may be such that no check expects it; the others go on
+                log.warning("the upload of client %d cannot be used\n%s", info.id, traceback.format_exc())
+                self._exclude(info, f"its upload cannot be used ({type(error).__name__})")
                 continue
             self._answered.append(info)
             yield ClientCost(info, answer.upload.nbytes, sent.nbytes, answer.seconds, answer.metrics)
+        self.failures |= (misfits := self._fold.settle())
+        self._answered = [info for info in self._answered if info.id not in misfits]
         self.seconds = time.perf_counter() - started
+
+    def _exclude(self, info: ClientInfo, reason: str) -> None:
+        self.failures[info.id] = reason
+        self._fold.skip(info)
 
     def _take(self, info: ClientInfo, sent: Packed, answer: PackedReply) -> None:
         request, wire = self._request, self._request.phase.wire_types
         was_sent, upload = unpack(wire.sent, sent), unpack(wire.uploaded, answer.upload)
         check_upload(sent, answer)
+        if request.phase.exchange is None:  # masked numbers are of any size
+            _check_size(answer.upload)
         if request.phase.check is not None:
             request.phase.check(request.server, info, upload)
-        self._fold.add(info, upload, answer.weight, was_sent)
+        if (weight := cap_weight(answer.weight, info)) < answer.weight:
+            log.warning(
+                "%s: client %d claims the weight %g, and its %d examples count",
+                request.round_id, info.id, answer.weight, info.examples,
+            )  # fmt: skip
+        self._fold.add(info, upload, weight, was_sent)
 
     @property
     def reduced(self) -> Reduced:
         """See `OpenRound`."""
-        if self._quorum is None:
-            return Reduced(self._fold.finish(), ())
-        request = self._request
-        check_quorum(request.round_id, len(self._answered), len(request.clients), self._quorum, self.failures)
-        return Reduced(self._fold.finish(), tuple(sorted(self._answered, key=lambda i: i.id)))
+        request, answered = self._request, tuple[ClientInfo, ...]()
+        if self._quorum is not None:
+            check_quorum(request.round_id, len(self._answered), len(request.clients), self._quorum, self.failures)
+            answered = tuple(sorted(self._answered, key=lambda i: i.id))
+        values = self._fold.finish()
+        check_reduced(request.round_id, values, request.phase.aggregate)
+        return Reduced(values, answered)
 
 
 def check_quorum(step: RoundId, answered: int, selected: int, quorum: float, failures: Mapping[int, str]) -> None:
@@ -214,6 +243,47 @@ def check_quorum(step: RoundId, answered: int, selected: int, quorum: float, fai
             f"{step.phase} round {step.round}: {answered} of {selected} clients answered and the quorum is {needed}; "
             f"client {client}: {reason}"
         )
+
+
+def check_reduced(step: RoundId, values: Mapping[str, Any], aggregates: Mapping[str, Aggregate]) -> None:
+    """Refuses reduced uploads that would spoil the state.
+
+    Args:
+        step: the round.
+        values: the reduced value of every upload field.
+        aggregates: how each field was reduced.
+
+    Raises:
+        GenfedError: numbers are not finite, or those of a mean are beyond `LARGEST`.
+    """
+    for name, value in values.items():
+        most = LARGEST if aggregates[name].weighted else math.inf
+        if not _is_within(value, most):
+            raise GenfedError(
+                f"{step}: the reduced {name} holds numbers that are not finite or far too large, so the state before "
+                "it is kept; [aggregation] has rules that withstand such uploads"
+            )
+
+
+def _check_size(upload: Packed) -> None:
+    """Refuses numbers with which a mean or the next computation would overflow."""
+    for path, value in (*upload.tensors.items(), *json.loads(upload.skeleton).items()):
+        if not _is_within(value, LARGEST):
+            raise GenfedError(f"{path} holds numbers beyond ±{LARGEST:g}")
+
+
+def _is_within(value: Any, most: float) -> bool:
+    """Returns whether all numbers of dicts, sequences and tensors are finite, and at most `most` in absolute value."""
+    if isinstance(value, Tensor):
+        if not value.numel() or value.dtype == torch.bool:
+            return True
+        low, high = value.min().item(), value.max().item()  # NaN if any is
+        return all(math.isfinite(each) and abs(each) <= most for each in (low, high))
+    if isinstance(value, dict | list | tuple):
+        return all(_is_within(each, most) for each in (value.values() if isinstance(value, dict) else value))
+    if isinstance(value, int | float):
+        return abs(value) <= most and not (isinstance(value, float) and not math.isfinite(value))
+    return True
 
 
 def check_upload(sent: Packed, answer: PackedReply) -> None:

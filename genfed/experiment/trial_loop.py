@@ -171,7 +171,7 @@ class TrialLoop:
             log.warning(
                 "%s, seed %d: client %d excluded from %s: %s", trial.label, trial.seed, client, round_id, reason
             )
-        return sorted(rows, key=lambda row: int(row["client"]))
+        return sorted((row for row in rows if row["client"] not in round_.failures), key=lambda row: int(row["client"]))
 
     def _add_scores(self, rows: Sequence[dict[str, Any]], reduced: Reduced) -> None:
         for row in rows:

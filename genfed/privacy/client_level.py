@@ -202,6 +202,10 @@ class NoisyReduction:
         """See `Fold`."""
         self.clipped.skip(info)
 
+    def settle(self) -> dict[int, str]:
+        """See `Fold`."""
+        return self.clipped.settle()
+
     def finish(self) -> Mapping[str, Any]:
         """See `Fold`. The round is charged before this returns."""
         values = self.clipped.finish()

@@ -87,6 +87,7 @@ class NoisyClippedMean:
         sizes = {name: Counter(mean.group(info) for info in population) for name, mean in means.items()}
         self._expected = {name: {group: n * chance for group, n in counts.items()} for name, counts in sizes.items()}
         self._like: dict[tuple[str, str], Any] = {}  # the state that was sent; where there is none, an upload
+        self._unlike: dict[tuple[str, str], list[tuple[Any, Any]]] = {}  # layout and upload, until it is known which
         self.expected = len(population) * chance
         self._within, self._answered = 0, 0
         groups = {tuple(mean.group(info) for mean in means.values()): info for info in population}
@@ -116,14 +117,35 @@ class NoisyClippedMean:
                 map_tree(refuse_unequal, self._like[key], mean.extract(getattr(sent, name, None)))
             updates[name] = map_tree(subtract, self._like[key] if key in self._sent else zeros_like(value), value)
         length, factor = clip_update(updates, self._clip)
-        self._fold.add(info, SimpleNamespace(**updates), factor)
+        before = {
+            name: self._like[name, mean.group(info)] for name, mean in self._means.items() if self._is_sent(name, info)
+        }
+        self._fold.add(info, SimpleNamespace(**updates), factor, SimpleNamespace(**before))
         for name, mean in self._means.items():
-            self._like.setdefault((name, mean.group(info)), mean.extract(getattr(upload, name)))
+            if not self._is_sent(name, info):
+                self._keep_layout((name, mean.group(info)), mean.extract(getattr(upload, name)), updates[name], info)
         self._within, self._answered = self._within + (length <= self._clip), self._answered + 1
+
+    def _is_sent(self, name: str, info: ClientInfo) -> bool:
+        return (name, self._means[name].group(info)) in self._sent
+
+    def _keep_layout(self, part: tuple[str, str], value: Any, update: Any, info: ClientInfo) -> None:
+        """Keeps one upload of each layout, from which names and types of what is released are taken."""
+        layout = UpdateSum(self._means[part[0]]).read_layout(update, info)[part[1]]
+        kept = self._unlike.setdefault(part, [])
+        if layout not in [known for known, _ in kept]:
+            kept.append((layout, value))
 
     def skip(self, info: ClientInfo) -> None:
         """Excludes a client, which then adds nothing."""
         self._fold.skip(info)
+
+    def settle(self) -> dict[int, str]:
+        """See `Fold`."""
+        misfits = self._fold.settle()
+        for part, kept in self._unlike.items():
+            self._like[part] = next(value for layout, value in kept if layout == self._fold.layouts[part])
+        return misfits
 
     def finish(self) -> dict[str, Any]:
         """Returns the reduced values that `update` gets. Every call draws new noise.
@@ -131,6 +153,7 @@ class NoisyClippedMean:
         Raises:
             GenfedError: no client of a group answered, and the group was sent no state.
         """
+        self.settle()
         sums, found = self._fold.finish(), {}
         for name, mean in self._means.items():
             parts = {}

@@ -1,3 +1,4 @@
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -188,8 +189,8 @@ def test_few_partial_sums_wait_when_replies_come_in_order(count: int, skipping: 
         if skipping and place % 3 == 0:
             folding.skip(info)
         else:
-            folding.add(info, Upload(torch.zeros(1)), 1.0)
-        most = max(most, len(folding._waiting))
+            folding.add(info, Upload(torch.zeros(1)), 1.0, sent=Upload(torch.zeros(1)))
+        most = max(most, len(folding._sums) + len(folding._waiting))
     assert most <= math.floor(math.log2(count)) + 1
     folding.finish()
 
@@ -239,33 +240,53 @@ BAD = [
 
 @pytest.mark.parametrize("how", [Mean(), Mean(by="architecture"), Sum()])
 @pytest.mark.parametrize("bad", BAD)
-@pytest.mark.parametrize("place", range(1, 5))
-def test_an_upload_that_does_not_fit_is_refused_at_once_and_the_fold_goes_on(
-    how: Aggregate, bad: Any, place: int
-) -> None:
-    asked = clients(5)
+def test_an_upload_that_does_not_fit_excludes_its_client_alone_whoever_replies_first(how: Aggregate, bad: Any) -> None:
+    for place in range(5):
+        asked = [ClientInfo(i, "a", 1) for i in range(5)]
+        folding = Fold({"x": how}, asked)
+        for info in [asked[place], *(info for info in asked if info.id != place)]:
+            folding.add(info, Upload(bad if info.id == place else GOOD), 1.0)
+        misfits = folding.settle()
+        assert list(misfits) == [place]
+        assert misfits[place].startswith("uploads of one group have different")
+        got = folding.finish()["x"]
+        got = got.get("a", got)
+        assert got["w"].tolist() == ([4.0, 4.0] if isinstance(how, Sum) else [1.0, 1.0])
+
+
+@pytest.mark.parametrize("how", [Mean(), Mean(by="architecture"), Sum()])
+def test_an_upload_that_differs_from_what_was_sent_is_refused_at_once(how: Aggregate) -> None:
+    asked = [ClientInfo(i, "a", 1) for i in range(2)]
     folding = Fold({"x": how}, asked)
-    for i, info in enumerate(asked):
-        if i == place:
-            with pytest.raises(GenfedError, match="uploads of one group have different"):
-                folding.add(info, Upload(bad), 1.0)
-            folding.skip(info)
-        else:
-            folding.add(info, Upload(GOOD), 1.0)
-    got = folding.finish()["x"]
-    got = got.get("a", got)
-    assert got["w"].tolist() == ([4.0, 4.0] if isinstance(how, Sum) else [1.0, 1.0])
+    folding.add(asked[0], Upload(GOOD), 1.0, Upload(GOOD))
+    for bad in BAD:
+        with pytest.raises(GenfedError, match="uploads of one group have different"):
+            folding.add(asked[1], Upload(bad), 1.0, Upload(GOOD))
+    folding.add(asked[1], Upload(GOOD), 1.0, Upload(GOOD))
+    assert folding.settle() == {}
 
 
-def test_a_misfit_that_came_first_cannot_stop_the_round() -> None:
-    """Partial sums that do not fit one another must not meet only when somebody else is skipped."""
-    asked = clients(4)
-    folding = Fold({"x": Mean()}, asked)
+def test_what_most_uploads_look_like_counts_and_in_a_tie_the_lowest_client() -> None:
+    for shapes, excluded in (((3, 2, 2, 2), [0]), ((3, 3, 2, 2, 2), [0, 1]), ((2, 3), [1]), ((2, 3, 3, 2), [1, 2])):
+        asked = clients(len(shapes))
+        for order in itertools.permutations(range(len(shapes))):
+            folding, refused = Fold({"x": Mean()}, asked), []
+            for i in order:
+                try:
+                    folding.add(asked[i], Upload(torch.ones(shapes[i])), 1.0)
+                except GenfedError:  # most of the group are known already
+                    folding.skip(asked[i])
+                    refused.append(asked[i].id)
+            assert sorted([*refused, *folding.settle()]) == [asked[i].id for i in excluded]
+            assert folding.finish()["x"].tolist() == [1.0, 1.0]
+
+
+def test_a_client_that_misses_stalls_no_upload() -> None:
+    """Fewer than half of a group look alike until the last one was given."""
+    asked = clients(5)
+    folding = Fold({"x": Sum()}, asked)
     folding.add(asked[0], Upload(torch.ones(1)), 1.0)
-    for info in asked[1:]:
-        with pytest.raises(
-            GenfedError, match=r"different shapes or types: torch.float32 \(1,\) and torch.float32 \(2,\)"
-        ):
-            folding.add(info, Upload(torch.ones(2)), 1.0)
+    for info in asked[2:]:
         folding.skip(info)
-    assert folding.finish()["x"].tolist() == [1.0]
+    folding.add(asked[1], Upload(torch.ones(1)), 1.0)
+    assert folding.finish()["x"].tolist() == [2.0]

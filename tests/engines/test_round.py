@@ -164,7 +164,7 @@ def test_bytes_of_another_record_are_left_out() -> None:
     assert "Upload: the skeleton is not JSON" in asking.failures[1]
 
 
-def test_a_field_that_was_not_sent_is_held_against_the_first_of_its_group() -> None:
+def test_a_field_that_was_not_sent_is_held_against_most_of_its_group() -> None:
     @dataclass(frozen=True)
     class Pair:
         counts: Tensor
@@ -173,18 +173,71 @@ def test_a_field_that_was_not_sent_is_held_against_the_first_of_its_group() -> N
         raise AssertionError
 
     counting: Phase[Any] = Phase("train", keep, lambda *_: Empty(), pair, {"counts": Sum()})
-    fake = Fake(lambda info: PackedReply(pack(Pair(torch.ones(1 + info.id // 4))), 1.0))
+    for order in (None, [4, 0, 1, 2, 3]):  # whoever replies first
+        fake = Fake(lambda info: PackedReply(pack(Pair(torch.ones(1 + info.id // 4))), 1.0), order)
+        asking = Round(request(fake, counting), 0.8)
+        list(asking)
+        assert asking.failures.keys() == {4}
+        assert "uploads of one group have different shapes" in asking.failures[4]
+        assert asking.reduced["counts"].tolist() == [4.0]
+        assert [info.id for info in asking.reduced.clients] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"weights": {"w": torch.full((2,), 3e38), "n": n}},
+        {"weights": {"w": torch.full((2,), -1e16), "n": n}},
+        {"extra": torch.tensor([0, 2**62])},
+        {"loss": 1e300},
+    ],
+)
+def test_numbers_that_would_overflow_are_left_out(changes: dict[str, Any]) -> None:
+    asking = ask(lambda info: good(info, **changes) if info.id == 1 else good(info), 0.8)
+    list(asking)
+    assert asking.failures.keys() == {1}
+    assert asking.failures[1].endswith("holds numbers beyond ±1e+15")
+
+
+@pytest.mark.parametrize("claimed", [1e30, 1e308, 11.5])
+def test_a_weight_counts_up_to_the_declared_examples(claimed: float, caplog: pytest.LogCaptureFixture) -> None:
+    honest = [float(info.examples) for info in CLIENTS]
+    asking = ask(lambda info: replace(good(info), weight=claimed if info.id == 1 else honest[info.id]))
+    list(asking)
+    expected = sum(w * 2.0 * i for i, w in enumerate(honest)) / sum(honest)
+    assert asking.reduced["weights"]["w"].tolist() == pytest.approx([expected] * 2)
+    assert f"client 1 claims the weight {claimed:g}, and its 11 examples count" in caplog.text
+
+
+def test_a_mean_that_is_not_finite_never_becomes_state() -> None:
+    """Each upload is finite, and their sum in half precision is not."""
+
+    @dataclass(frozen=True)
+    class Halves:
+        counts: Tensor
+
+    def halves(client: Client, sent: Empty) -> Reply[Halves]:
+        raise AssertionError
+
+    counting: Phase[Any] = Phase("train", keep, lambda *_: Empty(), halves, {"counts": Sum()})
+    fake = Fake(lambda info: PackedReply(pack(Halves(torch.full((1,), 6e4).half())), 1.0))
     asking = Round(request(fake, counting), 0.8)
     list(asking)
-    assert asking.failures.keys() == {4}
-    assert asking.reduced["counts"].tolist() == [4.0]
-    fake = Fake(lambda info: PackedReply(pack(Pair(torch.ones(1 + info.id // 4))), 1.0), [4, 0, 1, 2, 3])
-    upside_down = Round(request(fake, counting), 0.8)
-    list(upside_down)
-    with pytest.raises(
-        GenfedError, match="1 of 5 clients answered and the quorum is 4; client 0: uploads of one group"
-    ):
-        _ = upside_down.reduced
+    with pytest.raises(GenfedError, match=r"^train round 3: the reduced counts holds numbers that are not finite"):
+        _ = asking.reduced
+
+
+def test_an_upload_that_no_check_expects_excludes_its_client_alone() -> None:
+    """A method's own check may fail in any way about what another party sent."""
+
+    def check(server: Server, info: ClientInfo, upload: Any) -> None:
+        if info.id == 2:
+            raise KeyError("w")
+
+    asking = Round(request(Fake(good), replace(phase(), check=check)), 0.8)
+    list(asking)
+    assert asking.failures == {2: "its upload cannot be used (KeyError)"}
+    assert len(asking.reduced.clients) == 4
 
 
 def test_nothing_sent_holds_nothing_against_an_upload() -> None:

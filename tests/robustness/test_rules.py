@@ -328,10 +328,11 @@ def test_too_many_bad_clients_for_a_group(rule: AggregationRule, count: int, say
 def test_an_upload_that_does_not_fit_is_refused_at_once(rule: AggregationRule) -> None:
     asked = [ClientInfo(i, "a", 1) for i in range(2)]
     folding = Fold({"x": RobustMean(Mean(), rule)}, asked)
-    folding.add(asked[0], Upload({"w": torch.ones(2)}), 1.0)
+    sent = Upload({"w": torch.zeros(2)})
+    folding.add(asked[0], Upload({"w": torch.ones(2)}), 1.0, sent)
     for bad in ({"w": torch.ones(3)}, {"v": torch.ones(2)}, {"w": torch.ones(2).double()}):
         with pytest.raises(GenfedError, match="uploads of one group have different"):
-            folding.add(asked[1], Upload(bad), 1.0)
+            folding.add(asked[1], Upload(bad), 1.0, sent)
 
 
 def test_clients_of_a_group_that_were_sent_different_states() -> None:
