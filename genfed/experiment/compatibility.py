@@ -22,6 +22,7 @@ from genfed.privacy.accounting import warn_of_weak_privacy
 from genfed.privacy.compatibility import check_client_level, check_example_level
 from genfed.privacy.plan import check_example_plan
 from genfed.robustness.robust_mean import AggregationRule
+from genfed.secure_aggregation.graph import check_neighbors
 from genfed.secure_aggregation.protocol import reason_to_refuse_secure
 from genfed.secure_aggregation.settings import SecureAggregation
 
@@ -84,6 +85,7 @@ def _check_secure(
                         f"a sum would have {count} uploads{f' of architecture {group}' if group else ''}; set more "
                         "clients for a group or remove the method"
                     )
+                check_neighbors(count, how, f"in phase {phase.name} of {label}")
 
 
 def _check_attack(config: Config, shards: FederatedData, phases: Mapping[str, Sequence[Phase[Any]]]) -> None:

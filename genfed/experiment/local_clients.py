@@ -149,8 +149,8 @@ def new_runner(
             if phase.aggregate and phase.name in phases:
                 del phases[phase.name]  # no request can get the upload without masks
                 charge = None if charge_upload is None else functools.partial(charge_upload, phase.name)
-                noisy = with_client_noise(phase, trial, charge)
-                phases |= {part.name: part for part in make_secure(noisy, trial.secure)}
+                noisy, count = with_client_noise(phase, trial, charge), len(trial.shards.clients)
+                phases |= {part.name: part for part in make_secure(noisy, trial.secure, count, trial.signer)}
     attack = trial.attack
     behaviors = dict.fromkeys(attack.attackers(trial.shards.clients, trial.seed), attack) if attack else {}
     return ClientRunner(

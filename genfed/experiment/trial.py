@@ -34,7 +34,8 @@ from genfed.privacy.plan import PrivacyPlan, estimate_cost, settle_plan
 from genfed.privacy.settings import DPSGD, DPFedAvg
 from genfed.robustness.attack import Attack
 from genfed.robustness.robust_mean import AggregationRule
-from genfed.secure_aggregation.protocol import EXCHANGES
+from genfed.secure_aggregation.crypto import Signer
+from genfed.secure_aggregation.protocol import name_exchanges
 from genfed.secure_aggregation.settings import SecureAggregation
 
 
@@ -66,6 +67,9 @@ class Trial:
     """Simulated attack by some of the clients. None: all clients are honest."""
     secure: SecureAggregation | None = None
     """Secure aggregation of the uploads. None: the server sees every upload."""
+    signer: Signer | None = None
+    """Key with which the site that has the trial's client signs under secure aggregation. None: clients sign with new
+    keys."""
     privacy: DPSGD | None = None
     """Differential privacy that protects every example. None: no such protection."""
     client_privacy: DPFedAvg | None = None
@@ -135,7 +139,7 @@ class Trial:
         """Returns the number of a round among the steps that clients count. Each exchange of secure aggregation is one
         step.
         """
-        return step * len(EXCHANGES) if self.secure else step
+        return step * len(name_exchanges(self.secure)) if self.secure else step
 
 
 def new_trial(

@@ -1,6 +1,7 @@
 """Uploads as vectors of whole numbers, to be added up modulo 2⁶⁴, and what their sums mean."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -62,6 +63,56 @@ def pack_vectors(
             raise GenfedError("its upload holds a number that secure aggregation cannot sum")
         vectors[group] = GroupVector(numbers.round().to(torch.int64), json.dumps(form))
     return vectors
+
+
+_KINDS = (
+    "int",
+    "float",
+    "bool",
+    "uint8",
+    "int8",
+    "int16",
+    "int32",
+    "int64",
+    "float16",
+    "bfloat16",
+    "float32",
+    "float64",
+)
+
+
+def check_form(form: str, fields: Mapping[str, Aggregate], size: int) -> None:
+    """Refuses a form that `unpack_sums` could not read.
+
+    Args:
+        form: the form of a `GroupVector`.
+        fields: the fields of the group.
+        size: the number of values.
+
+    Raises:
+        GenfedError: it is not JSON of the right structure, or describes other fields or another number of values.
+    """
+    try:
+        values = json.loads(form)
+    except (ValueError, RecursionError):
+        raise GenfedError("the form of its upload is not JSON") from None
+    paths: set[tuple[Any, ...]] = set()
+    total = 0
+    for value in values if isinstance(values, list) else [None]:
+        match value:
+            case [str(name), list(path), str(kind), list(shape)] if (
+                name in fields
+                and kind in _KINDS
+                and all(type(key) in (str, int) for key in path)
+                and all(type(length) is int and length >= 0 for length in shape)
+            ):
+                paths.add((name, *path))
+                total += math.prod(shape)
+            case _:
+                raise GenfedError("the form of its upload does not describe the fields of the phase")
+    inside = {path[:length] for path in paths for length in range(len(path))}
+    if total != size or len(paths) < len(values) or paths & inside:
+        raise GenfedError("the form of its upload describes other values than there are")
 
 
 def unpack_sums(sums: Mapping[str, GroupVector], aggregates: Mapping[str, Aggregate]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The sum is the plain one, one upload looks like noise, and whoever leaves is made up for, as far as that goes."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,18 +11,17 @@ from scipy import stats
 from torch import Tensor
 
 from genfed.core.aggregate import Aggregate, ClientInfo, Collect, Fold, Mean, Sum, list_groups
-from genfed.core.client import Client, Server, Slot
+from genfed.core.client import Client, Server
 from genfed.core.errors import GenfedError
 from genfed.core.phase import Phase, Reduced, Reply
-from genfed.core.record import pack, unpack
-from genfed.core.task import Data
 from genfed.robustness.robust_mean import make_robust
 from genfed.robustness.rules import Median
 from genfed.secure_aggregation.fixed_point import SCALE, pack_vectors
-from genfed.secure_aggregation.messages import SECRETS, MaskedUpload, SecureSession
-from genfed.secure_aggregation.protocol import make_secure, neighbor_graph
+from genfed.secure_aggregation.graph import neighbor_graph
+from genfed.secure_aggregation.messages import MaskedUpload
+from genfed.secure_aggregation.protocol import make_secure
 from genfed.secure_aggregation.settings import SecureAggregation
-from tests.training.clients import client_of
+from tests.secure_aggregation.federation import Seen, play
 
 
 @dataclass(frozen=True)
@@ -62,23 +61,8 @@ def send(server: Server, state: Any, info: ClientInfo) -> Sent:
 
 
 PHASE: Phase[Any] = Phase("train", keep, send, work, HOW)
-
-
-ONE = Data(torch.zeros(1, 1, 2, 2), torch.zeros(1).long())
-
-
-class Kept:
-    """What one client keeps: what was put in an exchange is there in the next."""
-
-    def __init__(self) -> None:
-        self.record: Any = None
-
-    def get(self, slot: Slot[Any]) -> Any:
-        assert slot is SECRETS
-        return self.record
-
-    def put(self, slot: Slot[Any], record: Any) -> None:
-        self.record = unpack(slot.kind, pack(record))
+PHASE_A: Phase[Any] = replace(PHASE, work=lambda client, sent: upload_of(0), wire=PHASE.wire_types)
+"""Uploads that fit one another, whoever is of which architecture."""
 
 
 def clients(count: int) -> list[ClientInfo]:
@@ -90,35 +74,10 @@ def run(
     how: SecureAggregation,
     leaving: Mapping[int, Sequence[int]] | None = None,
     phase: Phase[Any] = PHASE,
-    seen: Callable[[str, int, Any], None] = lambda exchange, client, upload: None,
+    seen: Seen = lambda exchange, client, upload: upload,
 ) -> dict[str, Any]:
-    """All four exchanges; `leaving`: by exchange, who fails in it. Everything crosses as records do."""
-    infos = clients(count)
-    kept: dict[int, Kept] = {info.id: Kept() for info in infos}
-    session = SecureSession(None)
-    server: Any = None
-    asked = infos
-    for place, exchange in enumerate(make_secure(phase, how)):
-        fold = Fold(exchange.aggregate, asked)
-        answered = []
-        assert exchange.send is not None
-        assert exchange.work is not None
-        for info in asked:
-            sent = unpack(exchange.wire_types.sent, pack(exchange.send(server, session, info)))
-            about = replace(client_of(ONE, 2), info=info, storage=kept[info.id])
-            reply = exchange.work(about, sent)
-            assert reply.weight == 1.0
-            assert not reply.metrics
-            if info.id in (leaving or {}).get(place, ()):
-                fold.skip(info)
-                continue
-            upload = unpack(exchange.wire_types.uploaded, pack(reply.upload))
-            seen(exchange.name, info.id, upload)
-            fold.add(info, upload, reply.weight)
-            answered.append(info)
-        session = exchange.update(server, session, Reduced(fold.finish(), tuple(answered)))
-        asked = answered
-    return dict(session.values)
+    """All exchanges; `leaving`: by exchange, who fails in it. Everything crosses as records do."""
+    return dict(play(clients(count), how, phase, leaving, seen).reduced.values)
 
 
 def plain(numbers: Sequence[int]) -> dict[str, Any]:
@@ -142,7 +101,8 @@ def assert_same(got: Any, expected: Any) -> None:
         assert got == pytest.approx(expected)
 
 
-ALL, RING = SecureAggregation(minimum_group=2), SecureAggregation(neighbors=4, minimum_group=2)
+ALL = SecureAggregation(minimum_group=2)
+RING = SecureAggregation(neighbors=4, minimum_group=2)
 
 
 @pytest.mark.parametrize("how", [ALL, RING])
@@ -169,17 +129,18 @@ def test_it_is_the_same_to_the_bit_whatever_the_masks() -> None:
         ({2: [2]}, {2}),
         ({2: [1, 8]}, {1, 8}),
         ({3: [4]}, set()),  # it has given its upload: it is in the sum
-        ({0: [0], 1: [1], 2: [2], 3: [3]}, {0, 1, 2}),
+        ({4: [4]}, set()),
+        ({0: [0], 1: [1], 2: [2], 3: [3], 4: [4]}, {0, 1, 2}),
     ],
 )
 def test_who_leaves_at_any_step_is_made_up_for(leaving: dict[int, list[int]], summed: set[int]) -> None:
-    got = run(14, SecureAggregation(minimum_group=2, threshold=0.55), leaving)
+    got = run(14, SecureAggregation(minimum_group=2, threshold=0.51, corrupt_share=0), leaving)
     assert_same(got, plain([i for i in range(14) if i not in summed]))
 
 
 def test_who_leaves_a_ring_is_made_up_for() -> None:
     for leaving, gone in (({2: [5]}, 5), ({1: [3], 3: [9]}, 3)):
-        got = run(16, SecureAggregation(neighbors=6, minimum_group=2, threshold=0.6), leaving)
+        got = run(16, SecureAggregation(neighbors=6, minimum_group=2, threshold=0.6, corrupt_share=0.1), leaving)
         assert_same(got, plain([i for i in range(16) if i != gone]))
 
 
@@ -188,7 +149,8 @@ def test_who_leaves_a_ring_is_made_up_for() -> None:
     [
         ({0: range(1, 10)}, "1 clients are left, and 2 are needed for a sum"),
         ({2: range(4, 10)}, "clients .*are left, and . are needed|gave their share of a secret, and . are needed"),
-        ({3: range(4, 10)}, "gave their share of a secret, and . are needed"),
+        ({3: range(4, 10)}, "clients .*are left, and . are needed|gave their share of a secret, and . are needed"),
+        ({4: range(4, 10)}, "gave their share of a secret, and . are needed; client 4: .* it left"),
     ],
 )
 def test_too_few_are_refused(leaving: dict[int, Any], says: str) -> None:
@@ -205,10 +167,11 @@ def masked_numbers(count: int, rounds: int, expose: bool = False) -> Tensor:
     """What the server sees of client 0, by number [rounds · m]; `expose`: as it would be without masks."""
     rows: list[Tensor] = []
 
-    def seen(exchange: str, client: int, upload: Any) -> None:
+    def seen(exchange: str, client: int, upload: Any) -> Any:
         if exchange == "train.masked" and client == 0:
             assert isinstance(upload, MaskedUpload)
             rows.append(upload.masked[""].numbers)
+        return upload
 
     for _ in range(rounds):
         run(count, ALL, seen=seen)
@@ -237,32 +200,19 @@ def test_masks_are_new_in_every_round() -> None:
     assert not (first == second).any()
 
 
-def test_what_is_revealed_after_everybody_stayed_opens_no_mask_of_a_pair() -> None:
+def test_what_is_revealed_opens_the_masks_of_pairs_with_clients_that_left_alone() -> None:
     """A survivor's own seed is requested, never its key: both would reveal its upload."""
-    phases = make_secure(PHASE, ALL)
-    session = SecureSession(
-        None, survivors={"": (0, 1, 2)}, neighbors={"": neighbor_graph([0, 1, 2], None)}, sealed={0: {}, 1: {}, 2: {}}
-    )
-    assert phases[3].send is not None
-    ended = phases[3].send(None, session, ClientInfo(0, "a", 1))  # type: ignore[arg-type]
-    assert (ended.survivors, ended.dropped) == ({"": (1, 2)}, {"": ()})
+    told = []
 
+    def down(exchange: str, client: int, record: Any) -> Any:
+        told.extend([(client, record)] if exchange == "train.reveal" else [])
+        return record
 
-def test_both_secrets_of_one_client_are_never_given() -> None:
-    from genfed.secure_aggregation.messages import ClientSecrets, Survivors
-
-    kept = Kept()
-    kept.put(SECRETS, ClientSecrets("", "00", {"": {}}, {}, {"": ""}, {"": {}}))
-    about = replace(client_of(ONE, 2), storage=kept)
-    reveal = make_secure(PHASE, ALL)[3].work
-    assert reveal is not None
-    with pytest.raises(GenfedError, match="both secrets of one client"):
-        reveal(about, Survivors({"": (1, 2)}, {"": (2,)}))
-    kept.put(SECRETS, ClientSecrets("", "00", {"": {}, "x": {}}, {}, {"": "", "x": ""}, {"": {}, "x": {}}))
-    with pytest.raises(GenfedError, match="both secrets of one client"):
-        reveal(about, Survivors({"": (1,), "x": (3,)}, {"": (2,), "x": (1,)}))  # one key serves all groups
-    with pytest.raises(GenfedError, match="a client was named twice"):
-        reveal(about, Survivors({"": (1, 1, 1), "x": ()}, {"": (), "x": ()}))
+    play([ClientInfo(i, "a", 99) for i in range(5)], ALL, PHASE_A, {2: [3]}, down=down)
+    assert len(told) == 4
+    for client, record in told:
+        assert record.survivors == dict.fromkeys(("", "a"), tuple(i for i in (0, 1, 2, 4) if i != client))
+        assert record.dropped == {"": (3,), "a": (3,)}
 
 
 def test_numbers_that_cannot_be_summed_are_refused_by_the_client() -> None:
@@ -287,11 +237,11 @@ def test_no_small_number_makes_a_client_refuse(members: int) -> None:
 
 def test_phases_that_need_single_uploads_are_refused() -> None:
     with pytest.raises(GenfedError, match=r"its server needs every single counts \(kept one by one\)"):
-        make_secure(replace(PHASE, aggregate=HOW | {"counts": Collect()}), ALL)
+        make_secure(replace(PHASE, aggregate=HOW | {"counts": Collect()}), ALL, 4)
     with pytest.raises(GenfedError, match=r"its server needs every single w \(all held, reduced by median\)"):
-        make_secure(make_robust(PHASE, Median()), ALL)
+        make_secure(make_robust(PHASE, Median()), ALL, 4)
     with pytest.raises(GenfedError, match="checks every single upload"):
-        make_secure(replace(PHASE, check=lambda *_: None), ALL)
+        make_secure(replace(PHASE, check=lambda *_: None), ALL, 4)
     with pytest.raises(GenfedError, match=r"secure_aggregation.neighbors = 3: an even number"):
         SecureAggregation(neighbors=3)
 
@@ -300,7 +250,14 @@ def test_phases_that_need_single_uploads_are_refused() -> None:
 def test_a_ring_that_could_be_cut_is_refused(neighbors: int, threshold: float) -> None:
     half = neighbors // 2 + 1
     with pytest.raises(GenfedError, match=f"more than {half} of {neighbors + 1} must be needed"):
-        SecureAggregation(neighbors=neighbors, threshold=threshold)
+        SecureAggregation(neighbors=neighbors, threshold=threshold, corrupt_share=0)
+
+
+@pytest.mark.parametrize(("threshold", "corrupt"), [(0.6, 0.2), (0.51, 0.1), (2 / 3, 0.34)])
+def test_a_threshold_at_which_two_lists_could_be_agreed_on_is_refused(threshold: float, corrupt: float) -> None:
+    """Two sets of `threshold` of all clients have more than `corrupt` of them in common."""
+    with pytest.raises(GenfedError, match=r"more than .* is needed while"):
+        SecureAggregation(threshold=threshold, corrupt_share=corrupt)
 
 
 def test_an_arc_of_the_ring_is_not_added_up_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,18 +265,6 @@ def test_an_arc_of_the_ring_is_not_added_up_by_itself(monkeypatch: pytest.Monkey
     monkeypatch.setattr("random.SystemRandom.sample", lambda self, population, k: list(population))
     with pytest.raises(GenfedError, match="3 clients are left, and 4 are needed for a sum"):
         run(10, RING, {2: [0, 1, 5, 6]})
-
-
-def test_a_client_knows_the_smallest_group_too() -> None:
-    from genfed.secure_aggregation.messages import ClientSecrets, MaskKeys, Survivors
-
-    neighbors = {"": {1: MaskKeys("", ""), 2: MaskKeys("", "")}}
-    kept = Kept()
-    kept.put(SECRETS, ClientSecrets("", "00", neighbors, {}, {"": ""}, {"": {}}))
-    reveal = make_secure(PHASE, SecureAggregation(threshold=0.51))[3].work
-    assert reveal is not None
-    with pytest.raises(GenfedError, match="2 clients are left, and 3 are needed"):
-        reveal(replace(client_of(ONE, 2), storage=kept), Survivors({"": (1,)}, {"": (2,)}))
 
 
 @pytest.mark.parametrize("neighbors", [2, 4, 6])
@@ -336,9 +281,10 @@ def test_a_ring_is_regular_symmetric_and_drawn_anew(neighbors: int) -> None:
 def test_a_form_is_public_and_says_no_number() -> None:
     forms: list[str] = []
 
-    def seen(exchange: str, client: int, upload: Any) -> None:
+    def seen(exchange: str, client: int, upload: Any) -> Any:
         if exchange == "train.masked":
             forms.append(upload.masked[""].form)
+        return upload
 
     run(4, ALL, seen=seen)
     assert len(set(forms)) == 1

@@ -142,7 +142,7 @@ class Curious:
         self.site, self.server = new_runner(trial), trial_server(trial, 0, "train")
         self.clients, self.session = shards.clients, SecureSession(trial.method.init(trial_server(trial, 0, "init")))
         (phase,) = flatten_phases(trial.method.phases())
-        self.exchanges = make_secure(replace(phase, rounds=1), trial.secure)
+        self.exchanges = make_secure(replace(phase, rounds=1), trial.secure, len(shards.clients))
 
     def asks(self, place: int, client: int, number: int | None = None, session: SecureSession | None = None) -> Packed:
         exchange = self.exchanges[place]
@@ -174,11 +174,14 @@ def test_a_client_answers_an_exchange_once(tmp_path: Path) -> None:
     assert digest(server.asks(2, 0, session=replace(server.session, neighbors={}))) == masked
     with pytest.raises(GenfedError, match=r"replied to train\.masked since, and replies to no earlier train\.shares"):
         server.asks(1, 0)
-    honest = digest(server.asks(3, 0))
-    assert digest(server.asks(3, 0, session=without(server.session, 1))) == honest, "the same shares, of one secret"
-    for number in (4, 7):
+    signed = digest(server.asks(3, 0))
+    assert digest(server.asks(3, 0, session=without(server.session, 1))) == signed, "one list of survivors"
+    server.goes_on(3)
+    honest = digest(server.asks(4, 0))
+    assert digest(server.asks(4, 0, session=without(server.session, 1))) == honest, "the same shares, of one secret"
+    for number in (5, 8):
         with pytest.raises(GenfedError, match="it has no secrets of this round"):
-            server.asks(3, 0, number, without(server.session, 1))
+            server.asks(4, 0, number, without(server.session, 1))
         with pytest.raises(GenfedError, match="it has no secrets of this round"):
             server.asks(2, 0, number)
     with pytest.raises(GenfedError, match=r"has replied to train\.reveal since"):
