@@ -29,6 +29,7 @@ from genfed.core.settings import settings
 from genfed.core.task import Task
 from genfed.deployment import audit_log, client_noise
 from genfed.deployment.memory_limit import MemoryShortageError, free_memory, limit_memory
+from genfed.deployment.peer_keys import load_signer
 from genfed.deployment.site_data import SiteHoldings, describe_holdings, size_of_data
 from genfed.deployment.site_settings import LocatedSite, SiteSettings, read_site
 from genfed.deployment.trial_description import (
@@ -281,6 +282,7 @@ def _trial(site: LocatedSite, holding: SiteHoldings, about: TrialDescription, cl
         secure=None
         if about.secure_aggregation is None
         else build_settings(SecureAggregation, about.secure_aggregation, "secure_aggregation."),
+        signer=None if about.secure_aggregation is None else load_signer(site),
         privacy=None if about.privacy is None else read_privacy(about.privacy, DPSGD),
         client_privacy=None if about.client_privacy is None else read_privacy(about.client_privacy, DPFedAvg),
     )

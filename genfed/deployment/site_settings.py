@@ -65,6 +65,10 @@ class SiteSettings:
     minimum_group: Annotated[int, Field(ge=2)] | None = None
     """Smallest number of uploads that the server may sum under secure aggregation; the site then refuses runs without
     it. Unset: no limit of its own."""
+    peer_keys: str = ""
+    """Folder with the public keys (NAME.pub) of the federation's sites, which this site got from them and not from the
+    server; it then refuses a sum with any other client, and needs `minimum_group` and `link.key`. Empty: it trusts the
+    server to pass on the keys of real clients."""
     allow: tuple[str, ...] = ()
     """Names of other code and models that the server may use at this site: methods and the like by
     "package.module:Class" (genfed's own are always allowed), and foundation models and captioners by the name in the
@@ -75,6 +79,8 @@ class SiteSettings:
     def __post_init__(self) -> None:
         if self.link.insecure and self.link.key:
             raise GenfedError("link.insecure = true: a site without TLS shows no key; remove link.key, or insecure")
+        if self.peer_keys and (self.minimum_group is None or not self.link.key):
+            raise GenfedError("peer_keys: set minimum_group and link.key too, which sums with known sites need")
         if self.privacy is not None and (self.minimum_group is not None or self.client_privacy is not None):
             other = "minimum_group" if self.client_privacy is None else "[client_privacy]"
             raise GenfedError(

@@ -854,6 +854,35 @@ def test_a_site_s_demands_are_heard_before_training(
     assert not (tmp_path / "run").exists()
 
 
+def with_keys(folder: Path, *known: str) -> dict[str, dict[str, Any]]:
+    """Sites with keys, each of which knows those of the named sites."""
+    from genfed.deployment.certificates import make_keys
+
+    make_keys(folder / "keys", NAMES[:3])
+    (folder / "peers").mkdir()
+    for name in known:
+        (folder / "keys" / f"{name}.pub").rename(folder / "peers" / f"{name}.pub")
+    about = {"minimum_group": 3, "peer_keys": "peers"}
+    return {name: about | {"link": {"key": f"keys/{name}"}} for name in NAMES[:3]}
+
+
+def test_sites_that_know_one_another_come_to_the_bits_of_the_embedded_engine(tmp_path: Path) -> None:
+    config = some("fedavg", federation=ALIKE, secure_aggregation={})
+    start(config, tmp_path / "embedded")
+    demands = with_keys(tmp_path / "sites", "a", "b", "c")
+    assert not serve(config, Grid(sites(config, tmp_path / "sites", **demands)), tmp_path / "sited").error
+    assert state_of(tmp_path / "sited", "fedavg") == state_of(tmp_path / "embedded", "fedavg")
+
+
+def test_a_site_that_the_others_do_not_know_is_in_no_sum(tmp_path: Path) -> None:
+    """It could be the server's own."""
+    config = some("fedavg", federation=ALIKE | {"quorum": 0.1}, secure_aggregation={})
+    demands = with_keys(tmp_path / "sites", "a", "b")
+    outcome = serve(config, Grid(sites(config, tmp_path / "sites", **demands)), tmp_path / "sited")
+    assert "client 2 signs with a key that this site does not know" in outcome.error
+    assert "\n" not in outcome.error
+
+
 def test_a_site_without_uploads_needs_no_masks(tmp_path: Path) -> None:
     config = some("local", federation=ALIKE)
     grid = Grid(sites(config, tmp_path / "sites", b={"minimum_group": 3}))
