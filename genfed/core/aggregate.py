@@ -120,9 +120,15 @@ class Mean(Aggregate):
     weighted: ClassVar[bool] = True
     by: Literal["architecture"] | None = None
     """Groups that have a mean of their own: the clients of each architecture. None: one mean over all clients."""
+    equal: bool = False
+    """Whether all clients count the same, whatever weights they claim."""
 
     def group(self, info: ClientInfo) -> str:
         return info.architecture if self.by else ""
+
+    def counted(self, weight: float) -> float:
+        """Returns the weight that counts of the one that a client claims."""
+        return 1.0 if self.equal else weight
 
     def join_groups(self, by_group: Mapping[str, Any]) -> Any:
         return dict(sorted(by_group.items())) if self.by else by_group.get("")
@@ -134,7 +140,7 @@ class Mean(Aggregate):
         return {self.group(info): map_tree(_leaf_layout, self.extract(value))}
 
     def lift(self, value: Any, weight: float, info: ClientInfo, sent: Any = None) -> Any:
-        tree = self.extract(value)
+        tree, weight = self.extract(value), self.counted(weight)
         return {self.group(info): (weight, map_tree(lambda leaf: _times(leaf, weight), tree), map_tree(_dtype, tree))}
 
     def add(self, left: Any, right: Any) -> Any:

@@ -1,15 +1,18 @@
 """The notes of a report on attacks, robust aggregation and secure aggregation."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
 from genfed.config import registry
 from genfed.config.settings import Config
-from genfed.core.aggregate import ClientInfo, select_means
+from genfed.core.aggregate import ClientInfo, list_groups, select_means
 from genfed.core.method import Method
 from genfed.core.schedule import list_upload_phases
 from genfed.report.results import TrialResult
+from genfed.secure_aggregation.graph import exposure
+from genfed.secure_aggregation.settings import SecureAggregation
 
 
 def write_notes(
@@ -38,10 +41,7 @@ def write_notes(
         lines.append(f"Uploads that a method would average are reduced by {kind} instead.")
         lines += [line for label, method in config.method.items() for line in _other_uploads(label, method, kind)]
     if config.secure_aggregation:
-        lines.append(
-            "Uploads were added up under masks (secure aggregation). The server learned only their sums, and for each "
-            "client the cost of its messages and the scores of its classifier."
-        )
+        lines.append(_describe_masks(config, config.secure_aggregation, clients))
     for label in dict.fromkeys(trial.method for trial in trials):
         rates = [trial.triggered for trial in trials if trial.method == label and trial.triggered is not None]
         if rates:
@@ -50,6 +50,29 @@ def write_notes(
                 "classified as the attack's target class."
             )
     return tuple(lines)
+
+
+def _describe_masks(config: Config, how: SecureAggregation, clients: Mapping[int, Sequence[ClientInfo]]) -> str:
+    """Returns what secure aggregation hid, and from which server."""
+    text = (
+        "Uploads were added up under masks (secure aggregation). A server that follows the protocol learned only their "
+        "sums, and for each client the cost of its messages and the scores of its classifier; one that lies only if it "
+        "invented no client and no key, which sites check that have peer_keys."
+    )
+    if how.neighbors is None:
+        return text
+    phases = [phase for method in config.method.values() if not method.pooled for phase in list_upload_phases(method)]
+    sizes = {
+        size
+        for infos in clients.values()
+        for phase in phases
+        for size in Counter(group for info in infos for group in list_groups(phase.aggregate, info)).values()
+    }
+    most = max((exposure(size, how) for size in sizes), default=0.0)
+    return (
+        text.partition("; one that lies")[0] + f". With {how.neighbors} neighbors, an upload could be read in a round "
+        f"with a probability of at most {most:.1g}, if {how.corrupt_share:g} of the clients cooperate with that server."
+    )
 
 
 def _other_uploads(label: str, method: Method[Any], kind: str) -> Iterator[str]:

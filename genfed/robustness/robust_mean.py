@@ -90,7 +90,7 @@ class RobustMean(Aggregate):
 
     def lift(self, value: Any, weight: float, info: ClientInfo, sent: Any = None) -> Any:
         before = None if sent is None else self.mean.extract(sent)
-        return {self.group(info): {info.id: HeldUpload(self.mean.extract(value), weight, before)}}
+        return {self.group(info): {info.id: HeldUpload(self.mean.extract(value), self.mean.counted(weight), before)}}
 
     def add(self, left: Any, right: Any) -> Any:
         return {group: left.get(group, {}) | right.get(group, {}) for group in left | right}

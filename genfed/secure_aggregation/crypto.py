@@ -166,12 +166,12 @@ def signer_of(private: str) -> Signer:
     return Signer(_encode_public(key.public_key()), lambda message: key.sign(message).hex())
 
 
-def read_signer(private: bytes, trusted: frozenset[str]) -> Signer:
+def read_signer(private: bytes, trusted: frozenset[str] | None) -> Signer:
     """Returns what signs with a private P-384 key.
 
     Args:
         private: the key, as OpenSSH or PKCS #8 has it.
-        trusted: the public keys of the others, as `read_public_key` returns them.
+        trusted: the public keys of the others, as `read_public_key` returns them. None: any.
 
     Raises:
         GenfedError: it is no such key.

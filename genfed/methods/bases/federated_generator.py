@@ -128,7 +128,7 @@ class FederatedGenerator(Method[S]):
             update,
             send,
             work,
-            aggregate={"generator": Mean()},
+            aggregate={"generator": Mean(equal=True)},
             rounds=self.generator_rounds,
             slots=(GENERATOR_MEMORY, *slots),
             changes_classifier=False,
