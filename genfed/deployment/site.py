@@ -325,6 +325,11 @@ def _check_demands(config: SiteSettings, trial: Trial) -> None:
             raise GenfedError(
                 "secure_aggregation.neighbors: on a ring no client knows how many uploads are in a sum; remove it"
             )
+        if config.peer_keys and trial.secure.corrupt_share < (least := SecureAggregation().corrupt_share):
+            raise GenfedError(
+                f"secure_aggregation.corrupt_share = {trial.secure.corrupt_share:g}: it has peer_keys, and needs "
+                f"{least:g} or more to be withstood"
+            )
 
 
 def _check_networks(config: SiteSettings, trial: Trial) -> None:

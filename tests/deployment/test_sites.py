@@ -883,6 +883,13 @@ def test_a_site_that_the_others_do_not_know_is_in_no_sum(tmp_path: Path) -> None
     assert "\n" not in outcome.error
 
 
+def test_a_server_cannot_lower_the_share_that_sites_with_known_keys_withstand(tmp_path: Path) -> None:
+    config = some("fedavg", federation=ALIKE, secure_aggregation={"threshold": 0.51, "corrupt_share": 0.0})
+    grid = Grid(sites(config, tmp_path / "sites", **with_keys(tmp_path / "sites", "a", "b", "c")))
+    outcome = serve(config, grid, tmp_path / "run", check=True)
+    assert "secure_aggregation.corrupt_share = 0: it has peer_keys, and needs 0.2 or more" in outcome.error
+
+
 def test_a_site_without_uploads_needs_no_masks(tmp_path: Path) -> None:
     config = some("local", federation=ALIKE)
     grid = Grid(sites(config, tmp_path / "sites", b={"minimum_group": 3}))

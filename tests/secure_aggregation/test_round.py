@@ -14,8 +14,9 @@ from genfed.core.aggregate import Fold
 from genfed.core.errors import GenfedError
 from genfed.core.phase import Reduced, flatten_phases
 from genfed.core.record import Packed, digest, pack, unpack
-from genfed.engines.messages import RoundId
-from genfed.experiment import partitioning
+from genfed.engines.in_process import InProcess
+from genfed.engines.messages import PackedReply, RoundId
+from genfed.experiment import local_clients, partitioning
 from genfed.experiment.checkpoint import read_checkpoint
 from genfed.experiment.inputs import load_data
 from genfed.experiment.local_clients import new_runner
@@ -23,7 +24,7 @@ from genfed.experiment.run_folder import RunFolder
 from genfed.experiment.trial import new_trial, trial_server
 from genfed.report.metrics_log import read_metrics as read_metrics
 from genfed.report.privacy_section import read_audits
-from genfed.secure_aggregation.messages import SecureSession
+from genfed.secure_aggregation.messages import OfferedKeys, RevealedShares, SecureSession
 from genfed.secure_aggregation.protocol import make_secure
 from tests.conftest import start, tiny
 
@@ -201,3 +202,40 @@ def test_a_round_done_again_has_new_keys_and_nothing_of_the_old(tmp_path: Path) 
     assert digest(server.asks(2, 1)) != first[2], "other masks"
     with pytest.raises(GenfedError, match="its keys were used in a round: it makes new ones first"):
         server.asks(1, 0, 9)
+
+
+@pytest.mark.parametrize(
+    ("exchange", "change", "says"),
+    [
+        ("keys", lambda upload: replace(upload, keys={}), "its message is about other groups than its own"),
+        ("reveal", lambda upload: replace(upload, shares={}), "its upload is in the sum, but then: its message"),
+    ],
+)
+def test_a_run_goes_on_and_names_the_client_of_a_bad_message(
+    exchange: str,
+    change: Any,
+    says: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kinds = {"keys": OfferedKeys, "reveal": RevealedShares}
+
+    class Tampered(InProcess):
+        def exchange(self, step: RoundId, jobs: Any) -> Any:
+            for info, answer in super().exchange(step, jobs):
+                if info.id == 3 and step.phase.endswith(exchange) and isinstance(answer, PackedReply):
+                    upload = pack(change(unpack(kinds[exchange], answer.upload)))
+                    yield info, replace(answer, upload=upload)
+                else:
+                    yield info, answer
+
+    monkeypatch.setattr(local_clients, "InProcess", Tampered)
+    config = tiny("fedavg", **LINEAR, secure_aggregation={}, compute={"workers": 0})
+    config["federation"] |= {"quorum": 0.5}
+    start(config, tmp_path / "run")
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    rounds = [row for row in rows if row["phase"] == "train" and row["client"] is None]
+    assert len(rounds) == 2
+    assert all(row["failed"].keys() == {"3"} and row["failed"]["3"].startswith(says) for row in rounds)
+    assert len([row for row in rows if row["phase"] == "train" and row["client"] is not None]) == 8
+    assert f"client 3 excluded from train round 0: {says}" in (tmp_path / "run" / "run.log").read_text()
