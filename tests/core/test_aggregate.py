@@ -281,6 +281,11 @@ def test_what_most_uploads_look_like_counts_and_in_a_tie_the_lowest_client() -> 
             assert folding.finish()["x"].tolist() == [1.0, 1.0]
 
 
+def test_where_all_clients_count_the_same_no_weight_does() -> None:
+    assert fold(Mean(equal=True), [torch.tensor([1.0]), torch.tensor([3.0])], [1.0, 1e6]).tolist() == [2.0]
+    assert fold(Mean(), [torch.tensor([1.0]), torch.tensor([3.0])], [1.0, 3.0]).tolist() == [2.5]
+
+
 def test_a_client_that_misses_stalls_no_upload() -> None:
     """Fewer than half of a group look alike until the last one was given."""
     asked = clients(5)

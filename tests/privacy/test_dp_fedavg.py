@@ -149,6 +149,23 @@ def test_an_update_from_another_state_or_without_end_is_left_out() -> None:
         fold.add(asked[0], huge, 1.0)
 
 
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0), (1, 0, 2, 3)])
+def test_an_upload_of_another_shape_names_nothing_that_is_released(order: Sequence[int]) -> None:
+    """Nothing was sent, so most uploads say how the mean looks, whichever client replies first."""
+    asked = clients(4)
+    uploads = [Two({"x": torch.ones(7)}, torch.ones(1)), *(Two(torch.ones(2) / 2, torch.zeros(1)) for _ in range(3))]
+    fold = NoisyClippedMean(MEANS, asked, lambda info: None, 9.0, 0.0, np.random.default_rng(0))
+    left_out = []
+    for i in order:
+        try:
+            fold.add(asked[i], uploads[i], 1.0)
+        except GenfedError:  # most of the others are known already
+            fold.skip(asked[i])
+            left_out.append(asked[i].id)
+    assert [*left_out, *fold.settle()] == [asked[0].id]
+    assert fold.finish()["body"].tolist() == [0.375, 0.375]  # three of the four that were expected
+
+
 def test_adaptive_clipping_by_hand() -> None:
     how = AdaptiveClipping(quantile=0.5, rate=0.2)
     # Two of three updates are no longer than 1: (2 − 1.5) / 3 + 0.5 = 2/3, and C · exp(−0.2 · (2/3 − 0.5)).

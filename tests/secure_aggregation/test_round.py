@@ -103,6 +103,14 @@ def test_it_goes_on_after_a_stop(tmp_path: Path) -> None:
         (["fedavg"], {}, "a sum would have 2 uploads of architecture linear"),
         (
             ["fedavg"],
+            {
+                "federation": {"clients": 12, "max_examples": 240, "architectures": ["linear"]},
+                "secure_aggregation": {"neighbors": 4},
+            },
+            "secure_aggregation.neighbors = 4: in phase train of fedavg an upload of one of 12 clients could be read",
+        ),
+        (
+            ["fedavg"],
             {"secure_aggregation": {"threshold": 0.5}},
             "secure_aggregation.threshold = 0.5: input should be greater than 0.5",
         ),
