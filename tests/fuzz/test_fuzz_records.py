@@ -16,10 +16,14 @@ from genfed.privacy.ledger import Charge, Ledger
 from genfed.privacy.plan import PrivacyPlan
 from genfed.secure_aggregation.fixed_point import GroupVector
 from genfed.secure_aggregation.messages import (
+    Agreement,
     MaskedUpload,
     MaskKeys,
     Neighbors,
+    OfferedKeys,
     RevealedShares,
+    RevealRequest,
+    SealedShare,
     SealedShares,
     SecureWork,
     Survivors,
@@ -28,14 +32,19 @@ from genfed.training.weights import Model
 from tests.fuzz.hostile import JSON, bounded, changed, refused_in_short
 
 MODEL = Model({"0.weight": torch.ones(2, 3), "0.bias": torch.zeros(2)})
+KEYS = MaskKeys("aa" * 32, "bb" * 32, "cc" * 32, "dd" * 64)
+VECTOR = GroupVector(torch.arange(3), '[["classifier", ["w"], "float32", [2]]]')
 VALID: list[tuple[Any, Any]] = [
     (Model, MODEL),
-    (MaskKeys, MaskKeys("aa" * 32, "bb" * 32)),
-    (Neighbors, Neighbors({"": {1: MaskKeys("aa", "bb"), 2: MaskKeys("", "")}})),
-    (SealedShares, SealedShares({"": {1: "aa", 2: "bb"}})),
-    (SecureWork[Model], SecureWork(MODEL, {"": {1: "aa"}}, {"": 3})),
-    (MaskedUpload, MaskedUpload({"": GroupVector(torch.arange(3), '[["classifier", ["w"], "float32", [2]]]')})),
+    (MaskKeys, KEYS),
+    (OfferedKeys, OfferedKeys({"": KEYS})),
+    (Neighbors, Neighbors({"": {1: KEYS, 2: MaskKeys("", "", "", "")}})),
+    (SealedShares, SealedShares({"": {1: "aa", 2: "bb"}}, {"": {0: "cc", 1: "dd"}})),
+    (SecureWork[Model], SecureWork(MODEL, {"": {1: SealedShare("aa", "cc")}}, {"": 3})),
+    (MaskedUpload, MaskedUpload({"": VECTOR}, {"": (2,)})),
     (Survivors, Survivors({"": (1, 2)}, {"": ()})),
+    (Agreement, Agreement({"": "ee"})),
+    (RevealRequest, RevealRequest({"": (1, 2)}, {"": ()}, {"": {1: "ee"}})),
     (RevealedShares, RevealedShares({"": {1: "aa"}})),
     (Ledger, Ledger((Charge("train", 0, 1, 0.5, 1.0, 3),))),
     (ReleaseLedger, ReleaseLedger((Release(0, "train", (1, 2), 1.0),))),
