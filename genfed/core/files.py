@@ -19,15 +19,25 @@ def atomic_write(path: Path, *, durable: bool = False) -> Iterator[Path]:
     try:
         yield part
         if durable:
-            _sync(part)
+            sync(part)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
     if durable:
-        _sync(path.parent)  # the rename too
+        sync(path.parent)  # the rename too
 
 
-def _sync(path: Path) -> None:
+def remove_parts(folder: Path, name: str = "*") -> None:
+    """Deletes the temporary files of `atomic_write` that killed processes left, in a folder and in those below it. No
+    other process may be writing them. `name`: pattern of the names of the files that were to be written.
+    """
+    for left in folder.rglob(f".{name}.part"):
+        if left.is_file():
+            left.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Returns once a file, or the names in a folder, are on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -227,9 +227,9 @@ def _read_record(kind: type, readers: dict[str, _Reader], node: Any, path: str, 
     return kind(**{name: read(node[name], f"{path}.{name}", unread) for name, read in readers.items()})
 
 
-def to_bytes(packed: Packed) -> bytes:
-    """Returns the packed record as one message, which `from_bytes` reads."""
-    return safetensors.torch.save(packed.tensors, {"record": packed.skeleton})
+def to_bytes(packed: Packed, **more: str) -> bytes:
+    """Returns the packed record as one message, which `from_bytes` reads. `more`: further metadata of the file."""
+    return safetensors.torch.save(packed.tensors, {"record": packed.skeleton, **more})
 
 
 def from_bytes(data: bytes) -> Packed:
@@ -248,8 +248,10 @@ def from_bytes(data: bytes) -> Packed:
         raise RecordError(f"not a packed record ({error})") from None
 
 
-def save(record: object, path: Path, *, durable: bool = True) -> None:
+def save(record: object, path: Path, *, durable: bool = True) -> str:
     """Writes the record to one safetensors file with a checksum, atomically: under a temporary name, then a rename.
+    Returns the checksum, by which `load` can refuse another record. The bytes are built in memory first: safetensors'
+    own writer leaves temporary files behind when its process is killed.
 
     Args:
         record: The record.
@@ -261,16 +263,23 @@ def save(record: object, path: Path, *, durable: bool = True) -> None:
         OSError: the disk is full or not writable; the file that was at `path` before is unchanged.
     """
     packed = pack(record)
-    about = {"record": packed.skeleton, "crc32": str(_compute_checksum(packed))}
+    checksum = compute_checksum(packed)
+    content = to_bytes(packed, crc32=checksum)
     try:
         with atomic_write(path, durable=durable) as part:
-            safetensors.torch.save_file(packed.tensors, part, about)
-    except safetensors.SafetensorError as error:
-        raise OSError(f"cannot write {path}: {error}") from None
+            part.write_bytes(content)
+    except OSError as error:
+        raise OSError(f"cannot write {path}: {error.strerror or error}") from None
+    return checksum
 
 
-def load(kind: type[R], path: Path) -> R:
+def load(kind: type[R], path: Path, *, checksum: str | None = None) -> R:
     """Reads a record that `save` wrote; tensors are mapped from the file and read when they are used.
+
+    Args:
+        kind: the type of the record.
+        path: the file.
+        checksum: what `save` returned for the record. None: any record of this type is read.
 
     Raises:
         RecordError: the file is missing, truncated, damaged or holds something else.
@@ -279,13 +288,15 @@ def load(kind: type[R], path: Path) -> R:
         with safetensors.safe_open(path, "pt") as file:
             about = file.metadata() or {}
             packed = Packed({k: file.get_tensor(k) for k in file.keys()}, about.get("record", ""))  # noqa: SIM118
-        checksum = _compute_checksum(packed)
+        found = compute_checksum(packed)
     except FileNotFoundError:
         raise RecordError(f"{path}: no such file") from None
     except (safetensors.SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise RecordError(f"{path} is damaged ({error})") from None
-    if about.get("crc32") != str(checksum):
+    if about.get("crc32") != found:
         raise RecordError(f"{path} is damaged (the checksum does not match)")
+    if checksum not in (None, found):
+        raise RecordError(f"{path} is another record than was written last")
     try:
         return unpack(kind, packed)
     except RecordError as error:
@@ -307,10 +318,11 @@ def _view_bytes(tensor: Tensor) -> memoryview:
     return tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8).numpy().data
 
 
-def _compute_checksum(packed: Packed) -> int:
+def compute_checksum(packed: Packed) -> str:
+    """Returns the checksum of a file, which finds accidents. See `digest` for what others may have changed."""
     crc = zlib.crc32(packed.skeleton.encode())
     for name in sorted(packed.tensors):
         tensor = packed.tensors[name]
         crc = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), crc)
         crc = zlib.crc32(_view_bytes(tensor), crc)
-    return crc
+    return str(crc)

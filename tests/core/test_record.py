@@ -2,6 +2,7 @@ import contextlib
 import json
 import math
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -18,7 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from genfed.core import files
 from genfed.core.errors import RecordError
+from genfed.core.files import atomic_write, remove_parts
 from genfed.core.record import Packed, digest, from_bytes, load, pack, save, to_bytes, unpack
 
 S = TypeVar("S")
@@ -661,6 +664,35 @@ def test_a_file_stays_readable_while_it_is_replaced(tmp_path: Path) -> None:
     after = load(One, path)
     after.x.fill_(5)  # nor does work in place reach the file
     assert bool((load(One, path).x == 0).all())
+
+
+def test_a_file_of_other_content_is_refused_by_its_checksum(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    checksums = [save(Count(value), path) for value in (1, 2)]
+    assert load(Count, path, checksum=checksums[1]) == load(Count, path) == Count(2)
+    with pytest.raises(RecordError, match="x is another record than was written last"):
+        load(Count, path, checksum=checksums[0])
+
+
+def test_a_killed_writer_leaves_only_what_the_next_run_deletes(tmp_path: Path) -> None:
+    """safetensors' own writer leaves files under names of its own, which nobody deletes."""
+    (tmp_path / "below").mkdir()
+    child = os.fork()
+    if child == 0:
+        vars(files)["sync"] = lambda path: os.kill(os.getpid(), signal.SIGKILL)
+        save(One(torch.ones(1000)), tmp_path / "below" / "x")
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    (left,) = (tmp_path / "below").iterdir()
+    assert left.name == f".x.{child}.part"
+    remove_parts(tmp_path)
+    assert not left.exists()
+
+
+def test_a_record_has_the_mode_of_other_files(tmp_path: Path) -> None:
+    save(Count(1), tmp_path / "x")
+    with atomic_write(tmp_path / "y") as part:
+        part.write_text("text")
+    assert (tmp_path / "x").stat().st_mode == (tmp_path / "y").stat().st_mode
 
 
 # Fingerprints.
