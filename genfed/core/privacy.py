@@ -70,9 +70,9 @@ def refuse_undeclared(training: DeclaredTraining) -> NoReturn:
 class BudgetKeeper(Protocol):
     """Keeps the privacy budgets of a trial's clients."""
 
-    def admit(self, client: int, folder: Path, phase: str, round_: int, step: int) -> PrivateTrainer:
+    def admit(self, client: int, folder: Path, phase: str, round_: int, step: int, settled: int) -> PrivateTrainer:
         """Charges a round to a client's budget. The charge is on disk before this returns. A round that was charged,
-        but of which nothing has left the client (a file in `folder` records this), is not charged again.
+        but of which nothing has left the client, is not charged again.
 
         Args:
             client: the client's id.
@@ -80,7 +80,15 @@ class BudgetKeeper(Protocol):
             phase: name of the phase.
             round_: number of the round, counted per phase.
             step: number of the round, counted over all phases.
+            settled: number of the client's charges of which something may have left it.
 
         Raises:
             GenfedError: the round would exceed the budget; nothing is charged.
+        """
+
+    def count(self, folder: Path) -> int:
+        """Returns the number of charges to a client's budget; `folder` is the client's.
+
+        Raises:
+            StorageError: charges are lost.
         """

@@ -202,12 +202,11 @@ def _work(site: LocatedSite, head: Mapping[str, Any], body: Packed) -> tuple[dic
     config, about = site.config, read_description(head.get("open"))
     trial = _trial(site, describe_holdings(site), about, _client(head, about))
     _check_unchanged(config, trial, head)
-    charge = None
+    account = None
     if config.privacy is not None:
-        charge = site_budget.SiteBudget(site.folder, config.privacy, _key(about)).charge
-    return handle_work(
-        new_runner(trial, charge, client_noise.charge_upload(site, trial, _key(about))), dict(head), body
-    )
+        account = site_budget.SiteBudget(site.folder, config.privacy, _key(about))
+    charge_upload = client_noise.charge_upload(site, trial, _key(about))
+    return handle_work(new_runner(trial, account, charge_upload), dict(head), body)
 
 
 @dataclass(frozen=True)

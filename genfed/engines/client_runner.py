@@ -18,7 +18,7 @@ from genfed.core.privacy import BudgetKeeper, NoTraining, PrivateTrainer
 from genfed.core.record import Packed, pack, unpack
 from genfed.core.rng import stream
 from genfed.core.task import Task
-from genfed.engines.client_storage import UNSETTLED, DiskStorage, load_reply, lock_folder, store_reply
+from genfed.engines.client_storage import DiskStorage, lock_folder, to_stored
 from genfed.engines.flops import FlopCounter
 from genfed.engines.messages import PackedReply, RoundId, check_reply
 
@@ -77,22 +77,26 @@ class ClientRunner:
 
         Raises:
             GenfedError: clients do not work in such a phase, there is no such client, or the reply would spoil a mean.
+            StorageError: what the client has stored is lost, or it cannot store more.
         """
         phase = self._find_phase(step.phase)
         if client not in self._place:
             raise GenfedError(f"there is no client {client}")
-        if phase.exchange is None and (self._budgets is None or phase.scores):
-            return self._reply(step, phase, client, sent, stores_reply=False)
         folder = self._folder / str(client)
+        repeats = phase.exchange is not None or (self._budgets is not None and not phase.scores)
+        if phase.scores or not (repeats or phase.slots):
+            storage = DiskStorage(folder, step.number, None if phase.scores else (), step.since)
+            return self._reply(step, phase, client, sent, storage)
         with lock_folder(folder):
-            if (stored := load_reply(folder, step, phase.exchange)) is not None:
+            storage = DiskStorage(folder, step.number, phase.slots, step.since)
+            if repeats and (stored := storage.load_reply(step, phase.exchange)) is not None:
                 return stored
             try:
-                reply = self._reply(step, phase, client, sent, stores_reply=True)
+                reply = self._reply(step, phase, client, sent, storage)
+                self._store(step, client, storage, reply, stores_reply=repeats)
             except (Exception, SystemExit):  # a failure is reported, which may reveal something; a kill reveals nothing
-                (folder / UNSETTLED).unlink(missing_ok=True)
+                storage.settle(self._count_charges(client))
                 raise
-            (folder / UNSETTLED).unlink(missing_ok=True)
             return reply
 
     def _find_phase(self, name: str) -> Phase[Any]:
@@ -102,10 +106,9 @@ class ClientRunner:
             raise GenfedError(f"there is no phase {name!r} in which clients work; there are: {', '.join(known)}")
         return phase
 
-    def _reply(self, step: RoundId, phase: Phase[Any], client: int, sent: Packed, *, stores_reply: bool) -> PackedReply:
+    def _reply(self, step: RoundId, phase: Phase[Any], client: int, sent: Packed, storage: DiskStorage) -> PackedReply:
         started = time.perf_counter()
-        trainer = self._admit(step, phase, client)
-        storage = DiskStorage(self._folder / str(client), step.number, None if phase.scores else phase.slots)
+        trainer = self._admit(step, phase, client, storage.settled)
         worker = self.make_client(replace(step, phase=phase.draws_as or step.phase), client, storage)
         behavior = self._behaviors.get(client)
         if behavior and not behavior.targets_phase(phase):
@@ -123,16 +126,18 @@ class ClientRunner:
             upload = behavior.upload(sent, upload, stream(self._seed, "attack", step.phase, step.round, client))
         packed = PackedReply(upload, float(reply.weight), metrics, time.perf_counter() - started)
         check_reply(packed)  # before storing: an optimizer state that diverged would spoil every later round
-        self._store(step, client, storage, packed, stores_reply=stores_reply)
         return packed
 
-    def _admit(self, step: RoundId, phase: Phase[Any], client: int) -> PrivateTrainer | None:
+    def _admit(self, step: RoundId, phase: Phase[Any], client: int, settled: int) -> PrivateTrainer | None:
         """Charges the round to the client's budget, and returns what it may train with. None: there are no budgets."""
         if self._budgets is None:
             return None
         if phase.scores:
             return NoTraining()
-        return self._budgets.admit(client, self._folder / str(client), step.phase, step.round, step.number)
+        return self._budgets.admit(client, self._folder / str(client), step.phase, step.round, step.number, settled)
+
+    def _count_charges(self, client: int) -> int:
+        return 0 if self._budgets is None else self._budgets.count(self._folder / str(client))
 
     def _work(
         self, step: RoundId, phase: Phase[Any], client: Client, sent: Packed
@@ -158,15 +163,17 @@ class ClientRunner:
         self, step: RoundId, client: int, storage: DiskStorage, reply: PackedReply, *, stores_reply: bool
     ) -> None:
         try:
-            storage.commit(durable=stores_reply)
-            if stores_reply:
-                store_reply(self._folder / str(client), step, reply)  # last: then nothing is trained or charged again
+            storage.commit(to_stored(step, reply) if stores_reply else None, self._count_charges(client))
         except OSError as error:
             raise StorageError(f"client {client} cannot keep its records: {error}") from None
 
     def make_scored_client(self, step: RoundId, client: int) -> Client:
-        """Returns one client as it is evaluated after `step.number` rounds."""
-        return self.make_client(step, client, DiskStorage(self._folder / str(client), step.number, None))
+        """Returns one client as it is evaluated after `step.number` rounds.
+
+        Raises:
+            StorageError: what it has stored is lost.
+        """
+        return self.make_client(step, client, DiskStorage(self._folder / str(client), step.number, None, step.since))
 
     def make_client(self, step: RoundId, client: int, storage: ClientStorage) -> Client:
         """Returns all that one client's part of a round may touch."""

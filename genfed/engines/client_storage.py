@@ -1,26 +1,83 @@
-"""A client's records on its own disk."""
+"""A client's records on its own disk.
+
+A client's folder has a file for each record, and index.safetensors, which names them with their checksums. The index is
+written last in a round: a round that it does not know has not been, and a file that it names must be there.
+"""
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import Tensor
 
 from genfed.core.client import Slot
-from genfed.core.errors import GenfedError
-from genfed.core.files import exclusive_lock
+from genfed.core.errors import GenfedError, RecordError, StorageError
+from genfed.core.files import exclusive_lock, sync
 from genfed.core.record import Packed, load, save
 from genfed.engines.messages import PackedReply, RoundId
 
 R = TypeVar("R")
-UNSETTLED = "unsettled"
-"""File in a client's folder that says: a round was charged to its budget, and nothing of the round has left yet."""
+INDEX = "index.safetensors"
+"""File in a client's folder that says what the client has stored (`ClientIndex`)."""
 LOCK = ".lock"
 """File in a client's folder that is locked while the client works."""
-REPLY = "last.reply"
-"""File of the last reply of a client that is protected by noise or masks."""
+LEDGER = "ledger.safetensors"
+"""File in a client's folder with the charges to its privacy budget."""
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file that a client has stored."""
+
+    number: int
+    """The round that wrote it, counted over all phases."""
+    checksum: str
+
+
+@dataclass(frozen=True)
+class ClientIndex:
+    """What a client has stored."""
+
+    last: int = -1
+    """The last round that stored something, counted over all phases. −1: there was none."""
+    slots: dict[str, tuple[StoredFile, ...]] = field(default_factory=dict)
+    """The last two files of each slot, the older one first."""
+    first: dict[str, int] = field(default_factory=dict)
+    """The first round that wrote each slot."""
+    reply: StoredFile | None = None
+    """The last reply, of a client that is protected by noise or masks. None: no reply is stored."""
+    charges: int = 0
+    """Number of charges to its privacy budget of which something may have left the client. A charge after these is for
+    a round of which nothing has left."""
+
+
+def read_index(folder: Path, since: int | None = None) -> ClientIndex:
+    """Returns what the client with this folder has stored.
+
+    Args:
+        folder: the client's folder.
+        since: the last round of which the server knows that the client stored something. None: it knows of none.
+
+    Raises:
+        StorageError: the index is damaged, or lacks that round.
+    """
+    file = folder / INDEX
+    try:
+        index = load(ClientIndex, file) if file.exists() else ClientIndex()
+    except RecordError as error:
+        raise explain_loss(folder, str(error)) from None
+    if since is not None and index.last < since:
+        lost = "is missing" if index.last < 0 else f"ends with round {index.last}"
+        raise explain_loss(folder, f"{file} {lost}, and the run counts on what the client stored in round {since}")
+    return index
+
+
+def explain_loss(folder: Path, what: str) -> StorageError:
+    """Returns the error that says that files of a client are lost, and what to do. `folder`: the client's."""
+    trial = folder.parent.parent
+    return StorageError(f"{what}; put {folder} back as it was, or delete {trial} to do this trial again from its start")
 
 
 class DiskStorage:
@@ -28,52 +85,133 @@ class DiskStorage:
     reads the same records again.
     """
 
-    def __init__(self, folder: Path, number: int, slots: tuple[Slot[Any], ...] | None) -> None:
+    def __init__(
+        self, folder: Path, number: int, slots: tuple[Slot[Any], ...] | None, since: int | None = None
+    ) -> None:
         """Opens a client's records for one round.
 
         Args:
             folder: the client's folder.
             number: the round, counted over all phases.
             slots: the slots that may be read and written. None: all may be read and none written.
+            since: see `read_index`.
+
+        Raises:
+            StorageError: see `read_index`.
         """
         self._folder, self._number = folder, number
         self._slots = None if slots is None else {s.name for s in slots}
         self._new: dict[str, object] = {}
+        self._index = read_index(folder, since)
+
+    @property
+    def settled(self) -> int:
+        """See `ClientIndex.charges`."""
+        return self._index.charges
 
     def get(self, slot: Slot[R]) -> R | None:
-        """Returns the record that an earlier round stored. None: there is none."""
+        """Returns the record that an earlier round stored. None: no earlier round stored any.
+
+        Raises:
+            StorageError: the record is missing or damaged.
+        """
         self._check(slot.name, self._slots is None)
-        earlier = [v for v in self._versions(slot.name) if v < self._number]
-        return load(slot.kind, self._file(slot.name, max(earlier))) if earlier else None
+        if earlier := self._earlier(slot.name):
+            return self._load(slot.kind, self._file(slot.name, earlier[-1].number), earlier[-1])
+        if self._index.first.get(slot.name, self._number) < self._number:
+            raise explain_loss(self._folder, f"{slot.name} as it was before round {self._number} is stored no longer")
+        return None
 
     def put(self, slot: Slot[R], record: R) -> None:
         """Stores a record in this round, once `commit` is called."""
         self._check(slot.name, False)
         self._new[slot.name] = record
 
-    def commit(self, durable: bool = False) -> None:
-        """Writes the records that were put, and deletes those of later rounds, which have to be repeated now.
+    def commit(self, reply: "StoredReply | None" = None, charges: int = 0) -> None:
+        """Writes the records that were put, and deletes those of later rounds, which have to be repeated now. All is on
+        the disk when this returns; a process that is killed before has stored nothing.
 
-        The records survive a kill of the process. Unless `durable` they are not forced to the disk, so that a power cut
-        may lose a record that a checkpoint needs.
+        Args:
+            reply: the reply of this round, to store as well. None: none is stored.
+            charges: see `ClientIndex.charges`.
         """
+        self._folder.mkdir(parents=True, exist_ok=True)
+        before, first = self._index.slots, dict(self._index.first)
+        slots = {slot: tuple(old for old in files if old.number <= self._number) for slot, files in before.items()}
+        slots |= {slot: self._earlier(slot)[-1:] for slot in self._new}
+        if any(old.number == self._number for slot in self._new for old in before.get(slot, ())):
+            self._write_index(replace(self._index, last=self._number - 1, slots=slots))  # its files are written again
         for slot, record in self._new.items():
-            self._folder.mkdir(parents=True, exist_ok=True)
-            save(record, self._file(slot, self._number), durable=durable)
-            versions = self._versions(slot)
-            older, later = sorted(v for v in versions if v < self._number), [v for v in versions if v > self._number]
-            for obsolete in (*older[:-1], *later):
-                self._file(slot, obsolete).unlink(missing_ok=True)
+            slots[slot] = (*slots[slot], self._save(record, self._file(slot, self._number)))
+            first[slot] = min(first.get(slot, self._number), self._number)
+        answered = self._index.reply
+        if reply is not None:
+            answered = self._save(reply, self._reply_file(self._number))
+            sync(self._folder)  # else the index could outlast the reply, which must never be given anew
+        self._write_index(ClientIndex(self._number, slots, first, answered, charges))
+
+    def settle(self, charges: int) -> None:
+        """Notes that something may have left the client of all these charges, since a failure is reported."""
+        if charges != self._index.charges:
+            self._write_index(replace(self._index, charges=charges))
+
+    def load_reply(self, step: RoundId, exchange: int | None = None) -> PackedReply | None:
+        """Returns the stored reply to a round. None: the last reply was to another one.
+
+        Args:
+            step: the round.
+            exchange: `Phase.exchange` of its phase.
+
+        Raises:
+            GenfedError: it is an exchange other than the first, and the client has replied to a later round since. Two
+                different replies could reveal what masks hide.
+            StorageError: the reply is missing or damaged.
+        """
+        if (last := self._index.reply) is None:
+            return None
+        stored = self._load(StoredReply, self._reply_file(last.number), last)
+        if (stored.phase, stored.number) != (step.phase, step.number):
+            if exchange and stored.number >= step.number:
+                raise GenfedError(f"it has replied to {stored.phase} since, and replies to no earlier {step.phase}")
+            return None
+        return PackedReply(Packed(stored.tensors, stored.skeleton), stored.weight)
+
+    def _earlier(self, slot: str) -> tuple[StoredFile, ...]:
+        """Returns the files that earlier rounds wrote for a slot."""
+        return tuple(stored for stored in self._index.slots.get(slot, ()) if stored.number < self._number)
 
     def _check(self, slot: str, allowed: bool) -> None:
         if not allowed and slot not in (self._slots or ()):
             raise GenfedError(f"slot {slot!r} is not declared by the phase that uses it")
 
+    def _save(self, record: object, file: Path) -> StoredFile:
+        checksum = save(record, file, durable=False)
+        sync(file)
+        return StoredFile(self._number, checksum)
+
+    def _load(self, kind: type[R], file: Path, stored: StoredFile) -> R:
+        try:
+            return load(kind, file, checksum=stored.checksum)
+        except RecordError as error:
+            raise explain_loss(self._folder, str(error)) from None
+
+    def _write_index(self, index: ClientIndex) -> None:
+        """Writes the index, and deletes what it does not name: older files, and those of rounds that were killed."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        save(index, self._folder / INDEX)
+        self._index = index
+        named = {self._file(slot, each.number).name for slot, files in index.slots.items() for each in files}
+        if index.reply is not None:
+            named.add(self._reply_file(index.reply.number).name)
+        for file in self._folder.iterdir():
+            if file.name not in named | {INDEX, LOCK, LEDGER}:
+                file.unlink(missing_ok=True)
+
     def _file(self, slot: str, number: int) -> Path:
         return self._folder / f"{slot}.{number}.safetensors"
 
-    def _versions(self, slot: str) -> list[int]:
-        return [int(file.name.split(".")[1]) for file in self._folder.glob(f"{slot}.*.safetensors")]
+    def _reply_file(self, number: int) -> Path:
+        return self._folder / f"reply.{number}"
 
 
 @contextlib.contextmanager
@@ -95,34 +233,9 @@ class StoredReply:
     tensors: dict[str, Tensor]
     skeleton: str
     weight: float
-    seconds: float
 
 
-def store_reply(folder: Path, step: RoundId, reply: PackedReply) -> None:
-    """Writes a reply to the disk before it leaves, in place of the last one."""
-    folder.mkdir(parents=True, exist_ok=True)
+def to_stored(step: RoundId, reply: PackedReply) -> StoredReply:
+    """Returns a reply to a round as it is stored."""
     upload = reply.upload
-    stored = StoredReply(step.phase, step.number, dict(upload.tensors), upload.skeleton, reply.weight, reply.seconds)
-    save(stored, folder / REPLY)
-
-
-def load_reply(folder: Path, step: RoundId, exchange: int | None = None) -> PackedReply | None:
-    """Returns the stored reply to a round. None: the last reply was to another one.
-
-    Args:
-        folder: the client's folder.
-        step: the round.
-        exchange: `Phase.exchange` of its phase.
-
-    Raises:
-        GenfedError: it is an exchange other than the first, and the client has replied to a later round since. Two
-            different replies could reveal what masks hide.
-    """
-    if not (folder / REPLY).exists():
-        return None
-    stored = load(StoredReply, folder / REPLY)
-    if (stored.phase, stored.number) != (step.phase, step.number):
-        if exchange and stored.number >= step.number:
-            raise GenfedError(f"it has replied to {stored.phase} since, and replies to no earlier {step.phase}")
-        return None
-    return PackedReply(Packed(stored.tensors, stored.skeleton), stored.weight, {}, stored.seconds)
+    return StoredReply(step.phase, step.number, dict(upload.tensors), upload.skeleton, reply.weight)

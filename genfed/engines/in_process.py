@@ -3,13 +3,14 @@
 import logging
 import traceback
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from genfed.core.aggregate import ClientInfo
 from genfed.core.errors import GenfedError, StorageError
 from genfed.core.record import Packed
 from genfed.engines.client_runner import ClientRunner
 from genfed.engines.messages import PackedReply, RoundId
-from genfed.engines.round import Failure
+from genfed.engines.round import Failure, Job
 
 log = logging.getLogger(__name__)
 
@@ -31,14 +32,12 @@ class InProcess:
     def __init__(self, runner: ClientRunner) -> None:
         self._runner = runner
 
-    def exchange(
-        self, step: RoundId, jobs: Iterable[tuple[ClientInfo, Packed]]
-    ) -> Iterator[tuple[ClientInfo, PackedReply | Failure]]:
+    def exchange(self, step: RoundId, jobs: Iterable[Job]) -> Iterator[tuple[ClientInfo, PackedReply | Failure]]:
         """See `Engine`."""
-        for info, sent in jobs:
+        for info, sent, since in jobs:
             # A copy, so that a client that works in place cannot reach the server's state.
             own = Packed({name: tensor.clone() for name, tensor in sent.tensors.items()}, sent.skeleton)
-            yield info, attempt_work(self._runner, step, info.id, own)
+            yield info, attempt_work(self._runner, replace(step, since=since), info.id, own)
 
     def lost(self) -> list[str]:
         """See `Engine`: there is no worker to lose."""

@@ -21,6 +21,9 @@ class RoundId:
     """The round, counted per phase name over the whole method."""
     number: int
     """The round, counted over all phases. It reads what clients stored in rounds of lower numbers."""
+    since: int | None = None
+    """The last round of which the server knows that this client stored something, counted as `number`. A client that
+    has lost it refuses to work. None: there was none."""
 
     def __str__(self) -> str:
         return f"{self.phase} round {self.round}"

@@ -6,8 +6,8 @@ import math
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -34,12 +34,20 @@ class Failure:
     """Whether the round cannot go on without the client."""
 
 
+class Job(NamedTuple):
+    """What one client is requested to do in a round."""
+
+    info: ClientInfo
+    sent: Packed
+    """The record that it is sent."""
+    since: int | None = None
+    """See `RoundId`."""
+
+
 class Engine(Protocol):
     """Carries records to clients and back."""
 
-    def exchange(
-        self, step: RoundId, jobs: Iterable[tuple[ClientInfo, Packed]]
-    ) -> Iterator[tuple[ClientInfo, PackedReply | Failure]]:
+    def exchange(self, step: RoundId, jobs: Iterable[Job]) -> Iterator[tuple[ClientInfo, PackedReply | Failure]]:
         """Sends each client its record, and yields the replies in any order. `jobs` is consumed only as fast as clients
         start to work.
         """
@@ -88,6 +96,8 @@ class RoundRequest:
     server: Server
     state: Any
     clients: Sequence[ClientInfo]
+    stored: Mapping[int, int] = field(default_factory=dict)
+    """The last round in which each client stored something, as `RoundId.since`; without clients that stored nothing."""
 
     def send(self, info: ClientInfo) -> Packed:
         """Returns the record that a client is sent."""
@@ -163,10 +173,10 @@ class Round:
         self.failures: dict[int, str] = {}
         self.seconds = 0.0
 
-    def _jobs(self) -> Iterator[tuple[ClientInfo, Packed]]:
+    def _jobs(self) -> Iterator[Job]:
         for info in self._request.clients:
             self._sent[info.id] = self._request.send(info)
-            yield info, self._sent[info.id]
+            yield Job(info, self._sent[info.id], self._request.stored.get(info.id))
 
     def __iter__(self) -> Iterator[ClientCost]:
         started, request = time.perf_counter(), self._request
@@ -301,12 +311,12 @@ def check_upload(sent: Packed, answer: PackedReply) -> None:
     uploaded = answer.upload.tensors
     fields = json.loads(answer.upload.skeleton).keys()
     expected, got = _by_field(sent.tensors), _by_field(uploaded)
-    for field in sorted(expected.keys() & fields):
-        there = got.get(field, {})
-        for path in sorted(expected[field].keys() ^ there.keys()):
-            raise GenfedError(f"{path} {'is missing' if path in expected[field] else 'was not requested'}")
+    for name in sorted(expected.keys() & fields):
+        there = got.get(name, {})
+        for path in sorted(expected[name].keys() ^ there.keys()):
+            raise GenfedError(f"{path} {'is missing' if path in expected[name] else 'was not requested'}")
         for path, tensor in there.items():
-            like = expected[field][path]
+            like = expected[name][path]
             if tensor.shape != like.shape or tensor.dtype != like.dtype:
                 raise GenfedError(
                     f"{path} is {tensor.dtype} {tuple(tensor.shape)}, not {like.dtype} {tuple(like.shape)}"

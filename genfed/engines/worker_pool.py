@@ -13,19 +13,19 @@ import subprocess
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from genfed.core.aggregate import ClientInfo
-from genfed.core.record import Packed, from_bytes, to_bytes
+from genfed.core.record import from_bytes, to_bytes
 from genfed.engines.client_runner import ClientRunner
 from genfed.engines.in_process import attempt_work
 from genfed.engines.messages import PackedReply, RoundId
-from genfed.engines.round import Failure
+from genfed.engines.round import Failure, Job
 
 log = logging.getLogger(__name__)
-Job = tuple[ClientInfo, bytes]
+EncodedJob = tuple[ClientInfo, bytes]
 READY = b"ready"
 """A worker's first message: it has started, and the client's time begins to count."""
 
@@ -34,7 +34,7 @@ READY = b"ready"
 class _Worker:
     process: subprocess.Popen[bytes]
     pipe: Connection
-    job: Job | None = None
+    job: EncodedJob | None = None
     ready: bool = False
     since: float | None = None
     """Start of the job on the monotonic clock. None: the process is still starting."""
@@ -43,10 +43,10 @@ class _Worker:
 class _Dispatcher:
     """The jobs of one exchange, given to workers as these become free."""
 
-    def __init__(self, jobs: Iterator[Job]) -> None:
+    def __init__(self, jobs: Iterator[EncodedJob]) -> None:
         self._jobs = jobs
         self._next = next(jobs, None)  # packed ahead, so that a free worker waits only for the bytes
-        self._again: deque[Job] = deque()
+        self._again: deque[EncodedJob] = deque()
         self._lost_once: set[int] = set()
 
     def give(self, worker: _Worker) -> None:
@@ -64,7 +64,7 @@ class _Dispatcher:
         """Packs the job after those that were given, unless it is packed already."""
         self._next = self._next or next(self._jobs, None)
 
-    def retry(self, job: Job) -> bool:
+    def retry(self, job: EncodedJob) -> bool:
         """Queues a job whose worker died. False: it was queued once before, and is given up."""
         if job[0].id in self._lost_once:
             return False
@@ -126,16 +126,14 @@ class WorkerPool:
             except OSError:
                 self._workers[place] = self._replace(worker, "died")
 
-    def exchange(
-        self, step: RoundId, jobs: Iterable[tuple[ClientInfo, Packed]]
-    ) -> Iterator[tuple[ClientInfo, PackedReply | Failure]]:
+    def exchange(self, step: RoundId, jobs: Iterable[Job]) -> Iterator[tuple[ClientInfo, PackedReply | Failure]]:
         """See `Engine`. A worker that dies is replaced and its client's job done once more; one that exceeds the
         timeout is replaced and its client excluded.
         """
         for place, worker in enumerate(self._workers):
             if worker.job:  # its reply to an exchange that was given up must not pass for one to this
                 self._workers[place] = self._replace(worker, "was busy with a round that was given up")
-        dispatcher = _Dispatcher((info, _encode_job(step, info, packed)) for info, packed in jobs)
+        dispatcher = _Dispatcher((job.info, _encode_job(step, job)) for job in jobs)
         while True:
             for worker in self._workers:
                 if worker.job is None:
@@ -245,8 +243,8 @@ def serve_worker(descriptor: int, open_runner: Callable[[str], ClientRunner]) ->
             return
 
 
-def _encode_job(step: RoundId, info: ClientInfo, sent: Packed) -> bytes:
-    return _frame({"work": asdict(step), "client": info.id}, to_bytes(sent))
+def _encode_job(step: RoundId, job: Job) -> bytes:
+    return _frame({"work": asdict(replace(step, since=job.since)), "client": job.info.id}, to_bytes(job.sent))
 
 
 def _encode_outcome(outcome: PackedReply | Failure) -> bytes:

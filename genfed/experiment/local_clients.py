@@ -36,8 +36,7 @@ from genfed.experiment.run_folder import RunFolder
 from genfed.experiment.trial import Trial, new_trial, trial_server
 from genfed.experiment.uploads import with_client_noise
 from genfed.privacy.accounting import Mechanism
-from genfed.privacy.example_level import TrialBudget
-from genfed.privacy.ledger import Charge
+from genfed.privacy.example_level import SiteAccount, TrialBudget
 from genfed.report.results import EVALUATE
 from genfed.secure_aggregation.protocol import make_secure
 
@@ -127,15 +126,13 @@ def open_worker_pool(config: Config, folder: RunFolder) -> Iterator[WorkerPool |
 
 
 def new_runner(
-    trial: Trial,
-    charge_site: Callable[[tuple[Charge, ...]], None] | None = None,
-    charge_upload: Callable[[str], None] | None = None,
+    trial: Trial, site: SiteAccount | None = None, charge_upload: Callable[[str], None] | None = None
 ) -> ClientRunner:
     """Returns where the trial's clients work.
 
     Args:
         trial: the trial.
-        charge_site: charges the site that a client is, too. None: it has no budget of its own.
+        site: the account of the site that a client is, which is charged too. None: it has no budget of its own.
         charge_upload: called with the phase before an upload with noise of the client's own; raises to refuse it. None:
             nothing is charged.
     """
@@ -160,18 +157,18 @@ def new_runner(
         trial.seed,
         ClientRuntime(trial.new_network, trial.compute.device, trial.compute.precision, trial.counts_flops),
         behaviors,
-        new_budget(trial, charge_site),
+        new_budget(trial, site),
     )
 
 
-def new_budget(trial: Trial, charge_site: Callable[[tuple[Charge, ...]], None] | None) -> TrialBudget | None:
-    """Returns the clients' budgets. None: a trial without example-level privacy. `charge_site`: as in `new_runner`."""
+def new_budget(trial: Trial, site: SiteAccount | None) -> TrialBudget | None:
+    """Returns the clients' budgets. None: a trial without example-level privacy. `site`: as in `new_runner`."""
     if trial.privacy is None:
         return None
     examples = {info.id: info.examples for info in trial.shards.clients}
     if (declared := trial.method.private_trainings()) is None:
         raise GenfedError(f"{trial.label} does not declare what its clients train, so it cannot be run under [privacy]")
-    return TrialBudget(trial.privacy, trial.settle_plan(), declared, trial.seed, examples, charge_site)
+    return TrialBudget(trial.privacy, trial.settle_plan(), declared, trial.seed, examples, site)
 
 
 def load_classifier(trial: Trial, at: Checkpoint[Any], info: ClientInfo) -> nn.Module:

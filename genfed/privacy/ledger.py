@@ -25,12 +25,6 @@ class Ledger:
 
     charges: tuple[Charge, ...] = ()
 
-    def charged(self, more: tuple[Charge, ...]) -> bool:
-        """Returns whether the last charges are `more`. Different charges for the same step are new ones: otherwise a
-        server could have a client train more than it is charged for.
-        """
-        return self.charges[-len(more) :] == more
-
 
 def sum_by_mechanism(charges: Sequence[Charge]) -> list[tuple[float, float, int]]:
     """Returns (noise multiplier, rate, steps) of all charges, with the steps of equal mechanisms added up."""

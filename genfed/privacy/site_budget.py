@@ -11,7 +11,7 @@ from genfed.privacy.accounting import Mechanism, PrivacyLimit, epsilon, fits_bud
 from genfed.privacy.ledger import Charge, sum_by_mechanism
 
 BUDGET = "budget.safetensors"
-"""Name of a file in the site's folder. If it is deleted, the site's examples have a new, full budget."""
+"""Name of a file in the site's folder. It may not be deleted: a site that has lost it takes no part in runs."""
 CLIENT_BUDGET = "client-budget.safetensors"
 """The same for the site as a whole: the charges of its uploads with noise of its own."""
 
@@ -54,6 +54,10 @@ class SiteLedger:
 
     trials: tuple[TrialCharges, ...] = ()
 
+    def charges_of(self, trial: TrialKey) -> tuple[Charge, ...]:
+        """Returns the charges of a trial, the oldest first."""
+        return next((each.charges for each in self.trials if each.trial == trial), ())
+
     def mechanisms(self, without: Collection[TrialKey] = ()) -> list[Mechanism]:
         """Returns the mechanisms that were charged in all trials except those in `without`."""
         kept = [each for each in self.trials if each.trial not in without]
@@ -72,6 +76,21 @@ class SiteBudget:
     def __init__(self, folder: Path, limit: PrivacyLimit, trial: TrialKey, file: str = BUDGET) -> None:
         """Prepares the charges; `folder` is the site's, `file` the name of the ledger in it."""
         self._folder, self._limit, self._trial, self._file = folder, limit, trial, file
+
+    def reconcile(self, charges: tuple[Charge, ...]) -> tuple[Charge, ...]:
+        """Returns all charges of the trial: `charges`, those in its client's ledger, and any that were made when the
+        process was killed before they were in that ledger, and so before the work that they pay for.
+
+        Raises:
+            GenfedError: the budget's file lacks charges that the client has.
+        """
+        with lock_folder(self._folder):
+            paid = read_site_ledger(self._folder, self._file).charges_of(self._trial)
+        if paid[: len(charges)] != charges:
+            raise GenfedError(
+                f"{self._file} lacks what this run was charged before: put it back as it was, or begin the run anew"
+            )
+        return paid
 
     def charge(self, more: tuple[Charge, ...]) -> None:
         """Charges the trial. The charges are on disk before this returns.

@@ -19,7 +19,7 @@ from genfed.core.task import Data
 from genfed.engines.client_runner import ClientRunner
 from genfed.engines.in_process import InProcess
 from genfed.engines.messages import PackedReply, RoundId
-from genfed.engines.round import Failure
+from genfed.engines.round import Failure, Job
 from genfed.experiment import evaluation, local_clients
 from genfed.experiment.checkpoint import read_checkpoint
 from genfed.experiment.evaluation import add_evaluation
@@ -101,9 +101,7 @@ def test_order_of_completion_does_not_change_it(
     method: str, once: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Backwards(InProcess):
-        def exchange(
-            self, step: RoundId, jobs: Iterable[tuple[ClientInfo, Packed]]
-        ) -> Iterator[tuple[ClientInfo, PackedReply | Failure]]:
+        def exchange(self, step: RoundId, jobs: Iterable[Job]) -> Iterator[tuple[ClientInfo, PackedReply | Failure]]:
             yield from reversed(list(super().exchange(step, jobs)))
 
     monkeypatch.setattr(local_clients, "InProcess", Backwards)

@@ -10,17 +10,17 @@ from torch import Tensor, nn
 
 from genfed.core.aggregate import ClientInfo, Sum
 from genfed.core.client import Client, Slot
-from genfed.core.errors import GenfedError, RecordError
+from genfed.core.errors import GenfedError, StorageError
 from genfed.core.federated_data import FederatedData
 from genfed.core.phase import Empty, Phase, Reply
 from genfed.core.record import Packed, pack, unpack
 from genfed.core.rng import stream
 from genfed.core.task import Data, Task
 from genfed.engines.client_runner import ClientRunner, ClientRuntime, use_threads
-from genfed.engines.client_storage import DiskStorage
+from genfed.engines.client_storage import INDEX, DiskStorage
 from genfed.engines.in_process import InProcess
 from genfed.engines.messages import RoundId
-from genfed.engines.round import Failure
+from genfed.engines.round import Failure, Job
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def test_a_step_reads_what_was_kept_before_it_however_often_it_is_repeated(tmp_p
 def test_the_last_two_survive(tmp_path: Path) -> None:
     for number in (0, 1, 2, 9, 10, 11):  # 10 comes after 9, not after 1
         keep(kept(tmp_path, number), NOTE, Note(str(number)))
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["note.10.safetensors", "note.11.safetensors"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [INDEX, "note.10.safetensors", "note.11.safetensors"]
     assert kept(tmp_path, 11).get(NOTE) == Note("10")
     assert kept(tmp_path, 12).get(NOTE) == Note("11")
 
@@ -97,7 +97,7 @@ def test_any_history_with_kills_ends_like_the_one_without(
             if writes:
                 keep(kept(folder, number), NOTE, Note(f"{last}+{number}"))
         last = f"{last}+{number}" if writes else last
-    assert len(list(folder.iterdir())) <= 2
+    assert len(list(folder.iterdir())) <= 3  # two versions and the index
 
 
 def test_undeclared_slots_are_refused(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_evaluation_reads_all_and_writes_nothing(tmp_path: Path) -> None:
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     keep(kept(tmp_path, 0), NOTE, Note("mine"))
     (tmp_path / "note.0.safetensors").write_bytes(b"")
-    with pytest.raises(RecordError, match=r"note\.0\.safetensors is damaged"):
+    with pytest.raises(StorageError, match=r"note\.0\.safetensors is damaged .*; put .* back as it was, or delete"):
         kept(tmp_path, 1).get(NOTE)
 
 
@@ -249,7 +249,7 @@ def test_weights_and_metrics_become_plain_numbers(tmp_path: Path) -> None:
 
 
 def exchange(place: ClientRunner, sent: Packed) -> dict[int, Any]:
-    jobs = [(info, sent) for info in shards().clients]
+    jobs = [Job(info, sent) for info in shards().clients]
     return {info.id: answer for info, answer in InProcess(place).exchange(RoundId("train", 0, 0), jobs)}
 
 

@@ -15,7 +15,7 @@ import torch
 from genfed.core.errors import GenfedError
 from genfed.core.record import Packed, digest, pack
 from genfed.engines.messages import PackedReply, RoundId
-from genfed.engines.round import Failure
+from genfed.engines.round import Failure, Job
 from tests.conftest import left_by, start, tiny
 from tests.engines.test_round import CLIENTS, Sent
 
@@ -126,7 +126,7 @@ def echo(message: Any) -> Any:
 
 def exchange(grid: Grid, node_of: Any = lambda client: 100 + client, **post: Any) -> dict[int, PackedReply | Failure]:
     engine = FlowerEngine(MessageLink(grid, pause=0.001, **post), node_of)
-    answers = list(engine.exchange(STEP, ((info, record(float(info.id))) for info in CLIENTS)))
+    answers = list(engine.exchange(STEP, (Job(info, record(float(info.id))) for info in CLIENTS)))
     assert sorted(info.id for info, _ in answers) == [info.id for info in CLIENTS], "each is given once"
     return {info.id: answer for info, answer in answers}
 
@@ -190,7 +190,7 @@ def test_a_client_whose_node_was_lost_is_asked_once_more() -> None:
         return failed(5) if seen.count(message.metadata.dst_node_id) == 1 else echo(message)
 
     engine = FlowerEngine(MessageLink(Grid(once), pause=0.001), lambda client: 100 + client)
-    answers = list(engine.exchange(STEP, [(CLIENTS[0], record())]))
+    answers = list(engine.exchange(STEP, [Job(CLIENTS[0], record())]))
     assert isinstance(answers[0][1], PackedReply)
     assert engine.lost() == ["client 0: its node was lost; sent again"]
     assert engine.lost() == []
@@ -216,7 +216,7 @@ def test_a_client_that_comes_back_in_time_is_asked() -> None:
     engine = FlowerEngine(
         MessageLink(Grid(echo), pause=0.001), lambda _: 100 if time.monotonic() > back else None, patience=30.0
     )
-    assert isinstance(dict(engine.exchange(STEP, [(CLIENTS[0], record())]))[CLIENTS[0]], PackedReply)
+    assert isinstance(dict(engine.exchange(STEP, [Job(CLIENTS[0], record())]))[CLIENTS[0]], PackedReply)
 
 
 def test_a_link_that_is_gone_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

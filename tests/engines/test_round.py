@@ -14,7 +14,7 @@ from genfed.core.phase import Empty, Phase, Reduced, Reply
 from genfed.core.record import Packed, pack
 from genfed.core.task import Task
 from genfed.engines.messages import PackedReply, RoundId
-from genfed.engines.round import Engine, Failure, Round, RoundRequest, check_upload
+from genfed.engines.round import Engine, Failure, Job, Round, RoundRequest, check_upload
 
 CLIENTS = tuple(ClientInfo(i, "ab"[i % 2], 10 + i) for i in range(5))
 STEP = RoundId("train", 3, 8)
@@ -72,12 +72,10 @@ class Fake:
         self._answer, self._order = answer, order
         self.got: dict[int, Packed] = {}
 
-    def exchange(
-        self, step: RoundId, jobs: Iterable[tuple[ClientInfo, Packed]]
-    ) -> Iterator[tuple[ClientInfo, PackedReply | Failure]]:
+    def exchange(self, step: RoundId, jobs: Iterable[Job]) -> Iterator[tuple[ClientInfo, PackedReply | Failure]]:
         assert step == STEP
         infos = {}
-        for info, packed in jobs:
+        for info, packed, _ in jobs:
             infos[info.id], self.got[info.id] = info, packed
         for place in self._order or infos:
             yield infos[place], self._answer(infos[place])
@@ -286,7 +284,7 @@ def test_jobs_are_made_as_they_are_drawn() -> None:
 
     class Lazy(Fake):
         def exchange(self, step: RoundId, jobs: Any) -> Iterator[tuple[ClientInfo, PackedReply | Failure]]:
-            for info, _ in jobs:
+            for info, *_ in jobs:
                 assert made == list(range(info.id + 1))
                 yield info, good(info)
 

@@ -16,7 +16,7 @@ from genfed.core.privacy import DeclaredTraining
 from genfed.core.record import Packed, digest, load, pack
 from genfed.core.settings import settings
 from genfed.engines.client_runner import ClientRunner
-from genfed.engines.client_storage import REPLY, UNSETTLED, StoredReply
+from genfed.engines.client_storage import INDEX, StoredReply
 from genfed.engines.messages import RoundId
 from genfed.experiment import compatibility, partitioning
 from genfed.experiment.inputs import load_data
@@ -201,9 +201,8 @@ def test_a_client_asked_again_gives_the_same_reply_and_pays_once(tmp_path: Path)
     assert digest(new_runner(trial).work(RoundId("train", 0, 0), 0, sent).upload) == digest(first.upload)
     assert first.metrics == {}
     assert len(read_ledger(folder).charges) == 1
-    # Killed after the charge and before the reply was kept: nothing left, so it is charged once, with fresh noise.
-    (folder / REPLY).unlink()
-    (folder / UNSETTLED).touch()
+    # Killed after the charge and before the index was written: nothing left, so it is charged once, with fresh noise.
+    (folder / INDEX).unlink()
     again = new_runner(trial).work(RoundId("train", 0, 0), 0, sent)
     assert digest(again.upload) != digest(first.upload)
     assert len(read_ledger(folder).charges) == 1
@@ -242,7 +241,7 @@ def test_kill_and_resume_neither_refund_nor_release_fresh_noise(tmp_path: Path) 
     with pytest.raises(StoppedError):
         start(private("fedavg"), out, notify=stop)
     client = RunFolder(out).trial("fedavg", 0) / "clients" / "0"
-    before = load(StoredReply, client / REPLY)
+    before = load(StoredReply, client / "reply.0")
     kept = digest(Packed({k: t.clone() for k, t in before.tensors.items()}, before.skeleton))
     assert len(read_ledger(client).charges) == 1
     replies = []

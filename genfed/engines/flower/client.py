@@ -60,10 +60,14 @@ def handle_work(runner: ClientRunner, head: MessageHeader, body: Packed) -> tupl
 def _read_round(value: Any) -> RoundId:
     """Returns the round that a header names. It names random streams, so that its types are checked."""
     match value:
-        case {"phase": str(phase), "round": int(round_), "number": int(number)} if (
-            len(value) == 3
-            and not (isinstance(round_, bool) or isinstance(number, bool) or min(round_, number) < 0)
-            and max(round_, number) < STEPS
-        ):
-            return RoundId(phase, round_, number)
-    raise GenfedError(f"a step is a phase, a round and a number from 0 on, both below {STEPS}")
+        case {"phase": str(phase), "round": int(round_), "number": int(number), **rest} if rest.keys() <= {"since"}:
+            since: Any = rest.get("since")
+            if _is_step(round_) and _is_step(number) and (since is None or _is_step(since)):
+                return RoundId(phase, round_, number, since)
+    raise GenfedError(
+        f"a step is a phase, a round and a number from 0 on, and a round that it counts on or none, all below {STEPS}"
+    )
+
+
+def _is_step(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < STEPS

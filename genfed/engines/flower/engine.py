@@ -9,7 +9,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from flwr.app import Context, Message
@@ -20,7 +20,7 @@ from genfed.core.errors import GenfedError
 from genfed.core.record import Packed
 from genfed.engines.flower.messages import ArrayCache, Envelope, MessageHeader, decode_message, encode_message
 from genfed.engines.messages import PackedReply, RoundId
-from genfed.engines.round import Failure
+from genfed.engines.round import Failure, Job
 
 log = logging.getLogger(__name__)
 
@@ -142,9 +142,6 @@ def _open_reply(reply: Message) -> tuple[MessageHeader, Packed] | Failure:
     return head, body
 
 
-_Job = tuple[ClientInfo, Packed]
-
-
 class FlowerEngine:
     """The engine whose clients work at Flower's nodes."""
 
@@ -170,34 +167,34 @@ class FlowerEngine:
         """Names the next trial; `trial` is the text that the clients' `open_runner` takes."""
         self._opening = {"open": trial}
 
-    def exchange(
-        self, step: RoundId, jobs: Iterable[tuple[ClientInfo, Packed]]
-    ) -> Iterator[tuple[ClientInfo, PackedReply | Failure]]:
+    def exchange(self, step: RoundId, jobs: Iterable[Job]) -> Iterator[tuple[ClientInfo, PackedReply | Failure]]:
         """See `Engine`. The job of a client whose node or process was lost is sent once more."""
         lost_once: set[int] = set()
-        waiting: list[_Job] = []
-        absent: list[_Job] = []
+        waiting: list[Job] = []
+        absent: list[Job] = []
 
-        def address(jobs: Iterable[_Job]) -> Iterator[tuple[_Job, Envelope]]:
-            for info, sent in jobs:
-                if (node := self._node_of(info.id)) is None:
-                    absent.append((info, sent))
+        def address(jobs: Iterable[Job]) -> Iterator[tuple[Job, Envelope]]:
+            for job in jobs:
+                if (node := self._node_of(job.info.id)) is None:
+                    absent.append(job)
                 else:
-                    yield (info, sent), Envelope(node, self._opening | {"step": asdict(step), "client": info.id}, sent)
+                    head = {"step": asdict(replace(step, since=job.since)), "client": job.info.id}
+                    yield job, Envelope(node, self._opening | head, job.sent)
 
         started = time.monotonic()
         while True:
-            for (info, sent), outcome in self._link.send("train", address(jobs), str(step.number)):
+            for job, outcome in self._link.send("train", address(jobs), str(step.number)):
+                info = job.info
                 if isinstance(outcome, Failure) and outcome.reason in LOST.values() and info.id not in lost_once:
                     lost_once.add(info.id)
                     self._lost.append(f"client {info.id}: {outcome.reason}; sent again")
                     log.warning(self._lost[-1])
-                    waiting.append((info, sent))
+                    waiting.append(job)
                 else:
                     yield info, _read_reply(outcome)
             if absent and time.monotonic() - started > self._patience:
-                for info, _ in absent:
-                    yield info, Failure("it is not connected")
+                for job in absent:
+                    yield job.info, Failure("it is not connected")
                 absent.clear()
             if not (waiting or absent):
                 return
