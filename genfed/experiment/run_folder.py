@@ -16,13 +16,14 @@ from genfed.audits.findings import Audits
 from genfed.config.reader import decisive_settings, read_config, refuse_old_run, to_toml
 from genfed.config.settings import Config
 from genfed.core.errors import GenfedError
-from genfed.core.files import atomic_write, exclusive_lock
+from genfed.core.files import atomic_write, exclusive_lock, remove_parts
 from genfed.data.features import Encoder, read_encoder
 from genfed.report.privacy_section import NOTHING, read_audits
 from genfed.report.results import Report, from_json, to_json
 
 OnExisting = Literal["refuse", "resume", "replace"]
 """What to do where the folder holds a run already."""
+PUT_BACK = "put it back as it was, or start anew with --fresh"
 log = logging.getLogger(__name__)
 
 
@@ -120,8 +121,9 @@ class RunFolder:
 
     def write_report(self, report: Report, page: str) -> None:
         """Writes the report and its page."""
-        self.report.write_text(to_json(report), "utf-8")
-        self.page.write_text(page, "utf-8")
+        for file, text in ((self.page, page), (self.report, to_json(report))):  # a run with a report has finished
+            with atomic_write(file) as part:
+                part.write_text(text, "utf-8")
 
     def read_audits(self) -> Audits:
         """Returns what the audits found so far; empty where there was none."""
@@ -138,10 +140,20 @@ class RunFolder:
         return hashlib.blake2b(self.started.read_bytes(), digest_size=8).hexdigest()
 
     def begin(self, now: RunStart) -> RunStart:
-        """Returns how the run began: as its file says, else `now`, which is then written there."""
-        with contextlib.suppress(OSError, pydantic.ValidationError):
-            return pydantic.TypeAdapter(RunStart).validate_json(self.started.read_bytes())
-        self.started.write_bytes(pydantic.TypeAdapter(RunStart).dump_json(now) + b"\n")
+        """Returns how the run began: as its file says, else `now`, which is then written there.
+
+        Raises:
+            GenfedError: the file is damaged, or it is missing though rounds were done.
+        """
+        if self.started.exists():
+            try:
+                return pydantic.TypeAdapter(RunStart).validate_json(self.started.read_bytes())
+            except pydantic.ValidationError:
+                raise GenfedError(f"{self.started} is damaged; {PUT_BACK}") from None
+        if any(self.path.glob("trials/*/*/state.safetensors")):
+            raise GenfedError(f"{self.started} is missing; {PUT_BACK}")
+        with atomic_write(self.started, durable=True) as part:
+            part.write_bytes(pydantic.TypeAdapter(RunStart).dump_json(now) + b"\n")
         return now
 
     def check_existing(self, on_existing: OnExisting) -> None:
@@ -174,9 +186,8 @@ class RunFolder:
         with self.lock():
             if on_existing == "replace":
                 self._clear()
-            for leftover in self.path.rglob(".*.part"):  # of a kill while saving
-                leftover.unlink()
-            with atomic_write(self.config) as part:
+            remove_parts(self.path)
+            with atomic_write(self.config, durable=True) as part:
                 part.write_text(to_toml(config), "utf-8")
             yield
 
