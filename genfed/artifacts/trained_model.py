@@ -16,7 +16,7 @@ from genfed.core.federated_data import FederatedData
 from genfed.core.task import Data, Task
 from genfed.engines.client_runner import use_threads
 from genfed.experiment import partitioning
-from genfed.experiment.checkpoint import Checkpoint, read_checkpoint
+from genfed.experiment.checkpoint import Checkpoint, counted_rows, read_checkpoint
 from genfed.experiment.inputs import data_fingerprint, load_data, load_public
 from genfed.experiment.local_clients import load_classifier
 from genfed.experiment.run_folder import RunFolder
@@ -123,11 +123,15 @@ def load_trained(chosen: SelectedTrial, client: int) -> TrainedModel:
 
 
 def _client_rows(chosen: SelectedTrial) -> list[Row]:
-    """Returns the rows of the metrics that are of a client in this trial."""
-    file = chosen.run.metrics
-    trial = chosen.label, chosen.seed
+    """Returns the rows of the metrics that are of a client in this trial.
+
+    Raises:
+        GenfedError: they are not those that the checkpoint counts on.
+    """
+    file, folder = chosen.run.metrics, chosen.run.trial(chosen.label, chosen.seed)
     rows = read_metrics(file) if file.exists() else []
-    return [row for row in rows if (row["method"], row["seed"]) == trial and row["client"] is not None]
+    counted = counted_rows(rows, chosen.label, chosen.seed, chosen.at, file, folder)
+    return [row for row in counted if row["client"] is not None]
 
 
 def _find_client(trial: Trial, client: int) -> ClientInfo:

@@ -176,7 +176,8 @@ def load_classifier(trial: Trial, at: Checkpoint[Any], info: ClientInfo) -> nn.M
     number = at.evaluations - 1 if at.scored == at.step else at.evaluations
     server = trial_server(trial, number, EVALUATE, number, "send")
     sent = trial.method.send_classifier(server, at.state, info)
-    client = new_runner(trial).make_scored_client(RoundId(EVALUATE, number, trial.place(at.step)), info.id)
+    step = RoundId(EVALUATE, number, trial.place(at.step), at.stored.get(info.id))
+    client = new_runner(trial).make_scored_client(step, info.id)
     return trial.method.classifier(client, sent)
 
 

@@ -25,7 +25,7 @@ from genfed.engines.client_runner import use_threads
 from genfed.engines.round import Engine
 from genfed.experiment import checks, compatibility, generator_quality, partitioning
 from genfed.experiment.auditing import audit_trial
-from genfed.experiment.checkpoint import is_in_checkpoint, read_checkpoint
+from genfed.experiment.checkpoint import counted_rows, read_checkpoint
 from genfed.experiment.environment import command_line
 from genfed.experiment.inputs import RunInputs, data_fingerprint, load_data, load_public
 from genfed.experiment.local_clients import EngineName, choose_engine, open_local_clients
@@ -191,7 +191,7 @@ def _run_trials(
 ) -> Report:
     """Runs every method with every seed, and writes the report."""
     folder.data.mkdir(exist_ok=True)
-    retain_metrics(folder.metrics, _is_current(inputs, folder))
+    retain_metrics(folder.metrics, functools.partial(_select_rows, inputs, folder))
     outcomes = TrialOutcomes()
     with _open_metrics(folder) as record:
         for seed in inputs.config.seeds:
@@ -260,7 +260,7 @@ class _SeedTrials:
         wanted = self._inputs.config.metrics.samples and generator_quality.is_evaluated(trial.method)
         if wanted and trial.label not in self._evaluated:
             loop.report_progress(QUALITY)
-            self._record([self._evaluate(trial, state, loop.step)])
+            loop.add_quality(self._evaluate(trial, state, loop.step))
 
     def _audit(self, trial: Trial, loop: TrialLoop) -> None:
         config = self._inputs.config
@@ -269,20 +269,25 @@ class _SeedTrials:
             audit_trial(trial, {label: config.audit[label] for label in config.audits}, self._folder)
 
 
-def _is_current(inputs: RunInputs, folder: RunFolder) -> Callable[[dict[str, Any]], bool]:
-    """Returns whether a row of metrics belongs to the checkpoints in the folder and to the settings of now."""
-    config = inputs.config
-    checkpoints = {
-        (label, seed): read_checkpoint(method, folder.trial(label, seed))
-        for label, method in config.method.items()
-        for seed in config.seeds
-    }
+def _select_rows(inputs: RunInputs, folder: RunFolder, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the rows of metrics that the checkpoints in the folder count on, in their order, without measures of
+    generators under other settings than those of now.
 
-    def is_current(row: dict[str, Any]) -> bool:
-        stale = row["phase"] == QUALITY and not generator_quality.is_current(row, config.metrics, inputs.task)
-        return not stale and is_in_checkpoint(row, checkpoints.get((row["method"], row["seed"])))
-
-    return is_current
+    Raises:
+        GenfedError: rows on which a checkpoint counts are missing or differ.
+    """
+    config, kept = inputs.config, set[int]()
+    for label, method in config.method.items():
+        for seed in config.seeds:
+            own = folder.trial(label, seed)
+            counted = counted_rows(rows, label, seed, read_checkpoint(method, own), folder.metrics, own)
+            kept.update(map(id, counted))
+    return [
+        row
+        for row in rows
+        if id(row) in kept
+        and (row["phase"] != QUALITY or generator_quality.is_current(row, config.metrics, inputs.task))
+    ]
 
 
 @contextlib.contextmanager

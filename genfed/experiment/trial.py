@@ -19,18 +19,20 @@ from genfed.core.client import Server
 from genfed.core.errors import GenfedError
 from genfed.core.federated_data import FederatedData
 from genfed.core.method import Method
+from genfed.core.phase import Phase
 from genfed.core.rng import stream
 from genfed.core.schedule import Schedule
 from genfed.core.store import FolderStore, MemoryStore, Store
 from genfed.core.task import Task
 from genfed.engines.client_runner import NewNetwork
 from genfed.experiment import partitioning
+from genfed.experiment.checkpoint import STATE, read_checkpoint
 from genfed.experiment.run_folder import RunFolder
 from genfed.privacy.accounting import Mechanism
 from genfed.privacy.client_level import ClientLevelPrivacy
 from genfed.privacy.example_level import example_level_guarantee, read_charges
 from genfed.privacy.guarantee import PrivacyGuarantee
-from genfed.privacy.plan import PrivacyPlan, estimate_cost, settle_plan
+from genfed.privacy.plan import PLAN, PrivacyPlan, estimate_cost, settle_plan
 from genfed.privacy.settings import DPSGD, DPFedAvg
 from genfed.robustness.attack import Attack
 from genfed.robustness.robust_mean import AggregationRule
@@ -89,6 +91,11 @@ class Trial:
         how = self.privacy or self.client_privacy
         assert how is not None
         with self._named():
+            if not (self.folder / PLAN).exists() and (self.folder / STATE).exists():
+                raise GenfedError(
+                    f"{self.folder / PLAN} is missing, and rounds were done with the noise that it names; "
+                    "put it back as it was, or start anew with --fresh"
+                )
             return settle_plan(self.folder, how, self.schedule)
 
     def estimate_cost(self, client: int) -> list[Mechanism]:
@@ -114,13 +121,24 @@ class Trial:
         """Returns the noise of the rounds and the ledger of releases. None: the trial has no client-level privacy."""
         if self.client_privacy is None:
             return None
-        return ClientLevelPrivacy(self.client_privacy, self.settle_plan(), self.schedule, self.folder)
+        at = read_checkpoint(self.method, self.folder)
+        known = -1 if at is None else at.released
+        return ClientLevelPrivacy(self.client_privacy, self.settle_plan(), self.schedule, self.folder, known)
 
     def spent(self, clients: Sequence[int] | None = None) -> dict[int, list[Mechanism]]:
         """Returns the mechanisms that clients were charged for, by the files in the trial's folder. `clients`: their
         ids. None: all.
+
+        Raises:
+            StorageError: charges on which the checkpoint counts are lost.
         """
-        return read_charges(self.folder, [info.id for info in self.shards.clients] if clients is None else clients)
+        at, ids = read_checkpoint(self.method, self.folder), [info.id for info in self.shards.clients]
+        return read_charges(self.folder, ids if clients is None else clients, at.stored if at else {})
+
+    def stores(self, phase: Phase[Any]) -> bool:
+        """Returns whether clients store something in every round of a phase."""
+        private = self.privacy is not None or (self.secure is not None and bool(phase.aggregate))
+        return not phase.scores and (private or bool(phase.slots))
 
     def guarantee(self, spent: Mapping[int, Sequence[Mechanism]] | None = None) -> PrivacyGuarantee | None:
         """Returns the privacy guarantee that follows from clients' charges. None: the trial has no privacy.

@@ -15,11 +15,13 @@ from genfed.core.record import save
 from genfed.core.store import FolderStore
 from genfed.engines.messages import RoundId
 from genfed.engines.round import Engine, OpenRound, RoundRequest
-from genfed.experiment.checkpoint import Checkpoint, read_checkpoint
+from genfed.experiment.checkpoint import STATE, Checkpoint, read_checkpoint
 from genfed.experiment.evaluation import add_evaluation
 from genfed.experiment.progress import Progress
 from genfed.experiment.trial import Trial, trial_server
 from genfed.experiment.uploads import uploads_by_phase, with_client_noise
+from genfed.privacy.client_level import read_releases
+from genfed.report.metrics_log import digest_rows
 from genfed.report.results import EVALUATE, TRIGGERED, Row
 from genfed.robustness.robust_mean import make_robust
 
@@ -54,6 +56,7 @@ class TrialLoop:
         self._uploads = uploads_by_phase(trial, (*self._plan, self._scoring))
         self._accuracy: float | None = None
         self._took: dict[str, list[float]] = {}
+        self._at: Checkpoint[Any] | None = None
         self.step = 0
         """Number of rounds done, after `finish`."""
 
@@ -82,13 +85,19 @@ class TrialLoop:
                 rounds_of[phase.name] += 1
                 step += 1
         if at.scored < at.step:
-            at, rows = self._evaluate(at)
-            self._save(at, rows)
+            at = self._save(*self._evaluate(at))
         elif not self._took:
             self.step = at.step
             self.report_progress("done before")
-        self.step = at.step
+        self.step, self._at = at.step, at
         return at.state
+
+    def add_quality(self, row: Row) -> None:
+        """Writes the row of generator quality, after `finish`."""
+        assert self._at is not None
+        self._record([row])
+        self._at = replace(self._at, quality_digest=digest_rows([row]))
+        save(self._at, self._trial.folder / STATE)
 
     def report_progress(self, what: str) -> None:
         """Reports `what` as the current step, after all rounds are done."""
@@ -100,18 +109,18 @@ class TrialLoop:
         state = self._trial.method.init(replace(trial_server(self._trial, 0, "init"), store=store))
         at = Checkpoint(self._trial.identity, self._trial.shards.task, 0, (), 0, -1, state)
         self._trial.folder.mkdir(parents=True, exist_ok=True)
-        self._save(at, [])
-        return at
+        return self._save(at, [])
 
     def _do_round(self, at: Checkpoint[Any], phase: Phase[Any], number: int) -> Checkpoint[Any]:
         state, rows = self._run_round(phase, RoundId(phase.name, number, at.step), at)
-        at = replace(at, step=at.step + 1, state=state)
+        answered = {row["client"]: self._trial.place(at.step) for row in rows if row["client"] is not None}
+        stored = at.stored | (answered if self._trial.stores(phase) else {})
+        at = replace(at, step=at.step + 1, state=state, stored=stored)
         every = self._trial.evaluate_every
         if every and phase.changes_classifier and (number + 1) % every == 0:
             at, more = self._evaluate(at)
             rows += more
-        self._save(at, rows)
-        return at
+        return self._save(at, rows)
 
     def _evaluate(self, at: Checkpoint[Any]) -> tuple[Checkpoint[Any], list[dict[str, Any]]]:
         _, rows = self._run_round(self._scoring, RoundId(EVALUATE, at.evaluations, at.step), at)
@@ -119,10 +128,16 @@ class TrialLoop:
         self._accuracy = sum(scores) / len(scores)
         return replace(at, evaluations=at.evaluations + 1, scored=at.step), rows
 
-    def _save(self, at: Checkpoint[Any], rows: Sequence[Row]) -> None:
+    def _save(self, at: Checkpoint[Any], rows: Sequence[Row]) -> Checkpoint[Any]:
+        """Writes rows, and the checkpoint after them; returns the checkpoint as it was written."""
+        trial = self._trial
         self._record(rows)
-        save(at, self._trial.folder / "state.safetensors")
-        FolderStore(self._trial.folder).retain(at.state)
+        released = read_releases(trial.folder).last if trial.client_privacy is not None else -1
+        counted, digest = at.rows + len(rows), digest_rows(rows, at.rows_digest)
+        at = replace(at, released=released, rows=counted, rows_digest=digest)
+        save(at, trial.folder / STATE)
+        FolderStore(trial.folder).retain(at.state)
+        return at
 
     def _run_round(self, phase: Phase[Any], round_id: RoundId, at: Checkpoint[Any]) -> tuple[Any, list[dict[str, Any]]]:
         """Returns the state after a round, and the rows of the log: one for each client and one for the round."""
@@ -133,7 +148,9 @@ class TrialLoop:
         uploads = self._uploads[phase.name]
         sender, first_step = trial_server(trial, path[1], *path, "send"), trial.place(round_id.number)
         clients = uploads.participants(round_id)
-        round_ = uploads.open(RoundRequest(self._engine, phase, round_id, first_step, sender, at.state, clients))
+        round_ = uploads.open(
+            RoundRequest(self._engine, phase, round_id, first_step, sender, at.state, clients, at.stored)
+        )
         rows = self._client_rows(phase, round_id, at, round_, len(clients))
         reduced = round_.reduced
         if phase.scores:

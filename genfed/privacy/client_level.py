@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from genfed.core.aggregate import ClientInfo, select_means
-from genfed.core.errors import GenfedError
+from genfed.core.errors import GenfedError, RecordError
 from genfed.core.phase import Phase
 from genfed.core.record import load, save, unpack
 from genfed.core.schedule import Schedule
@@ -49,6 +49,11 @@ class ReleaseLedger:
 
     releases: tuple[Release, ...] = ()
 
+    @property
+    def last(self) -> int:
+        """The last round of which there is a release. −1: there is none."""
+        return max((release.step for release in self.releases), default=-1)
+
     def rounds(self) -> Counter[int]:
         """Returns by client the number of released rounds in which it participated."""
         return Counter(client for release in self.releases for client in release.clients)
@@ -66,17 +71,47 @@ class ReleaseLedger:
 
 
 def read_releases(folder: Path) -> ReleaseLedger:
-    """Returns the ledger of the trial in `folder`. A missing file is an empty ledger."""
-    return load(ReleaseLedger, folder / RELEASES) if (folder / RELEASES).exists() else ReleaseLedger()
+    """Returns the ledger of the trial in `folder`. A missing file is an empty ledger, where nothing was released yet.
+
+    Raises:
+        GenfedError: it is damaged.
+    """
+    try:
+        return load(ReleaseLedger, folder / RELEASES) if (folder / RELEASES).exists() else ReleaseLedger()
+    except RecordError as error:
+        raise GenfedError(f"{error}; put it back as it was, or start anew with --fresh") from None
 
 
 class ClientLevelPrivacy:
     """The noise that protects a trial's clients, and the ledger of what was released."""
 
-    def __init__(self, how: DPFedAvg, plan: PrivacyPlan, schedule: Schedule, folder: Path) -> None:
-        """Prepares the noise; `folder` is the trial's."""
-        self._how, self._schedule, self._folder = how, schedule, folder
+    def __init__(self, how: DPFedAvg, plan: PrivacyPlan, schedule: Schedule, folder: Path, released: int = -1) -> None:
+        """Prepares the noise.
+
+        Args:
+            how: settings of client-level privacy.
+            plan: the noise of the trial.
+            schedule: the clients of every round.
+            folder: the trial's folder.
+            released: the last round that the ledger must have. −1: it may be empty.
+        """
+        self._how, self._schedule, self._folder, self._released = how, schedule, folder, released
         self._noise = plan.common_multiplier
+
+    def _read_releases(self) -> ReleaseLedger:
+        """Returns the ledger of the trial.
+
+        Raises:
+            GenfedError: releases are lost.
+        """
+        ledger = read_releases(self._folder)
+        if ledger.last < self._released:
+            raise GenfedError(
+                f"{self._folder / RELEASES} lacks the release of round {self._released}, for which the privacy budget "
+                "was charged; put it back as it was, or start anew with --fresh"
+            )
+        self._released = ledger.last
+        return ledger
 
     @property
     def secret(self) -> bool:
@@ -101,7 +136,7 @@ class ClientLevelPrivacy:
         Raises:
             GenfedError: the round would exceed the budget.
         """
-        how, ledger = self._how, read_releases(self._folder)
+        how, ledger = self._how, self._read_releases()
         if not fits_budget(self._mechanisms(ledger.charged_rounds(how, clients)), how):
             raise GenfedError(
                 f"{step.phase} round {step.round} would exceed privacy.epsilon = {how.epsilon:g}: rounds that were "
@@ -152,12 +187,13 @@ class ClientLevelPrivacy:
 
     def charge(self, release: Release) -> None:
         """Charges a round; the charge is on disk before anything of the round is released."""
-        ledger = read_releases(self._folder)
+        ledger = self._read_releases()
         save(ReleaseLedger((*ledger.releases, release)), self._folder / RELEASES)
+        self._released = max(self._released, release.step)
 
     def guarantee(self, *, distributed: bool) -> PrivacyGuarantee:
         """Returns the guarantee for the clients of a trial. `distributed`: whether the clients added the noise."""
-        how, rounds = self._how, read_releases(self._folder).charged_rounds(self._how)
+        how, rounds = self._how, self._read_releases().charged_rounds(self._how)
         spent = account(self._mechanisms(rounds), how.delta, how.accountant)
         return PrivacyGuarantee(
             epsilon=spent.epsilon if math.isfinite(spent.epsilon) else None,

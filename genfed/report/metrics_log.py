@@ -1,5 +1,6 @@
 """metrics.jsonl: one JSON object per line, appended as a run goes on and cut back to its checkpoint on resume."""
 
+import hashlib
 import json
 import math
 import os
@@ -11,6 +12,9 @@ from typing import Any
 from genfed.core.errors import GenfedError
 from genfed.core.files import atomic_write
 from genfed.report.results import Row
+
+MACHINE = ("seconds", "lost")
+"""Columns that depend on the machine: times, and workers that were lost."""
 
 
 class MetricsLog:
@@ -27,7 +31,7 @@ class MetricsLog:
     def write(self, rows: Iterable[Row]) -> None:
         """Appends rows, not yet durably; numbers that are not finite become null, since JSON has none."""
         for row in rows:
-            self._file.write(json.dumps(_finite(dict(row)), allow_nan=False, ensure_ascii=False).encode() + b"\n")
+            self._file.write(_encode(row) + b"\n")
 
     def flush(self) -> None:
         """Returns when every row written is on disk: to be called before a checkpoint that counts on them."""
@@ -66,9 +70,29 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except (ValueError, RecursionError):
             row = None
         if not isinstance(row, dict):
-            raise GenfedError(f"{path}, line {number}: not a row of metrics")
+            raise GenfedError(
+                f"{path}, line {number}: not a row of metrics; put the file back as it was, or start anew with --fresh"
+            )
         rows.append(row)
     return rows
+
+
+def digest_rows(rows: Iterable[Row], before: str = "") -> str:
+    """Returns a fingerprint of rows in their order, which is the same in every run of one config: columns that depend
+    on the machine (`MACHINE`) do not count.
+
+    Args:
+        rows: the rows.
+        before: the fingerprint of the rows before them. Empty: there are none.
+    """
+    for row in rows:
+        same = {name: value for name, value in row.items() if name not in MACHINE}
+        before = hashlib.blake2b(before.encode() + _encode(same), digest_size=16).hexdigest()
+    return before
+
+
+def _encode(row: Row) -> bytes:
+    return json.dumps(_finite(dict(row)), allow_nan=False, ensure_ascii=False).encode()
 
 
 def _finite(value: Any) -> Any:
@@ -79,8 +103,8 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def retain_metrics(path: Path, counts: Callable[[dict[str, Any]], bool]) -> None:
-    """Keeps the rows that count and drops the others, atomically; a file that is not there is made empty."""
-    rows = [row for row in read_metrics(path) if counts(row)] if path.exists() else []
-    with atomic_write(path) as part, MetricsLog(part) as kept:
-        kept.write(rows)
+def retain_metrics(path: Path, select: Callable[[list[dict[str, Any]]], Iterable[Row]]) -> None:
+    """Keeps the rows that `select` returns of all rows, atomically; a file that is not there is made empty."""
+    kept = select(read_metrics(path) if path.exists() else [])
+    with atomic_write(path, durable=True) as part, MetricsLog(part) as file:
+        file.write(kept)

@@ -37,11 +37,11 @@ def test_a_resumed_run_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "m"
     with MetricsLog(path) as metrics:
         metrics.write([{"step": 0}, {"step": 1}])
-    retain_metrics(path, lambda row: row["step"] < 1)
+    retain_metrics(path, lambda rows: [row for row in rows if row["step"] < 1])
     with MetricsLog(path) as metrics:
         metrics.write([{"step": 2}])
     assert read_metrics(path) == [{"step": 0}, {"step": 2}]
-    retain_metrics(tmp_path / "new", lambda row: True)
+    retain_metrics(tmp_path / "new", lambda rows: rows)
     assert read_metrics(tmp_path / "new") == []
     assert {f.name for f in tmp_path.iterdir()} == {"m", "new"}
 
