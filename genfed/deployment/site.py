@@ -168,6 +168,7 @@ def _initial(site: LocatedSite, head: Mapping[str, Any], body: Packed) -> tuple[
 
 def _prepare(site: LocatedSite, head: Mapping[str, Any], body: Packed) -> tuple[dict[str, Any], Packed]:
     """Refuses a run before training, or takes part in all its trials. Nothing is charged or written."""
+    _check_budgets(site)
     opened = read_descriptions(head)
     clients = [_client(head, about) for about in opened]
     holding = describe_holdings(site)
@@ -200,8 +201,9 @@ def _work(site: LocatedSite, head: Mapping[str, Any], body: Packed) -> tuple[dic
     from genfed.engines.flower.client import handle_work
 
     config, about = site.config, read_description(head.get("open"))
+    _check_budgets(site)
     trial = _trial(site, describe_holdings(site), about, _client(head, about))
-    _check_unchanged(config, trial, head)
+    _check_unchanged(site, trial, head)
     account = None
     if config.privacy is not None:
         account = site_budget.SiteBudget(site.folder, config.privacy, _key(about))
@@ -209,21 +211,31 @@ def _work(site: LocatedSite, head: Mapping[str, Any], body: Packed) -> tuple[dic
     return handle_work(new_runner(trial, account, charge_upload), dict(head), body)
 
 
+OPENED = "opened.safetensors"
+"""File name of the `OpenedTrial`, in the folder of a trial."""
+
+
 @dataclass(frozen=True)
 class OpenedTrial:
-    """What a server first sent about a trial, and which client the site is."""
+    """A trial as it was at its first round: what the server sent about it, and what the site was."""
 
     about: str
     client: int
+    data: str
+    """Fingerprint of the site's data (`SiteHoldings.content`)."""
+    budgets: tuple[str, ...]
+    """Names of the ledgers to which the trial is charged."""
 
 
-def _check_unchanged(config: SiteSettings, trial: Trial, head: Mapping[str, Any]) -> None:
-    """Refuses requests that describe a trial otherwise than the first one did. At the first one, checks the network.
+def _check_unchanged(site: LocatedSite, trial: Trial, head: Mapping[str, Any]) -> None:
+    """Refuses requests that describe a trial otherwise than the first one did, and any with other data than then. At
+    the first one, checks the network.
 
     Raises:
-        GenfedError: the request does, or the trial does not protect the site as it must.
+        GenfedError: the request does, the data have changed, or the trial does not protect the site as it must.
     """
-    file, now = trial.folder / "opened.safetensors", OpenedTrial(head["open"], head["client"])
+    config, file = site.config, trial.folder / OPENED
+    now = OpenedTrial(head["open"], head["client"], trial.identity, _budgets(config))
     _check_demands(config, trial)  # they may have changed since
     with lock_folder(trial.folder):
         if not file.exists():
@@ -231,9 +243,40 @@ def _check_unchanged(config: SiteSettings, trial: Trial, head: Mapping[str, Any]
             client_noise.check_plan(config, trial)
             if trial.privacy or trial.client_privacy:
                 trial.settle_plan()  # two requests at once would both write it
+            for budget in now.budgets:
+                site_budget.begin_ledger(site.folder, budget)
             save(now, file)
-        elif load(OpenedTrial, file) != now:
-            raise GenfedError("the server describes this trial otherwise than before: begin the run anew")
+        elif (first := load(OpenedTrial, file)) != now:
+            if (first.about, first.client) != (now.about, now.client):
+                raise GenfedError("the server describes this trial otherwise than before: begin the run anew")
+            if first.data != now.data:
+                raise GenfedError(
+                    f"the data of site {config.name} have changed since the first round of this run: put them back as "
+                    "they were, or begin the run anew"
+                )
+            raise GenfedError(
+                f"the privacy budgets of site {config.name} are others than in the first round of this run: change its "
+                "file back, or begin the run anew"
+            )
+
+
+def _budgets(config: SiteSettings) -> tuple[str, ...]:
+    """Returns the names of the ledgers of the budgets that a site's file has."""
+    limits = {site_budget.BUDGET: config.privacy, site_budget.CLIENT_BUDGET: config.client_privacy}
+    return tuple(name for name, limit in limits.items() if limit is not None)
+
+
+def _check_budgets(site: LocatedSite) -> None:
+    """Refuses to take part if the ledger of a budget was deleted: the site would have a new, full budget."""
+    missing = [name for name in _budgets(site.config) if not (site.folder / name).exists()]
+    if not missing:
+        return
+    for file in site.folder.glob(f"runs/*/*/*/{OPENED}"):
+        if lost := [name for name in missing if name in load(OpenedTrial, file).budgets]:
+            raise GenfedError(
+                f"site {site.config.name} has lost {lost[0]}, which says what its privacy budget was charged; put it "
+                "back as it was"
+            )
 
 
 def _client(head: Mapping[str, Any], about: TrialDescription) -> int:
@@ -272,7 +315,7 @@ def _trial(site: LocatedSite, holding: SiteHoldings, about: TrialDescription, cl
             holding.held_out,
         ),
         folder=site.folder / "runs" / _check_folder_name(about.run) / label / f"seed-{about.seed}",
-        identity="",
+        identity=holding.content,
         federation=Federation(clients=about.federation.clients, client_fraction=about.federation.client_fraction),
         compute=Compute(device=config.device, threads=config.threads, precision=about.precision),
         new_network=functools.partial(_new_network, config, Architectures()),

@@ -9,9 +9,11 @@ import torch
 from genfed._version import __version__
 from genfed.config.architectures import Architectures
 from genfed.core.errors import GenfedError, RecordError
-from genfed.core.record import load, save
+from genfed.core.files import remove_parts
+from genfed.core.record import digest, load, pack, save
 from genfed.core.task import Data, Task
 from genfed.deployment.site_settings import LocatedSite
+from genfed.engines.client_storage import lock_folder
 from genfed.experiment import checks
 from genfed.experiment.inputs import PATHS, load_source
 
@@ -28,6 +30,8 @@ class SiteHoldings:
     held_out: Data
     source: str
     """Fingerprint of the files and settings that the data were read from (`fingerprint_source`)."""
+    content: str
+    """Fingerprint of the examples and their classes. It changes only if they do, and never leaves the site."""
 
 
 def load_site_data(site: LocatedSite) -> SiteHoldings:
@@ -50,10 +54,12 @@ def load_site_data(site: LocatedSite) -> SiteHoldings:
         place = torch.tensor([config.classes.index(name) for name in task.classes])
         task = replace(task, classes=config.classes)
         train, held_out = Data(train.x, place[train.y]), Data(held_out.x, place[held_out.y])
-    holding = SiteHoldings(task, train, held_out, source)
+    holding = SiteHoldings(task, train, held_out, source, _fingerprint_examples(task, train, held_out))
     checks.check_architecture(config.architecture, task, train, Architectures().new)
     site.folder.mkdir(parents=True, exist_ok=True)
-    save(holding, site.folder / DATA)
+    with lock_folder(site.folder):
+        remove_parts(site.folder, f"{DATA}.*")
+        save(holding, site.folder / DATA)
     return holding
 
 
@@ -69,6 +75,8 @@ def size_of_data(site: LocatedSite) -> int:
     """Returns the size in bytes of the data as tensors. 0: they are not stored yet."""
     file = site.folder / DATA
     return file.stat().st_size if file.exists() else 0
+def _fingerprint_examples(task: Task, train: Data, held_out: Data) -> str:
+    return " ".join(digest(pack(part)) for part in (task, train, held_out))
 
 
 def fingerprint_source(site: LocatedSite) -> str:

@@ -107,6 +107,13 @@ class SiteBudget:
             save(after, self._folder / self._file)
 
 
+def begin_ledger(folder: Path, name: str) -> None:
+    """Writes an empty ledger if there is none yet, so that one that is deleted later is missed."""
+    with lock_folder(folder):
+        if not (folder / name).exists():
+            save(SiteLedger(), folder / name)
+
+
 def read_site_ledger(folder: Path, name: str = BUDGET) -> SiteLedger:
     """Returns the ledger in a site's folder. A missing file is an empty ledger."""
     file = folder / name

@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import sys
 import time
 import tomllib
@@ -27,11 +28,14 @@ from genfed.core.phase import flatten_phases
 from genfed.core.record import digest, load, pack, unpack
 from genfed.core.store import FolderStore
 from genfed.core.task import Data, Task
+from genfed.engines.client_storage import LEDGER
 from genfed.experiment import partitioning
 from genfed.experiment.checkpoint import read_checkpoint
 from genfed.experiment.evaluation import ClassifierScores
 from genfed.experiment.inputs import RunInputs, load_data
 from genfed.experiment.trial import new_server
+from genfed.privacy.example_level import read_ledger
+from genfed.privacy.site_budget import BUDGET, read_site_ledger
 from genfed.report.results import from_json
 from genfed.training.weights import Model, weights_of
 from tests import toys
@@ -899,7 +903,6 @@ def test_a_site_without_uploads_needs_no_masks(tmp_path: Path) -> None:
 def test_a_site_s_budget_is_for_all_runs_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("opacus")
     from genfed.cli.main import main
-    from genfed.privacy.site_budget import read_site_ledger
 
     config = some("fedavg", federation=ALIKE, privacy=EXAMPLES | NOISY | {"noise_multiplier": 2.0})
     files = sites(config, tmp_path / "sites", b={"privacy": HERE | {"epsilon": 1.3}})
@@ -943,9 +946,115 @@ def initial(config: dict[str, Any]) -> Any:
     return pack(Model(weights_of(network)))
 
 
+def stopped(config: dict[str, Any], grid: Grid, out: Path) -> None:
+    """Serves a run until the server stops in the second round of training."""
+
+    def stop(head: Any) -> bool:
+        step = head.get("step") or {}
+        return (step.get("phase"), step.get("round")) == ("train", 1)
+
+    def answer(handle: Any, message: Any, context: Any) -> Any:
+        if stop(decode_message(message.content)[0]):
+            raise KeyboardInterrupt
+        return answer_message(handle, message, context)
+
+    before, grid._answer = grid._answer, answer
+    with pytest.raises(KeyboardInterrupt):
+        serve(config, grid, out)
+    grid._answer = before
+
+
+def test_other_data_in_the_middle_of_a_run_are_refused_by_their_site(tmp_path: Path) -> None:
+    config = some("fedavg")
+    files = sites(config, tmp_path / "sites")
+    grid, out, data = Grid(files), tmp_path / "run", tmp_path / "sites" / "b.npz"
+    stopped(config, grid, out)
+    before = data.read_bytes()
+    arrays = dict(np.load(data))
+    np.savez(data, **arrays | {"x_train": -arrays["x_train"]})
+    assert serve(config, grid, out, on_existing="resume").error == (
+        "train round 1: 2 of 3 clients answered and the quorum is 3; client 1: the data of site b have changed since "
+        "the first round of this run: put them back as they were, or begin the run anew"
+    )
+    data.write_bytes(before)  # the same examples in a newer file
+    assert not serve(config, grid, out, on_existing="resume").error
+    start(config, tmp_path / "embedded")
+    assert state_of(out, "fedavg") == state_of(tmp_path / "embedded", "fedavg")
+
+
+def test_a_site_that_has_lost_what_it_stored_says_so(tmp_path: Path) -> None:
+    config = some("local")
+    files = sites(config, tmp_path / "sites")
+    grid, out = Grid(files), tmp_path / "run"
+    stopped(config, grid, out)
+    runs = site_settings.read_site(files[1]).folder / "runs"
+    shutil.move(runs, tmp_path / "runs")
+    outcome = serve(config, grid, out, on_existing="resume")
+    assert outcome.error == (
+        "it could not read or write a file; its own log says more; nothing that was saved is lost: fix the cause, then "
+        "--resume"
+    )
+    log = (runs.parent / "site.log").read_text()
+    assert "index.safetensors is missing, and the run counts on what the client stored in round 0; put" in log
+    shutil.rmtree(runs)
+    shutil.move(tmp_path / "runs", runs)
+    assert not serve(config, grid, out, on_existing="resume").error
+
+
+def test_a_site_that_has_lost_its_budget_takes_no_part(tmp_path: Path) -> None:
+    pytest.importorskip("opacus")
+    config = some("fedavg", federation=ALIKE, privacy=EXAMPLES | NOISY)
+    files = sites(config, tmp_path / "sites", b={"privacy": HERE | {"epsilon": 100.0}})
+    grid = Grid(files)
+    stopped(config, grid, tmp_path / "run")
+    (site_settings.read_site(files[1]).folder / BUDGET).unlink()
+    for out, options in (("run", {"on_existing": "resume"}), ("other", {})):
+        outcome = serve(config, grid, tmp_path / out, **options)
+        assert outcome.error.startswith("site b: site b has lost budget.safetensors, which says what its")
+
+
+@pytest.mark.parametrize("lost", [LEDGER, BUDGET])
+def test_a_site_killed_between_its_budget_and_its_ledger_is_charged_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    """The budget is written first. Both must say the same after the kill, and one cannot be put back without the
+    other.
+    """
+    pytest.importorskip("opacus")
+    config = some("fedavg", federation=ALIKE, privacy=EXAMPLES | NOISY)
+    (file, *_) = sites(config, tmp_path / "sites", a={"privacy": HERE | {"epsilon": 100.0}})
+    folder, sent = site_settings.read_site(file).folder, initial(config)
+    asked(file, letter(config), sent)
+    replace_file = Path.replace
+
+    def killed(self: Path, target: Path) -> Path:
+        if target.name == LEDGER:
+            raise KeyboardInterrupt
+        return replace_file(self, target)
+
+    (old,) = folder.rglob(lost)
+    before = old.read_bytes()
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        asked(file, letter(config, number=1), sent)
+    monkeypatch.undo()
+
+    def charged() -> list[int]:
+        return [charge.step for each in read_site_ledger(folder).trials for charge in each.charges]
+
+    assert charged() == [0, 1]
+    asked(file, letter(config, number=1), sent)
+    asked(file, letter(config, number=2), sent)
+    assert charged() == [0, 1, 2]
+    (client,) = folder.glob("runs/*/*/*/clients/0")
+    assert [charge.step for charge in read_ledger(client).charges] == [0, 1, 2]
+    old.write_bytes(before)
+    with pytest.raises(GenfedError, match=r"it could not read or write a file|lacks what this run was charged before"):
+        asked(file, letter(config, number=3), sent)
+
+
 def test_a_server_cannot_have_more_trained_than_is_charged(tmp_path: Path) -> None:
     pytest.importorskip("opacus")
-    from genfed.privacy.site_budget import read_site_ledger
 
     config = some("gefl", federation=ALIKE, privacy=EXAMPLES | NOISY)
     config["method"] = {"gefl": config["method"]["gefl"] | {"generator": {"kind": "cvae", "width": 4, "norm": "group"}}}
@@ -997,8 +1106,6 @@ def test_a_server_cannot_have_more_trained_than_is_charged(tmp_path: Path) -> No
 def test_two_letters_at_once_train_once(tmp_path: Path) -> None:
     pytest.importorskip("opacus")
     from concurrent.futures import ThreadPoolExecutor
-
-    from genfed.privacy.site_budget import read_site_ledger
 
     config = some("fedavg", federation=ALIKE, privacy=EXAMPLES | NOISY)
     (file, *_) = sites(config, tmp_path / "sites", a={"privacy": HERE | {"epsilon": 100.0}})
@@ -1054,7 +1161,6 @@ def test_a_budget_that_holds_a_run_holds_it_after_a_stop(tmp_path: Path) -> None
 
 def test_what_a_run_s_budget_refuses_costs_the_site_nothing(tmp_path: Path) -> None:
     pytest.importorskip("opacus")
-    from genfed.privacy.site_budget import read_site_ledger
 
     config = some("fedavg", federation=ALIKE | {"quorum": 0.0}, privacy=EXAMPLES | NOISY | {"epsilon": 2.5})
     files = sites(config, tmp_path / "sites", b={"privacy": HERE})
