@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: help demo demo-oneshot test fuzz check format bench clean
+.PHONY: help demo demo-oneshot test fuzz check format bench chaos clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -32,6 +32,9 @@ format: $(VENV)/.installed-dev  ## format, and fix what can be fixed
 
 bench: $(VENV)/.installed-dev  ## the benchmarks; results go to benchmarks/results/
 	$(BIN)/python -m benchmarks
+
+chaos: $(VENV)/.installed-dev  ## kill runs of every method at 100 random system calls, and compare what they end with; needs strace (KILLS=, SEED=)
+	nice $(BIN)/python -m tests.chaos --kills $(or $(KILLS),100) --seed $(or $(SEED),0)
 
 clean:  ## delete the environment (runs stay)
 	rm -rf $(VENV)
