@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from genfed.core.errors import GenfedError, RecordError
+from genfed.core.files import make_folder
 from genfed.core.record import digest, from_bytes, load, pack, save, to_bytes, unpack
 
 R = TypeVar("R")
@@ -97,7 +98,7 @@ class FolderStore:
         if not self._prefix:
             raise GenfedError("only `init` and the `update` of a phase may append to the store: it would be lost")
         name = f"{self._prefix}.{self._appended}"
-        self._folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self._folder)
         save(record, self._locate(name))
         self._appended += 1
         return Shard(name, count, digest(pack(record)))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from genfed.core.client import Slot
 from genfed.core.errors import GenfedError, RecordError, StorageError
-from genfed.core.files import exclusive_lock, sync
+from genfed.core.files import exclusive_lock, make_folder, sync
 from genfed.core.record import Packed, load, save
 from genfed.engines.messages import PackedReply, RoundId
 
@@ -135,7 +135,7 @@ class DiskStorage:
             reply: the reply of this round, to store as well. None: none is stored.
             charges: see `ClientIndex.charges`.
         """
-        self._folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self._folder)
         before, first = self._index.slots, dict(self._index.first)
         slots = {slot: tuple(old for old in files if old.number <= self._number) for slot, files in before.items()}
         slots |= {slot: self._earlier(slot)[-1:] for slot in self._new}
@@ -174,6 +174,7 @@ class DiskStorage:
             if exchange and stored.number >= step.number:
                 raise GenfedError(f"it has replied to {stored.phase} since, and replies to no earlier {step.phase}")
             return None
+        self._remove_unnamed()  # the round may have been killed after its index was written
         return PackedReply(Packed(stored.tensors, stored.skeleton), stored.weight)
 
     def _earlier(self, slot: str) -> tuple[StoredFile, ...]:
@@ -196,10 +197,14 @@ class DiskStorage:
             raise explain_loss(self._folder, str(error)) from None
 
     def _write_index(self, index: ClientIndex) -> None:
-        """Writes the index, and deletes what it does not name: older files, and those of rounds that were killed."""
-        self._folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self._folder)
         save(index, self._folder / INDEX)
         self._index = index
+        self._remove_unnamed()
+
+    def _remove_unnamed(self) -> None:
+        """Deletes what the index does not name: older files, and those of rounds that were killed."""
+        index = self._index
         named = {self._file(slot, each.number).name for slot, files in index.slots.items() for each in files}
         if index.reply is not None:
             named.add(self._reply_file(index.reply.number).name)
@@ -217,7 +222,7 @@ class DiskStorage:
 @contextlib.contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
     """Lets one block at a time work in a folder: a request may come again while the client works on the first one."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with exclusive_lock(folder / LOCK):
         yield
 

@@ -16,7 +16,7 @@ from genfed.audits.findings import Audits
 from genfed.config.reader import decisive_settings, read_config, refuse_old_run, to_toml
 from genfed.config.settings import Config
 from genfed.core.errors import GenfedError
-from genfed.core.files import atomic_write, exclusive_lock, remove_parts
+from genfed.core.files import atomic_write, exclusive_lock, make_folder, remove_parts
 from genfed.data.features import Encoder, read_encoder
 from genfed.report.privacy_section import NOTHING, read_audits
 from genfed.report.results import Report, from_json, to_json
@@ -182,7 +182,7 @@ class RunFolder:
                 self._check_settings(config)
             else:
                 log.warning("nothing to resume in %s: starting", self)
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
         with self.lock():
             if on_existing == "replace":
                 self._clear()

@@ -10,6 +10,7 @@ from typing import Any
 
 from genfed.core.client import Server
 from genfed.core.errors import GenfedError
+from genfed.core.files import make_folder
 from genfed.core.phase import Phase, Reduced, flatten_phases
 from genfed.core.record import save
 from genfed.core.store import FolderStore
@@ -108,7 +109,7 @@ class TrialLoop:
         store = FolderStore(self._trial.folder, "init")
         state = self._trial.method.init(replace(trial_server(self._trial, 0, "init"), store=store))
         at = Checkpoint(self._trial.identity, self._trial.shards.task, 0, (), 0, -1, state)
-        self._trial.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self._trial.folder)
         return self._save(at, [])
 
     def _do_round(self, at: Checkpoint[Any], phase: Phase[Any], number: int) -> Checkpoint[Any]:

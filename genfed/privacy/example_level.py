@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from genfed.core.errors import GenfedError, RecordError
+from genfed.core.files import make_folder
 from genfed.core.privacy import DeclaredTraining
 from genfed.core.record import load, save
 from genfed.engines.client_storage import LEDGER, explain_loss, read_index
@@ -91,7 +92,7 @@ class TrialBudget:
             if self._site is not None:
                 self._site.charge(more)
         if after != stored:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             save(Ledger(after), folder / LEDGER)
 
 

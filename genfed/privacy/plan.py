@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from genfed.core.errors import GenfedError
+from genfed.core.files import make_folder
 from genfed.core.privacy import DeclaredTraining
 from genfed.core.record import load, save
 from genfed.core.schedule import Schedule
@@ -54,7 +55,7 @@ def settle_plan(folder: Path, how: DPSGD | DPFedAvg, schedule: Schedule) -> Priv
             found = {info.id: noise for info in schedule.clients}
         else:
             found = plan_example_noise(how, schedule)
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         save(PrivacyPlan(found), file)
     return load(PrivacyPlan, file)
 

@@ -1,3 +1,4 @@
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,9 @@ from genfed.core.record import Packed, pack, unpack
 from genfed.core.rng import stream
 from genfed.core.task import Data, Task
 from genfed.engines.client_runner import ClientRunner, ClientRuntime, use_threads
-from genfed.engines.client_storage import INDEX, DiskStorage
+from genfed.engines.client_storage import INDEX, DiskStorage, to_stored
 from genfed.engines.in_process import InProcess
-from genfed.engines.messages import RoundId
+from genfed.engines.messages import PackedReply, RoundId
 from genfed.engines.round import Failure, Job
 
 
@@ -98,6 +99,30 @@ def test_any_history_with_kills_ends_like_the_one_without(
                 keep(kept(folder, number), NOTE, Note(f"{last}+{number}"))
         last = f"{last}+{number}" if writes else last
     assert len(list(folder.iterdir())) <= 3  # two versions and the index
+
+
+def test_a_record_is_on_the_disk_before_the_index_that_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a power cut would have it: what was not forced to the disk before a later step may be missing after it."""
+    forced: list[tuple[str, bool]] = []  # name, whether the index was there already
+    fsync = os.fsync
+
+    def watched(handle: int) -> None:
+        forced.append((Path(f"/proc/self/fd/{handle}").readlink().name, (folder / INDEX).exists()))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    folder = tmp_path / "clients" / "7"
+    store = kept(folder, 0)
+    store.put(NOTE, Note("mine"))
+    store.commit(to_stored(RoundId("train", 0, 0), PackedReply(pack(Note("reply")), 1.0)))
+    names = [name for name, _ in forced]
+    assert names[:2] == [tmp_path.name, "clients"], "the new folders"
+    assert ("note.0.safetensors", False) in forced
+    assert ("reply.0", False) in forced
+    assert forced[-3][0] == "7", "the names of both, before the index is written"
+    assert forced[-1] == ("7", True)
 
 
 def test_undeclared_slots_are_refused(tmp_path: Path) -> None:
