@@ -75,6 +75,8 @@ def size_of_data(site: LocatedSite) -> int:
     """Returns the size in bytes of the data as tensors. 0: they are not stored yet."""
     file = site.folder / DATA
     return file.stat().st_size if file.exists() else 0
+
+
 def _fingerprint_examples(task: Task, train: Data, held_out: Data) -> str:
     return " ".join(digest(pack(part)) for part in (task, train, held_out))
 

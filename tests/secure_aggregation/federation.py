@@ -16,7 +16,7 @@ from genfed.core.record import Packed, pack, unpack
 from genfed.core.schedule import Schedule
 from genfed.core.task import Data
 from genfed.engines.messages import PackedReply, RoundId
-from genfed.engines.round import Failure, RoundRequest
+from genfed.engines.round import Failure, Job, RoundRequest
 from genfed.secure_aggregation.crypto import Signer
 from genfed.secure_aggregation.messages import SECRETS
 from genfed.secure_aggregation.protocol import make_secure, name_exchanges
@@ -78,10 +78,8 @@ class Federation:
         assert not reply.metrics
         return pack(self.up(exchange, info.id, unpack(phase.wire_types.uploaded, pack(reply.upload))))
 
-    def exchange(
-        self, step: RoundId, jobs: Iterable[tuple[ClientInfo, Packed]]
-    ) -> Iterator[tuple[ClientInfo, PackedReply | Failure]]:
-        for info, sent in jobs:
+    def exchange(self, step: RoundId, jobs: Iterable[Job]) -> Iterator[tuple[ClientInfo, PackedReply | Failure]]:
+        for info, sent, _ in jobs:
             if info.id in self.leaving.get(self.places[step.phase], ()):
                 yield info, Failure("it left")
                 continue
