@@ -14,6 +14,7 @@ from genfed.config.reader import read_source
 from genfed.core.errors import GenfedError
 from genfed.core.files import atomic_write
 from genfed.core.task import Task
+from genfed.core.text import csv_cell
 from genfed.data.dataset import Examples, Source
 from genfed.data.features import Encoder
 from genfed.training.evaluation import predict
@@ -92,6 +93,6 @@ def write_predictions(model: Predictor, inputs: str, out: Path) -> int:
     with atomic_write(out) as part, part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
         for row in model.rows(inputs):
-            table.writerow(row)
+            table.writerow([csv_cell(value) for value in row])
             n += 1
     return n

@@ -1,6 +1,6 @@
 """Writes labeled synthetic examples: of a run's generator, or of the set that its server stores."""
 
-import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +20,7 @@ from genfed.core.errors import GenfedError
 from genfed.core.rng import stream
 from genfed.core.store import FolderStore
 from genfed.core.task import Task
+from genfed.core.text import file_name
 from genfed.experiment import generator_quality, sample_grids
 from genfed.experiment.checks import has_device
 from genfed.experiment.run_folder import RunFolder
@@ -27,6 +28,8 @@ from genfed.experiment.trial import new_server
 from genfed.training.pixels import denormalize_pixels
 from genfed.training.synthetic_dataset import SyntheticDataset, choose_in_turn
 
+GRID = "grid.png"
+"""Name of the picture that shows the first images of a stored set."""
 AT_ONCE = 1000
 """Number of examples that are generated or read at once."""
 
@@ -172,12 +175,12 @@ def _write(
 
 
 def folder_names(classes: Sequence[str]) -> list[str]:
-    """Returns a name of a folder for every class: the class's own where it can be one. Where two would be equal (a/b
-    and a_b, or A and a where case does not count), all begin with the number of the class.
+    """Returns a name of a folder for every class: the class's own as far as it can be one (see `file_name`). Where two
+    would be equal (a/b and a_b, or A and a where case does not count), all begin with the number of the class.
     """
-    plain = [re.sub(r"[/\\\0]", "_", name) for name in classes]
-    names = [f"class-{c}" if not name or name.startswith(".") else name for c, name in enumerate(plain)]
-    alike = len({name.casefold() for name in names}) < len(names)
+    names = [file_name(name, f"class-{c}") for c, name in enumerate(classes)]
+    keys = {unicodedata.normalize("NFC", name).casefold() for name in (*names, GRID)}
+    alike = len(keys) <= len(names)
     return [f"{c}-{name}" for c, name in enumerate(names)] if alike else names
 
 

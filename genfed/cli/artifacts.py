@@ -212,9 +212,9 @@ def pretrain(
     from genfed.experiment.progress import StepProgressBar
 
     existing = on_existing(resume, fresh)
+    console = open_console(stderr=True)
     settings = read_pretraining(config, set_ or [])
     folder = out or Path("runs") / settings.name
-    console = open_console(stderr=True)
     try:
         with StepProgressBar(console) as watch:
             about = run_pretraining(settings, folder, on_existing=existing, notify=watch)

@@ -1,15 +1,19 @@
 """Parts that all commands share: the console, common options, and the output after a run."""
 
+import contextlib
 import os
 import shlex
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 
-from genfed.core.errors import GenfedError
+from genfed.core.errors import GenfedError, MissingCodeError
+from genfed.core.text import BLOCK, escape_controls, one_line
 
 if TYPE_CHECKING:
     from genfed.data.source_summary import SourceSummary
@@ -30,9 +34,18 @@ app = typer.Typer(
 )
 
 
+class PlainConsole(Console):
+    """A console that shows text as it is, but for characters that a terminal would act on: these are escaped."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """See `Console`."""
+        for part in super().render(renderable, options):
+            yield part if part.control else Segment(escape_controls(part.text), part.style)
+
+
 def open_console(stderr: bool = False, width: int | None = None) -> Console:
     """Opens a console that shows text as it is: types, paths and messages of clients hold [brackets] and :colons:."""
-    return Console(stderr=stderr, width=width, markup=False, emoji=False, highlight=False)
+    return PlainConsole(stderr=stderr, width=width, markup=False, emoji=False, highlight=False)
 
 
 def open_output() -> Console:
@@ -73,9 +86,11 @@ def explain_stop(console: Console, kept: str = "every finished round") -> typer.
 def print_source_summary(summary: "SourceSummary", console: Console) -> None:
     """Prints what was read, and what looks wrong in it."""
     for line in summary.facts:
-        console.print(line, style="dim", soft_wrap=True, markup=False, highlight=False)
+        console.print(one_line(line, BLOCK), style="dim", soft_wrap=True, markup=False, highlight=False)
     for line in summary.warnings:
-        console.print(f"warning: {line}", style="yellow", soft_wrap=True, markup=False, highlight=False)
+        console.print(
+            one_line(f"warning: {line}", BLOCK), style="yellow", soft_wrap=True, markup=False, highlight=False
+        )
 
 
 def print_report(report: "Report", folder: Path, console: Console) -> None:
@@ -85,8 +100,9 @@ def print_report(report: "Report", folder: Path, console: Console) -> None:
     output = open_output()
     output.print(build_summary_table(report))
     for line in report.notes:
-        output.print(line, style="yellow", soft_wrap=True)
+        output.print(one_line(line, BLOCK), style="yellow", soft_wrap=True)
     for trial in report.trials:
         for failure in trial.failures:
-            console.print(f"{trial.method}, seed {trial.seed}: {failure}", style="yellow", soft_wrap=True)
+            line = one_line(f"{trial.method}, seed {trial.seed}: {failure}", BLOCK)
+            console.print(line, style="yellow", soft_wrap=True)
     output.print(f"report: {folder / 'report.html'}", soft_wrap=True)

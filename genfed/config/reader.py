@@ -18,6 +18,7 @@ from genfed.config.renamed import find_new_setting
 from genfed.config.settings import Config
 from genfed.core.errors import GenfedError
 from genfed.core.method import Method
+from genfed.core.text import NAME, file_name, one_line
 from genfed.data.dataset import Source
 from genfed.privacy.settings import PrivacySettings
 from genfed.report.results import Published
@@ -244,9 +245,10 @@ def _labels(table: Table, key: str, default: tuple[str, ...] = ()) -> tuple[str,
     value = table.get(key, default)
     if not isinstance(value, list | tuple) or not all(isinstance(v, str) for v in value):
         raise GenfedError(f'{key} = {value!r}: expected a list of names, such as {key} = ["gefl"]')
-    if invalid := [v for v in value if not re.fullmatch(r"\w[\w+-]{,63}", v)]:
+    if invalid := [v for v in value if not re.fullmatch(r"\w[\w+-]{,63}", v) or file_name(v, "") != v]:
         raise GenfedError(
-            f"{key}: {invalid[0]!r} is no label: use up to 64 letters, digits and _ + - (it names a folder)"
+            f"{key}: {one_line(repr(invalid[0]), NAME)} is no label: use up to 64 letters, digits and _ + - (it names "
+            "a folder)"
         )
     if twice := [v for v in value if value.count(v) > 1]:
         raise GenfedError(f"{key}: {twice[0]!r} stands twice; to run it twice, give it a second label with this kind")

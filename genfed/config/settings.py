@@ -9,6 +9,7 @@ from genfed.audits.audit import Audit
 from genfed.core.errors import GenfedError
 from genfed.core.method import Method
 from genfed.core.settings import settings
+from genfed.core.text import NAME, one_line
 from genfed.data.dataset import Source
 from genfed.data.partition import IID, Partitioner
 from genfed.privacy.settings import DPSGD, DPFedAvg, PrivacySettings
@@ -152,8 +153,11 @@ class Config:
             )
         if twice := [seed for seed in self.seeds if self.seeds.count(seed) > 1]:
             raise GenfedError(f"seeds: {twice[0]} stands twice; each seed is one repetition")
-        if not re.fullmatch(r"[^./\\\0][^/\\\0]*", self.name):
-            raise GenfedError(f"name = {self.name!r}: it names a folder of runs/, so no / or \\, and no . at its start")
+        if not re.fullmatch(r"[^./\\][^/\\]*", self.name) or one_line(self.name, NAME) != self.name:
+            raise GenfedError(
+                f"name = {one_line(repr(self.name), NAME)}: it names a folder of runs/, so no / or \\, no . at its "
+                f"start, and at most {NAME} characters that can be shown"
+            )
 
     @property
     def example_privacy(self) -> DPSGD | None:

@@ -3,21 +3,58 @@
 import contextlib
 import fcntl
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, Any, BinaryIO, Literal, TextIO, overload
 
 from genfed.core.errors import GenfedError
+
+PRIVATE_FILE, PRIVATE_FOLDER = 0o600, 0o700
+"""Permission bits of what a run writes: its owner reads and writes it, and nobody else."""
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder where it is missing, and those above it, for its owner alone. One that is there stays as it is."""
+    if not folder.is_dir():
+        if not folder.parent.exists():
+            make_folder(folder.parent)
+        folder.mkdir(PRIVATE_FOLDER, exist_ok=True)
+
+
+@overload
+def open_file(path: Path, mode: Literal["w", "a"]) -> TextIO: ...
+
+
+@overload
+def open_file(path: Path, mode: Literal["wb", "ab"]) -> BinaryIO: ...
+
+
+def open_file(path: Path, mode: Literal["w", "a", "wb", "ab"]) -> IO[Any]:
+    """Opens a file to write to, text in UTF-8. Where it is missing, it is made for its owner alone; else it keeps its
+    permission bits.
+    """
+
+    def make(name: str, flags: int) -> int:
+        return os.open(name, flags, PRIVATE_FILE)
+
+    return open(path, mode, encoding=None if "b" in mode else "utf-8", opener=make)
 
 
 @contextlib.contextmanager
 def atomic_write(path: Path, *, durable: bool = False) -> Iterator[Path]:
     """Yields a temporary path to write to, and renames it to `path` at the end of the block. If the block fails, `path`
     keeps what it held. With `durable` the file also survives a power cut, once the block has ended.
+
+    The file is its owner's alone; one that was there keeps its permission bits, which the owner may have widened.
     """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     part.unlink(missing_ok=True)
+    mode = stat.S_IMODE(path.stat().st_mode) if path.is_file() else PRIVATE_FILE
     try:
+        open_file(part, "wb").close()
         yield part
+        part.chmod(mode)  # of a file that a library has put in its place, too
         if durable:
             sync(part)
         part.replace(path)
@@ -53,6 +90,26 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+def write_file(path: Path, content: str | bytes) -> None:
+    """Writes a file whole or not at all, text in UTF-8; see `atomic_write`."""
+    with atomic_write(path) as part:
+        part.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def keep_directory() -> Iterator[None]:
+    """Restores the working directory after the block: a user's own code may change it, and relative paths with it."""
+    try:
+        before = Path.cwd()
+    except OSError:  # it was deleted, so that no relative path is left to protect
+        yield
+        return
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
 @contextlib.contextmanager
 def exclusive_lock(file: Path, *, busy: str | None = None) -> Iterator[None]:
     """Holds the lock of `file` for the block; the file is made where it is missing. `busy`: the text of the error where
@@ -61,7 +118,7 @@ def exclusive_lock(file: Path, *, busy: str | None = None) -> Iterator[None]:
     Raises:
         GenfedError: another process holds the lock, and `busy` is given.
     """
-    with file.open("w") as handle:
+    with open_file(file, "w") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | (0 if busy is None else fcntl.LOCK_NB))
         except BlockingIOError:

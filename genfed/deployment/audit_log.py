@@ -7,10 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from genfed.core.files import make_folder, open_file
+from genfed.core.text import one_line
 from genfed.deployment.site_settings import LocatedSite
 
 AUDIT = "audit.jsonl"
 """File name of the audit log, in the folder of the site."""
+WORDS = ("at", "run", "method", "seed", "phase", "round")
+"""Names of the texts of its lines."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +42,8 @@ def describe_request(head: Mapping[str, Any]) -> dict[str, Any]:
         step = head.get("step") or {}
         phase = step.get("phase", head.get("ask", "?"))
         said = {"run": trial.get("run", ""), "method": trial.get("label", ""), "seed": trial.get("seed", "")}
-        return {
-            name: str(value)[:64] for name, value in (said | {"phase": phase, "round": step.get("round", "")}).items()
-        }
+        said |= {"phase": phase, "round": step.get("round", "")}
+        return {name: one_line(value, 64) for name, value in said.items()}
     except (ValueError, TypeError, AttributeError, RecursionError):
         return {"run": "", "method": "", "seed": "", "phase": "?", "round": ""}
 
@@ -69,7 +72,9 @@ def read_audit(site: LocatedSite) -> list[AuditEntry]:
     for line in file.read_text("utf-8").splitlines() if file.exists() else ():
         try:
             row = json.loads(line)
-            left.append(AuditEntry(**row | {"says": tuple(row["says"]), "fields": tuple(row["fields"])}))
+            shown: dict[str, Any] = {name: one_line(row[name]) for name in WORDS}
+            shown |= {name: tuple(one_line(each) for each in row[name]) for name in ("says", "fields")}
+            left.append(AuditEntry(bytes=int(row["bytes"]), **shown))
         except (ValueError, TypeError, KeyError, RecursionError):
             continue
     return left

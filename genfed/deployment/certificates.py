@@ -3,11 +3,15 @@
 import datetime
 import ipaddress
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from genfed.core.errors import GenfedError, require
+from genfed.core.files import make_folder
+from genfed.core.text import NAME, one_line
+from genfed.deployment.site_settings import SITE_NAME
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -55,8 +59,11 @@ def make_keys(folder: Path, sites: Sequence[str], hosts: Sequence[str] = (), day
 
 def _check_names(folder: Path, sites: Sequence[str]) -> None:
     """Refuses names of sites that cannot be names of files, and files that exist already."""
-    if invalid := [name for name in sites if not name or name.startswith(".") or set(name) & set("/\\\0")]:
-        raise GenfedError(f"{invalid[0]!r} cannot name a site: it becomes a file's name")
+    if invalid := [name for name in sites if not re.fullmatch(SITE_NAME, name)]:
+        raise GenfedError(
+            f"{one_line(repr(invalid[0]), NAME)} cannot name a site: use up to 64 letters, digits and - _, a letter or "
+            "digit first"
+        )
     if reserved := [name for name in sites if name in (AUTHORITY, SERVER, SERVER_KEY)]:
         raise GenfedError(f"{reserved[0]!r} cannot name a site: the server has a file of that name")
     names = [AUTHORITY, SERVER, SERVER_KEY, *(file for site in sites for file in (site, f"{site}.pub"))]

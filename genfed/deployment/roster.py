@@ -5,12 +5,14 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from genfed._version import __version__
 from genfed.core.aggregate import ClientInfo
 from genfed.core.errors import GenfedError
 from genfed.core.record import Packed
+from genfed.core.text import one_line
+from genfed.deployment.site_settings import SITE_NAME
 from genfed.engines.flower.engine import LOST, MessageLink
 from genfed.engines.flower.messages import EMPTY, Envelope
 from genfed.engines.round import Failure
@@ -20,22 +22,25 @@ ROUND_SECONDS = 15.0
 BACK_OFF = 60.0
 """Seconds after which a node that was refused is contacted again."""
 Many = Annotated[int, Field(ge=0, lt=2**60)]
-Name = Annotated[str, Field(min_length=1, max_length=200)]
+Word = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(one_line)]
+"""A text of a site, which is shown."""
 
 
 @dataclass(frozen=True)
 class SiteDescription:
     """A site's description of itself."""
 
-    name: Name
-    architecture: Name
+    name: Annotated[str, Field(pattern=SITE_NAME)]
+    architecture: Word
     kind: Literal["image", "table", "features"]
     shape: Annotated[tuple[Annotated[int, Field(ge=1, lt=2**24)], ...], Field(min_length=1, max_length=4)]
-    classes: Annotated[tuple[Annotated[str, Field(max_length=1000)], ...], Field(min_length=1, max_length=100_000)]
+    classes: Annotated[
+        tuple[Annotated[str, Field(max_length=200)], ...], Field(min_length=1, max_length=100_000)
+    ]
     examples: Many
     held_out: Many
-    torch: Name
-    device: Name
+    torch: Word
+    device: Word
     memory: Many
     """Free memory in bytes. 0: unknown."""
     clock: Annotated[float, Field(allow_inf_nan=False)]

@@ -20,7 +20,7 @@ from genfed._version import __version__
 from genfed.config.reader import method_table, read_config, settings_table
 from genfed.config.settings import Config
 from genfed.core.aggregate import ClientInfo
-from genfed.core.errors import GenfedError
+from genfed.core.errors import GenfedError, describe_error, first_line
 from genfed.core.federated_data import FederatedData
 from genfed.core.files import atomic_write
 from genfed.core.task import Data, Task
@@ -152,7 +152,7 @@ def _serve(grid: Any, wanted: ServeRequest) -> Outcome:
     console = Console(file=_Said(), markup=False, emoji=False, highlight=False, soft_wrap=True)  # type: ignore[arg-type]
     with RunProgressBar(console, trials=len(config.labels) * len(config.seeds)) as bar:
         run_on(inputs, folder, lambda: contextlib.nullcontext(clients), wanted.on_existing, bar, wanted.command or None)
-    return Outcome(folder=str(folder), sites=sites)
+    return Outcome(folder=str(folder.path), sites=sites)
 
 
 def served_config(config: Config) -> Config:
@@ -271,7 +271,7 @@ class _SiteClients:
                 spent[info.id] = MECHANISMS.validate_python(said.get("mechanisms"))
                 check_reported(spent[info.id], planned, trial.privacy, trial.schedule, info.id)
             except (GenfedError, ValidationError) as error:
-                log.warning("%s: %s; its ε is what is planned", name, str(error).splitlines()[0])
+                log.warning("%s: %s; its ε is what is planned", name, first_line(error))
                 spent[info.id] = limit_cost(trial.privacy, trial.schedule, info.id)
         return spent
 

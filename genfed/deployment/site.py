@@ -27,6 +27,7 @@ from genfed.core.record import Packed, load, pack, save
 from genfed.core.rng import stream
 from genfed.core.settings import settings
 from genfed.core.task import Task
+from genfed.core.text import file_name, indent_lines, one_line
 from genfed.deployment import audit_log, client_noise
 from genfed.deployment.memory_limit import MemoryShortageError, free_memory, limit_memory
 from genfed.deployment.peer_keys import load_signer
@@ -442,8 +443,8 @@ def _check_folder_name(name: Any) -> str:
     Raises:
         GenfedError: it may not.
     """
-    if not isinstance(name, str) or not name or name.startswith(".") or set(name) & set("/\\\0"):
-        raise GenfedError(f"{name!r} cannot name a folder")
+    if not isinstance(name, str) or file_name(name, "") != name:
+        raise GenfedError(f"{one_line(repr(name), 80)} cannot name a folder")
     return name
 
 

@@ -13,6 +13,9 @@ from genfed.core.settings import settings
 from genfed.data.dataset import Source
 from genfed.privacy.settings import ClientNoiseDemand, LifetimeBudget
 
+SITE_NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
+"""Pattern of the name of a site."""
+
 
 @settings
 class Link:
@@ -37,7 +40,7 @@ class SiteSettings:
     per class.
     """
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
+    name: Annotated[str, Field(pattern=SITE_NAME)]
     """Name of the site, by which the server and the report know it: letters, digits, - and _."""
     architecture: str
     """Architecture of the site's classifier: a name from `genfed list architectures`, or the site's own

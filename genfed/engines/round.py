@@ -18,6 +18,7 @@ from genfed.core.errors import GenfedError, StorageError
 from genfed.core.phase import Phase, Reduced
 from genfed.core.record import Packed, pack, unpack
 from genfed.core.schedule import Schedule, round_up_share
+from genfed.core.text import one_line
 from genfed.engines.messages import PackedReply, RoundId, check_reply
 
 log = logging.getLogger(__name__)
@@ -30,8 +31,12 @@ class Failure:
     """The reason why a client is excluded from a round."""
 
     reason: str
+    """One line: whatever a client says is bounded and escaped."""
     fatal: bool = False
     """Whether the round cannot go on without the client."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reason", one_line(self.reason))
 
 
 class Job(NamedTuple):
@@ -203,7 +208,7 @@ class Round:
         self.seconds = time.perf_counter() - started
 
     def _exclude(self, info: ClientInfo, reason: str) -> None:
-        self.failures[info.id] = reason
+        self.failures[info.id] = one_line(reason)  # it may quote names in the upload
         self._fold.skip(info)
 
     def _take(self, info: ClientInfo, sent: Packed, answer: PackedReply) -> None:

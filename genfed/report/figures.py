@@ -18,6 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.projections.polar import PolarAxes
 from matplotlib.ticker import MaxNLocator
 
+from genfed.core.text import one_line
 from genfed.report.results import Point, Report, TrialResult
 from genfed.report.summary_table import CENTRALISED, LOCAL
 
@@ -222,7 +223,7 @@ def _draw_line(axes: Axes, curves: Sequence[Mapping[int, float]], mark: Line2D) 
 
 
 def _shorten(text: str, most: int = 18) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
+    return one_line(text, most)
 
 
 def _render_svg(

@@ -8,6 +8,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from genfed.core.text import escape_controls, one_line
+
 NONE = "–"
 """The cell of a number that does not exist."""
 _UNBROKEN = ("run", "method", "accuracy %", "up", "down")
@@ -49,7 +51,7 @@ def format_markdown(cells: TextTable, caption: str | None = None) -> str:
     head, *body = [[_escape_cell(cell) for cell in row] for row in (cells.head, *cells.rows)]
     rules = ["---:" if numeric else "---" for numeric in _find_numeric_columns(cells)]
     lines = [f"| {' | '.join(row)} |" for row in (head, rules, *body)]
-    return "\n".join([*lines, *(["", caption] if caption else [])]) + "\n"
+    return "\n".join([*lines, *(["", escape_controls(caption).replace("<", "&lt;")] if caption else [])]) + "\n"
 
 
 def _find_numeric_columns(cells: TextTable) -> list[bool]:
@@ -94,4 +96,4 @@ def _scale_by_thousands(count: float, units: Sequence[str]) -> str:
 
 
 def _escape_cell(cell: str) -> str:
-    return cell.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")
+    return one_line(cell.replace("\n", " ")).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")

@@ -10,6 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from genfed.core.text import NAME, one_line
+
 CLASSES, CLIENTS = 20, 10
 """Largest number of rows and of columns of a sample grid."""
 
@@ -67,7 +69,7 @@ def build_strips(grid: Grid, classes: Sequence[str]) -> list[Strip]:
     width = measure_width(grid.images[0])
     return [
         Strip(name, encode_png(grid.images[k]), None if grid.real is None else encode_png(grid.real[k]), width)
-        for k, name in enumerate(classes[:CLASSES])
+        for k, name in enumerate(map(_shorten_class, classes[:CLASSES]))
     ]
 
 
@@ -78,10 +80,14 @@ def build_set_rows(grid: SetGrid, classes: Sequence[str]) -> list[tuple[str, lis
         return None if images is None else PictureCell(encode_png(images), measure_width(images), alt)
 
     rows = []
-    for k, name in enumerate(classes[:CLASSES]):
+    for k, name in enumerate(map(_shorten_class, classes[:CLASSES])):
         row = [cell(grid.cells.get((k, c)), f"Images of class {name} for {name_client(c)}") for c in grid.shown]
         rows.append((name, row if grid.real is None else [*row, cell(grid.real[k], f"Real images of class {name}")]))
     return rows
+
+
+def _shorten_class(name: str) -> str:
+    return one_line(name, NAME)
 
 
 def name_client(client: int) -> str:

@@ -1,11 +1,13 @@
 """The page of a run: one HTML file that loads nothing from anywhere."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jinja2
 
 from genfed.audits.findings import Audits
 from genfed.core.errors import GenfedError
+from genfed.core.text import escape_controls
 from genfed.report import accuracy_tables, cost_tables, figures
 from genfed.report.formatting import TextTable, format_count, format_percent, format_points
 from genfed.report.generator_table import build_generator_table
@@ -151,11 +153,17 @@ def _build_environment_table(report: Report) -> TextTable:
     return TextTable((), rows)
 
 
+def _show(value: Any) -> Any:
+    """Returns a value of a template, whose text is escaped where it has characters that a page does not show."""
+    return escape_controls(value) if type(value) is str else value
+
+
 def _load_templates() -> jinja2.Environment:
     return jinja2.Environment(
         loader=jinja2.PackageLoader("genfed.report"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
+        finalize=_show,
         trim_blocks=True,
         lstrip_blocks=True,
     )

@@ -11,6 +11,7 @@ from flwr.clientapp import ClientApp
 
 from genfed.core.errors import GenfedError, StorageError
 from genfed.core.record import Packed
+from genfed.core.text import indent_lines, one_line
 from genfed.engines.client_runner import ClientRunner
 from genfed.engines.flower.messages import EMPTY, MessageHeader, decode_message, encode_message
 from genfed.engines.messages import RoundId

@@ -16,8 +16,9 @@ from flwr.app import Context, Message
 from flwr.serverapp import Grid, ServerApp
 
 from genfed.core.aggregate import ClientInfo
-from genfed.core.errors import GenfedError
+from genfed.core.errors import GenfedError, first_line
 from genfed.core.record import Packed
+from genfed.core.text import one_line
 from genfed.engines.flower.messages import ArrayCache, Envelope, MessageHeader, decode_message, encode_message
 from genfed.engines.messages import PackedReply, RoundId
 from genfed.engines.round import Failure, Job
@@ -28,6 +29,8 @@ PATIENCE = 3600.0
 """Default seconds that a node has to reply; Flower's own limit is 12 hours."""
 LATE = 30.0
 """Seconds that Flower keeps a message longer than genfed waits: an expired message would look like a lost one."""
+METRICS = 100
+"""Largest number of metrics in a reply."""
 IN_FLIGHT = 2**30
 """Bytes of messages in flight, of which Flower holds about three times as many. A larger message goes alone."""
 
@@ -114,7 +117,7 @@ def _call(function: Callable[..., Iterable[Any]], *arguments: Any) -> list[Any]:
     except GenfedError:
         raise
     except Exception as error:  # whatever its connection raises
-        why = f"{type(error).__name__}: {error}".splitlines()[0]
+        why = f"{type(error).__name__}: {first_line(error)}"
         raise GenfedError(f"the SuperLink does not answer ({why}); go on with --resume once it does") from error
 
 
@@ -218,7 +221,9 @@ def _read_reply(outcome: tuple[MessageHeader, Packed] | Failure) -> PackedReply 
     numbers = isinstance(metrics, dict) and all(_is_number(value) for value in metrics.values())
     if not (_is_number(weight) and _is_number(seconds) and numbers):
         return Failure("its answer lacks a weight, metrics or seconds that are numbers")
-    plain: dict[str, float] = {str(name): float(value) for name, value in head["metrics"].items()}
+    if len(head["metrics"]) > METRICS:
+        return Failure(f"its answer holds {len(head['metrics'])} metrics; {METRICS} are allowed")
+    plain: dict[str, float] = {one_line(name, 64): float(value) for name, value in head["metrics"].items()}
     return PackedReply(body, float(head["weight"]), plain, float(head["seconds"]))
 
 
