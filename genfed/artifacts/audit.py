@@ -10,6 +10,7 @@ from genfed.config.architectures import Architectures
 from genfed.config.reader import read_config, read_table
 from genfed.config.settings import Config
 from genfed.core.errors import GenfedError
+from genfed.core.files import write_file
 from genfed.data.dataset import Dataset
 from genfed.engines.client_runner import use_threads
 from genfed.experiment import checks, partitioning
@@ -66,7 +67,7 @@ def audit_run(
                 outcomes.show_trial(trial, at.state)
         found = folder.read_audits()
         shown = replace(found, shared=tuple(outcomes.exchanges))
-        folder.page.write_text(build_page(report, outcomes.pictures, shown), "utf-8")
+        write_file(folder.page, build_page(report, outcomes.pictures, shown))
     return found
 
 

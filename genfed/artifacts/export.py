@@ -17,7 +17,8 @@ from genfed.artifacts.trained_model import TrainedModel, load_trained, select_tr
 from genfed.config import registry
 from genfed.config.architectures import Architectures
 from genfed.config.reader import source_table
-from genfed.core.errors import GenfedError, first_line, require
+from genfed.core.errors import GenfedError, describe_error, first_line, require
+from genfed.core.files import make_folder, write_file
 from genfed.core.task import Task
 from genfed.data.features import Encoder
 from genfed.experiment.run_folder import RunFolder
@@ -96,9 +97,9 @@ def export(
         content = _onnx(model)
     else:
         content = safetensors.torch.save({k: v.contiguous().clone() for k, v in weights_of(model.network).items()})
-    out.mkdir(parents=True, exist_ok=True)
-    (out / f"model.{form}").write_bytes(content)
-    (out / "model.json").write_bytes(pydantic.TypeAdapter(ModelCard).dump_json(about, indent=1) + b"\n")
+    make_folder(out)
+    write_file(out / f"model.{form}", content)
+    write_file(out / "model.json", pydantic.TypeAdapter(ModelCard).dump_json(about, indent=1) + b"\n")
     return model
 
 

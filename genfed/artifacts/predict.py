@@ -12,7 +12,7 @@ from genfed.artifacts.export import find_trained, load_model, read_model_card
 from genfed.artifacts.trained_model import TrainedModel
 from genfed.config.reader import read_source
 from genfed.core.errors import GenfedError
-from genfed.core.files import atomic_write
+from genfed.core.files import atomic_write, make_folder
 from genfed.core.task import Task
 from genfed.core.text import csv_cell
 from genfed.data.dataset import Examples, Source
@@ -87,7 +87,7 @@ def write_predictions(model: Predictor, inputs: str, out: Path) -> int:
     """
     if out.exists():
         raise GenfedError(f"{out} exists already; give another --out")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(out.parent)
     n = -1
     # A file's name may hold bytes that are not text.
     with atomic_write(out) as part, part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:

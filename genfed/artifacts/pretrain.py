@@ -15,7 +15,7 @@ from pydantic import Field, InstanceOf
 
 from genfed.config.reader import build_settings, dump_toml, flatten_settings, read_source, read_table
 from genfed.core.errors import GenfedError
-from genfed.core.files import exclusive_lock
+from genfed.core.files import exclusive_lock, make_folder, write_file
 from genfed.core.settings import settings
 from genfed.data.dataset import Dataset, Source
 from genfed.engines.client_runner import use_threads
@@ -125,7 +125,7 @@ def run_pretraining(
     check_device(config.device)
     examples = read_examples(config)
     _check_existing(config, folder, on_existing)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     busy = f"{folder} is being written by another process; wait for it or choose another folder"
     with exclusive_lock(folder / ".lock", busy=busy), use_threads(config.threads):
         finished, checkpoint = folder / CARD, folder / CHECKPOINT
@@ -134,9 +134,9 @@ def run_pretraining(
             return PretrainingCard(**about | {"losses": tuple(about["losses"])})
         if on_existing == "replace":
             _clear(folder)
-        (folder / SETTINGS).write_text(dump_toml(config), "utf-8")
+        write_file(folder / SETTINGS, dump_toml(config))
         card = _train(config, examples, folder, notify)
-        finished.write_text(json.dumps(vars(card), indent=1) + "\n", "utf-8")
+        write_file(finished, json.dumps(vars(card), indent=1) + "\n")
         checkpoint.unlink(missing_ok=True)
     (folder / ".lock").unlink(missing_ok=True)
     return card

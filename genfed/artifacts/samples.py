@@ -17,6 +17,7 @@ from genfed.artifacts.trained_model import SelectedTrial, select_trial
 from genfed.config.architectures import Architectures
 from genfed.core.client import Server
 from genfed.core.errors import GenfedError
+from genfed.core.files import make_folder, open_file
 from genfed.core.rng import stream
 from genfed.core.store import FolderStore
 from genfed.core.task import Task
@@ -82,7 +83,7 @@ def write_samples(
     count = _write(_choose_stored(chosen, server, n, draw), task, out, form, notify)
     if form == "png":
         grid = sample_grids.join_images(sample_grids.synthetic_grid(chosen.label, synthetic, server))
-        Image.fromarray(_to_pixels(grid[None])[0]).save(out / "grid.png")
+        _save_image(_to_pixels(grid[None])[0], out / GRID)
     return count
 
 
@@ -152,7 +153,7 @@ def _server(chosen: SelectedTrial, *path: str | int) -> Server:
 def _write(
     chunks: Iterable[SampleChunk], task: Task, out: Path, form: Literal["png", "npz"], notify: Callable[[int], None]
 ) -> int:
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(out.parent)
     folders = [out / name for name in folder_names(task.classes)]
     columns: dict[str, list[NDArray[Any]]] = defaultdict(list)
     count = 0
@@ -163,15 +164,20 @@ def _write(
                 columns[name].append(column)
         else:
             for image, label, name in zip(x, chunk.y.tolist(), chunk.names, strict=True):
-                folders[label].mkdir(parents=True, exist_ok=True)
-                Image.fromarray(image).save(folders[label] / f"{name}.png")
+                make_folder(folders[label])
+                _save_image(image, folders[label] / f"{name}.png")
         count += len(chunk.y)
         notify(count)
     if form == "npz":
         arrays = {name: np.concatenate(parts) for name, parts in columns.items()}
-        with out.open("wb") as file:
+        with open_file(out, "wb") as file:
             np.savez_compressed(file, **arrays, classes=np.array(task.classes))  # type: ignore[arg-type]
     return count
+
+
+def _save_image(pixels: NDArray[Any], path: Path) -> None:
+    with open_file(path, "wb") as file:
+        Image.fromarray(pixels).save(file, "PNG")
 
 
 def folder_names(classes: Sequence[str]) -> list[str]:

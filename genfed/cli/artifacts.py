@@ -73,16 +73,17 @@ def compare(
     RUNS are folders of runs. Example: `genfed compare runs/demo runs/other`. The table is printed, and written to
     compare.md and compare.html.
     """
+    from genfed.core.files import make_folder, write_file
     from genfed.experiment.run_folder import RunFolder
     from genfed.report.formatting import format_markdown
     from genfed.report.page import build_compare_page
     from genfed.report.summary_table import build_compare_table, describe_differences, join_summaries
 
     reports = [(str(folder), RunFolder(folder).read_report()) for folder in runs]
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     differences = describe_differences([report for _, report in reports])
-    (out / "compare.html").write_text(build_compare_page(reports), "utf-8")
-    (out / "compare.md").write_text(format_markdown(join_summaries(reports), differences), "utf-8")
+    write_file(out / "compare.html", build_compare_page(reports))
+    write_file(out / "compare.md", format_markdown(join_summaries(reports), differences))
     console = open_output()
     console.print(build_compare_table(reports))
     console.print(f"page: {out / 'compare.html'}", soft_wrap=True)

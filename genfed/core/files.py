@@ -15,11 +15,14 @@ PRIVATE_FILE, PRIVATE_FOLDER = 0o600, 0o700
 
 
 def make_folder(folder: Path) -> None:
-    """Makes a folder where it is missing, and those above it, for its owner alone. One that is there stays as it is."""
+    """Makes a folder where it is missing, and those above it, for its owner alone. They are on the disk when this
+    returns. One that is there stays as it is.
+    """
     if not folder.is_dir():
         if not folder.parent.exists():
             make_folder(folder.parent)
         folder.mkdir(PRIVATE_FOLDER, exist_ok=True)
+        sync(folder.parent)
 
 
 @overload
@@ -73,14 +76,6 @@ def remove_parts(folder: Path, name: str = "*") -> None:
             left.unlink(missing_ok=True)
 
 
-def make_folder(folder: Path) -> None:
-    """Makes a folder and those above it where they are missing. They are on the disk when this returns."""
-    missing = [each for each in (folder, *folder.parents) if not each.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    for each in reversed(missing):
-        sync(each.parent)
-
-
 def sync(path: Path) -> None:
     """Returns once a file, or the names in a folder, are on the disk."""
     handle = os.open(path, os.O_RDONLY)
@@ -90,9 +85,9 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def write_file(path: Path, content: str | bytes) -> None:
+def write_file(path: Path, content: str | bytes, *, durable: bool = False) -> None:
     """Writes a file whole or not at all, text in UTF-8; see `atomic_write`."""
-    with atomic_write(path) as part:
+    with atomic_write(path, durable=durable) as part:
         part.write_bytes(content.encode() if isinstance(content, str) else content)
 
 

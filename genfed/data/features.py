@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from genfed.core.errors import GenfedError
+from genfed.core.files import write_file
 
 MISSING = "(missing)"
 """The category of a missing value."""
@@ -124,7 +125,7 @@ def read_encoder(file: Path) -> Encoder:
 
 def write_encoder(encoder: Encoder, file: Path) -> None:
     """Writes the encoder as JSON."""
-    file.write_bytes(pydantic.TypeAdapter(Encoder).dump_json(encoder, indent=1) + b"\n")
+    write_file(file, pydantic.TypeAdapter(Encoder).dump_json(encoder, indent=1) + b"\n")
 
 
 def _fit_scalings(

@@ -59,8 +59,8 @@ def write_audit(site: LocatedSite, head: Mapping[str, Any], size: int, says: lis
         fields: field names of the uploaded record.
     """
     line = {"at": utc_now()} | describe_request(head) | {"bytes": size, "says": says, "fields": fields}
-    site.folder.mkdir(parents=True, exist_ok=True)
-    with (site.folder / AUDIT).open("a", encoding="utf-8") as file:
+    make_folder(site.folder)
+    with open_file(site.folder / AUDIT, "a") as file:
         file.write(json.dumps(line) + "\n")
         file.flush()
         os.fsync(file.fileno())

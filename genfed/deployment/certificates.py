@@ -39,7 +39,7 @@ def make_keys(folder: Path, sites: Sequence[str], hosts: Sequence[str] = (), day
     from cryptography.hazmat.primitives.asymmetric import ec
 
     _check_names(folder, sites)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     authority, server = (ec.generate_private_key(ec.SECP384R1()) for _ in range(2))
     try:
         contents = {

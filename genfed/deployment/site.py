@@ -21,6 +21,7 @@ from genfed.config.settings import Compute, Federation
 from genfed.core.aggregate import ClientInfo
 from genfed.core.errors import GenfedError, StorageError, require
 from genfed.core.federated_data import FederatedData
+from genfed.core.files import make_folder, open_file
 from genfed.core.method import Method
 from genfed.core.phase import flatten_phases
 from genfed.core.record import Packed, load, pack, save
@@ -101,8 +102,8 @@ def _hide_errors(site: LocatedSite, head: Mapping[str, Any]) -> Iterator[None]:
     except (Exception, SystemExit) as error:
         text = _public_text(error)
         try:
-            site.folder.mkdir(parents=True, exist_ok=True)
-            with (site.folder / LOG).open("a", encoding="utf-8") as file:
+            make_folder(site.folder)
+            with open_file(site.folder / LOG, "a") as file:
                 file.write(f"{audit_log.utc_now()} {json.dumps(audit_log.describe_request(head))} {_log_text(error)}\n")
             audit_log.write_audit(site, head, len(text.encode()), ["failed"], [])
         except OSError:

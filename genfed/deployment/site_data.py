@@ -9,7 +9,7 @@ import torch
 from genfed._version import __version__
 from genfed.config.architectures import Architectures
 from genfed.core.errors import GenfedError, RecordError
-from genfed.core.files import remove_parts
+from genfed.core.files import make_folder, remove_parts
 from genfed.core.record import digest, load, pack, save
 from genfed.core.task import Data, Task
 from genfed.deployment.site_settings import LocatedSite
@@ -56,7 +56,7 @@ def load_site_data(site: LocatedSite) -> SiteHoldings:
         train, held_out = Data(train.x, place[train.y]), Data(held_out.x, place[held_out.y])
     holding = SiteHoldings(task, train, held_out, source, _fingerprint_examples(task, train, held_out))
     checks.check_architecture(config.architecture, task, train, Architectures().new)
-    site.folder.mkdir(parents=True, exist_ok=True)
+    make_folder(site.folder)
     with lock_folder(site.folder):
         remove_parts(site.folder, f"{DATA}.*")
         save(holding, site.folder / DATA)

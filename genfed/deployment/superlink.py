@@ -16,6 +16,7 @@ import tomli_w
 from pydantic import TypeAdapter
 
 from genfed.core.errors import GenfedError
+from genfed.core.files import make_folder, open_file, write_file
 from genfed.deployment.certificates import AUTHORITY, SERVER, SERVER_KEY
 from genfed.deployment.processes import (
     APP,
@@ -60,12 +61,12 @@ def serve(
     Raises:
         GenfedError: the port is taken, nothing answers there, keys are missing, or the run was refused.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     home, outcome, settings = folder / "flower", folder / "outcome.json", folder / "settings.toml"
     outcome.unlink(missing_ok=True)
-    home.mkdir(exist_ok=True)
-    (home / "config.toml").write_text(tomli_w.dumps(_connection(address, keys)))
-    settings.write_text(tomli_w.dumps(to_settings(replace(wanted, outcome=str(outcome.resolve())))))
+    make_folder(home)
+    write_file(home / "config.toml", tomli_w.dumps(_connection(address, keys)))
+    write_file(settings, tomli_w.dumps(to_settings(replace(wanted, outcome=str(outcome.resolve())))))
     if not (running or address.loopback):
         notify(EXPOSED.format(address))
     if running and not is_listening(address):
@@ -127,7 +128,7 @@ def open_superlink(address: Address, keys: Path | None, home: Path, logged: Path
     """
     command = superlink_command(address, keys)
     _check_free(address)
-    with logged.open("ab") as output:
+    with open_file(logged, "ab") as output:
         link = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -172,7 +173,7 @@ def _start_run(settings: Path, home: Path, logged: Path, notify: Callable[[str],
     """Does a run and shows what the server says. Returns the run's number. Empty: it was not started."""
     number = ""
     command = [find_program("flwr"), "run", str(APP), NAME, "--stream", "--run-config", str(settings.absolute())]
-    with logged.open("a", encoding="utf-8") as log:
+    with open_file(logged, "a") as log:
         run = subprocess.Popen(
             command,
             cwd=home,

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from genfed.core.errors import GenfedError
+from genfed.core.files import make_folder
 from genfed.deployment.processes import Address, end_process, end_with_parent, find_program, flower_environment
 from genfed.deployment.site_settings import LocatedSite
 
@@ -100,7 +101,7 @@ def join(site: LocatedSite, notify: Callable[[str], None]) -> None:
     line of text for the user.
     """
     home = site.folder / "flower"
-    home.mkdir(parents=True, exist_ok=True)
+    make_folder(home)
     # The site's own architecture stands beside its file.
     paths = f"{site.root}{os.pathsep}{flower_environment(home)['PYTHONPATH']}"
     stopped = threading.Event()

@@ -9,6 +9,7 @@ from torch import Tensor
 from genfed.config.settings import Config
 from genfed.core.errors import GenfedError, first_line
 from genfed.core.federated_data import FederatedData
+from genfed.core.files import keep_directory
 from genfed.core.method import Method
 from genfed.core.task import Data, Task
 from genfed.engines.client_runner import NewNetwork

@@ -14,6 +14,7 @@ from genfed.core.aggregate import ClientInfo
 from genfed.core.client import Server
 from genfed.core.errors import GenfedError
 from genfed.core.federated_data import FederatedData
+from genfed.core.files import keep_directory
 from genfed.core.record import digest, pack
 from genfed.core.task import Data, Task
 from genfed.data.dataset import Dataset, Source

@@ -19,6 +19,7 @@ from genfed.config.settings import Config
 from genfed.core.aggregate import ClientInfo
 from genfed.core.errors import GenfedError
 from genfed.core.federated_data import FederatedData
+from genfed.core.files import open_file
 from genfed.core.phase import flatten_phases
 from genfed.core.record import load, save
 from genfed.data.dataset import Dataset
@@ -119,7 +120,7 @@ def open_worker_pool(config: Config, folder: RunFolder) -> Iterator[WorkerPool |
     command = [sys.executable, "-m", "genfed.experiment.worker", str(config.compute.threads), str(os.getpid())]
     # A worker finds what this process can import: the user's own methods and architectures.
     paths = os.pathsep.join(p or str(Path.cwd()) for p in sys.path)
-    with (folder.path / "workers.log").open("ab") as output:
+    with open_file(folder.path / "workers.log", "ab") as output:
         environment = os.environ | {"PYTHONPATH": paths}
         with contextlib.closing(WorkerPool(command, count, output, environment, config.federation.timeout)) as workers:
             yield workers

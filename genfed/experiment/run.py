@@ -19,6 +19,7 @@ from genfed.config.reader import read_config
 from genfed.config.settings import Config
 from genfed.core.errors import GenfedError
 from genfed.core.federated_data import FederatedData
+from genfed.core.files import make_folder
 from genfed.data.dataset import Dataset
 from genfed.data.source_summary import SourceSummary
 from genfed.engines.client_runner import use_threads
@@ -190,7 +191,7 @@ def _run_trials(
     started: RunStart,
 ) -> Report:
     """Runs every method with every seed, and writes the report."""
-    folder.data.mkdir(exist_ok=True)
+    make_folder(folder.data)
     retain_metrics(folder.metrics, functools.partial(_select_rows, inputs, folder))
     outcomes = TrialOutcomes()
     with _open_metrics(folder) as record:

@@ -16,7 +16,8 @@ from genfed.audits.findings import Audits
 from genfed.config.reader import decisive_settings, read_config, refuse_old_run, to_toml
 from genfed.config.settings import Config
 from genfed.core.errors import GenfedError
-from genfed.core.files import atomic_write, exclusive_lock, make_folder, remove_parts
+from genfed.core.files import exclusive_lock, make_folder, open_file, remove_parts, write_file
+from genfed.core.text import LogFormatter
 from genfed.data.features import Encoder, read_encoder
 from genfed.report.privacy_section import NOTHING, read_audits
 from genfed.report.results import Report, from_json, to_json
@@ -45,6 +46,8 @@ class RunFolder:
     path: Path
 
     def __str__(self) -> str:
+        with contextlib.suppress(OSError, ValueError):
+            return str(self.path.relative_to(Path.cwd()))  # as its user names it
         return str(self.path)
 
     @property
@@ -115,15 +118,14 @@ class RunFolder:
             state = "has not finished" if self.config.exists() else "is not the folder of a run"
             raise GenfedError(f"{self} {state}: it has no report.json")
         report = from_json(self.report.read_text("utf-8", "replace"), str(self.report))
-        with contextlib.suppress(tomllib.TOMLDecodeError, RecursionError):
+        with contextlib.suppress(ValueError, RecursionError):
             refuse_old_run(tomllib.loads(report.config), self)
         return report
 
     def write_report(self, report: Report, page: str) -> None:
         """Writes the report and its page."""
         for file, text in ((self.page, page), (self.report, to_json(report))):  # a run with a report has finished
-            with atomic_write(file) as part:
-                part.write_text(text, "utf-8")
+            write_file(file, text)
 
     def read_audits(self) -> Audits:
         """Returns what the audits found so far; empty where there was none."""
@@ -152,8 +154,7 @@ class RunFolder:
                 raise GenfedError(f"{self.started} is damaged; {PUT_BACK}") from None
         if any(self.path.glob("trials/*/*/state.safetensors")):
             raise GenfedError(f"{self.started} is missing; {PUT_BACK}")
-        with atomic_write(self.started, durable=True) as part:
-            part.write_bytes(pydantic.TypeAdapter(RunStart).dump_json(now) + b"\n")
+        write_file(self.started, pydantic.TypeAdapter(RunStart).dump_json(now) + b"\n", durable=True)
         return now
 
     def check_existing(self, on_existing: OnExisting) -> None:
@@ -187,8 +188,7 @@ class RunFolder:
             if on_existing == "replace":
                 self._clear()
             remove_parts(self.path)
-            with atomic_write(self.config, durable=True) as part:
-                part.write_text(to_toml(config), "utf-8")
+            write_file(self.config, to_toml(config), durable=True)
             yield
 
     def lock(self) -> contextlib.AbstractContextManager[None]:
@@ -203,8 +203,9 @@ class RunFolder:
     @contextlib.contextmanager
     def log(self) -> Iterator[None]:
         """Sends what genfed logs to run.log."""
-        handler = logging.FileHandler(self.path / "run.log", encoding="utf-8")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        file = open_file(self.path / "run.log", "a")
+        handler = logging.StreamHandler(file)
+        handler.setFormatter(LogFormatter("%(asctime)s %(levelname)s %(message)s"))
         logger = logging.getLogger("genfed")
         logger.addHandler(handler)
         before, logger.propagate = logger.propagate, False
@@ -217,6 +218,7 @@ class RunFolder:
             logger.propagate = before
             logger.setLevel(level)
             handler.close()
+            file.close()
 
     def _check_settings(self, config: Config) -> None:
         """Refuses to resume a run that was started with settings of another outcome."""

@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 
 from genfed.core.errors import GenfedError
-from genfed.core.files import atomic_write
+from genfed.core.files import write_file
 from genfed.core.settings import settings
 from genfed.foundation.loading import import_library, silence_libraries
 
@@ -182,15 +182,14 @@ def write_parts(parts: SmallDiffusionParts, folder: Path, weights: str) -> None:
         index[name] = [source, type(network).__name__] if network is not None else [None, None]
     # Without a type, all parts open as float32. This is diffusers' default, but not that of transformers.
     about = folder / "text_encoder" / "config.json"
-    about.write_text(json.dumps(json.loads(about.read_text("utf-8")) | {"dtype": "float32"}, indent=2) + "\n", "utf-8")
+    write_file(about, json.dumps(json.loads(about.read_text("utf-8")) | {"dtype": "float32"}, indent=2) + "\n")
     parts.tokenizer.save_pretrained(folder / "tokenizer")
     parts.scheduler.save_pretrained(folder / "scheduler")
     index["tokenizer"] = ["transformers", "CLIPTokenizer"]
     index["scheduler"] = ["diffusers", type(parts.scheduler).__name__]
     index |= {name: [None, None] for name in ("safety_checker", "feature_extractor", "image_encoder")}
     text = json.dumps(index | {"requires_safety_checker": False}, indent=2, sort_keys=True) + "\n"
-    with atomic_write(folder / "model_index.json") as part:
-        part.write_text(text, "utf-8")
+    write_file(folder / "model_index.json", text)
 
 
 def _train_tokenizer(transformers: Any, prompts: Iterable[str], most: int) -> Any:

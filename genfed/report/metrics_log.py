@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from genfed.core.errors import GenfedError
-from genfed.core.files import atomic_write
+from genfed.core.files import atomic_write, open_file
 from genfed.report.results import Row
 
 MACHINE = ("seconds", "lost")
@@ -26,7 +26,7 @@ class MetricsLog:
         if path.exists():
             content = path.read_bytes()
             os.truncate(path, content.rfind(b"\n") + 1)
-        self._file = path.open("ab")
+        self._file = open_file(path, "ab")
 
     def write(self, rows: Iterable[Row]) -> None:
         """Appends rows, not yet durably; numbers that are not finite become null, since JSON has none."""

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from genfed.core.files import PRIVATE_FILE, make_folder
 from genfed.report.results import Row
 from genfed.report.summarize import read_accuracies, read_losses
 
@@ -32,6 +33,8 @@ class TensorBoard:
                     f"loss/{point.phase}", float("nan") if point.value is None else point.value, point.step
                 )
             writer.flush()
+            for file in Path(writer.log_dir).iterdir():
+                file.chmod(PRIVATE_FILE)
 
     def close(self) -> None:
         """Ends the files."""
@@ -43,7 +46,8 @@ class TensorBoard:
             from torch.utils.tensorboard import SummaryWriter
 
             name = re.sub(r"^\.+|[^\w.-]", "_", method)  # a label is free text; a folder must stay inside its parent
-            self._writers[method, seed] = SummaryWriter(str(self._folder / name / f"seed-{seed}"))
+            make_folder(folder := self._folder / name / f"seed-{seed}")
+            self._writers[method, seed] = SummaryWriter(str(folder))
         return self._writers[method, seed]
 
 

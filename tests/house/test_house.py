@@ -114,3 +114,19 @@ def test_words_of_no_paper_are_not_used(old: str) -> None:
         if re.search(rf"\b{old}\b", line)
     ]
     assert not lines
+
+
+def test_files_and_folders_are_made_where_their_permissions_are_set() -> None:
+    """`core/files.py` makes folders and files that are their owner's alone; nothing else makes any."""
+    found = []
+    for file, tree in TREES.items():
+        for node in ast.walk(tree):
+            if file == "core/files.py" or not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+                continue
+            on, name = ast.unparse(node.func.value), node.func.attr
+            written = name == "open" and any(re.match(r"'[wax]", ast.unparse(arg)) for arg in node.args)
+            if name in ("mkdir", "makedirs", "FileHandler") or (
+                (written or name in ("write_text", "write_bytes")) and on != "part"  # of `atomic_write`
+            ):
+                found.append(f"{file}: {on}.{name}")
+    assert not found
