@@ -3,7 +3,6 @@
 import dataclasses
 import logging
 import re
-import tomllib
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from genfed.audits.audit import Audit
 from genfed.config import registry
 from genfed.config.renamed import find_new_setting
 from genfed.config.settings import Config
+from genfed.config.toml import parse_toml, read_toml
 from genfed.core.errors import GenfedError
 from genfed.core.method import Method
 from genfed.core.text import NAME, file_name, one_line
@@ -53,15 +53,7 @@ def read_table(source: str | Path | Mapping[str, Any], overrides: Iterable[str] 
     else:
         path = Path(source)
         path = path / "config.toml" if path.is_dir() else path
-        try:
-            table = {"name": path.stem} | tomllib.loads(path.read_text("utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            why = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-            raise GenfedError(f"{path}: {why}; give a TOML file or the folder of a run") from None
-        except tomllib.TOMLDecodeError as error:
-            raise GenfedError(f"{path}: not TOML: {error}") from None
-        except RecursionError:
-            raise GenfedError(f"{path}: not TOML: nested too deeply") from None
+        table = {"name": path.stem} | read_toml(path, "a TOML file or the folder of a run")
         if Path(source).is_dir():
             refuse_old_run(table, source)
     for override in overrides:
@@ -335,8 +327,8 @@ def _override(table: Table, text: str) -> None:
     if not equals or not key.strip():
         raise GenfedError(f"--set {text!r}: expected key=value, such as federation.clients=5")
     try:
-        parsed = tomllib.loads(f"x = {value}")["x"]
-    except (tomllib.TOMLDecodeError, RecursionError):
+        parsed = parse_toml(f"x = {value}")["x"]
+    except GenfedError:
         parsed = value.strip()
     *path, last = key.strip().split(".")
     for part in path:

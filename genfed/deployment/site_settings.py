@@ -1,6 +1,5 @@
 """The settings of a site: its SITE.toml."""
 
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -8,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, InstanceOf
 
 from genfed.config.reader import build_settings
+from genfed.config.toml import read_toml
 from genfed.core.errors import GenfedError
 from genfed.core.settings import settings
 from genfed.data.dataset import Source
@@ -116,15 +116,7 @@ def read_site(path: str | Path) -> LocatedSite:
         GenfedError: there is no such file, it is not TOML, or a setting is wrong.
     """
     file = Path(path)
-    try:
-        table = tomllib.loads(file.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise GenfedError(f"{file}: {why}; give a site's TOML file") from None
-    except tomllib.TOMLDecodeError as error:
-        raise GenfedError(f"{file}: not TOML: {error}") from None
-    except RecursionError:
-        raise GenfedError(f"{file}: not TOML: nested too deeply") from None
+    table = read_toml(file, "a site's TOML file")
     try:
         return LocatedSite(build_settings(SiteSettings, table, ""), file.resolve())
     except GenfedError as error:
