@@ -11,11 +11,13 @@ from genfed.cli.common import (
     MethodLabel,
     RunPath,
     TrialSeed,
+    TrustCode,
     app,
     explain_stop,
     on_existing,
     open_console,
     open_output,
+    search_code,
 )
 
 RUNS = "Use a finished run"
@@ -43,6 +45,7 @@ def audit(
     ] = None,
     method: Annotated[str | None, typer.Option(help="Label of the method.", show_default="all")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the trial.", show_default="the first")] = None,
+    trust_code: TrustCode = False,
 ) -> None:
     """Attack a finished run, to measure what its models and messages reveal about the training data.
 
@@ -56,7 +59,8 @@ def audit(
     from genfed.report.privacy_section import build_privacy_tables
 
     console = open_console(stderr=True)
-    done = audit_run(run, audits or (), set_ or (), method, seed, lambda line: console.print(line, style="dim"))
+    with search_code(trust_code):
+        done = audit_run(run, audits or (), set_ or (), method, seed, lambda line: console.print(line, style="dim"))
     output = open_output()
     for table in build_privacy_tables(done):
         output.print(table)
@@ -101,6 +105,7 @@ def sample(
         Literal["png", "npz"] | None,
         typer.Option("--format", help="File format.", show_default="from --out"),
     ] = None,
+    trust_code: TrustCode = False,
 ) -> None:
     """Write labeled synthetic images from the generator of a run, or from the images that its server stores.
 
@@ -114,7 +119,8 @@ def sample(
     from genfed.artifacts.samples import write_samples
 
     errors = open_console(stderr=True)
-    with Progress(console=errors, transient=True, disable=not errors.is_terminal) as bar:
+    bars = Progress(console=errors, transient=True, disable=not errors.is_terminal)
+    with search_code(trust_code), bars as bar:
         task = bar.add_task("generating", total=n)
         count = write_samples(run, out, n, method, seed, draw, form, lambda done: bar.update(task, completed=done))
     open_output().print(f"{count} images: {out}", soft_wrap=True)
@@ -131,6 +137,7 @@ def export(
         Literal["safetensors", "onnx"],
         typer.Option("--format", help="safetensors for genfed.load_model; onnx for other software."),
     ] = "safetensors",
+    trust_code: TrustCode = False,
 ) -> None:
     """Write a client's trained classifier to a folder.
 
@@ -139,7 +146,8 @@ def export(
     """
     from genfed.artifacts.export import export as write
 
-    model = write(run, out, method, seed, 0 if client is None else client, form)
+    with search_code(trust_code):
+        model = write(run, out, method, seed, 0 if client is None else client, form)
     console = open_output()
     score = "not evaluated" if model.accuracy is None else f"accuracy {100 * model.accuracy:.1f} %"
     console.print(f"{model}, {score}: {out}", soft_wrap=True)
@@ -163,6 +171,7 @@ def predict(
     method: MethodLabel = None,
     seed: TrialSeed = None,
     client: ClientNumber = None,
+    trust_code: TrustCode = False,
 ) -> None:
     """Classify new examples with a client's trained classifier.
 
@@ -173,8 +182,9 @@ def predict(
     """
     from genfed.artifacts.predict import load_predictor, write_predictions
 
-    model = load_predictor(run, method, seed, client)
-    count = write_predictions(model, inputs, out)
+    with search_code(trust_code):
+        model = load_predictor(run, method, seed, client)
+        count = write_predictions(model, inputs, out)
     console = open_output()
     by = f" by {model.trained}" if model.trained else ""
     console.print(f"{count} examples classified{by}: {out}", soft_wrap=True)

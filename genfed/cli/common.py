@@ -64,6 +64,46 @@ TrialSeed = Annotated[int | None, typer.Option("--seed", help="Seed of the trial
 ClientNumber = Annotated[int | None, typer.Option(help="Number of the client.", show_default="0")]
 
 
+TrustCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-code",
+        help="Run code that the run names as module:Class from the working directory, too. Who made the run may have "
+        "written it; without this option only installed packages and PYTHONPATH are searched.",
+    ),
+]
+
+
+GENFED = Path(__file__).resolve().parents[2]
+"""Folder that holds the package genfed."""
+
+
+@contextlib.contextmanager
+def search_code(trusted: bool) -> Iterator[None]:
+    """Has the "module:Class" of a config searched for in the working directory too, for the block, or never there.
+
+    Args:
+        trusted: whether the user trusts the code of the working directory: a config that the user runs is the user's,
+            and the folder of a run may be of anyone.
+    """
+    before, here = list(sys.path), Path.cwd().resolve()
+    if not trusted:  # `python -m` puts it there; genfed's own folder stays, since worker processes import genfed
+        sys.path[:] = [path for path in before if Path(path).resolve() != here or here == GENFED]
+    elif str(here) not in sys.path:
+        sys.path.append(str(here))  # last, so that nothing there takes the place of an installed package
+    try:
+        yield
+    except MissingCodeError as error:
+        if trusted:
+            raise
+        raise GenfedError(
+            f"{error} The working directory is not searched, since anyone may have made the run and put code "
+            "there; if you trust that code, add --trust-code"
+        ) from None
+    finally:
+        sys.path[:] = before
+
+
 def on_existing(resume: bool, fresh: bool) -> "OnExisting":
     """Returns what the flags --resume and --fresh say to do with a run that the folder holds.
 

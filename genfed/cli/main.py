@@ -13,6 +13,7 @@ import typer
 from genfed.cli import artifacts as artifacts
 from genfed.cli.common import (
     Overrides,
+    TrustCode,
     app,
     explain_stop,
     on_existing,
@@ -20,6 +21,7 @@ from genfed.cli.common import (
     open_output,
     print_report,
     print_source_summary,
+    search_code,
 )
 from genfed.cli.deployment import SITES, federation_app, site_app
 from genfed.core.errors import GenfedError
@@ -56,11 +58,14 @@ def run(
         Literal["embedded", "flower"],
         typer.Option(help="Runs the clients: genfed's own engine or Flower's simulation, with the same results."),
     ] = "embedded",
+    trust_code: TrustCode = False,
 ) -> None:
     """Run the methods of a config on the same clients, for every seed, and write a report.
 
     CONFIG is a TOML file, or the folder of an earlier run: then its settings are used again. Example:
     `genfed run configs/demo.toml --set "seeds=[1]" --out runs/first`
+
+    What a config names as "module:Class" is run, also from the working directory: trust a config before you run it.
 
     The folder of the run then holds report.html (open this first), report.json, metrics.jsonl, config.toml with every
     setting, and the trained models. A run that was stopped continues with --resume and ends with the same bits.
@@ -73,21 +78,22 @@ def run(
     from genfed.experiment.progress import RunProgressBar
     from genfed.experiment.run_folder import default_folder
 
-    settings = read_config(config, overrides)
-    folder = out or default_folder(config, settings.name).path
-    console = open_console(stderr=True)
-    try:
-        with RunProgressBar(console, trials=len(settings.labels) * len(settings.seeds)) as watch:
-            report = run.run(
-                settings,
-                out=folder,
-                on_existing=existing,
-                notify=watch,
-                tell=lambda summary: print_source_summary(summary, console),
-                engine=engine,
-            )
-    except KeyboardInterrupt:
-        raise explain_stop(console) from None
+    with search_code(trust_code or not Path(config).is_dir()):
+        settings = read_config(config, overrides)
+        folder = out or default_folder(config, settings.name).path
+        console = open_console(stderr=True)
+        try:
+            with RunProgressBar(console, trials=len(settings.labels) * len(settings.seeds)) as watch:
+                report = run.run(
+                    settings,
+                    out=folder,
+                    on_existing=existing,
+                    notify=watch,
+                    tell=lambda summary: print_source_summary(summary, console),
+                    engine=engine,
+                )
+        except KeyboardInterrupt:
+            raise explain_stop(console) from None
     print_report(report, folder, console)
 
 

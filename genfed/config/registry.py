@@ -15,7 +15,8 @@ from typing import Any
 
 from genfed.audits.audit import Audit
 from genfed.config.renamed import KINDS
-from genfed.core.errors import GenfedError, first_line
+from genfed.core.errors import GenfedError, MissingCodeError, describe_error
+from genfed.core.files import keep_directory
 from genfed.core.method import Method
 from genfed.data.dataset import Source
 from genfed.data.partition import Partitioner
@@ -114,17 +115,16 @@ def import_class(path: str, base: type[Any]) -> type[Any]:
     """Imports "package.module:Class".
 
     Raises:
-        GenfedError: the module cannot be imported, or has no such subclass of `base`.
+        GenfedError: the module is not found (`MissingCodeError`) or cannot be imported, or has no such subclass of
+            `base`.
     """
     module_name, _, class_name = path.partition(":")
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        raise GenfedError(f"{path}: cannot import {module_name} ({error}); is it on PYTHONPATH?") from None
-    except Exception as error:  # a user's own code may fail in any way
-        raise GenfedError(
-            f"{path}: cannot import {module_name!r} ({type(error).__name__}: {first_line(error)})"
-        ) from error
+        raise MissingCodeError(f"{path}: cannot import {module_name} ({error}); is it on PYTHONPATH?") from None
+    except BaseException as error:  # a user's own code may fail in any way
+        raise GenfedError(f"{path}: cannot import {module_name!r} ({describe_error(error)})") from error
     cls = getattr(module, class_name, None)
     if not (inspect.isclass(cls) and issubclass(cls, base)):
         raise GenfedError(f"{path}: {module_name} has no class {class_name} that is a {base.__name__}")

@@ -1,0 +1,116 @@
+"""Whose code runs: a config's own, and never that of the folder of a run that anyone may have made."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import tomli_w
+
+from genfed.cli import common
+from genfed.cli import main as cli
+from tests.conftest import tiny
+
+CODE = """
+from pathlib import Path
+import torch
+from torch import nn
+
+Path(__file__).with_name("ran").touch()
+
+
+class Net(nn.Module):
+    def __init__(self, task):
+        super().__init__()
+        self.layer = nn.Linear(torch.Size(task.shape).numel(), len(task.classes))
+
+    def forward(self, x):
+        return self.layer(x.flatten(1))
+"""
+
+
+@pytest.fixture
+def given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a run with code in it, which is the working directory."""
+    run = tmp_path / "run"
+    run.mkdir()
+    config = tiny("fedavg", federation={"architectures": ["given_code:Net"]})
+    (run / "config.toml").write_text(tomli_w.dumps(config))
+    (run / "given_code.py").write_text(CODE)
+    monkeypatch.chdir(run)
+    monkeypatch.delitem(sys.modules, "given_code", raising=False)
+    return run
+
+
+def call(*words: str) -> object:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(words)
+    return ended.value.code
+
+
+COMMANDS = (
+    ["sample", ".", "--out", "../out"],
+    ["export", ".", "--out", "../out"],
+    ["predict", ".", "new.npz", "--out", "../out.csv"],
+    ["audit", "."],
+    ["run", "."],
+    ["run", ".", "--resume"],
+)
+
+
+@pytest.mark.parametrize("kind", ["architecture", "data", "method", "audit"])
+def test_no_code_of_a_given_run_is_imported(given: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
+    config = tiny("fedavg")
+    if kind == "architecture":
+        config["federation"]["architectures"] = ["given_code:Net"]
+    elif kind == "data":
+        config["data"] = {"kind": "given_code:Source"}
+    elif kind == "method":
+        config |= {"methods": ["mine"], "method": {"mine": {"kind": "given_code:Method"}}, "defaults": {}}
+    else:
+        config |= {"audits": ["mine"], "audit": {"mine": {"kind": "given_code:Audit"}}}
+    (given / "config.toml").write_text(tomli_w.dumps(config))
+    before = list(sys.path)
+    for words in COMMANDS:
+        assert call(*words) == 2, words
+        capsys.readouterr()
+        assert not (given / "ran").exists(), words
+    assert sys.path == before
+
+
+def test_the_refusal_says_how_to_trust(given: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("run", ".", "--resume") == 2
+    err = capsys.readouterr().err
+    assert "given_code:Net" in err
+    assert "--trust-code" in err
+
+
+def test_trusted_code_runs(given: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("run", ".", "--resume", "--trust-code") == 0, capsys.readouterr().err
+    assert (given / "ran").exists()
+    assert call("export", ".", "--out", "../out", "--trust-code") == 0, capsys.readouterr().err
+    sys.modules.pop("given_code")
+    (given / "ran").unlink()
+    assert call("predict", "../out", "new.npz", "--out", "../out.csv") == 2  # an exported model names code, too
+    assert "--trust-code" in capsys.readouterr().err
+    assert not (given / "ran").exists()
+
+
+def test_a_config_that_a_user_runs_is_the_users(given: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("run", "config.toml", "--out", "../mine") == 0, capsys.readouterr().err
+
+
+def test_python_minus_m_does_not_search_the_directory_either(
+    given: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for there in (str(given), ""):  # where `python -m genfed` and `python -c` put it
+        monkeypatch.syspath_prepend(there)
+        assert call("run", ".") == 2
+        assert "--trust-code" in capsys.readouterr().err
+        assert not (given / "ran").exists()
+
+
+def test_genfeds_own_folder_is_not_one_that_looks_like_it(given: Path) -> None:
+    (given / "genfed").mkdir()
+    (given / "genfed" / "_version.py").write_text("")
+    with common.search_code(trusted=True), common.search_code(trusted=False):
+        assert str(given) not in sys.path
