@@ -137,6 +137,37 @@ class KillsAlways(Linear):
         return super().forward(x)
 
 
+class Exits(Linear):
+    """Asks Python to exit whenever it is trained."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            raise SystemExit(4)
+        return super().forward(x)
+
+
+class OddError(BaseException):
+    """No Exception."""
+
+
+class RaisesOdd(Linear):
+    """Raises what is no Exception whenever it is trained."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            raise OddError("not an Exception\nsecond line")
+        return super().forward(x)
+
+
+class Interrupts(Linear):
+    """Raises what Ctrl-C raises whenever it is trained."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            raise KeyboardInterrupt
+        return super().forward(x)
+
+
 class NoLinear(nn.Module):
     """A classifier that does not end in a linear layer."""
 

@@ -234,8 +234,10 @@ def _onnx(model: TrainedModel) -> bytes:
             ClearMetadataAndDocStringPass()(program.model)  # they hold paths of this machine
             content: bytes = program.model_proto.SerializeToString()
             return content
-    except Exception as error:  # a network may hold anything
-        about = f"{type(error).__name__}: {first_line(error)}"
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a network may hold anything
+        about = describe_error(error)
         raise GenfedError(f"{type(model.network).__name__} cannot be written as ONNX ({about})") from error
     finally:
         logging.disable(logging.NOTSET)

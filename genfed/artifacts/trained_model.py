@@ -11,7 +11,7 @@ from genfed.config import registry
 from genfed.config.architectures import Architectures
 from genfed.config.settings import Config
 from genfed.core.aggregate import ClientInfo
-from genfed.core.errors import GenfedError, first_line
+from genfed.core.errors import GenfedError, describe_error
 from genfed.core.federated_data import FederatedData
 from genfed.core.task import Data, Task
 from genfed.engines.client_runner import use_threads
@@ -107,10 +107,10 @@ def load_trained(chosen: SelectedTrial, client: int) -> TrainedModel:
     with use_threads(config.compute.threads):
         try:
             network = load_classifier(replace(trial, new_network=new_network), at, info).eval()
-        except GenfedError:
+        except (GenfedError, KeyboardInterrupt):
             raise
-        except Exception as error:  # a method's own code may fail in any way
-            about = f"{type(error).__name__}: {first_line(error)}"
+        except BaseException as error:  # a method's own code may fail in any way
+            about = describe_error(error)
             raise GenfedError(f"{label} cannot make the classifier of client {client} ({about})") from error
         return TrainedModel(
             chosen,

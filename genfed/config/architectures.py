@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from genfed.config.registry import explain_unknown, import_class, list_modules
-from genfed.core.errors import GenfedError, first_line
+from genfed.core.errors import GenfedError, describe_error
+from genfed.core.files import keep_directory
 from genfed.core.rng import seeded
 from genfed.core.task import Task
 
@@ -54,10 +55,10 @@ class Architectures:
         try:
             with seeded(rng):
                 return make(task)
-        except GenfedError:
+        except (GenfedError, KeyboardInterrupt):
             raise
-        except Exception as error:  # a user's own code may fail in any way
-            about = f"{type(error).__name__}: {first_line(error)}"
+        except BaseException as error:  # a user's own code may fail in any way
+            about = describe_error(error)
             raise GenfedError(f"architecture {name} cannot be made of the task alone ({about})") from error
 
     @functools.cached_property

@@ -100,9 +100,11 @@ def main(grid: Any, settings: Mapping[str, Any]) -> None:
         outcome = _serve(grid, wanted)
     except GenfedError as error:
         outcome = Outcome(error=str(error))
-    except Exception as error:  # ours, or a method's: the user gets a line, and Flower's log the rest
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # ours, or a method's: the user gets a line, and Flower's log the rest
         traceback.print_exc()
-        outcome = Outcome(error=f"{type(error).__name__}: {error}".splitlines()[0] + "; flwr-run.log says more")
+        outcome = Outcome(error=f"{describe_error(error)}; flwr-run.log says more")
     if wanted.outcome:
         with atomic_write(Path(wanted.outcome)) as part:
             part.write_bytes(TypeAdapter(Outcome).dump_json(outcome))

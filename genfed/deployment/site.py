@@ -99,8 +99,10 @@ def _hide_errors(site: LocatedSite, head: Mapping[str, Any]) -> Iterator[None]:
     """Writes an error of the block to the site's log, and raises one whose text the server may see."""
     try:
         yield
-    except (Exception, SystemExit) as error:
-        text = _public_text(error)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # the site's own code may fail in any way, also by SystemExit
+        text = one_line(_public_text(error))
         try:
             make_folder(site.folder)
             with open_file(site.folder / LOG, "a") as file:

@@ -94,7 +94,9 @@ class ClientRunner:
             try:
                 reply = self._reply(step, phase, client, sent, storage)
                 self._store(step, client, storage, reply, stores_reply=repeats)
-            except (Exception, SystemExit):  # a failure is reported, which may reveal something; a kill reveals nothing
+            except KeyboardInterrupt:  # as a kill, it reveals nothing
+                raise
+            except BaseException:  # a failure is reported, which may reveal something
                 storage.settle(self._count_charges(client))
                 raise
             return reply

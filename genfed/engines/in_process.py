@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from genfed.core.aggregate import ClientInfo
-from genfed.core.errors import GenfedError, StorageError
+from genfed.core.errors import GenfedError, StorageError, describe_error
+from genfed.core.files import keep_directory
 from genfed.core.record import Packed
 from genfed.engines.client_runner import ClientRunner
 from genfed.engines.messages import PackedReply, RoundId
@@ -16,14 +17,18 @@ log = logging.getLogger(__name__)
 
 
 def attempt_work(runner: ClientRunner, step: RoundId, client: int, sent: Packed) -> PackedReply | Failure:
-    """Has one client do its part of a round. Returns its reply, or why there is none."""
+    """Has one client do its part of a round. Returns its reply, or why there is none.
+
+    Raises:
+        KeyboardInterrupt: the run is to stop.
+    """
     try:
         return runner.work(step, client, sent)
     except GenfedError as error:
         return Failure(str(error), fatal=isinstance(error, StorageError))
-    except Exception as error:  # a client's own code may fail in any way; the others go on
+    except BaseException as error:  # a client's own code may fail in any way, also by SystemExit; the others go on
         log.warning("client %d failed in %s round %d\n%s", client, step.phase, step.round, traceback.format_exc())
-        return Failure(f"{type(error).__name__}: {error}".splitlines()[0])
+        return Failure(describe_error(error))
 
 
 class InProcess:

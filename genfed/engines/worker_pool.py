@@ -7,6 +7,7 @@ clients, each process computes with a fixed number of threads, and replies are f
 import contextlib
 import json
 import logging
+import math
 import signal
 import socket
 import subprocess
@@ -18,6 +19,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from genfed.core.aggregate import ClientInfo
+from genfed.core.errors import GenfedError, describe_error
 from genfed.core.record import from_bytes, to_bytes
 from genfed.engines.client_runner import ClientRunner
 from genfed.engines.in_process import attempt_work
@@ -27,17 +29,24 @@ from genfed.engines.round import Failure, Job
 log = logging.getLogger(__name__)
 EncodedJob = tuple[ClientInfo, bytes]
 READY = b"ready"
-"""A worker's first message: it has started, and the client's time begins to count."""
+"""A worker's message that it has opened a trial: the client's time begins to count."""
+STOP = b"stop"
+"""A worker's message that it was interrupted: the run is to stop."""
+START_SECONDS = 600.0
+"""Seconds that a worker may take to start and to open a trial."""
+EXIT_SECONDS = 10.0
+"""Seconds that a worker whose pipe has closed may take to end by itself, and so to show how it ended."""
 
 
 @dataclass
 class _Worker:
     process: subprocess.Popen[bytes]
     pipe: Connection
+    opening: int = 0
+    """Number of trials that it has still to open: it is not ready for a job until it has."""
     job: EncodedJob | None = None
-    ready: bool = False
-    since: float | None = None
-    """Start of the job on the monotonic clock. None: the process is still starting."""
+    since: float = 0.0
+    """Start of the job on the monotonic clock. Until the worker is ready, the time at which it got the job."""
 
 
 class _Dispatcher:
@@ -56,7 +65,7 @@ class _Dispatcher:
         else:
             worker.job, self._next = self._next, None
         if worker.job:
-            worker.since = time.monotonic() if worker.ready else None
+            worker.since = time.monotonic()
             with contextlib.suppress(OSError):  # the worker is dead, which waiting for it will show
                 worker.pipe.send_bytes(worker.job[1])
 
@@ -112,27 +121,37 @@ class WorkerPool:
                 start_new_session=True,  # Ctrl-C is the main process's to handle
             )
             pipe = Connection(ours.detach())
+        worker = _Worker(process, pipe)
         if self._opening is not None:
             with contextlib.suppress(OSError):  # the worker is dead, which its first job will show
-                pipe.send_bytes(self._opening.encode())
-        return _Worker(process, pipe)
+                self._send_opening(worker)
+        return worker
+
+    def _send_opening(self, worker: _Worker) -> None:
+        assert self._opening is not None
+        worker.opening += 1
+        worker.pipe.send_bytes(self._opening.encode())
 
     def open(self, trial: str) -> None:
         """Has every worker open the next trial; `trial` is the text that the workers' `open_runner` takes."""
         self._opening = json.dumps({"open": trial})
         for place, worker in enumerate(self._workers):
             try:
-                worker.pipe.send_bytes(self._opening.encode())
+                self._send_opening(worker)
             except OSError:
-                self._workers[place] = self._replace(worker, "died")
+                self._workers[place], _ = self._replace(worker)
 
     def exchange(self, step: RoundId, jobs: Iterable[Job]) -> Iterator[tuple[ClientInfo, PackedReply | Failure]]:
         """See `Engine`. A worker that dies is replaced and its client's job done once more; one that exceeds the
         timeout is replaced and its client excluded.
+
+        Raises:
+            GenfedError: a worker does not start.
+            KeyboardInterrupt: a worker was interrupted.
         """
         for place, worker in enumerate(self._workers):
             if worker.job:  # its reply to an exchange that was given up must not pass for one to this
-                self._workers[place] = self._replace(worker, "was busy with a round that was given up")
+                self._workers[place], _ = self._replace(worker, "was busy with a round that was given up")
         dispatcher = _Dispatcher((job.info, _encode_job(step, job)) for job in jobs)
         while True:
             for worker in self._workers:
@@ -157,46 +176,57 @@ class WorkerPool:
         try:
             message = worker.pipe.recv_bytes()
         except (EOFError, OSError):
-            worker = self._workers[place] = self._replace(worker, "died")
+            worker, fate = self._replace(worker)
+            self._workers[place] = worker
             if dispatcher.retry(job):
                 return None
-            message = _encode_outcome(Failure("its worker process died twice"))
+            message = _encode_outcome(Failure(f"its worker process died twice ({fate})"))
+        if message == STOP:
+            raise KeyboardInterrupt
         if message == READY:
-            worker.ready, worker.since = True, time.monotonic()
+            worker.opening, worker.since = worker.opening - 1, time.monotonic()
             return None
         worker.job = None
         dispatcher.give(worker)
         return job[0], _decode_outcome(message)
 
     def _end_overdue(self) -> Iterator[tuple[ClientInfo, Failure]]:
-        """Replaces the workers that exceed the timeout; yields their clients' failures."""
+        """Replaces the workers that exceed the timeout; yields their clients' failures.
+
+        Raises:
+            GenfedError: a worker exceeds the time to start.
+        """
         for place, worker in enumerate(self._workers):
-            if worker.job and worker.since is not None and self._timeout is not None:
-                info = worker.job[0]
-                if time.monotonic() - worker.since > self._timeout:
-                    self._workers[place] = self._replace(worker, "was ended, being too slow,")
-                    yield info, Failure(f"took longer than {self._timeout:g} s")
+            if worker.job is None or time.monotonic() <= self._deadline(worker):
+                continue
+            if worker.opening:
+                raise GenfedError(
+                    f"a worker process did not start within {START_SECONDS:g} s; workers.log may say why, and "
+                    "compute.workers = 0 starts none. Every finished round is saved: go on with --resume"
+                )
+            info = worker.job[0]
+            self._workers[place], _ = self._replace(worker, "was too slow")
+            yield info, Failure(f"took longer than {self._timeout:g} s")
+
+    def _deadline(self, worker: _Worker) -> float:
+        """Returns the time until which a worker may be busy with what it does, on the monotonic clock."""
+        limit = START_SECONDS if worker.opening else self._timeout
+        return math.inf if limit is None else worker.since + limit
 
     def _seconds_left(self) -> float | None:
-        """Returns the seconds until the first busy worker exceeds the timeout. None: no limit."""
-        started = [w.since for w in self._workers if w.job and w.since is not None]
-        if self._timeout is None or not started:
-            return None
-        return max(0.0, min(started) + self._timeout - time.monotonic())
+        """Returns the seconds until the first busy worker is overdue. None: none ever is."""
+        first = min((self._deadline(worker) for worker in self._workers if worker.job), default=math.inf)
+        return None if math.isinf(first) else max(0.0, first - time.monotonic())
 
-    def _replace(self, worker: _Worker, event: str) -> _Worker:
-        """Ends a worker, starts another one and notes why; `event` completes "a worker process …"."""
-        worker.pipe.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            worker.process.wait(0.2)  # a process that is dying by itself shows its own exit code
-        worker.process.kill()
-        code = worker.process.wait()
-        cause = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        hint = "; out of memory?" if code == -signal.SIGKILL and event == "died" else ""
+    def _replace(self, worker: _Worker, event: str = "died") -> tuple[_Worker, str]:
+        """Ends a worker, starts another one and notes why; `event` completes "a worker process …". Returns the other
+        one, and how the worker ended.
+        """
+        fate = _end(worker, EXIT_SECONDS if event == "died" else 0.0)
         during = f" while client {worker.job[0].id} was working" if worker.job else ""
-        self._lost.append(f"a worker process {event} ({cause}{hint}){during}; started another")
+        self._lost.append(f"a worker process {event} ({fate}){during}; started another")
         log.warning(self._lost[-1])
-        return self._start()
+        return self._start(), fate
 
     def lost(self) -> list[str]:
         """See `Engine`."""
@@ -211,6 +241,21 @@ class WorkerPool:
             worker.process.wait()
 
 
+def _end(worker: _Worker, patience: float) -> str:
+    """Ends a worker after `patience` seconds, in which it may end by itself. Returns how it ended."""
+    worker.pipe.close()
+    try:
+        code = worker.process.wait(patience)
+    except subprocess.TimeoutExpired:
+        worker.process.kill()  # what this gives as its end says nothing about the worker
+        worker.process.wait()
+        return "ended by genfed" if patience == 0 else f"it closed its pipe and had not ended {patience:g} s later"
+    if code >= 0:
+        return f"exit code {code}"
+    sign = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+    return f"killed by {sign}" + ("; out of memory?" if code == -signal.SIGKILL else "")
+
+
 def serve_worker(descriptor: int, open_runner: Callable[[str], ClientRunner]) -> None:
     """Opens trials and does clients' work until the pipe closes: the whole life of a worker process.
 
@@ -219,28 +264,35 @@ def serve_worker(descriptor: int, open_runner: Callable[[str], ClientRunner]) ->
         open_runner: makes the client runner of the trial that `WorkerPool.open` names.
     """
     pipe = Connection(descriptor)
-    with contextlib.suppress(OSError):
-        pipe.send_bytes(READY)
+    with contextlib.suppress(OSError):  # the main process has ended
+        try:
+            _serve(pipe, open_runner)
+        except KeyboardInterrupt:
+            pipe.send_bytes(STOP)
+
+
+def _serve(pipe: Connection, open_runner: Callable[[str], ClientRunner]) -> None:
     runner: ClientRunner | None = None
     reason = "no trial is open"
     while True:
         try:
             message = pipe.recv_bytes()
-        except (EOFError, OSError):
+        except EOFError:
             return
         if message.startswith(b'{"open"'):
             try:
                 runner = open_runner(json.loads(message)["open"])
-            except Exception as error:  # reported with the first job: opening has no reply of its own
-                runner, reason = None, f"a worker cannot open the trial: {error}"
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # reported with the first job; a user's own code may fail in any way
+                known = isinstance(error, GenfedError)
+                runner, reason = None, f"a worker cannot open the trial: {error if known else describe_error(error)}"
+            pipe.send_bytes(READY)
             continue
         head, body = _split(message)
         step = RoundId(**head["work"])
         outcome = attempt_work(runner, step, head["client"], from_bytes(body)) if runner else Failure(reason)
-        try:
-            pipe.send_bytes(_encode_outcome(outcome))
-        except OSError:
-            return
+        pipe.send_bytes(_encode_outcome(outcome))
 
 
 def _encode_job(step: RoundId, job: Job) -> bytes:

@@ -17,7 +17,7 @@ import torch
 from genfed.config.architectures import Architectures
 from genfed.config.reader import read_config
 from genfed.config.settings import Config
-from genfed.core.errors import GenfedError
+from genfed.core.errors import GenfedError, contain_exit, describe_error, find_own_code
 from genfed.core.federated_data import FederatedData
 from genfed.core.files import make_folder
 from genfed.data.dataset import Dataset
@@ -47,6 +47,7 @@ Record = Callable[[Sequence[Row]], None]
 """Writes rows of metrics to the disk."""
 
 
+@contain_exit()
 def run(
     config: str | Path | Mapping[str, Any] | Config,
     *,
@@ -171,8 +172,14 @@ def run_on(
         try:
             with open_clients() as clients:
                 return _run_trials(inputs, folder, clients, notify, folder.begin(started))
-        except OSError as error:
-            raise GenfedError(f"{error}; nothing that was saved is lost: mend it, then go on with --resume") from None
+        except (GenfedError, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # a user's own code may fail in any way
+            log.exception("the run stopped")
+            if not isinstance(error, OSError):
+                raise
+            why = describe_error(error) if find_own_code(error) else str(error)
+            raise GenfedError(f"{why}; nothing that was saved is lost: mend it, then go on with --resume") from None
 
 
 def _write_summary(summary: SourceSummary) -> None:

@@ -489,4 +489,5 @@ def test_a_method_whose_code_fails_is_named(
     start(tiny("failing", method={"failing": {"kind": f"{TOYS}:FailsToClassify"}}), tmp_path / "run")
     monkeypatch.setenv("GENFED_TEST_FAILS", "1")
     line = said(capsys, "export", tmp_path / "run", "--out", tmp_path / "x", code=2)
-    assert "failing cannot make the classifier of client 0 (KeyError: 'where is it?')" in re.sub(r"\s+", " ", line)
+    says = "failing cannot make the classifier of client 0 (KeyError: 'where is it?'; toys.py, line "
+    assert says in re.sub(r"\s+", " ", line)

@@ -9,7 +9,7 @@ from typing import Any
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from genfed.core.errors import GenfedError, StorageError
+from genfed.core.errors import GenfedError, StorageError, describe_error
 from genfed.core.record import Packed
 from genfed.core.text import indent_lines, one_line
 from genfed.engines.client_runner import ClientRunner
@@ -38,10 +38,11 @@ def answer_message(handle: Handler, message: Message, context: Context) -> Messa
     try:
         head, body = decode_message(message.content)
         content = encode_message(*handle(head, body, context.node_config))
-    except (Exception, SystemExit) as error:  # a client's own code may fail in any way
-        log.warning("a message could not be answered\n%s", traceback.format_exc())
-        known = isinstance(error, GenfedError)
-        reason = str(error) if known else f"{type(error).__name__}: {error}".splitlines()[0]
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a client's own code may fail in any way
+        log.warning("a message could not be answered\n%s", indent_lines(traceback.format_exc()))
+        reason = one_line(error) if isinstance(error, GenfedError) else describe_error(error)
         content = encode_message({"failed": reason, "fatal": isinstance(error, StorageError)}, EMPTY)
     return Message(content, reply_to=message)
 
