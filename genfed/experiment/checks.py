@@ -1,13 +1,16 @@
 """Refuses before training what would fail in it: clients, devices, architectures, augmentation."""
 
 import dataclasses
-from typing import Any
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from genfed.config.settings import Config
-from genfed.core.errors import GenfedError, first_line
+from genfed.core.errors import GenfedError, describe_error
 from genfed.core.federated_data import FederatedData
 from genfed.core.files import keep_directory
 from genfed.core.method import Method
@@ -16,6 +19,9 @@ from genfed.engines.client_runner import NewNetwork
 from genfed.experiment.partitioning import count_classes
 from genfed.training.classifier import Training
 from genfed.training.pixels import normalize_pixels
+
+CHECK_SECONDS = 120.0
+"""Seconds in which an architecture makes a network and scores two examples."""
 
 
 def check_clients(config: Config, shards: FederatedData, new_network: NewNetwork) -> None:
@@ -87,19 +93,54 @@ def check_architecture(name: str, task: Task, data: Data, new_network: NewNetwor
     """Refuses a network that does not map two of these examples to one score per class.
 
     Raises:
-        GenfedError: the network fails, or returns something else.
+        GenfedError: the network fails, returns something else, or takes too long.
     """
-    network = new_network(name, task, torch.Generator().manual_seed(0)).eval()
-    try:
-        with torch.no_grad():
-            scores: object = network(normalize_pixels(data.x[:2]))
-    except Exception as error:  # a user's own code may fail in any way
-        about = f"{type(error).__name__}: {first_line(error)}"
-        raise GenfedError(f"architecture {name} does not fit examples of shape {task.shape} ({about})") from error
+    scores = run_within(CHECK_SECONDS, f"architecture {name}", lambda: _score_two(name, task, data, new_network))
     expected = (min(2, len(data)), len(task.classes))
     if not isinstance(scores, Tensor) or tuple(scores.shape) != expected:
         found = f"scores of shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else f"a {type(scores).__name__}"
         raise GenfedError(f"architecture {name} gives {found} where scores of shape {expected} are expected")
+
+
+def _score_two(name: str, task: Task, data: Data, new_network: NewNetwork) -> object:
+    network = new_network(name, task, torch.Generator().manual_seed(0)).eval()
+    try:
+        with torch.no_grad():
+            scores: object = network(normalize_pixels(data.x[:2]))
+            return scores
+    except (GenfedError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # a user's own code may fail in any way
+        about = describe_error(error)
+        raise GenfedError(f"architecture {name} does not fit examples of shape {task.shape} ({about})") from error
+
+
+T = TypeVar("T")
+
+
+def run_within(seconds: float, what: str, work: Callable[[], T]) -> T:
+    """Returns what `work` returns, which may be a user's own code. It is left behind where it takes too long.
+
+    Raises:
+        GenfedError: it takes longer than `seconds`; the text names `what`.
+    """
+    done: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue()
+
+    def attempt() -> None:
+        try:
+            done.put((work(), None))
+        except BaseException as error:
+            done.put((None, error))
+
+    with keep_directory():
+        threading.Thread(target=attempt, name=what, daemon=True).start()  # a daemon: it may never end
+        try:
+            result, error = done.get(timeout=seconds)
+        except queue.Empty:
+            raise GenfedError(f"{what} took longer than {seconds:g} s to be made and to score two examples") from None
+    if error is not None:
+        raise error
+    return cast(T, result)
 
 
 def _missing_class(counts: tuple[tuple[int, ...], ...]) -> tuple[int, int] | None:
