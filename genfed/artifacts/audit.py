@@ -45,7 +45,7 @@ def audit_run(
     Raises:
         GenfedError: the run has not finished, there is no such audit, method or seed, or the data have changed.
     """
-    folder = RunFolder(run)
+    folder = RunFolder(run.absolute())
     report = folder.read_report()
     config = _config(folder, audits, overrides)
     labels = config.labels if method is None else (method,)

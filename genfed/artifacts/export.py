@@ -89,6 +89,7 @@ def export(
     Raises:
         GenfedError: there is no such run, trial or client, `out` exists, or ONNX cannot express the network.
     """
+    out = out.absolute()  # a user's own code may change the working directory
     model = find_trained(run, method, seed, client)
     if out.exists() and (out.is_file() or any(out.iterdir())):
         raise GenfedError(f"{out} exists already; give another --out")
@@ -115,7 +116,7 @@ def find_trained(run: Path, method: str | None, seed: int | None, client: int) -
     Raises:
         GenfedError: there is no such run, trial or client, or several methods and none is named.
     """
-    folder = RunFolder(run)
+    folder = RunFolder(run.absolute())
     config = folder.read_config()
     return load_trained(select_trial(folder, config, method, seed, config.labels), client)
 

@@ -85,6 +85,7 @@ def write_predictions(model: Predictor, inputs: str, out: Path) -> int:
     Raises:
         GenfedError: `out` exists, or the examples cannot be read or do not fit.
     """
+    out = out.absolute()  # a user's own code may change the working directory
     if out.exists():
         raise GenfedError(f"{out} exists already; give another --out")
     make_folder(out.parent)

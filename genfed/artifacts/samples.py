@@ -68,8 +68,8 @@ def write_samples(
         GenfedError: there is no such run or trial, the method has no examples or none that fit into a PNG, or `out`
             exists.
     """
-    chosen = _select_trial(RunFolder(run), method, seed)
-    task = chosen.at.task
+    chosen = _select_trial(RunFolder(run.absolute()), method, seed)
+    task, out = chosen.at.task, out.absolute()  # a user's own code may change the working directory
     form = form or ("npz" if out.suffix == ".npz" else "png")
     if form == "png" and (task.kind != "image" or task.shape[0] not in (1, 3)):
         raise GenfedError(f"examples of shape {task.shape} are no PNG, which has 1 or 3 channels: use --format npz")

@@ -1,10 +1,14 @@
 """The command line. Imports torch only inside commands, so that `--help` is fast."""
 
+import io
 import json
+import logging
+import os
 import re
 import signal
 import sys
 from collections.abc import Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -24,7 +28,11 @@ from genfed.cli.common import (
     search_code,
 )
 from genfed.cli.deployment import SITES, federation_app, site_app
-from genfed.core.errors import GenfedError
+from genfed.core.errors import GenfedError, describe_error, find_own_code
+from genfed.core.text import BLOCK, LogFormatter, one_line
+
+DEBUG = ContextVar("DEBUG", default=False)
+"""Whether an error is shown with its traceback."""
 
 
 def _show_version(wanted: bool) -> None:
@@ -40,8 +48,9 @@ def _genfed(
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
     ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    pass
+    DEBUG.set(debug)
 
 
 @app.command()
@@ -123,18 +132,65 @@ _UsageError: Any = typer.BadParameter.__mro__[1]  # click's; some versions of ty
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Runs the `genfed` command. Exits with 0, with 2 after an error of input, with 130 after Ctrl-C or SIGTERM."""
+    """Runs the `genfed` command. Exits with 0, with 2 after an error of input or of a user's own code, with 130 after
+    Ctrl-C or SIGTERM.
+    """
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a run that is stopped says how to continue it
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.append(here)  # a user's "module:Class" is in the working directory, which only `python -m` searches
+    _prepare_streams()
+    words = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        sys.exit(app(None if arguments is None else list(arguments), prog_name="genfed", standalone_mode=False) or 0)
+        _check_words(words)
+        with search_code(trusted=True):  # a command that uses a run of anyone narrows it
+            code = app(words, prog_name="genfed", standalone_mode=False) or 0
+        sys.stdout.flush()
     except _UsageError as error:
         _refuse(_describe_usage_error(error))
-    except (GenfedError, OSError) as error:  # OSError: a folder that cannot be written, a name too long
-        _refuse(str(error))
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:  # `genfed list methods | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is left to be flushed at the exit
+        sys.exit(141)
+    except BaseException as error:  # a user's own code may fail in any way, also by SystemExit
+        _refuse(_describe_failure(error))
+    sys.exit(code)
+
+
+def _prepare_streams() -> None:
+    """Has characters that a terminal cannot show escaped, and warnings that no log takes on one line each."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # LANG=C, or a name that is no text
+            stream.reconfigure(errors="backslashreplace")
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(LogFormatter())
+
+
+def _check_words(words: Sequence[str]) -> None:
+    """Refuses arguments, and a working directory, whose names no file of a run can hold.
+
+    Raises:
+        GenfedError: an argument is not UTF-8 text, or there is no working directory.
+    """
+    for word in words:
+        if "\0" in word or word != word.encode(errors="replace").decode():
+            raise GenfedError(f"{one_line(word)}: not UTF-8 text; rename the file or folder")
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise GenfedError("the working directory has been deleted: change to another one") from None
+
+
+def _describe_failure(error: BaseException) -> str:
+    """Returns the line that is shown for an error.
+
+    Raises:
+        BaseException: the error itself, where it is a fault of genfed, or --debug asks for its traceback.
+    """
+    own = find_own_code(error)
+    if DEBUG.get() or (own is None and not isinstance(error, GenfedError | OSError)):
+        raise error
+    if own is None or isinstance(error, GenfedError):  # OSError: a folder that cannot be written, a name too long
+        return str(error)
+    return f"{describe_error(error)} (`genfed --debug` before the command shows the traceback)"
 
 
 def _describe_usage_error(error: Any) -> str:
@@ -146,5 +202,5 @@ def _describe_usage_error(error: Any) -> str:
 
 
 def _refuse(message: str) -> NoReturn:
-    open_console(stderr=True).print(f"genfed: {' '.join(message.split())}", soft_wrap=True)
+    open_console(stderr=True).print(f"genfed: {one_line(' '.join(message.split()), BLOCK)}", soft_wrap=True)
     sys.exit(2)

@@ -53,7 +53,7 @@ class Architectures:
         """
         make = self.factory(name)
         try:
-            with seeded(rng):
+            with seeded(rng), keep_directory():
                 return make(task)
         except (GenfedError, KeyboardInterrupt):
             raise

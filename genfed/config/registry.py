@@ -120,7 +120,10 @@ def import_class(path: str, base: type[Any]) -> type[Any]:
     """
     module_name, _, class_name = path.partition(":")
     try:
-        module = importlib.import_module(module_name)
+        with keep_directory():
+            module = importlib.import_module(module_name)
+    except KeyboardInterrupt:
+        raise
     except ModuleNotFoundError as error:
         raise MissingCodeError(f"{path}: cannot import {module_name} ({error}); is it on PYTHONPATH?") from None
     except BaseException as error:  # a user's own code may fail in any way

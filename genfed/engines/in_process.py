@@ -23,7 +23,10 @@ def attempt_work(runner: ClientRunner, step: RoundId, client: int, sent: Packed)
         KeyboardInterrupt: the run is to stop.
     """
     try:
-        return runner.work(step, client, sent)
+        with keep_directory():
+            return runner.work(step, client, sent)
+    except KeyboardInterrupt:
+        raise
     except GenfedError as error:
         return Failure(str(error), fatal=isinstance(error, StorageError))
     except BaseException as error:  # a client's own code may fail in any way, also by SystemExit; the others go on

@@ -82,6 +82,11 @@ PATHS = ("path", "validation_path", "test_path")
 
 def load_source(source: Source, root: str) -> Dataset:
     """Reads a data source whose relative paths start from `root`."""
+    with keep_directory():
+        return _load(source, root)
+
+
+def _load(source: Source, root: str) -> Dataset:
     if root:
         given = {name: getattr(source, name, None) for name in PATHS}
         paths = {name: str(Path(root) / path) for name, path in given.items() if isinstance(path, str)}

@@ -91,7 +91,7 @@ def run(
         GenfedError: the config, the data or the folder is wrong. Rounds that were finished stay on the disk.
     """
     settings = config if isinstance(config, Config) else read_config(config, overrides)
-    folder = default_folder(config, settings.name) if out is None else RunFolder(Path(out))
+    folder = RunFolder((default_folder(config, settings.name).path if out is None else Path(out)).absolute())
     open_engine = choose_engine(engine)
     dataset = load_data(settings)
     (tell or _log_warnings)(dataset.summary)
