@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: help demo demo-oneshot test fuzz check format bench chaos clean
+.PHONY: help demo demo-oneshot test fuzz check audit format bench chaos clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -20,11 +20,15 @@ test: $(VENV)/.installed-dev  ## install with every extra and run all tests
 fuzz: $(VENV)/.installed-dev  ## feed many wrong records, messages and configs to what reads them (TESTS="-k bytes": some)
 	$(BIN)/python -m pytest tests/fuzz --hypothesis-profile fuzz --timeout 7200 $(TESTS)
 
-check: $(VENV)/.installed-dev  ## format, lint, types, import floors
+check: $(VENV)/.installed-dev  ## format, lint, types, import floors, insecure patterns
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive genfed .ci
+
+audit: $(VENV)/.installed-dev  ## look the installed packages up in an index of known vulnerabilities
+	$(BIN)/python .ci/audit.py
 
 format: $(VENV)/.installed-dev  ## format, and fix what can be fixed
 	$(BIN)/ruff check --fix .
