@@ -34,9 +34,7 @@ class SiteDescription:
     architecture: Word
     kind: Literal["image", "table", "features"]
     shape: Annotated[tuple[Annotated[int, Field(ge=1, lt=2**24)], ...], Field(min_length=1, max_length=4)]
-    classes: Annotated[
-        tuple[Annotated[str, Field(max_length=200)], ...], Field(min_length=1, max_length=100_000)
-    ]
+    classes: Annotated[tuple[Annotated[str, Field(max_length=200)], ...], Field(min_length=1, max_length=100_000)]
     examples: Many
     held_out: Many
     torch: Word

@@ -119,8 +119,8 @@ def _log_text(error: BaseException) -> str:
     if isinstance(cause, RuntimeError) and str(cause).startswith("Error(s) in loading state_dict"):
         return "refused: the tensors that were sent do not fit the network"
     if isinstance(error, GenfedError) and isinstance(cause, ValidationError | None):
-        return f"refused: {' '.join(str(error).split())[:1000]}"
-    return "failed:\n" + "".join(traceback.format_exception(error))
+        return f"refused: {one_line(error)}"
+    return "failed:\n" + indent_lines("".join(traceback.format_exception(error)))
 
 
 def _public_text(error: BaseException) -> str:

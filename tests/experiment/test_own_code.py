@@ -17,7 +17,7 @@ from genfed.core.record import Packed
 from genfed.engines import worker_pool
 from genfed.engines.client_runner import ClientRunner
 from genfed.engines.messages import RoundId
-from genfed.engines.round import Failure
+from genfed.engines.round import Failure, Job
 from genfed.engines.worker_pool import WorkerPool
 from genfed.experiment import checks
 from genfed.experiment.run_folder import RunFolder
@@ -157,7 +157,7 @@ def first_outcome(code: str, monkeypatch: pytest.MonkeyPatch, **limits: float) -
     try:
         workers.open("trial")
         info = genfed.ClientInfo(0, "linear", 1)
-        return [outcome for _, outcome in workers.exchange(RoundId("train", 0, 0), [(info, Packed({}, "{}"))])]
+        return [outcome for _, outcome in workers.exchange(RoundId("train", 0, 0), [Job(info, Packed({}, "{}"))])]
     finally:
         workers.close()
 
