@@ -20,7 +20,7 @@ from genfed.config.reader import source_table
 from genfed.core.errors import GenfedError, describe_error, first_line, require
 from genfed.core.files import make_folder, write_file
 from genfed.core.task import Task
-from genfed.data.features import Encoder
+from genfed.data.encoder import Encoder
 from genfed.experiment.run_folder import RunFolder
 from genfed.training.weights import weights_of
 

@@ -16,7 +16,7 @@ from genfed.core.files import atomic_write, make_folder
 from genfed.core.task import Task
 from genfed.core.text import csv_cell
 from genfed.data.dataset import Examples, Source
-from genfed.data.features import Encoder
+from genfed.data.encoder import Encoder
 from genfed.training.evaluation import predict
 
 

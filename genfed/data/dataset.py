@@ -9,7 +9,7 @@ from torch import Tensor
 
 from genfed.core.errors import GenfedError
 from genfed.core.task import Data, Task
-from genfed.data.features import Encoder
+from genfed.data.encoder import Encoder
 from genfed.data.source_summary import SourceSummary
 
 
@@ -24,7 +24,7 @@ class Dataset:
     columns: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Natural columns such as domain, subject or hospital, by name: one value per training example."""
     encoder: Encoder | None = None
-    """Encoder of a table's columns, fitted to the training rows; None: the features were not encoded."""
+    """How raw examples become x, fitted to the training examples; None: they are used as they are."""
     validation_columns: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Natural columns of the validation part; empty: unknown."""
     test_columns: dict[str, tuple[str, ...]] = field(default_factory=dict)

@@ -2,11 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import pydantic
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -48,15 +46,17 @@ class NumberScaling:
 
 
 @dataclass(frozen=True)
-class Encoder:
-    """An encoder fitted to the training rows. A missing number becomes the median, then numbers are scaled. A category
-    becomes a one-hot code; a missing value is a category of its own, and a category unseen in training is all zeros.
+class TableSchema:
+    """An encoder of tables, fitted to the training rows. A missing number becomes the median, then numbers are scaled.
+    A category becomes a one-hot code; a missing value is a category of its own, and a category unseen in training is
+    all zeros.
     """
 
     numbers: dict[str, NumberScaling]
     """Scaling by column, in the order of the features."""
     categories: dict[str, tuple[str, ...]]
     """Categories by column, one feature for each, after the numbers; "(missing)" is a missing value."""
+    kind: Literal["table"] = "table"
 
     @property
     def places(self) -> dict[str, tuple[int, ...]]:
@@ -86,7 +86,7 @@ class Encoder:
         return scaled
 
 
-def fit_encoder(train: Columns, scale: Literal["standard", "range"], where: str) -> Encoder:
+def fit_encoder(train: Columns, scale: Literal["standard", "range"], where: str) -> TableSchema:
     """Fits an encoder to the training rows.
 
     Args:
@@ -102,7 +102,7 @@ def fit_encoder(train: Columns, scale: Literal["standard", "range"], where: str)
     for name, texts in train.categories.items():
         if (count := len(set(texts))) > _CATEGORIES:
             raise GenfedError(f"{where}: column {name!r} has {count} categories; {_CATEGORIES} are allowed")
-    return Encoder(
+    return TableSchema(
         _fit_scalings(train.numbers, scale, where),
         {
             name: tuple(sorted({MISSING if text is None else text for text in texts}))
@@ -110,22 +110,6 @@ def fit_encoder(train: Columns, scale: Literal["standard", "range"], where: str)
         },
     )
 
-
-def read_encoder(file: Path) -> Encoder:
-    """Reads the file that `write_encoder` wrote.
-
-    Raises:
-        GenfedError: the file is missing or holds something else.
-    """
-    try:
-        return pydantic.TypeAdapter(Encoder).validate_json(file.read_bytes())
-    except (OSError, pydantic.ValidationError):
-        raise GenfedError(f"{file} is damaged; resuming the run (--resume) writes it anew") from None
-
-
-def write_encoder(encoder: Encoder, file: Path) -> None:
-    """Writes the encoder as JSON."""
-    write_file(file, pydantic.TypeAdapter(Encoder).dump_json(encoder, indent=1) + b"\n")
 
 
 def _fit_scalings(

@@ -11,7 +11,8 @@ from genfed.core.settings import settings
 from genfed.core.task import Data, Task
 from genfed.data.checks import require_known
 from genfed.data.dataset import Dataset, Examples
-from genfed.data.features import Columns, Encoder, fit_encoder
+from genfed.data.encoder import Encoder
+from genfed.data.features import Columns, fit_encoder
 from genfed.data.images import ImageSource
 from genfed.data.labels import encode_labels
 from genfed.data.split import PARTS
@@ -70,7 +71,7 @@ class HuggingFace(ImageSource):
             images = {part: Data(x[part], y[part]) for part in x}
             return self.build_dataset("image", images, classes, natural["train"], None, natural)
         features = {part: self._read_features(split, splits["train"]) for part, split in splits.items()}
-        encoder = fit_encoder(features["train"].select(self.cut(y, classes)["train"][1]), self.scale, self.path)
+        encoder = fit_encoder(features["train"].select(self.cut(y, classes).rows["train"][1]), self.scale, self.path)
         data = {part: Data(encoder(columns, self.path), y[part]) for part, columns in features.items()}
         return self.build_dataset("table", data, classes, natural["train"], encoder, natural)
 

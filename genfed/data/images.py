@@ -19,7 +19,7 @@ from genfed.core.task import Task
 from genfed.data.arrays import Array, Layout, read_arrays, to_examples
 from genfed.data.checks import check_fit, require_known, require_path
 from genfed.data.dataset import Dataset, Examples
-from genfed.data.features import Encoder
+from genfed.data.encoder import Encoder
 from genfed.data.split import SplitSource
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")

@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -12,10 +13,25 @@ from genfed.core.errors import GenfedError
 from genfed.core.rng import stream
 from genfed.core.settings import settings
 from genfed.core.task import Data, Task
+from genfed.data.checks import require_known
+from genfed.data.copies import describe_copies, digest_examples, find_copies
 from genfed.data.dataset import Dataset, Source
-from genfed.data.features import Encoder
+from genfed.data.encoder import Encoder
+from genfed.data.group_split import split_by_group
+from genfed.data.source_summary import SourceSummary, describe_parts, show
 
 PARTS = ("train", "validation", "test")
+NOTHING_SAID = SourceSummary()
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Which rows of the given parts make the three parts of a data set."""
+
+    rows: dict[str, tuple[str, Tensor]]
+    """By part, its origin: the given part, and the rows taken from it, sorted."""
+    summary: SourceSummary
+    """The sizes of the parts, their classes, groups and copies."""
 
 
 # A string under an inherited field does not become its description, so these have theirs in `Field`.
@@ -38,6 +54,16 @@ class SplitSource(Source):
     split_seed: int = Field(
         default=0, description="Seed of this split; separate from the run's, so that all runs have the same test part."
     )
+    deduplicate: bool = Field(
+        default=False,
+        description="Whether exact copies of an example with the same label are removed, before the split. A copy in "
+        "the test part stays rather than one in the others.",
+    )
+    group: str | None = Field(
+        default=None,
+        description="Natural column whose values stay together, such as "
+        '"patient": no value has examples in two parts. None: examples are split one by one.',
+    )
 
     def __post_init__(self) -> None:
         if self.validation + self.test >= 1:
@@ -46,21 +72,80 @@ class SplitSource(Source):
     @abstractmethod
     def load(self) -> Dataset: ...
 
-    def cut(self, y: Mapping[str, Tensor], classes: Sequence[str]) -> dict[str, tuple[str, Tensor]]:
-        """Returns the origin of each of the three parts: (a given part, the rows taken from it).
+    def cut(
+        self,
+        y: Mapping[str, Tensor],
+        classes: Sequence[str],
+        keys: Mapping[str, Sequence[bytes]] | None = None,
+        natural: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
+    ) -> Cut:
+        """Returns which rows of the given parts make the three parts.
 
         Args:
             y: The labels [n] of each given part: "train" and optionally others.
             classes: The names of the classes.
+            keys: A digest of each example, by given part: equal ones are copies. None: copies are not looked for.
+            natural: The natural columns by given part, for `group`. None: there are none.
 
         Raises:
-            GenfedError: a class has too few examples.
+            GenfedError: a class has too few examples, or a group has examples in two given parts.
         """
+        groups = self._read_groups(y, natural or {})
+        copies = find_copies(y, keys or {})
+        kept = {part: torch.arange(len(labels)) for part, labels in y.items()}
+        if self.deduplicate:
+            kept |= {part: (~copy).nonzero()[:, 0] for part, copy in copies.items()}
         missing = [part for part in PARTS if part not in y]
         fractions = [self.validation if part == "validation" else self.test for part in missing]
-        train, *cuts = split_stratified(y["train"], fractions, self.split_seed, classes)
-        given = {part: (part, torch.arange(len(labels))) for part, labels in y.items()}
-        return given | {"train": ("train", train)} | {p: ("train", rows) for p, rows in zip(missing, cuts, strict=True)}
+        labels = y["train"][kept["train"]]
+        if groups is None:
+            cuts = split_stratified(labels, fractions, self.split_seed, classes)
+        else:
+            own = [groups["train"][row] for row in kept["train"].tolist()]
+            cuts = split_by_group(labels, own, fractions, self.split_seed, classes)
+        off = {part: kept["train"][rows] for part, rows in zip(("train", *missing), cuts, strict=True)}
+        rows = {part: ("train", off[part]) if part in off else (part, kept[part]) for part in PARTS}
+        count = sum(int(copy.sum()) for copy in copies.values())
+        summary = self._describe_parts(y, classes, rows, missing, groups)
+        return Cut(rows, summary + describe_copies(count, self.deduplicate, y, keys or {}, rows))
+
+    def _describe_parts(
+        self,
+        y: Mapping[str, Tensor],
+        classes: Sequence[str],
+        rows: Mapping[str, tuple[str, Tensor]],
+        split_off: Sequence[str],
+        groups: Mapping[str, Sequence[str]] | None,
+    ) -> SourceSummary:
+        counts = {
+            part: torch.bincount(y[given][chosen], minlength=len(classes)).tolist()
+            for part, (given, chosen) in rows.items()
+        }
+        summary = describe_parts(counts, classes, split_off)
+        if groups is None:
+            return summary
+        kinds = {part: len({groups[given][row] for row in chosen.tolist()}) for part, (given, chosen) in rows.items()}
+        return summary + SourceSummary(
+            (f"groups by {self.group}: {', '.join(f'{part} {n:,}' for part, n in kinds.items())}",)
+        )
+
+    def _read_groups(
+        self, y: Mapping[str, Tensor], natural: Mapping[str, Mapping[str, Sequence[str]]]
+    ) -> dict[str, Sequence[str]] | None:
+        """Returns the group of each row of each given part. None: `group` is not set."""
+        if self.group is None:
+            return None
+        groups, home = {}, dict[str, str]()
+        for part in y:
+            there = natural.get(part, {})
+            groups[part] = there[require_known(self.group, there, f"group: natural column of the {part} part")]
+            for value in dict.fromkeys(groups[part]):
+                if home.setdefault(value, part) != part:
+                    raise GenfedError(
+                        f"group {self.group!r}: {show(value)!r} is in the given {home[value]} and {part} parts; keep "
+                        "each group in one of them, or give all rows as the training part"
+                    )
+        return groups
 
     def build_dataset(
         self,
@@ -70,6 +155,8 @@ class SplitSource(Source):
         columns: Mapping[str, Sequence[str]],
         encoder: Encoder | None = None,
         other_columns: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
+        summary: SourceSummary = NOTHING_SAID,
+        cut: Cut | None = None,
     ) -> Dataset:
         """Builds the whole data set from the given parts.
 
@@ -78,8 +165,10 @@ class SplitSource(Source):
             given: The given parts: "train" and optionally others.
             classes: The names of the classes.
             columns: The natural columns of the given "train".
-            encoder: The encoder of a table's features; None: there is none.
+            encoder: How new examples become features or pixels; None: unchanged.
             other_columns: The natural columns of the other given parts, by part; None: unknown.
+            summary: What the source says of its reading. Parts, classes and copies are added to it.
+            cut: The rows of each part, from `cut`; None: they are chosen here, and copies are looked for in x.
 
         Raises:
             GenfedError: the parts have examples of different shapes, or a class has too few examples.
@@ -88,12 +177,14 @@ class SplitSource(Source):
         for part, shape in shapes.items():
             if shape != shapes["train"]:
                 raise GenfedError(f"one example of train has shape {shapes['train']}, one of {part} {shape}")
-        rows = self.cut({part: data.y for part, data in given.items()}, classes)
-        parts = {part: given[source][chosen] for part, (source, chosen) in rows.items()}
         brought = {**(other_columns or {}), "train": columns}
+        if cut is None:
+            keys = {part: digest_examples(data.x) for part, data in given.items()}
+            cut = self.cut({part: data.y for part, data in given.items()}, classes, keys, brought)
+        parts = {part: given[source][chosen] for part, (source, chosen) in cut.rows.items()}
         natural = {
             part: {name: tuple(values[i] for i in chosen.tolist()) for name, values in brought.get(source, {}).items()}
-            for part, (source, chosen) in rows.items()
+            for part, (source, chosen) in cut.rows.items()
         }
         return Dataset(
             Task(kind, shapes["train"], classes),
@@ -104,6 +195,7 @@ class SplitSource(Source):
             validation_columns=natural["validation"],
             test_columns=natural["test"],
             encoder=encoder,
+            summary=summary + cut.summary,
         )
 
 

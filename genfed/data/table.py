@@ -14,7 +14,8 @@ from genfed.core.settings import settings
 from genfed.core.task import Data, Task
 from genfed.data.checks import require_known, require_path
 from genfed.data.dataset import Dataset, Examples
-from genfed.data.features import MISSING, Columns, Encoder, fit_encoder
+from genfed.data.encoder import Encoder
+from genfed.data.features import MISSING, Columns, fit_encoder
 from genfed.data.labels import encode_labels
 from genfed.data.split import SplitSource
 
@@ -65,7 +66,7 @@ class Table(SplitSource):
         labels = {part: self._read_labels(table) for part, table in tables.items()}
         y, classes = encode_labels(labels, self.classes, self.path)
         features = {part: self._read_columns(table, numeric, categorical) for part, table in tables.items()}
-        encoder = fit_encoder(features["train"].select(self.cut(y, classes)["train"][1]), self.scale, self.path)
+        encoder = fit_encoder(features["train"].select(self.cut(y, classes).rows["train"][1]), self.scale, self.path)
         data = {part: Data(encoder(columns, self.path), y[part]) for part, columns in features.items()}
         natural = {}
         for part, table in tables.items():

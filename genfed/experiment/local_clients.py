@@ -23,7 +23,7 @@ from genfed.core.files import open_file
 from genfed.core.phase import flatten_phases
 from genfed.core.record import load, save
 from genfed.data.dataset import Dataset
-from genfed.data.features import write_encoder
+from genfed.data.encoder import write_encoder
 from genfed.engines.client_runner import ClientRunner, ClientRuntime
 from genfed.engines.in_process import InProcess
 from genfed.engines.messages import RoundId

@@ -18,7 +18,7 @@ from genfed.config.settings import Config
 from genfed.core.errors import GenfedError
 from genfed.core.files import exclusive_lock, make_folder, open_file, remove_parts, write_file
 from genfed.core.text import LogFormatter
-from genfed.data.features import Encoder, read_encoder
+from genfed.data.encoder import Encoder, read_encoder
 from genfed.report.privacy_section import NOTHING, read_audits
 from genfed.report.results import Report, from_json, to_json
 

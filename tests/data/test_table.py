@@ -10,7 +10,8 @@ from pyarrow import csv, parquet
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
 
 from genfed.core.errors import GenfedError
-from genfed.data.features import Columns, Encoder, NumberScaling, fit_encoder, read_encoder, write_encoder
+from genfed.data.encoder import read_encoder, write_encoder
+from genfed.data.features import Columns, NumberScaling, TableSchema, fit_encoder
 from genfed.data.table import Table
 
 ROWS = [
@@ -234,7 +235,7 @@ def test_scaling_is_that_of_scikit_learn(tmp_path: Path) -> None:
 
 
 def test_where_a_column_of_categories_is() -> None:
-    encoder = Encoder(
+    encoder = TableSchema(
         {"age": NumberScaling(0, 0, 1), "size": NumberScaling(0, 0, 1)}, {"blood": ("a", "b", "o"), "side": ("x",)}
     )
     assert encoder.places == {"blood": (2, 3, 4), "side": (5,)}

@@ -1,0 +1,69 @@
+"""Exact copies of examples: found by a digest of each example, and described."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from genfed.data.source_summary import SourceSummary, count_of
+
+_ORDER = ("test", "validation", "train")
+"""The part that comes first keeps the example, the others have the copies."""
+
+
+def digest_examples(x: Tensor) -> list[bytes]:
+    """Returns a digest of each example of x [n, …]; equal examples have equal ones."""
+    return [hashlib.blake2b(example.tobytes(), digest_size=16).digest() for example in x.contiguous().numpy()]
+
+
+def find_copies(y: Mapping[str, Tensor], keys: Mapping[str, Sequence[bytes]]) -> dict[str, Tensor]:
+    """Returns, for each given part with keys, whether each example is a copy [n] of one that comes before it: the test
+    part comes first, then validation, then train.
+
+    Args:
+        y: The labels [n] by part. Examples with different labels are no copies.
+        keys: A digest of each example by part.
+    """
+    seen, copies = set[tuple[bytes, int]](), {}
+    for part in (part for part in _ORDER if part in keys):
+        found = torch.zeros(len(y[part]), dtype=torch.bool)
+        for row, key in enumerate(zip(keys[part], y[part].tolist(), strict=True)):
+            found[row] = key in seen
+            seen.add(key)
+        copies[part] = found
+    return copies
+
+
+def describe_copies(
+    count: int,
+    removed: bool,
+    y: Mapping[str, Tensor],
+    keys: Mapping[str, Sequence[bytes]],
+    rows: Mapping[str, tuple[str, Tensor]],
+) -> SourceSummary:
+    """Describes the copies of a data set.
+
+    Args:
+        count: Their number.
+        removed: Whether they were removed.
+        y: The labels [n] by given part.
+        keys: A digest of each example by given part.
+        rows: By part of the data set, its origin: a given part, and the rows taken from it.
+    """
+    if not count:
+        return SourceSummary()
+    copied = count_of(count, "example is an exact copy", "examples are exact copies") + " of another"
+    if removed:
+        return SourceSummary((f"{copied}: removed (deduplicate)",))
+    known = {
+        part: [(keys[given][row], int(y[given][row])) for row in chosen.tolist()]
+        for part, (given, chosen) in rows.items()
+    }
+    trained = set(known["train"])
+    same = {part: sum(key in trained for key in known[part]) for part in ("validation", "test")}
+    shared = [f"{n:,} of {len(known[part]):,} {part} examples are in train too" for part, n in same.items() if n]
+    where = "".join(f"; {line}" for line in shared)
+    total = sum(map(len, y.values()))
+    mend = "set data.deduplicate = true to remove them"
+    return SourceSummary((), (f"{copied}, among {total:,}{where}: {mend}",))
