@@ -21,6 +21,7 @@ from genfed.core.errors import GenfedError, describe_error, first_line, require
 from genfed.core.files import make_folder, write_file
 from genfed.core.task import Task
 from genfed.data.encoder import Encoder
+from genfed.data.sites import Sites
 from genfed.experiment.run_folder import RunFolder
 from genfed.training.weights import weights_of
 
@@ -188,7 +189,10 @@ def _describe(model: TrainedModel) -> ModelCard:
     chosen, task = model.chosen, model.chosen.at.task
     kind = type(model.network)
     sides = ", ".join(map(str, task.shape))
-    scale = "encoded as `encoder` says, or as they are where it is null"
+    encoder = chosen.run.read_encoder()
+    scale = "encoded as `encoder` says" if encoder else "as the data source gives them"
+    if isinstance(chosen.config.data, Sites) and encoder is None:
+        scale = "encoded by the encoder.json that the sites share, which this run does not hold"
     if task.kind == "image":
         scale = "in [−1, 1]; of pixels from 0 to 255 it is pixel · 2/255 − 1"
     return ModelCard(
@@ -208,7 +212,7 @@ def _describe(model: TrainedModel) -> ModelCard:
         client=model.info.id,
         rounds=chosen.at.step,
         data=source_table(chosen.config.data),
-        encoder=chosen.run.read_encoder(),
+        encoder=encoder,
     )
 
 

@@ -1,7 +1,7 @@
 """Classifies new examples by a trained classifier of a run."""
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -34,11 +34,15 @@ class Predictor:
     trained: TrainedModel | None
     """The classifier in its run. None: it comes from an exported folder."""
 
-    def rows(self, path: str) -> Iterator[list[object]]:
-        """Yields a head, then for every example its name, its class and the probability of each class."""
+    def rows(self, path: str, warn: Callable[[str], None] = lambda line: None) -> Iterator[list[object]]:
+        """Yields a head, then for every example its name, its class and the probability of each class. `warn` is called
+        with a line for each kind of value that does not fit how the training examples were read.
+        """
         for i, chunk in enumerate(self.source.read(path, self.task, self.encoder)):
             if i == 0:
                 yield [chunk.column, "label", *(f"p_{name}" for name in self.task.classes)]
+            for line in chunk.warnings:
+                warn(line)
             yield from self._classify(chunk)
 
     def _classify(self, chunk: Examples) -> list[list[object]]:
@@ -79,8 +83,14 @@ def load_predictor(run: Path, method: str | None, seed: int | None, client: int 
     )
 
 
-def write_predictions(model: Predictor, inputs: str, out: Path) -> int:
+def write_predictions(model: Predictor, inputs: str, out: Path, warn: Callable[[str], None] = lambda line: None) -> int:
     """Classifies what `inputs` holds into a CSV file and returns the number of examples.
+
+    Args:
+        model: The classifier.
+        inputs: The file or folder of examples.
+        out: The CSV file to write.
+        warn: Called with a line for each kind of value that does not fit how the training examples were read.
 
     Raises:
         GenfedError: `out` exists, or the examples cannot be read or do not fit.
@@ -93,7 +103,7 @@ def write_predictions(model: Predictor, inputs: str, out: Path) -> int:
     # A file's name may hold bytes that are not text.
     with atomic_write(out) as part, part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
-        for row in model.rows(inputs):
+        for row in model.rows(inputs, warn):
             table.writerow([csv_cell(value) for value in row])
             n += 1
     return n

@@ -182,9 +182,14 @@ def predict(
     """
     from genfed.artifacts.predict import load_predictor, write_predictions
 
+    errors = open_console(stderr=True)
+
+    def warn(line: str) -> None:
+        errors.print(f"warning: {line}", soft_wrap=True, markup=False, highlight=False)
+
     with search_code(trust_code):
         model = load_predictor(run, method, seed, client)
-        count = write_predictions(model, inputs, out)
+        count = write_predictions(model, inputs, out, warn)
     console = open_output()
     by = f" by {model.trained}" if model.trained else ""
     console.print(f"{count} examples classified{by}: {out}", soft_wrap=True)

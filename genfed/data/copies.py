@@ -2,8 +2,11 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from genfed.data.source_summary import SourceSummary, count_of
@@ -12,9 +15,9 @@ _ORDER = ("test", "validation", "train")
 """The part that comes first keeps the example, the others have the copies."""
 
 
-def digest_examples(x: Tensor) -> list[bytes]:
+def digest_examples(x: Tensor | NDArray[Any]) -> list[bytes]:
     """Returns a digest of each example of x [n, …]; equal examples have equal ones."""
-    return [hashlib.blake2b(example.tobytes(), digest_size=16).digest() for example in x.contiguous().numpy()]
+    return [hashlib.blake2b(example.tobytes(), digest_size=16).digest() for example in np.asarray(x)]
 
 
 def find_copies(y: Mapping[str, Tensor], keys: Mapping[str, Sequence[bytes]]) -> dict[str, Tensor]:
@@ -65,5 +68,5 @@ def describe_copies(
     shared = [f"{n:,} of {len(known[part]):,} {part} examples are in train too" for part, n in same.items() if n]
     where = "".join(f"; {line}" for line in shared)
     total = sum(map(len, y.values()))
-    mend = "set data.deduplicate = true to remove them"
+    mend = "unless they are different cases, set data.deduplicate = true to remove them"
     return SourceSummary((), (f"{copied}, among {total:,}{where}: {mend}",))

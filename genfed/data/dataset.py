@@ -43,6 +43,8 @@ class Examples:
     """Kind of the names."""
     x: Tensor
     """The examples [n, *shape], with the types of `Data.x`."""
+    warnings: tuple[str, ...] = ()
+    """A line for each kind of value that does not fit how the training examples were read."""
 
 
 class Source(ABC):
@@ -67,4 +69,6 @@ class Source(ABC):
         Raises:
             GenfedError: a file is missing or unreadable, or the examples do not fit the task.
         """
-        raise GenfedError(f"{type(self).__name__} reads no new examples: give it a method `read` (genfed.data.dataset)")
+        raise GenfedError(
+            f"{type(self).__name__} reads no new examples: give it a method `read` (docs/own.md, data source)"
+        )

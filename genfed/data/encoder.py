@@ -6,6 +6,7 @@ from pathlib import Path
 import pydantic
 
 from genfed.core.errors import GenfedError
+from genfed.data.checks import require_path
 from genfed.data.features import TableSchema
 
 # A further kind is one more member: Annotated[TableSchema | Other, pydantic.Field(discriminator="kind")].
@@ -24,6 +25,21 @@ def read_encoder(file: Path) -> Encoder:
         return _ADAPTER.validate_json(file.read_bytes())
     except (OSError, pydantic.ValidationError):
         raise GenfedError(f"{file} is damaged; resuming the run (--resume) writes it anew") from None
+
+
+def read_schema(path: str) -> TableSchema:
+    """Reads the schema of a table from a file that a user names.
+
+    Raises:
+        GenfedError: there is no such file, or it holds something else.
+    """
+    try:
+        found = _ADAPTER.validate_json(require_path(path).read_bytes())
+    except (OSError, pydantic.ValidationError):
+        raise GenfedError(f"{path}: not the encoder.json of a run on a table") from None
+    if not isinstance(found, TableSchema):
+        raise GenfedError(f"{path}: not the encoder.json of a run on a table")
+    return found
 
 
 def write_encoder(encoder: Encoder, file: Path) -> None:

@@ -1,6 +1,6 @@
-"""Encoding of numbers and categories as float32 features, with statistics of the training rows only."""
+"""The schema of a table: how its columns become float32 features, with statistics of the training rows only."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,29 +10,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from genfed.core.errors import GenfedError
-from genfed.core.files import write_file
+from genfed.data.cells import Cells, plain_number, same_numbers
+from genfed.data.numerals import PLAIN, Notation, read_numbers
+from genfed.data.source_summary import count_of, list_some, show
 
 MISSING = "(missing)"
 """The category of a missing value."""
 _CATEGORIES = 1000
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Features of n rows before they are encoded."""
-
-    numbers: dict[str, NDArray[np.float64]]
-    """Numbers [n] by column; NaN: missing."""
-    categories: dict[str, Sequence[str | None]]
-    """The n texts by column; None: missing."""
-
-    def select(self, rows: Tensor) -> "Columns":
-        """Returns the chosen rows [m]."""
-        chosen = rows.tolist()
-        return Columns(
-            {name: values[chosen] for name, values in self.numbers.items()},
-            {name: [values[row] for row in chosen] for name, values in self.categories.items()},
-        )
+Scale = Literal["standard", "range", "none"]
 
 
 @dataclass(frozen=True)
@@ -43,19 +28,23 @@ class NumberScaling:
     """Value that replaces a missing one: the median."""
     shift: float
     scale: float
+    notation: Notation = PLAIN
+    """How the numbers are written in text files."""
 
 
 @dataclass(frozen=True)
 class TableSchema:
-    """An encoder of tables, fitted to the training rows. A missing number becomes the median, then numbers are scaled.
-    A category becomes a one-hot code; a missing value is a category of its own, and a category unseen in training is
-    all zeros.
+    """How the columns of a table become features, fitted to the training rows. A missing number becomes the median,
+    then numbers are scaled. A category becomes a one-hot code; a missing value is a category of its own, and a category
+    unseen in training is all zeros.
     """
 
     numbers: dict[str, NumberScaling]
     """Scaling by column, in the order of the features."""
     categories: dict[str, tuple[str, ...]]
     """Categories by column, one feature for each, after the numbers; "(missing)" is a missing value."""
+    as_numbers: tuple[str, ...] = ()
+    """Columns of categories that are numbers: 1.0 is the category 1."""
     kind: Literal["table"] = "table"
 
     @property
@@ -67,54 +56,105 @@ class TableSchema:
             start += len(texts)
         return found
 
-    def __call__(self, columns: Columns, where: str) -> Tensor:
-        """Encodes the columns as float32 [n, features]; `where` begins an error message.
+    @property
+    def width(self) -> int:
+        """Number of features."""
+        return len(self.numbers) + sum(map(len, self.categories.values()))
+
+    def encode(self, columns: Mapping[str, Cells], where: str) -> "EncodedRows":
+        """Encodes the columns of a file; `where` names it in messages.
 
         Raises:
-            GenfedError: a number is infinite.
+            GenfedError: a number is infinite or far too large, or a column of numbers holds none.
         """
-        parts = [self._scale(name, values, where)[:, None] for name, values in columns.numbers.items()]
-        for name, values in columns.categories.items():
-            texts = np.array([MISSING if value is None else value for value in values], dtype=object)
-            parts.append((texts[:, None] == np.array(self.categories[name], dtype=object)).astype(np.float64))
-        return torch.from_numpy(np.concatenate(parts, axis=1).astype(np.float32))
+        n = len(columns[next(iter((*self.numbers, *self.categories)))])
+        x, misfits = torch.zeros(n, self.width), []
+        for place, (name, about) in enumerate(self.numbers.items()):
+            values, strange = read_numbers(columns[name], about.notation)
+            if strange:
+                if np.isnan(values).all():
+                    raise GenfedError(f"{where}: column {name!r} is not of numbers ({_quote(strange)})")
+                count = count_of(sum(strange.values()), "value is no number", "values are no numbers")
+                misfits.append(
+                    f"{where}: column {show(name)!r}: of {n:,}, {count} ({_quote(strange)}) and taken as missing"
+                )
+            x[:, place] = torch.from_numpy(_scale(name, values, about, where))
+        places = self.places
+        for name, known in self.categories.items():
+            codes, unseen = self._find_codes(name, columns[name], known)
+            if unseen:
+                count = count_of(sum(unseen.values()), "value was", "values were")
+                misfits.append(
+                    f"{where}: column {show(name)!r}: of {n:,}, {count} not in the training rows ({_quote(unseen)}); "
+                    "the code is all zeros"
+                )
+            rows = np.flatnonzero(codes >= 0)
+            x[torch.from_numpy(rows), torch.from_numpy(codes[rows]) + places[name][0]] = 1
+        return EncodedRows(x, tuple(misfits))
 
-    def _scale(self, name: str, values: NDArray[np.float64], where: str) -> NDArray[np.float64]:
-        _refuse_infinite(name, values, where)
-        about = self.numbers[name]
-        scaled: NDArray[np.float64] = (np.where(np.isnan(values), about.missing, values) - about.shift) / about.scale
-        return scaled
+    def _find_codes(self, name: str, cells: Cells, known: Sequence[str]) -> tuple[NDArray[np.int64], dict[str, int]]:
+        """Returns the place of each row's category [n], −1 where it is unknown, and the unseen texts with counts."""
+        place = {text: i for i, text in enumerate(known)}
+        texts = cells.as_texts()
+        plain = [plain_number(text) if name in self.as_numbers else text for text in texts.values]
+        codes = np.array([place.get(text, -1) for text in plain] + [place.get(MISSING, -1)], np.int64)
+        counts = texts.counts().tolist()
+        unseen = {text: n for text, n in zip(plain, counts, strict=True) if n and text not in place}
+        return codes[texts.index], unseen
 
 
-def fit_encoder(train: Columns, scale: Literal["standard", "range"], where: str) -> TableSchema:
-    """Fits an encoder to the training rows.
+@dataclass(frozen=True)
+class EncodedRows:
+    """Rows of a file, encoded."""
+
+    x: Tensor
+    """float32 [n, features]."""
+    misfits: tuple[str, ...] = ()
+    """A line for each column with values that do not fit the schema."""
+
+
+def fit_schema(
+    numbers: Mapping[str, tuple[Cells, Notation]], categories: Mapping[str, Cells], scale: Scale, where: str
+) -> TableSchema:
+    """Fits a schema to the training rows.
 
     Args:
-        train: The training rows.
-        scale: "standard" (mean 0, variance 1) or "range" (the training rows lie in [−1, 1]).
+        numbers: The columns used as numbers, and how each is written.
+        categories: The columns used as categories.
+        scale: "standard" (mean 0, variance 1), "range" (the training rows lie in [−1, 1]) or "none" (unchanged).
         where: Text that begins an error message.
 
     Raises:
         GenfedError: there are no features, a number is infinite, or a column has more than 1,000 categories.
     """
-    if not train.numbers and not train.categories:
+    if not numbers and not categories:
         raise GenfedError(f"{where}: there are no feature columns")
-    for name, texts in train.categories.items():
-        if (count := len(set(texts))) > _CATEGORIES:
-            raise GenfedError(f"{where}: column {name!r} has {count} categories; {_CATEGORIES} are allowed")
-    return TableSchema(
-        _fit_scalings(train.numbers, scale, where),
-        {
-            name: tuple(sorted({MISSING if text is None else text for text in texts}))
-            for name, texts in train.categories.items()
-        },
-    )
+    found, as_numbers = {}, []
+    for name, cells in categories.items():
+        texts = cells.as_texts()
+        if same_numbers(texts):
+            as_numbers.append(name)
+        plain = {plain_number(text) if name in as_numbers else text for text in texts.values}
+        if len(plain) > _CATEGORIES:
+            raise GenfedError(
+                f"{where}: column {name!r} has {len(plain)} categories; {_CATEGORIES} are allowed; name it in drop, or "
+                "in numeric if it is of numbers"
+            )
+        found[name] = tuple(sorted(plain | ({MISSING} if texts.present < len(texts) else set())))
+    values = {name: read_numbers(cells, notation)[0] for name, (cells, notation) in numbers.items()}
+    scalings = fit_scalings(values, scale, where)
+    written = {name: NumberScaling(*scalings[name], notation) for name, (_, notation) in numbers.items()}
+    return TableSchema(written, found, tuple(as_numbers))
 
 
+def fit_scalings(
+    numbers: Mapping[str, NDArray[np.float64]], scale: Scale, where: str
+) -> dict[str, tuple[float, float, float]]:
+    """Returns, for each column of numbers [n] (NaN: missing), its median, the shift and the scale.
 
-def _fit_scalings(
-    numbers: dict[str, NDArray[np.float64]], scale: Literal["standard", "range"], where: str
-) -> dict[str, NumberScaling]:
+    Raises:
+        GenfedError: a number is infinite, or too large for its square to be computed.
+    """
     # Takes seconds to import, and every worker that reads a config imports this file.
     from sklearn.preprocessing import StandardScaler
 
@@ -127,18 +167,39 @@ def _fit_scalings(
         filled.append(np.where(gaps, medians[-1], values))
     if not filled:
         return {}
-    if scale == "standard":
-        fit = StandardScaler().fit(np.stack(filled, axis=1))
+    shifts: Sequence[float]
+    scales: Sequence[float]
+    if scale == "none":
+        shifts, scales = [0.0] * len(filled), [1.0] * len(filled)
+    elif scale == "standard":
+        with np.errstate(over="ignore", invalid="ignore"):
+            fit = StandardScaler().fit(np.stack(filled, axis=1))
         shifts, scales = fit.mean_, fit.scale_
     else:
-        halves = [(values.max() - values.min()) / 2 or 0.5 for values in filled]  # a constant column becomes −1
-        shifts, scales = [values.min() + half for values, half in zip(filled, halves, strict=True)], halves
-    return {
-        name: NumberScaling(median, float(shift), float(scale))
-        for name, median, shift, scale in zip(numbers, medians, shifts, scales, strict=True)
-    }
+        scales = [(values.max() - values.min()) / 2 or 0.5 for values in filled]  # a constant column becomes −1
+        shifts = [values.min() + half for values, half in zip(filled, scales, strict=True)]
+    fitted = {}
+    for name, median, shift, size in zip(numbers, medians, shifts, scales, strict=True):
+        if not (np.isfinite(shift) and np.isfinite(size)):
+            raise GenfedError(f"{where}: column {name!r} holds numbers that are too large to be scaled")
+        fitted[name] = (median, float(shift), float(size))
+    return fitted
+
+
+def _scale(name: str, values: NDArray[np.float64], about: NumberScaling, where: str) -> NDArray[np.float32]:
+    _refuse_infinite(name, values, where)
+    scaled = (np.where(np.isnan(values), about.missing, values) - about.shift) / about.scale
+    with np.errstate(over="ignore"):
+        small: NDArray[np.float32] = scaled.astype(np.float32)
+    if not np.isfinite(small).all():
+        raise GenfedError(f"{where}: column {name!r} holds {values[~np.isfinite(small)][0]:g}: too large")
+    return small
 
 
 def _refuse_infinite(name: str, values: NDArray[np.float64], where: str) -> None:
     if np.isinf(values).any():
         raise GenfedError(f"{where}: column {name!r} holds infinite values")
+
+
+def _quote(texts: Mapping[str, int]) -> str:
+    return list_some((repr(show(text)) for text in sorted(texts)), 3)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -12,16 +12,16 @@ from genfed.core.task import Data, Task
 from genfed.data.checks import require_known
 from genfed.data.dataset import Dataset, Examples
 from genfed.data.encoder import Encoder
-from genfed.data.features import Columns, fit_encoder
 from genfed.data.images import ImageSource
 from genfed.data.labels import encode_labels
 from genfed.data.split import PARTS
 from genfed.data.table import Table
+from genfed.data.table_source import RawTable, TableSource
 
 
 @settings
-class HuggingFace(ImageSource):
-    """Images or columns of numbers from a data set that the `datasets` library can load."""
+class HuggingFace(ImageSource, TableSource):
+    """Images or a table from a data set that the `datasets` library can load."""
 
     path: str
     """Name on the hub, such as "ylecun/mnist", or a folder written by `save_to_disk` or holding data files."""
@@ -33,23 +33,16 @@ class HuggingFace(ImageSource):
     """Column to predict: whole numbers, text or a ClassLabel."""
     image: str | None = None
     """Column of images; None: the only one, or a table if there is none."""
-    numeric: tuple[str, ...] | None = None
-    """Features of a table; None: every column of numbers."""
-    columns: tuple[str, ...] | None = None
-    """Natural columns to partition by, such as ["writer"]; they are not features. None: none."""
     train_split: str = "train"
     """Name of the split with the training examples."""
     validation_split: str | None = None
     """Name of the split with the validation examples; None: "validation" if it exists, else split off from training."""
     test_split: str | None = None
     """Name of the split with the test examples; None: "test" if it exists, else split off from training."""
-    scale: Literal["standard", "range"] = "standard"
-    """Scaling of a table's numbers over the training rows: to mean 0 and variance 1 ("standard") or to [−1, 1]
-    ("range")."""
 
     def load(self) -> Dataset:
         splits = self._choose_splits()
-        for name in (self.label, *(self.columns or []), *(self.numeric or [])):
+        for name in (self.label, *self.natural_names, *(self.numeric or [])):
             require_known(name, splits["train"].column_names, f"{self.path}: column")
         names = getattr(splits["train"].features[self.label], "names", None)  # of a ClassLabel
         y, classes = encode_labels(
@@ -59,7 +52,7 @@ class HuggingFace(ImageSource):
             classes = tuple(names[int(value)] for value in classes)
         natural = {
             part: {
-                name: [str(value) for value in split[name]] for name in self.columns or [] if name in split.column_names
+                name: [str(value) for value in split[name]] for name in self.natural_names if name in split.column_names
             }
             for part, split in splits.items()
         }
@@ -70,15 +63,16 @@ class HuggingFace(ImageSource):
             }
             images = {part: Data(x[part], y[part]) for part in x}
             return self.build_dataset("image", images, classes, natural["train"], None, natural)
-        features = {part: self._read_features(split, splits["train"]) for part, split in splits.items()}
-        encoder = fit_encoder(features["train"].select(self.cut(y, classes).rows["train"][1]), self.scale, self.path)
-        data = {part: Data(encoder(columns, self.path), y[part]) for part, columns in features.items()}
-        return self.build_dataset("table", data, classes, natural["train"], encoder, natural)
+        tables = {
+            part: RawTable(f"{self.path} ({part})", _read_columns(split), True, self.missing_words)
+            for part, split in splits.items()
+        }
+        return self.build_table(tables, y, classes, self.label, natural)
 
     def read(self, path: str, task: Task, encoder: Encoder | None) -> Iterator[Examples]:
         """Reads images like every source of images, or a table's rows from a CSV or Parquet file."""
         if task.kind == "table":
-            return Table(path=path, label=self.label).read(path, task, encoder)
+            return Table(path=path, label=self.label, missing=self.missing).read(path, task, encoder)
         return super().read(path, task, encoder)
 
     def _choose_splits(self) -> dict[str, Any]:
@@ -120,7 +114,7 @@ class HuggingFace(ImageSource):
             return require_known(self.image, found, f"{self.path}: image column")
         if len(found) > 1:
             raise GenfedError(f"{self.path}: there are several image columns, {', '.join(found)}; set image")
-        return found[0] if found and self.numeric is None else None
+        return found[0] if found and self.numeric is None and self.categorical is None else None
 
     def _iterate_images(self, split: Any, column: str, part: str) -> Iterator[tuple[str, Path | bytes]]:
         """Yields each image's name for messages, and its file or undecoded bytes."""
@@ -132,18 +126,15 @@ class HuggingFace(ImageSource):
             source = Path(stored["path"] or "") if stored["bytes"] is None else stored["bytes"]
             yield f"{self.path}: image {i} of {part}", source
 
-    def _read_features(self, split: Any, train: Any) -> Columns:
-        out = (self.label, *(self.columns or []))
-        numbers = [name for name, f in train.features.items() if name not in out and _is_number(f)]
-        found = {}
-        for name in numbers if self.numeric is None else self.numeric:
-            values = split[require_known(name, split.column_names, f"{self.path}: column")]
-            try:
-                found[name] = np.array([np.nan if value is None else value for value in values], np.float64)
-            except (ValueError, TypeError):
-                raise GenfedError(f"{self.path}: column {name!r} is not of numbers") from None
-        return Columns(found, {})
 
+def _read_columns(split: Any) -> Any:
+    """Returns a split as a pyarrow table, a ClassLabel by its names."""
+    import datasets
+    import pyarrow
 
-def _is_number(feature: Any) -> bool:
-    return str(getattr(feature, "dtype", "")).startswith(("int", "uint", "float", "bool"))
+    table = split.with_format("arrow")[:]
+    for place, (name, feature) in enumerate(split.features.items()):
+        if isinstance(feature, datasets.ClassLabel):
+            names = [None if i is None or i < 0 else feature.names[i] for i in table.column(name).to_pylist()]
+            table = table.set_column(place, name, pyarrow.array(names, pyarrow.string()))
+    return table

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from genfed.core.errors import GenfedError
 
-Labels = NDArray[np.int64] | NDArray[np.str_]
+Labels = NDArray[np.int64] | NDArray[np.str_] | NDArray[np.object_]
 
 
 def encode_labels(
@@ -27,7 +27,7 @@ def encode_labels(
             class, or the number of names is wrong.
     """
     plain = {part: _to_plain(labels, f"{where}: labels of {part}") for part, labels in found.items()}
-    if len({labels.dtype.kind for labels in plain.values()}) > 1:
+    if len({labels.dtype.kind == "U" for labels in plain.values()}) > 1:
         raise GenfedError(f"{where}: labels are numbers in one part and text in another")
     values = np.unique(np.concatenate(list(plain.values())))
     if len(values) < 2:
@@ -42,7 +42,7 @@ def encode_labels(
 
 
 def _to_plain(labels: NDArray[np.generic], where: str) -> Labels:
-    """Converts labels to int64 or str [n]."""
+    """Converts labels to int64 or str [n], or to Python integers where 64 bits with a sign are too few."""
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim != 1:
@@ -50,9 +50,18 @@ def _to_plain(labels: NDArray[np.generic], where: str) -> Labels:
     if not len(labels):
         raise GenfedError(f"{where}: there are no examples")
     if labels.dtype.kind == "S":
-        return np.char.decode(labels.astype(np.bytes_), "utf-8")
+        try:
+            return np.char.decode(labels.astype(np.bytes_), "utf-8")
+        except UnicodeDecodeError:
+            raise GenfedError(
+                f'{where} are bytes that are not UTF-8; store texts instead, such as np.char.decode(y, "latin-1")'
+            ) from None
     if labels.dtype.kind == "U" or (labels.dtype.kind == "O" and all(isinstance(value, str) for value in labels)):
         return labels.astype(np.str_)
-    if labels.dtype.kind in "biu" or (labels.dtype.kind == "f" and bool(np.all(np.mod(labels, 1) == 0))):
-        return labels.astype(np.int64)
+    whole = labels.dtype.kind in "biu" or (labels.dtype.kind == "f" and bool(np.all(np.mod(labels, 1) == 0)))
+    if whole or (labels.dtype.kind == "O" and all(type(value) is int for value in labels)):
+        least, most = int(labels.min()), int(labels.max())
+        if least >= -(2**63) and most < 2**63:
+            return labels.astype(np.int64)
+        return np.array([int(value) for value in labels.tolist()], dtype=object)
     raise GenfedError(f"{where} are of type {labels.dtype} or not whole; integers and strings are allowed")

@@ -1,19 +1,27 @@
 """Arrays in one NumPy .npz file."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from genfed.core.errors import GenfedError
 from genfed.core.settings import settings
-from genfed.core.task import Data
+from genfed.core.task import Data, Task
 from genfed.data.arrays import Array, Layout, read_arrays
-from genfed.data.checks import require_known
-from genfed.data.dataset import Dataset
+from genfed.data.cells import Cells, number_cells
+from genfed.data.checks import check_fit, require_known, require_path
+from genfed.data.copies import digest_examples
+from genfed.data.dataset import Dataset, Examples
+from genfed.data.encoder import Encoder, read_schema
+from genfed.data.features import TableSchema, fit_schema
 from genfed.data.images import ImageSource
 from genfed.data.labels import encode_labels
+from genfed.data.numerals import PLAIN
+from genfed.data.source_summary import SourceSummary, count_of, list_some
 from genfed.data.split import PARTS
 
 
@@ -22,7 +30,8 @@ class Npz(ImageSource):
     """Arrays x_train, y_train and optionally x_validation, y_validation, x_test, y_test; or x and y.
 
     Whole numbers 0..255 of shape [n, H, W], [n, H, W, C] or [n, C, H, W] are images; two axes [n, features] are a
-    table. Images of floats are used unchanged and should lie in [−1, 1]. y [n] holds any integers or strings.
+    table of numbers, scaled like those of a file. Images of floats are used unchanged and should lie in [−1, 1]. y [n]
+    holds any integers or strings.
     """
 
     path: str
@@ -38,18 +47,78 @@ class Npz(ImageSource):
     """Array that gives the part of each row of x: "train", "validation" or "test", or 0 (train) and 1 (test). None:
     there is none."""
 
+    scale: Literal["standard", "range", "none"] = "standard"
+    """Scaling of each column of x [n, features] over the training rows: to mean 0 and variance 1 ("standard"), to
+    [−1, 1] ("range"), or unchanged ("none"). Images: not used."""
+    encoder: str | None = None
+    """File encoder.json of another run, whose scales of x [n, features] are used; all sites of a federation need the
+    same. None: they are fitted to the training rows."""
+
     def load(self) -> Dataset:
         arrays = read_arrays(self.path, self._is_wanted)
         given = self._read_parts(arrays)
         y, classes = encode_labels({part: labels for part, (_, labels) in given.items()}, self.classes, self.path)
+        natural = {part: self._read_columns(arrays, part, len(labels)) for part, labels in y.items()}
+        if given["train"][0].ndim == 2:
+            return self._build_table({part: x for part, (x, _) in given.items()}, y, classes, natural)
         images = {part: self.to_tensor(x, f"{self.path}: x of {part}") for part, (x, _) in given.items()}
         data = {part: Data(x, y[part]) for part, x in images.items()}
-        kind: Literal["image", "table"] = "table" if images["train"].ndim == 2 else "image"
-        natural = {part: self._read_columns(arrays, part, len(labels)) for part, labels in y.items()}
-        return self.build_dataset(kind, data, classes, natural["train"], None, natural)
+        return self.build_dataset("image", data, classes, natural["train"], None, natural)
+
+    def read(self, path: str, task: Task, encoder: Encoder | None) -> Iterator[Examples]:
+        """Reads images like every source of images; the rows of a table from the array x of an .npz."""
+        if task.kind != "table":
+            yield from super().read(path, task, encoder)
+            return
+        if Path(path).suffix.lower() != ".npz":
+            require_path(path)
+            raise GenfedError(f"{path}: the run's examples are a table; an .npz with an array x is allowed")
+        arrays = read_arrays(path, lambda name: name == "x")
+        x = to_matrix(arrays[require_known("x", arrays, f"{path}: array")], f"{path}: x")
+        check_fit(tuple(x.shape[1:]), task, f"{path}: x")
+        if not len(x):
+            raise GenfedError(f"{path}: x holds no examples")
+        if not isinstance(encoder, TableSchema):
+            raise GenfedError(
+                f"{path}: rows must be scaled like the training rows, but the run's folder has no encoder.json; "
+                "resuming the run (--resume) writes it"
+            )
+        yield Examples(tuple(map(str, range(len(x)))), "row", encoder.encode(_name_columns(x), path).x)
+
+    @property
+    def natural_names(self) -> tuple[str, ...]:
+        """The natural columns, the group among them."""
+        return tuple(dict.fromkeys((*(self.columns or ()), *(() if self.group is None else (self.group,)))))
+
+    def _build_table(
+        self,
+        given: Mapping[str, Array],
+        y: Mapping[str, Tensor],
+        classes: tuple[str, ...],
+        natural: Mapping[str, Mapping[str, Sequence[str]]],
+    ) -> Dataset:
+        matrices = {part: to_matrix(x, f"{self.path}: x of {part}") for part, x in given.items()}
+        for part, x in matrices.items():
+            if x.shape[1] != (width := matrices["train"].shape[1]):
+                raise GenfedError(f"one example of train has shape ({width},), one of {part} ({x.shape[1]},)")
+        cut = self.cut(y, classes, {part: digest_examples(x) for part, x in matrices.items()}, natural)
+        train = matrices["train"][cut.rows["train"][1].numpy()]
+        if self.encoder is None:
+            numbers = {name: (cells, PLAIN) for name, cells in _name_columns(train).items()}
+            schema = fit_schema(numbers, {}, self.scale, self.path)
+        else:
+            schema = read_schema(self.encoder)
+            if list(schema.numbers) != [str(i) for i in range(train.shape[1])]:
+                raise GenfedError(f"{self.encoder}: it is not of an .npz with {train.shape[1]} features")
+        data = {
+            part: Data(schema.encode(_name_columns(x), f"{self.path}: x of {part}").x, y[part])
+            for part, x in matrices.items()
+        }
+        said = _describe_matrix(self.path, matrices["train"], train, self.encoder or self.scale)
+        return self.build_dataset("table", data, classes, natural["train"], schema, natural, said, cut)
 
     def _is_wanted(self, name: str) -> bool:
-        stems = ["x", "y", *(self.columns or [])]
+        stems = ["x", "y", *self.natural_names]
         return name == self.split or name in stems or name in [f"{stem}_{part}" for stem in stems for part in PARTS]
 
     def _read_parts(self, arrays: Mapping[str, Array]) -> dict[str, tuple[Array, Array]]:
@@ -86,7 +155,7 @@ class Npz(ImageSource):
     def _read_columns(self, arrays: Mapping[str, Array], part: str, n: int) -> dict[str, list[str]]:
         """Returns the natural columns of a part's n examples; only "train" must have all of them."""
         found = {}
-        for name in self.columns or []:
+        for name in self.natural_names:
             stored = f"{name}_{part}" if f"{name}_{part}" in arrays else name
             marks = None if self.split is None else arrays[self.split]
             divided = marks is not None and stored in arrays and len(arrays[stored]) == len(marks)
@@ -101,6 +170,47 @@ class Npz(ImageSource):
         return found
 
 
+def to_matrix(x: Array, where: str) -> NDArray[np.float64]:
+    """Returns an array as numbers [n, features].
+
+    Raises:
+        GenfedError: it has other axes, holds no numbers, or one of them is not finite in 32 bits.
+    """
+    if x.ndim != 2 or x.dtype.kind not in "biuf" or not x.shape[1]:
+        raise GenfedError(f"{where} is {x.dtype} {x.shape}; numbers [n, features] are allowed")
+    with np.errstate(over="ignore"):
+        if invalid := x.size - int(np.isfinite(x.astype(np.float32)).sum()):
+            raise GenfedError(f"{where} holds {invalid} values that are NaN or infinite")
+    return x.astype(np.float64)
+
+
+def _name_columns(x: NDArray[np.float64]) -> dict[str, Cells]:
+    return {str(i): number_cells(x[:, i]) for i in range(x.shape[1])}
+
+
+def _describe_matrix(path: str, given: NDArray[np.float64], train: NDArray[np.float64], scaled: str) -> SourceSummary:
+    """Describes the features of a table in arrays: `given` as they stand in the file, `train` those of training."""
+    n, width = given.shape
+    facts = [f"{path}: {count_of(width, 'feature')}, {train.min():.6g} to {train.max():.6g}, scaling {scaled!r}"]
+    warnings = []
+    if same := np.flatnonzero(np.ptp(train, axis=0) == 0).tolist():
+        facts.append(f"features with one value: {list_some(map(str, same))}")
+    if n > 2 and len(running := np.flatnonzero((np.diff(given, axis=0) == 1).all(0)).tolist()):
+        warnings.append(f"feature {list_some(map(str, running))} of x numbers the rows; leave it out of x")
+    side = round(float(np.sqrt(width)))
+    if (
+        side > 3
+        and side * side == width
+        and given.min() >= 0
+        and given.max() in range(16, 256)
+        and (given % 1 == 0).all()
+    ):
+        warnings.append(f"x seems to hold images in rows; x of shape [n, {side}, {side}] is read as images")
+    return SourceSummary(tuple(facts), tuple(warnings))
+
+
 def _name_parts(marks: Array) -> Array:
     """Returns the name of each row's part."""
-    return np.array([{"0": "train", "1": "test"}.get(str(mark), str(mark)) for mark in marks])
+    known = {"0": "train", "1": "test", "False": "train", "True": "test"}
+    texts = [mark.decode("utf-8", "replace") if isinstance(mark, bytes) else str(mark) for mark in marks.tolist()]
+    return np.array([known.get(text, text) for text in texts])

@@ -42,10 +42,10 @@ def list_some(items: Iterable[str], most: int = 8) -> str:
     return f"{', '.join(known[:most])} … and {len(known) - most} more"
 
 
-def show(name: str) -> str:
-    """Returns a name from a file as it can stand in a line: without control characters, and cut if it is long."""
+def show(name: str, most: int = _SHOWN) -> str:
+    """Returns a name from a file as it can stand in a line: no control characters, and cut to `most` characters."""
     plain = "".join(c if c.isprintable() else " " for c in name)
-    return plain if len(plain) <= _SHOWN else f"{plain[: _SHOWN - 1]}…"
+    return plain if len(plain) <= most else f"{plain[: most - 1]}…"
 
 
 def count_of(n: int, one: str, many: str | None = None) -> str:

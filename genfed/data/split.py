@@ -29,7 +29,7 @@ class Cut:
     """Which rows of the given parts make the three parts of a data set."""
 
     rows: dict[str, tuple[str, Tensor]]
-    """By part, its origin: the given part, and the rows taken from it, sorted."""
+    """Origin of each part: a given part, and the rows taken from it, sorted."""
     summary: SourceSummary
     """The sizes of the parts, their classes, groups and copies."""
 

@@ -37,6 +37,8 @@ def find_disagreements(config: Config, sites: Sequence[SiteDescription]) -> list
         lines.append(
             "examples differ: " + ", ".join(f"{', '.join(names)} has {what}" for what, names in shapes.items())
         )
+    elif unlike := _describe_encoders(sites):
+        lines.append(unlike)
     few = min(sites, key=lambda site: site.examples)
     for label, method in config.method.items():
         if few.examples < method.minimum_examples:
@@ -120,6 +122,28 @@ def describe_label_sets(sites: Sequence[SiteDescription]) -> list[str]:
         + "; ".join(parts)
         + "; a site without examples of a class names all of them in `classes` of its SITE.toml"
     ]
+
+
+def _describe_encoders(sites: Sequence[SiteDescription]) -> str | None:
+    """Returns a line on sites whose raw examples become x in different ways. None: all do so in one way."""
+    alike: dict[str, list[str]] = {}
+    for site in sites:
+        alike.setdefault(site.encoder, []).append(site.name)
+    if len(alike) == 1:
+        return None
+    who = _join_groups(list(alike.values()))
+    if sites[0].kind == "table":
+        return (
+            f"tables are encoded differently at {who}: each fits columns, codes and scales to its own rows, so one "
+            "feature would mean different things; make one encoder.json (`genfed run` on a table writes it into the "
+            "run's folder), and name it in data.encoder of every SITE.toml"
+        )
+    return f"pixels are scaled differently at {who}: store the images of all sites in one type and range"
+
+
+def _join_groups(groups: Sequence[Sequence[str]]) -> str:
+    shown = " and ".join("/".join(names[:8]) + ("/…" if len(names) > 8 else "") for names in groups[:8])
+    return shown + (f" and {len(groups) - 8} more" if len(groups) > 8 else "")
 
 
 def _join(names: Sequence[str]) -> str:

@@ -48,6 +48,8 @@ class SiteDescription:
     node: int
     heard: float
     """Clock of the server when the description came."""
+    encoder: Annotated[str, Field(max_length=64)] = ""
+    """Digest of how the site's raw examples become x. Empty: they are used as they are."""
 
     def info(self, number: int) -> ClientInfo:
         """Returns the site as client `number`."""

@@ -153,6 +153,7 @@ def _describe(site: LocatedSite, head: Mapping[str, Any], body: Packed) -> tuple
         "classes": list(holding.task.classes),
         "examples": len(holding.train),
         "held_out": len(holding.held_out),
+        "encoder": holding.encoder,
         "torch": torch.__version__,
         "device": config.device,
         "memory": free_memory(),

@@ -12,6 +12,7 @@ from genfed.core.errors import GenfedError, RecordError
 from genfed.core.files import make_folder, remove_parts
 from genfed.core.record import digest, load, pack, save
 from genfed.core.task import Data, Task
+from genfed.data.encoder import digest_encoder
 from genfed.deployment.site_settings import LocatedSite
 from genfed.engines.client_storage import lock_folder
 from genfed.experiment import checks
@@ -32,6 +33,8 @@ class SiteHoldings:
     """Fingerprint of the files and settings that the data were read from (`fingerprint_source`)."""
     content: str
     """Fingerprint of the examples and their classes. It changes only if they do, and never leaves the site."""
+    encoder: str
+    """Digest of how raw examples become x. Empty: they are used as they are."""
 
 
 def load_site_data(site: LocatedSite) -> SiteHoldings:
@@ -54,7 +57,8 @@ def load_site_data(site: LocatedSite) -> SiteHoldings:
         place = torch.tensor([config.classes.index(name) for name in task.classes])
         task = replace(task, classes=config.classes)
         train, held_out = Data(train.x, place[train.y]), Data(held_out.x, place[held_out.y])
-    holding = SiteHoldings(task, train, held_out, source, _fingerprint_examples(task, train, held_out))
+    content, encoder = _fingerprint_examples(task, train, held_out), digest_encoder(dataset.encoder)
+    holding = SiteHoldings(task, train, held_out, source, content, encoder)
     checks.check_architecture(config.architecture, task, train, Architectures().new)
     make_folder(site.folder)
     with lock_folder(site.folder):

@@ -76,7 +76,7 @@ def load_public(config: Config, task: Task) -> Tensor | None:
     return public.train.x
 
 
-PATHS = ("path", "validation_path", "test_path")
+PATHS = ("path", "validation_path", "test_path", "encoder")
 """Settings of data sources that name files or folders."""
 
 
@@ -91,7 +91,7 @@ def _load(source: Source, root: str) -> Dataset:
         given = {name: getattr(source, name, None) for name in PATHS}
         paths = {name: str(Path(root) / path) for name, path in given.items() if isinstance(path, str)}
         if isinstance(source, HuggingFace) and not Path(paths["path"]).exists():
-            return source.load()  # a hub's name is no path
+            del paths["path"]  # a hub's name is no path
         source = replace(source, **paths)  # type: ignore[type-var]
     return source.load()
 

@@ -385,8 +385,11 @@ def test_features_of_an_npz(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     start(tiny("local") | {"data": {"kind": "npz", "path": str(tmp_path / "d.npz")}}, tmp_path / "run")
     said(capsys, "predict", tmp_path / "run", tmp_path / "d.npz", "--out", tmp_path / "p.csv")
     said(capsys, "export", tmp_path / "run", "--out", tmp_path / "model")
+    about = json.loads((tmp_path / "model" / "model.json").read_text())["encoder"]["numbers"]
+    shift, scale = (np.array([about[str(i)][name] for i in range(3)]) for name in ("shift", "scale"))
     with torch.no_grad():
-        chances = genfed.load_model(tmp_path / "model")[0](torch.from_numpy(x)).softmax(1)[:, 1]
+        scaled = torch.from_numpy(((x - shift) / scale).astype(np.float32))
+        chances = genfed.load_model(tmp_path / "model")[0](scaled).softmax(1)[:, 1]
     assert [float(r["p_1"]) for r in rows_of(tmp_path / "p.csv")] == pytest.approx(chances.tolist(), abs=1e-5)
     np.savez(tmp_path / "e.npz", x=x[:, :2])
     for name, says in (

@@ -89,7 +89,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"train_split": "tran"}, "split 'tran' is not there; did you mean 'train'"),
     ({"test_split": "tset"}, "split 'tset' is not there; did you mean 'test'"),
     ({"numeric": ("writer",)}, "column 'writer' is not of numbers"),
-    ({"label": "writer", "numeric": ()}, "there are no feature columns"),
+    ({"label": "writer", "numeric": (), "categorical": ()}, "there are no feature columns"),
 ]
 
 

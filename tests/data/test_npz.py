@@ -72,7 +72,7 @@ def test_two_axes_are_a_table_and_float_images_stay_as_they_are(tmp_path: Path) 
 
 def test_labels_of_any_kind_are_numbered_in_order(tmp_path: Path) -> None:
     names = np.array(["dog", "cat"])[Y]
-    data = Npz(path=write(tmp_path, x=np.stack([Y, Y], 1), y=names)).load()
+    data = Npz(path=write(tmp_path, x=np.stack([Y, Y], 1), y=names), scale="none").load()
     assert data.task.classes == ("cat", "dog")
     assert torch.equal(data.train.y, 1 - data.train.x[:, 0].long())
     for labels, classes in [(Y * 12 - 3, ("-3", "9")), (Y[:, None].astype(float), ("0", "1")), (names.astype("S"), ())]:
@@ -84,12 +84,12 @@ def test_labels_of_any_kind_are_numbered_in_order(tmp_path: Path) -> None:
 def test_natural_columns_follow_the_training_rows(tmp_path: Path) -> None:
     x = np.stack([np.arange(20)] * 2, 1)
     path = write(tmp_path, x=x, y=Y, site=np.arange(20) * 10)
-    data = Npz(path=path, columns=("site",)).load()
+    data = Npz(path=path, columns=("site",), scale="none").load()
     assert data.columns["site"] == tuple(str(int(v) * 10) for v in data.train.x[:, 0])
     assert data.validation_columns["site"] == tuple(str(int(v) * 10) for v in data.validation.x[:, 0])
     assert data.test_columns["site"] == tuple(str(int(v) * 10) for v in data.test.x[:, 0])
     own = {"x_train": x, "y_train": Y, "x_test": x, "y_test": Y, "site_train": np.arange(20) * 10}
-    data = Npz(path=write(tmp_path, **own, site_test=Y), columns=("site",)).load()
+    data = Npz(path=write(tmp_path, **own, site_test=Y), columns=("site",), scale="none").load()
     assert data.columns["site"] == tuple(str(int(v) * 10) for v in data.train.x[:, 0])
     assert data.validation_columns["site"] == tuple(str(int(v) * 10) for v in data.validation.x[:, 0])
     assert data.test_columns["site"] == tuple(map(str, Y))
@@ -98,9 +98,10 @@ def test_natural_columns_follow_the_training_rows(tmp_path: Path) -> None:
 
 def test_a_split_array_divides_the_rows(tmp_path: Path) -> None:
     x = np.stack([np.arange(20)] * 2, 1)
-    for marks in (np.repeat([0, 1], [12, 8]), np.repeat(["train", "test"], [12, 8])):
+    texts = np.repeat(["train", "test"], [12, 8])
+    for marks in (np.repeat([0, 1], [12, 8]), np.repeat([False, True], [12, 8]), texts, texts.astype("S")):
         path = write(tmp_path, x=x, y=Y, part=marks, site=np.arange(20))
-        data = Npz(path=path, split="part", columns=("site",), validation=0.0).load()
+        data = Npz(path=path, split="part", columns=("site",), validation=0.0, scale="none").load()
         assert data.train.x[:, 0].tolist() == list(range(12))
         assert data.test.x[:, 0].tolist() == list(range(12, 20))
         assert data.columns["site"] == tuple(map(str, range(12)))

@@ -10,8 +10,10 @@ from pyarrow import csv, parquet
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
 
 from genfed.core.errors import GenfedError
+from genfed.data.cells import number_cells
 from genfed.data.encoder import read_encoder, write_encoder
-from genfed.data.features import Columns, NumberScaling, TableSchema, fit_encoder
+from genfed.data.features import NumberScaling, TableSchema, fit_schema
+from genfed.data.numerals import PLAIN
 from genfed.data.table import Table
 
 ROWS = [
@@ -172,9 +174,12 @@ def test_files_that_are_not_tables_are_refused(tmp_path: Path) -> None:
         ("a.csv", b"a,a,y\n1,2,3\n", "column 'a' appears twice"),
         ("a.parquet", b"text", "not a readable table"),
         ("a.csv", b"a,y\n" + b"inf,0\n1,1\n" * 9, "column 'a' holds infinite values"),
-        ("a.csv", b"a,y\n" + b"2020-01-01,0\n2020-01-02,1\n" * 9, "column 'a' is of type date32.* name it in"),
         ("a.csv", b"a,y\n" + b"1,0.5\n2,1\n" * 9, "labels of train are of type float64 or not whole"),
-        ("a.csv", b"a,y\n" + b"".join(b"v%d,%d\n" % (i, i % 2) for i in range(2000)), "has 14.. categories; 1000"),
+        (
+            "a.csv",
+            b"a,y\n" + b"".join(b"v%d,%d\n" % (i % 1900, i % 2) for i in range(2000)),
+            "has 1... categories; 1000",
+        ),
     ]:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(GenfedError, match=says):
@@ -227,11 +232,12 @@ def test_an_encoder_is_the_same_after_a_file(tmp_path: Path) -> None:
 def test_scaling_is_that_of_scikit_learn(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     values = rng.lognormal(3, 2, (99, 4))
-    columns = Columns({f"c{i}": values[:, i] for i in range(4)}, {})
+    columns = {f"c{i}": number_cells(values[:, i]) for i in range(4)}
+    numbers = {name: (cells, PLAIN) for name, cells in columns.items()}
     standard = StandardScaler().fit_transform(values).astype(np.float32)
-    assert (fit_encoder(columns, "standard", "here")(columns, "here").numpy() == standard).all()
+    assert (fit_schema(numbers, {}, "standard", "here").encode(columns, "here").x.numpy() == standard).all()
     in_range = MinMaxScaler((-1, 1)).fit_transform(values)
-    assert np.allclose(fit_encoder(columns, "range", "here")(columns, "here").numpy(), in_range, atol=1e-7)
+    assert np.allclose(fit_schema(numbers, {}, "range", "here").encode(columns, "here").x.numpy(), in_range, atol=1e-7)
 
 
 def test_where_a_column_of_categories_is() -> None:

@@ -1,0 +1,221 @@
+"""Columns of a table as they were read: numbers, or texts in one spelling whichever file they come from."""
+
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+MISSING_WORDS = (
+    "", "?", "NA", "N/A", "n/a", "NaN", "nan", "-nan", "-NaN", "null", "NULL", "None", "<NA>", "#NA", "#N/A",
+    "#N/A N/A", "1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN",
+)  # fmt: skip
+"""Texts that pandas reads as missing, and the question mark."""
+ReadAs = Literal["any", "text", "category"]
+"""How a column is read: numbers where all values are; "text": what a text file holds stays as it is written;
+"category": the numbers of a typed file become texts, too."""
+_INTEGER = re.compile(r"-?(0|[1-9]\d*)")
+_NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][-+]?\d+)?")
+_TIME = re.compile(r"(\d{1,2}):(\d{2})(?::(\d{2}(?:\.\d+)?))?")
+_MIDNIGHT = re.compile(r"(\d{4}-\d{2}-\d{2})[ T]00:00(:00(\.0+)?)?")
+
+
+@dataclass(frozen=True)
+class Cells:
+    """One column of n rows. A file of types gives numbers; every other value is a text: trimmed, in Unicode's form NFC,
+    true and false in small letters, times as 08:00 or 08:00:05, a day as 2020-01-31.
+    """
+
+    numbers: NDArray[np.float64] | None
+    """The numbers [n], NaN where one is missing. None: the column is of texts."""
+    values: tuple[str, ...]
+    """The distinct texts."""
+    index: NDArray[np.int64]
+    """The place of each row's text among the distinct ones, [n]; −1: missing."""
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def select(self, rows: NDArray[np.int64]) -> "Cells":
+        """Returns the chosen rows [m]; of the distinct texts, those that stand in them."""
+        if self.numbers is not None:
+            return Cells(self.numbers[rows], (), self.index[rows])
+        index = self.index[rows]
+        there = np.unique(index[index >= 0])
+        place = np.full(len(self.values) + 1, -1)
+        place[there] = np.arange(len(there))
+        return Cells(None, tuple(self.values[i] for i in there), place[index])
+
+    def as_texts(self) -> "Cells":
+        """Returns the column as texts; numbers are spelled as short as they can be, 1.0 as 1."""
+        if self.numbers is None:
+            return self
+        values, index = np.unique(self.numbers, return_inverse=True)
+        texts = tuple(spell_number(float(value)) for value in values)
+        return Cells(None, texts, np.where(np.isnan(self.numbers), -1, index))
+
+    def counts(self) -> NDArray[np.int64]:
+        """Returns how often each distinct text stands there, [len(values)]."""
+        return np.bincount(self.index[self.index >= 0], minlength=len(self.values))
+
+    @property
+    def present(self) -> int:
+        """Number of values that are not missing."""
+        return int((self.index >= 0).sum() if self.numbers is None else (~np.isnan(self.numbers)).sum())
+
+
+def number_cells(numbers: NDArray[np.float64]) -> Cells:
+    """Returns a column of numbers [n]; NaN: missing."""
+    return Cells(numbers, (), np.zeros(len(numbers), np.int64))
+
+
+def text_cells(texts: Iterable[str | None], missing: Sequence[str] = MISSING_WORDS) -> Cells:
+    """Returns a column of n texts. None, and a text that is one of `missing` or empty: missing."""
+    words = {"", *missing}
+    places, distinct, index = dict[str | None, int](), dict[str, int](), []
+    for text in texts:
+        if (place := places.get(text)) is None:
+            plain = None if text is None else _tidy(text)
+            known = plain is None or plain in words
+            place = places[text] = -1 if known or plain is None else distinct.setdefault(_spell(plain), len(distinct))
+        index.append(place)
+    return Cells(None, tuple(distinct), np.array(index, np.int64))
+
+
+def arrow_cells(column: Any, missing: Sequence[str] = MISSING_WORDS, as_text: bool = False) -> Cells | None:
+    """Returns a pyarrow column. None: it holds no numbers, truth values, times or texts, such as lists.
+
+    Args:
+        column: The column, chunked.
+        missing: Texts that mean that there is no value.
+        as_text: Whether numbers become texts too, to the last digit.
+    """
+    import pyarrow
+    from pyarrow import compute, types
+
+    if types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    kind = column.type
+    if types.is_nested(kind) or isinstance(kind, pyarrow.BaseExtensionType):
+        return None
+    try:
+        if types.is_duration(kind) or types.is_float16(kind):
+            column, kind = column.cast(pyarrow.int64()).cast(pyarrow.float64()), pyarrow.float64()
+        if types.is_floating(kind):
+            column = compute.if_else(compute.is_nan(column), None, column)
+        if types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind) or types.is_null(kind):
+            # by its text: 0.1 of 32 bits is the number 0.1
+            short = column if types.is_float64(kind) or types.is_integer(kind) else column.cast(pyarrow.string())
+            return _text_column(column, missing) if as_text else _number_column(short, missing)
+        if types.is_timestamp(kind):
+            zoned = column.cast(pyarrow.timestamp(kind.unit, "UTC")) if kind.tz else column
+            column = zoned.cast(pyarrow.timestamp(kind.unit))
+        return _text_column(column, missing)
+    except pyarrow.ArrowException:
+        return None
+
+
+def _text_column(column: Any, missing: Sequence[str]) -> Cells:
+    import pyarrow
+
+    encoded = column.cast(pyarrow.large_string()).combine_chunks().dictionary_encode()
+    if isinstance(encoded, pyarrow.ChunkedArray):
+        encoded = encoded.combine_chunks()
+    distinct = text_cells(encoded.dictionary.to_pylist(), missing)
+    index = encoded.indices.fill_null(len(distinct)).to_numpy(zero_copy_only=False)
+    return Cells(None, distinct.values, np.append(distinct.index, -1)[index])
+
+
+def _number_column(column: Any, missing: Sequence[str]) -> Cells:
+    """Returns numbers, NaN where one is missing or its text is one of `missing`."""
+    import pyarrow
+
+    numbers = np.array(column.cast(pyarrow.float64(), safe=False).to_numpy(), np.float64)
+    for word in missing:
+        if _NUMBER.fullmatch(word):
+            numbers[numbers == float(word)] = np.nan
+    return number_cells(numbers)
+
+
+def written_numbers(column: Any, missing: Sequence[str]) -> Cells | None:
+    """Returns a pyarrow column of texts as numbers, fast. None: a text is no plain number, or begins with a zero that
+    may be part of a code.
+    """
+    import pyarrow
+    from pyarrow import compute
+
+    plain = compute.utf8_trim_whitespace(column)
+    gone = compute.is_in(plain, pyarrow.array(["", *missing], plain.type))
+    plain = compute.if_else(gone, None, plain)
+    try:
+        numbers = plain.cast(pyarrow.float64())
+    except pyarrow.ArrowException:
+        return None
+    if compute.any(compute.match_substring_regex(plain, r"^[+-]?0\d")).as_py():
+        return None
+    return number_cells(np.array(numbers.to_numpy(), np.float64))
+
+
+def _tidy(text: str) -> str:
+    """Returns the text trimmed, without quotation marks around it, in Unicode's form NFC."""
+    plain = text.strip().strip("\ufeff\u200b")
+    if len(plain) > 1 and plain[0] == plain[-1] == '"':
+        plain = plain[1:-1].strip()
+    return plain if plain.isascii() else unicodedata.normalize("NFC", plain)
+
+
+def _spell(text: str) -> str:
+    """Returns the one spelling of a truth value, a time of day or a day."""
+    if text.casefold() in ("true", "false"):
+        return text.casefold()
+    if time := _TIME.fullmatch(text):
+        hours, minutes, seconds = time.groups()
+        seconds = (seconds or "").rstrip("0").rstrip(".") if "." in (seconds or "") else seconds
+        return f"{int(hours):02}:{minutes}" + (f":{seconds}" if (seconds or "00") != "00" else "")
+    return day.group(1) if (day := _MIDNIGHT.fullmatch(text)) else text
+
+
+def spell_number(value: float) -> str:
+    """Returns the shortest text of a number; a whole one has no point."""
+    return str(int(value)) if value.is_integer() and abs(value) < 2**63 else repr(value)
+
+
+def same_numbers(cells: Cells) -> bool:
+    """Returns whether texts are compared as numbers, so that 1.0 is 1: all are plain numbers (1, not 01), and no two of
+    them would become one, but 1 and 1.0.
+    """
+    found = dict[str, str]()
+    for text in cells.values:
+        if not _NUMBER.fullmatch(text):
+            return False
+        short = plain_number(text)
+        if found.setdefault(short, text) != text and not {found[short], text} <= {short, f"{short}.0"}:
+            return False
+    return bool(cells.values)
+
+
+def plain_number(text: str) -> str:
+    """Returns the short spelling of a plain number, such as 1 for 1.0; another text as it is."""
+    if _INTEGER.fullmatch(text) or not _NUMBER.fullmatch(text):
+        return text
+    return spell_number(float(text))
+
+
+def label_values(cells: Sequence[Cells]) -> list[NDArray[Any]]:
+    """Returns the texts of columns that hold one thing in several files, none missing: whole numbers [n] where all are
+    plain numbers, else texts.
+    """
+    texts = [column.as_texts() for column in cells]
+    every = Cells(None, tuple({text: None for column in texts for text in column.values}), np.zeros(0, np.int64))
+    if not same_numbers(every):
+        return [np.array(column.values, dtype=np.str_)[column.index] for column in texts]
+    found = []
+    for column in texts:
+        short = [plain_number(text) for text in column.values]
+        whole = all(_INTEGER.fullmatch(text) for text in short)
+        values = np.array([int(text) if whole else float(text) for text in short], object if whole else np.float64)
+        found.append(values[column.index])
+    return found

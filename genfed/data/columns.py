@@ -1,0 +1,353 @@
+"""Which columns of a table are features, and what looks wrong in them."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from genfed.core.errors import GenfedError
+from genfed.data.cells import Cells, ReadAs
+from genfed.data.features import Scale, TableSchema, fit_schema
+from genfed.data.numerals import (
+    NO_VALUE,
+    PLAIN,
+    Finding,
+    Mark,
+    Notation,
+    find_notation,
+    looks_like_a_day,
+    read_numbers,
+)
+from genfed.data.source_summary import SourceSummary, count_of, list_some, show
+
+Read = Callable[[str, ReadAs], Cells | None]
+"""Returns a column of the training rows by its name. None: it has no values that can be used."""
+_NUMBERS = 0.9
+"""Share of a column's values above which the others are taken for mistakes."""
+_MANY = 20
+"""Distinct numbers above which a column with a few other texts is one of numbers."""
+_FEW = (3, 10)
+"""Distinct whole numbers that may be codes."""
+_ENOUGH = 10
+"""Rows from which a column can be seen to name them."""
+UNNAMED = re.compile(r"Unnamed: \d+|__index_level_\d+__")
+"""Name of a column that a text file or a data frame does not name."""
+_ID = re.compile(r"(.*[_\W])?(id|ids|idx|index|key|uuid|guid|nr|no|number|rowid|row)(_.*)?|.*[a-z]I[dD]", re.I)
+_GROUP = re.compile(r"patient|subject|person|participant|individual|user|customer|writer|speaker|animal|specimen", re.I)
+_SENTINELS = (-9.0, -99.0, -999.0, -9999.0, -99999.0, 999.0, 9999.0, 99999.0, 999999.0)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the settings say of a table's columns."""
+
+    names: tuple[str, ...]
+    """The columns that may be features."""
+    numeric: tuple[str, ...] | None = None
+    categorical: tuple[str, ...] | None = None
+    decimal: Mark | None = None
+    thousands: str | None = None
+    semicolons: bool = False
+    """Whether the file separates columns by semicolons, as those do that write decimals with a comma."""
+    typed: bool = False
+    """Whether the file tells texts from numbers."""
+
+
+@dataclass
+class _Columns:
+    """The columns as they are chosen one by one, and what is said of them."""
+
+    numbers: dict[str, tuple[Cells, Notation]]
+    categories: dict[str, Cells]
+    dropped: list[str]
+    unused: list[str]
+    warnings: dict[str, list[str]]
+    """Columns with something wrong, by the words that say it and how it is mended; {} stands for the columns."""
+
+    def warn(self, words: str, column: str) -> None:
+        self.warnings.setdefault(words, []).append(column)
+
+
+def choose_columns(
+    choice: Choice, read: Read, labels: NDArray[np.int64], scale: Scale, where: str
+) -> tuple[TableSchema, SourceSummary]:
+    """Chooses the features by the training rows. Returns the schema and what is to be said of the columns.
+
+    Args:
+        choice: The settings.
+        read: Reads a column of the training rows.
+        labels: The labels of the training rows [n].
+        scale: The scaling of numbers, see `fit_schema`.
+        where: The file, for messages.
+
+    Raises:
+        GenfedError: a named column cannot be used as it is named, or no column is left.
+    """
+    found = _Columns({}, {}, [], [], {})
+    named = {*(choice.numeric or ()), *(choice.categorical or ())}
+    cells = {
+        name: read(name, "category" if name in (choice.categorical or ()) else "any")
+        for name in dict.fromkeys((*choice.names, *(choice.numeric or ()), *(choice.categorical or ())))
+    }
+    european = _find_style(choice, cells)
+    if european:  # what looks like a decimal point may be one between thousands
+        cells |= {name: read(name, "text") for name, column in cells.items() if column and _may_be_thousands(column)}
+    for name in dict.fromkeys((*(choice.numeric or ()), *cells)):  # numbers in the order that the settings name
+        column = cells[name]
+        if name in (choice.numeric or ()):
+            found.numbers[name] = _take_as_numbers(name, column, choice, european, where)
+        elif name in (choice.categorical or ()):
+            if column is None:
+                raise GenfedError(f"{where}: column {name!r} is not of categories")
+            found.categories[name] = column
+        elif name not in named:
+            _take(name, column, choice, european, found)
+    if choice.categorical is not None:
+        found.categories = {name: found.categories[name] for name in choice.categorical}
+    schema = fit_schema(found.numbers, found.categories, scale, where)
+    _look_closer(found, schema, labels)
+    return schema, _describe(found, schema)
+
+
+def _find_style(choice: Choice, cells: Mapping[str, Cells | None]) -> bool | None:
+    """Returns whether the file writes decimals with a comma. None: nothing shows it."""
+    if choice.decimal is not None or choice.thousands is not None:
+        return choice.decimal == ","
+    texts = [column for column in cells.values() if column is not None and column.numbers is None]
+    findings = [find_notation(column, None, None, None) for column in texts]
+    marks = {
+        f.notation.decimal
+        for f in findings
+        if f.share > _NUMBERS and not f.doubtful and f.notation != PLAIN and f.notation.kind == "number"
+    }
+    if "," in marks:
+        return True
+    if marks or any(column is not None and _may_be_thousands(column) for column in cells.values()):
+        return False
+    return True if choice.semicolons else None
+
+
+def _may_be_thousands(column: Cells) -> bool:
+    """Returns whether numbers have a point."""
+    values = column.numbers
+    return values is not None and bool((np.floor(values) < values).any())
+
+
+def _take_as_numbers(
+    name: str, column: Cells | None, choice: Choice, european: bool | None, where: str
+) -> tuple[Cells, Notation]:
+    """Returns a column that the settings name as numbers.
+
+    Raises:
+        GenfedError: most of its values are no numbers.
+    """
+    if column is None:
+        raise GenfedError(f"{where}: column {name!r} is not of numbers")
+    if column.numbers is not None or not column.present:
+        return column, PLAIN
+    finding = find_notation(column, choice.decimal, choice.thousands, european)
+    if finding.share < 0.5:
+        strange = read_numbers(column, finding.notation)[1]
+        words = list_some((repr(show(text)) for text in sorted(strange)), 3)
+        raise GenfedError(f"{where}: column {name!r} is not of numbers ({words})")
+    return column, finding.notation
+
+
+def _take(name: str, column: Cells | None, choice: Choice, european: bool | None, found: _Columns) -> None:
+    """Decides what a column is that the settings do not name."""
+    if column is None:
+        found.unused.append(name)
+    elif UNNAMED.fullmatch(name) and not column.present:
+        found.dropped.append(f"{show(name)} (empty)")
+    elif column.numbers is not None or not column.present:
+        if UNNAMED.fullmatch(name) and _numbers_rows(column):
+            found.dropped.append(f"{show(name)} (numbers the rows)")
+        elif choice.numeric is None:
+            found.numbers[name] = (column, PLAIN)
+    else:
+        finding = find_notation(column, choice.decimal, choice.thousands, european)
+        if _is_of_numbers(name, column, finding, choice, found):
+            if choice.numeric is None:
+                found.numbers[name] = (column, finding.notation)
+        elif UNNAMED.fullmatch(name) and _is_all_distinct(column):
+            found.dropped.append(f"{show(name)} (names the rows)")
+        elif choice.categorical is None:
+            _take_as_category(name, column, found)
+
+
+def _is_of_numbers(name: str, column: Cells, finding: Finding, choice: Choice, found: _Columns) -> bool:
+    """Returns whether a column of texts is one of numbers, and warns of what is doubtful about that."""
+    if finding.share == 0 or set(column.values) <= {"true", "false"}:
+        return False
+    if choice.typed and finding.notation.kind == "number":
+        if finding.share > _NUMBERS:
+            found.warn(
+                "{}: the file stores numbers as texts, so they are taken as categories; name it in data.numeric", name
+            )
+        return False
+    if finding.notation.kind == "number" and any(re.match(r"[+-]?0\d", text) for text in column.values):
+        found.warn("{} begin with zeros, so they are taken as codes; numbers are named in data.numeric", name)
+        return False
+    strange = read_numbers(column, finding.notation)[1]
+    if finding.share < 1 and (finding.share < _NUMBERS or finding.distinct <= _MANY):
+        if finding.share >= 0.5:
+            words = list_some((repr(show(text)) for text in sorted(strange)), 3)
+            found.warn(
+                f"{{}}: texts ({words}) among numbers, taken as categories; to use numbers, name it in data.numeric",
+                name,
+            )
+        return False
+    if finding.doubtful:
+        example = next(text for text in column.values if "," in text or "." in text)
+        found.warn(
+            f"{{}}: the comma in {show(example)!r} is taken as one of thousands; set data.thousands or data.decimal",
+            name,
+        )
+    gone = [text for text in column.values if text.casefold() in NO_VALUE]
+    if gone:
+        found.warn(
+            f"{{}}: {list_some((repr(show(text)) for text in sorted(gone)), 3)} among numbers is taken as missing",
+            name,
+        )
+    return True
+
+
+def _take_as_category(name: str, column: Cells, found: _Columns) -> None:
+    n, distinct = column.present, len(column.values)
+    if n >= _ENOUGH and distinct == n:
+        found.dropped.append(f"{show(name)} (another text in every row)")
+        found.warn(
+            "{}: another text in every row (an id, a name), so it is not used; to use it, name it in data.categorical",
+            name,
+        )
+        return
+    found.categories[name] = column
+    if looks_like_a_day(column.values):
+        found.warn(
+            "{}: days taken as categories; write them as 2020-01-31 to use them as numbers, or name it in data.drop",
+            name,
+        )
+    elif n >= _ENOUGH and 2 * distinct > n:
+        found.warn("{}: more than half of the texts are distinct (ids, names?); name it in data.drop", name)
+    alike = len(column.values) - len({" ".join(text.casefold().split()) for text in column.values})
+    if alike:
+        found.warn("{}: categories differ only in capitals or spaces; write them alike", name)
+
+
+def _numbers_rows(column: Cells) -> bool:
+    """Returns whether whole numbers name each row, as a data frame's index does."""
+    values = column.numbers
+    assert values is not None
+    return len(values) > 1 and bool(np.all(values == np.floor(values))) and len(np.unique(values)) == len(values)
+
+
+def _is_all_distinct(column: Cells) -> bool:
+    return len(column.values) == len(column)
+
+
+def _look_closer(found: _Columns, schema: TableSchema, labels: NDArray[np.int64]) -> None:
+    """Warns of columns that are used and should not be."""
+    codes = []
+    for name, (cells, notation) in found.numbers.items():
+        values = read_numbers(cells, notation)[0]
+        there = values[~np.isnan(values)]
+        distinct = np.unique(there)
+        whole = bool(np.all(distinct == np.floor(distinct)))
+        if len(distinct) < 2:
+            found.warn("{}: one value only, which tells nothing; name it in data.drop", name)
+            continue
+        _warn_of_groups(name, np.searchsorted(distinct, there), labels[~np.isnan(values)], whole, found)
+        if whole and notation.kind == "number" and len(distinct) == len(values) >= _ENOUGH:
+            if distinct[-1] - distinct[0] <= 1.5 * len(distinct) and (_ID.fullmatch(name) or _in_order(values)):
+                found.warn("{} numbers the rows; name it in data.drop", name)
+            elif _ID.fullmatch(name):
+                found.warn("{} has another number in every row (an id?); name it in data.drop", name)
+        if whole and _FEW[0] <= len(distinct) <= _FEW[1] and len(there) >= 5 * len(distinct) and np.ptp(distinct) < 20:
+            codes.append(name)
+        for value in _find_sentinels(there, distinct):
+            found.warn(
+                f"{{}}: {value:g} stands far from the other numbers; if it means missing, add it to data.missing", name
+            )
+        _warn_of_leak(name, np.searchsorted(distinct, values) if len(there) == len(values) else None, labels, found)
+    if codes:
+        found.warnings["{} hold few whole numbers; codes are named in data.categorical"] = codes
+    for name, column in found.categories.items():
+        if len(schema.categories[name]) < 2:
+            found.warn("{}: one value only, which tells nothing; name it in data.drop", name)
+        else:
+            texts = column.as_texts()
+            _warn_of_leak(name, texts.index if texts.present == len(texts) else None, labels, found)
+            _warn_of_groups(name, texts.index[texts.index >= 0], labels[texts.index >= 0], True, found)
+
+
+def _in_order(values: NDArray[np.float64]) -> bool:
+    return bool(np.all(np.diff(values) > 0) or np.all(np.diff(values) < 0))
+
+
+def _find_sentinels(there: NDArray[np.float64], distinct: NDArray[np.float64]) -> list[float]:
+    found = []
+    for value in _SENTINELS:
+        others = distinct[distinct != value]
+        if len(others) == len(distinct) or len(others) < 3:
+            continue
+        spread = others[-1] - others[0]
+        far = value < others[0] - spread if value < 0 else value > others[-1] + 2 * spread
+        if far and (value > 0 or others[0] >= 0):
+            found.append(value)
+    return found
+
+
+def _warn_of_leak(name: str, codes: NDArray[np.int64] | None, labels: NDArray[np.int64], found: _Columns) -> None:
+    """Warns if the values [n] stand for the labels one to one."""
+    if codes is None or len(labels) < _ENOUGH:
+        return
+    pairs = np.unique(np.stack([codes, labels]), axis=1).shape[1]
+    if pairs == len(np.unique(codes)) == len(np.unique(labels)):
+        found.warn(
+            "{}: each value has one class of its own; if it is made from the label, name it in data.drop",
+            name,
+        )
+
+
+def _warn_of_groups(
+    name: str, codes: NDArray[np.int64], labels: NDArray[np.int64], names_things: bool, found: _Columns
+) -> None:
+    """Warns if values [n] seem to name patients or the like, of which each has several rows."""
+    counts = np.unique(codes, return_counts=True)[1]
+    if not names_things or len(counts) < _MANY or len(codes) < 2 * len(counts) or counts.max() * 4 > len(codes):
+        return
+    pairs = np.unique(np.stack([codes, labels]), axis=1).shape[1]
+    if pairs == len(counts) or _ID.fullmatch(name) or _GROUP.search(name):
+        found.warn("{}: if a value is one patient with several rows, set data.group to keep them in one part", name)
+
+
+def _describe(found: _Columns, schema: TableSchema) -> SourceSummary:
+    facts = []
+    if found.numbers:
+        facts.append(f"numbers: {list_some(_describe_number(name, *about) for name, about in found.numbers.items())}")
+    if schema.categories:
+        codes = (f"{show(name)} {count_of(len(texts), 'code')}" for name, texts in schema.categories.items())
+        facts.append(f"categories: {list_some(codes)}")
+    if found.dropped:
+        facts.append(f"columns not used: {list_some(found.dropped)}")
+    if found.unused:
+        found.warnings["{} hold neither numbers nor texts and are not used"] = found.unused
+    lines = [
+        words.replace(
+            "{}", list_some(f"column {show(name)!r}" if not i else repr(show(name)) for i, name in enumerate(names))
+        )
+        for words, names in found.warnings.items()
+    ]
+    return SourceSummary(tuple(facts), tuple(lines))
+
+
+def _describe_number(name: str, cells: Cells, notation: Notation) -> str:
+    values = read_numbers(cells, notation)[0]
+    there, gaps = values[~np.isnan(values)], int(np.isnan(values).sum())
+    kind = "" if notation.kind == "number" else f" as {notation.kind}s"
+    span = f"{there.min():.6g} to {there.max():.6g}" if len(there) else "empty"
+    return f"{show(name)}{kind} {span}{notation.unit and ' ' + notation.unit}" + (
+        f" ({gaps:,} missing)" if gaps and len(there) else ""
+    )

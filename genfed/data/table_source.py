@@ -1,0 +1,283 @@
+"""Sources of tables: columns become features by a schema that is fitted once and stored."""
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor
+
+from genfed.core.errors import GenfedError
+from genfed.core.settings import settings
+from genfed.core.task import Data
+from genfed.data.cells import (
+    MISSING_WORDS,
+    Cells,
+    ReadAs,
+    arrow_cells,
+    label_values,
+    plain_number,
+    same_numbers,
+    written_numbers,
+)
+from genfed.data.checks import require_known
+from genfed.data.columns import UNNAMED, Choice, choose_columns
+from genfed.data.copies import digest_examples
+from genfed.data.dataset import Dataset, Examples
+from genfed.data.encoder import read_schema
+from genfed.data.features import TableSchema
+from genfed.data.source_summary import SourceSummary
+from genfed.data.split import SplitSource
+
+
+@dataclass(frozen=True)
+class RawTable:
+    """A table as it was read."""
+
+    where: str
+    """Its file or name, for messages."""
+    columns: Any
+    """A pyarrow table."""
+    typed: bool
+    """Whether the file tells texts from numbers; a text file does not."""
+    missing: tuple[str, ...] = MISSING_WORDS
+    """Texts that mean that there is no value."""
+    delimiter: str = ","
+    notes: tuple[str, ...] = ()
+    """What is not as usual in the file."""
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the columns."""
+        found: list[str] = self.columns.column_names
+        return found
+
+    def cells(self, name: str, read_as: ReadAs = "any") -> Cells | None:
+        """Returns a column. None: it holds no values that can be used."""
+        column = self.columns.column(require_known(name, self.names, f"{self.where}: column"))
+        if read_as == "any" and not self.typed and (numbers := written_numbers(column, self.missing)) is not None:
+            return numbers
+        return arrow_cells(column, self.missing, read_as == "category")
+
+    def texts(self, name: str) -> Cells:
+        """Returns a column as texts.
+
+        Raises:
+            GenfedError: it holds no values that can be used.
+        """
+        cells = self.cells(name, "category")
+        if cells is None:
+            kind = self.columns.schema.field(name).type
+            raise GenfedError(f"{self.where}: column {name!r} is of type {kind}; texts and numbers are allowed")
+        return cells
+
+    def whole(self, name: str) -> Cells:
+        """Returns a column as texts of which none is missing.
+
+        Raises:
+            GenfedError: a value is missing.
+        """
+        cells = self.texts(name)
+        if gaps := len(cells) - cells.present:
+            raise GenfedError(
+                f"{self.where}: column {name!r} lacks {gaps} values; each row needs one (data.missing names the texts "
+                "that mean that there is none)"
+            )
+        return cells
+
+
+@settings
+class TableSource(SplitSource):
+    """A source that can hold a table."""
+
+    numeric: tuple[str, ...] | None = Field(
+        default=None, description="Columns used as numbers; None: every column of numbers, days and times of day."
+    )
+    categorical: tuple[str, ...] | None = Field(
+        default=None, description="Columns used as categories; None: every other column of texts or truth values."
+    )
+    columns: tuple[str, ...] | None = Field(
+        default=None,
+        description='Natural columns to partition by, such as ["hospital"]; they are not features. None: none.',
+    )
+    drop: tuple[str, ...] | None = Field(default=None, description="Columns to exclude; None: none.")
+    scale: Literal["standard", "range", "none"] = Field(
+        default="standard",
+        description='Scaling of numbers over the training rows: to mean 0 and variance 1 ("standard"), to [−1, 1] '
+        '("range"), or unchanged ("none").',
+    )
+    missing: tuple[str, ...] | None = Field(
+        default=None,
+        description="Texts that mark a missing value, beside the empty one; None: those of pandas (NA, N/A, n/a, NaN, "
+        "null, None and the like) and ?.",
+    )
+    decimal: Literal[".", ","] | None = Field(
+        default=None, description="Mark before the decimals of numbers; None: found in each column."
+    )
+    thousands: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=1,
+        description="Mark between the thousands of numbers; None: found in each column.",
+    )
+    encoder: str | None = Field(
+        default=None,
+        description="File encoder.json of another run, whose columns, codes and scales are used; all sites of a "
+        "federation need the same. None: they are fitted to the training rows.",
+    )
+
+    @abstractmethod
+    def load(self) -> Dataset: ...
+
+    @property
+    def missing_words(self) -> tuple[str, ...]:
+        """Texts that mean that there is no value."""
+        return MISSING_WORDS if self.missing is None else self.missing
+
+    @property
+    def natural_names(self) -> tuple[str, ...]:
+        """The natural columns, the group among them."""
+        return tuple(dict.fromkeys((*(self.columns or ()), *(() if self.group is None else (self.group,)))))
+
+    def build_table(
+        self,
+        tables: Mapping[str, RawTable],
+        y: Mapping[str, Tensor],
+        classes: tuple[str, ...],
+        label: str,
+        natural: Mapping[str, Mapping[str, Sequence[str]]],
+    ) -> Dataset:
+        """Builds the data set from the tables of the given parts.
+
+        Args:
+            tables: The table of each given part: "train" and optionally others.
+            y: Their labels [n].
+            classes: The names of the classes.
+            label: The column of labels.
+            natural: The natural columns of each given part.
+
+        Raises:
+            GenfedError: a column is not there or cannot be used, or a class has too few examples.
+        """
+        train = tables["train"]
+        names = self._candidates(train, label)
+        keys = _digest_rows(tables, [name for name in names if not UNNAMED.fullmatch(name)])
+        cut = self.cut(y, classes, keys, natural)
+        rows = cut.rows["train"][1].numpy()
+        said = SourceSummary(tuple(_describe_file(table) for table in tables.values()))
+        if self.encoder is None:
+
+            def read(name: str, read_as: ReadAs) -> Cells | None:
+                return None if (cells := train.cells(name, read_as)) is None else cells.select(rows)
+
+            choice = Choice(
+                names, self.numeric, self.categorical, self.decimal, self.thousands, train.delimiter == ";", train.typed
+            )
+            schema, about = choose_columns(
+                choice, read, y["train"][cut.rows["train"][1]].numpy(), self.scale, train.where
+            )
+        else:
+            schema, about = read_schema(self.encoder), SourceSummary((f"columns, codes and scales: {self.encoder}",))
+        encoded = {part: schema.encode(read_columns(table, schema), table.where) for part, table in tables.items()}
+        misfits = SourceSummary((), tuple(line for found in encoded.values() for line in found.misfits))
+        data = {part: Data(found.x, y[part]) for part, found in encoded.items()}
+        return self.build_dataset(
+            "table", data, classes, natural["train"], schema, natural, said + about + misfits, cut
+        )
+
+    def _candidates(self, train: RawTable, label: str) -> tuple[str, ...]:
+        """Returns the columns that may be features.
+
+        Raises:
+            GenfedError: a named column is not there, or is named twice.
+        """
+        out = [label, *self.natural_names, *(self.drop or ())]
+        named = [*(self.numeric or ()), *(self.categorical or ())]
+        for name in (*out, *named):
+            require_known(name, train.names, f"{train.where}: column")
+        for name in named:
+            if name in out or named.count(name) > 1:
+                raise GenfedError(f"column {name!r} is named twice: it can be label, natural, dropped or one feature")
+        if self.numeric is not None and self.categorical is not None:
+            return tuple(named)
+        return tuple(name for name in train.names if name not in out)
+
+
+def read_columns(table: RawTable, schema: TableSchema) -> dict[str, Cells]:
+    """Returns the columns of a table that a schema needs.
+
+    Raises:
+        GenfedError: a column is not there, or of another type.
+    """
+    found: dict[str, Cells | None] = {}
+    for name, about in schema.numbers.items():
+        notation = about.notation
+        plain = notation.kind == "number" and notation.decimal == "." and notation.thousands in ("", ",")
+        found[name] = table.cells(name, "any" if plain else "text")
+    found |= {name: table.cells(name, "category") for name in schema.categories}
+    for name, cells in found.items():
+        if cells is None:
+            kind = "numbers" if name in schema.numbers else "categories"
+            raise GenfedError(
+                f"{table.where}: column {name!r} is not of {kind} ({table.columns.schema.field(name).type})"
+            )
+    return {name: cells for name, cells in found.items() if cells is not None}
+
+
+def encode_rows(table: RawTable, schema: TableSchema) -> Examples:
+    """Encodes the rows of a new file like the training rows; columns that the schema does not need are ignored.
+
+    Raises:
+        GenfedError: a column is not there, or its values do not fit.
+    """
+    found = schema.encode(read_columns(table, schema), table.where)
+    return Examples(tuple(map(str, range(len(found.x)))), "row", found.x, found.misfits)
+
+
+def read_label_column(tables: Mapping[str, RawTable], label: str) -> dict[str, NDArray[Any]]:
+    """Returns the labels [n] of each part: whole numbers where all parts have such, else texts.
+
+    Raises:
+        GenfedError: the column is not there, or a value is missing.
+    """
+    values = label_values([table.whole(label) for table in tables.values()])
+    return dict(zip(tables, values, strict=True))
+
+
+def read_natural(table: RawTable, name: str) -> list[str]:
+    """Returns a natural column as n texts.
+
+    Raises:
+        GenfedError: the column is not there, or a value is missing.
+    """
+    cells = table.whole(name)
+    texts = [plain_number(text) for text in cells.values] if same_numbers(cells) else cells.values
+    return [texts[i] for i in cells.index.tolist()]
+
+
+def _digest_rows(tables: Mapping[str, RawTable], names: Sequence[str]) -> dict[str, list[bytes]]:
+    """Returns a digest of the raw values of each row, by part."""
+    codes: dict[str, dict[str, int]] = {}
+    keys = {}
+    for part, table in tables.items():
+        numbers = []
+        for name in names:
+            cells = table.cells(name)
+            if cells is None:
+                continue
+            if cells.numbers is not None:
+                numbers.append(np.where(np.isnan(cells.numbers), np.nan, cells.numbers + 0.0).view(np.int64))
+            else:
+                known = codes.setdefault(name, {})
+                places = [known.setdefault(text, len(known)) for text in cells.values]
+                numbers.append(np.array([*places, -1], np.int64)[cells.index])
+        keys[part] = digest_examples(np.stack(numbers, axis=1)) if numbers else [b""] * table.columns.num_rows
+    return keys
+
+
+def _describe_file(table: RawTable) -> str:
+    notes = "".join(f", {note}" for note in table.notes)
+    return f"{table.where}: {table.columns.num_rows:,} rows, {len(table.names):,} columns{notes}"

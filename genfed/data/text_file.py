@@ -1,0 +1,145 @@
+"""Text files of rows and columns (CSV), read as texts whatever stands in them."""
+
+import codecs
+import csv
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from genfed.core.errors import GenfedError, first_line
+from genfed.data.source_summary import show
+
+_DELIMITERS = (";", "\t", "|")
+_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+_OTHERS = {
+    b"PK\x03\x04": "a zip or Excel file",
+    b"\x1f\x8b": "a gzip file",
+    b"PAR1": "a Parquet file",
+    b"\xd0\xcf\x11\xe0": "an old Excel file",
+}
+_HEAD = 2**20
+"""Characters in which the names of the columns and the first row are looked for."""
+
+
+@dataclass(frozen=True)
+class TextRows:
+    """A text file as it was read."""
+
+    table: Any
+    """A pyarrow table of texts, untrimmed."""
+    delimiter: str
+    notes: tuple[str, ...]
+    """What is not as usual: the encoding or the delimiter."""
+
+
+def read_text_file(
+    file: Path, encoding: str | None = None, delimiter: str | None = None, names: Sequence[str] | None = None
+) -> TextRows:
+    """Reads a text file of rows and columns.
+
+    Args:
+        file: The file.
+        encoding: Its encoding; None: UTF-8, or what a byte-order mark says.
+        delimiter: The character between columns; None: a tab in .tsv, else a comma, or what stands in the first line
+            where no comma does.
+        names: The columns of a file without a header; None: its first line names them.
+
+    Raises:
+        GenfedError: the file is of another kind or encoding, or its rows differ in length.
+    """
+    text, notes = _decode(file, encoding)
+    if said := re.match(r"sep=(.)\r?\n", text, re.I):  # Excel's
+        delimiter, text = delimiter or said[1], text[said.end() :]
+    if delimiter is None:
+        delimiter = "\t" if file.suffix.lower() == ".tsv" else _find_delimiter(text)
+        if delimiter != "," and file.suffix.lower() != ".tsv":
+            notes.append(f"delimiter {delimiter!r}")
+    columns, rest = (names, text) if names is not None else _take_header(text, delimiter)
+    opened = rf'(?:^|[\n\r]|{re.escape(delimiter)})\s*"[^"]*\Z'
+    if rest.count('"') % 2 and re.search(opened, rest):
+        raise GenfedError('a quotation mark (") is opened and never closed')
+    return TextRows(_parse(rest, columns, delimiter), delimiter, tuple(notes))
+
+
+def _decode(file: Path, encoding: str | None) -> tuple[str, list[str]]:
+    content = file.read_bytes()
+    for start, kind in _OTHERS.items():
+        if content.startswith(start):
+            raise GenfedError(f"it is {kind}, not text")
+    marked = next((name for mark, name in _MARKS.items() if content.startswith(mark)), None)
+    try:
+        text = content.decode(encoding or marked or "utf-8")
+    except LookupError:
+        raise GenfedError(f"encoding {encoding!r} is unknown; utf-8, latin-1, cp1252 and utf-16 are some") from None
+    except UnicodeError as error:
+        at = f" (line {content[: error.start].count(10) + 1})" if isinstance(error, UnicodeDecodeError) else ""
+        kind = "UTF-8" if encoding is None else encoding
+        raise GenfedError(
+            f'it is not {kind} text{at}; set encoding, such as encoding = "latin-1" or "cp1252"'
+        ) from None
+    if "\0" in text:
+        raise GenfedError('it holds NUL characters; if it is UTF-16, set encoding = "utf-16"')
+    if any("\ud800" <= c <= "\udfff" for c in text[:_HEAD]):
+        raise GenfedError(f"it is not {encoding} text")
+    return text.removeprefix("\ufeff"), [marked] if marked == "utf-16" else []
+
+
+def _find_delimiter(text: str) -> str:
+    first = next((line for line in io.StringIO(text[:_HEAD]) if line.strip()), "")
+    plain = re.sub(r'"[^"]*"', "", first)
+    return "," if "," in plain else next((mark for mark in _DELIMITERS if mark in plain), ",")
+
+
+def _take_header(text: str, delimiter: str) -> tuple[list[str], str]:
+    """Returns the names of the columns, as many as the first row has values, and the text after them."""
+    source = io.StringIO(text, newline="")
+    rows = csv.reader(iter(source.readline, ""), delimiter=delimiter, skipinitialspace=True)
+    try:
+        names = next((row for row in rows if row), [])
+        rest = text[source.tell() :]
+        first = next((row for row in rows if row), names)
+    except csv.Error as error:
+        raise GenfedError(f"its first lines cannot be read ({first_line(error)})") from None
+    if not names:
+        raise GenfedError("the file is empty")
+    names = [" ".join(name.split()) if name.strip() else "" for name in names]
+    if len(names) == len(first) + 1 and not names[-1]:
+        names.pop()
+    elif len(names) + 1 == len(first):  # R writes no name over the names of rows; others end every row with a comma
+        names = [*names, ""] if not first[-1].strip() else ["", *names]
+    return [name or f"Unnamed: {i}" for i, name in enumerate(names)], rest
+
+
+def _parse(rest: str, names: Sequence[str], delimiter: str) -> Any:
+    import pyarrow
+    from pyarrow import csv as arrow
+
+    if twice := {name for name in names if list(names).count(name) > 1}:
+        raise GenfedError(f"column {min(twice)!r} appears twice")
+    if not rest.strip():
+        return pyarrow.table({name: pyarrow.array([], pyarrow.large_string()) for name in names})
+    places = [str(i) for i in range(len(names))]
+
+    def parse(content: bytes) -> Any:
+        return arrow.read_csv(
+            pyarrow.BufferReader(content),
+            # a row is within one block; texts need no other rows to be typed
+            arrow.ReadOptions(column_names=places, block_size=min(max(len(content) + 1, 2**16), 2**31 - 1)),
+            arrow.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+            arrow.ConvertOptions(column_types=dict.fromkeys(places, pyarrow.large_string()), strings_can_be_null=False),
+        )
+
+    try:
+        try:
+            table = parse(rest.encode("utf-8"))
+        except pyarrow.ArrowException:
+            trimmed = re.sub(rf'(^|{re.escape(delimiter)})[ ]+"', r'\1"', rest, flags=re.M)  # 1, "a,b"
+            if trimmed == rest:
+                raise
+            table = parse(trimmed.encode("utf-8"))
+    except (pyarrow.ArrowException, ValueError, OverflowError) as error:
+        raise GenfedError(show(first_line(error), 200)) from None
+    return table.rename_columns(list(names))
