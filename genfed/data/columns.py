@@ -93,7 +93,7 @@ def choose_columns(
     }
     european = _find_style(choice, cells)
     if european:  # what looks like a decimal point may be one between thousands
-        cells |= {name: read(name, "text") for name, column in cells.items() if column and _may_be_thousands(column)}
+        cells |= {name: read(name, "text") for name, column in cells.items() if column and column.numbers is not None}
     for name in dict.fromkeys((*(choice.numeric or ()), *cells)):  # numbers in the order that the settings name
         column = cells[name]
         if name in (choice.numeric or ()):
@@ -124,12 +124,12 @@ def _find_style(choice: Choice, cells: Mapping[str, Cells | None]) -> bool | Non
     }
     if "," in marks:
         return True
-    if marks or any(column is not None and _may_be_thousands(column) for column in cells.values()):
+    if marks or any(column is not None and _has_points(column) for column in cells.values()):
         return False
     return True if choice.semicolons else None
 
 
-def _may_be_thousands(column: Cells) -> bool:
+def _has_points(column: Cells) -> bool:
     """Returns whether numbers have a point."""
     values = column.numbers
     return values is not None and bool((np.floor(values) < values).any())
@@ -188,7 +188,9 @@ def _is_of_numbers(name: str, column: Cells, finding: Finding, choice: Choice, f
             )
         return False
     if finding.notation.kind == "number" and any(re.match(r"[+-]?0\d", text) for text in column.values):
-        found.warn("{} begin with zeros, so they are taken as codes; numbers are named in data.numeric", name)
+        found.warn(
+            "{}: digits that begin with a zero are taken as codes; if they are numbers, name it in data.numeric", name
+        )
         return False
     strange = read_numbers(column, finding.notation)[1]
     if finding.share < 1 and (finding.share < _NUMBERS or finding.distinct <= _MANY):
@@ -200,7 +202,7 @@ def _is_of_numbers(name: str, column: Cells, finding: Finding, choice: Choice, f
             )
         return False
     if finding.doubtful:
-        example = next(text for text in column.values if "," in text or "." in text)
+        example = next((text for text in column.values if "," in text), column.values[0])
         found.warn(
             f"{{}}: the comma in {show(example)!r} is taken as one of thousands; set data.thousands or data.decimal",
             name,
@@ -261,9 +263,9 @@ def _look_closer(found: _Columns, schema: TableSchema, labels: NDArray[np.int64]
         _warn_of_groups(name, np.searchsorted(distinct, there), labels[~np.isnan(values)], whole, found)
         if whole and notation.kind == "number" and len(distinct) == len(values) >= _ENOUGH:
             if distinct[-1] - distinct[0] <= 1.5 * len(distinct) and (_ID.fullmatch(name) or _in_order(values)):
-                found.warn("{} numbers the rows; name it in data.drop", name)
+                found.warn("{}: it numbers the rows; name it in data.drop", name)
             elif _ID.fullmatch(name):
-                found.warn("{} has another number in every row (an id?); name it in data.drop", name)
+                found.warn("{}: another number in every row (an id?); name it in data.drop", name)
         if whole and _FEW[0] <= len(distinct) <= _FEW[1] and len(there) >= 5 * len(distinct) and np.ptp(distinct) < 20:
             codes.append(name)
         for value in _find_sentinels(there, distinct):
@@ -272,7 +274,7 @@ def _look_closer(found: _Columns, schema: TableSchema, labels: NDArray[np.int64]
             )
         _warn_of_leak(name, np.searchsorted(distinct, values) if len(there) == len(values) else None, labels, found)
     if codes:
-        found.warnings["{} hold few whole numbers; codes are named in data.categorical"] = codes
+        found.warnings["{}: few whole numbers; if they are codes, name it in data.categorical"] = codes
     for name, column in found.categories.items():
         if len(schema.categories[name]) < 2:
             found.warn("{}: one value only, which tells nothing; name it in data.drop", name)
@@ -333,7 +335,7 @@ def _describe(found: _Columns, schema: TableSchema) -> SourceSummary:
     if found.dropped:
         facts.append(f"columns not used: {list_some(found.dropped)}")
     if found.unused:
-        found.warnings["{} hold neither numbers nor texts and are not used"] = found.unused
+        found.warnings["{}: neither numbers nor texts, not used"] = found.unused
     lines = [
         words.replace(
             "{}", list_some(f"column {show(name)!r}" if not i else repr(show(name)) for i, name in enumerate(names))

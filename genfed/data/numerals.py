@@ -109,9 +109,11 @@ def _take_apart(text: str) -> tuple[str, str] | None:
     before, after = found["before"].strip(), found["after"].strip()
     if not _is_currency(before) and before:
         return None
-    if after in (".", ",") or len(after) > _UNIT or (after and not _is_unit(after)):
+    if _is_currency(after):
+        after = ""
+    if after and (len(after) > _UNIT or not _is_unit(after)):
         return None
-    return sign + found["number"].strip(), "" if _is_currency(after) else after
+    return sign + found["number"].strip(), after
 
 
 def _is_currency(text: str) -> bool:
@@ -169,17 +171,18 @@ def find_notation(cells: Cells, decimal: Mark | None, thousands: str | None, eur
     total, best = int(counts[meant].sum()), Finding(PLAIN, 0.0, 0, False)
     if not total:
         return best
-    shares = list[tuple[float, Notation]]()
+    read = list[tuple[float, list[float | None]]]()
     for notation in _candidates(texts, decimal, thousands, european):
         values = [_parse(text, notation) for text in texts]
         good = np.array([value is not None for value in values], bool)
-        shares.append((float(counts[good & meant].sum()) / total, notation))
-        if shares[-1][0] > best.share:
-            best = Finding(notation, shares[-1][0], len({value for value in values if value is not None}), False)
+        read.append((float(counts[good & meant].sum()) / total, values))
+        if read[-1][0] > best.share:
+            best = Finding(notation, read[-1][0], len({value for value in values if value is not None}), False)
         if best.share == 1 and not european and notation.decimal == "." and not notation.thousands:
             return best
-    tied = {notation.decimal for share, notation in shares if share == best.share}
-    return replace(best, doubtful=european is None and decimal is None and thousands is None and len(tied) > 1)
+    open_question = european is None and decimal is None and thousands is None and best.notation.thousands == ","
+    others = [values for share, values in read if share == best.share]
+    return replace(best, doubtful=open_question and any(values != others[0] for values in others))
 
 
 def _candidates(
