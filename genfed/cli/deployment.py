@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from genfed.cli.common import Overrides, app, explain_stop, on_existing, open_console, open_output, print_report
+from genfed.cli.common import (
+    Overrides,
+    app,
+    explain_stop,
+    on_existing,
+    open_console,
+    open_output,
+    print_report,
+    print_source_summary,
+)
 from genfed.core.errors import GenfedError
 
 if TYPE_CHECKING:
@@ -116,7 +125,7 @@ def join(
         return
     supernode.supernode_command(here, 0)  # refuses missing keys before the data are read
     console = open_console(stderr=True)
-    holding = site_data.load_site_data(here)
+    holding = site_data.load_site_data(here, lambda summary: print_source_summary(summary, console))
     task = holding.task
     console.print(
         f"site {here.config.name}: {here.config.architecture}, {len(holding.train)} training examples and "

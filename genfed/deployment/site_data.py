@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,6 +14,7 @@ from genfed.core.files import make_folder, remove_parts
 from genfed.core.record import digest, load, pack, save
 from genfed.core.task import Data, Task
 from genfed.data.encoder import digest_encoder
+from genfed.data.source_summary import SourceSummary
 from genfed.deployment.site_settings import LocatedSite
 from genfed.engines.client_storage import lock_folder
 from genfed.experiment import checks
@@ -37,8 +39,12 @@ class SiteHoldings:
     """Digest of how raw examples become x. Empty: they are used as they are."""
 
 
-def load_site_data(site: LocatedSite) -> SiteHoldings:
+def load_site_data(site: LocatedSite, tell: Callable[[SourceSummary], None] = lambda summary: None) -> SiteHoldings:
     """Reads the site's data, checks that its model fits them, and stores them as tensors, which later work maps.
+
+    Args:
+        site: The site.
+        tell: Called with what was read.
 
     Raises:
         GenfedError: the data cannot be read, or the model does not fit them.
@@ -47,6 +53,7 @@ def load_site_data(site: LocatedSite) -> SiteHoldings:
     checks.check_device(config.device)
     source = fingerprint_source(site)  # before it is read: a change while it is read is seen the next time
     dataset = load_source(config.data, str(site.root))
+    tell(dataset.summary)
     task, train = dataset.task, dataset.train
     held_out = dataset.test if config.part == "test" else dataset.validation
     if not len(held_out):

@@ -90,7 +90,7 @@ def test_rows_of_a_group_stay_together(tmp_path: Path) -> None:
 def test_labels_keep_their_value_or_are_refused(tmp_path: Path) -> None:
     large = Npz(path=write(tmp_path, x=X, y=Y.astype(np.uint64) + np.uint64(2**63 + 5))).load()
     assert large.task.classes == (str(2**63 + 5), str(2**63 + 6))
-    mixed = {"x_train": X, "y_train": Y, "x_test": X, "y_test": Y.astype(np.uint64)}
+    mixed: dict[str, Any] = {"x_train": X, "y_train": Y, "x_test": X, "y_test": Y.astype(np.uint64)}
     assert Npz(path=write(tmp_path, **mixed)).load().task.classes == ("0", "1")
     with pytest.raises(
         GenfedError, match=r'labels of train are bytes that are not UTF-8; .*np.char.decode\(y, "latin-1"'

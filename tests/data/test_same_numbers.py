@@ -215,12 +215,6 @@ def test_other_words_cost_their_own_cell_alone(tmp_path: Path) -> None:
 
 
 def test_what_stands_in_held_out_rows_does_not_type_a_column(tmp_path: Path) -> None:
-    data = (
-        Table(path=csv_file(tmp_path, range(40), header="v"), label="y", columns=("v",), drop=(), numeric=())
-        if 0
-        else None
-    )
-    assert data is None
     tame = Table(path=csv_file(tmp_path, [i * i for i in range(40)]), label="y", validation=0.1).load()
     test = {int(v) for v in _raw(tame, tame.test.x)}
     wild = ["many" if i * i in test else i * i for i in range(40)]

@@ -1,6 +1,6 @@
 """What people's tables have: read as it is meant where there is no doubt, else warned of with what mends it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,11 @@ from genfed.data.table import Table
 
 N = 120
 RNG = np.random.default_rng(0)
-NUMBERS = RNG.permutation(np.arange(N) * 13 + 1007)
+NUMBERS: list[int] = RNG.permutation(np.arange(N) * 13 + 1007).tolist()
 NOISE = [f"{v:.8f}" for v in RNG.normal(size=N)]
 
 
-def load(folder: Path, table: dict[str, Sequence[object]], mark: str = ",", **set_to: Any) -> Dataset:
+def load(folder: Path, table: Mapping[str, Sequence[object]], mark: str = ",", **set_to: Any) -> Dataset:
     """Loads a table with these columns, a column of noise and the label y, which is chance."""
     columns = {"noise": NOISE, **table, "y": ["no", "yes", "yes", "no"] * (N // 4)}
     lines = [list(columns), *zip(*columns.values(), strict=True)]
@@ -68,7 +68,9 @@ def test_numbers_are_read_however_they_are_written(texts: list[str], tmp_path: P
 
 def test_marks_can_be_set(tmp_path: Path) -> None:
     ambiguous = [f"{v:,}" for v in NUMBERS]
-    (line,) = load(tmp_path, {"v": ["12,345", *ambiguous[1:]], "noise": RNG.permutation(N) * 7}).summary.warnings
+    (line,) = load(
+        tmp_path, {"v": ["12,345", *ambiguous[1:]], "noise": (RNG.permutation(N) * 7).tolist()}
+    ).summary.warnings
     assert "column 'v': the comma in '" in line
     assert line.endswith("is taken as one of thousands; set data.thousands or data.decimal")
     thousands = load(tmp_path, {"v": ambiguous}, thousands=",")
@@ -118,9 +120,9 @@ def test_a_few_strange_cells_do_not_make_codes(tmp_path: Path) -> None:
 
 WARNED: list[tuple[str, Sequence[object], str]] = [
     ("id", range(1, N + 1), "column 'id': it numbers the rows; name it in data.drop"),
-    ("PassengerId", RNG.permutation(N) + 1, "column 'PassengerId': it numbers the rows"),
+    ("PassengerId", (RNG.permutation(N) + 1).tolist(), "column 'PassengerId': it numbers the rows"),
     ("when", range(1950, 1950 + N), "column 'when': it numbers the rows"),
-    ("patient_id", RNG.permutation(N) * 977, "another number in every row (an id?); name it in data.drop"),
+    ("patient_id", (RNG.permutation(N) * 977).tolist(), "another number in every row (an id?); name it in data.drop"),
     ("name", [f"n{v}" for v in range(N)], "another text in every row (an id, a name), so it is not used"),
     ("ticket", [f"n{v % 100}" for v in range(N)], "more than half of the texts are distinct (ids, names?)"),
     ("patient", [f"p{v % 30}" for v in range(N)], "set data.group to keep them in one part"),
@@ -152,7 +154,7 @@ def test_suspicious_columns_are_warned_of(name: str, values: Sequence[object], s
 
 
 def test_a_plain_table_is_not_warned_of(tmp_path: Path) -> None:
-    columns = {
+    columns: dict[str, Sequence[object]] = {
         "age": [20 + v % 60 for v in NUMBERS],
         "town": [["north", "south", "west"][v % 3] for v in NUMBERS],
         "smoker": [v % 2 == 0 for v in NUMBERS],
@@ -167,7 +169,9 @@ def test_a_plain_table_is_not_warned_of(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("header", ["", "Unnamed: 0", "__index_level_0__"])
-@pytest.mark.parametrize("index", [range(N), range(1, N + 1), RNG.permutation(5 * N)[:N], [f"r{i}" for i in range(N)]])
+@pytest.mark.parametrize(
+    "index", [range(N), range(1, N + 1), RNG.permutation(5 * N)[:N].tolist(), [f"r{i}" for i in range(N)]]
+)
 def test_an_index_without_a_name_is_no_feature(header: str, index: Sequence[object], tmp_path: Path) -> None:
     data = load(tmp_path, {header: index, "v": NUMBERS})
     assert torch.equal(data.train.x, plain(tmp_path))

@@ -20,6 +20,8 @@ import tomli_w
 import torch
 
 import genfed
+from genfed.artifacts import export
+from genfed.cli import main as cli
 from genfed.config import registry
 from genfed.config.architectures import Architectures
 from genfed.config.reader import read_config, read_method
@@ -379,6 +381,54 @@ def test_label_sets_that_differ_are_reported_before_training(tmp_path: Path) -> 
     outcome = serve(config, Grid(files), tmp_path / "run")
     assert outcome.error.startswith("label sets differ: a lacks 'ten'; b alone has 'ten'; c lacks 'ten'; ")
     assert not (tmp_path / "run").exists()
+
+
+def test_sites_whose_tables_are_encoded_differently_are_refused_by_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Until they name one encoder.json; with it the served classifier reads new rows as the sites read theirs."""
+    towns, folder = {"a": ("oslo", "bergen"), "b": ("alta", "bergen"), "c": ("oslo", "bergen")}, tmp_path / "sites"
+    folder.mkdir()
+    for name, (ill, well) in towns.items():
+        rows = [f"{20 + i * 7 % 60},{ill if i % 2 else well},{'ill' if i % 2 else 'well'}" for i in range(80)]
+        (folder / f"{name}.csv").write_text("\n".join(["age,town,label", *rows]))
+    everything = [line for name in towns for line in (folder / f"{name}.csv").read_text().splitlines()[1:]]
+    (folder / "all.csv").write_text("\n".join(["age,town,label", *everything]))
+
+    def files(**more: str) -> list[Path]:
+        found = []
+        for name in towns:
+            data = {"kind": "table", "path": f"{name}.csv", "label": "label"} | more
+            about = {"name": name, "architecture": "linear", "data": data, "link": {"insecure": True}}
+            (folder / f"{name}.toml").write_text(tomli_w.dumps(about))
+            found.append(folder / f"{name}.toml")
+        return found
+
+    config = tiny("fedavg", federation={"clients": 3, "quorum": 1.0}) | {"data": {"kind": "sites"}}
+    config["federation"].pop("architectures", None)
+    config["federation"].pop("max_examples", None)
+    error = serve(config, Grid(files()), tmp_path / "refused").error
+    assert "tables are encoded differently at a/c and b: " in error
+    assert "name it in data.encoder of every SITE.toml" in error
+    data = {"kind": "table", "path": str(folder / "all.csv"), "label": "label"}
+    start(tiny("local") | {"data": data}, tmp_path / "one")
+    (folder / "encoder.json").write_bytes((tmp_path / "one" / "encoder.json").read_bytes())
+    outcome = serve(config, Grid(files(encoder="encoder.json")), tmp_path / "run")
+    assert not outcome.error
+    words = ("predict", str(tmp_path / "run"), str(folder / "a.csv"), "--out", str(tmp_path / "p.csv"))
+    with pytest.raises(SystemExit) as ended:
+        cli.main(list(words))
+    assert ended.value.code == 2
+    assert "put the encoder.json that they name in data.encoder into the run's folder" in capsys.readouterr().err
+    export.export(tmp_path / "run", tmp_path / "before")
+    assert "the encoder.json that the sites share" in (tmp_path / "before" / "model.json").read_text()
+    (tmp_path / "run" / "encoder.json").write_bytes((folder / "encoder.json").read_bytes())
+    export.export(tmp_path / "run", tmp_path / "model")
+    for run, out in ((tmp_path / "run", "p.csv"), (tmp_path / "model", "q.csv")):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["predict", str(run), str(folder / "a.csv"), "--out", str(tmp_path / out)])
+        assert ended.value.code == 0
+    assert (tmp_path / "p.csv").read_text() == (tmp_path / "q.csv").read_text()
 
 
 @pytest.mark.parametrize(
