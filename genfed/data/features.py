@@ -17,6 +17,10 @@ from genfed.data.source_summary import count_of, list_some, show
 MISSING = "(missing)"
 """The category of a missing value."""
 _CATEGORIES = 1000
+_ENOUGH = 10
+"""Rows from which a column of a file is compared with that of training."""
+_FAR = 8
+"""Scaled values above which most of a column are far from those of training."""
 Scale = Literal["standard", "range", "none"]
 
 
@@ -78,7 +82,8 @@ class TableSchema:
                 misfits.append(
                     f"{where}: column {show(name)!r}: of {n:,}, {count} ({_quote(strange)}) and taken as missing"
                 )
-            x[:, place] = torch.from_numpy(_scale(name, values, about, where))
+            x[:, place] = torch.from_numpy(scaled := _scale(name, values, about, where))
+            misfits += self._compare(name, values, scaled, where)
         places = self.places
         for name, known in self.categories.items():
             codes, unseen = self._find_codes(name, columns[name], known)
@@ -88,9 +93,25 @@ class TableSchema:
                     f"{where}: column {show(name)!r}: of {n:,}, {count} not in the training rows ({_quote(unseen)}); "
                     "the code is all zeros"
                 )
+            if n >= _ENOUGH and not columns[name].present and MISSING not in known:
+                misfits.append(f"{where}: column {show(name)!r}: every value is missing; in training none was")
             rows = np.flatnonzero(codes >= 0)
             x[torch.from_numpy(rows), torch.from_numpy(codes[rows]) + places[name][0]] = 1
         return EncodedRows(x, tuple(misfits))
+
+    def _compare(self, name: str, values: NDArray[np.float64], scaled: NDArray[np.float32], where: str) -> list[str]:
+        """Returns a line if a column of a file is empty, or unlike that of training."""
+        there, about = values[~np.isnan(values)], self.numbers[name]
+        if len(values) < _ENOUGH:
+            return []
+        if not len(there) and (about.shift, about.missing) != (0, 0):
+            return [f"{where}: column {show(name)!r}: every value is missing; in training none or few were"]
+        if len(there) and (about.shift, about.scale) != (0, 1) and np.median(np.abs(scaled)) > _FAR:
+            return [
+                f"{where}: column {show(name)!r}: most values are far from those of training (median "
+                f"{np.median(there):.6g}, in training {about.missing:.6g}); is it in another unit?"
+            ]
+        return []
 
     def _find_codes(self, name: str, cells: Cells, known: Sequence[str]) -> tuple[NDArray[np.int64], dict[str, int]]:
         """Returns the place of each row's category [n], −1 where it is unknown, and the unseen texts with counts."""

@@ -79,5 +79,7 @@ def describe_parts(
     for part in filled:
         lacking = [show(classes[c]) for c, n in enumerate(counts[part]) if not n]
         warnings += [f"the {part} part has no example of class {list_some(lacking)}"] if lacking else []
+    kinds = {" ".join(name.casefold().split()) for name in classes}
+    warnings += ["classes differ only in capitals or spaces; write them alike"] if len(kinds) < len(classes) else []
     facts = (f"examples: {', '.join(parts)}", f"classes ({'/'.join(filled)}): {list_some(by_class)}")
     return SourceSummary(facts, tuple(warnings))

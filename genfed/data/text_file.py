@@ -61,7 +61,10 @@ def read_text_file(
     opened = rf'(?:^|[\n\r]|{re.escape(delimiter)})\s*"[^"]*\Z'
     if rest.count('"') % 2 and re.search(opened, rest):
         raise GenfedError('a quotation mark (") is opened and never closed')
-    return TextRows(_parse(rest, columns, delimiter), delimiter, tuple(notes))
+    table = _parse(rest, columns, delimiter)
+    if names is None and table.num_rows and table.num_columns > 1:
+        table = _drop_headers(table, notes)
+    return TextRows(table, delimiter, tuple(notes))
 
 
 def _decode(file: Path, encoding: str | None) -> tuple[str, list[str]]:
@@ -143,3 +146,18 @@ def _parse(rest: str, names: Sequence[str], delimiter: str) -> Any:
     except (pyarrow.ArrowException, ValueError, OverflowError) as error:
         raise GenfedError(show(first_line(error), 200)) from None
     return table.rename_columns(list(names))
+
+
+def _drop_headers(table: Any, notes: list[str]) -> Any:
+    """Drops rows that repeat the header, as they stand in files that were put together from several."""
+    from pyarrow import compute
+
+    names = table.column_names
+    again = None
+    for name in names:
+        same = compute.equal(compute.utf8_trim_whitespace(table.column(name)), name)
+        again = same if again is None else compute.and_(again, same)
+        if not compute.any(again).as_py():
+            return table
+    notes.append(f"{compute.sum(again).as_py():,} repeated headers left out")
+    return table.filter(compute.invert(again))

@@ -2,6 +2,7 @@
 
 import csv
 import datetime
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -80,7 +81,7 @@ def read(source: Table, path: str, data: Dataset) -> Tensor:
     return found.x
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
 @given(tables())
 def test_a_table_reads_alike_as_csv_and_as_parquet(table: tuple[list[str], list[list[Any]]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -242,3 +243,21 @@ def test_a_stored_encoder_is_used_as_it_is(tmp_path: Path) -> None:
         (tmp_path / "wrong.json").write_bytes(content)
         with pytest.raises(GenfedError, match=says):
             Table(path=there, label="y", encoder=str(tmp_path / "wrong.json")).load()
+
+
+def test_a_file_in_another_unit_or_without_values_is_told(tmp_path: Path) -> None:
+    source = Table(path=csv_file(tmp_path, [50 + i % 40 for i in range(80)]), label="y")
+    data = source.load()
+    for values, says in (
+        ([1000 * (50 + i % 40) for i in range(20)], r"far from those of training \(median 59500, in training 6"),
+        ([""] * 20, "every value is missing"),
+        ([50 + i % 40 for i in range(20)], None),
+        ([300], None),
+    ):
+        (found,) = source.read(csv_file(tmp_path, values, "b.csv"), data.task, data.encoder)
+        assert bool(found.warnings) == (says is not None)
+        assert says is None or re.search(says, found.warnings[0])
+    towns = Table(path=csv_file(tmp_path, ["oslo", "bergen"] * 40), label="y")
+    data = towns.load()
+    (found,) = towns.read(csv_file(tmp_path, [""] * 20, "b.csv"), data.task, data.encoder)
+    assert "every value is missing; in training none was" in found.warnings[0]

@@ -95,7 +95,7 @@ GROUPED = st.lists(st.tuples(st.integers(0, 11), st.integers(0, 2)), min_size=40
 def test_no_group_lies_in_two_parts(rows: list[tuple[int, int]], seed: int) -> None:
     y, names = torch.tensor([label for _, label in rows]), [f"p{group}" for group, _ in rows]
     classes = [{names[row] for row in (y == label).nonzero()[:, 0].tolist()} for label in range(3)]
-    assume(len(set(names)) >= 6 and all(classes))
+    assume(len(set(names)) >= 8 and all(classes))
     parts = split_by_group(y, names, [0.1, 0.2], seed, "abc")
     assert sorted(torch.cat(parts).tolist()) == list(range(len(y)))
     homes = [{names[row] for row in part.tolist()} for part in parts]
@@ -165,6 +165,13 @@ def test_of_copies_the_one_in_the_test_part_stays() -> None:
     assert len(data.train) + len(data.validation) == 36
     (line,) = Digits().build_dataset("table", given, ("a", "b"), {}).summary.warnings
     assert "of 4 test examples are in train too" in line
+
+
+def test_classes_that_differ_in_capitals_are_warned_of() -> None:
+    given = {"train": pairs(40)}
+    assert Digits().build_dataset("table", given, ("Yes ", "yes"), {}).summary.warnings == (
+        "classes differ only in capitals or spaces; write them alike",
+    )
 
 
 def test_parts_and_classes_are_described() -> None:

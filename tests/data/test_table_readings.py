@@ -140,6 +140,7 @@ WARNED: list[tuple[str, Sequence[object], str]] = [
     ("weight", [-999 if v % 9 == 0 else 50 + v % 31 for v in range(N)], "-999 stands far from the other numbers"),
     ("sex", ["Male", "male", "Female"] * (N // 3), "categories differ only in capitals or spaces"),
     ("sex", ["M", "W ", "M  x", "M x"] * (N // 4), "categories differ only in capitals or spaces"),
+    ("level_0", range(N), "column 'level_0': it numbers the rows"),
     ("copy", ["A", "B", "B", "A"] * (N // 4), "each value has one class of its own; if it is made from the label"),
     ("copy", [0, 1, 1, 0] * (N // 4), "each value has one class of its own; if it is made from the label"),
 ]
@@ -168,7 +169,7 @@ def test_a_plain_table_is_not_warned_of(tmp_path: Path) -> None:
     assert summary.facts[4] == "classes (train/validation/test): no 42/6/12, yes 42/6/12"
 
 
-@pytest.mark.parametrize("header", ["", "Unnamed: 0", "__index_level_0__"])
+@pytest.mark.parametrize("header", ["", "Unnamed: 0", "Unnamed: 0.1", "__index_level_0__"])
 @pytest.mark.parametrize(
     "index", [range(N), range(1, N + 1), RNG.permutation(5 * N)[:N].tolist(), [f"r{i}" for i in range(N)]]
 )
@@ -187,6 +188,7 @@ def test_headers_and_rows_of_unequal_length(tmp_path: Path) -> None:
         "rows": ["v,noise,y", *(f"{row}," for row in rows)],
         "both": ["v,noise,y,,", *(f"{row},," for row in rows)],
         "r": ["v,noise,y", *(f'"{i}",{row}' for i, row in enumerate(rows))],
+        "joined": ["v,noise,y", *rows[:50], "v,noise,y", *rows[50:]],
         "excel": ["sep=,", "v,noise,y", *rows],
         "blank": ["", "v,noise,y", "", *rows, "", ""],
         "spaces": [" v , noise,y ", *(row.replace(",", ", ") for row in rows)],
@@ -305,7 +307,7 @@ def test_rows_of_a_group_stay_together(tmp_path: Path) -> None:
 ROWS = st.lists(st.lists(st.text(max_size=8), min_size=2, max_size=3), max_size=30)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(ROWS, st.sampled_from([",", ";", "\t"]), st.sampled_from(["utf-8", "utf-16", "latin-1"]), st.binary(max_size=6))
 @example([["a", "y"], ["1", "\ud800"]], ",", "utf-8", b"")
 def test_no_file_gives_a_traceback(
