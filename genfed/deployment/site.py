@@ -32,7 +32,7 @@ from genfed.core.text import file_name, indent_lines, one_line
 from genfed.deployment import audit_log, client_noise
 from genfed.deployment.memory_limit import MemoryShortageError, free_memory, limit_memory
 from genfed.deployment.peer_keys import load_signer
-from genfed.deployment.site_data import SiteHoldings, describe_holdings, size_of_data
+from genfed.deployment.site_data import SiteHoldings, UnreadableDataError, describe_holdings, size_of_data
 from genfed.deployment.site_settings import LocatedSite, SiteSettings, read_site
 from genfed.deployment.trial_description import (
     TrialDescription,
@@ -128,7 +128,7 @@ def _public_text(error: BaseException) -> str:
     only the type does, also where a message of genfed was made of it.
     """
     text, cause = str(error), _foreign_cause(error)
-    if isinstance(cause, OSError) or "/" in text or "\\" in text:
+    if isinstance(error, UnreadableDataError) or isinstance(cause, OSError) or "/" in text or "\\" in text:
         return "it could not read or write a file; its own log says more"
     return text if cause is None else f"{type(cause).__name__}; its own log says more"
 

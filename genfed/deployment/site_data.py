@@ -24,6 +24,10 @@ DATA = "data.safetensors"
 """File name of the data as tensors, in the folder of the site."""
 
 
+class UnreadableDataError(GenfedError):
+    """A site's data cannot be read. The text may quote them, so it stays at the site."""
+
+
 @dataclass(frozen=True)
 class SiteHoldings:
     """A site's data."""
@@ -52,7 +56,10 @@ def load_site_data(site: LocatedSite, tell: Callable[[SourceSummary], None] = la
     config = site.config
     checks.check_device(config.device)
     source = fingerprint_source(site)  # before it is read: a change while it is read is seen the next time
-    dataset = load_source(config.data, str(site.root))
+    try:
+        dataset = load_source(config.data, str(site.root))
+    except GenfedError as error:
+        raise UnreadableDataError(str(error)) from error
     tell(dataset.summary)
     task, train = dataset.task, dataset.train
     held_out = dataset.test if config.part == "test" else dataset.validation

@@ -437,6 +437,8 @@ def test_sites_whose_tables_are_encoded_differently_are_refused_by_name(
         ({"name": "b"}, "two sites are named b; each needs a name of its own"),
         ({"architecture": "lineal"}, "no such architecture: 'lineal'; did you mean 'linear'?"),
         ({"data": {"kind": "npz", "path": "nowhere.npz"}}, "could not read or write a file; its own log says more"),
+        # "group 'y': '0' is in the given train and test parts" quotes a value of the data
+        ({"data": {"kind": "npz", "path": "b.npz", "group": "y"}}, "could not read or write a file; its own"),
         ({"classes": ["0", "1"]}, "classes: the data have a class '2', which the list lacks"),
     ],
 )
