@@ -21,6 +21,7 @@ from genfed.core.errors import GenfedError, describe_error, first_line, require
 from genfed.core.files import make_folder, write_file
 from genfed.core.task import Task
 from genfed.data.encoder import Encoder
+from genfed.data.pixel_scale import PixelScale
 from genfed.data.sites import Sites
 from genfed.experiment.run_folder import RunFolder
 from genfed.training.weights import weights_of
@@ -194,7 +195,8 @@ def _describe(model: TrainedModel) -> ModelCard:
     if isinstance(chosen.config.data, Sites) and encoder is None:
         scale = "encoded by the encoder.json that the sites share, which this run does not hold"
     if task.kind == "image":
-        scale = "in [−1, 1]; of pixels from 0 to 255 it is pixel · 2/255 − 1"
+        pixels = encoder if isinstance(encoder, PixelScale) else PixelScale()
+        scale = f"in [−1, 1]: {pixels.formula}"
     return ModelCard(
         architecture=model.architecture,
         network=f"{kind.__module__}:{kind.__qualname__}",

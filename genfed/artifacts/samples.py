@@ -22,11 +22,12 @@ from genfed.core.rng import stream
 from genfed.core.store import FolderStore
 from genfed.core.task import Task
 from genfed.core.text import file_name
+from genfed.data.pixel_scale import PixelScale
 from genfed.experiment import generator_quality, sample_grids
 from genfed.experiment.checks import has_device
 from genfed.experiment.run_folder import RunFolder
 from genfed.experiment.trial import new_server
-from genfed.training.pixels import denormalize_pixels
+from genfed.training.pixels import denormalize_pixels, normalize_pixels
 from genfed.training.synthetic_dataset import SyntheticDataset, choose_in_turn
 
 GRID = "grid.png"
@@ -49,10 +50,10 @@ def write_samples(
     go on.
 
     Classes take turns. PNG files go to one folder per class. An npz has x, y [n] and classes; x is uint8 [n, H, W, C]
-    (grey: [n, H, W]), or float32 [n, features] of a table. Where the server stores a synthetic set, the examples are
-    chosen from it, with every class and client in turn, or all of it where it has fewer: the name of a PNG has its row
-    and client, grid.png shows the first image of each class (down) and client (across), and an npz also has client
-    (−1: none), condition and seed [n].
+    (grey: [n, H, W]), or float32 where bytes cannot have the run's scale of pixels, or of a table [n, features]. Where
+    the server stores a synthetic set, the examples are chosen from it, with every class and client in turn, or all of
+    it where it has fewer: the name of a PNG has its row and client, grid.png shows the first image of each class (down)
+    and client (across), and an npz also has client (−1: none), condition and seed [n].
 
     Args:
         run: the folder of a run.
@@ -76,11 +77,11 @@ def write_samples(
     if out.exists() and (out.is_file() or any(out.iterdir())):
         raise GenfedError(f"{out} exists already; give another --out")
     if chosen.config.method[chosen.label].generates:
-        return _write(_generate(chosen, n, draw), task, out, form, notify)
+        return _write(_generate(chosen, n, draw), _saver(chosen, form), task, out, form, notify)
     server, synthetic = _server(chosen, "sample"), chosen.at.state.synthetic
     if not len(synthetic):
         raise GenfedError(f"{run}: the server of {chosen.label} has generated no image yet")
-    count = _write(_choose_stored(chosen, server, n, draw), task, out, form, notify)
+    count = _write(_choose_stored(chosen, server, n, draw), _saver(chosen, form), task, out, form, notify)
     if form == "png":
         grid = sample_grids.join_images(sample_grids.synthetic_grid(chosen.label, synthetic, server))
         _save_image(_to_pixels(grid[None])[0], out / GRID)
@@ -150,15 +151,30 @@ def _server(chosen: SelectedTrial, *path: str | int) -> Server:
     return new_server(chosen.at.task, (), compute, Architectures().new, chosen.seed, 0, *path, store=store)
 
 
+def _saver(chosen: SelectedTrial, form: Literal["png", "npz"]) -> Callable[[Tensor], NDArray[Any]]:
+    """Returns what makes the numbers of a file from examples as a generator returns them."""
+    scale = chosen.run.read_encoder()
+    if chosen.at.task.kind != "image":
+        return lambda x: x.float().cpu().numpy()
+    if form == "npz" and isinstance(scale, PixelScale) and scale.bytes is None:
+        return lambda x: _to_pixels(scale.decode(normalize_pixels(x)))
+    return lambda x: _to_pixels(x if x.dtype == torch.uint8 else denormalize_pixels(x))
+
+
 def _write(
-    chunks: Iterable[SampleChunk], task: Task, out: Path, form: Literal["png", "npz"], notify: Callable[[int], None]
+    chunks: Iterable[SampleChunk],
+    save: Callable[[Tensor], NDArray[Any]],
+    task: Task,
+    out: Path,
+    form: Literal["png", "npz"],
+    notify: Callable[[int], None],
 ) -> int:
     make_folder(out.parent)
     folders = [out / name for name in folder_names(task.classes)]
     columns: dict[str, list[NDArray[Any]]] = defaultdict(list)
     count = 0
     for chunk in chunks:
-        x = _to_array(chunk.x, task)
+        x = save(chunk.x)
         if form == "npz":
             for name, column in {"x": x, "y": chunk.y.numpy(), **{k: v.numpy() for k, v in chunk.more.items()}}.items():
                 columns[name].append(column)
@@ -190,14 +206,7 @@ def folder_names(classes: Sequence[str]) -> list[str]:
     return [f"{c}-{name}" for c, name in enumerate(names)] if alike else names
 
 
-def _to_array(x: Tensor, task: Task) -> NDArray[Any]:
-    """Returns a table as it is, images as pixels."""
-    if task.kind != "image":
-        return x.float().cpu().numpy()
-    return _to_pixels(x if x.dtype == torch.uint8 else denormalize_pixels(x))
-
-
 def _to_pixels(x: Tensor) -> NDArray[Any]:
-    """Returns uint8 images [n, C, H, W] as [n, H, W, C], or as [n, H, W] where there is one channel."""
+    """Returns images [n, C, H, W] as [n, H, W, C], or as [n, H, W] where there is one channel."""
     pixels = x.cpu().permute(0, 2, 3, 1).numpy()
     return pixels[..., 0] if pixels.shape[-1] == 1 else pixels

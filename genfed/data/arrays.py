@@ -1,15 +1,11 @@
 """Arrays of an .npz file and their conversion to examples."""
 
-import zipfile
-import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
-from torch import Tensor
 
 from genfed.core.errors import GenfedError, first_line
 from genfed.data.checks import require_path
@@ -18,8 +14,12 @@ Array = NDArray[Any]
 Layout = Literal["NHWC", "NCHW"]
 
 
-def read_arrays(path: str, wanted: Callable[[str], bool]) -> dict[str, Array]:
-    """Returns all arrays of an .npz file by name; an array for whose name `wanted` is false is not read and is empty.
+def read_arrays(path: str, choose: Callable[[Sequence[str]], Collection[str]]) -> dict[str, Array]:
+    """Returns all arrays of an .npz file by name; an array that `choose` leaves out is not read and is empty.
+
+    Args:
+        path: The file.
+        choose: All names → the names of the arrays to read.
 
     Raises:
         GenfedError: there is no such file, or it is not a readable .npz.
@@ -31,37 +31,54 @@ def read_arrays(path: str, wanted: Callable[[str], bool]) -> dict[str, Array]:
             arrays = np.load(stream, allow_pickle=False)
             if not isinstance(arrays, NpzFile):
                 raise GenfedError(f"{path}: one array; an .npz file of named arrays is allowed (np.savez)")
-            return {name: arrays[name] if wanted(name) else np.empty(0) for name in arrays.files}
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise GenfedError(f"{path}: not a readable .npz file ({first_line(error)})") from None
+            chosen = choose(arrays.files)
+            return {name: np.asarray(arrays[name]) if name in chosen else np.empty(0) for name in arrays.files}
+    except GenfedError:
+        raise
+    except Exception as error:  # NumPy and zipfile raise anything on damaged files, MemoryError for a huge shape
+        about = first_line(error) or type(error).__name__
+        raise GenfedError(f"{path}: not a readable .npz file ({about})") from None
 
 
-def to_examples(x: Array, layout: Layout | None, where: str) -> Tensor:
-    """Converts an array to examples: float32 [n, features], or images uint8 or float32 [n, C, H, W].
+def to_examples(x: Array, layout: Layout | None, where: str) -> Array:
+    """Checks an array, and returns its examples: float32 [n, features], or pixels as they are stored [n, C, H, W].
 
     Args:
-        x: Numbers [n, features], [n, H, W], [n, H, W, C] or [n, C, H, W]; whole numbers with 3 or 4 axes are pixels.
+        x: Numbers [n, features], [n, H, W], [n, H, W, C] or [n, C, H, W].
         layout: Order of the four axes; None: found from the axis of size 1 or 3.
         where: Text that begins an error message, such as "data.npz: x".
 
     Raises:
-        GenfedError: the axes or the type are not allowed, a number is not finite, a pixel is not in 0..255, or the axis
-            of the channels is ambiguous.
+        GenfedError: the axes or the type are not allowed, a number is not finite, or the axis of the channels is
+            ambiguous.
     """
     if x.ndim not in (2, 3, 4) or x.dtype.kind not in "biuf":
         raise GenfedError(f"{where} is {x.dtype} {x.shape}; numbers [n, features], [n, H, W] or 4 axes are allowed")
-    if x.ndim == 2 or x.dtype.kind == "f":
+    if len(x) and not x.size:
+        raise GenfedError(f"{where} has shape {x.shape}; an example without numbers is not allowed")
+    if x.ndim == 2:
         with np.errstate(over="ignore"):
             x = x.astype(np.float32)
-        if invalid := x.size - int(np.isfinite(x).sum()):
-            raise GenfedError(f"{where} holds {invalid} values that are NaN or infinite")
-        if x.ndim == 2:
-            return torch.from_numpy(x)
-    elif x.size and (x.min() < 0 or x.max() > 255):
-        raise GenfedError(f"{where} holds whole numbers from {x.min()} to {x.max()}; pixels 0 to 255 are allowed")
-    else:
-        x = x.astype(np.uint8, copy=False)
-    return torch.from_numpy(_move_channels_first(x, layout, where))
+    if x.dtype.kind == "f" and (invalid := x.size - sum(int(np.isfinite(row).sum()) for row in x)):
+        raise GenfedError(f"{where} holds {invalid} values that are NaN or infinite")
+    return x if x.ndim == 2 else _move_channels_first(x, layout, where)
+
+
+def read_texts(values: Array, encoding: str, where: str) -> Array:
+    """Returns the values [n] as texts; bytes are decoded.
+
+    Raises:
+        GenfedError: the bytes are of another encoding.
+    """
+    if values.dtype.kind != "S":
+        return np.array([str(value) for value in values.tolist()], np.str_)
+    try:
+        return np.char.decode(values, encoding)
+    except (UnicodeDecodeError, LookupError) as error:
+        raise GenfedError(
+            f"{where}: texts are stored as bytes that are not {encoding} ({first_line(error)}); set encoding, such as "
+            '"latin-1"'
+        ) from None
 
 
 def _move_channels_first(x: Array, layout: Layout | None, where: str) -> Array:

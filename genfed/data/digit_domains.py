@@ -12,6 +12,7 @@ from genfed.core.settings import settings
 from genfed.core.task import Data
 from genfed.data.dataset import Dataset
 from genfed.data.images import ImageSource
+from genfed.data.pixel_scale import PixelScale
 from genfed.data.split import split_stratified
 from genfed.data.styles import Style, describe_character, paint
 
@@ -80,4 +81,4 @@ class DigitDomains(ImageSource):
             "effect": [style.effect for style in styles],
         }
         x = self.convert(paint(shapes, styles, rng))
-        return self.build_dataset("image", {"train": Data(x, y)}, names, columns)
+        return self.build_dataset("image", {"train": Data(x, y)}, names, columns, PixelScale(ground=self.background))

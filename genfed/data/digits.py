@@ -7,6 +7,7 @@ from genfed.core.settings import settings
 from genfed.core.task import Data
 from genfed.data.dataset import Dataset
 from genfed.data.images import ImageSource
+from genfed.data.pixel_scale import PixelScale
 
 
 @settings
@@ -22,4 +23,4 @@ class Digits(ImageSource):
         pixels, labels = load_digits(return_X_y=True)
         x = torch.from_numpy(pixels).mul(255 / 16).round().to(torch.uint8).view(-1, 1, 8, 8)
         data = Data(self.convert(x), torch.from_numpy(labels).long())
-        return self.build_dataset("image", {"train": data}, tuple("0123456789"), {})
+        return self.build_dataset("image", {"train": data}, tuple("0123456789"), {}, PixelScale(ground=self.background))

@@ -2,15 +2,16 @@
 
 import hashlib
 from pathlib import Path
+from typing import Annotated, Literal
 
 import pydantic
 
 from genfed.core.errors import GenfedError
 from genfed.data.checks import require_path
 from genfed.data.features import TableSchema
+from genfed.data.pixel_scale import PixelScale
 
-# A further kind is one more member: Annotated[TableSchema | Other, pydantic.Field(discriminator="kind")].
-Encoder = TableSchema
+Encoder = Annotated[TableSchema | PixelScale, pydantic.Field(discriminator="kind")]
 """How raw examples become x. Each kind is a frozen dataclass whose field `kind` names it."""
 _ADAPTER: pydantic.TypeAdapter[Encoder] = pydantic.TypeAdapter(Encoder)
 
@@ -47,6 +48,13 @@ def write_encoder(encoder: Encoder, file: Path) -> None:
     file.write_bytes(_ADAPTER.dump_json(encoder, indent=1) + b"\n")
 
 
-def digest_encoder(encoder: Encoder | None) -> str:
-    """Returns 32 hexadecimal digits that are the same for equal encoders only; empty: there is none."""
-    return "" if encoder is None else hashlib.blake2b(_ADAPTER.dump_json(encoder), digest_size=16).hexdigest()
+def digest_encoder(encoder: Encoder | None, kind: Literal["image", "table", "features"] = "table") -> str:
+    """Returns 32 hexadecimal digits that are the same for encoders that give equal numbers for equal examples only;
+    empty: there is none. Images without an encoder are on the usual scale of pixels.
+    """
+    if kind == "image" and encoder is None:
+        encoder = PixelScale()
+    if encoder is None:
+        return ""
+    said = encoder.meaning.encode() if isinstance(encoder, PixelScale) else _ADAPTER.dump_json(encoder)
+    return hashlib.blake2b(said, digest_size=16).hexdigest()

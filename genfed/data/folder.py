@@ -1,5 +1,6 @@
 """Image files in folders, one folder per class."""
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,11 +8,11 @@ import numpy as np
 
 from genfed.core.errors import GenfedError
 from genfed.core.settings import settings
-from genfed.core.task import Data
 from genfed.data.checks import require_path
 from genfed.data.dataset import Dataset
-from genfed.data.images import ImageSource, list_images
+from genfed.data.images import ImageFiles, ImageSource, list_images
 from genfed.data.labels import encode_labels
+from genfed.data.source_summary import SourceSummary
 from genfed.data.split import PARTS
 
 
@@ -32,11 +33,10 @@ class Folder(ImageSource):
         found = {part: _list_images(folder) for part, folder in self._find_parts(root).items()}
         labels = {part: np.array([label for label, _ in files], np.str_) for part, files in found.items()}
         y, classes = encode_labels(labels, None, self.path)
-        data = {
-            part: Data(self.decode_all(((str(file), file) for _, file in files), len(files)), y[part])
-            for part, files in found.items()
+        images: dict[str, ImageFiles] = {
+            part: functools.partial(list, [(str(file), file) for _, file in files]) for part, files in found.items()
         }
-        return self.build_dataset("image", data, classes, {})
+        return self.build_from_files(images, y, classes, {part: {} for part in y}, self.path, SourceSummary())
 
     def _find_parts(self, root: Path) -> dict[str, Path]:
         """Returns the folder of each part, which holds the class folders."""

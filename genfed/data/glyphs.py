@@ -18,6 +18,7 @@ from genfed.core.settings import settings
 from genfed.core.task import Data
 from genfed.data.dataset import Dataset
 from genfed.data.images import ImageSource
+from genfed.data.pixel_scale import PixelScale
 from genfed.data.styles import COLORS, EFFECTS, Style, describe_character, paint
 
 _FONTS = (
@@ -95,7 +96,7 @@ class Glyphs(ImageSource):
             ]
         )
         data = Data(self.convert(paint(shapes, styles, rng)), torch.arange(self.examples) % len(names))
-        return self.build_dataset("image", {"train": data}, tuple(names), columns)
+        return self.build_dataset("image", {"train": data}, tuple(names), columns, PixelScale(ground=self.background))
 
     def _draw_style(self, rng: torch.Generator) -> Style:
         color, background = (self.colours[i] for i in torch.randperm(len(self.colours), generator=rng)[:2].tolist())

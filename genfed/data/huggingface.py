@@ -1,5 +1,6 @@
 """Data sets from the Hugging Face hub, or on disk in its format."""
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,13 @@ import numpy as np
 
 from genfed.core.errors import GenfedError, first_line, require
 from genfed.core.settings import settings
-from genfed.core.task import Data, Task
+from genfed.core.task import Task
 from genfed.data.checks import require_known
 from genfed.data.dataset import Dataset, Examples
 from genfed.data.encoder import Encoder
-from genfed.data.images import ImageSource
+from genfed.data.images import ImageFiles, ImageSource
 from genfed.data.labels import encode_labels
+from genfed.data.source_summary import SourceSummary
 from genfed.data.split import PARTS
 from genfed.data.table import Table
 from genfed.data.table_source import RawTable, TableSource
@@ -57,12 +59,10 @@ class HuggingFace(ImageSource, TableSource):
             for part, split in splits.items()
         }
         if image := self._find_image_column(splits["train"]):
-            x = {
-                part: self.decode_all(self._iterate_images(split, image, part), len(split))
-                for part, split in splits.items()
+            files: dict[str, ImageFiles] = {
+                part: functools.partial(self._iterate_images, split, image, part) for part, split in splits.items()
             }
-            images = {part: Data(x[part], y[part]) for part in x}
-            return self.build_dataset("image", images, classes, natural["train"], None, natural)
+            return self.build_from_files(files, y, classes, natural, self.path, SourceSummary())
         tables = {
             part: RawTable(f"{self.path} ({part})", _read_columns(split), True, self.missing_words)
             for part, split in splits.items()

@@ -1,33 +1,63 @@
-"""Sources of images: uint8 [n, C, H, W], of one size and one number of channels."""
+"""Sources of images: [n, C, H, W], of one size, one number of channels and one scale of pixels."""
 
+import functools
+import logging
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
-from io import BytesIO
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
 from pydantic import Field
 from torch import Tensor
 
-from genfed.core.errors import GenfedError, first_line
+from genfed.core.errors import GenfedError
 from genfed.core.settings import settings
-from genfed.core.task import Task
+from genfed.core.task import Data, Task
+from genfed.data.array_names import choose_examples
 from genfed.data.arrays import Array, Layout, read_arrays, to_examples
-from genfed.data.checks import check_fit, require_known, require_path
+from genfed.data.checks import check_fit, require_path
+from genfed.data.copies import digest_examples
 from genfed.data.dataset import Dataset, Examples
 from genfed.data.encoder import Encoder
+from genfed.data.image_files import SUFFIXES, decode_image, find_images
+from genfed.data.pixel_scale import (
+    Ground,
+    PixelRange,
+    PixelScale,
+    describe_pixels,
+    find_doubts,
+    find_unlike_parts,
+    fit_pixel_scale,
+    measure_pixels,
+)
+from genfed.data.source_summary import SourceSummary, count_of
 from genfed.data.split import SplitSource
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+log = logging.getLogger(__name__)
+ImageFiles = Callable[[], Iterable[tuple[str, Path | bytes]]]
+"""Returns images anew at each call: the name of each for messages, and its file or the content of one."""
+Natural = Mapping[str, Mapping[str, Sequence[str]]]
 _LUMA = torch.tensor([0.299, 0.587, 0.114])  # ITU-R BT.601
 _AT_ONCE = 2**24  # numbers in a chunk: 64 MB as float32, however large the data set
 _FILES_AT_ONCE = 500  # images of a folder read in one chunk
-_GRAY = ("1", "L", "LA")
-_COLOR = ("P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
+
+
+@dataclass
+class DecodedPart:
+    """The images of one part, and how they were stored."""
+
+    x: Tensor
+    ranges: list[PixelRange]
+    """Range of the pixels of each image, before it was resized."""
+    transparent: int = 0
+    """Number of images with transparent pixels."""
+    vanished: int = 0
+    """Number of those that are of one colour on their ground."""
+    several: int = 0
+    """Number of files with further images or frames, which are not read."""
 
 
 @settings
@@ -44,19 +74,32 @@ class ImageSource(SplitSource):
         default=None,
         description="Number of channels to which images are converted. 1: grey; 3: RGB; None: unchanged, all the same.",
     )
+    pixels: tuple[float, float] | None = Field(
+        default=None,
+        description="Stored numbers that are black and white, such as [0, 1] or [0, 4095]. None: found from the "
+        "training part: 0 and 255 for bytes; 0 and 1, 0 and 255, −1 and 1 for floats that fit; else its smallest and "
+        "largest.",
+    )
+    background: Ground = Field(default="white", description="Colour behind transparent pixels.")
+    layout: Layout | None = Field(
+        default=None,
+        description="Order of the four axes of arrays of images; None: the channels are the axis of size 1 or 3, last "
+        "or second.",
+    )
+
+    def __post_init__(self) -> None:
+        SplitSource.__post_init__(self)
+        if self.pixels is not None and not self.pixels[0] < self.pixels[1]:
+            raise GenfedError(f"pixels = {list(self.pixels)}: black below white is allowed, such as [0, 255]")
 
     @abstractmethod
     def load(self) -> Dataset: ...
 
     def read(self, path: str, task: Task, encoder: Encoder | None) -> Iterator[Examples]:
-        """Reads the images in a folder and its sub-folders, one image file, or the array x of an .npz file."""
+        """Reads the images in a folder and its sub-folders, one image file, or an array x of an .npz file."""
+        scale = encoder if isinstance(encoder, PixelScale) else PixelScale(ground=self.background)
         if Path(path).suffix.lower() == ".npz":
-            arrays = read_arrays(path, lambda name: name == "x")
-            x = self.to_tensor(arrays[require_known("x", arrays, f"{path}: array")], f"{path}: x")
-            check_fit(tuple(x.shape[1:]), task, f"{path}: x")
-            if not len(x):
-                raise GenfedError(f"{path}: x holds no examples")
-            yield Examples(tuple(map(str, range(len(x)))), "row", x)
+            yield self._read_array(path, task, scale)
             return
         root = require_path(path)
         if task.kind != "image":
@@ -64,26 +107,84 @@ class ImageSource(SplitSource):
         files, top = (list_images(root), root) if root.is_dir() else ([root], root.parent)
         for start in range(0, len(files), _FILES_AT_ONCE):
             piece = files[start : start + _FILES_AT_ONCE]
-            x = torch.empty(len(piece), *task.shape, dtype=torch.uint8)
-            for i, file in enumerate(piece):
-                image = self.convert(_decode(str(file), file)[None])[0]
-                check_fit(tuple(image.shape), task, str(file))
-                x[i] = image
+            x = self.decode_all(functools.partial(_name_files, piece), len(piece), scale, task).x
             yield Examples(tuple(file.relative_to(top).as_posix() for file in piece), "file", x)
 
-    def to_tensor(self, x: Array, where: str, layout: Layout | None = None) -> Tensor:
-        """Converts an array to float32 [n, features], or to images as `convert` returns them.
+    def _read_array(self, path: str, task: Task, scale: PixelScale) -> Examples:
+        name, stored = read_example_array(path)
+        where = f"{path}: {name}"
+        raw = to_examples(stored, self.layout, where)
+        if not len(raw):
+            raise GenfedError(f"{where} holds no examples")
+        x = self.convert(scale.encode(raw, where))
+        if doubt := scale.doubt(measure_pixels(raw)):
+            log.warning("%s %s", where, doubt)
+        check_fit(tuple(x.shape[1:]), task, where)
+        return Examples(tuple(map(str, range(len(x)))), "row", x)
+
+    def build_from_arrays(
+        self,
+        arrays: Mapping[str, Array],
+        y: Mapping[str, Tensor],
+        classes: tuple[str, ...],
+        natural: Natural,
+        where: str,
+        summary: SourceSummary,
+    ) -> Dataset:
+        """Builds a data set of images from arrays. The scale of pixels is fitted to the training part.
 
         Args:
-            x: The array, see `genfed.data.arrays.to_examples`.
-            where: Text that begins an error message.
-            layout: Order of the four axes; None: found from the axis of size 1 or 3.
+            arrays: Pixels as they are stored [n, C, H, W], by given part.
+            y: The labels [n] by given part.
+            classes: The names of the classes.
+            natural: The natural columns by given part.
+            where: Text that begins an error message, such as "data.npz".
+            summary: What the source says of its reading.
 
         Raises:
-            GenfedError: the array cannot be used.
+            GenfedError: the pixels of a part are on another scale, or `SplitSource.build_dataset` refuses.
         """
-        examples = to_examples(x, layout, where)
-        return examples if examples.ndim == 2 else self.convert(examples)
+        keys = {part: digest_examples(x) for part, x in arrays.items()} if self.deduplicate else None
+        rows = self.cut(y, classes, keys, natural).rows["train"][1]
+        train = measure_pixels(arrays["train"], rows)
+        scale = fit_pixel_scale(train, self.pixels, self.background, f"{where}: x of train")
+        data = {
+            part: Data(self.convert(scale.encode(x, f"{where}: x of {part}")), y[part]) for part, x in arrays.items()
+        }
+        ranges = {part: measure_pixels(x) for part, x in arrays.items() if len(x)}
+        said = self._describe(data["train"].x, train, scale, ranges)
+        return self.build_dataset("image", data, classes, natural["train"], scale, natural, summary + said)
+
+    def build_from_files(
+        self,
+        files: Mapping[str, ImageFiles],
+        y: Mapping[str, Tensor],
+        classes: tuple[str, ...],
+        natural: Natural,
+        where: str,
+        summary: SourceSummary,
+    ) -> Dataset:
+        """Builds a data set of images from files; see `build_from_arrays`."""
+        first = PixelScale(numbers=self.pixels or PixelScale().numbers, ground=self.background)
+        found = {part: self.decode_all(images, len(y[part]), first) for part, images in files.items()}
+        keys = {part: digest_examples(decoded.x) for part, decoded in found.items()} if self.deduplicate else None
+        rows = self.cut(y, classes, keys, natural).rows["train"][1]
+        train = functools.reduce(PixelRange.__or__, (found["train"].ranges[row] for row in rows.tolist()))
+        scale = fit_pixel_scale(train, self.pixels, self.background, f"{where}: train")
+        if scale != first:
+            found = {part: self.decode_all(images, len(y[part]), scale) for part, images in files.items()}
+        data = {part: Data(decoded.x, y[part]) for part, decoded in found.items()}
+        ranges = {part: functools.reduce(PixelRange.__or__, decoded.ranges) for part, decoded in found.items()}
+        said = self._describe(data["train"].x, train, scale, ranges) + _describe_files(found, self.background)
+        return self.build_dataset("image", data, classes, natural["train"], scale, natural, summary + said)
+
+    def _describe(
+        self, x: Tensor, train: PixelRange, scale: PixelScale, ranges: Mapping[str, PixelRange]
+    ) -> SourceSummary:
+        colors = {1: "grey", 3: "colour"}.get(x.shape[1], f"{x.shape[1]} channels")
+        facts = (f"images: {_format_size(x[0])} pixels, {colors}", describe_pixels(train, scale))
+        doubts = () if self.pixels is not None else tuple(find_doubts(train, scale))
+        return SourceSummary(facts, doubts + tuple(find_unlike_parts(ranges, train)))
 
     def convert(self, x: Tensor) -> Tensor:
         """Converts images x [n, C, H, W], uint8 or float, to the `channels` and `size` of the settings; the type stays.
@@ -110,23 +211,43 @@ class ImageSource(SplitSource):
             out[start : start + chunk] = part if out.is_floating_point() else part.round_()
         return out
 
-    def decode_all(self, images: Iterable[tuple[str, Path | bytes]], n: int) -> Tensor:
-        """Decodes n image files, each a pair (name, file or its bytes), one at a time, to uint8 [n, C, H, W].
+    def decode_all(self, images: ImageFiles, n: int, scale: PixelScale, task: Task | None = None) -> DecodedPart:
+        """Decodes n ≥ 1 image files, one at a time, to [n, C, H, W] on the scale of pixels: uint8, or float32 if any of
+        them lies between bytes. With a task, each must fit it.
 
         Raises:
-            GenfedError: an image is unreadable, or the sizes or channels differ and no setting makes them equal.
+            GenfedError: an image is unreadable or does not fit, or the sizes or channels differ and no setting makes
+                them equal.
         """
-        out, first = torch.empty(0), ""
-        for i, (name, source) in enumerate(images):
-            x = self.convert(_decode(name, source)[None])[0]
+        found, first, known = DecodedPart(torch.empty(0), []), "", dict[PixelRange, PixelRange]()
+        for i, (name, source) in enumerate(images()):
+            image = decode_image(name, source, self.background, deep=self.pixels is not None)
+            seen = measure_pixels(image.pixels)
+            found.ranges.append(known.setdefault(seen, seen))
+            found.transparent += image.transparent
+            found.vanished += image.vanished
+            found.several += image.several
+            x = self.convert(scale.encode(image.pixels[None], name, file=True))[0]
+            if task is not None:
+                check_fit(tuple(x.shape), task, name)
             if i == 0:
-                out, first = torch.empty(n, *x.shape, dtype=torch.uint8), name
-            if x.shape[0] != out.shape[1]:
-                raise GenfedError(f"{first} has {out.shape[1]} channels and {name} has {x.shape[0]}; set channels")
-            if x.shape[1:] != out.shape[2:]:
-                raise GenfedError(f"{first} is {_format_size(out[0])} pixels and {name} {_format_size(x)}; set size")
-            out[i] = x
-        return out
+                found.x, first = torch.empty(n, *x.shape, dtype=x.dtype), name
+            _check_alike(x, name, found.x[0], first)
+            if x.dtype != found.x.dtype:
+                x, found.x = _to_floats(x), _to_floats(found.x)
+            found.x[i] = x
+        return found
+
+
+def read_example_array(path: str) -> tuple[str, Array]:
+    """Reads the one array of examples of an .npz file; returns its name too.
+
+    Raises:
+        GenfedError: there is no such file, or none or several such arrays.
+    """
+    arrays = read_arrays(path, lambda names: [choose_examples(names, path)])
+    name = choose_examples(list(arrays), path)
+    return name, arrays[name]
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -135,29 +256,44 @@ def list_images(folder: Path) -> list[Path]:
     Raises:
         GenfedError: there are none.
     """
-    files = sorted(
-        file
-        for file in folder.rglob("*")
-        if file.suffix.lower() in SUFFIXES and not any(p.startswith(".") for p in file.relative_to(folder).parts)
-    )
+    files = find_images(folder).files
     if not files:
         raise GenfedError(f"{folder}: there are no images; {', '.join(SUFFIXES)} are allowed")
     return files
 
 
-def _decode(name: str, source: Path | bytes) -> Tensor:
-    """Decodes one image to uint8 [1 or 3, H, W]: upright, without transparency, the first frame of an animation."""
-    try:
-        with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as image:
-            if image.mode not in _GRAY + _COLOR:
-                raise GenfedError(f"{name}: pixels of mode {image.mode}; 8-bit grey and colour are allowed")
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode in ("P", "PA"):
-                upright = upright.convert("RGBA")  # Pillow warns of a palette with transparency otherwise
-            pixels = np.array(upright.convert("L" if upright.mode in _GRAY else "RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise GenfedError(f"{name}: not a readable image ({first_line(error)})") from None
-    return torch.from_numpy(pixels).view(*pixels.shape[:2], -1).permute(2, 0, 1)
+def _name_files(files: Sequence[Path]) -> list[tuple[str, Path | bytes]]:
+    return [(str(file), file) for file in files]
+
+
+def _check_alike(x: Tensor, name: str, other: Tensor, first: str) -> None:
+    if x.shape[0] != other.shape[0]:
+        raise GenfedError(f"{first} has {other.shape[0]} channels and {name} has {x.shape[0]}; set channels")
+    if x.shape[1:] != other.shape[1:]:
+        raise GenfedError(f"{first} is {_format_size(other)} pixels and {name} {_format_size(x)}; set size")
+
+
+def _to_floats(x: Tensor) -> Tensor:
+    return x.float().mul_(2 / 255).sub_(1) if x.dtype == torch.uint8 else x
+
+
+def _describe_files(found: Mapping[str, DecodedPart], ground: Ground) -> SourceSummary:
+    """Describes what the files had beside pixels: transparency and further images."""
+    transparent, vanished, several = (
+        sum(getattr(part, name) for part in found.values()) for name in ("transparent", "vanished", "several")
+    )
+    facts, warnings = [], []
+    if transparent:
+        facts.append(f"{count_of(transparent, 'image')} with transparent pixels: laid on {ground} (background)")
+    if vanished > 0.05 * transparent:
+        other = "black" if ground == "white" else "white"
+        warnings.append(
+            f"{vanished:,} of {count_of(transparent, 'transparent image')} are of one colour on {ground}; set "
+            f'data.background = "{other}" if what they show is {ground}'
+        )
+    if several:
+        warnings.append(f"{count_of(several, 'file')} with several images or frames: only the first is read")
+    return SourceSummary(tuple(facts), tuple(warnings))
 
 
 def _format_size(x: Tensor) -> str:

@@ -11,14 +11,14 @@ from torch import Tensor
 from genfed.core.errors import GenfedError
 from genfed.core.settings import settings
 from genfed.core.task import Data, Task
-from genfed.data.arrays import Array, Layout, read_arrays
+from genfed.data.arrays import Array, read_arrays, to_examples
 from genfed.data.cells import Cells, number_cells
 from genfed.data.checks import check_fit, require_known, require_path
 from genfed.data.copies import digest_examples
 from genfed.data.dataset import Dataset, Examples
 from genfed.data.encoder import Encoder, read_schema
 from genfed.data.features import TableSchema, fit_schema
-from genfed.data.images import ImageSource
+from genfed.data.images import ImageSource, read_example_array
 from genfed.data.labels import encode_labels
 from genfed.data.numerals import PLAIN
 from genfed.data.source_summary import SourceSummary, count_of, list_some
@@ -30,14 +30,11 @@ class Npz(ImageSource):
     """Arrays x_train, y_train and optionally x_validation, y_validation, x_test, y_test; or x and y.
 
     Whole numbers 0..255 of shape [n, H, W], [n, H, W, C] or [n, C, H, W] are images; two axes [n, features] are a
-    table of numbers, scaled like those of a file. Images of floats are used unchanged and should lie in [−1, 1]. y [n]
-    holds any integers or strings.
+    table of numbers, scaled like those of a file. y [n] holds any integers or strings.
     """
 
     path: str
     """The .npz file."""
-    layout: Layout | None = None
-    """Order of the four axes of images; None: the channels are the axis of size 1 or 3, last or second."""
     classes: tuple[str, ...] | None = None
     """Names of the classes, in the order of their sorted labels; None: the labels themselves."""
     columns: tuple[str, ...] | None = None
@@ -55,15 +52,14 @@ class Npz(ImageSource):
     same. None: they are fitted to the training rows."""
 
     def load(self) -> Dataset:
-        arrays = read_arrays(self.path, self._is_wanted)
+        arrays = read_arrays(self.path, lambda names: set(filter(self._is_wanted, names)))
         given = self._read_parts(arrays)
         y, classes = encode_labels({part: labels for part, (_, labels) in given.items()}, self.classes, self.path)
         natural = {part: self._read_columns(arrays, part, len(labels)) for part, labels in y.items()}
         if given["train"][0].ndim == 2:
             return self._build_table({part: x for part, (x, _) in given.items()}, y, classes, natural)
-        images = {part: self.to_tensor(x, f"{self.path}: x of {part}") for part, (x, _) in given.items()}
-        data = {part: Data(x, y[part]) for part, x in images.items()}
-        return self.build_dataset("image", data, classes, natural["train"], None, natural)
+        raw = {part: to_examples(x, self.layout, f"{self.path}: x of {part}") for part, (x, _) in given.items()}
+        return self.build_from_arrays(raw, y, classes, natural, self.path, SourceSummary())
 
     def read(self, path: str, task: Task, encoder: Encoder | None) -> Iterator[Examples]:
         """Reads images like every source of images; the rows of a table from the array x of an .npz."""
@@ -73,11 +69,11 @@ class Npz(ImageSource):
         if Path(path).suffix.lower() != ".npz":
             require_path(path)
             raise GenfedError(f"{path}: the run's examples are a table; an .npz with an array x is allowed")
-        arrays = read_arrays(path, lambda name: name == "x")
-        x = to_matrix(arrays[require_known("x", arrays, f"{path}: array")], f"{path}: x")
-        check_fit(tuple(x.shape[1:]), task, f"{path}: x")
+        name, raw = read_example_array(path)
+        x = to_matrix(raw, f"{path}: {name}")
+        check_fit(tuple(x.shape[1:]), task, f"{path}: {name}")
         if not len(x):
-            raise GenfedError(f"{path}: x holds no examples")
+            raise GenfedError(f"{path}: {name} holds no examples")
         if not isinstance(encoder, TableSchema):
             raise GenfedError(
                 f"{path}: rows must be scaled like the training rows, but the run's folder has no encoder.json; "
@@ -148,9 +144,6 @@ class Npz(ImageSource):
         if "train" not in parts:
             raise GenfedError(f"{self.path}: {self.split} has no row of train")
         return {part: (x[parts == part], y[parts == part]) for part in PARTS if part in parts}
-
-    def to_tensor(self, x: Array, where: str, layout: Layout | None = None) -> Tensor:
-        return super().to_tensor(x, where, layout or self.layout)
 
     def _read_columns(self, arrays: Mapping[str, Array], part: str, n: int) -> dict[str, list[str]]:
         """Returns the natural columns of a part's n examples; only "train" must have all of them."""

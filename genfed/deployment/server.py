@@ -188,7 +188,7 @@ def _checked_inputs(config: Config, roster: SiteRoster, sites: Sequence[SiteDesc
         GenfedError: something in the config would fail in training, or does not go with the sites.
     """
     task, clients = agreement.agreed_task(sites), agreement.number_sites(sites)
-    public = load_public(config, task)
+    public = load_public(config, task, sites[0].encoder)
     compatibility.check_compatibility(config, _without_examples(task, clients), config.seeds[-1])
     for seed in config.seeds:
         compatibility.check_client_privacy(config, clients, seed)

@@ -71,7 +71,7 @@ def load_site_data(site: LocatedSite, tell: Callable[[SourceSummary], None] = la
         place = torch.tensor([config.classes.index(name) for name in task.classes])
         task = replace(task, classes=config.classes)
         train, held_out = Data(train.x, place[train.y]), Data(held_out.x, place[held_out.y])
-    content, encoder = _fingerprint_examples(task, train, held_out), digest_encoder(dataset.encoder)
+    content, encoder = _fingerprint_examples(task, train, held_out), digest_encoder(dataset.encoder, task.kind)
     holding = SiteHoldings(task, train, held_out, source, content, encoder)
     checks.check_architecture(config.architecture, task, train, Architectures().new)
     make_folder(site.folder)

@@ -24,6 +24,7 @@ from genfed.core.phase import flatten_phases
 from genfed.core.record import digest, pack
 from genfed.core.rng import derive, stream
 from genfed.core.task import Data
+from genfed.data.features import TableSchema
 from genfed.engines.in_process import InProcess
 from genfed.experiment.checkpoint import Checkpoint, read_checkpoint
 from genfed.experiment.local_clients import load_classifier, new_runner
@@ -132,7 +133,7 @@ def run_audit(
         return replace(about, not_possible="uploads were sent under masks: no single upload can be attacked")
     try:
         encoder = folder.read_encoder()
-        categories = encoder.places if encoder else {}
+        categories = encoder.places if isinstance(encoder, TableSchema) else {}
         case = replace(audit_case(trial, at, folder.shadows, notify), categories=categories)
         found = audit.examine(case.as_seen(audit.sees))
     except NotPossible as why:

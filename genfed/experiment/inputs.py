@@ -18,6 +18,7 @@ from genfed.core.files import keep_directory
 from genfed.core.record import digest, pack
 from genfed.core.task import Data, Task
 from genfed.data.dataset import Dataset, Source
+from genfed.data.encoder import digest_encoder
 from genfed.data.huggingface import HuggingFace
 from genfed.data.source_summary import SourceSummary
 from genfed.experiment.trial import new_server
@@ -59,11 +60,16 @@ def load_data(config: Config) -> Dataset:
     return load_source(config.data, config.data_root)
 
 
-def load_public(config: Config, task: Task) -> Tensor | None:
+def load_public(config: Config, task: Task, encoder: str = "") -> Tensor | None:
     """Reads the training part of the public data set, without labels. None: the config has none.
 
+    Args:
+        config: The config of the run.
+        task: The task of the clients.
+        encoder: Digest of how the clients' raw examples become x. Empty: unknown.
+
     Raises:
-        GenfedError: its examples are of another kind or shape than the clients'.
+        GenfedError: its examples are of another kind or shape than the clients', or its pixels on another scale.
     """
     if config.public is None:
         return None
@@ -72,6 +78,11 @@ def load_public(config: Config, task: Task) -> Tensor | None:
         raise GenfedError(
             f"public: {public.task.kind} examples of shape {public.task.shape}, where the clients' are {task.kind} "
             f"examples of shape {task.shape}; set its size and channels, or choose another source"
+        )
+    if task.kind == "image" and encoder and digest_encoder(public.encoder, task.kind) != encoder:
+        raise GenfedError(
+            "public: its pixels are on another scale than the clients', so one image would give different numbers; set "
+            "pixels and background of both to the same values"
         )
     return public.train.x
 

@@ -21,6 +21,7 @@ from genfed.core.errors import GenfedError, contain_exit, describe_error, find_o
 from genfed.core.federated_data import FederatedData
 from genfed.core.files import make_folder
 from genfed.data.dataset import Dataset
+from genfed.data.encoder import digest_encoder
 from genfed.data.source_summary import SourceSummary
 from genfed.engines.client_runner import use_threads
 from genfed.engines.round import Engine
@@ -111,7 +112,8 @@ def _checked_inputs(config: Config, dataset: Dataset) -> RunInputs:
     Raises:
         GenfedError: something in the config would fail in training, or does not go with the data.
     """
-    public, architectures = load_public(config, dataset.task), Architectures()
+    digest = digest_encoder(dataset.encoder, dataset.task.kind)
+    public, architectures = load_public(config, dataset.task, digest), Architectures()
     for seed in config.seeds:
         shards = partitioning.partition_data(config, dataset, seed)
         checks.check_clients(config, shards, architectures.new)

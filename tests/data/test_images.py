@@ -10,6 +10,7 @@ from genfed.core.errors import GenfedError
 from genfed.core.settings import settings
 from genfed.data.dataset import Dataset
 from genfed.data.images import ImageSource
+from genfed.data.pixel_scale import PixelScale
 
 
 @settings
@@ -24,6 +25,10 @@ def png(mode: str, colour: object, size: tuple[int, int] = (4, 3)) -> bytes:
     file = BytesIO()
     Image.new(mode, size, colour).save(file, "PNG")  # type: ignore[arg-type]
     return file.getvalue()
+
+
+def decode(source: ImageSource, *images: tuple[str, Path | bytes]) -> torch.Tensor:
+    return source.decode_all(lambda: images, len(images), PixelScale()).x
 
 
 def test_nothing_asked_for_changes_nothing() -> None:
@@ -70,14 +75,16 @@ def test_other_channels_cannot_be_converted() -> None:
     [
         ("1", 1, [255]),
         ("L", 7, [7]),
-        ("LA", (7, 0), [7]),
+        ("LA", (7, 255), [7]),
+        ("LA", (7, 0), [255]),
         ("P", 0, [0, 0, 0]),
         ("RGB", (1, 2, 3), [1, 2, 3]),
-        ("RGBA", (1, 2, 3, 9), [1, 2, 3]),
+        ("RGBA", (1, 2, 3, 255), [1, 2, 3]),
+        ("RGBA", (0, 0, 0, 0), [255, 255, 255]),
     ],
 )
 def test_files_are_decoded(mode: str, colour: object, pixel: list[int]) -> None:
-    x = Images().decode_all([("a", png(mode, colour))], 1)
+    x = decode(Images(), ("a", png(mode, colour)))
     assert x.shape == (1, len(pixel), 3, 4)
     assert x[0, :, 0, 0].tolist() == pixel
 
@@ -85,20 +92,37 @@ def test_files_are_decoded(mode: str, colour: object, pixel: list[int]) -> None:
 def test_images_must_be_alike() -> None:
     pair = [("a", png("L", 1)), ("b", png("L", 1, (5, 6)))]
     with pytest.raises(GenfedError, match="a is 4 × 3 pixels and b 5 × 6; set size"):
-        Images().decode_all(pair, 2)
-    assert Images(size=8).decode_all(pair, 2).shape == (2, 1, 8, 8)
+        decode(Images(), *pair)
+    assert decode(Images(size=8), *pair).shape == (2, 1, 8, 8)
     mixed = [("a", png("L", 1)), ("b", png("RGB", (1, 1, 1)))]
     with pytest.raises(GenfedError, match="a has 1 channels and b has 3; set channels"):
-        Images(size=32).decode_all(mixed, 2)
-    assert Images(size=32, channels=3).decode_all(mixed, 2).shape == (2, 3, 32, 32)
+        decode(Images(size=32), *mixed)
+    assert decode(Images(size=32, channels=3), *mixed).shape == (2, 3, 32, 32)
 
 
 def test_unreadable_files_are_named(tmp_path: Path) -> None:
     whole = png("L", 1, (50, 50))
     for broken in (b"", b"text", whole[: len(whole) // 2]):
         with pytest.raises(GenfedError, match=r"^a: not a readable image"):
-            Images().decode_all([("a", broken)], 1)
+            decode(Images(), ("a", broken))
     with pytest.raises(GenfedError, match=r"^a: not a readable image"):
-        Images().decode_all([("a", tmp_path / "none.png")], 1)
-    with pytest.raises(GenfedError, match="a: pixels of mode I;16; 8-bit grey and colour"):
-        Images().decode_all([("a", png("I;16", 1))], 1)
+        decode(Images(), ("a", tmp_path / "none.png"))
+    with pytest.raises(GenfedError, match="a: pixels of mode I;16, of more than 8 bits; set pixels"):
+        decode(Images(), ("a", png("I;16", 1)))
+
+
+def test_deep_images_beside_bytes_are_on_one_scale() -> None:
+    source, scale = Images(pixels=(0, 65535)), PixelScale(numbers=(0, 65535))
+    pair = [("a", png("L", 255)), ("b", png("I;16", 30000))]
+    for images in (pair, pair[::-1]):
+        x = source.decode_all(lambda images=images: images, 2, scale).x  # type: ignore[misc]
+        assert x.dtype == torch.float32
+        assert sorted(x[:, 0, 0, 0].tolist()) == pytest.approx([30000 * 2 / 65535 - 1, 1])
+    whole = [("a", png("L", 255)), ("b", png("I;16", 257))]
+    assert source.decode_all(lambda: whole, 2, scale).x[:, 0, 0, 0].tolist() == [255, 1]
+
+
+def test_black_below_white() -> None:
+    for pixels in ((1, 1), (255, 0)):
+        with pytest.raises(GenfedError, match="black below white is allowed"):
+            Images(pixels=pixels)

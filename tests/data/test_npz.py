@@ -63,11 +63,11 @@ def test_resized_and_recoloured(tmp_path: Path) -> None:
     assert data.task.shape == (3, 8, 8)
 
 
-def test_two_axes_are_a_table_and_float_images_stay_as_they_are(tmp_path: Path) -> None:
+def test_two_axes_are_a_table_and_floats_are_images(tmp_path: Path) -> None:
     table = Npz(path=write(tmp_path, x=IMAGES[:, 0].astype(">f8"), y=Y)).load()
     assert (table.task.kind, table.task.shape, table.train.x.dtype) == ("table", (5,), torch.float32)
     images = Npz(path=write(tmp_path, x=(IMAGES / 255).astype(np.float16), y=Y)).load()
-    assert (images.task.kind, images.task.shape, images.train.x.dtype) == ("image", (1, 6, 5), torch.float32)
+    assert (images.task.kind, images.task.shape, images.train.x.dtype) == ("image", (1, 6, 5), torch.uint8)
 
 
 def test_labels_of_any_kind_are_numbered_in_order(tmp_path: Path) -> None:
@@ -116,7 +116,11 @@ WRONG: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"x": IMAGES[:0], "y": Y[:0]}, {}, "labels of train: there are no examples"),
     ({"x": np.array([[0, np.nan], [np.inf, 1]] * 10), "y": Y}, {}, "x of train holds 20 values that are NaN or inf"),
     ({"x": np.full((20, 2), 1e300), "y": Y}, {}, "holds 40 values that are NaN or infinite"),
-    ({"x": IMAGES.astype(int) - 300, "y": Y}, {}, "whole numbers from -300 to -.*; pixels 0 to 255"),
+    (
+        {"x": IMAGES.astype(int) - 300, "y": Y},
+        {},
+        "whole numbers from -300 to -.*; set pixels to the numbers of black",
+    ),
     ({"x": Y, "y": Y}, {}, r"x of train is int64 \(20,\); numbers \[n, features\]"),
     ({"x": np.full((20, 2), "a"), "y": Y}, {}, "x of train is <U1"),
     ({"x": IMAGES, "y": Y[:, None] * [1, 2]}, {}, r"labels of train have shape \(20, 2\)"),

@@ -47,7 +47,7 @@ def test_held_out_rows_have_natural_columns_too(tmp_path: Path) -> None:
     rows = [f"{i},{'AB'[i % 2]},{i % 4 < 2}" for i in range(40)]
     train = write(tmp_path, rows, "age,hospital,ill")
     cut = Table(path=train, label="ill", columns=("hospital",)).load()
-    assert cut.encoder is not None
+    assert isinstance(cut.encoder, TableSchema)
     age = cut.encoder.numbers["age"]
     for part, columns in ((cut.validation, cut.validation_columns), (cut.test, cut.test_columns)):
         ages = (part.x[:, 0] * age.scale + age.shift).round().int().tolist()
@@ -214,7 +214,7 @@ def test_new_rows_of_text_have_the_categories_of_a_file_of_types(texts: tuple[st
     data = source.load()
     (tmp_path / "new.csv").write_text("\n".join(["ward", *texts]))
     (found,) = source.read(str(tmp_path / "new.csv"), data.task, data.encoder)
-    assert data.encoder is not None
+    assert isinstance(data.encoder, TableSchema)
     assert data.encoder.categories["ward"] == tuple(sorted(texts))
     assert found.x.argmax(1).tolist() == [sorted(texts).index(text) for text in texts]
     assert found.x.sum(1).tolist() == [1, 1, 1]
@@ -222,7 +222,7 @@ def test_new_rows_of_text_have_the_categories_of_a_file_of_types(texts: tuple[st
 
 def test_an_encoder_is_the_same_after_a_file(tmp_path: Path) -> None:
     data = Table(path=write(tmp_path), label="ill").load()
-    assert data.encoder is not None
+    assert isinstance(data.encoder, TableSchema)
     write_encoder(data.encoder, tmp_path / "encoder.json")
     assert read_encoder(tmp_path / "encoder.json") == data.encoder
     assert list(data.encoder.numbers) == ["age", "income"]

@@ -31,6 +31,8 @@ from genfed.core.record import digest, load, pack, unpack
 from genfed.core.store import FolderStore
 from genfed.core.task import Data, Task
 from genfed.engines.client_storage import LEDGER
+from genfed.data.encoder import digest_encoder
+from genfed.data.pixel_scale import PixelScale
 from genfed.experiment import partitioning
 from genfed.experiment.checkpoint import read_checkpoint
 from genfed.experiment.evaluation import ClassifierScores
@@ -1245,3 +1247,19 @@ def test_a_site_that_does_not_say_what_it_spent_is_taken_to_have_spent_all(tmp_p
     said, unsaid = (from_json((tmp_path / each / "report.json").read_text()) for each in ("said", "unsaid"))
     assert [trial.protection for trial in said.trials] == [trial.protection for trial in unsaid.trials]
     assert "its ε is what is planned" in (tmp_path / "unsaid" / "run.log").read_text("utf-8")
+
+
+def test_sites_whose_pixels_are_on_unlike_scales_are_refused_by_name() -> None:
+    hello = SiteDescription("", "linear", "image", (1, 8, 8), ("x", "y"), 10, 5, "", "cpu", 0, 0.0, False, 1, 0.0)
+
+    def said(**scales: PixelScale | None) -> str:
+        digests = {name: digest_encoder(scale, "image") for name, scale in scales.items()}
+        sites = [replace(hello, name=name, encoder=found) for name, found in digests.items()]
+        return "; ".join(agreement.find_disagreements(read_config(some("fedavg")), sites))
+
+    pictures = {"a": PixelScale(), "b": PixelScale(numbers=(0, 1)), "c": None}
+    assert said(**pictures) == ""
+    line = said(**pictures | {"c": PixelScale(numbers=(-2, 3), bytes=None)})
+    assert "pixels are scaled differently at a/b and c: one image would give different numbers" in line
+    assert "set data.pixels and data.background" in line
+    assert "a/c and b" in said(**pictures | {"b": PixelScale(ground="black")})

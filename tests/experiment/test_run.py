@@ -177,3 +177,7 @@ def test_public_examples_are_read_and_must_be_like_the_clients(tmp_path: Path) -
     assert read_config(tomllib.loads(to_toml(config))) == config
     with pytest.raises(GenfedError, match=r"public: image examples of shape \(1, 16, 16\), where the clients' are"):
         start(tiny("fedavg") | {"public": {"kind": "digits", "size": 16}}, tmp_path / "run")
+    z = np.random.default_rng(0).standard_normal((40, 8, 8))
+    np.savez(tmp_path / "z.npz", x=z, y=np.arange(40) % 2)
+    with pytest.raises(GenfedError, match="public: its pixels are on another scale than the clients'"):
+        start(tiny("fedavg") | {"public": {"kind": "npz", "path": str(tmp_path / "z.npz")}}, tmp_path / "run")

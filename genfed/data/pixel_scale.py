@@ -1,0 +1,292 @@
+"""The scale of pixels: which stored value is black and which is white, fitted once to the training part."""
+
+import functools
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from genfed.core.errors import GenfedError
+from genfed.data.arrays import Array
+
+Ground = Literal["white", "black"]
+Range = tuple[float, float]
+BYTES: Range = (0.0, 255.0)
+_UNIT: Range = (0.0, 1.0)
+_SLACK = 0.05
+"""Share of a scale. Floats that were resized or filtered may exceed their scale by it."""
+_NARROW = 0.25
+"""Share of a scale. Of pixels that fill less of it, it is said that they may be dark."""
+_AT_ONCE = 2**22  # numbers converted at once: 32 MB as float64
+
+
+@dataclass(frozen=True)
+class PixelRange:
+    """The smallest and the largest of some pixels, and how they were stored."""
+
+    low: float
+    high: float
+    whole: bool
+    """Whether all are whole numbers."""
+    stored: Literal["bytes", "bits", "integers", "floats"]
+    """Bytes: whole numbers from 0 to 255; bits: truth values; integers: others; floats, even if all are whole."""
+
+    def __str__(self) -> str:
+        kind = {"bits": "truth values", "integers": "whole numbers"}.get(self.stored, self.stored)
+        return f"{kind} from {_format(self.low)} to {_format(self.high)}"
+
+    def __or__(self, other: "PixelRange") -> "PixelRange":
+        """Returns the range of both; what is stored in several ways counts as the widest of them."""
+        order = ("bits", "bytes", "integers", "floats")
+        return PixelRange(
+            min(self.low, other.low),
+            max(self.high, other.high),
+            self.whole and other.whole,
+            max(self.stored, other.stored, key=order.index),
+        )
+
+
+def measure_pixels(x: Array, rows: Tensor | None = None) -> PixelRange:
+    """Returns the range of finite numbers [n, ...], n ≥ 1; of these rows only, unless None."""
+    parts = _chunks(x) if rows is None else (x[some.numpy()] for some in torch.split(rows, _rows_at_once(x)))
+    return functools.reduce(PixelRange.__or__, map(_measure, parts))
+
+
+def _measure(x: Array) -> PixelRange:
+    low, high = float(x.min()), float(x.max())
+    if x.dtype.kind == "f":
+        return PixelRange(low, high, bool(np.all(x == np.rint(x))), "floats")
+    if x.dtype.kind == "b":
+        return PixelRange(low, high, True, "bits")
+    return PixelRange(low, high, True, "bytes" if low >= 0 and high <= 255 else "integers")
+
+
+@dataclass(frozen=True)
+class PixelScale:
+    """Which stored value becomes −1 (black) and which 1 (white). It is fitted to the training part, stored with the run
+    and every exported model, and applied to whatever is read later, so that one image gives the same numbers anywhere.
+
+    >>> import numpy as np
+    >>> from genfed.data.pixel_scale import PixelScale
+    >>> scale = PixelScale(numbers=(0.0, 1.0))
+    >>> scale.encode(np.array([[0.0, 1.0]]), "a.npz: x").tolist()  # what is a byte on this scale is stored as one
+    [[0, 255]]
+    >>> scale.encode(np.array([[0.125, 1.0]]), "a.npz: x").tolist()
+    [[-0.75, 1.0]]
+    """
+
+    kind: Literal["pixels"] = "pixels"
+    numbers: Range = BYTES
+    """Black and white of pixels stored as floats or as whole numbers beyond 255."""
+    bytes: Range | None = BYTES
+    """Black and white of pixels stored as whole numbers from 0 to 255. None: they cannot be put on this scale."""
+    ground: Ground = "white"
+    """Colour behind transparent pixels."""
+
+    @property
+    def meaning(self) -> str:
+        """What −1 and 1 mean. Two scales of the same meaning give the same numbers for the same image."""
+        if self.bytes is not None:
+            return f"−1 is black and 1 is white, transparent pixels lie on {self.ground}"
+        return f"−1 is {_format(self.numbers[0])} and 1 is {_format(self.numbers[1])} of the data's own numbers"
+
+    @property
+    def formula(self) -> str:
+        """How a network's input follows from stored pixels, in words."""
+        known = {"bytes": self.bytes, "other numbers": self.numbers}
+        if self.bytes == self.numbers:
+            known = {"pixels": self.numbers}
+        given = [
+            f"of {kind} from {_format(r[0])} to {_format(r[1])} it is {_write(*r)}" for kind, r in known.items() if r
+        ]
+        return f"{self.meaning}; {'; '.join(given)}"
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Puts floats on the scale of networks, in [−1, 1], back on the data's own scale of numbers."""
+        low, high = self.numbers
+        return (x.float() + 1) * ((high - low) / 2) + low
+
+    def encode(self, x: Array, where: str, file: bool = False) -> Tensor:
+        """Returns pixels [n, ...] on the scale of networks: uint8, where 0 is black and 255 is white, if all are bytes
+        on this scale; else float32, where −1 is black and 1 is white.
+
+        Args:
+            x: Finite numbers or truth values.
+            where: Text that begins an error message, such as "data.npz: x of test".
+            file: Whether x is the content of an image file.
+
+        Raises:
+            GenfedError: the pixels are on another scale.
+        """
+        if not x.size:
+            return torch.zeros(x.shape, dtype=torch.uint8)
+        low, high = self._choose(measure_pixels(x), where, file)
+        if (pixels := _to_bytes(x, low, high)) is not None:
+            return torch.from_numpy(pixels)
+        out = np.empty(x.shape, np.float32)
+        for part, target in zip(_chunks(x), _chunks(out), strict=True):
+            target[:] = part if (low, high) == (-1, 1) else (part.astype(np.float64) - low) * (2 / (high - low)) - 1
+        return torch.from_numpy(out)
+
+    def doubt(self, seen: PixelRange) -> str | None:
+        """Returns what looks wrong in new pixels. None: nothing does."""
+        low, high = self.bytes if seen.stored == "bytes" and self.bytes else self.numbers
+        if seen.stored == "bits" or seen.high - seen.low >= _NARROW * (high - low):
+            return None
+        return f"holds {seen}; the training pixels are {self._describe((low, high))}"
+
+    def _choose(self, seen: PixelRange, where: str, file: bool) -> Range:
+        """Returns black and white for these pixels."""
+        if seen.stored == "bits":
+            return _UNIT if self.bytes is not None else self._check(seen, self.numbers, where)
+        if seen.stored != "bytes":
+            if self.numbers == BYTES and not seen.whole and seen.high <= 1:
+                raise GenfedError(f"{where} holds {seen}; the training pixels are from 0 to 255: multiply by 255")
+            return self._check(seen, self.numbers, where)
+        if self.bytes is None:
+            if file:
+                raise GenfedError(f"{where} holds {seen}; the training pixels are {self._describe(self.numbers)}")
+            return self._check(seen, self.numbers, where)
+        if self.bytes == _UNIT and seen.high > 1:
+            return BYTES  # black and white in a mask whose white is 255, not 1
+        if self.numbers == _UNIT and seen.high <= 1 and not file:
+            return _UNIT  # black and white as whole numbers beside floats
+        return self._check(seen, self.bytes, where)
+
+    def _check(self, seen: PixelRange, scale: Range, where: str) -> Range:
+        low, high = scale
+        if seen.low < low - (high - low) / 2 or seen.high > high + (high - low) / 2:
+            raise GenfedError(f"{where} holds {seen}; the training pixels are {self._describe(scale)}")
+        return scale
+
+    def _describe(self, scale: Range) -> str:
+        return f"from {_format(scale[0])} to {_format(scale[1])}"
+
+
+def fit_pixel_scale(train: PixelRange, asked: Range | None, ground: Ground, where: str) -> PixelScale:
+    """Finds the scale of the training pixels.
+
+    Args:
+        train: Their range.
+        asked: Black and white, as set by the user. None: found from the range.
+        ground: Colour behind transparent pixels.
+        where: Text that begins an error message.
+
+    Raises:
+        GenfedError: whole numbers that are no bytes, and `asked` is None.
+    """
+    low, high = train.low, train.high
+    if asked is not None:
+        dark = asked[0] == 0 or asked in ((-1, 1), (-0.5, 0.5))
+        return PixelScale(
+            numbers=asked, bytes=asked if train.stored == "bytes" else BYTES if dark else None, ground=ground
+        )
+    if train.stored == "integers" and not (low >= -1 and high <= 1):
+        top = next((2.0**bits - 1 for bits in (10, 12, 14, 16) if low >= 0 and high < 2**bits), high)
+        raise GenfedError(
+            f"{where} holds {train}; set pixels to the numbers of black and white, such as "
+            f"[{_format(min(low, 0))}, {_format(top)}]"
+        )
+    if train.stored == "bits" or (train.whole and low >= 0 and high == 1):
+        return PixelScale(numbers=_UNIT, bytes=_UNIT if train.stored == "bytes" else BYTES, ground=ground)
+    if train.stored == "bytes":
+        return PixelScale(ground=ground)
+    if (known := _find_known(low, high)) is not None:
+        return PixelScale(numbers=known, ground=ground)
+    return PixelScale(numbers=(low, high) if low < high else (low - 0.5, low + 0.5), bytes=None, ground=ground)
+
+
+def _find_known(low: float, high: float) -> Range | None:
+    """Returns the common scale of floats that fits their range. None: none does."""
+    if low >= -_SLACK and high <= 1 + _SLACK:
+        return _UNIT
+    if -0.5 - _SLACK <= low <= -0.4 and 0.4 <= high <= 0.5 + _SLACK:
+        return (-0.5, 0.5)
+    if low >= -1 - 2 * _SLACK and high <= 1 + 2 * _SLACK:
+        return (-1.0, 1.0)
+    if low >= -255 * _SLACK and 128 <= high <= 255 * (1 + _SLACK):
+        return BYTES
+    return None
+
+
+def describe_pixels(train: PixelRange, scale: PixelScale) -> str:
+    """Returns a fact about the training pixels: their range and type, black and white."""
+    low, high = scale.bytes if train.stored == "bytes" and scale.bytes else scale.numbers
+    names = ("black", "white") if scale.bytes is not None else ("−1", "1")
+    return f"pixels: {train}; {names[0]} is {_format(low)}, {names[1]} is {_format(high)}"
+
+
+def find_doubts(train: PixelRange, scale: PixelScale) -> Iterator[str]:
+    """Yields what looks wrong in a scale that was found from the training pixels, with the setting that mends it."""
+    low, high = scale.bytes if train.stored == "bytes" and scale.bytes else scale.numbers
+    if scale.bytes is None:
+        yield (
+            f"pixels are {train}, on no known scale: scaled so that these become −1 and 1; set data.pixels to the "
+            f"numbers of black and white, such as [{_format(low)}, {_format(high)}]"
+        )
+    elif train.stored == "bytes" and (low, high) == _UNIT:
+        yield "pixels are 0 and 1 only, taken for black and white; set data.pixels = [0, 255] if both are dark greys"
+    elif train.high - train.low < _NARROW * (high - low):
+        likely = [min(0.0, math.floor(train.low)), math.ceil(train.high)]
+        yield (
+            f"pixels from {_format(train.low)} to {_format(train.high)} fill little of {_format(low)} to "
+            f"{_format(high)}; if they are no dark or pale images, set data.pixels to the numbers of black and white, "
+            f"such as [{_format(likely[0])}, {_format(likely[1])}]"
+        )
+
+
+def find_unlike_parts(ranges: Mapping[str, PixelRange], train: PixelRange) -> Iterator[str]:
+    """Yields what looks wrong in the pixels of the parts: a range that is much smaller than the training part's."""
+    for part, seen in ranges.items():
+        if seen.stored == train.stored and seen.high - seen.low < 0.6 * (train.high - train.low):
+            yield f"pixels of {part} are {seen}, of train {train}: are both on one scale?"
+
+
+def _to_bytes(x: Array, low: float, high: float) -> Array | None:
+    """Returns pixels as uint8, 0 black and 255 white. None: they lie between bytes, or beyond them."""
+    if x.dtype == np.uint8 and (low, high) == BYTES:
+        return np.ascontiguousarray(x)
+    out = np.empty(x.shape, np.uint8)
+    for part, target in zip(_chunks(x), _chunks(out), strict=True):
+        level = (part.astype(np.float64) - low) * (255 / (high - low))
+        near = np.rint(level)
+        if near.min() < 0 or near.max() > 255 or np.abs(level - near).max() > _rounding(x.dtype, low, high):
+            return None
+        target[:] = near
+    return out
+
+
+def _rounding(dtype: np.dtype[Any], low: float, high: float) -> float:
+    """Returns by how much the type's rounding may move a byte, in bytes; a few times that of float32, since there are
+    several ways to compute x / 255.
+    """
+    if dtype.kind != "f":
+        return 1e-9
+    precision = float(np.finfo(np.float16).eps) / 2 if dtype == np.float16 else 8 * float(np.finfo(np.float32).eps)
+    return min(0.13, precision * max(abs(low), abs(high)) * 255 / (high - low))
+
+
+def _chunks(x: Array) -> Iterator[Array]:
+    """Yields the rows of x, some at a time."""
+    rows = _rows_at_once(x)
+    for start in range(0, len(x), rows):
+        yield x[start : start + rows]
+
+
+def _rows_at_once(x: Array) -> int:
+    return max(1, _AT_ONCE * len(x) // x.size)
+
+
+def _write(low: float, high: float) -> str:
+    if (low, high) == (-1, 1):
+        return "the pixel itself"
+    base = "pixel" if low == 0 else f"(pixel - {_format(low)})" if low > 0 else f"(pixel + {_format(-low)})"
+    return f"{base} · 2/{_format(high - low)} − 1"
+
+
+def _format(value: float) -> str:
+    return f"{value:.4g}" if value != round(value) else f"{round(value)}"
