@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import pytest
@@ -81,14 +82,151 @@ def test_refused(tmp_path: Path) -> None:
         Folder(path=str(root)).load()
 
 
-def test_parts_must_be_named_as_they_are(tmp_path: Path) -> None:
+def write_parts(root: Path, *parts: str, classes: str = "ab", inner: str = "") -> None:
+    """A folder of each part has 5 images more than the one before it, of other shades in each."""
+    for i, part in enumerate(parts):
+        for c, label in enumerate(classes):
+            write(root / part / inner / label, range(50 * i + 10 * c, 50 * i + 10 * c + 9 - 2 * i))
+
+
+def sizes(data: Dataset) -> list[int]:
+    return [len(part) for part in (data.train, data.validation, data.test)]
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ("Training", "Validation", "Testing"),
+        ("train_set", "valid_set", "test_set"),
+        ("seg_train", "seg_dev", "seg_test"),
+        ("TRAIN", "VAL", "TEST"),
+        ("train-images", "val-images", "test-images"),
+        ("trainset", "devset", "testset"),
+        ("flowers_train", "flowers_validation", "flowers_test"),
+        ("Training Data", "Development Data", "Test Data"),
+        ("train2017", "val2017", "test2017"),
+    ],
+)
+def test_spellings_of_parts_are_read(tmp_path: Path, parts: tuple[str, ...]) -> None:
+    write_parts(tmp_path, *parts)
+    data = Folder(path=str(tmp_path)).load()
+    assert (data.task.classes, sizes(data)) == (("a", "b"), [18, 14, 10])
+    assert any(f"{parts[0]}/ is train" in line for line in data.summary.facts)
+
+
+def test_folders_around_everything_are_entered(tmp_path: Path) -> None:
+    write_parts(tmp_path / "archive" / "data", "train", "test")
+    data = Folder(path=str(tmp_path)).load()
+    assert len(data.test) == 14
+    assert any("read from archive/data/ below it" in line for line in data.summary.facts)
+    for part in ("seg_train", "seg_test"):  # a part within a folder of its name
+        write_parts(tmp_path / "twice" / part, part)
+    assert sizes(Folder(path=str(tmp_path / "twice")).load()) == [16, 2, 18]
+
+
+def test_parts_below_each_class_are_parts(tmp_path: Path) -> None:
+    for label in "ab":
+        write(tmp_path / label / "train", range(8))
+        write(tmp_path / label / "test", range(50, 53))
+    data = Folder(path=str(tmp_path), validation=0.0).load()
+    assert (data.task.classes, sizes(data)) == (("a", "b"), [16, 0, 6])
+    write(tmp_path / "c", range(8))
+    with pytest.raises(GenfedError, match="a/ has folders of parts, as test/, and c/ not"):
+        Folder(path=str(tmp_path)).load()
+
+
+def test_ambiguous_parts_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "test" / "a", range(5))
     with pytest.raises(GenfedError, match="there is test/ and no train/"):
         Folder(path=str(tmp_path)).load()
-    write(tmp_path / "train" / "a", range(5))
-    write(tmp_path / "val" / "a", range(5))
-    with pytest.raises(GenfedError, match="val/ stands beside train/; train, validation, test are allowed"):
+    write_parts(tmp_path, "train", "val")
+    write(tmp_path / "other" / "a", range(5))
+    with pytest.raises(GenfedError, match="other/ stands beside train/; train, validation, test are allowed"):
         Folder(path=str(tmp_path)).load()
+    shutil.rmtree(tmp_path / "other")
+    write(tmp_path / "valid" / "a", range(5))
+    with pytest.raises(GenfedError, match="val and valid both look like the validation part; keep one"):
+        Folder(path=str(tmp_path)).load()
+
+
+def test_images_of_parts_without_classes_are_no_classes(tmp_path: Path) -> None:
+    for names in (("train", "test"), ("Training", "Testing"), ("train_images", "test_images"), ("train", "eval")):
+        root = tmp_path / "-".join(names)
+        for name in names:
+            write(root / name, range(9))
+        with pytest.raises(GenfedError, match="has images and no sub-folders, so no class is known"):
+            Folder(path=str(root)).load()
+
+
+def test_parts_without_labels_are_passed_over_and_told(tmp_path: Path) -> None:
+    for name in ("flat", "unknown"):
+        write_parts(tmp_path / name, "train")
+    write(tmp_path / "flat" / "test", range(9))
+    write(tmp_path / "unknown" / "test" / "unknown", range(9))
+    for name in ("flat", "unknown"):
+        data = Folder(path=str(tmp_path / name)).load()
+        assert sizes(data) == [12, 2, 4]
+        (line,) = [line for line in data.summary.warnings if line.startswith("test/")]
+        assert "test/ has no class folders: not used" in line
+        assert "genfed predict RUN test/" in line
+    (tmp_path / "flat" / "annotations").mkdir()
+    (tmp_path / "flat" / "annotations" / "a.xml").write_text("")
+    write_parts(tmp_path / "flat", "eval")
+    assert any("not read: eval/" in line for line in Folder(path=str(tmp_path / "flat")).load().summary.warnings)
+
+
+def test_what_was_read_is_told(tmp_path: Path) -> None:
+    write_parts(tmp_path, "train", "test")
+    (tmp_path / "train" / "a" / "x.heic").write_bytes(b"")
+    (tmp_path / "train" / "b" / "x.txt").write_bytes(b"")
+    summary = Folder(path=str(tmp_path)).load().summary
+    assert summary.facts[0].endswith(": 32 image files; 2 passed over: .heic 1, .txt 1")
+    assert "images: 4 × 3 pixels, grey" in summary.facts
+    assert any(line.startswith("pixels: bytes from 0 to 18; black is 0, white is 255") for line in summary.facts)
+    assert any(".heic 1" in line for line in summary.warnings)
+    assert any("fill little of 0 to 255" in line for line in summary.warnings)
+    write(tmp_path / "loose" / "a", range(100, 250, 10))
+    write(tmp_path / "loose" / "b", range(100, 250, 10))
+    Image.new("L", (4, 3)).save(tmp_path / "loose" / "c.png")
+    warnings = Folder(path=str(tmp_path / "loose")).load().summary.warnings
+    assert "1 image beside the class folders: not used, no class is known" in warnings
+
+
+def test_masks_of_0_and_1_are_black_and_white(tmp_path: Path) -> None:
+    for c, label in enumerate("ab"):
+        (tmp_path / label).mkdir()
+        for i in range(9):
+            mask = Image.new("L", (4, 4), 0)
+            mask.putpixel((i % 4, c), 1)
+            mask.save(tmp_path / label / f"{i}.png")
+    source = Folder(path=str(tmp_path))
+    data = source.load()
+    assert data.train.x.unique(sorted=True).tolist() == [0, 255]  # type: ignore[no-untyped-call]
+    assert any("0 and 1 only, taken for black and white" in line for line in data.summary.warnings)
+    (found,) = source.read(str(tmp_path), data.task, data.encoder)
+    assert found.x.unique(sorted=True).tolist() == [0, 255]  # type: ignore[no-untyped-call]
+    grey = Folder(path=str(tmp_path), pixels=(0, 255)).load()
+    assert int(grey.train.x.max()) == 1
+
+
+def test_transparent_images_lie_on_a_stated_ground(tmp_path: Path) -> None:
+    for c, label in enumerate("ab"):
+        (tmp_path / label).mkdir()
+        for i in range(12):
+            ink = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
+            ink.putpixel((i % 4, c + i // 4), (0, 0, 0, 255))
+            ink.save(tmp_path / label / f"{i}.png")
+    source = Folder(path=str(tmp_path), deduplicate=False)
+    data = source.load()
+    assert data.train.x.float().mean() == pytest.approx(255 * 15 / 16)
+    assert "24 images with transparent pixels: laid on white (background)" in data.summary.facts
+    assert not any("of one colour" in line for line in data.summary.warnings)
+    (found,) = source.read(str(tmp_path), data.task, data.encoder)
+    assert found.x.float().mean() == pytest.approx(255 * 15 / 16)
+    black = Folder(path=str(tmp_path), background="black").load()
+    assert int(black.train.x.max()) == 0
+    (line,) = [line for line in black.summary.warnings if "of one colour" in line]
+    assert line.startswith('24 of 24 transparent images are of one colour on black; set data.background = "white"')
 
 
 def test_what_is_hidden_is_passed_over(tmp_path: Path) -> None:
