@@ -11,17 +11,19 @@ from torch import Tensor
 from genfed.core.errors import GenfedError
 from genfed.core.settings import settings
 from genfed.core.task import Data, Task
-from genfed.data.arrays import Array, read_arrays, to_examples
+from genfed.data.array_names import ExampleArrays, find_arrays, is_like_examples
+from genfed.data.arrays import Array, read_arrays, read_texts, to_examples
 from genfed.data.cells import Cells, number_cells
 from genfed.data.checks import check_fit, require_known, require_path
 from genfed.data.copies import digest_examples
 from genfed.data.dataset import Dataset, Examples
 from genfed.data.encoder import Encoder, read_schema
 from genfed.data.features import TableSchema, fit_schema
-from genfed.data.images import ImageSource, read_example_array
+from genfed.data.images import ImageSource, Natural, read_example_array
 from genfed.data.labels import encode_labels
 from genfed.data.numerals import PLAIN
-from genfed.data.source_summary import SourceSummary, count_of, list_some
+from genfed.data.part_names import UNCLEAR, read_part_name
+from genfed.data.source_summary import SourceSummary, count_of, list_some, show
 from genfed.data.split import PARTS
 
 
@@ -29,37 +31,44 @@ from genfed.data.split import PARTS
 class Npz(ImageSource):
     """Arrays x_train, y_train and optionally x_validation, y_validation, x_test, y_test; or x and y.
 
-    Whole numbers 0..255 of shape [n, H, W], [n, H, W, C] or [n, C, H, W] are images; two axes [n, features] are a
-    table of numbers, scaled like those of a file. y [n] holds any integers or strings.
+    Other common names are read too, such as X_train, trainX, train_images with train_labels, or x_val. Numbers of shape
+    [n, H, W], [n, H, W, C] or [n, C, H, W] are images; two axes [n, features] are a table of numbers, scaled like those
+    of a file. y [n] holds any integers or strings.
     """
 
     path: str
     """The .npz file."""
     classes: tuple[str, ...] | None = None
-    """Names of the classes, in the order of their sorted labels; None: the labels themselves."""
+    """Names of the classes, in the order of their sorted labels; None: those of an array `classes` for labels from 0,
+    else the labels themselves."""
     columns: tuple[str, ...] | None = None
     """Arrays of natural columns to partition by, such as ["subject"]: NAME_train or NAME, and NAME_validation and
     NAME_test if they exist. None: none."""
     split: str | None = None
-    """Array that gives the part of each row of x: "train", "validation" or "test", or 0 (train) and 1 (test). None:
-    there is none."""
-
+    """Array that gives the part of each row of x: "train", "validation" or "test"; or 0 (false) and 1 (true), where 1
+    is test, or the part that the array's name speaks of, as in is_train. None: there is none."""
     scale: Literal["standard", "range", "none"] = "standard"
     """Scaling of each column of x [n, features] over the training rows: to mean 0 and variance 1 ("standard"), to
     [−1, 1] ("range"), or unchanged ("none"). Images: not used."""
     encoder: str | None = None
     """File encoder.json of another run, whose scales of x [n, features] are used; all sites of a federation need the
     same. None: they are fitted to the training rows."""
+    encoding: str = "utf-8"
+    """Encoding of labels and natural columns that are stored as bytes."""
 
     def load(self) -> Dataset:
-        arrays = read_arrays(self.path, lambda names: set(filter(self._is_wanted, names)))
-        given = self._read_parts(arrays)
-        y, classes = encode_labels({part: labels for part, (_, labels) in given.items()}, self.classes, self.path)
+        arrays = read_arrays(self.path, self._choose_arrays)
+        found = find_arrays(list(arrays), self.path)
+        given = self._read_parts(arrays, found)
+        raw_labels = {part: self._read_labels(labels, part) for part, (_, labels) in given.items()}
+        y, classes = encode_labels(raw_labels, self.classes, self.path)
+        classes = self._name_classes(arrays, classes)
         natural = {part: self._read_columns(arrays, part, len(labels)) for part, labels in y.items()}
+        summary = self._describe_arrays(arrays, found)
         if given["train"][0].ndim == 2:
-            return self._build_table({part: x for part, (x, _) in given.items()}, y, classes, natural)
+            return self._build_table({part: x for part, (x, _) in given.items()}, y, classes, natural, summary)
         raw = {part: to_examples(x, self.layout, f"{self.path}: x of {part}") for part, (x, _) in given.items()}
-        return self.build_from_arrays(raw, y, classes, natural, self.path, SourceSummary())
+        return self.build_from_arrays(raw, y, classes, natural, self.path, summary)
 
     def read(self, path: str, task: Task, encoder: Encoder | None) -> Iterator[Examples]:
         """Reads images like every source of images; the rows of a table from the array x of an .npz."""
@@ -91,7 +100,8 @@ class Npz(ImageSource):
         given: Mapping[str, Array],
         y: Mapping[str, Tensor],
         classes: tuple[str, ...],
-        natural: Mapping[str, Mapping[str, Sequence[str]]],
+        natural: Natural,
+        summary: SourceSummary,
     ) -> Dataset:
         matrices = {part: to_matrix(x, f"{self.path}: x of {part}") for part, x in given.items()}
         for part, x in matrices.items():
@@ -110,33 +120,33 @@ class Npz(ImageSource):
             part: Data(schema.encode(_name_columns(x), f"{self.path}: x of {part}").x, y[part])
             for part, x in matrices.items()
         }
-        said = _describe_matrix(self.path, matrices["train"], train, self.encoder or self.scale)
-        return self.build_dataset("table", data, classes, natural["train"], schema, natural, said, cut)
+        summary = _describe_matrix(self.path, matrices["train"], train, self.encoder or self.scale) + summary
+        return self.build_dataset("table", data, classes, natural["train"], schema, natural, summary, cut)
 
-    def _is_wanted(self, name: str) -> bool:
-        stems = ["x", "y", *self.natural_names]
-        return name == self.split or name in stems or name in [f"{stem}_{part}" for stem in stems for part in PARTS]
+    def _choose_arrays(self, names: Sequence[str]) -> set[str]:
+        found = find_arrays(names, self.path)
+        wanted = {name for pair in found.parts.values() for name in pair}
+        natural = {name for name in names if self._is_natural(name)}
+        return wanted | natural | ({self.split or "", "classes"} & set(names))
 
-    def _read_parts(self, arrays: Mapping[str, Array]) -> dict[str, tuple[Array, Array]]:
+    def _is_natural(self, name: str) -> bool:
+        return any(name in [column, *(f"{column}_{part}" for part in PARTS)] for column in self.natural_names)
+
+    def _read_parts(self, arrays: Mapping[str, Array], found: ExampleArrays) -> dict[str, tuple[Array, Array]]:
         """Returns (x, y) of each part in the file."""
-        own = [part for part in PARTS if f"x_{part}" in arrays]
-        names = {part: (f"x_{part}", f"y_{part}") for part in own} if own else {"train": ("x", "y")}
-        if "train" not in names:
-            raise GenfedError(f"{self.path}: there is x_{own[0]} and no x_train")
-        for name in (name for pair in names.values() for name in pair):
-            require_known(name, arrays, f"{self.path}: array")
-        given = {part: (arrays[x], arrays[y]) for part, (x, y) in names.items()}
+        given = {part: (arrays[x], arrays[y]) for part, (x, y) in found.parts.items()}
         for part, (x, y) in given.items():
-            if x.shape[:1] != y.shape[:1]:
-                raise GenfedError(f"{self.path}: {names[part][0]} has shape {x.shape}, {names[part][1]} {y.shape}")
-        return given if self.split is None else self._divide(*given["train"], arrays)
+            if x.shape[:1] != y.shape[:1] or not x.ndim:
+                names = found.parts[part]
+                raise GenfedError(f"{self.path}: {names[0]} has shape {x.shape}, {names[1]} {y.shape}")
+        return given if self.split is None else self._divide(*given["train"], arrays, found.divided)
 
-    def _divide(self, x: Array, y: Array, arrays: Mapping[str, Array]) -> dict[str, tuple[Array, Array]]:
+    def _divide(self, x: Array, y: Array, arrays: Mapping[str, Array], divided: bool) -> dict[str, tuple[Array, Array]]:
         assert self.split is not None
         marks = arrays[require_known(self.split, arrays, f"{self.path}: array")]
-        if marks.shape != (len(x),) or "x" not in arrays:
+        if marks.shape != (len(x),) or divided:
             raise GenfedError(f"{self.path}: {self.split} has shape {marks.shape}; one mark per row of x is allowed")
-        parts = _name_parts(marks)
+        parts = self._name_parts(marks)
         if len(other := np.setdiff1d(parts, PARTS)):
             raise GenfedError(
                 f"{self.path}: {self.split} holds {str(other[0])!r}; {', '.join(PARTS)}, 0, 1 are allowed"
@@ -144,6 +154,36 @@ class Npz(ImageSource):
         if "train" not in parts:
             raise GenfedError(f"{self.path}: {self.split} has no row of train")
         return {part: (x[parts == part], y[parts == part]) for part in PARTS if part in parts}
+
+    def _name_parts(self, marks: Array) -> Array:
+        """Returns the name of each row's part."""
+        about = read_part_name(self.split or "")
+        one = "test" if about is None or about.part == UNCLEAR else about.part
+        numbers = {"1": one, "0": "test" if one == "train" else "train"}
+        numbers |= {"True": numbers["1"], "False": numbers["0"], "1.0": numbers["1"], "0.0": numbers["0"]}
+        texts = read_texts(marks, self.encoding, f"{self.path}: {self.split}")
+        known = {}
+        for text in np.unique(texts):
+            word = read_part_name(str(text))
+            spelled = word is not None and not word.own and word.part != UNCLEAR
+            known[str(text)] = word.part if word is not None and spelled else numbers.get(str(text), str(text))
+        return np.array([known[str(text)] for text in texts])
+
+    def _read_labels(self, labels: Array, part: str) -> Array:
+        if labels.dtype.kind != "S":
+            return labels
+        return read_texts(labels, self.encoding, f"{self.path}: labels of {part}")
+
+    def _name_classes(self, arrays: Mapping[str, Array], classes: tuple[str, ...]) -> tuple[str, ...]:
+        """Returns the names of an array `classes`, if it has one for each label from 0; else `classes`."""
+        names = arrays.get("classes", np.empty(0))
+        if self.classes is not None or names.ndim != 1 or names.dtype.kind not in "US":
+            return classes
+        places = [int(name) if name.isdecimal() else -1 for name in classes]
+        if min(places) < 0 or max(places) >= len(names):
+            return classes
+        texts = read_texts(names, self.encoding, f"{self.path}: classes")
+        return tuple(str(texts[place]) for place in places) if len(set(texts.tolist())) == len(texts) else classes
 
     def _read_columns(self, arrays: Mapping[str, Array], part: str, n: int) -> dict[str, list[str]]:
         """Returns the natural columns of a part's n examples; only "train" must have all of them."""
@@ -156,11 +196,29 @@ class Npz(ImageSource):
                 continue
             values = arrays[require_known(stored, arrays, f"{self.path}: array")]
             if marks is not None and divided:
-                values = values[_name_parts(marks) == part]
+                values = values[self._name_parts(marks) == part]
             if values.shape != (n,):
                 raise GenfedError(f"{self.path}: {stored} has shape {values.shape}; the examples have ({n},)")
-            found[name] = [str(value) for value in values]
+            found[name] = read_texts(values, self.encoding, f"{self.path}: {stored}").tolist()
         return found
+
+    def _describe_arrays(self, arrays: Mapping[str, Array], found: ExampleArrays) -> SourceSummary:
+        read = {name for pair in found.parts.values() for name in pair} | {self.split, "classes", *found.unlabelled}
+        unread = [name for name in arrays if name not in read and not self._is_natural(name)]
+        pairs = [f"{part} {show(x)} and {show(y)}" for part, (x, y) in found.parts.items()]
+        facts = [f"{self.path}: {', '.join(pairs) if found.divided else ' and '.join(map(show, found.parts['train']))}"]
+        warnings = [
+            f"{show(name)} has no labels: not used; `genfed predict` classifies such examples"
+            for name in found.unlabelled
+        ]
+        if strange := [show(name) for name in unread if is_like_examples(name)]:
+            warnings.append(
+                f"arrays that are not read: {list_some(strange)}; x_train, x_validation, x_test with y_train, "
+                "y_validation, y_test, or x with y are read"
+            )
+        if other := [show(name) for name in unread if not is_like_examples(name)]:
+            facts.append(f"arrays that are not read: {list_some(other)}; name natural columns in columns")
+        return SourceSummary(tuple(facts), tuple(warnings))
 
 
 def to_matrix(x: Array, where: str) -> NDArray[np.float64]:
@@ -200,10 +258,3 @@ def _describe_matrix(path: str, given: NDArray[np.float64], train: NDArray[np.fl
     ):
         warnings.append(f"x seems to hold images in rows; x of shape [n, {side}, {side}] is read as images")
     return SourceSummary(tuple(facts), tuple(warnings))
-
-
-def _name_parts(marks: Array) -> Array:
-    """Returns the name of each row's part."""
-    known = {"0": "train", "1": "test", "False": "train", "True": "test"}
-    texts = [mark.decode("utf-8", "replace") if isinstance(mark, bytes) else str(mark) for mark in marks.tolist()]
-    return np.array([known.get(text, text) for text in texts])
