@@ -1,21 +1,25 @@
 """Data sets from the Hugging Face hub, or on disk in its format."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from genfed.core.errors import GenfedError, first_line, require
 from genfed.core.settings import settings
 from genfed.core.task import Task
+from genfed.data.arrays import to_examples
 from genfed.data.checks import require_known
 from genfed.data.dataset import Dataset, Examples
 from genfed.data.encoder import Encoder
-from genfed.data.images import ImageFiles, ImageSource
+from genfed.data.images import ImageFiles, ImageSource, Natural
 from genfed.data.labels import encode_labels
-from genfed.data.source_summary import SourceSummary
+from genfed.data.part_names import find_parts
+from genfed.data.source_summary import SourceSummary, count_of, list_some, show
 from genfed.data.split import PARTS
 from genfed.data.table import Table
 from genfed.data.table_source import RawTable, TableSource
@@ -43,31 +47,49 @@ class HuggingFace(ImageSource, TableSource):
     """Name of the split with the test examples; None: "test" if it exists, else split off from training."""
 
     def load(self) -> Dataset:
-        splits = self._choose_splits()
+        splits, summary = self._choose_splits()
         for name in (self.label, *self.natural_names, *(self.numeric or [])):
             require_known(name, splits["train"].column_names, f"{self.path}: column")
-        names = getattr(splits["train"].features[self.label], "names", None)  # of a ClassLabel
-        y, classes = encode_labels(
-            {part: self._read_labels(split, part) for part, split in splits.items()}, None, self.path
-        )
-        if names is not None:
+        labels, said = self._read_labels(splits)
+        summary += said
+        y, classes = encode_labels(labels, None, self.path)
+        if (names := _class_names(splits["train"], self.label)) is not None:
             classes = tuple(names[int(value)] for value in classes)
+        splits = {part: splits[part] for part in labels}
         natural = {
-            part: {
-                name: [str(value) for value in split[name]] for name in self.natural_names if name in split.column_names
-            }
+            part: {name: _read_natural(split, name) for name in self.natural_names if name in split.column_names}
             for part, split in splits.items()
         }
         if image := self._find_image_column(splits["train"]):
-            files: dict[str, ImageFiles] = {
-                part: functools.partial(self._iterate_images, split, image, part) for part, split in splits.items()
-            }
-            return self.build_from_files(files, y, classes, natural, self.path, SourceSummary())
+            return self._build_images(splits, image, y, classes, natural, summary)
         tables = {
             part: RawTable(f"{self.path} ({part})", _read_columns(split), True, self.missing_words)
             for part, split in splits.items()
         }
-        return self.build_table(tables, y, classes, self.label, natural)
+        table = self.build_table(tables, y, classes, self.label, natural)
+        return replace(table, summary=summary + table.summary)
+
+    def _build_images(
+        self,
+        splits: Mapping[str, Any],
+        image: str,
+        y: Mapping[str, Tensor],
+        classes: tuple[str, ...],
+        natural: Natural,
+        summary: SourceSummary,
+    ) -> Dataset:
+        import datasets
+
+        if isinstance(splits["train"].features[image], datasets.Image):
+            files: dict[str, ImageFiles] = {
+                part: functools.partial(self._iterate_images, split, image, part) for part, split in splits.items()
+            }
+            return self.build_from_files(files, y, classes, natural, self.path, summary)
+        arrays = {
+            part: to_examples(self._read_arrays(split, image, part), self.layout, f"{self.path}: {image} of {part}")
+            for part, split in splits.items()
+        }
+        return self.build_from_arrays(arrays, y, classes, natural, self.path, summary)
 
     def read(self, path: str, task: Task, encoder: Encoder | None) -> Iterator[Examples]:
         """Reads images like every source of images, or a table's rows from a CSV or Parquet file."""
@@ -75,15 +97,23 @@ class HuggingFace(ImageSource, TableSource):
             return Table(path=path, label=self.label, missing=self.missing).read(path, task, encoder)
         return super().read(path, task, encoder)
 
-    def _choose_splits(self) -> dict[str, Any]:
-        """Returns the data set's splits by part."""
+    def _choose_splits(self) -> tuple[dict[str, Any], SourceSummary]:
+        """Returns the data set's splits by part, and what is said of them."""
         found = self._load()
-        names = {"train": self.train_split, "validation": self.validation_split, "test": self.test_split}
-        splits = {}
+        named = {"train": self.train_split, "validation": self.validation_split, "test": self.test_split}
+        spelled = {part: name for name, part in find_parts(found, self.path).items()}
+        names = {}
         for part in PARTS:
-            if (name := names[part]) is not None or part in found:
-                splits[part] = found[require_known(name or part, found, f"{self.path}: split")]
-        return splits
+            wanted = named[part]
+            if wanted is None or (wanted == part and part not in found):
+                wanted = part if part in found else spelled.get(part, wanted)
+            if wanted is not None:
+                names[part] = require_known(wanted, found, f"{self.path}: split")
+        sizes = ", ".join(f"{show(name)} {len(found[name]):,}" for name in names.values())
+        unread = list_some(f"{show(name)} {len(found[name]):,}" for name in found if name not in names.values())
+        doubt = f"splits that are not read: {unread}; name them in validation_split, test_split or train_split"
+        summary = SourceSummary((f"{self.path}: splits {sizes}",), (doubt,) if unread else ())
+        return {part: found[name] for part, name in names.items()}, summary
 
     def _load(self) -> dict[str, Any]:
         require("datasets", extra="huggingface", what='data.kind = "huggingface"')
@@ -95,26 +125,66 @@ class HuggingFace(ImageSource, TableSource):
                 found = datasets.load_from_disk(self.path)
             else:
                 found = datasets.load_dataset(self.path, self.subset, revision=self.revision)
-        except (OSError, ValueError, RuntimeError, KeyError, datasets.exceptions.DatasetsError) as error:
-            raise GenfedError(f"{self.path}: cannot be loaded ({first_line(error)})") from None
+        except Exception as error:  # the library raises anything on damaged files
+            about = first_line(error) or type(error).__name__
+            raise GenfedError(f"{self.path}: cannot be loaded ({about})") from None
         return dict(found) if isinstance(found, datasets.DatasetDict) else {self.train_split: found}
 
-    def _read_labels(self, split: Any, part: str) -> Any:
-        values = list(split[require_known(self.label, split.column_names, f"{self.path}: column")])
-        # −1 on the hub: the label of a test example is withheld
-        if missing := sum(value is None or value == -1 for value in values):
-            raise GenfedError(f"{self.path}: {missing} examples of {part} have no label")
-        return np.array(values)
+    def _read_labels(self, splits: Mapping[str, Any]) -> tuple[dict[str, Any], SourceSummary]:
+        """Returns the labels [n] by part, without parts whose labels are withheld. Where "train" names classes, labels
+        are its numbers.
+
+        Raises:
+            GenfedError: the training part or some examples of another have no label, or a class is not in "train".
+        """
+        found, warnings = dict[str, Any](), list[str]()
+        names = _class_names(splits["train"], self.label)
+        for part, split in splits.items():
+            values = list(split[require_known(self.label, split.column_names, f"{self.path}: column")])
+            own = _class_names(split, self.label)
+            # −1 on the hub: the label of a test example is withheld. It is a class where others are numbers beside it.
+            minus = sum(value == -1 for value in values)
+            withheld = minus == len(values) and not (own is None and -1 in found.get("train", ()))
+            missing = values.count(None) + (minus if withheld or own is not None else 0)
+            if missing == len(values) and part != "train":
+                warnings.append(f"the {part} split has no labels: not used")
+                continue
+            if missing:
+                raise GenfedError(f"{self.path}: {missing} examples of {part} have no label")
+            if minus and own is None and len(set(values)) > 2:
+                warnings.append(f"label -1 of {count_of(minus, f'{part} example')} is taken for a class")
+            texts = values if own is None else [own[value] for value in values]
+            found[part] = np.array(texts if names is None else [self._number(text, names, part) for text in texts])
+        return found, SourceSummary((), tuple(warnings))
+
+    def _number(self, label: Any, names: Sequence[str], part: str) -> Any:
+        """Returns the number of a class that is given by its name; a number stays."""
+        if not isinstance(label, str):
+            return label
+        if label not in names:
+            raise GenfedError(f"{self.path}: class {label!r} is in the {part} part and not in train")
+        return names.index(label)
 
     def _find_image_column(self, split: Any) -> str | None:
         import datasets
 
-        found = [name for name, feature in split.features.items() if isinstance(feature, datasets.Image)]
+        files = [name for name, feature in split.features.items() if isinstance(feature, datasets.Image)]
+        arrays = [name for name, feature in split.features.items() if name != self.label and _is_array(feature)]
         if self.image is not None:
-            return require_known(self.image, found, f"{self.path}: image column")
+            return require_known(self.image, files + arrays, f"{self.path}: image column")
+        found = files or [name for name in arrays if name not in self.natural_names]
         if len(found) > 1:
             raise GenfedError(f"{self.path}: there are several image columns, {', '.join(found)}; set image")
         return found[0] if found and self.numeric is None and self.categorical is None else None
+
+    def _read_arrays(self, split: Any, column: str, part: str) -> Any:
+        """Returns a column of arrays as one [n, ...]."""
+        rows = split.select_columns([column])
+        try:
+            return np.stack([np.asarray(row[column]) for row in rows.with_format("numpy")])
+        except (ValueError, TypeError) as error:
+            where = f"{self.path}: {column} of {part}"
+            raise GenfedError(f"{where}: arrays of one shape are allowed ({first_line(error)})") from None
 
     def _iterate_images(self, split: Any, column: str, part: str) -> Iterator[tuple[str, Path | bytes]]:
         """Yields each image's name for messages, and its file or undecoded bytes."""
@@ -138,3 +208,31 @@ def _read_columns(split: Any) -> Any:
             names = [None if i is None or i < 0 else feature.names[i] for i in table.column(name).to_pylist()]
             table = table.set_column(place, name, pyarrow.array(names, pyarrow.string()))
     return table
+
+
+def _is_number(feature: Any) -> bool:
+    return not _is_array(feature) and str(getattr(feature, "dtype", "")).startswith(("int", "uint", "float", "bool"))
+
+
+def _is_array(feature: Any) -> bool:
+    """Returns whether a column holds arrays of two or three axes, also as lists of lists."""
+    import datasets
+
+    if isinstance(feature, datasets.Array2D | datasets.Array3D):
+        return True
+    depth = 0
+    while (inner := getattr(feature, "feature", None)) is not None and not isinstance(inner, dict):
+        feature, depth = inner, depth + 1
+    return depth in (2, 3) and _is_number(feature)
+
+
+def _class_names(split: Any, column: str) -> list[str] | None:
+    """Returns the names of a ClassLabel. None: the column is another kind."""
+    names = getattr(split.features[column], "names", None)
+    return None if names is None else list(names)
+
+
+def _read_natural(split: Any, column: str) -> list[str]:
+    """Returns a natural column as texts; a ClassLabel by its names, which other splits may number otherwise."""
+    names = _class_names(split, column)
+    return [str(value) if names is None or value is None else names[value] for value in split[column]]

@@ -2,6 +2,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -102,10 +103,109 @@ def test_refused(datasets: Any, tmp_path: Path) -> None:
         assert "\n" not in str(error.value)
 
 
+def named(datasets: Any, names: list[str], labels: list[int], shade: int = 0) -> Any:
+    """Pictures whose shade is 10 for the class "cat" and 20 for others, with the labels of a ClassLabel."""
+    kinds = [names[label] if label >= 0 else "cat" for label in labels]
+    images = [Image.new("L", (4, 3), shade + (10 if kind == "cat" else 20)) for kind in kinds]
+    features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+    return datasets.Dataset.from_dict({"img": images, "label": labels}, features)
+
+
+def test_classes_go_by_name_where_splits_number_them_otherwise(datasets: Any, tmp_path: Path) -> None:
+    train = named(datasets, ["dog", "cat"], [0, 1] * 10)
+    for i, test in enumerate(
+        [named(datasets, ["cat", "dog"], [0, 1, 1]), named(datasets, ["ape", "cat", "dog"], [1, 2, 2])]
+    ):
+        datasets.DatasetDict(train=train, test=test).save_to_disk(tmp_path / str(i))
+        data = HuggingFace(path=str(tmp_path / str(i))).load()
+        assert data.task.classes == ("dog", "cat")
+        for part in (data.train, data.test):
+            assert torch.equal(part.y == 1, part.x[:, 0, 0, 0] == 10)
+    words = train.add_column("word", ["cat", "dog"] * 10).remove_columns("label").rename_column("word", "label")
+    datasets.DatasetDict(train=train, test=words).save_to_disk(tmp_path / "words")
+    assert HuggingFace(path=str(tmp_path / "words")).load().test.y.tolist() == [1, 0] * 10
+    datasets.DatasetDict(train=train, test=named(datasets, ["ape", "cat"], [0, 1])).save_to_disk(tmp_path / "ape")
+    with pytest.raises(GenfedError, match="class 'ape' is in the test part and not in train"):
+        HuggingFace(path=str(tmp_path / "ape")).load()
+
+
+def test_natural_columns_go_by_name(datasets: Any, tmp_path: Path) -> None:
+    parts = {}
+    for part, names in (("train", ["north", "south"]), ("test", ["south", "north"])):
+        column = [i % 2 if part == "train" else 1 - i % 2 for i in range(20)]
+        made = pictures(datasets, range(20)).add_column("site", column)
+        parts[part] = made.cast_column("site", datasets.ClassLabel(names=names))
+    datasets.DatasetDict(parts).save_to_disk(tmp_path)
+    data = HuggingFace(path=str(tmp_path), columns=("site",), validation=0.0).load()
+    assert data.columns == data.test_columns == {"site": ("north", "south") * 10}
+
+
+def test_spelled_splits_are_read_and_others_told(datasets: Any, tmp_path: Path) -> None:
+    made = {
+        name: pictures(datasets, range(n)) for name, n in (("training", 20), ("dev", 6), ("testing", 4), ("extra", 3))
+    }
+    datasets.DatasetDict(made).save_to_disk(tmp_path / "a")
+    data = HuggingFace(path=str(tmp_path / "a")).load()
+    assert [len(part) for part in (data.train, data.validation, data.test)] == [20, 6, 4]
+    assert data.summary.facts[0].endswith(": splits training 20, dev 6, testing 4")
+    assert any(line.startswith("splits that are not read: extra 3; name them in") for line in data.summary.warnings)
+
+
+def test_minus_one_is_a_label_unless_all_of_a_split_are(datasets: Any, tmp_path: Path) -> None:
+    sign = {"train": table(datasets, label=[-1, 1] * 10), "test": table(datasets, 4, label=[-1] * 4)}
+    datasets.DatasetDict(sign).save_to_disk(tmp_path / "sign")
+    data = HuggingFace(path=str(tmp_path / "sign"), numeric=("a",)).load()
+    assert (data.task.classes, len(data.test)) == (("-1", "1"), 4)
+    held = {"train": table(datasets, label=[0, 1] * 10), "test": table(datasets, 4, label=[-1] * 4)}
+    datasets.DatasetDict(held).save_to_disk(tmp_path / "held")
+    data = HuggingFace(path=str(tmp_path / "held"), numeric=("a",)).load()
+    assert [len(part) for part in (data.train, data.test)] == [14, 4]
+    assert "the test split has no labels: not used" in data.summary.warnings
+    table(datasets, label=[-1] * 4 + [0, 1] * 8).save_to_disk(tmp_path / "three")
+    data = HuggingFace(path=str(tmp_path / "three"), numeric=("a",), validation=0.0).load()
+    assert data.task.classes == ("-1", "0", "1")
+    assert "label -1 of 4 train examples is taken for a class" in data.summary.warnings
+
+
+ARRAYS: dict[str, Any] = {
+    "Array2D": lambda d: d.Array2D((4, 5), "uint8"),
+    "Array3D": lambda d: d.Array3D((1, 4, 5), "uint8"),
+    "floats": lambda d: d.Array2D((4, 5), "float32"),
+    "lists": lambda d: d.Sequence(d.Sequence(d.Value("uint8"))),
+}
+
+
+@pytest.mark.parametrize("kind", ARRAYS)
+def test_arrays_are_images(datasets: Any, tmp_path: Path, kind: str) -> None:
+    x = np.random.default_rng(0).integers(0, 256, (20, 4, 5))
+    stored = x[:, None] if kind == "Array3D" else x / 255 if kind == "floats" else x
+    features = datasets.Features({"pixels": ARRAYS[kind](datasets), "label": datasets.Value("int64")})
+    columns = {"pixels": list(stored), "label": [i % 2 for i in range(20)]}
+    datasets.Dataset.from_dict(columns, features).save_to_disk(tmp_path)
+    for image in (None, "pixels"):
+        data = HuggingFace(path=str(tmp_path), image=image).load()
+        assert (data.task.kind, data.task.shape) == ("image", (1, 4, 5))
+        seen = torch.cat([data.train.x, data.validation.x, data.test.x]).flatten(1)
+        assert sorted(seen.tolist()) == sorted(x.reshape(20, -1).tolist())
+    with pytest.raises(GenfedError, match=r"column 'pixels'"):
+        HuggingFace(path=str(tmp_path), numeric=("pixels",)).load()
+
+
+def test_arrays_of_several_shapes_are_refused(datasets: Any, tmp_path: Path) -> None:
+    features = datasets.Features({"pixels": ARRAYS["lists"](datasets), "label": datasets.Value("int64")})
+    columns = {"pixels": [[[1, 2]], [[1, 2], [3, 4]]] * 10, "label": [0, 1] * 10}
+    datasets.Dataset.from_dict(columns, features).save_to_disk(tmp_path)
+    with pytest.raises(GenfedError, match="pixels of train: arrays of one shape are allowed"):
+        HuggingFace(path=str(tmp_path)).load()
+
+
 def test_unlabelled_and_broken_examples_are_refused(datasets: Any, tmp_path: Path) -> None:
-    table(datasets, label=[-1] * 3 + [0, 1] * 8 + [0]).save_to_disk(tmp_path / "t")
+    named(datasets, ["cat", "dog"], [-1] * 3 + [0, 1] * 8).save_to_disk(tmp_path / "t")
     with pytest.raises(GenfedError, match="3 examples of train have no label"):
         HuggingFace(path=str(tmp_path / "t")).load()
+    table(datasets, label=[None] * 3 + [0, 1] * 8 + [0]).save_to_disk(tmp_path / "n")
+    with pytest.raises(GenfedError, match="3 examples of train have no label"):
+        HuggingFace(path=str(tmp_path / "n")).load()
     columns = {"img": [{"bytes": b"none", "path": None}] * 2, "label": [0, 1]}
     features = datasets.Features({"img": datasets.Image(), "label": datasets.Value("int64")})
     datasets.Dataset.from_dict(columns, features).save_to_disk(tmp_path / "b")
