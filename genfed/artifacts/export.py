@@ -21,9 +21,9 @@ from genfed.core.errors import GenfedError, describe_error, first_line, require
 from genfed.core.files import make_folder, write_file
 from genfed.core.task import Task
 from genfed.data.encoder import Encoder
-from genfed.data.pixel_scale import PixelScale
 from genfed.data.sites import Sites
 from genfed.experiment.run_folder import RunFolder
+from genfed.preprocessing.pixel_scale import PixelScale
 from genfed.training.weights import weights_of
 
 # No .pt2: torch.export.save puts a pickle of the example inputs into it, and nothing here is pickled.

@@ -22,11 +22,11 @@ from genfed.core.rng import stream
 from genfed.core.store import FolderStore
 from genfed.core.task import Task
 from genfed.core.text import file_name
-from genfed.data.pixel_scale import PixelScale
 from genfed.experiment import generator_quality, sample_grids
 from genfed.experiment.checks import has_device
 from genfed.experiment.run_folder import RunFolder
 from genfed.experiment.trial import new_server
+from genfed.preprocessing.pixel_scale import PixelScale
 from genfed.training.pixels import denormalize_pixels, normalize_pixels
 from genfed.training.synthetic_dataset import SyntheticDataset, choose_in_turn
 

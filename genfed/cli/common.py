@@ -16,8 +16,8 @@ from genfed.core.errors import GenfedError, MissingCodeError
 from genfed.core.text import BLOCK, escape_controls, one_line
 
 if TYPE_CHECKING:
-    from genfed.data.source_summary import SourceSummary
     from genfed.experiment.run_folder import OnExisting
+    from genfed.preprocessing.source_summary import SourceSummary
     from genfed.report.results import Report
 
 app = typer.Typer(

@@ -20,7 +20,7 @@ from genfed.data.numerals import (
     looks_like_a_day,
     read_numbers,
 )
-from genfed.data.source_summary import SourceSummary, count_of, list_some, show
+from genfed.preprocessing.source_summary import SourceSummary, count_of, list_some, show
 
 Read = Callable[[str, ReadAs], Cells | None]
 """Returns a column of the training rows by its name. None: it has no values that can be used."""

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from genfed.data.source_summary import SourceSummary, count_of
+from genfed.preprocessing.source_summary import SourceSummary, count_of
 
 _ORDER = ("test", "validation", "train")
 """The part that comes first keeps the example, the others have the copies."""

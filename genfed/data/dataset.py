@@ -10,7 +10,7 @@ from torch import Tensor
 from genfed.core.errors import GenfedError
 from genfed.core.task import Data, Task
 from genfed.data.encoder import Encoder
-from genfed.data.source_summary import SourceSummary
+from genfed.preprocessing.source_summary import SourceSummary
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from genfed.core.settings import settings
 from genfed.core.task import Data
 from genfed.data.dataset import Dataset
 from genfed.data.images import ImageSource
-from genfed.data.pixel_scale import PixelScale
 from genfed.data.split import split_stratified
 from genfed.data.styles import Style, describe_character, paint
+from genfed.preprocessing.pixel_scale import PixelScale
 
 DOMAINS = {
     "ink": Style("black", "white"),

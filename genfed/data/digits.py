@@ -7,7 +7,7 @@ from genfed.core.settings import settings
 from genfed.core.task import Data
 from genfed.data.dataset import Dataset
 from genfed.data.images import ImageSource
-from genfed.data.pixel_scale import PixelScale
+from genfed.preprocessing.pixel_scale import PixelScale
 
 
 @settings

@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 import pydantic
 
 from genfed.core.errors import GenfedError
-from genfed.data.checks import require_path
 from genfed.data.features import TableSchema
-from genfed.data.pixel_scale import PixelScale
+from genfed.preprocessing.checks import require_path
+from genfed.preprocessing.pixel_scale import PixelScale
 
 Encoder = Annotated[TableSchema | PixelScale, pydantic.Field(discriminator="kind")]
 """How raw examples become x. Each kind is a frozen dataclass whose field `kind` names it."""

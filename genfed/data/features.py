@@ -12,7 +12,7 @@ from torch import Tensor
 from genfed.core.errors import GenfedError
 from genfed.data.cells import Cells, plain_number, same_numbers
 from genfed.data.numerals import PLAIN, Notation, read_numbers
-from genfed.data.source_summary import count_of, list_some, show
+from genfed.preprocessing.source_summary import count_of, list_some, show
 
 MISSING = "(missing)"
 """The category of a missing value."""

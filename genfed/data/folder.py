@@ -9,14 +9,13 @@ import numpy as np
 
 from genfed.core.errors import GenfedError
 from genfed.core.settings import settings
-from genfed.data.checks import require_path
 from genfed.data.dataset import Dataset
-from genfed.data.image_files import SUFFIXES, FolderContent, find_images, is_hidden
 from genfed.data.images import ImageFiles, ImageSource
 from genfed.data.labels import encode_labels
-from genfed.data.part_names import UNCLEAR, find_parts, read_part_name
-from genfed.data.source_summary import SourceSummary, count_of, list_some, show
-from genfed.data.split import PARTS
+from genfed.preprocessing.checks import require_path
+from genfed.preprocessing.image_files import SUFFIXES, FolderContent, find_images, is_hidden
+from genfed.preprocessing.part_names import PARTS, UNCLEAR, find_parts, read_part_name
+from genfed.preprocessing.source_summary import SourceSummary, count_of, list_some, show
 
 Places = dict[str, list[tuple[str, Path]]]
 """By part, pairs of a class and the folder of its images."""

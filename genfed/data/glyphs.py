@@ -18,8 +18,8 @@ from genfed.core.settings import settings
 from genfed.core.task import Data
 from genfed.data.dataset import Dataset
 from genfed.data.images import ImageSource
-from genfed.data.pixel_scale import PixelScale
 from genfed.data.styles import COLORS, EFFECTS, Style, describe_character, paint
+from genfed.preprocessing.pixel_scale import PixelScale
 
 _FONTS = (
     *(f"DejaVuSans{style}" for style in ("", "-Bold", "-Oblique", "-BoldOblique")),

@@ -12,17 +12,16 @@ from torch import Tensor
 from genfed.core.errors import GenfedError, first_line, require
 from genfed.core.settings import settings
 from genfed.core.task import Task
-from genfed.data.arrays import to_examples
-from genfed.data.checks import require_known
 from genfed.data.dataset import Dataset, Examples
 from genfed.data.encoder import Encoder
 from genfed.data.images import ImageFiles, ImageSource, Natural
 from genfed.data.labels import encode_labels
-from genfed.data.part_names import find_parts
-from genfed.data.source_summary import SourceSummary, count_of, list_some, show
-from genfed.data.split import PARTS
 from genfed.data.table import Table
 from genfed.data.table_source import RawTable, TableSource
+from genfed.preprocessing.arrays import to_examples
+from genfed.preprocessing.checks import require_known
+from genfed.preprocessing.part_names import PARTS, find_parts
+from genfed.preprocessing.source_summary import SourceSummary, count_of, list_some, show
 
 
 @settings

@@ -16,14 +16,15 @@ from torch import Tensor
 from genfed.core.errors import GenfedError
 from genfed.core.settings import settings
 from genfed.core.task import Data, Task
-from genfed.data.array_names import choose_examples
-from genfed.data.arrays import Array, Layout, read_arrays, to_examples
-from genfed.data.checks import check_fit, require_path
 from genfed.data.copies import digest_examples
 from genfed.data.dataset import Dataset, Examples
 from genfed.data.encoder import Encoder
-from genfed.data.image_files import SUFFIXES, decode_image, find_images
-from genfed.data.pixel_scale import (
+from genfed.data.split import SplitSource
+from genfed.preprocessing.array_names import choose_examples
+from genfed.preprocessing.arrays import Array, Layout, read_arrays, to_examples
+from genfed.preprocessing.checks import check_fit, require_path
+from genfed.preprocessing.image_files import SUFFIXES, decode_image, find_images
+from genfed.preprocessing.pixel_scale import (
     Ground,
     PixelRange,
     PixelScale,
@@ -33,8 +34,7 @@ from genfed.data.pixel_scale import (
     fit_pixel_scale,
     measure_pixels,
 )
-from genfed.data.source_summary import SourceSummary, count_of
-from genfed.data.split import SplitSource
+from genfed.preprocessing.source_summary import SourceSummary, count_of
 
 log = logging.getLogger(__name__)
 ImageFiles = Callable[[], Iterable[tuple[str, Path | bytes]]]

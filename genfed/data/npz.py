@@ -11,10 +11,7 @@ from torch import Tensor
 from genfed.core.errors import GenfedError
 from genfed.core.settings import settings
 from genfed.core.task import Data, Task
-from genfed.data.array_names import ExampleArrays, find_arrays, is_like_examples
-from genfed.data.arrays import Array, read_arrays, read_texts, to_examples
 from genfed.data.cells import Cells, number_cells
-from genfed.data.checks import check_fit, require_known, require_path
 from genfed.data.copies import digest_examples
 from genfed.data.dataset import Dataset, Examples
 from genfed.data.encoder import Encoder, read_schema
@@ -22,9 +19,11 @@ from genfed.data.features import TableSchema, fit_schema
 from genfed.data.images import ImageSource, Natural, read_example_array
 from genfed.data.labels import encode_labels
 from genfed.data.numerals import PLAIN
-from genfed.data.part_names import UNCLEAR, read_part_name
-from genfed.data.source_summary import SourceSummary, count_of, list_some, show
-from genfed.data.split import PARTS
+from genfed.preprocessing.array_names import ExampleArrays, find_arrays, is_like_examples
+from genfed.preprocessing.arrays import Array, read_arrays, read_texts, to_examples
+from genfed.preprocessing.checks import check_fit, require_known, require_path
+from genfed.preprocessing.part_names import PARTS, UNCLEAR, read_part_name
+from genfed.preprocessing.source_summary import SourceSummary, count_of, list_some, show
 
 
 @settings

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from genfed.core.errors import GenfedError
 from genfed.core.settings import settings
-from genfed.data.checks import require_known
+from genfed.preprocessing.checks import require_known
 
 _ATTEMPTS = 1000
 

@@ -13,14 +13,14 @@ from genfed.core.errors import GenfedError
 from genfed.core.rng import stream
 from genfed.core.settings import settings
 from genfed.core.task import Data, Task
-from genfed.data.checks import require_known
 from genfed.data.copies import describe_copies, digest_examples, find_copies
 from genfed.data.dataset import Dataset, Source
 from genfed.data.encoder import Encoder
 from genfed.data.group_split import split_by_group
-from genfed.data.source_summary import SourceSummary, describe_parts, show
+from genfed.preprocessing.checks import require_known
+from genfed.preprocessing.part_names import PARTS
+from genfed.preprocessing.source_summary import SourceSummary, describe_parts, show
 
-PARTS = ("train", "validation", "test")
 NOTHING_SAID = SourceSummary()
 
 

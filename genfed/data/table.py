@@ -9,13 +9,13 @@ from pydantic import Field
 from genfed.core.errors import GenfedError, first_line, require
 from genfed.core.settings import settings
 from genfed.core.task import Task
-from genfed.data.checks import check_fit, require_known, require_path
 from genfed.data.dataset import Dataset, Examples
 from genfed.data.encoder import Encoder
 from genfed.data.features import TableSchema
 from genfed.data.labels import encode_labels
 from genfed.data.table_source import RawTable, TableSource, encode_rows, read_label_column, read_natural
 from genfed.data.text_file import read_text_file
+from genfed.preprocessing.checks import check_fit, require_known, require_path
 
 _CSV, _PARQUET = (".csv", ".tsv", ".txt", ".data"), (".parquet", ".pq")
 

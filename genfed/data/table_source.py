@@ -23,14 +23,14 @@ from genfed.data.cells import (
     same_numbers,
     written_numbers,
 )
-from genfed.data.checks import require_known
 from genfed.data.columns import UNNAMED, Choice, choose_columns
 from genfed.data.copies import digest_examples
 from genfed.data.dataset import Dataset, Examples
 from genfed.data.encoder import read_schema
 from genfed.data.features import TableSchema
-from genfed.data.source_summary import SourceSummary
 from genfed.data.split import SplitSource
+from genfed.preprocessing.checks import require_known
+from genfed.preprocessing.source_summary import SourceSummary
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from genfed.core.errors import GenfedError, first_line
-from genfed.data.source_summary import show
+from genfed.preprocessing.source_summary import show
 
 _DELIMITERS = (";", "\t", "|")
 _MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}

@@ -14,11 +14,11 @@ from genfed.core.files import make_folder, remove_parts
 from genfed.core.record import digest, load, pack, save
 from genfed.core.task import Data, Task
 from genfed.data.encoder import digest_encoder
-from genfed.data.source_summary import SourceSummary
 from genfed.deployment.site_settings import LocatedSite
 from genfed.engines.client_storage import lock_folder
 from genfed.experiment import checks
 from genfed.experiment.inputs import PATHS, load_source
+from genfed.preprocessing.source_summary import SourceSummary
 
 DATA = "data.safetensors"
 """File name of the data as tensors, in the folder of the site."""

@@ -20,8 +20,8 @@ from genfed.core.task import Data, Task
 from genfed.data.dataset import Dataset, Source
 from genfed.data.encoder import digest_encoder
 from genfed.data.huggingface import HuggingFace
-from genfed.data.source_summary import SourceSummary
 from genfed.experiment.trial import new_server
+from genfed.preprocessing.source_summary import SourceSummary
 
 
 @dataclass(frozen=True)

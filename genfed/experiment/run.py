@@ -22,7 +22,6 @@ from genfed.core.federated_data import FederatedData
 from genfed.core.files import make_folder
 from genfed.data.dataset import Dataset
 from genfed.data.encoder import digest_encoder
-from genfed.data.source_summary import SourceSummary
 from genfed.engines.client_runner import use_threads
 from genfed.engines.round import Engine
 from genfed.experiment import checks, compatibility, generator_quality, partitioning
@@ -36,6 +35,7 @@ from genfed.experiment.progress import Progress
 from genfed.experiment.run_folder import OnExisting, RunFolder, RunStart, default_folder
 from genfed.experiment.trial import Trial, new_trial
 from genfed.experiment.trial_loop import TrialLoop
+from genfed.preprocessing.source_summary import SourceSummary
 from genfed.privacy.accounting import Mechanism
 from genfed.report.metrics_log import MetricsLog, read_metrics, retain_metrics
 from genfed.report.page import build_page

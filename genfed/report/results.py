@@ -11,7 +11,7 @@ from pydantic import Field
 
 from genfed.core.errors import GenfedError
 from genfed.core.settings import settings
-from genfed.data.source_summary import SourceSummary
+from genfed.preprocessing.source_summary import SourceSummary
 from genfed.privacy.guarantee import Level, PrivacyGuarantee
 
 Row = Mapping[str, Any]

@@ -12,7 +12,7 @@ from genfed.artifacts.export import export, read_model_card
 from genfed.artifacts.predict import load_predictor, write_predictions
 from genfed.artifacts.samples import write_samples
 from genfed.core.errors import GenfedError
-from genfed.data.pixel_scale import PixelScale
+from genfed.preprocessing.pixel_scale import PixelScale
 from tests.conftest import tiny
 
 Y = np.arange(80) % 2

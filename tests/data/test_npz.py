@@ -8,7 +8,7 @@ import torch
 from genfed.core.errors import GenfedError
 from genfed.data.dataset import Dataset
 from genfed.data.npz import Npz
-from genfed.data.pixel_scale import PixelScale
+from genfed.preprocessing.pixel_scale import PixelScale
 
 Y = np.arange(20) % 2
 IMAGES = np.random.default_rng(0).integers(0, 256, (20, 6, 5), dtype=np.uint8)

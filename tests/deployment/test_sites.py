@@ -32,12 +32,12 @@ from genfed.core.store import FolderStore
 from genfed.core.task import Data, Task
 from genfed.engines.client_storage import LEDGER
 from genfed.data.encoder import digest_encoder
-from genfed.data.pixel_scale import PixelScale
 from genfed.experiment import partitioning
 from genfed.experiment.checkpoint import read_checkpoint
 from genfed.experiment.evaluation import ClassifierScores
 from genfed.experiment.inputs import RunInputs, load_data
 from genfed.experiment.trial import new_server
+from genfed.preprocessing.pixel_scale import PixelScale
 from genfed.privacy.example_level import read_ledger
 from genfed.privacy.site_budget import BUDGET, read_site_ledger
 from genfed.report.results import from_json

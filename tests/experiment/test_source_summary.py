@@ -8,8 +8,8 @@ import pytest
 import genfed
 from genfed.data.dataset import Dataset
 from genfed.data.digits import Digits
-from genfed.data.source_summary import SourceSummary
 from genfed.experiment.run_folder import RunFolder
+from genfed.preprocessing.source_summary import SourceSummary
 from tests.conftest import tiny
 
 SAID = SourceSummary(("a.csv: 60 rows",), ("a.csv: column <id> has 60 texts; name it in drop",))

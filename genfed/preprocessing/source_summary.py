@@ -8,7 +8,7 @@ from dataclasses import dataclass
 class SourceSummary:
     """What a data source read, and what looks wrong in it. Every line is one short sentence without a full stop.
 
-    >>> from genfed.data.source_summary import SourceSummary
+    >>> from genfed.preprocessing.source_summary import SourceSummary
     >>> first = SourceSummary(("a.csv: 60 rows",), ("a.csv: 4 rows stand twice; set data.deduplicate = true",))
     >>> (first + SourceSummary(("classes: ill 30, well 30",))).facts
     ('a.csv: 60 rows', 'classes: ill 30, well 30')
@@ -32,7 +32,7 @@ _SHOWN = 60
 def list_some(items: Iterable[str], most: int = 8) -> str:
     """Joins items by commas; of more than `most` and one, the rest is counted.
 
-    >>> from genfed.data.source_summary import list_some
+    >>> from genfed.preprocessing.source_summary import list_some
     >>> list_some("abcde", 3)
     'a, b, c … and 2 more'
     """
@@ -51,7 +51,7 @@ def show(name: str, most: int = _SHOWN) -> str:
 def count_of(n: int, one: str, many: str | None = None) -> str:
     """Returns a number with its noun.
 
-    >>> from genfed.data.source_summary import count_of
+    >>> from genfed.preprocessing.source_summary import count_of
     >>> count_of(1, "row"), count_of(1200, "row"), count_of(2, "copy", "copies")
     ('1 row', '1,200 rows', '2 copies')
     """

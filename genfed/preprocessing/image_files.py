@@ -12,9 +12,9 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from genfed.core.errors import GenfedError, first_line
-from genfed.data.arrays import Array
-from genfed.data.pixel_scale import Ground
-from genfed.data.source_summary import count_of, list_some, show
+from genfed.preprocessing.arrays import Array
+from genfed.preprocessing.pixel_scale import Ground
+from genfed.preprocessing.source_summary import count_of, list_some, show
 
 _READ = (
     ".png .apng .jpg .jpeg .jpe .jfif .mpo .bmp .dib .gif .webp .avif .tif .tiff .ppm .pgm .pbm .pnm .jp2 .j2k .jpx "

@@ -8,7 +8,7 @@ from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 
 from genfed.core.errors import GenfedError, first_line
-from genfed.data.checks import require_path
+from genfed.preprocessing.checks import require_path
 
 Array = NDArray[Any]
 Layout = Literal["NHWC", "NCHW"]

@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as arrays_of
 
 from genfed.core.errors import GenfedError
 from genfed.data.encoder import digest_encoder, read_encoder, write_encoder
-from genfed.data.pixel_scale import (
+from genfed.preprocessing.pixel_scale import (
     PixelScale,
     describe_pixels,
     find_doubts,
@@ -149,7 +149,7 @@ def test_whole_numbers_beyond_bytes_need_a_range() -> None:
 def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     x = np.random.default_rng(0).random((7, 1, 3, 2))
     whole = fit(x), fit(x).encode(x, "x")
-    monkeypatch.setattr("genfed.data.pixel_scale._AT_ONCE", 12)
+    monkeypatch.setattr("genfed.preprocessing.pixel_scale._AT_ONCE", 12)
     assert fit(x) == whole[0]
     assert torch.equal(fit(x).encode(x, "x"), whole[1])
     assert measure_pixels(x, torch.tensor([0, 2, 4, 5, 6])).high == x[[0, 2, 4, 5, 6]].max()

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from genfed.core.errors import GenfedError
-from genfed.data.checks import require_known
-from genfed.data.part_names import read_part_name, split_words
-from genfed.data.split import PARTS
+from genfed.preprocessing.checks import require_known
+from genfed.preprocessing.part_names import PARTS, read_part_name, split_words
 
 _X = ("x", "image", "images", "imgs", "img", "pixels", "data", "input", "inputs", "features", "samples", "examples")
 _Y = ("y", "label", "labels", "target", "targets")

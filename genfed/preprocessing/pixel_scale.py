@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from genfed.core.errors import GenfedError
-from genfed.data.arrays import Array
+from genfed.preprocessing.arrays import Array
 
 Ground = Literal["white", "black"]
 Range = tuple[float, float]
@@ -71,7 +71,7 @@ class PixelScale:
     and every exported model, and applied to whatever is read later, so that one image gives the same numbers anywhere.
 
     >>> import numpy as np
-    >>> from genfed.data.pixel_scale import PixelScale
+    >>> from genfed.preprocessing.pixel_scale import PixelScale
     >>> scale = PixelScale(numbers=(0.0, 1.0))
     >>> scale.encode(np.array([[0.0, 1.0]]), "a.npz: x").tolist()  # what is a byte on this scale is stored as one
     [[0, 255]]

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from genfed.core.errors import GenfedError
 
-_PARTS = {
+PARTS = ("train", "validation", "test")
+_SPELLINGS = {
     "train": "train training trn",
     "validation": "validation validate validating valid val dev devel development",
     "test": "test testing tst",
@@ -16,7 +17,7 @@ _UNTOLD = "set sets data dataset datasets split splits image images imgs img pic
 _STEMS = "x y label labels target targets feature features pixels input inputs sample samples"
 UNCLEAR = "unclear"
 """The part of a name that speaks of one, but not of which."""
-_WORDS = {word: part for part, words in (*_PARTS.items(), (UNCLEAR, _UNCLEAR)) for word in words.split()}
+_WORDS = {word: part for part, words in (*_SPELLINGS.items(), (UNCLEAR, _UNCLEAR)) for word in words.split()}
 _LONGEST_FIRST = sorted(_WORDS, key=len, reverse=True)
 _PLAIN = _UNTOLD.split()
 _ARRAYS = _STEMS.split()
@@ -40,7 +41,7 @@ class PartName:
 def read_part_name(name: str) -> PartName | None:
     """Reads which part a name speaks of. None: it speaks of none.
 
-    >>> from genfed.data.part_names import read_part_name
+    >>> from genfed.preprocessing.part_names import read_part_name
     >>> read_part_name("Training"), read_part_name("xVal")
     (PartName(part='train', rest=()), PartName(part='validation', rest=('x',)))
     >>> read_part_name("seg_train").own, read_part_name("contest")
@@ -89,7 +90,7 @@ def find_parts(names: Iterable[str], where: str) -> dict[str, str]:
         alike = {name: said.part for name, said in read.items() if said.own == own}
         if "train" not in alike.values() or len(set(alike.values())) < 2:
             continue
-        for part in _PARTS:
+        for part in PARTS:
             if len(same := [name for name, other in alike.items() if other == part]) > 1:
                 raise GenfedError(f"{where}: {same[0]} and {same[1]} both look like the {part} part; keep one of them")
         return alike

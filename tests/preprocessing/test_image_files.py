@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from genfed.core.errors import GenfedError
-from genfed.data.image_files import SUFFIXES, decode_image, find_images
-from genfed.data.pixel_scale import Ground
+from genfed.preprocessing.image_files import SUFFIXES, decode_image, find_images
+from genfed.preprocessing.pixel_scale import Ground
 
 
 def encoded(image: Image.Image, form: str = "PNG", **options: object) -> bytes:
