@@ -153,7 +153,7 @@ class ImageSource(SplitSource):
         }
         ranges = {part: measure_pixels(x) for part, x in arrays.items() if len(x)}
         said = self._describe(data["train"].x, train, scale, ranges)
-        return self.build_dataset("image", data, classes, natural["train"], scale, natural, summary + said)
+        return self._build(data, classes, natural, scale, summary + said)
 
     def build_from_files(
         self,
@@ -176,7 +176,26 @@ class ImageSource(SplitSource):
         data = {part: Data(decoded.x, y[part]) for part, decoded in found.items()}
         ranges = {part: functools.reduce(PixelRange.__or__, decoded.ranges) for part, decoded in found.items()}
         said = self._describe(data["train"].x, train, scale, ranges) + _describe_files(found, self.background)
-        return self.build_dataset("image", data, classes, natural["train"], scale, natural, summary + said)
+        return self._build(data, classes, natural, scale, summary + said)
+
+    def _build(
+        self,
+        data: Mapping[str, Data],
+        classes: tuple[str, ...],
+        natural: Natural,
+        scale: PixelScale,
+        summary: SourceSummary,
+    ) -> Dataset:
+        keys = {part: digest_examples(given.x) for part, given in data.items()}
+        y = {part: given.y for part, given in data.items()}
+        labels: dict[bytes, int] = {}
+        pairs = ((key, label) for part in data for key, label in zip(keys[part], y[part].tolist(), strict=True))
+        torn = len({key for key, label in pairs if labels.setdefault(key, label) != label})
+        if torn:
+            doubt = f"{count_of(torn, 'image')} of several classes: the same pixels stand under different labels"
+            summary += SourceSummary((), (doubt,))
+        cut = self.cut(y, classes, keys, natural)
+        return self.build_dataset("image", data, classes, natural["train"], scale, natural, summary, cut)
 
     def _describe(
         self, x: Tensor, train: PixelRange, scale: PixelScale, ranges: Mapping[str, PixelRange]

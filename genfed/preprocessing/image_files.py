@@ -26,6 +26,7 @@ _FORMATS = "PNG JPEG MPO BMP DIB GIF WEBP AVIF TIFF PPM JPEG2000 TGA PCX ICO QOI
 SUFFIXES = tuple(_READ.split())
 _BESIDE = tuple(_KNOWN.split())
 """Suffixes of files that are known to stand beside images."""
+_READ_ANYWAY = "links to folders that are read anyway"
 _GRAY = ("1", "L", "LA")
 _COLOR = ("P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 _DEEP = ("I;16", "I;16B", "I;16L", "I", "F")
@@ -59,7 +60,7 @@ class FolderContent:
 
     def find_doubts(self) -> Iterator[str]:
         """Yields what looks wrong in what was passed over."""
-        known = (*_BESIDE, "hidden")
+        known = (*_BESIDE, "hidden", _READ_ANYWAY)
         strange = {kind: n for kind, n in self.passed_over.most_common() if kind not in known}
         if strange:
             kinds = list_some(f"{show(kind)} {n:,}" for kind, n in strange.items())
@@ -80,7 +81,7 @@ def find_images(folder: Path) -> FolderContent:
         if not waiting:  # what a link leads to comes last, so that a folder is read under its own name
             link = links.pop(0)
             if (who := _identity(link)) in read:
-                found.passed_over["links to folders that are read anyway"] += 1
+                found.passed_over[_READ_ANYWAY] += 1
                 continue
             read.add(who)
             found.links += 1

@@ -192,6 +192,13 @@ def test_what_was_read_is_told(tmp_path: Path) -> None:
     assert "1 image beside the class folders: not used, no class is known" in warnings
 
 
+def test_one_image_under_two_labels_is_told(tmp_path: Path) -> None:
+    write(tmp_path / "a", range(100, 250, 10))
+    write(tmp_path / "b", range(230, 256))
+    (line,) = [line for line in Folder(path=str(tmp_path)).load().summary.warnings if "several classes" in line]
+    assert line == "2 images of several classes: the same pixels stand under different labels"
+
+
 def test_masks_of_0_and_1_are_black_and_white(tmp_path: Path) -> None:
     for c, label in enumerate("ab"):
         (tmp_path / label).mkdir()

@@ -71,6 +71,8 @@ def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
     assert found.passed_over["links to folders that are read anyway"] == 5
     assert found.passed_over["broken links"] == 2
     assert "1 link to folders followed" in found.describe()
+    (line,) = found.find_doubts()
+    assert line.startswith("files that are no images for genfed are passed over: broken links 2;")
 
 
 def test_what_is_no_file_is_passed_over(tmp_path: Path) -> None:
