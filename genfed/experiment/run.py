@@ -94,11 +94,20 @@ def run(
     settings = config if isinstance(config, Config) else read_config(config, overrides)
     folder = RunFolder((default_folder(config, settings.name).path if out is None else Path(out)).absolute())
     open_engine = choose_engine(engine)
-    dataset = load_data(settings)
-    (tell or _log_warnings)(dataset.summary)
+    dataset = _read_data(settings, folder, on_existing, tell or _log_warnings)
     inputs = _checked_inputs(settings, dataset)
     clients = functools.partial(open_local_clients, settings, dataset, folder, open_engine)
     return run_on(inputs, folder, clients, on_existing, notify or (lambda progress: None), command)
+
+
+def _read_data(
+    config: Config, folder: RunFolder, on_existing: OnExisting, tell: Callable[[SourceSummary], None]
+) -> Dataset:
+    if on_existing == "resume" and folder.config.exists():
+        folder.check_settings(config)  # refused before the data are read
+    dataset = load_data(config)
+    tell(dataset.summary)
+    return dataset
 
 
 def _log_warnings(summary: SourceSummary) -> None:

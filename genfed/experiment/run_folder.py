@@ -180,7 +180,7 @@ class RunFolder:
         self.check_existing(on_existing)
         if on_existing == "resume":
             if self.config.exists():
-                self._check_settings(config)
+                self.check_settings(config)
             else:
                 log.warning("nothing to resume in %s: starting", self)
         make_folder(self.path)
@@ -220,8 +220,12 @@ class RunFolder:
             handler.close()
             file.close()
 
-    def _check_settings(self, config: Config) -> None:
-        """Refuses to resume a run that was started with settings of another outcome."""
+    def check_settings(self, config: Config) -> None:
+        """Refuses to resume a run that was started with settings of another outcome.
+
+        Raises:
+            GenfedError: a setting differs, or the folder holds a run that cannot be read.
+        """
         try:
             before = decisive_settings(read_config(self.path))
         except GenfedError as error:
