@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import pydantic
 
 from genfed.core.errors import GenfedError
+from genfed.core.files import write_file
 from genfed.data.features import TableSchema
 from genfed.preprocessing.checks import require_path
 from genfed.preprocessing.pixel_scale import PixelScale
@@ -45,7 +46,7 @@ def read_schema(path: str) -> TableSchema:
 
 def write_encoder(encoder: Encoder, file: Path) -> None:
     """Writes the encoder as JSON."""
-    file.write_bytes(_ADAPTER.dump_json(encoder, indent=1) + b"\n")
+    write_file(file, _ADAPTER.dump_json(encoder, indent=1) + b"\n")
 
 
 def digest_encoder(encoder: Encoder | None, kind: Literal["image", "table", "features"] = "table") -> str:

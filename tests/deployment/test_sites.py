@@ -30,8 +30,8 @@ from genfed.core.phase import flatten_phases
 from genfed.core.record import digest, load, pack, unpack
 from genfed.core.store import FolderStore
 from genfed.core.task import Data, Task
-from genfed.engines.client_storage import LEDGER
 from genfed.data.encoder import digest_encoder
+from genfed.engines.client_storage import LEDGER
 from genfed.experiment import partitioning
 from genfed.experiment.checkpoint import read_checkpoint
 from genfed.experiment.evaluation import ClassifierScores
