@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from genfed.core.errors import GenfedError, require
-from genfed.core.files import make_folder
+from genfed.core.files import atomic_write, make_folder
 from genfed.core.text import NAME, one_line
 from genfed.deployment.site_settings import SITE_NAME
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
 AUTHORITY, SERVER, SERVER_KEY = "ca.crt", "server.crt", "server.key"
+LOCAL = ("localhost", "127.0.0.1", "::1")
+"""Names and addresses that every certificate of a server is for."""
 _ISSUER = "genfed trial authority"
 
 
@@ -40,21 +42,63 @@ def make_keys(folder: Path, sites: Sequence[str], hosts: Sequence[str] = (), day
 
     _check_names(folder, sites)
     make_folder(folder)
-    authority, server = (ec.generate_private_key(ec.SECP384R1()) for _ in range(2))
-    try:
-        contents = {
-            AUTHORITY: _sign_certificate(_ISSUER, authority, authority, days),
-            SERVER: _sign_certificate(
-                "genfed server", server, authority, days, ("localhost", "127.0.0.1", "::1", *hosts)
-            ),
-            SERVER_KEY: _private_bytes(server, openssh=False),
-        }
-    except ValueError as error:
-        raise GenfedError(f"hosts: {error}") from None
+    contents = _new_certificates(hosts, days)
     for site in sites:
         key = ec.generate_private_key(ec.SECP384R1())
         contents |= {site: _private_bytes(key, openssh=True), f"{site}.pub": _public_bytes(key)}
     return [_write_new(folder / name, content) for name, content in contents.items()]
+
+
+def renew_certificates(folder: Path, hosts: Sequence[str] = (), days: int = 365) -> list[Path]:
+    """Replaces ca.crt, server.crt and server.key by new ones; returns the files. The keys of sites stay. Every site
+    needs the new ca.crt, since the authority's own key was not stored.
+
+    Args:
+        folder: the folder with the files.
+        hosts: names and addresses of the server besides those of the old certificate.
+        days: the days for which the certificates are valid.
+
+    Raises:
+        GenfedError: the folder has no certificate of `make_keys`, or the extra is not installed.
+    """
+    require("cryptography", extra="flower", what="making certificates")
+    try:
+        old = _read_old(folder / SERVER)
+    except (OSError, ValueError):
+        raise GenfedError(f"{folder / SERVER}: no certificate to renew; `genfed federation keys` makes one") from None
+    contents = _new_certificates((*old, *hosts), days)
+    for name, content in contents.items():
+        with atomic_write(folder / name) as part:
+            part.touch(0o600)
+            part.write_bytes(content)
+            part.chmod(_mode(name))
+    return [folder / name for name in contents]
+
+
+def _read_old(file: Path) -> list[str]:
+    """Returns the hosts of a certificate."""
+    from cryptography import x509
+
+    read = x509.load_pem_x509_certificate(file.read_bytes())
+    if read.issuer != _distinguished(_ISSUER):
+        raise GenfedError(f"{file} is a certificate of your own: have it renewed by the authority that signed it")
+    names = read.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    return [*names.get_values_for_type(x509.DNSName), *map(str, names.get_values_for_type(x509.IPAddress))]
+
+
+def _new_certificates(hosts: Sequence[str], days: int) -> dict[str, bytes]:
+    """Returns ca.crt, server.crt and server.key of a new authority and a new server."""
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    authority, server = (ec.generate_private_key(ec.SECP384R1()) for _ in range(2))
+    try:
+        return {
+            AUTHORITY: _sign_certificate(_ISSUER, authority, authority, days),
+            SERVER: _sign_certificate("genfed server", server, authority, days, (*LOCAL, *hosts)),
+            SERVER_KEY: _private_bytes(server, openssh=False),
+        }
+    except ValueError as error:
+        raise GenfedError(f"hosts: {error}") from None
 
 
 def _check_names(folder: Path, sites: Sequence[str]) -> None:
@@ -151,9 +195,13 @@ def _public_bytes(key: "EllipticCurvePrivateKey") -> bytes:
     return key.public_key().public_bytes(*openssh) + b"\n"
 
 
+def _mode(name: str) -> int:
+    """Returns the permission bits of a file of this name: a private key is readable by its owner alone."""
+    return 0o644 if name.endswith((".crt", ".pub")) else 0o600
+
+
 def _write_new(file: Path, content: bytes) -> Path:
     """Writes a file that must not exist; a private key is readable by its owner alone."""
-    mode = 0o644 if file.name.endswith((".crt", ".pub")) else 0o600
-    with os.fdopen(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode), "wb") as handle:
+    with os.fdopen(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, _mode(file.name)), "wb") as handle:
         handle.write(content)
     return file
