@@ -109,21 +109,24 @@ def serve(
 @app.command(rich_help_panel=SITES)
 def join(
     site: Annotated[Path, typer.Argument(help="TOML file of the site: its data, model and machine.")],
-    command: Annotated[bool, typer.Option("--command", help="Only print the equivalent command of Flower.")] = False,
+    wait: Annotated[
+        float | None,
+        typer.Option(min=0, help="Seconds without a connection before the site gives up.", show_default="no limit"),
+    ] = None,
 ) -> None:
     """Join a federation with the data of this machine, until Ctrl-C.
 
     SITE is the TOML file of the site. Example: `genfed join hospital.toml`
 
-    Only what the methods send leaves this machine: `genfed site audit-log` shows it. Needs the extra "flower".
+    If the server cannot be reached or does not admit the site, a line says why, and the site tries again. It stops if
+    the server can never admit it with these settings. Only what the methods send leaves this machine: `genfed site
+    audit-log` shows it. The site runs no code of the server. Needs the extra "flower".
     """
-    from genfed.deployment import processes, site_data, site_settings, supernode
+    from genfed.deployment import link_check, site_data, site_settings, supernode
 
     here = site_settings.read_site(site)
-    if command:
-        open_output().print(processes.shell_line(supernode.supernode_command(here, 9094)), soft_wrap=True)
-        return
-    supernode.supernode_command(here, 0)  # refuses missing keys before the data are read
+    link_check.public_key(here)  # missing keys are refused before the data are read
+    supernode.supernode_command(here, 0, here.file)
     console = open_console(stderr=True)
     holding = site_data.load_site_data(here, lambda summary: print_source_summary(summary, console))
     task = holding.task
@@ -132,9 +135,7 @@ def join(
         f"{len(holding.held_out)} held-out examples, {len(task.classes)} classes",
         soft_wrap=True,
     )
-    if waiting := supernode.check_link(here):
-        console.print(waiting, soft_wrap=True)
-    supernode.join(here, lambda line: console.print(line, soft_wrap=True))
+    supernode.join(here, lambda line: console.print(line, soft_wrap=True), wait)
 
 
 federation_app = typer.Typer(
@@ -162,6 +163,55 @@ def federation_keys(
 
     for file in make_keys(folder, sites, host or [], days):
         open_output().print(str(file), soft_wrap=True)
+
+
+@federation_app.command("renew")
+def federation_renew(
+    folder: Annotated[Path, typer.Argument(help="Folder with the keys.", show_default=False)],
+    host: Annotated[list[str] | None, typer.Option(help="Further name or address of the server. Repeatable.")] = None,
+    days: Annotated[int, typer.Option(min=1, help="Number of days for which the certificates are valid.")] = 365,
+) -> None:
+    """Make new certificates for the server, for the same hosts and the same keys of sites.
+
+    FOLDER was written by `genfed federation keys`. Example: `genfed federation renew keys --host fl.example.org`.
+    Every site needs the new ca.crt, because the key of the old authority was not stored.
+    """
+    from genfed.deployment.certificates import AUTHORITY, renew_certificates
+
+    for file in renew_certificates(folder, host or [], days):
+        open_output().print(str(file), soft_wrap=True)
+    open_output().print(f"give the new {AUTHORITY} to every site, and start the server again", soft_wrap=True)
+
+
+@federation_app.command("gateway")
+def federation_gateway(
+    link: Annotated[str, typer.Option(help="host:port of the SuperLink.", show_default=False)],
+    address: ListensAt = "127.0.0.1:9092",
+    keys: Keys = None,
+    insecure: Insecure = False,
+    link_certificate: Annotated[
+        Path | None,
+        typer.Option(help="Authority that signed the SuperLink's certificate.", show_default="ca.crt of --keys"),
+    ] = None,
+) -> None:
+    """Let sites through to a SuperLink that only this machine reaches, and nobody to the rest of it.
+
+    `genfed serve` starts a gateway itself. This command is for a SuperLink that is a service of its own
+    (docs/deployment.md). Example: `genfed federation gateway --address 0.0.0.0:9092 --link 127.0.0.1:9093 --keys keys`
+    """
+    from genfed.deployment.certificate_check import check_certificates
+    from genfed.deployment.certificates import AUTHORITY
+    from genfed.deployment.gateway import run_gateway
+    from genfed.deployment.processes import Address
+
+    _check_keys(keys, insecure)
+    here = Address.of(address)
+    authority = None
+    if keys is not None:
+        if warning := check_certificates(keys, here):
+            open_console(stderr=True).print(warning, soft_wrap=True)
+        authority = link_certificate or keys / AUTHORITY
+    run_gateway(here, Address.of(link), keys, authority)
 
 
 @federation_app.command("check")

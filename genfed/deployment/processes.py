@@ -3,7 +3,6 @@
 import contextlib
 import ipaddress
 import os
-import shlex
 import shutil
 import signal
 import socket
@@ -122,12 +121,14 @@ def is_listening(address: Address) -> bool:
     return True
 
 
-def last_line(file: Path) -> str:
-    """Returns the last line of a log that is not blank."""
-    lines = [line for line in file.read_text("utf-8", "replace").splitlines() if line.strip()]
-    return lines[-1].strip() if lines else "it printed nothing"
+def free_port() -> int:
+    """Returns a port of this machine at which no program listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
-def shell_line(command: list[str]) -> str:
-    """Returns the command as a user would type it."""
-    return shlex.join([Path(command[0]).name, *command[1:]])
+def last_line(log: bytes) -> str:
+    """Returns the last line of a log that is not blank, without control characters, and 300 of its characters."""
+    lines = [line for line in log.decode("utf-8", "replace").splitlines() if line.strip()]
+    return "".join(filter(str.isprintable, lines[-1].strip()))[:300] if lines else "it printed nothing"

@@ -5,8 +5,10 @@ hand.
 import contextlib
 import json
 import re
+import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -17,7 +19,8 @@ from pydantic import TypeAdapter
 
 from genfed.core.errors import GenfedError
 from genfed.core.files import make_folder, open_file, write_file
-from genfed.deployment.certificates import AUTHORITY, SERVER, SERVER_KEY
+from genfed.deployment.certificate_check import check_certificates, read_public_keys
+from genfed.deployment.certificates import AUTHORITY, SERVER, SERVER_KEY, make_keys
 from genfed.deployment.processes import (
     APP,
     NAME,
@@ -26,16 +29,14 @@ from genfed.deployment.processes import (
     end_with_parent,
     find_program,
     flower_environment,
+    free_port,
     is_listening,
     last_line,
 )
 from genfed.deployment.server import SAID, Outcome, ServeRequest, to_settings
 
-EXPOSED = (
-    "warning: anyone who reaches {} can start runs there, whose code the sites run, with or without keys: let only the "
-    "path /v1/fleet/ through (a reverse proxy before 127.0.0.1), or only the addresses of the sites (a firewall)"
-)
-"""Warning for a SuperLink that listens beyond this machine."""
+OPEN = "warning: without keys and TLS, anyone who reaches {} takes part as a site and reads all messages"
+"""Warning for a server without keys that listens beyond this machine."""
 SILENCE = 600.0
 """Seconds for which a SuperLink that was restarted may not answer before its run is given up."""
 
@@ -48,30 +49,33 @@ def serve(
     notify: Callable[[str], None],
     running: bool = False,
 ) -> Outcome:
-    """Starts a SuperLink at `address`, admits the sites whose public keys are in `keys`, does the run and stops it.
+    """Starts a SuperLink and its gateway at `address`, admits the sites whose public keys are in `keys`, does the run
+    and stops both.
 
     Args:
         wanted: what to run.
-        address: where sites find the SuperLink.
+        address: where sites find the server.
         keys: folder of ca.crt, server.crt, server.key and a .pub per site. None: no TLS, open to anyone.
         folder: folder for logs and for Flower's configuration.
         notify: called with each line of text for the user.
         running: whether a SuperLink runs at `address` already; it is used and left running.
 
     Raises:
-        GenfedError: the port is taken, nothing answers there, keys are missing, or the run was refused.
+        GenfedError: the port is taken, nothing answers there, keys or certificates are missing or wrong, or the run was
+            refused.
     """
+    if keys is not None:
+        _check_keys(keys, address, notify)
+    elif not (running or address.loopback):
+        notify(OPEN.format(address))
     make_folder(folder)
     home, outcome, settings = folder / "flower", folder / "outcome.json", folder / "settings.toml"
     outcome.unlink(missing_ok=True)
     make_folder(home)
-    write_file(home / "config.toml", tomli_w.dumps(_connection(address, keys)))
     write_file(settings, tomli_w.dumps(to_settings(replace(wanted, outcome=str(outcome.resolve())))))
-    if not (running or address.loopback):
-        notify(EXPOSED.format(address))
     if running and not is_listening(address):
         raise GenfedError(f"no SuperLink answers at {address}; without --running, one is started")
-    with contextlib.nullcontext() if running else open_superlink(address, keys, home, folder / "superlink.log"):
+    with _connect(address, keys, home) if running else _open_server(address, keys, home, folder):
         for public in sorted(keys.glob("*.pub")) if keys else ():
             _register(public, home)
         run_id = _start_run(settings.resolve(), home, folder / "flwr-run.log", notify)
@@ -96,25 +100,63 @@ def _await_outcome(outcome: Path, run_id: str, home: Path) -> None:
         time.sleep(2)
 
 
-def _connection(address: Address, keys: Path | None) -> dict[str, object]:
-    local = Address("127.0.0.1" if address.host in ("0.0.0.0", "[::]") else address.host, address.port)
+def _check_keys(keys: Path, address: Address, notify: Callable[[str], None]) -> None:
+    """Refuses certificates and keys with which sites could not connect."""
+    if warning := check_certificates(keys, address):
+        notify(warning)
+    if not read_public_keys(keys):
+        raise GenfedError(f"{keys} has no .pub file: sites are admitted by their public keys, NAME.pub")
+
+
+@contextlib.contextmanager
+def _connect(address: Address, keys: Path | None, home: Path) -> Iterator[None]:
+    """Has Flower's commands find the SuperLink at an address, in the block and after."""
     how = {"insecure": True} if keys is None else {"root-certificates": str((keys / AUTHORITY).resolve())}
-    return {"superlink": {"default": NAME, NAME: {"address": str(local)} | how}}
+    table = {"superlink": {"default": NAME, NAME: {"address": str(address)} | how}}
+    (home / "config.toml").write_text(tomli_w.dumps(table))
+    yield
+
+
+@contextlib.contextmanager
+def _open_server(address: Address, keys: Path | None, home: Path, folder: Path) -> Iterator[None]:
+    """Runs a SuperLink that only this machine reaches, and the gateway by which sites reach it, for the block."""
+    _check_free(address)
+    inside, own = Address("127.0.0.1", free_port()), None if keys is None else folder / "loopback"
+    if own is not None:
+        shutil.rmtree(own, ignore_errors=True)
+        make_keys(own, (), days=3650)
+    with (
+        open_superlink(inside, own, home, folder / "superlink.log"),
+        _open_gateway(address, inside, keys, own, home, folder / "gateway.log"),
+        _connect(inside, own, home),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def _open_gateway(
+    address: Address, link: Address, keys: Path | None, own: Path | None, home: Path, logged: Path
+) -> Iterator[None]:
+    """Runs the gateway for the block; `own` has the certificates of the SuperLink."""
+    command = [sys.executable, "-m", "genfed", "federation", "gateway", "--address", str(address), "--link", str(link)]
+    if keys is None or own is None:
+        command.append("--insecure")
+    else:
+        command += ["--keys", str(keys.absolute()), "--link-certificate", str((own / AUTHORITY).absolute())]
+    with _run_listener(command, address, home, logged, "the gateway"):
+        yield
 
 
 def superlink_command(address: Address, keys: Path | None) -> list[str]:
     """Returns the command that starts a SuperLink.
 
     Raises:
-        GenfedError: a file of `keys` is missing, or Flower is not installed.
+        GenfedError: Flower is not installed.
     """
     command = [find_program("flower-superlink"), "--host", address.host.strip("[]"), "--port", str(address.port)]
     command += ["--disable-runtime-dependency-installation"]
     if keys is None:
         return [*command, "--insecure"]
-    for name in (AUTHORITY, SERVER, SERVER_KEY):
-        if not (keys / name).exists():
-            raise GenfedError(f"{keys / name} is missing; `genfed federation keys {keys} NAME…` makes keys for a trial")
     command += ["--ssl-ca-certfile", str(keys / AUTHORITY), "--ssl-certfile", str(keys / SERVER)]
     return [*command, "--ssl-keyfile", str(keys / SERVER_KEY), "--enable-supernode-auth"]
 
@@ -126,10 +168,22 @@ def open_superlink(address: Address, keys: Path | None, home: Path, logged: Path
     Raises:
         GenfedError: the address cannot be used, or the SuperLink does not start.
     """
-    command = superlink_command(address, keys)
-    _check_free(address)
+    with _run_listener(superlink_command(address, keys), address, home, logged, "the SuperLink") as link:
+        yield link
+
+
+@contextlib.contextmanager
+def _run_listener(
+    command: list[str], address: Address, home: Path, logged: Path, what: str
+) -> "Iterator[subprocess.Popen[bytes]]":
+    """Runs a program for the block, which begins once it listens at the address.
+
+    Raises:
+        GenfedError: it does not start; the line names `what`.
+    """
+    begun = logged.stat().st_size if logged.exists() else 0
     with open_file(logged, "ab") as output:
-        link = subprocess.Popen(
+        process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -141,14 +195,15 @@ def open_superlink(address: Address, keys: Path | None, home: Path, logged: Path
     try:
         until = time.monotonic() + 120
         while not is_listening(address):
-            if link.poll() is not None:
-                raise GenfedError(f"the SuperLink did not start ({last_line(logged)}); see {logged}")
+            if process.poll() is not None:
+                said = last_line(logged.read_bytes()[begun:])
+                raise GenfedError(f"{what} did not start ({said}); see {logged}")
             if time.monotonic() > until:
-                raise GenfedError(f"the SuperLink does not answer at {address} after two minutes; see {logged}")
+                raise GenfedError(f"{what} does not answer at {address} after two minutes; see {logged}")
             time.sleep(0.2)
-        yield link
+        yield process
     finally:
-        end_process(link)
+        end_process(process)
 
 
 def _check_free(address: Address) -> None:

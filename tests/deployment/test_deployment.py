@@ -1,12 +1,14 @@
 """Federations on the loopback device: real SuperLinks and SuperNodes, with TLS and keys. They end what they started."""
 
 import contextlib
+import http.client
 import json
 import os
 import re
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -29,8 +31,10 @@ pytest.importorskip(
     exc_type=GenfedError,  # type: ignore[arg-type]  # any exception will do
 )
 from genfed.deployment import processes as flower_processes
-from genfed.deployment import site_settings, superlink, supernode
+from genfed.deployment import site_settings, superlink
 from genfed.deployment.certificates import make_keys
+from genfed.deployment.link_check import check_link
+from genfed.deployment.processes import free_port
 from genfed.deployment.server import ServeRequest
 from tests.deployment.test_sites import sites, some, state_of
 
@@ -42,15 +46,16 @@ class Federation:
     """Three sites with keys, and the server of the systemd units, which outlives runs: started once for all tests."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.port = folder, supernode.free_port()
+        self.folder = folder
         self.running: dict[str, subprocess.Popen[bytes]] = {}
-        self.address = flower_processes.Address("127.0.0.1", self.port)
+        self.address, self.link = (flower_processes.Address("127.0.0.1", free_port()) for _ in range(2))
         make_keys(folder / "keys", NAMES)
         # In memory where that can be: the link waits five seconds for its data base, and a busy disk takes longer.
         self.database = Path(tempfile.mkdtemp(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else folder))
         self.home = folder / "flower"
         self.home.mkdir()
-        (self.home / "config.toml").write_text(tomli_w.dumps(superlink._connection(self.address, folder / "keys")))
+        with superlink._connect(self.link, folder / "keys", self.home):
+            pass
 
     def prepare(self, config: dict[str, Any], name: str) -> None:
         """Writes NAME.toml, and sites whose data are those of its clients."""
@@ -79,8 +84,8 @@ class Federation:
         text = (ROOT / "examples" / "deployment" / "systemd" / f"genfed-{name}.service").read_text()
         text = text.replace("\\\n", " ").replace("/srv/genfed/venv/bin", str(Path(sys.executable).parent))
         text = text.replace("/srv/genfed/state.db", str(self.database / "state.db"))
-        text = text.replace("/srv/genfed", str(self.folder)).replace(":9092", f":{self.port}")
-        text = text.replace("--port 9092", f"--port {self.port}")
+        text = text.replace("/srv/genfed", str(self.folder)).replace("0.0.0.0:9092", str(self.address))
+        text = text.replace(":9093", f":{self.link.port}").replace("--port 9093", f"--port {self.link.port}")
         settings = [line.split("=", 1) for line in text.splitlines() if line.startswith(("ExecStart=", "Environment="))]
         pairs = [word for key, value in settings if key == "Environment" for word in value.split()]
         (command,) = [value for key, value in settings if key == "ExecStart"]
@@ -94,7 +99,7 @@ class Federation:
     def serve(self, *words: str, check: bool = True) -> "subprocess.CompletedProcess[str]":
         """One of the server's commands, to its end."""
         done = subprocess.run(
-            [*GENFED, *words, "--address", str(self.address), "--keys", "keys", "--running"],
+            [*GENFED, *words, "--address", str(self.link), "--keys", "keys", "--running"],
             cwd=self.folder,
             env=os.environ | {"PYTHONPATH": str(ROOT)},
             capture_output=True,
@@ -154,8 +159,10 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]
     made = Federation(tmp_path_factory.mktemp("federation"))
     try:
         made.unit("link")
-        until(lambda: flower_processes.is_listening(made.address), 120)
+        until(lambda: flower_processes.is_listening(made.link), 120)
         made.unit("runs")
+        made.unit("gateway")
+        until(lambda: flower_processes.is_listening(made.address), 120)
         for name in NAMES:
             superlink._register(made.folder / "keys" / f"{name}.pub", made.home)
         yield made
@@ -171,9 +178,7 @@ def test_the_readme_s_section_ends_with_gefl_trained_over_tls(tmp_path: Path) ->
     (block,) = (b for b in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) if "genfed serve" in b)
     script = "\n".join(line for line in block.splitlines() if not line.startswith("pip install"))
     few = "--set defaults.rounds=1 --set method.gefl.generator_rounds=1 --set defaults.training.epochs=1"
-    script = script.replace("digits.toml ", f"digits.toml {few} ").replace(
-        "127.0.0.1:9092", f"127.0.0.1:{supernode.free_port()}"
-    )
+    script = script.replace("digits.toml ", f"digits.toml {few} ").replace("127.0.0.1:9092", f"127.0.0.1:{free_port()}")
     port = re.search(r"127\.0\.0\.1:(\d+)", script)
     assert port
     script = script.replace("--keys trial/keys --out", f"--keys trial/keys --address {port[0]} --out")
@@ -215,20 +220,104 @@ def test_who_has_no_key_or_no_tls_is_not_let_in(federation: Federation) -> None:
         text = (federation.folder / "sites" / "b.toml").read_text().partition("[link]")[0]
         there[name].write_text(text + tomli_w.dumps({"link": way}))
     with pytest.raises(GenfedError, match=f"{federation.address} speaks TLS and link.insecure = true"):
-        supernode.check_link(site_settings.read_site(there["open"]))
+        check_link(site_settings.read_site(there["open"]))
     with pytest.raises(GenfedError, match=f"the certificate of {federation.address} is not signed by link.cert"):
-        supernode.check_link(site_settings.read_site(there["misled"]))
+        check_link(site_settings.read_site(there["misled"]))
     federation.join("a")
     federation.start("stranger", [*GENFED, "join", str(there["stranger"])])
-    plain = supernode.supernode_command(site_settings.read_site(there["open"]), supernode.free_port())
-    federation.start("open", [*plain, "--max-retries", "1"], flower_processes.flower_environment(federation.home))
-    until(lambda: "the server does not know the key of b" in text_of(federation.folder / "stranger.log"), 120)
-    until(lambda: federation.running["open"].poll() is not None, 120)
-    federation.end("stranger", "open")
+    log = federation.folder / "stranger.log"
+    until(lambda: "does not know the key of b" in text_of(log), 120)
+    assert len(text_of(log).splitlines()) == 2, "one line about the data, and one about the key"
+    assert federation.running["stranger"].poll() is None, "its key may be admitted yet"
+    federation.end("stranger")
     done = federation.serve("federation", "check", "plain.toml", "--wait", "40", check=False)
     assert done.returncode == 2
     assert done.stderr.endswith("genfed: 1 of 3 sites are there\n")
     assert re.search(r"│ a +│ linear +│", done.stdout)
+    federation.end("a")
+
+
+HOSTILE = {
+    "pyproject.toml": """
+[project]
+name = "hostile"
+version = "1.0.0"
+description = ""
+license = "Apache-2.0"
+dependencies = []
+[tool.flwr.app]
+publisher = "hostile"
+fab-include = ["*.py"]
+[tool.flwr.app.components]
+serverapp = "at_the_server:app"
+clientapp = "at_a_site:app"
+[tool.flwr.app.config]
+says = ""
+marker = ""
+""",
+    "at_the_server.py": """
+import pathlib, time
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.serverapp import ServerApp
+app = ServerApp()
+@app.main()
+def main(grid, context):
+    nodes = list(grid.get_node_ids())
+    content = RecordDict({"message": ConfigRecord({"head": '{"ask": "hello"}', "skeleton": "{}"})})
+    replies = grid.send_and_receive([Message(content, node, "query") for node in nodes], timeout=120)
+    said = [str(reply.error) if reply.has_error() else reply.content["message"]["head"] for reply in replies]
+    pathlib.Path(context.run_config["says"]).write_text("\\n".join(said))
+""",
+    "at_a_site.py": """
+import os, pathlib
+from flwr.clientapp import ClientApp
+pathlib.Path("MARKER").touch()
+app = ClientApp()
+""",
+}
+"""An app that leaves a mark on every machine whose node loads it."""
+
+
+@pytest.mark.federation
+def test_neither_a_site_nor_the_server_runs_code_at_a_site(federation: Federation) -> None:
+    """A site with a key of its own finds no way to start an app; one that the SuperLink sends is not looked at."""
+    folder, marker, says = federation.folder, federation.folder / "marker", federation.folder / "says"
+    federation.prepare(some("fedavg", federation={"architectures": ["linear"]}), "plain")
+    (folder / "hostile").mkdir()
+    for name, text in HOSTILE.items():
+        (folder / "hostile" / name).write_text(text.replace("MARKER", str(marker)))
+    federation.join("a")
+    until(lambda: "connected to" in text_of(folder / "a.log"), 120)
+    with contextlib.chdir(folder / "hostile"):
+        for where, admitted in ((federation.address, False), (federation.link, True)):
+            home = folder / f"home-{where.port}"
+            home.mkdir()
+            with superlink._connect(where, folder / "keys", home):
+                about = f'says="{says}" marker="{marker}"'
+                command = [
+                    flower_processes.find_program("flwr"),
+                    "run",
+                    ".",
+                    "genfed",
+                    "--stream",
+                    "--run-config",
+                    about,
+                ]
+                done = subprocess.run(
+                    command, env=flower_processes.flower_environment(home), capture_output=True, text=True, timeout=300
+                )
+            assert ("started run" in done.stdout) == admitted, done.stdout + done.stderr
+    until(says.exists, 120)
+    assert "it is no message of genfed" in says.read_text(), "the site answered by itself"
+    assert not marker.exists()
+    outside = ssl.create_default_context(cafile=str(folder / "keys" / "ca.crt"))
+    for path in ("/v1/control/start-run", "/v1/runtime/acquire-task", "/v1/fleet/../control/start-run", "/docs"):
+        door = http.client.HTTPSConnection("127.0.0.1", federation.address.port, context=outside, timeout=30)
+        with contextlib.closing(door):
+            door.request("POST", path, b"")
+            assert door.getresponse().status == 404
+    with socket.socket() as elsewhere, pytest.raises(ConnectionRefusedError):
+        elsewhere.connect(("127.0.0.2", federation.link.port))  # the SuperLink listens at 127.0.0.1 alone
     federation.end("a")
 
 
@@ -241,7 +330,7 @@ def test_what_goes_wrong_at_sites_is_named_and_the_round_goes_on(federation: Fed
     federation.join("a")
     federation.join("b", "raise shape kill")
     federation.join("c", "nan rubbish sleep")
-    federation.start("serve", [*GENFED, "serve", "unruly.toml", "--address", str(federation.address), "--keys", "keys",
+    federation.start("serve", [*GENFED, "serve", "unruly.toml", "--address", str(federation.link), "--keys", "keys",
                                "--running", "--out", "unruly"])  # fmt: skip
     report = federation.folder / "unruly" / "report.json"
     late = f"took longer than {patience:g} s"
@@ -273,7 +362,7 @@ def test_a_node_a_link_and_a_server_are_killed_and_the_bits_stay(federation: Fed
     start(some("gefl", evaluation={"every": 0}), federation.folder / "embedded")  # a timeout is for processes
     for name in NAMES:
         federation.join(name)
-    words = ("serve", "killed.toml", "--address", str(federation.address), "--keys", "keys", "--running")
+    words = ("serve", "killed.toml", "--address", str(federation.link), "--keys", "keys", "--running")
     federation.start("serve", [*GENFED, *words, "--out", "killed"])
     out = federation.folder / "killed"
     rows = out / "metrics.jsonl"
@@ -370,27 +459,58 @@ def test_the_server_s_words_that_are_wrong(tmp_path: Path, capsys: pytest.Captur
         ("localhost", False),
     ],
 )
-def test_a_link_that_others_reach_is_warned_of(
+def test_a_server_without_keys_that_others_reach_is_warned_of(
     host: str, warned: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop(*words: Any) -> Any:
         raise GenfedError("enough")
 
-    monkeypatch.setattr(superlink, "open_superlink", stop)
+    monkeypatch.setattr(superlink, "_open_server", stop)
     said: list[str] = []
     with pytest.raises(GenfedError, match=r"^enough$"):
         superlink.serve(
             ServeRequest("run.toml"), flower_processes.Address.of(f"{host}:9092"), None, tmp_path, said.append
         )
-    assert [line.partition(" can ")[0] for line in said] == [f"warning: anyone who reaches {host}:9092"] * warned
-    assert all("/v1/fleet/" in line and len(line.splitlines()) == 1 for line in said)
+    assert (
+        said
+        == [
+            f"warning: without keys and TLS, anyone who reaches {host}:9092 takes part as a site and reads all messages"
+        ]
+        * warned
+    )
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "server.example.org"])
+def test_a_superlink_listens_for_this_machine_alone(host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_keys(tmp_path / "keys", ["a"], ["server.example.org"])
+    started: list[list[str]] = []
+
+    @contextlib.contextmanager
+    def record(command: list[str], *words: Any) -> Iterator[None]:
+        started.append(command)
+        yield
+
+    monkeypatch.setattr(superlink, "_run_listener", record)
+    monkeypatch.setattr(superlink, "_check_free", lambda address: None)
+    monkeypatch.setattr(superlink, "_register", lambda public, home: None)
+    monkeypatch.setattr(superlink, "_start_run", lambda *words: "")
+    with pytest.raises(GenfedError, match="ended without a result"):
+        superlink.serve(
+            ServeRequest("run.toml"), flower_processes.Address(host, 9092), tmp_path / "keys", tmp_path, print
+        )
+    link, gateway = started
+    assert link[link.index("--host") + 1] == "127.0.0.1"
+    assert "--enable-supernode-auth" in link
+    assert gateway[gateway.index("--address") + 1] == f"{host}:9092"
+    assert gateway[gateway.index("--link") + 1] == f"127.0.0.1:{link[link.index('--port') + 1]}"
+    assert link[link.index("--ssl-ca-certfile") + 1] != str(tmp_path / "keys" / "ca.crt")
 
 
 @pytest.mark.federation
 def test_nothing_that_was_started_is_left_even_by_a_server_that_is_killed(tmp_path: Path) -> None:
     make_keys(tmp_path / "keys", ["a"])
     (tmp_path / "run.toml").write_text(tomli_w.dumps(some("fedavg")))
-    words = ["serve", "run.toml", "--keys", "keys", "--address", f"127.0.0.1:{supernode.free_port()}", "--out", "out"]
+    words = ["serve", "run.toml", "--keys", "keys", "--address", f"127.0.0.1:{free_port()}", "--out", "out"]
     server = subprocess.Popen([*GENFED, *words], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)})
     until(lambda: "waiting for 3 sites" in text_of(tmp_path / ".out-link" / "flwr-run.log"), 120)
     assert processes(str(tmp_path))

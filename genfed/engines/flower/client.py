@@ -47,6 +47,15 @@ def answer_message(handle: Handler, message: Message, context: Context) -> Messa
     return Message(content, reply_to=message)
 
 
+def refuse_app(head: MessageHeader, body: Packed, node: Mapping[str, Any]) -> tuple[MessageHeader, Packed]:
+    """A `Handler` for nodes that run the apps which a server sends: they are not safe, and no sites of genfed.
+
+    Raises:
+        GenfedError: always.
+    """
+    raise GenfedError("this node runs the code that the server sends: start the site with `genfed join SITE.toml`")
+
+
 def handle_work(runner: ClientRunner, head: MessageHeader, body: Packed) -> tuple[MessageHeader, Packed]:
     """Has one client do its part of the round that the header names, and returns the reply.
 

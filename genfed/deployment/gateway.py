@@ -1,0 +1,189 @@
+"""The only door of a server: it lets sites through to the SuperLink's Fleet API, and nothing else to anything else.
+
+Flower's SuperLink has one port for everything: sites fetch their messages there (`/v1/fleet`), and whoever reaches it
+starts runs there (`/v1/control`) without a key. So the SuperLink listens on this machine's loopback alone, and this
+gateway listens for sites. It forwards the few calls of a site by a fixed list of paths, and only under a key that is
+admitted.
+"""
+
+import base64
+import binascii
+import contextlib
+import functools
+import ssl
+import time
+from pathlib import Path
+
+import httpx
+import uvicorn
+from starlette.applications import Starlette
+from starlette.background import BackgroundTask
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from genfed._version import __version__
+from genfed.core.errors import GenfedError
+from genfed.deployment.certificate_check import read_public_keys
+from genfed.deployment.certificates import SERVER, SERVER_KEY
+from genfed.deployment.link_check import HELLO, KEY_HEADER
+from genfed.deployment.processes import Address
+
+FLEET = "/v1/fleet"
+CALLS = (
+    "activate-node",
+    "deactivate-node",
+    "send-node-heartbeat",
+    "pull-messages",
+    "push-messages",
+    "get-run",
+    "get-fab",
+    "push-object",
+    "pull-object",
+    "confirm-message-received",
+)
+"""Calls of the Fleet API that a site with a key needs."""
+OPEN_CALLS = ("register-node", "unregister-node")
+"""Further calls, of sites without keys."""
+LARGEST = 2**26
+"""Bytes of a request; Flower sends arrays in parts of 5 MiB."""
+AT_ONCE = 1024
+"""Connections at once."""
+_FLOWER_KEY = "flwr-public-key"
+_NOT_FORWARDED = {"host", "connection", "transfer-encoding", "content-length", "keep-alive", "upgrade", "te", "trailer"}
+
+
+class AdmittedKeys:
+    """The public keys in a folder, read again when the folder has changed."""
+
+    def __init__(self, folder: Path | None) -> None:
+        """`folder` has a NAME.pub for each site. None: sites have no keys, and anyone is admitted."""
+        self.folder = folder
+        self._changed, self._names = -1, dict[str, str]()
+
+    def name_of(self, key: str) -> str | None:
+        """Returns the name of the site with a public key (kind and content). None: the key is not admitted, or sites
+        have no keys.
+        """
+        if self.folder is None:
+            return None
+        with contextlib.suppress(OSError, GenfedError):  # a file that is being written: what was read before holds
+            if (changed := self.folder.stat().st_mtime_ns) != self._changed:
+                self._names, self._changed = read_public_keys(self.folder), changed
+        return self._names.get(key)
+
+    def admits(self, header: str) -> bool:
+        """Returns whether a request is admitted whose header has this key, as Flower writes it: PEM in base64."""
+        from cryptography.exceptions import UnsupportedAlgorithm
+        from cryptography.hazmat.primitives import serialization
+
+        if self.folder is None:
+            return True
+        openssh = serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
+        try:
+            key = serialization.load_pem_public_key(base64.b64decode(header, validate=True))
+            return self.name_of(key.public_bytes(*openssh).decode()) is not None
+        except (ValueError, binascii.Error, UnsupportedAlgorithm):
+            return False
+
+
+class _Gateway:
+    """Answers the requests of sites."""
+
+    def __init__(self, link: str, keys: AdmittedKeys, client: httpx.AsyncClient) -> None:
+        self._link, self._keys, self._client = link, keys, client
+
+    async def forward(self, call: str, request: Request) -> Response:
+        """Forwards one call of the Fleet API; `call` is one of a fixed list."""
+        if not self._keys.admits(request.headers.get(_FLOWER_KEY, "")):
+            return PlainTextResponse("this key is not admitted", 401)
+        headers = [(name, value) for name, value in request.headers.items() if name not in _NOT_FORWARDED]
+        try:
+            content = await _read_bounded(request)
+            sent = self._client.build_request("POST", f"{self._link}{FLEET}/{call}", headers=headers, content=content)
+            answer = await self._client.send(sent, stream=True)
+        except GenfedError as error:
+            return PlainTextResponse(str(error), 413)
+        except httpx.HTTPError:
+            return PlainTextResponse("the SuperLink does not answer", 503)
+        kept = {name: value for name, value in answer.headers.items() if name not in _NOT_FORWARDED}
+        return StreamingResponse(answer.aiter_raw(), answer.status_code, kept, background=BackgroundTask(answer.aclose))
+
+    async def hello(self, request: Request) -> Response:
+        """Says what the server knows of the site with a key, for `check_link`."""
+        key = " ".join(request.headers.get(KEY_HEADER, "").split()[:2])
+        try:
+            alive = (await self._client.get(f"{self._link}/health", timeout=3.0)).status_code < 500
+        except httpx.HTTPError:
+            alive = False
+        return JSONResponse(
+            {
+                "genfed": __version__,
+                "keys": self._keys.folder is not None,
+                "name": self._keys.name_of(key),
+                "link": alive,
+                "clock": time.time(),
+            }
+        )
+
+
+def make_gateway(link: str, keys: AdmittedKeys, client: httpx.AsyncClient) -> Starlette:
+    """Returns the application.
+
+    Args:
+        link: URL of the SuperLink, without a path.
+        keys: who is admitted.
+        client: reaches the SuperLink.
+    """
+    gateway = _Gateway(link, keys, client)
+    calls = CALLS if keys.folder is not None else CALLS + OPEN_CALLS
+    forwarded = (
+        Route(f"{FLEET}/{call}", functools.partial(gateway.forward, call), methods=["POST"], name=call)
+        for call in calls
+    )
+    return Starlette(routes=[*forwarded, Route(HELLO, gateway.hello, methods=["GET"])])
+
+
+async def _read_bounded(request: Request) -> bytes:
+    """Returns the body of a request.
+
+    Raises:
+        GenfedError: it is too large.
+    """
+    parts, size = list[bytes](), 0
+    async for part in request.stream():
+        size += len(part)
+        if size > LARGEST:
+            raise GenfedError("too large")
+        parts.append(part)
+    return b"".join(parts)
+
+
+def run_gateway(address: Address, link: Address, keys: Path | None, authority: Path | None) -> None:
+    """Serves sites until this process is stopped.
+
+    Args:
+        address: where sites find the server.
+        link: where the SuperLink listens.
+        keys: folder with server.crt, server.key and a .pub per site. None: no TLS, open to anyone.
+        authority: the certificate of the authority that signed the SuperLink's. None: it is reached without TLS.
+
+    Raises:
+        GenfedError: a public key cannot be read.
+    """
+    if keys is not None:
+        read_public_keys(keys)
+    verify = ssl.create_default_context(cafile=str(authority)) if authority else False
+    scheme = "https" if authority else "http"
+    limits = httpx.Limits(max_connections=AT_ONCE, max_keepalive_connections=64, keepalive_expiry=4.0)
+    client = httpx.AsyncClient(verify=verify, timeout=httpx.Timeout(60.0), limits=limits)
+    uvicorn.run(
+        make_gateway(f"{scheme}://{link}", AdmittedKeys(keys), client),
+        host=address.host.strip("[]"),
+        port=address.port,
+        ssl_certfile=None if keys is None else str(keys / SERVER),
+        ssl_keyfile=None if keys is None else str(keys / SERVER_KEY),
+        log_level="warning",
+        access_log=False,
+        limit_concurrency=AT_ONCE,
+    )

@@ -1,0 +1,267 @@
+"""What the gateway forwards to a SuperLink, and what a site learns from it."""
+
+import asyncio
+import base64
+import contextlib
+import http.client
+import http.server
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+
+from genfed._version import __version__
+from genfed.core.errors import GenfedError
+
+pytest.importorskip(
+    "genfed.engines.flower",
+    reason="Flower is not installed: pip install 'genfed[flower]'",
+    exc_type=GenfedError,  # type: ignore[arg-type]  # any exception will do
+)
+import httpx
+from cryptography.hazmat.primitives import serialization
+
+from genfed.deployment import gateway, link_check
+from genfed.deployment.certificate_check import read_private_key, read_public_keys
+from genfed.deployment.certificates import make_keys
+from genfed.deployment.site_settings import LocatedSite, read_site
+
+pytestmark = pytest.mark.flower
+
+
+class Link:
+    """A SuperLink that notes what reaches it."""
+
+    def __init__(self, alive: bool = True) -> None:
+        self.got: list[tuple[str, str, bytes]] = []
+        self._alive = alive
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        if not self._alive:
+            raise httpx.ConnectError("down")
+        if request.url.path == "/health":
+            return httpx.Response(200)
+        self.got.append((request.method, request.url.raw_path.decode(), request.content))
+        return httpx.Response(412, headers={"content-type": "x/y", "keep-alive": "1"}, stream=httpx.ByteStream(b"no"))
+
+
+def header_of(keys: Path, name: str) -> str:
+    """A public key as Flower's nodes send it."""
+    key = serialization.load_ssh_public_key((keys / f"{name}.pub").read_bytes())
+    form = serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    return base64.b64encode(key.public_bytes(*form)).decode()
+
+
+def ask(link: Link, keys: Path | None, method: str, path: str, **given: Any) -> httpx.Response:
+    async def once() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.MockTransport(link)) as inside:
+            app = gateway.make_gateway("https://127.0.0.1:1", gateway.AdmittedKeys(keys), inside)
+            outside = httpx.ASGITransport(app=app)
+            async with httpx.AsyncClient(transport=outside, base_url="https://server") as client:
+                return await client.request(method, path, **given)
+
+    return asyncio.run(once())
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("gateway")
+    make_keys(folder / "keys", ["north", "south"])
+    make_keys(folder / "others", ["east"])
+    (folder / "others" / "east.pub").rename(folder / "east.pub")
+    return folder / "keys"
+
+
+def test_the_calls_of_a_site_are_forwarded_with_what_is_answered(keys: Path) -> None:
+    headers = {"flwr-public-key": header_of(keys, "north"), "connection": "close"}
+    for call in gateway.CALLS:
+        link = Link()
+        answer = ask(link, keys, "POST", f"/v1/fleet/{call}?x=y", content=b"body", headers=headers)
+        assert (answer.status_code, answer.content, answer.headers["content-type"]) == (412, b"no", "x/y")
+        assert "keep-alive" not in answer.headers
+        assert link.got == [("POST", f"/v1/fleet/{call}", b"body")]
+    assert ask(Link(alive=False), keys, "POST", "/v1/fleet/get-run", headers=headers).status_code == 503
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/control/start-run",
+        "/v1/runtime/acquire-task",
+        "/v1/fleet/register-node",
+        "/v1/fleet/unregister-node",
+        "/v1/fleet/../control/start-run",
+        "/v1/fleet/%2e%2e/control/start-run",
+        "/v1/fleet//get-run",
+        "/v1/fleet/get-run/../../control/start-run",
+        "/v1/fleet/get-run%0a",
+        "//v1/control/start-run",
+        "/docs",
+        "/openapi.json",
+        "/health",
+        "/",
+    ],
+)
+def test_nothing_else_reaches_the_superlink(path: str, keys: Path) -> None:
+    link = Link()
+    for method in ("GET", "POST", "PUT", "CONNECT"):
+        answer = ask(link, keys, method, path, headers={"flwr-public-key": header_of(keys, "north")})
+        assert answer.status_code in (404, 405) or (path.endswith("%0a") and answer.status_code == 412)
+    assert {called for _, called, _ in link.got} <= {"/v1/fleet/get-run"}
+
+
+def test_who_has_no_admitted_key_is_refused_before_the_body_is_read(keys: Path) -> None:
+    stranger = header_of(keys.parent, "east")
+    for header in (stranger, "", "rubbish", base64.b64encode(b"rubbish").decode()):
+        link = Link()
+        given = {"flwr-public-key": header} if header else {}
+        assert ask(link, keys, "POST", "/v1/fleet/pull-messages", headers=given).status_code == 401
+        assert not link.got
+    link = Link()
+    assert ask(link, None, "POST", "/v1/fleet/register-node").status_code == 412, "a trial without keys"
+    assert link.got
+
+
+def test_a_body_that_is_too_large_is_refused(keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gateway, "LARGEST", 10)
+    link, headers = Link(), {"flwr-public-key": header_of(keys, "north")}
+    assert ask(link, keys, "POST", "/v1/fleet/push-object", content=b"x" * 11, headers=headers).status_code == 413
+    assert not link.got
+    assert ask(link, keys, "POST", "/v1/fleet/push-object", content=b"x" * 10, headers=headers).status_code == 412
+
+
+def test_keys_that_come_and_go_count_at_once(keys: Path, tmp_path: Path) -> None:
+    make_keys(tmp_path / "keys", ["north"])
+    admitted = gateway.AdmittedKeys(tmp_path / "keys")
+    east = " ".join((keys.parent / "east.pub").read_text().split()[:2])
+    assert admitted.name_of(east) is None
+    (tmp_path / "keys" / "east.pub").write_text((keys.parent / "east.pub").read_text())
+    assert admitted.name_of(east) == "east"
+    (tmp_path / "keys" / "broken.pub").write_text("rubbish")
+    assert admitted.name_of(east) == "east"
+    (tmp_path / "keys" / "broken.pub").unlink()
+    (tmp_path / "keys" / "east.pub").unlink()
+    assert admitted.name_of(east) is None
+
+
+def test_two_sites_do_not_share_a_key(keys: Path, tmp_path: Path) -> None:
+    for name in ("north", "south"):
+        (tmp_path / f"{name}.pub").write_text(f"{(keys / 'north.pub').read_text().strip()} {name}@somewhere\n")
+    with pytest.raises(GenfedError, match=r"north\.pub and .*south\.pub hold the same key"):
+        read_public_keys(tmp_path)
+
+
+# What a site hears.
+
+
+def hear(said: dict[str, Any], site: LocatedSite) -> str:
+    key = link_check.public_key(site)
+    good = {"genfed": __version__, "keys": True, "name": site.config.name, "link": True, "clock": time.time()}
+    return link_check._judge(site, good | said, key)
+
+
+@pytest.fixture
+def site(keys: Path, tmp_path: Path) -> LocatedSite:
+    link = {"address": "127.0.0.1:9", "certificate": str(keys / "ca.crt"), "key": str(keys / "north")}
+    about = {"name": "north", "architecture": "linear", "data": {"kind": "digits"}, "link": link}
+    (tmp_path / "north.toml").write_text(tomli_w.dumps(about))
+    return read_site(tmp_path / "north.toml")
+
+
+@pytest.mark.parametrize(
+    ("said", "heard"),
+    [
+        ({}, ""),
+        ({"name": None}, r"does not know the key of north \(SHA256:.{43}\): its operator needs north\.pub"),
+        ({"link": False}, "is starting or has no run"),
+        ({"clock": time.time() + 3600}, r"this machine's clock is 3\d\d\d s behind the server's"),
+        ({"clock": time.time() - 3600}, r"this machine's clock is 3\d\d\d s ahead of the server's"),
+    ],
+)
+def test_a_site_hears_what_may_pass(said: dict[str, Any], heard: str, site: LocatedSite) -> None:
+    import re
+
+    assert re.search(heard, hear(said, site)) if heard else hear(said, site) == ""
+
+
+@pytest.mark.parametrize(
+    ("said", "heard"),
+    [
+        ({"genfed": "9.9"}, f"has genfed '9.9', and this site has {__version__}"),
+        ({"genfed": "\x1b[2J" + "x" * 999}, r"has genfed '\\x1b\[2Jx{28}', and"),
+        ({"name": "south"}, "knows this key as site 'south', and .* says name = 'north'"),
+        ({"name": "\x1b" + "x" * 999}, r"knows this key as site '\\x1bx{63}', and"),
+    ],
+)
+def test_a_site_hears_what_cannot_pass(said: dict[str, Any], heard: str, site: LocatedSite) -> None:
+    with pytest.raises(GenfedError, match=heard):
+        hear(said, site)
+
+
+def test_what_the_gateway_says_of_a_key(keys: Path, site: LocatedSite) -> None:
+    key = read_private_key(keys / "north")
+
+    def hello(link: Link, given: str) -> dict[str, Any]:
+        said: dict[str, Any] = ask(link, keys, "GET", link_check.HELLO, headers={link_check.KEY_HEADER: given}).json()
+        assert abs(said.pop("clock") - time.time()) < 60
+        return said
+
+    assert hello(Link(), key) == {"genfed": __version__, "keys": True, "name": "north", "link": True}
+    assert hello(Link(alive=False), key)["link"] is False
+    assert hello(Link(), "ecdsa-sha2-nistp384 AAAA")["name"] is None
+
+
+@contextlib.contextmanager
+def a_server(answer: bytes, status: int = 200) -> Iterator[int]:
+    """An HTTP server that gives this answer."""
+
+    class Answers(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.send_header("content-length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *words: Any) -> None:
+            pass
+
+    server = http.server.HTTPServer(("127.0.0.1", 0), Answers)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "says"),
+    [
+        (b"nothing here", 404, ""),
+        (b"busy", 503, "answers with HTTP status 503"),
+        (b"[]", 200, "answers, and is no server of genfed"),
+        (b"[" * 4000, 200, "answers, and is no server of genfed"),
+        (b"{" * 10**5, 200, "answers, and is no server of genfed"),
+        (json.dumps({"genfed": __version__, "clock": "soon"}).encode(), 200, "answers, and is no server of genfed"),
+        (json.dumps({"genfed": __version__, "keys": False, "link": True, "clock": time.time()}).encode(), 200, ""),
+    ],
+)
+def test_whatever_answers_a_site_is_one_line(answer: bytes, status: int, says: str, tmp_path: Path) -> None:
+    with a_server(answer, status) as port:
+        link = {"address": f"127.0.0.1:{port}", "insecure": True}
+        about = {"name": "north", "architecture": "linear", "data": {"kind": "digits"}, "link": link}
+        (tmp_path / "north.toml").write_text(tomli_w.dumps(about))
+        said = link_check.check_link(read_site(tmp_path / "north.toml"))
+    assert said.endswith(says)
+    assert bool(said) == bool(says)
+
+
+def test_a_server_that_is_not_there(site: LocatedSite) -> None:
+    assert "no server answers at 127.0.0.1:9 (" in link_check.check_link(site)
