@@ -26,10 +26,10 @@ PROCESS = 500 * 2**20
 def find_disagreements(config: Config, sites: Sequence[SiteDescription]) -> list[str]:
     """Returns the reasons for which the run would be refused, a line each. Empty: there are none."""
     if not sites:
-        return ["no site is there"]
+        return ["no site has joined yet"]
     lines = [*describe_label_sets(sites)]
     if len(sites) < config.federation.clients:
-        lines.insert(0, f"{len(sites)} of {config.federation.clients} sites are there")
+        lines.insert(0, f"{len(sites)} of {config.federation.clients} sites have joined")
     shapes: dict[str, list[str]] = {}
     for site in sites:
         shapes.setdefault(f"{site.kind} examples of shape {site.shape}", []).append(site.name)

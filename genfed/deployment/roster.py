@@ -1,7 +1,12 @@
-"""The sites that are connected, and how each describes itself."""
+"""The sites that are connected, and how each describes itself.
+
+A name belongs to one site. Where sites have keys, it belongs to the key under whose name it is registered at the
+SuperLink, and no other key can use it. Without keys it belongs to the node that was there first, as long as it is
+connected.
+"""
 
 import time
-from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -21,6 +26,9 @@ ROUND_SECONDS = 15.0
 """Seconds that a new node has to describe itself while a round waits for it."""
 BACK_OFF = 60.0
 """Seconds after which a node that was refused is contacted again."""
+NAME_BACK_OFF = 5.0
+"""Seconds after which a node without a key is contacted again whose name another node has: perhaps its own, from before
+a restart."""
 Many = Annotated[int, Field(ge=0, lt=2**60)]
 Word = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(one_line)]
 """A text of a site, which is shown."""
@@ -56,6 +64,11 @@ class SiteDescription:
         return ClientInfo(number, self.architecture, self.examples)
 
 
+def name_site(name: str, reason: str) -> str:
+    """Returns a reason with the name of the site that it is about, unless it has it already."""
+    return reason if f"site {name}" in reason else f"site {name}: {reason}"
+
+
 class SiteRoster:
     """The connected sites."""
 
@@ -64,6 +77,7 @@ class SiteRoster:
         self._known: dict[int, SiteDescription] = {}
         self.refused: dict[int, str] = {}
         """Reasons of the nodes that were refused, by node."""
+        self._refused_names: dict[int, str] = {}
         self._ask_again: dict[int, float] = {}
         """Time at which each of these nodes is contacted again, by node."""
         self._looked = 0.0
@@ -73,19 +87,15 @@ class SiteRoster:
         `strict`, sites that were refused are ignored.
 
         Raises:
-            GenfedError: a site was refused, two have one name, or there are more than `count`.
+            GenfedError: a site was refused, or there are more than `count`.
         """
         until = time.monotonic() + seconds
         while True:
             self.look()
             here = self.here()
-            names = Counter(site.name for site in here)
-            if twice := [name for name, times in names.items() if times > 1]:
-                raise GenfedError(f"two sites are named {twice[0]}; each needs a name of its own in its SITE.toml")
             if len(here) > count:
-                raise GenfedError(
-                    f"{len(here)} sites are there ({', '.join(sorted(names))}) for federation.clients = {count}"
-                )
+                names = ", ".join(sorted(site.name for site in here))
+                raise GenfedError(f"{len(here)} sites have joined ({names}) for federation.clients = {count}")
             if self.refused and strict:
                 raise GenfedError(next(iter(self.refused.values())))
             if len(here) == count or time.monotonic() > until:
@@ -96,39 +106,80 @@ class SiteRoster:
         """Asks new nodes to describe themselves, each within `seconds`. None: the time of a query."""
         nodes = self._connected()
         new = [n for n in nodes if n not in self._known and self._ask_again.get(n, 0.0) <= time.monotonic()]
+        if not new:
+            return
+        registered = self._link.registered()
         envelopes = [(node, Envelope(node, {"genfed": __version__, "ask": "hello"})) for node in new]
-        registered = self._link.registered() if new else {}
         for node, answer in self._link.send("query", envelopes, timeout=seconds):
+            name = registered.get(node, "")
             if isinstance(answer, Failure):
                 if answer.reason not in LOST.values():  # a lost node is contacted again at the next look
-                    self._refuse(node, answer.reason)
+                    self._refuse(node, name, answer.reason)
                 continue
             try:
-                said = {**answer[0], "node": node, "heard": time.time()}
-                site = TypeAdapter(SiteDescription).validate_python(said)
+                site = TypeAdapter(SiteDescription).validate_python({**answer[0], "node": node, "heard": time.time()})
             except ValidationError as error:
                 first = error.errors()[0]
-                self._refuse(
-                    node, f"the description of a site is wrong: {'.'.join(map(str, first['loc']))}: {first['msg']}"
-                )
+                where = ".".join(map(str, first["loc"]))
+                self._refuse(node, name, f"its description of itself is wrong: {where}: {first['msg']}", tell=True)
                 continue
-            if (name := registered.get(node, site.name)) != site.name:
-                self._refuse(
-                    node, f"the site with the key of {name} calls itself {site.name}: it uses the key of another site"
-                )
+            if (reason := self._check_name(site, name, registered)) is not None:
+                pause = BACK_OFF if name else NAME_BACK_OFF
+                self._refuse(node, name or site.name, reason, tell=True, pause=pause)
                 continue
             self._known[node] = site
             self.refused.pop(node, None)
+            self._refused_names.pop(node, None)
+
+    def _check_name(self, site: SiteDescription, registered: str, names: Mapping[int, str]) -> str | None:
+        """Returns why a site may not have the name that it gives. None: it may.
+
+        Args:
+            site: the site.
+            registered: the name under which its key is registered. Empty: it has no key.
+            names: the names under which nodes' keys are registered.
+        """
+        if registered and site.name != registered:
+            return f"it calls itself {site.name}, and its key is registered as {registered}"
+        if not registered and site.name in names.values():
+            return f"the name {site.name} belongs to a site with a key, and this one has none"
+        for other in [other for other in self._known.values() if other.name == site.name and other.node != site.node]:
+            if names.get(other.node) or not registered:
+                return f"two sites are named {site.name}; each needs a name of its own in its SITE.toml"
+            del self._known[other.node]
+            self._refuse(other.node, site.name, f"the name {site.name} belongs to a site with a key", tell=True)
+        return None
 
     def _connected(self) -> list[int]:
         """Returns the connected nodes, and forgets all others."""
         self._looked = time.monotonic()
         nodes = sorted(self._link.nodes())
         self._known = {node: site for node, site in self._known.items() if node in nodes}
+        for node in [node for node in self.refused if node not in nodes]:
+            del self.refused[node], self._refused_names[node]
         return nodes
 
-    def _refuse(self, node: int, reason: str) -> None:
-        self.refused[node], self._ask_again[node] = reason, time.monotonic() + BACK_OFF
+    def _refuse(self, node: int, name: str, reason: str, tell: bool = False, pause: float = BACK_OFF) -> None:
+        """Takes note why a node is refused.
+
+        Args:
+            node: the node.
+            name: the name of its site, as far as it is known. Empty: it is not.
+            reason: the reason.
+            tell: whether the site does not know it yet.
+            pause: seconds until the node is contacted again.
+        """
+        unnamed = reason if "site " in reason else f"node {node}: {reason}"
+        self.refused[node] = name_site(name, reason) if name else unnamed
+        self._refused_names[node] = name
+        self._ask_again[node] = time.monotonic() + pause
+        if tell:
+            self._link.post("query", Envelope(node, {"genfed": __version__, "ask": "refused", "reason": reason}))
+
+    def why_absent(self, name: str) -> str:
+        """Returns why a site has no node: because it was refused, or because it is not connected."""
+        reasons = [self.refused[node] for node, known in self._refused_names.items() if known == name]
+        return reasons[-1] if reasons and self._find(name) is None else "it is not connected"
 
     def here(self) -> list[SiteDescription]:
         """Returns the connected sites that have described themselves."""
@@ -155,8 +206,9 @@ class SiteRoster:
         """
         node = self.node_of(name)
         if node is None:
-            raise GenfedError(f"site {name} is not connected")
-        ((_, answer),) = self._link.send("query", [(name, Envelope(node, {"genfed": __version__} | head, EMPTY))])
+            raise GenfedError(name_site(name, self.why_absent(name)))
+        head = {"genfed": __version__, "site": name} | head
+        ((_, answer),) = self._link.send("query", [(name, Envelope(node, head, EMPTY))])
         if isinstance(answer, Failure):
-            raise GenfedError(f"site {name}: {answer.reason}")
+            raise GenfedError(name_site(name, answer.reason))
         return answer

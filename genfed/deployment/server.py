@@ -27,7 +27,7 @@ from genfed.core.task import Data, Task
 from genfed.data.sites import Sites
 from genfed.deployment import agreement
 from genfed.deployment.opaque_network import ask_architectures
-from genfed.deployment.roster import SiteDescription, SiteRoster
+from genfed.deployment.roster import SiteDescription, SiteRoster, name_site
 from genfed.engines.flower.engine import FlowerEngine, MessageLink
 from genfed.engines.flower.messages import MessageHeader
 from genfed.engines.round import Engine
@@ -137,9 +137,11 @@ def _serve(grid: Any, wanted: ServeRequest) -> Outcome:
     problems = agreement.find_disagreements(config, sites)
     if wanted.check and (refusals := [*roster.refused.values(), *problems]):
         return Outcome(sites=sites, problems=tuple(refusals))
-    say("here are " + ", ".join(f"{site.name} ({site.architecture}, {site.examples} examples)" for site in sites))
+    about = ", ".join(f"{site.name} ({site.architecture}, {site.examples} examples)" for site in sites)
+    say(f"sites that have joined: {about}" if sites else "no site has joined yet")
     if len(sites) < config.federation.clients:
-        raise GenfedError(f"{len(sites)} of {config.federation.clients} sites are there after {wanted.wait:g} s")
+        few = f"{len(sites)} of {config.federation.clients} sites have joined after {wanted.wait:g} s"
+        raise GenfedError("; ".join([few, *roster.refused.values()]))
     if problems:
         raise GenfedError("; ".join(problems))
     inputs = _checked_inputs(config, roster, sites)
@@ -241,7 +243,7 @@ def _without_examples(task: Task, clients: tuple[ClientInfo, ...]) -> FederatedD
 
 
 class _SiteClients:
-    """Clients at sites; a `FederationClients`."""
+    """Clients at sites; a `FederationClients`, and the `NodeDirectory` of its engines."""
 
     def __init__(
         self, inputs: RunInputs, folder: RunFolder, grid: Any, roster: SiteRoster, names: Sequence[str]
@@ -257,7 +259,21 @@ class _SiteClients:
     def engine(self, trial: Trial) -> Engine:
         """See `FederationClients`."""
         opening = {"genfed": __version__} | self._opening(trial)
-        return FlowerEngine(self._link, lambda client: self._roster.node_of(self._names[client]), opening, BACK_SECONDS)
+        return FlowerEngine(
+            self._link, lambda client: self._roster.node_of(self._names[client]), opening, BACK_SECONDS, self
+        )
+
+    def name(self, client: int) -> str:
+        """See `NodeDirectory`."""
+        return self._names[client]
+
+    def why_absent(self, client: int) -> str:
+        """See `NodeDirectory`."""
+        return self._roster.why_absent(self._names[client])
+
+    def describe(self, client: int, reason: str) -> str:
+        """See `NodeDirectory`."""
+        return name_site(self._names[client], reason)
 
     def spent(self, trial: Trial) -> Mapping[int, Sequence[Mechanism]]:
         """See `FederationClients`. A site that does not report its cost, or reports one that cannot be, is charged all

@@ -29,7 +29,7 @@ from genfed.core.rng import stream
 from genfed.core.settings import settings
 from genfed.core.task import Task
 from genfed.core.text import file_name, indent_lines, one_line
-from genfed.deployment import audit_log, client_noise
+from genfed.deployment import audit_log, client_noise, notices
 from genfed.deployment.memory_limit import MemoryShortageError, free_memory, limit_memory
 from genfed.deployment.peer_keys import load_signer
 from genfed.deployment.site_data import SiteHoldings, UnreadableDataError, describe_holdings, size_of_data
@@ -84,7 +84,19 @@ def handle(head: Mapping[str, Any], body: Packed, node: Mapping[str, Any]) -> tu
         version = head.get("genfed")
         if version != __version__:
             raise GenfedError(f"the server has genfed {version}, and site {site.config.name} has {__version__}")
-        answers = {"hello": _describe, "initial": _initial, "prepare": _prepare, "work": _work, "spent": _spent}
+        if (meant := head.get("site", site.config.name)) != site.config.name:
+            raise GenfedError(
+                f"this message is for site {str(meant)[:64]!r}, and this is site {site.config.name}: a site keeps its "
+                "name during a run"
+            )
+        answers = {
+            "hello": _describe,
+            "initial": _initial,
+            "prepare": _prepare,
+            "work": _work,
+            "spent": _spent,
+            "refused": _take_refusal,
+        }
         if (answer_to := answers.get(str(head.get("ask")))) is None:
             raise GenfedError(f"site {site.config.name} does not answer to {head.get('ask')!r}")
         answer, upload = answer_to(site, head, body)
@@ -103,8 +115,11 @@ def _hide_errors(site: LocatedSite, head: Mapping[str, Any]) -> Iterator[None]:
         raise
     except BaseException as error:  # the site's own code may fail in any way, also by SystemExit
         text = one_line(_public_text(error))
+        if head.get("ask") == "hello" and f"site {site.config.name}" not in text:
+            text = f"site {site.config.name}: {text}"  # the server does not know yet whose answer it is
         try:
             make_folder(site.folder)
+            notices.add(site, f"a request of the server was refused or failed: {text}; {site.folder / LOG} says more")
             with open_file(site.folder / LOG, "a") as file:
                 file.write(f"{audit_log.utc_now()} {json.dumps(audit_log.describe_request(head))} {_log_text(error)}\n")
             audit_log.write_audit(site, head, len(text.encode()), ["failed"], [])
@@ -160,6 +175,12 @@ def _describe(site: LocatedSite, head: Mapping[str, Any], body: Packed) -> tuple
         "clock": datetime.datetime.now(datetime.UTC).timestamp(),
         "demands": any(demand is not None for demand in (config.privacy, config.client_privacy, config.minimum_group)),
     }, Packed({}, "{}")
+
+
+def _take_refusal(site: LocatedSite, head: Mapping[str, Any], body: Packed) -> tuple[dict[str, Any], Packed]:
+    """Shows this site's user why the server refuses the site."""
+    notices.add(site, f"the server refuses this site: {head.get('reason')}")
+    return {}, Packed({}, "{}")
 
 
 def _initial(site: LocatedSite, head: Mapping[str, Any], body: Packed) -> tuple[dict[str, Any], Packed]:

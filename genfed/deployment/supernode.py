@@ -8,12 +8,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from genfed.core.errors import GenfedError
 from genfed.core.files import make_folder
 from genfed.deployment.link_check import check_link, existing_file
+from genfed.deployment.notices import NoticeReader
 from genfed.deployment.processes import (
     end_process,
     end_with_parent,
@@ -64,6 +65,7 @@ class LinkWatch:
         self._site, self._notify, self._wait = site, notify, wait
         self._well = time.monotonic()
         self._said, self._said_at, self._tries = "", 0.0, 0
+        self._told, self._told_at = "", 0.0
         self._connected = False
 
     def look(self) -> bool:
@@ -94,6 +96,13 @@ class LinkWatch:
         if obstacle != self._said or now - self._said_at >= _REPEAT:
             self._notify(f"{obstacle}; trying again")
             self._said, self._said_at = obstacle, now
+
+    def tell(self, lines: Iterable[str]) -> None:
+        """Shows lines that messages of the server gave rise to; one that repeats the last is shown once a minute."""
+        for line in lines:
+            if line != self._told or time.monotonic() - self._told_at >= _REPEAT:
+                self._notify(line)
+                self._told, self._told_at = line, time.monotonic()
 
     def connected(self) -> None:
         """Takes note that the site is connected."""
@@ -161,7 +170,7 @@ def _run_node(site: LocatedSite, log: int, stopped: threading.Event, watch: Link
     node = _start(supernode_command(site, port, secret), site, log)
     address = f"127.0.0.1:{port}"
     queue, answers = TaskQueue(address, secret), list[subprocess.Popen[bytes]]()
-    known, next_look = False, time.monotonic() + _REPEAT
+    notices, known, next_look = NoticeReader(site), False, time.monotonic() + _REPEAT
     try:
         while node.poll() is None and not stopped.is_set():
             if (token := queue.next()) is not None:
@@ -169,6 +178,7 @@ def _run_node(site: LocatedSite, log: int, stopped: threading.Event, watch: Link
             answers = [process for process in answers if process.poll() is None]
             if not known and (known := b"SuperNode ID:" in _text_from(file, begun)):
                 watch.connected()
+            watch.tell(notices.read())
             if time.monotonic() > next_look:
                 if watch.look() and known:
                     watch.connected()

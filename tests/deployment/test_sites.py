@@ -55,6 +55,7 @@ from flwr.app import Message, RecordDict  # noqa: E402
 from genfed.deployment import (  # noqa: E402
     agreement,
     audit_log,
+    notices,
     processes,
     site_data,
     site_settings,
@@ -455,7 +456,7 @@ def test_a_site_that_is_wrong_stops_the_run_before_training(tmp_path: Path, chan
 def test_what_a_site_s_own_code_says_stays_there(tmp_path: Path) -> None:
     files = sites(some("fedavg"), tmp_path / "sites", a={"architecture": "tests.toys:Tells"})
     outcome = serve(some("fedavg"), Grid(files), tmp_path / "run")
-    assert outcome.error == "ValueError; its own log says more"
+    assert outcome.error == "site a: ValueError; its own log says more"
     assert "patient 17" in (tmp_path / "sites" / "a" / "site.log").read_text()
 
 
@@ -561,10 +562,10 @@ def test_numbers_of_sites(tmp_path: Path) -> None:
     config = some("fedavg")
     files = sites(config, tmp_path / "sites")
     few = serve(config, Grid(files[:2]), tmp_path / "few")
-    assert few.error == "2 of 3 sites are there after 1 s"
+    assert few.error == "2 of 3 sites have joined after 1 s"
     many = serve(config | {"federation": config["federation"] | {"clients": 2, "architectures": ["linear"]}},
                  Grid(files), tmp_path / "many")  # fmt: skip
-    assert many.error == "3 sites are there (a, b, c) for federation.clients = 2"
+    assert many.error == "3 sites have joined (a, b, c) for federation.clients = 2"
 
 
 def test_a_site_cannot_pass_for_another(tmp_path: Path) -> None:
@@ -572,7 +573,94 @@ def test_a_site_cannot_pass_for_another(tmp_path: Path) -> None:
     grid = Grid(sites(config, tmp_path / "sites"))
     grid.registered = {100: "a", 101: "c"}
     outcome = serve(config, grid, tmp_path / "run")
-    assert outcome.error == "the site with the key of c calls itself b: it uses the key of another site"
+    assert outcome.error == "site c: it calls itself b, and its key is registered as c"
+    heads = [(m.metadata.dst_node_id, m.content.config_records["message"]["head"]) for m in grid.sent]
+    assert 101 in [node for node, head in heads if '"refused"' in head]
+    notice = "the server refuses this site: it calls itself b, and its key is registered as c"
+    assert (tmp_path / "sites" / "b" / "notices.log").read_text() == f"{notice}\n"
+
+
+def test_a_name_belongs_to_the_key_it_is_registered_with(tmp_path: Path) -> None:
+    """Whoever comes first, and whether or not the other has a key."""
+    files = sites(some("fedavg"), tmp_path / "sites", b={"name": "a"})
+    for first, second in ((100, 101), (101, 100)):
+        for registered in ({100: "a"}, {100: "a", 101: "b"}):
+            grid = Grid(files[:2])
+            grid.registered = registered
+            roster = SiteRoster(MessageLink(grid, pause=0.001))
+            there = dict(grid.nodes)
+            for node in (first, second):
+                grid.nodes = {n: file for n, file in there.items() if n == node or (n in grid.nodes and n == first)}
+                roster.look()
+            assert [site.node for site in roster.here()] == [100]
+            (reason,) = roster.refused.values()
+            says = "it calls itself a, and its key is registered as b" if 101 in registered else "the name a belongs to"
+            assert says in reason
+
+
+def test_a_name_without_keys_belongs_to_the_first_node_while_it_is_connected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = 0.0
+    monkeypatch.setattr("genfed.deployment.roster.time", SimpleNamespace(monotonic=lambda: clock, time=lambda: 0.0))
+    grid = Grid(sites(some("fedavg"), tmp_path / "sites", b={"name": "a"})[:2])
+    first, second = grid.nodes
+    other = grid.nodes.pop(second)
+    roster = SiteRoster(MessageLink(grid, pause=0.001))
+    roster.look()
+    grid.nodes[second] = other
+    roster.look()
+    assert [site.node for site in roster.here()] == [first]
+    assert roster.refused == {second: "site a: two sites are named a; each needs a name of its own in its SITE.toml"}
+    del grid.nodes[first]
+    clock += 10
+    assert roster.node_of("a") == second, "it was the same site before a restart"
+    assert not roster.refused
+
+
+def test_a_site_whose_name_changes_during_a_run_is_refused(tmp_path: Path) -> None:
+    config = some("fedavg", federation={"quorum": 0.5})
+    files = sites(config, tmp_path / "sites")
+
+    def renames(handle: Any, message: Any, context: Any) -> Any:
+        head = decode_message(message.content)[0]
+        if head.get("step", {}).get("number") == 1 and context.node_config["site"] == str(files[1]):
+            files[1].write_text(files[1].read_text().replace('name = "b"', 'name = "z"'))
+        return answer_message(handle, message, context)
+
+    assert not serve(config, Grid(files, renames), tmp_path / "run").error
+    (trial,) = from_json((tmp_path / "run" / "report.json").read_text()).trials
+    assert [line for line in trial.failures if line.startswith("train")] == [
+        "train round 1: client 1 excluded: site b: this message is for site 'b', and this is site z: a site keeps its "
+        "name during a run"
+    ]
+    assert not (tmp_path / "sites" / "z" / "runs").exists()
+
+
+def test_why_a_site_is_absent_is_said_with_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deployment_server, "BACK_SECONDS", 0.0)
+    config = some("fedavg", federation={"quorum": 0.5})
+    files = sites(config, tmp_path / "sites")
+    monkeypatch.setattr(SiteRoster, "node_of", lambda self, name: None if name == "b" else self._find(name))
+    monkeypatch.setattr(SiteRoster, "_find", lambda self, name: {"a": 100, "c": 102}.get(name))
+    assert not serve(config, Grid(files), tmp_path / "run").error
+    (trial,) = from_json((tmp_path / "run" / "report.json").read_text()).trials
+    assert "train round 1: client 1 excluded: site b: it is not connected" in trial.failures
+
+
+def test_a_site_shows_what_the_server_says_on_one_bounded_line(tmp_path: Path) -> None:
+    (file, *_) = sites(some("fedavg"), tmp_path / "sites")
+    site = site_settings.read_site(file)
+    site.folder.mkdir()
+    reader = notices.NoticeReader(site)
+    for reason in ("no\nFORGED: \x1b[2J\u202e" + "x" * 9999, {"a": [1]}, None):
+        head = {"genfed": genfed.__version__, "ask": "refused", "reason": reason}
+        deployment_site.handle(head, EMPTY, {"site": str(file)})
+    lines = reader.read()
+    assert len(lines) == 3
+    assert lines[0].startswith(r"the server refuses this site: no\nFORGED: \x1b[2J\u202exx")
+    assert all(line.isprintable() and len(line) <= 500 for line in lines)
+    assert reader.read() == []
 
 
 def test_a_node_that_is_silent_or_refused_stalls_no_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -597,7 +685,8 @@ def test_a_node_that_is_silent_or_refused_stalls_no_round(tmp_path: Path, monkey
     assert (roll.node_of("a"), roll.node_of("b")) == (100, 101)
 
     def asked() -> list[int]:
-        nodes = [message.metadata.dst_node_id for message in grid.sent]
+        heads = [(m.metadata.dst_node_id, json.loads(m.content.config_records["message"]["head"])) for m in grid.sent]
+        nodes = [node for node, head in heads if head["ask"] == "hello"]
         grid.sent.clear()
         return nodes
 
@@ -610,8 +699,8 @@ def test_a_node_that_is_silent_or_refused_stalls_no_round(tmp_path: Path, monkey
     begun = time.monotonic()
     assert (roll.node_of("b"), asked()) == (None, [silent, refused])
     assert 0.2 <= time.monotonic() - begun < 5
-    assert roll.refused[silent] == "took longer than 0.2 s"
-    assert "the description of a site is wrong" in roll.refused[refused]
+    assert roll.refused[silent] == f"node {silent}: took longer than 0.2 s"
+    assert "its description of itself is wrong" in roll.refused[refused]
     clock += 59
     assert (roll.node_of("b"), roll.node_of("a"), asked()) == (None, 100, [])
     clock += 2

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, Protocol
 
 from flwr.app import Context, Message
 from flwr.serverapp import Grid, ServerApp
@@ -59,6 +59,11 @@ class MessageLink:
     def registered(self) -> dict[int, str]:
         """Returns the names under which nodes' keys are registered, by node; without nodes that have none."""
         return {node.node_id: node.name for node in _call(self._grid.get_nodes) if node.name}
+
+    def post(self, kind: str, envelope: Envelope) -> None:
+        """Sends one message without waiting for a reply, or for the message to arrive."""
+        content = encode_message(envelope.head, envelope.body)
+        _call(self._grid.push_messages, [Message(content, envelope.to, kind, ttl=LATE)])
 
     def send(
         self, kind: str, envelopes: Iterable[tuple[Any, Envelope]], group: str = "", timeout: float | None = None
@@ -145,6 +150,19 @@ def _open_reply(reply: Message) -> tuple[MessageHeader, Packed] | Failure:
     return head, body
 
 
+class NodeDirectory(Protocol):
+    """Knows what the nodes of clients are called."""
+
+    def name(self, client: int) -> str:
+        """Returns the name of a client's site, which its node compares with its own."""
+
+    def why_absent(self, client: int) -> str:
+        """Returns why a client has no node."""
+
+    def describe(self, client: int, reason: str) -> str:
+        """Returns a reason for which a client is excluded, with the name of its site."""
+
+
 class FlowerEngine:
     """The engine whose clients work at Flower's nodes."""
 
@@ -154,6 +172,7 @@ class FlowerEngine:
         node_of: Callable[[int], int | None],
         opening: MessageHeader | None = None,
         patience: float = 0.0,
+        directory: "NodeDirectory | None" = None,
     ) -> None:
         """Sends clients' work over a link.
 
@@ -162,8 +181,10 @@ class FlowerEngine:
             node_of: gives the node of a client. None: its node is not connected.
             opening: the part of every header that names the trial. None: nothing does.
             patience: seconds to wait for a node that is not connected.
+            directory: knows what clients' nodes are called. None: they have no names.
         """
         self._link, self._node_of, self._opening, self._patience = link, node_of, opening or {}, patience
+        self._directory = directory
         self._lost: list[str] = []
 
     def open(self, trial: str) -> None:
@@ -182,6 +203,8 @@ class FlowerEngine:
                     absent.append(job)
                 else:
                     head = {"step": asdict(replace(step, since=job.since)), "client": job.info.id}
+                    if self._directory is not None:
+                        head["site"] = self._directory.name(job.info.id)
                     yield job, Envelope(node, self._opening | head, job.sent)
 
         started = time.monotonic()
@@ -194,10 +217,11 @@ class FlowerEngine:
                     log.warning(self._lost[-1])
                     waiting.append(job)
                 else:
-                    yield info, _read_reply(outcome)
+                    yield info, self._name(info, _read_reply(outcome))
             if absent and time.monotonic() - started > self._patience:
-                for job in absent:
-                    yield job.info, Failure("it is not connected")
+                for info, *_ in absent:
+                    why = "it is not connected" if self._directory is None else self._directory.why_absent(info.id)
+                    yield info, self._name(info, Failure(why))
                 absent.clear()
             if not (waiting or absent):
                 return
@@ -205,6 +229,12 @@ class FlowerEngine:
                 time.sleep(1)
             jobs = [*waiting, *absent]
             waiting, absent = [], []
+
+    def _name(self, info: ClientInfo, outcome: PackedReply | Failure) -> PackedReply | Failure:
+        """Returns an outcome whose failure names the site."""
+        if self._directory is None or not isinstance(outcome, Failure):
+            return outcome
+        return replace(outcome, reason=self._directory.describe(info.id, outcome.reason))
 
     def lost(self) -> list[str]:
         """See `Engine`."""
