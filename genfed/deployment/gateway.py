@@ -1,7 +1,7 @@
 """The only door of a server: it lets sites through to the SuperLink's Fleet API, and nothing else to anything else.
 
-Flower's SuperLink has one port for everything: sites fetch their messages there (`/v1/fleet`), and whoever reaches it
-starts runs there (`/v1/control`) without a key. So the SuperLink listens on this machine's loopback alone, and this
+Flower's SuperLink has one port for everything: sites fetch their messages there (`/v1/fleet`), and anyone who reaches
+it starts runs there (`/v1/control`) without a key. So the SuperLink listens on this machine's loopback alone, and this
 gateway listens for sites. It forwards the few calls of a site by a fixed list of paths, and only under a key that is
 admitted.
 """

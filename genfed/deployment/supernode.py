@@ -240,4 +240,6 @@ def _explain_end(site: LocatedSite, code: int, text: bytes) -> str:
             f"the server does not admit {site.config.name} now: it registers keys when `genfed serve` starts, and "
             "refuses a site for up to 90 s after a hard stop"
         )
+    if not code:  # Flower's node ends so when its requests are refused
+        return f"the server ended the connection of {site.config.name}: it was started again, or it removed the key"
     return f"the SuperNode ended (exit code {code}): {last_line(text)}; see {site.folder / NODE_LOG}"

@@ -47,6 +47,10 @@ class InProcess:
             own = Packed({name: tensor.clone() for name, tensor in sent.tensors.items()}, sent.skeleton)
             yield info, attempt_work(self._runner, replace(step, since=since), info.id, own)
 
+    def describe(self, info: ClientInfo, reason: str) -> str:
+        """See `Engine`."""
+        return reason
+
     def lost(self) -> list[str]:
         """See `Engine`: there is no worker to lose."""
         return []

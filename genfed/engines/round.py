@@ -60,6 +60,9 @@ class Engine(Protocol):
     def lost(self) -> list[str]:
         """Returns a line for each worker that was lost since the last call."""
 
+    def describe(self, info: ClientInfo, reason: str) -> str:
+        """Returns the reason for which a client is excluded, with the name of its site if it is at one."""
+
 
 class Reducer(Protocol):
     """An object that reduces the replies of one round, as `core.aggregate.Fold` does."""
@@ -203,13 +206,19 @@ class Round:
                 continue
             self._answered.append(info)
             yield ClientCost(info, answer.upload.nbytes, sent.nbytes, answer.seconds, answer.metrics)
-        self.failures |= (misfits := self._fold.settle())
+        misfits = self._fold.settle()
+        for info in self._answered:
+            if info.id in misfits:
+                self.failures[info.id] = self._describe(info, misfits[info.id])
         self._answered = [info for info in self._answered if info.id not in misfits]
         self.seconds = time.perf_counter() - started
 
     def _exclude(self, info: ClientInfo, reason: str) -> None:
-        self.failures[info.id] = one_line(reason)  # it may quote names in the upload
+        self.failures[info.id] = self._describe(info, reason)
         self._fold.skip(info)
+
+    def _describe(self, info: ClientInfo, reason: str) -> str:
+        return one_line(self._request.engine.describe(info, reason))  # it may quote names in the upload
 
     def _take(self, info: ClientInfo, sent: Packed, answer: PackedReply) -> None:
         request, wire = self._request, self._request.phase.wire_types

@@ -228,6 +228,10 @@ class WorkerPool:
         log.warning(self._lost[-1])
         return self._start(), fate
 
+    def describe(self, info: ClientInfo, reason: str) -> str:
+        """See `Engine`."""
+        return reason
+
     def lost(self) -> list[str]:
         """See `Engine`."""
         lines, self._lost = self._lost, []

@@ -232,7 +232,7 @@ def test_who_has_no_key_or_no_tls_is_not_let_in(federation: Federation) -> None:
     federation.end("stranger")
     done = federation.serve("federation", "check", "plain.toml", "--wait", "40", check=False)
     assert done.returncode == 2
-    assert done.stderr.endswith("genfed: 1 of 3 sites are there\n")
+    assert done.stderr.endswith("genfed: 1 of 3 sites have joined\n")
     assert re.search(r"│ a +│ linear +│", done.stdout)
     federation.end("a")
 
@@ -340,12 +340,12 @@ def test_what_goes_wrong_at_sites_is_named_and_the_round_goes_on(federation: Fed
     (trial,) = from_json(report.read_text()).trials
     text = "\n".join(trial.failures)
     for says in (
-        "train round 0: client 1 excluded: ValueError; its own log says more",
+        "train round 0: client 1 excluded: site b: ValueError; its own log says more",
         "train round 0: client 2 excluded: ",
         "train round 1: client 1 excluded: ",
-        "train round 1: client 2 excluded: not a packed record",
-        "client 1: its process died; sent again",
-        f"train round 2: client 2 excluded: {late}",
+        "train round 1: client 2 excluded: site c: not a packed record",
+        "client 1: site b: its process died; sent again",
+        f"train round 2: client 2 excluded: site c: {late}",
     ):
         assert says in text
     assert "numbers that are not finite" in text

@@ -143,7 +143,8 @@ def test_the_end_of_a_node_is_explained(site: LocatedSite) -> None:
     assert why.startswith("the SuperNode ended (exit code 3): ERROR :   [31mit broke!!!")
     assert len(why.splitlines()) == 1
     assert len(why) < 500
-    assert "it printed nothing; see " in supernode._explain_end(site, 0, b"")
+    assert "it printed nothing; see " in supernode._explain_end(site, 1, b"")
+    assert supernode._explain_end(site, 0, b"INFO").startswith("the server ended the connection of north: ")
 
 
 def test_a_node_that_ends_is_started_again(site: LocatedSite, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,7 +177,7 @@ def test_the_token_of_a_message_is_on_no_command_line(
         started.append(command)
         return popen(["cat"], **how)
 
-    monkeypatch.setattr(supernode.subprocess, "Popen", record)
+    monkeypatch.setattr("subprocess.Popen", record)
     site.folder.mkdir()
     with (tmp_path / "out").open("wb") as log:
         supernode._start_answer(site, "127.0.0.1:1", "s3cret", log.fileno()).wait(10)

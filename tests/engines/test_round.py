@@ -80,6 +80,9 @@ class Fake:
         for place in self._order or infos:
             yield infos[place], self._answer(infos[place])
 
+    def describe(self, info: ClientInfo, reason: str) -> str:
+        return reason
+
     def lost(self) -> list[str]:
         return []
 

@@ -9,7 +9,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any, Protocol
 
 from flwr.app import Context, Message
@@ -213,15 +213,15 @@ class FlowerEngine:
                 info = job.info
                 if isinstance(outcome, Failure) and outcome.reason in LOST.values() and info.id not in lost_once:
                     lost_once.add(info.id)
-                    self._lost.append(f"client {info.id}: {outcome.reason}; sent again")
+                    self._lost.append(f"client {info.id}: {self.describe(info, outcome.reason)}; sent again")
                     log.warning(self._lost[-1])
                     waiting.append(job)
                 else:
-                    yield info, self._name(info, _read_reply(outcome))
+                    yield info, _read_reply(outcome)
             if absent and time.monotonic() - started > self._patience:
                 for info, *_ in absent:
                     why = "it is not connected" if self._directory is None else self._directory.why_absent(info.id)
-                    yield info, self._name(info, Failure(why))
+                    yield info, Failure(why)
                 absent.clear()
             if not (waiting or absent):
                 return
@@ -230,11 +230,9 @@ class FlowerEngine:
             jobs = [*waiting, *absent]
             waiting, absent = [], []
 
-    def _name(self, info: ClientInfo, outcome: PackedReply | Failure) -> PackedReply | Failure:
-        """Returns an outcome whose failure names the site."""
-        if self._directory is None or not isinstance(outcome, Failure):
-            return outcome
-        return replace(outcome, reason=self._directory.describe(info.id, outcome.reason))
+    def describe(self, info: ClientInfo, reason: str) -> str:
+        """See `Engine`."""
+        return reason if self._directory is None else self._directory.describe(info.id, reason)
 
     def lost(self) -> list[str]:
         """See `Engine`."""

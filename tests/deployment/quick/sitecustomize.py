@@ -2,7 +2,7 @@
 
 import sys
 
-if any("flower-" in word or "flwr-" in word for word in sys.orig_argv[:2]):
+if any("flower-" in word or "flwr-" in word or "deployment.answer" in word for word in sys.orig_argv[:3]):
     import flwr.supercore.heartbeat as beats
 
     beats.HEARTBEAT_DEFAULT_INTERVAL = 10  # how often they are sent
