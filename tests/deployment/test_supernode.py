@@ -200,3 +200,32 @@ def test_a_site_with_keys_names_what_is_missing(tmp_path: Path, capsys: pytest.C
         assert ended.value.code == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert says in line
+
+
+def test_a_node_that_gives_no_messages_is_no_silence(tmp_path: Path) -> None:
+    import http.server
+    import threading
+
+    from genfed.engines.flower.tasks import TaskQueue
+
+    statuses = [503, 401]
+
+    class Refuses(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_response(statuses.pop(0))
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, *words: Any) -> None:
+            pass
+
+    (tmp_path / "secret").write_bytes(b"x")
+    with http.server.HTTPServer(("127.0.0.1", 0), Refuses) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        queue = TaskQueue(f"127.0.0.1:{server.server_port}", tmp_path / "secret")
+        assert queue.next() is None
+        with pytest.raises(GenfedError, match=r"the SuperNode gives no messages \(HTTP status 401\)"):
+            queue.next()
+        queue.close()
+        server.shutdown()
+    assert TaskQueue(f"127.0.0.1:{free_port()}", tmp_path / "secret").next() is None

@@ -24,6 +24,7 @@ from flwr.supercore.retry import make_simple_http_retry_invoker
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
+from genfed.core.errors import GenfedError
 from genfed.engines.flower.client import Handler, answer_message
 
 _ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
@@ -47,9 +48,16 @@ class TaskQueue:
     def next(self) -> str | None:
         """Returns the token of a message that waits, which `answer_task` takes. None: there is none, or the node does
         not answer. Messages for Flower's other kinds of apps are taken too, so that they are refused and do not stay.
+
+        Raises:
+            GenfedError: the node refuses to give messages.
         """
         try:
             waiting = self._client.AcquireTask(AcquireTaskRequest(supported_task_types=list(TaskType)))
+        except httpx.HTTPStatusError as error:
+            if error.response.is_server_error:  # it starts or ends
+                return None
+            raise GenfedError(f"the SuperNode gives no messages (HTTP status {error.response.status_code})") from None
         except (httpx.HTTPError, ValueError):
             return None
         return waiting.token or None
