@@ -78,6 +78,7 @@ class SiteRoster:
         self.refused: dict[int, str] = {}
         """Reasons of the nodes that were refused, by node."""
         self._refused_names: dict[int, str] = {}
+        self._silent: set[int] = set()
         self._ask_again: dict[int, float] = {}
         """Time at which each of these nodes is contacted again, by node."""
         self._looked = 0.0
@@ -102,19 +103,25 @@ class SiteRoster:
                 return tuple(sorted(here, key=lambda site: site.name))
             time.sleep(0.5)
 
-    def look(self, seconds: float | None = None) -> None:
-        """Asks new nodes to describe themselves, each within `seconds`. None: the time of a query."""
-        nodes = self._connected()
-        new = [n for n in nodes if n not in self._known and self._ask_again.get(n, 0.0) <= time.monotonic()]
-        if not new:
+    def look(self, seconds: float | None = None, wanted: str = "") -> None:
+        """Asks new nodes to describe themselves, each within `seconds`. None: the time of a query. The node with the
+        key of `wanted` is asked again at once if it was silent; others are left alone for a while.
+        """
+        unknown = [node for node in self._connected() if node not in self._known]
+        if not unknown:
             return
         registered = self._link.registered()
+        silent = {node for node in self._silent if wanted and registered.get(node) == wanted}
+        new = [n for n in unknown if n in silent or self._ask_again.get(n, 0.0) <= time.monotonic()]
+        self._silent -= set(new)
         envelopes = [(node, Envelope(node, {"genfed": __version__, "ask": "hello"})) for node in new]
         for node, answer in self._link.send("query", envelopes, timeout=seconds):
             name = registered.get(node, "")
             if isinstance(answer, Failure):
                 if answer.reason not in LOST.values():  # a lost node is contacted again at the next look
                     self._refuse(node, name, answer.reason)
+                if answer.late:
+                    self._silent.add(node)
                 continue
             try:
                 site = TypeAdapter(SiteDescription).validate_python({**answer[0], "node": node, "heard": time.time()})
@@ -192,7 +199,7 @@ class SiteRoster:
         if time.monotonic() - self._looked > 1:
             self._connected()
             if self._find(name) is None:
-                self.look(ROUND_SECONDS)
+                self.look(ROUND_SECONDS, wanted=name)
         return self._find(name)
 
     def _find(self, name: str) -> int | None:

@@ -34,6 +34,8 @@ class Failure:
     """One line: whatever a client says is bounded and escaped."""
     fatal: bool = False
     """Whether the round cannot go on without the client."""
+    late: bool = False
+    """Whether the client did not answer in time."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "reason", one_line(self.reason))

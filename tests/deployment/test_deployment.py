@@ -57,9 +57,9 @@ class Federation:
         with superlink._connect(self.link, folder / "keys", self.home):
             pass
 
-    def prepare(self, config: dict[str, Any], name: str) -> None:
-        """Writes NAME.toml, and sites whose data are those of its clients."""
-        ways = {n: {"link": self.way(n)} for n in NAMES}
+    def prepare(self, config: dict[str, Any], name: str, **changes: dict[str, Any]) -> None:
+        """Writes NAME.toml, and sites whose data are those of its clients; `changes` by name of the site."""
+        ways = {n: {"link": self.way(n)} | changes.get(n, {}) for n in NAMES}
         sites(config, self.folder / "sites", **ways)
         (self.folder / f"{name}.toml").write_text(tomli_w.dumps(config))
 
@@ -371,7 +371,7 @@ def test_a_node_a_link_and_a_server_are_killed_and_the_bits_stay(federation: Fed
         return len({(row["phase"], row["round"]) for row in map(json.loads, text_of(rows).splitlines())})
 
     until(lambda: rounds() == 1)
-    federation.kill("flower-supernode", "sites/b.toml")
+    federation.kill("flower-supernode", "sites/b/")
     until(lambda: rounds() == 2)
     federation.kill("flower-superlink")
     federation.running.pop("link").wait()
@@ -386,6 +386,40 @@ def test_a_node_a_link_and_a_server_are_killed_and_the_bits_stay(federation: Fed
     assert not [line for line in trial.failures if "excluded" in line]
     assert state_of(out, "gefl") == state_of(federation.folder / "embedded", "gefl")
     federation.end(*NAMES)
+
+
+@pytest.mark.federation
+def test_a_method_of_ones_own_under_masks_survives_a_kill_and_a_late_site(federation: Federation) -> None:
+    """A site is killed within the four exchanges of a round; another one joins that the run does not need."""
+    config = some("mine", method={"mine": {"kind": f"{TOYS}:Paired"}}, federation={"architectures": ["linear"]},
+                  secure_aggregation={}, evaluation={"every": 0})  # fmt: skip
+    start(config, federation.folder / "alone")
+    allow = {name: {"allow": [f"{TOYS}:Paired"]} for name in NAMES}
+    federation.prepare(config, "masked", **allow)
+    for name in NAMES:
+        federation.join(name)
+    words = ("serve", "masked.toml", "--address", str(federation.link), "--keys", "keys", "--running")
+    federation.start("serve", [*GENFED, *words, "--out", "masked"])
+    seen = federation.folder / "sites" / "b" / "audit.jsonl"
+    until(lambda: '"phase": "train.' in text_of(seen))
+    federation.kill("flower-supernode", "sites/b/")
+    late = federation.folder / "sites" / "late.toml"
+    late.write_text((federation.folder / "sites" / "a.toml").read_text().replace('name = "a"', 'name = "late"'))
+    federation.start("late", [*GENFED, "join", str(late)])
+    assert federation.running.pop("late").wait(120) == 2
+    assert "knows this key as site 'a', and " in text_of(federation.folder / "late.log")
+    make_keys(federation.folder / "more", ["late"])
+    shutil.copy(federation.folder / "more" / "late.pub", federation.folder / "keys")
+    superlink._register(federation.folder / "keys" / "late.pub", federation.home)
+    late.write_text(late.read_text().replace("../keys/a", "../more/late"))
+    federation.start("late", [*GENFED, "join", str(late)])
+    until(lambda: "connected to" in text_of(federation.folder / "late.log"), 120)
+    assert federation.running.pop("serve").wait(900) == 0, text_of(federation.folder / "serve.log")
+    (trial,) = from_json((federation.folder / "masked" / "report.json").read_text()).trials
+    assert not [line for line in trial.failures if "excluded" in line]
+    assert state_of(federation.folder / "masked", "mine") == state_of(federation.folder / "alone", "mine")
+    (federation.folder / "keys" / "late.pub").unlink()
+    federation.end(*NAMES, "late")
 
 
 @pytest.mark.parametrize(

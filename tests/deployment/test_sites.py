@@ -710,6 +710,30 @@ def test_a_node_that_is_silent_or_refused_stalls_no_round(tmp_path: Path, monkey
     assert (roll.node_of("b"), asked()) == (105, [105]), "it is back, and waits for nobody"
 
 
+def test_a_missing_site_that_was_too_slow_is_asked_again_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine that is busy needs longer than a round waits for the description of a node that came back."""
+    monkeypatch.setattr("genfed.deployment.roster.ROUND_SECONDS", 0.05)
+    silent = {101, 102}
+    files = sites(some("fedavg"), tmp_path)
+
+    def answer(handle: Any, message: Any, context: Any) -> Any:
+        return None if message.metadata.dst_node_id in silent else answer_message(handle, message, context)
+
+    grid = Grid(files, answer)
+    grid.registered = {100: "a", 101: "b", 102: "c"}
+    roster = SiteRoster(MessageLink(grid, pause=0.001))
+    roster._looked = -10.0
+    assert roster.node_of("b") is None
+    assert roster.why_absent("b") == "site b: took longer than 0.05 s"
+    silent.clear()
+    grid.sent.clear()
+    roster._looked = -10.0
+    assert roster.node_of("b") == 101
+    assert [message.metadata.dst_node_id for message in grid.sent] == [101], "c is not what the round waits for"
+
+
 def test_another_version_of_genfed_is_refused_with_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = some("fedavg")
     grid = Grid(sites(config, tmp_path / "sites"))

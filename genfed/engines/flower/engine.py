@@ -99,7 +99,7 @@ class MessageLink:
                     yield sent[0], _open_reply(reply)
             now = time.monotonic()
             for name in [name for name, (_, _, deadline) in in_flight.items() if now > deadline]:
-                yield in_flight.pop(name)[0], Failure(f"took longer than {timeout:g} s")
+                yield in_flight.pop(name)[0], Failure(f"took longer than {timeout:g} s", late=True)
             if not received and in_flight:
                 time.sleep(self._pause)
 
