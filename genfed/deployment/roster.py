@@ -6,7 +6,7 @@ connected.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -83,9 +83,16 @@ class SiteRoster:
         """Time at which each of these nodes is contacted again, by node."""
         self._looked = 0.0
 
-    def call(self, count: int, seconds: float, strict: bool = True) -> tuple[SiteDescription, ...]:
-        """Returns the connected sites in the order of their names, once there are `count`, or after `seconds`. Without
-        `strict`, sites that were refused are ignored.
+    def call(
+        self, count: int, seconds: float, strict: bool = True, only: Collection[str] = ()
+    ) -> tuple[SiteDescription, ...]:
+        """Returns the connected sites in the order of their names, once there are `count`, or after `seconds`.
+
+        Args:
+            count: how many sites take part.
+            seconds: how long to wait for them.
+            strict: whether a site that is refused is an error. If not, it is ignored.
+            only: the names of the sites that take part; others are ignored. Empty: all take part.
 
         Raises:
             GenfedError: a site was refused, or there are more than `count`.
@@ -93,7 +100,7 @@ class SiteRoster:
         until = time.monotonic() + seconds
         while True:
             self.look()
-            here = self.here()
+            here = [site for site in self.here() if not only or site.name in only]
             if len(here) > count:
                 names = ", ".join(sorted(site.name for site in here))
                 raise GenfedError(f"{len(here)} sites have joined ({names}) for federation.clients = {count}")

@@ -7,7 +7,7 @@ import io
 import json
 import logging
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -41,6 +41,8 @@ from genfed.privacy.accounting import Mechanism
 from genfed.privacy.plan import check_reported, limit_cost
 
 log = logging.getLogger(__name__)
+SITES = "sites.json"
+"""File name of the names of a run's sites, in the order of their numbers, in its folder."""
 SAID = "genfed: "
 """Start of each line that is meant for the user who started the server."""
 QUERY_SECONDS = 180.0
@@ -133,7 +135,8 @@ def _serve(grid: Any, wanted: ServeRequest) -> Outcome:
     folder = RunFolder(Path(wanted.out)) if wanted.out else default_folder(wanted.config, config.name)
     roster = SiteRoster(MessageLink(grid, QUERY_SECONDS, pause=PAUSE))
     say(f"waiting for {config.federation.clients} sites")
-    sites = roster.call(config.federation.clients, wanted.wait, strict=not wanted.check)
+    began_with = _read_names(folder) if wanted.on_existing == "resume" else []
+    sites = roster.call(config.federation.clients, wanted.wait, strict=not wanted.check, only=began_with)
     problems = agreement.find_disagreements(config, sites)
     if wanted.check and (refusals := [*roster.refused.values(), *problems]):
         return Outcome(sites=sites, problems=tuple(refusals))
@@ -141,6 +144,8 @@ def _serve(grid: Any, wanted: ServeRequest) -> Outcome:
     say(f"sites that have joined: {about}" if sites else "no site has joined yet")
     if len(sites) < config.federation.clients:
         few = f"{len(sites)} of {config.federation.clients} sites have joined after {wanted.wait:g} s"
+        if missing := sorted(set(began_with) - {site.name for site in sites}):
+            few += f"; the run began with {', '.join(missing)}, too"
         raise GenfedError("; ".join([few, *roster.refused.values()]))
     if problems:
         raise GenfedError("; ".join(problems))
@@ -152,10 +157,13 @@ def _serve(grid: Any, wanted: ServeRequest) -> Outcome:
         return Outcome(sites=sites, problems=tuple(tight))
     for line in tight:
         say(line)
-    clients = _SiteClients(inputs, folder, grid, roster, [site.name for site in sites])
+    names = [site.name for site in sites]
+    clients = _SiteClients(inputs, folder, grid, roster, names)
     console = Console(file=_Said(), markup=False, emoji=False, highlight=False, soft_wrap=True)  # type: ignore[arg-type]
     with RunProgressBar(console, trials=len(config.labels) * len(config.seeds)) as bar:
-        run_on(inputs, folder, lambda: contextlib.nullcontext(clients), wanted.on_existing, bar, wanted.command or None)
+        run_on(
+            inputs, folder, lambda: _keep_names(folder, clients, names), wanted.on_existing, bar, wanted.command or None
+        )
     return Outcome(folder=str(folder.path), sites=sites)
 
 
@@ -240,6 +248,29 @@ def _without_examples(task: Task, clients: tuple[ClientInfo, ...]) -> FederatedD
     """Returns clients whose examples lie elsewhere."""
     nothing = Data(torch.zeros(0, *task.shape), torch.zeros(0, dtype=torch.int64))
     return FederatedData(task, clients, ((0, 0),) * len(clients), nothing, nothing)
+
+
+def _read_names(folder: RunFolder) -> list[str]:
+    """Returns the names of the sites that a run began with, in the order of their numbers. Empty: it has not begun.
+
+    Raises:
+        GenfedError: the file is damaged.
+    """
+    file = folder.path / SITES
+    if not file.exists():
+        return []
+    try:
+        return TypeAdapter(list[str]).validate_json(file.read_bytes())
+    except (ValidationError, OSError):
+        raise GenfedError(f"{file} is damaged: it has the names of the run's sites, in their order") from None
+
+
+@contextlib.contextmanager
+def _keep_names(folder: RunFolder, clients: "_SiteClients", names: Sequence[str]) -> Iterator["_SiteClients"]:
+    """Yields the clients; the run's folder has the names of their sites, so that a resumed run takes no others."""
+    with atomic_write(folder.path / SITES, durable=True) as part:
+        part.write_text(json.dumps(names) + "\n", "utf-8")
+    yield clients
 
 
 class _SiteClients:

@@ -254,6 +254,33 @@ def test_a_server_that_stopped_goes_on_with_the_same_sites(tmp_path: Path) -> No
     assert state_of(tmp_path / "stopped", "gefl") == state_of(tmp_path / "whole", "gefl")
 
 
+def test_a_run_goes_on_with_the_sites_that_it_began_with(tmp_path: Path) -> None:
+    """Site d, which came meanwhile, is like b: as many examples, and the same architecture."""
+
+    class StoppedError(BaseException):
+        pass
+
+    def stops(handle: Any, message: Any, context: Any) -> Any:
+        if decode_message(message.content)[0].get("step", {}).get("number") == 1:
+            raise StoppedError
+        return answer_message(handle, message, context)
+
+    config = some("fedavg", federation=ALIKE)
+    files = sites(config, tmp_path / "sites")
+    late = tmp_path / "sites" / "aa.toml"
+    late.write_text(files[1].read_text().replace('name = "b"', 'name = "aa"'))
+    serve(config, Grid(files), tmp_path / "whole")
+    with pytest.raises(StoppedError):
+        serve(config, Grid(files, stops), tmp_path / "run")
+    few = serve(config, Grid([files[0], late, files[2]]), tmp_path / "run", on_existing="resume")
+    assert few.error == "2 of 3 sites have joined after 1 s; the run began with b, too"
+    assert not serve(config, Grid([late, *files]), tmp_path / "run", on_existing="resume").error
+    assert state_of(tmp_path / "run", "fedavg") == state_of(tmp_path / "whole", "fedavg")
+    assert not list((tmp_path / "sites" / "aa").glob("runs")), "it was not asked to work"
+    (tmp_path / "run" / "sites.json").write_text("[")
+    assert "sites.json is damaged" in serve(config, Grid(files), tmp_path / "run", on_existing="resume").error
+
+
 # An architecture that only site b knows.
 
 OWN = "tests.toys:Linear"
