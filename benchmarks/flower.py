@@ -30,7 +30,6 @@ from genfed.core.phase import Empty, Phase, Reduced, Reply
 from genfed.core.record import digest, pack
 from genfed.core.settings import settings
 from genfed.deployment import processes as flower_processes
-from genfed.deployment import supernode
 from genfed.deployment.certificates import make_keys
 from genfed.experiment.checkpoint import read_checkpoint
 
@@ -177,7 +176,7 @@ def _accuracy(out: Path, label: str) -> str:
 
 def _sites(folder: Path, config: str) -> None:
     """Three sites and a server over TLS on this machine, from keys to report."""
-    names, port = ("north", "south", "west"), supernode.free_port()
+    names, port = ("north", "south", "west"), flower_processes.free_port()
     make_keys(folder / "keys", names)
     make = [sys.executable, str(EXAMPLES / "make_sites.py"), ".", f"127.0.0.1:{port}", "keys", config]
     subprocess.run(make, cwd=folder, check=True)
