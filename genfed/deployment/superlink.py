@@ -121,7 +121,7 @@ def _connect(address: Address, keys: Path | None, home: Path) -> Iterator[None]:
 def _open_server(address: Address, keys: Path | None, home: Path, folder: Path) -> Iterator[None]:
     """Runs a SuperLink that only this machine reaches, and the gateway by which sites reach it, for the block."""
     _check_free(address)
-    inside, own = Address("127.0.0.1", free_port()), None if keys is None else folder / "loopback"
+    inside, own = Address("127.0.0.1", free_port()), None if keys is None else folder.absolute() / "loopback"
     if own is not None:
         shutil.rmtree(own, ignore_errors=True)
         make_keys(own, (), days=3650)
