@@ -1,5 +1,7 @@
 """Lines for the user of a site, from the processes that answer messages to `genfed join`, which shows them."""
 
+from genfed.core.files import open_file
+from genfed.core.text import one_line
 from genfed.deployment.site_settings import LocatedSite
 
 NOTICES = "notices.log"
@@ -10,10 +12,10 @@ _LARGEST = 2**20  # bytes of the file
 
 def add(site: LocatedSite, text: str) -> None:
     """Adds a line. Other parties may have written a part of it: control characters are escaped, and it is bounded."""
-    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:_LONGEST])[:_LONGEST]
+    line = one_line(text, _LONGEST)
     file = site.folder / NOTICES
     if not file.exists() or file.stat().st_size < _LARGEST:
-        with file.open("a", encoding="utf-8") as lines:
+        with open_file(file, "a") as lines:
             lines.write(f"{line}\n")
 
 

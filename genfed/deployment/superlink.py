@@ -113,7 +113,7 @@ def _connect(address: Address, keys: Path | None, home: Path) -> Iterator[None]:
     """Has Flower's commands find the SuperLink at an address, in the block and after."""
     how = {"insecure": True} if keys is None else {"root-certificates": str((keys / AUTHORITY).resolve())}
     table = {"superlink": {"default": NAME, NAME: {"address": str(address)} | how}}
-    (home / "config.toml").write_text(tomli_w.dumps(table))
+    write_file(home / "config.toml", tomli_w.dumps(table))
     yield
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from genfed.core.errors import GenfedError
-from genfed.core.files import make_folder
+from genfed.core.files import make_folder, open_file
 from genfed.deployment.link_check import check_link, existing_file
 from genfed.deployment.notices import NoticeReader
 from genfed.deployment.processes import (
@@ -158,7 +158,7 @@ def _open_log(file: Path) -> Iterator[int]:
     """Yields the descriptor of a log to append to; a log that has grown large makes place for a new one."""
     if file.exists() and file.stat().st_size > _LOG_BYTES:
         file.replace(file.with_suffix(".log.1"))
-    with file.open("ab") as log:
+    with open_file(file, "ab") as log:
         yield log.fileno()
 
 

@@ -89,6 +89,9 @@ class Federation:
                 self.refusals[step.phase, info.id] = str(error)
                 yield info, Failure(str(error))
 
+    def describe(self, info: ClientInfo, reason: str) -> str:
+        return reason
+
     def lost(self) -> list[str]:
         return []
 
