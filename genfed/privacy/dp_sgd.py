@@ -124,7 +124,8 @@ class DPSGDTrainer:
             check_clip_norm(self._clip_norm)
             check_noise(self._noise_multiplier * self._clip_norm, len(data) * self._clip_norm)
         rng = torch.Generator().manual_seed(0)
-        x = torch.rand(2, *data.x.shape[1:], generator=rng).to(data.y.device)
+        kind = data.x.dtype if data.x.is_floating_point() else torch.float32
+        x = torch.rand(2, *data.x.shape[1:], generator=rng, dtype=kind).to(data.y.device)
         y = torch.zeros(2, *data.y.shape[1:], dtype=data.y.dtype, device=data.y.device)
         for objective in objectives:
             if objective.sees_data:

@@ -46,7 +46,8 @@ def test_the_first_start_is_remembered(tmp_path: Path) -> None:
     assert folder.run_id() != "new"
     for other in (b"{", b'{"command":' * 100_000, b'{"command": 1}', bytes(9)):
         folder.started.write_bytes(other)
-        assert folder.begin(second) == second, "a file that is something else is replaced"
+        with pytest.raises(GenfedError, match=r"started.json is damaged; put it back as it was"):
+            folder.begin(second)
 
 
 def test_the_log_of_a_run_ends_with_its_block(tmp_path: Path) -> None:
