@@ -1185,8 +1185,8 @@ def test_a_site_that_has_lost_what_it_stored_says_so(tmp_path: Path) -> None:
     shutil.move(runs, tmp_path / "runs")
     outcome = serve(config, grid, out, on_existing="resume")
     assert outcome.error == (
-        "it could not read or write a file; its own log says more; nothing that was saved is lost: fix the cause, then "
-        "--resume"
+        "train round 1: 2 of 3 clients answered and the quorum is 3; client 1: site b: it could not read or write a "
+        "file; its own log says more"
     )
     log = (runs.parent / "site.log").read_text()
     assert "index.safetensors is missing, and the run counts on what the client stored in round 0; put" in log
@@ -1204,7 +1204,7 @@ def test_a_site_that_has_lost_its_budget_takes_no_part(tmp_path: Path) -> None:
     (site_settings.read_site(files[1]).folder / BUDGET).unlink()
     for out, options in (("run", {"on_existing": "resume"}), ("other", {})):
         outcome = serve(config, grid, tmp_path / out, **options)
-        assert outcome.error.startswith("site b: site b has lost budget.safetensors, which says what its")
+        assert outcome.error.startswith("site b has lost budget.safetensors, which says what its")
 
 
 @pytest.mark.parametrize("lost", [LEDGER, BUDGET])

@@ -217,6 +217,8 @@ class FlowerEngine:
                     log.warning(self._lost[-1])
                     waiting.append(job)
                 else:
+                    if isinstance(outcome, Failure) and self._directory is not None:
+                        outcome = replace(outcome, fatal=False)  # no site may stop the run of the others
                     yield info, _read_reply(outcome)
             if absent and time.monotonic() - started > self._patience:
                 for info, *_ in absent:
