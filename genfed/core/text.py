@@ -8,7 +8,7 @@ import logging
 import re
 import unicodedata
 
-LINE = 400
+LINE = 1000
 """Largest number of characters of a text that is shown on one line."""
 BLOCK = 20_000
 """Largest number of characters of a text of several lines in a log."""

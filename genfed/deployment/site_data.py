@@ -60,7 +60,6 @@ def load_site_data(site: LocatedSite, tell: Callable[[SourceSummary], None] = la
         dataset = load_source(config.data, str(site.root))
     except GenfedError as error:
         raise UnreadableDataError(str(error)) from error
-    tell(dataset.summary)
     task, train = dataset.task, dataset.train
     held_out = dataset.test if config.part == "test" else dataset.validation
     if not len(held_out):
@@ -74,6 +73,7 @@ def load_site_data(site: LocatedSite, tell: Callable[[SourceSummary], None] = la
     content, encoder = _fingerprint_examples(task, train, held_out), digest_encoder(dataset.encoder, task.kind)
     holding = SiteHoldings(task, train, held_out, source, content, encoder)
     checks.check_architecture(config.architecture, task, train, Architectures().new)
+    tell(dataset.summary)
     make_folder(site.folder)
     with lock_folder(site.folder):
         remove_parts(site.folder, f"{DATA}.*")

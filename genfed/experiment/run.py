@@ -94,20 +94,12 @@ def run(
     settings = config if isinstance(config, Config) else read_config(config, overrides)
     folder = RunFolder((default_folder(config, settings.name).path if out is None else Path(out)).absolute())
     open_engine = choose_engine(engine)
-    dataset = _read_data(settings, folder, on_existing, tell or _log_warnings)
+    if on_existing == "resume" and folder.config.exists():
+        folder.check_settings(settings)  # refused before the data are read
+    dataset = load_data(settings)
     inputs = _checked_inputs(settings, dataset)
     clients = functools.partial(open_local_clients, settings, dataset, folder, open_engine)
-    return run_on(inputs, folder, clients, on_existing, notify or (lambda progress: None), command)
-
-
-def _read_data(
-    config: Config, folder: RunFolder, on_existing: OnExisting, tell: Callable[[SourceSummary], None]
-) -> Dataset:
-    if on_existing == "resume" and folder.config.exists():
-        folder.check_settings(config)  # refused before the data are read
-    dataset = load_data(config)
-    tell(dataset.summary)
-    return dataset
+    return run_on(inputs, folder, clients, on_existing, notify or (lambda progress: None), command, tell)
 
 
 def _log_warnings(summary: SourceSummary) -> None:
@@ -159,6 +151,7 @@ def run_on(
     on_existing: OnExisting,
     notify: Callable[[Progress], None],
     command: str | None,
+    tell: Callable[[SourceSummary], None] | None = None,
 ) -> Report:
     """Runs the trials on clients that may be anywhere, and returns the report.
 
@@ -169,6 +162,7 @@ def run_on(
         on_existing: see `run`.
         notify: see `run`.
         command: see `run`.
+        tell: see `run`.
 
     Raises:
         GenfedError: a generator does not fit the data, the folder cannot be used, or a trial failed.
@@ -178,7 +172,11 @@ def run_on(
         method.init(inputs.initial_server())
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     started = RunStart(command or command_line(), now, secrets.token_hex(8))
-    with folder.claim(config, on_existing), folder.log(), use_threads(config.compute.threads):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(folder.claim(config, on_existing))
+        (tell or _log_warnings)(inputs.summary)
+        stack.enter_context(folder.log())
+        stack.enter_context(use_threads(config.compute.threads))
         _write_summary(inputs.summary)
         try:
             with open_clients() as clients:

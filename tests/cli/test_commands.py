@@ -17,6 +17,7 @@ from genfed.artifacts.samples import folder_names, write_samples
 from genfed.cli import main as cli
 from genfed.cli.listing import describe_network
 from genfed.config.architectures import Architectures
+from genfed.core.errors import GenfedError
 from tests.conftest import left_by, start, tiny
 
 
@@ -280,7 +281,8 @@ def test_the_report_of_a_resumed_run_has_the_first_command(tmp_path: Path) -> No
     assert (environment.command, environment.started) == ("the first", first["at"])
     assert start(tiny("local"), tmp_path / "run", on_existing="replace", command="anew").environment.command == "anew"
     (tmp_path / "run" / "started.json").write_text("{")
-    assert start(tiny("local"), tmp_path / "run", on_existing="resume", command="after").environment.command == "after"
+    with pytest.raises(GenfedError, match=r"started.json is damaged; put it back as it was"):
+        start(tiny("local"), tmp_path / "run", on_existing="resume", command="after")
 
 
 def test_brackets_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:

@@ -113,8 +113,8 @@ BOUNDS: list[tuple[str, Any, str]] = [
     ("client", -1, "client is no whole number"),
     ("client", 3, "client is no whole number"),
     ("client", HUGE, "client is no whole number"),
-    ("step", {"phase": "train", "round": 0, "number": 10**9}, "both below 1000000000"),
-    ("step", {"phase": "train", "round": HUGE, "number": 0}, "both below 1000000000"),
+    ("step", {"phase": "train", "round": 0, "number": 10**9}, "all below 1000000000"),
+    ("step", {"phase": "train", "round": HUGE, "number": 0}, "all below 1000000000"),
     ("step", {"phase": "train", "round": 0, "number": 0, "more": 0}, "a step is a phase"),
     ("step", {"phase": ["train"], "round": 0, "number": 0}, "a step is a phase"),
     ("step", "train", "a step is a phase"),
@@ -443,7 +443,7 @@ def test_a_changed_request_is_answered_or_refused_in_one_line(site: Path, data: 
     about: Any = json.loads(HONEST["open"])
     for _ in range(changes):
         path = data.draw(st.sampled_from(places(about)))
-        value, at = data.draw(VALUES), about
+        value, at = copy.deepcopy(data.draw(VALUES)), about  # a later change may be within it
         if not path:
             about = value
             break

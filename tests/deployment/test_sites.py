@@ -236,7 +236,7 @@ def test_a_server_that_stopped_goes_on_with_the_same_sites(tmp_path: Path) -> No
     files = sites(config, tmp_path / "sites")
     serve(config, Grid(files), tmp_path / "whole")
 
-    class StoppedError(BaseException):
+    class StoppedError(KeyboardInterrupt):
         pass
 
     calls = 0
@@ -257,7 +257,7 @@ def test_a_server_that_stopped_goes_on_with_the_same_sites(tmp_path: Path) -> No
 def test_a_run_goes_on_with_the_sites_that_it_began_with(tmp_path: Path) -> None:
     """Site d, which came meanwhile, is like b: as many examples, and the same architecture."""
 
-    class StoppedError(BaseException):
+    class StoppedError(KeyboardInterrupt):
         pass
 
     def stops(handle: Any, message: Any, context: Any) -> Any:
@@ -1333,7 +1333,7 @@ def test_what_a_site_comes_to_demand_holds_for_a_run_that_goes_on(tmp_path: Path
 def test_a_budget_that_holds_a_run_holds_it_after_a_stop(tmp_path: Path) -> None:
     pytest.importorskip("opacus")
 
-    class KilledError(BaseException):
+    class KilledError(KeyboardInterrupt):
         pass
 
     def stops(handle: Any, message: Any, context: Any) -> Any:
@@ -1366,7 +1366,9 @@ def test_what_a_run_s_budget_refuses_costs_the_site_nothing(tmp_path: Path) -> N
 def test_nobody_can_ask_for_an_upload_without_its_masks(tmp_path: Path) -> None:
     config = some("fedavg", federation=ALIKE, secure_aggregation={})
     (file, *_) = sites(config, tmp_path / "sites")
-    with pytest.raises(GenfedError, match=r"no phase 'train' in which clients work; there are: evaluate, train\.keys"):
+    with pytest.raises(
+        GenfedError, match=r"no phase 'train' in which clients work; there are: evaluate, train\.agree, "
+    ):
         asked(file, letter(config), initial(config))
 
 

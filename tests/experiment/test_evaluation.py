@@ -68,7 +68,7 @@ def partitioned(
     **arrays: Any,
 ) -> FederatedData:
     np.savez(folder / "data.npz", **arrays)
-    data = {"kind": "npz", "path": str(folder / "data.npz"), "validation": 0.0}
+    data = {"kind": "npz", "path": str(folder / "data.npz"), "validation": 0.0, "scale": "none"}
     if "column" in partition:
         data["columns"] = [partition["column"]]
     config = tiny("local") | {"data": data, "partition": partition}

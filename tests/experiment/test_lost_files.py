@@ -274,7 +274,7 @@ def test_a_checkpoint_that_names_nothing_is_refused(stopped: Path, tmp_path: Pat
 # Kills between two files.
 
 
-class KilledError(BaseException):
+class KilledError(KeyboardInterrupt):
     pass
 
 

@@ -148,7 +148,7 @@ RUNS: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
         "fedlmg",
         {"client_training": {"epochs": 1, "batch_size": 8, "learning_rate": 1e30}},
         {},
-        "0 of 4 clients answered and the quorum is 2; client 0: its classifier has diverged",
+        "0 of 4 clients answered and the quorum is 2; client 0: FedLMGUpload.classifier['header.weight']",
     ),
     "students that diverge": (
         "fgl",

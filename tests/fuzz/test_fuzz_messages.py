@@ -149,6 +149,9 @@ class Link:
     def registered(self) -> dict[int, str]:
         return {}
 
+    def post(self, kind: str, envelope: Any) -> None:
+        assert envelope.head["ask"] == "refused"
+
     def send(self, kind: str, envelopes: Any, group: str = "", timeout: float | None = None) -> Any:
         return [(key, (self.answers[envelope.to], Packed({}, "{}"))) for key, envelope in envelopes]
 

@@ -508,7 +508,7 @@ def test_a_sum_is_paid_for_before_it_is_uncovered(tmp_path: Path, monkeypatch: p
     config = private("fedavg", how=FIXED, secure_aggregation={})
     work, stop_in = ClientRunner.work, ["train.reveal", "train.masked"]
 
-    class KilledError(BaseException):
+    class KilledError(KeyboardInterrupt):
         pass
 
     def stops(self: ClientRunner, step: Any, client: int, sent: Any) -> Any:
