@@ -94,8 +94,7 @@ def run(
     settings = config if isinstance(config, Config) else read_config(config, overrides)
     folder = RunFolder((default_folder(config, settings.name).path if out is None else Path(out)).absolute())
     open_engine = choose_engine(engine)
-    if on_existing == "resume" and folder.config.exists():
-        folder.check_settings(settings)  # refused before the data are read
+    folder.check_settings(settings, on_existing)  # before the data are read
     dataset = load_data(settings)
     inputs = _checked_inputs(settings, dataset)
     clients = functools.partial(open_local_clients, settings, dataset, folder, open_engine)

@@ -178,11 +178,9 @@ class RunFolder:
                 process writes to it.
         """
         self.check_existing(on_existing)
-        if on_existing == "resume":
-            if self.config.exists():
-                self.check_settings(config)
-            else:
-                log.warning("nothing to resume in %s: starting", self)
+        self.check_settings(config, on_existing)
+        if on_existing == "resume" and not self.config.exists():
+            log.warning("nothing to resume in %s: starting", self)
         make_folder(self.path)
         with self.lock():
             if on_existing == "replace":
@@ -220,12 +218,14 @@ class RunFolder:
             handler.close()
             file.close()
 
-    def check_settings(self, config: Config) -> None:
+    def check_settings(self, config: Config, on_existing: OnExisting) -> None:
         """Refuses to resume a run that was started with settings of another outcome.
 
         Raises:
             GenfedError: a setting differs, or the folder holds a run that cannot be read.
         """
+        if on_existing != "resume" or not self.config.exists():
+            return
         try:
             before = decisive_settings(read_config(self.path))
         except GenfedError as error:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from genfed.core.text import LogFormatter, csv_cell, escape_controls, file_name, indent_lines, one_line
+from genfed.core.text import LINE, LogFormatter, csv_cell, escape_controls, file_name, indent_lines, one_line
 
 HOSTILE = "a\x1b[2K\x1b[1A\nWARNING forged\r\x9b2K\u202e\u2028\x00\x7f\udcff\ufeff"
 
@@ -29,7 +29,7 @@ def test_a_text_that_can_be_shown_stays_as_it_is(text: str) -> None:
 
 
 def test_what_is_cut_off_is_shown() -> None:
-    assert one_line("x" * 401) == "x" * 399 + "…"
+    assert one_line("x" * (LINE + 1)) == "x" * (LINE - 1) + "…"
     assert one_line("\n" * 10**7, 10) == "\\n\\n\\n\\n\\…"
 
 
