@@ -159,17 +159,20 @@ class ClientExchanges:
         return Reply(MaskedUpload(masked, unopened))  # without weight and metrics, which would reveal something
 
     def agree(self, client: Client, sent: Survivors) -> Reply[Agreement]:
-        """Signs what the server says of its groups: the keys, the senders of shares, and the survivors.
+        """Signs what the server says of its groups: the keys, the senders of shares, and the survivors. It signs once
+        in a round: with signatures of two lists, a server could show each client the list that it wants to see.
 
         Raises:
-            GenfedError: the lists are not those of its round.
+            GenfedError: the lists are not those of its round, or it has signed others.
         """
         me, secrets = client.info.id, _load_secrets(client)
         signer, groups, signatures = self.signer or signer_of(secrets.signing), dict(secrets.groups), {}
         for group, survivors in self._checked_survivors(me, secrets, sent.survivors, sent.dropped).items():
-            statement = self._statement(me, secrets.groups[group], group, survivors)
+            own, statement = secrets.groups[group], self._statement(me, secrets.groups[group], group, survivors)
+            if own.agreed not in ("", fingerprint(statement)):
+                raise GenfedError("it has signed another list of survivors in this round")
             signatures[group] = signer.sign(statement)
-            groups[group] = replace(secrets.groups[group], agreed=fingerprint(statement))
+            groups[group] = replace(own, agreed=fingerprint(statement))
         client.storage.put(SECRETS, replace(secrets, groups=groups))
         return Reply(Agreement(signatures))
 

@@ -42,7 +42,7 @@ from genfed.secure_aggregation.messages import (
 from genfed.secure_aggregation.protocol import make_secure
 from genfed.secure_aggregation.settings import SecureAggregation
 from genfed.secure_aggregation.statements import state_keys
-from tests.secure_aggregation.federation import Federation, Seen
+from tests.secure_aggregation.federation import Federation, Seen, play_over
 
 
 @dataclass(frozen=True)
@@ -428,3 +428,22 @@ def test_whatever_lists_a_server_tells_at_most_one_is_unmasked_and_it_is_large(d
         assert not of_group or len(of_group) >= HOW.quorum(n - 1)
         heard = {frozenset(own[i] - {i}) for known in spy.seeds.values() for i in known}
         assert len(heard) <= 1, "clients that reveal shares have all heard one list"
+
+
+def test_a_client_signs_one_list_of_survivors() -> None:
+    """With signatures of several lists a server could show each client another sum, smaller than it may be."""
+    infos = clients(6, 6)
+
+    def down(exchange: str, client: int, record: Any) -> Any:
+        if exchange.endswith(".agree") and client == 0:
+            fewer = {group: ids[:-1] for group, ids in record.survivors.items()}
+            left = {group: (*record.dropped[group], ids[-1]) for group, ids in record.survivors.items()}
+            agree = federation.phases[0][exchange].work
+            assert agree is not None
+            for _ in range(2):  # the same list again is no other
+                agree(federation.client(infos[0]), Survivors(fewer, left))
+        return record
+
+    federation = Federation(infos, HOW, PHASE, down=down)
+    play_over(federation, PHASE)
+    assert federation.refusals == {("extractor.agree", 0): "it has signed another list of survivors in this round"}
