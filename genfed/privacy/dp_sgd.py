@@ -174,13 +174,15 @@ class DPSGDTrainer:
 def clip_and_sum(gradients: Sequence[Tensor], clip: float) -> list[Tensor]:
     """Clips each example's gradient to the L2 norm `clip` over all parameters, and returns the sum over examples:
     [n, *shape] per parameter → [*shape] per parameter. A gradient that is not finite counts as 0, since a failure would
-    reveal something about its example.
+    reveal something about its example. Norms and sums are in double precision: in single precision many small numbers
+    are lost beside a few large ones, and a gradient of 10⁸ numbers could be 1.7 times as long as it seems.
     """
-    norms = torch.stack([g.flatten(1).norm(dim=1) for g in gradients]).norm(dim=0)
+    lengths = [torch.linalg.vector_norm(g.flatten(1), dim=1, dtype=torch.float64) for g in gradients]
+    norms = torch.stack(lengths).norm(dim=0)
     if not bool((finite := torch.isfinite(norms)).all()):
         gradients, norms = [g[finite] for g in gradients], norms[finite]
     factors = (clip / norms.clamp_min(1e-12)).clamp_max(1)
-    return [torch.tensordot(factors, g, dims=1) for g in gradients]
+    return [torch.tensordot(factors, g.double(), dims=1) for g in gradients]
 
 
 def _unreleased(objective: Objective, objectives: Sequence[Objective]) -> dict[str, tuple[Tensor, Tensor]]:
