@@ -14,6 +14,7 @@ from genfed.core.files import make_folder, remove_parts
 from genfed.core.record import digest, load, pack, save
 from genfed.core.task import Data, Task
 from genfed.data.encoder import digest_encoder
+from genfed.data.fitted import describe_fitted
 from genfed.deployment.site_settings import LocatedSite
 from genfed.engines.client_storage import lock_folder
 from genfed.experiment import checks
@@ -41,6 +42,8 @@ class SiteHoldings:
     """Fingerprint of the examples and their classes. It changes only if they do, and never leaves the site."""
     encoder: str
     """Digest of how raw examples become x. Empty: they are used as they are."""
+    fitted: str
+    """What of the encoder was computed from the examples (`describe_fitted`). Empty: nothing."""
 
 
 def load_site_data(site: LocatedSite, tell: Callable[[SourceSummary], None] = lambda summary: None) -> SiteHoldings:
@@ -71,7 +74,9 @@ def load_site_data(site: LocatedSite, tell: Callable[[SourceSummary], None] = la
         task = replace(task, classes=config.classes)
         train, held_out = Data(train.x, place[train.y]), Data(held_out.x, place[held_out.y])
     content, encoder = _fingerprint_examples(task, train, held_out), digest_encoder(dataset.encoder, task.kind)
-    holding = SiteHoldings(task, train, held_out, source, content, encoder)
+    fitted = describe_fitted(config.data, dataset.encoder)
+    holding = SiteHoldings(task, train, held_out, source, content, encoder, fitted)
+    _check_fitted(site, holding)
     checks.check_architecture(config.architecture, task, train, Architectures().new)
     tell(dataset.summary)
     make_folder(site.folder)
@@ -82,11 +87,26 @@ def load_site_data(site: LocatedSite, tell: Callable[[SourceSummary], None] = la
 
 
 def describe_holdings(site: LocatedSite) -> SiteHoldings:
-    """Returns what `load_site_data` stored; reads the data again where it is missing or the data have changed."""
+    """Returns what `load_site_data` stored; reads the data again where it is missing or the data have changed.
+
+    Raises:
+        GenfedError: see `load_site_data`.
+    """
     with contextlib.suppress(RecordError):
         if (stored := load(SiteHoldings, site.folder / DATA)).source == fingerprint_source(site):
+            _check_fitted(site, stored)
             return stored
     return load_site_data(site)
+
+
+def _check_fitted(site: LocatedSite, holding: SiteHoldings) -> None:
+    """Refuses an encoder that was fitted to the examples, where the site demands differential privacy: one example
+    would change all others, and no budget counts it.
+    """
+    demands = {"[privacy]": site.config.privacy, "[client_privacy]": site.config.client_privacy}
+    for table, demand in demands.items():
+        if demand is not None and holding.fitted:
+            raise GenfedError(f"{table} does not cover how examples are encoded: {holding.fitted}")
 
 
 def size_of_data(site: LocatedSite) -> int:

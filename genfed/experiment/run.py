@@ -22,6 +22,7 @@ from genfed.core.federated_data import FederatedData
 from genfed.core.files import make_folder
 from genfed.data.dataset import Dataset
 from genfed.data.encoder import digest_encoder
+from genfed.data.fitted import describe_fitted
 from genfed.engines.client_runner import use_threads
 from genfed.engines.round import Engine
 from genfed.experiment import checks, compatibility, generator_quality, partitioning
@@ -122,9 +123,10 @@ def _checked_inputs(config: Config, dataset: Dataset) -> RunInputs:
         compatibility.check_client_privacy(config, shards.clients, seed)
     examples = normalize_pixels(shards.train.x[:2])
     compatibility.check_example_privacy(config, dataset.task, shards.clients, architectures.new, examples)
-    return RunInputs(
-        config, dataset.task, shards.clients, dict.fromkeys(config.seeds, architectures), public, dataset.summary
-    )
+    summary = dataset.summary
+    if (config.example_privacy or config.client_privacy) and (fitted := describe_fitted(config.data, dataset.encoder)):
+        summary += SourceSummary((), (f"ε does not cover how examples are encoded: {fitted}",))
+    return RunInputs(config, dataset.task, shards.clients, dict.fromkeys(config.seeds, architectures), public, summary)
 
 
 class FederationClients(Protocol):
