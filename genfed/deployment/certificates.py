@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from genfed.core.errors import GenfedError, require
-from genfed.core.files import atomic_write, make_folder
+from genfed.core.files import make_folder, write_file
 from genfed.core.text import NAME, one_line
 from genfed.deployment.site_settings import SITE_NAME
 
@@ -68,10 +68,8 @@ def renew_certificates(folder: Path, hosts: Sequence[str] = (), days: int = 365)
         raise GenfedError(f"{folder / SERVER}: no certificate to renew; `genfed federation keys` makes one") from None
     contents = _new_certificates((*old, *hosts), days)
     for name, content in contents.items():
-        with atomic_write(folder / name) as part:
-            part.touch(0o600)
-            part.write_bytes(content)
-            part.chmod(_mode(name))
+        write_file(folder / name, content)
+        (folder / name).chmod(_mode(name))
     return [folder / name for name in contents]
 
 
