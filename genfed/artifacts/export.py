@@ -66,7 +66,7 @@ class ModelCard:
     data: dict[str, Any]
     """Data source of the run; `genfed predict` reads new examples in the same way."""
     encoder: Encoder | None
-    """How rows of a table become features. None: the examples are images, or features as they are."""
+    """How raw examples become x. None: they are used as they are."""
 
 
 def export(

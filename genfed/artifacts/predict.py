@@ -30,7 +30,7 @@ class Predictor:
     source: Source
     """Reads new examples."""
     encoder: Encoder | None
-    """How rows of a table become features. None: the examples are no table."""
+    """How raw examples become x. None: they are used as they are."""
     trained: TrainedModel | None
     """The classifier in its run. None: it comes from an exported folder."""
 

@@ -43,9 +43,7 @@ class ClientInfo:
 
 
 def cap_weight(weight: float, info: ClientInfo) -> float:
-    """Returns the weight that counts of the one that a client claims: at most its declared number of examples, or 1
-    where all clients count the same.
-    """
+    """Returns the weight that counts of the one that a client claims: at most its declared number of examples."""
     return min(weight, float(max(1, info.examples)))
 
 

@@ -37,8 +37,9 @@ from genfed.experiment.progress import RunProgressBar
 from genfed.experiment.run import run_on
 from genfed.experiment.run_folder import OnExisting, RunFolder, default_folder
 from genfed.experiment.trial import Trial
-from genfed.privacy.accounting import Mechanism
+from genfed.privacy.accounting import LEAST_RATE, MOST_NOISE, Mechanism
 from genfed.privacy.plan import check_reported, limit_cost
+from genfed.privacy.settings import LEAST_NOISE
 
 log = logging.getLogger(__name__)
 SITES = "sites.json"
@@ -49,8 +50,8 @@ QUERY_SECONDS = 180.0
 """Seconds that a site has to answer a query."""
 PAUSE = 0.5
 """Seconds between two looks for answers; each is a transaction of the SuperLink's database, where it has one."""
-_Noise = Literal[0] | Annotated[float, Field(ge=1e-3, le=1e6)]
-_Mechanism = tuple[_Noise, Annotated[float, Field(ge=1e-9, le=1)], Annotated[int, Field(ge=0, le=10**9)]]
+_Noise = Literal[0] | Annotated[float, Field(ge=LEAST_NOISE, le=MOST_NOISE)]
+_Mechanism = tuple[_Noise, Annotated[float, Field(ge=LEAST_RATE, le=1)], Annotated[int, Field(ge=0, le=10**9)]]
 MECHANISMS = TypeAdapter(Annotated[list[_Mechanism], Field(max_length=32)])
 """What a site may report as the cost of a trial."""
 BACK_SECONDS = 120.0

@@ -77,7 +77,7 @@ class RunFolder:
 
     @property
     def encoder(self) -> Path:
-        """How the rows of a table become features; only where the data are a table."""
+        """How raw examples become x: a table's schema, or the scale of pixels."""
         return self.path / "encoder.json"
 
     @property
@@ -132,7 +132,7 @@ class RunFolder:
         return read_audits(self.path) or NOTHING
 
     def read_encoder(self) -> Encoder | None:
-        """Returns how the rows of a table become features. None: the data are no table."""
+        """Returns how raw examples become x. None: they are used as they are."""
         return read_encoder(self.encoder) if self.encoder.exists() else None
 
     def run_id(self) -> str:

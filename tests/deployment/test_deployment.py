@@ -390,7 +390,7 @@ def test_a_node_a_link_and_a_server_are_killed_and_the_bits_stay(federation: Fed
 
 @pytest.mark.federation
 def test_a_method_of_ones_own_under_masks_survives_a_kill_and_a_late_site(federation: Federation) -> None:
-    """A site is killed within the four exchanges of a round; another one joins that the run does not need."""
+    """A site is killed within the five exchanges of a round; another one joins that the run does not need."""
     config = some("mine", method={"mine": {"kind": f"{TOYS}:Paired"}}, federation={"architectures": ["linear"]},
                   secure_aggregation={}, evaluation={"every": 0})  # fmt: skip
     start(config, federation.folder / "alone")
