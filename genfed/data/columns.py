@@ -162,14 +162,16 @@ def _take(name: str, column: Cells | None, choice: Choice, european: bool | None
     elif UNNAMED.fullmatch(name) and not column.present:
         found.dropped.append(f"{show(name)} (empty)")
     elif column.numbers is not None or not column.present:
-        if UNNAMED.fullmatch(name) and _numbers_rows(column):
+        if UNNAMED.fullmatch(name) and column.numbers is not None and _numbers_rows(column.numbers):
             found.dropped.append(f"{show(name)} (numbers the rows)")
         elif choice.numeric is None:
             found.numbers[name] = (column, PLAIN)
     else:
         finding = find_notation(column, choice.decimal, choice.thousands, european)
         if _is_of_numbers(name, column, finding, choice, found):
-            if choice.numeric is None:
+            if UNNAMED.fullmatch(name) and _numbers_rows(read_numbers(column, finding.notation)[0]):
+                found.dropped.append(f"{show(name)} (numbers the rows)")
+            elif choice.numeric is None:
                 found.numbers[name] = (column, finding.notation)
         elif UNNAMED.fullmatch(name) and _is_all_distinct(column):
             found.dropped.append(f"{show(name)} (names the rows)")
@@ -232,16 +234,18 @@ def _take_as_category(name: str, column: Cells, found: _Columns) -> None:
             name,
         )
     elif n >= _ENOUGH and 2 * distinct > n:
-        found.warn("{}: more than half of the texts are distinct (ids, names?); name it in data.drop", name)
+        found.warn(
+            "{}: more than half of the texts are distinct (ids, names?); name it in data.drop, or in data.group if "
+            "rows with the same one belong together, as those of a patient do",
+            name,
+        )
     alike = len(column.values) - len({" ".join(text.casefold().split()) for text in column.values})
     if alike:
         found.warn("{}: categories differ only in capitals or spaces; write them alike", name)
 
 
-def _numbers_rows(column: Cells) -> bool:
+def _numbers_rows(values: NDArray[np.float64]) -> bool:
     """Returns whether whole numbers name each row, as a data frame's index does."""
-    values = column.numbers
-    assert values is not None
     return len(values) > 1 and bool(np.all(values == np.floor(values))) and len(np.unique(values)) == len(values)
 
 

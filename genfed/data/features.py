@@ -90,8 +90,7 @@ class TableSchema:
             if unseen:
                 count = count_of(sum(unseen.values()), "value was", "values were")
                 misfits.append(
-                    f"{where}: column {show(name)!r}: of {n:,}, {count} not in the training rows ({_quote(unseen)}); "
-                    "the code is all zeros"
+                    f"{where}: column {show(name)!r}: of {n:,}, {count} not in the training rows; the code is all zeros"
                 )
             if n >= _ENOUGH and not columns[name].present and MISSING not in known:
                 misfits.append(f"{where}: column {show(name)!r}: every value is missing; in training none was")

@@ -325,3 +325,15 @@ def test_no_file_gives_a_traceback(
     assert all(line.isprintable() for line in (*data.summary.facts, *data.summary.warnings))
     (found,) = source.read(str(folder / "a.csv"), data.task, data.encoder)
     assert torch.isfinite(found.x).all()
+
+
+@pytest.mark.parametrize(("delimiter", "decimal"), [(",", "."), (";", "."), (";", ","), ("\t", ",")])
+def test_an_index_without_a_name_is_no_feature_however_a_file_is_written(
+    delimiter: str, decimal: str, tmp_path: Path
+) -> None:
+    rows = [[str(i), f"{i * 7 % 13 + 0.25:.2f}".replace(".", decimal), "ab"[i % 2]] for i in range(60)]
+    lines = [["", "size", "label"], *rows]
+    (tmp_path / "a.csv").write_text("\n".join(map(delimiter.join, lines)) + "\n")
+    dataset = Table(path=str(tmp_path / "a.csv"), label="label", delimiter=delimiter).load()
+    assert dataset.task.shape == (1,)
+    assert any("Unnamed: 0 (numbers the rows)" in fact for fact in dataset.summary.facts)
