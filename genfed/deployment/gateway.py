@@ -3,7 +3,7 @@
 Flower's SuperLink has one port for everything: sites fetch their messages there (`/v1/fleet`), and anyone who reaches
 it starts runs there (`/v1/control`) without a key. So the SuperLink listens on this machine's loopback alone, and this
 gateway listens for sites. It forwards the few calls of a site by a fixed list of paths, and only under a key that is
-admitted.
+admitted. It reads what it forwards: a site sends answers of its own, and never a request to other sites.
 """
 
 import base64
@@ -28,6 +28,7 @@ from genfed.deployment.certificate_check import read_public_keys
 from genfed.deployment.certificates import SERVER, SERVER_KEY
 from genfed.deployment.link_check import HELLO, KEY_HEADER
 from genfed.deployment.processes import Address
+from genfed.engines.flower.fleet import check_call
 
 FLEET = "/v1/fleet"
 CALLS = (
@@ -100,10 +101,15 @@ class _Gateway:
         headers = [(name, value) for name, value in request.headers.items() if name not in _NOT_FORWARDED]
         try:
             content = await _read_bounded(request)
-            sent = self._client.build_request("POST", f"{self._link}{FLEET}/{call}", headers=headers, content=content)
-            answer = await self._client.send(sent, stream=True)
         except GenfedError as error:
             return PlainTextResponse(str(error), 413)
+        try:
+            check_call(call, content)
+        except GenfedError as error:
+            return PlainTextResponse(str(error), 400)
+        try:
+            sent = self._client.build_request("POST", f"{self._link}{FLEET}/{call}", headers=headers, content=content)
+            answer = await self._client.send(sent, stream=True)
         except httpx.HTTPError:
             return PlainTextResponse("the SuperLink does not answer", 503)
         kept = {name: value for name, value in answer.headers.items() if name not in _NOT_FORWARDED}

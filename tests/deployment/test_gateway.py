@@ -3,9 +3,11 @@
 import asyncio
 import base64
 import contextlib
+import datetime
 import http.client
 import http.server
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -24,12 +26,17 @@ pytest.importorskip(
     exc_type=GenfedError,  # type: ignore[arg-type]  # any exception will do
 )
 import httpx
-from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from flwr.proto.fleet_pb2 import PushMessagesRequest
+from flwr.proto.message_pb2 import Message, Metadata, ObjectTree, PushObjectRequest
+from flwr.proto.node_pb2 import Node
 
 from genfed.deployment import gateway, link_check
 from genfed.deployment.certificate_check import read_private_key, read_public_keys
 from genfed.deployment.certificates import make_keys
 from genfed.deployment.site_settings import LocatedSite, read_site
+from genfed.engines.flower import fleet
 
 pytestmark = pytest.mark.flower
 
@@ -57,6 +64,30 @@ def header_of(keys: Path, name: str) -> str:
     return base64.b64encode(key.public_bytes(*form)).decode()
 
 
+def signed(keys: Path, name: str, late: float = 0.0, signer: str = "") -> dict[str, str]:
+    """The headers of a request of a node, signed `late` seconds ago, with the private key of `signer`."""
+    at = (datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=late)).isoformat()
+    key = serialization.load_ssh_private_key((keys / (signer or name)).read_bytes(), None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    signature = base64.b64encode(key.sign(at.encode(), ec.ECDSA(hashes.SHA256()))).decode()
+    return {"flwr-public-key": header_of(keys, name), "flwr-timestamp": at, "flwr-signature": signature}
+
+
+def answers(*replies: tuple[str, int], node: int = 7) -> bytes:
+    """A push of messages of a node, each with what it answers and who it says sent it."""
+    about = [Metadata(run_id=1, message_id="m", reply_to_message_id=to, src_node_id=by) for to, by in replies]
+    request = PushMessagesRequest(
+        node=Node(node_id=node),
+        messages_list=[Message(metadata=metadata) for metadata in about],
+        message_object_trees=[ObjectTree(object_id="m") for _ in about],
+    )
+    return bytes(request.SerializeToString())
+
+
+def an_object(size: int) -> bytes:
+    return bytes(PushObjectRequest(node=Node(node_id=7), object_content=b"x" * size).SerializeToString())
+
+
 def ask(link: Link, keys: Path | None, method: str, path: str, **given: Any) -> httpx.Response:
     async def once() -> httpx.Response:
         async with httpx.AsyncClient(transport=httpx.MockTransport(link)) as inside:
@@ -78,13 +109,14 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_calls_of_a_site_are_forwarded_with_what_is_answered(keys: Path) -> None:
-    headers = {"flwr-public-key": header_of(keys, "north"), "connection": "close"}
+    headers = signed(keys, "north") | {"connection": "close"}
     for call in gateway.CALLS:
         link = Link()
-        answer = ask(link, keys, "POST", f"/v1/fleet/{call}?x=y", content=b"body", headers=headers)
+        body = answers(("instruction", 7)) if call == "push-messages" else fleet.REQUESTS[call]().SerializeToString()
+        answer = ask(link, keys, "POST", f"/v1/fleet/{call}?x=y", content=body, headers=headers)
         assert (answer.status_code, answer.content, answer.headers["content-type"]) == (412, b"no", "x/y")
         assert "keep-alive" not in answer.headers
-        assert link.got == [("POST", f"/v1/fleet/{call}", b"body")]
+        assert link.got == [("POST", f"/v1/fleet/{call}", body)]
     assert ask(Link(alive=False), keys, "POST", "/v1/fleet/get-run", headers=headers).status_code == 503
 
 
@@ -110,7 +142,7 @@ def test_the_calls_of_a_site_are_forwarded_with_what_is_answered(keys: Path) -> 
 def test_nothing_else_reaches_the_superlink(path: str, keys: Path) -> None:
     link = Link()
     for method in ("GET", "POST", "PUT", "CONNECT"):
-        answer = ask(link, keys, method, path, headers={"flwr-public-key": header_of(keys, "north")})
+        answer = ask(link, keys, method, path, headers=signed(keys, "north"))
         assert answer.status_code in (404, 405) or (path.endswith("%0a") and answer.status_code == 412)
     assert {called for _, called, _ in link.got} <= {"/v1/fleet/get-run"}
 
@@ -127,12 +159,50 @@ def test_who_has_no_admitted_key_is_refused_before_the_body_is_read(keys: Path) 
     assert link.got
 
 
-def test_a_body_that_is_too_large_is_refused(keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gateway, "LARGEST", 10)
-    link, headers = Link(), {"flwr-public-key": header_of(keys, "north")}
-    assert ask(link, keys, "POST", "/v1/fleet/push-object", content=b"x" * 11, headers=headers).status_code == 413
+@pytest.mark.parametrize("open_to_anyone", [False, True])
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (answers(("", 1)), "reply_to_message_id is empty"),
+        (answers(("", 7)), "reply_to_message_id is empty"),
+        (answers(("instruction", 1)), "node 7 cannot send as node 1"),
+        (answers(("instruction", 8)), "node 7 cannot send as node 8"),
+        (answers(("instruction", 7), node=0), "node 0 cannot send as node 7"),
+        (answers(("instruction", 7), ("", 1)), "not 2"),
+        (answers(("instruction", 7)) + answers(("", 1)), "not 2"),
+        (answers(), "not 0"),
+        (PushMessagesRequest(messages_list=[Message()]).SerializeToString(), "one message at a time"),
+        (b"", "not 0"),
+        (b"rubbish", "no request of the kind push-messages"),
+        (answers(("instruction", 7))[:-1], "no request of the kind push-messages"),
+    ],
+)
+def test_a_site_sends_answers_of_its_own_and_nothing_else(
+    body: bytes, says: str, open_to_anyone: bool, keys: Path
+) -> None:
+    """A SuperLink stores a message that answers none as an instruction of the server, for any other site."""
+    link = Link()
+    admitted = None if open_to_anyone else keys
+    answer = ask(link, admitted, "POST", "/v1/fleet/push-messages", content=body, headers=signed(keys, "north"))
+    assert answer.status_code == 400
+    assert re.search(says, answer.text)
     assert not link.got
-    assert ask(link, keys, "POST", "/v1/fleet/push-object", content=b"x" * 10, headers=headers).status_code == 412
+
+
+def test_what_is_no_request_is_refused_for_every_call(keys: Path) -> None:
+    assert set(fleet.REQUESTS) == {*gateway.CALLS, *gateway.OPEN_CALLS}
+    for call in fleet.REQUESTS:
+        link = Link()
+        assert ask(link, None, "POST", f"/v1/fleet/{call}", content=b"\xff" * 9).status_code == 400
+        assert not link.got
+
+
+def test_a_body_that_is_too_large_is_refused(keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    link, headers, body = Link(), signed(keys, "north"), an_object(10)
+    monkeypatch.setattr(gateway, "LARGEST", len(body))
+    assert ask(link, keys, "POST", "/v1/fleet/push-object", content=body + b"x", headers=headers).status_code == 413
+    assert not link.got
+    assert ask(link, keys, "POST", "/v1/fleet/push-object", content=body, headers=headers).status_code == 412
 
 
 def test_keys_that_come_and_go_count_at_once(keys: Path, tmp_path: Path) -> None:
@@ -190,8 +260,6 @@ def site(keys: Path, tmp_path: Path) -> LocatedSite:
     ],
 )
 def test_a_site_hears_what_may_pass(said: dict[str, Any], heard: str, site: LocatedSite) -> None:
-    import re
-
     assert re.search(heard, hear(said, site)) if heard else hear(said, site) == ""
 
 
