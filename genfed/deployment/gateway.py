@@ -3,22 +3,25 @@
 Flower's SuperLink has one port for everything: sites fetch their messages there (`/v1/fleet`), and anyone who reaches
 it starts runs there (`/v1/control`) without a key. So the SuperLink listens on this machine's loopback alone, and this
 gateway listens for sites. It forwards the few calls of a site by a fixed list of paths, and only under a key that is
-admitted. It reads what it forwards: a site sends answers of its own, and never a request to other sites.
+admitted and has signed. It reads what it forwards: a site sends answers of its own, and never a request to other sites.
 """
 
+import asyncio
 import base64
 import binascii
 import contextlib
 import functools
 import ssl
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
 import uvicorn
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
-from starlette.requests import Request
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
@@ -28,7 +31,7 @@ from genfed.deployment.certificate_check import read_public_keys
 from genfed.deployment.certificates import SERVER, SERVER_KEY
 from genfed.deployment.link_check import HELLO, KEY_HEADER
 from genfed.deployment.processes import Address
-from genfed.engines.flower.fleet import check_call
+from genfed.engines.flower.fleet import check_call, is_signed
 
 FLEET = "/v1/fleet"
 CALLS = (
@@ -48,9 +51,15 @@ OPEN_CALLS = ("register-node", "unregister-node")
 """Further calls, of sites without keys."""
 LARGEST = 2**26
 """Bytes of a request; Flower sends arrays in parts of 5 MiB."""
+LARGEST_WITHOUT_ARRAYS = 2**22
+"""Bytes of any other request than `push-object`; the ids of 30,000 arrays fit."""
+HELD_AT_ONCE = 2**29
+"""Bytes of all requests that are being read or forwarded."""
+BODY_SECONDS = 300.0
+"""How long a request may take to arrive, from its head on. A SuperLink calls older signatures too old."""
 AT_ONCE = 1024
 """Connections at once."""
-_FLOWER_KEY = "flwr-public-key"
+_FLOWER_KEY, _FLOWER_TIME, _FLOWER_SIGNATURE = "flwr-public-key", "flwr-timestamp", "flwr-signature"
 _NOT_FORWARDED = {"host", "connection", "transfer-encoding", "content-length", "keep-alive", "upgrade", "te", "trailer"}
 
 
@@ -88,32 +97,80 @@ class AdmittedKeys:
             return False
 
 
+class _Bodies:
+    """The bodies of requests, which take bounded memory together."""
+
+    def __init__(self) -> None:
+        self._held = 0
+
+    @contextlib.asynccontextmanager
+    async def read(self, request: Request, largest: int) -> AsyncIterator[bytes]:
+        """Gives the body of a request of at most `largest` bytes. It counts as held until the context ends.
+
+        Raises:
+            HTTPException: it is too large (413), too slow (408) or not all there (400), or all are too large (503).
+        """
+        body = bytearray()
+        counted = 0
+        try:
+            try:
+                async with asyncio.timeout(BODY_SECONDS):
+                    async for part in request.stream():
+                        counted, self._held = counted + len(part), self._held + len(part)
+                        if counted > largest:
+                            raise HTTPException(413, f"too large: at most {largest} bytes")
+                        if self._held > HELD_AT_ONCE:
+                            raise HTTPException(503, "the server has too many requests at once")
+                        body += part
+            except TimeoutError:
+                raise HTTPException(408, f"too slow: at most {BODY_SECONDS:g} s") from None
+            except ClientDisconnect:
+                raise HTTPException(400, "the request ended early") from None
+            content = bytes(body)
+            body.clear()
+            yield content
+        finally:
+            self._held -= counted
+
+
 class _Gateway:
     """Answers the requests of sites."""
 
     def __init__(self, link: str, keys: AdmittedKeys, client: httpx.AsyncClient) -> None:
-        self._link, self._keys, self._client = link, keys, client
+        self._link, self._keys, self._client, self._bodies = link, keys, client, _Bodies()
 
     async def forward(self, call: str, request: Request) -> Response:
         """Forwards one call of the Fleet API; `call` is one of a fixed list."""
-        if not self._keys.admits(request.headers.get(_FLOWER_KEY, "")):
-            return PlainTextResponse("this key is not admitted", 401)
+        self._check_sender(request)
         headers = [(name, value) for name, value in request.headers.items() if name not in _NOT_FORWARDED]
-        try:
-            content = await _read_bounded(request)
-        except GenfedError as error:
-            return PlainTextResponse(str(error), 413)
-        try:
-            check_call(call, content)
-        except GenfedError as error:
-            return PlainTextResponse(str(error), 400)
-        try:
-            sent = self._client.build_request("POST", f"{self._link}{FLEET}/{call}", headers=headers, content=content)
-            answer = await self._client.send(sent, stream=True)
-        except httpx.HTTPError:
-            return PlainTextResponse("the SuperLink does not answer", 503)
+        largest = LARGEST if call == "push-object" else LARGEST_WITHOUT_ARRAYS
+        async with self._bodies.read(request, largest) as content:
+            try:
+                check_call(call, content)
+                sent = self._client.build_request(
+                    "POST", f"{self._link}{FLEET}/{call}", headers=headers, content=content
+                )
+                answer = await self._client.send(sent, stream=True)
+            except GenfedError as error:
+                return PlainTextResponse(str(error), 400)
+            except httpx.HTTPError:
+                return PlainTextResponse("the SuperLink does not answer", 503)
         kept = {name: value for name, value in answer.headers.items() if name not in _NOT_FORWARDED}
         return StreamingResponse(answer.aiter_raw(), answer.status_code, kept, background=BackgroundTask(answer.aclose))
+
+    def _check_sender(self, request: Request) -> None:
+        """Refuses who has no admitted key: a public key alone is known to many, so a signature of it counts.
+
+        Raises:
+            HTTPException: with status 401.
+        """
+        key, signed_at, signature = (
+            request.headers.get(name, "") for name in (_FLOWER_KEY, _FLOWER_TIME, _FLOWER_SIGNATURE)
+        )
+        if not self._keys.admits(key):
+            raise HTTPException(401, "this key is not admitted")
+        if self._keys.folder is not None and not is_signed(key, signed_at, signature):
+            raise HTTPException(401, "the key has not signed the time, or its clock is not the server's")
 
     async def hello(self, request: Request) -> Response:
         """Says what the server knows of the site with a key, for `check_link`."""
@@ -148,21 +205,6 @@ def make_gateway(link: str, keys: AdmittedKeys, client: httpx.AsyncClient) -> St
         for call in calls
     )
     return Starlette(routes=[*forwarded, Route(HELLO, gateway.hello, methods=["GET"])])
-
-
-async def _read_bounded(request: Request) -> bytes:
-    """Returns the body of a request.
-
-    Raises:
-        GenfedError: it is too large.
-    """
-    parts, size = list[bytes](), 0
-    async for part in request.stream():
-        size += len(part)
-        if size > LARGEST:
-            raise GenfedError("too large")
-        parts.append(part)
-    return b"".join(parts)
 
 
 def run_gateway(address: Address, link: Address, keys: Path | None, authority: Path | None) -> None:

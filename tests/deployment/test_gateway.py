@@ -10,7 +10,7 @@ import json
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -147,16 +147,53 @@ def test_nothing_else_reaches_the_superlink(path: str, keys: Path) -> None:
     assert {called for _, called, _ in link.got} <= {"/v1/fleet/get-run"}
 
 
-def test_who_has_no_admitted_key_is_refused_before_the_body_is_read(keys: Path) -> None:
+def test_who_has_no_admitted_key_or_no_signature_is_refused_before_the_body_is_read(keys: Path) -> None:
+    good, read = signed(keys, "north"), list[bytes]()
+
+    async def body() -> AsyncIterator[bytes]:
+        read.append(b"x")
+        yield b"x"
+
     stranger = header_of(keys.parent, "east")
-    for header in (stranger, "", "rubbish", base64.b64encode(b"rubbish").decode()):
+    forged = [
+        {**good, "flwr-public-key": key} for key in (stranger, "", "rubbish", base64.b64encode(b"rubbish").decode())
+    ]
+    forged += [
+        {"flwr-public-key": good["flwr-public-key"]},
+        {**good, "flwr-signature": ""},
+        {**good, "flwr-signature": "é"},
+        {**good, "flwr-signature": base64.b64encode(b"rubbish").decode()},
+        {**good, "flwr-timestamp": ""},
+        {**good, "flwr-timestamp": datetime.datetime.now(datetime.UTC).isoformat() + "+00:00"},
+        {**good, "flwr-timestamp": datetime.datetime.now(datetime.UTC).replace(tzinfo=None).isoformat()},
+        {**good, "flwr-timestamp": datetime.datetime.now(datetime.UTC).isoformat()},
+        {**good, "flwr-timestamp": "0001-01-01T00:00:00+23:59"},
+        {**good, "flwr-timestamp": "9" * 5000},
+        signed(keys, "north", signer="south"),
+        signed(keys, "north", late=400),
+        signed(keys, "north", late=-60),
+    ]
+    for headers in forged:
         link = Link()
-        given = {"flwr-public-key": header} if header else {}
-        assert ask(link, keys, "POST", "/v1/fleet/pull-messages", headers=given).status_code == 401
+        raw = {name: value.encode("latin-1") for name, value in headers.items()}
+        assert ask(link, keys, "POST", "/v1/fleet/push-object", headers=raw, content=body()).status_code == 401, headers
         assert not link.got
+        assert not read
+    assert ask(Link(), keys, "POST", "/v1/fleet/push-object", headers=good, content=body()).status_code == 400
+    assert read, "a body that counts is read"
     link = Link()
     assert ask(link, None, "POST", "/v1/fleet/register-node").status_code == 412, "a trial without keys"
     assert link.got
+
+
+def test_a_key_of_another_kind_signs_nothing(tmp_path: Path) -> None:
+    from cryptography.hazmat.primitives.asymmetric import ed25519
+
+    key = ed25519.Ed25519PrivateKey.generate()
+    form = serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    at = datetime.datetime.now(datetime.UTC).isoformat()
+    sent = (base64.b64encode(part).decode() for part in (key.public_key().public_bytes(*form), key.sign(at.encode())))
+    assert not fleet.is_signed(next(sent), at, next(sent))
 
 
 @pytest.mark.parametrize("open_to_anyone", [False, True])
@@ -198,11 +235,43 @@ def test_what_is_no_request_is_refused_for_every_call(keys: Path) -> None:
 
 
 def test_a_body_that_is_too_large_is_refused(keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    link, headers, body = Link(), signed(keys, "north"), an_object(10)
-    monkeypatch.setattr(gateway, "LARGEST", len(body))
-    assert ask(link, keys, "POST", "/v1/fleet/push-object", content=body + b"x", headers=headers).status_code == 413
-    assert not link.got
-    assert ask(link, keys, "POST", "/v1/fleet/push-object", content=body, headers=headers).status_code == 412
+    headers = signed(keys, "north")
+    for call, name in (("push-object", "LARGEST"), ("pull-object", "LARGEST_WITHOUT_ARRAYS")):
+        body = an_object(10) if call == "push-object" else b"\x12\x05abcde"
+        for spare, status in ((0, 412), (-1, 413)):
+            link = Link()
+            monkeypatch.setattr(gateway, name, len(body) + spare)
+            assert ask(link, keys, "POST", f"/v1/fleet/{call}", content=body, headers=headers).status_code == status
+            assert bool(link.got) == (status == 412)
+
+
+def push_at_once(keys: Path, bodies: list[AsyncIterator[bytes]]) -> list[int]:
+    """What the gateway answers to objects that are pushed one after the other, while earlier ones still arrive."""
+
+    async def all_of_them() -> list[int]:
+        async with httpx.AsyncClient(transport=httpx.MockTransport(Link())) as inside:
+            outside = httpx.ASGITransport(gateway.make_gateway("https://h", gateway.AdmittedKeys(keys), inside))
+            async with httpx.AsyncClient(transport=outside, base_url="https://server") as client:
+                path, headers = "/v1/fleet/push-object", signed(keys, "north")
+                sent = [asyncio.create_task(client.post(path, content=body, headers=headers)) for body in bodies]
+                return [answer.status_code for answer in await asyncio.gather(*sent)]
+
+    return asyncio.run(all_of_them())
+
+
+def test_bodies_together_take_bounded_memory_and_bounded_time(keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    body = an_object(100)
+
+    async def arriving(seconds: float) -> AsyncIterator[bytes]:
+        yield body[:80]
+        await asyncio.sleep(seconds)
+        yield body[80:]
+
+    monkeypatch.setattr(gateway, "HELD_AT_ONCE", 2 * len(body))
+    assert push_at_once(keys, [arriving(0.2), arriving(0.3), arriving(0.1)]) == [412, 412, 503]
+    assert push_at_once(keys, [arriving(0.1), arriving(0.1)]) == [412, 412]
+    monkeypatch.setattr(gateway, "BODY_SECONDS", 0.1)
+    assert push_at_once(keys, [arriving(0.0), arriving(5.0)]) == [412, 408]
 
 
 def test_keys_that_come_and_go_count_at_once(keys: Path, tmp_path: Path) -> None:

@@ -1,7 +1,10 @@
 """Checks of the calls of Flower's Fleet API, before they reach a SuperLink."""
 
+import base64
+import datetime
 from typing import Any
 
+from flwr.common.constant import SYSTEM_TIME_TOLERANCE, TIMESTAMP_TOLERANCE
 from flwr.proto.fab_pb2 import GetFabRequest
 from flwr.proto.fleet_pb2 import (
     ActivateNodeRequest,
@@ -14,6 +17,7 @@ from flwr.proto.fleet_pb2 import (
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, PullObjectRequest, PushObjectRequest
 from flwr.proto.run_pb2 import GetRunRequest
+from flwr.supercore.primitives.asymmetric import bytes_to_public_key, verify_signature
 from google.protobuf.message import DecodeError
 
 from genfed.core.errors import GenfedError
@@ -33,6 +37,24 @@ REQUESTS: dict[str, Any] = {
     "unregister-node": UnregisterNodeFleetRequest,
 }
 """What the body of each call holds."""
+
+
+def is_signed(key: str, timestamp: str, signature: str) -> bool:
+    """Returns whether a public key signed this time, and the time is now, within the tolerance of a SuperLink.
+
+    Args:
+        key: in PEM, in base64.
+        timestamp: ISO 8601, with a time zone.
+        signature: of the timestamp, in base64.
+    """
+    try:
+        age = (datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(timestamp)).total_seconds()
+        if not -SYSTEM_TIME_TOLERANCE < age < TIMESTAMP_TOLERANCE + SYSTEM_TIME_TOLERANCE:
+            return False
+        public = bytes_to_public_key(base64.b64decode(key, validate=True))
+        return bool(verify_signature(public, timestamp.encode("ascii"), base64.b64decode(signature, validate=True)))
+    except (ValueError, TypeError, ArithmeticError, AttributeError):  # also: a key of another kind, a time without zone
+        return False
 
 
 def check_call(call: str, body: bytes) -> None:
