@@ -9,6 +9,7 @@ admitted and has signed. It reads what it forwards: a site sends answers of its 
 import asyncio
 import base64
 import binascii
+import collections
 import contextlib
 import functools
 import ssl
@@ -55,6 +56,8 @@ LARGEST_WITHOUT_ARRAYS = 2**22
 """Bytes of any other request than `push-object`; the ids of 30,000 arrays fit."""
 HELD_AT_ONCE = 2**29
 """Bytes of all requests that are being read or forwarded."""
+HELD_BY_ONE = 2**27
+"""Bytes of those of them that are under one key."""
 BODY_SECONDS = 300.0
 """How long a request may take to arrive, from its head on. A SuperLink calls older signatures too old."""
 AT_ONCE = 1024
@@ -101,7 +104,8 @@ class _Bodies:
     """The bodies of requests, which take bounded memory together."""
 
     def __init__(self) -> None:
-        self._held = 0
+        self._held = collections.Counter[str]()
+        """Bytes, by the key of their sender."""
 
     @contextlib.asynccontextmanager
     async def read(self, request: Request, largest: int) -> AsyncIterator[bytes]:
@@ -110,17 +114,18 @@ class _Bodies:
         Raises:
             HTTPException: it is too large (413), too slow (408) or not all there (400), or all are too large (503).
         """
-        body = bytearray()
+        body, sender = bytearray(), request.headers.get(_FLOWER_KEY, "")
         counted = 0
         try:
             try:
                 async with asyncio.timeout(BODY_SECONDS):
                     async for part in request.stream():
-                        counted, self._held = counted + len(part), self._held + len(part)
+                        counted += len(part)
+                        self._held[sender] += len(part)
                         if counted > largest:
                             raise HTTPException(413, f"too large: at most {largest} bytes")
-                        if self._held > HELD_AT_ONCE:
-                            raise HTTPException(503, "the server has too many requests at once")
+                        if self._held[sender] > HELD_BY_ONE or self._held.total() > HELD_AT_ONCE:
+                            raise HTTPException(503, "too many requests at once")
                         body += part
             except TimeoutError:
                 raise HTTPException(408, f"too slow: at most {BODY_SECONDS:g} s") from None
@@ -130,7 +135,9 @@ class _Bodies:
             body.clear()
             yield content
         finally:
-            self._held -= counted
+            self._held[sender] -= counted
+            if not self._held[sender]:
+                del self._held[sender]
 
 
 class _Gateway:

@@ -245,15 +245,17 @@ def test_a_body_that_is_too_large_is_refused(keys: Path, monkeypatch: pytest.Mon
             assert bool(link.got) == (status == 412)
 
 
-def push_at_once(keys: Path, bodies: list[AsyncIterator[bytes]]) -> list[int]:
+def push_at_once(keys: Path, bodies: list[AsyncIterator[bytes]], names: tuple[str, ...] = ("north",) * 3) -> list[int]:
     """What the gateway answers to objects that are pushed one after the other, while earlier ones still arrive."""
 
     async def all_of_them() -> list[int]:
         async with httpx.AsyncClient(transport=httpx.MockTransport(Link())) as inside:
             outside = httpx.ASGITransport(gateway.make_gateway("https://h", gateway.AdmittedKeys(keys), inside))
             async with httpx.AsyncClient(transport=outside, base_url="https://server") as client:
-                path, headers = "/v1/fleet/push-object", signed(keys, "north")
-                sent = [asyncio.create_task(client.post(path, content=body, headers=headers)) for body in bodies]
+                sent = [
+                    asyncio.create_task(client.post("/v1/fleet/push-object", content=body, headers=signed(keys, name)))
+                    for name, body in zip(names, bodies, strict=False)
+                ]
                 return [answer.status_code for answer in await asyncio.gather(*sent)]
 
     return asyncio.run(all_of_them())
@@ -270,6 +272,10 @@ def test_bodies_together_take_bounded_memory_and_bounded_time(keys: Path, monkey
     monkeypatch.setattr(gateway, "HELD_AT_ONCE", 2 * len(body))
     assert push_at_once(keys, [arriving(0.2), arriving(0.3), arriving(0.1)]) == [412, 412, 503]
     assert push_at_once(keys, [arriving(0.1), arriving(0.1)]) == [412, 412]
+    monkeypatch.setattr(gateway, "HELD_BY_ONE", len(body))
+    names = ("north", "north", "south")
+    assert push_at_once(keys, [arriving(0.2), arriving(0.1), arriving(0.1)], names) == [412, 503, 412]
+    monkeypatch.setattr(gateway, "HELD_BY_ONE", 2 * len(body))
     monkeypatch.setattr(gateway, "BODY_SECONDS", 0.1)
     assert push_at_once(keys, [arriving(0.0), arriving(5.0)]) == [412, 408]
 
