@@ -31,6 +31,13 @@ class StorageError(GenfedError):
     """A client's failure to store what it must keep. The run stops: continuing would change its result."""
 
 
+class WithheldError(GenfedError):
+    """A failure in work on private examples. Others may see its text, which is always the same, and not its cause."""
+
+    def __init__(self) -> None:
+        super().__init__("its work failed; the reason stays on the client, in its own log")
+
+
 class RecordError(GenfedError):
     """Bytes, a file or a value that is not the expected record."""
 

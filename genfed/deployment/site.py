@@ -19,7 +19,7 @@ from genfed.config.architectures import Architectures
 from genfed.config.reader import build_settings, read_method, read_privacy
 from genfed.config.settings import Compute, Federation
 from genfed.core.aggregate import ClientInfo
-from genfed.core.errors import GenfedError, StorageError, require
+from genfed.core.errors import GenfedError, StorageError, WithheldError, require
 from genfed.core.federated_data import FederatedData
 from genfed.core.files import make_folder, open_file
 from genfed.core.method import Method
@@ -131,6 +131,8 @@ def _hide_errors(site: LocatedSite, head: Mapping[str, Any]) -> Iterator[None]:
 def _log_text(error: BaseException) -> str:
     """Returns the text of an error for the site's own log: one line for a refusal, all of any other error."""
     cause = _foreign_cause(error)
+    if isinstance(error, WithheldError):
+        return "failed:\n" + indent_lines("".join(traceback.format_exception(error)))
     if isinstance(cause, RuntimeError) and str(cause).startswith("Error(s) in loading state_dict"):
         return "refused: the tensors that were sent do not fit the network"
     if isinstance(error, GenfedError) and isinstance(cause, ValidationError | None):
@@ -142,6 +144,8 @@ def _public_text(error: BaseException) -> str:
     """Returns the text that the server may see. Messages of genfed pass; of any other exception, which may quote data,
     only the type does, also where a message of genfed was made of it.
     """
+    if isinstance(error, WithheldError):
+        return str(error)
     text, cause = str(error), _foreign_cause(error)
     if isinstance(error, UnreadableDataError) or isinstance(cause, OSError) or "/" in text or "\\" in text:
         return "it could not read or write a file; its own log says more"

@@ -9,7 +9,7 @@ from genfed.engines.round import PlainUploads, Uploads
 from genfed.experiment.trial import Trial
 from genfed.privacy.client_level import NoisyUploads
 from genfed.privacy.distributed_noise import add_client_noise, client_randomness
-from genfed.secure_aggregation.fixed_point import SCALE
+from genfed.secure_aggregation.fixed_point import SCALE, largest_number
 from genfed.secure_aggregation.round import SecureUploads
 
 
@@ -34,4 +34,5 @@ def with_client_noise(phase: Phase[Any], trial: Trial, charge: Callable[[], None
         return phase
     std = trial.settle_plan().client_std(how.clip_norm, trial.secure.minimum_group)
     draws = client_randomness(trial.seed if how.reproducible_noise else None, phase.name)
-    return add_client_noise(phase, clip=how.clip_norm, std=std, draws=draws, step=1 / SCALE, charge=charge)
+    limit = largest_number(len(trial.shards.clients))
+    return add_client_noise(phase, clip=how.clip_norm, std=std, draws=draws, step=1 / SCALE, limit=limit, charge=charge)

@@ -29,10 +29,20 @@ def clip_update(updates: Mapping[str, Any], clip: float) -> tuple[float, float]:
     Raises:
         GenfedError: the norm is not finite.
     """
-    length = math.sqrt(sum(math.fsum(_leaves(map_tree(_square, update))) for update in updates.values()))
+    length = norm_of(updates)
     if not math.isfinite(length):
         raise GenfedError("its update is not finite")
     return length, min(1.0, clip / length) if length else 1.0
+
+
+def norm_of(updates: Mapping[str, Any]) -> float:
+    """Returns the L2 norm of a client's whole update. Infinite or NaN: a number is not finite, or its square is too
+    large.
+    """
+    try:
+        return math.sqrt(sum(math.fsum(_leaves(map_tree(_square, update))) for update in updates.values()))
+    except OverflowError:
+        return math.inf
 
 
 def _square(update: Any) -> float:

@@ -143,6 +143,8 @@ class ClientExchanges:
             require_clients(len(inbox) + 1, self.settings.quorum(len(own.neighbors)), group)
             if sent.members.get(group, 0) <= len(own.neighbors):
                 raise GenfedError("a sum is said to have fewer uploads than the client has neighbors")
+            if sent.members[group] > self.clients:  # so that the server cannot make a number too large for the sum
+                raise GenfedError(f"a sum is said to have {sent.members[group]} uploads of {self.clients} clients")
             opened[group] = _open_shares(own, group, me, inbox)
             unopened[group] = tuple(sorted(inbox.keys() - opened[group].keys()))
         reply = self.phase.work(client, sent.sent)

@@ -20,6 +20,11 @@ number, which would reveal it."""
 _LARGEST = 2.0**62
 
 
+def largest_number(members: int) -> float:
+    """Returns the bound below which numbers of weight 1 can be added up, in sums of at most `members` uploads."""
+    return _LARGEST / SCALE / members
+
+
 @dataclass(frozen=True)
 class GroupVector:
     """One client's contribution to the sums of a group. All but the numbers is public."""

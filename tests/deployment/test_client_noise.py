@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from genfed.core.errors import GenfedError
+from genfed.core.errors import GenfedError, WithheldError
+from genfed.methods.bases import averaging
 from genfed.privacy.accounting import epsilon
 from genfed.privacy.site_budget import CLIENT_BUDGET, read_site_ledger
 
@@ -17,7 +18,8 @@ pytest.importorskip(
 )
 from genfed.deployment import server as deployment_server
 from genfed.deployment import site_settings
-from genfed.engines.flower.messages import EMPTY
+from genfed.engines.flower.client import answer_message
+from genfed.engines.flower.messages import EMPTY, decode_message
 from tests.deployment.test_hostile_server import log_of, refuses
 from tests.deployment.test_sites import (
     ALIKE,
@@ -103,3 +105,53 @@ def test_uploads_with_noise_of_its_own_are_charged_over_all_runs(
     assert any(
         "another round would exceed the site's privacy budget over all runs" in line for line in log_of(files[1])
     )
+
+
+OVERFLOWS: dict[str, Any] = {"training": {"epochs": 5, "batch_size": 80, "learning_rate": 1e9, "weight_decay": 1e9}}
+
+
+def test_a_server_learns_nothing_from_an_update_that_overflows(tmp_path: Path) -> None:
+    """Whether it does depends on the examples. So the round is like any other: charged, and full of noise."""
+    pytest.importorskip("opacus")
+    config = some("fedavg", federation=ALIKE, evaluation={"every": 0}, method={"fedavg": OVERFLOWS})
+    plain = serve(config, Grid(sites(config, tmp_path / "plain")), tmp_path / "without")
+    assert "not finite" in plain.error
+    config |= MASKED
+    files = sites(config, tmp_path / "sites", b=OWN_NOISE)
+    seen: list[Any] = []
+
+    def answer(handle: Any, message: Any, context: Any) -> Any:
+        reply = answer_message(handle, message, context)
+        seen.append(decode_message(reply.content)[0])
+        return reply
+
+    assert not serve(config, Grid(files, answer), tmp_path / "run").error
+    assert not any("failed" in head for head in seen)
+    (paid,) = read_site_ledger(site_settings.read_site(files[1]).folder, CLIENT_BUDGET).trials
+    assert len(paid.charges) == 2
+
+
+def test_a_failure_on_examples_is_charged_and_has_one_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("opacus")
+    config = some("fedavg", federation=ALIKE, evaluation={"every": 0}, **MASKED)
+    files = sites(config, tmp_path / "sites", **dict.fromkeys("abc", OWN_NOISE))
+    errors = iter((ValueError("patient 17"), GenfedError("label 3 is rare"), MemoryError()))
+
+    def train(*about: Any, **options: Any) -> float:
+        raise next(errors)
+
+    monkeypatch.setattr(averaging, "train", train)
+    said: set[str] = set()
+
+    def answer(handle: Any, message: Any, context: Any) -> Any:
+        reply = answer_message(handle, message, context)
+        if "failed" in (head := decode_message(reply.content)[0]):
+            said.add(head["failed"])
+        return reply
+
+    assert serve(config, Grid(files, answer), tmp_path / "run").error
+    assert said == {str(WithheldError())}
+    for file, reason in zip(files, ("patient 17", "label 3 is rare", "MemoryError"), strict=True):
+        assert any(reason in line for line in log_of(file)), "the site's own log says why"
+        (paid,) = read_site_ledger(site_settings.read_site(file).folder, CLIENT_BUDGET).trials
+        assert len(paid.charges) == 1

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from genfed.config.reader import build_settings
 from genfed.core.aggregate import ClientInfo, Mean
-from genfed.core.client import Client
-from genfed.core.errors import GenfedError
+from genfed.core.client import Client, Slot
+from genfed.core.errors import GenfedError, RecordError, StorageError, WithheldError
 from genfed.core.phase import Phase, Reply
 from genfed.core.privacy import DeclaredTraining
 from genfed.core.task import Data, Weights
@@ -25,6 +25,7 @@ from genfed.privacy.randomness import os_randomness
 from genfed.privacy.settings import DPSGD, AdaptiveClipping, DPFedAvg
 from genfed.training.fit import Objective, cross_entropy
 from genfed.training.weights import Model
+from tests.training.clients import client_of
 
 GRID = 2.0**-24
 
@@ -187,14 +188,52 @@ class Both:
     number: float
 
 
-def noisy(sent: Both, upload: Both, clip: float = 1.0, std: float = 0.5) -> Both:
+PLACE = Slot("place", Both)
+
+
+class Kept:
+    """What a client keeps."""
+
+    def __init__(self) -> None:
+        self.records: list[Any] = []
+
+    def get(self, slot: Slot[Any]) -> Any:
+        return self.records[-1] if self.records else None
+
+    def put(self, slot: Slot[Any], record: Any) -> None:
+        self.records.append(record)
+
+
+def noisy(
+    sent: Both, upload: Both | BaseException, clip: float = 1.0, std: float = 0.5, events: Any = None, **options: Any
+) -> Both:
+    """What a client uploads; `events` takes what it does."""
+    events = [] if events is None else events
+
     def work(client: Client, given: Both) -> Reply[Both]:
-        return Reply(upload)
+        events.append("work")
+        if isinstance(upload, BaseException):
+            raise upload
+        client.storage.put(PLACE, upload)
+        return Reply(upload, metrics={"loss": 1.0})
 
     phase = Phase[Any]("train", lambda s, state, r: state, lambda *a: sent, work, {"body": Mean(), "number": Mean()})
-    drawn = add_client_noise(phase, clip=clip, std=std, draws=lambda client: os_randomness(), step=GRID)
+    drawn = add_client_noise(
+        phase,
+        clip=clip,
+        std=std,
+        draws=lambda client: os_randomness(),
+        step=GRID,
+        charge=lambda: events.append("charge"),
+        **options,
+    )
     assert drawn.work is not None
-    result: Both = drawn.work(None, sent).upload  # type: ignore[arg-type]
+    kept = Kept()
+    client = client_of(Data(torch.zeros(1, 1, 2, 2), torch.zeros(1).long()), 1)
+    reply = drawn.work(replace(client, storage=kept), sent)
+    events.extend("store" for _ in kept.records)
+    assert not reply.metrics
+    result: Both = reply.upload
     return result
 
 
@@ -211,9 +250,70 @@ FINE = Both({"w": torch.zeros(3)}, 0.0)
     ],
 )
 def test_a_client_adds_no_noise_that_the_sent_numbers_swallow(sent: Both, upload: Both) -> None:
+    events: list[str] = []
     with pytest.raises(GenfedError, match="rounding would remove it"):
-        noisy(sent, upload)
-    noisy(FINE, FINE)
+        noisy(sent, upload, events=events)
+    assert not events, "what was sent is checked before anything is charged, and before any example is used"
+    noisy(FINE, FINE, events=events)
+    assert events == ["charge", "work", "store"]
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        Both({"w": torch.tensor([0.0, math.nan])}, 0.0),
+        Both({"w": torch.tensor([0.0, -math.inf])}, 0.0),
+        Both({"w": torch.zeros(2)}, math.nan),
+        Both({"w": torch.zeros(2)}, math.inf),
+        Both({"w": torch.tensor([0.0, -995.0])}, 0.0),
+        Both({"w": torch.zeros(2)}, 995.0),
+        Both({"w": torch.tensor([65500.0], dtype=torch.float16)}, 0.0),
+    ],
+)
+def test_a_client_does_not_work_on_numbers_whose_uploads_may_not_be_summed(sent: Both) -> None:
+    """A failure after the work could depend on an example."""
+    for std in (0.5, 0.0):
+        events: list[str] = []
+        with pytest.raises(GenfedError, match="could not be added up") as caught:
+            noisy(sent, FINE, clip=90.0, std=std, events=events, limit=1000.0)
+        assert not events
+        assert not isinstance(caught.value, WithheldError)
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf, 1e200, 1e300])
+def test_an_update_that_is_not_finite_counts_as_nothing(number: float) -> None:
+    """Whether it is finite depends on the examples: a server can send weights with which a lit pixel makes it so."""
+    updates = [
+        Both({"w": torch.full((500,), number, dtype=torch.float64)}, 0.0),
+        Both({"w": torch.zeros(500, dtype=torch.float64)}, number),
+    ]
+    for upload in updates:
+        events: list[str] = []
+        sent = Both({"w": torch.full((500,), 7.0, dtype=torch.float64)}, 7.0)
+        result = noisy(sent, upload, clip=1.0, std=0.5, events=events)
+        noise = result.body["w"] - 7
+        assert noise.abs().max() < 5
+        assert 0.4 < noise.std() < 0.6
+        assert abs(result.number - 7) < 5
+        assert events == ["charge", "work"], "and it is not stored, or every later round would be like it"
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [GenfedError("label 3 is rare"), ValueError("patient 17"), MemoryError(), SystemExit(3), RecordError("patient 17")],
+)
+def test_what_fails_on_examples_has_one_text(failure: BaseException) -> None:
+    events: list[str] = []
+    with pytest.raises(WithheldError) as caught:
+        noisy(FINE, failure, events=events)
+    assert str(caught.value) == str(WithheldError())
+    assert events == ["charge", "work"]
+
+
+def test_a_client_that_lost_its_records_says_so() -> None:
+    """The run must stop, and examples have no part in it."""
+    with pytest.raises(StorageError, match="lost"):
+        noisy(FINE, StorageError("lost"))
 
 
 def test_a_client_adds_no_noise_that_the_steps_of_sums_swallow() -> None:
@@ -225,7 +325,8 @@ def test_a_client_adds_no_noise_that_the_steps_of_sums_swallow() -> None:
 
 def test_a_client_adds_one_draw_to_one_number() -> None:
     """A server that sends one number for many would have one draw added to all of them."""
-    with pytest.raises(GenfedError, match=r"a tensor of shape \(1,\) where it uploads one of shape \(3,\)"):
+    with pytest.raises(WithheldError) as caught:
         noisy(Both({"w": torch.zeros(1)}, 0.0), FINE)
+    assert "a tensor of shape (1,) where it uploads one of shape (3,)" in str(caught.value.__cause__)
     many = noisy(replace(FINE, body={"w": torch.zeros(500)}), replace(FINE, body={"w": torch.zeros(500)}))
     assert len(set(many.body["w"].tolist())) == 500

@@ -447,3 +447,27 @@ def test_a_client_signs_one_list_of_survivors() -> None:
     federation = Federation(infos, HOW, PHASE, down=down)
     play_over(federation, PHASE)
     assert federation.refusals == {("extractor.agree", 0): "it has signed another list of survivors in this round"}
+
+
+@pytest.mark.parametrize(("members", "says"), [(5, "5 uploads of 4 clients"), (3, "fewer uploads")])
+def test_a_sum_has_no_more_uploads_than_there_are_clients(members: int, says: str) -> None:
+    """A client refuses numbers that are too large for a sum of this size: the server could make that happen."""
+
+    def down(exchange: str, client: int, record: Any) -> Any:
+        if isinstance(record, SecureWork):
+            return replace(record, members=dict.fromkeys(record.members, members))
+        return record
+
+    worked: list[int] = []
+
+    def watched(client: Client, sent: Sent) -> Reply[Upload]:
+        worked.append(client.info.id)
+        return work(client, sent)
+
+    phase = replace(PHASE, work=watched, aggregate={"w": Mean(), "head": Mean()})
+    federation = Federation(clients(4, 4), HOW, phase, down=down)
+    with pytest.raises(GenfedError):
+        play_over(federation, phase)
+    assert federation.refusals
+    assert all(says in text for text in federation.refusals.values())
+    assert not worked
