@@ -104,6 +104,9 @@ class Method(ABC, Generic[S]):
     classifier_reads_data: ClassVar[bool] = False
     """Whether `classifier` reads `client.data`. If so, tools that rebuild a classifier after a run load the run's
     data."""
+    classifier_reads_storage: ClassVar[bool] = False
+    """Whether `classifier` reads `client.storage`, so that scores depend on what the client trained by itself. A site
+    that uploads only with noise of its own refuses the method."""
     unprotected_upload: ClassVar[str] = ""
     """Phrase that completes "its clients upload …", naming data that DP-SGD does not protect. Empty: unknown."""
 

@@ -15,14 +15,20 @@ from genfed.privacy.site_budget import CLIENT_BUDGET, SiteBudget, TrialKey
 
 
 def check_demands(config: SiteSettings, trial: Trial) -> None:
-    """Refuses a trial whose uploads would leave without the noise that the site's file demands.
+    """Refuses a trial of which something would leave without the noise that the site's file demands: an upload, or
+    scores of a classifier that the site trained.
 
     Raises:
         GenfedError: the reason.
     """
     how, demand = trial.client_privacy, config.client_privacy
-    if demand is None or not any(phase.aggregate for phase in flatten_phases(trial.method.phases())):
+    working = [phase for phase in flatten_phases(trial.method.phases()) if phase.work is not None]
+    if demand is None or not working:
         return
+    own = next((phase.name for phase in working if not phase.aggregate), None)
+    if own is not None or trial.method.classifier_reads_storage or trial.method.classifier_reads_data:
+        what = f"phase {own} gets no noise" if own else "its classifier is the site's own, whose scores get no noise"
+        raise GenfedError(f"its file has [client_privacy], and it takes no part in {trial.label}: {what}")
     if how is None or trial.secure is None:
         raise GenfedError(
             "it uploads only with noise of its own, since its file has [client_privacy]: the run needs [privacy] "

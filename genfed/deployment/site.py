@@ -51,6 +51,7 @@ from genfed.privacy import site_budget
 from genfed.privacy.compatibility import check_method, check_network, check_precision, list_batch_sizes
 from genfed.privacy.randomness import require_privacy
 from genfed.privacy.settings import DPSGD, DPFedAvg
+from genfed.report.results import EVALUATE
 from genfed.secure_aggregation.settings import SecureAggregation
 from genfed.training.weights import Model, weights_of
 
@@ -177,8 +178,12 @@ def _describe(site: LocatedSite, head: Mapping[str, Any], body: Packed) -> tuple
         "device": config.device,
         "memory": free_memory(),
         "clock": datetime.datetime.now(datetime.UTC).timestamp(),
-        "demands": any(demand is not None for demand in (config.privacy, config.client_privacy, config.minimum_group)),
+        "demands": _has_demand(config),
     }, Packed({}, "{}")
+
+
+def _has_demand(config: SiteSettings) -> bool:
+    return any(demand is not None for demand in (config.privacy, config.client_privacy, config.minimum_group))
 
 
 def _take_refusal(site: LocatedSite, head: Mapping[str, Any], body: Packed) -> tuple[dict[str, Any], Packed]:
@@ -238,7 +243,11 @@ def _work(site: LocatedSite, head: Mapping[str, Any], body: Packed) -> tuple[dic
     if config.privacy is not None:
         account = site_budget.SiteBudget(site.folder, config.privacy, _key(about))
     charge_upload = client_noise.charge_upload(site, trial, _key(about))
-    return handle_work(new_runner(trial, account, charge_upload), dict(head), body)
+    runner = new_runner(trial, account, charge_upload, scores_only_sent=config.client_privacy is not None)
+    answer, upload = handle_work(runner, dict(head), body)
+    if _has_demand(config) and head["step"]["phase"] != EVALUATE:
+        answer["metrics"] = {}  # losses and the like depend on the examples, and have neither noise nor masks
+    return answer, upload
 
 
 OPENED = "opened.safetensors"

@@ -64,7 +64,8 @@ class SiteSettings:
     Unset: no limit of its own."""
     client_privacy: ClientNoiseDemand | None = None
     """Noise of its own and budget that the site demands for its uploads; it then refuses runs without [privacy] kind =
-    "dp_fedavg" and [secure_aggregation]. Unset: no limit of its own."""
+    "dp_fedavg" and [secure_aggregation], and methods whose classifiers it would train for itself. Unset: no limit of
+    its own."""
     minimum_group: Annotated[int, Field(ge=2)] | None = None
     """Smallest number of uploads that the server may sum under secure aggregation; the site then refuses runs without
     it. Unset: no limit of its own."""

@@ -69,6 +69,21 @@ class WatchedStorage:
         self._storage.put(slot, record)
 
 
+class _NoStorage:
+    """Private records that must not be read, where a score could reveal them."""
+
+    def get(self, slot: Slot[R]) -> R | None:
+        """See `ClientStorage`.
+
+        Raises:
+            GenfedError: always.
+        """
+        raise GenfedError("its classifier is built from what it trained itself, and its scores get no noise")
+
+    def put(self, slot: Slot[R], record: R) -> None:
+        """See `ClientStorage`."""
+
+
 class _Evaluator:
     """Scores the classifiers of a method's clients."""
 
@@ -78,8 +93,10 @@ class _Evaluator:
         held_out: Data,
         own: Mapping[int, Sequence[PersonalTestSet]],
         triggered: tuple[Data, int] | None,
+        only_sent: bool,
     ) -> None:
         self._method, self._held_out, self._own, self._triggered = method, held_out, own, triggered
+        self._only_sent = only_sent
         self._scored: dict[tuple[str, str], tuple[Tensor, dict[str, float]]] = {}
 
     def evaluate(self, client: Client, sent: Any) -> Reply[ClassifierScores]:
@@ -98,6 +115,8 @@ class _Evaluator:
         """Returns `_score`, or the scores of an equal classifier: clients of one architecture that were sent the same
         record have the same classifier, unless it was built from their storage.
         """
+        if self._only_sent:
+            client = replace(client, storage=_NoStorage(), data=client.data[:0])
         key = (client.info.architecture, digest(pack(sent)))
         if key not in self._scored:
             storage = WatchedStorage(client.storage)
@@ -124,6 +143,7 @@ def add_evaluation(
     held_out: Data,
     own: Mapping[int, Sequence[PersonalTestSet]] | None = None,
     triggered: tuple[Data, int] | None = None,
+    only_sent: bool = False,
 ) -> dict[str, Phase[Any]]:
     """Returns a method's phases by name, with the phase that scores its classifiers.
 
@@ -138,6 +158,8 @@ def add_evaluation(
         own: personal test sets by client, as in `FederatedData`. None: there is no accuracy on data like the client's.
         triggered: examples with a backdoor's trigger, and the class that it means. The metric TRIGGERED is the share
             of them that is classified as that class. None: there is no such metric.
+        only_sent: whether a classifier may be built only from what the server sent. The evaluation of any other fails,
+            since its scores would depend on the client's training examples.
 
     Raises:
         GenfedError: two different phases have one name, or a phase has a name that the run itself uses.
@@ -153,7 +175,7 @@ def add_evaluation(
         EVALUATE,
         lambda server, state, reduced: state,
         method.send_classifier,
-        _Evaluator(method, held_out, own or {}, triggered).evaluate,
+        _Evaluator(method, held_out, own or {}, triggered, only_sent).evaluate,
         aggregate={"correct": Collect(), "total": Collect(), "own_accuracy": Collect()},
         wire=Wire(typing.get_type_hints(method.classifier)["sent"], ClassifierScores),
         scores=True,

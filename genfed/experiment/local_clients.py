@@ -127,7 +127,10 @@ def open_worker_pool(config: Config, folder: RunFolder) -> Iterator[WorkerPool |
 
 
 def new_runner(
-    trial: Trial, site: SiteAccount | None = None, charge_upload: Callable[[str], None] | None = None
+    trial: Trial,
+    site: SiteAccount | None = None,
+    charge_upload: Callable[[str], None] | None = None,
+    scores_only_sent: bool = False,
 ) -> ClientRunner:
     """Returns where the trial's clients work.
 
@@ -136,12 +139,13 @@ def new_runner(
         site: the account of the site that a client is, which is charged too. None: it has no budget of its own.
         charge_upload: called with the phase before an upload with noise of the client's own; raises to refuse it. None:
             nothing is charged.
+        scores_only_sent: `only_sent` of `add_evaluation`.
     """
     held_out = trial.shards.held_out.to(torch.device(trial.compute.device))
     triggered = trial.attack.triggered(held_out, trial.shards.task) if trial.attack else None
     # The accuracy on a personal test set is weighted by the client's classes: several of them reveal its share of each.
     own = None if trial.privacy or trial.secure else trial.shards.own
-    phases = add_evaluation(trial.method, held_out, own, triggered)
+    phases = add_evaluation(trial.method, held_out, own, triggered, scores_only_sent)
     if trial.secure:
         for phase in flatten_phases(trial.method.phases()):
             if phase.aggregate and phase.name in phases:

@@ -61,6 +61,7 @@ class FedGH(RepresentationMethod[FedGHHeader]):
     """
 
     state = FedGHHeader
+    classifier_reads_storage = True
     unprotected_upload = "the mean representation of each class"
     unaugmented = ("header_training",)  # its examples are representations
 

@@ -71,6 +71,7 @@ class FedKD(Method[FedKDState]):
     # architecture; and the mean is weighted by examples.
 
     state = FedKDState
+    classifier_reads_storage = True
     unprotected_upload = "updates whose loss divides by a mean over the batch, which joins its examples"
     unaugmented = ("training",)  # two networks learn from one batch
 

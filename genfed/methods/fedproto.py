@@ -53,6 +53,7 @@ class FedProto(RepresentationMethod[Prototypes]):
     """
 
     state = Prototypes
+    classifier_reads_storage = True
     unprotected_upload = "the mean representation of each class"
     unaugmented = ("training",)  # its loss uses single examples and their classes
 

@@ -42,6 +42,7 @@ class FML(Method[Meme]):
     """
 
     state = Meme
+    classifier_reads_storage = True
     unaugmented = ("training",)  # two networks learn from one batch
 
     rounds: Annotated[int, Field(ge=0)] = 50

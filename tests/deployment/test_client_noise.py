@@ -8,6 +8,7 @@ import pytest
 
 from genfed.core.errors import GenfedError, WithheldError
 from genfed.methods.bases import averaging
+from genfed.methods.fml import FML
 from genfed.privacy.accounting import epsilon
 from genfed.privacy.site_budget import CLIENT_BUDGET, read_site_ledger
 
@@ -17,6 +18,7 @@ pytest.importorskip(
     exc_type=GenfedError,  # type: ignore[arg-type]  # any exception will do
 )
 from genfed.deployment import server as deployment_server
+from genfed.deployment import site as deployment_site
 from genfed.deployment import site_settings
 from genfed.engines.flower.client import answer_message
 from genfed.engines.flower.messages import EMPTY, decode_message
@@ -155,3 +157,45 @@ def test_a_failure_on_examples_is_charged_and_has_one_text(tmp_path: Path, monke
         assert any(reason in line for line in log_of(file)), "the site's own log says why"
         (paid,) = read_site_ledger(site_settings.read_site(file).folder, CLIENT_BUDGET).trials
         assert len(paid.charges) == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "says"),
+    [
+        ("local", "it takes no part in local: phase train gets no noise"),
+        ("fml", "it takes no part in fml: its classifier is the site's own, whose scores get no noise"),
+        ("fedkd", "it takes no part in fedkd: its classifier is the site's own"),
+    ],
+)
+@pytest.mark.parametrize("protects", [{}, MASKED], ids=["plain", "masked"])
+def test_a_site_trains_nothing_whose_scores_would_leave_without_noise(
+    tmp_path: Path, method: str, says: str, protects: dict[str, Any]
+) -> None:
+    pytest.importorskip("opacus")
+    config = some(method, federation=ALIKE, **protects)
+    files = sites(config, tmp_path / "sites", b=OWN_NOISE)
+    assert f"site b: its file has [client_privacy], and {says}" in serve(config, Grid(files), tmp_path / "run").error
+    refuses(files[1], letter(config, method), says, EMPTY)
+    refuses(files[1], letter(config, method, "evaluate"), says, EMPTY)
+
+
+def test_a_classifier_that_the_site_trained_is_not_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the method says of itself."""
+    pytest.importorskip("opacus")
+    monkeypatch.setattr(FML, "classifier_reads_storage", False)
+    config = some("fml", federation=ALIKE, **MASKED)
+    files = sites(config, tmp_path / "sites", a=OWN_NOISE)
+    says = "its classifier is built from what it trained itself, and its scores get no noise"
+    refuses(files[0], letter(config, "fml", "evaluate"), says, EMPTY)
+
+
+def test_only_evaluations_have_metrics_at_a_site_with_a_demand(tmp_path: Path) -> None:
+    """A loss is an exact number about the examples, and the server chooses the learning rate and the seed."""
+    config = some("local", federation=ALIKE, metrics={"flops": True})
+    files = sites(config, tmp_path / "sites", b={"minimum_group": 3})
+    metrics = [
+        deployment_site.handle(letter(config, "local"), EMPTY, {"site": str(file)})[0]["metrics"] for file in files[:2]
+    ]
+    assert metrics[0].keys() == {"loss", "flops", "parameters"}
+    assert not metrics[1]
+    assert not serve(config, Grid(files), tmp_path / "run").error

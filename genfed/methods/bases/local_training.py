@@ -24,6 +24,7 @@ class LocalTraining(Method[Empty]):
 
     state = Empty
     reference = True
+    classifier_reads_storage = True
 
     rounds: Annotated[int, Field(ge=0)] = 50
     """Rounds of `training.epochs`. A client's model goes on from round to round."""
