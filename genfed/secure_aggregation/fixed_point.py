@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from genfed.core.aggregate import Aggregate, ClientInfo, list_groups
-from genfed.core.errors import GenfedError
+from genfed.core.errors import GenfedError, RecordError
+from genfed.core.json_text import read_json
 
 SCALE = 2.0**24
 """Steps per unit: every number, multiplied by its weight, is rounded to the nearest step."""
@@ -18,6 +19,14 @@ MEMBERS = 2**20
 """Maximum number of vectors in a sum. A server names it, and could otherwise have a client refuse because of a small
 number, which would reveal it."""
 _LARGEST = 2.0**62
+LONGEST_FORM = 2**23
+"""Maximum length of a form in characters (8 Mi: 100,000 tensors have less)."""
+FORM_VALUES = 2**20
+"""Maximum number of values in the JSON of a form."""
+FORM_KEYS = 16
+"""Maximum number of keys in the path of a value."""
+FORM_LENGTHS = 16
+"""Maximum number of dimensions of a value."""
 
 
 def largest_number(members: int) -> float:
@@ -95,29 +104,41 @@ def check_form(form: str, fields: Mapping[str, Aggregate], size: int) -> None:
         size: the number of values.
 
     Raises:
-        GenfedError: it is not JSON of the right structure, or describes other fields or another number of values.
+        GenfedError: it is not JSON of the right structure, exceeds a bound, or describes other fields or another number
+            of values.
     """
     try:
-        values = json.loads(form)
-    except (ValueError, RecursionError):
-        raise GenfedError("the form of its upload is not JSON") from None
+        values = read_json(form, longest=LONGEST_FORM, most=FORM_VALUES)
+    except RecordError as error:
+        raise GenfedError(f"the form of its upload is {error}") from None
     paths: set[tuple[Any, ...]] = set()
     total = 0
     for value in values if isinstance(values, list) else [None]:
         match value:
             case [str(name), list(path), str(kind), list(shape)] if (
-                name in fields
-                and kind in _KINDS
-                and all(type(key) in (str, int) for key in path)
-                and all(type(length) is int and length >= 0 for length in shape)
+                name in fields and _is_path(path) and _is_shape(kind, shape)
             ):
                 paths.add((name, *path))
                 total += math.prod(shape)
             case _:
                 raise GenfedError("the form of its upload does not describe the fields of the phase")
-    inside = {path[:length] for path in paths for length in range(len(path))}
-    if total != size or len(paths) < len(values) or paths & inside:
+    inside = any(path[:length] in paths for path in paths for length in range(1, len(path)))
+    if total != size or len(paths) < len(values) or inside:
         raise GenfedError("the form of its upload describes other values than there are")
+
+
+def _is_path(path: list[Any]) -> bool:
+    return len(path) <= FORM_KEYS and all(type(key) in (str, int) for key in path)
+
+
+def _is_shape(kind: str, shape: list[Any]) -> bool:
+    """Returns whether a value of this type may have this shape. Lengths are bounded before they are multiplied."""
+    if kind not in _KINDS or len(shape) > (0 if kind in ("int", "float") else FORM_LENGTHS):
+        return False
+    if not all(type(length) is int and 0 <= length <= _LARGEST for length in shape):
+        return False
+    product: int = math.prod(length or 1 for length in shape)  # torch multiplies the others even beside a 0
+    return product <= _LARGEST
 
 
 def unpack_sums(sums: Mapping[str, GroupVector], aggregates: Mapping[str, Aggregate]) -> dict[str, Any]:

@@ -15,8 +15,9 @@ from genfed.core.aggregate import Fold
 from genfed.core.errors import GenfedError
 from genfed.secure_aggregation import client_exchanges
 from genfed.secure_aggregation.crypto import new_key_pair, share_digest, split_secret
-from genfed.secure_aggregation.fixed_point import SCALE, GroupVector
+from genfed.secure_aggregation.fixed_point import FORM_KEYS, LONGEST_FORM, SCALE, GroupVector, check_form
 from genfed.secure_aggregation.settings import SecureAggregation
+from tests.fuzz.hostile import bounded, refused_in_short
 from tests.secure_aggregation.federation import Seen, play
 from tests.secure_aggregation.test_lying_server import PHASE, clients, own_keys, work
 
@@ -97,7 +98,7 @@ EARLY: list[tuple[str, str, Change, str]] = [
     ("closed shares", "shares", everywhere("sealed", lambda v: "00" * 160), "5 clients could not open the shares"),
     ("false digests", "shares", everywhere("digests", lambda v: "00" * 64), "5 clients could not open the shares"),
     ("form of nothing", "masked", form("["), "the form of its upload is not JSON"),
-    ("deep form", "masked", form("[" * 100_000), "the form of its upload is not JSON"),
+    ("deep form", "masked", form("[" * 100_000), "the form of its upload is nested too deeply"),
     ("no list", "masked", form("{}"), "the form of its upload does not describe"),
     ("number", "masked", form("7"), "the form of its upload does not describe"),
     ("empty form", "masked", form("[]"), "the form of its upload describes other values"),
@@ -108,6 +109,8 @@ EARLY: list[tuple[str, str, Change, str]] = [
      "the form of its upload describes other values"),
     ("path in a path", "masked", form('[["w", [], "int", []], ["w", ["a"], "float32", [2]]]'),
      "the form of its upload describes other values"),
+    ("number with a shape", "masked", form('[["w", [], "int", [3]]]'), "the form of its upload does not describe"),
+    ("lengths beside 0", "masked", form(f'[["w", [], "float32", [0, {2**62}, 2]]]'), "does not describe"),
     ("evil group", "masked", groups("masked", lambda m: {"evil": m[""]}), "its message is about other groups"),
     ("no group", "masked", groups("masked", lambda m: {}), "its message is about other groups than its own"),
     ("no unopened", "masked", groups("unopened", lambda m: {}), "its message is about other groups than its own"),
@@ -134,6 +137,34 @@ LATE: list[tuple[str, str, Change, str]] = [
     ("share of a stranger", "reveal", groups("shares", lambda s: {g: by | {99: "00" * 66} for g, by in s.items()}),
      "its message is about other clients than was requested"),
 ]  # fmt: skip
+
+
+HOSTILE = {
+    "long path": json.dumps([["w", ["a"] * 5_000, "float32", [3]]]),
+    "long paths": json.dumps([["w", [i] * 2_000, "int", []] for i in range(50)]),
+    "huge lengths": json.dumps([["w", [], "float32", [10**4000] * 1_000]]),
+    "many lengths": json.dumps([["w", [], "float32", [2**62] * 100_000]]),
+    "huge lengths and 0": json.dumps([["w", [], "float32", [10**4000] * 1_000 + [0]]]),
+    "huge number": "9" * 1_000_000,
+    "long": " " * LONGEST_FORM + "[]",
+}
+"""Forms that cost much more to understand than to send, by name."""
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+def test_a_form_that_costs_much_excludes_its_client_alone(text: str) -> None:
+    with bounded(), pytest.raises(GenfedError, match="the form of its upload ") as caught:
+        check_form(text, PHASE.aggregate, 3)
+    refused_in_short(caught.value)
+    round_ = play(INFOS, HOW, PHASE, up=at("masked", form(text)))
+    assert round_.failures == {BAD: str(caught.value)}
+    assert torch.equal(round_.reduced["w"], plain([0, 1, 2, 4, 5])["w"])
+
+
+def test_the_form_of_a_large_model_is_read() -> None:
+    """That of 5,000 tensors, each at the end of the longest path."""
+    path = [f"block {i}" for i in range(FORM_KEYS - 1)]
+    check_form(json.dumps([["w", [*path, i], "float32", [2, 3]] for i in range(5_000)]), PHASE.aggregate, 30_000)
 
 
 @pytest.mark.parametrize(("exchange", "change", "says"), [c[1:] for c in EARLY], ids=[c[0] for c in EARLY])
