@@ -34,6 +34,10 @@ SEALING_BYTES = 28
 """Bytes that `seal` adds to a message."""
 
 
+class MisfitSharesError(GenfedError):
+    """Shares that are not of one secret."""
+
+
 def new_key_pair() -> tuple[bytes, bytes]:
     """Returns a new private and public key, 32 bytes each."""
     key = X25519PrivateKey.generate()
@@ -119,7 +123,8 @@ def recover_secret(shares: Mapping[int, bytes], threshold: int, size: int = 32) 
     """Returns the secret of `size` bytes.
 
     Raises:
-        GenfedError: there are fewer shares than the threshold, or they are not of one secret of that size.
+        MisfitSharesError: they are not of one secret of that size.
+        GenfedError: there are fewer shares than the threshold.
     """
     if len(shares) < threshold:
         raise GenfedError(f"{len(shares)} clients gave their share of a secret, and {threshold} are needed")
@@ -132,7 +137,7 @@ def recover_secret(shares: Mapping[int, bytes], threshold: int, size: int = 32) 
                 above, below = above * other % PRIME, below * (other - x) % PRIME
         secret = (secret + y * above * pow(below, -1, PRIME)) % PRIME
     if secret >> (8 * size):
-        raise GenfedError("the shares of a secret do not fit one another")
+        raise MisfitSharesError("the shares of a secret do not fit one another")
     return secret.to_bytes(size, "big")
 
 

@@ -17,6 +17,7 @@ from genfed.secure_aggregation.client_exchanges import pair_seed, require_client
 from genfed.secure_aggregation.crypto import (
     SEALING_BYTES,
     SHARE_BYTES,
+    MisfitSharesError,
     agree_key,
     expand_mask,
     is_signed,
@@ -241,11 +242,9 @@ class ServerExchanges:
 
         def recover(owner: int) -> bytes:
             known = {h: bytes.fromhex(s[group][owner]) for h, s in shares.items() if owner in s.get(group, {})}
-            needed = self.settings.needed(len(neighbors[owner]))
-            require_shares(len(known), needed)
             try:
-                return recover_secret(known, needed)
-            except GenfedError as error:
+                return recover_secret(known, self.settings.needed(len(neighbors[owner])))
+            except MisfitSharesError as error:
                 raise UnusableSharesError({owner: str(error)}) from None
 
         for client in survivors:
@@ -271,16 +270,6 @@ def _check_weight(weight: int, session: SecureSession, group: str) -> None:
             f"secure aggregation: the weights{where} add up to {weight / SCALE:g}, and those clients declared {most} "
             "examples: one of them uploaded something else than its part, and masks hide which"
         )
-
-
-def require_shares(count: int, needed: int) -> None:
-    """Refuses to recover a secret from too few shares.
-
-    Raises:
-        GenfedError: `count` is below `needed`.
-    """
-    if count < needed:
-        raise GenfedError(f"{count} clients gave their share of a secret, and {needed} are needed")
 
 
 def _own_neighbors(session: SecureSession, client: int) -> dict[str, tuple[int, ...]]:
