@@ -12,7 +12,7 @@ import json
 import types
 import typing
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -24,6 +24,7 @@ from torch import Tensor
 from genfed.core.errors import RecordError
 from genfed.core.files import atomic_write
 from genfed.core.json_text import read_json
+from genfed.core.text import one_line
 
 R = TypeVar("R")
 _SCALARS = (int, float, str, bool)
@@ -34,6 +35,8 @@ _DTYPES = frozenset((torch.bool, torch.uint8, torch.int8, torch.int16, torch.int
 HEADER = 2**25
 """Maximum size in bytes of the header of a message, which names its tensors and holds its skeleton (32 MiB: 100,000
 tensors have less)."""
+LONGEST_KEY = 1000
+"""Maximum length in characters of a key of a dict: it is repeated in the path of every value in the dict."""
 
 
 class Packed(NamedTuple):
@@ -106,6 +109,7 @@ def _build_skeleton(value: Any, path: str, tensors: _TensorCollector) -> Any:
     if isinstance(value, dict):
         if invalid := [k for k in value if type(k) not in (str, int)]:
             raise RecordError(f"{path}: a record's dict has str or int keys, not {invalid[0]!r}")
+        _check_lengths(value, path)
         # repr distinguishes 1 from "1", and a key that contains a dot from another path
         return [[k, _build_skeleton(v, f"{path}[{k!r}]", tensors)] for k, v in value.items()]
     if isinstance(value, tuple):
@@ -132,6 +136,13 @@ def unpack(kind: type[R], packed: Packed) -> R:
     if unread:
         raise RecordError(f"{name}: unexpected tensor {min(unread)}")
     return typing.cast(R, record)
+
+
+def _check_lengths(keys: Iterable[str | int], path: str) -> None:
+    """Refuses keys of a dict that are too long."""
+    longest = max((len(key) for key in keys if isinstance(key, str)), default=0)
+    if longest > LONGEST_KEY:
+        raise RecordError(f"{path}: a key of {longest} characters; at most {LONGEST_KEY} are allowed")
 
 
 _Reader = Callable[[Any, str, dict[str, Tensor]], Any]
@@ -190,7 +201,7 @@ def _read_scalar(kind: type, node: Any, path: str, unread: dict[str, Tensor]) ->
 
 def _read_literal(allowed: tuple[Any, ...], node: Any, path: str, unread: dict[str, Tensor]) -> Any:
     if not any(type(node) is type(value) and node == value for value in allowed):
-        raise RecordError(f"{path}: expected one of {allowed}, got {node!r}")
+        raise RecordError(f"{path}: expected one of {allowed}, got {one_line(repr(node), 80)}")
     return node
 
 
@@ -198,7 +209,8 @@ def _read_dict(key: type, value: _Reader, node: Any, path: str, unread: dict[str
     if not isinstance(node, list) or not all(isinstance(p, list) and len(p) == 2 for p in node):
         raise RecordError(f"{path}: expected a dict, got {type(node).__name__}")
     if invalid := [k for k, _ in node if type(k) is not key]:
-        raise RecordError(f"{path}: expected keys of type {key.__name__}, got {invalid[0]!r}")
+        raise RecordError(f"{path}: expected keys of type {key.__name__}, got {one_line(repr(invalid[0]), 80)}")
+    _check_lengths((k for k, _ in node), path)
     read = {k: value(v, f"{path}[{k!r}]", unread) for k, v in node}
     if len(read) != len(node):
         raise RecordError(f"{path}: a key appears twice")

@@ -23,6 +23,7 @@ from genfed.core import files
 from genfed.core.errors import RecordError
 from genfed.core.files import atomic_write, remove_parts
 from genfed.core.record import Packed, digest, from_bytes, load, pack, save, to_bytes, unpack
+from tests.fuzz.hostile import bounded
 
 S = TypeVar("S")
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
@@ -418,6 +419,28 @@ def test_a_skeleton_and_a_header_are_bounded() -> None:
             unpack(Count, Packed({}, text))
     with pytest.raises(RecordError, match="a header of 33554433 bytes; at most 33554432 are allowed"):
         from_bytes((2**25 + 1).to_bytes(8, "little") + b"{}")
+
+
+def test_a_key_is_bounded_both_ways() -> None:
+    most = Checkpoint(0, {"k" * 1000: {"l" * 1000: torch.ones(1)}})
+    kind = Checkpoint[dict[str, dict[str, Tensor]]]
+    assert same(unpack(kind, pack(most)), most)
+    with pytest.raises(RecordError, match=r"state: a key of 1001 characters; at most 1000 are allowed"):
+        pack(Checkpoint(0, {"k" * 1001: 1}))
+    text = json.dumps({"step": 0, "state": [["k" * 1001, []]]})
+    with pytest.raises(RecordError, match=r"state: a key of 1001 characters; at most 1000 are allowed"):
+        unpack(kind, Packed({}, text))
+
+
+@pytest.mark.parametrize("length", [1000, 3_000_000])
+def test_what_long_keys_cost_does_not_grow_with_the_values_in_their_dict(length: int) -> None:
+    """Each key is repeated in the paths of 20,000 values."""
+    node: Any = [[i, 1.0] for i in range(20_000)]
+    for letter in "ab":
+        node = [[letter * length, node]]
+    text = json.dumps({"step": 0, "state": node})
+    with bounded(seconds=2.0), contextlib.suppress(RecordError):
+        unpack(Checkpoint[dict[str, dict[str, dict[int, float]]]], Packed({}, text))
 
 
 @pytest.mark.parametrize("text", ["[]", "1", "null", '"x"'])
