@@ -12,6 +12,7 @@ import binascii
 import collections
 import contextlib
 import functools
+import ipaddress
 import ssl
 import time
 from collections.abc import AsyncIterator
@@ -25,6 +26,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from genfed._version import __version__
 from genfed.core.errors import GenfedError
@@ -62,17 +64,23 @@ BODY_SECONDS = 300.0
 """How long a request may take to arrive, from its head on. A SuperLink calls older signatures too old."""
 AT_ONCE = 1024
 """Connections at once."""
+AT_ADDRESS = 256
+"""Connections at once of one address, or of one network /64 of IPv6. Sites behind one router share an address."""
+HEAD_SECONDS = 10.0
+"""Seconds that a connection has to send the head of a request, from its begin or from the last answer."""
+IDLE_SECONDS = 5
+"""Seconds after an answer after which a connection that sends nothing is closed."""
 _FLOWER_KEY, _FLOWER_TIME, _FLOWER_SIGNATURE = "flwr-public-key", "flwr-timestamp", "flwr-signature"
 _NOT_FORWARDED = {"host", "connection", "transfer-encoding", "content-length", "keep-alive", "upgrade", "te", "trailer"}
 
 
 class AdmittedKeys:
-    """The public keys in a folder, read again when the folder has changed."""
+    """The public keys in a folder, read again when a file has come, gone or changed."""
 
     def __init__(self, folder: Path | None) -> None:
         """`folder` has a NAME.pub for each site. None: sites have no keys, and anyone is admitted."""
         self.folder = folder
-        self._changed, self._names = -1, dict[str, str]()
+        self._files, self._names = list[tuple[str, int, int, int]](), dict[str, str]()
 
     def name_of(self, key: str) -> str | None:
         """Returns the name of the site with a public key (kind and content). None: the key is not admitted, or sites
@@ -81,8 +89,8 @@ class AdmittedKeys:
         if self.folder is None:
             return None
         with contextlib.suppress(OSError, GenfedError):  # a file that is being written: what was read before holds
-            if (changed := self.folder.stat().st_mtime_ns) != self._changed:
-                self._names, self._changed = read_public_keys(self.folder), changed
+            if (files := _list_versions(self.folder)) != self._files:
+                self._names, self._files = read_public_keys(self.folder), files
         return self._names.get(key)
 
     def admits(self, header: str) -> bool:
@@ -138,6 +146,64 @@ class _Bodies:
             self._held[sender] -= counted
             if not self._held[sender]:
                 del self._held[sender]
+def _list_versions(folder: Path) -> list[tuple[str, int, int, int]]:
+    """Returns name, times and size of each public key. A file that is overwritten in place does not change the folder,
+    and one that is copied with its times keeps all but the time of its last change of any kind.
+    """
+    found = ((file.name, file.stat()) for file in sorted(folder.glob("*.pub")))
+    return [(name, about.st_mtime_ns, about.st_ctime_ns, about.st_size) for name, about in found]
+
+
+class _Connection(H11Protocol):
+    """One connection. It is closed where its address has too many, and where it does not send the whole head of a
+    request in time: half requests of one party would otherwise take all connections for ever. (h11 bounds the size of a
+    head; httptools, which uvicorn prefers, does not.)
+    """
+
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        network = _network(self.client)
+        if sum(_network(getattr(other, "client", None)) == network for other in self.connections) > AT_ADDRESS:
+            transport.abort()
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._stop_watching()
+
+    def _watch(self) -> None:
+        """Starts the time for a head, unless it runs; stops it while a request is answered."""
+        cycle: RequestResponseCycle | None = self.cycle  # None before the first request
+        if cycle is not None and not cycle.response_complete:
+            self._stop_watching()
+        elif self._deadline is None and not self.transport.is_closing():
+            self._deadline = self.loop.call_later(HEAD_SECONDS, self.transport.abort)
+
+    def _stop_watching(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+
+def _network(client: tuple[str, int] | None) -> str:
+    """Returns the network that counts as one party: an address of IPv4, or the first 64 bits of one of IPv6."""
+    try:
+        address = ipaddress.ip_address((client or ("", 0))[0].partition("%")[0])
+    except ValueError:
+        return ""
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is None:
+        return str(ipaddress.IPv6Network((address, 64), strict=False))
+    return str(getattr(address, "ipv4_mapped", None) or address)
 
 
 class _Gateway:
@@ -232,13 +298,23 @@ def run_gateway(address: Address, link: Address, keys: Path | None, authority: P
     scheme = "https" if authority else "http"
     limits = httpx.Limits(max_connections=AT_ONCE, max_keepalive_connections=64, keepalive_expiry=4.0)
     client = httpx.AsyncClient(verify=verify, timeout=httpx.Timeout(60.0), limits=limits)
-    uvicorn.run(
-        make_gateway(f"{scheme}://{link}", AdmittedKeys(keys), client),
+    gateway = make_gateway(f"{scheme}://{link}", AdmittedKeys(keys), client)
+    with contextlib.suppress(KeyboardInterrupt):
+        uvicorn.Server(configure_server(gateway, address, keys)).run()
+
+
+def configure_server(gateway: Starlette, address: Address, keys: Path | None) -> uvicorn.Config:
+    """Returns how connections are accepted: over TLS if there are keys, and within the bounds above."""
+    return uvicorn.Config(
+        gateway,
         host=address.host.strip("[]"),
         port=address.port,
+        http=_Connection,
+        ws="none",
         ssl_certfile=None if keys is None else str(keys / SERVER),
         ssl_keyfile=None if keys is None else str(keys / SERVER_KEY),
         log_level="warning",
         access_log=False,
         limit_concurrency=AT_ONCE,
+        timeout_keep_alive=IDLE_SECONDS,
     )

@@ -7,7 +7,9 @@ import datetime
 import http.client
 import http.server
 import json
+import os
 import re
+import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -26,6 +28,7 @@ pytest.importorskip(
     exc_type=GenfedError,  # type: ignore[arg-type]  # any exception will do
 )
 import httpx
+import uvicorn
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.proto.fleet_pb2 import PushMessagesRequest
@@ -35,6 +38,7 @@ from flwr.proto.node_pb2 import Node
 from genfed.deployment import gateway, link_check
 from genfed.deployment.certificate_check import read_private_key, read_public_keys
 from genfed.deployment.certificates import make_keys
+from genfed.deployment.processes import Address, free_port
 from genfed.deployment.site_settings import LocatedSite, read_site
 from genfed.engines.flower import fleet
 
@@ -292,6 +296,127 @@ def test_keys_that_come_and_go_count_at_once(keys: Path, tmp_path: Path) -> None
     (tmp_path / "keys" / "broken.pub").unlink()
     (tmp_path / "keys" / "east.pub").unlink()
     assert admitted.name_of(east) is None
+
+
+def test_a_key_that_is_overwritten_in_place_counts_at_once(keys: Path, tmp_path: Path) -> None:
+    texts = {name: (keys / f"{name}.pub").read_text().split()[:2] for name in ("north", "south")}
+    north, south = (" ".join(texts[name]) for name in ("north", "south"))
+    file = tmp_path / "site.pub"
+    file.write_text(north)
+    admitted, before = gateway.AdmittedKeys(tmp_path), file.stat()
+    assert admitted.name_of(north) == "site"
+    file.write_text(south)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))  # as cp -p does; the size is the same too
+    assert admitted.name_of(north) is None
+    assert admitted.name_of(south) == "site"
+
+
+# Whoever reaches the port.
+
+
+@contextlib.contextmanager
+def a_gateway(monkeypatch: pytest.MonkeyPatch, **bounds: float) -> Iterator[int]:
+    """A gateway without keys that listens at a port, with other bounds."""
+    for name, value in bounds.items():
+        monkeypatch.setattr(gateway, name, value)
+    address = Address("127.0.0.1", free_port())
+    client = httpx.AsyncClient(transport=httpx.MockTransport(Link()))
+    app = gateway.make_gateway("https://127.0.0.1:1", gateway.AdmittedKeys(None), client)
+    server = uvicorn.Server(gateway.configure_server(app, address, None))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started:
+            time.sleep(0.01)
+        yield address.port
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def connect(port: int) -> socket.socket:
+    link = socket.create_connection(("127.0.0.1", port), 5)
+    link.settimeout(5)
+    return link
+
+
+def is_closed(link: socket.socket) -> bool:
+    """Whether the other side closes the connection within 5 s; what it says until then is dropped."""
+    try:
+        while link.recv(4096):
+            pass
+    except TimeoutError:
+        return False
+    except ConnectionError:
+        pass
+    return True
+
+
+def hello_status(port: int) -> int:
+    link = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    link.request("GET", link_check.HELLO)
+    status = link.getresponse().status
+    link.close()
+    return status
+
+
+WHOLE = f"GET {link_check.HELLO} HTTP/1.1\r\nhost: x\r\n\r\n".encode()
+HALF = WHOLE[:-2]
+REFUSED = b"POST /nowhere HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n"
+
+
+@pytest.mark.parametrize("sent", [b"", b"G", HALF, WHOLE, WHOLE + HALF, REFUSED], ids=range(6))
+def test_a_connection_without_a_whole_request_is_closed(sent: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    with a_gateway(monkeypatch, HEAD_SECONDS=0.3, IDLE_SECONDS=1) as port, connect(port) as link:
+        link.sendall(sent)
+        assert is_closed(link)
+
+
+@pytest.mark.parametrize("sent", [HALF, WHOLE + HALF, REFUSED], ids=range(3))
+def test_a_byte_now_and_then_keeps_no_connection(sent: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    with a_gateway(monkeypatch, HEAD_SECONDS=0.5) as port, connect(port) as link:
+        link.sendall(sent)
+        until = time.monotonic() + 4
+        with contextlib.suppress(ConnectionError):
+            while time.monotonic() < until:
+                link.sendall(b"x")
+                time.sleep(0.1)
+        assert time.monotonic() < until
+
+
+def test_a_body_has_longer_than_a_head_and_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    head = b"POST /v1/fleet/get-run HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n"
+    with a_gateway(monkeypatch, HEAD_SECONDS=0.2, BODY_SECONDS=1.0) as port:
+        with connect(port) as link:
+            link.sendall(head + b"a")
+            time.sleep(0.5)
+            link.sendall(b"b")
+            assert b" 412 " in link.recv(4096)
+        with connect(port) as link:
+            link.sendall(head + b"a")
+            assert b" 408 " in link.recv(4096)
+            assert is_closed(link)
+
+
+def test_half_requests_of_one_address_leave_room_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All are of one address here, so the others come after these are closed."""
+    with a_gateway(monkeypatch, AT_ADDRESS=8, AT_ONCE=20, HEAD_SECONDS=1.0) as port, contextlib.ExitStack() as open_:
+        links = [open_.enter_context(connect(port)) for _ in range(30)]
+        for link in links[:8]:
+            link.sendall(HALF)
+        assert all(map(is_closed, links[8:]))
+        assert all(map(is_closed, links[:8]))
+        assert hello_status(port) == 200
+
+
+def test_who_counts_as_one_party() -> None:
+    def one(*hosts: str) -> bool:
+        return len({gateway._network((host, 1)) for host in hosts}) == 1
+
+    assert one("10.0.0.1", "::ffff:10.0.0.1")
+    assert one("2001:db8::1", "2001:db8::ffff:1")
+    assert not one("10.0.0.1", "10.0.0.2")
+    assert not one("2001:db8::1", "2001:db8:0:1::1")
 
 
 def test_two_sites_do_not_share_a_key(keys: Path, tmp_path: Path) -> None:
