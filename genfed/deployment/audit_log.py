@@ -7,9 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from genfed.core.errors import RecordError
 from genfed.core.files import make_folder, open_file
+from genfed.core.json_text import read_json
 from genfed.core.text import one_line
 from genfed.deployment.site_settings import LocatedSite
+from genfed.deployment.trial_description import LONGEST_TRIAL
 
 AUDIT = "audit.jsonl"
 """File name of the audit log, in the folder of the site."""
@@ -38,13 +41,14 @@ class AuditEntry:
 def describe_request(head: Mapping[str, Any]) -> dict[str, Any]:
     """Returns run, method, seed, phase and round of a request, as text; empty text for what it does not say."""
     try:
-        trial = json.loads(head["open"]) if isinstance(head.get("open"), str) else {}
+        text = head.get("open")
+        trial = read_json(text, longest=LONGEST_TRIAL) if isinstance(text, str) else {}
         step = head.get("step") or {}
         phase = step.get("phase", head.get("ask", "?"))
         said = {"run": trial.get("run", ""), "method": trial.get("label", ""), "seed": trial.get("seed", "")}
         said |= {"phase": phase, "round": step.get("round", "")}
         return {name: one_line(value, 64) for name, value in said.items()}
-    except (ValueError, TypeError, AttributeError, RecursionError):
+    except (RecordError, TypeError, AttributeError):
         return {"run": "", "method": "", "seed": "", "phase": "?", "round": ""}
 
 

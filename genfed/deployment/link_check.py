@@ -10,6 +10,7 @@ from typing import Any
 
 from genfed._version import __version__
 from genfed.core.errors import GenfedError
+from genfed.core.text import one_line
 from genfed.deployment.certificate_check import describe_validity, host_names, key_fingerprint, read_private_key
 from genfed.deployment.processes import Address
 from genfed.deployment.site_settings import LocatedSite
@@ -142,9 +143,11 @@ def _judge(site: LocatedSite, said: dict[str, Any], key: str | None) -> str:
         GenfedError: the server cannot admit this site with these settings.
     """
     address, name = site.config.link.address, site.config.name
-    version, knows, clock = str(said.get("genfed"))[:32], said.get("name"), float(said.get("clock", 0.0))
+    version, knows, clock = said.get("genfed"), said.get("name"), float(said.get("clock", 0.0))
     if version != __version__:
-        raise GenfedError(f"the server at {address} has genfed {version!r}, and this site has {__version__}")
+        raise GenfedError(
+            f"the server at {address} has genfed {one_line(repr(version), 40)}, and this site has {__version__}"
+        )
     if said.get("keys") is True:
         if key is None:
             raise GenfedError(f"the server at {address} admits only sites with a key: set link.key in {site.file}")
@@ -155,7 +158,7 @@ def _judge(site: LocatedSite, said: dict[str, Any], key: str | None) -> str:
             )
         if knows != name:
             raise GenfedError(
-                f"the server at {address} knows this key as site {knows[:64]!r}, and {site.file} says "
+                f"the server at {address} knows this key as site {one_line(repr(knows), 80)}, and {site.file} says "
                 f"name = {name!r}: use the key of {name}, or that name"
             )
     if said.get("link") is not True:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from genfed.core.errors import GenfedError
+from genfed.core.text import one_line
 from genfed.experiment.environment import send_at_parents_end
 
 APP = Path(__file__).parent / "flower_app"
@@ -129,6 +130,6 @@ def free_port() -> int:
 
 
 def last_line(log: bytes) -> str:
-    """Returns the last line of a log that is not blank, without control characters, and 300 of its characters."""
+    """Returns the last line of a log that is not blank, with control characters escaped, and 300 of its characters."""
     lines = [line for line in log.decode("utf-8", "replace").splitlines() if line.strip()]
-    return "".join(filter(str.isprintable, lines[-1].strip()))[:300] if lines else "it printed nothing"
+    return one_line(lines[-1].strip(), 300) if lines else "it printed nothing"

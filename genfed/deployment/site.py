@@ -87,8 +87,8 @@ def handle(head: Mapping[str, Any], body: Packed, node: Mapping[str, Any]) -> tu
             raise GenfedError(f"the server has genfed {version}, and site {site.config.name} has {__version__}")
         if (meant := head.get("site", site.config.name)) != site.config.name:
             raise GenfedError(
-                f"this message is for site {str(meant)[:64]!r}, and this is site {site.config.name}: a site keeps its "
-                "name during a run"
+                f"this message is for site {one_line(repr(meant), 80)}, and this is site {site.config.name}: a site "
+                "keeps its name during a run"
             )
         answers = {
             "hello": _describe,

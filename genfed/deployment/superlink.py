@@ -19,6 +19,7 @@ from pydantic import TypeAdapter
 
 from genfed.core.errors import GenfedError
 from genfed.core.files import make_folder, open_file, write_file
+from genfed.core.text import one_line
 from genfed.deployment.certificate_check import check_certificates, read_public_keys
 from genfed.deployment.certificates import AUTHORITY, SERVER, SERVER_KEY, make_keys
 from genfed.deployment.processes import (
@@ -221,7 +222,7 @@ def _register(public: Path, home: Path) -> None:
     command = [find_program("flwr"), "supernode", "register", str(public.absolute()), NAME, "--name", public.stem]
     done = subprocess.run(command, cwd=home, env=flower_environment(home), capture_output=True, text=True, timeout=120)
     if done.returncode and "already" not in (said := f"{done.stdout} {done.stderr}"):
-        raise GenfedError(f"the SuperLink does not take {public}: {' '.join(said.split())[-300:]}")
+        raise GenfedError(f"the SuperLink does not take {public}: {one_line(' '.join(said.split())[-300:])}")
 
 
 def _start_run(settings: Path, home: Path, logged: Path, notify: Callable[[str], None]) -> str:

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from genfed.core.text import one_line
+
 
 @dataclass(frozen=True)
 class SourceSummary:
@@ -43,9 +45,8 @@ def list_some(items: Iterable[str], most: int = 8) -> str:
 
 
 def show(name: str, most: int = _SHOWN) -> str:
-    """Returns a name from a file as it can stand in a line: no control characters, and cut to `most` characters."""
-    plain = "".join(c if c.isprintable() else " " for c in name)
-    return plain if len(plain) <= most else f"{plain[: most - 1]}…"
+    """Returns a name from a file as it can stand in a line: control characters escaped, cut to `most` characters."""
+    return one_line(name, most)
 
 
 def count_of(n: int, one: str, many: str | None = None) -> str:

@@ -467,9 +467,9 @@ def test_a_site_hears_what_may_pass(said: dict[str, Any], heard: str, site: Loca
     ("said", "heard"),
     [
         ({"genfed": "9.9"}, f"has genfed '9.9', and this site has {__version__}"),
-        ({"genfed": "\x1b[2J" + "x" * 999}, r"has genfed '\\x1b\[2Jx{28}', and"),
+        ({"genfed": "\x1b[2J" + "x" * 999}, r"has genfed '\\x1b\[2Jx{31}…, and"),
         ({"name": "south"}, "knows this key as site 'south', and .* says name = 'north'"),
-        ({"name": "\x1b" + "x" * 999}, r"knows this key as site '\\x1bx{63}', and"),
+        ({"name": "\x1b" + "x" * 999}, r"knows this key as site '\\x1bx{74}…, and"),
     ],
 )
 def test_a_site_hears_what_cannot_pass(said: dict[str, Any], heard: str, site: LocatedSite) -> None:

@@ -19,10 +19,13 @@ from genfed.cli import main as cli
 from genfed.core.record import Packed
 from genfed.deployment import audit_log, site_settings
 from genfed.deployment.certificates import make_keys
+from genfed.deployment.processes import last_line
 from genfed.deployment.roster import SiteDescription
 from genfed.engines.flower.engine import METRICS, _read_reply
 from genfed.engines.round import Failure
+from genfed.preprocessing.source_summary import show
 from tests.deployment.test_sites import asked, letter, sites, some
+from tests.fuzz.hostile import bounded
 
 ESCAPE = "\x1b[2K\x1b[1A\x1b[2K"
 EMPTY = Packed({}, "{}")
@@ -63,6 +66,22 @@ def test_no_line_of_a_sites_logs_is_the_servers(tmp_path: Path, capsys: pytest.C
     shown = capsys.readouterr().out
     assert len(shown.splitlines()) == len(letters) + 1
     assert "\x1b" not in shown
+
+
+def test_a_request_is_described_without_building_what_it_says() -> None:
+    large = '{"run": "r", "x": [' + "[]," * 2**20 + "[]]}"
+    with bounded():
+        said = audit_log.describe_request({"open": large, "ask": "work"})
+    assert said == {"run": "", "method": "", "seed": "", "phase": "?", "round": ""}
+    assert audit_log.describe_request({"open": '{"run": "r"}', "ask": "work"})["run"] == "r"
+
+
+def test_the_last_line_of_a_log_is_one_line_that_moves_no_cursor() -> None:
+    assert last_line(b"first\nboom\x1b[2K\xff\n \n") == "boom\\x1b[2K\ufffd"
+    assert len(last_line(b"x" * 10**6)) == 300
+    assert last_line(b" \n") == "it printed nothing"
+    assert show("a\n\x1b[2Kb\u202e") == "a\\n\\x1b[2Kb\\u202e", "names in files too"
+    assert len(show("x" * 999)) == 60
 
 
 HERE: dict[str, Any] = {

@@ -137,10 +137,8 @@ LOST = {
 
 def _open_reply(reply: Message) -> tuple[MessageHeader, Packed] | Failure:
     if reply.has_error():
-        reason = " ".join(str(reply.error.reason or "").split())
-        return Failure(
-            LOST.get(reply.error.code, f"its node failed (Flower's code {reply.error.code}): {reason[:200]}")
-        )
+        reason = one_line(" ".join(str(reply.error.reason or "").split()), 200)
+        return Failure(LOST.get(reply.error.code, f"its node failed (Flower's code {reply.error.code}): {reason}"))
     try:
         head, body = decode_message(reply.content)
     except GenfedError as error:
