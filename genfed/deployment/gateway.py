@@ -146,6 +146,8 @@ class _Bodies:
             self._held[sender] -= counted
             if not self._held[sender]:
                 del self._held[sender]
+
+
 def _list_versions(folder: Path) -> list[tuple[str, int, int, int]]:
     """Returns name, times and size of each public key. A file that is overwritten in place does not change the folder,
     and one that is copied with its times keeps all but the time of its last change of any kind.
