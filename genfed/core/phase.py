@@ -125,9 +125,10 @@ class Phase(Generic[S]):
     draws_as: str | None = None
     """The name under which clients draw random numbers, where this phase is part of another one (secure aggregation).
     None: its own name."""
-    exchange: int | None = None
-    """Its position among the exchanges that replace a phase. None: it replaces none. A client replies to an exchange
-    once: a repeated request gets the same reply. After its reply to a later round it answers only the first exchange.
+    follows: str | None = None
+    """The exchange before it, among those that replace a phase. Empty: it is the first of them. None: it is none. A
+    client replies to an exchange once: a repeated request gets the same reply. To any but the first it replies only if
+    its last reply was to the exchange before, in the same round.
     """
 
     def __post_init__(self) -> None:

@@ -18,7 +18,7 @@ from genfed.core.privacy import BudgetKeeper, NoTraining, PrivateTrainer
 from genfed.core.record import Packed, pack, unpack
 from genfed.core.rng import stream
 from genfed.core.task import Task
-from genfed.engines.client_storage import DiskStorage, lock_folder, to_stored
+from genfed.engines.client_storage import DiskStorage, StoredReply, lock_folder, to_stored
 from genfed.engines.flops import FlopCounter
 from genfed.engines.messages import PackedReply, RoundId, check_reply
 
@@ -83,13 +83,14 @@ class ClientRunner:
         if client not in self._place:
             raise GenfedError(f"there is no client {client}")
         folder = self._folder / str(client)
-        repeats = phase.exchange is not None or (self._budgets is not None and not phase.scores)
+        repeats = phase.follows is not None or (self._budgets is not None and not phase.scores)
         if phase.scores or not (repeats or phase.slots):
             storage = DiskStorage(folder, step.number, None if phase.scores else (), step.since)
             return self._reply(step, phase, client, sent, storage)
         with lock_folder(folder):
             storage = DiskStorage(folder, step.number, phase.slots, step.since)
-            if repeats and (stored := storage.load_reply(step, phase.exchange)) is not None:
+            if (stored := self._recall(step, phase, storage.load_reply())) is not None:
+                storage.remove_unnamed()  # the round may have been killed after its index was written
                 return stored
             try:
                 reply = self._reply(step, phase, client, sent, storage)
@@ -100,6 +101,25 @@ class ClientRunner:
                 storage.settle(self._count_charges(client))
                 raise
             return reply
+
+    def _recall(self, step: RoundId, phase: Phase[Any], last: StoredReply | None) -> PackedReply | None:
+        """Returns the last stored reply if it is to this round. None: the round is to be done.
+
+        Raises:
+            GenfedError: under masks, a request that is not in the order of rounds. It could make the client reply once
+                more with secrets of which something is known, and reveal what masks hide.
+        """
+        if last is not None and (last.phase, last.number) == (step.phase, step.number):
+            return PackedReply(Packed(last.tensors, last.skeleton), last.weight)
+        if phase.follows:
+            if last is None or (last.phase, last.number) != (phase.follows, step.number - 1):
+                said = "it has replied to none" if last is None else f"its last reply was to {last.phase}"
+                raise GenfedError(f"it answers {step.phase} only after {phase.follows} of the same round; {said}")
+        elif phase.follows is None and last is not None and step.number <= last.number:
+            answered = self._phases.get(last.phase)
+            if answered is not None and answered.follows is not None:
+                raise GenfedError(f"it has replied to {last.phase} since, and does no earlier {step.phase}")
+        return None
 
     def _find_phase(self, name: str) -> Phase[Any]:
         phase = self._phases.get(name)

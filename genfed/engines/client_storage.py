@@ -15,7 +15,7 @@ from torch import Tensor
 from genfed.core.client import Slot
 from genfed.core.errors import GenfedError, RecordError, StorageError
 from genfed.core.files import exclusive_lock, make_folder, sync
-from genfed.core.record import Packed, load, save
+from genfed.core.record import load, save
 from genfed.engines.messages import PackedReply, RoundId
 
 R = TypeVar("R")
@@ -155,27 +155,25 @@ class DiskStorage:
         if charges != self._index.charges:
             self._write_index(replace(self._index, charges=charges))
 
-    def load_reply(self, step: RoundId, exchange: int | None = None) -> PackedReply | None:
-        """Returns the stored reply to a round. None: the last reply was to another one.
-
-        Args:
-            step: the round.
-            exchange: `Phase.exchange` of its phase.
+    def load_reply(self) -> "StoredReply | None":
+        """Returns the last reply that was stored. None: there is none.
 
         Raises:
-            GenfedError: it is an exchange other than the first, and the client has replied to a later round since. Two
-                different replies could reveal what masks hide.
             StorageError: the reply is missing or damaged.
         """
         if (last := self._index.reply) is None:
             return None
-        stored = self._load(StoredReply, self._reply_file(last.number), last)
-        if (stored.phase, stored.number) != (step.phase, step.number):
-            if exchange and stored.number >= step.number:
-                raise GenfedError(f"it has replied to {stored.phase} since, and replies to no earlier {step.phase}")
-            return None
-        self._remove_unnamed()  # the round may have been killed after its index was written
-        return PackedReply(Packed(stored.tensors, stored.skeleton), stored.weight)
+        return self._load(StoredReply, self._reply_file(last.number), last)
+
+    def remove_unnamed(self) -> None:
+        """Deletes what the index does not name: older files, and those of rounds that were killed."""
+        index = self._index
+        named = {self._file(slot, each.number).name for slot, files in index.slots.items() for each in files}
+        if index.reply is not None:
+            named.add(self._reply_file(index.reply.number).name)
+        for file in self._folder.iterdir():
+            if file.name not in named | {INDEX, LOCK, LEDGER}:
+                file.unlink(missing_ok=True)
 
     def _earlier(self, slot: str) -> tuple[StoredFile, ...]:
         """Returns the files that earlier rounds wrote for a slot."""
@@ -200,17 +198,7 @@ class DiskStorage:
         make_folder(self._folder)
         save(index, self._folder / INDEX)
         self._index = index
-        self._remove_unnamed()
-
-    def _remove_unnamed(self) -> None:
-        """Deletes what the index does not name: older files, and those of rounds that were killed."""
-        index = self._index
-        named = {self._file(slot, each.number).name for slot, files in index.slots.items() for each in files}
-        if index.reply is not None:
-            named.add(self._reply_file(index.reply.number).name)
-        for file in self._folder.iterdir():
-            if file.name not in named | {INDEX, LOCK, LEDGER}:
-                file.unlink(missing_ok=True)
+        self.remove_unnamed()
 
     def _file(self, slot: str, number: int) -> Path:
         return self._folder / f"{slot}.{number}.safetensors"

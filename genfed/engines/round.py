@@ -226,7 +226,7 @@ class Round:
         request, wire = self._request, self._request.phase.wire_types
         was_sent, upload = unpack(wire.sent, sent), unpack(wire.uploaded, answer.upload)
         check_upload(sent, answer)
-        if request.phase.exchange is None:  # masked numbers are of any size
+        if request.phase.follows is None:  # masked numbers are of any size
             _check_size(answer.upload)
         if request.phase.check is not None:
             request.phase.check(request.server, info, upload)

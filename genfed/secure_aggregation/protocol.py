@@ -128,4 +128,5 @@ def _make_exchanges(
     ]  # fmt: skip
     kept = {f"{name}.{exchange}" for exchange in name_exchanges(settings)}
     parts = [(part, check) for part, check in parts if part.name in kept]
-    return [(replace(part, exchange=place), check) for place, (part, check) in enumerate(parts)]
+    before = ["", *(part.name for part, _ in parts)]
+    return [(replace(part, follows=last), check) for last, (part, check) in zip(before, parts, strict=False)]

@@ -14,6 +14,7 @@ from genfed.core.aggregate import Fold
 from genfed.core.errors import GenfedError
 from genfed.core.phase import Reduced, flatten_phases
 from genfed.core.record import Packed, digest, pack, unpack
+from genfed.engines.client_runner import ClientRunner
 from genfed.engines.in_process import InProcess
 from genfed.engines.messages import PackedReply, RoundId
 from genfed.experiment import local_clients, partitioning
@@ -181,7 +182,9 @@ def test_a_client_answers_an_exchange_once(tmp_path: Path) -> None:
         server.goes_on(place)
     masked = digest(server.asks(2, 0))
     assert digest(server.asks(2, 0, session=replace(server.session, neighbors={}))) == masked
-    with pytest.raises(GenfedError, match=r"replied to train\.masked since, and replies to no earlier train\.shares"):
+    with pytest.raises(
+        GenfedError, match=r"train\.shares only after train\.keys of the same round; .* was to train\.masked"
+    ):
         server.asks(1, 0)
     signed = digest(server.asks(3, 0))
     assert digest(server.asks(3, 0, session=without(server.session, 1))) == signed, "one list of survivors"
@@ -189,11 +192,11 @@ def test_a_client_answers_an_exchange_once(tmp_path: Path) -> None:
     honest = digest(server.asks(4, 0))
     assert digest(server.asks(4, 0, session=without(server.session, 1))) == honest, "the same shares, of one secret"
     for number in (5, 8):
-        with pytest.raises(GenfedError, match="it has no secrets of this round"):
+        with pytest.raises(GenfedError, match=r"train\.reveal only after train\.agree of the same round"):
             server.asks(4, 0, number, without(server.session, 1))
-        with pytest.raises(GenfedError, match="it has no secrets of this round"):
+        with pytest.raises(GenfedError, match=r"train\.masked only after train\.shares of the same round"):
             server.asks(2, 0, number)
-    with pytest.raises(GenfedError, match=r"has replied to train\.reveal since"):
+    with pytest.raises(GenfedError, match=r"train\.masked only after .* its last reply was to train\.reveal"):
         server.asks(2, 0)
 
 
@@ -208,8 +211,27 @@ def test_a_round_done_again_has_new_keys_and_nothing_of_the_old(tmp_path: Path) 
     for place in (1, 2):
         server.goes_on(place)
     assert digest(server.asks(2, 1)) != first[2], "other masks"
-    with pytest.raises(GenfedError, match="its keys were used in a round: it makes new ones first"):
+    with pytest.raises(GenfedError, match=r"train\.shares only after train\.keys of the same round"):
         server.asks(1, 0, 9)
+
+
+@pytest.mark.parametrize(
+    ("place", "says"),
+    [
+        (1, "its keys were used in a round: it makes new ones first"),
+        (2, "its masks were used before, or it has shared no secrets"),
+        (4, "it has no secrets of this round"),
+    ],
+)
+def test_no_secret_is_used_twice_even_where_requests_may_come_in_any_order(
+    place: int, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ClientRunner, "_recall", lambda *_: None)
+    server = Curious(tmp_path)
+    for each in range(place + 1):
+        server.goes_on(each)
+    with pytest.raises(GenfedError, match=says):
+        server.asks(place, 0, place + 1)
 
 
 @pytest.mark.parametrize(
