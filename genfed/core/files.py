@@ -1,6 +1,7 @@
 """Files that are written whole or not at all, and locks between processes."""
 
 import contextlib
+import ctypes
 import fcntl
 import os
 import stat
@@ -81,6 +82,26 @@ def sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_file_system(path: Path) -> None:
+    """Returns once all that any process has written to the file system of `path` is on the disk. On systems other than
+    Linux, of all file systems, and without a wait for the disk where the system does not wait.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
+    library = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(library, "syncfs"):
+        os.sync()
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        if library.syncfs(handle):
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
     finally:
         os.close(handle)
 

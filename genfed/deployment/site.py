@@ -366,6 +366,7 @@ def _trial(site: LocatedSite, holding: SiteHoldings, about: TrialDescription, cl
         signer=None if about.secure_aggregation is None else load_signer(site),
         privacy=None if about.privacy is None else read_privacy(about.privacy, DPSGD),
         client_privacy=None if about.client_privacy is None else read_privacy(about.client_privacy, DPFedAvg),
+        at_site=True,
     )
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from genfed.core.behavior import Behavior
-from genfed.core.client import Client, ClientStorage
+from genfed.core.client import Client, ClientStorage, Slot
 from genfed.core.errors import GenfedError, StorageError
 from genfed.core.federated_data import FederatedData
 from genfed.core.phase import Phase, Reply
@@ -53,6 +53,8 @@ class ClientRunner:
         runtime: ClientRuntime,
         behaviors: Mapping[int, Behavior] | None = None,
         budgets: BudgetKeeper | None = None,
+        *,
+        durable: bool = True,
     ) -> None:
         """Takes over the clients of a trial.
 
@@ -65,9 +67,11 @@ class ClientRunner:
             behaviors: the behavior of each client that is not honest, by id. None: all are honest.
             budgets: charges each round to the client's privacy budget. Replies are then stored, as are those to an
                 exchange: a repeated request gets the same reply, not one with new noise or masks. None: no budgets.
+            durable: whether what clients store is on the disk before a reply leaves.
         """
         self._phases, self._federation, self._folder, self._seed = phases, federation, folder, seed
         self._runtime, self._behaviors, self._budgets = runtime, behaviors or {}, budgets
+        self._durable = durable
         self._device = torch.device(runtime.device)
         self._place = {info.id: i for i, info in enumerate(federation.clients)}
         self._train = federation.train if self._device.type == "cpu" else federation.train.to(self._device)
@@ -85,10 +89,10 @@ class ClientRunner:
         folder = self._folder / str(client)
         repeats = phase.follows is not None or (self._budgets is not None and not phase.scores)
         if phase.scores or not (repeats or phase.slots):
-            storage = DiskStorage(folder, step.number, None if phase.scores else (), step.since)
+            storage = self._open_storage(step, client, None if phase.scores else ())
             return self._reply(step, phase, client, sent, storage)
         with lock_folder(folder):
-            storage = DiskStorage(folder, step.number, phase.slots, step.since)
+            storage = self._open_storage(step, client, phase.slots)
             if (stored := self._recall(step, phase, storage.load_reply())) is not None:
                 storage.remove_unnamed()  # the round may have been killed after its index was written
                 return stored
@@ -120,6 +124,9 @@ class ClientRunner:
             if answered is not None and answered.follows is not None:
                 raise GenfedError(f"it has replied to {last.phase} since, and does no earlier {step.phase}")
         return None
+
+    def _open_storage(self, step: RoundId, client: int, slots: tuple[Slot[Any], ...] | None) -> DiskStorage:
+        return DiskStorage(self._folder / str(client), step.number, slots, step.since, durable=self._durable)
 
     def _find_phase(self, name: str) -> Phase[Any]:
         phase = self._phases.get(name)
@@ -195,7 +202,7 @@ class ClientRunner:
         Raises:
             StorageError: what it has stored is lost.
         """
-        return self.make_client(step, client, DiskStorage(self._folder / str(client), step.number, None, step.since))
+        return self.make_client(step, client, self._open_storage(step, client, None))
 
     def make_client(self, step: RoundId, client: int, storage: ClientStorage) -> Client:
         """Returns all that one client's part of a round may touch."""

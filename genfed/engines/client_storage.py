@@ -2,6 +2,12 @@
 
 A client's folder has a file for each record, and index.safetensors, which names them with their checksums. The index is
 written last in a round: a round that it does not know has not been, and a file that it names must be there.
+
+At a site, with a privacy budget and under masks storage is *durable*: all is on the disk before the reply leaves, since
+a reply that has left must not be given anew. Otherwise what a client stores may still be in memory when its reply
+leaves. The process that runs the trial then waits for the disk once a round, before the checkpoint that counts on it. A
+power cut can damage only what was stored in the round that has to be repeated, its index too; so the index before it is
+kept, which names what the checkpoint counts on.
 """
 
 import contextlib
@@ -21,6 +27,8 @@ from genfed.engines.messages import PackedReply, RoundId
 R = TypeVar("R")
 INDEX = "index.safetensors"
 """File in a client's folder that says what the client has stored (`ClientIndex`)."""
+BEFORE = "index.before.safetensors"
+"""File in a client's folder with its index as it was before the last round, where storage is not durable."""
 LOCK = ".lock"
 """File in a client's folder that is locked while the client works."""
 LEDGER = "ledger.safetensors"
@@ -54,7 +62,7 @@ class ClientIndex:
 
 
 def read_index(folder: Path, since: int | None = None) -> ClientIndex:
-    """Returns what the client with this folder has stored.
+    """Returns what the client with this folder has stored, with durable storage.
 
     Args:
         folder: the client's folder.
@@ -63,15 +71,28 @@ def read_index(folder: Path, since: int | None = None) -> ClientIndex:
     Raises:
         StorageError: the index is damaged, or lacks that round.
     """
-    file = folder / INDEX
-    try:
-        index = load(ClientIndex, file) if file.exists() else ClientIndex()
-    except RecordError as error:
-        raise explain_loss(folder, str(error)) from None
+    return _find_index(folder, since, durable=True)[0]
+
+
+def _find_index(folder: Path, since: int | None, *, durable: bool) -> tuple[ClientIndex, bool]:
+    """Returns what the client has stored, and whether the newest index says so. A damaged index that is not durable is
+    of a round that has to be repeated, unless the server knows of that round.
+    """
+    index, newest, damage = ClientIndex(), False, ""
+    for name in (INDEX,) if durable else (INDEX, BEFORE):
+        try:
+            if (folder / name).exists():
+                index, newest = load(ClientIndex, folder / name), name == INDEX
+                break
+        except RecordError as error:
+            damage = damage or str(error)
+    if damage and durable:
+        raise explain_loss(folder, damage)
     if since is not None and index.last < since:
         lost = "is missing" if index.last < 0 else f"ends with round {index.last}"
-        raise explain_loss(folder, f"{file} {lost}, and the run counts on what the client stored in round {since}")
-    return index
+        short = f"{folder / INDEX} {lost}, and the run counts on what the client stored in round {since}"
+        raise explain_loss(folder, damage or short)
+    return index, newest
 
 
 def explain_loss(folder: Path, what: str) -> StorageError:
@@ -86,7 +107,13 @@ class DiskStorage:
     """
 
     def __init__(
-        self, folder: Path, number: int, slots: tuple[Slot[Any], ...] | None, since: int | None = None
+        self,
+        folder: Path,
+        number: int,
+        slots: tuple[Slot[Any], ...] | None,
+        since: int | None = None,
+        *,
+        durable: bool = True,
     ) -> None:
         """Opens a client's records for one round.
 
@@ -95,14 +122,16 @@ class DiskStorage:
             number: the round, counted over all phases.
             slots: the slots that may be read and written. None: all may be read and none written.
             since: see `read_index`.
+            durable: whether all is on the disk when `commit` returns.
 
         Raises:
             StorageError: see `read_index`.
         """
-        self._folder, self._number = folder, number
+        self._folder, self._number, self._durable = folder, number, durable
         self._slots = None if slots is None else {s.name for s in slots}
         self._new: dict[str, object] = {}
-        self._index = read_index(folder, since)
+        self._index, newest = _find_index(folder, since, durable=durable)
+        self._keeps_before = newest and not durable and self._index.last < number
 
     @property
     def settled(self) -> int:
@@ -128,8 +157,8 @@ class DiskStorage:
         self._new[slot.name] = record
 
     def commit(self, reply: "StoredReply | None" = None, charges: int = 0) -> None:
-        """Writes the records that were put, and deletes those of later rounds, which have to be repeated now. All is on
-        the disk when this returns; a process that is killed before has stored nothing.
+        """Writes the records that were put, and deletes those of later rounds, which have to be repeated now. A process
+        that is killed before this returns has stored nothing. If storage is durable, all is on the disk then.
 
         Args:
             reply: the reply of this round, to store as well. None: none is stored.
@@ -147,7 +176,8 @@ class DiskStorage:
         answered = self._index.reply
         if reply is not None:
             answered = self._save(reply, self._reply_file(self._number))
-            sync(self._folder)  # else the index could outlast the reply, which must never be given anew
+            if self._durable:  # else the index could outlast the reply, which must never be given anew
+                sync(self._folder)
         self._write_index(ClientIndex(self._number, slots, first, answered, charges))
 
     def settle(self, charges: int) -> None:
@@ -172,7 +202,7 @@ class DiskStorage:
         if index.reply is not None:
             named.add(self._reply_file(index.reply.number).name)
         for file in self._folder.iterdir():
-            if file.name not in named | {INDEX, LOCK, LEDGER}:
+            if file.name not in named | {INDEX, BEFORE, LOCK, LEDGER}:
                 file.unlink(missing_ok=True)
 
     def _earlier(self, slot: str) -> tuple[StoredFile, ...]:
@@ -185,7 +215,8 @@ class DiskStorage:
 
     def _save(self, record: object, file: Path) -> StoredFile:
         checksum = save(record, file, durable=False)
-        sync(file)
+        if self._durable:
+            sync(file)
         return StoredFile(self._number, checksum)
 
     def _load(self, kind: type[R], file: Path, stored: StoredFile) -> R:
@@ -196,7 +227,10 @@ class DiskStorage:
 
     def _write_index(self, index: ClientIndex) -> None:
         make_folder(self._folder)
-        save(index, self._folder / INDEX)
+        if self._keeps_before:
+            (self._folder / INDEX).replace(self._folder / BEFORE)
+            self._keeps_before = False
+        save(index, self._folder / INDEX, durable=self._durable)
         self._index = index
         self.remove_unnamed()
 

@@ -163,6 +163,7 @@ def new_runner(
         ClientRuntime(trial.new_network, trial.compute.device, trial.compute.precision, trial.counts_flops),
         behaviors,
         new_budget(trial, site),
+        durable=trial.durable,
     )
 
 

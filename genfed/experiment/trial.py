@@ -76,6 +76,15 @@ class Trial:
     """Differential privacy that protects every example. None: no such protection."""
     client_privacy: DPFedAvg | None = None
     """Differential privacy that protects every client. None: no such protection."""
+    at_site: bool = False
+    """Whether this is a site's part of the trial. The server is then another machine, with another disk."""
+
+    @property
+    def durable(self) -> bool:
+        """Whether what clients store is on the disk before a reply leaves: at a site, with a privacy budget and under
+        masks. Else the trial waits for the disk before each checkpoint.
+        """
+        return self.at_site or self.privacy is not None or self.secure is not None
 
     @property
     def schedule(self) -> Schedule:

@@ -10,7 +10,7 @@ from typing import Any
 
 from genfed.core.client import Server
 from genfed.core.errors import GenfedError
-from genfed.core.files import make_folder
+from genfed.core.files import make_folder, sync_file_system
 from genfed.core.phase import Phase, Reduced, flatten_phases
 from genfed.core.record import save
 from genfed.core.store import FolderStore
@@ -121,6 +121,8 @@ class TrialLoop:
         if every and phase.changes_classifier and (number + 1) % every == 0:
             at, more = self._evaluate(at)
             rows += more
+        if self._trial.stores(phase) and not self._trial.durable:
+            sync_file_system(self._trial.folder)
         return self._save(at, rows)
 
     def _evaluate(self, at: Checkpoint[Any]) -> tuple[Checkpoint[Any], list[dict[str, Any]]]:

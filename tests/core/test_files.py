@@ -1,11 +1,14 @@
 """Files that are written whole or not at all, and locks."""
 
+import ctypes
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
 from genfed.core.errors import GenfedError
-from genfed.core.files import atomic_write, exclusive_lock
+from genfed.core.files import atomic_write, exclusive_lock, sync_file_system
 
 
 @pytest.mark.parametrize("durable", [False, True])
@@ -42,3 +45,26 @@ def test_a_lock_is_held_until_the_end_of_the_block(tmp_path: Path) -> None:
     with exclusive_lock(tmp_path / ".lock"), pytest.raises(GenfedError, match="in use"):
         take()
     take()
+
+
+@pytest.mark.parametrize("system", ["Linux", "another"])
+def test_a_file_system_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, system: str) -> None:
+    waited: list[str] = []
+    monkeypatch.setattr(os, "sync", lambda: waited.append("all"))
+    if system == "another":
+        monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: object())
+    sync_file_system(tmp_path)
+    assert waited == ([] if hasattr(ctypes.CDLL(None), "syncfs") else ["all"])
+
+
+def test_a_disk_that_fails_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full:
+        def syncfs(self, handle: int) -> int:
+            ctypes.set_errno(errno.ENOSPC)
+            return -1
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: Full())
+    with pytest.raises(OSError, match="No space left on device"):
+        sync_file_system(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        sync_file_system(tmp_path / "none")

@@ -1176,6 +1176,22 @@ def test_other_data_in_the_middle_of_a_run_are_refused_by_their_site(tmp_path: P
     assert state_of(out, "fedavg") == state_of(tmp_path / "embedded", "fedavg")
 
 
+def test_what_a_site_stores_is_on_its_disk_before_its_reply_leaves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, forced, fsync = some("local"), set[str](), os.fsync
+    grid, out = Grid(sites(config, tmp_path / "sites")), tmp_path / "run"
+
+    def watched(handle: int) -> None:
+        forced.add(Path(f"/proc/self/fd/{handle}").readlink().name)
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    assert not serve(config, grid, out).error
+    assert "model.0.safetensors" in forced
+    assert f".index.safetensors.{os.getpid()}.part" in forced
+
+
 def test_a_site_that_has_lost_what_it_stored_says_so(tmp_path: Path) -> None:
     config = some("local")
     files = sites(config, tmp_path / "sites")

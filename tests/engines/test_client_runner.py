@@ -19,7 +19,7 @@ from genfed.core.record import Packed, pack, unpack
 from genfed.core.rng import stream
 from genfed.core.task import Data, Task
 from genfed.engines.client_runner import ClientRunner, ClientRuntime, use_threads
-from genfed.engines.client_storage import INDEX, DiskStorage, to_stored
+from genfed.engines.client_storage import BEFORE, INDEX, DiskStorage, to_stored
 from genfed.engines.in_process import InProcess
 from genfed.engines.messages import PackedReply, RoundId
 from genfed.engines.round import Failure, Job
@@ -124,6 +124,34 @@ def test_a_record_is_on_the_disk_before_the_index_that_names_it(
     assert ("reply.0", False) in forced
     assert forced[-3][0] == "7", "the names of both, before the index is written"
     assert forced[-1] == ("7", True)
+
+
+def test_storage_that_is_not_durable_waits_for_no_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(handle: int) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    for number in (0, 1, 1, 2):
+        store = DiskStorage(tmp_path, number, (NOTE,), durable=False)
+        store.put(NOTE, Note(str(number)))
+        store.commit()
+    assert sorted(p.name for p in tmp_path.iterdir()) == [BEFORE, INDEX, "note.1.safetensors", "note.2.safetensors"]
+    (tmp_path / INDEX).write_bytes(b"")
+    assert DiskStorage(tmp_path, 2, (NOTE,), since=1, durable=False).get(NOTE) == Note("1")
+    for durable, since in ((False, 2), (True, 1), (True, None)):
+        with pytest.raises(StorageError, match=r"index.safetensors is damaged .*; put .* back as it was"):
+            DiskStorage(tmp_path, 2, (NOTE,), since=since, durable=durable)
+
+
+def test_a_damaged_index_does_not_replace_the_one_before(tmp_path: Path) -> None:
+    """A power cut, and another one in the same round."""
+    for number in (0, 1, 2):
+        keep(DiskStorage(tmp_path, number, (NOTE,), durable=False), NOTE, Note(str(number)))
+    for _ in range(2):
+        (tmp_path / INDEX).write_bytes(b"")
+        keep(DiskStorage(tmp_path, 2, (NOTE,), since=1, durable=False), NOTE, Note("2"))
+    (tmp_path / INDEX).write_bytes(b"")
+    assert DiskStorage(tmp_path, 2, (NOTE,), since=1, durable=False).get(NOTE) == Note("1")
 
 
 def test_undeclared_slots_are_refused(tmp_path: Path) -> None:

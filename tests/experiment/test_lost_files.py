@@ -1,6 +1,7 @@
 """What a checkpoint counts on must be there: files that are missing, old or edited stop a run with one line."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,8 +11,10 @@ import pytest
 
 from genfed.artifacts.export import export, find_trained
 from genfed.core.errors import GenfedError
+from genfed.core.files import sync_file_system
 from genfed.core.record import Packed, compute_checksum, load, save, to_bytes
-from genfed.engines.client_storage import INDEX, LEDGER, ClientIndex, StoredFile
+from genfed.engines.client_storage import BEFORE, INDEX, LEDGER, ClientIndex, StoredFile
+from genfed.experiment import trial_loop
 from genfed.experiment.checkpoint import STATE
 from genfed.experiment.run_folder import RunFolder
 from genfed.privacy.client_level import RELEASES
@@ -82,12 +85,22 @@ def newest(client: Path) -> Path:
     return client / "model.1.safetensors"
 
 
+def of_both(lose: Callable[[Path], None]) -> Callable[[Path], None]:
+    """Loses the index and the one before it."""
+
+    def lose_both(client: Path) -> None:
+        for name in (INDEX, BEFORE):
+            lose(client / name)
+
+    return lose_both
+
+
 LOSSES: dict[str, Callable[[Path], object]] = {
     "a file": lambda client: newest(client).unlink(),
     "a damaged file": lambda client: flip(newest(client)),
     "an older file": lambda client: shutil.copy(client.parent / "0-before", newest(client)),
-    "the index": lambda client: (client / INDEX).unlink(),
-    "a damaged index": lambda client: flip(client / INDEX),
+    "the index": of_both(Path.unlink),
+    "a damaged index": of_both(flip),
     "an older index": lambda client: save(ClientIndex(0, {}, {}), client / INDEX),
     "all files": lambda client: shutil.rmtree(client),
     "the folder of clients": lambda client: shutil.rmtree(client.parent),
@@ -108,6 +121,81 @@ def test_a_resume_without_what_a_client_stored_is_refused(
     shutil.copytree(RunFolder(stopped).trial("local", 0) / "clients", clients, dirs_exist_ok=True)
     start(config(), out, on_existing="resume")
     assert left_by(out) == left_by(whole)
+
+
+TORN: dict[str, Callable[[Path], object]] = {
+    "empty": lambda file: file.write_bytes(b""),
+    "half": lambda file: file.write_bytes(file.read_bytes()[: file.stat().st_size // 2]),
+    "zeros": lambda file: file.write_bytes(bytes(file.stat().st_size)),
+    "missing": lambda file: file.unlink(),
+}
+
+
+@pytest.mark.parametrize("how", TORN)
+@pytest.mark.parametrize("which", ["index", "record", "both"])
+def test_a_power_cut_can_damage_only_the_round_that_is_repeated(
+    stopped: Path, whole: Path, tmp_path: Path, how: str, which: str
+) -> None:
+    """What was stored after the last checkpoint was never forced to the disk."""
+    out = tmp_path / "run"
+    shutil.copytree(stopped, out)
+    client = RunFolder(out).trial("local", 0) / "clients" / "0"
+    assert load(ClientIndex, client / INDEX).last == 2
+    names = {"index": [INDEX], "record": ["model.2.safetensors"], "both": [INDEX, "model.2.safetensors"]}[which]
+    for name in names:
+        TORN[how](client / name)
+    start(config(), out, on_existing="resume")
+    assert left_by(out) == left_by(whole)
+
+
+@pytest.mark.parametrize("how", TORN)
+def test_a_power_cut_in_the_first_round_loses_nothing(whole: Path, tmp_path: Path, how: str) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(StoppedError):
+        start(config(), out, notify=stop_in(0))
+    TORN[how](RunFolder(out).trial("local", 0) / "clients" / "0" / INDEX)
+    start(config(), out, on_existing="resume")
+    assert left_by(out) == left_by(whole)
+
+
+@pytest.mark.parametrize(
+    ("table", "durable"),
+    [
+        (config(), False),
+        (config("fedproto"), False),
+        (config("fedavg", privacy=DP_SGD), True),
+        (tiny("fedavg", federation=FEW | {"clients": 4}, secure_aggregation={}), True),
+    ],
+)
+def test_the_disk_has_what_a_checkpoint_counts_on(
+    table: dict[str, Any], durable: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    fsync, wait = os.fsync, sync_file_system
+
+    def watched(handle: int) -> None:
+        path = Path(f"/proc/self/fd/{handle}").readlink()
+        if "clients" in path.parent.parts and path.is_file():
+            events.append("client")
+        elif path.name.startswith(f".{STATE}"):
+            events.append("checkpoint")
+        fsync(handle)
+
+    def waited(path: Path) -> None:
+        events.append("all")
+        wait(path)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    monkeypatch.setattr(trial_loop, "sync_file_system", waited)
+    table |= {"defaults": {"rounds": 2}, "compute": {"workers": 0}, "evaluation": {"every": 0}}
+    start(table, tmp_path / "run")
+    if durable:
+        assert events.count("client") >= 2 * 2 * 2
+        assert "all" not in events
+    else:
+        kept = [event for event in events if event != "client"]
+        assert "client" not in events
+        assert kept == ["checkpoint", "all", "checkpoint", "all", "checkpoint", "checkpoint"]
 
 
 def test_the_trial_can_be_done_again(stopped: Path, whole: Path, tmp_path: Path) -> None:
