@@ -13,6 +13,7 @@ import pytest
 from genfed.cli import main as cli
 from genfed.cli.common import open_console
 from genfed.core.errors import GenfedError
+from genfed.core.text import LINE
 from genfed.engines.in_process import InProcess
 from genfed.engines.round import Failure
 from genfed.report.formatting import TextTable, format_markdown
@@ -66,7 +67,7 @@ def test_a_log_holds_no_line_that_a_client_forged(run: Path) -> None:
     assert "WARNING forged line" in text
     assert "\x1b" not in text
     assert all(re.match(r"\d{4}-\d\d-\d\d |    ", line) for line in text.splitlines())
-    assert max(map(len, text.splitlines())) < 1000
+    assert max(map(len, text.splitlines())) < 2 * LINE
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert max(len(reason) for row in rows for reason in row.get("failed", {}).values()) <= 400
 

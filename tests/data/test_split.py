@@ -182,9 +182,9 @@ def test_parts_and_classes_are_described() -> None:
     summary = Digits().build_dataset("table", given, ("well", "ill\n"), {}).summary
     assert summary.facts == (
         "examples: train 22, validation 3 (split off), test 2",
-        "classes (train/validation/test): well 19/2/2, ill  3/1/0",
+        "classes (train/validation/test): well 19/2/2, ill\\n 3/1/0",
     )
     assert summary.warnings == (
-        "few training examples of a class: ill  3",
-        "the test part has no example of class ill ",
+        "few training examples of a class: ill\\n 3",
+        "the test part has no example of class ill\\n",
     )
