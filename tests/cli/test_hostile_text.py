@@ -69,7 +69,7 @@ def test_a_log_holds_no_line_that_a_client_forged(run: Path) -> None:
     assert all(re.match(r"\d{4}-\d\d-\d\d |    ", line) for line in text.splitlines())
     assert max(map(len, text.splitlines())) < 2 * LINE
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert max(len(reason) for row in rows for reason in row.get("failed", {}).values()) <= 400
+    assert max(len(reason) for row in rows for reason in row.get("failed", {}).values()) <= LINE
 
 
 def test_a_terminal_gets_no_command(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
