@@ -343,7 +343,7 @@ def test_what_goes_wrong_at_sites_is_named_and_the_round_goes_on(federation: Fed
         "train round 0: client 1 excluded: site b: ValueError; its own log says more",
         "train round 0: client 2 excluded: ",
         "train round 1: client 1 excluded: ",
-        "train round 1: client 2 excluded: site c: not a packed record",
+        "train round 1: client 2 excluded: site c: it is no message of genfed (RecordError: not a packed record",
         "client 1: site b: its process died; sent again",
         f"train round 2: client 2 excluded: site c: {late}",
     ):
