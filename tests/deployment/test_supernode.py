@@ -140,7 +140,7 @@ def test_the_end_of_a_node_is_explained(site: LocatedSite) -> None:
     why = supernode._explain_end(site, 1, b"INFO : x\n[code: 2004] Failed to activate SuperNode.\n\n")
     assert why.startswith("the server does not admit north now: ")
     why = supernode._explain_end(site, 3, b"INFO : x\nERROR :   \x1b[31mit broke" + b"!" * 999 + b"\n")
-    assert why.startswith("the SuperNode ended (exit code 3): ERROR :   [31mit broke!!!")
+    assert why.startswith("the SuperNode ended (exit code 3): ERROR :   \\x1b[31mit broke!!!")
     assert len(why.splitlines()) == 1
     assert len(why) < 500
     assert "it printed nothing; see " in supernode._explain_end(site, 1, b"")

@@ -163,10 +163,11 @@ def test_after_a_later_round_nothing_more_is_revealed(server: LyingServer, numbe
         open_twice(server, lambda client: server.ask("l", number, client, Empty()))
 
 
-def test_an_upload_is_read_where_secrets_are_rolled_back(server: LyingServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A positive control of the tests before."""
+def test_signed_lists_are_a_second_line(server: LyingServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where requests came in any order, a client that has signed one list would still sign no other."""
     monkeypatch.setattr(ClientRunner, "_recall", lambda *_: None)
-    assert open_twice(server, lambda client: server.ask("l", 13, client, Empty())) == [1.0, 0.25, 0.25, 0.25]
+    with pytest.raises(GenfedError, match="it has signed another list of survivors in this round"):
+        open_twice(server, lambda client: server.ask("l", 13, client, Empty()))
 
 
 @pytest.mark.parametrize(("name", "number"), [("p", 14), ("p", 12), ("q", 14), ("q", 13), ("p", 99)])
