@@ -32,7 +32,12 @@ def clip_update(updates: Mapping[str, Any], clip: float) -> tuple[float, float]:
     length = norm_of(updates)
     if not math.isfinite(length):
         raise GenfedError("its update is not finite")
-    return length, min(1.0, clip / length) if length else 1.0
+    return length, clip_factor(length, clip)
+
+
+def clip_factor(length: float, clip: float) -> float:
+    """Returns the factor that brings an update of this L2 norm, which is finite, to at most `clip`."""
+    return min(1.0, clip / length) if length else 1.0
 
 
 def norm_of(updates: Mapping[str, Any]) -> float:

@@ -19,7 +19,7 @@ from genfed.core.client import Client, ClientStorage, Server, Slot
 from genfed.core.errors import GenfedError, StorageError, WithheldError
 from genfed.core.phase import Phase, Reduced, Reply
 from genfed.core.text import indent_lines
-from genfed.privacy.clipping import clip_update, norm_of, subtract, zeros_like
+from genfed.privacy.clipping import clip_factor, norm_of, subtract, zeros_like
 from genfed.privacy.noise import check_noise, draw_noise, step_of
 from genfed.privacy.randomness import os_randomness, seeded_randomness
 
@@ -133,11 +133,11 @@ class _NoisyWork:
             value, before = mean.extract(getattr(upload, name)), getattr(sent, name, None)
             before = zeros_like(value) if before is None else mean.extract(before)
             origins[name], updates[name] = before, map_tree(subtract, before, value)
-        if math.isfinite(norm_of(updates)):
+        if math.isfinite(length := norm_of(updates)):
             storage.release()
         else:
-            updates = {name: zeros_like(each) for name, each in updates.items()}
-        (_, factor), random = clip_update(updates, self.clip), self.draws(client)
+            length, updates = 0.0, {name: zeros_like(each) for name, each in updates.items()}
+        factor, random = clip_factor(length, self.clip), self.draws(client)
 
         def add_noise(before: Any, update: Any) -> Any:
             return _add_noise(before, update * factor, self.std, random, clip=self.clip, step=self.step)
