@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from genfed.core.errors import GenfedError, first_line
-from genfed.privacy.settings import LEAST_NOISE, Accountant, PrivacySettings
+from genfed.privacy.settings import LEAST_NOISE, MOST_NOISE, Accountant, PrivacySettings
 
 log = logging.getLogger(__name__)
 Mechanism = tuple[float, float, int]
@@ -36,8 +36,6 @@ WITHIN = 1.01
 """Maximum ratio of a noise multiplier to the smallest one that would be enough."""
 
 
-MOST_NOISE = 1e6
-"""Largest noise multiplier for which ε is computed. More noise counts as this, and less than `LEAST_NOISE` as none."""
 LEAST_RATE = 1e-9
 """Smallest sampling rate for which ε is computed. Lower ones count as this one."""
 PRV_BYTES, PRV_POINTS = 2**30, 2**24
@@ -70,7 +68,8 @@ def epsilon(mechanisms: Sequence[Mechanism], delta: float, accountant: Accountan
 
 def account(mechanisms: Sequence[Mechanism], delta: float, accountant: Accountant) -> PrivacyCost:
     """Returns the ε of these mechanisms together, by Opacus's accountants. The size of the PRV accountant's mesh is
-    known before it is allocated. If it is too large, or if PRV is not reliable, ε comes from RDP, which is larger.
+    known before it is allocated. If it is too large, or if PRV is not reliable, ε comes from RDP, which is larger. More
+    noise than `MOST_NOISE` counts as that, and less than `LEAST_NOISE` as none.
 
     Args:
         mechanisms: what a client or site is charged for.

@@ -10,8 +10,8 @@ from genfed.core.settings import settings
 from genfed.privacy.noise import LONGEST, SHORTEST, ClipNorm
 
 Accountant = Literal["prv", "rdp"]
-LEAST_NOISE = 1e-3
-"""Smallest noise multiplier above 0."""
+LEAST_NOISE, MOST_NOISE = 1e-3, 1e6
+"""Smallest noise multiplier above 0, and largest one."""
 
 
 @settings
@@ -21,7 +21,7 @@ class PrivacySettings:
     kind: ClassVar[str]
     """Name of the mechanism in a config."""
 
-    noise_multiplier: Annotated[float, Field(ge=0, le=1e6)] | None = None
+    noise_multiplier: Annotated[float, Field(ge=0, le=MOST_NOISE)] | None = None
     """Noise standard deviation divided by the clipping norm, from 1e-3 to 1e6. 0: no noise, ε = ∞. Unset: the smallest
     value that keeps `epsilon` over all rounds in which a client takes part."""
     epsilon: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
@@ -148,6 +148,6 @@ class ClientNoiseDemand(LifetimeBudget):
     all runs in which it takes part.
     """
 
-    noise_multiplier: Annotated[float, Field(ge=LEAST_NOISE, le=1e6)] | None = None
+    noise_multiplier: Annotated[float, Field(ge=LEAST_NOISE, le=MOST_NOISE)] | None = None
     """Smallest accepted noise multiplier of a round: that of the noise of `secure_aggregation.minimum_group` clients
     together. Unset: any that keeps the budget."""
