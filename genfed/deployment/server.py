@@ -22,7 +22,7 @@ from genfed.config.settings import Config
 from genfed.core.aggregate import ClientInfo
 from genfed.core.errors import GenfedError, describe_error, first_line
 from genfed.core.federated_data import FederatedData
-from genfed.core.files import atomic_write
+from genfed.core.files import write_file
 from genfed.core.task import Data, Task
 from genfed.data.sites import Sites
 from genfed.deployment import agreement
@@ -37,9 +37,9 @@ from genfed.experiment.progress import RunProgressBar
 from genfed.experiment.run import run_on
 from genfed.experiment.run_folder import OnExisting, RunFolder, default_folder
 from genfed.experiment.trial import Trial
-from genfed.privacy.accounting import LEAST_RATE, MOST_NOISE, Mechanism
+from genfed.privacy.accounting import LEAST_RATE, Mechanism
 from genfed.privacy.plan import check_reported, limit_cost
-from genfed.privacy.settings import LEAST_NOISE
+from genfed.privacy.settings import LEAST_NOISE, MOST_NOISE
 
 log = logging.getLogger(__name__)
 SITES = "sites.json"
@@ -109,8 +109,7 @@ def main(grid: Any, settings: Mapping[str, Any]) -> None:
         traceback.print_exc()
         outcome = Outcome(error=f"{describe_error(error)}; flwr-run.log says more")
     if wanted.outcome:
-        with atomic_write(Path(wanted.outcome)) as part:
-            part.write_bytes(TypeAdapter(Outcome).dump_json(outcome))
+        write_file(Path(wanted.outcome), TypeAdapter(Outcome).dump_json(outcome))
     if outcome.error:
         say(outcome.error)
 
@@ -269,8 +268,7 @@ def _read_names(folder: RunFolder) -> list[str]:
 @contextlib.contextmanager
 def _keep_names(folder: RunFolder, clients: "_SiteClients", names: Sequence[str]) -> Iterator["_SiteClients"]:
     """Yields the clients; the run's folder has the names of their sites, so that a resumed run takes no others."""
-    with atomic_write(folder.path / SITES, durable=True) as part:
-        part.write_text(json.dumps(names) + "\n", "utf-8")
+    write_file(folder.path / SITES, json.dumps(names) + "\n", durable=True)
     yield clients
 
 

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from genfed.audits.findings import AuditResult, Audits, Estimate, Reading, ReportImage, Verdict
 from genfed.core.errors import GenfedError
-from genfed.core.files import atomic_write
+from genfed.core.files import write_file
 from genfed.report.formatting import NONE, TextTable, build_rich_table
 
 FILE = "audits.json"
@@ -66,8 +66,7 @@ class PrivacySection(NamedTuple):
 
 def write_audits(audits: Audits, run: Path) -> None:
     """Writes audits.json into the folder of a run, completely or not at all."""
-    with atomic_write(run / FILE) as part:
-        part.write_bytes(pydantic.TypeAdapter(Audits).dump_json(audits, indent=1))
+    write_file(run / FILE, pydantic.TypeAdapter(Audits).dump_json(audits, indent=1))
 
 
 def read_audits(run: Path) -> Audits | None:
