@@ -30,11 +30,11 @@ def find_copies(y: Mapping[str, Tensor], keys: Mapping[str, Sequence[bytes]]) ->
     """
     seen, copies = set[tuple[bytes, int]](), {}
     for part in (part for part in _ORDER if part in keys):
-        found = torch.zeros(len(y[part]), dtype=torch.bool)
-        for row, key in enumerate(zip(keys[part], y[part].tolist(), strict=True)):
-            found[row] = key in seen
+        found = []
+        for key in zip(keys[part], y[part].tolist(), strict=True):
+            found.append(key in seen)
             seen.add(key)
-        copies[part] = found
+        copies[part] = torch.tensor(found, dtype=torch.bool)
     return copies
 
 

@@ -115,7 +115,7 @@ def data_fingerprint(shards: FederatedData, public: Tensor | None) -> str:
     return fingerprint + ("" if public is None else digest(pack(PublicExamples(public))))
 
 
-def digest_examples(shards: FederatedData) -> str:
+def digest_pool(shards: FederatedData) -> str:
     """Returns a digest of the training and the held-out examples, the same however they are divided among clients."""
     return "".join(_digest_rows(part) for part in (shards.train, shards.held_out))
 

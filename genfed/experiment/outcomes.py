@@ -11,7 +11,7 @@ from genfed.core.federated_data import FederatedData
 from genfed.experiment import notes, partitioning, sample_grids
 from genfed.experiment.auditing import describe_trial_exchanges
 from genfed.experiment.environment import describe_environment
-from genfed.experiment.inputs import RunInputs, digest_examples
+from genfed.experiment.inputs import RunInputs, digest_pool
 from genfed.experiment.run_folder import RunStart
 from genfed.experiment.trial import Trial
 from genfed.privacy.guarantee import PrivacyGuarantee
@@ -44,7 +44,7 @@ class TrialOutcomes:
         self.clients[seed] = shards.clients
         if len(shards.train):
             self.class_counts[str(seed)] = partitioning.count_classes(shards)
-            self.data_digest[str(seed)] = digest_examples(shards)
+            self.data_digest[str(seed)] = digest_pool(shards)
         values = tuple(own.values for each in shards.own.values() for own in each)
         if any(values):
             self.natural_values[str(seed)] = values

@@ -17,10 +17,9 @@ from genfed.core.errors import GenfedError
 from genfed.core.record import Packed, digest
 from genfed.experiment.run_folder import RunFolder
 from genfed.privacy.site_budget import BUDGET
+from genfed.report.metrics_log import MACHINE
 from tests.conftest import TINY, start, tiny
 
-MOVES = ("seconds", "lost")
-"""Columns of metrics that depend on the machine."""
 LINEAR: dict[str, Any] = {"clients": 3, "architectures": ["linear"], "max_examples": 60}
 NOISE: dict[str, Any] = {"noise_multiplier": 1.0, "delta": 1e-3, "accountant": "rdp", "reproducible_noise": True}
 EXAMPLES, CLIENTS = NOISE | {"kind": "dp_sgd"}, NOISE | {"kind": "dp_fedavg", "delta": 1e-2}
@@ -47,7 +46,7 @@ class ChaosCase:
                     found[name] = digest(Packed(tensors, opened.metadata()["record"]))
         for file in sorted(folder.rglob("metrics.jsonl")):
             rows = [json.loads(line) for line in file.read_text().splitlines()]
-            found[file.name] = [{k: v for k, v in row.items() if k not in MOVES} for row in rows]
+            found[file.name] = [{k: v for k, v in row.items() if k not in MACHINE} for row in rows]
         for file in sorted(folder.rglob("report.json")):
             trials = RunFolder(file.parent).read_report().trials
             found[file.name] = [(trial.method, trial.accuracy, trial.worst, trial.failures) for trial in trials]

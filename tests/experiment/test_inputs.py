@@ -8,7 +8,7 @@ import torch
 from genfed.config.reader import read_config
 from genfed.core.federated_data import FederatedData
 from genfed.core.task import Data
-from genfed.experiment.inputs import digest_examples, load_data
+from genfed.experiment.inputs import digest_pool, load_data
 from genfed.experiment.partitioning import partition_data
 from tests.conftest import start, tiny
 
@@ -21,15 +21,15 @@ def shards() -> FederatedData:
 def test_the_digest_ignores_who_holds_what() -> None:
     made = shards()
     order = torch.randperm(len(made.train), generator=torch.Generator().manual_seed(0))
-    assert digest_examples(replace(made, train=made.train[order])) == digest_examples(made)
+    assert digest_pool(replace(made, train=made.train[order])) == digest_pool(made)
 
 
 def test_the_digest_sees_one_pixel_one_label_and_one_row() -> None:
     made = shards()
-    found = {digest_examples(made)}
+    found = {digest_pool(made)}
     for x, y in _changes(made):
-        found.add(digest_examples(replace(made, train=Data(x, y))))
-        found.add(digest_examples(replace(made, held_out=Data(x, y))))
+        found.add(digest_pool(replace(made, train=Data(x, y))))
+        found.add(digest_pool(replace(made, held_out=Data(x, y))))
     assert len(found) == 7
 
 
