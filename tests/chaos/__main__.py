@@ -32,6 +32,8 @@ CALLS = (
 """System calls at which runs are killed: those that change something outside the process."""
 LIMIT = 300.0
 """Seconds for one run."""
+PATIENCE = 20.0
+"""Seconds in which strace ends."""
 TRIES = 3
 """Number of resumes after which a run must be done."""
 
@@ -89,9 +91,18 @@ def run_once(case: ChaosCase, folder: Path, options: list[str] | None = None) ->
         os.kill(child, signal.SIGCONT)
     status = _await(child)
     if tracer is not None:
-        tracer.terminate()
-        tracer.wait()
+        _end(tracer)
     return status
+
+
+def _end(tracer: subprocess.Popen[bytes]) -> None:
+    """Ends strace. It may wait for a process of which a thread waits for it: then it is killed, and lets both go."""
+    tracer.terminate()
+    try:
+        tracer.wait(PATIENCE)
+    except subprocess.TimeoutExpired:
+        tracer.kill()
+        tracer.wait()
 
 
 def _await(child: int) -> int:

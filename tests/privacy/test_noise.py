@@ -329,4 +329,5 @@ def test_a_client_adds_one_draw_to_one_number() -> None:
         noisy(Both({"w": torch.zeros(1)}, 0.0), FINE)
     assert "a tensor of shape (1,) where it uploads one of shape (3,)" in str(caught.value.__cause__)
     many = noisy(replace(FINE, body={"w": torch.zeros(500)}), replace(FINE, body={"w": torch.zeros(500)}))
-    assert len(set(many.body["w"].tolist())) == 500
+    # Draws of single precision are alike now and then by chance; one draw for all would leave one value.
+    assert len(set(many.body["w"].tolist())) > 490
