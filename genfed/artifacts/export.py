@@ -18,7 +18,7 @@ from genfed.config import registry
 from genfed.config.architectures import Architectures
 from genfed.config.reader import source_table
 from genfed.core.errors import GenfedError, describe_error, first_line, require
-from genfed.core.files import make_folder, write_file
+from genfed.core.files import holds_nothing, make_folder, write_file
 from genfed.core.task import Task
 from genfed.data.encoder import Encoder
 from genfed.data.sites import Sites
@@ -93,7 +93,7 @@ def export(
     """
     out = out.absolute()  # a user's own code may change the working directory
     model = find_trained(run, method, seed, client)
-    if out.exists() and (out.is_file() or any(out.iterdir())):
+    if out.is_file() or not holds_nothing(out):
         raise GenfedError(f"{out} exists already; give another --out")
     about = _describe(model)
     if form == "onnx":

@@ -15,7 +15,7 @@ from pydantic import Field, InstanceOf
 
 from genfed.config.reader import build_settings, dump_toml, flatten_settings, read_source, read_table
 from genfed.core.errors import GenfedError
-from genfed.core.files import exclusive_lock, make_folder, write_file
+from genfed.core.files import exclusive_lock, holds_nothing, make_folder, remove_parts, write_file
 from genfed.core.settings import settings
 from genfed.data.dataset import Dataset, Source
 from genfed.engines.client_runner import use_threads
@@ -134,6 +134,7 @@ def run_pretraining(
             return PretrainingCard(**about | {"losses": tuple(about["losses"])})
         if on_existing == "replace":
             _clear(folder)
+        remove_parts(folder)
         write_file(folder / SETTINGS, dump_toml(config))
         card = _train(config, examples, folder, notify)
         write_file(finished, json.dumps(vars(card), indent=1) + "\n")
@@ -145,7 +146,7 @@ def run_pretraining(
 def _check_existing(config: PretrainingSettings, folder: Path, on_existing: OnExisting) -> None:
     """Refuses a directory that holds something else, or a pretraining that cannot be gone on with."""
     settings_file = folder / SETTINGS
-    if not (folder.exists() and {entry.name for entry in folder.iterdir()} - {".lock"}):
+    if holds_nothing(folder):
         return
     if not settings_file.exists():
         raise GenfedError(f"{folder} holds files that are no pretraining of genfed; choose another --out")

@@ -17,7 +17,7 @@ from genfed.artifacts.trained_model import SelectedTrial, select_trial
 from genfed.config.architectures import Architectures
 from genfed.core.client import Server
 from genfed.core.errors import GenfedError
-from genfed.core.files import make_folder, open_file
+from genfed.core.files import holds_nothing, make_folder, open_file
 from genfed.core.rng import stream
 from genfed.core.store import FolderStore
 from genfed.core.task import Task
@@ -74,7 +74,7 @@ def write_samples(
     form = form or ("npz" if out.suffix == ".npz" else "png")
     if form == "png" and (task.kind != "image" or task.shape[0] not in (1, 3)):
         raise GenfedError(f"examples of shape {task.shape} are no PNG, which has 1 or 3 channels: use --format npz")
-    if out.exists() and (out.is_file() or any(out.iterdir())):
+    if out.is_file() or not holds_nothing(out):
         raise GenfedError(f"{out} exists already; give another --out")
     if chosen.config.method[chosen.label].generates:
         return _write(_generate(chosen, n, draw), _saver(chosen, form), task, out, form, notify)

@@ -68,6 +68,16 @@ def atomic_write(path: Path, *, durable: bool = False) -> Iterator[Path]:
         sync(path.parent)  # the rename too
 
 
+def holds_nothing(folder: Path) -> bool:
+    """Returns whether a folder is missing or empty, but for a lock and temporary files of `atomic_write`: a process may
+    have been killed before it wrote its first file.
+    """
+    if not folder.exists():
+        return True
+    names = {entry.name for entry in folder.iterdir()} - {".lock"}
+    return all(name.startswith(".") and name.endswith(".part") for name in names)
+
+
 def remove_parts(folder: Path, name: str = "*") -> None:
     """Deletes the temporary files of `atomic_write` that killed processes left, in a folder and in those below it. No
     other process may be writing them. `name`: pattern of the names of the files that were to be written.

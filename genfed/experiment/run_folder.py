@@ -16,7 +16,7 @@ from genfed.audits.findings import Audits
 from genfed.config.reader import decisive_settings, read_config, refuse_old_run, to_toml
 from genfed.config.settings import Config
 from genfed.core.errors import GenfedError
-from genfed.core.files import exclusive_lock, make_folder, open_file, remove_parts, write_file
+from genfed.core.files import exclusive_lock, holds_nothing, make_folder, open_file, remove_parts, write_file
 from genfed.core.text import LogFormatter
 from genfed.data.encoder import Encoder, read_encoder
 from genfed.report.privacy_section import NOTHING, read_audits
@@ -166,7 +166,7 @@ class RunFolder:
         if self.config.exists():
             if on_existing == "refuse":
                 raise GenfedError(f"{self} holds a run: go on with --resume, delete it with --fresh, or change --out")
-        elif self.path.exists() and {entry.name for entry in self.path.iterdir()} - {".lock"}:
+        elif not holds_nothing(self.path):
             raise GenfedError(f"{self} holds files that are no run of genfed; choose another --out")
 
     @contextlib.contextmanager

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from genfed.core.errors import GenfedError
-from genfed.core.files import atomic_write, exclusive_lock, sync_file_system
+from genfed.core.files import atomic_write, exclusive_lock, holds_nothing, sync_file_system
 
 
 @pytest.mark.parametrize("durable", [False, True])
@@ -20,6 +20,16 @@ def test_a_file_is_replaced_at_the_end_of_the_block(tmp_path: Path, durable: boo
         assert file.read_text() == "before"
     assert file.read_text() == "after"
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_what_a_kill_before_the_first_file_leaves_is_nothing(tmp_path: Path) -> None:
+    assert holds_nothing(tmp_path / "missing")
+    assert holds_nothing(tmp_path)
+    for name in (".lock", ".config.toml.10096.part"):
+        (tmp_path / name).touch()
+    assert holds_nothing(tmp_path)
+    (tmp_path / "notes.part").touch()
+    assert not holds_nothing(tmp_path)
 
 
 def test_a_block_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:
