@@ -37,6 +37,7 @@ from genfed.deployment.site_settings import LocatedSite, SiteSettings, read_site
 from genfed.deployment.trial_description import (
     TrialDescription,
     check_rounds,
+    fingerprint_description,
     read_description,
     read_descriptions,
     read_whole,
@@ -366,6 +367,7 @@ def _trial(site: LocatedSite, holding: SiteHoldings, about: TrialDescription, cl
         signer=None if about.secure_aggregation is None else load_signer(site),
         privacy=None if about.privacy is None else read_privacy(about.privacy, DPSGD),
         client_privacy=None if about.client_privacy is None else read_privacy(about.client_privacy, DPFedAvg),
+        description=fingerprint_description(about),
         at_site=True,
     )
 

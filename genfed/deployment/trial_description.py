@@ -2,6 +2,8 @@
 table of all that a server says.
 """
 
+import hashlib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
@@ -98,6 +100,12 @@ def read_description(text: object) -> TrialDescription:
     for name in ("method", "secure_aggregation", "privacy", "client_privacy"):
         check_values(getattr(found, name), name)
     return found
+
+
+def fingerprint_description(about: TrialDescription) -> str:
+    """Returns a fingerprint of all that a server says about a trial: equal descriptions have equal ones."""
+    text = TypeAdapter(TrialDescription).dump_json(about).decode()
+    return hashlib.sha256(json.dumps(json.loads(text), sort_keys=True).encode()).hexdigest()
 
 
 def _validate(text: str) -> TrialDescription | str:

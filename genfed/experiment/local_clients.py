@@ -152,7 +152,8 @@ def new_runner(
                 del phases[phase.name]  # no request can get the upload without masks
                 charge = None if charge_upload is None else functools.partial(charge_upload, phase.name)
                 noisy, count = with_client_noise(phase, trial, charge), len(trial.shards.clients)
-                phases |= {part.name: part for part in make_secure(noisy, trial.secure, count, trial.signer)}
+                secure = make_secure(noisy, trial.secure, count, trial.signer, trial.description)
+                phases |= {part.name: part for part in secure}
     attack = trial.attack
     behaviors = dict.fromkeys(attack.attackers(trial.shards.clients, trial.seed), attack) if attack else {}
     return ClientRunner(

@@ -76,6 +76,9 @@ class Trial:
     """Differential privacy that protects every example. None: no such protection."""
     client_privacy: DPFedAvg | None = None
     """Differential privacy that protects every client. None: no such protection."""
+    description: str = ""
+    """Fingerprint of the description by which the site that has the trial's client acts. Under secure aggregation sites
+    that got another one are in no sum with it. Empty: no server described the trial."""
     at_site: bool = False
     """Whether this is a site's part of the trial. The server is then another machine, with another disk."""
 

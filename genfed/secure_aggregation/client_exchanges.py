@@ -60,6 +60,9 @@ class ClientExchanges:
     """Number of clients of the federation: ids are below it."""
     signer: Signer | None = None
     """Key of the client's own, and those that it trusts. None: a new key in every round, and it trusts all."""
+    trial: str = ""
+    """Fingerprint of the description of the trial by which the client acts. It masks nothing with clients that act by
+    another one. Empty: it was told of none."""
 
     def make_keys(self, client: Client, sent: Empty) -> Reply[OfferedKeys]:
         """Makes new keys for every group."""
@@ -68,8 +71,8 @@ class ClientExchanges:
         for group in list_groups(self.phase.aggregate, client.info):
             (sealing, public_sealing), (masking, public_masking) = new_key_pair(), new_key_pair()
             offered = public_sealing.hex(), public_masking.hex()
-            signature = signer.sign(state_keys(self.phase.name, group, client.info.id, *offered))
-            public = MaskKeys(*offered, signer.public, signature)
+            signature = signer.sign(state_keys(self.phase.name, group, client.info.id, *offered, self.trial))
+            public = MaskKeys(*offered, signer.public, signature, self.trial)
             groups[group] = GroupSecrets(sealing.hex(), masking.hex(), public)
         client.storage.put(SECRETS, ClientSecrets(groups, private))
         return Reply(OfferedKeys({group: secrets.public for group, secrets in groups.items()}))
@@ -78,7 +81,8 @@ class ClientExchanges:
         """Shares the seed of its own mask and its masking key with its neighbors, in every group.
 
         Raises:
-            GenfedError: a group is not its own or too small, or a key is not that of a client that it trusts.
+            GenfedError: a group is not its own or too small, or a key is not that of a client that it trusts and that
+                acts by the same description of the trial.
         """
         me, secrets = client.info.id, _load_secrets(client)
         if any(group.neighbors for group in secrets.groups.values()):
@@ -114,6 +118,8 @@ class ClientExchanges:
                 raise GenfedError(f"client {other} signs with a key that this site does not know")
             if not is_signed(keys.signing, keys.signature, _key_statement(self.phase.name, group, other, keys)):
                 raise GenfedError(f"the keys of client {other} are not signed by it")
+            if keys.trial != self.trial:
+                raise GenfedError(f"the server describes this trial otherwise to client {other}")
 
     def _check_ids(self, me: int, ids: Iterable[int]) -> None:
         """Refuses ids of no client, its own id, and ids that come twice. (A share at −1 would be the secret itself.)"""
@@ -268,7 +274,7 @@ def signed_mask(me: int, other: int, seed: bytes, size: int) -> Tensor:
 
 
 def _key_statement(phase: str, group: str, client: int, keys: MaskKeys) -> bytes:
-    return state_keys(phase, group, client, keys.sealing, keys.masking)
+    return state_keys(phase, group, client, keys.sealing, keys.masking, keys.trial)
 
 
 def _load_secrets(client: Client) -> ClientSecrets:

@@ -20,7 +20,9 @@ class MaskKeys:
     signing: str
     """The key that its signatures are checked with."""
     signature: str
-    """Its signature of the two keys."""
+    """Its signature of the two keys and the trial."""
+    trial: str
+    """Fingerprint of the description of the trial by which the client acts. Empty: there is none."""
 
 
 @dataclass(frozen=True)

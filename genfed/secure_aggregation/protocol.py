@@ -7,7 +7,7 @@ the protocol, without the consistency check.
 
 # differs from the paper: clients publish fingerprints of the shares, so that the server sees whose share is wrong. They
 # sign the keys and the senders of shares together with the list of survivors, since here the server says which clients
-# form a group.
+# form a group. They sign the description of the trial with the keys: it too is the server's word.
 
 import functools
 from collections.abc import Callable
@@ -69,7 +69,7 @@ def name_exchanges(settings: SecureAggregation) -> tuple[str, ...]:
 
 
 def make_secure(
-    phase: Phase[Any], settings: SecureAggregation, clients: int, signer: Signer | None = None
+    phase: Phase[Any], settings: SecureAggregation, clients: int, signer: Signer | None = None, trial: str = ""
 ) -> list[Phase[Any]]:
     """Returns the exchanges that replace one round of a phase. Their state is a `SecureSession`; after the last of them
     its `values` are what the phase's own `update` gets.
@@ -79,11 +79,12 @@ def make_secure(
         settings: the settings of secure aggregation.
         clients: the number of clients of the federation.
         signer: signs for the client of this process. None: clients sign with a new key in every round.
+        trial: fingerprint of the description by which the client of this process acts. Empty: it was told of none.
 
     Raises:
         GenfedError: the phase needs single uploads.
     """
-    return [replace(part, check=None) for part, _ in _make_exchanges(phase, settings, clients, signer)]
+    return [replace(part, check=None) for part, _ in _make_exchanges(phase, settings, clients, signer, trial)]
 
 
 def make_checked(
@@ -95,7 +96,8 @@ def make_checked(
     Raises:
         GenfedError: the phase needs single uploads.
     """
-    return [functools.partial(_bind, part, check) for part, check in _make_exchanges(phase, settings, clients, None)]
+    exchanges = _make_exchanges(phase, settings, clients, None, "")
+    return [functools.partial(_bind, part, check) for part, check in exchanges]
 
 
 def _bind(part: Phase[Any], check: Check, session: SecureSession) -> Phase[Any]:
@@ -106,11 +108,11 @@ def _bind(part: Phase[Any], check: Check, session: SecureSession) -> Phase[Any]:
 
 
 def _make_exchanges(
-    phase: Phase[Any], settings: SecureAggregation, clients: int, signer: Signer | None
+    phase: Phase[Any], settings: SecureAggregation, clients: int, signer: Signer | None, trial: str
 ) -> list[tuple[Phase[Any], Check]]:
     if why := reason_to_refuse_secure(phase):
         raise GenfedError(f"phase {phase.name} cannot be aggregated securely: {why}")
-    client, server = ClientExchanges(phase, settings, clients, signer), ServerExchanges(phase, settings)
+    client, server = ClientExchanges(phase, settings, clients, signer, trial), ServerExchanges(phase, settings)
     generic: Any = SecureWork
     wire, collect, name = Wire(generic[phase.wire_types.sent], MaskedUpload), Collect(), phase.name
     parts: list[tuple[Phase[Any], Check]] = [

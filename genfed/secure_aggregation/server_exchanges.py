@@ -76,9 +76,8 @@ class ServerExchanges:
         for group, keys in upload.keys.items():
             for key in (keys.sealing, keys.masking):
                 agree_key(probe, _read_hex(key, 32, "a public key"), "probe")  # refuses a key that is no secret
-            if not is_signed(
-                keys.signing, keys.signature, state_keys(self.phase.name, group, info.id, keys.sealing, keys.masking)
-            ):
+            statement = state_keys(self.phase.name, group, info.id, keys.sealing, keys.masking, keys.trial)
+            if not is_signed(keys.signing, keys.signature, statement):
                 raise GenfedError("its keys are not signed by it")
             offered = {f"{kind} {getattr(keys, kind)} {group}" for kind in ("sealing", "masking", "signing")}
             if offered & self._seen:

@@ -1081,6 +1081,36 @@ def test_a_site_that_the_others_do_not_know_is_in_no_sum(tmp_path: Path) -> None
     assert "\n" not in outcome.error
 
 
+@pytest.mark.parametrize("lie", ["epochs", "clip", "seed"])
+def test_a_server_that_describes_the_trial_otherwise_to_some_sites_gets_no_sum(lie: str, tmp_path: Path) -> None:
+    """Others that train nothing, or add little noise, would leave a's upload in the sum."""
+    privacy: dict[str, Any] = {"privacy": CLIENTS | NOISY} if lie == "clip" else {}
+    config = some("fedavg", federation=ALIKE, secure_aggregation={}, **privacy)
+
+    def change(text: str) -> str:
+        about = json.loads(text)
+        if lie == "epochs":
+            about["method"]["training"]["epochs"] = 0
+        elif lie == "clip":
+            about["client_privacy"]["clip_norm"] = 1e-3
+        else:
+            about["seed"] += 1
+        return json.dumps(about)
+
+    def answer(handle: Any, message: Any, context: Any) -> Any:
+        head, body = decode_message(message.content)
+        if "open" in head and not context.node_config["site"].endswith("a.toml"):
+            told = head["open"]
+            head["open"] = [change(text) for text in told] if isinstance(told, list) else change(told)
+            message.content = encode_message(head, body)
+        return answer_message(handle, message, context)
+
+    demands = with_keys(tmp_path / "sites", "a", "b", "c")
+    outcome = serve(config, Grid(sites(config, tmp_path / "sites", **demands), answer), tmp_path / "run")
+    assert "train.shares round 0: 0 of 3 clients answered" in outcome.error
+    assert "site a: the server describes this trial otherwise to client 1" in outcome.error
+
+
 def test_a_server_cannot_lower_the_share_that_sites_with_known_keys_withstand(tmp_path: Path) -> None:
     config = some("fedavg", federation=ALIKE, secure_aggregation={"threshold": 0.51, "corrupt_share": 0.0})
     grid = Grid(sites(config, tmp_path / "sites", **with_keys(tmp_path / "sites", "a", "b", "c")))

@@ -55,11 +55,17 @@ class Federation:
         up: Seen = lambda exchange, client, record: record,
         down: Seen = lambda exchange, client, record: record,
         signers: Mapping[int, Signer] | None = None,
+        told: Mapping[int, str] | None = None,
     ) -> None:
         self.infos, self.how, self.leaving, self.up, self.down = infos, how, leaving or {}, up, down
         self.kept = {info.id: Kept() for info in infos}
         self.phases: dict[int, dict[str, Phase[Any]]] = {
-            info.id: {p.name: p for p in make_secure(phase, how, len(infos), (signers or {}).get(info.id))}
+            info.id: {
+                p.name: p
+                for p in make_secure(
+                    phase, how, len(infos), (signers or {}).get(info.id), (told or {}).get(info.id, "")
+                )
+            }
             for info in infos
         }
         self.refusals: dict[tuple[str, int], str] = {}

@@ -104,7 +104,11 @@ class Spy:
 
 
 def lie(
-    infos: list[ClientInfo], how: SecureAggregation, change: Seen, signers: Mapping[int, Signer] | None = None
+    infos: list[ClientInfo],
+    how: SecureAggregation,
+    change: Seen,
+    signers: Mapping[int, Signer] | None = None,
+    told: Mapping[int, str] | None = None,
 ) -> tuple[Spy, Federation]:
     """Plays a round in which `change` makes what each client is told. The server checks nothing itself, and goes on
     with whoever answers.
@@ -117,7 +121,7 @@ def lie(
             spy.told[client] = record
         return record
 
-    federation: Any = Federation(infos, how, PHASE, up=spy.up, down=down, signers=signers)
+    federation: Any = Federation(infos, how, PHASE, up=spy.up, down=down, signers=signers, told=told)
     for phase in make_secure(PHASE, how, len(infos)):
         fold, answered = Fold(phase.aggregate, asked), []
         assert phase.send is not None
@@ -263,8 +267,8 @@ def own_keys(client: int, group: str, signer: Signer | None = None) -> tuple[Mas
     signer = signer or signer_of(new_signing_key())
     (sealing, public_sealing), (_, public_masking) = new_key_pair(), new_key_pair()
     offered = public_sealing.hex(), public_masking.hex()
-    signature = signer.sign(state_keys("extractor", group, client, *offered))
-    return MaskKeys(*offered, signer.public, signature), sealing.hex()
+    signature = signer.sign(state_keys("extractor", group, client, *offered, ""))
+    return MaskKeys(*offered, signer.public, signature, ""), sealing.hex()
 
 
 @pytest.mark.parametrize("invented", [-1, -2, 4, 2**521 - 2, 2**32])
@@ -331,6 +335,39 @@ def test_a_server_that_invents_clients_is_refused_where_keys_are_known() -> None
     spy, federation = lie(infos, HOW, lambda exchange, client, record: record, trusting(5))
     assert not federation.refusals
     assert len(spy.masked) == 10
+
+
+def same(exchange: str, client: int, record: Any) -> Any:
+    return record
+
+
+def test_clients_that_were_told_of_another_trial_are_in_no_sum_together() -> None:
+    """Else the others could be told to train nothing, or to add little noise, and the sum would be the victim's."""
+    infos = [ClientInfo(i, "a", 10) for i in range(5)]
+    spy, federation = lie(infos, HOW, same, trusting(5), dict.fromkeys(range(5), "one"))
+    assert not federation.refusals
+    assert len(spy.masked) == 10
+    spy, federation = lie(infos, HOW, same, trusting(5), {0: "another"} | dict.fromkeys(range(1, 5), "one"))
+    assert not spy.masked
+    assert federation.refusals == {
+        ("extractor.shares", 0): "the server describes this trial otherwise to client 1",
+        **{("extractor.shares", i): "the server describes this trial otherwise to client 0" for i in range(1, 5)},
+    }
+
+
+def test_the_trial_of_which_another_was_told_cannot_be_forged() -> None:
+    def change(exchange: str, client: int, record: Any) -> Any:
+        if not exchange.endswith(".shares"):
+            return record
+        mine = "another" if client == 0 else "one"
+        return Neighbors(
+            {g: {o: replace(keys, trial=mine) for o, keys in near.items()} for g, near in record.neighbors.items()}
+        )
+
+    told = {0: "another"} | dict.fromkeys(range(1, 5), "one")
+    spy, federation = lie([ClientInfo(i, "a", 10) for i in range(5)], HOW, change, trusting(5), told)
+    assert not spy.masked
+    assert federation.refusals["extractor.shares", 0] == "the keys of client 1 are not signed by it"
 
 
 def test_keys_that_are_not_signed_by_their_client_are_refused() -> None:
