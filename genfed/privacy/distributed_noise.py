@@ -140,9 +140,18 @@ class _NoisyWork:
         factor, random = clip_factor(length, self.clip), self.draws(client)
 
         def add_noise(before: Any, update: Any) -> Any:
-            return _add_noise(before, update * factor, self.std, random, clip=self.clip, step=self.step)
+            rounding = self._step_of(before) if isinstance(before, Tensor) and before.is_floating_point() else 0.0
+            step = max(rounding, self.step)
+            return _add_noise(before, update * factor, self.std, random, clip=self.clip, step=step)
 
         return replace(upload, **{name: map_tree(add_noise, origins[name], updates[name]) for name in self.means})
+
+    def _step_of(self, sent: Tensor) -> float:
+        """Returns the distance of the numbers to which an upload made of this tensor is rounded, in its format. It is
+        that at the largest number which the update and the noise can make: a server that sends zeros of few digits
+        would else have the noise rounded away.
+        """
+        return step_of(sent, self.clip + RESERVE * self.std)
 
     def _check_sent(self, leaf: Any) -> None:
         """Refuses a leaf that was sent (0: nothing was sent), if an upload made of it could not be added up, or needs
@@ -156,7 +165,7 @@ class _NoisyWork:
         step, limit = self.step, self.limit
         if isinstance(leaf, Tensor):
             largest = float(leaf.double().abs().max()) if leaf.numel() else 0.0
-            step, limit = max(step_of(leaf), step), min(limit, torch.finfo(leaf.dtype).max)
+            step, limit = max(self._step_of(leaf), step), min(limit, torch.finfo(leaf.dtype).max)
         else:
             largest = float(abs(leaf))
         if not largest + self.clip + RESERVE * self.std < limit:  # NaN too
@@ -195,7 +204,7 @@ def _add_noise(before: Any, update: Any, std: float, random: np.random.Generator
         std: standard deviation of the noise. 0: no noise.
         random: the randomness of the noise.
         clip: bound on the update.
-        step: see `add_client_noise`.
+        step: distance of the numbers that the result is rounded to.
 
     Raises:
         GenfedError: the shapes differ, or the noise is too small for the numbers that it is added to. One client's
@@ -214,7 +223,7 @@ def _add_noise(before: Any, update: Any, std: float, random: np.random.Generator
     noisy = before.double() + update
     if std:
         largest = float(before.double().abs().max()) + clip if before.numel() else clip
-        extra = draw_noise(std, before.shape, random, largest=largest, step=max(step_of(before), step))
+        extra = draw_noise(std, before.shape, random, largest=largest, step=step)
         noisy = noisy + extra.to(before.device)
     return noisy.to(before.dtype)
 

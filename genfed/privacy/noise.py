@@ -73,11 +73,15 @@ def draw_noise(
     return std * draw_gaussian(draws, tuple(shape))
 
 
-def step_of(values: Tensor) -> float:
-    """Returns the distance of neighboring numbers at the largest of these values, in their own format. NaN: one of them
-    is not finite.
+def step_of(values: Tensor, added: float = 0.0) -> float:
+    """Returns the distance of neighboring numbers at the largest that these values can become, in their own format.
+    NaN: one of them is not finite.
+
+    Args:
+        values: floating-point numbers.
+        added: bound on the absolute value of what is added to them.
     """
-    largest = float(values.abs().max()) if values.numel() else 0.0
+    largest = (float(values.double().abs().max()) if values.numel() else 0.0) + added
     if not math.isfinite(largest):
         return math.nan
     return torch.finfo(values.dtype).eps * 2.0 ** math.floor(math.log2(largest)) if largest else 0.0

@@ -63,6 +63,8 @@ def test_steps_of_numbers_are_those_of_their_format() -> None:
     assert step_of(torch.tensor([0.7, -5.0])) == 4 * torch.finfo(torch.float32).eps
     assert step_of(torch.tensor([4.0], dtype=torch.bfloat16)) == 4 * 2.0**-7
     assert step_of(torch.zeros(3)) == step_of(torch.zeros(0)) == 0
+    assert step_of(torch.zeros(3, dtype=torch.bfloat16), 5.0) == 4 * 2.0**-7
+    assert step_of(torch.tensor([-5.0]), 3.0) == 8 * torch.finfo(torch.float32).eps
     assert math.isnan(step_of(torch.tensor([1.0, math.inf])))
 
 
@@ -247,12 +249,15 @@ FINE = Both({"w": torch.zeros(3)}, 0.0)
         (Both({"w": torch.full((3,), 2.0**30)}, 0.0), Both({"w": torch.full((3,), 2.0**30)}, 0.0)),
         (Both({"w": torch.full((3,), 8.0, dtype=torch.bfloat16)}, 0.0), Both({"w": torch.full((3,), 8.0)}, 0.0)),
         (Both({"w": torch.zeros(3)}, 2.0**52), Both({"w": torch.zeros(3)}, 2.0**52)),
+        # Zeros have no steps, but the upload is rounded to their format: at 1 to 2⁻⁷ and 2⁻¹⁰.
+        (Both({"w": torch.zeros(3, dtype=torch.bfloat16)}, 0.0), Both({"w": torch.ones(3)}, 0.0)),
+        (Both({"w": torch.zeros(3, dtype=torch.float16)}, 0.0), Both({"w": torch.ones(3)}, 0.0)),
     ],
 )
 def test_a_client_adds_no_noise_that_the_sent_numbers_swallow(sent: Both, upload: Both) -> None:
     events: list[str] = []
     with pytest.raises(GenfedError, match="rounding would remove it"):
-        noisy(sent, upload, events=events)
+        noisy(sent, upload, std=0.1, events=events)
     assert not events, "what was sent is checked before anything is charged, and before any example is used"
     noisy(FINE, FINE, events=events)
     assert events == ["charge", "work", "store"]
@@ -317,7 +322,7 @@ def test_a_client_that_lost_its_records_says_so() -> None:
 
 
 def test_a_client_adds_no_noise_that_the_steps_of_sums_swallow() -> None:
-    noisy(FINE, FINE, std=STEPS * GRID)
+    noisy(FINE, FINE, clip=1e-6, std=STEPS * GRID)
     for std in (STEPS * GRID / 2, 1e-12):
         with pytest.raises(GenfedError, match="rounding would remove it"):
             noisy(FINE, FINE, clip=1e-6, std=std)
