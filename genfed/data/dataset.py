@@ -31,6 +31,9 @@ class Dataset:
     """Natural columns of the test part; empty: unknown."""
     summary: SourceSummary = field(default_factory=SourceSummary)
     """What was read, and what looks wrong in it."""
+    fitted: str = ""
+    """What of x was computed from all training examples, and the setting that gives it instead. Empty: nothing, or what
+    `describe_fitted` finds by itself."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field
@@ -25,6 +26,7 @@ from genfed.preprocessing.arrays import Array, Layout, read_arrays, to_examples
 from genfed.preprocessing.checks import check_fit, require_path
 from genfed.preprocessing.image_files import SUFFIXES, decode_image, find_images
 from genfed.preprocessing.pixel_scale import (
+    BYTES,
     Ground,
     PixelRange,
     PixelScale,
@@ -33,6 +35,7 @@ from genfed.preprocessing.pixel_scale import (
     find_unlike_parts,
     fit_pixel_scale,
     measure_pixels,
+    set_pixel_scale,
 )
 from genfed.preprocessing.source_summary import SourceSummary, count_of
 
@@ -42,6 +45,7 @@ ImageFiles = Callable[[], Iterable[tuple[str, Path | bytes]]]
 Natural = Mapping[str, Mapping[str, Sequence[str]]]
 _LUMA = torch.tensor([0.299, 0.587, 0.114])  # ITU-R BT.601
 _AT_ONCE = 2**24  # numbers in a chunk: 64 MB as float32, however large the data set
+_FITTED = "the scale of the pixels is chosen by all training images; set data.pixels, such as [0, 255]"
 _FILES_AT_ONCE = 500  # images of a folder read in one chunk
 
 
@@ -116,7 +120,7 @@ class ImageSource(SplitSource):
         raw = to_examples(stored, self.layout, where)
         if not len(raw):
             raise GenfedError(f"{where} holds no examples")
-        x = self.convert(scale.encode(raw, where))
+        x = self._encode(raw, scale, where)
         if doubt := scale.doubt(measure_pixels(raw)):
             log.warning("%s %s", where, doubt)
         check_fit(tuple(x.shape[1:]), task, where)
@@ -131,7 +135,8 @@ class ImageSource(SplitSource):
         where: str,
         summary: SourceSummary,
     ) -> Dataset:
-        """Builds a data set of images from arrays. The scale of pixels is fitted to the training part.
+        """Builds a data set of images from arrays. The scale of pixels is fitted to the training part, unless `pixels`
+        is set.
 
         Args:
             arrays: Pixels as they are stored [n, C, H, W], by given part.
@@ -147,10 +152,11 @@ class ImageSource(SplitSource):
         keys = {part: digest_examples(x) for part, x in arrays.items()} if self.deduplicate else None
         rows = self.cut(y, classes, keys, natural).rows["train"][1]
         train = measure_pixels(arrays["train"], rows)
-        scale = fit_pixel_scale(train, self.pixels, self.background, f"{where}: x of train")
-        data = {
-            part: Data(self.convert(scale.encode(x, f"{where}: x of {part}")), y[part]) for part, x in arrays.items()
-        }
+        if self.pixels is None:
+            scale = fit_pixel_scale(train, self.background, f"{where}: x of train")
+        else:
+            scale = set_pixel_scale(self.pixels, arrays["train"].dtype, self.background)
+        data = {part: Data(self._encode(x, scale, f"{where}: x of {part}"), y[part]) for part, x in arrays.items()}
         ranges = {part: measure_pixels(x) for part, x in arrays.items() if len(x)}
         said = self._describe(data["train"].x, train, scale, ranges)
         return self._build(data, classes, natural, scale, summary + said)
@@ -165,12 +171,14 @@ class ImageSource(SplitSource):
         summary: SourceSummary,
     ) -> Dataset:
         """Builds a data set of images from files; see `build_from_arrays`."""
-        first = PixelScale(numbers=self.pixels or PixelScale().numbers, ground=self.background)
+        first = PixelScale(ground=self.background)
+        if self.pixels is not None:
+            first = set_pixel_scale(self.pixels, None, self.background)
         found = {part: self.decode_all(images, len(y[part]), first) for part, images in files.items()}
         keys = {part: digest_examples(decoded.x) for part, decoded in found.items()} if self.deduplicate else None
         rows = self.cut(y, classes, keys, natural).rows["train"][1]
         train = functools.reduce(PixelRange.__or__, (found["train"].ranges[row] for row in rows.tolist()))
-        scale = fit_pixel_scale(train, self.pixels, self.background, f"{where}: train")
+        scale = first if self.pixels is not None else fit_pixel_scale(train, self.background, f"{where}: train")
         if scale != first:
             found = {part: self.decode_all(images, len(y[part]), scale) for part, images in files.items()}
         data = {part: Data(decoded.x, y[part]) for part, decoded in found.items()}
@@ -195,7 +203,8 @@ class ImageSource(SplitSource):
             doubt = f"{count_of(torn, 'image')} of several classes: the same pixels stand under different labels"
             summary += SourceSummary((), (doubt,))
         cut = self.cut(y, classes, keys, natural)
-        return self.build_dataset("image", data, classes, natural["train"], scale, natural, summary, cut)
+        fitted = "" if self.pixels is not None else _FITTED
+        return self.build_dataset("image", data, classes, natural["train"], scale, natural, summary, cut, fitted)
 
     def _describe(
         self, x: Tensor, train: PixelRange, scale: PixelScale, ranges: Mapping[str, PixelRange]
@@ -204,6 +213,15 @@ class ImageSource(SplitSource):
         facts = (f"images: {_format_size(x[0])} pixels, {colors}", describe_pixels(train, scale))
         doubts = () if self.pixels is not None else tuple(find_doubts(train, scale))
         return SourceSummary(facts, doubts + tuple(find_unlike_parts(ranges, train)))
+
+    def _encode(self, x: Array, scale: PixelScale, where: str) -> Tensor:
+        """Returns images as they are used, [n, C, H, W]. With `pixels` set each image is encoded by itself, so that
+        what it becomes depends on no other one.
+        """
+        if self.pixels is None or not len(x) or (x.dtype == np.uint8 and scale.bytes == scale.numbers == BYTES):
+            return self.convert(scale.encode(x, where))
+        each = (x[i : i + 1] for i in range(len(x)))
+        return _stack(((where, self.convert(scale.encode(one, where))[0]) for one in each), len(x))
 
     def convert(self, x: Tensor) -> Tensor:
         """Converts images x [n, C, H, W], uint8 or float, to the `channels` and `size` of the settings; the type stays.
@@ -238,23 +256,22 @@ class ImageSource(SplitSource):
             GenfedError: an image is unreadable or does not fit, or the sizes or channels differ and no setting makes
                 them equal.
         """
-        found, first, known = DecodedPart(torch.empty(0), []), "", dict[PixelRange, PixelRange]()
-        for i, (name, source) in enumerate(images()):
-            image = decode_image(name, source, self.background, deep=self.pixels is not None)
-            seen = measure_pixels(image.pixels)
-            found.ranges.append(known.setdefault(seen, seen))
-            found.transparent += image.transparent
-            found.vanished += image.vanished
-            found.several += image.several
-            x = self.convert(scale.encode(image.pixels[None], name, file=True))[0]
-            if task is not None:
-                check_fit(tuple(x.shape), task, name)
-            if i == 0:
-                found.x, first = torch.empty(n, *x.shape, dtype=x.dtype), name
-            _check_alike(x, name, found.x[0], first)
-            if x.dtype != found.x.dtype:
-                x, found.x = _to_floats(x), _to_floats(found.x)
-            found.x[i] = x
+        found, known = DecodedPart(torch.empty(0), []), dict[PixelRange, PixelRange]()
+
+        def decode() -> Iterator[tuple[str, Tensor]]:
+            for name, source in images():
+                image = decode_image(name, source, self.background, deep=self.pixels is not None)
+                seen = measure_pixels(image.pixels)
+                found.ranges.append(known.setdefault(seen, seen))
+                found.transparent += image.transparent
+                found.vanished += image.vanished
+                found.several += image.several
+                x = self.convert(scale.encode(image.pixels[None], name, file=True))[0]
+                if task is not None:
+                    check_fit(tuple(x.shape), task, name)
+                yield name, x
+
+        found.x = _stack(decode(), n)
         return found
 
 
@@ -283,6 +300,24 @@ def list_images(folder: Path) -> list[Path]:
 
 def _name_files(files: Sequence[Path]) -> list[tuple[str, Path | bytes]]:
     return [(str(file), file) for file in files]
+
+
+def _stack(images: Iterable[tuple[str, Tensor]], n: int) -> Tensor:
+    """Returns n ≥ 1 named images [C, H, W] as one tensor: uint8, or float32 if any of them is. The same image is the
+    same numbers for networks in both.
+
+    Raises:
+        GenfedError: their sizes or channels differ.
+    """
+    found, first = torch.empty(0), ""
+    for i, (name, x) in enumerate(images):
+        if i == 0:
+            found, first = torch.empty(n, *x.shape, dtype=x.dtype), name
+        _check_alike(x, name, found[0], first)
+        if x.dtype != found.dtype:
+            x, found = _to_floats(x), _to_floats(found)
+        found[i] = x
+    return found
 
 
 def _check_alike(x: Tensor, name: str, other: Tensor, first: str) -> None:

@@ -157,6 +157,7 @@ class SplitSource(Source):
         other_columns: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
         summary: SourceSummary = NOTHING_SAID,
         cut: Cut | None = None,
+        fitted: str = "",
     ) -> Dataset:
         """Builds the whole data set from the given parts.
 
@@ -169,6 +170,7 @@ class SplitSource(Source):
             other_columns: The natural columns of the other given parts, by part; None: unknown.
             summary: What the source says of its reading. Parts, classes and copies are added to it.
             cut: The rows of each part, from `cut`; None: they are chosen here, and copies are looked for in x.
+            fitted: See `Dataset`.
 
         Raises:
             GenfedError: the parts have examples of different shapes, or a class has too few examples.
@@ -196,6 +198,7 @@ class SplitSource(Source):
             test_columns=natural["test"],
             encoder=encoder,
             summary=summary + cut.summary,
+            fitted=fitted,
         )
 
 

@@ -43,7 +43,7 @@ class SiteHoldings:
     encoder: str
     """Digest of how raw examples become x. Empty: they are used as they are."""
     fitted: str
-    """What of the encoder was computed from the examples (`describe_fitted`). Empty: nothing."""
+    """What of the encoding was computed from the examples (`describe_fitted`). Empty: nothing."""
 
 
 def load_site_data(site: LocatedSite, tell: Callable[[SourceSummary], None] = lambda summary: None) -> SiteHoldings:
@@ -74,7 +74,7 @@ def load_site_data(site: LocatedSite, tell: Callable[[SourceSummary], None] = la
         task = replace(task, classes=config.classes)
         train, held_out = Data(train.x, place[train.y]), Data(held_out.x, place[held_out.y])
     content, encoder = _fingerprint_examples(task, train, held_out), digest_encoder(dataset.encoder, task.kind)
-    fitted = describe_fitted(config.data, dataset.encoder)
+    fitted = describe_fitted(config.data, dataset)
     holding = SiteHoldings(task, train, held_out, source, content, encoder, fitted)
     _check_fitted(site, holding)
     checks.check_architecture(config.architecture, task, train, Architectures().new)

@@ -124,7 +124,7 @@ def _checked_inputs(config: Config, dataset: Dataset) -> RunInputs:
     examples = normalize_pixels(shards.train.x[:2])
     compatibility.check_example_privacy(config, dataset.task, shards.clients, architectures.new, examples)
     summary = dataset.summary
-    if (config.example_privacy or config.client_privacy) and (fitted := describe_fitted(config.data, dataset.encoder)):
+    if (config.example_privacy or config.client_privacy) and (fitted := describe_fitted(config.data, dataset)):
         summary += SourceSummary((), (f"ε does not cover how examples are encoded: {fitted}",))
     return RunInputs(config, dataset.task, shards.clients, dict.fromkeys(config.seeds, architectures), public, summary)
 

@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -17,6 +17,7 @@ Ground = Literal["white", "black"]
 Range = tuple[float, float]
 BYTES: Range = (0.0, 255.0)
 _UNIT: Range = (0.0, 1.0)
+_SIGNED: tuple[Range, ...] = ((-1.0, 1.0), (-0.5, 0.5))
 _SLACK = 0.05
 """Share of a scale. Floats that were resized or filtered may exceed their scale by it."""
 _NARROW = 0.25
@@ -124,7 +125,7 @@ class PixelScale:
         """
         if not x.size:
             return torch.zeros(x.shape, dtype=torch.uint8)
-        low, high = self._choose(measure_pixels(x), where, file)
+        low, high = self._choose(self._measure(x), where, file)
         if (pixels := _to_bytes(x, low, high)) is not None:
             return torch.from_numpy(pixels)
         out = np.empty(x.shape, np.float32)
@@ -138,6 +139,14 @@ class PixelScale:
         if seen.stored == "bits" or seen.high - seen.low >= _NARROW * (high - low):
             return None
         return f"holds {seen}; the training pixels are {self._describe((low, high))}"
+
+    def _measure(self, x: Array) -> PixelRange:
+        """Returns the range of pixels. On a scale beyond bytes, whole numbers of more than 8 bits are no bytes, however
+        small they are: dark images of 12 bits are among the others.
+        """
+        seen = measure_pixels(x)
+        wide = seen.stored == "bytes" and x.dtype.itemsize > 1 and self.numbers[1] > BYTES[1]
+        return replace(seen, stored="integers") if wide else seen
 
     def _choose(self, seen: PixelRange, where: str, file: bool) -> Range:
         """Returns black and white for these pixels."""
@@ -167,24 +176,38 @@ class PixelScale:
         return f"from {_format(scale[0])} to {_format(scale[1])}"
 
 
-def fit_pixel_scale(train: PixelRange, asked: Range | None, ground: Ground, where: str) -> PixelScale:
-    """Finds the scale of the training pixels.
+def set_pixel_scale(asked: Range, stored: np.dtype[Any] | None, ground: Ground) -> PixelScale:
+    """Returns the scale of pixels that a user has set. It depends on the setting and the type of the pixels alone: no
+    example changes how others are encoded.
+
+    Args:
+        asked: Black and white.
+        stored: Type of the array with the training pixels. None: they are image files.
+        ground: Colour behind transparent pixels.
+    """
+    low, high = asked
+    black = low == 0 or asked in _SIGNED  # whether the smallest number is what others call black
+    if stored is None:
+        own = not (high > BYTES[1] or asked in _SIGNED)
+        return PixelScale(numbers=asked, bytes=BYTES if black and not own else asked, ground=ground)
+    if stored == np.uint8 or (stored.kind in "iu" and low >= 0 and high <= BYTES[1]):
+        return PixelScale(numbers=asked, bytes=asked, ground=ground)
+    negative = stored.kind in "iu" and low < 0  # then small numbers are no bytes
+    return PixelScale(numbers=asked, bytes=BYTES if black and not negative else None, ground=ground)
+
+
+def fit_pixel_scale(train: PixelRange, ground: Ground, where: str) -> PixelScale:
+    """Finds the scale of the training pixels from their range.
 
     Args:
         train: Their range.
-        asked: Black and white, as set by the user. None: found from the range.
         ground: Colour behind transparent pixels.
         where: Text that begins an error message.
 
     Raises:
-        GenfedError: whole numbers that are no bytes, and `asked` is None.
+        GenfedError: whole numbers that are no bytes.
     """
     low, high = train.low, train.high
-    if asked is not None:
-        dark = asked[0] == 0 or asked in ((-1, 1), (-0.5, 0.5))
-        return PixelScale(
-            numbers=asked, bytes=asked if train.stored == "bytes" else BYTES if dark else None, ground=ground
-        )
     if train.stored == "integers" and not (low >= -1 and high <= 1):
         top = next((2.0**bits - 1 for bits in (10, 12, 14, 16) if low >= 0 and high < 2**bits), high)
         raise GenfedError(

@@ -1,17 +1,22 @@
 """What is computed from private examples without noise is said, and refused where a site demands privacy."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 import genfed
 from genfed.config.reader import read_source
 from genfed.core.errors import GenfedError
+from genfed.data.encoder import digest_encoder
 from genfed.data.fitted import describe_fitted
 from genfed.deployment.site_data import describe_holdings
 from genfed.deployment.site_settings import read_site
+from genfed.training.pixels import normalize_pixels
 from tests.conftest import tiny
 
 DRAW = np.random.default_rng(0)
@@ -26,7 +31,7 @@ def table(tmp_path: Path) -> Path:
 
 def fitted(**settings: Any) -> str:
     source = read_source(settings)
-    return describe_fitted(source, source.load().encoder)
+    return describe_fitted(source, source.load())
 
 
 def test_a_table_is_fitted_unless_its_schema_is_given(table: Path) -> None:
@@ -37,16 +42,84 @@ def test_a_table_is_fitted_unless_its_schema_is_given(table: Path) -> None:
     assert fitted(**settings, encoder=str(table / "run" / "encoder.json")) == ""
 
 
-def test_pixels_are_fitted_on_no_known_scale_only(tmp_path: Path) -> None:
+def test_pixels_are_fitted_unless_their_scale_is_set(tmp_path: Path) -> None:
     x, y = DRAW.normal(0, 3, (40, 8, 8)), np.arange(40) % 2
     np.savez(tmp_path / "z.npz", x=x, y=y)
     np.savez(tmp_path / "b.npz", x=DRAW.integers(256, size=(40, 8, 8), dtype=np.uint8), y=y)
-    np.savez(tmp_path / "f.npz", x=x[:, 0], y=y)
     assert "set data.pixels" in fitted(kind="npz", path=str(tmp_path / "z.npz"))
     assert fitted(kind="npz", path=str(tmp_path / "z.npz"), pixels=[-12, 12]) == ""
-    assert fitted(kind="npz", path=str(tmp_path / "b.npz")) == ""
-    assert "set data.encoder" in fitted(kind="npz", path=str(tmp_path / "f.npz"))
-    assert fitted(kind="npz", path=str(tmp_path / "f.npz"), scale="none") == ""
+    assert "set data.pixels" in fitted(kind="npz", path=str(tmp_path / "b.npz")), "of other bytes it is 0 and 1"
+    assert fitted(kind="npz", path=str(tmp_path / "b.npz"), pixels=[0, 255]) == ""
+    assert fitted(kind="digits") == "", "it is known beforehand"
+
+
+@pytest.mark.parametrize("scale", ["standard", "range", "none"])
+def test_rows_of_an_array_are_fitted_unless_their_schema_is_given(tmp_path: Path, scale: str) -> None:
+    """Also where they happen to have mean 0 and variance 1, and where nothing is scaled but medians are kept."""
+    x = np.array([-1.0, 1.0] * 20)[:, None] * np.ones((1, 3))
+    np.savez(tmp_path / "f.npz", x=x, y=np.arange(40) % 2)
+    assert "set data.encoder" in fitted(kind="npz", path=str(tmp_path / "f.npz"), scale=scale)
+
+
+WHITE = {"uint8": 255, "uint16": 4095, "int64": 16, "float32": 1.0, "float16": 1.0}
+
+
+@pytest.mark.parametrize("black", ["0", "own"])
+@pytest.mark.parametrize("strange", [0.0, 0.004, 0.3141, -0.3, 1.3])
+@pytest.mark.parametrize("settings", [{}, {"size": 3}, {"channels": 3}])
+@pytest.mark.parametrize("kind", WHITE)
+def test_no_image_of_an_array_changes_another_where_pixels_are_set(
+    kind: str, settings: dict[str, Any], strange: float, black: str, tmp_path: Path
+) -> None:
+    white = WHITE[kind]
+    low = 0 if black == "0" else -white if kind[0] in "if" else white // 8
+    x = DRAW.integers(0, 2, (30, 4, 4)) * white
+    x[3:6] = DRAW.integers(0, 256, (3, 4, 4)) * (white / 255)
+    neighbor = x.copy()
+    neighbor[0, 0, :2] = strange * white, white * 1.2
+    found = []
+    for name, given in (("x", x), ("neighbor", neighbor)):
+        given = np.clip(given, 0, 255) if kind == "uint8" else np.clip(given, 0, None) if kind == "uint16" else given
+        stored, y, file = given.astype(kind), np.arange(30) % 2, tmp_path / f"{name}.npz"
+        np.savez(file, x_train=stored, y_train=y, x_test=stored, y_test=y)
+        source = read_source({"kind": "npz", "path": str(file), "pixels": [low, white], "validation": 0.0} | settings)
+        data = source.load()
+        found.append((normalize_pixels(data.train.x)[1:], digest_encoder(data.encoder, "image")))
+    assert torch.equal(found[0][0], found[1][0])
+    assert found[0][1] == found[1][1], "which leaves the site"
+
+
+@pytest.mark.parametrize("pixels", [[0, 255], [0, 1]])
+@pytest.mark.parametrize("strange", ["dark", "deep"])
+def test_no_image_file_changes_another_where_pixels_are_set(pixels: list[int], strange: str, tmp_path: Path) -> None:
+    white, found = pixels[1], []
+    for name in ("x", "neighbor"):
+        draw = np.random.default_rng(1)
+        for part, label, i in itertools.product(("train", "test"), "ab", range(4)):
+            place = tmp_path / name / part / label / f"{i}.png"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            image = Image.fromarray((draw.integers(0, 2, (4, 4)) * white).astype(np.uint8))
+            if (name, part, label, i) == ("neighbor", "train", "a", 0):
+                values = np.eye(4) * 2
+                image = Image.fromarray(values.astype(np.uint8) if strange == "dark" else values.astype(np.uint16))
+            image.save(place)
+        about = {"kind": "folder", "path": str(tmp_path / name), "pixels": pixels, "validation": 0.0}
+        data = read_source(about).load()
+        found.append((normalize_pixels(data.train.x)[1:], digest_encoder(data.encoder, "image")))
+    assert torch.equal(found[0][0], found[1][0])
+    assert found[0][1] == found[1][1]
+
+
+def test_dark_images_of_many_bits_are_on_the_scale_that_is_set(tmp_path: Path) -> None:
+    """Though they would fit into bytes."""
+    x = np.array([[0, 200], [100, 0]], np.uint16).reshape(2, 1, 2)
+    np.savez(tmp_path / "a.npz", x_train=x, y_train=[0, 1], x_test=x, y_test=[0, 1])
+    source = read_source({"kind": "npz", "path": str(tmp_path / "a.npz"), "pixels": [0, 4000], "validation": 0.0})
+    data = source.load()
+    assert normalize_pixels(data.train.x).flatten().tolist() == pytest.approx([-1, -0.9, -0.95, -1])
+    np.savez(tmp_path / "new.npz", x=x)
+    (read,) = source.read(str(tmp_path / "new.npz"), data.task, data.encoder)
+    assert torch.equal(read.x, data.train.x)
 
 
 @pytest.mark.parametrize("demand", ["privacy", "client_privacy"])

@@ -134,7 +134,7 @@ def sites(config: dict[str, Any], folder: Path, **changes: Any) -> list[Path]:
             "name": name,
             "architecture": info.architecture,
             "classes": list(shards.task.classes),
-            "data": {"kind": "npz", "path": f"{name}.npz", "validation": 0.0},
+            "data": {"kind": "npz", "path": f"{name}.npz", "validation": 0.0, "pixels": [0, 255]},
             "link": {"insecure": True},
             "allow": sorted(models),
         }

@@ -20,6 +20,7 @@ from genfed.preprocessing.pixel_scale import (
     find_unlike_parts,
     fit_pixel_scale,
     measure_pixels,
+    set_pixel_scale,
 )
 from genfed.training.pixels import normalize_pixels
 
@@ -42,7 +43,9 @@ STORED: dict[str, Any] = {
 
 
 def fit(x: Any, asked: tuple[float, float] | None = None) -> PixelScale:
-    return fit_pixel_scale(measure_pixels(x), asked, "white", "x")
+    if asked is not None:
+        return set_pixel_scale(asked, x.dtype, "white")
+    return fit_pixel_scale(measure_pixels(x), "white", "x")
 
 
 @pytest.mark.parametrize("name", STORED)
