@@ -34,6 +34,8 @@ class Dataset:
     fitted: str = ""
     """What of x was computed from all training examples, and the setting that gives it instead. Empty: nothing, or what
     `describe_fitted` finds by itself."""
+    split_off: tuple[str, ...] = ()
+    """Parts that were split off from the training examples: which these are depends on all of them."""
 
 
 @dataclass(frozen=True)

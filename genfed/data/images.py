@@ -4,7 +4,7 @@ import functools
 import logging
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -203,8 +203,8 @@ class ImageSource(SplitSource):
             doubt = f"{count_of(torn, 'image')} of several classes: the same pixels stand under different labels"
             summary += SourceSummary((), (doubt,))
         cut = self.cut(y, classes, keys, natural)
-        fitted = "" if self.pixels is not None else _FITTED
-        return self.build_dataset("image", data, classes, natural["train"], scale, natural, summary, cut, fitted)
+        made = self.build_dataset("image", data, classes, natural["train"], scale, natural, summary, cut)
+        return made if self.pixels is not None else replace(made, fitted=_FITTED)
 
     def _describe(
         self, x: Tensor, train: PixelRange, scale: PixelScale, ranges: Mapping[str, PixelRange]

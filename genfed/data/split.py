@@ -32,6 +32,8 @@ class Cut:
     """Origin of each part: a given part, and the rows taken from it, sorted."""
     summary: SourceSummary
     """The sizes of the parts, their classes, groups and copies."""
+    split_off: tuple[str, ...] = ()
+    """Parts that were split off from the training examples."""
 
 
 # A string under an inherited field does not become its description, so these have theirs in `Field`.
@@ -107,7 +109,8 @@ class SplitSource(Source):
         rows = {part: ("train", off[part]) if part in off else (part, kept[part]) for part in PARTS}
         count = sum(int(copy.sum()) for copy in copies.values())
         summary = self._describe_parts(y, classes, rows, missing, groups)
-        return Cut(rows, summary + describe_copies(count, self.deduplicate, y, keys or {}, rows))
+        split_off = tuple(part for part, fraction in zip(missing, fractions, strict=True) if fraction)
+        return Cut(rows, summary + describe_copies(count, self.deduplicate, y, keys or {}, rows), split_off)
 
     def _describe_parts(
         self,
@@ -157,7 +160,6 @@ class SplitSource(Source):
         other_columns: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
         summary: SourceSummary = NOTHING_SAID,
         cut: Cut | None = None,
-        fitted: str = "",
     ) -> Dataset:
         """Builds the whole data set from the given parts.
 
@@ -170,15 +172,13 @@ class SplitSource(Source):
             other_columns: The natural columns of the other given parts, by part; None: unknown.
             summary: What the source says of its reading. Parts, classes and copies are added to it.
             cut: The rows of each part, from `cut`; None: they are chosen here, and copies are looked for in x.
-            fitted: See `Dataset`.
 
         Raises:
             GenfedError: the parts have examples of different shapes, or a class has too few examples.
         """
         shapes = {part: tuple(data.x.shape[1:]) for part, data in given.items()}
-        for part, shape in shapes.items():
-            if shape != shapes["train"]:
-                raise GenfedError(f"one example of train has shape {shapes['train']}, one of {part} {shape}")
+        if other := next((part for part, shape in shapes.items() if shape != shapes["train"]), None):
+            raise GenfedError(f"one example of train has shape {shapes['train']}, one of {other} {shapes[other]}")
         brought = {**(other_columns or {}), "train": columns}
         if cut is None:
             keys = {part: digest_examples(data.x) for part, data in given.items()}
@@ -198,7 +198,7 @@ class SplitSource(Source):
             test_columns=natural["test"],
             encoder=encoder,
             summary=summary + cut.summary,
-            fitted=fitted,
+            split_off=cut.split_off,
         )
 
 

@@ -44,6 +44,8 @@ class SiteHoldings:
     """Digest of how raw examples become x. Empty: they are used as they are."""
     fitted: str
     """What of the encoding was computed from the examples (`describe_fitted`). Empty: nothing."""
+    split_off: tuple[str, ...]
+    """Parts that were split off from the training examples."""
 
 
 def load_site_data(site: LocatedSite, tell: Callable[[SourceSummary], None] = lambda summary: None) -> SiteHoldings:
@@ -75,8 +77,8 @@ def load_site_data(site: LocatedSite, tell: Callable[[SourceSummary], None] = la
         train, held_out = Data(train.x, place[train.y]), Data(held_out.x, place[held_out.y])
     content, encoder = _fingerprint_examples(task, train, held_out), digest_encoder(dataset.encoder, task.kind)
     fitted = describe_fitted(config.data, dataset)
-    holding = SiteHoldings(task, train, held_out, source, content, encoder, fitted)
-    _check_fitted(site, holding)
+    holding = SiteHoldings(task, train, held_out, source, content, encoder, fitted, dataset.split_off)
+    _check_apart(site, holding)
     checks.check_architecture(config.architecture, task, train, Architectures().new)
     tell(dataset.summary)
     make_folder(site.folder)
@@ -94,19 +96,27 @@ def describe_holdings(site: LocatedSite) -> SiteHoldings:
     """
     with contextlib.suppress(RecordError):
         if (stored := load(SiteHoldings, site.folder / DATA)).source == fingerprint_source(site):
-            _check_fitted(site, stored)
+            _check_apart(site, stored)
             return stored
     return load_site_data(site)
 
 
-def _check_fitted(site: LocatedSite, holding: SiteHoldings) -> None:
+def _check_apart(site: LocatedSite, holding: SiteHoldings) -> None:
     """Refuses an encoder that was fitted to the examples, where the site demands differential privacy: one example
-    would change all others, and no budget counts it.
+    would change all others, and no budget counts it. Under `[privacy]` it refuses parts that were split off too: the
+    split is stratified by class, so one label decides about many others whether they are trained on.
     """
     demands = {"[privacy]": site.config.privacy, "[client_privacy]": site.config.client_privacy}
     for table, demand in demands.items():
         if demand is not None and holding.fitted:
             raise GenfedError(f"{table} does not cover how examples are encoded: {holding.fitted}")
+    if site.config.privacy is not None and holding.split_off:
+        parts = " and ".join(holding.split_off)
+        unset = "; or set data.validation = 0" if holding.split_off == ("validation",) else ""
+        raise GenfedError(
+            f"[privacy] does not cover which examples are trained on: genfed would split {parts} off from all of them; "
+            f"give the data these parts{unset}"
+        )
 
 
 def size_of_data(site: LocatedSite) -> int:

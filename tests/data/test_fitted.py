@@ -1,6 +1,8 @@
 """What is computed from private examples without noise is said, and refused where a site demands privacy."""
 
 import itertools
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +134,60 @@ def test_a_site_that_demands_privacy_refuses_a_fitted_encoder(table: Path, deman
     (table / "a.toml").write_text(f"{text}[{demand}]\nepsilon = 8.0\ndelta = 1e-5\n")
     with pytest.raises(GenfedError, match=rf"\[{demand}\] does not cover how examples are encoded: the medians"):
         describe_holdings(read_site(table / "a.toml"))
+
+
+def image_site(folder: Path, parts: Sequence[str], **data: Any) -> Path:
+    folder.mkdir(exist_ok=True)
+    x, y = DRAW.integers(0, 256, (60, 1, 4, 4)).astype(np.uint8), np.arange(60) % 2
+    given: dict[str, Any] = {f"x_{part}": x for part in parts} | {f"y_{part}": y for part in parts}
+    np.savez(folder / "a.npz", **given)
+    about = {"kind": "npz", "path": "a.npz", "pixels": [0, 255]} | data
+    text = 'name = "a"\narchitecture = "linear"\n[link]\naddress = "127.0.0.1:9092"\ninsecure = true\n'
+    text += "[data]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in about.items())
+    (folder / "a.toml").write_text(text)
+    return folder / "a.toml"
+
+
+def demand_of(file: Path, table: str) -> Path:
+    file.write_text(file.read_text() + f"[{table}]\nepsilon = 8.0\ndelta = 1e-5\n")
+    return file
+
+
+@pytest.mark.parametrize(
+    ("parts", "data", "said"),
+    [
+        (["train"], {}, "genfed would split validation and test off"),
+        (["train"], {"validation": 0.0}, "genfed would split test off"),
+        (["train", "test"], {}, r"genfed would split validation off.*; or set data.validation = 0"),
+        (["train", "test"], {"validation": 0.0}, ""),
+        (["train", "validation", "test"], {}, ""),
+    ],
+)
+def test_a_site_with_a_budget_of_examples_needs_parts(
+    parts: list[str], data: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    """One label decides in a split by class which other examples are trained on. Also where the demand came later."""
+    file = image_site(tmp_path, parts, **data)
+    describe_holdings(read_site(file))
+    demand_of(file, "privacy")
+    if not said:
+        describe_holdings(read_site(file))
+        return
+    with pytest.raises(GenfedError, match=rf"\[privacy\] does not cover which examples are trained on: {said}"):
+        describe_holdings(read_site(file))
+
+
+def test_a_site_with_a_budget_of_its_own_may_split_its_data(tmp_path: Path) -> None:
+    """All of its examples together are protected."""
+    describe_holdings(read_site(demand_of(image_site(tmp_path, ["train"]), "client_privacy")))
+
+
+def test_a_site_with_a_budget_of_examples_needs_the_scale_of_pixels(tmp_path: Path) -> None:
+    file = demand_of(image_site(tmp_path, ["train", "test"], validation=0.0), "privacy")
+    describe_holdings(read_site(file))
+    file.write_text(file.read_text().replace("pixels = [0, 255]\n", ""))
+    with pytest.raises(GenfedError, match=r"the scale of the pixels is chosen by all .*; set data\.pixels"):
+        describe_holdings(read_site(file))
 
 
 def test_a_simulation_under_privacy_says_so(table: Path) -> None:
