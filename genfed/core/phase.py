@@ -122,6 +122,11 @@ class Phase(Generic[S]):
     δ = 1e-5"). Empty: nothing does, so ε = ∞."""
     check: Callable[[Server, ClientInfo, Any], None] | None = None
     """(server, client, upload): raises GenfedError about an upload that `update` cannot use; the client is excluded."""
+    sends_alike: bool = True
+    """Whether the clients of an architecture are all sent the same record, and clients of all architectures the same in
+    every field but those that they upload by architecture. Under secure aggregation only uploads of clients that were
+    sent the same then add up. False: what is sent depends on the client.
+    """
     draws_as: str | None = None
     """The name under which clients draw random numbers, where this phase is part of another one (secure aggregation).
     None: its own name."""

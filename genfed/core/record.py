@@ -315,9 +315,14 @@ def load(kind: type[R], path: Path, *, checksum: str | None = None) -> R:
         raise RecordError(f"{path}: {error}") from None
 
 
-def digest(packed: Packed) -> str:
-    """Returns a fingerprint of the whole record: equal records have equal ones, on every engine."""
-    hashed = hashlib.blake2b(packed.skeleton.encode(), digest_size=16)
+def digest(packed: Packed, size: int = 16) -> str:
+    """Returns a fingerprint of the whole record: equal records have equal ones, on every engine.
+
+    Args:
+        packed: the record.
+        size: number of bytes. With 32 nobody can make two records with one fingerprint.
+    """
+    hashed = hashlib.blake2b(packed.skeleton.encode(), digest_size=size)
     for name in sorted(packed.tensors):
         tensor = packed.tensors[name]
         hashed.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

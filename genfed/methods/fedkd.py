@@ -92,7 +92,18 @@ class FedKD(Method[FedKDState]):
 
     def phases(self) -> list[Phase[FedKDState]]:
         mean, slots = {"update": RebuiltMean()}, (MODEL, MENTEE)
-        return [Phase("train", self.keep, self.send, self.train, aggregate=mean, rounds=self.rounds, slots=slots)]
+        return [
+            Phase(
+                "train",
+                self.keep,
+                self.send,
+                self.train,
+                aggregate=mean,
+                rounds=self.rounds,
+                slots=slots,
+                sends_alike=False,
+            )
+        ]
 
     def energy(self, server: Server) -> float:
         """Returns T(t) = T_start + (T_end − T_start)·t, with t the completed fraction of rounds after this one."""

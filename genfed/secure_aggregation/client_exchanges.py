@@ -4,15 +4,16 @@ the phase's own record: every list that it is sent is checked before a secret le
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from torch import Tensor
 
-from genfed.core.aggregate import cap_weight, list_groups
+from genfed.core.aggregate import ClientInfo, cap_weight, list_groups
 from genfed.core.client import Client
 from genfed.core.errors import GenfedError
 from genfed.core.phase import Empty, Phase, Reply
+from genfed.core.record import digest, pack
 from genfed.secure_aggregation.crypto import (
     SHARE_BYTES,
     Signer,
@@ -62,7 +63,7 @@ class ClientExchanges:
     """Key of the client's own, and those that it trusts. None: a new key in every round, and it trusts all."""
     trial: str = ""
     """Fingerprint of the description of the trial by which the client acts. It masks nothing with clients that act by
-    another one. Empty: it was told of none."""
+    another one. Empty: there is none."""
 
     def make_keys(self, client: Client, sent: Empty) -> Reply[OfferedKeys]:
         """Makes new keys for every group."""
@@ -156,8 +157,10 @@ class ClientExchanges:
         reply = self.phase.work(client, sent.sent)
         weight = cap_weight(reply.weight, client.info)
         vectors = pack_vectors(reply.upload, weight, self.phase.aggregate, client.info, sent.members)
+        known = {group: fingerprint_sent(self.phase, client.info, group, sent.sent) for group in vectors}
         masked = {
-            group: _add_masks(secrets.groups[group], group, me, sent.inbox[group], v) for group, v in vectors.items()
+            group: _add_masks(secrets.groups[group], group, known[group], me, sent.inbox[group], v)
+            for group, v in vectors.items()
         }
         groups = {
             group: replace(own, seed="", inbox=tuple(sorted(sent.inbox[group])), opened=opened[group])
@@ -256,15 +259,28 @@ def require_clients(count: int, needed: int, group: str) -> None:
         raise GenfedError(f"secure aggregation: {count} clients{where} are left, and {needed} are needed for a sum")
 
 
-def pair_seed(private: str, public: str, group: str) -> bytes:
-    """Returns the seed of a pair's mask.
+def fingerprint_sent(phase: Phase[Any], info: ClientInfo, group: str, sent: Any) -> str:
+    """Returns a fingerprint of what a phase sends to all clients of a group: of the whole record, without fields that
+    clients upload by architecture if the group is of all architectures. Empty: it depends on the client.
+    """
+    if not phase.sends_alike:
+        return ""
+    groups = {name: aggregate.group(info) for name, aggregate in phase.aggregate.items()}
+    apart = [each.name for each in fields(sent) if groups.get(each.name, "") not in ("", group)]
+    return digest(pack(replace(sent, **dict.fromkeys(apart))), 32)
+
+
+def pair_seed(private: str, public: str, group: str, sent: str) -> bytes:
+    """Returns the seed of a pair's mask. It depends on what the two were sent: had a server sent them different models,
+    their masks would not cancel, so it learns no sum that says most about one of them.
 
     Args:
         private: the private masking key of one of the pair.
         public: the public masking key of the other.
         group: the group.
+        sent: what the client was sent, as `fingerprint_sent` gives it.
     """
-    return agree_key(bytes.fromhex(private), bytes.fromhex(public), f"mask {group}")
+    return agree_key(bytes.fromhex(private), bytes.fromhex(public), f"mask {sent} {group}")
 
 
 def signed_mask(me: int, other: int, seed: bytes, size: int) -> Tensor:
@@ -307,10 +323,12 @@ def _open_shares(own: GroupSecrets, group: str, me: int, inbox: Mapping[int, Sea
     return opened
 
 
-def _add_masks(own: GroupSecrets, group: str, me: int, others: Iterable[int], vector: GroupVector) -> GroupVector:
+def _add_masks(
+    own: GroupSecrets, group: str, sent: str, me: int, others: Iterable[int], vector: GroupVector
+) -> GroupVector:
     size = len(vector.numbers)
     numbers = vector.numbers + expand_mask(bytes.fromhex(own.seed), size)
     for other in others:
-        seed = pair_seed(own.masking, own.neighbors[other].masking, group)
+        seed = pair_seed(own.masking, own.neighbors[other].masking, group, sent)
         numbers = numbers + signed_mask(me, other, seed, size)
     return GroupVector(numbers, vector.form)

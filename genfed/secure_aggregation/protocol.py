@@ -7,7 +7,8 @@ the protocol, without the consistency check.
 
 # differs from the paper: clients publish fingerprints of the shares, so that the server sees whose share is wrong. They
 # sign the keys and the senders of shares together with the list of survivors, since here the server says which clients
-# form a group. They sign the description of the trial with the keys: it too is the server's word.
+# form a group. They sign the description of the trial with the keys: it too is the server's word. Masks depend on what
+# the phase sent, so that only uploads of clients that were sent the same add up.
 
 import functools
 from collections.abc import Callable
@@ -79,7 +80,7 @@ def make_secure(
         settings: the settings of secure aggregation.
         clients: the number of clients of the federation.
         signer: signs for the client of this process. None: clients sign with a new key in every round.
-        trial: fingerprint of the description by which the client of this process acts. Empty: it was told of none.
+        trial: fingerprint of the description by which the client of this process acts. Empty: there is none.
 
     Raises:
         GenfedError: the phase needs single uploads.

@@ -13,7 +13,8 @@ from genfed.core.aggregate import Aggregate, ClientInfo, cap_weight, list_groups
 from genfed.core.client import Server
 from genfed.core.errors import GenfedError
 from genfed.core.phase import Empty, Phase, Reduced
-from genfed.secure_aggregation.client_exchanges import pair_seed, require_clients, signed_mask
+from genfed.core.record import pack, unpack
+from genfed.secure_aggregation.client_exchanges import fingerprint_sent, pair_seed, require_clients, signed_mask
 from genfed.secure_aggregation.crypto import (
     SEALING_BYTES,
     SHARE_BYTES,
@@ -218,13 +219,23 @@ class ServerExchanges:
 
     def keep_revealed(self, server: Server, session: SecureSession, reduced: Reduced) -> SecureSession:
         shares: dict[int, dict[str, dict[int, str]]] = reduced["shares"]
-        sums = {group: self._unmask(session, group, shares) for group in session.sums}
+        sums = {}
+        for group in session.sums:
+            there = [info for info in reduced.clients if info.id in session.survivors[group]]
+            known = self._fingerprint_sent(server, session, group, there[0]) if there else ""
+            sums[group] = self._unmask(session, group, shares, known)
         for group, total in sums.items():
             _check_weight(int(total.numbers[0]), session, group)
         return SecureSession(session.state, sums=sums, values=unpack_sums(sums, self.phase.aggregate))
 
+    def _fingerprint_sent(self, server: Server, session: SecureSession, group: str, info: ClientInfo) -> str:
+        """Returns what a client of the group was sent, as the client saw it."""
+        assert self.phase.send is not None
+        sent = unpack(self.phase.wire_types.sent, pack(self.phase.send(server, session.state, info)))
+        return fingerprint_sent(self.phase, info, group, sent)
+
     def _unmask(
-        self, session: SecureSession, group: str, shares: Mapping[int, Mapping[str, Mapping[int, str]]]
+        self, session: SecureSession, group: str, shares: Mapping[int, Mapping[str, Mapping[int, str]]], sent: str
     ) -> GroupVector:
         """Returns a group's sum without masks: the survivors' own ones, and those of their pairs with dropped clients.
 
@@ -232,6 +243,7 @@ class ServerExchanges:
             session: the round, with the masked sum.
             group: the group.
             shares: by client that revealed them, group and owner.
+            sent: what its clients were sent, as `fingerprint_sent` gives it.
 
         Raises:
             UnusableSharesError: the shares of a client are of no secret of its own.
@@ -255,7 +267,7 @@ class ServerExchanges:
                 if public_key_of(key).hex() != session.keys[client][group].masking:
                     raise UnusableSharesError({client: "the shares of its key are of another key"})
                 for other in near:
-                    seed = pair_seed(key.hex(), session.keys[other][group].masking, group)
+                    seed = pair_seed(key.hex(), session.keys[other][group].masking, group, sent)
                     numbers = numbers - signed_mask(other, client, seed, size)
         return GroupVector(numbers, total.form)
 

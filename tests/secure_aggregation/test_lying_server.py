@@ -15,7 +15,12 @@ from genfed.core.client import Client, Server
 from genfed.core.errors import GenfedError
 from genfed.core.phase import Phase, Reduced, Reply
 from genfed.core.record import pack, unpack
-from genfed.secure_aggregation.client_exchanges import ClientExchanges, pair_seed, signed_mask
+from genfed.secure_aggregation.client_exchanges import (
+    ClientExchanges,
+    fingerprint_sent,
+    pair_seed,
+    signed_mask,
+)
 from genfed.secure_aggregation.crypto import (
     Signer,
     agree_key,
@@ -70,6 +75,7 @@ def send(server: Server, state: Any, info: ClientInfo) -> Sent:
 
 PHASE: Phase[Any] = Phase("extractor", keep, send, work, {"w": Mean(), "head": Mean(by="architecture")})
 HOW = SecureAggregation()
+TOLD = fingerprint_sent(PHASE, ClientInfo(0, "a", 10), "", Sent(1.0))
 
 
 def clients(count: int, of_a: int) -> list[ClientInfo]:
@@ -182,7 +188,7 @@ def test_a_key_of_one_group_opens_no_other(monkeypatch: pytest.MonkeyPatch) -> N
     assert key != "", "the lists do open the victim's key in one group, and its seed in the other"
     numbers = spy.masked["", 0] - expand_mask(seed, 4)
     for other in range(1, 10):
-        numbers = numbers - signed_mask(0, other, pair_seed(key, spy.public[other][""].masking, ""), 4)
+        numbers = numbers - signed_mask(0, other, pair_seed(key, spy.public[other][""].masking, "", TOLD), 4)
     assert (numbers.double() / SCALE).tolist() != [1.0, 0.25, 0.25, 0.25]
     for info in federation.infos:
         assert len({keys.masking for keys in spy.public[info.id].values()}) == 2
@@ -355,6 +361,38 @@ def test_clients_that_were_told_of_another_trial_are_in_no_sum_together() -> Non
     }
 
 
+@pytest.mark.parametrize("leaving", [{}, {3: [6]}])
+def test_clients_that_were_sent_another_model_are_in_no_sum_together(leaving: dict[int, list[int]]) -> None:
+    """Else the others could be sent one from which they learn nothing, and the sum would say most about the victim."""
+
+    def change(exchange: str, client: int, record: Any) -> Any:
+        return replace(record, sent=Sent(2.0)) if exchange.endswith(".masked") and client == 0 else record
+
+    infos = [ClientInfo(i, "a", 10) for i in range(7)]
+    federation = Federation(infos, HOW, PHASE, leaving, down=change, signers=trusting(7))
+    with pytest.raises(GenfedError, match=r"secure aggregation: the weights.* add up to"):
+        play_over(federation, PHASE)
+    assert not federation.refusals, "the masks do not cancel; nobody has to notice"
+    alone = replace(PHASE, sends_alike=False)
+    play_over(Federation(infos, HOW, alone, leaving, down=change, signers=trusting(7)), alone)
+
+
+@dataclass(frozen=True)
+class Parts:
+    w: float
+    head: float
+    step: int
+
+
+def test_what_all_of_a_group_are_sent_is_all_but_what_an_architecture_alone_uploads() -> None:
+    def told(of: str, group: str, *sent: Any) -> str:
+        return fingerprint_sent(PHASE, ClientInfo(0, of, 10), group, Parts(*sent))
+
+    assert told("a", "", 1.0, 2.0, 3) == told("b", "", 1.0, 4.0, 3)
+    assert len({told("a", "", 1.0, 2.0, 3), told("a", "", 1.5, 2.0, 3), told("a", "", 1.0, 2.0, 4)}) == 3
+    assert len({told("a", "a", *sent) for sent in ((1.0, 2.0, 3), (1.5, 2.0, 3), (1.0, 2.5, 3), (1.0, 2.0, 4))}) == 4
+
+
 def test_the_trial_of_which_another_was_told_cannot_be_forged() -> None:
     def change(exchange: str, client: int, record: Any) -> Any:
         if not exchange.endswith(".shares"):
@@ -429,7 +467,7 @@ def test_without_known_keys_a_server_that_invents_clients_reads_an_upload() -> N
     key = recover_secret({o: b[66:] for o, b in both.items()}, 2).hex()
     numbers = masked.numbers - expand_mask(seed, 4)
     for o in fake:
-        numbers = numbers - signed_mask(0, o, pair_seed(key, fake[o][""][0].masking, ""), 4)
+        numbers = numbers - signed_mask(0, o, pair_seed(key, fake[o][""][0].masking, "", TOLD), 4)
     assert (numbers.double() / SCALE).tolist() == [1.0, 0.25, 0.25, 0.25]
 
 

@@ -21,7 +21,7 @@ from genfed.core.task import Data, Task
 from genfed.engines.client_runner import ClientRunner, ClientRuntime
 from genfed.engines.client_storage import DiskStorage
 from genfed.engines.messages import RoundId
-from genfed.secure_aggregation.client_exchanges import pair_seed, signed_mask
+from genfed.secure_aggregation.client_exchanges import fingerprint_sent, pair_seed, signed_mask
 from genfed.secure_aggregation.crypto import expand_mask, is_signed, recover_secret, signer_of
 from genfed.secure_aggregation.fixed_point import SCALE
 from genfed.secure_aggregation.messages import SECRETS, Neighbors, RevealRequest, SealedShare, SecureWork, Survivors
@@ -73,8 +73,8 @@ class LyingServer:
     """
 
     def __init__(self, folder: Path) -> None:
-        summed = [Phase[Any](name, update, send, upload, {"w": Mean()}) for name in "pq"]
-        parts = [part for phase in summed for part in make_secure(phase, HOW, N)]
+        self.summed = [Phase[Any](name, update, send, upload, {"w": Mean()}) for name in "pq"]
+        parts = [part for phase in self.summed for part in make_secure(phase, HOW, N)]
         self.folder = folder
         self.phases = {part.name: part for part in parts} | {"l": Phase[Any]("l", update, send, stay, slots=(OWN,))}
         data = Data(torch.zeros(N, 1, 2, 2), torch.zeros(N).long())
@@ -124,7 +124,8 @@ class LyingServer:
         numbers = self.masked[VICTIM] - expand_mask(recover_secret(dict(seed), NEEDED), 4)
         private = recover_secret(dict(key), NEEDED).hex()
         for other in OTHERS:
-            shared = pair_seed(private, self.keys[other][""].masking, "")
+            told = fingerprint_sent(self.summed[0], ClientInfo(VICTIM, "a", 1), "", Empty())
+            shared = pair_seed(private, self.keys[other][""].masking, "", told)
             numbers = numbers - signed_mask(VICTIM, other, shared, 4)
         values: list[float] = (numbers.double() / SCALE).tolist()
         return values
