@@ -49,7 +49,7 @@ class SiteDescription:
     device: Word
     memory: Many
     """Free memory in bytes. 0: unknown."""
-    clock: Annotated[float, Field(allow_inf_nan=False)]
+    clock: Annotated[float, Field(ge=0, lt=2**60)]
     """Clock of the site, in seconds since 1970."""
     demands: bool
     """Whether the site demands protection. If so, it must agree to take part before training begins."""

@@ -10,6 +10,9 @@ import torch
 from genfed.core.errors import GenfedError
 from genfed.core.record import Packed
 
+LARGEST = 1e15
+"""Largest absolute value of a number of a client (in its upload, a metric, its seconds of work), and in a mean."""
+
 
 @dataclass(frozen=True)
 class RoundId:
@@ -42,15 +45,25 @@ class PackedReply:
     seconds: float = 0.0
     """The duration of the client's work."""
 
+    def readable_metrics(self) -> dict[str, float]:
+        """Returns the metrics, with NaN for a number beyond ±`LARGEST`: no sum over clients is spoiled by one of them.
+
+        >>> PackedReply(Packed({}, "{}"), 1.0, {"loss": 0.5, "flops": 1.7e308}).readable_metrics()
+        {'loss': 0.5, 'flops': nan}
+        """
+        return {name: value if abs(value) <= LARGEST else math.nan for name, value in self.metrics.items()}
+
 
 def check_reply(reply: PackedReply) -> None:
-    """Refuses a reply whose numbers would spoil a mean.
+    """Refuses a reply whose numbers would spoil a mean or a report.
 
     Raises:
-        GenfedError: a weight that is not above 0, or numbers that are not finite.
+        GenfedError: a weight that is not above 0, a duration that is none, or numbers that are not finite.
     """
     if not (math.isfinite(reply.weight) and reply.weight > 0):
         raise GenfedError(f"its weight is {reply.weight}; a weight is above 0")
+    if not 0 <= reply.seconds <= LARGEST:  # NaN too
+        raise GenfedError(f"its work took {reply.seconds} seconds; 0 to {LARGEST:g} are allowed")
     for path, tensor in reply.upload.tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise GenfedError(f"{path} holds numbers that are not finite")

@@ -19,11 +19,9 @@ from genfed.core.phase import Phase, Reduced
 from genfed.core.record import Packed, pack, unpack
 from genfed.core.schedule import Schedule, round_up_share
 from genfed.core.text import one_line
-from genfed.engines.messages import PackedReply, RoundId, check_reply
+from genfed.engines.messages import LARGEST, PackedReply, RoundId, check_reply
 
 log = logging.getLogger(__name__)
-LARGEST = 1e15
-"""Largest absolute value of a number in an upload, and in a mean."""
 
 
 @dataclass(frozen=True)
@@ -207,7 +205,7 @@ class Round:
                 self._exclude(info, f"its upload cannot be used ({type(error).__name__})")
                 continue
             self._answered.append(info)
-            yield ClientCost(info, answer.upload.nbytes, sent.nbytes, answer.seconds, answer.metrics)
+            yield ClientCost(info, answer.upload.nbytes, sent.nbytes, answer.seconds, answer.readable_metrics())
         misfits = self._fold.settle()
         for info in self._answered:
             if info.id in misfits:
@@ -320,8 +318,8 @@ def check_upload(sent: Packed, answer: PackedReply) -> None:
         answer: its reply.
 
     Raises:
-        GenfedError: numbers are not finite, the weight is not above 0, or an upload field that has the name of a sent
-            field has other tensors (names, shapes or types) than were sent.
+        GenfedError: see `check_reply`; or an upload field that has the name of a sent field has other tensors (names,
+            shapes or types) than were sent.
     """
     check_reply(answer)
     uploaded = answer.upload.tensors

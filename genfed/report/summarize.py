@@ -1,6 +1,5 @@
 """Summarises the rows of metrics.jsonl into a report."""
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
@@ -8,6 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from genfed.core.errors import GenfedError
+from genfed.engines.messages import LARGEST
 from genfed.report.results import (
     EVALUATE,
     QUALITY,
@@ -78,17 +78,17 @@ def _read_personal_scores(rows: Sequence[Row], round_: int) -> tuple[PersonalSco
 
 def _read_backdoor_success(rows: Sequence[Row], round_: int) -> float | None:
     scored = [row for row in rows if _is_client(row, EVALUATE) and row["round"] == round_]
-    rates = [row[TRIGGERED] for row in scored if TRIGGERED in row]
+    rates = [rate for row in scored if (rate := _read_number(row, TRIGGERED)) is not None]
     return fmean(rates) if rates else None
 
 
 def _count_parameters(rows: Sequence[Row]) -> float | None:
     held: dict[int, float] = defaultdict(float)
     trained = [row for row in rows if row["client"] is not None and row["phase"] != EVALUATE]
-    counted = [row for row in trained if "parameters" in row]
-    for row in counted:
-        held[row["client"]] = max(held[row["client"]], row["parameters"])
-    whole = {row["phase"] for row in counted} == {row["phase"] for row in trained}
+    counted = [(row, count) for row in trained if (count := _read_number(row, "parameters")) is not None]
+    for row, count in counted:
+        held[row["client"]] = max(held[row["client"]], count)
+    whole = {row["phase"] for row, _ in counted} == {row["phase"] for row in trained}
     return fmean(held.values()) if held and whole else None
 
 
@@ -103,10 +103,21 @@ def read_losses(rows: Sequence[Row]) -> tuple[Point, ...]:
     trained = (row for row in rows if row["client"] is not None and row["phase"] != EVALUATE and "loss" in row)
     points = []
     for (phase, round_, step), members in _group_by_round(trained).items():
-        values = [row["loss"] for row in members]
-        finite = all(value is not None and math.isfinite(value) for value in values)
-        points.append(Point(phase, round_, step, fmean(values) if finite else None))
+        values = [loss for row in members if (loss := _read_number(row, "loss")) is not None]
+        points.append(Point(phase, round_, step, fmean(values) if len(values) == len(members) else None))
     return tuple(points)
+
+
+def _read_number(row: Row, name: str) -> float | None:
+    """Returns a number that a client, or a clock, has reported. None: there is none that can be added up (a number that
+    is not finite, or beyond ±`LARGEST`, which older versions wrote).
+    """
+    value = row.get(name)
+    return value if isinstance(value, int | float) and abs(value) <= LARGEST else None
+
+
+def _add_seconds(rows: Iterable[Row]) -> float:
+    return sum((_read_number(row, "seconds") or 0.0 for row in rows), 0.0)
 
 
 def _is_client(row: Row, phase: str) -> bool:
@@ -138,15 +149,15 @@ def _sum_costs(rows: Sequence[Row]) -> tuple[PhaseCost, ...]:
         clients = [row for row in members if row["client"] is not None]
         whole = [row for row in members if row["client"] is None]
         counted = [] if phase == EVALUATE else clients
-        flops = [row["flops"] for row in counted if row["round"] == 0 and "flops" in row]
+        flops = [n for row in counted if row["round"] == 0 and (n := _read_number(row, "flops")) is not None]
         costs.append(
             PhaseCost(
                 phase,
                 rounds=len({row["round"] for row in members}),
                 up_bytes=sum(row["up_bytes"] for row in counted) / len(everybody),
                 down_bytes=sum(row["down_bytes"] for row in counted) / len(everybody),
-                client_seconds=sum((row["seconds"] for row in clients), 0.0),
-                seconds=sum((row["seconds"] for row in whole), 0.0),
+                client_seconds=_add_seconds(clients),
+                seconds=_add_seconds(whole),
                 flops=fmean(flops) * len(counted) / len(everybody) if flops else None,
             )
         )

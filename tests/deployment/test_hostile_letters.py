@@ -114,6 +114,10 @@ HERE: dict[str, Any] = {
         {"classes": ["x"] * 100_001},
         {"shape": [1] * 11},
         {"torch": "2" * 1000},
+        {"clock": 1.7e308},
+        {"clock": float("nan")},
+        {"examples": 2**60},
+        {"memory": -1},
     ],
 )
 def test_a_description_of_a_site_is_bounded(wrong: dict[str, Any]) -> None:

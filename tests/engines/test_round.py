@@ -158,6 +158,24 @@ def test_a_weight_is_finite_and_above_0(weight: float) -> None:
     assert asking.failures == {1: f"its weight is {weight}; a weight is above 0"}
 
 
+@pytest.mark.parametrize("seconds", [-1e-9, -1.7e308, math.nan, math.inf, 1.7e308])
+def test_a_duration_is_one_that_can_be_added_up(seconds: float) -> None:
+    asking = ask(lambda info: replace(good(info), seconds=seconds) if info.id == 1 else good(info))
+    list(asking)
+    assert asking.failures == {1: f"its work took {seconds} seconds; 0 to 1e+15 are allowed"}
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf, 1.7e308, -1.1e15])
+def test_a_metric_that_cannot_be_added_up_is_none_and_costs_its_client_nothing_else(number: float) -> None:
+    said = {"loss": number, "flops": 3.0, "parameters": -1e15}
+    asking = ask(lambda info: replace(good(info), metrics=said) if info.id == 1 else good(info), 1.0)
+    costs = {cost.info.id: cost.metrics for cost in asking}
+    assert math.isnan(costs[1].pop("loss"))
+    assert costs[1] == {"flops": 3.0, "parameters": -1e15}
+    assert costs[2] == {"loss": 0.5}
+    assert len(asking.reduced.clients) == 5
+
+
 def test_bytes_of_another_record_are_left_out() -> None:
     asking = ask(lambda info: PackedReply(Packed({}, "{"), 1.0) if info.id == 1 else good(info))
     list(asking)

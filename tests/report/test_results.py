@@ -150,6 +150,30 @@ def test_a_loss_that_is_not_finite_is_none(loss: float) -> None:
     assert summarize_trial(rows, "m", 0).losses[0].value is None
 
 
+@pytest.mark.parametrize("number", [None, math.nan, math.inf, -1.7e308])
+def test_rows_that_cannot_be_added_up_cost_only_their_own_number(number: float | None) -> None:
+    """Older versions wrote what a client said; a resume reads such rows again."""
+    bad = {"loss": number, "seconds": number, "flops": number, "parameters": number, "triggered": number}
+    good = {"loss": 1.5, "flops": 6.0, "parameters": 4.0}
+    rows = [
+        {**of_client("train", 0, 0, 0), **bad},
+        of_client("train", 0, 0, 2, **good),
+        row("train", 0, 0, None, seconds=number, failed={}),
+        *({**score, "triggered": 0.5} for score in scores(0, 1, ([1, 0, 0], [2, 0, 0], [2, 2, 0]))),
+        row("evaluate", 0, 1, None, seconds=0.25, failed={}),
+    ]
+    rows[3] = {**rows[3], **bad}
+    trial = summarize_trial(rows, "m", 0)
+    assert (trial.accuracy, trial.triggered, trial.parameters) == (0.6875, 0.5, 4.0)
+    assert trial.losses == (Point("train", 0, 0, None),)
+    assert [(cost.phase, cost.client_seconds, cost.seconds) for cost in trial.costs] == [
+        ("train", 0.5, 0.0),
+        ("evaluate", 1.0, 0.25),
+    ]
+    assert trial.costs[0].flops == 4.0  # 6 for each of the two that trained, shared out over three clients
+    assert from_json(to_json(dataclasses.replace(fake_report(2, 1), trials=(trial,)))).trials == (trial,)
+
+
 def test_a_trial_without_an_evaluation_is_refused() -> None:
     with pytest.raises(GenfedError, match=r"m, seed 1: there is no evaluation"):
         summarize_trial(ROWS, "m", 1)
