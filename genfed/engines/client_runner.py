@@ -38,7 +38,8 @@ class ClientRuntime:
     precision: Literal["float32", "bfloat16"] = "float32"
     counts_flops: bool = False
     """Whether the first round of each phase that does not score adds two metrics: "flops", and "parameters", the count
-    of floating-point numbers that the client was sent or of the largest network that it made, whichever is larger."""
+    of floating-point numbers that the client was sent or of the largest network that it made, whichever is larger. Not
+    in the exchanges of secure aggregation."""
 
 
 class ClientRunner:
@@ -179,7 +180,8 @@ class ClientRunner:
             sizes.append(sum(p.numel() for p in network.parameters()))
             return network
 
-        counts = self._runtime.counts_flops and step.round == 0 and not phase.scores
+        # Under masks a count is one more upload without a mask: the arithmetic may depend on the examples.
+        counts = self._runtime.counts_flops and step.round == 0 and not phase.scores and phase.follows is None
         assert phase.work is not None
         with FlopCounter() if counts else contextlib.nullcontext() as flops:
             reply = phase.work(replace(client, new_network_of=new_network), unpack(phase.wire_types.sent, sent))

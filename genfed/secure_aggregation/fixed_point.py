@@ -2,6 +2,7 @@
 
 import json
 import math
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -41,7 +42,8 @@ class GroupVector:
     numbers: Tensor
     """int64 [1 + m]: the weight, then all values."""
     form: str
-    """JSON: field, path, type and shape of each value in turn."""
+    """JSON: field, path, type and shape of each value in turn. It travels without a mask: neither the order in which a
+    client filled its dicts nor the type of one of its Python numbers shows in it."""
 
 
 def pack_vectors(
@@ -64,9 +66,9 @@ def pack_vectors(
     for group, fields in list_groups(aggregates, info).items():
         parts, form = [torch.tensor([weight * SCALE], dtype=torch.float64)], []
         for name, aggregate in fields.items():
-            factor = weight if aggregate.weighted else 1.0
+            factor, hint = weight if aggregate.weighted else 1.0, typing.get_type_hints(type(upload))[name]
             for path, leaf in _leaves(aggregate.extract(getattr(upload, name)), []):
-                form.append([name, path, *_type_and_shape(leaf)])
+                form.append([name, path, *_type_and_shape(leaf, hint, len(path))])
                 parts.append(_flatten(leaf).double() * (factor * SCALE))
         numbers = torch.cat(parts)
         if not 0 < members[group] <= MEMBERS:
@@ -159,7 +161,8 @@ def unpack_sums(sums: Mapping[str, GroupVector], aggregates: Mapping[str, Aggreg
 
 def _leaves(tree: Any, path: list[Any]) -> list[tuple[list[Any], Any]]:
     if isinstance(tree, dict):
-        return [found for key in tree for found in _leaves(tree[key], [*path, key])]
+        keys = sorted(tree, key=lambda key: (type(key).__name__, key))
+        return [found for key in keys for found in _leaves(tree[key], [*path, key])]
     return [(path, tree)]
 
 
@@ -169,10 +172,13 @@ def _put(tree: dict[Any, Any], path: list[Any], leaf: Any) -> None:
     tree[path[-1]] = leaf
 
 
-def _type_and_shape(leaf: Any) -> tuple[str, list[int]]:
+def _type_and_shape(leaf: Any, hint: Any, depth: int) -> tuple[str, list[int]]:
+    """Returns type and shape of a leaf, `depth` dicts below a field that is declared as `hint`."""
     if isinstance(leaf, Tensor):
         return str(leaf.dtype).removeprefix("torch."), list(leaf.shape)
-    return type(leaf).__name__, []
+    for _ in range(depth):
+        hint = next(iter(typing.get_args(hint)[1:]), None)
+    return "float" if hint is float else type(leaf).__name__, []
 
 
 def _flatten(leaf: Any) -> Tensor:

@@ -85,15 +85,9 @@ class SecureRound:
                 raise GenfedError(f"{error}{self._first_failure(str(error))}") from None
         for info in self._reduced.clients:
             parts = self._costs[info.id]
-            # Only the cost of a client's work is reported: a loss would be one more, unmasked upload.
-            cost = {name: max(p.metrics.get(name, 0.0) for p in parts) for name in ("flops", "parameters")}
-            yield ClientCost(
-                info,
-                sum(p.up_bytes for p in parts),
-                sum(p.down_bytes for p in parts),
-                sum(p.seconds for p in parts),
-                cost if any(cost.values()) else {},
-            )
+            up_bytes, down_bytes = sum(p.up_bytes for p in parts), sum(p.down_bytes for p in parts)
+            # No metrics: each would be one more upload, without a mask.
+            yield ClientCost(info, up_bytes, down_bytes, sum(p.seconds for p in parts), {})
 
     def _sum_up(self, clients: Sequence[ClientInfo]) -> Reduced:
         """Runs the exchanges with some clients, and returns the reduced uploads.

@@ -11,7 +11,7 @@ import torch
 
 from genfed.config import registry
 from genfed.config.reader import read_config
-from genfed.core.aggregate import ClientInfo, Collect, Mean
+from genfed.core.aggregate import ClientInfo, Collect, Mean, list_groups
 from genfed.core.errors import GenfedError
 from genfed.core.phase import flatten_phases
 from genfed.core.record import Packed, digest, from_bytes, pack, to_bytes, unpack
@@ -24,6 +24,8 @@ from genfed.experiment import evaluation, local_clients
 from genfed.experiment.checkpoint import read_checkpoint
 from genfed.experiment.evaluation import add_evaluation
 from genfed.experiment.trial_loop import TrialLoop
+from genfed.secure_aggregation.fixed_point import pack_vectors
+from genfed.secure_aggregation.protocol import reason_to_refuse_secure
 from tests.conftest import STORING, left_by, start, tiny
 
 METHODS = [*sorted(registry.list_classes(registry.METHODS)), STORING]
@@ -145,6 +147,27 @@ def test_records_round_trip_and_inputs_are_not_mutated(
     start(tiny(method), tmp_path / "run")
     assert crossed > 0
     assert left_by(tmp_path / "run") == once[method]
+
+
+def test_no_form_under_masks_depends_on_the_examples(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A masked upload says how its numbers are arranged, without a mask; clients differ only by their examples."""
+    seen: dict[tuple[str, str], set[str]] = {}
+    work = ClientRunner.work
+
+    def watched(site: ClientRunner, step: RoundId, client: int, sent: Packed) -> PackedReply:
+        answer, phase, info = work(site, step, client, sent), site._phases[step.phase], site._federation.clients[client]
+        if reason_to_refuse_secure(phase) is None:
+            upload = unpack(phase.wire_types.uploaded, answer.upload)
+            members = dict.fromkeys(list_groups(phase.aggregate, info), 1)
+            for group, vector in pack_vectors(upload, 1.0, phase.aggregate, info, members).items():
+                seen.setdefault((phase.name, group), set()).add(vector.form)
+        return answer
+
+    monkeypatch.setattr(ClientRunner, "work", watched)
+    start(tiny(method, partition={"kind": "dirichlet"}, evaluation={"every": 0}), tmp_path / "run")
+    assert all(len(forms) == 1 for forms in seen.values()), seen
 
 
 def test_everybody_is_scored_as_if_alone(

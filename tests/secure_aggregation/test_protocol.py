@@ -21,6 +21,7 @@ from genfed.secure_aggregation.graph import neighbor_graph
 from genfed.secure_aggregation.messages import MaskedUpload
 from genfed.secure_aggregation.protocol import make_secure
 from genfed.secure_aggregation.settings import SecureAggregation
+from genfed.training.low_rank import FactoredWeights, RebuiltMean, factorize
 from tests.secure_aggregation.federation import Seen, play
 
 
@@ -222,6 +223,46 @@ def test_numbers_that_cannot_be_summed_are_refused_by_the_client() -> None:
 
     with pytest.raises(GenfedError, match=r"holds a number that secure aggregation cannot sum(;|$)"):
         run(4, ALL, phase=replace(PHASE, work=infinite))
+
+
+def forms(upload: Any, aggregates: Mapping[str, Aggregate] = HOW) -> dict[str, str]:
+    info = ClientInfo(0, "mlp", 1)
+    members = dict.fromkeys(list_groups(aggregates, info), 2)
+    return {group: vector.form for group, vector in pack_vectors(upload, 1.0, aggregates, info, members).items()}
+
+
+def test_no_form_shows_how_a_client_built_its_upload() -> None:
+    """The form has no mask, so what a client decided by its examples must not show in it: the order of names, or
+    whether a number was an int. Otherwise honest clients of different forms would not be summed, either."""
+    upload = upload_of(1).upload
+    other = replace(upload, w=dict(reversed(upload.w.items())), seen=0)
+    assert list(upload.w) != list(other.w)
+    assert forms(other) == forms(upload)
+    assert json.loads(forms(upload)[""])[-1] == ["seen", [], "float", []]
+
+    def either(client: Client, sent: Sent) -> Reply[Upload]:
+        return Reply(other if client.info.id == 1 else upload)
+
+    infos = [ClientInfo(i, "a", 1) for i in range(3)]
+    mean = play(infos, ALL, replace(PHASE, work=either))
+    assert not mean.failures
+    assert torch.allclose(mean.reduced["w"]["a"], upload.w["a"], atol=1e-6)
+    assert mean.reduced["seen"] == 0.5  # 1/4 of each of the two others
+
+
+def test_factors_of_any_rank_have_one_form() -> None:
+    """Which matrices FedKD factorizes depends on the examples."""
+
+    @dataclass(frozen=True)
+    class Update:
+        update: FactoredWeights
+
+    rng = torch.Generator().manual_seed(0)
+    flat, full = torch.ones(9, 9), torch.randn(9, 9, generator=rng)
+    uploads = [Update(factorize({"v": v, "w": w, "b": torch.ones(3)}, 0.9)) for v, w in [(flat, full), (full, flat)]]
+    assert [list(upload.update.left) for upload in uploads] == [["v"], ["w"]]
+    first, other = (forms(upload, {"update": RebuiltMean()}) for upload in uploads)
+    assert first == other
 
 
 @pytest.mark.parametrize("members", [0, -1, 2**21, 2**62])
