@@ -127,6 +127,9 @@ class Phase(Generic[S]):
     every field but those that they upload by architecture. Under secure aggregation only uploads of clients that were
     sent the same then add up. False: what is sent depends on the client.
     """
+    screen: Callable[[Server, ClientInfo, Any], None] | None = None
+    """(server, client, upload): raises GenfedError about an upload that no honest client makes; the client is excluded.
+    `update` could use it. So under masks, where the server sees no upload, it is left out."""
     draws_as: str | None = None
     """The name under which clients draw random numbers, where this phase is part of another one (secure aggregation).
     None: its own name."""

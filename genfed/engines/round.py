@@ -226,8 +226,9 @@ class Round:
         check_upload(sent, answer)
         if request.phase.follows is None:  # masked numbers are of any size
             _check_size(answer.upload)
-        if request.phase.check is not None:
-            request.phase.check(request.server, info, upload)
+        for check in (request.phase.check, request.phase.screen):
+            if check is not None:
+                check(request.server, info, upload)
         if (weight := cap_weight(answer.weight, info)) < answer.weight:
             log.warning(
                 "%s: client %d claims the weight %g, and its %d examples count",

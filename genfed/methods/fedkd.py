@@ -17,10 +17,18 @@ from genfed.core.method import Method
 from genfed.core.phase import Empty, Phase, Reduced, Reply
 from genfed.core.settings import settings
 from genfed.core.task import Weights
+from genfed.engines.messages import LARGEST
 from genfed.methods.bases.local_training import MODEL, load_own_classifier
 from genfed.training.classifier import Training
 from genfed.training.distillation import divergence, train_pair
-from genfed.training.low_rank import FactoredWeights, RebuiltMean, apply_update, factorize, subtract_weights
+from genfed.training.low_rank import (
+    FactoredWeights,
+    RebuiltMean,
+    apply_update,
+    check_factors,
+    factorize,
+    subtract_weights,
+)
 from genfed.training.weights import Model, build_classifier, weights_of
 
 MENTEE = Slot("mentee", Model)
@@ -101,9 +109,19 @@ class FedKD(Method[FedKDState]):
                 aggregate=mean,
                 rounds=self.rounds,
                 slots=slots,
+                screen=self.screen,
                 sends_alike=False,
             )
         ]
+
+    def screen(self, server: Server, info: ClientInfo, upload: FedKDUpdate) -> None:
+        """Refuses an update that is not one of the mentee, before its factors are multiplied.
+
+        Raises:
+            GenfedError: the products have other names, shapes or types, or could be beyond ±`LARGEST`.
+        """
+        mentee = weights_of(server.new_network(self.mentee, server.common("mentee")))
+        check_factors(upload.update, mentee, LARGEST)
 
     def energy(self, server: Server) -> float:
         """Returns T(t) = T_start + (T_end − T_start)·t, with t the completed fraction of rounds after this one."""

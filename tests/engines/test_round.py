@@ -259,6 +259,16 @@ def test_an_upload_that_no_check_expects_excludes_its_client_alone() -> None:
     assert len(asking.reduced.clients) == 4
 
 
+def test_what_is_screened_excludes_its_client_too() -> None:
+    def screen(server: Server, info: ClientInfo, upload: Any) -> None:
+        if info.id == 2:
+            raise GenfedError("no honest client makes it")
+
+    asking = Round(request(Fake(good), replace(phase(), screen=screen)), 0.8)
+    list(asking)
+    assert asking.failures == {2: "no honest client makes it"}
+
+
 def test_nothing_sent_holds_nothing_against_an_upload() -> None:
     check_upload(pack(Empty()), good(CLIENTS[0]))
 

@@ -19,6 +19,8 @@ from genfed.experiment.evaluation import ClassifierScores, check_scores
 from genfed.methods.bases.decoder_upload import Decoder, DecoderUpload, build_decoder
 from genfed.methods.fedgen import FedGenUpload
 from genfed.methods.fedgh import Representations
+from genfed.methods.fedkd import FedKDUpdate
+from genfed.training.low_rank import FactoredWeights, factorize
 from genfed.training.upload_checks import check_counts
 from genfed.training.weights import Model, weights_of
 from tests.conftest import tiny
@@ -94,6 +96,21 @@ def test_representations_of_fedgh() -> None:
         "present none": (torch.zeros(3, dtype=torch.bool), "present has no class"),
     }
     refused(collecting("fedgh"), Representations(torch.zeros(3, size), some), wrong)
+
+
+def test_updates_of_fedkd() -> None:
+    """Factors are looked at before they are multiplied: 2·10⁶ numbers can have a product of 10¹²."""
+    (phase,) = flatten_phases(method_of("fedkd").phases())
+    mentee = weights_of(Architectures().new(method_of("fedkd").mentee, TASK, torch.Generator()))
+    good = factorize({k: torch.full_like(v, 2.0) for k, v in mentee.items()}, 0.9)
+    name = next(iter(good.left))
+    huge = {name: torch.ones(10**6, 1)}, {name: torch.ones(1, 10**6)}
+    wrong = {
+        "update": (FactoredWeights(good.whole, good.left | huge[0], good.right | huge[1]), f"'{name}' is .*1000000"),
+        "update less": (replace(good, whole={}), "is missing"),
+        "update huge": (replace(good, left={k: v * 1e15 for k, v in good.left.items()}), r"beyond ±1e\+15"),
+    }
+    refused(replace(phase, check=phase.screen), FedKDUpdate(good), wrong)
 
 
 @pytest.mark.parametrize("label", ["feddf", "ensemble", "dense"])

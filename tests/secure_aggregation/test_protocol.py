@@ -287,6 +287,13 @@ def test_phases_that_need_single_uploads_are_refused() -> None:
         SecureAggregation(neighbors=3)
 
 
+def test_what_is_only_screened_is_summed_under_masks() -> None:
+    def screen(server: Server, info: ClientInfo, upload: Any) -> None:
+        raise AssertionError("the server sees no upload")
+
+    assert_same(run(5, ALL, phase=replace(PHASE, screen=screen)), plain(range(5)))
+
+
 @pytest.mark.parametrize(("neighbors", "threshold"), [(2, 2 / 3), (4, 0.6), (6, 0.55), (48, 0.51)])
 def test_a_ring_that_could_be_cut_is_refused(neighbors: int, threshold: float) -> None:
     half = neighbors // 2 + 1

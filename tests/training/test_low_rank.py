@@ -1,4 +1,6 @@
 import math
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from genfed.core.aggregate import ClientInfo, Mean
 from genfed.core.errors import GenfedError
 from genfed.core.record import from_bytes, pack, to_bytes, unpack
 from genfed.core.rng import stream
-from genfed.training.low_rank import FactoredWeights, RebuiltMean, factorize, rebuild
+from genfed.training.low_rank import FactoredWeights, RebuiltMean, apply_update, check_factors, factorize, rebuild
 
 INFO = ClientInfo(0, "a", 1)
 
@@ -93,6 +95,44 @@ def test_factors_without_a_product_are_refused(left: tuple[int, ...] | None, rig
     sides = [{} if shape is None else {"w": torch.zeros(shape)} for shape in (left, right)]
     with pytest.raises(GenfedError, match=r"w: factors of shapes .* have no product"):
         RebuiltMean().read_layout(FactoredWeights({}, *sides), INFO)
+
+
+def test_a_small_upload_of_a_huge_product_is_refused_before_the_product() -> None:
+    """8 MB of factors, or none at all, of 4 TB."""
+    like = {"w": torch.zeros(10, 10), "b": torch.zeros(2)}
+    for rank_ in (1, 0):
+        left, right = torch.ones(10**6, rank_), torch.ones(rank_, 10**6)
+        bomb = FactoredWeights({"b": torch.zeros(2)}, {"w": left}, {"w": right})
+        with pytest.raises(
+            GenfedError, match=r"^'w' is \(torch.float32, \(1000000, 1000000\)\); .*\(10, 10\)\) is allow"
+        ):
+            check_factors(bomb, like)
+        with pytest.raises(GenfedError, match=r"^'w' is"):
+            apply_update(like, bomb)
+        assert RebuiltMean().read_layout(bomb, INFO) == {
+            "": {"b": "torch.float32 (2,)", "w": "torch.float32 (1000000, 1000000)"}
+        }
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"whole": {}}, r"^'b' is missing; \(torch.float32, \(2,\)\) is allowed"),
+        ({"whole": {"b": torch.zeros(2), "c": torch.zeros(2)}}, r"^'c' is .* no such tensor is allowed"),
+        ({"whole": {"b": torch.zeros(2), "w": torch.zeros(10, 10)}}, "^w is whole and has factors"),
+        ({"whole": {"b": torch.zeros(2).double()}}, r"^'b' is \(torch.float64"),
+        (
+            {"left": {"w": torch.full((10, 1), 1e9)}, "right": {"w": torch.full((1, 10), 1e7)}},
+            r"numbers beyond ±1e\+15",
+        ),
+    ],
+)
+def test_factors_of_another_network_are_refused(change: dict[str, Any], message: str) -> None:
+    like = {"w": torch.zeros(10, 10), "b": torch.zeros(2)}
+    good = factorize({"w": diagonal(2.0), "b": torch.ones(2)}, 0.9)
+    check_factors(good, like, 1e15)
+    with pytest.raises(GenfedError, match=message):
+        check_factors(replace(good, **change), like, 1e15)
 
 
 def test_it_is_a_record() -> None:
