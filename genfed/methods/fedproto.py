@@ -21,6 +21,7 @@ from genfed.methods.bases.representation import (
     RepresentationNetwork,
     sum_by_class,
 )
+from genfed.training.upload_checks import check_counts, check_form
 from genfed.training.weights import Model, weights_of
 
 
@@ -68,8 +69,21 @@ class FedProto(RepresentationMethod[Prototypes]):
     def phases(self) -> list[Phase[Prototypes]]:
         sums = {"sums": Sum(), "counts": Sum()}
         return [
-            Phase("train", self.keep, self.send, self.train, aggregate=sums, rounds=self.rounds, slots=(MODEL,)),
-        ]
+            Phase(
+                "train", self.keep, self.send, self.train,
+                aggregate=sums, rounds=self.rounds, slots=(MODEL,), screen=self.screen,
+            ),
+        ]  # fmt: skip
+
+    def screen(self, server: Server, info: ClientInfo, upload: ClassStatistics) -> None:
+        """Refuses counts that are not the client's: one that claims many examples would decide all prototypes.
+
+        Raises:
+            GenfedError: the shapes or types are not those of sums and counts, or the counts do not add up to the
+                client's number of examples.
+        """
+        check_form("sums", upload.sums, torch.float32, (len(server.task.classes), self.dimension))
+        check_counts(server, info, upload.counts)
 
     def send(self, server: Server, state: Prototypes, info: ClientInfo) -> Prototypes:
         """Returns the prototypes of all classes."""

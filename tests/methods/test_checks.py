@@ -17,6 +17,7 @@ from genfed.core.rng import stream
 from genfed.core.task import Task
 from genfed.experiment.evaluation import ClassifierScores, check_scores
 from genfed.methods.bases.decoder_upload import Decoder, DecoderUpload, build_decoder
+from genfed.methods.bases.representation import ClassStatistics
 from genfed.methods.fedgen import FedGenUpload
 from genfed.methods.fedgh import Representations
 from genfed.methods.fedkd import FedKDUpdate
@@ -96,6 +97,15 @@ def test_representations_of_fedgh() -> None:
         "present none": (torch.zeros(3, dtype=torch.bool), "present has no class"),
     }
     refused(collecting("fedgh"), Representations(torch.zeros(3, size), some), wrong)
+
+
+def test_statistics_of_fedproto() -> None:
+    (phase,) = flatten_phases(method_of("fedproto").phases())
+    size = method_of("fedproto").dimension
+    wrong: dict[str, tuple[Any, str]] = {field.replace("labels", "counts"): case for field, case in COUNTS.items()}
+    wrong["counts claimed"] = (torch.full((3,), 10**12), "counts do not add up to the 5 examples of the client")
+    wrong["sums"] = (torch.zeros(3, size + 1), rf"sums is torch.float32 \(3, {size + 1}\)")
+    refused(replace(phase, check=phase.screen), ClassStatistics(torch.ones(3, size), NUMBERS), wrong)
 
 
 def test_updates_of_fedkd() -> None:
