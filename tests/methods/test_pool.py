@@ -1,5 +1,6 @@
 """One pool of generated examples a round, drawn by the server for all clients."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ import torch
 
 from genfed.config.architectures import Architectures
 from genfed.config.reader import read_config
+from genfed.core.aggregate import ClientInfo
+from genfed.core.errors import GenfedError
 from genfed.core.phase import Reduced
 from genfed.experiment.checkpoint import read_checkpoint
 from genfed.experiment.inputs import load_data
@@ -61,6 +64,27 @@ def test_the_pool_is_as_large_as_the_largest_client_needs() -> None:
     server = new_server(shards.task, shards.clients, config.compute, Architectures().new, 0, 0, "pool")
     state = method.keep_pool(server, method.init(server), Reduced({}, ()))
     assert len(state.pool) == max(info.examples for info in shards.clients) // 8 * 8
+
+
+@pytest.mark.parametrize("method", ["gefl", "gefl_f"])
+def test_a_declared_number_of_examples_does_not_fill_the_servers_memory(method: str) -> None:
+    """2³¹ numbers are allowed; a site declares its number of examples itself."""
+    config = read_config(tiny(method))
+    as_set: Any = config.method[method]
+    clients = [ClientInfo(i, name, 20) for i, name in enumerate(config.federation.architectures)]
+    shards = partition_data(config, load_data(config), 0)
+    for pool, declared, fine in (("server", 10**9, False), ("client", 10**9, True), ("server", 20, True)):
+        own = replace(as_set, pool=pool)
+        infos = (clients[0], replace(clients[1], examples=declared))
+        server = new_server(shards.task, infos, config.compute, Architectures().new, 0, 0, "init")
+        if fine:
+            own.init(server)
+            continue
+        with pytest.raises(GenfedError, match=r'^pool = "server": client 1 declares 1000000000 examples, so .* 100000'):
+            own.init(server)
+        few = own.init(replace(server, clients=tuple(clients)))
+        with pytest.raises(GenfedError, match="client 1 declares 1000000000 examples"):
+            own.keep_pool(server, few, Reduced({}, ()))
 
 
 def test_a_round_without_generated_examples_needs_no_pool(tmp_path: Path) -> None:

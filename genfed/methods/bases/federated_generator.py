@@ -27,7 +27,7 @@ from genfed.training.pixels import denormalize_pixels
 
 S = TypeVar("S")
 MOST_GENERATED = 2**31
-"""Maximum count of numbers in the generated examples that a client draws at once (8 GiB)."""
+"""Maximum count of numbers in the generated examples that a client, or the server, draws at once (8 GiB)."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,13 @@ class FederatedGenerator(Method[S]):
         return TrainedNetwork("the generator", network, task, network.objectives(), 'set norm = "group" for it')
 
     def initial_generator(self, server: Server, task: Task) -> Weights:
-        """Returns the uploaded part of a new generator of `task`, the same in every method with this seed."""
+        """Returns the uploaded part of a new generator of `task`, the same in every method with this seed.
+
+        Raises:
+            GenfedError: the generator is too large, or the pool that the server will draw; see `draw_pool`.
+        """
+        if self.pool == "server" and server.clients:
+            self._pool_size(server, task)  # refused before training
         check_size(self.generator, maps_task(task))
         return uploaded_weights(self.generator.new(maps_task(task), server.common("generator")))
 
@@ -178,11 +184,26 @@ class FederatedGenerator(Method[S]):
         return Repeat(count, [draw, joint] if self.pool == "server" else [joint])
 
     def draw_pool(self, server: Server, task: Task, weights: Weights) -> Data:
-        """Returns a pool of examples of `task`, as large as any client needs, with uniform labels."""
-        count = max(self._generated_count(info.examples) for info in server.clients)
+        """Returns a pool of examples of `task`, as large as any client needs, with uniform labels.
+
+        Raises:
+            GenfedError: they would be more than `MOST_GENERATED` numbers, by the examples that a client declares.
+        """
+        count = self._pool_size(server, task)
         y = torch.randint(len(task.classes), (count,), generator=server.rng)
         x = self.sample_from(server, task, weights, y).cpu()
         return Data(denormalize_pixels(x) if task.kind == "image" else x, y)
+
+    def _pool_size(self, server: Server, task: Task) -> int:
+        """Returns the number of examples in the server's pool."""
+        most = max(server.clients, key=lambda info: info.examples)
+        count = self._generated_count(most.examples)
+        if count * math.prod(task.shape) > MOST_GENERATED:
+            raise GenfedError(
+                f'pool = "server": client {most.id} declares {most.examples} examples, so the server would draw '
+                f'{count} of {task.shape} at once, which are too many; set pool = "client", or leave the client out'
+            )
+        return count
 
     def supply(self, weights: Weights, pool: Data | None) -> GeneratedSupply:
         """Returns what is sent for a joint round."""
