@@ -4,6 +4,7 @@
 
 from torch import Tensor
 
+from genfed.core.aggregate import ClientInfo
 from genfed.core.client import Server
 from genfed.core.settings import settings
 from genfed.methods.bases.condition_upload import check_embeddings
@@ -31,6 +32,10 @@ class OSCAR(PromptUploadMethod):
     def init(self, server: Server) -> ServerSynthesisState:
         check_embeddings(self.foundation.load(server.task, server.device, server.precision), "oscar")
         return super().init(server)
+
+    def most_conditions(self, server: Server, info: ClientInfo) -> int:
+        """Returns how many conditions a client may upload: one for each class."""
+        return min(len(server.task.classes), info.examples)
 
     def reduce_class(self, conditions: Tensor) -> Tensor:
         return conditions.mean(0, keepdim=True)

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from genfed.foundation.settings import Foundation
 from genfed.methods.bases.condition_upload import ConditionUpload
 from genfed.methods.fedlmg import FedLMG, FedLMGUpload
 from genfed.methods.fgl import FGL
+from genfed.methods.oscar import OSCAR
 from genfed.methods.prompts_only import PromptsOnly
 from genfed.training.synthetic_dataset import SyntheticBatch
 from genfed.training.weights import weights_of
@@ -92,6 +94,20 @@ def test_what_is_told_is_looked_at(what: str) -> None:
         method.check(server(), INFO, ConditionUpload(conditions, labels))
     for n in (0, 2):
         method.check(server(), INFO, ConditionUpload(torch.zeros(n, 12, 8), torch.arange(n)))
+
+
+@pytest.mark.parametrize(("kind", "level", "most"), [(FGL, "class", 3), (FGL, "instance", 5), (OSCAR, "instance", 3)])
+def test_no_more_images_are_drawn_than_of_an_honest_client(kind: type[FGL | OSCAR], level: Any, most: int) -> None:
+    """The server draws images of each condition, whatever number of examples a client declares."""
+    method = kind(foundation=Foundation(model=tiny_foundation(), steps=2), level=level)
+
+    def check(count: int) -> None:
+        upload = ConditionUpload(torch.zeros(count, 12, 8), torch.arange(count) % 3)
+        method.check(server(), replace(INFO, examples=5), upload)
+
+    check(most)
+    with pytest.raises(GenfedError, match=f"{most + 1} conditions from a client of 5 examples; at most {most} are"):
+        check(most + 1)
 
 
 def test_what_fedlmg_is_sent_is_looked_at() -> None:

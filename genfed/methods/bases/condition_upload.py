@@ -38,6 +38,10 @@ class ConditionUploadMethod(ServerSynthesis):
     def upload_conditions(self, client: Client, sent: Empty) -> Reply[ConditionUpload]:
         """Returns the conditions that a client uploads."""
 
+    def most_conditions(self, server: Server, info: ClientInfo) -> int:
+        """Returns how many conditions a client may upload. The server draws `images_per_condition` images from each."""
+        return min(len(server.task.classes), info.examples)
+
     def upload_phases(self) -> list[Phase[ServerSynthesisState]]:
         return [
             Phase(
@@ -56,12 +60,14 @@ class ConditionUploadMethod(ServerSynthesis):
 
         Raises:
             GenfedError: the server does not know a class, there is not one condition for each label, or there are more
-                than the client has examples.
+                than `most_conditions`.
         """
         labels, conditions = upload.labels, upload.conditions
         check_labels(labels, server)
-        if len(labels) > info.examples:
-            raise GenfedError(f"{len(labels)} conditions from a client of {info.examples} examples")
+        if len(labels) > (most := self.most_conditions(server, info)):
+            raise GenfedError(
+                f"{len(labels)} conditions from a client of {info.examples} examples; at most {most} are allowed"
+            )
         model = self.foundation.load(server.task, server.device, server.precision)
         none = model.encode_unconditional(1)
         found, allowed = (conditions.dtype, tuple(conditions.shape)), (none.dtype, (len(labels), *none.shape[1:]))

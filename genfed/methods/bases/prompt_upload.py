@@ -8,6 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from genfed.core.aggregate import ClientInfo
 from genfed.core.client import Client, Server
 from genfed.core.errors import GenfedError
 from genfed.core.phase import Empty, Reply
@@ -107,6 +108,10 @@ class PromptUploadMethod(ConditionUploadMethod):
             if "{caption}" in template and self.captioner is None:
                 known += "; {caption} needs a captioner"
             raise GenfedError(f"templates: {template!r} cannot be filled in; there are: {known}") from None
+
+    def most_conditions(self, server: Server, info: ClientInfo) -> int:
+        """Returns how many conditions a client may upload: one for each class, or for each of its examples."""
+        return super().most_conditions(server, info) if self.level == "class" else info.examples
 
     def upload_conditions(self, client: Client, sent: Empty) -> Reply[ConditionUpload]:
         """Returns the embeddings of the client's prompts."""
