@@ -7,7 +7,6 @@ import functools
 import json
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,7 +24,7 @@ from genfed.core.record import Packed, digest
 from genfed.engines.worker_pool import WorkerPool
 from genfed.experiment import local_clients
 from genfed.experiment import run as runs
-from genfed.experiment.environment import count_workers
+from genfed.experiment.environment import count_workers, python_command
 from genfed.experiment.run_folder import RunFolder
 from genfed.report.results import Report
 
@@ -71,7 +70,7 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def pool() -> Iterator[WorkerPool]:
     """Two worker processes that serve every test here: starting them takes longer than a tiny run."""
-    workers = WorkerPool([sys.executable, "-m", "genfed.experiment.worker", "1", str(os.getpid())], 2)
+    workers = WorkerPool(python_command("genfed.experiment.worker", "1", str(os.getpid())), 2)
     yield workers
     workers.close()
 

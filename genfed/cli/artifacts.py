@@ -55,15 +55,14 @@ def audit(
     Each attack is also run on a planted leak, which it must find, and where there is nothing to find. The results are
     printed, and written to audits.json and to the section "Privacy" of report.html.
     """
-    from genfed.artifacts.audit import audit_run
-    from genfed.report.privacy_section import build_privacy_tables
+    console, output = open_console(stderr=True), open_output()
+    with search_code(trust_code):  # before anything is imported: a package may look for others that are not installed
+        from genfed.artifacts.audit import audit_run
+        from genfed.report.privacy_section import build_privacy_tables
 
-    console = open_console(stderr=True)
-    with search_code(trust_code):
         done = audit_run(run, audits or (), set_ or (), method, seed, lambda line: console.print(line, style="dim"))
-    output = open_output()
-    for table in build_privacy_tables(done):
-        output.print(table)
+        for table in build_privacy_tables(done):
+            output.print(table)
     output.print(f"report: {run / 'report.html'}", soft_wrap=True)
 
 
@@ -77,19 +76,20 @@ def compare(
     RUNS are folders of runs. Example: `genfed compare runs/demo runs/other`. The table is printed, and written to
     compare.md and compare.html.
     """
-    from genfed.core.files import make_folder, write_file
-    from genfed.experiment.run_folder import RunFolder
-    from genfed.report.formatting import format_markdown
-    from genfed.report.page import build_compare_page
-    from genfed.report.summary_table import build_compare_table, describe_differences, join_summaries
-
-    reports = [(str(folder), RunFolder(folder).read_report()) for folder in runs]
-    make_folder(out)
-    differences = describe_differences([report for _, report in reports])
-    write_file(out / "compare.html", build_compare_page(reports))
-    write_file(out / "compare.md", format_markdown(join_summaries(reports), differences))
     console = open_output()
-    console.print(build_compare_table(reports))
+    with search_code(trusted=False):
+        from genfed.core.files import make_folder, write_file
+        from genfed.experiment.run_folder import RunFolder
+        from genfed.report.formatting import format_markdown
+        from genfed.report.page import build_compare_page
+        from genfed.report.summary_table import build_compare_table, describe_differences, join_summaries
+
+        reports = [(str(folder), RunFolder(folder).read_report()) for folder in runs]
+        make_folder(out)
+        differences = describe_differences([report for _, report in reports])
+        write_file(out / "compare.html", build_compare_page(reports))
+        write_file(out / "compare.md", format_markdown(join_summaries(reports), differences))
+        console.print(build_compare_table(reports))
     console.print(f"page: {out / 'compare.html'}", soft_wrap=True)
 
 
@@ -116,11 +116,11 @@ def sample(
     """
     from rich.progress import Progress
 
-    from genfed.artifacts.samples import write_samples
-
     errors = open_console(stderr=True)
     bars = Progress(console=errors, transient=True, disable=not errors.is_terminal)
     with search_code(trust_code), bars as bar:
+        from genfed.artifacts.samples import write_samples
+
         task = bar.add_task("generating", total=n)
         count = write_samples(run, out, n, method, seed, draw, form, lambda done: bar.update(task, completed=done))
     open_output().print(f"{count} images: {out}", soft_wrap=True)
@@ -144,9 +144,9 @@ def export(
     RUN is the folder of a run. Example: `genfed export runs/demo --method gefl --client 3 --out model`. The folder then
     holds model.json and the weights; `genfed predict model …` and `genfed.load_model` read it.
     """
-    from genfed.artifacts.export import export as write
-
     with search_code(trust_code):
+        from genfed.artifacts.export import export as write
+
         model = write(run, out, method, seed, 0 if client is None else client, form)
     console = open_output()
     score = "not evaluated" if model.accuracy is None else f"accuracy {100 * model.accuracy:.1f} %"
@@ -180,14 +180,14 @@ def predict(
 
     The CSV file has one row per example, with its class and the probability of every class.
     """
-    from genfed.artifacts.predict import load_predictor, write_predictions
-
     errors = open_console(stderr=True)
 
     def warn(line: str) -> None:
         errors.print(f"warning: {line}", soft_wrap=True, markup=False, highlight=False)
 
     with search_code(trust_code):
+        from genfed.artifacts.predict import load_predictor, write_predictions
+
         model = load_predictor(run, method, seed, client)
         count = write_predictions(model, inputs, out, warn)
     console = open_output()

@@ -82,17 +82,16 @@ def run(
     existing, overrides = on_existing(resume, fresh), list(set_ or [])
     if data_root is not None:
         overrides.append(f"data_root={json.dumps(str(data_root), ensure_ascii=False)}")
-    from genfed.config.reader import read_config
-    from genfed.experiment import run
-    from genfed.experiment.progress import RunProgressBar
-    from genfed.experiment.run_folder import default_folder
+    # Before anything is imported: a package may look for others that are not installed.
+    with search_code(_trusts(config, trust_code, engine)):
+        from genfed.config.reader import read_config
+        from genfed.experiment import progress, run, run_folder
 
-    with search_code(trust_code or not Path(config).is_dir()):
         settings = read_config(config, overrides)
-        folder = out or default_folder(config, settings.name).path
+        folder = out or run_folder.default_folder(config, settings.name).path
         console = open_console(stderr=True)
         try:
-            with RunProgressBar(console, trials=len(settings.labels) * len(settings.seeds)) as watch:
+            with progress.RunProgressBar(console, trials=len(settings.labels) * len(settings.seeds)) as watch:
                 report = run.run(
                     settings,
                     out=folder,
@@ -103,7 +102,23 @@ def run(
                 )
         except KeyboardInterrupt:
             raise explain_stop(console) from None
-    print_report(report, folder, console)
+        print_report(report, folder, console)
+
+
+def _trusts(config: str, trust_code: bool, engine: str) -> bool:
+    """Returns whether `genfed run` searches the working directory for code: a config is the user's own, and the folder
+    of a run may be anyone's.
+
+    Raises:
+        GenfedError: the engine would search it anyway.
+    """
+    trusted = trust_code or not Path(config).is_dir()
+    if engine == "flower" and not trusted:
+        raise GenfedError(
+            "--engine flower searches the working directory for code, since Ray does, and anyone may have made the run "
+            "and put code there; if you trust that code, add --trust-code, else use --engine embedded"
+        )
+    return trusted
 
 
 app.add_typer(federation_app, name="federation", rich_help_panel=SITES)

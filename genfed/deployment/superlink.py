@@ -8,7 +8,6 @@ import re
 import shutil
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -35,6 +34,7 @@ from genfed.deployment.processes import (
     last_line,
 )
 from genfed.deployment.server import SAID, Outcome, ServeRequest, to_settings
+from genfed.experiment.environment import python_command
 
 OPEN = "warning: without keys and TLS, anyone who reaches {} takes part as a site and reads all messages"
 """Warning for a server without keys that listens beyond this machine."""
@@ -139,7 +139,7 @@ def _open_gateway(
     address: Address, link: Address, keys: Path | None, own: Path | None, home: Path, logged: Path
 ) -> Iterator[None]:
     """Runs the gateway for the block; `own` has the certificates of the SuperLink."""
-    command = [sys.executable, "-m", "genfed", "federation", "gateway", "--address", str(address), "--link", str(link)]
+    command = python_command("genfed", "federation", "gateway", "--address", str(address), "--link", str(link))
     if keys is None or own is None:
         command.append("--insecure")
     else:

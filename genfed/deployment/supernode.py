@@ -5,7 +5,6 @@ import os
 import secrets
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -25,6 +24,7 @@ from genfed.deployment.processes import (
 )
 from genfed.deployment.site_settings import LocatedSite
 from genfed.engines.flower.tasks import TaskQueue
+from genfed.experiment.environment import python_command
 
 NODE_LOG = "node.log"
 """File name of the log of the SuperNode and its processes, in the folder of the site."""
@@ -196,8 +196,8 @@ def _start(
 ) -> "subprocess.Popen[bytes]":
     """Starts a process of the site, which ends with this one."""
     home = site.folder / "flower"
-    # The site's own architecture stands beside its file.
-    paths = f"{site.root}{os.pathsep}{flower_environment(home)['PYTHONPATH']}"
+    # The site's own architecture stands beside its file. Last, so that nothing there takes the place of a package.
+    paths = f"{flower_environment(home)['PYTHONPATH']}{os.pathsep}{site.root}"
     return subprocess.Popen(
         command,
         stdin=stdin,
@@ -211,7 +211,7 @@ def _start(
 
 def _start_answer(site: LocatedSite, address: str, token: str, log: int) -> "subprocess.Popen[bytes]":
     """Starts the process that answers one message. The token, which lets a process act for the site, is not shown."""
-    command = [sys.executable, "-m", "genfed.deployment.answer", address, str(site.file)]
+    command = python_command("genfed.deployment.answer", address, str(site.file))
     process = _start(command, site, log, stdin=subprocess.PIPE)
     assert process.stdin is not None
     with contextlib.suppress(OSError), process.stdin as given:

@@ -49,6 +49,13 @@ def describe_environment(compute: Compute, clients: int, started: RunStart) -> E
     )
 
 
+def python_command(module: str, *arguments: str) -> list[str]:
+    """Returns the command that runs a module of genfed in a new process, which finds what PYTHONPATH names and what is
+    installed. Without -P, Python searches the working directory first for every module.
+    """
+    return [sys.executable, "-P", "-m", module, *arguments]
+
+
 def send_at_parents_end(sign: int) -> None:
     """Has the kernel send this process a signal when its parent ends, even if the parent is killed. Does nothing on
     systems that cannot do so (all but Linux).

@@ -31,7 +31,7 @@ from genfed.engines.round import Engine
 from genfed.engines.worker_pool import WorkerPool
 from genfed.experiment import partitioning
 from genfed.experiment.checkpoint import Checkpoint
-from genfed.experiment.environment import count_workers
+from genfed.experiment.environment import count_workers, python_command
 from genfed.experiment.evaluation import add_evaluation
 from genfed.experiment.run_folder import RunFolder
 from genfed.experiment.trial import Trial, new_trial, trial_server
@@ -117,7 +117,7 @@ def open_worker_pool(config: Config, folder: RunFolder) -> Iterator[WorkerPool |
     if count == 0:
         yield None
         return
-    command = [sys.executable, "-m", "genfed.experiment.worker", str(config.compute.threads), str(os.getpid())]
+    command = python_command("genfed.experiment.worker", str(config.compute.threads), str(os.getpid()))
     # A worker finds what this process can import: the user's own methods and architectures.
     paths = os.pathsep.join(p or str(Path.cwd()) for p in sys.path)
     with open_file(folder.path / "workers.log", "ab") as output:

@@ -1,4 +1,4 @@
-"""A worker process: `python -m genfed.experiment.worker THREADS PARENT FD`."""
+"""A worker process: `python -P -m genfed.experiment.worker THREADS PARENT FD`."""
 
 import os
 import signal

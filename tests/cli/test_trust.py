@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import tomli_w
 
+import genfed.experiment.run
 from genfed.cli import common
 from genfed.cli import main as cli
 from tests.conftest import tiny
@@ -97,6 +98,50 @@ def test_trusted_code_runs(given: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 def test_a_config_that_a_user_runs_is_the_users(given: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("run", "config.toml", "--out", "../mine") == 0, capsys.readouterr().err
+
+
+PLANTED = "from pathlib import Path\nPath(__file__).with_name('ran').touch()\nraise ImportError('planted')\n"
+
+
+def test_no_worker_searches_the_directory(given: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (given / "config.toml").write_text(tomli_w.dumps(tiny("fedavg", compute={"workers": 1})))
+    for name in ("torch", "numpy", "json", "typing_extensions"):
+        (given / f"{name}.py").write_text(PLANTED)
+    assert call("run", ".", "--resume") == 0, capsys.readouterr().err
+    assert not (given / "ran").exists()
+
+
+def test_a_worker_finds_the_users_own_code(given: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tiny("fedavg", federation={"architectures": ["given_code:Net"]}, compute={"workers": 1})
+    (given / "config.toml").write_text(tomli_w.dumps(config))
+    (given / "torch.py").write_text(PLANTED)  # it takes the place of no package
+    assert call("run", "config.toml", "--out", "../mine") == 0, capsys.readouterr().err
+    assert call("run", "../mine", "--fresh", "--trust-code") == 0, capsys.readouterr().err
+
+
+def test_ray_would_search_the_directory(given: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("run", ".", "--engine", "flower") == 2
+    assert "--trust-code" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [*COMMANDS, ["compare", "."]])
+def test_the_directory_is_not_searched_for_optional_packages(
+    given: Path, words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched = list[str]()
+
+    class Finder:
+        @staticmethod
+        def find_spec(name: str, path: object = None, target: object = None) -> None:
+            if str(given) in sys.path:
+                searched.append(name)
+
+    for name in [name for name in sys.modules if name.startswith(("genfed.artifacts", "genfed.experiment.run"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(genfed.experiment, "run", genfed.experiment.run)  # puts back what is imported again here
+    monkeypatch.setattr(sys, "meta_path", [Finder, *sys.meta_path])
+    call(*words)
+    assert not [name for name in searched if not name.startswith("rich.")]
 
 
 def test_python_minus_m_does_not_search_the_directory_either(
