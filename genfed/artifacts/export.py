@@ -152,7 +152,7 @@ def load_model(folder: str | Path) -> tuple[nn.Module, Task]:
         GenfedError: the folder is something else or damaged, or no architecture's name builds the network.
     """
     about, file = read_model_card(Path(folder)), Path(folder) / "model.safetensors"
-    if not file.exists():
+    if not file.is_file():  # a pipe or a device has no end
         raise GenfedError(f"{folder} has no model.safetensors: export it with --format safetensors")
     if about.architecture is None:
         raise GenfedError(
@@ -176,6 +176,8 @@ def read_model_card(folder: Path) -> ModelCard:
         GenfedError: there is none, or it is something else.
     """
     file = folder / "model.json"
+    if file.exists() and not file.is_file():
+        raise GenfedError(f"{file} is no file; give a folder that `genfed export` wrote")
     try:
         return pydantic.TypeAdapter(ModelCard).validate_json(file.read_bytes())
     except OSError as error:

@@ -15,7 +15,7 @@ from pydantic import Field, InstanceOf
 
 from genfed.config.reader import build_settings, dump_toml, flatten_settings, read_source, read_table
 from genfed.core.errors import GenfedError
-from genfed.core.files import exclusive_lock, holds_nothing, make_folder, remove_parts, write_file
+from genfed.core.files import exclusive_lock, holds_nothing, make_folder, refuse_links, remove_parts, write_file
 from genfed.core.settings import settings
 from genfed.data.dataset import Dataset, Source
 from genfed.engines.client_runner import use_threads
@@ -150,6 +150,7 @@ def _check_existing(config: PretrainingSettings, folder: Path, on_existing: OnEx
         return
     if not settings_file.exists():
         raise GenfedError(f"{folder} holds files that are no pretraining of genfed; choose another --out")
+    refuse_links(folder)
     if on_existing == "refuse":
         raise GenfedError(
             f"{folder} holds a pretraining: go on with --resume, begin anew with --fresh, or change --out"

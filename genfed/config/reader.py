@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import os
 import re
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,6 +18,7 @@ from genfed.config.renamed import find_new_setting
 from genfed.config.settings import Config
 from genfed.config.toml import parse_toml, read_toml
 from genfed.core.errors import GenfedError
+from genfed.core.files import refuse_links
 from genfed.core.method import Method
 from genfed.core.text import NAME, file_name, one_line
 from genfed.data.dataset import Source
@@ -46,12 +48,15 @@ def read_table(source: str | Path | Mapping[str, Any], overrides: Iterable[str] 
     """Returns the settings as they stand, not yet checked. See `read_config`.
 
     Raises:
-        GenfedError: there is no such file, it is not TOML, it is a run of genfed 0.1, or an override is no "key=value".
+        GenfedError: there is no such file, it is not TOML, it is a run of genfed 0.1 or one with links, or an override
+            is no "key=value".
     """
     if isinstance(source, Mapping):
         table = {k: _mutable(v) for k, v in source.items()}
     else:
         path = Path(source)
+        if path.is_dir() and os.path.lexists(path / "config.toml"):
+            refuse_links(path)
         path = path / "config.toml" if path.is_dir() else path
         table = {"name": path.stem} | read_toml(path, "a TOML file or the folder of a run")
         if Path(source).is_dir():

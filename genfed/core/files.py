@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import os
 import stat
@@ -31,18 +32,51 @@ def open_file(path: Path, mode: Literal["w", "a"]) -> TextIO: ...
 
 
 @overload
-def open_file(path: Path, mode: Literal["wb", "ab"]) -> BinaryIO: ...
+def open_file(path: Path, mode: Literal["wb", "ab", "xb"]) -> BinaryIO: ...
 
 
-def open_file(path: Path, mode: Literal["w", "a", "wb", "ab"]) -> IO[Any]:
+def open_file(path: Path, mode: Literal["w", "a", "wb", "ab", "xb"]) -> IO[Any]:
     """Opens a file to write to, text in UTF-8. Where it is missing, it is made for its owner alone; else it keeps its
-    permission bits.
+    permission bits. ("xb": it must be missing.)
+
+    Raises:
+        GenfedError: it is a link, a pipe or a device: what is written would go elsewhere.
     """
 
     def make(name: str, flags: int) -> int:
-        return os.open(name, flags, PRIVATE_FILE)
+        try:  # without waiting for the reader of a pipe
+            handle = os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK, PRIVATE_FILE)
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.ENXIO):
+                raise _explain_special(name) from None
+            raise
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            os.close(handle)
+            raise _explain_special(name)
+        return handle
 
     return open(path, mode, encoding=None if "b" in mode else "utf-8", opener=make)
+
+
+def _explain_special(path: str) -> GenfedError:
+    return GenfedError(f"{path} is a link, a pipe or a device, which may lead anywhere: not used; remove it")
+
+
+def refuse_links(folder: Path) -> None:
+    """Refuses a folder with anything else than files and folders, at any depth: who made it could have this user's
+    other files read, written or deleted. The folder itself may be a link. Nothing is refused where there is no folder.
+
+    Raises:
+        GenfedError: there is a link, a pipe or a device, which is named.
+    """
+    left = [os.fspath(folder)]
+    while left:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(left.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    left.append(entry.path)
+                elif not entry.is_file(follow_symlinks=False) and os.path.lexists(entry.path):  # not deleted meanwhile
+                    raise _explain_special(entry.path)
 
 
 @contextlib.contextmanager
@@ -56,7 +90,7 @@ def atomic_write(path: Path, *, durable: bool = False) -> Iterator[Path]:
     part.unlink(missing_ok=True)
     mode = stat.S_IMODE(path.stat().st_mode) if path.is_file() else PRIVATE_FILE
     try:
-        open_file(part, "wb").close()
+        open_file(part, "xb").close()
         yield part
         part.chmod(mode)  # of a file that a library has put in its place, too
         if durable:
@@ -142,9 +176,9 @@ def exclusive_lock(file: Path, *, busy: str | None = None) -> Iterator[None]:
     another process holds the lock. None: waits for it.
 
     Raises:
-        GenfedError: another process holds the lock, and `busy` is given.
+        GenfedError: another process holds the lock, and `busy` is given; or the file is a link, a pipe or a device.
     """
-    with open_file(file, "w") as handle:
+    with open_file(file, "a") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | (0 if busy is None else fcntl.LOCK_NB))
         except BlockingIOError:

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import logging
+import os
 import shutil
 import tomllib
 from collections.abc import Iterator
@@ -16,7 +17,15 @@ from genfed.audits.findings import Audits
 from genfed.config.reader import decisive_settings, read_config, refuse_old_run, to_toml
 from genfed.config.settings import Config
 from genfed.core.errors import GenfedError
-from genfed.core.files import exclusive_lock, holds_nothing, make_folder, open_file, remove_parts, write_file
+from genfed.core.files import (
+    exclusive_lock,
+    holds_nothing,
+    make_folder,
+    open_file,
+    refuse_links,
+    remove_parts,
+    write_file,
+)
 from genfed.core.text import LogFormatter
 from genfed.data.encoder import Encoder, read_encoder
 from genfed.report.privacy_section import NOTHING, read_audits
@@ -41,9 +50,13 @@ class RunStart:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The folder of a run."""
+    """The folder of a run. A run that anyone may have made is opened only if it holds no links (`refuse_links`)."""
 
     path: Path
+
+    def __post_init__(self) -> None:
+        if os.path.lexists(self.config) or os.path.lexists(self.report):
+            refuse_links(self.path)
 
     def __str__(self) -> str:
         with contextlib.suppress(OSError, ValueError):

@@ -1,5 +1,6 @@
 """Whose code runs: a config's own, and never that of the folder of a run that anyone may have made."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -142,6 +143,56 @@ def test_the_directory_is_not_searched_for_optional_packages(
     monkeypatch.setattr(sys, "meta_path", [Finder, *sys.meta_path])
     call(*words)
     assert not [name for name in searched if not name.startswith("rich.")]
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        ".lock",
+        "run.log",
+        "workers.log",
+        "metrics.jsonl",
+        "report.json",
+        "config.toml",
+        "encoder.json",
+        "audits.json",
+        "trials/local/seed-0/clients/0",
+        "trials/fedavg/seed-0/store",
+    ],
+)
+def test_no_link_in_a_given_run_is_followed(given: Path, place: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (given / "config.toml").write_text(tomli_w.dumps(tiny("fedavg")))
+    outside = given.parent / "outside"
+    outside.mkdir()
+    for name in ("notes.txt", "more.safetensors"):
+        (outside / name).write_text("precious")
+    if place == "config.toml":
+        (given / place).rename(outside / place)
+    (given / place).parent.mkdir(parents=True, exist_ok=True)
+    (given / place).symlink_to(outside / (place if place == "config.toml" else "" if "/" in place else "notes.txt"))
+    held = {file.name: file.read_bytes() for file in outside.iterdir()}
+    for words in (*COMMANDS, ["run", ".", "--fresh"]):
+        assert call(*words) == 2, words
+        err = capsys.readouterr().err
+        assert place in err, words
+        assert "is a link, a pipe or a device" in err, words
+    assert {file.name: file.read_bytes() for file in outside.iterdir()} == held
+
+
+@pytest.mark.parametrize("place", ["report.json", "config.toml", "metrics.jsonl"])
+def test_no_command_waits_for_a_pipe(given: Path, place: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (given / place).unlink(missing_ok=True)
+    os.mkfifo(given / place)
+    for words in (*COMMANDS, ["compare", "."]):
+        assert call(*words) == 2, words
+        assert words == ["compare", "."] or place in capsys.readouterr().err
+
+
+def test_the_folder_of_a_run_may_be_a_link(given: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (given / "config.toml").write_text(tomli_w.dumps(tiny("fedavg")))
+    (given.parent / "here").symlink_to(given)
+    assert call("run", "../here", "--resume") == 0, capsys.readouterr().err
+    assert call("export", "../here", "--out", "../out") == 0, capsys.readouterr().err
 
 
 def test_python_minus_m_does_not_search_the_directory_either(
