@@ -93,19 +93,24 @@ class AdmittedKeys:
                 self._names, self._files = read_public_keys(self.folder), files
         return self._names.get(key)
 
-    def admits(self, header: str) -> bool:
-        """Returns whether a request is admitted whose header has this key, as Flower writes it: PEM in base64."""
-        from cryptography.exceptions import UnsupportedAlgorithm
-        from cryptography.hazmat.primitives import serialization
+    def admits(self, key: str) -> bool:
+        """Returns whether requests under a key (kind and content) are admitted."""
+        return self.folder is None or self.name_of(key) is not None
 
-        if self.folder is None:
-            return True
-        openssh = serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
-        try:
-            key = serialization.load_pem_public_key(base64.b64decode(header, validate=True))
-            return self.name_of(key.public_bytes(*openssh).decode()) is not None
-        except (ValueError, binascii.Error, UnsupportedAlgorithm):
-            return False
+
+def _read_key(header: str) -> str:
+    """Returns the public key (kind and content) in a header, as Flower writes it: PEM in base64. One key has many such
+    spellings, and one result. Empty: the header holds none.
+    """
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives import serialization
+
+    openssh = serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
+    try:
+        key = serialization.load_pem_public_key(base64.b64decode(header, validate=True))
+        return key.public_bytes(*openssh).decode()
+    except (ValueError, binascii.Error, UnsupportedAlgorithm):
+        return ""
 
 
 class _Bodies:
@@ -116,14 +121,18 @@ class _Bodies:
         """Bytes, by the key of their sender."""
 
     @contextlib.asynccontextmanager
-    async def read(self, request: Request, largest: int) -> AsyncIterator[bytes]:
-        """Gives the body of a request of at most `largest` bytes. It counts as held until the context ends.
+    async def read(self, request: Request, sender: str, largest: int) -> AsyncIterator[bytes]:
+        """Gives the body of a request. It counts as held until the context ends.
+
+        Args:
+            request: the request.
+            sender: its key (kind and content).
+            largest: largest number of bytes.
 
         Raises:
             HTTPException: it is too large (413), too slow (408) or not all there (400), or all are too large (503).
         """
-        body, sender = bytearray(), request.headers.get(_FLOWER_KEY, "")
-        counted = 0
+        body, counted = bytearray(), 0
         try:
             try:
                 async with asyncio.timeout(BODY_SECONDS):
@@ -216,10 +225,10 @@ class _Gateway:
 
     async def forward(self, call: str, request: Request) -> Response:
         """Forwards one call of the Fleet API; `call` is one of a fixed list."""
-        self._check_sender(request)
+        sender = self._check_sender(request)
         headers = [(name, value) for name, value in request.headers.items() if name not in _NOT_FORWARDED]
         largest = LARGEST if call == "push-object" else LARGEST_WITHOUT_ARRAYS
-        async with self._bodies.read(request, largest) as content:
+        async with self._bodies.read(request, sender, largest) as content:
             try:
                 check_call(call, content)
                 sent = self._client.build_request(
@@ -233,8 +242,9 @@ class _Gateway:
         kept = {name: value for name, value in answer.headers.items() if name not in _NOT_FORWARDED}
         return StreamingResponse(answer.aiter_raw(), answer.status_code, kept, background=BackgroundTask(answer.aclose))
 
-    def _check_sender(self, request: Request) -> None:
-        """Refuses who has no admitted key: a public key alone is known to many, so a signature of it counts.
+    def _check_sender(self, request: Request) -> str:
+        """Returns the key (kind and content) of who sends a request. Refuses who has no admitted key: a public key
+        alone is known to many, so a signature of it counts.
 
         Raises:
             HTTPException: with status 401.
@@ -242,10 +252,11 @@ class _Gateway:
         key, signed_at, signature = (
             request.headers.get(name, "") for name in (_FLOWER_KEY, _FLOWER_TIME, _FLOWER_SIGNATURE)
         )
-        if not self._keys.admits(key):
+        if not self._keys.admits(sender := _read_key(key)):
             raise HTTPException(401, "this key is not admitted")
         if self._keys.folder is not None and not is_signed(key, signed_at, signature):
             raise HTTPException(401, "the key has not signed the time, or its clock is not the server's")
+        return sender
 
     async def hello(self, request: Request) -> Response:
         """Says what the server knows of the site with a key, for `check_link`."""

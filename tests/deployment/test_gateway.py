@@ -12,7 +12,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -249,7 +249,12 @@ def test_a_body_that_is_too_large_is_refused(keys: Path, monkeypatch: pytest.Mon
             assert bool(link.got) == (status == 412)
 
 
-def push_at_once(keys: Path, bodies: list[AsyncIterator[bytes]], names: tuple[str, ...] = ("north",) * 3) -> list[int]:
+def push_at_once(
+    keys: Path,
+    bodies: list[AsyncIterator[bytes]],
+    names: tuple[str, ...] = ("north",) * 3,
+    head: Callable[[Path, str], dict[str, str]] = signed,
+) -> list[int]:
     """What the gateway answers to objects that are pushed one after the other, while earlier ones still arrive."""
 
     async def all_of_them() -> list[int]:
@@ -257,7 +262,7 @@ def push_at_once(keys: Path, bodies: list[AsyncIterator[bytes]], names: tuple[st
             outside = httpx.ASGITransport(gateway.make_gateway("https://h", gateway.AdmittedKeys(keys), inside))
             async with httpx.AsyncClient(transport=outside, base_url="https://server") as client:
                 sent = [
-                    asyncio.create_task(client.post("/v1/fleet/push-object", content=body, headers=signed(keys, name)))
+                    asyncio.create_task(client.post("/v1/fleet/push-object", content=body, headers=head(keys, name)))
                     for name, body in zip(names, bodies, strict=False)
                 ]
                 return [answer.status_code for answer in await asyncio.gather(*sent)]
@@ -282,6 +287,26 @@ def test_bodies_together_take_bounded_memory_and_bounded_time(keys: Path, monkey
     monkeypatch.setattr(gateway, "HELD_BY_ONE", 2 * len(body))
     monkeypatch.setattr(gateway, "BODY_SECONDS", 0.1)
     assert push_at_once(keys, [arriving(0.0), arriving(5.0)]) == [412, 408]
+
+
+def test_one_key_has_one_share_of_the_memory_however_it_is_spelled(keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    body, spelled = an_object(100), iter(range(4))
+
+    def spell(keys: Path, name: str) -> str:
+        return base64.b64encode(base64.b64decode(header_of(keys, name)) + b"\n" * next(spelled)).decode()
+
+    def send(keys: Path, name: str) -> dict[str, str]:
+        return signed(keys, name) | {"flwr-public-key": spell(keys, name)}
+
+    async def arriving(seconds: float) -> AsyncIterator[bytes]:
+        yield body[:80]
+        await asyncio.sleep(seconds)
+        yield body[80:]
+
+    monkeypatch.setattr(gateway, "HELD_BY_ONE", len(body))
+    names = ("north", "north", "north", "south")
+    sent = [arriving(0.2), *(arriving(0.1) for _ in range(3))]
+    assert push_at_once(keys, sent, names, send) == [412, 503, 503, 412]
 
 
 def test_keys_that_come_and_go_count_at_once(keys: Path, tmp_path: Path) -> None:
