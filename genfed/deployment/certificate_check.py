@@ -180,23 +180,31 @@ def read_private_key(file: Path) -> str:
     return key.public_key().public_bytes(*openssh).decode()
 
 
+def read_public_key(file: Path) -> str:
+    """Returns the public key (kind and content) in a file.
+
+    Raises:
+        GenfedError: the file holds no public key in OpenSSH's format.
+    """
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives import serialization
+
+    openssh = serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
+    try:
+        return serialization.load_ssh_public_key(file.read_bytes()).public_bytes(*openssh).decode()
+    except (ValueError, UnsupportedAlgorithm):
+        raise GenfedError(f"{file}: not a public key in OpenSSH's format") from None
+
+
 def read_public_keys(folder: Path) -> dict[str, str]:
     """Returns the names of the sites that are admitted, by their public keys (kind and content): each NAME.pub.
 
     Raises:
         GenfedError: a file holds no public key, or two hold the same.
     """
-    from cryptography.exceptions import UnsupportedAlgorithm
-    from cryptography.hazmat.primitives import serialization
-
     names: dict[str, str] = {}
     for file in sorted(folder.glob("*.pub")):
-        try:
-            serialization.load_ssh_public_key(file.read_bytes())
-            key = " ".join(file.read_text("utf-8").split()[:2])
-        except (ValueError, UnsupportedAlgorithm):
-            raise GenfedError(f"{file}: not a public key in OpenSSH's format") from None
-        if key in names:
+        if (key := read_public_key(file)) in names:
             raise GenfedError(
                 f"{folder / names[key]}.pub and {file} hold the same key: each site needs a key of its own"
             )

@@ -13,6 +13,7 @@ import collections
 import contextlib
 import functools
 import ipaddress
+import logging
 import ssl
 import time
 from collections.abc import AsyncIterator
@@ -30,7 +31,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from genfed._version import __version__
 from genfed.core.errors import GenfedError
-from genfed.deployment.certificate_check import read_public_keys
+from genfed.deployment.certificate_check import read_public_key, read_public_keys
 from genfed.deployment.certificates import SERVER, SERVER_KEY
 from genfed.deployment.link_check import HELLO, KEY_HEADER
 from genfed.deployment.processes import Address
@@ -70,6 +71,7 @@ HEAD_SECONDS = 10.0
 """Seconds that a connection has to send the head of a request, from its begin or from the last answer."""
 IDLE_SECONDS = 5
 """Seconds after an answer after which a connection that sends nothing is closed."""
+log = logging.getLogger(__name__)
 _FLOWER_KEY, _FLOWER_TIME, _FLOWER_SIGNATURE = "flwr-public-key", "flwr-timestamp", "flwr-signature"
 _NOT_FORWARDED = {"host", "connection", "transfer-encoding", "content-length", "keep-alive", "upgrade", "te", "trailer"}
 
@@ -88,10 +90,24 @@ class AdmittedKeys:
         """
         if self.folder is None:
             return None
-        with contextlib.suppress(OSError, GenfedError):  # a file that is being written: what was read before holds
-            if (files := _list_versions(self.folder)) != self._files:
-                self._names, self._files = read_public_keys(self.folder), files
+        if (files := _list_versions(self.folder)) != self._files:
+            self._names, self._files = self._read(self.folder), files
         return self._names.get(key)
+
+    def _read(self, folder: Path) -> dict[str, str]:
+        """Returns the names of the sites by their keys. A file that cannot be read, such as one that is being written,
+        admits nobody, and keeps nobody else admitted or out. Of two files with one key the one that was there counts.
+        """
+        names = dict[str, str]()
+        for file in sorted(folder.glob("*.pub")):
+            try:
+                key = read_public_key(file)
+            except (OSError, GenfedError) as error:
+                log.warning("%s: admits nobody", error)
+                continue
+            if key not in names or self._names.get(key) == file.stem:
+                names[key] = file.stem
+        return names
 
     def admits(self, key: str) -> bool:
         """Returns whether requests under a key (kind and content) are admitted."""
@@ -161,8 +177,12 @@ def _list_versions(folder: Path) -> list[tuple[str, int, int, int]]:
     """Returns name, times and size of each public key. A file that is overwritten in place does not change the folder,
     and one that is copied with its times keeps all but the time of its last change of any kind.
     """
-    found = ((file.name, file.stat()) for file in sorted(folder.glob("*.pub")))
-    return [(name, about.st_mtime_ns, about.st_ctime_ns, about.st_size) for name, about in found]
+    found = list[tuple[str, int, int, int]]()
+    for file in sorted(folder.glob("*.pub")):
+        with contextlib.suppress(OSError):  # deleted meanwhile, or a link that leads nowhere
+            about = file.stat()
+            found.append((file.name, about.st_mtime_ns, about.st_ctime_ns, about.st_size))
+    return found
 
 
 class _Connection(H11Protocol):

@@ -318,8 +318,15 @@ def test_keys_that_come_and_go_count_at_once(keys: Path, tmp_path: Path) -> None
     assert admitted.name_of(east) == "east"
     (tmp_path / "keys" / "broken.pub").write_text("rubbish")
     assert admitted.name_of(east) == "east"
-    (tmp_path / "keys" / "broken.pub").unlink()
+    (tmp_path / "keys" / "west.pub").symlink_to("none")
     (tmp_path / "keys" / "east.pub").unlink()
+    assert admitted.name_of(east) is None
+    (tmp_path / "keys" / "east.pub").write_text((keys.parent / "east.pub").read_text())
+    assert admitted.name_of(east) == "east"
+    (tmp_path / "keys" / "copy.pub").write_text((keys.parent / "east.pub").read_text())
+    assert admitted.name_of(east) == "east"  # a second file with the key takes no name away
+    (tmp_path / "keys" / "east.pub").write_text("rubbish")
+    (tmp_path / "keys" / "copy.pub").unlink()
     assert admitted.name_of(east) is None
 
 
