@@ -123,9 +123,14 @@ def find_trained(run: Path, method: str | None, seed: int | None, client: int) -
     return load_trained(select_trial(folder, config, method, seed, config.labels), client)
 
 
-def load_model(folder: str | Path) -> tuple[nn.Module, Task]:
+def load_model(folder: str | Path, *, trust_code: bool = False) -> tuple[nn.Module, Task]:
     """Returns the network that `genfed export` wrote, on the CPU and in eval mode, and its task. The network maps
     [n, *task.shape], on the scale that model.json names, to scores [n, classes].
+
+    Args:
+        folder: the folder; anyone may have made it.
+        trust_code: whether the class that model.json names as "module:Class" is imported, also from the working
+            directory. An architecture of genfed or of an installed plugin needs no trust.
 
     >>> import tempfile
     >>> from pathlib import Path
@@ -149,17 +154,13 @@ def load_model(folder: str | Path) -> tuple[nn.Module, Task]:
     ((1, 8, 8), 10)
 
     Raises:
-        GenfedError: the folder is something else or damaged, or no architecture's name builds the network.
+        GenfedError: the folder is something else or damaged, no architecture's name builds the network, or it names
+            code that is not trusted.
     """
     about, file = read_model_card(Path(folder)), Path(folder) / "model.safetensors"
     if not file.is_file():  # a pipe or a device has no end
         raise GenfedError(f"{folder} has no model.safetensors: export it with --format safetensors")
-    if about.architecture is None:
-        raise GenfedError(
-            f"{folder}: the method {about.kind!r} built this network ({about.network}) itself, and no "
-            "architecture's name builds it again; export it with --format onnx"
-        )
-    network = Architectures().new(about.architecture, about.task, torch.Generator().manual_seed(0))
+    network = _new_network(about, folder, trust_code)
     try:
         network.load_state_dict(safetensors.torch.load_file(file))
     except (safetensors.SafetensorError, OSError, RuntimeError) as error:
@@ -167,6 +168,21 @@ def load_model(folder: str | Path) -> tuple[nn.Module, Task]:
             f"{file} is damaged, or not of architecture {about.architecture} ({first_line(error)})"
         ) from None
     return network.eval(), about.task
+
+
+def _new_network(about: ModelCard, folder: str | Path, trust_code: bool) -> nn.Module:
+    """Returns a network of the architecture that an exported folder names; see `load_model`."""
+    if about.architecture is None:
+        raise GenfedError(
+            f"{folder}: the method {about.kind!r} built this network ({about.network}) itself, and no "
+            "architecture's name builds it again; export it with --format onnx"
+        )
+    if ":" in about.architecture and not trust_code:
+        raise GenfedError(
+            f"{folder}: its network is the class {about.architecture}, and importing it runs code; if you trust that "
+            "code, say trust_code=True"
+        )
+    return Architectures().new(about.architecture, about.task, torch.Generator().manual_seed(0))
 
 
 def read_model_card(folder: Path) -> ModelCard:

@@ -69,7 +69,8 @@ def load_predictor(run: Path, method: str | None, seed: int | None, client: int 
     if (run / "model.json").is_file():
         if (method, seed, client) != (None, None, None):
             raise GenfedError(f"{run} holds one model: remove --method, --seed and --client")
-        about, (network, task) = read_model_card(run), load_model(run)
+        # Whoever calls this limits where code is searched for (`search_code`).
+        about, (network, task) = read_model_card(run), load_model(run, trust_code=True)
         return Predictor(network, task, about.precision, read_source(about.data), about.encoder, None)
     found = find_trained(run, method, seed, 0 if client is None else client)
     config = found.chosen.config

@@ -477,6 +477,23 @@ def test_folders_that_are_no_runs_or_no_models(run: Path, tmp_path: Path, capsys
         genfed.load_model(out)
 
 
+def test_a_model_names_code_that_is_not_run(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said(capsys, "export", run, "--out", tmp_path / "out", "--method", "local")
+    card = tmp_path / "out" / "model.json"
+    card.write_text(json.dumps(json.loads(card.read_text()) | {"architecture": "given_class:Net"}))
+    code = "import pathlib\npathlib.Path(__file__).with_name('ran').touch()\nfrom torch import nn\n"
+    (tmp_path / "given_class.py").write_text(f"{code}class Net(nn.Module): pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(genfed.GenfedError, match=r"given_class:Net, .*trust_code=True"):
+        genfed.load_model(tmp_path / "out")
+    assert not (tmp_path / "ran").exists()
+    with pytest.raises(genfed.GenfedError, match="architecture given_class:Net cannot be made"):
+        genfed.load_model(tmp_path / "out", trust_code=True)
+    assert (tmp_path / "ran").exists()
+
+
 def test_what_a_client_kept_is_damaged(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(run, tmp_path / "run")
     for file in (tmp_path / "run" / "trials" / "local" / "seed-0" / "clients" / "1").iterdir():
