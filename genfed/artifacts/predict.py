@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import torch
 from torch import nn
 
 from genfed.artifacts.export import find_trained, load_model, read_model_card
@@ -14,7 +15,7 @@ from genfed.config.reader import read_source
 from genfed.core.errors import GenfedError
 from genfed.core.files import atomic_write, make_folder
 from genfed.core.task import Task
-from genfed.core.text import csv_cell
+from genfed.core.text import csv_cell, one_line
 from genfed.data.dataset import Examples, Source
 from genfed.data.encoder import Encoder
 from genfed.training.evaluation import predict
@@ -47,6 +48,9 @@ class Predictor:
 
     def _classify(self, chunk: Examples) -> list[list[object]]:
         scores = predict(self.network, chunk.x, self.precision)
+        if len(invalid := torch.nonzero(~scores.isfinite().all(1))):
+            name = one_line(chunk.names[int(invalid[0])])
+            raise GenfedError(f"{name}: the classifier's scores are not finite numbers, so that they name no class")
         best, probabilities = scores.argmax(1).tolist(), scores.softmax(1).tolist()
         return [
             [name, self.task.classes[c], *(f"{p:.6g}" for p in row)]
@@ -94,7 +98,7 @@ def write_predictions(model: Predictor, inputs: str, out: Path, warn: Callable[[
         warn: Called with a line for each kind of value that does not fit how the training examples were read.
 
     Raises:
-        GenfedError: `out` exists, or the examples cannot be read or do not fit.
+        GenfedError: `out` exists, the examples cannot be read or do not fit, or a score is not finite.
     """
     out = out.absolute()  # a user's own code may change the working directory
     if out.exists():

@@ -124,6 +124,8 @@ def _generate(chosen: SelectedTrial, n: int, draw: int) -> Iterator[SampleChunk]
         server = _server(chosen, *(("sample", draw) if start == 0 else ("sample", draw, start)))
         with torch.inference_mode():
             x = chosen.config.method[chosen.label].generate(server, chosen.at.state, y)
+        if not bool(x.isfinite().all()):
+            raise GenfedError(f"{chosen.label}: the generator gives numbers that are not finite: it cannot be used")
         yield SampleChunk(x, y, [f"{i:06d}" for i in range(start, start + len(y))], {})
 
 

@@ -477,6 +477,32 @@ def test_folders_that_are_no_runs_or_no_models(run: Path, tmp_path: Path, capsys
         genfed.load_model(out)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_scores_that_are_not_finite_name_no_class(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], value: float
+) -> None:
+    said(capsys, "export", run, "--out", tmp_path / "out", "--method", "local")
+    file = tmp_path / "out" / "model.safetensors"
+    weights = {key: torch.full_like(held, value) for key, held in safetensors.torch.load_file(file).items()}
+    safetensors.torch.save_file(weights, file)
+    np.savez(tmp_path / "new.npz", x=np.arange(128, dtype=np.uint8).reshape(2, 8, 8))
+    line = said(capsys, "predict", tmp_path / "out", tmp_path / "new.npz", "--out", tmp_path / "p.csv", code=2)
+    assert "0: the classifier's scores are not finite numbers" in line
+    assert not (tmp_path / "p.csv").exists()
+
+
+def test_samples_that_are_not_finite_are_not_written(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def generate(method: object, server: object, state: object, y: torch.Tensor) -> torch.Tensor:
+        return torch.full((len(y), 1, 8, 8), torch.nan)
+
+    monkeypatch.setattr("genfed.methods.gefl.GeFL.generate", generate)
+    line = said(capsys, "sample", run, "--out", tmp_path / "s.npz", "--method", "gefl", code=2)
+    assert "gefl: the generator gives numbers that are not finite" in line
+    assert not (tmp_path / "s.npz").exists()
+
+
 def test_a_model_names_code_that_is_not_run(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
