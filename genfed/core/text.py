@@ -17,6 +17,8 @@ NAME = 80
 _HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # categories of Unicode: control, format, surrogate, separators of lines
 _JOINERS = "\u200c\u200d"  # written between letters in Persian and Indic scripts, and in emoji
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_FORMULA = re.compile(r"""(^|[;|])(?=[\s"']*[=+\-@＝＋－＠])""")  # also after spaces and quotes, which may be dropped
+_UNDECODED = "".join(map(chr, range(0xDC80, 0xDD00)))  # bytes of a file's name that are not UTF-8, as Python has them
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # names that Windows does not allow
 
 
@@ -62,15 +64,16 @@ class LogFormatter(logging.Formatter):
 
 
 def csv_cell(value: object) -> object:
-    """Returns a value that no spreadsheet takes for a formula: a text that begins like one gets an apostrophe, which
-    makes it text. Numbers stay numbers.
+    r"""Returns a value that no spreadsheet takes for a formula, whichever character it takes for the separator: a text
+    that begins like one, also after ";" or "|", gets an apostrophe there, which makes it text. Control characters are
+    escaped, tabs and line breaks too; bytes of a file's name that are no text stay. Numbers stay numbers.
 
-    >>> csv_cell("=1+1"), csv_cell("-1.5"), csv_cell(2)
-    ("'=1+1", '-1.5', 2)
+    >>> csv_cell("=1+1"), csv_cell("a;=1+1"), csv_cell("a\t=1+1"), csv_cell("-1.5"), csv_cell(2)
+    ("'=1+1", "a;'=1+1", 'a\\t=1+1', '-1.5', 2)
     """
-    if isinstance(value, str) and re.match(r"[=+\-@＝＋－＠\t\r\n]", value) and not _NUMBER.fullmatch(value):
-        return f"'{value}"
-    return value
+    if not isinstance(value, str) or _NUMBER.fullmatch(value):
+        return value
+    return _FORMULA.sub(r"\1'", escape_controls(value, keep=_UNDECODED))
 
 
 def file_name(text: str, default: str) -> str:

@@ -104,6 +104,8 @@ def test_no_cell_of_predictions_is_a_formula(run: Path, capsys: pytest.CaptureFi
     assert len(rows) == 40
     for cell in [*head, *(cell for row in rows for cell in row)]:
         assert cell == "-1" or cell[:1] not in tuple("=+-@\t\r")
+    assert "\\x1b" in out.read_text()  # in the head, which names the classes
+    assert "\x1b" not in out.read_text()
 
 
 def test_markdown_holds_no_html() -> None:

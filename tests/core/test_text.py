@@ -1,6 +1,9 @@
 """Text of other parties on one line, in logs, in cells and in the names of files."""
 
+import csv
+import io
 import logging
+import re
 import unicodedata
 
 import pytest
@@ -55,8 +58,17 @@ def test_the_end_of_a_long_block_is_kept() -> None:
         ("+SUM(A1)", "'+SUM(A1)"),
         ("-2+3", "'-2+3"),
         ("@x", "'@x"),
-        ("\t=1", "'\t=1"),
-        ("\r=1", "'\r=1"),
+        ("\t=1", "\\t=1"),
+        ("\r=1", "\\r=1"),
+        (' "=1', "' \"=1"),
+        ("a;=WEBSERVICE(A1)", "a;'=WEBSERVICE(A1)"),
+        ("a;b; @x|-y", "a;b;' @x|'-y"),
+        ("a;-1", "a;'-1"),
+        ("a\t=1+1\n=2", "a\\t=1+1\\n=2"),
+        ("p_\x1b[2J", "p_\\x1b[2J"),
+        ("a-b = c", "a-b = c"),
+        ("caf\udce9.png", "caf\udce9.png"),
+        ("\ud800", "\\ud800"),
         ("＝1+1", "'＝1+1"),
         ("-", "'-"),
         ("-1", "-1"),
@@ -70,6 +82,17 @@ def test_the_end_of_a_long_block_is_kept() -> None:
 )
 def test_no_cell_is_a_formula_and_numbers_stay_numbers(value: object, cell: object) -> None:
     assert csv_cell(value) == cell
+
+
+@given(st.lists(st.text(alphabet="=+-@;,|\t\n\r \"'a1＝\x1b"), min_size=1, max_size=4), st.sampled_from(",;\t|"))
+def test_no_separator_makes_a_formula(cells: list[str], separator: str) -> None:
+    """Each cell of a file with commas, as a spreadsheet reads it that takes another character for the separator."""
+    written = io.StringIO(newline="")
+    csv.writer(written, lineterminator="\n").writerow(["0", *(csv_cell(cell) for cell in cells)])
+    for row in csv.reader(io.StringIO(written.getvalue(), newline=""), delimiter=separator):
+        for cell in row:
+            start = cell.lstrip(' "')[:1]
+            assert start not in tuple("=+-@＝\t\r\x1b") or re.fullmatch(r"[+-]?\d+", cell), row
 
 
 @pytest.mark.parametrize(
