@@ -1,9 +1,11 @@
 """A site's data: read, checked, and stored as tensors."""
 
 import contextlib
+import functools
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
@@ -19,6 +21,7 @@ from genfed.deployment.site_settings import LocatedSite
 from genfed.engines.client_storage import lock_folder
 from genfed.experiment import checks
 from genfed.experiment.inputs import PATHS, load_source
+from genfed.preprocessing.image_files import walk_folder
 from genfed.preprocessing.source_summary import SourceSummary
 
 DATA = "data.safetensors"
@@ -130,14 +133,33 @@ def _fingerprint_examples(task: Task, train: Data, held_out: Data) -> str:
 
 
 def fingerprint_source(site: LocatedSite) -> str:
-    """Returns a hash of the settings of a site's data, and of the size and time of each file."""
+    """Returns a hash of the settings of a site's data, and of the size and time of each file. Links to folders are
+    followed as sources follow them (`walk_folder`).
+
+    Raises:
+        UnreadableDataError: a folder cannot be listed.
+    """
     config, hashed = site.config, hashlib.blake2b(digest_size=16)
     hashed.update(f"{__version__} {config.data!r} {config.classes!r} {config.part}".encode())
     for name in PATHS:
         if isinstance(path := getattr(config.data, name, None), str):
             root = site.root / path
-            for file in sorted(root.rglob("*")) if root.is_dir() else [root]:
-                if file.is_file() and not file.is_relative_to(site.folder):
+            for file in _list_files(root, site.folder.resolve()) if root.is_dir() else [root]:
+                if file.is_file():
                     about = file.stat()
                     hashed.update(f"{file} {about.st_size} {about.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
     return hashed.hexdigest()
+
+
+def _list_files(root: Path, own: Path) -> list[Path]:
+    """Returns what lies below a folder, at any depth, sorted: hidden files too, and nothing that lies in `own`.
+
+    Raises:
+        UnreadableDataError: a folder cannot be listed.
+    """
+    try:
+        found = {*root.rglob("*"), *(entry for entry, _ in walk_folder(root))}
+    except GenfedError as error:
+        raise UnreadableDataError(str(error)) from error
+    resolve = functools.cache(Path.resolve)
+    return sorted(file for file in found if not resolve(file.parent).is_relative_to(own))

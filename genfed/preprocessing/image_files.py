@@ -68,23 +68,41 @@ class FolderContent:
 
 
 def find_images(folder: Path) -> FolderContent:
-    """Finds the image files in a folder and its sub-folders, sorted. Links to folders are followed, but none to a
-    folder that is read already or that contains this one. Hidden files and folders are passed over.
+    """Finds the image files in a folder and its sub-folders, sorted; see `walk_folder`.
 
     Raises:
         GenfedError: a folder cannot be listed.
     """
     found = FolderContent()
+    for entry, kind in walk_folder(folder):
+        if kind == "link":
+            found.links += 1
+        elif kind == "image":
+            found.files.append(entry)
+        else:
+            found.passed_over[kind] += 1
+    found.files.sort()
+    return found
+
+
+def walk_folder(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Yields what lies in a folder and its sub-folders, with its kind (see `_kind`), but for the sub-folders. Links to
+    folders are followed, but none to a folder that is read already or that contains this one. Hidden folders are
+    passed over.
+
+    Raises:
+        GenfedError: a folder cannot be listed.
+    """
     read = {_identity(place) for place in (folder, *folder.resolve().parents)}
     waiting, links = [folder], list[Path]()
     while waiting or links:
         if not waiting:  # what a link leads to comes last, so that a folder is read under its own name
             link = links.pop(0)
             if (who := _identity(link)) in read:
-                found.passed_over[_READ_ANYWAY] += 1
+                yield link, _READ_ANYWAY
                 continue
             read.add(who)
-            found.links += 1
+            yield link, "link"
             waiting.append(link)
         for entry in _list(waiting.pop()):
             kind = _kind(entry)
@@ -93,12 +111,8 @@ def find_images(folder: Path) -> FolderContent:
                 waiting.append(entry)
             elif kind == "link":
                 links.append(entry)
-            elif kind == "image":
-                found.files.append(entry)
             else:
-                found.passed_over[kind] += 1
-    found.files.sort()
-    return found
+                yield entry, kind
 
 
 def is_hidden(entry: Path) -> bool:

@@ -585,6 +585,29 @@ def test_every_file_of_a_folder_counts(tmp_path: Path) -> None:
     assert site_data.fingerprint_source(site) == named[-1]
 
 
+def test_every_file_behind_a_link_counts(tmp_path: Path) -> None:
+    disk, scans = tmp_path / "disk", tmp_path / "scans"
+    for folder in (disk / "a", disk / "more", scans / "b"):
+        folder.mkdir(parents=True)
+        (folder / "1.png").write_bytes(b"1")
+    (scans / "a").symlink_to(disk / "a")
+    (scans / "b" / "deeper").symlink_to(disk / "more")
+    (scans / "b" / "again").symlink_to(scans)
+    about = {"name": "a", "architecture": "linear", "folder": "disk/kept", "data": {"kind": "folder", "path": "scans"}}
+    (tmp_path / "a.toml").write_text(tomli_w.dumps(about))
+    site = site_settings.read_site(tmp_path / "a.toml")
+    named = [site_data.fingerprint_source(site)]
+    for file in (disk / "a" / "1.png", disk / "more" / "1.png", scans / "b" / "1.png"):
+        file.unlink()
+        named.append(site_data.fingerprint_source(site))
+    assert len(set(named)) == len(named)
+    (scans / "disk").symlink_to(disk)
+    before = site_data.fingerprint_source(site)
+    site.folder.mkdir()
+    (site.folder / "site.log").write_text("what it keeps there is no data, whatever leads there")
+    assert site_data.fingerprint_source(site) == before
+
+
 def test_numbers_of_sites(tmp_path: Path) -> None:
     config = some("fedavg")
     files = sites(config, tmp_path / "sites")
