@@ -14,6 +14,7 @@ from genfed.core.settings import settings
 from genfed.core.task import Task
 from genfed.data.dataset import Dataset, Examples
 from genfed.data.encoder import Encoder
+from genfed.data.huggingface_paths import check_image_path, check_named_files, check_resolved_files, is_saved
 from genfed.data.images import ImageFiles, ImageSource, Natural
 from genfed.data.labels import encode_labels
 from genfed.data.table import Table
@@ -120,10 +121,18 @@ class HuggingFace(ImageSource, TableSource):
 
         folder = Path(self.path)
         try:
-            if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
+            if folder.is_dir():
+                check_named_files(folder)
+            if is_saved(folder):
                 found = datasets.load_from_disk(self.path)
             else:
-                found = datasets.load_dataset(self.path, self.subset, revision=self.revision)
+                builder = datasets.load_dataset_builder(self.path, self.subset, revision=self.revision)
+                if not folder.is_dir():
+                    check_resolved_files(builder.config.data_files, self.path)
+                builder.download_and_prepare()
+                found = builder.as_dataset()
+        except GenfedError:
+            raise
         except Exception as error:  # the library raises anything on damaged files
             about = first_line(error) or type(error).__name__
             raise GenfedError(f"{self.path}: cannot be loaded ({about})") from None
@@ -186,14 +195,18 @@ class HuggingFace(ImageSource, TableSource):
             raise GenfedError(f"{where}: arrays of one shape are allowed ({first_line(error)})") from None
 
     def _iterate_images(self, split: Any, column: str, part: str) -> Iterator[tuple[str, Path | bytes]]:
-        """Yields each image's name for messages, and its file or undecoded bytes."""
+        """Yields each image's name for messages, and its file or undecoded bytes.
+
+        Raises:
+            GenfedError: an image is named that is no file of the data set.
+        """
         import datasets
 
         rows = split.select_columns([column]).cast_column(column, datasets.Image(decode=False))
         for i, row in enumerate(rows):
             stored = row[column] or {"bytes": b"", "path": None}
-            source = Path(stored["path"] or "") if stored["bytes"] is None else stored["bytes"]
-            yield f"{self.path}: image {i} of {part}", source
+            name, source = f"{self.path}: image {i} of {part}", stored["bytes"]
+            yield name, check_image_path(stored["path"] or "", self.path, name) if source is None else source
 
 
 def _read_columns(split: Any) -> Any:

@@ -1,3 +1,4 @@
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from PIL import Image
 
 from genfed.core.errors import GenfedError
 from genfed.data.huggingface import HuggingFace
+from genfed.data.huggingface_paths import check_resolved_files
 
 
 @pytest.fixture(scope="module")
@@ -247,3 +249,99 @@ def test_new_images_are_read_as_files(datasets: Any, tmp_path: Path) -> None:
     Image.new("L", (4, 3), 77).save(tmp_path / "a.png")
     (found,) = source.read(str(tmp_path / "a.png"), source.load().task, None)
     assert (found.column, found.names, found.x.tolist()) == ("file", ("a.png",), [[[[77] * 8] * 8]])
+
+
+OUTSIDE = (
+    "{outside}/secret.csv",
+    "../secret.csv",
+    "file://{outside}/secret.csv",
+    "http://127.0.0.1:9/x.csv",
+    "~/x.csv",
+)
+
+
+@pytest.mark.parametrize("key", ["data_files", "data_dir"])
+@pytest.mark.parametrize("named", [*OUTSIDE, "zip://x.csv::{outside}/secret.zip", "train/../../secret.csv"])
+@pytest.mark.parametrize("card", ["README.md", ".huggingface.yaml"])
+def test_a_card_names_no_file_outside_of_its_folder(tmp_path: Path, key: str, named: str, card: str) -> None:
+    (folder := tmp_path / "given").mkdir()
+    for file in (tmp_path / "secret.csv", folder / "train.csv"):
+        file.write_text("a,label\n" + "1,u\n2,v\n" * 20)
+    text = named.format(outside=tmp_path)
+    value = [{"split": "train", "path": ["train.csv", text]}] if key == "data_files" else text
+    head = json.dumps({"configs": [{"config_name": "default", key: value}]})
+    (folder / card).write_text(f"---\n{head}\n---\n" if card == "README.md" else head)
+    with pytest.raises(GenfedError, match=rf"{card} names .*only files below") as raised:
+        HuggingFace(path=str(folder)).load()
+    assert text in str(raised.value)
+
+
+def test_a_card_names_files_of_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.csv").write_text("a,label\n" + "1,u\n2,v\n" * 20)
+    head = json.dumps(
+        {"configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data/*.csv"}]}]}
+    )
+    (tmp_path / "README.md").write_text(f"---\n{head}\n---\n")
+    assert len(HuggingFace(path=str(tmp_path)).load().train) > 20
+
+
+@pytest.mark.parametrize("where", ["splits", "files"])
+def test_a_saved_data_set_names_no_file_outside_of_its_folder(datasets: Any, tmp_path: Path, where: str) -> None:
+    datasets.DatasetDict({"train": table(datasets)}).save_to_disk(tmp_path / "given")
+    table(datasets).save_to_disk(tmp_path / "other")
+    file = tmp_path / "given" / ("dataset_dict.json" if where == "splits" else "train/state.json")
+    about = json.loads(file.read_text())
+    if where == "splits":
+        about["splits"].append("../other")
+    else:
+        about["_data_files"][0]["filename"] = "../../other/data-00000-of-00001.arrow"
+    file.write_text(json.dumps(about))
+    with pytest.raises(GenfedError, match=r"json names \.\./.*only files below"):
+        HuggingFace(path=str(tmp_path / "given"), label="y").load()
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_a_row_names_no_picture_outside_of_the_folder(datasets: Any, tmp_path: Path, link: bool) -> None:
+    Image.new("L", (4, 3), 7).save(tmp_path / "secret.png")
+    (folder := tmp_path / "given").mkdir()
+    for i in range(20):
+        Image.new("L", (4, 3), i).save(folder / f"{i}.png")
+    if link:  # of whoever may write there
+        (folder / "0.png").unlink()
+        (folder / "0.png").symlink_to(tmp_path / "secret.png")
+    paths = [str(folder / f"{i}.png") for i in range(20)]
+    if not link:
+        paths[3] = str(folder / ".." / "secret.png")
+    rows = {"img": [{"bytes": None, "path": path} for path in paths], "label": [0, 1] * 10}
+    features = datasets.Features({"img": datasets.Image(decode=False), "label": datasets.Value("int64")})
+    file = folder / "train.parquet"
+    datasets.Dataset.from_dict(rows, features).cast_column("img", datasets.Image()).to_parquet(file, None)
+    if link:
+        assert len(HuggingFace(path=str(folder)).load().train) > 10
+    else:
+        with pytest.raises(GenfedError, match=r"image 3 of train is .*secret\.png, which is no file of this data set"):
+            HuggingFace(path=str(folder)).load()
+
+
+@pytest.mark.parametrize(
+    ("file", "allowed"),
+    [
+        ("hf://datasets/a/b@main/x.csv", True),
+        ("https://example.org/x.csv", True),
+        ("zip://x.csv::hf://datasets/a/b@main/x.zip", True),
+        ("/etc/passwd", False),
+        ("file:///etc/passwd", False),
+        ("zip://x.csv::/home/x.zip", False),
+        ("zip://x.csv::file:///home/x.zip", False),
+        ("simplecache::file:///etc/passwd", False),
+        ("ssh://host/x.csv", False),
+    ],
+)
+def test_a_data_set_of_the_hub_names_no_file_of_this_machine(file: str, allowed: bool) -> None:
+    check_resolved_files(None, "a/b")
+    if allowed:
+        check_resolved_files({"train": ["hf://datasets/a/b/y.csv", file]}, "a/b")
+    else:
+        with pytest.raises(GenfedError, match=r"a/b names .*only files of the hub"):
+            check_resolved_files({"train": ["hf://datasets/a/b/y.csv", file]}, "a/b")
