@@ -121,6 +121,7 @@ def test_a_worker_finds_the_users_own_code(given: Path, capsys: pytest.CaptureFi
 
 
 def test_ray_would_search_the_directory(given: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (given / "config.toml").write_text(tomli_w.dumps(tiny("fedavg")))
     assert call("run", ".", "--engine", "flower") == 2
     assert "--trust-code" in capsys.readouterr().err
 
