@@ -35,6 +35,8 @@ class Cells:
     """The distinct texts."""
     index: NDArray[np.int64]
     """The place of each row's text among the distinct ones, [n]; −1: missing."""
+    missing: tuple[str, ...] = ()
+    """Words that mean that there is no value, for texts that are read as numbers later: -999,00 is the word -999."""
 
     def __len__(self) -> int:
         return len(self.index)
@@ -47,7 +49,7 @@ class Cells:
         there = np.unique(index[index >= 0])
         place = np.full(len(self.values) + 1, -1)
         place[there] = np.arange(len(there))
-        return Cells(None, tuple(self.values[i] for i in there), place[index])
+        return Cells(None, tuple(self.values[i] for i in there), place[index], self.missing)
 
     def as_texts(self) -> "Cells":
         """Returns the column as texts; numbers are spelled as short as they can be, 1.0 as 1."""
@@ -74,15 +76,20 @@ def number_cells(numbers: NDArray[np.float64]) -> Cells:
 
 def text_cells(texts: Iterable[str | None], missing: Sequence[str] = MISSING_WORDS) -> Cells:
     """Returns a column of n texts. None, and a text that is one of `missing` or empty: missing."""
-    words = {"", *missing}
+    words, gaps = {"", *missing}, missing_numbers(missing)
     places, distinct, index = dict[str | None, int](), dict[str, int](), []
     for text in texts:
         if (place := places.get(text)) is None:
             plain = None if text is None else _tidy(text)
-            known = plain is None or plain in words
+            known = plain is None or plain in words or (_NUMBER.fullmatch(plain) and float(plain) in gaps)
             place = places[text] = -1 if known or plain is None else distinct.setdefault(_spell(plain), len(distinct))
         index.append(place)
-    return Cells(None, tuple(distinct), np.array(index, np.int64))
+    return Cells(None, tuple(distinct), np.array(index, np.int64), tuple(missing))
+
+
+def missing_numbers(missing: Iterable[str]) -> set[float]:
+    """Returns the numbers among words that mean that there is no value: of -999 and NA, −999."""
+    return {float(word) for word in missing if _NUMBER.fullmatch(word)}
 
 
 def arrow_cells(column: Any, missing: Sequence[str] = MISSING_WORDS, as_text: bool = False) -> Cells | None:
@@ -126,17 +133,15 @@ def _text_column(column: Any, missing: Sequence[str]) -> Cells:
         encoded = encoded.combine_chunks()
     distinct = text_cells(encoded.dictionary.to_pylist(), missing)
     index = encoded.indices.fill_null(len(distinct)).to_numpy(zero_copy_only=False)
-    return Cells(None, distinct.values, np.append(distinct.index, -1)[index])
+    return Cells(None, distinct.values, np.append(distinct.index, -1)[index], distinct.missing)
 
 
 def _number_column(column: Any, missing: Sequence[str]) -> Cells:
-    """Returns numbers, NaN where one is missing or its text is one of `missing`."""
+    """Returns numbers, NaN where one is missing or is one of `missing`, however it is written: -999 is -999.00."""
     import pyarrow
 
     numbers = np.array(column.cast(pyarrow.float64(), safe=False).to_numpy(), np.float64)
-    for word in missing:
-        if _NUMBER.fullmatch(word):
-            numbers[numbers == float(word)] = np.nan
+    numbers[np.isin(numbers, list(missing_numbers(missing)))] = np.nan
     return number_cells(numbers)
 
 
@@ -156,7 +161,7 @@ def written_numbers(column: Any, missing: Sequence[str]) -> Cells | None:
         return None
     if compute.any(compute.match_substring_regex(plain, r"^[+-]?0\d")).as_py():
         return None
-    return number_cells(np.array(numbers.to_numpy(), np.float64))
+    return _number_column(numbers, missing)
 
 
 def _tidy(text: str) -> str:

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from genfed.data.cells import Cells
+from genfed.data.cells import Cells, missing_numbers
 
 Mark = Literal[".", ","]
 NO_VALUE = frozenset(
@@ -63,6 +63,10 @@ def read_numbers(cells: Cells, notation: Notation) -> tuple[NDArray[np.float64],
         if value is None and count and text.casefold() not in NO_VALUE
     }
     values = np.array([np.nan if value is None else value for value in found] + [np.nan], np.float64)
+    if notation.kind == "number":
+        written = (_parse(word, notation) for word in cells.missing)
+        gaps = {*missing_numbers(cells.missing), *(value for value in written if value is not None)}
+        values[np.isin(values, list(gaps))] = np.nan
     return values[cells.index], strange
 
 
