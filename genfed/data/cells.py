@@ -17,6 +17,8 @@ MISSING_WORDS = (
 ReadAs = Literal["any", "text", "category"]
 """How a column is read: numbers where all values are; "text": what a text file holds stays as it is written;
 "category": the numbers of a typed file become texts, too."""
+_TICKS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+"""Ticks of a duration in a second."""
 _INTEGER = re.compile(r"-?(0|[1-9]\d*)")
 _NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][-+]?\d+)?")
 _TIME = re.compile(r"(\d{1,2}):(\d{2})(?::(\d{2}(?:\.\d+)?))?")
@@ -110,7 +112,7 @@ def arrow_cells(column: Any, missing: Sequence[str] = MISSING_WORDS, as_text: bo
         return None
     try:
         if types.is_duration(kind) or types.is_float16(kind):
-            column, kind = column.cast(pyarrow.int64()).cast(pyarrow.float64()), pyarrow.float64()
+            column, kind = _simplify(column), pyarrow.float64()
         if types.is_floating(kind):
             column = compute.if_else(compute.is_nan(column), None, column)
         if types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind) or types.is_null(kind):
@@ -123,6 +125,19 @@ def arrow_cells(column: Any, missing: Sequence[str] = MISSING_WORDS, as_text: bo
         return _text_column(column, missing)
     except pyarrow.ArrowException:
         return None
+
+
+def _simplify(column: Any) -> Any:
+    """Returns a pyarrow column of durations in seconds, or of floats of 16 bits as they are written: 0.1 is 0.1."""
+    import pyarrow
+    from pyarrow import types
+
+    if types.is_duration(column.type):
+        ticks = column.cast(pyarrow.int64()).cast(pyarrow.float64(), safe=False)
+        numbers = np.array(ticks.to_numpy(), np.float64) / _TICKS[column.type.unit]
+    else:
+        numbers = np.array(column.to_numpy(), np.float16).astype(np.str_).astype(np.float64)
+    return pyarrow.chunked_array([pyarrow.array(numbers, from_pandas=True)])
 
 
 def _text_column(column: Any, missing: Sequence[str]) -> Cells:
