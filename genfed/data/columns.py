@@ -1,7 +1,7 @@
 """Which columns of a table are features, and what looks wrong in them."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,8 +49,9 @@ class Choice:
     categorical: tuple[str, ...] | None = None
     decimal: Mark | None = None
     thousands: str | None = None
-    semicolons: bool = False
-    """Whether the file separates columns by semicolons, as those do that write decimals with a comma."""
+    delimiter: str = ","
+    """Character between the columns. Files with semicolons are those that write decimals with a comma; in them and in
+    those with tabs, a comma needs no quotation marks."""
     typed: bool = False
     """Whether the file tells texts from numbers."""
 
@@ -91,7 +92,7 @@ def choose_columns(
         name: read(name, "category" if name in (choice.categorical or ()) else "any")
         for name in dict.fromkeys((*choice.names, *(choice.numeric or ()), *(choice.categorical or ())))
     }
-    european = _find_style(choice, cells)
+    european = _find_style(choice, cells, read, found)
     if european:  # what looks like a decimal point may be one between thousands
         cells |= {name: read(name, "text") for name, column in cells.items() if column and column.numbers is not None}
     for name in dict.fromkeys((*(choice.numeric or ()), *cells)):  # numbers in the order that the settings name
@@ -111,28 +112,73 @@ def choose_columns(
     return schema, _describe(found, schema)
 
 
-def _find_style(choice: Choice, cells: Mapping[str, Cells | None]) -> bool | None:
-    """Returns whether the file writes decimals with a comma. None: nothing shows it."""
+def _find_style(choice: Choice, cells: Mapping[str, Cells | None], read: Read, found: _Columns) -> bool | None:
+    """Returns whether the file writes decimals with a comma. None: nothing shows it. Warns of columns of which each
+    point stands before three digits, if no other column shows what it is.
+    """
     if choice.decimal is not None or choice.thousands is not None:
-        return choice.decimal == ","
-    texts = [column for column in cells.values() if column is not None and column.numbers is None]
-    findings = [find_notation(column, None, None, None) for column in texts]
-    marks = {
-        f.notation.decimal
-        for f in findings
-        if f.share > _NUMBERS and not f.doubtful and f.notation != PLAIN and f.notation.kind == "number"
-    }
-    if "," in marks:
-        return True
-    if marks or any(column is not None and _has_points(column) for column in cells.values()):
-        return False
-    return True if choice.semicolons else None
+        return choice.decimal == "," or (choice.decimal is None and choice.thousands == ".")
+    marks, doubtful = set[str](), dict[str, Sequence[str]]()
+    for name, column in cells.items():
+        if column is None or (column.numbers is not None and not _has_points(column.numbers)):
+            continue
+        texts = column
+        if column.numbers is not None:
+            if choice.typed or not _has_points_of_three(column.numbers):
+                marks.add(".")
+                continue
+            texts = read(name, "text") or column
+        finding = find_notation(texts, None, None, None)
+        if finding.share <= _NUMBERS or finding.notation.kind != "number":
+            continue
+        if finding.doubtful == ".":
+            doubtful |= {name: texts.values} if _may_be_number(name, column, choice) else {}
+        elif not finding.doubtful and (finding.notation != PLAIN or any("." in text for text in texts.values)):
+            marks.add(finding.notation.decimal)
+    if marks:
+        return "," in marks
+    return _guess_style(choice, doubtful, found)
 
 
-def _has_points(column: Cells) -> bool:
-    """Returns whether numbers have a point."""
-    values = column.numbers
-    return values is not None and bool((np.floor(values) < values).any())
+def _guess_style(choice: Choice, doubtful: Mapping[str, Sequence[str]], found: _Columns) -> bool | None:
+    """Returns whether decimals have a comma, where nothing shows it.
+
+    Args:
+        choice: The settings.
+        doubtful: The texts of the columns of which each point stands before three digits.
+        found: Where the doubt is told.
+    """
+    # 898 beside 1.277: a number of three decimals would be 898.000, or others would have fewer
+    mixed = {name for name, texts in doubtful.items() if any("." not in text for text in texts)}
+    european = choice.delimiter in (";", "\t") if mixed else choice.delimiter == ";" and not doubtful
+    for name, texts in doubtful.items():
+        if choice.delimiter == ";" or european or name in mixed:
+            example = next(text for text in texts if "." in text)
+            meaning = "thousands" if european else "decimals"
+            found.warn(
+                f"{{}}: the point in {show(example)!r} is taken as one of {meaning}; set data.thousands or "
+                "data.decimal",
+                name,
+            )
+    return european or (False if doubtful else None)
+
+
+def _may_be_number(name: str, column: Cells, choice: Choice) -> bool:
+    """Returns whether the settings let a column be one of numbers."""
+    if choice.numeric is not None:
+        return name in choice.numeric
+    return name not in (choice.categorical or ()) and not (choice.typed and column.numbers is None)
+
+
+def _has_points(values: NDArray[np.float64]) -> bool:
+    """Returns whether numbers have decimals."""
+    return bool((np.floor(values) < values).any())
+
+
+def _has_points_of_three(values: NDArray[np.float64]) -> bool:
+    """Returns whether the decimals of numbers may be three digits each."""
+    there = values[~np.isnan(values)]
+    return bool((np.abs(there) < 1000).all() and np.allclose(there * 1000, np.round(there * 1000), rtol=0, atol=1e-6))
 
 
 def _take_as_numbers(
@@ -203,7 +249,7 @@ def _is_of_numbers(name: str, column: Cells, finding: Finding, choice: Choice, f
                 name,
             )
         return False
-    if finding.doubtful:
+    if finding.doubtful == ",":
         example = next((text for text in column.values if "," in text), column.values[0])
         found.warn(
             f"{{}}: the comma in {show(example)!r} is taken as one of thousands; set data.thousands or data.decimal",

@@ -27,6 +27,7 @@ _TIME = re.compile(r"([01]\d|2[0-4]):([0-5]\d)(?::([0-5]\d(?:\.\d+)?))?")
 _AROUND = re.compile(
     r"(?P<before>[^\d.,+()-]*)(?P<number>[+-]?[.,]?\d(?:[\d.,' _]*\d)?[.,]?(?:[eE][+-]?\d+)?)(?P<after>[^\d]*)"
 )
+_POINT_OF_THREE = re.compile(r"[+-]?(\d{1,3}|[1-9]\d{0,2}\.\d{3})")
 _CODES = ("EUR", "USD", "GBP", "CHF", "JPY", "Rs", "Rs.", "kr", "R$", "US$")
 _UNIT = 12
 """Most characters of a unit."""
@@ -157,8 +158,8 @@ class Finding:
     """Share of the values that are numbers in it, in [0, 1]; texts that mean that there is none do not count."""
     distinct: int
     """Number of distinct numbers."""
-    doubtful: bool
-    """Whether a mark may be one of decimals or of thousands."""
+    doubtful: Literal["", ",", "."]
+    """The mark that may be one of decimals or of thousands; empty: there is none."""
 
 
 def find_notation(cells: Cells, decimal: Mark | None, thousands: str | None, european: bool | None) -> Finding:
@@ -172,7 +173,7 @@ def find_notation(cells: Cells, decimal: Mark | None, thousands: str | None, eur
     """
     texts, counts = cells.values[:_TRIED], cells.counts()[:_TRIED]
     meant = np.array([text.casefold() not in NO_VALUE for text in texts], bool)
-    total, best = int(counts[meant].sum()), Finding(PLAIN, 0.0, 0, False)
+    total, best = int(counts[meant].sum()), Finding(PLAIN, 0.0, 0, "")
     if not total:
         return best
     read = list[tuple[float, list[float | None]]]()
@@ -181,12 +182,23 @@ def find_notation(cells: Cells, decimal: Mark | None, thousands: str | None, eur
         good = np.array([value is not None for value in values], bool)
         read.append((float(counts[good & meant].sum()) / total, values))
         if read[-1][0] > best.share:
-            best = Finding(notation, read[-1][0], len({value for value in values if value is not None}), False)
+            best = Finding(notation, read[-1][0], len({value for value in values if value is not None}), "")
         if best.share == 1 and not european and notation.decimal == "." and not notation.thousands:
-            return best
-    open_question = european is None and decimal is None and thousands is None and best.notation.thousands == ","
+            break
+    if european is not None or decimal is not None or thousands is not None:
+        return best
+    if best.notation.decimal == "." and not best.notation.thousands:
+        return replace(best, doubtful="." if _may_be_thousands(texts) else "")
     others = [values for share, values in read if share == best.share]
-    return replace(best, doubtful=open_question and any(values != others[0] for values in others))
+    open_question = best.notation.thousands == "," and any(values != others[0] for values in others)
+    return replace(best, doubtful="," if open_question else "")
+
+
+def _may_be_thousands(texts: Sequence[str]) -> bool:
+    """Returns whether the points in texts stand before three digits each, so that they may be between thousands."""
+    parts = [_take_apart(text) for text in texts if text.casefold() not in NO_VALUE]
+    numbers = [part[0] for part in parts if part is not None]
+    return any("." in number for number in numbers) and all(_POINT_OF_THREE.fullmatch(n) for n in numbers)
 
 
 def _candidates(

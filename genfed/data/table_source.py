@@ -174,7 +174,7 @@ class TableSource(SplitSource):
                 return None if (cells := train.cells(name, read_as)) is None else cells.select(rows)
 
             choice = Choice(
-                names, self.numeric, self.categorical, self.decimal, self.thousands, train.delimiter == ";", train.typed
+                names, self.numeric, self.categorical, self.decimal, self.thousands, train.delimiter, train.typed
             )
             schema, about = choose_columns(
                 choice, read, y["train"][cut.rows["train"][1]].numpy(), self.scale, train.where
