@@ -13,7 +13,8 @@ DEEPEST = 64
 MOST = 2**22
 """Maximum number of values in a text (4 Mi)."""
 _OTHER = bytes(set(range(256)) - set(b"[]{}"))
-_MARK = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[][{},]', re.DOTALL)
+# a string that never ends is one mark too: else each quotation mark in it would be searched to the end
+_MARK = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[][{},]', re.DOTALL)
 
 
 def read_json(text: str, *, longest: int = LONGEST, most: int = MOST) -> Any:

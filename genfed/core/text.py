@@ -16,7 +16,7 @@ NAME = 80
 """Largest number of characters of a file's name that is made from a text."""
 _HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # categories of Unicode: control, format, surrogate, separators of lines
 _JOINERS = "\u200c\u200d"  # written between letters in Persian and Indic scripts, and in emoji
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
 _FORMULA = re.compile(r"""(^|[;|])(?=[\s"']*[=+\-@＝＋－＠])""")  # also after spaces and quotes, which may be dropped
 _UNDECODED = "".join(map(chr, range(0xDC80, 0xDD00)))  # bytes of a file's name that are not UTF-8, as Python has them
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # names that Windows does not allow

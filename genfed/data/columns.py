@@ -34,7 +34,9 @@ _ENOUGH = 10
 """Rows from which a column can be seen to name them."""
 UNNAMED = re.compile(r"Unnamed: [\d.]+|__index_level_\d+__")
 """Name of a column that a text file or a data frame does not name."""
-_ID = re.compile(r"(.*[_\W])?(id|ids|idx|index|key|uuid|guid|nr|no|number|rowid|row|level)(_.*)?|.*[a-z]I[dD]", re.I)
+_ID = re.compile(
+    r"(.*[_\W])?(id|ids|idx|index|key|uuid|guid|nr|no|number|rowid|row|level)(_.*)?|.*[a-z]I[dD]", re.I | re.S
+)
 _GROUP = re.compile(r"patient|subject|person|participant|individual|user|customer|writer|speaker|animal|specimen", re.I)
 _SENTINELS = (-9.0, -99.0, -999.0, -9999.0, -99999.0, 999.0, 9999.0, 99999.0, 999999.0)
 

@@ -58,13 +58,19 @@ def read_text_file(
         if delimiter != "," and file.suffix.lower() != ".tsv":
             notes.append(f"delimiter {delimiter!r}")
     columns, rest = (names, text) if names is not None else _take_header(text, delimiter)
-    opened = rf'(?:^|[\n\r]|{re.escape(delimiter)})\s*"[^"]*\Z'
-    if rest.count('"') % 2 and re.search(opened, rest):
+    if rest.count('"') % 2 and _opens_a_value(rest, rest.rindex('"'), delimiter):
         raise GenfedError('a quotation mark (") is opened and never closed')
     table = _parse(rest, columns, delimiter)
     if names is None and table.num_rows and table.num_columns > 1:
         table = _drop_headers(table, notes)
     return TextRows(table, delimiter, tuple(notes))
+
+
+def _opens_a_value(text: str, place: int, delimiter: str) -> bool:
+    """Returns whether the quotation mark at a place is the first character of a value."""
+    before = text[:place]
+    bare = before.rstrip()
+    return not bare or bare.endswith(delimiter) or any(mark in before[len(bare) :] for mark in (delimiter, "\n", "\r"))
 
 
 def _decode(file: Path, encoding: str | None) -> tuple[str, list[str]]:
@@ -139,6 +145,8 @@ def _parse(rest: str, names: Sequence[str], delimiter: str) -> Any:
         try:
             table = parse(rest.encode("utf-8"))
         except pyarrow.ArrowException:
+            if delimiter == " ":
+                raise
             trimmed = re.sub(rf'(^|{re.escape(delimiter)})[ ]+"', r'\1"', rest, flags=re.M)  # 1, "a,b"
             if trimmed == rest:
                 raise

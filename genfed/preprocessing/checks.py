@@ -6,6 +6,12 @@ from pathlib import Path
 
 from genfed.core.errors import GenfedError
 from genfed.core.task import Task
+from genfed.preprocessing.source_summary import list_some, show
+
+_SHOWN = 50
+"""Names that a message lists."""
+_LONG = 200
+"""Characters of a name above which it is not compared with another."""
 
 
 def require_path(path: str) -> Path:
@@ -33,8 +39,8 @@ def require_known(name: str, names: Collection[str], where: str) -> str:
     """
     if name in names:
         return name
-    near = difflib.get_close_matches(name, names, 1, 0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(names) or 'none'}"
+    near = difflib.get_close_matches(name, [known for known in names if len(known) <= _LONG], 1, 0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"there are: {list_some(map(show, names), _SHOWN) or 'none'}"
     raise GenfedError(f"{where} {name!r} is not there; {hint}")
 
 

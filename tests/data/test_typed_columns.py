@@ -45,9 +45,7 @@ def test_parts_of_a_second_and_long_durations_are_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("categorical", [None, ("v",)])
-def test_floats_of_16_bits_are_numbers_as_they_are_written(
-    categorical: tuple[str, ...] | None, tmp_path: Path
-) -> None:
+def test_floats_of_16_bits_are_numbers_as_they_are_written(categorical: tuple[str, ...] | None, tmp_path: Path) -> None:
     tenths = [round(i % 9 / 10, 1) for i in range(N)]
     half = write(tmp_path / "half.parquet", pyarrow.array(np.array(tenths, np.float16)))
     whole = write(tmp_path / "whole.parquet", pyarrow.array(tenths))
