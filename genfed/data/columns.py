@@ -89,9 +89,9 @@ def choose_columns(
         GenfedError: a named column cannot be used as it is named, or no column is left.
     """
     found = _Columns({}, {}, [], [], {})
-    named = {*(choice.numeric or ()), *(choice.categorical or ())}
+    numeric, categorical = set(choice.numeric or ()), set(choice.categorical or ())
     cells = {
-        name: read(name, "category" if name in (choice.categorical or ()) else "any")
+        name: read(name, "category" if name in categorical else "any")
         for name in dict.fromkeys((*choice.names, *(choice.numeric or ()), *(choice.categorical or ())))
     }
     european = _find_style(choice, cells, read, found)
@@ -99,13 +99,13 @@ def choose_columns(
         cells |= {name: read(name, "text") for name, column in cells.items() if column and column.numbers is not None}
     for name in dict.fromkeys((*(choice.numeric or ()), *cells)):  # numbers in the order that the settings name
         column = cells[name]
-        if name in (choice.numeric or ()):
+        if name in numeric:
             found.numbers[name] = _take_as_numbers(name, column, choice, european, where)
-        elif name in (choice.categorical or ()):
+        elif name in categorical:
             if column is None:
                 raise GenfedError(f"{where}: column {name!r} is not of categories")
             found.categories[name] = column
-        elif name not in named:
+        else:
             _take(name, column, choice, european, found)
     if choice.categorical is not None:
         found.categories = {name: found.categories[name] for name in choice.categorical}
@@ -120,22 +120,25 @@ def _find_style(choice: Choice, cells: Mapping[str, Cells | None], read: Read, f
     """
     if choice.decimal is not None or choice.thousands is not None:
         return choice.decimal == "," or (choice.decimal is None and choice.thousands == ".")
-    marks, doubtful = set[str](), dict[str, Sequence[str]]()
+    marks, unclear, doubtful = set[str](), list[str](), dict[str, Sequence[str]]()
+    texts = dict[str, Cells]()
     for name, column in cells.items():
-        if column is None or (column.numbers is not None and not _has_points(column.numbers)):
-            continue
-        texts = column
-        if column.numbers is not None:
+        if column is not None and column.numbers is None:
+            texts[name] = column
+        elif column is not None and column.numbers is not None and _has_points(column.numbers):
             if choice.typed or not _has_points_of_three(column.numbers):
                 marks.add(".")
-                continue
-            texts = read(name, "text") or column
-        finding = find_notation(texts, None, None, None)
+            else:
+                unclear.append(name)
+    if not marks:
+        texts |= {name: column for name in unclear if (column := read(name, "text")) is not None}
+    for name, column in texts.items():
+        finding = find_notation(column, None, None, None)
         if finding.share <= _NUMBERS or finding.notation.kind != "number":
             continue
         if finding.doubtful == ".":
-            doubtful |= {name: texts.values} if _may_be_number(name, column, choice) else {}
-        elif not finding.doubtful and (finding.notation != PLAIN or any("." in text for text in texts.values)):
+            doubtful |= {name: column.values} if _may_be_number(name, cells[name], choice) else {}
+        elif not finding.doubtful and (finding.notation != PLAIN or any("." in text for text in column.values)):
             marks.add(finding.notation.decimal)
     if marks:
         return "," in marks
@@ -165,11 +168,13 @@ def _guess_style(choice: Choice, doubtful: Mapping[str, Sequence[str]], found: _
     return european or (False if doubtful else None)
 
 
-def _may_be_number(name: str, column: Cells, choice: Choice) -> bool:
+def _may_be_number(name: str, column: Cells | None, choice: Choice) -> bool:
     """Returns whether the settings let a column be one of numbers."""
     if choice.numeric is not None:
         return name in choice.numeric
-    return name not in (choice.categorical or ()) and not (choice.typed and column.numbers is None)
+    return name not in (choice.categorical or ()) and not (
+        choice.typed and column is not None and column.numbers is None
+    )
 
 
 def _has_points(values: NDArray[np.float64]) -> bool:

@@ -15,7 +15,7 @@ from genfed.data.features import TableSchema
 from genfed.data.labels import encode_labels
 from genfed.data.table_source import RawTable, TableSource, encode_rows, read_label_column, read_natural
 from genfed.data.text_file import read_text_file
-from genfed.preprocessing.checks import check_fit, require_known, require_path
+from genfed.preprocessing.checks import check_fit, require_distinct, require_known, require_path
 
 _CSV, _PARQUET = (".csv", ".tsv", ".txt", ".data"), (".parquet", ".pq")
 
@@ -85,8 +85,7 @@ class Table(TableSource):
             table = RawTable(path, text.table, False, self.missing_words, text.delimiter, text.notes)
         else:
             table = RawTable(path, _read_parquet(path, file), True, self.missing_words)
-        if twice := {name for name in table.names if table.names.count(name) > 1}:
-            raise GenfedError(f"{path}: column {min(twice)!r} appears twice")
+        require_distinct(table.columns.column_names, f"{path}: ")
         if not table.columns.num_rows:
             raise GenfedError(f"{path}: there are no rows")
         return table

@@ -1,7 +1,9 @@
 """Sources of tables: columns become features by a schema that is fitted once and stored."""
 
+import functools
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -49,15 +51,19 @@ class RawTable:
     notes: tuple[str, ...] = ()
     """What is not as usual in the file."""
 
+    @functools.cached_property
+    def places(self) -> dict[str, int]:
+        """The place of each column by its name; the keys are the names in order."""
+        return {name: i for i, name in enumerate(self.columns.column_names)}
+
     @property
-    def names(self) -> list[str]:
+    def names(self) -> Collection[str]:
         """The names of the columns."""
-        found: list[str] = self.columns.column_names
-        return found
+        return self.places.keys()
 
     def cells(self, name: str, read_as: ReadAs = "any") -> Cells | None:
         """Returns a column. None: it holds no values that can be used."""
-        column = self.columns.column(require_known(name, self.names, f"{self.where}: column"))
+        column = self.columns.column(self.places[require_known(name, self.names, f"{self.where}: column")])
         if read_as == "any" and not self.typed and (numbers := written_numbers(column, self.missing)) is not None:
             return numbers
         return arrow_cells(column, self.missing, read_as == "category")
@@ -196,14 +202,16 @@ class TableSource(SplitSource):
         """
         out = [label, *self.natural_names, *(self.drop or ())]
         named = [*(self.numeric or ()), *(self.categorical or ())]
+        count = Counter([*dict.fromkeys(out), *named])
         for name in (*out, *named):
             require_known(name, train.names, f"{train.where}: column")
         for name in named:
-            if name in out or named.count(name) > 1:
+            if count[name] > 1:
                 raise GenfedError(f"column {name!r} is named twice: it can be label, natural, dropped or one feature")
         if self.numeric is not None and self.categorical is not None:
             return tuple(named)
-        return tuple(name for name in train.names if name not in out)
+        excluded = set(out)
+        return tuple(name for name in train.names if name not in excluded)
 
 
 def read_columns(table: RawTable, schema: TableSchema) -> dict[str, Cells]:

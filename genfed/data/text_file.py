@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from genfed.core.errors import GenfedError, first_line
+from genfed.preprocessing.checks import require_distinct
 from genfed.preprocessing.source_summary import show
 
 _DELIMITERS = (";", "\t", "|")
@@ -126,8 +127,7 @@ def _parse(rest: str, names: Sequence[str], delimiter: str) -> Any:
     import pyarrow
     from pyarrow import csv as arrow
 
-    if twice := {name for name in names if list(names).count(name) > 1}:
-        raise GenfedError(f"column {min(twice)!r} appears twice")
+    require_distinct(names)
     if not rest.strip():
         return pyarrow.table({name: pyarrow.array([], pyarrow.large_string()) for name in names})
     places = [str(i) for i in range(len(names))]

@@ -1,7 +1,8 @@
 """Checks of names, paths and shapes that a user gives."""
 
 import difflib
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from genfed.core.errors import GenfedError
@@ -42,6 +43,12 @@ def require_known(name: str, names: Collection[str], where: str) -> str:
     near = difflib.get_close_matches(name, [known for known in names if len(known) <= _LONG], 1, 0.5)
     hint = f"did you mean {near[0]!r}?" if near else f"there are: {list_some(map(show, names), _SHOWN) or 'none'}"
     raise GenfedError(f"{where} {name!r} is not there; {hint}")
+
+
+def require_distinct(names: Sequence[str], where: str = "") -> None:
+    """Refuses names of columns of which one stands twice; `where` begins the error message."""
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise GenfedError(f"{where}column {min(twice)!r} appears twice")
 
 
 def check_fit(shape: tuple[int, ...], task: Task, name: str) -> None:

@@ -1,4 +1,4 @@
-"""A point before three digits each: of decimals or of thousands? It is told wherever nothing else in the file shows it."""
+"""A point before three digits each: of decimals or of thousands? Told where nothing else in the file shows it."""
 
 from collections.abc import Sequence
 from pathlib import Path
