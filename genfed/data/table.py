@@ -82,7 +82,7 @@ class Table(TableSource):
                 text = read_text_file(file, self.encoding, self.delimiter, self.names)
             except (GenfedError, OSError) as error:
                 raise GenfedError(f"{path}: not a readable table: {first_line(error)}") from None
-            table = RawTable(path, text.table, False, self.missing_words, text.delimiter, text.notes)
+            table = RawTable(path, text.table, False, self.missing_words, text.delimiter, text.notes, text.doubts)
         else:
             table = RawTable(path, _read_parquet(path, file), True, self.missing_words)
         require_distinct(table.columns.column_names, f"{path}: ")

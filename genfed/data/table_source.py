@@ -3,7 +3,7 @@
 import functools
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -50,6 +50,8 @@ class RawTable:
     delimiter: str = ","
     notes: tuple[str, ...] = ()
     """What is not as usual in the file."""
+    doubts: tuple[str, ...] = ()
+    """What looks wrong in its rows."""
 
     @functools.cached_property
     def places(self) -> dict[str, int]:
@@ -60,6 +62,10 @@ class RawTable:
     def names(self) -> Collection[str]:
         """The names of the columns."""
         return self.places.keys()
+
+    def find_doubts(self) -> Iterator[str]:
+        """Yields what looks wrong in the rows, with the file's name."""
+        yield from (f"{self.where}: {doubt}" for doubt in self.doubts)
 
     def cells(self, name: str, read_as: ReadAs = "any") -> Cells | None:
         """Returns a column. None: it holds no values that can be used."""
@@ -173,7 +179,10 @@ class TableSource(SplitSource):
         keys = _digest_rows(tables, [name for name in names if not UNNAMED.fullmatch(name)])
         cut = self.cut(y, classes, keys, natural)
         rows = cut.rows["train"][1].numpy()
-        said = SourceSummary(tuple(_describe_file(table) for table in tables.values()))
+        said = SourceSummary(
+            tuple(_describe_file(table) for table in tables.values()),
+            tuple(line for table in tables.values() for line in table.find_doubts()),
+        )
         if self.encoder is None:
 
             def read(name: str, read_as: ReadAs) -> Cells | None:
@@ -242,7 +251,7 @@ def encode_rows(table: RawTable, schema: TableSchema) -> Examples:
         GenfedError: a column is not there, or its values do not fit.
     """
     found = schema.encode(read_columns(table, schema), table.where)
-    return Examples(tuple(map(str, range(len(found.x)))), "row", found.x, found.misfits)
+    return Examples(tuple(map(str, range(len(found.x)))), "row", found.x, (*table.find_doubts(), *found.misfits))
 
 
 def read_label_column(tables: Mapping[str, RawTable], label: str) -> dict[str, NDArray[Any]]:

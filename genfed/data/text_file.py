@@ -4,14 +4,14 @@ import codecs
 import csv
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from genfed.core.errors import GenfedError, first_line
 from genfed.preprocessing.checks import require_distinct
-from genfed.preprocessing.source_summary import show
+from genfed.preprocessing.source_summary import count_of, show
 
 _DELIMITERS = (";", "\t", "|")
 _MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
@@ -34,6 +34,8 @@ class TextRows:
     delimiter: str
     notes: tuple[str, ...]
     """What is not as usual: the encoding or the delimiter."""
+    doubts: tuple[str, ...] = ()
+    """What looks wrong in the rows."""
 
 
 def read_text_file(
@@ -64,7 +66,42 @@ def read_text_file(
     table = _parse(rest, columns, delimiter)
     if names is None and table.num_rows and table.num_columns > 1:
         table = _drop_headers(table, notes)
-    return TextRows(table, delimiter, tuple(notes))
+    return TextRows(table, delimiter, tuple(notes), tuple(_find_swallowed_rows(table, rest, delimiter)))
+
+
+def _find_swallowed_rows(table: Any, text: str, delimiter: str) -> Iterator[str]:
+    """Yields a line if values seem to hold rows: two quotation marks that open a value and belong to none, such as
+    those of inches, make one value of all that is between them.
+    """
+    from pyarrow import compute
+
+    width = table.num_columns
+    if width < 2 or '"' not in text or text.count("\n") + text.count("\r") <= table.num_rows:
+        return
+    examples, swallowed = list[str](), 0
+    for place, column in enumerate(table.columns):
+        for value in column.filter(compute.match_substring_regex(column, r"[\r\n]")).to_pylist():
+            if _holds_rows(value, place, width, delimiter):
+                examples.append(value)
+                swallowed += len(value.splitlines()) - 1
+    if examples:
+        some = count_of(len(examples), "value holds", "values hold")
+        yield (
+            f"{some} what looks like the ends of {count_of(swallowed, 'row')}, as {show(examples[0], 40)!r}: a quotation "
+            'mark (") that is none? Double it within quotation marks ("5"" pipe"), or leave it out'
+        )
+
+
+def _holds_rows(value: str, place: int, width: int, delimiter: str) -> bool:
+    """Returns whether the lines of a value have the delimiters that rows have, if it begins in the column `place`."""
+    first, *between, last = value.splitlines() + [""] * value.endswith(("\n", "\r"))
+    if delimiter == "," and value.count(", ") == value.count(","):
+        return False  # prose
+    return (
+        first.count(delimiter) == width - 1 - place
+        and last.count(delimiter) == place
+        and all(line.count(delimiter) == width - 1 for line in between if line.strip())
+    )
 
 
 def _opens_a_value(text: str, place: int, delimiter: str) -> bool:
