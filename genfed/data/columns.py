@@ -1,7 +1,7 @@
 """Which columns of a table are features, and what looks wrong in them."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from genfed.core.errors import GenfedError
 from genfed.data.cells import Cells, ReadAs
+from genfed.data.decimal_style import SURE, find_style
 from genfed.data.features import Scale, TableSchema, fit_schema
 from genfed.data.numerals import (
     NO_VALUE,
@@ -24,8 +25,6 @@ from genfed.preprocessing.source_summary import SourceSummary, count_of, list_so
 
 Read = Callable[[str, ReadAs], Cells | None]
 """Returns a column of the training rows by its name. None: it has no values that can be used."""
-_NUMBERS = 0.9
-"""Share of a column's values above which the others are taken for mistakes."""
 _MANY = 20
 """Distinct numbers above which a column with a few other texts is one of numbers."""
 _FEW = (3, 10)
@@ -52,8 +51,7 @@ class Choice:
     decimal: Mark | None = None
     thousands: str | None = None
     delimiter: str = ","
-    """Character between the columns. Files with semicolons are those that write decimals with a comma; in them and in
-    those with tabs, a comma needs no quotation marks."""
+    """Character between the columns."""
     typed: bool = False
     """Whether the file tells texts from numbers."""
 
@@ -115,77 +113,15 @@ def choose_columns(
 
 
 def _find_style(choice: Choice, cells: Mapping[str, Cells | None], read: Read, found: _Columns) -> bool | None:
-    """Returns whether the file writes decimals with a comma. None: nothing shows it. Warns of columns of which each
-    point stands before three digits, if no other column shows what it is.
-    """
+    """Returns whether the file writes decimals with a comma. None: nothing shows it. Warns of what is in doubt."""
     if choice.decimal is not None or choice.thousands is not None:
         return choice.decimal == "," or (choice.decimal is None and choice.thousands == ".")
-    marks, unclear, doubtful = set[str](), list[str](), dict[str, Sequence[str]]()
-    texts = dict[str, Cells]()
-    for name, column in cells.items():
-        if column is not None and column.numbers is None:
-            texts[name] = column
-        elif column is not None and column.numbers is not None and _has_points(column.numbers):
-            if choice.typed or not _has_points_of_three(column.numbers):
-                marks.add(".")
-            else:
-                unclear.append(name)
-    if not marks:
-        texts |= {name: column for name in unclear if (column := read(name, "text")) is not None}
-    for name, column in texts.items():
-        finding = find_notation(column, None, None, None)
-        if finding.share <= _NUMBERS or finding.notation.kind != "number":
-            continue
-        if finding.doubtful == ".":
-            doubtful |= {name: column.values} if _may_be_number(name, cells[name], choice) else {}
-        elif not finding.doubtful and (finding.notation != PLAIN or any("." in text for text in column.values)):
-            marks.add(finding.notation.decimal)
-    if marks:
-        return "," in marks
-    return _guess_style(choice, doubtful, found)
-
-
-def _guess_style(choice: Choice, doubtful: Mapping[str, Sequence[str]], found: _Columns) -> bool | None:
-    """Returns whether decimals have a comma, where nothing shows it.
-
-    Args:
-        choice: The settings.
-        doubtful: The texts of the columns of which each point stands before three digits.
-        found: Where the doubt is told.
-    """
-    # 898 beside 1.277: a number of three decimals would be 898.000, or others would have fewer
-    mixed = {name for name, texts in doubtful.items() if any("." not in text for text in texts)}
-    european = choice.delimiter in (";", "\t") if mixed else choice.delimiter == ";" and not doubtful
-    for name, texts in doubtful.items():
-        if choice.delimiter == ";" or european or name in mixed:
-            example = next(text for text in texts if "." in text)
-            meaning = "thousands" if european else "decimals"
-            found.warn(
-                f"{{}}: the point in {show(example)!r} is taken as one of {meaning}; set data.thousands or "
-                "data.decimal",
-                name,
-            )
-    return european or (False if doubtful else None)
-
-
-def _may_be_number(name: str, column: Cells | None, choice: Choice) -> bool:
-    """Returns whether the settings let a column be one of numbers."""
-    if choice.numeric is not None:
-        return name in choice.numeric
-    return name not in (choice.categorical or ()) and not (
-        choice.typed and column is not None and column.numbers is None
-    )
-
-
-def _has_points(values: NDArray[np.float64]) -> bool:
-    """Returns whether numbers have decimals."""
-    return bool((np.floor(values) < values).any())
-
-
-def _has_points_of_three(values: NDArray[np.float64]) -> bool:
-    """Returns whether the decimals of numbers may be three digits each."""
-    there = values[~np.isnan(values)]
-    return bool((np.abs(there) < 1000).all() and np.allclose(there * 1000, np.round(there * 1000), rtol=0, atol=1e-6))
+    european, doubts = find_style(cells, lambda name: read(name, "text"), choice.delimiter, choice.typed)
+    for name, words in doubts.items():
+        free = choice.numeric is None and not choice.typed and name not in (choice.categorical or ())
+        if free or name in (choice.numeric or ()):
+            found.warn(words, name)
+    return european
 
 
 def _take_as_numbers(
@@ -237,7 +173,7 @@ def _is_of_numbers(name: str, column: Cells, finding: Finding, choice: Choice, f
     if finding.share == 0 or set(column.values) <= {"true", "false"}:
         return False
     if choice.typed and finding.notation.kind == "number":
-        if finding.share > _NUMBERS:
+        if finding.share > SURE:
             found.warn(
                 "{}: the file stores numbers as texts, so they are taken as categories; name it in data.numeric", name
             )
@@ -248,7 +184,7 @@ def _is_of_numbers(name: str, column: Cells, finding: Finding, choice: Choice, f
         )
         return False
     strange = read_numbers(column, finding.notation)[1]
-    if finding.share < 1 and (finding.share < _NUMBERS or finding.distinct <= _MANY):
+    if finding.share < 1 and (finding.share < SURE or finding.distinct <= _MANY):
         if finding.share >= 0.5:
             words = list_some((repr(show(text)) for text in sorted(strange)), 3)
             found.warn(

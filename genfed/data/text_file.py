@@ -87,8 +87,8 @@ def _find_swallowed_rows(table: Any, text: str, delimiter: str) -> Iterator[str]
     if examples:
         some = count_of(len(examples), "value holds", "values hold")
         yield (
-            f"{some} what looks like the ends of {count_of(swallowed, 'row')}, as {show(examples[0], 40)!r}: a quotation "
-            'mark (") that is none? Double it within quotation marks ("5"" pipe"), or leave it out'
+            f"{some} what looks like the ends of {count_of(swallowed, 'row')}, as {show(examples[0], 40)!r}: a "
+            'quotation mark (") that is none? Double it within quotation marks ("5"" pipe"), or leave it out'
         )
 
 

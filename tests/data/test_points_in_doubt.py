@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
 import pytest
 import torch
+from pyarrow import parquet
 
 from genfed.data.dataset import Dataset
 from genfed.data.table import Table
@@ -84,3 +86,12 @@ def test_columns_that_are_no_numbers_are_not_told_of(tmp_path: Path) -> None:
     cells = [MIXED[i % 9] for i in range(N)]
     assert load(tmp_path / "a.csv", ";", cells, AGES, categorical=("v",)).summary.warnings == ()
     assert load(tmp_path / "a.csv", ";", cells, AGES, numeric=("w",)).summary.warnings == ()
+
+
+def test_texts_of_a_typed_file_are_told_of_where_they_are_numbers(tmp_path: Path) -> None:
+    parquet.write_table(
+        pyarrow.table({"v": MIXED, "w": COUNTS, "y": [i % 2 for i in range(N)]}), tmp_path / "a.parquet"
+    )
+    table = Table(path=str(tmp_path / "a.parquet"), label="y", numeric=("v", "w"))
+    (doubt,) = table.load().summary.warnings
+    assert doubt.endswith("is taken as one of decimals; set data.thousands or data.decimal")
