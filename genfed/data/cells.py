@@ -204,12 +204,12 @@ def spell_number(value: float) -> str:
 
 
 def same_numbers(cells: Cells) -> bool:
-    """Returns whether texts are compared as numbers, so that 1.0 is 1: all are plain numbers (1, not 01), and no two of
-    them would become one, but 1 and 1.0.
+    """Returns whether texts are compared as numbers, so that 1.0 is 1: all are plain numbers (1, not 01) that 64 bits
+    hold, if rounded, and no two of them would become one, but 1 and 1.0.
     """
     found = dict[str, str]()
     for text in cells.values:
-        if not _NUMBER.fullmatch(text):
+        if not _NUMBER.fullmatch(text) or not np.isfinite(float(text)):
             return False
         short = plain_number(text)
         if found.setdefault(short, text) != text and not {found[short], text} <= {short, f"{short}.0"}:

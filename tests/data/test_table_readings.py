@@ -337,3 +337,18 @@ def test_an_index_without_a_name_is_no_feature_however_a_file_is_written(
     dataset = Table(path=str(tmp_path / "a.csv"), label="label", delimiter=delimiter).load()
     assert dataset.task.shape == (1,)
     assert any("Unnamed: 0 (numbers the rows)" in fact for fact in dataset.summary.facts)
+
+
+@pytest.mark.parametrize("long", ["9" * 5000, "1e999", f"-{'9' * 5000}.0"])
+def test_labels_codes_and_groups_may_be_numbers_of_any_length(long: str, tmp_path: Path) -> None:
+    texts = [long if i % 3 else "1" for i in range(N)]
+    rows = "".join(f"{noise},{i % 7},{text}\n" for i, (noise, text) in enumerate(zip(NOISE, texts, strict=True)))
+    (tmp_path / "a.csv").write_text("a,b,c\n" + rows)
+    data = Table(path=str(tmp_path / "a.csv"), label="c").load()
+    assert sorted(data.task.classes) == sorted({long, "1"})
+    data = Table(path=str(tmp_path / "a.csv"), label="b", categorical=("c",)).load()
+    assert schema(data).categories == {"c": tuple(sorted({long, "1"}))}
+    groups = "".join(f"{noise},{i % 2},{long if i % 3 else i // 3}\n" for i, noise in enumerate(NOISE))
+    (tmp_path / "a.csv").write_text("a,b,c\n" + groups)
+    data = Table(path=str(tmp_path / "a.csv"), label="b", group="c").load()
+    assert long in (*data.columns["c"], *(data.validation_columns or {})["c"], *(data.test_columns or {})["c"])
