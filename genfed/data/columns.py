@@ -18,6 +18,7 @@ from genfed.data.numerals import (
     Mark,
     Notation,
     find_notation,
+    find_without_unit,
     looks_like_a_day,
     read_numbers,
 )
@@ -253,6 +254,12 @@ def _look_closer(found: _Columns, schema: TableSchema, labels: NDArray[np.int64]
         if len(distinct) < 2:
             found.warn("{}: one value only, which tells nothing; name it in data.drop", name)
             continue
+        if notation.unit and (others := find_without_unit(cells, notation)):
+            found.warn(
+                f"{{}}: {show(others[0])!r} has no {show(notation.unit)} and is read as {show(others[0])} "
+                f"{show(notation.unit)}; write the numbers alike",
+                name,
+            )
         _warn_of_groups(name, np.searchsorted(distinct, there), labels[~np.isnan(values)], whole, found)
         if whole and notation.kind == "number" and len(distinct) == len(values) >= _ENOUGH:
             if distinct[-1] - distinct[0] <= 1.5 * len(distinct) and (_ID.fullmatch(name) or _in_order(values)):

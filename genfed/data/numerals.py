@@ -101,6 +101,16 @@ def _parse(text: str, notation: Notation) -> float | None:
         return None
 
 
+def find_without_unit(cells: Cells, notation: Notation) -> list[str]:
+    """Returns the texts of a column that are numbers and lack its unit, where that may change what they mean: those of
+    a column in per cent or per mille, 0.5 beside 50 %.
+    """
+    if notation.unit not in ("%", "‰"):
+        return []
+    parts = {text: _take_apart(text) for text in cells.values}
+    return [text for text, part in parts.items() if part and not part[1] and _parse(text, notation) is not None]
+
+
 def _take_apart(text: str) -> tuple[str, str] | None:
     """Returns the digits with their marks, and the unit after them. None: it is no number."""
     plain = "".join(" " if c.isspace() else c for c in text).replace("−", "-").replace("’", "'").strip("'")

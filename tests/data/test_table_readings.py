@@ -339,6 +339,17 @@ def test_an_index_without_a_name_is_no_feature_however_a_file_is_written(
     assert any("Unnamed: 0 (numbers the rows)" in fact for fact in dataset.summary.facts)
 
 
+@pytest.mark.parametrize("unit", ["%", " %", "‰"])
+def test_numbers_without_the_sign_of_per_cent_are_told_of(unit: str, tmp_path: Path) -> None:
+    mixed = [f"{v % 90}{unit}" if i % 2 else f"{v % 90 / 100}" for i, v in enumerate(NUMBERS)]
+    (line,) = load(tmp_path, {"v": mixed}).summary.warnings
+    assert line.startswith("column 'v': '0.")
+    assert line.endswith(f"{unit.strip()}; write the numbers alike")
+    assert load(tmp_path, {"v": [text if unit in text else "" for text in mixed]}).summary.warnings == ()
+    (line,) = load(tmp_path, {"v": mixed}, numeric=("v",)).summary.warnings
+    assert load(tmp_path, {"v": [f"{v}{' kg' * (i % 2)}" for i, v in enumerate(NUMBERS)]}).summary.warnings == ()
+
+
 @pytest.mark.parametrize("long", ["9" * 5000, "1e999", f"-{'9' * 5000}.0"])
 def test_labels_codes_and_groups_may_be_numbers_of_any_length(long: str, tmp_path: Path) -> None:
     texts = [long if i % 3 else "1" for i in range(N)]
