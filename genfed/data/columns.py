@@ -22,6 +22,7 @@ from genfed.data.numerals import (
     looks_like_a_day,
     read_numbers,
 )
+from genfed.data.sentinels import find_sentinels
 from genfed.preprocessing.source_summary import SourceSummary, count_of, list_some, show
 
 Read = Callable[[str, ReadAs], Cells | None]
@@ -38,7 +39,6 @@ _ID = re.compile(
     r"(.*[_\W])?(id|ids|idx|index|key|uuid|guid|nr|no|number|rowid|row|level)(_.*)?|.*[a-z]I[dD]", re.I | re.S
 )
 _GROUP = re.compile(r"patient|subject|person|participant|individual|user|customer|writer|speaker|animal|specimen", re.I)
-_SENTINELS = (-9.0, -99.0, -999.0, -9999.0, -99999.0, 999.0, 9999.0, 99999.0, 999999.0)
 
 
 @dataclass(frozen=True)
@@ -268,7 +268,7 @@ def _look_closer(found: _Columns, schema: TableSchema, labels: NDArray[np.int64]
                 found.warn("{}: another number in every row (an id?); name it in data.drop", name)
         if whole and _FEW[0] <= len(distinct) <= _FEW[1] and len(there) >= 5 * len(distinct) and np.ptp(distinct) < 20:
             codes.append(name)
-        for value in _find_sentinels(there, distinct):
+        for value in find_sentinels(there):
             found.warn(
                 f"{{}}: {value:g} stands far from the other numbers; if it means missing, add it to data.missing", name
             )
@@ -286,19 +286,6 @@ def _look_closer(found: _Columns, schema: TableSchema, labels: NDArray[np.int64]
 
 def _in_order(values: NDArray[np.float64]) -> bool:
     return bool(np.all(np.diff(values) > 0) or np.all(np.diff(values) < 0))
-
-
-def _find_sentinels(there: NDArray[np.float64], distinct: NDArray[np.float64]) -> list[float]:
-    found = []
-    for value in _SENTINELS:
-        others = distinct[distinct != value]
-        if len(others) == len(distinct) or len(others) < 3:
-            continue
-        spread = others[-1] - others[0]
-        far = value < others[0] - spread if value < 0 else value > others[-1] + 2 * spread
-        if far and (value > 0 or others[0] >= 0):
-            found.append(value)
-    return found
 
 
 def _warn_of_leak(name: str, codes: NDArray[np.int64] | None, labels: NDArray[np.int64], found: _Columns) -> None:

@@ -38,6 +38,24 @@ def find_copies(y: Mapping[str, Tensor], keys: Mapping[str, Sequence[bytes]]) ->
     return copies
 
 
+def describe_torn(y: Mapping[str, Tensor], keys: Mapping[str, Sequence[bytes]], noun: str, what: str) -> SourceSummary:
+    """Warns of equal examples with different labels.
+
+    Args:
+        y: The labels [n] by given part.
+        keys: A digest of each example by given part.
+        noun: What an example is, such as "image".
+        what: What is equal, such as "pixels".
+    """
+    labels = dict[bytes, int]()
+    pairs = ((key, label) for part in keys for key, label in zip(keys[part], y[part].tolist(), strict=True))
+    torn = len({key for key, label in pairs if labels.setdefault(key, label) != label})
+    if not torn:
+        return SourceSummary()
+    doubt = f"{count_of(torn, noun)} of several classes: the same {what} stand under different labels"
+    return SourceSummary((), (doubt,))
+
+
 def describe_copies(
     count: int,
     removed: bool,

@@ -17,7 +17,7 @@ from torch import Tensor
 from genfed.core.errors import GenfedError
 from genfed.core.settings import settings
 from genfed.core.task import Data, Task
-from genfed.data.copies import digest_examples
+from genfed.data.copies import describe_torn, digest_examples
 from genfed.data.dataset import Dataset, Examples
 from genfed.data.encoder import Encoder
 from genfed.data.split import SplitSource
@@ -196,12 +196,7 @@ class ImageSource(SplitSource):
     ) -> Dataset:
         keys = {part: digest_examples(given.x) for part, given in data.items()}
         y = {part: given.y for part, given in data.items()}
-        labels: dict[bytes, int] = {}
-        pairs = ((key, label) for part in data for key, label in zip(keys[part], y[part].tolist(), strict=True))
-        torn = len({key for key, label in pairs if labels.setdefault(key, label) != label})
-        if torn:
-            doubt = f"{count_of(torn, 'image')} of several classes: the same pixels stand under different labels"
-            summary += SourceSummary((), (doubt,))
+        summary += describe_torn(y, keys, "image", "pixels")
         cut = self.cut(y, classes, keys, natural)
         made = self.build_dataset("image", data, classes, natural["train"], scale, natural, summary, cut)
         return made if self.pixels is not None else replace(made, fitted=_FITTED)

@@ -12,13 +12,14 @@ from genfed.core.errors import GenfedError
 from genfed.core.settings import settings
 from genfed.core.task import Data, Task
 from genfed.data.cells import Cells, number_cells
-from genfed.data.copies import digest_examples
+from genfed.data.copies import describe_torn, digest_examples
 from genfed.data.dataset import Dataset, Examples
 from genfed.data.encoder import Encoder, read_schema
 from genfed.data.features import TableSchema, fit_schema
 from genfed.data.images import ImageSource, Natural, read_example_array
 from genfed.data.labels import encode_labels
 from genfed.data.numerals import PLAIN
+from genfed.data.sentinels import find_sentinels
 from genfed.preprocessing.array_names import ExampleArrays, find_arrays, is_like_examples
 from genfed.preprocessing.arrays import Array, read_arrays, read_texts, to_examples
 from genfed.preprocessing.checks import check_fit, require_known, require_path
@@ -106,7 +107,8 @@ class Npz(ImageSource):
         for part, x in matrices.items():
             if x.shape[1] != (width := matrices["train"].shape[1]):
                 raise GenfedError(f"one example of train has shape ({width},), one of {part} ({x.shape[1]},)")
-        cut = self.cut(y, classes, {part: digest_examples(x) for part, x in matrices.items()}, natural)
+        keys = {part: digest_examples(x) for part, x in matrices.items()}
+        cut = self.cut(y, classes, keys, natural)
         train = matrices["train"][cut.rows["train"][1].numpy()]
         if self.encoder is None:
             numbers = {name: (cells, PLAIN) for name, cells in _name_columns(train).items()}
@@ -120,6 +122,7 @@ class Npz(ImageSource):
             for part, x in matrices.items()
         }
         summary = _describe_matrix(self.path, matrices["train"], train, self.encoder or self.scale) + summary
+        summary += describe_torn(y, keys, "row", "values")
         return self.build_dataset("table", data, classes, natural["train"], schema, natural, summary, cut)
 
     def _choose_arrays(self, names: Sequence[str]) -> set[str]:
@@ -247,6 +250,9 @@ def _describe_matrix(path: str, given: NDArray[np.float64], train: NDArray[np.fl
         facts.append(f"features with one value: {list_some(map(str, same))}")
     if n > 2 and len(running := np.flatnonzero((np.diff(given, axis=0) == 1).all(0)).tolist()):
         warnings.append(f"feature {list_some(map(str, running))} of x numbers the rows; leave it out of x")
+    marks = {i: find_sentinels(train[:, i]) for i in range(width)}
+    if far := [f"{value:g} in feature {i}" for i, values in marks.items() for value in values]:
+        warnings.append(f"{list_some(far)} stands far from the other numbers; if it means missing, fill it in")
     side = round(float(np.sqrt(width)))
     if (
         side > 3

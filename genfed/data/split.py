@@ -128,8 +128,12 @@ class SplitSource(Source):
         if groups is None:
             return summary
         kinds = {part: len({groups[given][row] for row in chosen.tolist()}) for part, (given, chosen) in rows.items()}
+        names = {name for given in groups.values() for name in given}
+        alike = len({" ".join(name.casefold().split()) for name in names}) < len(names)
+        doubt = f"groups by {self.group} that differ only in capitals or spaces are kept apart; write them alike"
         return summary + SourceSummary(
-            (f"groups by {self.group}: {', '.join(f'{part} {n:,}' for part, n in kinds.items())}",)
+            (f"groups by {self.group}: {', '.join(f'{part} {n:,}' for part, n in kinds.items())}",),
+            (doubt,) if alike else (),
         )
 
     def _read_groups(

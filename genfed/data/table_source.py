@@ -26,7 +26,7 @@ from genfed.data.cells import (
     written_numbers,
 )
 from genfed.data.columns import UNNAMED, Choice, choose_columns
-from genfed.data.copies import digest_examples
+from genfed.data.copies import describe_torn, digest_examples
 from genfed.data.dataset import Dataset, Examples
 from genfed.data.encoder import read_schema
 from genfed.data.features import TableSchema
@@ -198,9 +198,10 @@ class TableSource(SplitSource):
             schema, about = read_schema(self.encoder), SourceSummary((f"columns, codes and scales: {self.encoder}",))
         encoded = {part: schema.encode(read_columns(table, schema), table.where) for part, table in tables.items()}
         misfits = SourceSummary((), tuple(line for found in encoded.values() for line in found.misfits))
+        torn = describe_torn(y, keys, "row", "values")
         data = {part: Data(found.x, y[part]) for part, found in encoded.items()}
         return self.build_dataset(
-            "table", data, classes, natural["train"], schema, natural, said + about + misfits, cut
+            "table", data, classes, natural["train"], schema, natural, said + about + misfits + torn, cut
         )
 
     def _candidates(self, train: RawTable, label: str) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from pyarrow import parquet
 from genfed.core.errors import GenfedError
 from genfed.data.dataset import Dataset
 from genfed.data.features import TableSchema
+from genfed.data.npz import Npz
 from genfed.data.table import Table
 
 N = 120
@@ -363,3 +364,41 @@ def test_labels_codes_and_groups_may_be_numbers_of_any_length(long: str, tmp_pat
     (tmp_path / "a.csv").write_text("a,b,c\n" + groups)
     data = Table(path=str(tmp_path / "a.csv"), label="b", group="c").load()
     assert long in (*data.columns["c"], *(data.validation_columns or {})["c"], *(data.test_columns or {})["c"])
+
+
+def test_equal_rows_of_several_classes_are_told_of(tmp_path: Path) -> None:
+    rows = [f"{noise},{i % 7}" for i, noise in enumerate(NOISE)]
+    lines = [
+        *(f"{row},{i % 2}" for i, row in enumerate(rows)),
+        *(f"{row},{(i + 1) % 2}" for i, row in enumerate(rows[:5])),
+    ]
+    (tmp_path / "a.csv").write_text("\n".join(["a,b,y", *lines]) + "\n")
+    says = "5 rows of several classes: the same values stand under different labels"
+    assert says in Table(path=str(tmp_path / "a.csv"), label="y").load().summary.warnings
+    x, y = np.array([list(map(float, line.split(","))) for line in lines])[:, :2], np.arange(len(lines)) % 2
+    y[N:] = 1 - y[:5]
+    np.savez(tmp_path / "a.npz", x=x, y=y)
+    assert says in Npz(path=str(tmp_path / "a.npz")).load().summary.warnings
+
+
+def test_groups_that_differ_in_capitals_are_told_of(tmp_path: Path) -> None:
+    for letters, told in (("Pp", True), ("pp", False)):
+        groups = [f"{letters[i % 2]}{i // 4}" for i in range(N)]
+        said = load(tmp_path, {"g": groups}, group="g").summary.warnings
+        line = "groups by g that differ only in capitals or spaces are kept apart; write them alike"
+        assert (line in said) is told
+
+
+@pytest.mark.parametrize(("mark", "far"), [(-999.0, True), (-99.0, True), (-9.0, False), (999.0, True)])
+def test_marks_of_missing_values_are_told_of_among_numbers_of_both_signs(
+    mark: float, far: bool, tmp_path: Path
+) -> None:
+    values = np.random.default_rng(1).normal(size=(N, 2))
+    values[::9, 1] = mark
+    np.savez(tmp_path / "a.npz", x=values, y=np.arange(N) % 2)
+    said = Npz(path=str(tmp_path / "a.npz")).load().summary.warnings
+    line = f"{mark:g} in feature 1 stands far from the other numbers; if it means missing, fill it in"
+    assert said == ((line,) if far else ())
+    said = load(tmp_path, {"v": values[:, 1].tolist()}).summary.warnings
+    line = f"column 'v': {mark:g} stands far from the other numbers; if it means missing, add it to data.missing"
+    assert said == ((line,) if far else ())
