@@ -1,11 +1,12 @@
 """Image files in folders, one folder per class."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from genfed.core.errors import GenfedError
 from genfed.core.settings import settings
@@ -36,6 +37,8 @@ class Folder(ImageSource):
 
     Other spellings of the parts are read too, such as Training/, val/ or test_set/, and PATH/CLASS/train/image.png.
     Files of other kinds, and names that begin with a dot, are passed over and counted. Links to folders are followed.
+    If each image lies in a sub-folder of its class (PATH/CLASS/PATIENT/image.png), the names of these are the natural
+    column "folder", for `group` and for partitions.
     """
 
     path: str
@@ -46,23 +49,69 @@ class Folder(ImageSource):
         if not root.is_dir():
             raise GenfedError(f"{self.path}: not a folder; one sub-folder per class is allowed")
         layout = _find_layout(root, self.path)
-        content, found = FolderContent(), dict[str, list[tuple[str, Path]]]()
+        content, found, inner = FolderContent(), dict[str, list[tuple[str, Path]]](), dict[str, list[str]]()
         for part, places in layout.places.items():
-            found[part] = []
+            found[part], inner[part] = [], []
             for label, folder in places:
                 here = find_images(folder)
                 if not here.files:
                     raise GenfedError(f"{folder}: there are no images; {', '.join(SUFFIXES)} are allowed")
                 found[part] += [(label, file) for file in here.files]
+                inner[part] += [_name_sub_folder(file, folder) for file in here.files]
                 content.add(here)
         labels = {part: np.array([label for label, _ in files], np.str_) for part, files in found.items()}
         y, classes = encode_labels(labels, None, self.path)
-        summary = SourceSummary(
-            (f"{self.path}: {content.describe()}", *layout.facts), (*content.find_doubts(), *layout.warnings)
-        )
+        doubts = (*content.find_doubts(), *layout.warnings, *_find_sub_folder_doubts(labels, inner, self.group))
+        summary = SourceSummary((f"{self.path}: {content.describe()}", *layout.facts), doubts)
         files = {part: [(str(file), file) for _, file in pairs] for part, pairs in found.items()}
         images: dict[str, ImageFiles] = {part: functools.partial(list, pairs) for part, pairs in files.items()}
-        return self.build_from_files(images, y, classes, {part: {} for part in y}, self.path, summary)
+        natural = {part: {"folder": names} if all(names) else {} for part, names in inner.items()}
+        if self.group == "folder" and any(map(any, inner.values())) and not all(natural.values()):
+            loose = next(
+                file for part in inner for name, (_, file) in zip(inner[part], found[part], strict=True) if not name
+            )
+            raise GenfedError(
+                f"{loose}: it lies in no sub-folder of its class; group = 'folder' needs one of each image"
+            )
+        return self.build_from_files(images, y, classes, natural, self.path, summary)
+
+
+def _name_sub_folder(file: Path, folder: Path) -> str:
+    """Returns the first folder between a class folder and an image in it; empty: there is none."""
+    return parts[0] if len(parts := file.relative_to(folder).parts) > 1 else ""
+
+
+def _find_sub_folder_doubts(
+    labels: Mapping[str, NDArray[np.str_]], inner: Mapping[str, Sequence[str]], group: str | None
+) -> Iterator[str]:
+    """Yields a line if class folders have folders of images in them, which may be the classes, or patients.
+
+    Args:
+        labels: The class folder of each image, by part.
+        inner: The sub-folder of each image, by part; empty: none.
+        group: The setting.
+    """
+    homes = dict[str, set[str]]()
+    for part, names in inner.items():
+        for label, name in zip(labels[part].tolist(), names, strict=True):
+            if name:
+                homes.setdefault(name, set()).add(label)
+    if not homes or group is not None:
+        return
+    if shared := [name for name, there in homes.items() if len(there) > 1]:
+        above = list_some((f"{show(label)}/" for label in sorted(homes[shared[0]])), 3)
+        names = list_some((show(name) for name in sorted(shared)), 3)
+        yield (
+            f"{above} have sub-folders of equal names ({names}): if these are the classes, name one of the folders "
+            "above them in data.path; if they are patients or the like, set "
+            'data.group = "folder" to keep each in one part'
+        )
+    else:
+        shown = list_some((f"{show(name)}/" for name in sorted(homes)), 3)
+        yield (
+            f"class folders have sub-folders ({shown}): if each is one patient or the like, set data.group = "
+            '"folder" to keep it in one part'
+        )
 
 
 def _find_layout(root: Path, name: str) -> FolderLayout:
