@@ -3,10 +3,11 @@
 import functools
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -29,6 +30,8 @@ _BESIDE = tuple(_KNOWN.split())
 _READ_ANYWAY = "links to folders that are read anyway"
 _GRAY = ("1", "L", "LA")
 _COLOR = ("P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
+_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF 6.0
+_WHITE_IS_0, _UNSIGNED, _SIGNED = 0, 1, 2
 _DEEP = ("I;16", "I;16B", "I;16L", "I", "F")
 
 
@@ -191,7 +194,7 @@ def decode_image(name: str, source: Path | bytes, ground: Ground, deep: bool = F
                     )
                 if image.mode not in _GRAY + _COLOR + _DEEP:
                     raise GenfedError(f"{name}: pixels of mode {image.mode}; grey and colour are allowed")
-                return _decode_upright(image, ground)
+                return _decode_upright(image, ground, name)
     except GenfedError:
         raise
     except Exception as error:  # Pillow's readers raise anything on damaged files
@@ -199,12 +202,15 @@ def decode_image(name: str, source: Path | bytes, ground: Ground, deep: bool = F
         raise GenfedError(f"{name}: not a readable image ({about})") from None
 
 
-def _decode_upright(stored: Image.Image, ground: Ground) -> DecodedImage:
+def _decode_upright(stored: Image.Image, ground: Ground, name: str) -> DecodedImage:
     several = getattr(stored, "is_animated", False)
+    tags = getattr(stored, "tag_v2", {})
+    if stored.mode not in _DEEP and _SIGNED in tags.get(_SAMPLE_FORMAT, ()):
+        raise GenfedError(f"{name}: pixels of bytes with a sign; bytes from 0 to 255 are allowed")
     image = ImageOps.exif_transpose(stored)
     gray, transparent = image.mode in _GRAY, False
     if image.mode in _DEEP:
-        pixels = np.array(image)
+        pixels = _read_deep(np.array(image), tags, name)
     else:
         if image.has_transparency_data:
             image = image.convert("RGBA")
@@ -214,3 +220,20 @@ def _decode_upright(stored: Image.Image, ground: Ground) -> DecodedImage:
         pixels = np.array(image.convert("L" if gray else "RGB"))
     vanished = transparent and bool((pixels == pixels[0, 0]).all())
     return DecodedImage(pixels.reshape(*pixels.shape[:2], -1).transpose(2, 0, 1), transparent, vanished, several)
+
+
+def _read_deep(pixels: Array, tags: Mapping[int, Any], name: str) -> Array:
+    """Returns the pixels of more than 8 bits of a TIFF, as its tags say what they mean; Pillow passes over that white
+    is 0, and over the missing sign of 32 bits. Pixels of another format have no tags and stay as they are.
+
+    Raises:
+        GenfedError: white is 0 and no number is known for black.
+    """
+    bits, kind = tags.get(_BITS, (0,))[0], tags.get(_SAMPLE_FORMAT, (_UNSIGNED,))[0]
+    if kind == _UNSIGNED and bits == 32 and pixels.dtype == np.int32:
+        pixels = pixels.view(np.uint32)
+    if tags.get(_PHOTOMETRIC) != _WHITE_IS_0:
+        return pixels
+    if kind != _UNSIGNED:
+        raise GenfedError(f"{name}: white is 0 in numbers with a sign or a point; store black as the smaller number")
+    return (2**bits - 1 - pixels.astype(np.int64)).astype(pixels.dtype)
