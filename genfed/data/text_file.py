@@ -11,7 +11,7 @@ from typing import Any
 
 from genfed.core.errors import GenfedError, first_line
 from genfed.preprocessing.checks import require_distinct
-from genfed.preprocessing.source_summary import count_of, show
+from genfed.preprocessing.source_summary import count_of, list_some, show
 
 _DELIMITERS = (";", "\t", "|")
 _MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
@@ -21,6 +21,7 @@ _OTHERS = {
     b"PAR1": "a Parquet file",
     b"\xd0\xcf\x11\xe0": "an old Excel file",
 }
+_NUMBER = re.compile(r"[+-]?\d+([.,]\d+)?([eE][+-]?\d+)?")
 _HEAD = 2**20
 """Characters in which the names of the columns and the first row are looked for."""
 
@@ -63,10 +64,23 @@ def read_text_file(
     columns, rest = (names, text) if names is not None else _take_header(text, delimiter)
     if rest.count('"') % 2 and _opens_a_value(rest, rest.rindex('"'), delimiter):
         raise GenfedError('a quotation mark (") is opened and never closed')
+    if names is None and len(set(columns)) < len(columns) and any(_doubt_header(columns)):
+        raise GenfedError("the first line is no header: a number stands twice in it; name the columns in data.names")
     table = _parse(rest, columns, delimiter)
     if names is None and table.num_rows and table.num_columns > 1:
         table = _drop_headers(table, notes)
-    return TextRows(table, delimiter, tuple(notes), tuple(_find_swallowed_rows(table, rest, delimiter)))
+    doubts = [*_find_swallowed_rows(table, rest, delimiter), *(_doubt_header(columns) if names is None else ())]
+    return TextRows(table, delimiter, tuple(notes), tuple(doubts))
+
+
+def _doubt_header(names: Sequence[str]) -> Iterator[str]:
+    """Yields a line if the names of the columns are numbers, but not those that count them: they may be a row."""
+    counted = [[str(i) for i in range(start, start + len(names))] for start in (0, 1)]
+    if all(_NUMBER.fullmatch(name) for name in names) and list(names) not in counted:
+        yield (
+            f"the first line ({list_some(map(show, names), 3)}) is taken as the names of the columns; if it is a row, "
+            "name them in data.names"
+        )
 
 
 def _find_swallowed_rows(table: Any, text: str, delimiter: str) -> Iterator[str]:
