@@ -266,3 +266,15 @@ def test_a_source_of_ones_own_may_read_nothing_new() -> None:
 
     with pytest.raises(GenfedError, match="Own reads no new examples: give it a method `read`"):
         Own().read("x.png", Task("image", (1, 4, 4), ("cat", "dog")), None)
+
+
+def test_classes_that_differ_in_capitals_are_told_of(tmp_path: Path) -> None:
+    write(tmp_path / "cat", range(10))
+    (tmp_path / "probe").mkdir()
+    if (tmp_path / "PROBE").exists():
+        pytest.skip("this disk takes capitals for small letters")
+    (tmp_path / "probe").rmdir()
+    write(tmp_path / "Cat", range(240, 250))
+    data = Folder(path=str(tmp_path)).load()
+    assert data.task.classes == ("Cat", "cat")
+    assert data.summary.warnings == ("classes differ only in capitals or spaces; write them alike",)

@@ -263,3 +263,18 @@ def test_subset_draws_so_many_rows() -> None:
     for wrong in (0, 21):
         with pytest.raises(GenfedError, match=f"examples is {wrong}; 1 to 20"):
             draw_subset(y, wrong, rng())
+
+
+def test_a_dirichlet_of_many_clients_and_few_classes_each() -> None:
+    y = torch.arange(10).repeat_interleave(600)
+    with pytest.raises(
+        GenfedError, match=r"1000 draws left a client with fewer than 1 of 6000 .*lower minimum or clients"
+    ):
+        Dirichlet(alpha=0.01).split(y, 60, rng(), NONE)
+    parts = Dirichlet(alpha=0.01).split(y, 20, rng(), NONE)
+    assert torch.cat(parts).sort().values.equal(torch.arange(len(y)))
+    assert min(map(len, parts)) >= 1
+    many = torch.arange(200).repeat_interleave(30)
+    parts = Dirichlet(alpha=0.01).split(many, 60, rng(), NONE)
+    assert torch.cat(parts).sort().values.equal(torch.arange(len(many)))
+    assert len(parts) == 60

@@ -1,4 +1,6 @@
 import os
+import struct
+import zlib
 from io import BytesIO
 from pathlib import Path
 
@@ -157,3 +159,59 @@ def test_damaged_images_give_one_line(form: str) -> None:
             said = str(error)
         assert said.startswith("a: ")
         assert "\n" not in said
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize(
+    ("orientation", "upright"),
+    [
+        (1, [[0, 255], [0, 0], [0, 0]]),
+        (2, [[255, 0], [0, 0], [0, 0]]),
+        (3, [[0, 0], [0, 0], [255, 0]]),
+        (6, [[0, 0, 0], [0, 0, 255]]),
+        (8, [[255, 0, 0], [0, 0, 0]]),
+    ],
+)
+def test_images_are_turned_upright_as_their_exif_says(orientation: int, upright: list[list[int]], form: str) -> None:
+    stored = np.kron(np.array([[0, 255], [0, 0], [0, 0]], np.uint8), np.ones((8, 8), np.uint8))
+    image = Image.fromarray(stored)
+    exif = image.getexif()
+    exif[274] = orientation
+    options = {"JPEG": {"quality": 100}, "WEBP": {"lossless": True}}.get(form, {})
+    pixels = decode_image("a", encoded(image, form, exif=exif, **options), "white").pixels
+    assert np.abs(pixels[0, 4::8, 4::8] - np.array(upright)).max() <= 2
+
+
+@pytest.mark.parametrize(("form", "near"), [("TIFF", 0), ("JPEG", 3)])
+def test_four_printing_inks_become_rgb(form: str, near: int) -> None:
+    for inks, color in (
+        ((0, 0, 0, 0), (255, 255, 255)),
+        ((255, 0, 0, 0), (0, 255, 255)),
+        ((0, 255, 0, 0), (255, 0, 255)),
+        ((0, 0, 255, 0), (255, 255, 0)),
+        ((0, 0, 0, 255), (0, 0, 0)),
+    ):
+        found = decode_image("a", encoded(Image.new("CMYK", (16, 16), inks), form), "white")
+        assert (found.pixels.shape, found.transparent) == ((3, 16, 16), False)
+        assert np.abs(found.pixels[:, 8, 8] - np.array(color)).max() <= near
+
+
+def test_thumbnails_of_windows_are_passed_over(tmp_path: Path) -> None:
+    touch(tmp_path, "a/1.png", "a/Thumbs.db", "a/desktop.ini", "b/2.png", "b/THUMBS.DB", "b/.DS_Store")
+    found = find_images(tmp_path)
+    assert names(tmp_path) == ["a/1.png", "b/2.png"]
+    assert dict(found.passed_over) == {".db": 2, ".ini": 1, "hidden": 1}
+    assert list(found.find_doubts()) == []
+
+
+@pytest.mark.parametrize("size", [(20_000, 20_000), (2**31 - 1, 2**31 - 1)])
+def test_a_header_of_very_many_pixels_is_refused_before_they_are_made(size: tuple[int, int]) -> None:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", *size, 8, 0, 0, 0, 0))
+    content = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    with pytest.raises(
+        GenfedError, match=r"^a\.png: not a readable image \(Image size \(\d+ pixels\) exceeds limit of"
+    ):
+        decode_image("a.png", content, "white")
