@@ -236,4 +236,6 @@ def _read_deep(pixels: Array, tags: Mapping[int, Any], name: str) -> Array:
         return pixels
     if kind != _UNSIGNED:
         raise GenfedError(f"{name}: white is 0 in numbers with a sign or a point; store black as the smaller number")
-    return (2**bits - 1 - pixels.astype(np.int64)).astype(pixels.dtype)
+    black = 2 ** int(bits) - 1
+    inverted: Array = (black - pixels.astype(np.int64)).astype(pixels.dtype)
+    return inverted

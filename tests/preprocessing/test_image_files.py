@@ -177,7 +177,7 @@ def test_images_are_turned_upright_as_their_exif_says(orientation: int, upright:
     image = Image.fromarray(stored)
     exif = image.getexif()
     exif[274] = orientation
-    options = {"JPEG": {"quality": 100}, "WEBP": {"lossless": True}}.get(form, {})
+    options: dict[str, object] = {"quality": 100} if form == "JPEG" else {"lossless": True} if form == "WEBP" else {}
     pixels = decode_image("a", encoded(image, form, exif=exif, **options), "white").pixels
     assert np.abs(pixels[0, 4::8, 4::8] - np.array(upright)).max() <= 2
 

@@ -1,0 +1,74 @@
+"""What looks wrong in a table and was once passed over without a word."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from genfed.data.npz import Npz
+from genfed.data.table import Table
+from tests.data.test_table_readings import NOISE, NUMBERS, N, load, schema
+
+
+@pytest.mark.parametrize("unit", ["%", " %", "‰"])
+def test_numbers_without_the_sign_of_per_cent_are_told_of(unit: str, tmp_path: Path) -> None:
+    mixed = [f"{v % 90}{unit}" if i % 2 else f"{v % 90 / 100}" for i, v in enumerate(NUMBERS)]
+    (line,) = load(tmp_path, {"v": mixed}).summary.warnings
+    assert line.startswith("column 'v': '0.")
+    assert line.endswith(f"{unit.strip()}; write the numbers alike")
+    assert load(tmp_path, {"v": [text if unit in text else "" for text in mixed]}).summary.warnings == ()
+    (line,) = load(tmp_path, {"v": mixed}, numeric=("v",)).summary.warnings
+    assert load(tmp_path, {"v": [f"{v}{' kg' * (i % 2)}" for i, v in enumerate(NUMBERS)]}).summary.warnings == ()
+
+
+@pytest.mark.parametrize("long", ["9" * 5000, "1e999", f"-{'9' * 5000}.0"])
+def test_labels_codes_and_groups_may_be_numbers_of_any_length(long: str, tmp_path: Path) -> None:
+    texts = [long if i % 3 else "1" for i in range(N)]
+    rows = "".join(f"{noise},{i % 7},{text}\n" for i, (noise, text) in enumerate(zip(NOISE, texts, strict=True)))
+    (tmp_path / "a.csv").write_text("a,b,c\n" + rows)
+    data = Table(path=str(tmp_path / "a.csv"), label="c").load()
+    assert sorted(data.task.classes) == sorted({long, "1"})
+    data = Table(path=str(tmp_path / "a.csv"), label="b", categorical=("c",)).load()
+    assert schema(data).categories == {"c": tuple(sorted({long, "1"}))}
+    groups = "".join(f"{noise},{i % 2},{long if i % 3 else i // 3}\n" for i, noise in enumerate(NOISE))
+    (tmp_path / "a.csv").write_text("a,b,c\n" + groups)
+    data = Table(path=str(tmp_path / "a.csv"), label="b", group="c").load()
+    assert long in (*data.columns["c"], *(data.validation_columns or {})["c"], *(data.test_columns or {})["c"])
+
+
+def test_equal_rows_of_several_classes_are_told_of(tmp_path: Path) -> None:
+    rows = [f"{noise},{i % 7}" for i, noise in enumerate(NOISE)]
+    lines = [
+        *(f"{row},{i % 2}" for i, row in enumerate(rows)),
+        *(f"{row},{(i + 1) % 2}" for i, row in enumerate(rows[:5])),
+    ]
+    (tmp_path / "a.csv").write_text("\n".join(["a,b,y", *lines]) + "\n")
+    says = "5 rows of several classes: the same values stand under different labels"
+    assert says in Table(path=str(tmp_path / "a.csv"), label="y").load().summary.warnings
+    x, y = np.array([list(map(float, line.split(","))) for line in lines])[:, :2], np.arange(len(lines)) % 2
+    y[N:] = 1 - y[:5]
+    np.savez(tmp_path / "a.npz", x=x, y=y)
+    assert says in Npz(path=str(tmp_path / "a.npz")).load().summary.warnings
+
+
+def test_groups_that_differ_in_capitals_are_told_of(tmp_path: Path) -> None:
+    for letters, told in (("Pp", True), ("pp", False)):
+        groups = [f"{letters[i % 2]}{i // 4}" for i in range(N)]
+        said = load(tmp_path, {"g": groups}, group="g").summary.warnings
+        line = "groups by g that differ only in capitals or spaces are kept apart; write them alike"
+        assert (line in said) is told
+
+
+@pytest.mark.parametrize(("mark", "far"), [(-999.0, True), (-99.0, True), (-9.0, False), (999.0, True)])
+def test_marks_of_missing_values_are_told_of_among_numbers_of_both_signs(
+    mark: float, far: bool, tmp_path: Path
+) -> None:
+    values = np.random.default_rng(1).normal(size=(N, 2))
+    values[::9, 1] = mark
+    np.savez(tmp_path / "a.npz", x=values, y=np.arange(N) % 2)
+    said = Npz(path=str(tmp_path / "a.npz")).load().summary.warnings
+    line = f"{mark:g} in feature 1 stands far from the other numbers; if it means missing, fill it in"
+    assert said == ((line,) if far else ())
+    said = load(tmp_path, {"v": values[:, 1].tolist()}).summary.warnings
+    line = f"column 'v': {mark:g} stands far from the other numbers; if it means missing, add it to data.missing"
+    assert said == ((line,) if far else ())
