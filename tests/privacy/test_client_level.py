@@ -54,7 +54,7 @@ def account(out: Path, method: str = "fedavg") -> ReleaseLedger:
 def weights(out: Path) -> torch.Tensor:
     at = read_checkpoint(read_config(out).method["fedavg"], RunFolder(out).trial("fedavg", 0))
     assert at is not None
-    return torch.cat([w.flatten() for w in at.state.classifiers["linear"].values()])
+    return torch.cat([w.flatten() for _, w in sorted(at.state.classifiers["linear"].items())])
 
 
 def test_epsilon_grows_every_round_and_is_that_of_the_formula(tmp_path: Path) -> None:
