@@ -23,6 +23,7 @@ from genfed.training.weights import weights_of
 
 IMAGES = Task("image", (1, 32, 32), tuple("abcde"))
 TABLE = Task("table", (3,), ("a", "b"))
+WIDE = Task("table", (500,), ("a", "b"))
 CPU = torch.device("cpu")
 
 
@@ -139,6 +140,17 @@ def test_the_last_layer_is_the_one_whose_output_is_the_networks(name: str) -> No
     torch.testing.assert_close(network.extractor(x), expected)
     torch.testing.assert_close(network(x), network.header(expected))
     assert split_parts(weights_of(network))[1].keys() == {"weight", "bias"}
+
+
+def test_the_layer_that_is_added_keeps_the_size_of_a_signal() -> None:
+    """For h ~ N(0, I) and weights of variance 2 / inputs, E[ReLU(Wh)²] = ½ · inputs · 2 / inputs = 1 (torch's own
+    weights have a sixth of that variance).
+    """
+    method: RepresentationMethod[Any] = FedProto(dimension=400)
+    network = method.network(server("wide", make=lambda name, rng: nn.Linear(500, 2), task=WIDE), "wide")
+    with torch.no_grad():
+        z = network.extractor(torch.randn(400, 500, generator=stream(0)))
+    assert float(z.square().mean()) == pytest.approx(1, rel=0.05)
 
 
 @pytest.mark.parametrize("name", BAD)

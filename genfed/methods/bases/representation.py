@@ -83,7 +83,11 @@ class RepresentationMethod(Method[S]):
             )
         # differs from the papers: their networks all have a last but one layer of the same width.
         with seeded(rng):
-            layer = nn.Sequential(nn.Linear(last.in_features, self.dimension), nn.ReLU())
+            linear = nn.Linear(last.in_features, self.dimension)
+            # He et al., arXiv 1502.01852. With torch's own weights, which are smaller by a factor of √6, signals shrink
+            # in this additional layer, and deep networks hardly begin to learn.
+            nn.init.kaiming_normal_(linear.weight, nonlinearity="relu")
+        layer = nn.Sequential(linear, nn.ReLU())
         for name, module in list(network.named_modules(remove_duplicate=False)):
             if module is last and name:
                 network.set_submodule(name, layer)
