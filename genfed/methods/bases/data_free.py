@@ -88,15 +88,16 @@ class DataFreeDistillation(GlobalClassifiers[DataFreeState]):
     state = DataFreeState
     needs_architectures = True
 
-    rounds: Annotated[int, Field(ge=0)] = 200
-    """Epochs of the server (T). In each the generator is trained, then the students."""
+    rounds: Annotated[int, Field(ge=0)] = 50
+    """Epochs of the server (T). In each the generator is trained, then the students. Published runs have 200."""
     training: Training = Field(
         default_factory=lambda: Training(epochs=200, batch_size=128, learning_rate=0.01, momentum=0.9)
     )
     """Training of a client's model before the upload (E = epochs)."""
     # differs from the papers: their one global model is `student`; None gives clients one of their own architecture.
-    generator_steps: Annotated[int, Field(ge=0)] = 30
-    """Steps of the generator in an epoch, on one batch of noise (T_G)."""
+    generator_steps: Annotated[int, Field(ge=0)] = 5
+    """Steps of the generator in an epoch, on one batch of noise (T_G). Published codes take 30, since their generator
+    is new in each epoch; here it goes on."""
     generator_learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     """Learning rate of the generator's Adam (η_G; betas 0.5 and 0.999)."""
     batch_size: Annotated[int, Field(ge=2)] = 128
