@@ -20,6 +20,7 @@ from genfed.experiment.checks import check_architecture
 from genfed.experiment.trial import Trial, trial_server
 from genfed.metrics.generator_metrics import frechet_distance, memorization, network_features, precision_recall
 from genfed.metrics.lpips import Lpips
+from genfed.report.generator_verdict import describe_ignored_labels, find_chance
 from genfed.report.results import QUALITY
 from genfed.training.evaluation import evaluate, predict
 from genfed.training.fit import Objective, cross_entropy, fit
@@ -29,6 +30,8 @@ from genfed.training.weights import build_classifier
 
 BATCH, LEARNING_RATE = 64, 1e-3
 """Batch size and learning rate of Adam, which trains the reference classifier."""
+FEW = 200
+"""Number of samples by which a generator is judged before the joint rounds."""
 TRAINED, FRESH = 1000, 600
 """Numbers of training examples, and of real and generated ones, in the memorization ratio (GeFL's)."""
 
@@ -62,6 +65,21 @@ class GeneratorEvaluator:
         if trial.method.of_features:
             return self._on_features(trial, state)._evaluate(trial, state, step)
         return self._evaluate(trial, state, step)
+
+    def describe_labels(self, trial: Trial, state: Any) -> str | None:
+        """Returns a sentence if the generator of a state ignores labels, by `FEW` samples; None: it heeds them."""
+        if trial.method.of_features:
+            return self._on_features(trial, state)._describe_labels(trial, state)
+        return self._describe_labels(trial, state)
+
+    def _describe_labels(self, trial: Trial, state: Any) -> str | None:
+        y = self._shards.train.y
+        drawn = y[torch.randint(len(y), (FEW,), generator=self._stream("few"))]
+        x = trial.method.generate(trial_server(trial, 0, "quality"), state, drawn).float().cpu()
+        if not bool(torch.isfinite(x).all()):
+            return "the generator's samples hold numbers that are not finite"
+        right = self._accuracy(self._reference.network, Data(x.clone(), drawn))
+        return describe_ignored_labels(right, find_chance(torch.bincount(y).tolist()), self._reference.accuracy)
 
     def _on_features(self, trial: Trial, state: Any) -> "GeneratorEvaluator":
         """Returns an evaluator whose real examples are the features that the trial's clients compute in the end."""

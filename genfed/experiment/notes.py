@@ -1,4 +1,4 @@
-"""The notes of a report on attacks, robust aggregation and secure aggregation."""
+"""The notes of a report on attacks, robust aggregation, secure aggregation, and generators that ignore labels."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,20 +10,27 @@ from genfed.config.settings import Config
 from genfed.core.aggregate import ClientInfo, list_groups, select_means
 from genfed.core.method import Method
 from genfed.core.schedule import list_upload_phases
+from genfed.methods.bases.federated_generator import FederatedGenerator
+from genfed.report.generator_verdict import describe_ignored_labels, find_chance
 from genfed.report.results import TrialResult
 from genfed.secure_aggregation.graph import exposure
 from genfed.secure_aggregation.settings import SecureAggregation
 
 
 def write_notes(
-    config: Config, clients: Mapping[int, Sequence[ClientInfo]], trials: Sequence[TrialResult]
+    config: Config,
+    clients: Mapping[int, Sequence[ClientInfo]],
+    trials: Sequence[TrialResult],
+    class_counts: Mapping[str, Sequence[Sequence[int]]],
 ) -> tuple[str, ...]:
-    """Returns the notes of a report, a line each. Empty: no attack, robust rule or secure aggregation.
+    """Returns the notes of a report, a line each. Empty: no attack, robust rule or secure aggregation, and no generator
+    that ignores labels.
 
     Args:
         config: the settings of the run.
         clients: the clients of the federation, by seed.
         trials: the results of the trials.
+        class_counts: training examples per client and class, by seed; without the seeds whose examples lie elsewhere.
     """
     lines = []
     if attack := config.attack:
@@ -49,7 +56,23 @@ def write_notes(
                 f"{label}: with the trigger, {100 * fmean(rates):.1f} % of the examples of other classes are "
                 "classified as the attack's target class."
             )
+    lines += _judge_generators(config, trials, class_counts)
     return tuple(lines)
+
+
+def _judge_generators(
+    config: Config, trials: Sequence[TrialResult], class_counts: Mapping[str, Sequence[Sequence[int]]]
+) -> Iterator[str]:
+    """Yields a line for each trial whose generator ignores labels."""
+    for trial in trials:
+        if (q := trial.quality) is None or q.stored or (counts := class_counts.get(str(trial.seed))) is None:
+            continue
+        chance = find_chance([sum(of_class) for of_class in zip(*counts, strict=True)])
+        verdict = describe_ignored_labels(q.right_class, chance, q.train_on_real, q.train_on_synthetic)
+        if verdict:
+            method = config.method.get(trial.method)
+            advice = f" {method.advise_on_labels()}." if isinstance(method, FederatedGenerator) else ""
+            yield f"{trial.method}, seed {trial.seed}: {verdict}.{advice}"
 
 
 def _describe_masks(config: Config, how: SecureAggregation, clients: Mapping[int, Sequence[ClientInfo]]) -> str:

@@ -82,7 +82,7 @@ def build_report(outcomes: TrialOutcomes, inputs: RunInputs, rows: Sequence[Row]
         skewed=not config.partition.alike,
         column=config.partition.natural if natural else None,
         natural=natural,
-        notes=notes.write_notes(config, outcomes.clients, trials),
+        notes=notes.write_notes(config, outcomes.clients, trials, outcomes.class_counts),
         data_digest=outcomes.data_digest,
         data_summary=inputs.summary,
     )

@@ -34,6 +34,8 @@ class Progress:
     """Mean accuracy of the clients at the last evaluation in this process. None: there was none."""
     left: float | None = None
     """Estimated seconds until the phase ends. None: no round of it has ended in this process."""
+    warning: str | None = None
+    """What the user should know now, such as a generator that ignores labels. None: nothing."""
 
 
 class RunProgressBar:
@@ -74,6 +76,8 @@ class RunProgressBar:
         trials = f"trial {len(self._seen)}/{self._trials}"
         self._bars.update(self._all, completed=len(self._seen) - 1 + min(1, done), description=trials)
         self._bars.update(self._now, completed=min(1, done), description=where)
+        if progress.warning is not None:
+            self._bars.console.print(f"warning: {progress.warning}", style="yellow", markup=False, highlight=False)
         if not self._console.is_terminal and (new or time.monotonic() - self._printed > 30):
             self._printed = time.monotonic()
             self._console.print(f"{trials}: {where}", highlight=False, soft_wrap=True)

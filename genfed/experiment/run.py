@@ -36,6 +36,7 @@ from genfed.experiment.progress import Progress
 from genfed.experiment.run_folder import OnExisting, RunFolder, RunStart, default_folder
 from genfed.experiment.trial import Trial, new_trial
 from genfed.experiment.trial_loop import TrialLoop
+from genfed.methods.bases.federated_generator import FederatedGenerator
 from genfed.preprocessing.source_summary import SourceSummary
 from genfed.privacy.accounting import Mechanism
 from genfed.report.metrics_log import MetricsLog, read_metrics, retain_metrics
@@ -251,7 +252,8 @@ class _SeedTrials:
         outcomes.add_clients(self._seed, self._shards)
         for label in self._inputs.config.method:
             trial = self._new_trial(label)
-            loop = TrialLoop(trial, self._clients.engine(trial), self._record, self._notify)
+            inspect = functools.partial(self._judge_generator, trial)
+            loop = TrialLoop(trial, self._clients.engine(trial), self._record, self._notify, inspect)
             state = loop.finish()
             outcomes.add_guarantee(trial, trial.guarantee(self._clients.spent(trial)))
             self._measure_generator(trial, loop, state)
@@ -273,6 +275,15 @@ class _SeedTrials:
         if trial.privacy or trial.client_privacy:
             trial.settle_plan()  # before workers would, each for itself
         return trial
+
+    def _judge_generator(self, trial: Trial, state: Any) -> str | None:
+        """Returns a warning if the generator that classifiers will learn from ignores labels. None: there is no such
+        generator, or no evaluation of generators (`metrics.samples` = 0).
+        """
+        if not (self._inputs.config.metrics.samples and isinstance(trial.method, FederatedGenerator)):
+            return None
+        verdict = self._evaluate.describe_labels(trial, state)
+        return None if verdict is None else f"{verdict}. {trial.method.advise_on_labels()}."
 
     def _measure_generator(self, trial: Trial, loop: TrialLoop, state: Any) -> None:
         wanted = self._inputs.config.metrics.samples and generator_quality.is_evaluated(trial.method)

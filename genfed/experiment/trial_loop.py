@@ -38,6 +38,7 @@ class TrialLoop:
         engine: Engine,
         record: Callable[[Sequence[Row]], None],
         notify: Callable[[Progress], None],
+        inspect: Callable[[Any], str | None] | None = None,
     ) -> None:
         """Prepares the loop; nothing is run yet.
 
@@ -47,8 +48,12 @@ class TrialLoop:
             record: called with the rows of each round; must write them to disk before it returns. The checkpoint of the
                 round follows.
             notify: called whenever a client has answered.
+            inspect: called with the state before the first phase that trains classifiers after one that does not: with
+                a generator that was trained, and that classifiers will learn from. Returns a warning, or None. None:
+                nothing is called.
         """
         self._trial, self._engine, self._record, self._notify = trial, engine, record, notify
+        self._inspect = inspect
         self._plan = tuple(
             with_client_noise(make_robust(phase, trial.aggregation), trial)
             for phase in flatten_phases(trial.method.phases())
@@ -78,6 +83,8 @@ class TrialLoop:
             if place == len(at.rounds):
                 entered = phase.rounds(at.state) if callable(phase.rounds) else phase.rounds
                 at = replace(at, rounds=(*at.rounds, entered))
+            if step == at.step and place == self._find_first_learner():
+                self._warn(phase, at)
             for _ in range(at.rounds[place]):
                 if step >= at.step:
                     begun = time.perf_counter()
@@ -92,6 +99,20 @@ class TrialLoop:
             self.report_progress("done before")
         self.step, self._at = at.step, at
         return at.state
+
+    def _find_first_learner(self) -> int | None:
+        """Returns the place of the first phase that trains classifiers after one that does not; None: there is none."""
+        trains = [phase.changes_classifier for phase in self._plan]
+        return next((i for i, now in enumerate(trains) if now and not all(trains[:i])), None)
+
+    def _warn(self, phase: Phase[Any], at: Checkpoint[Any]) -> None:
+        """Logs and reports what `inspect` says of a state, before `phase`."""
+        if self._inspect is None or (warning := self._inspect(at.state)) is None:
+            return
+        label, seed = self._trial.label, self._trial.seed
+        log.warning("%s, seed %d: %s", label, seed, warning)
+        about = f"{label}, seed {seed}: {warning}"
+        self._notify(Progress(label, seed, phase.name, 0, 1, at.step, sum(at.rounds), 0, 1, None, warning=about))
 
     def add_quality(self, row: Row) -> None:
         """Writes the row of generator quality, after `finish`."""

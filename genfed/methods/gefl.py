@@ -3,7 +3,7 @@ Algorithm 1: clients train a generator together, then each trains its own archit
 examples.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated
 
 from pydantic import Field
@@ -23,7 +23,7 @@ from genfed.methods.bases.federated_generator import (
     GeneratorStart,
     SentGenerator,
 )
-from genfed.training.classifier import train
+from genfed.training.server_optimizer import ServerMoments
 from genfed.training.weights import Model, build_classifier, initial_classifiers, weights_of
 
 
@@ -35,6 +35,8 @@ class GeFLState:
     classifiers: dict[str, Weights]
     pool: Data | None = None
     """Examples that the server drew for this round. None: clients draw their own."""
+    moments: ServerMoments = field(default_factory=ServerMoments)
+    """What the server's optimizer keeps of the generator rounds."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +53,12 @@ class GeFL(FederatedGenerator[GeFLState]):
     examples.
 
     1. generator, `generator_rounds` rounds. Server → client: the generator. Client: trains it on its examples. Client →
-       server: the generator. The server averages the generators, all alike.
+       server: the generator. The server averages the generators, all alike (`server_optimizer`).
     2. pool, before each joint round if `pool` = "server", on the server: draws examples from the generator.
     3. joint, `rounds` rounds. Server → client: the generator or the pool, and the weights of its architecture. Client:
-       trains the classifier on generated examples, then on its own. Client → server: the weights. The server averages
-       them within an architecture, weighted by examples. After each of the first `interleaved` joint rounds there is
-       one more generator round.
+       trains the classifier on generated examples, then on its own (`mix`). Client → server: the weights. The server
+       averages them within an architecture, weighted by examples. After each of the first `interleaved` joint rounds
+       there is one more generator round.
 
     >>> from genfed.core.phase import flatten_phases
     >>> [phase.name for phase in flatten_phases(GeFL(rounds=2, interleaved=1).phases())]
@@ -96,7 +98,9 @@ class GeFL(FederatedGenerator[GeFLState]):
         together = Repeat(self.interleaved, both)
         return [generator, together, self.joint_rounds(self.rounds - self.interleaved, draw, joint)]
 
-    def private_trainings(self) -> dict[str, list[DeclaredTraining]]:
+    def private_trainings(self) -> dict[str, list[DeclaredTraining]] | None:
+        if not self.is_declared:
+            return None
         return {"generator": [self.declare_generator()], "joint": [self.training.declare()]}
 
     def trained_networks(self, server: Server) -> list[TrainedNetwork]:
@@ -112,8 +116,11 @@ class GeFL(FederatedGenerator[GeFLState]):
         return Reply(SentGenerator(trained), metrics={"loss": loss})  # unweighted, as in the paper
 
     def keep_generator(self, server: Server, state: GeFLState, reduced: Reduced) -> GeFLState:
-        """Takes the mean over all clients."""
-        return GeFLState(reduced["generator"], state.classifiers)
+        """Takes the mean over all clients, by the server's optimizer."""
+        generator, moments = self.update_generator(
+            server, server.task, state.generator, reduced["generator"], state.moments
+        )
+        return GeFLState(generator, state.classifiers, moments=moments)
 
     def keep_pool(self, server: Server, state: GeFLState, reduced: Reduced) -> GeFLState:
         """Draws a new pool."""
@@ -126,8 +133,7 @@ class GeFL(FederatedGenerator[GeFLState]):
     def train_classifier(self, client: Client, sent: GeFLSent) -> Reply[Model]:
         """Trains the classifier on the client (step 2): T_s epochs on generated, then T_r epochs on real examples."""
         network = build_classifier(client, client.info.architecture, sent.classifier)
-        metrics = self.train_on_generated(network, client, client.task, sent.supply)
-        metrics["loss"] = train(network, client, self.training)
+        metrics = self.train_jointly(network, client, client.task, sent.supply, client.data)
         return Reply(Model(weights_of(network)), weight=len(client.data), metrics=metrics)
 
     def keep_classifiers(self, server: Server, state: GeFLState, reduced: Reduced) -> GeFLState:

@@ -2,7 +2,7 @@
 Algorithm 2: the generator generates features of an extractor that all clients share, not images.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated
 
 from pydantic import Field
@@ -20,8 +20,8 @@ from genfed.methods.bases.federated_generator import (
     GeneratedSupply,
     SentGenerator,
 )
-from genfed.training.classifier import train
 from genfed.training.evaluation import predict
+from genfed.training.server_optimizer import ServerMoments
 from genfed.training.split_network import (
     FEATURES,
     SplitNetwork,
@@ -44,6 +44,8 @@ class GeFLFState:
     generator: Weights
     pool: Data | None = None
     """Features that the server drew for this round. None: clients draw their own."""
+    moments: ServerMoments = field(default_factory=ServerMoments)
+    """What the server's optimizer keeps of the generator rounds."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,9 @@ class GeFLF(FederatedGenerator[GeFLFState]):
             self.joint_rounds(self.rounds, Phase("pool", self.keep_pool, changes_classifier=False), joint),
         ]
 
-    def private_trainings(self) -> dict[str, list[DeclaredTraining]]:
+    def private_trainings(self) -> dict[str, list[DeclaredTraining]] | None:
+        if not self.is_declared:
+            return None
         # The stored features of an example depend on no other example, since the extractor is fixed.
         return {
             "extractor": [self.training.declare(self.extractor_epochs)],
@@ -162,8 +166,11 @@ class GeFLF(FederatedGenerator[GeFLFState]):
         return Reply(SentGenerator(trained), metrics={"loss": loss})  # unweighted, as in the paper
 
     def keep_generator(self, server: Server, state: GeFLFState, reduced: Reduced) -> GeFLFState:
-        """Takes the mean over all clients."""
-        return replace(state, generator=reduced["generator"])
+        """Takes the mean over all clients, by the server's optimizer."""
+        generator, moments = self.update_generator(
+            server, self.features(server), state.generator, reduced["generator"], state.moments
+        )
+        return replace(state, generator=generator, moments=moments)
 
     def keep_pool(self, server: Server, state: GeFLFState, reduced: Reduced) -> GeFLFState:
         """Draws a new pool."""
@@ -181,8 +188,7 @@ class GeFLF(FederatedGenerator[GeFLFState]):
         """Trains the header on the client (step 3): T_s epochs on generated, then T_r epochs on real features."""
         network = load_parts(client, SplitNetwork(sent.extractor, sent.header))
         header, task = network.get_submodule("header"), find_feature_task(network, client.task)
-        metrics = self.train_on_generated(header, client, task, sent.supply)
-        metrics["loss"] = train(header, client, self.training, data=load_features(client, network))
+        metrics = self.train_jointly(header, client, task, sent.supply, load_features(client, network))
         return Reply(GeFLFHeader(weights_of(header)), weight=len(client.data), metrics=metrics)
 
     def keep_headers(self, server: Server, state: GeFLFState, reduced: Reduced) -> GeFLFState:

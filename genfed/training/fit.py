@@ -1,6 +1,7 @@
 """Local training: objectives, each with its parameters, loss and optimizer, stepped over batches of data."""
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -111,6 +112,36 @@ def fit(
                 losses += [train_step(objective, x, y, rng, precision) for objective in objectives]
             total = float(torch.stack(losses).sum()) / len(data)
     return total
+
+
+def fit_steps(
+    objectives: Sequence[Objective],
+    data: Data,
+    *,
+    steps: int,
+    batch_size: int,
+    rng: torch.Generator,
+    precision: str = "float32",
+) -> float:
+    """Trains as `fit` does, for a number of batches in place of epochs; further epochs begin as long as batches are
+    missing. Returns the mean loss per example of all steps, summed over objectives; 0.0 if there is no step.
+
+    Args:
+        objectives: see `fit`.
+        data: the examples.
+        steps: number of batches.
+        batch_size: examples per batch.
+        rng: see `fit`.
+        precision: see `mixed_precision`.
+    """
+    losses, seen, device = [], 0, data.y.device
+    endless = itertools.chain.from_iterable(batches(len(data), batch_size, rng) for _ in itertools.count())
+    with seeded(rng):  # dropout
+        for rows in itertools.islice(endless, steps):
+            x, y = normalize_pixels(data.x[rows.to(device)]), data.y[rows.to(device)]
+            losses += [train_step(objective, x, y, rng, precision) for objective in objectives]
+            seen += len(rows)
+    return float(torch.stack(losses).sum()) / seen if losses else 0.0
 
 
 def train_step(objective: Objective, x: Tensor, y: Tensor, rng: torch.Generator, precision: str = "float32") -> Tensor:

@@ -1,7 +1,7 @@
 """Base of GeFL and GeFL-F: clients train a generator together, and classifiers on generated examples."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -20,10 +20,13 @@ from genfed.core.settings import settings
 from genfed.core.task import Data, Task, Weights
 from genfed.generators.cvae import CVAE
 from genfed.generators.generator import Generator, GeneratorNetwork, check_size, kept_weights, uploaded_weights
+from genfed.training.balanced_mix import draw_rows, mix_balanced
 from genfed.training.classifier import Training, train
-from genfed.training.fit import fit
+from genfed.training.fit import Objective, fit, fit_steps
+from genfed.training.local_objectives import hold_near, use_sgd
 from genfed.training.optimizer_state import OptimizerState, load_optimizer_state, optimizer_state
 from genfed.training.pixels import denormalize_pixels
+from genfed.training.server_optimizer import ServerMoments, ServerOptimizer
 
 S = TypeVar("S")
 MOST_GENERATED = 2**31
@@ -80,8 +83,19 @@ class FederatedGenerator(Method[S]):
     """Rounds of generator training before the joint rounds (T_KA)."""
     generator_epochs: Annotated[int, Field(ge=0)] = 5
     """Local epochs in a generator round (T_g)."""
+    generator_steps: Annotated[int, Field(ge=1)] | None = None
+    """Local steps in a generator round, in place of epochs. None: `generator_epochs`. 1: with plain SGD at the clients
+    a round is one step on the batches of all clients together, so it does not matter which classes a client has."""
     generator_batch_size: Annotated[int, Field(ge=2)] = 64
     """Examples per generator step."""
+    generator_learning_rate: Annotated[float, Field(gt=0)] | None = None
+    """Learning rate of plain SGD, with which clients train the generator. None: the generator's own optimizers, whose
+    state stays on the client."""
+    generator_mu: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the term (μ/2)·‖w − w_t‖² in the generator's losses, which holds it near the one that was sent
+    (FedProx, arXiv 1812.06127); 0: none."""
+    server_optimizer: ServerOptimizer = Field(default_factory=ServerOptimizer)
+    """How the server takes the clients' generators into its own; the default is their mean, as in the paper."""
     rounds: Annotated[int, Field(ge=0)] = 50
     """Joint rounds, in which the classifiers are trained (T_TN)."""
     synthetic_epochs: Annotated[int, Field(ge=0)] = 1
@@ -89,6 +103,10 @@ class FederatedGenerator(Method[S]):
     pool: Literal["client", "server"] = "client"
     """Where the generated examples of a joint round are drawn. "client": each client draws its own, as in the paper.
     "server": the server draws one pool for all, which is often smaller than a generator and saves clients the work."""
+    mix: Literal["sequence", "balanced"] = "sequence"
+    """Order of generated and real examples in a joint round. "sequence": the epochs on generated examples, then those
+    on real ones, as in the paper. "balanced": as many epochs on a mixture with equally frequent classes. An example of
+    a class that the client has is real with probability T_r / (T_s + T_r), and those of other classes are generated."""
     training: Training = Field(default_factory=Training)
     """Training on real examples in a joint round (T_r = epochs); generated ones use the same optimizer settings."""
 
@@ -109,6 +127,29 @@ class FederatedGenerator(Method[S]):
             self._pool_size(server, task)  # refused before training
         check_size(self.generator, maps_task(task))
         return uploaded_weights(self.generator.new(maps_task(task), server.common("generator")))
+
+    def advise_on_labels(self) -> str:
+        """Returns a sentence on what to change if the generator ignores labels."""
+        missing = []
+        if getattr(self.generator, "norm", "group") != "group":
+            missing.append('generator.norm = "group"')
+        if self.generator_steps is None:
+            missing.append("generator_steps = 1")
+        if self.generator_learning_rate is None:
+            missing.append("generator_learning_rate = 0.01")
+        if self.server_optimizer.is_mean:
+            missing.append('server_optimizer = { kind = "adam", learning_rate = 0.003 }')
+        if not missing:
+            return "Set more generator_rounds, or another server_optimizer.learning_rate"
+        return (
+            "Where clients have few classes each, the mean of their generators learns no label: set "
+            f'{", ".join(missing)} ("few classes per client" in docs/methods/gefl.md); else set more generator_rounds'
+        )
+
+    @property
+    def is_declared(self) -> bool:
+        """Whether clients train as `private_trainings` can declare: in epochs, and on real examples alone."""
+        return self.generator_steps is None and self.mix == "sequence"
 
     def declare_generator(self) -> DeclaredTraining:
         """Returns the declaration of `train_local_generator`, for training on examples or their features."""
@@ -158,26 +199,51 @@ class FederatedGenerator(Method[S]):
         stored = client.storage.get(GENERATOR_MEMORY) or GeneratorMemory((), {})
         task = maps_task(task)
         network = build_generator(self.generator, client, task, sent | stored.weights)
-        objectives = network.objectives()
+        objectives = self._local_objectives(network)
         for objective, moments in zip(objectives, stored.moments, strict=False):  # there are none at first
             load_optimizer_state(objective.optimizer, moments)
         for objective in objectives:
             for group in objective.optimizer.param_groups:
                 group["lr"] *= network.learning_rate_factor(progress)  # the optimizers are new in every round
-        loss = fit(
-            objectives,
-            Data(data.x.reshape(-1, *task.shape), data.y),
-            epochs=self.generator_epochs,
-            batch_size=self.generator_batch_size,
-            rng=client.rng,
-            precision=client.precision,
-            privacy=client.privacy,
-        )
-        client.storage.put(
-            GENERATOR_MEMORY,
-            GeneratorMemory(tuple(optimizer_state(o.optimizer) for o in objectives), kept_weights(network)),
-        )
+        loss = self._fit_generator(client, objectives, Data(data.x.reshape(-1, *task.shape), data.y))
+        memory = GeneratorMemory(tuple(optimizer_state(o.optimizer) for o in objectives), kept_weights(network))
+        if memory.weights or any(moments.values for moments in memory.moments):
+            client.storage.put(GENERATOR_MEMORY, memory)
         return uploaded_weights(network), loss
+
+    def _local_objectives(self, network: GeneratorNetwork) -> Sequence[Objective]:
+        """Returns the objectives of local training: the network's own, with the settings' optimizer and penalty."""
+        objectives = network.objectives()
+        if self.generator_learning_rate is not None:
+            objectives = use_sgd(objectives, self.generator_learning_rate)
+        return hold_near(objectives, self.generator_mu) if self.generator_mu else objectives
+
+    def _fit_generator(self, client: Client, objectives: Sequence[Objective], data: Data) -> float:
+        size, rng, precision = self.generator_batch_size, client.rng, client.precision
+        if self.generator_steps is not None:
+            steps = self.generator_steps
+            return fit_steps(objectives, data, steps=steps, batch_size=size, rng=rng, precision=precision)
+        epochs, privacy = self.generator_epochs, client.privacy
+        return fit(objectives, data, epochs=epochs, batch_size=size, rng=rng, precision=precision, privacy=privacy)
+
+    def update_generator(
+        self, server: Server, task: Task, before: Weights, mean: Weights, moments: ServerMoments
+    ) -> tuple[Weights, ServerMoments]:
+        """Returns the generator after a round, by the server's optimizer, and the moments of the optimizer.
+
+        Args:
+            server: the server.
+            task: task of the examples that are generated.
+            before: the generator that was sent.
+            mean: the mean of the clients' generators.
+            moments: the moments of the optimizer before this round.
+        """
+        if self.server_optimizer.is_mean:
+            return mean, moments
+        with _SkipInitialization():
+            network = self.generator.new(maps_task(task), server.rng)
+        names = {name for name, _ in network.named_parameters()}
+        return self.server_optimizer.step(before, mean, moments, names)
 
     def joint_rounds(self, count: int, draw: Phase[S], joint: Phase[S]) -> Repeat[S]:
         """Returns `count` joint rounds; if the server draws the pool, it draws a new one before each."""
@@ -189,8 +255,11 @@ class FederatedGenerator(Method[S]):
         Raises:
             GenfedError: they would be more than `MOST_GENERATED` numbers, by the examples that a client declares.
         """
-        count = self._pool_size(server, task)
-        y = torch.randint(len(task.classes), (count,), generator=server.rng)
+        count, classes = self._pool_size(server, task), len(task.classes)
+        if self.mix == "balanced":
+            y = torch.arange(max(count, classes)) % classes
+        else:
+            y = torch.randint(classes, (count,), generator=server.rng)
         x = self.sample_from(server, task, weights, y).cpu()
         return Data(denormalize_pixels(x) if task.kind == "image" else x, y)
 
@@ -209,34 +278,61 @@ class FederatedGenerator(Method[S]):
         """Returns what is sent for a joint round."""
         return GeneratedSupply(weights, None) if pool is None else GeneratedSupply({}, pool)
 
-    def train_on_generated(
-        self, network: nn.Module, client: Client, task: Task, supply: GeneratedSupply
+    def train_jointly(
+        self, network: nn.Module, client: Client, task: Task, supply: GeneratedSupply, own: Data
     ) -> dict[str, float]:
-        """Trains on T_s · max(1, ⌊n / B⌋) batches of generated examples of `task` with uniform labels. Returns the loss
-        by its name in the log; nothing for T_s = 0.
+        """Trains a classifier on generated and on the client's `own` examples of `task`. Returns the losses by their
+        names in the log.
 
         Raises:
-            GenfedError: they would be more than `MOST_GENERATED` numbers.
+            GenfedError: the generated examples would be more than `MOST_GENERATED` numbers.
         """
-        count = self._generated_count(len(client.data))
-        if not count:
-            return {}
+        if self.mix == "balanced":
+            return {"loss": self._train_balanced(network, client, task, supply, own)}
+        if not (count := self._generated_count(len(own))):
+            return {"loss": train(network, client, self.training, data=own)}
+        self._check_count(count, task)
+        generated = self._draw_uniform(client, task, supply, count)
+        synthetic_loss = train(network, client, self.training, data=generated, epochs=1, public=True)
+        return {"synthetic_loss": synthetic_loss, "loss": train(network, client, self.training, data=own)}
+
+    def _train_balanced(
+        self, network: nn.Module, client: Client, task: Task, supply: GeneratedSupply, own: Data
+    ) -> float:
+        epochs = self.synthetic_epochs + self.training.epochs
+        if not (count := self._generated_count(len(own))):
+            return 0.0
+        self._check_count(count, task)
+
+        def draw(y: Tensor) -> Data:
+            if supply.pool is not None:
+                return supply.pool[draw_rows(supply.pool.y, y, len(task.classes), client.rng)]
+            return Data(self.sample_from(client, task, supply.generator, y), y)
+
+        share = self.training.epochs / epochs
+        mixed = mix_balanced(own, count, len(task.classes), share, draw, client.rng)
+        return train(network, client, self.training, data=mixed, epochs=1)
+
+    def _draw_uniform(self, client: Client, task: Task, supply: GeneratedSupply, count: int) -> Data:
+        """Returns generated examples with uniform labels."""
+        if supply.pool is None:
+            y = torch.randint(len(task.classes), (count,), generator=client.rng).to(client.device)
+            return Data(self.sample_from(client, task, supply.generator, y), y)
+        return supply.pool[torch.randperm(len(supply.pool), generator=client.rng)[:count]].to(client.device)
+
+    def _check_count(self, count: int, task: Task) -> None:
         if count * math.prod(task.shape) > MOST_GENERATED:
             raise GenfedError(
                 f"synthetic_epochs = {self.synthetic_epochs}: {count} generated examples of {task.shape} at once are "
                 "too many; set fewer"
             )
-        if supply.pool is None:
-            y = torch.randint(len(task.classes), (count,), generator=client.rng).to(client.device)
-            generated = Data(self.sample_from(client, task, supply.generator, y), y)
-        else:
-            generated = supply.pool[torch.randperm(len(supply.pool), generator=client.rng)[:count]].to(client.device)
-        return {"synthetic_loss": train(network, client, self.training, data=generated, epochs=1, public=True)}
 
     def _generated_count(self, examples: int) -> int:
-        """Returns the number of generated examples for a client with this many real ones."""
-        size = self.training.batch_size
-        return self.synthetic_epochs * max(1, examples // size) * size
+        """Returns the maximum number of generated examples in a joint round, for a client with this many real ones."""
+        epochs, size = self.synthetic_epochs, self.training.batch_size
+        if self.mix == "balanced":
+            epochs += self.training.epochs
+        return epochs * max(1, examples // size) * size
 
     def sample_from(self, where: Client | Server, task: Task, weights: Weights, y: Tensor) -> Tensor:
         """Returns one generated example of `task` per label, on the device of `where`."""
