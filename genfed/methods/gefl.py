@@ -17,12 +17,14 @@ from genfed.core.phase import Phase, Reduced, Repeat, Reply
 from genfed.core.privacy import DeclaredTraining
 from genfed.core.settings import settings
 from genfed.core.task import Data, Weights
+from genfed.generators.cvae import CVAE
 from genfed.methods.bases.federated_generator import (
     FederatedGenerator,
     GeneratedSupply,
     GeneratorStart,
     SentGenerator,
 )
+from genfed.methods.bases.warm_start import WarmStart, WarmStartState
 from genfed.training.server_optimizer import ServerMoments
 from genfed.training.weights import Model, build_classifier, initial_classifiers, weights_of
 
@@ -37,6 +39,8 @@ class GeFLState:
     """Examples that the server drew for this round. None: clients draw their own."""
     moments: ServerMoments = field(default_factory=ServerMoments)
     """What the server's optimizer keeps of the generator rounds."""
+    warm_start: WarmStartState | None = None
+    """What the warm start needs until the generator rounds begin. None: it is over, or there is none."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,8 @@ class GeFL(FederatedGenerator[GeFLState]):
     """A generator that all clients train together; then each client trains its classifier on generated and real
     examples.
 
+    0. decoder and distil, if `warm_start` is set. Client → server, once: the decoder of a CVAE of its own, and the
+       number of its examples of each class. The server distils the decoders into the generator.
     1. generator, `generator_rounds` rounds. Server → client: the generator. Client: trains it on its examples. Client →
        server: the generator. The server averages the generators, all alike (`server_optimizer`).
     2. pool, before each joint round if `pool` = "server", on the server: draws examples from the generator.
@@ -72,12 +78,20 @@ class GeFL(FederatedGenerator[GeFLState]):
     """Number of joint rounds, from the first on, that are each followed by a generator round (50 in the paper, DCGAN).
     0: the generator does not change once the joint rounds begin."""
 
+    warm_start: WarmStart | None = None
+    """How own CVAEs of clients become the first global generator. None: it has random weights, as in the paper."""
+
     def __post_init__(self) -> None:
+        if self.warm_start is not None and (not isinstance(self.generator, CVAE) or self.generator.keep_encoder):
+            raise GenfedError("warm_start: the generator must be a cvae without keep_encoder")
         if self.interleaved > self.rounds:
             raise GenfedError(f"interleaved = {self.interleaved}: at most rounds = {self.rounds} is allowed")
 
     def init(self, server: Server) -> GeFLState:
-        return GeFLState(self.initial_generator(server, server.task), initial_classifiers(server))
+        warm_start = None if self.warm_start is None else WarmStartState()
+        return GeFLState(
+            self.initial_generator(server, server.task), initial_classifiers(server), warm_start=warm_start
+        )
 
     def phases(self) -> list[Phase[GeFLState] | Repeat[GeFLState]]:
         generator = self.generator_phase(self.keep_generator, self.send_generator, self.train_generator)
@@ -96,10 +110,37 @@ class GeFL(FederatedGenerator[GeFLState]):
             replace(generator, rounds=1),
         ]
         together = Repeat(self.interleaved, both)
-        return [generator, together, self.joint_rounds(self.rounds - self.interleaved, draw, joint)]
+        return [
+            *self._warm_start_phases(),
+            generator,
+            together,
+            self.joint_rounds(self.rounds - self.interleaved, draw, joint),
+        ]
+
+    def _warm_start_phases(self) -> list[Phase[GeFLState]]:
+        if (how := self.warm_start) is None:
+            return []
+        assert isinstance(self.generator, CVAE)
+        upload = how.uploads(self.generator).upload(lambda server, state, reduced: state)
+        distil = Phase("distil", self.distill_decoders, rounds=how.distillation_epochs, changes_classifier=False)
+        return [replace(upload, update=self.keep_decoders), distil]
+
+    def keep_decoders(self, server: Server, state: GeFLState, reduced: Reduced) -> GeFLState:
+        """Takes the clients' decoders and label counts (warm start)."""
+        uploads = WarmStartState(reduced["decoder"], reduced["labels"])
+        return replace(state, warm_start=uploads)
+
+    def distill_decoders(self, server: Server, state: GeFLState, reduced: Reduced) -> GeFLState:
+        """Trains the generator for one epoch on the images of the clients' decoders (warm start)."""
+        assert self.warm_start is not None
+        assert state.warm_start is not None
+        assert isinstance(self.generator, CVAE)
+        generator, rest = self.warm_start.distill(server, self.generator, state.generator, state.warm_start)
+        last = server.round + 1 == self.warm_start.distillation_epochs
+        return replace(state, generator=generator, warm_start=None if last else rest)
 
     def private_trainings(self) -> dict[str, list[DeclaredTraining]] | None:
-        if not self.is_declared:
+        if not self.is_declared or self.warm_start is not None:
             return None
         return {"generator": [self.declare_generator()], "joint": [self.training.declare()]}
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import math
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from genfed.experiment.progress import Progress, RunProgressBar
 from genfed.generators.cvae import CVAE
 from genfed.generators.generator import Generator, GeneratorNetwork
 from genfed.methods.bases.federated_generator import GENERATOR_MEMORY
+from genfed.methods.bases.warm_start import distillation_loss
 from genfed.methods.gefl import GeFL, GeFLState
 from genfed.report.results import Report
 from genfed.training.fit import Objective
@@ -291,3 +293,71 @@ def test_the_advice_names_only_what_is_not_set() -> None:
     assert done.advise_on_labels() == "Set more generator_rounds, or another server_optimizer.learning_rate"
     assert "norm" not in GeFL(generator=CVAE(norm="group")).advise_on_labels()
     assert "generator_steps" in GeFL(generator=CVAE(norm="group")).advise_on_labels()
+
+
+# The warm start.
+
+
+WARM: dict[str, Any] = {"epochs": 1, "samples": 32, "distillation_epochs": 2, "batch_size": 8}
+
+
+def warm(**more: Any) -> dict[str, Any]:
+    config = tiny("gefl", partition={"kind": "disjoint_labels"}, **more)
+    config["method"]["gefl"] |= {"warm_start": WARM}
+    return config
+
+
+def test_a_warm_start_goes_on_into_generator_rounds_and_keeps_no_upload(tmp_path: Path) -> None:
+    config = warm()
+    start(config, tmp_path / "run")
+    rounds = [r["phase"] for r in left_by(tmp_path / "run")["metrics"] if r["client"] is None and r["phase"] != "joint"]
+    assert rounds[:5] == ["decoder", "distil", "distil", "generator", "generator"]
+    ended: GeFLState = state(tmp_path / "run", "gefl", read_config(config).method["gefl"])
+    assert ended.warm_start is None
+
+
+def test_a_warm_start_changes_decoder_and_encoder(tmp_path: Path) -> None:
+    config = warm()
+    config["method"]["gefl"] |= {"generator_rounds": 0}
+    start(config, tmp_path / "warm")
+    del config["method"]["gefl"]["warm_start"]
+    start(config, tmp_path / "cold")
+    warmed, cold = (
+        state(tmp_path / name, "gefl", read_config(config).method["gefl"]).generator for name in ("warm", "cold")
+    )
+    assert warmed.keys() == cold.keys()
+    for name in ("start.weight", "code.weight", "planes"):
+        assert not torch.equal(warmed[name], cold[name])
+
+
+def test_the_distillation_loss_by_hand() -> None:
+    class Fixed:
+        def decode(self, z: Tensor, y: Tensor) -> Tensor:
+            return torch.full((1, 1, 1, 2), 0.5)
+
+        def encode(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+            return torch.tensor([[1.0, 0.0]]), torch.tensor([[math.log(4.0), 0.0]])
+
+    x, z = torch.tensor([[[[1.0, 0.0]]]]), torch.tensor([[3.0, -1.0]])
+    (loss,) = distillation_loss(Fixed(), x, torch.tensor([0]), z)  # type: ignore[arg-type]
+    assert loss.item() == pytest.approx(2 * 0.25 + ((2**2 / 4 + math.log(4)) + (1 + 0)) / 2)
+
+
+@pytest.mark.parametrize("generator", [TINY_GENERATORS["dcgan"], TINY_GENERATORS["cvae"] | {"keep_encoder": True}])
+def test_a_warm_start_needs_a_whole_cvae(generator: dict[str, Any]) -> None:
+    config = warm()
+    config["method"]["gefl"] |= {"generator": generator}
+    with pytest.raises(GenfedError, match="warm_start: the generator must be a cvae without keep_encoder"):
+        read_config(config)
+
+
+@pytest.mark.parametrize(
+    ("protection", "match"),
+    [
+        ({"privacy": {"kind": "dp_fedavg", "noise_multiplier": 1.0, "delta": 1e-3}}, "decoder"),
+        ({"secure_aggregation": {}}, "decoder"),
+    ],
+)
+def test_a_warm_start_is_refused_under_protection(protection: dict[str, Any], match: str, tmp_path: Path) -> None:
+    with pytest.raises(GenfedError, match=match):
+        start(warm(**protection), tmp_path / "run")
