@@ -121,14 +121,13 @@ class GeFL(FederatedGenerator[GeFLState]):
         if (how := self.warm_start) is None:
             return []
         assert isinstance(self.generator, CVAE)
-        upload = how.uploads(self.generator).upload(lambda server, state, reduced: state)
+        start = how.decoder_start(self.generator)
         distil = Phase("distil", self.distill_decoders, rounds=how.distillation_epochs, changes_classifier=False)
-        return [replace(upload, update=self.keep_decoders), distil]
+        return [start.upload(self.keep_decoders), distil]
 
     def keep_decoders(self, server: Server, state: GeFLState, reduced: Reduced) -> GeFLState:
         """Takes the clients' decoders and label counts (warm start)."""
-        uploads = WarmStartState(reduced["decoder"], reduced["labels"])
-        return replace(state, warm_start=uploads)
+        return replace(state, warm_start=WarmStartState(reduced["decoder"], reduced["labels"]))
 
     def distill_decoders(self, server: Server, state: GeFLState, reduced: Reduced) -> GeFLState:
         """Trains the generator for one epoch on the images of the clients' decoders (warm start)."""

@@ -81,7 +81,7 @@ class Holds:
 def one_class(label: int, *pixels: float) -> Client:
     """A client with 1×1×1 images of one of three classes."""
     data = Data(torch.tensor(pixels).reshape(-1, 1, 1, 1), torch.full((len(pixels),), label))
-    return dataclasses.replace(client_of(data, 3, number=label), storage=Holds())  # type: ignore[arg-type]
+    return dataclasses.replace(client_of(data, 3, number=label), storage=Holds())
 
 
 def clients() -> list[Client]:
@@ -114,7 +114,7 @@ def test_the_same_holds_for_a_cvae_normalized_by_groups() -> None:
 
     def gradients(rows: slice, rng: torch.Generator) -> list[Tensor]:
         network.zero_grad()
-        network.loss(x[rows], y[rows], rng).mean().backward()
+        network.loss(x[rows], y[rows], rng).mean().backward()  # type: ignore[no-untyped-call]
         return [p.grad.clone() for p in network.parameters() if p.grad is not None]
 
     together = gradients(slice(0, 12), torch.Generator().manual_seed(5))
@@ -160,7 +160,12 @@ def test_the_proximal_term_by_hand() -> None:
     """Two steps of SGD on ½(w − 2)² + (μ/2)(w − w_t)² from w_t = 0: the term is felt in the second."""
     client = one_class(0, 2.0, 2.0)
     sent = {"pictures": torch.zeros(3, 1, 1, 1)}
-    more = {"generator": Averages(), "generator_batch_size": 2, "generator_steps": 2, "generator_learning_rate": 0.5}
+    more: dict[str, Any] = {
+        "generator": Averages(),
+        "generator_batch_size": 2,
+        "generator_steps": 2,
+        "generator_learning_rate": 0.5,
+    }
     for mu in (0.0, 0.6):
         trained, _ = GeFL(generator_mu=mu, **more).train_local_generator(client, client.task, sent, client.data)
         first = 0.5 * 2.0

@@ -27,6 +27,7 @@ from genfed.training.upload_checks import check_counts
 from genfed.training.weights import Model, build_classifier, weights_of
 
 S = TypeVar("S")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class DecoderUpload(Method[S]):
     def classifiers(self, state: S) -> Mapping[str, Weights]:
         """Returns the weights of the classifiers, by architecture."""
 
-    def upload(self, collect: Callable[[Server, S, Reduced], S]) -> Phase[S]:
+    def upload(self, collect: Callable[[Server, T, Reduced], T]) -> Phase[T]:
         """Returns the phase of the upload. Nothing is sent: server and clients draw the same initial weights."""
         every = {"decoder": Collect(), "labels": Collect()}
         return Phase(

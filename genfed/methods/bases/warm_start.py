@@ -2,6 +2,7 @@
 2023): clients train a CVAE each and upload its decoder; the server distils the decoders into one generator.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated
 
@@ -10,10 +11,11 @@ from pydantic import Field
 from torch import Tensor
 
 from genfed.core.client import Server
+from genfed.core.phase import Phase, Reduced
 from genfed.core.settings import settings
 from genfed.core.task import Data, Weights
 from genfed.generators.cvae import CVAE, CVAENetwork
-from genfed.methods.fedcvae_ens import FedCVAEEns
+from genfed.methods.bases.decoder_upload import DecoderUpload
 from genfed.training.fit import Objective, fit
 from genfed.training.optimizer_state import OptimizerState, load_optimizer_state, optimizer_state
 
@@ -28,6 +30,26 @@ class WarmStartState:
     """Numbers of examples of each class, by client; int64 [classes]."""
     optimizer: OptimizerState = field(default_factory=lambda: OptimizerState({}))
     """State of the distillation's Adam."""
+
+
+@settings
+class DecoderStart(DecoderUpload[WarmStartState]):
+    """The upload of decoders alone, as a part of another method."""
+
+    state = WarmStartState
+
+    def init(self, server: Server) -> WarmStartState:
+        return WarmStartState()
+
+    def phases(self) -> list[Phase[WarmStartState]]:
+        return [self.upload(self.collect)]
+
+    def collect(self, server: Server, state: WarmStartState, reduced: Reduced) -> WarmStartState:
+        """Takes the uploaded decoders and label counts."""
+        return WarmStartState(reduced["decoder"], reduced["labels"])
+
+    def classifiers(self, state: WarmStartState) -> Mapping[str, Weights]:
+        return {}
 
 
 @settings
@@ -50,9 +72,9 @@ class WarmStart:
     learning_rate: Annotated[float, Field(gt=0)] = 3e-3
     """Learning rate of the distillation's Adam."""
 
-    def uploads(self, generator: CVAE) -> FedCVAEEns:
-        """Returns the method whose first phase is the upload."""
-        return FedCVAEEns(generator=generator, generator_epochs=self.epochs, generator_batch_size=self.batch_size)
+    def decoder_start(self, generator: CVAE) -> DecoderStart:
+        """Returns the method whose only phase is the upload."""
+        return DecoderStart(generator=generator, generator_epochs=self.epochs, generator_batch_size=self.batch_size)
 
     def distill(
         self, server: Server, generator: CVAE, weights: Weights, state: WarmStartState
@@ -70,7 +92,7 @@ class WarmStart:
         Returns:
             The generator's weights, and the next state.
         """
-        method = self.uploads(generator)
+        method = self.decoder_start(generator)
         x, y, z = method.draw_examples(server, state.decoders, state.labels, self.samples)
         network = method.new_network(server, server.rng, weights)
         adam = torch.optim.Adam(network.parameters(), self.learning_rate, fused=True)
