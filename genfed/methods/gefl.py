@@ -117,6 +117,15 @@ class GeFL(FederatedGenerator[GeFLState]):
             self.joint_rounds(self.rounds - self.interleaved, draw, joint),
         ]
 
+    def advise_on_labels(self) -> str:
+        """Returns a sentence on what to change if the generator ignores labels, without its full stop."""
+        if self.warm_start is not None:
+            return "Set more epochs or distillation_epochs of warm_start"
+        advice = super().advise_on_labels()
+        return (
+            f'{advice}. Or set warm_start = {{}} and mix = "balanced"' if isinstance(self.generator, CVAE) else advice
+        )
+
     def _warm_start_phases(self) -> list[Phase[GeFLState]]:
         if (how := self.warm_start) is None:
             return []

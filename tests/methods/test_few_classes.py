@@ -20,10 +20,12 @@ from genfed.data.digits import Digits
 from genfed.experiment import run as runs
 from genfed.experiment.progress import Progress, RunProgressBar
 from genfed.generators.cvae import CVAE
+from genfed.generators.ddpm import DDPM
 from genfed.generators.generator import Generator, GeneratorNetwork
 from genfed.methods.bases.federated_generator import GENERATOR_MEMORY
-from genfed.methods.bases.warm_start import distillation_loss
+from genfed.methods.bases.warm_start import WarmStart, distillation_loss
 from genfed.methods.gefl import GeFL, GeFLState
+from genfed.methods.gefl_f import GeFLF
 from genfed.report.results import Report
 from genfed.training.fit import Objective
 from genfed.training.pixels import normalize_pixels
@@ -294,8 +296,13 @@ def test_the_terminal_shows_a_warning() -> None:
 
 
 def test_the_advice_names_only_what_is_not_set() -> None:
-    done = GeFL(generator=CVAE(norm="group"), server_optimizer=ServerOptimizer(kind="adam"), **EXACT)
-    assert done.advise_on_labels() == "Set more generator_rounds, or another server_optimizer.learning_rate"
+    exact: dict[str, Any] = EXACT | {"server_optimizer": ServerOptimizer(kind="adam")}
+    more = "Set more generator_rounds, or another server_optimizer.learning_rate"
+    assert GeFLF(generator=CVAE(norm="group"), **exact).advise_on_labels() == more
+    assert GeFL(generator=DDPM(), **exact).advise_on_labels() == more
+    other = f'{more}. Or set warm_start = {{}} and mix = "balanced"'
+    assert GeFL(generator=CVAE(norm="group"), **exact).advise_on_labels() == other
+    assert "warm_start" in GeFL(warm_start=WarmStart()).advise_on_labels()
     assert "norm" not in GeFL(generator=CVAE(norm="group")).advise_on_labels()
     assert "generator_steps" in GeFL(generator=CVAE(norm="group")).advise_on_labels()
 
@@ -314,6 +321,7 @@ def warm(**more: Any) -> dict[str, Any]:
 
 def test_a_warm_start_goes_on_into_generator_rounds_and_keeps_no_upload(tmp_path: Path) -> None:
     config = warm()
+    assert read_config(config | {"method": {"gefl": {"warm_start": {}}}}).method["gefl"].warm_start == WarmStart()  # type: ignore[attr-defined]
     start(config, tmp_path / "run")
     rounds = [r["phase"] for r in left_by(tmp_path / "run")["metrics"] if r["client"] is None and r["phase"] != "joint"]
     assert rounds[:5] == ["decoder", "distil", "distil", "generator", "generator"]

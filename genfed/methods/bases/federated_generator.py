@@ -129,7 +129,7 @@ class FederatedGenerator(Method[S]):
         return uploaded_weights(self.generator.new(maps_task(task), server.common("generator")))
 
     def advise_on_labels(self) -> str:
-        """Returns a sentence on what to change if the generator ignores labels."""
+        """Returns a sentence on what to change if the generator ignores labels, without its full stop."""
         missing = []
         if getattr(self.generator, "norm", "group") != "group":
             missing.append('generator.norm = "group"')
