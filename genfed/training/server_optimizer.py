@@ -39,8 +39,8 @@ class ServerOptimizer:
     kind: Literal["sgd", "adam"] = "sgd"
     """Optimizer: "sgd" (with a rate of 1 and no momentum FedAvg, with momentum FedAvgM, arXiv 1909.06335), or "adam"
     (FedAdam)."""
-    learning_rate: Annotated[float, Field(gt=0)] = 1.0
-    """Learning rate of the server (η)."""
+    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    """Learning rate of the server (η). None: 1 for SGD, 0.001 for Adam."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the past changes that SGD keeps; Adam ignores it."""
     first_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9
@@ -54,7 +54,13 @@ class ServerOptimizer:
     @property
     def is_mean(self) -> bool:
         """Whether the next weights are the clients' mean."""
-        return (self.kind, self.learning_rate, self.momentum) == ("sgd", 1.0, 0.0)
+        return self.kind == "sgd" and (self._rate, self.momentum) == (1.0, 0.0)
+
+    @property
+    def _rate(self) -> float:
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return 1.0 if self.kind == "sgd" else 1e-3
 
     def step(
         self, before: Weights, mean: Weights, moments: ServerMoments, parameters: Collection[str]
@@ -75,10 +81,10 @@ class ServerOptimizer:
             change = mean[name] - before[name]
             if self.kind == "sgd":
                 first[name] = self.momentum * moments.first.get(name, torch.zeros_like(change)) + change
-                after[name] = before[name] + self.learning_rate * first[name]
+                after[name] = before[name] + self._rate * first[name]
             else:
                 start = torch.full_like(change, self.adaptivity**2)  # v₋₁ = τ²; there is no bias correction
                 first[name] = torch.lerp(change, moments.first.get(name, torch.zeros_like(change)), self.first_decay)
                 second[name] = torch.lerp(change.square(), moments.second.get(name, start), self.second_decay)
-                after[name] = before[name] + self.learning_rate * first[name] / (second[name].sqrt() + self.adaptivity)
+                after[name] = before[name] + self._rate * first[name] / (second[name].sqrt() + self.adaptivity)
         return after, ServerMoments(first, second)

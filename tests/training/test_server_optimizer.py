@@ -49,6 +49,14 @@ def test_fedadam_as_in_the_paper() -> None:
     assert again["weight"].tolist() == pytest.approx(second)
 
 
+def test_the_default_rates() -> None:
+    by_default, _ = ServerOptimizer(kind="adam").step(BEFORE, MEAN, ServerMoments(), TRAINED)
+    given, _ = ServerOptimizer(kind="adam", learning_rate=0.001).step(BEFORE, MEAN, ServerMoments(), TRAINED)
+    assert torch.equal(by_default["weight"], given["weight"])
+    assert ServerOptimizer(learning_rate=1.0).is_mean
+    assert not ServerOptimizer(kind="adam", learning_rate=1.0).is_mean
+
+
 @pytest.mark.parametrize("how", [ServerOptimizer(momentum=0.5), ServerOptimizer(kind="adam")])
 def test_what_is_not_trained_becomes_the_mean(how: ServerOptimizer) -> None:
     after, moments = how.step(BEFORE, MEAN, ServerMoments(), TRAINED)
