@@ -27,6 +27,8 @@ Refusal = GenfedError
 NOISE: Table = {"noise_multiplier": 1.0, "delta": 1e-3, "accountant": "rdp", "reproducible_noise": True}
 THREE_OF_EACH: Table = {"clients": 6, "max_examples": 120}
 """A secure sum is of three uploads at least."""
+EXACT: Table = {"generator_steps": 1, "generator_learning_rate": 0.1, "server_optimizer": {"kind": "adam"}}
+WARM: Table = {"warm_start": {"epochs": 1, "samples": 32, "distillation_epochs": 2, "batch_size": 8}}
 ALIKE: Table = {"clients": 5, "max_examples": 100, "architectures": ["linear"]}
 """Krum needs five uploads to choose from."""
 
@@ -53,9 +55,19 @@ def cases() -> dict[str, Callable[[], Table]]:
         own: Table = {"method": {"gefl": GENERATIVE | {"generator": TINY_GENERATORS[kind]}}}
         found[f"generator {kind}/gefl"] = partial(tiny, "gefl", **own)
         found[f"example privacy, generator {kind}/gefl"] = partial(example_private, "gefl", **own)
+    for method in ("gefl", "gefl_f"):
+        found[f"exact generator rounds/{method}"] = partial(few_classes, method, EXACT)
+    found["warm start/gefl"] = partial(few_classes, "gefl", WARM)
     for partition in registry.list_classes(registry.PARTITIONS):
         found[f"partition {partition}/fedavg"] = partial(tiny, "fedavg", partition={"kind": partition})
     return found
+
+
+def few_classes(method: str, settings: Table) -> Table:
+    """One or a few classes per client, and settings with which a generator learns all of them."""
+    config = tiny(method, partition={"kind": "disjoint_labels"})
+    config["method"][method] |= settings | {"mix": "balanced"}
+    return config
 
 
 def example_private(method: str, /, **changes: Any) -> Table:
