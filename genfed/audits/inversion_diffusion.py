@@ -19,7 +19,8 @@ from genfed.audits.membership_metrics import mean_with_interval
 from genfed.audits.reconstruction import ABOVE, Gradient, cosine, search_images, select_images
 from genfed.core.settings import settings
 from genfed.generators.ddpm import DDPMNetwork
-from genfed.methods.bases.federated_generator import FederatedGenerator, build_generator
+from genfed.methods.bases.federated_generator import FederatedGenerator
+from genfed.methods.bases.generator_building import build_generator
 
 Form = Callable[[Gradient], list[Tensor]]
 """Gradient → the first step of an optimizer, divided by its learning rate."""

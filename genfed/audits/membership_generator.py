@@ -24,7 +24,8 @@ from genfed.generators.cvae import CVAENetwork
 from genfed.generators.dcgan import DCGANNetwork
 from genfed.generators.ddpm import DDPMNetwork
 from genfed.generators.generator import Generator, GeneratorNetwork
-from genfed.methods.bases.federated_generator import FederatedGenerator, build_generator, maps_task
+from genfed.methods.bases.federated_generator import FederatedGenerator
+from genfed.methods.bases.generator_building import build_generator, maps_task
 from genfed.training.fit import fit
 from genfed.training.pixels import normalize_pixels
 

@@ -327,7 +327,7 @@ def features_with_statistics(tmp_path: Path) -> tuple[Path, dict[str, Any], Pack
     from genfed.core.task import Task
     from genfed.generators.ddpm import DDPM
     from genfed.generators.generator import uploaded_weights
-    from genfed.methods.bases.federated_generator import maps_task
+    from genfed.methods.bases.generator_building import maps_task
     from genfed.methods.gefl_f import FeatureGenerator
     from genfed.training.split_network import split_parts
 

@@ -2,13 +2,12 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
 import torch
 from pydantic import Field, InstanceOf
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from genfed.core.aggregate import ClientInfo, Mean
 from genfed.core.client import Client, Server, Slot
@@ -20,6 +19,7 @@ from genfed.core.settings import settings
 from genfed.core.task import Data, Task, Weights
 from genfed.generators.cvae import CVAE
 from genfed.generators.generator import Generator, GeneratorNetwork, check_size, kept_weights, uploaded_weights
+from genfed.methods.bases.generator_building import SkipInitialization, build_generator, maps_task
 from genfed.training.balanced_mix import draw_rows, mix_balanced
 from genfed.training.classifier import Training, train
 from genfed.training.fit import Objective, fit, fit_steps
@@ -240,7 +240,7 @@ class FederatedGenerator(Method[S]):
         """
         if self.server_optimizer.is_mean:
             return mean, moments
-        with _SkipInitialization():
+        with SkipInitialization():
             network = self.generator.new(maps_task(task), server.rng)
         names = {name for name, _ in network.named_parameters()}
         return self.server_optimizer.step(before, mean, moments, names)
@@ -338,34 +338,3 @@ class FederatedGenerator(Method[S]):
         """Returns one generated example of `task` per label, on the device of `where`."""
         x = build_generator(self.generator, where, task, weights).sample(y.to(where.device), where.rng)
         return x.reshape(len(y), *task.shape)
-
-
-def maps_task(task: Task) -> Task:
-    """Returns the task in the form for generators: feature vectors become channels of 1×1."""
-    if task.kind != "features" or len(task.shape) == 3:
-        return task
-    return replace(task, shape=(math.prod(task.shape), 1, 1))
-
-
-def build_generator(generator: Generator, where: Client | Server, task: Task, weights: Weights) -> GeneratorNetwork:
-    """Returns the generator of examples of `task` with these weights, on the device of `where`. Parts that are not
-    uploaded, and so missing, get the initial weights that all clients share.
-    """
-    check_size(generator, maps_task(task))
-    with _SkipInitialization():
-        network = generator.new(maps_task(task), where.rng)
-    if network.state_dict().keys() != weights.keys():
-        # At every client, the parts that are not uploaded begin with the common initial weights too.
-        network = generator.new(maps_task(task), where.common("generator"))
-        weights = kept_weights(network) | weights
-    network.load_state_dict(weights)
-    return network.to(where.device)
-
-
-class _SkipInitialization(TorchFunctionMode):
-    """Skips the random initialization of new tensors, which takes a tenth of the time of sampling."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in (Tensor.uniform_, Tensor.normal_):
-            return args[0]
-        return func(*args, **(kwargs or {}))
