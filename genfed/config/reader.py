@@ -279,7 +279,7 @@ def _value(hint: Any, value: Any, at: str) -> Any:
         hint = branches[0]  # an optional value
     if isinstance(hint, type) and isinstance(value, dict):
         for family in registry.FAMILIES:
-            if hint is family.base:
+            if issubclass(hint, family.base):
                 if not isinstance(kind := value.get("kind"), str):
                     raise GenfedError(f"{at}.kind: says which of {', '.join(sorted(registry.list_classes(family)))}")
                 rest = {k: v for k, v in value.items() if k != "kind"}

@@ -20,6 +20,7 @@ from genfed.core.files import keep_directory
 from genfed.core.method import Method
 from genfed.data.dataset import Source
 from genfed.data.partition import Partitioner
+from genfed.encoders.encoder import Encoder
 from genfed.generators.generator import Generator
 from genfed.privacy.settings import PrivacySettings
 from genfed.robustness.attack import Attack
@@ -42,11 +43,12 @@ METHODS = Family("methods", Method, "genfed.methods")
 DATA = Family("data", Source, "genfed.data")
 PARTITIONS = Family("partitions", Partitioner, "genfed.data.partition")
 GENERATORS = Family("generators", Generator, "genfed.generators")
+ENCODERS = Family("encoders", Encoder, "genfed.encoders")
 AUDITS = Family("audits", Audit, "genfed.audits")
 AGGREGATIONS = Family("aggregations", AggregationRule, "genfed.robustness.rules")
 ATTACKS = Family("attacks", Attack, "genfed.robustness.attacks")
 PRIVACY = Family("privacy", PrivacySettings, "genfed.privacy.settings")
-FAMILIES = (METHODS, DATA, PARTITIONS, GENERATORS, AUDITS, AGGREGATIONS, ATTACKS, PRIVACY)
+FAMILIES = (METHODS, DATA, PARTITIONS, GENERATORS, ENCODERS, AUDITS, AGGREGATIONS, ATTACKS, PRIVACY)
 
 
 def list_classes(family: Family) -> dict[str, type[Any]]:

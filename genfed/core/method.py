@@ -107,6 +107,8 @@ class Method(ABC, Generic[S]):
     classifier_reads_storage: ClassVar[bool] = False
     """Whether `classifier` reads `client.storage`, so that scores depend on what the client trained by itself. A site
     that uploads only with noise of its own refuses the method."""
+    ignores_architecture: ClassVar[bool] = False
+    """Whether all clients have the same classifier if they were sent the same record, whatever their architectures."""
     unprotected_upload: ClassVar[str] = ""
     """Phrase that completes "its clients upload …", naming data that DP-SGD does not protect. Empty: unknown."""
 

@@ -112,12 +112,13 @@ class _Evaluator:
         return Reply(ClassifierScores(whole.correct, whole.total, accuracy), metrics=metrics)
 
     def _score_once(self, client: Client, sent: Any) -> tuple[Tensor, dict[str, float]]:
-        """Returns `_score`, or the scores of an equal classifier: clients of one architecture that were sent the same
-        record have the same classifier, unless it was built from their storage.
+        """Returns `_score`, or the scores of an equal classifier: clients of one architecture (or all, where the
+        method says so) that were sent the same record have the same one, unless it was built from their storage.
         """
         if self._only_sent:
             client = replace(client, storage=_NoStorage(), data=client.data[:0])
-        key = (client.info.architecture, digest(pack(sent)))
+        architecture = "" if self._method.ignores_architecture else client.info.architecture
+        key = (architecture, digest(pack(sent)))
         if key not in self._scored:
             storage = WatchedStorage(client.storage)
             result = self._score(self._method.classifier(replace(client, storage=storage), sent), client)

@@ -15,7 +15,8 @@ from genfed.core.errors import GenfedError, RecordError
 from genfed.core.json_text import read_json
 
 SCALE = 2.0**24
-"""Steps per unit: every number, multiplied by its weight, is rounded to the nearest step."""
+"""Steps per unit: every number, multiplied by its weight, is rounded to the nearest step. Whole numbers without a
+weight are added up as they are, so their sums are exact."""
 MEMBERS = 2**20
 """Maximum number of vectors in a sum. A server names it, and could otherwise have a client refuse because of a small
 number, which would reveal it."""
@@ -66,10 +67,12 @@ def pack_vectors(
     for group, fields in list_groups(aggregates, info).items():
         parts, form = [torch.tensor([weight * SCALE], dtype=torch.float64)], []
         for name, aggregate in fields.items():
-            factor, hint = weight if aggregate.weighted else 1.0, typing.get_type_hints(type(upload))[name]
+            hint = typing.get_type_hints(type(upload))[name]
             for path, leaf in _leaves(aggregate.extract(getattr(upload, name)), []):
-                form.append([name, path, *_type_and_shape(leaf, hint, len(path))])
-                parts.append(_flatten(leaf).double() * (factor * SCALE))
+                kind, shape = _type_and_shape(leaf, hint, len(path))
+                form.append([name, path, kind, shape])
+                factor = _steps(kind, aggregate) * (weight if aggregate.weighted else 1.0)
+                parts.append(_flatten(leaf).double() * factor)
         numbers = torch.cat(parts)
         if not 0 < members[group] <= MEMBERS:
             raise GenfedError(f"a sum of {members[group]} uploads: 1 to {MEMBERS} are allowed")
@@ -147,11 +150,13 @@ def unpack_sums(sums: Mapping[str, GroupVector], aggregates: Mapping[str, Aggreg
     """Returns the reduced value of every field, from the sums of all groups."""
     by_group: dict[str, dict[str, Any]] = {name: {} for name in aggregates}
     for group, total in sums.items():
-        weight, numbers, place = total.numbers[0].double(), total.numbers[1:].double(), 0
+        weight, place = total.numbers[0].double(), 0
         trees: dict[str, Any] = {}
         for name, path, kind, shape in json.loads(total.form):
             size, weighted = torch.Size(shape).numel(), aggregates[name].weighted
-            part = numbers[place : place + size] / (weight if weighted else SCALE)
+            part = total.numbers[1 + place : 1 + place + size]
+            if weighted or _steps(kind, aggregates[name]) != 1:
+                part = part.double() / (weight if weighted else SCALE)
             place += size
             _put(trees, [name, *path], _restore(part, kind, shape, widen=not weighted))
         for name, tree in trees.items():
@@ -170,6 +175,11 @@ def _put(tree: dict[Any, Any], path: list[Any], leaf: Any) -> None:
     for key in path[:-1]:
         tree = tree.setdefault(key, {})
     tree[path[-1]] = leaf
+
+
+def _steps(kind: str, aggregate: Aggregate) -> float:
+    """Returns the steps per unit of a value of this type."""
+    return SCALE if aggregate.weighted or kind.startswith(("float", "bfloat")) else 1.0
 
 
 def _type_and_shape(leaf: Any, hint: Any, depth: int) -> tuple[str, list[int]]:
@@ -191,5 +201,5 @@ def _restore(part: Tensor, kind: str, shape: list[int], *, widen: bool) -> Any:
         return round(part.item()) if widen and kind == "int" else part.item()
     dtype = getattr(torch, kind)
     if not dtype.is_floating_point:
-        part, dtype = part.round(), torch.int64 if widen else dtype
+        part, dtype = part.round() if part.is_floating_point() else part, torch.int64 if widen else dtype
     return part.to(dtype).reshape(shape)

@@ -26,9 +26,11 @@ from genfed.experiment.evaluation import add_evaluation
 from genfed.experiment.trial_loop import TrialLoop
 from genfed.secure_aggregation.fixed_point import pack_vectors
 from genfed.secure_aggregation.protocol import reason_to_refuse_secure
-from tests.conftest import STORING, left_by, start, tiny
+from tests.conftest import STORING, fields_of, left_by, start, tiny
 
 METHODS = [*sorted(registry.list_classes(registry.METHODS)), STORING]
+TRAINLESS = [name for name in METHODS if name != STORING and "training" not in fields_of({"method": {}}, name)]
+"""Methods without training: what they know they have computed."""
 pytestmark = pytest.mark.parametrize("method", METHODS)
 
 
@@ -58,6 +60,12 @@ def test_another_seed_differs(method: str, once: dict[str, Any], tmp_path: Path)
     start(tiny(method, seeds=[1]), tmp_path / "run")
     left = left_by(tmp_path / "run")
     losses = [[row["loss"] for row in rows if "loss" in row] for rows in (left["metrics"], once[method]["metrics"])]
+    if method in TRAINLESS:
+        states = (
+            left[f"trials/{method}/seed-1/state.safetensors"],
+            once[method][f"trials/{method}/seed-0/state.safetensors"],
+        )
+        losses = [[state] for state in states]
     assert len(losses[0]) == len(losses[1]) > 0
     assert all(a != b for a, b in zip(*losses, strict=True))
 
@@ -205,6 +213,10 @@ def test_one_client(method: str, tmp_path: Path) -> None:
 
 def test_augmentation_changes_the_training_or_is_refused(method: str, tmp_path: Path) -> None:
     """A setting that nobody reads would make "with MixUp" a row that is none."""
+    if method in TRAINLESS:
+        with pytest.raises(GenfedError, match="training"):
+            start(tiny(method, defaults={"training": {"augmentation": "mixup"}}), tmp_path / "run")
+        return
     augmented = tiny(method)
     own = augmented["method"].get(method, {})
     training = own["client_training"] if "client_training" in own else augmented["defaults"]["training"]

@@ -1,0 +1,117 @@
+"""Encoders: settings that make a fixed map from examples to features, the same at every client."""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from genfed.core.client import Client, Server, Slot
+from genfed.core.errors import GenfedError
+from genfed.core.record import digest, pack
+from genfed.core.task import Data, Task
+from genfed.training.evaluation import predict
+from genfed.training.weights import Model, weights_of
+
+WIDEST = 2**16
+"""Maximum number of features of an example."""
+
+
+class Encoder(ABC):
+    """Settings of one kind of encoder (one file each). An encoder learns nothing from clients, so it tells nothing of
+    them, and the features of an example depend on no other example.
+
+    >>> import torch
+    >>> from genfed import Task
+    >>> from genfed.encoders.random_conv import RandomConv
+    >>> network = RandomConv(filters=4).new(Task("image", (1, 28, 28), ("cat", "dog")), torch.Generator())
+    >>> network(torch.zeros(5, 1, 28, 28)).shape
+    torch.Size([5, 36])
+    """
+
+    @abstractmethod
+    def new(self, task: Task, rng: torch.Generator) -> nn.Module:
+        """Returns the map from examples [n, *task.shape], on the scale of `normalize_pixels`, to features [n, d] of
+        mean square about 1. What it draws comes from `rng`: clients with the same seed have the same map.
+
+        Raises:
+            GenfedError: the encoder does not support the kind or the size of the task's examples.
+        """
+
+
+@dataclass(frozen=True)
+class EncodedExamples:
+    """The stored features of a client's examples."""
+
+    examples: Data
+    """Features float32 [n, d], and labels."""
+    encoder: str
+    """Digest of the encoder."""
+
+
+ENCODED = Slot("encoded", EncodedExamples)
+"""Slot that a phase declares if it calls `encode_examples`."""
+
+
+@dataclass(frozen=True)
+class BuiltEncoder:
+    """An encoder of one task and seed."""
+
+    network: nn.Module
+    task: Task
+    """The task of classifying the features."""
+    digest: str
+    """32 hexadecimal digits that are the same for encoders with equal weights only."""
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Returns the features of examples x (as in `Data.x`), float32 [n, d], on the device of x.
+
+        Raises:
+            GenfedError: a feature is not finite.
+        """
+        features = predict(self.network, x).reshape(len(x), *self.task.shape)
+        if not bool(features.isfinite().all()):
+            raise GenfedError("the encoder gives features that are not finite")
+        return features
+
+
+def build_encoder(encoder: Encoder, where: Client | Server) -> BuiltEncoder:
+    """Returns the encoder of the run's task, on the device of `where`: the same on the server and on all clients.
+
+    Raises:
+        GenfedError: the encoder does not support the task, or gives no features or more than 65,536.
+    """
+    network = encoder.new(where.task, where.common("encoder")).to(where.device).eval()
+    with torch.no_grad():
+        features = network(torch.zeros(2, *where.task.shape, device=where.device))
+    width = math.prod(features.shape[1:])
+    if not 0 < width <= WIDEST:
+        raise GenfedError(f"the encoder gives {width} features of an example; 1 to {WIDEST} are allowed")
+    task = Task("features", (width,), where.task.classes)
+    return BuiltEncoder(network, task, digest(pack(Model(weights_of(network)))))
+
+
+def encode_examples(client: Client, encoder: Encoder, agreed: str) -> Data:
+    """Returns the features of a client's examples, computed once and then stored.
+
+    Args:
+        client: The client.
+        encoder: The encoder.
+        agreed: Digest of the server's encoder.
+
+    Raises:
+        GenfedError: the client's encoder is another one than the server's.
+    """
+    stored = client.storage.get(ENCODED)
+    if stored is None or stored.encoder != agreed:
+        built = build_encoder(encoder, client)
+        if built.digest != agreed:
+            raise GenfedError(
+                f"its encoder ({built.digest[:8]}) is not the server's ({agreed[:8]}): both need the same files and "
+                "the same version of genfed"
+            )
+        features = Data(built.encode(client.data.x).cpu(), client.data.y.cpu())
+        stored = EncodedExamples(features, built.digest)
+        client.storage.put(ENCODED, stored)
+    return stored.examples.to(client.device)

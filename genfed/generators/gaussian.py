@@ -1,0 +1,204 @@
+"""The class-conditional Gaussian of features. Its training is a sum: numbers, sums and second moments of the examples.
+
+With one covariance for all classes it is linear discriminant analysis (Fisher 1936); covariances of classes are shrunk
+as in Friedman ("Regularized Discriminant Analysis", JASA 1989).
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from genfed.core.errors import GenfedError
+from genfed.core.settings import settings
+from genfed.core.task import Data, Task, Weights
+from genfed.generators.generator import CHUNK, GeneratorNetwork
+from genfed.generators.statistics_generator import (
+    LARGEST_FEATURE,
+    STEPS,
+    StatisticsGenerator,
+    check_counts_and_forms,
+    round_features,
+)
+from genfed.training.fit import Objective
+
+Covariance = Literal["tied", "full", "diagonal"]
+
+
+@settings
+class Gaussian(StatisticsGenerator):
+    """A Gaussian per class, estimated from sums of the clients' features; features are rounded to steps of 1/64 and
+    clipped to ±8. Its statistics are: "counts" [classes]; "sums" of the features of each class [classes, d]; and
+    "products", the upper triangle of Σ x xᵀ [1 or classes, d (d + 1) / 2], or Σ x² [classes, d].
+    """
+
+    covariance: Covariance = "tied"
+    """Covariance: "tied", one for all classes; "full", one per class; "diagonal", variances of each class alone."""
+    tying: Annotated[float, Field(ge=0, le=1)] = 0.8
+    """Weight of the tied covariance in that of a class, for "full": 0 is each class's own, 1 is the tied one."""
+    shrinkage: Annotated[float, Field(ge=0, le=1)] = 1e-3
+    """Weight of a multiple of the identity, of equal trace, in every covariance."""
+
+    def new(self, task: Task, rng: torch.Generator) -> "GaussianNetwork":
+        """Returns a network whose Gaussians have mean 0 and variance 1."""
+        return GaussianNetwork(task, self.covariance)
+
+    def measure(self, data: Data, task: Task) -> Weights:
+        x, classes = round_features(data.x), len(task.classes)
+        members = F.one_hot(data.y, classes).double()
+        if self.covariance == "diagonal":
+            products = members.T @ x.square()
+        elif self.covariance == "tied":
+            products = _upper_triangle(x.T @ x)[None]
+        else:
+            of_class = (x[data.y == label] for label in range(classes))
+            products = torch.stack([_upper_triangle(rows.T @ rows) for rows in of_class])
+        exact = {"counts": members.sum(0), "sums": members.T @ x, "products": products}
+        return {name: value.long().cpu() for name, value in exact.items()}
+
+    def check(self, statistics: Weights, task: Task, examples: int) -> None:
+        classes, width = len(task.classes), math.prod(task.shape)
+        check_counts_and_forms(statistics, self._shapes(classes, width), examples)
+        counts, sums, squares = (statistics[name].double() for name in ("counts", "sums", "products"))
+        if self.covariance != "diagonal":
+            squares = squares[:, _diagonal_places(width)]
+        if self.covariance == "tied":
+            counts, sums = counts.sum(0, keepdim=True), sums.sum(0, keepdim=True)
+        most = (STEPS * LARGEST_FEATURE) ** 2
+        # Cauchy–Schwarz: (Σ x)² ≤ n Σ x² ≤ n² · most. The same holds for products: |Σ x y|² ≤ Σ x² Σ y².
+        if bool((sums.square() > counts[:, None] * squares).any() or (squares > counts[:, None] * most).any()):
+            raise GenfedError(f"its statistics are not those of {examples} examples within ±{LARGEST_FEATURE}")
+        if self.covariance != "diagonal":
+            matrix = unfold_triangle(statistics["products"].double(), width)
+            if bool((matrix.square() > squares[:, :, None] * squares[:, None, :]).any()):
+                raise GenfedError("its products are larger than its squares allow")
+
+    def estimate(self, task: Task, statistics: Weights) -> Weights:
+        counts = statistics["counts"].double()
+        if not bool((counts >= 0).all()) or not bool((counts > 0).any()):
+            raise GenfedError("no client has an example: there is nothing to estimate a Gaussian from")
+        sums, products = statistics["sums"].double() / STEPS, statistics["products"].double() / STEPS**2
+        mean = sums / counts.clamp_min(1)[:, None]
+        if self.covariance == "diagonal":
+            variance = products / counts.clamp_min(1)[:, None] - mean.square()
+            factor = self._shrink_variances(variance.clamp_min(0)).sqrt()
+        else:
+            factor = self._factors(counts, mean, unfold_triangle(products, math.prod(task.shape)))
+        prior = counts / counts.sum()
+        return {"prior": prior.float(), "mean": mean.float(), "factor": factor.float()}
+
+    def _shapes(self, classes: int, width: int) -> dict[str, tuple[int, ...]]:
+        triangle = width * (width + 1) // 2
+        products = {"tied": (1, triangle), "full": (classes, triangle), "diagonal": (classes, width)}
+        return {"counts": (classes,), "sums": (classes, width), "products": products[self.covariance]}
+
+    def _factors(self, counts: Tensor, mean: Tensor, second: Tensor) -> Tensor:
+        """Returns the lower Cholesky factors [1 or classes, d, d] of the covariances."""
+        between = counts[:, None, None] * mean[:, :, None] * mean[:, None, :]
+        tied = (second.sum(0) - between.sum(0)) / counts.sum()
+        if self.covariance == "tied":
+            covariance = tied[None]
+        else:
+            own = (second - between) / counts.clamp_min(1)[:, None, None]
+            known = (counts > 1)[:, None, None]  # one example has no covariance
+            covariance = torch.where(known, (1 - self.tying) * own + self.tying * tied, tied)
+        level = covariance.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1 / STEPS**2)  # rounding has about this variance
+        eye = torch.eye(covariance.shape[1], dtype=covariance.dtype)
+        shrunk = (1 - self.shrinkage) * covariance + self.shrinkage * level[:, None, None] * eye
+        factors: Tensor = torch.linalg.cholesky(shrunk + level[:, None, None] * 1e-6 * eye)
+        return factors
+
+    def _shrink_variances(self, variance: Tensor) -> Tensor:
+        level = variance.mean(1, keepdim=True).clamp_min(1 / STEPS**2)
+        return (1 - self.shrinkage) * variance + (self.shrinkage + 1e-6) * level
+
+
+class GaussianNetwork(GeneratorNetwork):
+    """A Gaussian of features for each class."""
+
+    prior: Tensor
+    mean: Tensor
+    factor: Tensor
+
+    def __init__(self, task: Task, covariance: Covariance) -> None:
+        super().__init__()
+        classes, width = len(task.classes), math.prod(task.shape)
+        self.shape = task.shape
+        self.register_buffer("prior", torch.full((classes,), 1 / classes))
+        self.register_buffer("mean", torch.zeros(classes, width))
+        eye = torch.eye(width).repeat(1 if covariance == "tied" else classes, 1, 1)
+        self.register_buffer("factor", torch.ones(classes, width) if covariance == "diagonal" else eye)
+
+    def objectives(self) -> Sequence[Objective]:
+        """Returns none: the Gaussians are estimated, not trained."""
+        return []
+
+    @torch.no_grad()
+    def sample(self, y: Tensor, rng: torch.Generator) -> Tensor:
+        z = torch.randn(len(y), self.mean.shape[1], generator=rng).to(y.device)
+        chunks = zip(torch.split(z, CHUNK), torch.split(y, CHUNK), strict=True)
+        return torch.cat([self._place(*chunk) for chunk in chunks])
+
+    def _place(self, z: Tensor, y: Tensor) -> Tensor:
+        if self.factor.ndim == 2:
+            deviation = self.factor[y] * z
+        elif len(self.factor) == 1:
+            deviation = z @ self.factor[0].T
+        else:
+            deviation = torch.empty_like(z)
+            for label in set(y.tolist()):
+                deviation[y == label] = z[y == label] @ self.factor[label].T
+        return (self.mean[y] + deviation).view(-1, *self.shape)
+
+    def log_joint(self, x: Tensor) -> Tensor:
+        """Returns log p(x, y) up to a constant, for features x [n, …] and each class y: [n, classes]. A class without
+        examples has a score below all others.
+        """
+        x = x.flatten(1)
+        columns = []
+        for label, mean in enumerate(self.mean):
+            factor = self.factor[label if len(self.factor) > 1 else 0]
+            if factor.ndim == 1:
+                distance, volume = ((x - mean) / factor).square().sum(1), factor.log().sum()
+            else:
+                white = torch.linalg.solve_triangular(factor, (x - mean).T, upper=False)
+                distance, volume = white.square().sum(0), factor.diagonal().log().sum()
+            columns.append(-0.5 * distance - volume)
+        return torch.stack(columns, 1) + log_prior(self.prior)
+
+
+def linear_discriminant(gaussian: Mapping[str, Tensor]) -> Weights:
+    """Returns the weights of the linear layer with the same decisions as Gaussians with a tied covariance."""
+    mean, factor = gaussian["mean"].double(), gaussian["factor"][0].double()
+    weight = torch.cholesky_solve(mean.T, factor).T
+    bias = log_prior(gaussian["prior"]).double() - 0.5 * (weight * mean).sum(1)
+    return {"weight": weight.float(), "bias": bias.float()}
+
+
+def log_prior(prior: Tensor) -> Tensor:
+    """Returns the logarithm of the classes' shares; −10⁶ for a class without examples, below all scores of others."""
+    return torch.where(prior > 0, prior.clamp_min(1e-30).log(), -1e6)
+
+
+def unfold_triangle(upper: Tensor, width: int) -> Tensor:
+    """Returns the symmetric matrices [g, d, d] of which `upper` [g, d (d + 1) / 2] are the upper triangles by rows."""
+    rows, columns = torch.triu_indices(width, width)
+    matrix = upper.new_empty(len(upper), width, width)
+    matrix[:, rows, columns] = upper
+    matrix[:, columns, rows] = upper
+    return matrix
+
+
+def _upper_triangle(matrix: Tensor) -> Tensor:
+    rows, columns = torch.triu_indices(*matrix.shape)
+    return matrix[rows, columns]
+
+
+def _diagonal_places(width: int) -> Tensor:
+    """Returns the places of the diagonal in an upper triangle by rows."""
+    row = torch.arange(width)
+    return row * width - row * (row - 1) // 2

@@ -1,0 +1,127 @@
+"""Generators whose training is a sum: what a client uploads are sufficient statistics of its examples.
+
+The sum of all clients' statistics is that of all examples in one place, whichever client has them. Numbers are rounded
+to whole steps before they are added up. So the sum has the same bits in any order and for any split of the examples,
+also under masks, and a client's part can be subtracted again.
+"""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from genfed.core.errors import GenfedError
+from genfed.core.task import Data, Task, Weights
+from genfed.generators.generator import Generator
+
+STEPS = 64
+"""Steps per unit, to which features are rounded."""
+LARGEST_FEATURE = 8
+"""Largest absolute value of a feature; larger ones are clipped. Encoders give features of mean square about 1."""
+_LARGEST_PRODUCT = (STEPS * LARGEST_FEATURE) ** 2
+
+
+class StatisticsGenerator(Generator):
+    """Settings of a generator that is estimated from sums over examples, rather than trained by gradients.
+
+    >>> import torch
+    >>> from genfed import Data, Task
+    >>> from genfed.generators.gaussian import Gaussian
+    >>> task = Task("features", (2,), ("cat", "dog"))
+    >>> data = Data(torch.randn(40, 2), torch.arange(40) % 2)
+    >>> one, other = (Gaussian().measure(part, task) for part in (data[:9], data[9:]))
+    >>> both = merge(one, other)
+    >>> torch.equal(both["products"], Gaussian().measure(data, task)["products"])
+    True
+    >>> Gaussian().estimate(task, both)["mean"].shape
+    torch.Size([2, 2])
+    """
+
+    passes: ClassVar[int] = 1
+    """Number of times that clients measure statistics."""
+
+    @abstractmethod
+    def measure(self, data: Data, task: Task) -> Weights:
+        """Returns the statistics of examples: int64 tensors by name, among them "counts" int64 [classes], the number
+        of examples of each class.
+
+        Args:
+            data: Examples, x float32 [n, *task.shape].
+            task: Their task.
+        """
+
+    @abstractmethod
+    def check(self, statistics: Weights, task: Task, examples: int) -> None:
+        """Checks the statistics that a client uploaded.
+
+        Args:
+            statistics: The statistics.
+            task: The task of the examples.
+            examples: The client's number of examples.
+
+        Raises:
+            GenfedError: no set of that many examples has these statistics.
+        """
+
+    @abstractmethod
+    def estimate(self, task: Task, statistics: Weights) -> Weights:
+        """Returns the state dict of the generator's network for these statistics of all examples.
+
+        Raises:
+            GenfedError: there are no examples.
+        """
+
+
+def merge(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> Weights:
+    """Returns the statistics of the examples of both."""
+    return {name: one[name].long() + other[name].long() for name in one}
+
+
+def subtract(whole: Mapping[str, Tensor], part: Mapping[str, Tensor]) -> Weights:
+    """Returns the statistics of the examples of `whole` without those of `part`."""
+    return {name: whole[name].long() - part[name].long() for name in whole}
+
+
+def narrow(statistics: Mapping[str, Tensor], examples: int) -> Weights:
+    """Returns the statistics as int32 if sums over this number of examples always fit, otherwise as they are."""
+    return {name: value.to(narrow_type(examples)) for name, value in statistics.items()}
+
+
+def narrow_type(examples: int) -> torch.dtype:
+    """Returns the type that `narrow` gives for this number of examples."""
+    return torch.int32 if examples * _LARGEST_PRODUCT < 2**31 else torch.int64
+
+
+def round_features(x: Tensor) -> Tensor:
+    """Returns features x [n, …] in whole steps of 1/64, clipped to ±8: float64 [n, d].
+
+    Raises:
+        GenfedError: one client has more examples than have exact sums in double precision.
+    """
+    if len(x) * _LARGEST_PRODUCT >= 2**53:
+        raise GenfedError(f"{len(x)} examples of one client: at most {2**53 // _LARGEST_PRODUCT} have exact sums")
+    return x.flatten(1).double().clamp(-LARGEST_FEATURE, LARGEST_FEATURE).mul(STEPS).round()
+
+
+def check_counts_and_forms(statistics: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], count: int) -> None:
+    """Checks names, types and shapes of statistics, and the numbers of examples.
+
+    Args:
+        statistics: What a client uploaded.
+        shapes: The shape of each tensor by name; "counts" among them.
+        count: The client's number of examples.
+
+    Raises:
+        GenfedError: one is missing, or of another type or shape, or the counts do not add up to the client's examples.
+    """
+    if unlike := statistics.keys() ^ shapes.keys():
+        raise GenfedError(f"its statistics have {min(unlike)!r} too many or too few; {', '.join(shapes)} are allowed")
+    for name, shape in shapes.items():
+        found = statistics[name]
+        if found.shape != shape or found.dtype not in (torch.int32, torch.int64):
+            raise GenfedError(f"its {name} are {found.dtype} {tuple(found.shape)}; whole numbers {shape} are allowed")
+    counts = statistics["counts"].long()
+    if bool((counts < 0).any()) or sum(counts.tolist()) != count:
+        raise GenfedError(f"its counts do not add up to its {count} examples, each 0 or more")

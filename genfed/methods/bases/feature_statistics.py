@@ -1,0 +1,147 @@
+"""Base of methods with one upload of statistics: clients add up what a generator of features is estimated from."""
+
+from abc import abstractmethod
+from dataclasses import dataclass, replace
+
+from pydantic import Field, InstanceOf
+from torch import Tensor, nn
+
+from genfed.core.aggregate import ClientInfo, Sum
+from genfed.core.client import Client, Server
+from genfed.core.errors import GenfedError
+from genfed.core.method import Method
+from genfed.core.phase import Phase, Reduced, Reply
+from genfed.core.settings import settings
+from genfed.core.task import Task, Weights
+from genfed.encoders.encoder import ENCODED, Encoder, build_encoder, encode_examples
+from genfed.encoders.random_conv import RandomConv
+from genfed.generators.gaussian import Gaussian
+from genfed.generators.statistics_generator import StatisticsGenerator, narrow, narrow_type
+from genfed.training.weights import Model
+
+
+@dataclass(frozen=True)
+class StatisticsState:
+    """The server's state: the sum of all statistics, and what was estimated from it."""
+
+    encoder: str
+    """Digest of the encoder."""
+    statistics: Weights
+    """Sums over the examples of all clients, int64. Empty: there are none yet."""
+    generator: Weights
+    """The generator of features for these sums. Empty: there is none yet."""
+    head: Weights
+    """The head that classifies features. Empty: there is none yet."""
+
+
+@dataclass(frozen=True)
+class StatisticsRequest:
+    """What a client is sent before it measures."""
+
+    encoder: str
+    """Digest of the server's encoder."""
+    largest: int
+    """Number of examples of the largest client, which decides how many bits a sum needs."""
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """The only upload of a client."""
+
+    statistics: Weights
+    """Sums over its examples, int32 or int64."""
+
+
+@settings
+class FeatureStatistics(Method[StatisticsState]):
+    """Base of methods whose clients upload statistics of their examples' features once. The sum is the same for any
+    split of the examples over clients.
+    """
+
+    state = StatisticsState
+    of_features = True
+    ignores_architecture = True
+    unprotected_upload = "sums and second moments of the features of its examples"
+
+    encoder: InstanceOf[Encoder] = Field(default_factory=lambda: RandomConv())
+    """Fixed map from examples to features."""
+    generator: InstanceOf[StatisticsGenerator] = Field(default_factory=lambda: Gaussian())
+    """Generator of features that is estimated from the sums."""
+
+    def init(self, server: Server) -> StatisticsState:
+        return StatisticsState(build_encoder(self.encoder, server).digest, {}, {}, {})
+
+    def phases(self) -> list[Phase[StatisticsState]]:
+        return [
+            Phase(
+                "statistics",
+                self.estimate,
+                self.request,
+                self.measure,
+                aggregate={"statistics": Sum()},
+                slots=(ENCODED,),
+                screen=self.screen,
+            )
+        ]
+
+    def request(self, server: Server, state: StatisticsState, info: ClientInfo) -> StatisticsRequest:
+        """Sends the digest of the encoder, and how many examples a client has at most."""
+        return StatisticsRequest(state.encoder, max(client.examples for client in server.clients))
+
+    def measure(self, client: Client, sent: StatisticsRequest) -> Reply[Statistics]:
+        """Adds up the statistics of the client's features."""
+        if len(client.data) > sent.largest:
+            raise GenfedError(f"it has {len(client.data)} examples; the server says that none has over {sent.largest}")
+        features = encode_examples(client, self.encoder, sent.encoder)
+        measured = self.generator.measure(features, Task("features", tuple(features.x.shape[1:]), client.task.classes))
+        return Reply(Statistics(narrow(measured, sent.largest)), weight=len(client.data))
+
+    def screen(self, server: Server, info: ClientInfo, upload: Statistics) -> None:
+        """Refuses statistics that the client's number of examples cannot have.
+
+        Raises:
+            GenfedError: see `StatisticsGenerator.check`; or the numbers have another type than was agreed.
+        """
+        largest = max(client.examples for client in server.clients)
+        for name, value in upload.statistics.items():
+            if value.dtype != narrow_type(largest):
+                raise GenfedError(f"its {name} are {value.dtype}; {narrow_type(largest)} is allowed")
+        self.generator.check(upload.statistics, build_encoder(self.encoder, server).task, info.examples)
+
+    def estimate(self, server: Server, state: StatisticsState, reduced: Reduced) -> StatisticsState:
+        """Estimates the generator from the sums, and the head from the generator."""
+        return self.with_statistics(server, state, reduced["statistics"])
+
+    def with_statistics(self, server: Server, state: StatisticsState, statistics: Weights) -> StatisticsState:
+        """Returns the state for these sums, whichever clients they come from."""
+        statistics = {name: value.long() for name, value in statistics.items()}
+        generator = self.generator.estimate(build_encoder(self.encoder, server).task, statistics)
+        return replace(state, statistics=statistics, generator=generator, head=self.make_head(server, generator))
+
+    @abstractmethod
+    def make_head(self, server: Server, generator: Weights) -> Weights:
+        """Returns the head for this generator."""
+
+    @abstractmethod
+    def new_head(self, features: int, classes: int) -> nn.Module:
+        """Returns a head for features [n, d] that takes the weights of `make_head`."""
+
+    def send_classifier(self, server: Server, state: StatisticsState, info: ClientInfo) -> Model:
+        return Model(state.head)
+
+    def classifier(self, client: Client, sent: Model) -> nn.Module:
+        built = build_encoder(self.encoder, client)
+        head = self.new_head(built.task.shape[0], len(built.task.classes)).to(client.device)
+        if sent.classifier:  # before the upload there is none
+            head.load_state_dict(sent.classifier)
+        return nn.Sequential(built.network, head)
+
+    def generate(self, server: Server, state: StatisticsState, y: Tensor) -> Tensor:
+        if not state.generator:
+            raise GenfedError("no client has uploaded its statistics yet")
+        network = self.generator.new(build_encoder(self.encoder, server).task, server.rng)
+        network.load_state_dict(state.generator)
+        return network.to(server.device).sample(y.to(server.device), server.rng)
+
+    def represent(self, server: Server, state: StatisticsState, x: Tensor) -> Tensor:
+        return build_encoder(self.encoder, server).encode(x.to(server.device)).cpu()

@@ -1,0 +1,170 @@
+"""Encoders: fixed maps that are the same everywhere, and what they refuse."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from genfed import Client, ClientInfo, Data, GenfedError, Server, Slot, Task
+from genfed.config import registry
+from genfed.encoders.encoder import ENCODED, Encoder, build_encoder, encode_examples
+from genfed.encoders.identity import Identity
+from genfed.encoders.random_conv import RandomConv, draw_filters
+
+IMAGES = Task("image", (3, 16, 16), ("cat", "dog"))
+TABLE = Task("table", (5,), ("no", "yes"))
+TASKS = {"random_conv": IMAGES, "identity": TABLE}
+ENCODERS = sorted(registry.list_classes(registry.ENCODERS))
+
+
+class Records:
+    """A client's storage in memory."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Any] = {}
+
+    def get(self, slot: Slot[Any]) -> Any:
+        return self._kept.get(slot.name)
+
+    def put(self, slot: Slot[Any], record: Any) -> None:
+        self._kept[slot.name] = record
+
+
+def server(task: Task, seed: int = 0) -> Server:
+    none = lambda name, rng: nn.Identity()  # noqa: E731
+    return Server(task, (), 0, torch.Generator(), seed, torch.device("cpu"), "float32", none)
+
+
+def client(task: Task, data: Data, seed: int = 0) -> Client:
+    cpu = torch.device("cpu")
+    none = lambda name, rng: nn.Identity()  # noqa: E731
+    info = ClientInfo(0, "mlp", len(data))
+    return Client(info, task, data, Records(), torch.Generator(), seed, cpu, "float32", none)
+
+
+def examples(task: Task, count: int = 6) -> Data:
+    x = torch.rand(count, *task.shape, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    return Data(x, torch.arange(count) % 2)
+
+
+def own(name: str) -> Encoder:
+    encoder: Encoder = registry.find_class(registry.ENCODERS, name)()
+    return encoder
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_an_encoder_is_the_same_everywhere(name: str) -> None:
+    task = TASKS[name]
+    one, same = build_encoder(own(name), server(task)), build_encoder(own(name), client(task, examples(task)))
+    x = examples(task).x
+    assert one.digest == same.digest
+    assert torch.equal(one.encode(x), same.encode(x))
+    assert one.task == Task("features", (one.encode(x).shape[1],), task.classes)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_features_of_an_example_depend_on_no_other(name: str) -> None:
+    built, x = build_encoder(own(name), server(TASKS[name])), examples(TASKS[name]).x
+    torch.testing.assert_close(built.encode(x)[:1], built.encode(x[:1]))
+    assert built.encode(x[:0]).shape == (0, *built.task.shape)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_an_encoder_trains_nothing(name: str) -> None:
+    assert not list(build_encoder(own(name), server(TASKS[name])).network.parameters())
+
+
+def test_another_seed_draws_other_filters() -> None:
+    assert (
+        build_encoder(RandomConv(), server(IMAGES)).digest != build_encoder(RandomConv(), server(IMAGES, seed=1)).digest
+    )
+
+
+def test_a_client_with_another_encoder_is_refused() -> None:
+    data = examples(IMAGES)
+    agreed = build_encoder(RandomConv(), server(IMAGES)).digest
+    with pytest.raises(GenfedError, match="is not the server's"):
+        encode_examples(client(IMAGES, data, seed=1), RandomConv(), agreed)
+
+
+def test_features_are_computed_once() -> None:
+    data, agreed = examples(IMAGES), build_encoder(RandomConv(), server(IMAGES)).digest
+    here = client(IMAGES, data)
+    first = encode_examples(here, RandomConv(), agreed)
+    other = replace(here, data=Data(torch.zeros_like(data.x), data.y))
+    assert torch.equal(encode_examples(other, RandomConv(), agreed).x, first.x)
+    stored = here.storage.get(ENCODED)
+    assert stored is not None
+    assert stored.encoder == agreed
+
+
+def test_features_of_random_convolutions_by_hand() -> None:
+    """One filter on a single cell: the mean of what its absolute response exceeds the threshold by, and its root."""
+    how = RandomConv(filters=1, kernel=3, cells=1, threshold=0.25)
+    built = build_encoder(how, server(Task("image", (1, 4, 4), ("a", "b"))))
+    x = examples(Task("image", (1, 4, 4), ("a", "b")), 3).x
+    kernel, padded = built.network.get_buffer("filters")[0, 0], nn.functional.pad(x[:, 0], (1, 1, 1, 1))
+
+    def response(image: Tensor, row: int, column: int) -> float:
+        return float((image[row : row + 3, column : column + 3] * kernel).sum())
+
+    sums = [
+        sum(max(0.0, abs(response(image, row, column)) - 0.25) for row in range(4) for column in range(4))
+        for image in padded
+    ]
+    assert all(total > 0 for total in sums)
+    # Of one feature, scaled to mean square 1, the sign is left: so two filters are looked at below.
+    assert built.encode(x).flatten().tolist() == pytest.approx([1.0] * 3)
+    two = build_encoder(RandomConv(filters=2, kernel=3, cells=1, threshold=0.25), server(IMAGES)).encode(
+        examples(IMAGES).x
+    )
+    assert two.square().mean(1).tolist() == pytest.approx([1.0] * 6, rel=1e-5)
+
+
+def test_filters_have_mean_0_and_norm_1_and_are_multiples_of_a_step() -> None:
+    filters = draw_filters(8, 3, 5, 1.0, torch.Generator().manual_seed(0))
+    assert filters.mean((1, 2, 3)).abs().max() < 2**-16
+    assert filters.flatten(1).norm(dim=1).tolist() == pytest.approx([1.0] * 8, abs=1e-3)
+    assert torch.equal(filters * 2**16, (filters * 2**16).round())
+
+
+def test_contrast_evens_images_out() -> None:
+    how = RandomConv(contrast=1e-6, threshold=0.5)
+    built, x = build_encoder(how, server(IMAGES)), examples(IMAGES).x
+    torch.testing.assert_close(built.encode(x), built.encode(x * 0.1), atol=2e-3, rtol=2e-3)
+
+
+def test_an_even_image_has_features_of_zero() -> None:
+    how = RandomConv(kernel=1, filters=3)
+    assert not build_encoder(how, server(Task("image", (1, 8, 8), ("a", "b")))).encode(torch.ones(2, 1, 8, 8)).any()
+
+
+def test_the_identity_gives_numbers_as_they_are() -> None:
+    x = examples(TABLE).x
+    assert torch.equal(build_encoder(Identity(), server(TABLE)).encode(x), x)
+
+
+def test_bytes_are_scaled_as_for_networks() -> None:
+    built = build_encoder(Identity(), server(IMAGES))
+    assert bool((built.encode(torch.full((1, 3, 16, 16), 255, dtype=torch.uint8)) == 1).all())
+
+
+@pytest.mark.parametrize(
+    ("make", "task", "reason"),
+    [
+        (lambda: RandomConv(kernel=4), IMAGES, "kernel = 4: an odd number"),
+        (lambda: RandomConv(), TABLE, "random_conv takes images; the examples are a table"),
+        (lambda: RandomConv(cells=17), IMAGES, "cells = 17: images of 16×16"),
+        (lambda: RandomConv(filters=4096, cells=5), IMAGES, "gives 102400 features"),
+    ],
+)
+def test_refuses(make: object, task: Task, reason: str) -> None:
+    with pytest.raises(GenfedError, match=reason):
+        build_encoder(make(), server(task))  # type: ignore[operator]
+
+
+def test_refuses_features_that_are_not_finite() -> None:
+    with pytest.raises(GenfedError, match="not finite"):
+        build_encoder(Identity(), server(TABLE)).encode(torch.full((1, 5), float("nan")))

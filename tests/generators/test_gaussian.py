@@ -1,0 +1,200 @@
+"""The Gaussian of features: its statistics are sums, exact for any split, and its estimates are computed by hand."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from genfed import Data, GenfedError, Task
+from genfed.generators.gaussian import Gaussian, GaussianNetwork, linear_discriminant, unfold_triangle
+from genfed.generators.statistics_generator import STEPS, merge, narrow, subtract
+
+TASK = Task("features", (3,), ("a", "b", "c"))
+KINDS = ("tied", "full", "diagonal")
+
+
+def draw(count: int = 60, seed: int = 0, width: int = 3) -> Data:
+    rng = torch.Generator().manual_seed(seed)
+    y = torch.randint(3, (count,), generator=rng)
+    x = torch.randn(count, width, generator=rng) * torch.tensor([0.5, 1.0, 2.0][:width]) + y[:, None] * 0.7
+    return Data(x, y)
+
+
+def network(how: Gaussian, data: Data) -> GaussianNetwork:
+    made = how.new(TASK, torch.Generator())
+    made.load_state_dict(how.estimate(TASK, how.measure(data, TASK)))
+    return made
+
+
+def rounded(data: Data) -> Tensor:
+    return (data.x.double() * STEPS).round() / STEPS
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(cuts=st.lists(st.integers(0, 60), max_size=4), order=st.permutations(range(60)))
+def test_the_sum_is_the_same_for_any_split(kind: str, cuts: list[int], order: list[int]) -> None:
+    how, data = Gaussian(covariance=kind), draw()  # type: ignore[arg-type]
+    shuffled = data[torch.tensor(order)]
+    parts = [how.measure(shuffled[a:b], TASK) for a, b in pairwise([0, *sorted(cuts), 60])]
+    total = parts[0]
+    for part in parts[1:]:
+        total = merge(total, part)
+    whole = how.measure(data, TASK)
+    assert all(torch.equal(total[name], whole[name]) for name in whole)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_part_can_be_subtracted_to_the_bit(kind: str) -> None:
+    how, data = Gaussian(covariance=kind), draw()  # type: ignore[arg-type]
+    left = subtract(how.measure(data, TASK), how.measure(data[:20], TASK))
+    own = how.measure(data[20:], TASK)
+    assert all(torch.equal(left[name], own[name]) for name in own)
+    again = how.estimate(TASK, left)
+    assert all(torch.equal(value, how.estimate(TASK, own)[name]) for name, value in again.items())
+
+
+def test_statistics_by_hand() -> None:
+    task = Task("features", (2,), ("a", "b"))
+    data = Data(torch.tensor([[0.5, -1.0], [1.0, 9.0], [0.25, 0.0]]), torch.tensor([0, 1, 1]))
+    half, one, top, quarter = 32, 64, 512, 16  # 9 is clipped to 8
+    tied = Gaussian().measure(data, task)
+    assert tied["counts"].tolist() == [1, 2]
+    assert tied["sums"].tolist() == [[half, -one], [one + quarter, top]]
+    assert tied["products"].tolist() == [[half**2 + one**2 + quarter**2, -half * one + one * top, one**2 + top**2]]
+    full = Gaussian(covariance="full").measure(data, task)["products"].tolist()
+    assert full == [[half**2, -half * one, one**2], [one**2 + quarter**2, one * top, top**2]]
+    diagonal = Gaussian(covariance="diagonal").measure(data, task)["products"].tolist()
+    assert diagonal == [[half**2, one**2], [one**2 + quarter**2, top**2]]
+
+
+def test_estimates_are_the_textbook_ones() -> None:
+    data = draw(400)
+    x = rounded(data)
+    means = torch.stack([x[data.y == label].mean(0) for label in range(3)])
+    own = torch.stack([torch.cov(x[data.y == label].T, correction=0) for label in range(3)])
+    shares = torch.bincount(data.y).double() / 400
+    tied = (shares[:, None, None] * own).sum(0)
+    found = network(Gaussian(shrinkage=0.0), data)
+    torch.testing.assert_close(found.prior.double(), shares, rtol=1e-6, atol=0)
+    torch.testing.assert_close(found.mean.double(), means, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close((found.factor @ found.factor.mT)[0].double(), tied, rtol=1e-4, atol=1e-5)
+    full = network(Gaussian(covariance="full", tying=0.25, shrinkage=0.5), data)
+    mixed = 0.75 * own + 0.25 * tied
+    levels = mixed.diagonal(dim1=1, dim2=2).mean(1)
+    expected = 0.5 * mixed + 0.5 * levels[:, None, None] * torch.eye(3).double()
+    torch.testing.assert_close((full.factor @ full.factor.mT).double(), expected, rtol=1e-4, atol=1e-5)
+    diagonal = network(Gaussian(covariance="diagonal", shrinkage=0.0), data)
+    torch.testing.assert_close(diagonal.factor.square().double(), own.diagonal(dim1=1, dim2=2), rtol=1e-4, atol=1e-5)
+
+
+def test_the_linear_head_is_that_of_scikit_learn() -> None:
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+    data, new = draw(300), draw(200, seed=1)
+    how = Gaussian(shrinkage=0.0)
+    head = linear_discriminant(how.estimate(TASK, how.measure(data, TASK)))
+    theirs = LinearDiscriminantAnalysis(solver="lsqr").fit(rounded(data).numpy(), data.y.numpy())
+    scores = new.x.double() @ head["weight"].double().T + head["bias"].double()
+    assert (scores.argmax(1).numpy() == theirs.predict(new.x.double().numpy())).mean() == 1.0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_scores_are_the_densities_of_scipy(kind: str) -> None:
+    from scipy.stats import multivariate_normal
+
+    data = draw(300)
+    found, x = network(Gaussian(covariance=kind), data), draw(5, seed=2).x  # type: ignore[arg-type]
+    scores = found.log_joint(x)
+    for label in range(3):
+        factor = found.factor[label if len(found.factor) > 1 else 0]
+        covariance = (factor.diag().square() if factor.ndim == 1 else factor @ factor.T).numpy()
+        density = multivariate_normal(found.mean[label].numpy(), covariance).logpdf(x.numpy())
+        density = torch.as_tensor(density) + found.prior[label].log() + 1.5 * torch.log(torch.tensor(2 * torch.pi))
+        torch.testing.assert_close(scores[:, label].double(), density.double(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_draws_have_the_moments_of_their_class(kind: str) -> None:
+    found = network(Gaussian(covariance=kind), draw(300))  # type: ignore[arg-type]
+    y = torch.arange(3).repeat_interleave(20_000)
+    x = found.sample(y, torch.Generator().manual_seed(0)).view(3, 20_000, 3)
+    torch.testing.assert_close(x.mean(1), found.mean, atol=0.06, rtol=0)
+    for label in range(3):
+        factor = found.factor[label if len(found.factor) > 1 else 0]
+        covariance = factor.square().diag() if factor.ndim == 1 else factor @ factor.T
+        torch.testing.assert_close(torch.cov(x[label].T), covariance, atol=0.15, rtol=0.05)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_class_without_examples_is_never_predicted(kind: str) -> None:
+    data = draw(80)
+    data = data[data.y != 1]
+    how = Gaussian(covariance=kind)  # type: ignore[arg-type]
+    found, far = network(how, data), torch.randn(200, 3) * 50
+    assert not (found.log_joint(far).argmax(1) == 1).any()
+    if kind == "tied":
+        head = linear_discriminant(found.state_dict())
+        assert not ((far @ head["weight"].T + head["bias"]).argmax(1) == 1).any()
+
+
+def test_one_example_a_class_has_a_covariance_that_can_be_inverted() -> None:
+    for kind in KINDS:
+        found = network(Gaussian(covariance=kind), Data(torch.eye(3), torch.arange(3)))  # type: ignore[arg-type]
+        assert bool(found.log_joint(torch.eye(3)).isfinite().all())
+
+
+def test_nothing_cannot_be_estimated() -> None:
+    nothing = Gaussian().measure(draw(0), TASK)
+    with pytest.raises(GenfedError, match="no client has an example"):
+        Gaussian().estimate(TASK, nothing)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(seed=st.integers(0, 50), count=st.integers(1, 30))
+def test_what_a_client_measures_passes_the_check(kind: str, seed: int, count: int) -> None:
+    how = Gaussian(covariance=kind)  # type: ignore[arg-type]
+    how.check(how.measure(draw(count, seed), TASK), TASK, count)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda s: s | {"counts": s["counts"] + 1}, "counts do not add up"),
+        (lambda s: s | {"counts": torch.tensor([-1, 1, 30])}, "counts do not add up"),
+        (lambda s: s | {"sums": s["sums"] * 40}, "not those of 30 examples"),
+        (lambda s: s | {"products": s["products"] * 10**6}, "not those of 30 examples"),
+        (lambda s: s | {"products": s["products"] * 0}, "not those of 30 examples"),
+        (lambda s: {"counts": s["counts"], "sums": s["sums"]}, "'products' too many or too few"),
+        (lambda s: s | {"sums": s["sums"].float()}, r"sums are torch.float32 \(3, 3\)"),
+        (lambda s: s | {"sums": s["sums"][:2]}, r"sums are torch.int64 \(2, 3\)"),
+    ],
+)
+def test_impossible_statistics_are_refused(kind: str, change: object, reason: str) -> None:
+    how = Gaussian(covariance=kind)  # type: ignore[arg-type]
+    statistics = how.measure(draw(30), TASK)
+    with pytest.raises(GenfedError, match=reason):
+        how.check(change(statistics), TASK, 30)  # type: ignore[operator]
+
+
+def test_products_beyond_the_squares_are_refused() -> None:
+    statistics = Gaussian().measure(draw(30), TASK)
+    statistics["products"][0, 1] = 30 * (8 * STEPS) ** 2  # Σ x₀ x₁
+    with pytest.raises(GenfedError, match="products are larger than its squares allow"):
+        Gaussian().check(statistics, TASK, 30)
+
+
+def test_sums_travel_in_32_bits_where_they_always_fit() -> None:
+    statistics = Gaussian().measure(Data(torch.full((8191, 3), 8.0), torch.zeros(8191, dtype=torch.int64)), TASK)
+    small = narrow(statistics, 8191)
+    assert small["products"].dtype == torch.int32
+    assert all(torch.equal(small[name].long(), statistics[name]) for name in statistics)
+    assert narrow(statistics, 8192)["products"].dtype == torch.int64
+
+
+def test_an_upper_triangle_unfolds_to_a_symmetric_matrix() -> None:
+    matrix = unfold_triangle(torch.arange(6.0)[None], 3)[0]
+    assert matrix.tolist() == [[0, 1, 2], [1, 3, 4], [2, 4, 5]]

@@ -1,0 +1,94 @@
+"""FedCGS: the head is that of all examples in one place, whoever has which of them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from genfed import ClientInfo, Data, GenfedError, Server, Task
+from genfed.config.reader import read_config
+from genfed.encoders.identity import Identity
+from genfed.experiment.checkpoint import read_checkpoint
+from genfed.generators.gaussian import linear_discriminant
+from genfed.generators.statistics_generator import narrow
+from genfed.methods.bases.feature_statistics import Statistics, StatisticsState
+from genfed.methods.fedcgs import FedCGS
+from tests.conftest import start, tiny
+
+
+def state_of(out: Path, config: dict[str, Any]) -> StatisticsState:
+    start(config, out)
+    at = read_checkpoint(read_config(config).method["fedcgs"], out / "trials" / "fedcgs" / "seed-0")
+    assert at is not None
+    assert isinstance(at.state, StatisticsState)
+    return at.state
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_any_partition_ends_with_the_same_bits(tmp_path: Path) -> None:
+    partitions: list[dict[str, Any]] = [
+        {"kind": "iid"},
+        {"kind": "dirichlet", "alpha": 0.1},
+        {"kind": "disjoint_labels"},
+    ]
+    states = [
+        state_of(
+            tmp_path / each["kind"],
+            tiny("fedcgs", partition=each, federation={"clients": 10, "architectures": ["linear"]}),
+        )
+        for each in partitions
+    ]
+    one = state_of(tmp_path / "one", tiny("fedcgs", federation={"clients": 1, "architectures": ["linear"]}))
+    for state in states:
+        assert same(state.statistics, one.statistics)
+        assert same(state.head, one.head)
+
+
+@pytest.mark.parametrize("secure", [{}, {"minimum_group": 4}])
+def test_masks_change_nothing(secure: dict[str, Any], tmp_path: Path) -> None:
+    federation = {"clients": 6, "max_examples": 120}
+    plain = state_of(tmp_path / "plain", tiny("fedcgs", federation=federation))
+    masked = state_of(tmp_path / "masked", tiny("fedcgs", federation=federation, secure_aggregation=secure))
+    assert same(plain.statistics, masked.statistics)
+    assert same(plain.head, masked.head)
+
+
+def test_the_head_is_that_of_the_gaussians(tmp_path: Path) -> None:
+    state = state_of(tmp_path / "run", tiny("fedcgs"))
+    assert same(state.head, linear_discriminant(state.generator))
+
+
+def test_a_head_must_be_linear() -> None:
+    with pytest.raises(GenfedError, match='covariance = "tied"'):
+        read_config(tiny("fedcgs", method={"fedcgs": {"generator": {"kind": "gaussian", "covariance": "full"}}}))
+
+
+def test_tables_have_the_identity(tmp_path: Path) -> None:
+    file = tmp_path / "t.csv"
+    file.write_text("a,b,y\n" + "".join(f"{i % 7},{i * 3 % 5},{'yes' if i % 7 > 3 else 'no'}\n" for i in range(120)))
+    config = tiny("fedcgs") | {"data": {"kind": "table", "path": str(file), "label": "y", "test": 0.2}}
+    config["federation"] = {"clients": 3, "architectures": ["mlp-small"]}
+    with pytest.raises(GenfedError, match="random_conv takes images"):
+        start(config, tmp_path / "refused")
+    config["method"] = {"fedcgs": {"encoder": {"kind": "identity"}}}
+    state = state_of(tmp_path / "run", config)
+    assert state.statistics["counts"].sum() > 60
+
+
+def test_what_no_honest_client_uploads_is_excluded() -> None:
+    info, method = ClientInfo(0, "linear", 8), FedCGS(encoder=Identity())
+    task = Task("features", (3,), ("a", "b"))
+    server = Server(
+        task, (info,), 0, torch.Generator(), 0, torch.device("cpu"), "float32", lambda name, rng: torch.nn.Identity()
+    )
+    honest = narrow(method.generator.measure(Data(torch.randn(8, 3), torch.arange(8) % 2), task), 8)
+    method.screen(server, info, Statistics(honest))
+    with pytest.raises(GenfedError, match="not those of 8 examples"):
+        method.screen(server, info, Statistics(honest | {"sums": honest["sums"] * 100}))
+    with pytest.raises(GenfedError, match="counts are torch.int64; torch.int32 is allowed"):
+        method.screen(server, info, Statistics({name: value.long() for name, value in honest.items()}))
+    assert method.phases()[0].screen is not None
