@@ -89,4 +89,5 @@ def draw_filters(count: int, channels: int, kernel: int, smoothness: float, rng:
         filters = blur @ filters @ blur
     filters = filters - filters.mean((1, 2, 3), keepdim=True)
     filters = filters / filters.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
-    return (filters * 2**16).round().div(2**16).float()  # machines that round differently have the same filters
+    steps: Tensor = (filters * 2**16).round()  # machines that round differently have the same filters
+    return (steps / 2**16).float()

@@ -89,6 +89,6 @@ def test_what_no_honest_client_uploads_is_excluded() -> None:
     method.screen(server, info, Statistics(honest))
     with pytest.raises(GenfedError, match="not those of 8 examples"):
         method.screen(server, info, Statistics(honest | {"sums": honest["sums"] * 100}))
-    with pytest.raises(GenfedError, match="counts are torch.int64; torch.int32 is allowed"):
+    with pytest.raises(GenfedError, match=r"counts are torch\.int64; torch\.int32 is allowed"):
         method.screen(server, info, Statistics({name: value.long() for name, value in honest.items()}))
     assert method.phases()[0].screen is not None
