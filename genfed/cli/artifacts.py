@@ -1,5 +1,6 @@
 """The commands that use a finished run (audit, compare, sample, export, predict), and pretrain."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -17,6 +18,7 @@ from genfed.cli.common import (
     on_existing,
     open_console,
     open_output,
+    print_report,
     search_code,
 )
 
@@ -91,6 +93,40 @@ def compare(
         write_file(out / "compare.md", format_markdown(join_summaries(reports), differences))
         console.print(build_compare_table(reports))
     console.print(f"page: {out / 'compare.html'}", soft_wrap=True)
+
+
+@app.command(rich_help_panel=RUNS)
+def forget(
+    run: RunPath,
+    client: Annotated[int, typer.Option(min=0, help="Number of the client that withdraws.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder for the run without the client.", show_default=False)],
+    trust_code: TrustCode = False,
+) -> None:
+    """Remove a client from a finished run: write the run as it would be if the client had never taken part.
+
+    RUN is the folder of a run. Example: `genfed forget runs/demo --client 3 --out runs/demo-without-3`
+
+    Methods whose clients upload once (fedcgs, fedcvae_ens) lose the client's part exactly, without training. The others
+    are trained again without it. The old run stays: delete it, and what was exported from it.
+    """
+    from genfed.artifacts.forget import forget as remove
+    from genfed.experiment.progress import RunProgressBar
+    from genfed.experiment.run_folder import RunFolder
+
+    console = open_console(stderr=True)
+    config = RunFolder(run).read_config()
+    with search_code(trust_code), RunProgressBar(console, trials=len(config.labels) * len(config.seeds)) as watch:
+        done = remove(run, client, out, watch)
+    print_report(done.report, out, console)
+    console.print(describe_forgotten(client, done.removed, done.retrained), soft_wrap=True)
+    console.print(f"{run} still holds what client {client} gave: delete it", soft_wrap=True)
+
+
+def describe_forgotten(client: int, removed: Sequence[str], retrained: Sequence[str]) -> str:
+    """Returns a line that says how each method lost a client."""
+    parts = [f"client {client} was removed exactly from {', '.join(removed)}"] if removed else []
+    parts += [f"without it, trained again: {', '.join(retrained)}"] if retrained else []
+    return "; ".join(parts)
 
 
 @app.command(rich_help_panel=RUNS)

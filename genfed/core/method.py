@@ -1,7 +1,7 @@
 """The interface of a method: a list of phases, each some rounds of send → work → update."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
@@ -128,6 +128,26 @@ class Method(ABC, Generic[S]):
         with differential privacy checks them before training.
         """
         return ()
+
+    def forgets(self) -> bool:
+        """Returns whether `forget` removes a client exactly; the default is False. Such a method has one phase in which
+        clients work, its first one, of one round, and after it the server is alone.
+        """
+        return False
+
+    def forget(self, server: Server, state: S, info: ClientInfo, upload: Callable[[], Any]) -> S:
+        """Returns the state after the first phase as if a client had not been there, given a later state.
+
+        Args:
+            server: A server that does not know the client.
+            state: A state after the first phase, or a later one.
+            info: The client.
+            upload: Makes the client's upload again.
+
+        Raises:
+            GenfedError: the method does not `forgets`.
+        """
+        raise GenfedError(f"{type(self).__name__} cannot remove a client from what it has learned")
 
     @abstractmethod
     def init(self, server: Server) -> S:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from genfed.audits.findings import Exchanged
 from genfed.config.reader import to_toml
@@ -43,11 +43,12 @@ class TrialOutcomes:
         """Adds the clients of a seed."""
         self.clients[seed] = shards.clients
         if len(shards.train):
-            self.class_counts[str(seed)] = partitioning.count_classes(shards)
+            nothing = (0,) * len(shards.task.classes)
+            self.class_counts[str(seed)] = _by_number(shards, partitioning.count_classes(shards), nothing)
             self.data_digest[str(seed)] = digest_pool(shards)
         values = tuple(own.values for each in shards.own.values() for own in each)
         if any(values):
-            self.natural_values[str(seed)] = values
+            self.natural_values[str(seed)] = _by_number(shards, values, ())
 
     def add_guarantee(self, trial: Trial, guarantee: PrivacyGuarantee | None) -> None:
         """Adds what protects a finished trial. None: no differential privacy."""
@@ -58,6 +59,15 @@ class TrialOutcomes:
         self.exchanges += describe_trial_exchanges(trial, self.guarantees[trial.label, trial.seed])
         if picture := sample_grids.sample_picture(trial, state):
             self.pictures[trial.label] = picture
+
+
+T = TypeVar("T")
+
+
+def _by_number(shards: FederatedData, values: Sequence[T], nothing: T) -> tuple[T, ...]:
+    """Returns the clients' values in the order of their numbers, with `nothing` for those that are excluded."""
+    of = {info.id: value for info, value in zip(shards.clients, values, strict=True)}
+    return tuple(of.get(number, nothing) for number in range(max(of) + 1))
 
 
 def build_report(outcomes: TrialOutcomes, inputs: RunInputs, rows: Sequence[Row], started: RunStart) -> Report:

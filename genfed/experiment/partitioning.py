@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from genfed.config.settings import Config
+from genfed.config.settings import Config, Federation
 from genfed.core.aggregate import ClientInfo
 from genfed.core.errors import GenfedError
 from genfed.core.federated_data import FederatedData, PersonalTestSet
@@ -31,8 +31,9 @@ def partition_data(config: Config, dataset: Dataset, seed: int) -> FederatedData
         columns = {name: tuple(values[i] for i in rows.tolist()) for name, values in columns.items()}
     parts = config.partition.split(y[rows], federation.clients, stream(seed, "partition"), columns)
     names = assign_architectures(federation.architectures, federation.clients)
-    clients = tuple(ClientInfo(i, name, len(part)) for i, (name, part) in enumerate(zip(names, parts, strict=True)))
-    stops = torch.tensor([len(part) for part in parts]).cumsum(0).tolist()
+    kept = _list_kept(federation)
+    clients = tuple(ClientInfo(i, names[i], len(parts[i])) for i in kept)
+    stops = torch.tensor([len(parts[i]) for i in kept]).cumsum(0).tolist()
     tested = config.evaluation.split == "test"
     held_out = dataset.test if tested else dataset.validation
     held_out_columns = dataset.test_columns if tested else dataset.validation_columns
@@ -42,14 +43,31 @@ def partition_data(config: Config, dataset: Dataset, seed: int) -> FederatedData
         dataset.task,
         clients,
         tuple(zip([0, *stops[:-1]], stops, strict=True)),
-        dataset.train[rows[torch.cat(parts)]],
+        dataset.train[rows[torch.cat([parts[i] for i in kept])]],
         held_out,
-        _personal_test_sets(parts, config.partition.natural, columns, held_out_columns),
+        _personal_test_sets({i: parts[i] for i in kept}, config.partition.natural, columns, held_out_columns),
     )
 
 
+def _list_kept(federation: Federation) -> list[int]:
+    """Returns the numbers of the clients that are not excluded.
+
+    Raises:
+        GenfedError: there is no such client, or all are excluded.
+    """
+    excluded = federation.excluded or ()
+    if unknown := [i for i in excluded if i >= federation.clients]:
+        raise GenfedError(
+            f"federation.excluded: there is no client {unknown[0]}; they are 0 to {federation.clients - 1}"
+        )
+    kept = [i for i in range(federation.clients) if i not in excluded]
+    if not kept:
+        raise GenfedError("federation.excluded names all clients: at least one must remain")
+    return kept
+
+
 def _personal_test_sets(
-    parts: Sequence[Tensor],
+    parts: Mapping[int, Tensor],
     column: str | None,
     columns: Mapping[str, Sequence[str]],
     held_out: Mapping[str, Sequence[str]],
@@ -58,12 +76,12 @@ def _personal_test_sets(
     all of them where the held-out part lacks that column.
     """
     if column is None or column not in held_out:
-        return {i: (PersonalTestSet(i, (0, len(part))),) for i, part in enumerate(parts)}
+        return {i: (PersonalTestSet(i, (0, len(part))),) for i, part in parts.items()}
     places = defaultdict(list)
     for row, value in enumerate(held_out[column]):
         places[value].append(row)
     own: dict[int, tuple[PersonalTestSet, ...]] = {}
-    for i, part in enumerate(parts):
+    for i, part in parts.items():
         values = tuple(sorted({columns[column][row] for row in part.tolist()}))
         rows = torch.tensor(sorted(row for value in values for row in places[value]), dtype=torch.int64)
         own[i] = (PersonalTestSet(i, (0, len(part)), values, rows),)

@@ -172,8 +172,7 @@ def run_on(
     config = inputs.config
     for method in config.method.values():  # a generator that does not fit, before an earlier method has run
         method.init(inputs.initial_server())
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    started = RunStart(command or command_line(), now, secrets.token_hex(8))
+    started = describe_start(command)
     with contextlib.ExitStack() as stack:
         stack.enter_context(folder.claim(config, on_existing))
         (tell or _log_warnings)(inputs.summary)
@@ -199,6 +198,12 @@ def _write_summary(summary: SourceSummary) -> None:
         log.info("read: %s", line)
     for line in summary.warnings:
         log.warning("read: %s", line)
+
+
+def describe_start(command: str | None) -> RunStart:
+    """Returns when and how a run is started, with a new number. `command`: None: the one of this process."""
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return RunStart(command or command_line(), now, secrets.token_hex(8))
 
 
 def _run_trials(

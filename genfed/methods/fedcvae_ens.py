@@ -3,17 +3,19 @@ Heterogeneity, ICLR 2023: every client uploads the decoder of its own CVAE and i
 trains classifiers on images from the ensemble of decoders.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from genfed.core.aggregate import ClientInfo
 from genfed.core.client import Server
 from genfed.core.errors import GenfedError
 from genfed.core.phase import Phase, Reduced
 from genfed.core.settings import settings
 from genfed.core.task import Data, Weights
-from genfed.methods.bases.decoder_upload import DecoderUpload, decode
+from genfed.methods.bases.decoder_upload import Decoder, DecoderUpload, decode
 from genfed.training.weights import initial_classifiers
 
 
@@ -52,6 +54,16 @@ class FedCVAEEns(DecoderUpload[FedCVAEEnsState]):
 
     def phases(self) -> list[Phase[FedCVAEEnsState]]:
         return [self.upload(self.collect), Phase("classifier", self.train_on_images, rounds=self.rounds)]
+
+    def forgets(self) -> bool:
+        return True
+
+    def forget(
+        self, server: Server, state: FedCVAEEnsState, info: ClientInfo, upload: Callable[[], Decoder]
+    ) -> FedCVAEEnsState:
+        decoders = {i: decoder for i, decoder in state.decoders.items() if i != info.id}
+        labels = {i: counts for i, counts in state.labels.items() if i != info.id}
+        return FedCVAEEnsState(decoders, labels, initial_classifiers(server))
 
     def collect(self, server: Server, state: FedCVAEEnsState, reduced: Reduced) -> FedCVAEEnsState:
         """Takes the uploaded decoders and label counts."""

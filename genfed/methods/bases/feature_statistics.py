@@ -1,6 +1,7 @@
 """Base of methods with one upload of statistics: clients add up what a generator of features is estimated from."""
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from pydantic import Field, InstanceOf
@@ -16,7 +17,7 @@ from genfed.core.task import Task, Weights
 from genfed.encoders.encoder import ENCODED, Encoder, build_encoder, encode_examples
 from genfed.encoders.random_conv import RandomConv
 from genfed.generators.gaussian import Gaussian
-from genfed.generators.statistics_generator import StatisticsGenerator, narrow, narrow_type
+from genfed.generators.statistics_generator import StatisticsGenerator, narrow, narrow_type, subtract
 from genfed.training.weights import Model
 
 
@@ -117,6 +118,14 @@ class FeatureStatistics(Method[StatisticsState]):
         statistics = {name: value.long() for name, value in statistics.items()}
         generator = self.generator.estimate(build_encoder(self.encoder, server).task, statistics)
         return replace(state, statistics=statistics, generator=generator, head=self.make_head(server, generator))
+
+    def forgets(self) -> bool:
+        return self.generator.passes == 1  # later passes depend on the client in more ways than by its own sums
+
+    def forget(
+        self, server: Server, state: StatisticsState, info: ClientInfo, upload: Callable[[], Statistics]
+    ) -> StatisticsState:
+        return self.with_statistics(server, state, subtract(state.statistics, upload().statistics))
 
     @abstractmethod
     def make_head(self, server: Server, generator: Weights) -> Weights:
