@@ -248,12 +248,21 @@ _Part = tuple[str, str]
 class Fold:
     """The reduction of one round's replies. Each client is given once, in any order, with `add` or `skip`.
 
-    All uploads of a group look the same: a field that was sent as it was sent, another one as in most uploads (in a
-    tie, as in that of the lowest client id). So one client with another upload excludes no other, also if it replies
+    All uploads of a group look the same: as `expected` does, a field that was sent as it was sent, another one as in most
+    uploads (in a tie, as in that of the lowest client id). So one client with another upload excludes no other, also if it replies
     first.
     """
 
-    def __init__(self, aggregates: Mapping[str, Aggregate], clients: Sequence[ClientInfo]) -> None:
+    def __init__(
+        self, aggregates: Mapping[str, Aggregate], clients: Sequence[ClientInfo], expected: object = None
+    ) -> None:
+        """Starts a reduction.
+
+        Args:
+            aggregates: how each field is reduced.
+            clients: the clients of the round.
+            expected: a record that looks like every upload; its numbers do not count. None: it is not known.
+        """
         self._aggregates = aggregates
         self._place = {info.id: place for place, info in enumerate(sorted(clients, key=lambda i: i.id))}
         self._sums: dict[tuple[int, int], dict[str, Any] | None] = {}  # (level, index) -> partial; None: empty
@@ -264,6 +273,11 @@ class Fold:
         self.layouts: dict[_Part, Any] = {}
         """Layouts that uploads must have, by field and group, as far as they are known."""
         self._misfits: dict[int, str] = {}
+        if expected is not None:
+            for name, aggregate in aggregates.items():
+                for info in {aggregate.group(info): info for info in clients}.values():
+                    for group, layout in aggregate.read_layout(getattr(expected, name), info).items():
+                        self.layouts[name, group] = layout
 
     def add(self, info: ClientInfo, upload: object, weight: float, sent: object = None) -> None:
         """Folds one reply in.

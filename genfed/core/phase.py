@@ -130,6 +130,10 @@ class Phase(Generic[S]):
     screen: Callable[[Server, ClientInfo, Any], None] | None = None
     """(server, client, upload): raises GenfedError about an upload that no honest client makes; the client is excluded.
     `update` could use it. So under masks, where the server sees no upload, it is left out."""
+    expected: Callable[[Server], Any] | None = None
+    """server → a record that looks like every upload: names, shapes and types; its tensors may be on "meta". Then each
+    upload is added up when it comes. None: unless a field was sent too, up to half of the uploads are held until it is
+    known how most of them look."""
     draws_as: str | None = None
     """The name under which clients draw random numbers, where this phase is part of another one (secure aggregation).
     None: its own name."""

@@ -175,7 +175,9 @@ class Round:
             fold: reduces the uploads. None: the aggregates of the phase do.
         """
         self._request, self._quorum = request, quorum
-        self._fold = fold or Fold(request.phase.aggregate, list(request.clients))
+        known = request.phase.expected
+        expected = None if known is None else known(request.server)
+        self._fold = fold or Fold(request.phase.aggregate, list(request.clients), expected)
         self._sent: dict[int, Packed] = {}
         self._answered: list[ClientInfo] = []
         self.failures: dict[int, str] = {}

@@ -61,8 +61,8 @@ class Gaussian(StatisticsGenerator):
         return {name: value.long().cpu() for name, value in exact.items()}
 
     def check(self, statistics: Weights, task: Task, examples: int) -> None:
-        classes, width = len(task.classes), math.prod(task.shape)
-        check_counts_and_forms(statistics, self._shapes(classes, width), examples)
+        width = math.prod(task.shape)
+        check_counts_and_forms(statistics, self.shapes(task), examples)
         counts, sums, squares = (statistics[name].double() for name in ("counts", "sums", "products"))
         if self.covariance != "diagonal":
             squares = squares[:, _diagonal_places(width)]
@@ -91,7 +91,8 @@ class Gaussian(StatisticsGenerator):
         prior = counts / counts.sum()
         return {"prior": prior.float(), "mean": mean.float(), "factor": factor.float()}
 
-    def _shapes(self, classes: int, width: int) -> dict[str, tuple[int, ...]]:
+    def shapes(self, task: Task) -> dict[str, tuple[int, ...]]:
+        classes, width = len(task.classes), math.prod(task.shape)
         triangle = width * (width + 1) // 2
         products = {"tied": (1, triangle), "full": (classes, triangle), "diagonal": (classes, width)}
         return {"counts": (classes,), "sums": (classes, width), "products": products[self.covariance]}

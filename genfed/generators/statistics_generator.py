@@ -43,6 +43,10 @@ class StatisticsGenerator(Generator):
     """Number of times that clients measure statistics."""
 
     @abstractmethod
+    def shapes(self, task: Task) -> dict[str, tuple[int, ...]]:
+        """Returns the shape of each statistic by its name."""
+
+    @abstractmethod
     def measure(self, data: Data, task: Task) -> Weights:
         """Returns the statistics of examples: int64 tensors by name, among them "counts" int64 [classes], the number
         of examples of each class.
@@ -110,7 +114,7 @@ def check_counts_and_forms(statistics: Mapping[str, Tensor], shapes: Mapping[str
 
     Args:
         statistics: What a client uploaded.
-        shapes: The shape of each tensor by name; "counts" among them.
+        shapes: What `StatisticsGenerator.shapes` returns.
         count: The client's number of examples.
 
     Raises:

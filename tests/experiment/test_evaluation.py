@@ -39,6 +39,8 @@ class Says(nn.Module):
 class Stub:
     """A method without training."""
 
+    ignores_architecture = False
+
     def phases(self) -> list[Any]:
         return []
 

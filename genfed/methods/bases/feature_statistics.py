@@ -4,6 +4,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import torch
 from pydantic import Field, InstanceOf
 from torch import Tensor, nn
 
@@ -82,12 +83,13 @@ class FeatureStatistics(Method[StatisticsState]):
                 aggregate={"statistics": Sum()},
                 slots=(ENCODED,),
                 screen=self.screen,
+                expected=self.expected,
             )
         ]
 
     def request(self, server: Server, state: StatisticsState, info: ClientInfo) -> StatisticsRequest:
         """Sends the digest of the encoder, and how many examples a client has at most."""
-        return StatisticsRequest(state.encoder, max(client.examples for client in server.clients))
+        return StatisticsRequest(state.encoder, _count_largest(server))
 
     def measure(self, client: Client, sent: StatisticsRequest) -> Reply[Statistics]:
         """Adds up the statistics of the client's features."""
@@ -97,16 +99,18 @@ class FeatureStatistics(Method[StatisticsState]):
         measured = self.generator.measure(features, Task("features", tuple(features.x.shape[1:]), client.task.classes))
         return Reply(Statistics(narrow(measured, sent.largest)), weight=len(client.data))
 
+    def expected(self, server: Server) -> Statistics:
+        """Returns statistics of the shapes and the type that every client uploads."""
+        kind, task = narrow_type(_count_largest(server)), build_encoder(self.encoder, server).task
+        shapes = self.generator.shapes(task)
+        return Statistics({name: torch.empty(shape, dtype=kind, device="meta") for name, shape in shapes.items()})
+
     def screen(self, server: Server, info: ClientInfo, upload: Statistics) -> None:
         """Refuses statistics that the client's number of examples cannot have.
 
         Raises:
-            GenfedError: see `StatisticsGenerator.check`; or the numbers have another type than was agreed.
+            GenfedError: see `StatisticsGenerator.check`.
         """
-        largest = max(client.examples for client in server.clients)
-        for name, value in upload.statistics.items():
-            if value.dtype != narrow_type(largest):
-                raise GenfedError(f"its {name} are {value.dtype}; {narrow_type(largest)} is allowed")
         self.generator.check(upload.statistics, build_encoder(self.encoder, server).task, info.examples)
 
     def estimate(self, server: Server, state: StatisticsState, reduced: Reduced) -> StatisticsState:
@@ -154,3 +158,8 @@ class FeatureStatistics(Method[StatisticsState]):
 
     def represent(self, server: Server, state: StatisticsState, x: Tensor) -> Tensor:
         return build_encoder(self.encoder, server).encode(x.to(server.device)).cpu()
+
+
+def _count_largest(server: Server) -> int:
+    """Returns the number of examples of the largest client."""
+    return max(client.examples for client in server.clients)
