@@ -16,6 +16,9 @@ from genfed.core.settings import settings
 from genfed.core.task import Task
 from genfed.encoders.encoder import Encoder
 
+CHUNK = 64
+"""Images at once: their responses are far larger than they."""
+
 
 @settings
 class RandomConv(Encoder):
@@ -61,10 +64,14 @@ class RandomConvNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the features [n, d] of images [n, C, H, W]."""
+        return torch.cat([self._encode(part) for part in torch.split(x, CHUNK)])
+
+    def _encode(self, x: Tensor) -> Tensor:
         responses = F.conv2d(x, self.filters, padding=self.how.kernel // 2)
         if self.how.contrast:
             responses = responses * self._evened(x)
-        cells = F.adaptive_avg_pool2d(F.relu(responses.abs() - self.how.threshold), self.how.cells)
+        above = responses.abs().sub_(self.how.threshold).relu_()
+        cells = F.adaptive_avg_pool2d(above, self.how.cells)
         features = cells.flatten(1).sqrt()
         # 1e-6: an even image has no responses at all, and keeps features of 0.
         scaled: Tensor = features * features.square().mean(1, keepdim=True).clamp_min(1e-6).rsqrt()
