@@ -26,17 +26,17 @@ class RandomConv(Encoder):
     square root, then scaled to mean square 1 per example. There are `filters` · `cells`² features.
     """
 
-    filters: Annotated[int, Field(ge=1, le=4096)] = 56
+    filters: Annotated[int, Field(ge=1, le=4096)] = 59
     """Number of filters."""
     kernel: Annotated[int, Field(ge=1, le=31)] = 7
     """Side of a filter in pixels; odd."""
-    smoothness: Annotated[float, Field(ge=0, le=10)] = 1.0
+    smoothness: Annotated[float, Field(ge=0, le=10)] = 0.7
     """Standard deviation in pixels of the blur of a filter's random numbers. 0: no blur."""
     threshold: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.5
     """Response below which a filter is silent; filters have norm 1 and mean 0, pixels are in [−1, 1]."""
     cells: Annotated[int, Field(ge=1, le=32)] = 3
     """Cells per side of the grid over which responses are averaged."""
-    contrast: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    contrast: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     """Constant c that is added to a patch's sum of squared deviations before its responses are divided by the root of
     both, which evens out the contrast of images. 0: they are not divided."""
 

@@ -102,7 +102,7 @@ def test_features_are_computed_once() -> None:
 
 def test_features_of_random_convolutions_by_hand() -> None:
     """One filter on a single cell: the mean of what its absolute response exceeds the threshold by, and its root."""
-    how = RandomConv(filters=1, kernel=3, cells=1, threshold=0.25)
+    how = RandomConv(filters=1, kernel=3, cells=1, threshold=0.25, contrast=0)
     built = build_encoder(how, server(Task("image", (1, 4, 4), ("a", "b"))))
     x = examples(Task("image", (1, 4, 4), ("a", "b")), 3).x
     kernel, padded = built.network.get_buffer("filters")[0, 0], nn.functional.pad(x[:, 0], (1, 1, 1, 1))
@@ -117,7 +117,7 @@ def test_features_of_random_convolutions_by_hand() -> None:
     assert all(total > 0 for total in sums)
     # Of one feature, scaled to mean square 1, the sign is left: so two filters are looked at below.
     assert built.encode(x).flatten().tolist() == pytest.approx([1.0] * 3)
-    two = build_encoder(RandomConv(filters=2, kernel=3, cells=1, threshold=0.25), server(IMAGES)).encode(
+    two = build_encoder(RandomConv(filters=2, kernel=3, cells=1, threshold=0.25, contrast=0), server(IMAGES)).encode(
         examples(IMAGES).x
     )
     assert two.square().mean(1).tolist() == pytest.approx([1.0] * 6, rel=1e-5)
