@@ -22,8 +22,8 @@ CHUNK = 64
 
 @settings
 class RandomConv(Encoder):
-    """Features of images by random smooth filters: |filter response| above a threshold, averaged over a grid of cells,
-    square root, then scaled to mean square 1 per example. There are `filters` · `cells`² features.
+    """Features of images by random smooth filters: |filter response| above a threshold, averaged over a grid of soft
+    cells, square root, then scaled to mean square 1 per example. There are `filters` · `cells`² features.
     """
 
     filters: Annotated[int, Field(ge=1, le=4096)] = 59
@@ -35,7 +35,7 @@ class RandomConv(Encoder):
     threshold: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.5
     """Response below which a filter is silent; filters have norm 1 and mean 0, pixels are in [−1, 1]."""
     cells: Annotated[int, Field(ge=1, le=32)] = 3
-    """Cells per side of the grid over which responses are averaged."""
+    """Cells per side of the grid over which responses are averaged, each with Gaussian weights."""
     contrast: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     """Constant c that is added to a patch's sum of squared deviations before its responses are divided by the root of
     both, which evens out the contrast of images. 0: they are not divided."""
@@ -71,8 +71,8 @@ class RandomConvNetwork(nn.Module):
         if self.how.contrast:
             responses = responses * self._evened(x)
         above = responses.abs().sub_(self.how.threshold).relu_()
-        cells = F.adaptive_avg_pool2d(above, self.how.cells)
-        features = cells.flatten(1).sqrt()
+        rows, columns = (weigh_cells(self.how.cells, side).to(x) for side in x.shape[2:])
+        features = (rows @ above @ columns.T).flatten(1).sqrt()
         # 1e-6: an even image has no responses at all, and keeps features of 0.
         scaled: Tensor = features * features.square().mean(1, keepdim=True).clamp_min(1e-6).rsqrt()
         return scaled
@@ -85,6 +85,16 @@ class RandomConvNetwork(nn.Module):
         deviations = numbers * (square - mean.square()).clamp_min(0)
         factors: Tensor = kernel * (deviations + self.how.contrast).rsqrt()
         return factors
+
+
+def weigh_cells(cells: int, side: int) -> Tensor:
+    """Returns the weights [cells, side] of the places along a side in each cell: a Gaussian at the middle of the cell,
+    whose standard deviation is 0.4 of its width. They add up to 1.
+    """
+    middles = (torch.arange(cells, dtype=torch.float64) + 0.5) * side / cells
+    places = torch.arange(side, dtype=torch.float64) + 0.5
+    weights = (-(places - middles[:, None]).square() / (2 * (0.4 * side / cells) ** 2)).exp()
+    return weights / weights.sum(1, keepdim=True)
 
 
 def draw_filters(count: int, channels: int, kernel: int, smoothness: float, rng: torch.Generator) -> Tensor:

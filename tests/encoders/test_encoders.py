@@ -1,17 +1,18 @@
 """Encoders: fixed maps that are the same everywhere, and what they refuse."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from genfed import Client, ClientInfo, Data, GenfedError, Server, Slot, Task
 from genfed.config import registry
 from genfed.encoders.encoder import ENCODED, Encoder, build_encoder, encode_examples
 from genfed.encoders.identity import Identity
-from genfed.encoders.random_conv import RandomConv, draw_filters
+from genfed.encoders.random_conv import RandomConv, draw_filters, weigh_cells
 
 IMAGES = Task("image", (3, 16, 16), ("cat", "dog"))
 TABLE = Task("table", (5,), ("no", "yes"))
@@ -101,26 +102,31 @@ def test_features_are_computed_once() -> None:
 
 
 def test_features_of_random_convolutions_by_hand() -> None:
-    """One filter on a single cell: the mean of what its absolute response exceeds the threshold by, and its root."""
-    how = RandomConv(filters=1, kernel=3, cells=1, threshold=0.25, contrast=0)
-    built = build_encoder(how, server(Task("image", (1, 4, 4), ("a", "b"))))
-    x = examples(Task("image", (1, 4, 4), ("a", "b")), 3).x
-    kernel, padded = built.network.get_buffer("filters")[0, 0], nn.functional.pad(x[:, 0], (1, 1, 1, 1))
-
-    def response(image: Tensor, row: int, column: int) -> float:
-        return float((image[row : row + 3, column : column + 3] * kernel).sum())
-
-    sums = [
-        sum(max(0.0, abs(response(image, row, column)) - 0.25) for row in range(4) for column in range(4))
-        for image in padded
-    ]
-    assert all(total > 0 for total in sums)
-    # Of one feature, scaled to mean square 1, the sign is left: so two filters are looked at below.
-    assert built.encode(x).flatten().tolist() == pytest.approx([1.0] * 3)
-    two = build_encoder(RandomConv(filters=2, kernel=3, cells=1, threshold=0.25, contrast=0), server(IMAGES)).encode(
-        examples(IMAGES).x
+    """Two filters in one cell: the weighted mean of what their absolute response exceeds the threshold by; the root."""
+    how, task = (
+        RandomConv(filters=2, kernel=3, cells=1, threshold=0.25, contrast=0),
+        Task("image", (1, 4, 4), ("a", "b")),
     )
-    assert two.square().mean(1).tolist() == pytest.approx([1.0] * 6, rel=1e-5)
+    built, x = build_encoder(how, server(task)), examples(task, 3).x
+    filters, padded = built.network.get_buffer("filters")[:, 0], nn.functional.pad(x[:, 0], (1, 1, 1, 1))
+    gauss = [math.exp(-((place + 0.5 - 2) ** 2) / (2 * (0.4 * 4) ** 2)) for place in range(4)]
+    for image, found in zip(padded, built.encode(x), strict=True):
+        means = []
+        for one in filters:
+            above = [
+                [max(0.0, abs(float((image[r : r + 3, c : c + 3] * one).sum())) - 0.25) for c in range(4)]
+                for r in range(4)
+            ]
+            total = sum(gauss[r] * gauss[c] * above[r][c] for r in range(4) for c in range(4))
+            means.append(math.sqrt(total / sum(gauss) ** 2))
+        scale = math.sqrt(sum(value**2 for value in means) / 2)
+        assert found.tolist() == pytest.approx([value / scale for value in means], rel=1e-4)
+
+
+def test_cells_are_symmetric_and_add_up() -> None:
+    weights = weigh_cells(3, 28)
+    assert weights.sum(1).tolist() == pytest.approx([1.0] * 3)
+    torch.testing.assert_close(weights, weights.flip(0).flip(1))
 
 
 def test_filters_have_mean_0_and_norm_1_and_are_multiples_of_a_step() -> None:
