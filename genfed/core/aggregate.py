@@ -248,9 +248,9 @@ _Part = tuple[str, str]
 class Fold:
     """The reduction of one round's replies. Each client is given once, in any order, with `add` or `skip`.
 
-    All uploads of a group look the same: as `expected` does, a field that was sent as it was sent, another one as in most
-    uploads (in a tie, as in that of the lowest client id). So one client with another upload excludes no other, also if it replies
-    first.
+    All uploads of a group look the same: as `expected` does, a field that was sent as it was sent, another one as in
+    most uploads (in a tie, as in that of the lowest client id). So one client with another upload excludes no other,
+    also if it replies first.
     """
 
     def __init__(
