@@ -133,7 +133,7 @@ def list_(
 ) -> None:
     """Explain methods, settings, metrics and everything else that a config or a report names.
 
-    WHAT is one of: methods, data, partitions, architectures, generators, audits, aggregations, attacks, privacy,
+    WHAT is one of: methods, data, partitions, architectures, generators, encoders, audits, aggregations, attacks, privacy,
     settings, metrics. With a NAME, only that one is explained, with its settings and their defaults.
 
     Example: `genfed list methods gefl`
