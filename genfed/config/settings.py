@@ -12,7 +12,7 @@ from genfed.core.settings import settings
 from genfed.core.text import NAME, one_line
 from genfed.data.dataset import Source
 from genfed.data.partition import IID, Partitioner
-from genfed.privacy.settings import DPSGD, DPFedAvg, PrivacySettings
+from genfed.privacy.settings import DPSGD, DPFedAvg, DPSum, PrivacySettings
 from genfed.report.results import Published
 from genfed.robustness.attack import Attack
 from genfed.robustness.robust_mean import AggregationRule
@@ -143,16 +143,16 @@ class Config:
     audit: dict[str, InstanceOf[Audit]] = Field(default_factory=dict)
     """Settings of the audits, for `audits` and for `genfed audit`: a table [audit.LABEL] per audit."""
     privacy: InstanceOf[PrivacySettings] | None = None
-    """Differential privacy; `kind` names the mechanism: "dp_sgd" protects every example, "dp_fedavg" every client.
-    Unset: no differential privacy."""
+    """Differential privacy; `kind` names the mechanism: "dp_sgd" and "dp_sum" protect every example, "dp_fedavg"
+    every client. Unset: no differential privacy."""
     method: dict[str, InstanceOf[Method[Any]]]
     """Settings of the methods: a table [method.LABEL] per method."""
 
     def __post_init__(self) -> None:
-        if self.privacy is not None and not isinstance(self.privacy, DPSGD | DPFedAvg):
+        if self.privacy is not None and not isinstance(self.privacy, DPSGD | DPFedAvg | DPSum):
             raise GenfedError(
                 f"privacy.kind: {type(self.privacy).__name__} is a mechanism that runs do not apply; set "
-                '"dp_sgd" or "dp_fedavg"'
+                '"dp_sgd", "dp_sum" or "dp_fedavg"'
             )
         if twice := [seed for seed in self.seeds if self.seeds.count(seed) > 1]:
             raise GenfedError(f"seeds: {twice[0]} stands twice; each seed is one repetition")
@@ -164,13 +164,18 @@ class Config:
 
     @property
     def example_privacy(self) -> DPSGD | None:
-        """Differential privacy of every example. None: unset."""
+        """Differential privacy of every example in training. None: unset."""
         return self.privacy if isinstance(self.privacy, DPSGD) else None
 
     @property
     def client_privacy(self) -> DPFedAvg | None:
         """Differential privacy of every client. None: unset."""
         return self.privacy if isinstance(self.privacy, DPFedAvg) else None
+
+    @property
+    def sum_privacy(self) -> DPSum | None:
+        """Differential privacy of every example in sums. None: unset."""
+        return self.privacy if isinstance(self.privacy, DPSum) else None
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from genfed.core.aggregate import ClientInfo
 from genfed.core.errors import GenfedError
-from genfed.core.privacy import PrivateTrainer
+from genfed.core.privacy import PrivateTrainer, SumNoise
 from genfed.core.rng import stream
 from genfed.core.store import MemoryStore, Store
 from genfed.core.task import Data, Task
@@ -99,6 +99,8 @@ class Client:
     """(architecture, rng) → a classifier initialized from rng, on `device`."""
     privacy: PrivateTrainer | None = None
     """Trainer for its own examples under differential privacy, a parameter of `training.fit`. None: no privacy."""
+    sums: SumNoise | None = None
+    """Bounds of each example in the sums that it uploads, under differential privacy of sums. None: no bounds."""
 
     def new_network(self, rng: torch.Generator) -> "nn.Module":
         """Returns its own classifier, initialized from the generator; on `device`."""
@@ -150,6 +152,8 @@ class Server:
     """Public unlabeled examples [n, *task.shape], as in `Data.x`. None: the run has none."""
     store: Store = field(default_factory=MemoryStore)
     """Storage for what is too large for the state, such as a synthetic dataset; `init` and `update` may append."""
+    sums: SumNoise | None = None
+    """The noise of the sums that `update` gets, under differential privacy of sums. None: they have no noise."""
 
     @property
     def architectures(self) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar
 from genfed.core.aggregate import Aggregate, ClientInfo
 from genfed.core.client import Client, Server, Slot
 from genfed.core.errors import GenfedError
+from genfed.core.privacy import SumBounds
 
 S = TypeVar("S")
 U = TypeVar("U")
@@ -134,6 +135,10 @@ class Phase(Generic[S]):
     """server → a record that looks like every upload: names, shapes and types; its tensors may be on "meta". Then each
     upload is added up when it comes. None: unless a field was sent too, up to half of the uploads are held until it is
     known how most of them look."""
+    noise_scales: Callable[[SumBounds, Mapping[str, Any]], Mapping[str, Any]] | None = None
+    """(bounds, sums or uploads by field) → a positive scale for every number of them. Divided by the scales, what one
+    example adds to the sums has an L2 norm of at most 1, if `work` keeps to the bounds in `client.sums`. None: the
+    uploads are no sums with this property."""
     draws_as: str | None = None
     """The name under which clients draw random numbers, where this phase is part of another one (secure aggregation).
     None: its own name."""

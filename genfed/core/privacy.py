@@ -1,7 +1,8 @@
 """The interfaces of example-level differential privacy: trainings that a phase declares, the trainer that a client
-gets, and the keeper of privacy budgets.
+gets, and the keeper of privacy budgets; and the bounds of sums over examples.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,36 @@ class DeclaredTraining:
     """Passes over the examples."""
     batch_size: int
     """Maximum number of examples in a batch. Under DP-SGD: the maximum expected number."""
+
+
+@dataclass(frozen=True)
+class SumBounds:
+    """How much of the sums of statistics one example may be, under differential privacy of sums."""
+
+    clip_norm: float | None = None
+    """Maximum L2 norm of an example's features; longer rows are clipped to it. None: √d for d features."""
+    count_share: float = 0.05
+    """Share of the count in the squared norm of an example's contribution."""
+    sum_share: float = 0.45
+    """Share of its features there. Their products have the rest."""
+
+    @property
+    def product_share(self) -> float:
+        """Share of the products."""
+        return 1 - self.count_share - self.sum_share
+
+    def norm(self, features: int) -> float:
+        """Returns the clipping norm of rows with this number of features."""
+        return math.sqrt(features) if self.clip_norm is None else self.clip_norm
+
+
+@dataclass(frozen=True)
+class SumNoise:
+    """What a party knows of the protection of sums over examples."""
+
+    bounds: SumBounds
+    multiplier: float = 0.0
+    """Standard deviation of the noise on the sums, in units of an example's largest contribution. 0: no noise."""
 
 
 class PrivateTrainer(Protocol):

@@ -202,6 +202,7 @@ def _checked_inputs(config: Config, roster: SiteRoster, sites: Sequence[SiteDesc
     compatibility.check_compatibility(config, _without_examples(task, clients), config.seeds[-1])
     for seed in config.seeds:
         compatibility.check_client_privacy(config, clients, seed)
+        compatibility.check_sum_privacy(config, clients, seed)
     checks.check_device(config.compute.device)
     for label, method in config.method.items():
         checks.check_augmentation(label, method, task)
@@ -219,7 +220,7 @@ def _ask_consent(roster: SiteRoster, inputs: RunInputs, sites: Sequence[SiteDesc
     config = inputs.config
     trials = [_describe_trial(inputs, label, seed, run_id) for label in config.method for seed in config.seeds]
     for number, site in enumerate(sites):
-        if config.example_privacy or config.secure_aggregation or site.demands:
+        if config.example_privacy or config.sum_privacy or config.secure_aggregation or site.demands:
             roster.ask(site.name, {"ask": "prepare", "open": trials, "client": number})
 
 
@@ -240,6 +241,7 @@ def _describe_trial(inputs: RunInputs, label: str, seed: int, run_id: str) -> st
         "secure_aggregation": settings_table(config.secure_aggregation) if config.secure_aggregation else None,
         "privacy": settings_table(config.example_privacy) if config.example_privacy else None,
         "client_privacy": settings_table(client_privacy) if client_privacy else None,
+        "sum_privacy": settings_table(config.sum_privacy) if config.sum_privacy else None,
     }
     return json.dumps(about)
 

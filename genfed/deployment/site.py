@@ -50,8 +50,9 @@ from genfed.foundation.model import FoundationModel
 from genfed.foundation.settings import Foundation
 from genfed.privacy import site_budget
 from genfed.privacy.compatibility import check_method, check_network, check_precision, list_batch_sizes
+from genfed.privacy.dp_sum import check_sum_level
 from genfed.privacy.randomness import require_privacy
-from genfed.privacy.settings import DPSGD, DPFedAvg
+from genfed.privacy.settings import DPSGD, DPFedAvg, DPSum
 from genfed.report.results import EVALUATE
 from genfed.secure_aggregation.settings import SecureAggregation
 from genfed.training.weights import Model, weights_of
@@ -281,7 +282,7 @@ def _check_unchanged(site: LocatedSite, trial: Trial, head: Mapping[str, Any]) -
         if not file.exists():
             _check_networks(config, trial)
             client_noise.check_plan(config, trial)
-            if trial.privacy or trial.client_privacy:
+            if trial.privacy or trial.round_noise:
                 trial.settle_plan()  # two requests at once would both write it
             for budget in now.budgets:
                 site_budget.begin_ledger(site.folder, budget)
@@ -368,6 +369,7 @@ def _trial(site: LocatedSite, holding: SiteHoldings, about: TrialDescription, cl
         privacy=None if about.privacy is None else read_privacy(about.privacy, DPSGD),
         client_privacy=None if about.client_privacy is None else read_privacy(about.client_privacy, DPFedAvg),
         description=fingerprint_description(about),
+        sum_privacy=None if about.sum_privacy is None else read_privacy(about.sum_privacy, DPSum),
         at_site=True,
     )
 
@@ -379,6 +381,8 @@ def _check_demands(config: SiteSettings, trial: Trial) -> None:
         require("cryptography", extra="privacy", what="[secure_aggregation]")
     if trial.client_privacy is not None:
         require_privacy('[privacy] kind = "dp_fedavg"')
+    if trial.sum_privacy is not None:
+        _check_sums(config, trial, trial.sum_privacy)
     if config.privacy is not None and privacy is None:
         raise GenfedError("it takes part only under [privacy], since its file has a privacy budget")
     if privacy is not None:
@@ -414,6 +418,18 @@ def _check_demands(config: SiteSettings, trial: Trial) -> None:
                 f"secure_aggregation.corrupt_share = {trial.secure.corrupt_share:g}: it has peer_keys, and needs "
                 f"{least:g} or more to be withstood"
             )
+
+
+def _check_sums(config: SiteSettings, trial: Trial, how: DPSum) -> None:
+    """Refuses a trial under privacy of sums that the site's file does not allow, or that protects nothing."""
+    if trial.privacy is not None or trial.client_privacy is not None:
+        raise GenfedError("privacy of sums with DP-SGD or DP-FedAvg is not implemented: remove one of them")
+    if config.privacy is not None:
+        raise GenfedError(
+            'it takes part only under [privacy] kind = "dp_sgd", since its file has a privacy budget: under "dp_sum" '
+            "the server, or the other sites, add the noise that protects its examples"
+        )
+    check_sum_level(how, {trial.label: trial.schedule})
 
 
 def _check_networks(config: SiteSettings, trial: Trial) -> None:

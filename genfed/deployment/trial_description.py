@@ -80,6 +80,8 @@ class TrialDescription:
     """Settings of DP-SGD. None: no differential privacy of examples."""
     client_privacy: _Table | None
     """Settings of DP-FedAvg whose noise clients add. None: they add none."""
+    sum_privacy: _Table | None = None
+    """Settings of privacy of sums, whose bounds clients keep to. None: there are no bounds."""
 
 
 def read_description(text: object) -> TrialDescription:
@@ -97,7 +99,7 @@ def read_description(text: object) -> TrialDescription:
     found = _validate(text)
     if isinstance(found, str):
         raise GenfedError(f"the description of a trial is wrong: {found}")
-    for name in ("method", "secure_aggregation", "privacy", "client_privacy"):
+    for name in ("method", "secure_aggregation", "privacy", "client_privacy", "sum_privacy"):
         check_values(getattr(found, name), name)
     return found
 

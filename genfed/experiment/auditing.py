@@ -138,7 +138,7 @@ def run_audit(
         found = audit.examine(case.as_seen(audit.sees))
     except NotPossible as why:
         return replace(about, not_possible=str(why))
-    outside = trial.client_privacy is not None and "uploads" in audit.sees
+    outside = trial.round_noise is not None and "uploads" in audit.sees
     return replace(
         about,
         seconds=time.perf_counter() - begun,

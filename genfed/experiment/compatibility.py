@@ -20,6 +20,7 @@ from genfed.engines.client_runner import NewNetwork
 from genfed.experiment.trial import new_server
 from genfed.privacy.accounting import warn_of_weak_privacy
 from genfed.privacy.compatibility import check_client_level, check_example_level
+from genfed.privacy.dp_sum import check_sum_level
 from genfed.privacy.plan import check_example_plan
 from genfed.robustness.robust_mean import AggregationRule
 from genfed.secure_aggregation.graph import check_neighbors
@@ -148,6 +149,31 @@ def check_client_privacy(config: Config, clients: Sequence[ClientInfo], seed: in
     }
     secure = config.secure_aggregation
     check_client_level(how, schedules, secure.minimum_group if secure else None, warns=first)
+
+
+def check_sum_privacy(config: Config, clients: Sequence[ClientInfo], seed: int) -> None:
+    """Refuses methods and settings that privacy of sums does not cover, and runs that would exceed the budget.
+
+    Args:
+        config: the settings of the run.
+        clients: the clients of one seed.
+        seed: the seed.
+
+    Raises:
+        GenfedError: Opacus is missing, a method or setting is not supported, or the run would exceed the budget.
+    """
+    if (how := config.sum_privacy) is None:
+        return
+    if config.aggregation is not None:
+        raise GenfedError('privacy.kind = "dp_sum" with [aggregation], which replaces no sums: remove one of them')
+    if seed == config.seeds[0]:
+        examples = sum(info.examples for info in clients)
+        warn_of_weak_privacy(how, examples, f"there are {examples} examples", "an example")
+    federated = {label: method for label, method in config.method.items() if not method.pooled}
+    fraction = config.federation.client_fraction
+    check_sum_level(
+        how, {label: Schedule(method, tuple(clients), fraction, seed) for label, method in federated.items()}
+    )
 
 
 def check_example_privacy(

@@ -146,6 +146,10 @@ def new_runner(
     # The accuracy on a personal test set is weighted by the client's classes: several of them reveal its share of each.
     own = None if trial.privacy or trial.secure else trial.shards.own
     phases = add_evaluation(trial.method, held_out, own, triggered, scores_only_sent)
+    if trial.sum_privacy and not trial.secure:
+        for phase in flatten_phases(trial.method.phases()):
+            if phase.name in phases:
+                phases[phase.name] = with_client_noise(phase, trial)
     if trial.secure:
         for phase in flatten_phases(trial.method.phases()):
             if phase.aggregate and phase.name in phases:

@@ -122,10 +122,11 @@ def _checked_inputs(config: Config, dataset: Dataset) -> RunInputs:
         generator_quality.check_generator_quality(config.metrics, config.method, shards, architectures.new)
         compatibility.check_compatibility(config, shards, seed)
         compatibility.check_client_privacy(config, shards.clients, seed)
+        compatibility.check_sum_privacy(config, shards.clients, seed)
     examples = normalize_pixels(shards.train.x[:2])
     compatibility.check_example_privacy(config, dataset.task, shards.clients, architectures.new, examples)
     summary = dataset.summary
-    if (config.example_privacy or config.client_privacy) and (fitted := describe_fitted(config.data, dataset)):
+    if config.privacy and (fitted := describe_fitted(config.data, dataset)):
         summary += SourceSummary((), (f"ε does not cover how examples are encoded: {fitted}",))
     return RunInputs(config, dataset.task, shards.clients, dict.fromkeys(config.seeds, architectures), public, summary)
 
@@ -277,7 +278,7 @@ class _SeedTrials:
             fingerprint=self._fingerprint,
             public=self._inputs.public,
         )
-        if trial.privacy or trial.client_privacy:
+        if trial.privacy or trial.round_noise:
             trial.settle_plan()  # before workers would, each for itself
         return trial
 

@@ -30,10 +30,11 @@ from genfed.experiment.checkpoint import STATE, read_checkpoint
 from genfed.experiment.run_folder import RunFolder
 from genfed.privacy.accounting import Mechanism
 from genfed.privacy.client_level import ClientLevelPrivacy
+from genfed.privacy.dp_sum import describe_sums
 from genfed.privacy.example_level import example_level_guarantee, read_charges
 from genfed.privacy.guarantee import PrivacyGuarantee
 from genfed.privacy.plan import PLAN, PrivacyPlan, estimate_cost, settle_plan
-from genfed.privacy.settings import DPSGD, DPFedAvg
+from genfed.privacy.settings import DPSGD, DPFedAvg, DPSum, RoundNoise
 from genfed.robustness.attack import Attack
 from genfed.robustness.robust_mean import AggregationRule
 from genfed.secure_aggregation.crypto import Signer
@@ -79,6 +80,8 @@ class Trial:
     description: str = ""
     """Fingerprint of the description by which the site that has the trial's client acts. Under secure aggregation sites
     that got another one are in no sum with it. Empty: no server described the trial."""
+    sum_privacy: DPSum | None = None
+    """Differential privacy that protects every example in sums of uploads. None: no such protection."""
     at_site: bool = False
     """Whether this is a site's part of the trial. The server is then another machine, with another disk."""
 
@@ -94,13 +97,18 @@ class Trial:
         """The participating clients of every round."""
         return Schedule(self.method, self.shards.clients, self.federation.client_fraction, self.seed)
 
+    @property
+    def round_noise(self) -> RoundNoise | None:
+        """The mechanism that adds noise to what the clients of a round upload together. None: there is none."""
+        return self.client_privacy or self.sum_privacy
+
     def settle_plan(self) -> PrivacyPlan:
         """Returns the noise of a trial with differential privacy. The first call plans and stores it.
 
         Raises:
             GenfedError: the noise cannot be planned, or no noise is enough.
         """
-        how = self.privacy or self.client_privacy
+        how = self.privacy or self.round_noise
         assert how is not None
         with self._named():
             if not (self.folder / PLAN).exists() and (self.folder / STATE).exists():
@@ -130,12 +138,12 @@ class Trial:
             raise GenfedError(f"{self.label}: {error}") from None
 
     def client_level(self) -> ClientLevelPrivacy | None:
-        """Returns the noise of the rounds and the ledger of releases. None: the trial has no client-level privacy."""
-        if self.client_privacy is None:
+        """Returns the noise of the rounds and the ledger of releases. None: rounds have no noise."""
+        if self.round_noise is None:
             return None
         at = read_checkpoint(self.method, self.folder)
         known = -1 if at is None else at.released
-        return ClientLevelPrivacy(self.client_privacy, self.settle_plan(), self.schedule, self.folder, known)
+        return ClientLevelPrivacy(self.round_noise, self.settle_plan(), self.schedule, self.folder, known)
 
     def spent(self, clients: Sequence[int] | None = None) -> dict[int, list[Mechanism]]:
         """Returns the mechanisms that clients were charged for, by the files in the trial's folder. `clients`: their
@@ -159,7 +167,8 @@ class Trial:
             spent: the mechanisms that each client was charged for. None: as the trial's folder has them.
         """
         if (clients := self.client_level()) is not None:
-            return clients.guarantee(distributed=self.secure is not None)
+            found = clients.guarantee(distributed=self.secure is not None)
+            return describe_sums(found) if self.sum_privacy else found
         if self.privacy is None:
             return None
         spent = self.spent() if spent is None else spent
@@ -218,6 +227,7 @@ def new_trial(
         secure=None if method.pooled else config.secure_aggregation,
         privacy=config.example_privacy,
         client_privacy=None if method.pooled else config.client_privacy,
+        sum_privacy=None if method.pooled else config.sum_privacy,
     )
 
 

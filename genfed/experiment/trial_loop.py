@@ -156,7 +156,7 @@ class TrialLoop:
         """Writes rows, and the checkpoint after them; returns the checkpoint as it was written."""
         trial = self._trial
         self._record(rows)
-        released = read_releases(trial.folder).last if trial.client_privacy is not None else -1
+        released = read_releases(trial.folder).last if trial.round_noise is not None else -1
         counted, digest = at.rows + len(rows), digest_rows(rows, at.rows_digest)
         at = replace(at, released=released, rows=counted, rows_digest=digest)
         save(at, trial.folder / STATE)

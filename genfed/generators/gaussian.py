@@ -6,7 +6,7 @@ as in Friedman ("Regularized Discriminant Analysis", JASA 1989).
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,9 +14,11 @@ from pydantic import Field
 from torch import Tensor
 
 from genfed.core.errors import GenfedError
+from genfed.core.privacy import SumBounds
 from genfed.core.settings import settings
 from genfed.core.task import Data, Task, Weights
 from genfed.generators.generator import CHUNK, GeneratorNetwork
+from genfed.generators.noisy_moments import drop_noisy_counts, largest_eigenvalue, raise_eigenvalues
 from genfed.generators.statistics_generator import (
     LARGEST_FEATURE,
     STEPS,
@@ -36,12 +38,17 @@ class Gaussian(StatisticsGenerator):
     "products", the upper triangle of Σ x xᵀ [1 or classes, d (d + 1) / 2], or Σ x² [classes, d].
     """
 
+    bounded: ClassVar[bool] = True
+
     covariance: Covariance = "tied"
     """Covariance: "tied", one for all classes; "full", one per class; "diagonal", variances of each class alone."""
     tying: Annotated[float, Field(ge=0, le=1)] = 0.8
     """Weight of the tied covariance in that of a class, for "full": 0 is each class's own, 1 is the tied one."""
     shrinkage: Annotated[float, Field(ge=0, le=1)] = 1e-3
     """Weight of a multiple of the identity, of equal trace, in every covariance."""
+    noise_floor: Annotated[float, Field(ge=0, le=2)] = 0.25
+    """Under privacy of sums: eigenvalues within classes that are below this share of the noise's largest eigenvalue are
+    raised to it. Without noise it changes nothing."""
 
     def new(self, task: Task, rng: torch.Generator) -> "GaussianNetwork":
         """Returns a network whose Gaussians have mean 0 and variance 1."""
@@ -53,10 +60,10 @@ class Gaussian(StatisticsGenerator):
         if self.covariance == "diagonal":
             products = members.T @ x.square()
         elif self.covariance == "tied":
-            products = _upper_triangle(x.T @ x)[None]
+            products = fold_triangle((x.T @ x)[None])
         else:
             of_class = (x[data.y == label] for label in range(classes))
-            products = torch.stack([_upper_triangle(rows.T @ rows) for rows in of_class])
+            products = fold_triangle(torch.stack([rows.T @ rows for rows in of_class]))
         exact = {"counts": members.sum(0), "sums": members.T @ x, "products": products}
         return {name: value.long().cpu() for name, value in exact.items()}
 
@@ -91,11 +98,48 @@ class Gaussian(StatisticsGenerator):
         prior = counts / counts.sum()
         return {"prior": prior.float(), "mean": mean.float(), "factor": factor.float()}
 
+    def noise_scales(self, statistics: Weights, bounds: SumBounds) -> Weights:
+        width = statistics["sums"].shape[1]
+        norm = bounds.norm(width) * STEPS
+        products = torch.full(statistics["products"].shape, norm**2 / math.sqrt(bounds.product_share)).double()
+        if self.covariance != "diagonal":
+            diagonal = products[:, _diagonal_places(width)]
+            products /= math.sqrt(2)  # ‖x xᵀ‖² counts what is off the diagonal twice, and the triangle has it once
+            products[:, _diagonal_places(width)] = diagonal
+        return {
+            "counts": torch.full(statistics["counts"].shape, 1 / math.sqrt(bounds.count_share)).double(),
+            "sums": torch.full(statistics["sums"].shape, norm / math.sqrt(bounds.sum_share)).double(),
+            "products": products,
+        }
+
+    def estimate_noisy(self, task: Task, statistics: Weights, deviations: Weights) -> Weights:
+        return self.estimate(task, self._denoise(statistics, deviations))
+
     def shapes(self, task: Task) -> dict[str, tuple[int, ...]]:
         classes, width = len(task.classes), math.prod(task.shape)
         triangle = width * (width + 1) // 2
         products = {"tied": (1, triangle), "full": (classes, triangle), "diagonal": (classes, width)}
         return {"counts": (classes,), "sums": (classes, width), "products": products[self.covariance]}
+
+    def _denoise(self, statistics: Weights, deviations: Weights) -> Weights:
+        """Returns noisy statistics as some set of examples could have them: classes whose count could be noise are
+        empty, and no variance within classes is below what its noise allows.
+        """
+        counts, sums, products = (statistics[name].double() for name in ("counts", "sums", "products"))
+        counts = drop_noisy_counts(counts, deviations["counts"])
+        sums = sums * (counts > 0)[:, None]
+        n = counts.clamp_min(1)[:, None]
+        between, extra = sums[:, :, None] * sums[:, None, :] / n[:, :, None], deviations["sums"].square() / n
+        if self.covariance == "diagonal":
+            squares = between.diagonal(dim1=1, dim2=2)
+            within = (products - squares + extra).maximum(self.noise_floor * deviations["products"])
+            return {"counts": counts, "sums": sums, "products": within + squares}
+        if self.covariance == "tied":
+            between, extra = between.sum(0, keepdim=True), (extra * (counts > 0)[:, None]).sum(0, keepdim=True)
+        within = unfold_triangle(products, sums.shape[1]) - between + torch.diag_embed(extra)
+        noise = float(deviations["products"].min())  # that off the diagonals
+        raised = raise_eigenvalues(within, self.noise_floor * largest_eigenvalue(noise, sums.shape[1]))
+        return {"counts": counts, "sums": sums, "products": fold_triangle(raised + between)}
 
     def _factors(self, counts: Tensor, mean: Tensor, second: Tensor) -> Tensor:
         """Returns the lower Cholesky factors [1 or classes, d, d] of the covariances."""
@@ -194,9 +238,10 @@ def unfold_triangle(upper: Tensor, width: int) -> Tensor:
     return matrix
 
 
-def _upper_triangle(matrix: Tensor) -> Tensor:
-    rows, columns = torch.triu_indices(*matrix.shape)
-    return matrix[rows, columns]
+def fold_triangle(matrix: Tensor) -> Tensor:
+    """Returns the upper triangles by rows [g, d (d + 1) / 2] of symmetric matrices [g, d, d]."""
+    rows, columns = torch.triu_indices(*matrix.shape[1:])
+    return matrix[:, rows, columns]
 
 
 def _diagonal_places(width: int) -> Tensor:

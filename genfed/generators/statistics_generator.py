@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from genfed.core.errors import GenfedError
+from genfed.core.privacy import SumBounds
 from genfed.core.task import Data, Task, Weights
 from genfed.generators.generator import Generator
 
@@ -41,6 +42,8 @@ class StatisticsGenerator(Generator):
 
     passes: ClassVar[int] = 1
     """Number of times that clients measure statistics."""
+    bounded: ClassVar[bool] = False
+    """Whether `noise_scales` and `estimate_noisy` are there, so that privacy of sums supports the generator."""
 
     @abstractmethod
     def shapes(self, task: Task) -> dict[str, tuple[int, ...]]:
@@ -76,6 +79,48 @@ class StatisticsGenerator(Generator):
         Raises:
             GenfedError: there are no examples.
         """
+
+    def noise_scales(self, statistics: Weights, bounds: SumBounds) -> Weights:
+        """Returns a positive scale for every number of these statistics. Divided by the scales, what one example adds
+        has an L2 norm of at most 1, if its features are bounded by `bound_rows`.
+
+        Raises:
+            GenfedError: the generator has no such bound.
+        """
+        raise GenfedError(f"privacy of sums does not support {type(self).__name__}")
+
+    def estimate_noisy(self, task: Task, statistics: Weights, deviations: Weights) -> Weights:
+        """Returns what `estimate` does, for statistics with noise.
+
+        Args:
+            task: The task of the examples.
+            statistics: Noisy statistics of all examples.
+            deviations: Standard deviation of the noise on each of their numbers.
+
+        Raises:
+            GenfedError: the generator cannot.
+        """
+        raise GenfedError(f"privacy of sums does not support {type(self).__name__}")
+
+
+def bound_rows(x: Tensor, norm: float) -> Tensor:
+    """Returns features x [n, d] whose rows have an L2 norm of at most `norm` after `round_features`.
+
+    >>> bound_rows(torch.tensor([[3.0, 4.0], [0.3, 0.4]]), norm=1.0).norm(dim=1)
+    tensor([0.9890, 0.5000], dtype=torch.float64)
+
+    Raises:
+        GenfedError: the norm is so small that rounding could exceed it.
+    """
+    within = norm - x.shape[1] ** 0.5 / (2 * STEPS)  # rounding moves a row by at most the rest
+    if within <= 0:
+        raise GenfedError(
+            f"privacy.clip_norm = {norm:g}: {x.shape[1]} features in steps of 1/{STEPS} need a larger one"
+        )
+    x = x.double()
+    factors = (within / x.norm(dim=1, keepdim=True).clamp_min(1e-30)).clamp_max(1.0)
+    bounded: Tensor = x * factors
+    return bounded
 
 
 def merge(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> Weights:

@@ -6,10 +6,11 @@ import logging
 import math
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 
 from genfed.core.errors import GenfedError, first_line
 from genfed.privacy.settings import LEAST_NOISE, MOST_NOISE, Accountant, PrivacySettings
@@ -74,7 +75,7 @@ def account(mechanisms: Sequence[Mechanism], delta: float, accountant: Accountan
     Args:
         mechanisms: what a client or site is charged for.
         delta: δ, at which ε is computed.
-        accountant: "prv" or "rdp".
+        accountant: "prv", "rdp" or "exact".
     """
     spent: dict[tuple[float, float], int] = {}
     for noise, rate, steps in mechanisms:
@@ -91,6 +92,11 @@ def account(mechanisms: Sequence[Mechanism], delta: float, accountant: Accountan
 def _account(mechanisms: tuple[Mechanism, ...], delta: float, accountant: Accountant) -> PrivacyCost:
     if accountant == "rdp":
         return PrivacyCost(_rdp_epsilon(mechanisms, delta), "rdp")
+    if accountant == "exact":
+        if all(rate == 1 for _, rate, _ in mechanisms):
+            return PrivacyCost(gaussian_epsilon(mechanisms, delta), "exact")
+        other = _account(mechanisms, delta, "prv")
+        return replace(other, note=other.note or "there is no exact formula for batches that are drawn")
     if not (note := _reason_against_prv(mechanisms, delta)):
         try:
             found = _prv_epsilon(mechanisms, delta)
@@ -100,6 +106,40 @@ def _account(mechanisms: tuple[Mechanism, ...], delta: float, accountant: Accoun
         except (ArithmeticError, RuntimeError, ValueError) as error:  # Opacus's own checks
             note = f"PRV fails ({first_line(error)})"
     return PrivacyCost(_rdp_epsilon(mechanisms, delta), "rdp", note)
+
+
+def gaussian_epsilon(mechanisms: Sequence[Mechanism], delta: float) -> float:
+    """Returns the ε of Gaussian mechanisms without sampling. With μ² = Σ steps / noise², they fail ε with probability
+    Φ(μ/2 − ε/μ) − e^ε Φ(−μ/2 − ε/μ): Balle and Wang, Improving the Gaussian Mechanism for Differential Privacy, ICML
+    2018, arXiv 1805.06530, Theorem 8, which is exact.
+
+    Args:
+        mechanisms: (noise multiplier, 1, steps) of each.
+        delta: δ.
+
+    >>> round(gaussian_epsilon([(3.7304, 1.0, 1)], 1e-5), 3)
+    1.0
+    """
+    mu = math.sqrt(sum(steps / noise**2 for noise, _, steps in mechanisms))
+
+    def fails(epsilon: float) -> float:
+        first, second = (_log_normal(side * mu / 2 - epsilon / mu) for side in (1, -1))
+        return math.exp(first) * -math.expm1(min(0.0, epsilon + second - first))
+
+    low, high = 0.0, 1.0
+    if not mu or fails(low) <= delta:
+        return 0.0
+    while fails(high) > delta:
+        low, high = high, 2 * high
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if fails(middle) > delta else (low, middle)
+    return high
+
+
+def _log_normal(x: float) -> float:
+    """Returns the logarithm of Φ(x)."""
+    return float(torch.special.log_ndtr(torch.tensor(x, dtype=torch.float64)))
 
 
 def _prv_epsilon(mechanisms: tuple[Mechanism, ...], delta: float) -> float:
@@ -174,7 +214,7 @@ def fits_budget(mechanisms: Sequence[Mechanism], budget: PrivacyLimit) -> bool:
     # Both accountants bound ε from above, and this one is fast.
     if epsilon(mechanisms, budget.delta, "rdp") <= budget.epsilon:
         return True
-    return budget.accountant != "rdp" and epsilon(mechanisms, budget.delta, "prv") <= budget.epsilon
+    return budget.accountant != "rdp" and epsilon(mechanisms, budget.delta, budget.accountant) <= budget.epsilon
 
 
 def warn_of_weak_privacy(budget: PrivacySettings, n: int, counted: str, each: str) -> None:

@@ -24,7 +24,7 @@ from genfed.privacy.dp_fedavg import NoisyClippedMean
 from genfed.privacy.guarantee import PrivacyGuarantee
 from genfed.privacy.plan import PrivacyPlan, expected_participants, sampling_rate
 from genfed.privacy.randomness import os_randomness, seeded_randomness
-from genfed.privacy.settings import DPFedAvg
+from genfed.privacy.settings import DPFedAvg, RoundNoise
 
 RELEASES = "releases.safetensors"
 
@@ -58,7 +58,7 @@ class ReleaseLedger:
         """Returns by client the number of released rounds in which it participated."""
         return Counter(client for release in self.releases for client in release.clients)
 
-    def charged_rounds(self, how: DPFedAvg, more: Sequence[ClientInfo] | None = None) -> int:
+    def charged_rounds(self, how: RoundNoise, more: Sequence[ClientInfo] | None = None) -> int:
         """Returns the largest number of rounds that a client is charged for.
 
         Args:
@@ -85,11 +85,13 @@ def read_releases(folder: Path) -> ReleaseLedger:
 class ClientLevelPrivacy:
     """The noise that protects a trial's clients, and the ledger of what was released."""
 
-    def __init__(self, how: DPFedAvg, plan: PrivacyPlan, schedule: Schedule, folder: Path, released: int = -1) -> None:
+    def __init__(
+        self, how: RoundNoise, plan: PrivacyPlan, schedule: Schedule, folder: Path, released: int = -1
+    ) -> None:
         """Prepares the noise.
 
         Args:
-            how: settings of client-level privacy.
+            how: settings of the mechanism.
             plan: the noise of the trial.
             schedule: the clients of every round.
             folder: the trial's folder.
@@ -97,6 +99,7 @@ class ClientLevelPrivacy:
         """
         self._how, self._schedule, self._folder, self._released = how, schedule, folder, released
         self._noise = plan.common_multiplier
+        self._clip = how.clip_norm if isinstance(how, DPFedAvg) else 1.0  # sums are in units of their bound
 
     def _read_releases(self) -> ReleaseLedger:
         """Returns the ledger of the trial.
@@ -123,10 +126,11 @@ class ClientLevelPrivacy:
         if not self.secret:
             return self._schedule.participants(step.phase, step.round)
         clients = self._schedule.clients
-        coins = self._draws(step, "asked").random(len(clients)) < self._schedule.fraction
+        coins = self.draws(step, "asked").random(len(clients)) < self._schedule.fraction
         return [info for info, coin in zip(clients, coins.tolist(), strict=True) if coin]
 
-    def _draws(self, step: RoundId, *purpose: str) -> np.random.Generator:
+    def draws(self, step: RoundId, *purpose: str) -> np.random.Generator:
+        """Returns the randomness of a round's noise, or of what `purpose` names."""
         fixed = self._how.reproducible_noise
         return seeded_randomness(self._schedule.seed, step.phase, step.round, *purpose) if fixed else os_randomness()
 
@@ -147,7 +151,7 @@ class ClientLevelPrivacy:
     def charge_sum(self, step: RoundId, clients: Sequence[ClientInfo]) -> None:
         """Charges a round in which clients added the noise, before its sum is revealed."""
         self.admit(step, clients)
-        self.charge(Release(step.number, step.phase, tuple(sorted(info.id for info in clients)), self._how.clip_norm))
+        self.charge(Release(step.number, step.phase, tuple(sorted(info.id for info in clients)), self._clip))
 
     def fold(
         self, phase: Phase[Any], step: RoundId, clients: Sequence[ClientInfo], sent_to: Callable[[ClientInfo], Any]
@@ -164,6 +168,7 @@ class ClientLevelPrivacy:
             GenfedError: the round would exceed the budget.
         """
         how, ledger = self._how, self.admit(step, clients)
+        assert isinstance(how, DPFedAvg)
         before = [r.clip for r in ledger.releases if r.phase == step.phase and r.step < step.number]
         clip, noise = before[-1] if before else how.clip_norm, self._noise
         if how.adaptive:
@@ -171,7 +176,7 @@ class ClientLevelPrivacy:
         means = select_means(phase.aggregate)
         ids = () if how.secret_sampling else tuple(sorted(info.id for info in clients))
         sampled = (self._schedule.clients, self._schedule.fraction) if how.secret_sampling else None
-        clipped = NoisyClippedMean(means, clients, sent_to, clip, noise, self._draws(step), sampled)
+        clipped = NoisyClippedMean(means, clients, sent_to, clip, noise, self.draws(step), sampled)
         return NoisyReduction(clipped, self, Release(step.number, step.phase, ids, clip))
 
     def next_clip(self, clipped: NoisyClippedMean, clip: float) -> float:
@@ -181,7 +186,7 @@ class ClientLevelPrivacy:
             clipped: the finished round.
             clip: its clipping norm.
         """
-        if (adaptive := self._how.adaptive) is None:
+        if not isinstance(self._how, DPFedAvg) or (adaptive := self._how.adaptive) is None:
             return clip
         return adaptive.next_clip(clip, clipped.share_within(adaptive.on_count(self._noise, clipped.expected)))
 
@@ -201,7 +206,7 @@ class ClientLevelPrivacy:
             delta=how.delta,
             accountant=spent.accountant,
             noise_multiplier=(self._noise, self._noise),
-            max_grad_norm=how.clip_norm,
+            max_grad_norm=self._clip,
             steps=rounds,
             reproducible_noise=how.reproducible_noise,
             mechanism=self._mechanism(distributed),
@@ -216,7 +221,7 @@ class ClientLevelPrivacy:
     def _mechanism(self, distributed: bool) -> str:
         if distributed:
             return "DP-FedAvg under secure aggregation: clients clip their updates and add Gaussian noise"
-        adaptively = "adaptively " if self._how.adaptive else ""
+        adaptively = "adaptively " if isinstance(self._how, DPFedAvg) and self._how.adaptive else ""
         text = f"DP-FedAvg: Gaussian noise on means of updates, {adaptively}clipped"
         chance = f", of clients that are selected in secret, each with probability {self._schedule.fraction:g}"
         return text + chance if self._how.secret_sampling else text

@@ -84,7 +84,8 @@ def check_method(label: str, method: Method[Any]) -> None:
             if method.unprotected_upload
             else "it does not declare what its clients train (Method.private_trainings)"
         )
-        raise GenfedError(f"{label} cannot be run under [privacy]: {what}, which DP-SGD does not cover")
+        hint = '; set privacy.kind = "dp_sum"' if any(phase.noise_scales for phase in working.values()) else ""
+        raise GenfedError(f"{label} cannot be run under [privacy]: {what}, which DP-SGD does not cover{hint}")
     if missing := working.keys() - declared.keys():
         raise GenfedError(
             f"{label} cannot be run under [privacy]: it does not declare what phase {min(missing)!r} trains"

@@ -19,7 +19,7 @@ class PrivacyGuarantee:
     delta: float
     """Probability that the guarantee ε fails (δ)."""
     accountant: str
-    """Accountant of Opacus that ε comes from: "prv" or "rdp"."""
+    """Accountant that ε comes from: "prv" or "rdp" of Opacus, or "exact"."""
     noise_multiplier: tuple[float, float]
     """Smallest and largest noise multiplier of all clients."""
     max_grad_norm: float
@@ -37,5 +37,7 @@ class PrivacyGuarantee:
     """Unit that ε protects."""
     distributed: bool = False
     """Whether clients add the noise themselves, so that the server sees only noisy sums."""
+    clipped: str = ""
+    """What is clipped to the norm, under "dp_sum". Empty: gradients or updates."""
     accountant_note: str = ""
     """Reason why ε does not come from the accountant of the settings. Empty: it does."""

@@ -14,7 +14,7 @@ from genfed.core.record import load, save
 from genfed.core.schedule import Schedule
 from genfed.privacy.accounting import UNKNOWN_COST, Mechanism, account, epsilon, fits_budget, noise_for
 from genfed.privacy.dp_sgd import plan_batches
-from genfed.privacy.settings import DPSGD, DPFedAvg
+from genfed.privacy.settings import DPSGD, RoundNoise
 
 log = logging.getLogger(__name__)
 PLAN = "privacy.safetensors"
@@ -42,7 +42,7 @@ class PrivacyPlan:
         return self.common_multiplier / math.sqrt(smallest_sum) * clip
 
 
-def settle_plan(folder: Path, how: DPSGD | DPFedAvg, schedule: Schedule) -> PrivacyPlan:
+def settle_plan(folder: Path, how: DPSGD | RoundNoise, schedule: Schedule) -> PrivacyPlan:
     """Returns the noise of the trial in `folder`. The first call plans and stores it; later calls read it.
 
     Raises:
@@ -50,7 +50,7 @@ def settle_plan(folder: Path, how: DPSGD | DPFedAvg, schedule: Schedule) -> Priv
     """
     file = folder / PLAN
     if not file.exists():
-        if isinstance(how, DPFedAvg):
+        if not isinstance(how, DPSGD):
             noise = plan_client_noise(how, schedule)
             found = {info.id: noise for info in schedule.clients}
         else:
@@ -152,7 +152,7 @@ def check_example_plan(label: str, how: DPSGD, schedule: Schedule) -> None:
     _warn_of_accountant(label, how, costs)
 
 
-def _warn_of_accountant(label: str, how: DPSGD | DPFedAvg, costs: Iterable[Sequence[Mechanism]]) -> None:
+def _warn_of_accountant(label: str, how: DPSGD | RoundNoise, costs: Iterable[Sequence[Mechanism]]) -> None:
     """Warns of the first of these costs that the accountant of the settings cannot compute."""
     for mechanisms in costs:
         if note := account(mechanisms, how.delta, how.accountant).note:
@@ -192,7 +192,7 @@ def _rates_and_steps(trainings: Mapping[DeclaredTraining, int], examples: int) -
 # Client level.
 
 
-def plan_client_noise(how: DPFedAvg, schedule: Schedule) -> float:
+def plan_client_noise(how: RoundNoise, schedule: Schedule) -> float:
     """Returns the noise multiplier of all clients: the one that is set, or the smallest that their rounds allow.
 
     Raises:
@@ -216,7 +216,7 @@ def plan_client_noise(how: DPFedAvg, schedule: Schedule) -> float:
     return how.noise_multiplier
 
 
-def check_client_plan(label: str, how: DPFedAvg, schedule: Schedule) -> float:
+def check_client_plan(label: str, how: RoundNoise, schedule: Schedule) -> float:
     """Plans the noise and the cost of a trial before training, and warns as `check_example_plan` does. Returns the
     noise multiplier.
 
@@ -228,7 +228,7 @@ def check_client_plan(label: str, how: DPFedAvg, schedule: Schedule) -> float:
     return noise
 
 
-def count_charged_rounds(how: DPFedAvg, schedule: Schedule) -> int | None:
+def count_charged_rounds(how: RoundNoise, schedule: Schedule) -> int | None:
     """Returns the largest number of rounds that a client is charged for. None: not known in advance."""
     if any(phase.aggregate for phase in schedule.open_ended_phases()):
         return None
@@ -238,7 +238,7 @@ def count_charged_rounds(how: DPFedAvg, schedule: Schedule) -> int | None:
     return max(Counter(info.id for clients in uploads for info in clients).values(), default=0)
 
 
-def sampling_rate(how: DPFedAvg, fraction: float) -> float:
+def sampling_rate(how: RoundNoise, fraction: float) -> float:
     """Returns the sampling rate of the subsampled Gaussian mechanism that a charged client pays for in a round."""
     # differs from the paper, except with secret_sampling: sampling does not reduce the cost. The seed, which clients
     # know, decides which of them take part. So a round is a full Gaussian mechanism for its clients, and costs the
@@ -246,6 +246,6 @@ def sampling_rate(how: DPFedAvg, fraction: float) -> float:
     return fraction if how.secret_sampling else 1.0
 
 
-def expected_participants(how: DPFedAvg, schedule: Schedule, selected: int) -> float:
+def expected_participants(how: RoundNoise, schedule: Schedule, selected: int) -> float:
     """Returns the number of clients in a round: `selected`, or the expected number where selection is secret."""
     return schedule.fraction * len(schedule.clients) if how.secret_sampling else selected

@@ -6,10 +6,11 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from genfed.core.errors import GenfedError
+from genfed.core.privacy import SumBounds
 from genfed.core.settings import settings
 from genfed.privacy.noise import LONGEST, SHORTEST, ClipNorm
 
-Accountant = Literal["prv", "rdp"]
+Accountant = Literal["prv", "rdp", "exact"]
 LEAST_NOISE, MOST_NOISE = 1e-3, 1e6
 """Smallest noise multiplier above 0, and largest one."""
 
@@ -29,11 +30,12 @@ class PrivacySettings:
     refused. Unset: no limit."""
     delta: Annotated[float, Field(gt=0, lt=1)]
     """Probability that the guarantee ε fails (δ). It should be well below 1/n, where n is the number of a client's
-    examples ("dp_sgd") or of clients ("dp_fedavg")."""
+    examples ("dp_sgd"), of all examples ("dp_sum") or of clients ("dp_fedavg")."""
     accountant: Accountant = "prv"
     """Accountant of Opacus. "prv" uses privacy loss random variables and is tight. "rdp" uses Rényi divergence: it is
     faster, but gives a larger ε. It replaces "prv" where that would need more than 1 GiB of memory or is not reliable
-    (a large ε, very many steps, a tiny δ); a warning before training and the report say so."""
+    (a large ε, very many steps, a tiny δ); a warning before training and the report say so. "exact" is the formula of
+    the Gaussian mechanism, for noise on sums without sampling ("dp_sum", "dp_fedavg"); elsewhere "prv" replaces it."""
     reproducible_noise: bool = False
     """Whether noise and batches follow from the run's seed, for tests. True is not private: any party that knows the
     seed can remove the noise."""
@@ -55,6 +57,42 @@ class DPSGD(PrivacySettings):
 
     max_grad_norm: ClipNorm = 1.0
     """Maximum L2 norm of an example's gradient (C); longer gradients are clipped to it. From 1e-6 to 1e9."""
+
+
+@settings
+class DPSum(PrivacySettings):
+    """Differential privacy of every example, for methods whose clients upload sums over examples. What an example adds
+    to the sums (its count, its features and their products together) is bounded, and the sums of all clients get
+    Gaussian noise once. The server adds it, sees the uploads and is trusted. With [secure_aggregation] the clients add
+    the noise themselves, and the server sees only noisy sums.
+    """
+
+    kind: ClassVar[str] = "dp_sum"
+    secret_sampling: ClassVar[bool] = False
+
+    accountant: Accountant = "exact"
+    """Accountant: "exact" is the formula of the Gaussian mechanism (Balle and Wang, arXiv 1805.06530); "prv" and "rdp",
+    of Opacus, give a larger ε."""
+    clip_norm: Annotated[float, Field(ge=1e-2, le=1e4)] | None = None
+    """Maximum L2 norm of an example's features; longer rows are clipped to it. Unset: √d for d features, since encoders
+    give features of mean square about 1."""
+    count_share: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """Share of the count in the squared norm of what an example adds: the more, the less noise on counts of classes."""
+    sum_share: Annotated[float, Field(gt=0, lt=1)] = 0.45
+    """Share of its features there: the more, the less noise on sums of features. Their products have the rest."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.count_share + self.sum_share >= 1:
+            raise GenfedError(
+                f"privacy.count_share + privacy.sum_share = {self.count_share + self.sum_share:g}: below 1, since "
+                "products have the rest"
+            )
+
+    @property
+    def bounds(self) -> SumBounds:
+        """The bounds of what an example adds."""
+        return SumBounds(self.clip_norm, self.count_share, self.sum_share)
 
 
 @settings
@@ -125,6 +163,10 @@ class DPFedAvg(PrivacySettings):
     """Whether the server selects the clients of a round in secret, each with probability `federation.client_fraction`,
     so that a round costs less privacy. False: the seed, which clients know, decides, and each round costs its clients
     the full price."""
+
+
+RoundNoise = DPFedAvg | DPSum
+"""Mechanisms that add noise to what the clients of a round upload together."""
 
 
 @settings

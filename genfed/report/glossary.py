@@ -52,7 +52,8 @@ PRIVACY = (
     MetricDescription(
         "ε",
         "Privacy budget spent under differential privacy, with its δ: that of the client that spent most, over all "
-        "seeds. It bounds what any attacker can learn about one example (kind dp_sgd) or one client (dp_fedavg).",
+        "seeds. It bounds what any attacker can learn about one example (kinds dp_sgd and dp_sum) or one client "
+        "(dp_fedavg).",
         "0 to ∞",
         "lower",
     ),

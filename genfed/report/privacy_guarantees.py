@@ -43,11 +43,10 @@ def describe_limits(report: Report) -> Sequence[str]:
 def _describe_guarantee(found: Sequence[PrivacyGuarantee]) -> str:
     first = found[0]
     spent = [each.epsilon for each in found if each.epsilon is not None]
-    if first.level == "client" and not first.steps:
+    if (first.level == "client" or first.clipped) and not first.steps:
         return "no client uploads anything, so no data leave the clients."
     if len(spent) < len(found):
-        what = "updates" if first.level == "client" else "gradients"
-        return f"{what} were clipped to {first.max_grad_norm:g}, but no noise was added: ε = ∞, nothing is protected."
+        return f"{_name_clipped(first)}, but no noise was added: ε = ∞, nothing is protected."
     budget = f"ε = {max(spent):.2f} at δ = {first.delta:g}"
     if any(each.reproducible_noise for each in found):
         return (
@@ -57,13 +56,27 @@ def _describe_guarantee(found: Sequence[PrivacyGuarantee]) -> str:
     largest = (
         "for each of its models on its own; all of them are trained on the same examples"
         if first.pooled
+        else "for each example, over all releases of one seed"
+        if first.clipped
         else "for the client that spent most, over all phases and rounds of one seed"
     )
     target = "" if first.target is None else f" The budget was {first.target:g}."
     return f"{budget} ({largest}). It protects {_describe_protected(first)}.{target} {_describe_mechanism(found)}"
 
 
+def _name_clipped(guarantee: PrivacyGuarantee) -> str:
+    if guarantee.clipped:
+        return f"{guarantee.clipped} was clipped to a norm of {guarantee.max_grad_norm:g}"
+    what = "updates" if guarantee.level == "client" else "gradients"
+    return f"{what} were clipped to {guarantee.max_grad_norm:g}"
+
+
 def _describe_protected(guarantee: PrivacyGuarantee) -> str:
+    if guarantee.clipped:
+        what = "every single training example of all clients, against an attacker who knows all other examples and sees"
+        if guarantee.distributed:
+            return f"{what} what the server sees, if enough clients are honest: noisy sums"
+        return f"{what} what the server releases. The server itself sees each upload, and must be trusted"
     if guarantee.level == "example":
         return (
             "every single training example, against an attacker who sees all that the client sends and knows all other "
@@ -88,8 +101,8 @@ def _describe_mechanism(found: Sequence[PrivacyGuarantee]) -> str:
     notes = sorted({each.accountant_note for each in found if each.accountant_note})
     counted = " and ".join(sorted({each.accountant.upper() for each in found}))
     instead = f" (the other one was set: {'; '.join(notes)})" if notes else ""
-    what, steps = ("updates", "rounds") if first.level == "client" else ("gradients", "steps")
-    return (
-        f"{first.mechanism}; noise multiplier {noise}, {what} clipped to {first.max_grad_norm:g}, up to "
-        f"{first.steps:,} {steps}, {counted} accountant of Opacus{instead}."
-    )
+    rounds = "rounds" if first.level == "client" else "releases" if first.clipped else "steps"
+    formula = "exact formula of the Gaussian mechanism"
+    by = formula if counted == "EXACT" else f"{counted} accountant of Opacus"
+    clipped = _name_clipped(first).replace(" was ", " ").replace(" were ", " ")
+    return f"{first.mechanism}; noise multiplier {noise}, {clipped}, up to {first.steps:,} {rounds}, {by}{instead}."

@@ -1,7 +1,7 @@
 """Base of methods with one upload of statistics: clients add up what a generator of features is estimated from."""
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,12 +13,13 @@ from genfed.core.client import Client, Server
 from genfed.core.errors import GenfedError
 from genfed.core.method import Method
 from genfed.core.phase import Phase, Reduced, Reply
+from genfed.core.privacy import SumBounds
 from genfed.core.settings import settings
 from genfed.core.task import Task, Weights
 from genfed.encoders.encoder import ENCODED, Encoder, build_encoder, encode_examples
 from genfed.encoders.random_conv import RandomConv
 from genfed.generators.gaussian import Gaussian
-from genfed.generators.statistics_generator import StatisticsGenerator, narrow, narrow_type, subtract
+from genfed.generators.statistics_generator import StatisticsGenerator, bound_rows, narrow, narrow_type, subtract
 from genfed.training.weights import Model
 
 
@@ -84,6 +85,7 @@ class FeatureStatistics(Method[StatisticsState]):
                 slots=(ENCODED,),
                 screen=self.screen,
                 expected=self.expected,
+                noise_scales=self.noise_scales if self.generator.bounded else None,
             )
         ]
 
@@ -96,7 +98,11 @@ class FeatureStatistics(Method[StatisticsState]):
         if len(client.data) > sent.largest:
             raise GenfedError(f"it has {len(client.data)} examples; the server says that none has over {sent.largest}")
         features = encode_examples(client, self.encoder, sent.encoder)
-        measured = self.generator.measure(features, Task("features", tuple(features.x.shape[1:]), client.task.classes))
+        task = Task("features", tuple(features.x.shape[1:]), client.task.classes)
+        if client.sums is not None:
+            norm = client.sums.bounds.norm(features.x.shape[1])
+            features = replace(features, x=bound_rows(features.x, norm))
+        measured = self.generator.measure(features, task)
         return Reply(Statistics(narrow(measured, sent.largest)), weight=len(client.data))
 
     def expected(self, server: Server) -> Statistics:
@@ -104,6 +110,10 @@ class FeatureStatistics(Method[StatisticsState]):
         kind, task = narrow_type(_count_largest(server)), build_encoder(self.encoder, server).task
         shapes = self.generator.shapes(task)
         return Statistics({name: torch.empty(shape, dtype=kind, device="meta") for name, shape in shapes.items()})
+
+    def noise_scales(self, bounds: SumBounds, values: Mapping[str, Weights]) -> Mapping[str, Weights]:
+        """See `Phase.noise_scales`."""
+        return {"statistics": self.generator.noise_scales(values["statistics"], bounds)}
 
     def screen(self, server: Server, info: ClientInfo, upload: Statistics) -> None:
         """Refuses statistics that the client's number of examples cannot have.
@@ -120,7 +130,13 @@ class FeatureStatistics(Method[StatisticsState]):
     def with_statistics(self, server: Server, state: StatisticsState, statistics: Weights) -> StatisticsState:
         """Returns the state for these sums, whichever clients they come from."""
         statistics = {name: value.long() for name, value in statistics.items()}
-        generator = self.generator.estimate(build_encoder(self.encoder, server).task, statistics)
+        task = build_encoder(self.encoder, server).task
+        if server.sums is not None and server.sums.multiplier:
+            scales = self.generator.noise_scales(statistics, server.sums.bounds)
+            deviations = {name: scale * server.sums.multiplier for name, scale in scales.items()}
+            generator = self.generator.estimate_noisy(task, statistics, deviations)
+        else:
+            generator = self.generator.estimate(task, statistics)
         return replace(state, statistics=statistics, generator=generator, head=self.make_head(server, generator))
 
     def forgets(self) -> bool:
