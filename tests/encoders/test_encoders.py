@@ -13,10 +13,11 @@ from genfed.config import registry
 from genfed.encoders.encoder import ENCODED, Encoder, build_encoder, encode_examples
 from genfed.encoders.identity import Identity
 from genfed.encoders.random_conv import RandomConv, draw_filters, weigh_cells
+from genfed.encoders.whitened import Whitened, load_public_images
 
 IMAGES = Task("image", (3, 16, 16), ("cat", "dog"))
 TABLE = Task("table", (5,), ("no", "yes"))
-TASKS = {"random_conv": IMAGES, "identity": TABLE}
+TASKS = {"random_conv": IMAGES, "identity": TABLE, "whitened": IMAGES}
 ENCODERS = sorted(registry.list_classes(registry.ENCODERS))
 
 
@@ -147,6 +148,33 @@ def test_an_even_image_has_features_of_zero() -> None:
     assert not build_encoder(how, server(Task("image", (1, 8, 8), ("a", "b")))).encode(torch.ones(2, 1, 8, 8)).any()
 
 
+@pytest.mark.parametrize("public", ["digits", "glyphs"])
+def test_public_images_are_white_on_black_with_a_margin(public: Any) -> None:
+    images = load_public_images(public, (3, 28, 28))
+    assert images.shape[1:] == (3, 28, 28)
+    assert len(images) == {"digits": 1797, "glyphs": 2000}[public]
+    assert (float(images.min()), float(images.max())) == pytest.approx((-1, 1), abs=0.01)
+    edge = torch.cat([images[:, 0, 0], images[:, 0, -1], images[:, 0, :, 0], images[:, 0, :, -1]], 1)
+    assert float(edge.mean()) < -0.9
+    assert float(images[:, 0, 8:20, 8:20].mean()) > float(edge.mean()) + 0.3
+
+
+def test_public_features_are_white_after_whitening() -> None:
+    """With power 1 the components of the public features themselves have about equal variances, and no covariances."""
+    task, inner = Task("image", (1, 16, 16), ("a", "b")), RandomConv(filters=8, cells=2)
+    how = Whitened(encoder=inner, components=6, power=1.0)
+    network = build_encoder(how, server(task)).network
+    features = network.get_submodule("encoder")(load_public_images("digits", task.shape))
+    projected = (features - network.get_buffer("mean")) @ network.get_buffer("components")
+    covariance = torch.cov(projected.T)
+    assert covariance.diagonal().tolist() == pytest.approx([1.0] * 6, abs=0.25)
+    assert float((covariance - covariance.diag().diag()).abs().max()) < 0.02
+    rows = build_encoder(how, server(task)).encode(examples(task).x)
+    assert rows.square().mean(1).tolist() == pytest.approx([1.0] * 6, rel=1e-4)
+    plain = build_encoder(replace(how, power=0.0), server(task)).network.get_buffer("components")
+    assert plain.norm(dim=0).tolist() == pytest.approx([1.0] * 6, abs=2e-3)
+
+
 def test_the_identity_gives_numbers_as_they_are() -> None:
     x = examples(TABLE).x
     assert torch.equal(build_encoder(Identity(), server(TABLE)).encode(x), x)
@@ -164,6 +192,12 @@ def test_bytes_are_scaled_as_for_networks() -> None:
         (lambda: RandomConv(), TABLE, "random_conv takes images; the examples are a table"),
         (lambda: RandomConv(cells=17), IMAGES, "cells = 17: images of 16×16"),
         (lambda: RandomConv(filters=4096, cells=5), IMAGES, "gives 102400 features"),
+        (lambda: Whitened(encoder=Identity()), TABLE, "whitened takes images; the examples are a table"),
+        (
+            lambda: Whitened(encoder=RandomConv(filters=2), components=19),
+            IMAGES,
+            "components = 19: there are at most 18",
+        ),
     ],
 )
 def test_refuses(make: object, task: Task, reason: str) -> None:
