@@ -1,10 +1,12 @@
-"""Principal components of another encoder's features, by public images: never by those of clients.
+"""Another encoder's features, whitened by public images, and never by those of clients.
 
-Whitening by a power, and rows of equal length: Arandjelović, Zisserman ("Three things everyone should know to improve
-object retrieval", CVPR 2012) and Jégou, Chum ("Negative evidences and co-occurences in image retrieval", ECCV 2012).
+Whitening before features are compared: Jégou, Chum ("Negative evidences and co-occurences in image retrieval", ECCV
+2012); by the covariance within classes: Hatch, Kajarekar, Stolcke ("Within-class covariance normalization for SVM-based
+speaker recognition", Interspeech 2006).
 """
 
 import functools
+from dataclasses import replace
 from typing import Annotated, Literal
 
 import torch
@@ -14,32 +16,37 @@ from torch import Tensor, nn
 
 from genfed.core.errors import GenfedError
 from genfed.core.settings import settings
-from genfed.core.task import Task
+from genfed.core.task import Data, Task
 from genfed.encoders.encoder import Encoder
 from genfed.encoders.random_conv import RandomConv
 from genfed.training.evaluation import predict
 from genfed.training.pixels import normalize_pixels
 
-Public = Literal["digits", "glyphs"]
+Public = Literal["digits", "glyphs", "letters"]
 _STEP = 2.0**-12
 """Rounding of means and components, so that machines that compute them a little otherwise mostly have the same ones."""
 
 
 @settings
 class Whitened(Encoder):
-    """The leading principal components of another encoder's features, evened out, in rows of mean square 1. Mean and
-    components are those of public images that come with genfed's dependencies. Fewer and more even features need less
-    noise under privacy of sums.
+    """Another encoder's features, whitened and projected by public images, in rows of mean square 1. The public images
+    come with genfed's dependencies. Fewer and more even features need less noise under privacy of sums.
     """
 
     encoder: InstanceOf[Encoder] = Field(default_factory=lambda: RandomConv(filters=96))
-    """Encoder whose features are projected."""
-    components: Annotated[int, Field(ge=1, le=4096)] = 200
-    """Number of components, which are the features."""
-    power: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """Power of the components' public deviations by which they are divided. 0: they stay; 1: whitening."""
+    """Encoder whose features are whitened."""
+    components: Annotated[int, Field(ge=1, le=4096)] = 240
+    """Number of features: the leading principal components of whitened public features."""
     public: Public = "digits"
-    """Public images: the 1,797 handwritten "digits" of scikit-learn, or 2,000 rendered "glyphs" of digits."""
+    """Public images: the 1,797 handwritten "digits" of scikit-learn; or 2,600 rendered "glyphs" of digits, or as many
+    "letters"."""
+    covariance: Literal["total", "within"] = "within"
+    """Covariance that is whitened: that of all public images, "total"; or that "within" their classes, which uses their
+    labels."""
+    power: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Power to which the covariance is whitened. 0: not at all; 1: in full. For "total" 0.5 is mostly better."""
+    shrinkage: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Multiple of the mean variance that is added to every variance before."""
 
     def new(self, task: Task, rng: torch.Generator) -> nn.Module:
         if task.kind != "image":
@@ -84,44 +91,59 @@ def _fit(how: Whitened, task: Task, state: bytes) -> tuple[Tensor, Tensor]:
     """
     rng = torch.Generator()
     rng.set_state(torch.tensor(list(state), dtype=torch.uint8))
-    images = load_public_images(how.public, task.shape)
-    features = predict(how.encoder.new(task, rng), images).flatten(1).double()
-    if (most := min(features.shape[1], len(images) - 1)) < how.components:
+    public = load_public_images(how.public, task.shape)
+    features = predict(how.encoder.new(task, rng), public.x).flatten(1).double()
+    if (most := min(features.shape[1], len(public) - 1)) < how.components:
         raise GenfedError(
             f"components = {how.components}: there are at most {most}, of {features.shape[1]} features of "
-            f"{len(images)} public images"
+            f"{len(public)} public images"
         )
     mean = features.mean(0)
-    values, vectors = torch.linalg.eigh(torch.cov(features.T))
-    values, vectors = values.flip(0)[: how.components], vectors.flip(1)[:, : how.components]
-    largest = vectors.abs().argmax(0)
-    vectors = vectors * vectors[largest, torch.arange(how.components)].sign()  # both signs are solutions
-    floor = 0.01 * values.mean()
-    scaled = vectors * (values.clamp_min(0) + floor).pow(-how.power / 2)
-    return _round(mean), _round(scaled)
+    total = torch.cov(features.T)
+    whitened = total
+    if how.covariance == "within":
+        classes = F.one_hot(public.y).double()
+        means = (classes.T @ features) / classes.sum(0)[:, None]
+        whitened = torch.cov((features - means[public.y]).T)
+    values, vectors = torch.linalg.eigh(whitened)
+    even = (vectors * (values + how.shrinkage * values.mean()).pow(-how.power / 2)) @ vectors.T
+    leading = torch.linalg.eigh(even @ total @ even)[1].flip(1)[:, : how.components]
+    largest = leading.abs().argmax(0)
+    leading = leading * leading[largest, torch.arange(how.components)].sign()  # both signs are solutions
+    return _round(mean), _round(even @ leading)
 
 
-def load_public_images(public: Public, shape: tuple[int, ...]) -> Tensor:
-    """Returns public images [n, C, H, W] of this shape, on the scale of `normalize_pixels`."""
+def load_public_images(public: Public, shape: tuple[int, ...]) -> Data:
+    """Returns public images [n, C, H, W] of this shape, on the scale of `normalize_pixels`, and their classes."""
     channels, height, width = shape
-    if public == "digits":
-        from genfed.data.digits import Digits
+    data = _load_digits(height, width) if public == "digits" else _load_glyphs(public, height, width)
+    return replace(data, x=data.x.expand(-1, channels, -1, -1).contiguous())
 
-        # The digits fill their 8×8 pixels; those of other data sets have a margin, as MNIST's of 4 in 28.
-        parts = Digits(size=8).load()
-        x = normalize_pixels(torch.cat([parts.train.x, parts.validation.x, parts.test.x]))
-        rows, columns = height * 5 // 7, width * 5 // 7
-        x = F.interpolate(x, (rows, columns), mode="bilinear", antialias=True)
-        left, top = (width - columns) // 2, (height - rows) // 2
-        x = F.pad(x, (left, width - columns - left, top, height - rows - top), value=-1.0)
-    else:
-        from genfed.data.glyphs import Glyphs
 
-        parts = Glyphs(size=64, channels=1, examples=2000, colours=("white", "black"), effects=("plain",)).load()
-        x = normalize_pixels(torch.cat([parts.train.x, parts.validation.x, parts.test.x]))
-        x = x * -x[:, :, :1, :1].sign()  # white on black
-        x = F.interpolate(x, (height, width), mode="bilinear", antialias=True)
-    return x.expand(-1, channels, -1, -1).contiguous()
+def _load_digits(height: int, width: int) -> Data:
+    from genfed.data.digits import Digits
+
+    parts = Digits(size=8).load()
+    data = [parts.train, parts.validation, parts.test]
+    x, y = torch.cat([part.x for part in data]), torch.cat([part.y for part in data])
+    # The digits fill their 8×8 pixels; those of other data sets have a margin, as MNIST's of 4 in 28.
+    rows, columns = height * 5 // 7, width * 5 // 7
+    x = F.interpolate(normalize_pixels(x), (rows, columns), mode="bilinear", antialias=True)
+    left, top = (width - columns) // 2, (height - rows) // 2
+    return Data(F.pad(x, (left, width - columns - left, top, height - rows - top), value=-1.0), y)
+
+
+def _load_glyphs(public: Public, height: int, width: int) -> Data:
+    from genfed.data.glyphs import Glyphs
+
+    characters: Literal["digits", "letters"] = "letters" if public == "letters" else "digits"
+    grey = ("white", "black")
+    source = Glyphs(size=64, channels=1, examples=2600, colours=grey, effects=("plain",), characters=characters)
+    parts = source.load()
+    data = [parts.train, parts.validation, parts.test]
+    x, y = normalize_pixels(torch.cat([part.x for part in data])), torch.cat([part.y for part in data])
+    x = x * -x[:, :, :1, :1].sign()  # white on black
+    return Data(F.interpolate(x, (height, width), mode="bilinear", antialias=True), y)
 
 
 def _round(x: Tensor) -> Tensor:

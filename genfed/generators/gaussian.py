@@ -18,7 +18,7 @@ from genfed.core.privacy import SumBounds
 from genfed.core.settings import settings
 from genfed.core.task import Data, Task, Weights
 from genfed.generators.generator import CHUNK, GeneratorNetwork
-from genfed.generators.noisy_moments import drop_noisy_counts, largest_eigenvalue, raise_eigenvalues
+from genfed.generators.noisy_moments import denoise, drop_noisy_counts
 from genfed.generators.statistics_generator import (
     LARGEST_FEATURE,
     STEPS,
@@ -46,9 +46,9 @@ class Gaussian(StatisticsGenerator):
     """Weight of the tied covariance in that of a class, for "full": 0 is each class's own, 1 is the tied one."""
     shrinkage: Annotated[float, Field(ge=0, le=1)] = 1e-3
     """Weight of a multiple of the identity, of equal trace, in every covariance."""
-    noise_floor: Annotated[float, Field(ge=0, le=2)] = 0.25
-    """Under privacy of sums: eigenvalues within classes that are below this share of the noise's largest eigenvalue are
-    raised to it. Without noise it changes nothing."""
+    noise_floor: Annotated[float, Field(ge=0, le=2)] = 0.12
+    """Under privacy of sums: eigenvalues of covariances within classes that are below this share of the noise's largest
+    eigenvalue are raised to it, after they were denoised. Without noise it changes nothing."""
 
     def new(self, task: Task, rng: torch.Generator) -> "GaussianNetwork":
         """Returns a network whose Gaussians have mean 0 and variance 1."""
@@ -138,8 +138,8 @@ class Gaussian(StatisticsGenerator):
             between, extra = between.sum(0, keepdim=True), (extra * (counts > 0)[:, None]).sum(0, keepdim=True)
         within = unfold_triangle(products, sums.shape[1]) - between + torch.diag_embed(extra)
         noise = float(deviations["products"].min())  # that off the diagonals
-        raised = raise_eigenvalues(within, self.noise_floor * largest_eigenvalue(noise, sums.shape[1]))
-        return {"counts": counts, "sums": sums, "products": fold_triangle(raised + between)}
+        within = denoise(within, noise, self.noise_floor)
+        return {"counts": counts, "sums": sums, "products": fold_triangle(within + between)}
 
     def _factors(self, counts: Tensor, mean: Tensor, second: Tensor) -> Tensor:
         """Returns the lower Cholesky factors [1 or classes, d, d] of the covariances."""

@@ -32,13 +32,27 @@ def largest_eigenvalue(deviation: float, width: int) -> float:
     return 2 * deviation * math.sqrt(width)
 
 
-def raise_eigenvalues(matrices: Tensor, least: float) -> Tensor:
-    """Returns symmetric matrices [g, d, d] whose eigenvalues below `least` are raised to it.
+def denoise(matrices: Tensor, deviation: float, floor: float) -> Tensor:
+    """Returns symmetric matrices [g, d, d] nearer to those that they were before they got noise. Eigenvectors stay. An
+    eigenvalue λ becomes λ − 2 σ² d h(λ), the mean over d of 1 / (λ − λⱼ) being h: Bun, Allez, Bouchaud, Potters,
+    Rotational Invariant Estimator for General Noisy Matrices, IEEE Transactions on Information Theory 2016, arXiv
+    1502.06736. Then those below a share of the noise are raised to it.
 
-    >>> raise_eigenvalues(torch.diag_embed(torch.tensor([[3.0, -1.0]])), 0.5)
-    tensor([[[3.0000, 0.0000],
-             [0.0000, 0.5000]]])
+    Args:
+        matrices: noisy matrices.
+        deviation: standard deviation σ of the noise off the diagonal.
+        floor: share of the largest eigenvalue of the noise, below which no eigenvalue stays.
+
+    >>> torch.linalg.eigvalsh(denoise(torch.diag_embed(torch.tensor([[3.0, -1.0]]).double()), 0.5, 0.5))
+    tensor([[0.7071, 2.8788]], dtype=torch.float64)
     """
     values, vectors = torch.linalg.eigh(matrices)
-    raised: Tensor = (vectors * values.clamp_min(least)[:, None, :]) @ vectors.mT
+    width = values.shape[1]
+    gaps = values[:, :, None] - values[:, None, :]
+    blur = deviation  # of about the distance between eigenvalues: 4 σ √d of them over d
+    repulsion = (gaps / (gaps.square() + blur**2).clamp_min(1e-300)).sum(2)
+    moved = values - 2 * deviation**2 * repulsion
+    least = floor * largest_eigenvalue(deviation, width)
+    moved = moved.cummax(1).values.clamp_min(least)  # in the order that they had
+    raised: Tensor = (vectors * moved[:, None, :]) @ vectors.mT
     return raised

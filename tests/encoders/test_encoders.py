@@ -148,11 +148,13 @@ def test_an_even_image_has_features_of_zero() -> None:
     assert not build_encoder(how, server(Task("image", (1, 8, 8), ("a", "b")))).encode(torch.ones(2, 1, 8, 8)).any()
 
 
-@pytest.mark.parametrize("public", ["digits", "glyphs"])
+@pytest.mark.parametrize("public", ["digits", "glyphs", "letters"])
 def test_public_images_are_white_on_black_with_a_margin(public: Any) -> None:
-    images = load_public_images(public, (3, 28, 28))
+    data = load_public_images(public, (3, 28, 28))
+    images = data.x
+    assert len(torch.unique(data.y)) == {"digits": 10, "glyphs": 10, "letters": 26}[public]
     assert images.shape[1:] == (3, 28, 28)
-    assert len(images) == {"digits": 1797, "glyphs": 2000}[public]
+    assert len(images) == {"digits": 1797, "glyphs": 2600, "letters": 2600}[public]
     assert (float(images.min()), float(images.max())) == pytest.approx((-1, 1), abs=0.01)
     edge = torch.cat([images[:, 0, 0], images[:, 0, -1], images[:, 0, :, 0], images[:, 0, :, -1]], 1)
     assert float(edge.mean()) < -0.9
@@ -160,18 +162,25 @@ def test_public_images_are_white_on_black_with_a_margin(public: Any) -> None:
 
 
 def test_public_features_are_white_after_whitening() -> None:
-    """With power 1 the components of the public features themselves have about equal variances, and no covariances."""
     task, inner = Task("image", (1, 16, 16), ("a", "b")), RandomConv(filters=8, cells=2)
-    how = Whitened(encoder=inner, components=6, power=1.0)
-    network = build_encoder(how, server(task)).network
-    features = network.get_submodule("encoder")(load_public_images("digits", task.shape))
-    projected = (features - network.get_buffer("mean")) @ network.get_buffer("components")
-    covariance = torch.cov(projected.T)
-    assert covariance.diagonal().tolist() == pytest.approx([1.0] * 6, abs=0.25)
+    public = load_public_images("digits", task.shape)
+
+    def projected(how: Whitened) -> Tensor:
+        network = build_encoder(how, server(task)).network
+        features = network.get_submodule("encoder")(public.x)
+        return (features - network.get_buffer("mean")) @ network.get_buffer("components")
+
+    total = Whitened(encoder=inner, components=6, covariance="total", shrinkage=1e-3)
+    covariance = torch.cov(projected(total).T)
+    assert covariance.diagonal().tolist() == pytest.approx([1.0] * 6, abs=0.1)
     assert float((covariance - covariance.diag().diag()).abs().max()) < 0.02
-    rows = build_encoder(how, server(task)).encode(examples(task).x)
+    x = projected(replace(total, covariance="within"))
+    means = torch.stack([x[public.y == label].mean(0) for label in range(10)])
+    assert torch.cov((x - means[public.y]).T).diagonal().tolist() == pytest.approx([1.0] * 6, abs=0.1)
+    assert torch.cov(x.T).diagonal().diff().max() <= 1e-3  # the leading ones come first
+    rows = build_encoder(total, server(task)).encode(examples(task).x)
     assert rows.square().mean(1).tolist() == pytest.approx([1.0] * 6, rel=1e-4)
-    plain = build_encoder(replace(how, power=0.0), server(task)).network.get_buffer("components")
+    plain = build_encoder(replace(total, power=0.0), server(task)).network.get_buffer("components")
     assert plain.norm(dim=0).tolist() == pytest.approx([1.0] * 6, abs=2e-3)
 
 
