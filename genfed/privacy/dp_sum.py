@@ -121,7 +121,7 @@ def add_share_of_noise(
         values = {name: map_tree(_whole, value) for name, value in reduced.values.items()}
         return phase.update(server, state, Reduced(values, reduced.clients))
 
-    return replace(phase, work=noisy, update=update, wire=phase.wire_types)
+    return replace(phase, work=noisy, update=update, wire=phase.wire_types, expected=None)
 
 
 def _whole(fine: Tensor) -> Tensor:
@@ -174,7 +174,10 @@ class NoisySums:
     def open(self, request: RoundRequest) -> Round:
         """See `Uploads`."""
         self.privacy.admit(request.round_id, request.clients)
-        return Round(request, self.quorum, _NoisySum(self, request, Fold(request.phase.aggregate, request.clients)))
+        known = request.phase.expected
+        expected = None if known is None else known(request.server)
+        fold = Fold(request.phase.aggregate, request.clients, expected)
+        return Round(request, self.quorum, _NoisySum(self, request, fold))
 
 
 @dataclass(frozen=True)
