@@ -144,7 +144,7 @@ def new_runner(
     held_out = trial.shards.held_out.to(torch.device(trial.compute.device))
     triggered = trial.attack.triggered(held_out, trial.shards.task) if trial.attack else None
     # The accuracy on a personal test set is weighted by the client's classes: several of them reveal its share of each.
-    own = None if trial.privacy or trial.secure else trial.shards.own
+    own = None if trial.privacy or trial.sum_privacy or trial.secure else trial.shards.own
     phases = add_evaluation(trial.method, held_out, own, triggered, scores_only_sent)
     if trial.sum_privacy and not trial.secure:
         for phase in flatten_phases(trial.method.phases()):

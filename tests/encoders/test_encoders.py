@@ -168,7 +168,8 @@ def test_public_features_are_white_after_whitening() -> None:
     def projected(how: Whitened) -> Tensor:
         network = build_encoder(how, server(task)).network
         features = network.get_submodule("encoder")(public.x)
-        return (features - network.get_buffer("mean")) @ network.get_buffer("components")
+        x: Tensor = (features - network.get_buffer("mean")) @ network.get_buffer("components")
+        return x
 
     total = Whitened(encoder=inner, components=6, covariance="total", shrinkage=1e-3)
     covariance = torch.cov(projected(total).T)
