@@ -8,7 +8,8 @@ from genfed.report.results import Report
 _LIMITS: dict[Level, Sequence[str]] = {
     "example": (
         "The number of examples of each client is assumed to be public: it weights averages, and sets how batches are "
-        "drawn and how large sums can be. Losses, accuracies on clients' own data and FLOP counts do not leave the clients. Timing does.",
+        "drawn and how large sums can be. Losses, accuracies on clients' own data and FLOP counts do not leave the "
+        "clients. Timing does.",
         "A person with k examples has k times this ε, and a larger δ. If several methods or seeds of this run are "
         "published, their ε add up.",
         "This page itself is not covered: the class counts, real images, generator metrics and audits on it were made "
