@@ -44,7 +44,7 @@ def denoise(matrices: Tensor, deviation: float, floor: float) -> Tensor:
         floor: share of the largest eigenvalue of the noise, below which no eigenvalue stays.
 
     >>> torch.linalg.eigvalsh(denoise(torch.diag_embed(torch.tensor([[3.0, -1.0]]).double()), 0.5, 0.5))
-    tensor([[0.7071, 2.8788]], dtype=torch.float64)
+    tensor([[0.7071, 2.8769]], dtype=torch.float64)
     """
     values, vectors = torch.linalg.eigh(matrices)
     width = values.shape[1]
