@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from genfed import Client, ClientInfo, Data, GenfedError, Server, Slot, Task
 from genfed.config import registry
