@@ -54,7 +54,7 @@ class Gaussian(StatisticsGenerator):
         """Returns a network whose Gaussians have mean 0 and variance 1."""
         return GaussianNetwork(task, self.covariance)
 
-    def measure(self, data: Data, task: Task) -> Weights:
+    def measure(self, data: Data, task: Task, present: Weights | None = None) -> Weights:
         x, classes = round_features(data.x), len(task.classes)
         members = F.one_hot(data.y, classes).double()
         if self.covariance == "diagonal":
@@ -67,7 +67,7 @@ class Gaussian(StatisticsGenerator):
         exact = {"counts": members.sum(0), "sums": members.T @ x, "products": products}
         return {name: value.long().cpu() for name, value in exact.items()}
 
-    def check(self, statistics: Weights, task: Task, examples: int) -> None:
+    def check(self, statistics: Weights, task: Task, examples: int, first: bool = True) -> None:
         width = math.prod(task.shape)
         check_counts_and_forms(statistics, self.shapes(task), examples)
         counts, sums, squares = (statistics[name].double() for name in ("counts", "sums", "products"))
@@ -84,7 +84,13 @@ class Gaussian(StatisticsGenerator):
             if bool((matrix.square() > squares[:, :, None] * squares[:, None, :]).any()):
                 raise GenfedError("its products are larger than its squares allow")
 
-    def estimate(self, task: Task, statistics: Weights) -> Weights:
+    def estimate(
+        self,
+        task: Task,
+        statistics: Weights,
+        present: Weights | None = None,
+        rng: torch.Generator | None = None,
+    ) -> Weights:
         counts = statistics["counts"].double()
         if not bool((counts >= 0).all()) or not bool((counts > 0).any()):
             raise GenfedError("no client has an example: there is nothing to estimate a Gaussian from")
@@ -92,7 +98,7 @@ class Gaussian(StatisticsGenerator):
         mean = sums / counts.clamp_min(1)[:, None]
         if self.covariance == "diagonal":
             variance = products / counts.clamp_min(1)[:, None] - mean.square()
-            factor = self._shrink_variances(variance.clamp_min(0)).sqrt()
+            factor = shrink_variances(variance, self.shrinkage).sqrt()
         else:
             factor = self._factors(counts, mean, unfold_triangle(products, math.prod(task.shape)))
         prior = counts / counts.sum()
@@ -115,7 +121,7 @@ class Gaussian(StatisticsGenerator):
     def estimate_noisy(self, task: Task, statistics: Weights, deviations: Weights) -> Weights:
         return self.estimate(task, self._denoise(statistics, deviations))
 
-    def shapes(self, task: Task) -> dict[str, tuple[int, ...]]:
+    def shapes(self, task: Task, first: bool = True) -> dict[str, tuple[int, ...]]:
         classes, width = len(task.classes), math.prod(task.shape)
         triangle = width * (width + 1) // 2
         products = {"tied": (1, triangle), "full": (classes, triangle), "diagonal": (classes, width)}
@@ -156,10 +162,6 @@ class Gaussian(StatisticsGenerator):
         shrunk = (1 - self.shrinkage) * covariance + self.shrinkage * level[:, None, None] * eye
         factors: Tensor = torch.linalg.cholesky(shrunk + level[:, None, None] * 1e-6 * eye)
         return factors
-
-    def _shrink_variances(self, variance: Tensor) -> Tensor:
-        level = variance.mean(1, keepdim=True).clamp_min(1 / STEPS**2)
-        return (1 - self.shrinkage) * variance + (self.shrinkage + 1e-6) * level
 
 
 class GaussianNetwork(GeneratorNetwork):
@@ -227,6 +229,13 @@ def linear_discriminant(gaussian: Mapping[str, Tensor]) -> Weights:
 def log_prior(prior: Tensor) -> Tensor:
     """Returns the logarithm of the classes' shares; −10⁶ for a class without examples, below all scores of others."""
     return torch.where(prior > 0, prior.clamp_min(1e-30).log(), -1e6)
+
+
+def shrink_variances(variance: Tensor, shrinkage: float) -> Tensor:
+    """Returns variances [..., d] with this weight of their mean over d, which is at least that of rounding."""
+    variance = variance.clamp_min(0)
+    level = variance.mean(-1, keepdim=True).clamp_min(1 / STEPS**2)
+    return (1 - shrinkage) * variance + (shrinkage + 1e-6) * level
 
 
 def unfold_triangle(upper: Tensor, width: int) -> Tensor:

@@ -40,41 +40,60 @@ class StatisticsGenerator(Generator):
     torch.Size([2, 2])
     """
 
-    passes: ClassVar[int] = 1
-    """Number of times that clients measure statistics."""
     bounded: ClassVar[bool] = False
     """Whether `noise_scales` and `estimate_noisy` are there, so that privacy of sums supports the generator."""
+    shares: ClassVar[int] = 1
+    """Number of equal parts of an example that can be added to different sums."""
+
+    @property
+    def passes(self) -> int:
+        """Number of times that clients measure statistics, each time given the estimate of the time before."""
+        return 1
 
     @abstractmethod
-    def shapes(self, task: Task) -> dict[str, tuple[int, ...]]:
-        """Returns the shape of each statistic by its name."""
+    def shapes(self, task: Task, first: bool = True) -> dict[str, tuple[int, ...]]:
+        """Returns the shape of each statistic by its name; `first`: in the first pass."""
 
     @abstractmethod
-    def measure(self, data: Data, task: Task) -> Weights:
+    def measure(self, data: Data, task: Task, present: Weights | None = None) -> Weights:
         """Returns the statistics of examples: int64 tensors by name, among them "counts" int64 [classes], the number
         of examples of each class.
 
         Args:
             data: Examples, x float32 [n, *task.shape].
             task: Their task.
+            present: Estimate of the pass before. None: this is the first pass.
         """
 
     @abstractmethod
-    def check(self, statistics: Weights, task: Task, examples: int) -> None:
+    def check(self, statistics: Weights, task: Task, examples: int, first: bool = True) -> None:
         """Checks the statistics that a client uploaded.
 
         Args:
             statistics: The statistics.
             task: The task of the examples.
             examples: The client's number of examples.
+            first: Whether this is the first pass.
 
         Raises:
             GenfedError: no set of that many examples has these statistics.
         """
 
     @abstractmethod
-    def estimate(self, task: Task, statistics: Weights) -> Weights:
+    def estimate(
+        self,
+        task: Task,
+        statistics: Weights,
+        present: Weights | None = None,
+        rng: torch.Generator | None = None,
+    ) -> Weights:
         """Returns the state dict of the generator's network for these statistics of all examples.
+
+        Args:
+            task: The task of the examples.
+            statistics: Their statistics.
+            present: Estimate of the pass before. None: this is the first pass.
+            rng: Source of random numbers in the first pass. None: a new generator, with the seed that torch gives it.
 
         Raises:
             GenfedError: there are no examples.
@@ -123,6 +142,25 @@ def bound_rows(x: Tensor, norm: float) -> Tensor:
     return bounded
 
 
+def estimate_alone(generator: StatisticsGenerator, data: Data, task: Task, rng: torch.Generator) -> Weights:
+    """Returns the state dict of the generator's network for examples in one place.
+
+    Args:
+        generator: The generator.
+        data: Examples, x float32 [n, *task.shape].
+        task: Their task.
+        rng: Source of random numbers in the first pass.
+
+    Raises:
+        GenfedError: there are no examples.
+    """
+    present: Weights | None = None
+    for _ in range(generator.passes):
+        present = generator.estimate(task, generator.measure(data, task, present), present, rng)
+    assert present is not None, "a generator measures at least once"
+    return present
+
+
 def merge(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> Weights:
     """Returns the statistics of the examples of both."""
     return {name: one[name].long() + other[name].long() for name in one}
@@ -134,7 +172,9 @@ def subtract(whole: Mapping[str, Tensor], part: Mapping[str, Tensor]) -> Weights
 
 
 def narrow(statistics: Mapping[str, Tensor], examples: int) -> Weights:
-    """Returns the statistics as int32 if sums over this number of examples always fit, otherwise as they are."""
+    """Returns the statistics as int32 if sums over this number of examples always fit, otherwise as they are. Examples
+    that are added in shares count as many times as they have shares.
+    """
     return {name: value.to(narrow_type(examples)) for name, value in statistics.items()}
 
 
@@ -143,14 +183,19 @@ def narrow_type(examples: int) -> torch.dtype:
     return torch.int32 if examples * _LARGEST_PRODUCT < 2**31 else torch.int64
 
 
-def round_features(x: Tensor) -> Tensor:
+def round_features(x: Tensor, shares: int = 1) -> Tensor:
     """Returns features x [n, …] in whole steps of 1/64, clipped to ±8: float64 [n, d].
+
+    Args:
+        x: The features.
+        shares: Number of equal parts in which an example is added.
 
     Raises:
         GenfedError: one client has more examples than have exact sums in double precision.
     """
-    if len(x) * _LARGEST_PRODUCT >= 2**53:
-        raise GenfedError(f"{len(x)} examples of one client: at most {2**53 // _LARGEST_PRODUCT} have exact sums")
+    if len(x) * shares * _LARGEST_PRODUCT >= 2**53:
+        most = (2**53 - 1) // (shares * _LARGEST_PRODUCT)
+        raise GenfedError(f"{len(x)} examples of one client: at most {most} have exact sums")
     return x.flatten(1).double().clamp(-LARGEST_FEATURE, LARGEST_FEATURE).mul(STEPS).round()
 
 

@@ -1,4 +1,4 @@
-"""Base of methods with one upload of statistics: clients add up what a generator of features is estimated from."""
+"""Base of methods whose clients upload statistics: they add up what a generator of features is estimated from."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
@@ -19,6 +19,7 @@ from genfed.core.task import Task, Weights
 from genfed.encoders.encoder import ENCODED, Encoder, build_encoder, encode_examples
 from genfed.encoders.random_conv import RandomConv
 from genfed.generators.gaussian import Gaussian
+from genfed.generators.generator import GeneratorNetwork
 from genfed.generators.statistics_generator import StatisticsGenerator, bound_rows, narrow, narrow_type, subtract
 from genfed.training.weights import Model
 
@@ -30,11 +31,11 @@ class StatisticsState:
     encoder: str
     """Digest of the encoder."""
     statistics: Weights
-    """Sums over the examples of all clients, int64. Empty: there are none yet."""
+    """Sums over the examples of all clients in the last pass, int64. Empty: there are none yet."""
     generator: Weights
     """The generator of features for these sums. Empty: there is none yet."""
     head: Weights
-    """The head that classifies features. Empty: there is none yet."""
+    """The head that classifies features. Empty: there is none yet; it is made after the last pass."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,13 @@ class StatisticsRequest:
     """Digest of the server's encoder."""
     largest: int
     """Number of examples of the largest client, which decides how many bits a sum needs."""
+    present: Weights
+    """The generator that was estimated in the pass before. Empty: this is the first pass."""
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """The only upload of a client."""
+    """What a client uploads in a pass."""
 
     statistics: Weights
     """Sums over its examples, int32 or int64."""
@@ -57,8 +60,8 @@ class Statistics:
 
 @settings
 class FeatureStatistics(Method[StatisticsState]):
-    """Base of methods whose clients upload statistics of their examples' features once. The sum is the same for any
-    split of the examples over clients.
+    """Base of methods whose clients upload statistics of their examples' features, once or in as many passes as the
+    generator needs. The sum is the same for any split of the examples over clients.
     """
 
     state = StatisticsState
@@ -82,6 +85,7 @@ class FeatureStatistics(Method[StatisticsState]):
                 self.request,
                 self.measure,
                 aggregate={"statistics": Sum()},
+                rounds=self.generator.passes,
                 slots=(ENCODED,),
                 screen=self.screen,
                 expected=self.expected,
@@ -90,8 +94,9 @@ class FeatureStatistics(Method[StatisticsState]):
         ]
 
     def request(self, server: Server, state: StatisticsState, info: ClientInfo) -> StatisticsRequest:
-        """Sends the digest of the encoder, and how many examples a client has at most."""
-        return StatisticsRequest(state.encoder, _count_largest(server))
+        """Sends the digest of the encoder, how many examples a client has at most, and the present generator."""
+        present = state.generator if self.generator.passes > 1 else {}
+        return StatisticsRequest(state.encoder, _count_largest(server), present)
 
     def measure(self, client: Client, sent: StatisticsRequest) -> Reply[Statistics]:
         """Adds up the statistics of the client's features."""
@@ -102,13 +107,13 @@ class FeatureStatistics(Method[StatisticsState]):
         if client.sums is not None:
             norm = client.sums.bounds.norm(features.x.shape[1])
             features = replace(features, x=bound_rows(features.x, norm))
-        measured = self.generator.measure(features, task)
-        return Reply(Statistics(narrow(measured, sent.largest)), weight=len(client.data))
+        measured = self.generator.measure(features, task, sent.present or None)
+        return Reply(Statistics(narrow(measured, sent.largest * self.generator.shares)), weight=len(client.data))
 
     def expected(self, server: Server) -> Statistics:
         """Returns statistics of the shapes and the type that every client uploads."""
-        kind, task = narrow_type(_count_largest(server)), build_encoder(self.encoder, server).task
-        shapes = self.generator.shapes(task)
+        kind = narrow_type(_count_largest(server) * self.generator.shares)
+        shapes = self.generator.shapes(build_encoder(self.encoder, server).task, server.round == 0)
         return Statistics({name: torch.empty(shape, dtype=kind, device="meta") for name, shape in shapes.items()})
 
     def noise_scales(self, bounds: SumBounds, values: Mapping[str, Weights]) -> Mapping[str, Weights]:
@@ -121,23 +126,31 @@ class FeatureStatistics(Method[StatisticsState]):
         Raises:
             GenfedError: see `StatisticsGenerator.check`.
         """
-        self.generator.check(upload.statistics, build_encoder(self.encoder, server).task, info.examples)
+        task = build_encoder(self.encoder, server).task
+        self.generator.check(upload.statistics, task, info.examples, server.round == 0)
 
     def estimate(self, server: Server, state: StatisticsState, reduced: Reduced) -> StatisticsState:
-        """Estimates the generator from the sums, and the head from the generator."""
+        """Estimates the generator from the sums, and after the last pass the head from the generator."""
+        if server.round + 1 < self.generator.passes:
+            return self._with_generator(server, state, reduced["statistics"])
         return self.with_statistics(server, state, reduced["statistics"])
 
     def with_statistics(self, server: Server, state: StatisticsState, statistics: Weights) -> StatisticsState:
-        """Returns the state for these sums, whichever clients they come from."""
+        """Returns the state for these sums of the last pass, whichever clients they come from."""
+        state = self._with_generator(server, state, statistics)
+        return replace(state, head=self.make_head(server, state.generator))
+
+    def _with_generator(self, server: Server, state: StatisticsState, statistics: Weights) -> StatisticsState:
         statistics = {name: value.long() for name, value in statistics.items()}
-        task = build_encoder(self.encoder, server).task
+        task, draws = build_encoder(self.encoder, server).task, server.common("generator")
+        present = state.generator if self.generator.passes > 1 else {}
         if server.sums is not None and server.sums.multiplier:
             scales = self.generator.noise_scales(statistics, server.sums.bounds)
             deviations = {name: scale * server.sums.multiplier for name, scale in scales.items()}
             generator = self.generator.estimate_noisy(task, statistics, deviations)
         else:
-            generator = self.generator.estimate(task, statistics)
-        return replace(state, statistics=statistics, generator=generator, head=self.make_head(server, generator))
+            generator = self.generator.estimate(task, statistics, present or None, draws)
+        return replace(state, statistics=statistics, generator=generator)
 
     def forgets(self) -> bool:
         return self.generator.passes == 1  # later passes depend on the client in more ways than by its own sums
@@ -165,12 +178,16 @@ class FeatureStatistics(Method[StatisticsState]):
             head.load_state_dict(sent.classifier)
         return nn.Sequential(built.network, head)
 
+    def load_generator(self, server: Server, weights: Weights) -> GeneratorNetwork:
+        """Returns the generator of features with these weights, on the server's device."""
+        network = self.generator.new(build_encoder(self.encoder, server).task, server.rng)
+        network.load_state_dict(weights)
+        return network.to(server.device)
+
     def generate(self, server: Server, state: StatisticsState, y: Tensor) -> Tensor:
         if not state.generator:
             raise GenfedError("no client has uploaded its statistics yet")
-        network = self.generator.new(build_encoder(self.encoder, server).task, server.rng)
-        network.load_state_dict(state.generator)
-        return network.to(server.device).sample(y.to(server.device), server.rng)
+        return self.load_generator(server, state.generator).sample(y.to(server.device), server.rng)
 
     def represent(self, server: Server, state: StatisticsState, x: Tensor) -> Tensor:
         return build_encoder(self.encoder, server).encode(x.to(server.device)).cpu()
