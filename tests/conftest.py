@@ -121,12 +121,18 @@ TINY: dict[str, dict[str, Any]] = {
     "fedcvae_kd": ONE_SHOT | {"distillation_samples": 24, "distillation_epochs": 2},
     "feddeo": SYNTHESIS | {"description_batch_size": 8},
     "feddf": {"distillation_steps": 3, "distillation_batch_size": 8},
+    "fedpft": {
+        "generator": {"kind": "mixture", "components": 2, "em_steps": 2},
+        "samples": 100,
+        "head_training": {"epochs": 1},
+    },
     "fedlmg": SYNTHESIS
     | {"foundation": SYNTHESIS["foundation"] | {"scheduler": "ddpm"}, "classifier_guidance": {"noise_edits": 1}},
     "fedgen": {"generator_steps": 3, "generator_batch_size": 8, "hidden_dim": 16},
     "fgl": SYNTHESIS,
     "gefl": GENERATIVE,
     "gefl_f": GENERATIVE | {"extractor_rounds": 2, "extractor_epochs": 1},
+    "gh_ofl": {"samples": 100, "head_training": {"epochs": 1}},
     "oscar": SYNTHESIS
     | {
         "level": "instance",

@@ -1,5 +1,6 @@
 """Mixtures by federated EM: sums are exact for any split, likelihood never falls, and steps are scikit-learn's."""
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -58,7 +59,7 @@ def likelihood(weights: Weights, data: Data) -> float:
 def test_federated_is_centralised_to_the_bit(cuts: list[int], order: list[int]) -> None:
     how, data = Mixture(components=3, em_steps=4), draw()
     shuffled, bounds = data[torch.tensor(order)], [0, *sorted(cuts), 240]
-    parts = [shuffled[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+    parts = [shuffled[a:b] for a, b in itertools.pairwise(bounds)]
     many, one = run_em(how, parts)[-1], estimate_alone(how, data, TASK, torch.Generator().manual_seed(1))
     assert all(torch.equal(one[name], many[name]) for name in one)
 
@@ -82,7 +83,7 @@ def test_wide_features_are_exact_too() -> None:
 def test_likelihood_never_falls(seed: int) -> None:
     data = draw(400, seed)
     values = [likelihood(each, data) for each in run_em(Mixture(components=3, em_steps=25, shrinkage=0.0), [data])]
-    assert all(after >= before - 1e-4 for before, after in zip(values, values[1:], strict=False))  # shares are rounded
+    assert all(after >= before - 1e-4 for before, after in itertools.pairwise(values))  # shares are rounded
     assert values[-1] > values[0] + 0.1
 
 

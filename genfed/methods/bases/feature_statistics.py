@@ -35,7 +35,7 @@ class StatisticsState:
     generator: Weights
     """The generator of features for these sums. Empty: there is none yet."""
     head: Weights
-    """The head that classifies features. Empty: there is none yet; it is made after the last pass."""
+    """The head that classifies features. Empty: there is none yet."""
 
 
 @dataclass(frozen=True)
@@ -130,17 +130,11 @@ class FeatureStatistics(Method[StatisticsState]):
         self.generator.check(upload.statistics, task, info.examples, server.round == 0)
 
     def estimate(self, server: Server, state: StatisticsState, reduced: Reduced) -> StatisticsState:
-        """Estimates the generator from the sums, and after the last pass the head from the generator."""
-        if server.round + 1 < self.generator.passes:
-            return self._with_generator(server, state, reduced["statistics"])
+        """Estimates the generator from the sums, and the head from the generator."""
         return self.with_statistics(server, state, reduced["statistics"])
 
     def with_statistics(self, server: Server, state: StatisticsState, statistics: Weights) -> StatisticsState:
-        """Returns the state for these sums of the last pass, whichever clients they come from."""
-        state = self._with_generator(server, state, statistics)
-        return replace(state, head=self.make_head(server, state.generator))
-
-    def _with_generator(self, server: Server, state: StatisticsState, statistics: Weights) -> StatisticsState:
+        """Returns the state after a pass with these sums, whichever clients they come from."""
         statistics = {name: value.long() for name, value in statistics.items()}
         task, draws = build_encoder(self.encoder, server).task, server.common("generator")
         present = state.generator if self.generator.passes > 1 else {}
@@ -150,7 +144,7 @@ class FeatureStatistics(Method[StatisticsState]):
             generator = self.generator.estimate_noisy(task, statistics, deviations)
         else:
             generator = self.generator.estimate(task, statistics, present or None, draws)
-        return replace(state, statistics=statistics, generator=generator)
+        return replace(state, statistics=statistics, generator=generator, head=self.make_head(server, generator))
 
     def forgets(self) -> bool:
         return self.generator.passes == 1  # later passes depend on the client in more ways than by its own sums
