@@ -1,6 +1,6 @@
 """A mixture of Gaussians of features for each class, by federated expectation–maximization. Dempster, Laird, Rubin,
 Maximum Likelihood from Incomplete Data via the EM Algorithm, JRSS B 1977; as a classifier it is mixture discriminant
-analysis (Hastie, Tibshirani, Discriminant Analysis by Gaussian Mixtures, JRSS B 1996). A step needs sums over the examples
+analysis (Hastie, Tibshirani, Discriminant Analysis by Gaussian Mixtures, JRSS B 1996). A step needs sums over examples
 alone.
 """
 
