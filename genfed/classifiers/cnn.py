@@ -4,6 +4,7 @@ Every `extractor` gives maps of the same shape (3×16×16 from 1×32×32, 10×16
 architectures can be averaged; the headers differ.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Literal
@@ -31,10 +32,11 @@ WIDTHS = (
 class CNN(nn.Module):
     """GeFL's CNN: [n, C, H, W] → logits [n, classes], as `header(extractor(x))`.
 
-    The extractor halves height and width once, the header once per width.
+    The extractor halves height and width once, the header once per width. For features [n, d] there is nothing to
+    extract, and the header is fully connected, with the same widths.
 
     Args:
-        task: The task; its examples must be images.
+        task: The task; its examples must be images or features.
         name: The architecture's name, for error messages.
         widths: The channels of the header's convolutions.
         normalized: The normalization after all convolutions; None: BatchNorm, but none in the header for grey images.
@@ -47,6 +49,10 @@ class CNN(nn.Module):
         self, task: Task, name: str, widths: tuple[int, ...], *, normalized: Literal["batch", "group"] | None
     ) -> None:
         super().__init__()
+        self.extractor: nn.Module
+        if task.kind == "features":
+            self.extractor, self.header = nn.Flatten(), _build_layers(task, widths)
+            return
         if task.kind != "image":
             raise GenfedError(f"architecture {name}: examples of shape {task.shape}, a table; allowed are images")
         channels, height, width = task.shape
@@ -74,6 +80,14 @@ class CNN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.header(self.extractor(x))
         return logits
+
+
+def _build_layers(task: Task, widths: tuple[int, ...]) -> nn.Sequential:
+    inputs, layers = math.prod(task.shape), list[nn.Module]()
+    for outputs in widths:
+        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+        inputs = outputs
+    return nn.Sequential(*layers, nn.Linear(inputs, len(task.classes)))
 
 
 def _build_convolution(inputs: int, outputs: int, norm: Callable[[int], nn.Module] | None) -> list[nn.Module]:

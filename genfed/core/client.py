@@ -95,8 +95,9 @@ class Client:
     """The device to compute on."""
     precision: Literal["float32", "bfloat16"]
     """The precision of training."""
-    new_network_of: "Callable[[str, torch.Generator], nn.Module]"
-    """(architecture, rng) → a classifier initialized from rng, on `device`."""
+    new_network_of: "Callable[..., nn.Module]"
+    """(architecture, rng) → a classifier initialized from rng, on `device`; with a task as third argument it takes the
+    examples of that task."""
     privacy: PrivateTrainer | None = None
     """Trainer for its own examples under differential privacy, a parameter of `training.fit`. None: no privacy."""
     sums: SumNoise | None = None
@@ -104,7 +105,8 @@ class Client:
 
     def new_network(self, rng: torch.Generator) -> "nn.Module":
         """Returns its own classifier, initialized from the generator; on `device`."""
-        return self.new_network_of(self.info.architecture, rng)
+        network: nn.Module = self.new_network_of(self.info.architecture, rng)
+        return network
 
     def common(self, *path: str | int) -> torch.Generator:
         """Returns a random stream that is the same for the server and all clients, as for initial weights."""
@@ -146,8 +148,9 @@ class Server:
     """The device to compute on."""
     precision: Literal["float32", "bfloat16"]
     """The precision of training."""
-    new_network: "Callable[[str, torch.Generator], nn.Module]"
-    """(architecture, rng) → a classifier initialized from rng, on `device`."""
+    new_network: "Callable[..., nn.Module]"
+    """(architecture, rng) → a classifier initialized from rng, on `device`; with a task as third argument it takes the
+    examples of that task."""
     public: Tensor | None = None
     """Public unlabeled examples [n, *task.shape], as in `Data.x`. None: the run has none."""
     store: Store = field(default_factory=MemoryStore)

@@ -175,8 +175,8 @@ class ClientRunner:
         """Does the work itself; returns the reply, and its metrics as plain numbers with those of the arithmetic."""
         sizes = [sum(t.numel() for t in sent.tensors.values() if t.is_floating_point())]
 
-        def new_network(name: str, rng: torch.Generator) -> "nn.Module":
-            network = client.new_network_of(name, rng)
+        def new_network(name: str, rng: torch.Generator, task: Task = client.task) -> "nn.Module":
+            network: nn.Module = client.new_network_of(name, rng, task)
             sizes.append(sum(p.numel() for p in network.parameters()))
             return network
 
@@ -218,7 +218,7 @@ class ClientRunner:
             seed=self._seed,
             device=self._device,
             precision=self._runtime.precision,
-            new_network_of=lambda name, rng: self._runtime.new_network(name, task, rng).to(self._device),
+            new_network_of=lambda name, rng, task=task: self._runtime.new_network(name, task, rng).to(self._device),
         )
 
 

@@ -292,7 +292,7 @@ def new_server(
         seed=seed,
         device=device,
         precision=compute.precision,
-        new_network=lambda architecture, rng: new_network(architecture, task, rng).to(device),
+        new_network=lambda architecture, rng, task=task: new_network(architecture, task, rng).to(device),
         public=public,
         store=store or MemoryStore(),
     )

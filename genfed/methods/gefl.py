@@ -18,6 +18,7 @@ from genfed.core.privacy import DeclaredTraining
 from genfed.core.settings import settings
 from genfed.core.task import Data, Weights
 from genfed.generators.cvae import CVAE
+from genfed.generators.statistics_generator import StatisticsGenerator
 from genfed.methods.bases.federated_generator import (
     FederatedGenerator,
     GeneratedSupply,
@@ -86,6 +87,11 @@ class GeFL(FederatedGenerator[GeFLState]):
             raise GenfedError("warm_start: the generator must be a cvae without keep_encoder")
         if self.interleaved > self.rounds:
             raise GenfedError(f"interleaved = {self.interleaved}: at most rounds = {self.rounds} is allowed")
+        if isinstance(self.generator, StatisticsGenerator):
+            name = type(self.generator).__name__
+            raise GenfedError(
+                f"generator = {name}: it is estimated from sums of features; gefl_f takes it, gefl does not"
+            )
 
     def init(self, server: Server) -> GeFLState:
         warm_start = None if self.warm_start is None else WarmStartState()

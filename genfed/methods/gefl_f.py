@@ -5,33 +5,28 @@ Algorithm 2: the generator generates features of an extractor that all clients s
 from dataclasses import dataclass, field, replace
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, InstanceOf
 from torch import Tensor, nn
 
-from genfed.core.aggregate import ClientInfo, Mean
+from genfed.core.aggregate import ClientInfo, Mean, Sum
 from genfed.core.client import Client, Server
 from genfed.core.method import TrainedNetwork
 from genfed.core.phase import Phase, Reduced, Repeat, Reply
 from genfed.core.privacy import DeclaredTraining
 from genfed.core.settings import settings
 from genfed.core.task import Data, Task, Weights
+from genfed.encoders.encoder import Encoder
+from genfed.encoders.shared import Shared
+from genfed.generators.statistics_generator import StatisticsGenerator
+from genfed.methods.bases.feature_space import FeatureSpace, FixedEncoder, SharedExtractor
+from genfed.methods.bases.feature_statistics import Statistics, count_largest, expect_statistics, measure_features
 from genfed.methods.bases.federated_generator import (
     FederatedGenerator,
     GeneratedSupply,
     SentGenerator,
 )
-from genfed.training.evaluation import predict
 from genfed.training.server_optimizer import ServerMoments
-from genfed.training.split_network import (
-    FEATURES,
-    SplitNetwork,
-    find_feature_task,
-    find_shared_feature_task,
-    initial_parts,
-    load_features,
-    load_parts,
-    train_parts,
-)
+from genfed.training.split_network import SplitNetwork, train_parts
 from genfed.training.weights import weights_of
 
 
@@ -59,6 +54,17 @@ class FeatureGenerator:
 
 
 @dataclass(frozen=True)
+class SumsRequest:
+    """What a client is sent before it adds up its features, where the generator is estimated from sums."""
+
+    extractor: Weights
+    largest: int
+    """Number of examples of the largest client, which decides how many bits a sum needs."""
+    present: Weights
+    """The generator that was estimated in the pass before. Empty: this is the first pass."""
+
+
+@dataclass(frozen=True)
 class GeFLFSent:
     """What a client is sent in a joint round."""
 
@@ -78,11 +84,14 @@ class GeFLFHeader:
 class GeFLF(FederatedGenerator[GeFLFState]):
     """GeFL on features: all clients share an extractor and a generator of its features; each trains its own header.
 
-    1. extractor, `extractor_rounds` rounds. Server → client: the extractor, and the header of its architecture. Client:
-       trains both on its examples. Client → server: both. The server averages extractors over all clients and headers
-       within an architecture, weighted by examples. Then the extractor is fixed.
+    1. extractor, `extractor_rounds` rounds; none for an `encoder` that is fixed. Server → client: the extractor, and
+       the header of its architecture. Client: trains both on its examples. Client → server: both. The server averages
+       extractors over all clients and headers within an architecture, weighted by examples. Then the extractor is
+       fixed.
     2. generator, `generator_rounds` rounds. Server → client: the generator and the extractor. Client: trains the
        generator on the features of its examples. Client → server: the generator. The server averages them, all alike.
+       A generator that is estimated from sums has as many rounds as passes: the client adds up its features, and the
+       server estimates the generator.
     3. pool, before each joint round if `pool` = "server", on the server: draws features from the generator.
     4. joint, `rounds` rounds. Server → client: extractor, header, and the generator or the pool. Client: trains the
        header on generated features, then on those of its examples. Client → server: the header. The server averages
@@ -97,14 +106,25 @@ class GeFLF(FederatedGenerator[GeFLFState]):
     unaugmented = ("training",)  # headers learn from features
     of_features = True
 
+    encoder: InstanceOf[Encoder] = Field(default_factory=lambda: Shared())
+    """Map from examples to features. shared: the extractor that clients train, as in the paper. Any other is fixed, so
+    there are no extractor rounds; a header is then a network of the client's architecture that takes features."""
     extractor_rounds: Annotated[int, Field(ge=0)] = 20
     """Rounds that train extractor and headers on real examples (T_FE). Then the extractor is fixed."""
     extractor_epochs: Annotated[int, Field(ge=0)] = 5
     """Local epochs in such a round, on extractor and header (T_w)."""
 
     def init(self, server: Server) -> GeFLFState:
-        extractor, headers = initial_parts(server)
-        return GeFLFState(extractor, headers, self.initial_generator(server, find_shared_feature_task(server)))
+        extractor, headers = self.space.begin(server)
+        estimated = isinstance(self.generator, StatisticsGenerator)
+        return GeFLFState(
+            extractor, headers, {} if estimated else self.initial_generator(server, self.features(server))
+        )
+
+    @property
+    def space(self) -> FeatureSpace:
+        """The features that the generator generates."""
+        return SharedExtractor() if isinstance(self.encoder, Shared) else FixedEncoder(self.encoder)
 
     def phases(self) -> list[Phase[GeFLFState] | Repeat[GeFLFState]]:
         by_architecture = Mean(by="architecture")
@@ -114,33 +134,53 @@ class GeFLF(FederatedGenerator[GeFLFState]):
             self.send_all,
             self.train_header,
             aggregate={"header": by_architecture},
-            slots=(FEATURES,),
+            slots=(self.space.slot,),
+        )
+        extractor = Phase(
+            "extractor",
+            self.keep_network,
+            self.send_classifier,
+            self.train_network,
+            aggregate={"extractor": Mean(), "header": by_architecture},
+            rounds=self.extractor_rounds,
         )
         return [
-            Phase(
-                "extractor",
-                self.keep_network,
-                self.send_classifier,
-                self.train_network,
-                aggregate={"extractor": Mean(), "header": by_architecture},
-                rounds=self.extractor_rounds,
-            ),
-            self.generator_phase(self.keep_generator, self.send_generator, self.train_generator, (FEATURES,)),
+            *([extractor] if isinstance(self.encoder, Shared) else []),
+            self._estimation() if isinstance(self.generator, StatisticsGenerator) else self._training(),
             self.joint_rounds(self.rounds, Phase("pool", self.keep_pool, changes_classifier=False), joint),
         ]
 
+    def _training(self) -> Phase[GeFLFState]:
+        slots = (self.space.slot,)
+        return self.generator_phase(self.keep_generator, self.send_generator, self.train_generator, slots)
+
+    def _estimation(self) -> Phase[GeFLFState]:
+        assert isinstance(self.generator, StatisticsGenerator)
+        return Phase(
+            "generator",
+            self.estimate,
+            self.send_request,
+            self.measure,
+            aggregate={"statistics": Sum()},
+            rounds=self.generator.passes,
+            slots=(self.space.slot,),
+            screen=self.screen,
+            expected=self.expected,
+            changes_classifier=False,
+        )
+
     def private_trainings(self) -> dict[str, list[DeclaredTraining]] | None:
-        if not self.is_declared:
-            return None
+        if isinstance(self.generator, StatisticsGenerator) or not self.is_declared:
+            return None  # of sums of features nothing is declared
         # The stored features of an example depend on no other example, since the extractor is fixed.
-        return {
-            "extractor": [self.training.declare(self.extractor_epochs)],
+        shared = {"extractor": [self.training.declare(self.extractor_epochs)]}
+        return (shared if isinstance(self.encoder, Shared) else {}) | {
             "generator": [self.declare_generator()],
             "joint": [self.training.declare()],
         }
 
     def trained_networks(self, server: Server) -> list[TrainedNetwork]:
-        return [self.new_generator(server, self.features(server))]
+        return [self.new_generator(server, self.features(server)), *self.space.trained_headers(server)]
 
     def send_classifier(self, server: Server, state: GeFLFState, info: ClientInfo) -> SplitNetwork:
         return SplitNetwork(state.extractor, state.headers[info.architecture])
@@ -159,9 +199,7 @@ class GeFLF(FederatedGenerator[GeFLFState]):
 
     def train_generator(self, client: Client, sent: FeatureGenerator) -> Reply[SentGenerator]:
         """Trains the generator on the client's features for T_g epochs (step 2)."""
-        network = client.new_network(client.rng)
-        network.get_submodule("extractor").load_state_dict(sent.extractor)
-        task, features = find_feature_task(network, client.task), load_features(client, network)
+        task, features = self.space.encode(client, sent.extractor)
         trained, loss = self.train_local_generator(client, task, sent.generator, features, sent.progress)
         return Reply(SentGenerator(trained), metrics={"loss": loss})  # unweighted, as in the paper
 
@@ -172,13 +210,46 @@ class GeFLF(FederatedGenerator[GeFLFState]):
         )
         return replace(state, generator=generator, moments=moments)
 
+    def send_request(self, server: Server, state: GeFLFState, info: ClientInfo) -> SumsRequest:
+        """Sends the extractor, how many examples a client has at most, and the generator of the pass before."""
+        return SumsRequest(state.extractor, count_largest(server), state.generator)
+
+    def measure(self, client: Client, sent: SumsRequest) -> Reply[Statistics]:
+        """Adds up the client's features (step 2 for a generator that is estimated from sums)."""
+        assert isinstance(self.generator, StatisticsGenerator)
+        task, features = self.space.encode(client, sent.extractor)
+        statistics = measure_features(self.generator, features, task, sent.largest, sent.present)
+        return Reply(Statistics(statistics), weight=len(client.data))
+
+    def screen(self, server: Server, info: ClientInfo, upload: Statistics) -> None:
+        """Refuses sums that the client's number of examples cannot have.
+
+        Raises:
+            GenfedError: see `StatisticsGenerator.check`.
+        """
+        assert isinstance(self.generator, StatisticsGenerator)
+        self.generator.check(upload.statistics, self.features(server), info.examples, server.round == 0)
+
+    def expected(self, server: Server) -> Statistics:
+        """Returns sums of the shapes and the type that every client uploads."""
+        assert isinstance(self.generator, StatisticsGenerator)
+        return expect_statistics(server, self.generator, self.features(server))
+
+    def estimate(self, server: Server, state: GeFLFState, reduced: Reduced) -> GeFLFState:
+        """Estimates the generator from the sums over all clients."""
+        assert isinstance(self.generator, StatisticsGenerator)
+        statistics = {name: value.long() for name, value in reduced["statistics"].items()}
+        draws = server.common("generator")
+        generator = self.generator.estimate(self.features(server), statistics, state.generator or None, draws)
+        return replace(state, generator=generator)
+
     def keep_pool(self, server: Server, state: GeFLFState, reduced: Reduced) -> GeFLFState:
         """Draws a new pool."""
         return replace(state, pool=self.draw_pool(server, self.features(server), state.generator))
 
     def features(self, server: Server) -> Task:
-        """Returns the task of classifying features of the shared extractor."""
-        return find_shared_feature_task(server)
+        """Returns the task of classifying features."""
+        return self.space.find_task(server)
 
     def send_all(self, server: Server, state: GeFLFState, info: ClientInfo) -> GeFLFSent:
         """Returns extractor, header, and the generator or a pool of its features."""
@@ -186,9 +257,8 @@ class GeFLF(FederatedGenerator[GeFLFState]):
 
     def train_header(self, client: Client, sent: GeFLFSent) -> Reply[GeFLFHeader]:
         """Trains the header on the client (step 3): T_s epochs on generated, then T_r epochs on real features."""
-        network = load_parts(client, SplitNetwork(sent.extractor, sent.header))
-        header, task = network.get_submodule("header"), find_feature_task(network, client.task)
-        metrics = self.train_jointly(header, client, task, sent.supply, load_features(client, network))
+        header, task, features = self.space.open_header(client, SplitNetwork(sent.extractor, sent.header))
+        metrics = self.train_jointly(header, client, task, sent.supply, features)
         return Reply(GeFLFHeader(weights_of(header)), weight=len(client.data), metrics=metrics)
 
     def keep_headers(self, server: Server, state: GeFLFState, reduced: Reduced) -> GeFLFState:
@@ -199,9 +269,7 @@ class GeFLF(FederatedGenerator[GeFLFState]):
         return self.sample_from(server, self.features(server), state.generator, y)
 
     def represent(self, server: Server, state: GeFLFState, x: Tensor) -> Tensor:
-        extractor = server.new_network(server.architectures[0], server.common("shape")).get_submodule("extractor")
-        extractor.load_state_dict(state.extractor)
-        return predict(extractor, x.to(server.device)).cpu()
+        return self.space.represent(server, state.extractor, x)
 
     def classifier(self, client: Client, sent: SplitNetwork) -> nn.Module:
-        return load_parts(client, sent)
+        return self.space.join(client, sent)

@@ -72,7 +72,7 @@ class GHOFL(FeatureStatistics):
         if self.head == "fisher_mix":
             angles = CosineHead(*find_fisher_subspace(densities, self.rank))
             return train_head(server, angles, draws, self.head_training, angles.margin_loss(self.margin))
-        refined = ResidualHead(*draws.x.shape[1:], len(densities.prior), self.rank, server.common("head"))
+        refined = ResidualHead(draws.x.shape[1], len(densities.prior), self.rank, server.common("head"))
         refined.begin(densities)
         refined.to(server.device)
         return train_head(server, refined, draws, self.head_training, refined.loss(densities, self.distillation))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from genfed.core.client import Client, Server
 from genfed.core.errors import GenfedError
-from genfed.core.task import Weights
+from genfed.core.task import Task, Weights
 
 
 @dataclass(frozen=True)
@@ -50,19 +50,33 @@ def load_weights(network: nn.Module, weights: Weights) -> nn.Module:
     return network
 
 
-def new_classifier(where: Client | Server, architecture: str, rng: torch.Generator) -> nn.Module:
-    """Returns a classifier of this architecture with weights drawn from `rng`, on the device of `where`."""
+def new_classifier(
+    where: Client | Server, architecture: str, rng: torch.Generator, task: Task | None = None
+) -> nn.Module:
+    """Returns a classifier of this architecture with weights drawn from `rng`, on the device of `where`; it takes the
+    examples of `task` (None: the run's).
+    """
     make = where.new_network if isinstance(where, Server) else where.new_network_of
-    return make(architecture, rng)
+    return make(architecture, rng) if task is None else make(architecture, rng, task)
 
 
 def build_classifier(
-    where: Client | Server, architecture: str, weights: Weights, rng: torch.Generator | None = None
+    where: Client | Server,
+    architecture: str,
+    weights: Weights,
+    rng: torch.Generator | None = None,
+    task: Task | None = None,
 ) -> nn.Module:
-    """Returns a classifier of this architecture with these weights, on the device of `where`. Its first weights, which
-    are overwritten, are drawn from `rng` (None: `where.rng`).
+    """Returns a classifier of this architecture with these weights, on the device of `where`.
+
+    Args:
+        where: The client or server.
+        architecture: The architecture.
+        weights: The weights.
+        rng: Source of its first weights, which are overwritten. None: `where.rng`.
+        task: Task whose examples it takes. None: the run's.
     """
-    return load_weights(new_classifier(where, architecture, where.rng if rng is None else rng), weights)
+    return load_weights(new_classifier(where, architecture, where.rng if rng is None else rng, task), weights)
 
 
 def read_weights(file: str | Path, setting: str) -> Weights:

@@ -26,7 +26,7 @@ from genfed.experiment.evaluation import add_evaluation
 from genfed.experiment.trial_loop import TrialLoop
 from genfed.secure_aggregation.fixed_point import pack_vectors
 from genfed.secure_aggregation.protocol import reason_to_refuse_secure
-from tests.conftest import STORING, fields_of, left_by, start, tiny
+from tests.conftest import STORING, TINY_GENERATORS, fields_of, left_by, start, tiny
 
 METHODS = [*sorted(registry.list_classes(registry.METHODS)), STORING]
 TRAINLESS = [name for name in METHODS if name != STORING and "training" not in fields_of({"method": {}}, name)]
@@ -241,7 +241,7 @@ def test_is_private_or_refused(method: str, tmp_path: Path) -> None:
     config["federation"]["architectures"] = [
         f"{name}-gn" if name.startswith("cnn") else name for name in config["federation"]["architectures"]
     ]
-    if "generator" in config["method"].get(method, {}):
+    if config["method"].get(method, {}).get("generator", {}).get("kind") in TINY_GENERATORS:
         config["method"][method] |= {"generator": config["method"][method]["generator"] | {"norm": "group"}}
     if read_config(config).method[method].private_trainings() is None or method == "avgkd":
         with pytest.raises(GenfedError, match=rf"{method} cannot be run under \[privacy\]"):

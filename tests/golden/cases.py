@@ -76,7 +76,7 @@ def example_private(method: str, /, **changes: Any) -> Table:
     names = config["federation"]["architectures"]
     config["federation"]["architectures"] = [f"{name}-gn" if name.startswith("cnn") else name for name in names]
     generator = config["method"].get(method, {}).get("generator", {"kind": "ddpm"})
-    if generator["kind"] != "ddpm":  # it is so anyway
+    if generator["kind"] in TINY_GENERATORS.keys() - {"ddpm"}:  # that one is so anyway
         generator["norm"] = "group"
     return config
 

@@ -263,7 +263,7 @@ def test_a_class_without_examples_is_never_predicted() -> None:
     how = Gaussian()
     weights = how.estimate(TASK, how.measure(data, TASK))
     for head in ("closed_form", "proto_hyper"):
-        method = GHOFL(encoder=Identity(), generator=how, head=head, samples=200)  # type: ignore[arg-type]
+        method = GHOFL(encoder=Identity(), generator=how, head=head, samples=200)
         assert not (logits(method, method.make_head(a_server(), weights), torch.randn(100, 3) * 9).argmax(1) == 1).any()
 
 

@@ -15,7 +15,7 @@ from genfed.core.method import Method
 from genfed.core.phase import Phase, Reduced, Reply
 from genfed.core.privacy import SumBounds
 from genfed.core.settings import settings
-from genfed.core.task import Task, Weights
+from genfed.core.task import Data, Task, Weights
 from genfed.encoders.encoder import ENCODED, Encoder, build_encoder, encode_examples
 from genfed.encoders.random_conv import RandomConv
 from genfed.generators.gaussian import Gaussian
@@ -96,25 +96,21 @@ class FeatureStatistics(Method[StatisticsState]):
     def request(self, server: Server, state: StatisticsState, info: ClientInfo) -> StatisticsRequest:
         """Sends the digest of the encoder, how many examples a client has at most, and the present generator."""
         present = state.generator if self.generator.passes > 1 else {}
-        return StatisticsRequest(state.encoder, _count_largest(server), present)
+        return StatisticsRequest(state.encoder, count_largest(server), present)
 
     def measure(self, client: Client, sent: StatisticsRequest) -> Reply[Statistics]:
         """Adds up the statistics of the client's features."""
-        if len(client.data) > sent.largest:
-            raise GenfedError(f"it has {len(client.data)} examples; the server says that none has over {sent.largest}")
         features = encode_examples(client, self.encoder, sent.encoder)
         task = Task("features", tuple(features.x.shape[1:]), client.task.classes)
         if client.sums is not None:
             norm = client.sums.bounds.norm(features.x.shape[1])
             features = replace(features, x=bound_rows(features.x, norm))
-        measured = self.generator.measure(features, task, sent.present or None)
-        return Reply(Statistics(narrow(measured, sent.largest * self.generator.shares)), weight=len(client.data))
+        statistics = measure_features(self.generator, features, task, sent.largest, sent.present)
+        return Reply(Statistics(statistics), weight=len(client.data))
 
     def expected(self, server: Server) -> Statistics:
         """Returns statistics of the shapes and the type that every client uploads."""
-        kind = narrow_type(_count_largest(server) * self.generator.shares)
-        shapes = self.generator.shapes(build_encoder(self.encoder, server).task, server.round == 0)
-        return Statistics({name: torch.empty(shape, dtype=kind, device="meta") for name, shape in shapes.items()})
+        return expect_statistics(server, self.generator, build_encoder(self.encoder, server).task)
 
     def noise_scales(self, bounds: SumBounds, values: Mapping[str, Weights]) -> Mapping[str, Weights]:
         """See `Phase.noise_scales`."""
@@ -187,6 +183,33 @@ class FeatureStatistics(Method[StatisticsState]):
         return build_encoder(self.encoder, server).encode(x.to(server.device)).cpu()
 
 
-def _count_largest(server: Server) -> int:
+def count_largest(server: Server) -> int:
     """Returns the number of examples of the largest client."""
     return max(client.examples for client in server.clients)
+
+
+def measure_features(
+    generator: StatisticsGenerator, features: Data, task: Task, largest: int, present: Weights
+) -> Weights:
+    """Returns the statistics of a client's features, int32 if their sum over all clients always fits, otherwise int64.
+
+    Args:
+        generator: The generator.
+        features: Features and labels.
+        task: The task of classifying them.
+        largest: Number of examples of the largest client, as the server says.
+        present: The generator that was estimated in the pass before. Empty: this is the first pass.
+
+    Raises:
+        GenfedError: the client has more examples than the server says that any has.
+    """
+    if len(features) > largest:
+        raise GenfedError(f"it has {len(features)} examples; the server says that none has over {largest}")
+    return narrow(generator.measure(features, task, present or None), largest * generator.shares)
+
+
+def expect_statistics(server: Server, generator: StatisticsGenerator, task: Task) -> Statistics:
+    """Returns statistics of the shapes and the type that every client uploads in round `server.round`, on "meta"."""
+    kind = narrow_type(count_largest(server) * generator.shares)
+    shapes = generator.shapes(task, server.round == 0)
+    return Statistics({name: torch.empty(shape, dtype=kind, device="meta") for name, shape in shapes.items()})
