@@ -1,5 +1,6 @@
 """Encoders: settings that make a fixed map from examples to features, the same at every client."""
 
+import functools
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from genfed.core.client import Client, Server, Slot
 from genfed.core.errors import GenfedError
 from genfed.core.record import digest, pack
+from genfed.core.rng import stream
 from genfed.core.task import Data, Task
 from genfed.training.evaluation import predict
 from genfed.training.weights import Model, weights_of
@@ -82,14 +84,23 @@ def build_encoder(encoder: Encoder, where: Client | Server) -> BuiltEncoder:
     Raises:
         GenfedError: the encoder does not support the task, or gives no features or more than 65,536.
     """
-    network = encoder.new(where.task, where.common("encoder")).to(where.device).eval()
+    try:
+        hash(encoder)
+    except TypeError:  # settings of a user's own, with a list in them
+        return _build.__wrapped__(encoder, where.task, where.seed, where.device)
+    return _build(encoder, where.task, where.seed, where.device)  # a large one takes seconds
+
+
+@functools.lru_cache(maxsize=2)
+def _build(encoder: Encoder, task: Task, seed: int, device: torch.device) -> BuiltEncoder:
+    network = encoder.new(task, stream(seed, "common", "encoder")).to(device).eval()
     with torch.no_grad():
-        features = network(torch.zeros(2, *where.task.shape, device=where.device))
+        features = network(torch.zeros(2, *task.shape, device=device))
     width = math.prod(features.shape[1:])
     if not 0 < width <= WIDEST:
         raise GenfedError(f"the encoder gives {width} features of an example; 1 to {WIDEST} are allowed")
-    task = Task("features", (width,), where.task.classes)
-    return BuiltEncoder(network, task, digest(pack(Model(weights_of(network)))))
+    found = Task("features", (width,), task.classes)
+    return BuiltEncoder(network, found, digest(pack(Model(weights_of(network)))))
 
 
 def encode_examples(client: Client, encoder: Encoder, agreed: str) -> Data:

@@ -14,11 +14,12 @@ from genfed.encoders.encoder import ENCODED, Encoder, build_encoder, encode_exam
 from genfed.encoders.identity import Identity
 from genfed.encoders.random_conv import RandomConv, draw_filters, weigh_cells
 from genfed.encoders.whitened import Whitened, load_public_images
+from tests.encoders.toys import vision_model
 
 IMAGES = Task("image", (3, 16, 16), ("cat", "dog"))
 TABLE = Task("table", (5,), ("no", "yes"))
-TASKS = {"random_conv": IMAGES, "identity": TABLE, "whitened": IMAGES}
-ENCODERS = sorted(registry.list_classes(registry.ENCODERS))
+TASKS = {"random_conv": IMAGES, "identity": TABLE, "hog": IMAGES, "pretrained": IMAGES, "whitened": IMAGES}
+ENCODERS = sorted(registry.list_classes(registry.ENCODERS).keys() - {"shared"})  # that one is no fixed map
 
 
 class Records:
@@ -52,7 +53,8 @@ def examples(task: Task, count: int = 6) -> Data:
 
 
 def own(name: str) -> Encoder:
-    encoder: Encoder = registry.find_class(registry.ENCODERS, name)()
+    given = {"model": str(vision_model())} if name == "pretrained" else {}
+    encoder: Encoder = registry.find_class(registry.ENCODERS, name)(**given)
     return encoder
 
 
@@ -75,7 +77,7 @@ def test_features_of_an_example_depend_on_no_other(name: str) -> None:
 
 @pytest.mark.parametrize("name", ENCODERS)
 def test_an_encoder_trains_nothing(name: str) -> None:
-    assert not list(build_encoder(own(name), server(TASKS[name])).network.parameters())
+    assert not [p for p in build_encoder(own(name), server(TASKS[name])).network.parameters() if p.requires_grad]
 
 
 def test_another_seed_draws_other_filters() -> None:
@@ -100,6 +102,19 @@ def test_features_are_computed_once() -> None:
     stored = here.storage.get(ENCODED)
     assert stored is not None
     assert stored.encoder == agreed
+
+
+def test_an_encoder_is_built_once() -> None:
+    built = build_encoder(RandomConv(filters=7), server(IMAGES))
+    assert build_encoder(RandomConv(filters=7), client(IMAGES, examples(IMAGES))) is built
+    assert build_encoder(RandomConv(filters=7), server(IMAGES, seed=1)) is not built
+
+
+def test_settings_without_a_hash_are_built_too() -> None:
+    class Listed(Identity):
+        __hash__ = None  # type: ignore[assignment]
+
+    assert build_encoder(Listed(), server(TABLE)).task.shape == (5,)
 
 
 def test_features_of_random_convolutions_by_hand() -> None:
