@@ -193,10 +193,13 @@ class MixtureNetwork(GeneratorNetwork):
         """Returns log p(x, y) up to a constant, for features x [n, …] and each class y: [n, classes]. A class without
         examples has a score below all others.
         """
-        x = x.flatten(1)
-        columns = []
-        for weight, mean, deviation in zip(self.weight, self.mean, self.deviation, strict=True):
-            distances = [((x - each) / width).square().sum(1) for each, width in zip(mean, deviation, strict=True)]
-            scores = -0.5 * torch.stack(distances, 1) - deviation.log().sum(1) + weight.clamp_min(1e-30).log()
-            columns.append(scores.logsumexp(1))
-        return torch.stack(columns, 1) + log_prior(self.prior)
+        # In double precision, since x² / variance − 2 x · mean / variance + mean² / variance is a small difference of
+        # large numbers.
+        wide, mean, variance = x.flatten(1).double(), self.mean.double(), self.deviation.double().square()
+        linear, quadratic = (mean / variance).flatten(0, 1), (0.5 / variance).flatten(0, 1)
+        constant = self.weight.double().clamp_min(1e-30).log() - 0.5 * (mean.square() / variance + variance.log()).sum(
+            2
+        )
+        scores = wide @ linear.T - wide.square() @ quadratic.T
+        joint = (scores.view(len(x), *constant.shape) + constant).logsumexp(2)
+        return joint.to(x.dtype) + log_prior(self.prior).to(x.dtype)
