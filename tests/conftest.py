@@ -132,7 +132,11 @@ TINY: dict[str, dict[str, Any]] = {
     "fgl": SYNTHESIS,
     "gefl": GENERATIVE,
     "gefl_f": GENERATIVE | {"extractor_rounds": 2, "extractor_epochs": 1},
-    "gh_ofl": {"samples": 100, "head_training": {"epochs": 1}},
+    "gh_ofl": {
+        "generator": {"kind": "mixture", "components": 2, "em_steps": 2},
+        "samples": 100,
+        "head_training": {"epochs": 1},
+    },
     "oscar": SYNTHESIS
     | {
         "level": "instance",

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from genfed.core.client import Client, Server, Slot
 from genfed.core.errors import GenfedError
 from genfed.core.record import digest, pack
-from genfed.core.rng import stream
 from genfed.core.task import Data, Task
 from genfed.training.evaluation import predict
 from genfed.training.weights import Model, weights_of
@@ -63,8 +62,11 @@ class BuiltEncoder:
     network: nn.Module
     task: Task
     """The task of classifying the features."""
-    digest: str
-    """32 hexadecimal digits that are the same for encoders with equal weights only."""
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """32 hexadecimal digits that are the same for encoders with equal weights only."""
+        return digest(pack(Model(weights_of(self.network))))
 
     def encode(self, x: Tensor) -> Tensor:
         """Returns the features of examples x (as in `Data.x`), float32 [n, d], on the device of x.
@@ -84,23 +86,13 @@ def build_encoder(encoder: Encoder, where: Client | Server) -> BuiltEncoder:
     Raises:
         GenfedError: the encoder does not support the task, or gives no features or more than 65,536.
     """
-    try:
-        hash(encoder)
-    except TypeError:  # settings of a user's own, with a list in them
-        return _build.__wrapped__(encoder, where.task, where.seed, where.device)
-    return _build(encoder, where.task, where.seed, where.device)  # a large one takes seconds
-
-
-@functools.lru_cache(maxsize=2)
-def _build(encoder: Encoder, task: Task, seed: int, device: torch.device) -> BuiltEncoder:
-    network = encoder.new(task, stream(seed, "common", "encoder")).to(device).eval()
+    network = encoder.new(where.task, where.common("encoder")).to(where.device).eval()
     with torch.no_grad():
-        features = network(torch.zeros(2, *task.shape, device=device))
+        features = network(torch.zeros(2, *where.task.shape, device=where.device))
     width = math.prod(features.shape[1:])
     if not 0 < width <= WIDEST:
         raise GenfedError(f"the encoder gives {width} features of an example; 1 to {WIDEST} are allowed")
-    found = Task("features", (width,), task.classes)
-    return BuiltEncoder(network, found, digest(pack(Model(weights_of(network)))))
+    return BuiltEncoder(network, Task("features", (width,), where.task.classes))
 
 
 def encode_examples(client: Client, encoder: Encoder, agreed: str) -> Data:

@@ -1,5 +1,6 @@
 """Vision models of transformers, pretrained by others and frozen; needs the extra `foundation`."""
 
+import functools
 import json
 from pathlib import Path
 from typing import Any, Literal
@@ -38,7 +39,8 @@ class Pretrained(Encoder):
         if task.shape[0] not in (1, 3):
             raise GenfedError(f"encoder pretrained takes images of 1 or 3 channels; they have {task.shape[0]}")
         root = Path(self.model)
-        network = PretrainedNetwork(_load_model(root), _read_preprocessing(root), self.pooling)
+        stamp = tuple(sorted((file.name, file.stat().st_mtime_ns) for file in root.iterdir())) if root.is_dir() else ()
+        network = PretrainedNetwork(_load_model(root, stamp), _read_preprocessing(root), self.pooling)
         try:
             with torch.no_grad(), silence_libraries():
                 network(torch.zeros(1, *task.shape))
@@ -88,7 +90,9 @@ class PretrainedNetwork(nn.Module):
         return scaled
 
 
-def _load_model(root: Path) -> Any:
+@functools.lru_cache(maxsize=1)
+def _load_model(root: Path, stamp: tuple[tuple[str, int], ...]) -> Any:
+    """Returns the model, frozen. A directory whose files have the same times as at the last call is not read again."""
     _read_json(root, "config.json")
     files = sorted(file.name for file in root.iterdir())
     if not any(file.endswith(".safetensors") for file in files):

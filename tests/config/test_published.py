@@ -38,15 +38,16 @@ def test_runs_in_miniature(config: Path, tmp_path: Path, monkeypatch: pytest.Mon
             "generator_epochs",
             "extractor_epochs",
             "interleaved",
+            "synthetic_epochs",
         )
         small += [f"method.{label}.{field}=1" for field in counts if getattr(method, field, 0)]
         if hasattr(method, "generator"):
             widths = [f for f in ("width", "discriminator_width") if hasattr(method.generator, f)]
             small += [f"method.{label}.generator.{width}=4" for width in widths]
-            steps = [f for f in ("steps", "sampling_steps") if getattr(method.generator, f, None)]
+            steps = [f for f in ("steps", "sampling_steps", "em_steps") if getattr(method.generator, f, None)]
             small += [f"method.{label}.generator.{each}=2" for each in steps]
-        training = "client_training" if hasattr(method, "client_training") else "training"
-        small.append(f"method.{label}.{training}.epochs=1")
+        trainings = [f for f in ("client_training", "head_training", "training") if hasattr(method, f)]
+        small += [f"method.{label}.{training}.epochs=1" for training in trainings[:1]]
         if hasattr(method, "foundation"):
             changes = 'model = "shipped", steps = 2, batch_size = 500, resize = true'
             rest = f'scheduler = "{method.foundation.scheduler}", guidance_scale = {method.foundation.guidance_scale}'

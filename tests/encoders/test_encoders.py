@@ -104,19 +104,6 @@ def test_features_are_computed_once() -> None:
     assert stored.encoder == agreed
 
 
-def test_an_encoder_is_built_once() -> None:
-    built = build_encoder(RandomConv(filters=7), server(IMAGES))
-    assert build_encoder(RandomConv(filters=7), client(IMAGES, examples(IMAGES))) is built
-    assert build_encoder(RandomConv(filters=7), server(IMAGES, seed=1)) is not built
-
-
-def test_settings_without_a_hash_are_built_too() -> None:
-    class Listed(Identity):
-        __hash__ = None  # type: ignore[assignment]
-
-    assert build_encoder(Listed(), server(TABLE)).task.shape == (5,)
-
-
 def test_features_of_random_convolutions_by_hand() -> None:
     """Two filters in one cell: the weighted mean of what their absolute response exceeds the threshold by; the root."""
     how, task = (

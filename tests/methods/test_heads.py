@@ -138,7 +138,7 @@ def test_fedpft_has_a_mixture() -> None:
 
 
 def test_lda_is_fedcgs(tmp_path: Path) -> None:
-    ours = state_of(tmp_path / "gh_ofl", "gh_ofl", {})
+    ours = state_of(tmp_path / "gh_ofl", "gh_ofl", {"generator": {"kind": "gaussian"}})
     config = tiny("fedcgs")
     start(config, tmp_path / "fedcgs")
     theirs = read_checkpoint(read_config(config).method["fedcgs"], tmp_path / "fedcgs" / "trials" / "fedcgs" / "seed-0")
@@ -273,6 +273,6 @@ def test_what_a_head_needs_is_said() -> None:
 
 
 def test_the_linear_head_stays_small(tmp_path: Path) -> None:
-    state = state_of(tmp_path / "run", "gh_ofl", {})
+    state = state_of(tmp_path / "run", "gh_ofl", {"generator": {"kind": "gaussian"}})
     assert {name: tuple(value.shape) for name, value in state.head.items()} == {"weight": (10, 504), "bias": (10,)}
     assert same(state.head, linear_discriminant(state.generator))
