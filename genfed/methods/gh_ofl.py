@@ -3,6 +3,7 @@ Statistics, ICLR 2026, arXiv 2602.01186: from sums of fixed features the server 
 trains heads on draws from the Gaussians.
 """
 
+import math
 from typing import Annotated, Literal
 
 import torch
@@ -148,7 +149,8 @@ class CosineHead(nn.Module):
 
 
 class ResidualHead(nn.Module):
-    """Naive Bayes, scaled by a learned factor, plus a residual of low rank that is 0 at first.
+    """Naive Bayes, scaled by a learned factor, plus a residual of low rank that is 0 at first. The residual sees
+    features of mean 0, with a variance of 1 within classes.
 
     Args:
         features: Number of features.
@@ -157,10 +159,15 @@ class ResidualHead(nn.Module):
         rng: Source of the initial weights.
     """
 
+    center: Tensor
+    deviation: Tensor
+
     def __init__(self, features: int, classes: int, rank: int, rng: torch.Generator) -> None:
         super().__init__()
         names = tuple(map(str, range(classes)))
         self.base = GaussianNetwork(Task("features", (features,), names), "diagonal")
+        self.register_buffer("center", torch.zeros(features))
+        self.register_buffer("deviation", torch.ones(features))
         self.log_scale = nn.Parameter(torch.tensor(0.0))
         self.down = nn.Parameter(torch.randn(features, rank, generator=rng) / features**0.5)
         self.up = nn.Parameter(torch.zeros(rank, classes))
@@ -171,13 +178,16 @@ class ResidualHead(nn.Module):
         deviation = factor if factor.ndim == 2 else factor.square().sum(2).sqrt()
         own = {"prior": densities.prior, "mean": densities.mean, "factor": deviation.expand_as(densities.mean)}
         self.base.load_state_dict(own)
+        self.center.copy_(densities.prior @ densities.mean)
+        self.deviation.copy_((densities.prior @ self.base.factor.square()).sqrt())
         # Naive Bayes counts correlated features several times: with many, its scores are too far apart to learn from.
-        self.log_scale.data.fill_(-0.5 * torch.tensor(float(self.base.mean.shape[1])).log())
+        self.log_scale.data.fill_(-math.log(self.base.mean.shape[1]))
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns logits [n, classes] of features [n, d]."""
         absent = self.base.prior == 0
-        logits = self.log_scale.exp() * self.base.log_joint(x) + x @ self.down @ self.up
+        logits = self.log_scale.exp() * self.base.log_joint(x)
+        logits = logits + (x - self.center) / self.deviation @ self.down @ self.up
         return logits.masked_fill(absent, -1e6)
 
     def loss(self, teacher: GaussianNetwork, distillation: float) -> Loss:
