@@ -104,6 +104,14 @@ def test_draws_teach_clients_of_one_class_all_classes(tmp_path: Path) -> None:
     assert trial.accuracy > 0.8
 
 
+def test_real_and_drawn_features_are_mixed(tmp_path: Path) -> None:
+    state = state_of(tmp_path / "run", config(shared=False, generator=GAUSSIAN, settings={"mix": "balanced"}))
+    rows = left_by(tmp_path / "run")["metrics"]
+    losses = [row["loss"] for row in rows if row["phase"] == "joint" and "loss" in row]
+    assert len(losses) == 8
+    assert all(bool(value.isfinite().all()) for header in state.headers.values() for value in header.values())
+
+
 def test_headers_have_the_widths_of_their_architecture(tmp_path: Path) -> None:
     headers = state_of(tmp_path / "run", config(shared=False, generator=GAUSSIAN)).headers
     shapes = {name: [tuple(v.shape) for k, v in header.items() if "weight" in k] for name, header in headers.items()}
