@@ -133,8 +133,8 @@ def list_(
 ) -> None:
     """Explain methods, settings, metrics and everything else that a config or a report names.
 
-    WHAT is one of: methods, data, partitions, architectures, generators, encoders, audits, aggregations, attacks, privacy,
-    settings, metrics. With a NAME, only that one is explained, with its settings and their defaults.
+    WHAT is one of: methods, data, partitions, architectures, generators, encoders, audits, aggregations, attacks,
+    privacy, settings, metrics. With a NAME, only that one is explained, with its settings and their defaults.
 
     Example: `genfed list methods gefl`
     """
