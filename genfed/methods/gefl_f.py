@@ -18,7 +18,14 @@ from genfed.core.task import Data, Task, Weights
 from genfed.encoders.encoder import Encoder
 from genfed.encoders.shared import Shared
 from genfed.generators.statistics_generator import StatisticsGenerator
-from genfed.methods.bases.feature_space import FeatureSpace, FixedEncoder, SharedExtractor
+from genfed.methods.bases.feature_space import (
+    FeatureSpace,
+    FixedEncoder,
+    SharedExtractor,
+    Whiten,
+    estimate_whitening,
+    whitening_statistics,
+)
 from genfed.methods.bases.feature_statistics import Statistics, count_largest, expect_statistics, measure_features
 from genfed.methods.bases.federated_generator import (
     FederatedGenerator,
@@ -88,6 +95,8 @@ class GeFLF(FederatedGenerator[GeFLFState]):
        the header of its architecture. Client: trains both on its examples. Client → server: both. The server averages
        extractors over all clients and headers within an architecture, weighted by examples. Then the extractor is
        fixed.
+       For an `encoder` that is fixed instead: whiten, once. Server → client: the digest of the encoder. Client: adds up
+       its features. Client → server: the sums. The server estimates what features are whitened by.
     2. generator, `generator_rounds` rounds. Server → client: the generator and the extractor. Client: trains the
        generator on the features of its examples. Client → server: the generator. The server averages them, all alike.
        A generator that is estimated from sums has as many rounds as passes: the client adds up its features, and the
@@ -109,6 +118,9 @@ class GeFLF(FederatedGenerator[GeFLFState]):
     encoder: InstanceOf[Encoder] = Field(default_factory=lambda: Shared())
     """Map from examples to features. shared: the extractor that clients train, as in the paper. Any other is fixed, so
     there are no extractor rounds; a header is then a network of the client's architecture that takes features."""
+    whitening: Whiten = "full"
+    """What the features of a fixed encoder are whitened by: "full", their covariance within classes, "diagonal", their
+    variances within classes, or "none". It is estimated once from sums of all clients' features."""
     extractor_rounds: Annotated[int, Field(ge=0)] = 20
     """Rounds that train extractor and headers on real examples (T_FE). Then the extractor is fixed."""
     extractor_epochs: Annotated[int, Field(ge=0)] = 5
@@ -145,7 +157,7 @@ class GeFLF(FederatedGenerator[GeFLFState]):
             rounds=self.extractor_rounds,
         )
         return [
-            *([extractor] if isinstance(self.encoder, Shared) else []),
+            *([extractor] if isinstance(self.encoder, Shared) else self._whitening()),
             self._estimation() if isinstance(self.generator, StatisticsGenerator) else self._training(),
             self.joint_rounds(self.rounds, Phase("pool", self.keep_pool, changes_classifier=False), joint),
         ]
@@ -153,6 +165,23 @@ class GeFLF(FederatedGenerator[GeFLFState]):
     def _training(self) -> Phase[GeFLFState]:
         slots = (self.space.slot,)
         return self.generator_phase(self.keep_generator, self.send_generator, self.train_generator, slots)
+
+    def _whitening(self) -> list[Phase[GeFLFState]]:
+        if self.whitening == "none":
+            return []
+        return [
+            Phase(
+                "whiten",
+                self.keep_whitening,
+                self.send_encoder,
+                self.add_up,
+                aggregate={"statistics": Sum()},
+                slots=(self.space.slot,),
+                screen=self.screen_sums,
+                expected=self.expect_sums,
+                changes_classifier=False,
+            )
+        ]
 
     def _estimation(self) -> Phase[GeFLFState]:
         assert isinstance(self.generator, StatisticsGenerator)
@@ -170,7 +199,8 @@ class GeFLF(FederatedGenerator[GeFLFState]):
         )
 
     def private_trainings(self) -> dict[str, list[DeclaredTraining]] | None:
-        if isinstance(self.generator, StatisticsGenerator) or not self.is_declared:
+        whitened = not isinstance(self.encoder, Shared) and self.whitening != "none"
+        if isinstance(self.generator, StatisticsGenerator) or whitened or not self.is_declared:
             return None  # of sums of features nothing is declared
         # The stored features of an example depend on no other example, since the extractor is fixed.
         shared = {"extractor": [self.training.declare(self.extractor_epochs)]}
@@ -213,6 +243,34 @@ class GeFLF(FederatedGenerator[GeFLFState]):
     def send_request(self, server: Server, state: GeFLFState, info: ClientInfo) -> SumsRequest:
         """Sends the extractor, how many examples a client has at most, and the generator of the pass before."""
         return SumsRequest(state.extractor, count_largest(server), state.generator)
+
+    def send_encoder(self, server: Server, state: GeFLFState, info: ClientInfo) -> SumsRequest:
+        """Sends the digest of the encoder, and how many examples a client has at most."""
+        return SumsRequest(state.extractor, count_largest(server), {})
+
+    def add_up(self, client: Client, sent: SumsRequest) -> Reply[Statistics]:
+        """Adds up the client's features as the encoder gives them (step 1 for a fixed encoder)."""
+        task, features = self.space.encode(client, sent.extractor)
+        statistics = measure_features(whitening_statistics(self.whitening), features, task, sent.largest, {})
+        return Reply(Statistics(statistics), weight=len(client.data))
+
+    def screen_sums(self, server: Server, info: ClientInfo, upload: Statistics) -> None:
+        """Refuses sums that the client's number of examples cannot have.
+
+        Raises:
+            GenfedError: see `StatisticsGenerator.check`.
+        """
+        whitening_statistics(self.whitening).check(upload.statistics, self.features(server), info.examples)
+
+    def expect_sums(self, server: Server) -> Statistics:
+        """Returns sums of the shapes and the type that every client uploads."""
+        return expect_statistics(server, whitening_statistics(self.whitening), self.features(server))
+
+    def keep_whitening(self, server: Server, state: GeFLFState, reduced: Reduced) -> GeFLFState:
+        """Adds to the extractor what features are whitened by."""
+        statistics = {name: value.long() for name, value in reduced["statistics"].items()}
+        found = estimate_whitening(self.whitening, self.features(server), statistics)
+        return replace(state, extractor=state.extractor | found)
 
     def measure(self, client: Client, sent: SumsRequest) -> Reply[Statistics]:
         """Adds up the client's features (step 2 for a generator that is estimated from sums)."""

@@ -1,8 +1,9 @@
 """Feature spaces of GeFL-F: how a client's examples become features, and which of its networks classifies them."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,8 @@ from genfed.core.client import Client, Server, Slot
 from genfed.core.method import TrainedNetwork
 from genfed.core.task import Data, Task, Weights
 from genfed.encoders.encoder import ENCODED, Encoder, build_encoder, encode_examples
+from genfed.generators.gaussian import Gaussian
+from genfed.generators.statistics_generator import STEPS
 from genfed.training.evaluation import predict
 from genfed.training.split_network import (
     FEATURES,
@@ -107,7 +110,7 @@ class SharedExtractor(FeatureSpace):
 @dataclass(frozen=True)
 class FixedEncoder(FeatureSpace):
     """The features of an encoder that learns nothing. A header is a network of the client's own architecture that takes
-    features; what is sent as the extractor is the digest of the encoder alone.
+    features. What is sent as the extractor is the digest of the encoder, and what features are whitened by.
     """
 
     encoder: Encoder
@@ -124,6 +127,7 @@ class FixedEncoder(FeatureSpace):
     def encode(self, client: Client, extractor: Weights) -> tuple[Task, Data]:
         agreed = bytes(extractor["digest"].tolist()).hex()
         features = encode_examples(client, self.encoder, agreed)
+        features = replace(features, x=whiten(features.x, extractor))
         return Task("features", tuple(features.x.shape[1:]), client.task.classes), features
 
     def open_header(self, client: Client, sent: SplitNetwork) -> OpenHeader:
@@ -132,12 +136,13 @@ class FixedEncoder(FeatureSpace):
         return OpenHeader(header, task, features)
 
     def represent(self, server: Server, extractor: Weights, x: Tensor) -> Tensor:
-        return build_encoder(self.encoder, server).encode(x.to(server.device)).cpu()
+        return whiten(build_encoder(self.encoder, server).encode(x.to(server.device)).cpu(), extractor)
 
     def join(self, client: Client, sent: SplitNetwork) -> nn.Module:
         built = build_encoder(self.encoder, client)
         header = build_classifier(client, client.info.architecture, sent.header, task=built.task)
-        return nn.Sequential(built.network, header)
+        between = [Whitening(sent.extractor).to(client.device)] if "mean" in sent.extractor else []
+        return nn.Sequential(built.network, *between, header)
 
     def trained_headers(self, server: Server) -> list[TrainedNetwork]:
         task = self.find_task(server)
@@ -146,3 +151,63 @@ class FixedEncoder(FeatureSpace):
     def _headers(self, server: Server, task: Task) -> list[tuple[str, nn.Module]]:
         names = server.architectures
         return [(name, new_classifier(server, name, server.common("classifier", name), task)) for name in names]
+
+
+Whiten = Literal["none", "diagonal", "full"]
+"""What features are whitened by: nothing, the variances within classes, or the covariance within classes."""
+
+
+def whitening_statistics(kind: Whiten) -> Gaussian:
+    """Returns what measures the sums that `estimate_whitening` needs."""
+    return Gaussian(covariance="tied" if kind == "full" else "diagonal")
+
+
+def estimate_whitening(kind: Whiten, task: Task, statistics: Weights) -> Weights:
+    """Returns what features are whitened by: their "mean" [d], and the "factor" of the variation within classes, [d]
+    standard deviations or a lower triangle [d, d].
+
+    Args:
+        kind: What is asked for; not "none".
+        task: The task of classifying features.
+        statistics: Sums over the examples of all clients, as `whitening_statistics` measures them.
+
+    Raises:
+        GenfedError: there are no examples.
+    """
+    gaussian = whitening_statistics(kind).estimate(task, statistics)
+    shares = gaussian["prior"].double()
+    mean = shares @ gaussian["mean"].double()
+    if kind == "full":
+        factor = gaussian["factor"][0]
+    else:
+        factor = (shares @ gaussian["factor"].double().square()).clamp_min(1 / STEPS**2).sqrt()
+    return {"mean": mean.float(), "factor": factor.float()}
+
+
+def whiten(x: Tensor, how: Mapping[str, Tensor]) -> Tensor:
+    """Returns features x [n, d] with mean 0 and variance 1 within classes. `how`: see `estimate_whitening`; without
+    "mean" they stay as they are.
+    """
+    if "mean" not in how:
+        return x
+    factor, centered = how["factor"].to(x), x.flatten(1) - how["mean"].to(x)
+    if factor.ndim == 1:
+        return (centered / factor).reshape(x.shape)
+    white: Tensor = torch.linalg.solve_triangular(factor, centered.T, upper=False).T
+    return white.reshape(x.shape)
+
+
+class Whitening(nn.Module):
+    """Whitens features, as a layer of a classifier."""
+
+    mean: Tensor
+    factor: Tensor
+
+    def __init__(self, how: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.register_buffer("mean", how["mean"])
+        self.register_buffer("factor", how["factor"])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See `whiten`."""
+        return whiten(x, {"mean": self.mean, "factor": self.factor})
