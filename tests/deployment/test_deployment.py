@@ -307,7 +307,7 @@ def test_neither_a_site_nor_the_server_runs_code_at_a_site(federation: Federatio
                     command, env=flower_processes.flower_environment(home), capture_output=True, text=True, timeout=300
                 )
             assert ("started run" in done.stdout) == admitted, done.stdout + done.stderr
-    until(lambda: bool(text_of(says)), 120)  # it is there before it is written
+    until(lambda: bool(text_of(says)), 400)  # it is there before it is written
     assert "it is no message of genfed" in says.read_text(), "the site answered by itself"
     assert not marker.exists()
     outside = ssl.create_default_context(cafile=str(folder / "keys" / "ca.crt"))
