@@ -161,7 +161,7 @@ def test_no_form_under_masks_depends_on_the_examples(
     method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A masked upload says how its numbers are arranged, without a mask; clients differ only by their examples."""
-    seen: dict[tuple[str, str], set[str]] = {}
+    seen: dict[tuple[str, int, str], set[str]] = {}
     work = ClientRunner.work
 
     def watched(site: ClientRunner, step: RoundId, client: int, sent: Packed) -> PackedReply:
@@ -170,7 +170,7 @@ def test_no_form_under_masks_depends_on_the_examples(
             upload = unpack(phase.wire_types.uploaded, answer.upload)
             members = dict.fromkeys(list_groups(phase.aggregate, info), 1)
             for group, vector in pack_vectors(upload, 1.0, phase.aggregate, info, members).items():
-                seen.setdefault((phase.name, group), set()).add(vector.form)
+                seen.setdefault((phase.name, step.round, group), set()).add(vector.form)
         return answer
 
     monkeypatch.setattr(ClientRunner, "work", watched)
