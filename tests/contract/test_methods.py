@@ -258,7 +258,8 @@ def test_is_private_or_refused(method: str, tmp_path: Path) -> None:
 
 def test_is_client_private_or_refused(method: str, tmp_path: Path) -> None:
     """Under client-level privacy a method is refused before training, or each round with uploads is charged."""
-    config = tiny(method, privacy={"kind": "dp_fedavg", "noise_multiplier": 1.0, "delta": 1e-3, "accountant": "rdp"})
+    # With more noise a model may diverge in some draws, and its client is excluded.
+    config = tiny(method, privacy={"kind": "dp_fedavg", "noise_multiplier": 0.1, "delta": 1e-3, "accountant": "rdp"})
     known = read_config(config).method[method]
     if known.pooled:
         assert start(config, tmp_path / "run").trials[0].protection is None

@@ -284,7 +284,7 @@ def test_a_run_goes_on_with_the_sites_that_it_began_with(tmp_path: Path) -> None
 # An architecture that only site b knows.
 
 OWN = "tests.toys:Linear"
-TAKE_IT = ("fedavg", "fedprox", "local", "fml", "fedkd", "gefl")
+TAKE_IT = ("fedavg", "fedprox", "local", "fml", "fedkd", "gefl", "fedcgs", "fedpft", "gh_ofl")
 LEARN_IT = ("fgl", "oscar", "feddeo", "prompts_only")
 SHARE_ITS_EXTRACTOR = ("gefl_f", "lg_fedavg")
 REFUSE_IT = sorted(

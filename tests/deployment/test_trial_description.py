@@ -32,6 +32,7 @@ OTHERS: dict[str, Any] = {
     "secure_aggregation": {"minimum_group": 3},
     "privacy": {"kind": "dp_sgd"},
     "client_privacy": {"kind": "dp_fedavg", "clip_norm": 0.001},
+    "sum_privacy": {"kind": "dp_sum", "clip_norm": 1.0},
 }
 
 
