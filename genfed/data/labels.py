@@ -19,7 +19,8 @@ def encode_labels(
 
     Args:
         found: The raw labels [n], integers or strings, by part.
-        names: Names of the classes in the order of their sorted values; None: the values themselves.
+        names: Names of the classes in the order of their sorted values, or the values themselves in another order.
+            None: the values, sorted.
         where: Text that begins an error message, such as the name of the file.
 
     Raises:
@@ -37,6 +38,14 @@ def encode_labels(
             raise GenfedError(f"{where}: class {str(lacking[0])!r} is in the {part} part and not in train")
     if names is not None and len(names) != len(values):
         raise GenfedError(f"{where}: classes names {len(names)} classes and the labels have {len(values)}")
+    if names is not None and set(names) & (known := set(map(str, values))):
+        if set(names) != known:
+            some = min(set(names) - known)
+            raise GenfedError(f"{where}: classes has {some!r}, which is no label, beside others that are")
+        values = np.array(sorted(values, key=lambda value: names.index(str(value))), dtype=values.dtype)
+        places = {value: place for place, value in enumerate(values.tolist())}
+        y = {part: torch.tensor([places[value] for value in labels.tolist()]) for part, labels in plain.items()}
+        return y, tuple(names)
     y = {part: torch.from_numpy(np.searchsorted(values, labels).astype(np.int64)) for part, labels in plain.items()}
     return y, tuple(names or map(str, values))
 
