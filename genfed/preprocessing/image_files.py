@@ -192,6 +192,11 @@ def decode_image(name: str, source: Path | bytes, ground: Ground, deep: bool = F
                         f"{name}: pixels of mode {image.mode}, of more than 8 bits; set pixels to the numbers of black "
                         "and white, such as [0, 65535]"
                     )
+                if image.mode not in _DEEP and _count_bits(image) > 8:
+                    raise GenfedError(
+                        f"{name}: more than 8 bits for each of several channels, of which the lower would be lost; "
+                        "allowed are grey images of more bits, or colours of 8"
+                    )
                 if image.mode not in _GRAY + _COLOR + _DEEP:
                     raise GenfedError(f"{name}: pixels of mode {image.mode}; grey and colour are allowed")
                 return _decode_upright(image, ground, name)
@@ -200,6 +205,19 @@ def decode_image(name: str, source: Path | bytes, ground: Ground, deep: bool = F
     except Exception as error:  # Pillow's readers raise anything on damaged files
         about = first_line(error) or type(error).__name__
         raise GenfedError(f"{name}: not a readable image ({about})") from None
+
+
+def _count_bits(image: Image.Image) -> int:
+    """Returns the bits per channel in a PNG or TIFF file, of which Pillow keeps 8 in colour; 8 for other files."""
+    if image.format == "TIFF":
+        bits: tuple[int, ...] = getattr(image, "tag_v2", {}).get(_BITS, (8,))
+        return max(bits)
+    raw = [
+        str(part)
+        for tile in getattr(image, "tile", ())
+        for part in (tile[3] if isinstance(tile[3], tuple) else (tile[3],))
+    ]
+    return 16 if image.format == "PNG" and any(";16" in part for part in raw) else 8
 
 
 def _decode_upright(stored: Image.Image, ground: Ground, name: str) -> DecodedImage:
