@@ -21,7 +21,7 @@ from genfed.methods.bases.representation import (
     RepresentationNetwork,
     sum_by_class,
 )
-from genfed.training.upload_checks import check_counts, check_form
+from genfed.training.upload_checks import check_counts, check_form, check_sizes
 from genfed.training.weights import Model, weights_of
 
 
@@ -76,14 +76,15 @@ class FedProto(RepresentationMethod[Prototypes]):
         ]  # fmt: skip
 
     def screen(self, server: Server, info: ClientInfo, upload: ClassStatistics) -> None:
-        """Refuses counts that are not the client's: one that claims many examples would decide all prototypes.
+        """Refuses counts that are not the client's, and means that no network has: they would decide all prototypes.
 
         Raises:
-            GenfedError: the shapes or types are not those of sums and counts, or the counts do not add up to the
-                client's number of examples.
+            GenfedError: the shapes or types are not those of sums and counts, the counts do not add up to the client's
+                number of examples, or a mean is beyond a million.
         """
         check_form("sums", upload.sums, torch.float32, (len(server.task.classes), self.dimension))
         check_counts(server, info, upload.counts)
+        check_sizes("sums", upload.sums / upload.counts.clamp(min=1)[:, None])
 
     def send(self, server: Server, state: Prototypes, info: ClientInfo) -> Prototypes:
         """Returns the prototypes of all classes."""

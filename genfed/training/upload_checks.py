@@ -25,7 +25,7 @@ def check_labels(labels: Tensor, server: Server) -> None:
 
 
 _SCORE = 1e6
-"""Largest absolute logit of a classifier that has not diverged."""
+"""Largest absolute logit, or feature, of a network that has not diverged."""
 
 
 def check_form(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
@@ -42,6 +42,16 @@ def check_form(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, 
     """
     if (tensor.dtype, tensor.shape) != (dtype, shape):
         raise GenfedError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}; {dtype} {shape} is allowed")
+
+
+def check_sizes(name: str, tensor: Tensor) -> None:
+    """Refuses numbers that no network that has not diverged gives; for `Phase.check`. `name`: as in `check_form`.
+
+    Raises:
+        GenfedError: one is not finite, or beyond a million.
+    """
+    if not bool((tensor.abs() < _SCORE).all()):
+        raise GenfedError(f"{name} holds numbers that are not finite or beyond a million")
 
 
 def check_counts(server: Server, info: ClientInfo, counts: Tensor) -> None:

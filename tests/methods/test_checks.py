@@ -95,6 +95,7 @@ def test_representations_of_fedgh() -> None:
         "present": (torch.tensor([1, 0, 1]), r"present is torch.int64 \(3,\); torch.bool \(3,\) is allowed"),
         "present scalar": (torch.tensor(True), r"present is torch.bool \(\)"),
         "present none": (torch.zeros(3, dtype=torch.bool), "present has no class"),
+        "means huge": (torch.full((3, size), 1e15), r"means holds numbers that are not finite or beyond a million"),
     }
     refused(collecting("fedgh"), Representations(torch.zeros(3, size), some), wrong)
 
@@ -104,6 +105,7 @@ def test_statistics_of_fedproto() -> None:
     size = method_of("fedproto").dimension
     wrong: dict[str, tuple[Any, str]] = {field.replace("labels", "counts"): case for field, case in COUNTS.items()}
     wrong["counts claimed"] = (torch.full((3,), 10**12), "counts do not add up to the 5 examples of the client")
+    wrong["sums huge"] = (torch.full((3, size), 1e15), "sums holds numbers that are not finite or beyond a million")
     wrong["sums"] = (torch.zeros(3, size + 1), rf"sums is torch.float32 \(3, {size + 1}\)")
     refused(replace(phase, check=phase.screen), ClassStatistics(torch.ones(3, size), NUMBERS), wrong)
 
