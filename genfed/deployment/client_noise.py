@@ -34,6 +34,11 @@ def check_demands(config: SiteSettings, trial: Trial) -> None:
             "it uploads only with noise of its own, since its file has [client_privacy]: the run needs [privacy] "
             'kind = "dp_fedavg" and [secure_aggregation]'
         )
+    if trial.secure.neighbors is not None:
+        raise GenfedError(
+            "its noise is a share of that of all clients, so it takes part only in sums of all of them: the run sets "
+            "secure_aggregation.neighbors"
+        )
     if how.reproducible_noise:
         raise GenfedError("it refuses privacy.reproducible_noise: anyone who knows the seed knows the noise")
 

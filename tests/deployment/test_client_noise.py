@@ -60,6 +60,11 @@ MASKED: dict[str, Any] = {"privacy": CLIENTS | NOISY | {"noise_multiplier": 2.0}
         ({"privacy": MASKED["privacy"]}, {}, r"it uploads only with noise of its own"),
         ({"privacy": EXAMPLES | NOISY}, {}, r"it uploads only with noise of its own"),
         (MASKED | {"privacy": CLIENTS | FIXED}, {}, "it refuses privacy.reproducible_noise"),
+        (
+            MASKED | {"secure_aggregation": {"neighbors": 2, "threshold": 0.99}},
+            {},
+            "its noise is a share of that of all clients",
+        ),
         (MASKED, {"noise_multiplier": 2.5}, "fedavg has a noise multiplier of 2, and its file demands 2.5"),
         (MASKED, {"epsilon": 1.0}, r"this run costs ε = 2\.\d+ and would exceed the site's privacy budget"),
     ],
