@@ -113,6 +113,11 @@ def _check_apart(site: LocatedSite, holding: SiteHoldings) -> None:
     for table, demand in demands.items():
         if demand is not None and holding.fitted:
             raise GenfedError(f"{table} does not cover how examples are encoded: {holding.fitted}")
+    if site.config.privacy is not None and getattr(site.config.data, "deduplicate", False):
+        raise GenfedError(
+            "[privacy] does not cover data.deduplicate: one example would decide whether others are trained on; remove "
+            "the copies from the data yourself"
+        )
     if site.config.privacy is not None and holding.split_off:
         parts = " and ".join(holding.split_off)
         unset = "; or set data.validation = 0" if holding.split_off == ("validation",) else ""
