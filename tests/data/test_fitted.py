@@ -153,6 +153,13 @@ def demand_of(file: Path, table: str) -> Path:
     return file
 
 
+def test_a_site_with_a_budget_of_examples_removes_no_copies(tmp_path: Path) -> None:
+    file = image_site(tmp_path, ["train"], deduplicate=True)
+    describe_holdings(read_site(file))
+    with pytest.raises(GenfedError, match=r"\[privacy\] does not cover data.deduplicate"):
+        describe_holdings(read_site(demand_of(file, "privacy")))
+
+
 @pytest.mark.parametrize(
     ("parts", "data", "said"),
     [
