@@ -2,6 +2,7 @@
 Algorithm 2: the generator generates features of an extractor that all clients share, not images.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Annotated
 
@@ -158,43 +159,48 @@ class GeFLF(FederatedGenerator[GeFLFState]):
         )
         return [
             *([extractor] if isinstance(self.encoder, Shared) else self._whitening()),
-            self._estimation() if isinstance(self.generator, StatisticsGenerator) else self._training(),
+            self._generator_phase(),
             self.joint_rounds(self.rounds, Phase("pool", self.keep_pool, changes_classifier=False), joint),
         ]
 
-    def _training(self) -> Phase[GeFLFState]:
+    def _generator_phase(self) -> Phase[GeFLFState]:
+        if isinstance(self.generator, StatisticsGenerator):
+            return self._sums("generator", self.generator, self.estimate, self.send_request)
         slots = (self.space.slot,)
         return self.generator_phase(self.keep_generator, self.send_generator, self.train_generator, slots)
 
     def _whitening(self) -> list[Phase[GeFLFState]]:
         if self.whitening == "none":
             return []
-        return [
-            Phase(
-                "whiten",
-                self.keep_whitening,
-                self.send_encoder,
-                self.add_up,
-                aggregate={"statistics": Sum()},
-                slots=(self.space.slot,),
-                screen=self.screen_sums,
-                expected=self.expect_sums,
-                changes_classifier=False,
-            )
-        ]
+        return [self._sums("whiten", whitening_statistics(self.whitening), self.keep_whitening, self.send_encoder)]
 
-    def _estimation(self) -> Phase[GeFLFState]:
-        assert isinstance(self.generator, StatisticsGenerator)
+    def _sums(
+        self,
+        name: str,
+        generator: StatisticsGenerator,
+        update: Callable[[Server, GeFLFState, Reduced], GeFLFState],
+        send: Callable[[Server, GeFLFState, ClientInfo], SumsRequest],
+    ) -> Phase[GeFLFState]:
+        """Returns the phase in which clients add up their features as this generator measures them."""
+
+        def measure(client: Client, sent: SumsRequest) -> Reply[Statistics]:
+            task, features = self.space.encode(client, sent.extractor)
+            statistics = measure_features(generator, features, task, sent.largest, sent.present)
+            return Reply(Statistics(statistics), weight=len(client.data))
+
+        def screen(server: Server, info: ClientInfo, upload: Statistics) -> None:
+            generator.check(upload.statistics, self.features(server), info.examples, server.round == 0)
+
         return Phase(
-            "generator",
-            self.estimate,
-            self.send_request,
-            self.measure,
+            name,
+            update,
+            send,
+            measure,
             aggregate={"statistics": Sum()},
-            rounds=self.generator.passes,
+            rounds=generator.passes,
             slots=(self.space.slot,),
-            screen=self.screen,
-            expected=self.expected,
+            screen=screen,
+            expected=lambda server: expect_statistics(server, generator, self.features(server)),
             changes_classifier=False,
         )
 
@@ -248,50 +254,11 @@ class GeFLF(FederatedGenerator[GeFLFState]):
         """Sends the digest of the encoder, and how many examples a client has at most."""
         return SumsRequest(state.extractor, count_largest(server), {})
 
-    def add_up(self, client: Client, sent: SumsRequest) -> Reply[Statistics]:
-        """Adds up the client's features as the encoder gives them (step 1 for a fixed encoder)."""
-        task, features = self.space.encode(client, sent.extractor)
-        statistics = measure_features(whitening_statistics(self.whitening), features, task, sent.largest, {})
-        return Reply(Statistics(statistics), weight=len(client.data))
-
-    def screen_sums(self, server: Server, info: ClientInfo, upload: Statistics) -> None:
-        """Refuses sums that the client's number of examples cannot have.
-
-        Raises:
-            GenfedError: see `StatisticsGenerator.check`.
-        """
-        whitening_statistics(self.whitening).check(upload.statistics, self.features(server), info.examples)
-
-    def expect_sums(self, server: Server) -> Statistics:
-        """Returns sums of the shapes and the type that every client uploads."""
-        return expect_statistics(server, whitening_statistics(self.whitening), self.features(server))
-
     def keep_whitening(self, server: Server, state: GeFLFState, reduced: Reduced) -> GeFLFState:
         """Adds to the extractor what features are whitened by."""
         statistics = {name: value.long() for name, value in reduced["statistics"].items()}
         found = estimate_whitening(self.whitening, self.features(server), statistics)
         return replace(state, extractor=state.extractor | found)
-
-    def measure(self, client: Client, sent: SumsRequest) -> Reply[Statistics]:
-        """Adds up the client's features (step 2 for a generator that is estimated from sums)."""
-        assert isinstance(self.generator, StatisticsGenerator)
-        task, features = self.space.encode(client, sent.extractor)
-        statistics = measure_features(self.generator, features, task, sent.largest, sent.present)
-        return Reply(Statistics(statistics), weight=len(client.data))
-
-    def screen(self, server: Server, info: ClientInfo, upload: Statistics) -> None:
-        """Refuses sums that the client's number of examples cannot have.
-
-        Raises:
-            GenfedError: see `StatisticsGenerator.check`.
-        """
-        assert isinstance(self.generator, StatisticsGenerator)
-        self.generator.check(upload.statistics, self.features(server), info.examples, server.round == 0)
-
-    def expected(self, server: Server) -> Statistics:
-        """Returns sums of the shapes and the type that every client uploads."""
-        assert isinstance(self.generator, StatisticsGenerator)
-        return expect_statistics(server, self.generator, self.features(server))
 
     def estimate(self, server: Server, state: GeFLFState, reduced: Reduced) -> GeFLFState:
         """Estimates the generator from the sums over all clients."""
