@@ -14,9 +14,8 @@ from genfed.core.client import Server
 from genfed.core.phase import Phase, Reduced
 from genfed.core.settings import settings
 from genfed.core.task import Data, Weights
-from genfed.methods.bases.decoder_upload import DecoderUpload, build_decoder, decode
-from genfed.training.fit import Objective, fit
-from genfed.training.optimizer_state import OptimizerState, load_optimizer_state, optimizer_state
+from genfed.methods.bases.decoder_upload import DecoderUpload, build_decoder, decode, distill_epoch
+from genfed.training.optimizer_state import OptimizerState
 from genfed.training.weights import initial_classifiers
 
 
@@ -78,25 +77,23 @@ class FedCVAEKD(DecoderUpload[FedCVAEKDState]):
 
     def distill(self, server: Server, state: FedCVAEKDState, reduced: Reduced) -> FedCVAEKDState:
         """Trains the server's decoder for one epoch to generate the clients' images from the same codes and labels."""
-        x, y, z = self.draw_examples(server, state.decoders, state.labels, self.distillation_samples)
+        examples = self.draw_examples(server, state.decoders, state.labels, self.distillation_samples)
         network = self.new_network(server, server.rng, state.decoder)
-        student = [p for name, p in network.named_parameters() if name in state.decoder]
-        adam = torch.optim.Adam(student, self.distillation_learning_rate, fused=True)
-        load_optimizer_state(adam, state.moments)
 
-        def loss(z: Tensor, rows: Tensor, rng: torch.Generator) -> Tensor:
+        def loss(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
             # differs from the paper: squared error for grey images too, as in our CVAE's loss.
-            return (network.decode(z, y[rows]) - x[rows]).square().flatten(1).sum(1)
+            return (network.decode(z, y) - x).square().flatten(1).sum(1)
 
-        fit(
-            [Objective(loss, adam)],
-            Data(z, torch.arange(len(z), device=z.device)),
-            epochs=1,
+        moments = distill_epoch(
+            server,
+            [p for name, p in network.named_parameters() if name in state.decoder],
+            loss,
+            examples,
+            state.moments,
+            learning_rate=self.distillation_learning_rate,
             batch_size=self.distillation_batch_size,
-            rng=server.rng,
-            precision=server.precision,
         )
-        return replace(state, decoder=build_decoder(network), moments=optimizer_state(adam))
+        return replace(state, decoder=build_decoder(network), moments=moments)
 
     def train_on_images(self, server: Server, state: FedCVAEKDState, reduced: Reduced) -> FedCVAEKDState:
         """Trains the classifiers on images of the server's decoder for one round; labels are uniform."""

@@ -4,7 +4,7 @@ the images of decoders.
 
 import itertools
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, TypeVar
 
@@ -22,7 +22,8 @@ from genfed.core.task import Data, Weights
 from genfed.generators.cvae import CVAE, CVAENetwork
 from genfed.generators.generator import CHUNK, Generator, check_size
 from genfed.training.classifier import Training, train
-from genfed.training.fit import fit
+from genfed.training.fit import Objective, fit
+from genfed.training.optimizer_state import OptimizerState, load_optimizer_state, optimizer_state
 from genfed.training.upload_checks import check_counts
 from genfed.training.weights import Model, build_classifier, weights_of
 
@@ -159,6 +160,48 @@ class DecoderUpload(Method[S]):
                 parts.append((decode(self.new_network(server, rng, weights), z, y), y, z))
         x, y, z = (torch.cat(part) for part in zip(*parts, strict=True))
         return x, y, z
+
+
+def distill_epoch(
+    server: Server,
+    trained: Iterable[nn.Parameter],
+    loss: Callable[[Tensor, Tensor, Tensor], Tensor],
+    examples: tuple[Tensor, Tensor, Tensor],
+    moments: OptimizerState,
+    *,
+    learning_rate: float,
+    batch_size: int,
+) -> OptimizerState:
+    """Trains parameters of a CVAE by Adam for one epoch on images of the clients' decoders.
+
+    Args:
+        server: The server; the batches are drawn from its stream.
+        trained: The parameters.
+        loss: A function of images x [n, C, H, W], labels y [n] and codes z [n, latent] that returns losses [n].
+        examples: What `DecoderUpload.draw_examples` returns.
+        moments: State of the optimizer after the last epoch.
+        learning_rate: The learning rate.
+        batch_size: Images per step.
+
+    Returns:
+        The state of the optimizer after this epoch.
+    """
+    x, y, z = examples
+    adam = torch.optim.Adam(trained, learning_rate, fused=True)
+    load_optimizer_state(adam, moments)
+
+    def of_batch(z: Tensor, rows: Tensor, rng: torch.Generator) -> Tensor:
+        return loss(x[rows], y[rows], z)
+
+    fit(
+        [Objective(of_batch, adam)],
+        Data(z, torch.arange(len(z), device=z.device)),
+        epochs=1,
+        batch_size=batch_size,
+        rng=server.rng,
+        precision=server.precision,
+    )
+    return optimizer_state(adam)
 
 
 def _same_form(a: Tensor, b: Tensor) -> bool:

@@ -2,6 +2,7 @@
 2023): clients train a CVAE each and upload its decoder; the server distils the decoders into one generator.
 """
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated
@@ -13,11 +14,11 @@ from torch import Tensor
 from genfed.core.client import Server
 from genfed.core.phase import Phase, Reduced
 from genfed.core.settings import settings
-from genfed.core.task import Data, Weights
+from genfed.core.task import Weights
 from genfed.generators.cvae import CVAE, CVAENetwork
-from genfed.methods.bases.decoder_upload import DecoderUpload
-from genfed.training.fit import Objective, fit
-from genfed.training.optimizer_state import OptimizerState, load_optimizer_state, optimizer_state
+from genfed.methods.bases.decoder_upload import DecoderUpload, distill_epoch
+from genfed.training.optimizer_state import OptimizerState
+from genfed.training.weights import weights_of
 
 
 @dataclass(frozen=True)
@@ -93,24 +94,18 @@ class WarmStart:
             The generator's weights, and the next state.
         """
         method = self.decoder_start(generator)
-        x, y, z = method.draw_examples(server, state.decoders, state.labels, self.samples)
+        examples = method.draw_examples(server, state.decoders, state.labels, self.samples)
         network = method.new_network(server, server.rng, weights)
-        adam = torch.optim.Adam(network.parameters(), self.learning_rate, fused=True)
-        load_optimizer_state(adam, state.optimizer)
-
-        def loss(z: Tensor, rows: Tensor, rng: torch.Generator) -> Tensor:
-            return distillation_loss(network, x[rows], y[rows], z)
-
-        fit(
-            [Objective(loss, adam)],
-            Data(z, torch.arange(len(z), device=z.device)),
-            epochs=1,
+        optimizer = distill_epoch(
+            server,
+            network.parameters(),
+            functools.partial(distillation_loss, network),
+            examples,
+            state.optimizer,
+            learning_rate=self.learning_rate,
             batch_size=self.batch_size,
-            rng=server.rng,
-            precision=server.precision,
         )
-        after = {name: value.detach().cpu() for name, value in network.state_dict().items()}
-        return after, replace(state, optimizer=optimizer_state(adam))
+        return weights_of(network), replace(state, optimizer=optimizer)
 
 
 def distillation_loss(network: CVAENetwork, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
