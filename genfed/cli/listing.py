@@ -79,13 +79,21 @@ def _build_metrics(_: str | None) -> RenderableType:
 
 
 def _build_inner(cls: type[Any]) -> list[Table]:
-    """Returns a table for each setting that is itself a table of settings; settings of one type share it."""
-    found: dict[type[Any], list[str]] = {}
-    for name, hint in typing.get_type_hints(cls).items():
-        for part in typing.get_args(hint) or (hint,):
-            if name in cls.__pydantic_fields__ and dataclasses.is_dataclass(part) and not inspect.isabstract(part):
-                found.setdefault(typing.cast(type[Any], part), []).append(name)
-    return [_build_settings(part, ", ".join(names)) for part, names in found.items()]
+    """Returns a table for each setting that is itself a table of settings, with the defaults that it has there;
+    settings of one type with the same defaults share it.
+    """
+    found: dict[tuple[type[Any], str], tuple[list[str], Any]] = {}
+    hints = typing.get_type_hints(cls)
+    for name, field in cls.__pydantic_fields__.items():
+        value = field.get_default(call_default_factory=True)
+        parts = [part for part in typing.get_args(hints[name]) or (hints[name],) if dataclasses.is_dataclass(part)]
+        parts = [part for part in parts if not inspect.isabstract(part)]
+        if not parts and dataclasses.is_dataclass(value) and value != type(value)():  # other defaults than its kind's
+            parts = [type(value)]
+        for part in parts:
+            default = value if type(value) is part else None
+            found.setdefault((typing.cast(type[Any], part), repr(default)), ([], default))[0].append(name)
+    return [_build_settings(part, ", ".join(names), default) for (part, _), (names, default) in found.items()]
 
 
 def _build_architectures(name: str | None) -> RenderableType:
@@ -123,12 +131,15 @@ def _count_parameters(known: Architectures, name: str, task: Task) -> str:
     return f"{sum(p.numel() for p in network.parameters()):,}"
 
 
-def _build_settings(cls: type[Any], title: str) -> Table:
+def _build_settings(cls: type[Any], title: str, defaults: Any = None) -> Table:
+    """Returns a table of settings. `defaults`: an object that has their defaults; None: the class has them."""
     table = Table(Column("setting", no_wrap=True), "type", "default", "what it is", title=title, title_justify="left")
     for field in dataclasses.fields(cls):
         about = cls.__pydantic_fields__[field.name]
         hint = typing.get_type_hints(cls)[field.name]
-        default = _format_default(about, field.name if cls is Config else "")
+        known = about.get_default(call_default_factory=True) if defaults is None else getattr(defaults, field.name)
+        required = defaults is None and about.is_required()
+        default = _format_default(known, required, field.name if cls is Config else "")
         table.add_row(field.name, _describe_type(hint), default, " ".join((about.description or "").split()))
     return table
 
@@ -151,12 +162,9 @@ READ = {"name": "the file's name", "method": "each with its defaults"}
 """Defaults of settings that a `Config` requires and a file does not."""
 
 
-def _format_default(field: Any, name: str = "") -> str:
-    value = field.get_default(call_default_factory=True)
-    if field.is_required() and name in READ:
-        return READ[name]
-    if field.is_required():
-        return "required"
+def _format_default(value: Any, required: bool, name: str) -> str:
+    if required:
+        return READ.get(name, "required")
     if dataclasses.is_dataclass(value):
         return type(value).__name__
     return "unset" if value is None else repr(value)

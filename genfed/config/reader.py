@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pydantic
+import pydantic_core
 import tomli_w
 
 from genfed.audits.audit import Audit
@@ -252,28 +253,45 @@ def _labels(table: Table, key: str, default: tuple[str, ...] = ()) -> tuple[str,
     return tuple(value)
 
 
-def build_settings(cls: type[T], table: Table, at: str) -> T:
-    """Builds a settings object from a table, whose dotted key with a dot at its end is `at`.
+def build_settings(cls: type[T], table: Table, at: str, default: T | None = None) -> T:
+    """Builds a settings object from a table.
+
+    Args:
+        cls: class of the object.
+        table: the settings.
+        at: dotted key of the table, with a dot at its end.
+        default: has the values of settings that the table does not name. None: the class has them.
 
     Raises:
         GenfedError: a setting is unknown, missing or wrong.
     """
     hints = typing.get_type_hints(cls)
     fields = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    values = {}
+    values = {} if default is None else {name: getattr(default, name) for name in fields}
     for key, value in table.items():
         if key not in fields:
             if new := find_new_setting(cls, key):
                 raise GenfedError(f"{at}{key} is called {new} since genfed 0.2")
             raise GenfedError(registry.explain_unknown(key, fields, f"{at}{key}: no such setting"))
-        values[key] = _value(hints[key], value, f"{at}{key}")
+        known = _default_value(cls, key) if default is None else getattr(default, key)
+        values[key] = _value(hints[key], value, f"{at}{key}", known)
     try:
         return cls(**values)
     except pydantic.ValidationError as error:
         raise GenfedError("; ".join(_complaints(at, error.errors()))) from None
 
 
-def _value(hint: Any, value: Any, at: str) -> Any:
+def _default_value(cls: type[Any], key: str) -> Any:
+    """Returns the value of a setting that is not named. None: it must be named."""
+    (field,) = (field for field in dataclasses.fields(cls) if field.name == key)
+    default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    if isinstance(default, pydantic.fields.FieldInfo):
+        default = default.get_default(call_default_factory=True, validated_data={})
+    return None if default in (dataclasses.MISSING, pydantic_core.PydanticUndefined) else default
+
+
+def _value(hint: Any, value: Any, at: str, default: Any = None) -> Any:
+    """Returns the value of a setting. A table that names some settings of `default` leaves its others as they are."""
     branches = [h for h in typing.get_args(hint) if h is not type(None)]
     if len(branches) == 1 and type(None) in typing.get_args(hint):
         hint = branches[0]  # an optional value
@@ -282,10 +300,10 @@ def _value(hint: Any, value: Any, at: str) -> Any:
             if issubclass(hint, family.base):
                 if not isinstance(kind := value.get("kind"), str):
                     raise GenfedError(f"{at}.kind: says which of {', '.join(sorted(registry.list_classes(family)))}")
-                rest = {k: v for k, v in value.items() if k != "kind"}
-                return build_settings(registry.find_class(family, kind), rest, f"{at}.")
+                rest, cls = {k: v for k, v in value.items() if k != "kind"}, registry.find_class(family, kind)
+                return build_settings(cls, rest, f"{at}.", default if type(default) is cls else None)
         if dataclasses.is_dataclass(hint):
-            return build_settings(hint, value, f"{at}.")
+            return build_settings(hint, value, f"{at}.", default if type(default) is hint else None)
     if typing.get_origin(hint) is dict and isinstance(value, dict):
         return {key: _value(typing.get_args(hint)[1], item, f"{at}.{key}") for key, item in value.items()}
     return tuple(value) if isinstance(value, list) else value

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -227,6 +228,11 @@ def test_list_explains_one(capsys: pytest.CaptureFixture[str]) -> None:
     for word in ("generator_rounds", "T_KA", "learning_rate", "synthetic_epochs"):
         assert word in text
     assert "did you mean 'gefl'?" in said(capsys, "list", "methods", "gelf", code=2)
+
+
+def test_list_shows_the_defaults_of_the_method_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    text = said(capsys, "list", "methods", "fedgh")
+    assert re.findall(r"│ learning_rate │ number │ (\S+) │", text) == ["0.1", "0.01"]
 
 
 def test_types_are_told_in_words(capsys: pytest.CaptureFixture[str]) -> None:
