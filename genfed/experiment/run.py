@@ -25,7 +25,7 @@ from genfed.data.encoder import digest_encoder
 from genfed.data.fitted import describe_fitted
 from genfed.engines.client_runner import use_threads
 from genfed.engines.round import Engine
-from genfed.experiment import checks, compatibility, generator_quality, partitioning
+from genfed.experiment import checks, compatibility, coverage, generator_quality, partitioning
 from genfed.experiment.auditing import audit_trial
 from genfed.experiment.checkpoint import counted_rows, read_checkpoint
 from genfed.experiment.environment import command_line
@@ -116,8 +116,10 @@ def _checked_inputs(config: Config, dataset: Dataset) -> RunInputs:
     """
     digest = digest_encoder(dataset.encoder, dataset.task.kind)
     public, architectures = load_public(config, dataset.task, digest), Architectures()
+    unseen: dict[str, None] = {}
     for seed in config.seeds:
         shards = partitioning.partition_data(config, dataset, seed)
+        unseen |= dict.fromkeys(coverage.describe_missing_classes(shards))
         checks.check_clients(config, shards, architectures.new)
         generator_quality.check_generator_quality(config.metrics, config.method, shards, architectures.new)
         compatibility.check_compatibility(config, shards, seed)
@@ -125,7 +127,9 @@ def _checked_inputs(config: Config, dataset: Dataset) -> RunInputs:
         compatibility.check_sum_privacy(config, shards.clients, seed)
     examples = normalize_pixels(shards.train.x[:2])
     compatibility.check_example_privacy(config, dataset.task, shards.clients, architectures.new, examples)
-    summary = dataset.summary
+    fraction, first = config.federation.client_fraction, config.seeds[0]
+    unseen |= dict.fromkeys(coverage.describe_clients_never_asked(config.method, shards, fraction, first))
+    summary = dataset.summary + SourceSummary((), tuple(unseen))
     if config.privacy and (fitted := describe_fitted(config.data, dataset)):
         summary += SourceSummary((), (f"ε does not cover how examples are encoded: {fitted}",))
     return RunInputs(config, dataset.task, shards.clients, dict.fromkeys(config.seeds, architectures), public, summary)

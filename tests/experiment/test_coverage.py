@@ -1,0 +1,32 @@
+"""Classes and clients that a run never sees are named before it trains."""
+
+from pathlib import Path
+from typing import Any
+
+from tests.conftest import start, tiny
+
+
+def warnings_of(tmp_path: Path, *methods: str, **changes: Any) -> list[str]:
+    report = start(tiny(*methods, **changes), tmp_path / "run")
+    return [line for line in report.data_summary.warnings if "no client" in line or "not used" in line]
+
+
+def test_a_class_that_no_client_has(tmp_path: Path) -> None:
+    partition = {"kind": "pathological", "labels": 2}
+    (line,) = warnings_of(tmp_path, "local", partition=partition, federation={"clients": 2, "max_examples": 80})
+    assert "no client has examples of class " in line
+    assert "the ceiling included, and 6" in line  # 6 of 10 classes, so above 60 %
+
+
+def test_clients_that_are_never_asked(tmp_path: Path) -> None:
+    (line,) = warnings_of(tmp_path, "fedavg", "fedcgs", federation={"client_fraction": 0.5}, defaults={"rounds": 2})
+    assert line == (
+        "phase statistics of fedcgs has one round, and federation.client_fraction = 0.5 selects 2 of 4 clients for it: "
+        "what the others have is not used"
+    )
+
+
+def test_nothing_is_said_where_all_is_seen(tmp_path: Path) -> None:
+    assert warnings_of(tmp_path, "local", "fedavg", "fedcgs", defaults={"rounds": 2}) == []
+    half = {"client_fraction": 0.5}
+    assert warnings_of(tmp_path / "half", "local", "fedavg", federation=half, defaults={"rounds": 2}) == []
