@@ -149,14 +149,7 @@ class Gaussian(StatisticsGenerator):
 
     def _factors(self, counts: Tensor, mean: Tensor, second: Tensor) -> Tensor:
         """Returns the lower Cholesky factors [1 or classes, d, d] of the covariances."""
-        between = counts[:, None, None] * mean[:, :, None] * mean[:, None, :]
-        tied = (second.sum(0) - between.sum(0)) / counts.sum()
-        if self.covariance == "tied":
-            covariance = tied[None]
-        else:
-            own = (second - between) / counts.clamp_min(1)[:, None, None]
-            known = (counts > 1)[:, None, None]  # one example has no covariance
-            covariance = torch.where(known, (1 - self.tying) * own + self.tying * tied, tied)
+        covariance = find_covariances(counts, mean, second, self.tying)
         level = covariance.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1 / STEPS**2)  # rounding has about this variance
         eye = torch.eye(covariance.shape[1], dtype=covariance.dtype)
         shrunk = (1 - self.shrinkage) * covariance + self.shrinkage * level[:, None, None] * eye
@@ -216,6 +209,24 @@ class GaussianNetwork(GeneratorNetwork):
                 distance, volume = white.square().sum(0), factor.diagonal().log().sum()
             columns.append(-0.5 * distance - volume)
         return torch.stack(columns, 1) + log_prior(self.prior)
+
+
+def find_covariances(counts: Tensor, mean: Tensor, second: Tensor, tying: float) -> Tensor:
+    """Returns the covariances of classes [classes, d, d], or the one of all [1, d, d] if `second` is that of all.
+
+    Args:
+        counts: Numbers of examples [classes].
+        mean: Means of the classes [classes, d].
+        second: Sums of x xᵀ, of each class [classes, d, d] or of all [1, d, d].
+        tying: Weight of the tied covariance, in [0, 1]. A class with less than two examples has the tied one.
+    """
+    between = counts[:, None, None] * mean[:, :, None] * mean[:, None, :]
+    tied = (second.sum(0) - between.sum(0)) / counts.sum()
+    if len(second) == 1:
+        return tied[None]
+    own = (second - between) / counts.clamp_min(1)[:, None, None]
+    known = (counts > 1)[:, None, None]  # one example has no covariance
+    return torch.where(known, (1 - tying) * own + tying * tied, tied)
 
 
 def linear_discriminant(gaussian: Mapping[str, Tensor]) -> Weights:

@@ -16,16 +16,19 @@ from genfed.core.method import TrainedNetwork
 from genfed.core.phase import Phase, Reduced, Repeat, Reply
 from genfed.core.privacy import DeclaredTraining
 from genfed.core.settings import settings
-from genfed.core.task import Data, Weights
+from genfed.core.task import Data, Task, Weights
 from genfed.generators.cvae import CVAE
 from genfed.generators.statistics_generator import StatisticsGenerator
+from genfed.methods.bases.feature_statistics import count_largest
 from genfed.methods.bases.federated_generator import (
     FederatedGenerator,
     GeneratedSupply,
     GeneratorStart,
     SentGenerator,
 )
+from genfed.methods.bases.summed_generator import SumsRequest, sums_phase
 from genfed.methods.bases.warm_start import WarmStart, WarmStartState
+from genfed.training.pixels import normalize_pixels
 from genfed.training.server_optimizer import ServerMoments
 from genfed.training.weights import Model, build_classifier, initial_classifiers, weights_of
 
@@ -61,6 +64,8 @@ class GeFL(FederatedGenerator[GeFLState]):
        number of its examples of each class. The server distils the decoders into the generator.
     1. generator, `generator_rounds` rounds. Server → client: the generator. Client: trains it on its examples. Client →
        server: the generator. The server averages the generators, all alike (`server_optimizer`).
+       A generator that is estimated from sums has as many rounds as passes: the client adds up its examples, and the
+       server estimates the generator.
     2. pool, before each joint round if `pool` = "server", on the server: draws examples from the generator.
     3. joint, `rounds` rounds. Server → client: the generator or the pool, and the weights of its architecture. Client:
        trains the classifier on generated examples, then on its own (`mix`). Client → server: the weights. The server
@@ -87,20 +92,20 @@ class GeFL(FederatedGenerator[GeFLState]):
             raise GenfedError("warm_start: the generator must be a cvae without keep_encoder")
         if self.interleaved > self.rounds:
             raise GenfedError(f"interleaved = {self.interleaved}: at most rounds = {self.rounds} is allowed")
-        if isinstance(self.generator, StatisticsGenerator):
+        if self.interleaved and isinstance(self.generator, StatisticsGenerator):
             name = type(self.generator).__name__
             raise GenfedError(
-                f"generator = {name}: it is estimated from sums of features; gefl_f takes it, gefl does not"
+                f"interleaved = {self.interleaved}: a {name} is estimated once, before the joint rounds; 0 is allowed"
             )
 
     def init(self, server: Server) -> GeFLState:
         warm_start = None if self.warm_start is None else WarmStartState()
-        return GeFLState(
-            self.initial_generator(server, server.task), initial_classifiers(server), warm_start=warm_start
-        )
+        estimated = isinstance(self.generator, StatisticsGenerator)
+        generator = {} if estimated else self.initial_generator(server, server.task)
+        return GeFLState(generator, initial_classifiers(server), warm_start=warm_start)
 
     def phases(self) -> list[Phase[GeFLState] | Repeat[GeFLState]]:
-        generator = self.generator_phase(self.keep_generator, self.send_generator, self.train_generator)
+        generator = self._generator_phase()
         joint = Phase(
             "joint",
             self.keep_classifiers,
@@ -122,6 +127,11 @@ class GeFL(FederatedGenerator[GeFLState]):
             together,
             self.joint_rounds(self.rounds - self.interleaved, draw, joint),
         ]
+
+    def _generator_phase(self) -> Phase[GeFLState]:
+        if isinstance(generator := self.generator, StatisticsGenerator):
+            return sums_phase("generator", generator, self.estimate, self.send_request, _examples, lambda s: s.task)
+        return self.generator_phase(self.keep_generator, self.send_generator, self.train_generator)
 
     def advise_on_labels(self) -> str:
         """Returns a sentence on what to change if the generator ignores labels, without its full stop."""
@@ -154,7 +164,7 @@ class GeFL(FederatedGenerator[GeFLState]):
         return replace(state, generator=generator, warm_start=None if last else rest)
 
     def private_trainings(self) -> dict[str, list[DeclaredTraining]] | None:
-        if not self.is_declared or self.warm_start is not None:
+        if not self.is_declared or self.warm_start is not None or isinstance(self.generator, StatisticsGenerator):
             return None
         return {"generator": [self.declare_generator()], "joint": [self.training.declare()]}
 
@@ -176,6 +186,14 @@ class GeFL(FederatedGenerator[GeFLState]):
             server, server.task, state.generator, reduced["generator"], state.moments
         )
         return GeFLState(generator, state.classifiers, moments=moments)
+
+    def send_request(self, server: Server, state: GeFLState, info: ClientInfo) -> SumsRequest:
+        """Sends how many examples a client has at most, and the generator of the pass before."""
+        return SumsRequest({}, count_largest(server), state.generator)
+
+    def estimate(self, server: Server, state: GeFLState, reduced: Reduced) -> GeFLState:
+        """Estimates the generator from the sums over all clients."""
+        return replace(state, generator=self.estimate_generator(server, server.task, state.generator, reduced))
 
     def keep_pool(self, server: Server, state: GeFLState, reduced: Reduced) -> GeFLState:
         """Draws a new pool."""
@@ -203,3 +221,8 @@ class GeFL(FederatedGenerator[GeFLState]):
 
     def generate(self, server: Server, state: GeFLState, y: Tensor) -> Tensor:
         return self.sample_from(server, server.task, state.generator, y)
+
+
+def _examples(client: Client, extractor: Weights) -> tuple[Task, Data]:
+    """Returns the client's examples on the scale of networks, and their task."""
+    return client.task, Data(normalize_pixels(client.data.x), client.data.y)

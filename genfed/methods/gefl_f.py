@@ -2,14 +2,13 @@
 Algorithm 2: the generator generates features of an extractor that all clients share, not images.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Annotated
 
 from pydantic import Field, InstanceOf
 from torch import Tensor, nn
 
-from genfed.core.aggregate import ClientInfo, Mean, Sum
+from genfed.core.aggregate import ClientInfo, Mean
 from genfed.core.client import Client, Server
 from genfed.core.method import TrainedNetwork
 from genfed.core.phase import Phase, Reduced, Repeat, Reply
@@ -27,12 +26,13 @@ from genfed.methods.bases.feature_space import (
     estimate_whitening,
     whitening_statistics,
 )
-from genfed.methods.bases.feature_statistics import Statistics, count_largest, expect_statistics, measure_features
+from genfed.methods.bases.feature_statistics import count_largest
 from genfed.methods.bases.federated_generator import (
     FederatedGenerator,
     GeneratedSupply,
     SentGenerator,
 )
+from genfed.methods.bases.summed_generator import SumsRequest, sums_phase
 from genfed.training.server_optimizer import ServerMoments
 from genfed.training.split_network import SplitNetwork, train_parts
 from genfed.training.weights import weights_of
@@ -59,17 +59,6 @@ class FeatureGenerator:
     generator: Weights
     progress: float
     """Completed share of all generator rounds, in [0, 1)."""
-
-
-@dataclass(frozen=True)
-class SumsRequest:
-    """What a client is sent before it adds up its features, where the generator is estimated from sums."""
-
-    extractor: Weights
-    largest: int
-    """Number of examples of the largest client, which decides how many bits a sum needs."""
-    present: Weights
-    """The generator that was estimated in the pass before. Empty: this is the first pass."""
 
 
 @dataclass(frozen=True)
@@ -164,45 +153,20 @@ class GeFLF(FederatedGenerator[GeFLFState]):
         ]
 
     def _generator_phase(self) -> Phase[GeFLFState]:
-        if isinstance(self.generator, StatisticsGenerator):
-            return self._sums("generator", self.generator, self.estimate, self.send_request)
-        slots = (self.space.slot,)
+        space, slots = self.space, (self.space.slot,)
+        if isinstance(generator := self.generator, StatisticsGenerator):
+            return sums_phase(
+                "generator", generator, self.estimate, self.send_request, space.encode, self.features, slots
+            )
         return self.generator_phase(self.keep_generator, self.send_generator, self.train_generator, slots)
 
     def _whitening(self) -> list[Phase[GeFLFState]]:
         if self.whitening == "none":
             return []
-        return [self._sums("whiten", whitening_statistics(self.whitening), self.keep_whitening, self.send_encoder)]
-
-    def _sums(
-        self,
-        name: str,
-        generator: StatisticsGenerator,
-        update: Callable[[Server, GeFLFState, Reduced], GeFLFState],
-        send: Callable[[Server, GeFLFState, ClientInfo], SumsRequest],
-    ) -> Phase[GeFLFState]:
-        """Returns the phase in which clients add up their features as this generator measures them."""
-
-        def measure(client: Client, sent: SumsRequest) -> Reply[Statistics]:
-            task, features = self.space.encode(client, sent.extractor)
-            statistics = measure_features(generator, features, task, sent.largest, sent.present)
-            return Reply(Statistics(statistics), weight=len(client.data))
-
-        def screen(server: Server, info: ClientInfo, upload: Statistics) -> None:
-            generator.check(upload.statistics, self.features(server), info.examples, server.round == 0)
-
-        return Phase(
-            name,
-            update,
-            send,
-            measure,
-            aggregate={"statistics": Sum()},
-            rounds=generator.passes,
-            slots=(self.space.slot,),
-            screen=screen,
-            expected=lambda server: expect_statistics(server, generator, self.features(server)),
-            changes_classifier=False,
-        )
+        statistics, space, slots = whitening_statistics(self.whitening), self.space, (self.space.slot,)
+        return [
+            sums_phase("whiten", statistics, self.keep_whitening, self.send_encoder, space.encode, self.features, slots)
+        ]
 
     def private_trainings(self) -> dict[str, list[DeclaredTraining]] | None:
         whitened = not isinstance(self.encoder, Shared) and self.whitening != "none"
@@ -262,11 +226,8 @@ class GeFLF(FederatedGenerator[GeFLFState]):
 
     def estimate(self, server: Server, state: GeFLFState, reduced: Reduced) -> GeFLFState:
         """Estimates the generator from the sums over all clients."""
-        assert isinstance(self.generator, StatisticsGenerator)
-        statistics = {name: value.long() for name, value in reduced["statistics"].items()}
-        draws = server.common("generator")
-        generator = self.generator.estimate(self.features(server), statistics, state.generator or None, draws)
-        return replace(state, generator=generator)
+        task = self.features(server)
+        return replace(state, generator=self.estimate_generator(server, task, state.generator, reduced))
 
     def keep_pool(self, server: Server, state: GeFLFState, reduced: Reduced) -> GeFLFState:
         """Draws a new pool."""

@@ -163,11 +163,6 @@ def test_a_private_run_with_a_fixed_encoder(tmp_path: Path) -> None:
     assert trial.protection is not None
 
 
-def test_gefl_does_not_pretend_to_train_sums() -> None:
-    with pytest.raises(GenfedError, match="estimated from sums of features; gefl_f takes it, gefl does not"):
-        read_config(tiny("gefl", method={"gefl": TINY["gefl"] | {"generator": GAUSSIAN}}))
-
-
 def test_an_extractor_that_is_trained_is_for_gefl_f_alone(tmp_path: Path) -> None:
     with pytest.raises(GenfedError, match="encoder shared: only gefl_f trains one"):
         start(tiny("fedcgs", method={"fedcgs": {"encoder": {"kind": "shared"}}}), tmp_path / "run")

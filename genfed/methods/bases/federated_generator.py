@@ -19,6 +19,7 @@ from genfed.core.settings import settings
 from genfed.core.task import Data, Task, Weights
 from genfed.generators.cvae import CVAE
 from genfed.generators.generator import Generator, GeneratorNetwork, check_size, kept_weights, uploaded_weights
+from genfed.generators.statistics_generator import StatisticsGenerator
 from genfed.methods.bases.generator_building import SkipInitialization, build_generator, maps_task
 from genfed.training.balanced_mix import draw_rows, mix_balanced
 from genfed.training.classifier import Training, train
@@ -130,6 +131,8 @@ class FederatedGenerator(Method[S]):
 
     def advise_on_labels(self) -> str:
         """Returns a sentence on what to change if the generator ignores labels, without its full stop."""
+        if isinstance(self.generator, StatisticsGenerator):
+            return "Set a generator with more numbers per class"
         missing = []
         if getattr(self.generator, "norm", "group") != "group":
             missing.append('generator.norm = "group"')
@@ -244,6 +247,19 @@ class FederatedGenerator(Method[S]):
             network = self.generator.new(maps_task(task), server.rng)
         names = {name for name, _ in network.named_parameters()}
         return self.server_optimizer.step(before, mean, moments, names)
+
+    def estimate_generator(self, server: Server, task: Task, present: Weights, reduced: Reduced) -> Weights:
+        """Returns the generator for the sums over all clients.
+
+        Args:
+            server: the server.
+            task: task of the examples that are generated.
+            present: the generator of the pass before. Empty: this is the first pass.
+            reduced: the sums.
+        """
+        assert isinstance(self.generator, StatisticsGenerator)
+        statistics = {name: value.long() for name, value in reduced["statistics"].items()}
+        return self.generator.estimate(task, statistics, present or None, server.common("generator"))
 
     def joint_rounds(self, count: int, draw: Phase[S], joint: Phase[S]) -> Repeat[S]:
         """Returns `count` joint rounds; if the server draws the pool, it draws a new one before each."""

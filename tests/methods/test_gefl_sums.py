@@ -1,0 +1,42 @@
+"""GeFL with a generator that is estimated from sums of the clients' images."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from genfed import GenfedError
+from genfed.config.reader import read_config
+from genfed.experiment.checkpoint import read_checkpoint
+from tests.conftest import left_by, start, tiny
+
+SETTINGS: dict[str, Any] = {
+    "rounds": 1,
+    "training": {"epochs": 1, "batch_size": 4},
+    "generator": {"kind": "ppca", "rank": 3, "size": 8},
+}
+
+
+def test_gefl_has_the_same_generator_for_any_partition(tmp_path: Path) -> None:
+    generators = []
+    for name in ("iid", "disjoint_labels"):
+        table = tiny("gefl", partition={"kind": name}, method={"gefl": SETTINGS})
+        (trial,) = start(table, tmp_path / name).trials
+        assert not trial.failures
+        saved = read_checkpoint(read_config(table).method["gefl"], tmp_path / name / "trials" / "gefl" / "seed-0")
+        assert saved is not None
+        generators.append(saved.state.generator)
+    iid, disjoint = generators
+    assert all(torch.equal(iid[key], disjoint[key]) for key in iid)
+
+
+def test_gefl_with_sums_repeats_with_workers(tmp_path: Path) -> None:
+    start(tiny("gefl", method={"gefl": SETTINGS}), tmp_path / "alone")
+    start(tiny("gefl", method={"gefl": SETTINGS}, compute={"workers": 2}), tmp_path / "together")
+    assert left_by(tmp_path / "alone") == left_by(tmp_path / "together")
+
+
+def test_a_generator_of_sums_is_not_interleaved() -> None:
+    with pytest.raises(GenfedError, match="interleaved = 1: a PPCA is estimated once"):
+        start(tiny("gefl", method={"gefl": SETTINGS | {"interleaved": 1}}), Path("unused"))
