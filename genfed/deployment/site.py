@@ -7,7 +7,7 @@ import json
 import logging
 import traceback
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -42,6 +42,7 @@ from genfed.deployment.trial_description import (
     read_descriptions,
     read_whole,
 )
+from genfed.encoders.pretrained import Pretrained
 from genfed.engines.client_storage import lock_folder
 from genfed.experiment.compatibility import trained_classifier
 from genfed.experiment.local_clients import new_runner
@@ -481,8 +482,12 @@ def _restrict_models(method: Method[Any], config: SiteSettings) -> Method[Any]:
     """Returns the method so that it opens no foundation model at this site unless the site allows it.
 
     Raises:
-        GenfedError: its clients open a captioner that the site does not allow.
+        GenfedError: its clients open a captioner, or the model of an encoder, that the site does not allow.
     """
+    if not {each.model for each in _list_encoders(method)} <= {*config.allow}:
+        raise GenfedError(
+            f"site {config.name} opens no model of an encoder but those that its SITE.toml names in allow"
+        )
     given = {field.name: getattr(method, field.name) for field in fields(method)}  # type: ignore[arg-type]
     if given.get("captioner") not in (None, *config.allow):
         raise GenfedError(f"site {config.name} opens no captioner but those that its SITE.toml names in allow")
@@ -492,6 +497,15 @@ def _restrict_models(method: Method[Any], config: SiteSettings) -> Method[Any]:
         if isinstance(value, Foundation) and value.model not in ("shipped", *config.allow)
     }
     return replace(method, **closed) if closed else method  # type: ignore[type-var]
+
+
+def _list_encoders(settings: object) -> Iterator[Pretrained]:
+    """Yields the encoders in settings, at any depth, that open a model in a directory."""
+    if isinstance(settings, Pretrained):
+        yield settings
+    elif is_dataclass(settings):
+        for field in fields(settings):
+            yield from _list_encoders(getattr(settings, field.name))
 
 
 def _check_folder_name(name: Any) -> str:

@@ -858,6 +858,22 @@ def test_which_models_a_site_opens(tmp_path: Path) -> None:
             deployment_site._restrict_models(method, config)
 
 
+def test_which_models_of_encoders_a_site_opens(tmp_path: Path) -> None:
+    """A server could otherwise have it read any directory, and would be sent a digest of what is there."""
+    (file, *_) = sites(some("fedavg"), tmp_path / "sites", a={"allow": ["some/model"]})
+    config = site_settings.read_site(file).config
+    for model, allowed in (("some/model", True), (str(tmp_path), False)):
+        encoder: dict[str, Any] = {"kind": "pretrained", "model": model}
+        for nested in (encoder, {"kind": "whitened", "components": 2, "encoder": encoder}):
+            for kind in ("fedcgs", "fedpft", "gh_ofl", "gefl_f"):
+                method: Any = read_method({"kind": kind, "encoder": nested})
+                if allowed:
+                    assert deployment_site._restrict_models(method, config) == method
+                    continue
+                with pytest.raises(GenfedError, match=r"^site a opens no model of an encoder but those that its SITE"):
+                    deployment_site._restrict_models(method, config)
+
+
 def test_pooled_methods_are_refused(tmp_path: Path) -> None:
     config = some("centralised")
     outcome = serve(config, Grid([]), tmp_path / "run")
