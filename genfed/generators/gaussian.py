@@ -68,21 +68,28 @@ class Gaussian(StatisticsGenerator):
         return {name: value.long().cpu() for name, value in exact.items()}
 
     def check(self, statistics: Weights, task: Task, examples: int, first: bool = True) -> None:
-        width = math.prod(task.shape)
+        width, most = math.prod(task.shape), STEPS * LARGEST_FEATURE
         check_counts_and_forms(statistics, self.shapes(task), examples)
-        counts, sums, squares = (statistics[name].double() for name in ("counts", "sums", "products"))
-        if self.covariance != "diagonal":
-            squares = squares[:, _diagonal_places(width)]
+        impossible = GenfedError(f"its statistics are not those of {examples} examples within ±{LARGEST_FEATURE}")
+        counts, sums, products = (statistics[name].double() for name in ("counts", "sums", "products"))
+        if bool((sums.abs() > counts[:, None] * most).any()):
+            raise impossible
+        means = sums / counts.clamp_min(1)[:, None]
+        if self.covariance == "diagonal":
+            if bool((products < sums * means - 0.5).any() or (products > counts[:, None] * most**2).any()):
+                raise impossible
+            return
         if self.covariance == "tied":
-            counts, sums = counts.sum(0, keepdim=True), sums.sum(0, keepdim=True)
-        most = (STEPS * LARGEST_FEATURE) ** 2
-        # Cauchy–Schwarz: (Σ x)² ≤ n Σ x² ≤ n² · most. The same holds for products: |Σ x y|² ≤ Σ x² Σ y².
-        if bool((sums.square() > counts[:, None] * squares).any() or (squares > counts[:, None] * most).any()):
-            raise GenfedError(f"its statistics are not those of {examples} examples within ±{LARGEST_FEATURE}")
-        if self.covariance != "diagonal":
-            matrix = unfold_triangle(statistics["products"].double(), width)
-            if bool((matrix.square() > squares[:, :, None] * squares[:, None, :]).any()):
-                raise GenfedError("its products are larger than its squares allow")
+            counts, between = counts.sum(0, keepdim=True), (means.T @ sums)[None]
+        else:
+            between = means[:, :, None] * sums[:, None, :]
+        matrix = unfold_triangle(products, width)
+        if bool((matrix.diagonal(dim1=1, dim2=2) > counts[:, None] * most**2).any()):
+            raise impossible
+        # What varies within classes is a sum of squares: no direction has less than 0, but for rounding.
+        within = matrix - between + torch.eye(width) * (1 + 1e-9 * matrix.diagonal(dim1=1, dim2=2).amax())
+        if bool(torch.linalg.cholesky_ex(within).info.any()):
+            raise impossible
 
     def estimate(
         self,
@@ -153,7 +160,9 @@ class Gaussian(StatisticsGenerator):
         level = covariance.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1 / STEPS**2)  # rounding has about this variance
         eye = torch.eye(covariance.shape[1], dtype=covariance.dtype)
         shrunk = (1 - self.shrinkage) * covariance + self.shrinkage * level[:, None, None] * eye
-        factors: Tensor = torch.linalg.cholesky(shrunk + level[:, None, None] * 1e-6 * eye)
+        factors, failed = torch.linalg.cholesky_ex(shrunk + level[:, None, None] * 1e-6 * eye)
+        if bool(failed.any()):  # under masks nobody sees a single upload
+            raise GenfedError("the sums of the clients are those of no examples: one of them uploaded something else")
         return factors
 
 

@@ -183,8 +183,41 @@ def test_impossible_statistics_are_refused(kind: str, change: object, reason: st
 def test_products_beyond_the_squares_are_refused() -> None:
     statistics = Gaussian().measure(draw(30), TASK)
     statistics["products"][0, 1] = 30 * (8 * STEPS) ** 2  # Σ x₀ x₁
-    with pytest.raises(GenfedError, match="products are larger than its squares allow"):
+    with pytest.raises(GenfedError, match="not those of 30 examples"):
         Gaussian().check(statistics, TASK, 30)
+
+
+def test_products_that_each_pair_allows_and_no_examples_have_are_refused() -> None:
+    """Each feature would be against both others, which is possible for any two of the three alone."""
+    most = 30 * (8 * STEPS) ** 2
+    products = torch.tensor([[most, -most, -most, most, -most, most]])
+    statistics = Gaussian().measure(draw(30), TASK) | {"products": products}
+    with pytest.raises(GenfedError, match="not those of 30 examples"):
+        Gaussian().check(statistics, TASK, 30)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sums_of_classes_that_only_their_total_allows_are_refused(kind: str) -> None:
+    """A client could otherwise move the mean of any class as far as it likes."""
+    how = Gaussian(covariance=kind)  # type: ignore[arg-type]
+    statistics = how.measure(draw(30), TASK)
+    moved = statistics["sums"].clone()
+    moved[0] += 20 * STEPS * 8
+    moved[1] -= 20 * STEPS * 8
+    with pytest.raises(GenfedError, match="not those of 30 examples"):
+        how.check(statistics | {"sums": moved}, TASK, 30)
+    absent = how.measure(Data(draw(30).x, torch.ones(30, dtype=torch.int64)), TASK)
+    absent["sums"][0] += 1
+    with pytest.raises(GenfedError, match="not those of 30 examples"):
+        how.check(absent, TASK, 30)
+
+
+def test_sums_of_no_examples_end_in_one_line() -> None:
+    """Under masks nobody checks a single client's."""
+    statistics = Gaussian().measure(draw(30), TASK)
+    statistics["products"] -= 10**6
+    with pytest.raises(GenfedError, match="the sums of the clients are those of no examples"):
+        Gaussian().estimate(TASK, statistics)
 
 
 def test_sums_travel_in_32_bits_where_they_always_fit() -> None:
