@@ -18,6 +18,10 @@ from torch import Tensor
 from genfed.core.errors import GenfedError
 
 
+LARGEST_UPLOADED = 1e6
+"""Largest absolute number with a point in an upload of a client that has not diverged: a weight, a feature, a logit."""
+
+
 @dataclass(frozen=True)
 class ClientInfo:
     """The server's knowledge of one client.
@@ -67,6 +71,12 @@ class Aggregate(ABC):
     def extract(self, value: Any) -> Any:
         """Returns the part of an upload field that is reduced: tensors, numbers or dicts of them."""
         return value
+
+    def bound(self, largest: float, examples: int) -> float:
+        """Returns the largest absolute number in a value of clients with `examples` examples, and in their reduced
+        values. `largest`: what the phase declares (`Phase.largest`).
+        """
+        return largest
 
     def describe(self) -> str:
         """Returns words that complete "uploads are …", for the report."""
@@ -174,6 +184,9 @@ class Sum(Aggregate):
     """
 
     linear: ClassVar[bool] = True
+
+    def bound(self, largest: float, examples: int) -> float:
+        return largest * max(1, examples)
 
     def describe(self) -> str:
         return "added up"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from genfed.core.aggregate import Aggregate, ClientInfo
+from genfed.core.aggregate import LARGEST_UPLOADED, Aggregate, ClientInfo
 from genfed.core.client import Client, Server, Slot
 from genfed.core.errors import GenfedError
 from genfed.core.privacy import SumBounds
@@ -94,7 +94,7 @@ class Phase(Generic[S]):
     (1, <class 'genfed.core.phase.Empty'>, <class 'genfed.training.weights.Model'>)
 
     Raises:
-        GenfedError: an upload field has no aggregate, or an aggregate no upload field.
+        GenfedError: an upload field has no aggregate, or an aggregate or a bound no upload field.
     """
 
     name: str
@@ -135,6 +135,9 @@ class Phase(Generic[S]):
     """server → a record that looks like every upload: names, shapes and types; its tensors may be on "meta". Then each
     upload is added up when it comes. None: unless a field was sent too, up to half of the uploads are held until it is
     known how most of them look."""
+    largest: Mapping[str, float] = field(default_factory=dict)
+    """The largest absolute number with a point that a client may upload, by field; in a `Sum`, for each of its
+    examples. A client beyond it is excluded. `LARGEST_UPLOADED` for a field that is not named."""
     noise_scales: Callable[[SumBounds, Mapping[str, Any]], Mapping[str, Any]] | None = None
     """(bounds, sums or uploads by field) → a positive scale for every number of them. Divided by the scales, what one
     example adds to the sums has an L2 norm of at most 1, if `work` keeps to the bounds in `client.sums`. None: the
@@ -158,6 +161,14 @@ class Phase(Generic[S]):
                 f"phase {self.name!r}: {min(unlike)!r} is "
                 + ("uploaded, and no aggregate says how it is reduced" if min(unlike) in fields else "no upload field")
             )
+        if unknown := self.largest.keys() - fields:
+            raise GenfedError(f"phase {self.name!r}: largest has {min(unknown)!r}, which is no upload field")
+
+    def bound(self, field: str, examples: int) -> float:
+        """Returns the largest absolute number with a point in a field, uploaded by clients with `examples` examples or
+        reduced from their uploads.
+        """
+        return self.aggregate[field].bound(self.largest.get(field, LARGEST_UPLOADED), examples)
 
     @functools.cached_property
     def wire_types(self) -> Wire:

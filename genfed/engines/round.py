@@ -1,5 +1,6 @@
 """One round of one phase, over any engine: send, check the replies, reduce them."""
 
+import dataclasses
 import json
 import logging
 import math
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from genfed.core.aggregate import Aggregate, ClientInfo, Fold, cap_weight
+from genfed.core.aggregate import ClientInfo, Fold, cap_weight
 from genfed.core.client import Server
 from genfed.core.errors import GenfedError, StorageError
 from genfed.core.phase import Phase, Reduced
@@ -227,7 +228,7 @@ class Round:
         was_sent, upload = unpack(wire.sent, sent), unpack(wire.uploaded, answer.upload)
         check_upload(sent, answer)
         if request.phase.follows is None:  # masked numbers are of any size
-            _check_size(answer.upload)
+            _check_size(request.phase, upload, info)
         for check in (request.phase.check, request.phase.screen):
             if check is not None:
                 check(request.server, info, upload)
@@ -246,7 +247,7 @@ class Round:
             check_quorum(request.round_id, len(self._answered), len(request.clients), self._quorum, self.failures)
             answered = tuple(sorted(self._answered, key=lambda i: i.id))
         values = self._fold.finish()
-        check_reduced(request.round_id, values, request.phase.aggregate)
+        check_reduced(request.round_id, values, request.phase, request.clients)
         return Reduced(values, answered)
 
 
@@ -272,45 +273,54 @@ def check_quorum(step: RoundId, answered: int, selected: int, quorum: float, fai
         )
 
 
-def check_reduced(step: RoundId, values: Mapping[str, Any], aggregates: Mapping[str, Aggregate]) -> None:
-    """Refuses reduced uploads that would spoil the state.
+def check_reduced(
+    step: RoundId, values: Mapping[str, Any], phase: Phase[Any], clients: Sequence[ClientInfo]
+) -> None:
+    """Refuses reduced uploads that would spoil the state. Under masks no upload was seen before.
 
     Args:
         step: the round.
         values: the reduced value of every upload field.
-        aggregates: how each field was reduced.
+        phase: the phase, which declares how each field is reduced and bounded.
+        clients: the clients of the round.
 
     Raises:
-        GenfedError: numbers are not finite, or those of a mean are beyond `LARGEST`.
+        GenfedError: numbers are not finite, or beyond the bound of the phase.
     """
+    examples = sum(info.examples for info in clients)
     for name, value in values.items():
-        most = LARGEST if aggregates[name].weighted else math.inf
-        if not _is_within(value, most):
+        whole = LARGEST if phase.aggregate[name].weighted else math.inf
+        if not _is_within(value, min(phase.bound(name, examples), LARGEST), whole):
             raise GenfedError(
                 f"{step}: the reduced {name} holds numbers that are not finite or far too large, so the state before "
                 "it is kept; [aggregation] has rules that withstand such uploads"
             )
 
 
-def _check_size(upload: Packed) -> None:
-    """Refuses numbers with which a mean or the next computation would overflow."""
-    for path, value in (*upload.tensors.items(), *json.loads(upload.skeleton).items()):
-        if not _is_within(value, LARGEST):
-            raise GenfedError(f"{path} holds numbers beyond ±{LARGEST:g}")
+def _check_size(phase: Phase[Any], upload: Any, info: ClientInfo) -> None:
+    """Refuses numbers that no client uploads which has not diverged: they would decide what all learn."""
+    for name in phase.aggregate:
+        most = min(phase.bound(name, info.examples), LARGEST)
+        if not _is_within(getattr(upload, name), most, LARGEST):
+            raise GenfedError(f"{name} holds numbers beyond ±{most:g} (whole ones: ±{LARGEST:g})")
 
 
-def _is_within(value: Any, most: float) -> bool:
-    """Returns whether all numbers of dicts, sequences and tensors are finite, and at most `most` in absolute value."""
+def _is_within(value: Any, most: float, whole: float) -> bool:
+    """Returns whether all numbers of records, dicts, tuples and tensors are finite and of an absolute value of at most
+    `most`, or `whole` if their type has no point.
+    """
     if isinstance(value, Tensor):
         if not value.numel() or value.dtype == torch.bool:
             return True
         low, high = value.min().item(), value.max().item()  # NaN if any is
-        return all(math.isfinite(each) and abs(each) <= most for each in (low, high))
-    if isinstance(value, dict | list | tuple):
-        return all(_is_within(each, most) for each in (value.values() if isinstance(value, dict) else value))
-    if isinstance(value, int | float):
-        return abs(value) <= most and not (isinstance(value, float) and not math.isfinite(value))
-    return True
+        return all(_is_within(each, most, whole) for each in (low, high))
+    if dataclasses.is_dataclass(value):
+        value = tuple(getattr(value, each.name) for each in dataclasses.fields(value))
+    if isinstance(value, dict | tuple):
+        return all(_is_within(each, most, whole) for each in (value.values() if isinstance(value, dict) else value))
+    if isinstance(value, float):
+        return abs(value) <= most and math.isfinite(value)  # NaN is at most nothing
+    return abs(value) <= whole if isinstance(value, int) else True
 
 
 def check_upload(sent: Packed, answer: PackedReply) -> None:

@@ -17,7 +17,7 @@ from genfed.core.task import Data, Weights
 from genfed.methods.bases.representation import RepresentationMethod, RepresentationNetwork, sum_by_class
 from genfed.training.classifier import Training, train
 from genfed.training.fit import Objective, cross_entropy, fit
-from genfed.training.upload_checks import check_form, check_sizes
+from genfed.training.upload_checks import check_form
 from genfed.training.weights import weights_of
 
 
@@ -106,7 +106,6 @@ class FedGH(RepresentationMethod[FedGHHeader]):
         """
         classes = len(server.task.classes)
         check_form("means", upload.means, torch.float32, (classes, self.dimension))
-        check_sizes("means", upload.means)
         check_form("present", upload.present, torch.bool, (classes,))
         if not bool(upload.present.any()):
             raise GenfedError("present has no class; a client has examples of one or more")

@@ -10,14 +10,13 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from genfed.core.aggregate import ClientInfo
+from genfed.core.aggregate import LARGEST_UPLOADED, ClientInfo
 from genfed.core.client import Client, Server, Slot
 from genfed.core.errors import GenfedError
 from genfed.core.method import Method
 from genfed.core.phase import Empty, Phase, Reduced, Reply
 from genfed.core.settings import settings
 from genfed.core.task import Weights
-from genfed.engines.messages import LARGEST
 from genfed.methods.bases.local_training import MODEL, load_own_classifier
 from genfed.training.classifier import Training
 from genfed.training.distillation import divergence, train_pair
@@ -118,10 +117,10 @@ class FedKD(Method[FedKDState]):
         """Refuses an update that is not one of the mentee, before its factors are multiplied.
 
         Raises:
-            GenfedError: the products have other names, shapes or types, or could be beyond ±`LARGEST`.
+            GenfedError: the products have other names, shapes or types, or could be beyond ±`LARGEST_UPLOADED`.
         """
         mentee = weights_of(server.new_network(self.mentee, server.common("mentee")))
-        check_factors(upload.update, mentee, LARGEST)
+        check_factors(upload.update, mentee, LARGEST_UPLOADED)
 
     def energy(self, server: Server) -> float:
         """Returns T(t) = T_start + (T_end − T_start)·t, with t the completed fraction of rounds after this one."""

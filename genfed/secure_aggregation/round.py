@@ -117,7 +117,7 @@ class SecureRound:
                 check_quorum(request.round_id, len(summed), len(request.clients), uploads.quorum, self.failures)
                 if uploads.ledger is not None:
                     uploads.ledger.charge_sum(request.round_id, request.clients)
-        check_reduced(request.round_id, session.values, request.phase.aggregate)
+        check_reduced(request.round_id, session.values, request.phase, request.clients)
         return Reduced(session.values, summed)
 
     def _first_failure(self, known: str) -> str:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from genfed.core.aggregate import ClientInfo
+from genfed.core.aggregate import LARGEST_UPLOADED, ClientInfo
 from genfed.core.client import Server
 from genfed.core.errors import GenfedError
 from genfed.core.task import Weights
@@ -22,10 +22,6 @@ def check_labels(labels: Tensor, server: Server) -> None:
         raise GenfedError(f"labels are {labels.dtype} {tuple(labels.shape)}; torch.int64 (n,) are allowed")
     if len(unknown := labels[(labels < 0) | (labels >= known)]):
         raise GenfedError(f"class {int(unknown[0])} is unknown to the server: it has {known}, counted from 0")
-
-
-_SCORE = 1e6
-"""Largest absolute logit, or feature, of a network that has not diverged."""
 
 
 def check_form(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
@@ -50,7 +46,7 @@ def check_sizes(name: str, tensor: Tensor) -> None:
     Raises:
         GenfedError: one is not finite, or beyond a million.
     """
-    if not bool((tensor.abs() < _SCORE).all()):
+    if not bool((tensor.abs() < LARGEST_UPLOADED).all()):
         raise GenfedError(f"{name} holds numbers that are not finite or beyond a million")
 
 
@@ -82,5 +78,5 @@ def check_classifier(server: Server, info: ClientInfo, weights: Weights) -> None
     if server.task.kind == "image":
         noise = noise.mul_(50).add_(128).clamp_(0, 255).byte()
     scores = predict(load_weights(network, weights), noise.to(server.device))
-    if not bool((scores.abs() < _SCORE).all()):
+    if not bool((scores.abs() < LARGEST_UPLOADED).all()):
         raise GenfedError("its classifier has diverged: scores of noise are not finite or beyond a million")

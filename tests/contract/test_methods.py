@@ -76,6 +76,46 @@ def test_an_upload_that_is_collected_is_looked_at(method: str) -> None:
             assert phase.check is not None, phase.name
 
 
+def test_numbers_that_no_client_can_have_exclude_their_client(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One client uploads 1e15 in every number with a point, in every phase."""
+    wrong: set[tuple[str, int]] = set()
+    work = ClientRunner.work
+
+    def exaggerate(site: ClientRunner, step: RoundId, client: int, sent: Packed) -> PackedReply:
+        answer, phase = work(site, step, client, sent), site._phases[step.phase]
+        if client != 1:
+            return answer
+        upload = _enlarge(unpack(phase.wire_types.uploaded, answer.upload))
+        if digest(packed := pack(upload)) == digest(answer.upload):
+            return answer
+        wrong.add((step.phase, step.round))
+        return dataclasses.replace(answer, upload=packed)
+
+    monkeypatch.setattr(ClientRunner, "work", exaggerate)
+    start(tiny(method, federation={"quorum": 0.5}), tmp_path / "run")
+    rows = left_by(tmp_path / "run")["metrics"]
+    failed = {(row["phase"], row["round"]) for row in rows if "1" in row.get("failed", {})}
+    assert failed == wrong
+    at: Any = read_checkpoint(read_config(tmp_path / "run").method[method], tmp_path / f"run/trials/{method}/seed-0")
+    for path, tensor in pack(at.state).tensors.items():
+        assert not tensor.is_floating_point() or not tensor.numel() or float(tensor.abs().max()) < 1e9, path
+
+
+def _enlarge(value: Any) -> Any:
+    """Returns a record's value with 1e15 for all numbers that have a point."""
+    if isinstance(value, torch.Tensor):
+        return torch.full_like(value, 1e15) if value.is_floating_point() else value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.replace(value, **{f.name: _enlarge(getattr(value, f.name)) for f in dataclasses.fields(value)})
+    if isinstance(value, dict):
+        return {key: _enlarge(each) for key, each in value.items()}
+    if isinstance(value, tuple):
+        return tuple(map(_enlarge, value))
+    return 1e15 if isinstance(value, float) else value
+
+
 @pytest.mark.usefixtures("in_pool")
 def test_workers_do_not_change_it(method: str, once: dict[str, Any], tmp_path: Path) -> None:
     start(tiny(method, compute={"workers": 2}), tmp_path / "run")

@@ -14,7 +14,7 @@ from genfed.core.phase import Empty, Phase, Reduced, Reply
 from genfed.core.record import Packed, pack
 from genfed.core.task import Task
 from genfed.engines.messages import PackedReply, RoundId
-from genfed.engines.round import Engine, Failure, Job, Round, RoundRequest, check_upload
+from genfed.engines.round import Engine, Failure, Job, Round, RoundRequest, check_reduced, check_upload
 
 CLIENTS = tuple(ClientInfo(i, "ab"[i % 2], 10 + i) for i in range(5))
 STEP = RoundId("train", 3, 8)
@@ -206,7 +206,7 @@ def test_a_field_that_was_not_sent_is_held_against_most_of_its_group() -> None:
     "changes",
     [
         {"weights": {"w": torch.full((2,), 3e38), "n": n}},
-        {"weights": {"w": torch.full((2,), -1e16), "n": n}},
+        {"weights": {"w": torch.full((2,), -1.1e6), "n": n}},
         {"extra": torch.tensor([0, 2**62])},
         {"loss": 1e300},
     ],
@@ -215,7 +215,44 @@ def test_numbers_that_would_overflow_are_left_out(changes: dict[str, Any]) -> No
     asking = ask(lambda info: good(info, **changes) if info.id == 1 else good(info), 0.8)
     list(asking)
     assert asking.failures.keys() == {1}
-    assert asking.failures[1].endswith("holds numbers beyond ±1e+15")
+    (name,) = changes
+    assert asking.failures[1].endswith(f"{name} holds numbers beyond ±1e+06 (whole ones: ±1e+15)")
+
+
+def test_a_phase_may_allow_larger_numbers() -> None:
+    for largest, failed in ((1e6, {1}), (1e9, set())):
+        fake = Fake(lambda info: good(info, loss=1e8 if info.id == 1 else 1.0))
+        asking = Round(request(fake, replace(phase(), largest={"loss": largest})), 0.8)
+        list(asking)
+        assert asking.failures.keys() == failed
+    with pytest.raises(GenfedError, match="phase 'train': largest has 'los', which is no upload field"):
+        replace(phase(), largest={"los": 1.0})
+
+
+def test_a_sum_is_bounded_for_each_example_and_reduced_values_as_uploads() -> None:
+    """Under masks the server sees the reduced values alone."""
+
+    @dataclass(frozen=True)
+    class Added:
+        sums: Tensor
+
+    def added(client: Client, sent: Empty) -> Reply[Added]:
+        raise AssertionError
+
+    adding: Phase[Any] = Phase("train", keep, lambda *_: Empty(), added, {"sums": Sum()})
+    fake = Fake(lambda info: PackedReply(pack(Added(torch.full((1,), 1.05e7))), 1.0))
+    asking = Round(request(fake, adding), 0.8)
+    list(asking)
+    assert asking.failures.keys() == {0}  # of 10 examples
+    examples = sum(info.examples for info in CLIENTS)
+    for values, bounded, most in (
+        ({"loss": 1.0, "weights": {"w": torch.ones(2)}, "extra": {}}, phase(), 1e6),
+        ({"sums": torch.ones(2)}, adding, 1e6 * examples),
+    ):
+        name = next(iter(values))
+        check_reduced(STEP, values | {name: torch.tensor([most])}, bounded, CLIENTS)
+        with pytest.raises(GenfedError, match=f"the reduced {name} holds numbers that are not finite or far too large"):
+            check_reduced(STEP, values | {name: torch.tensor([1.1 * most])}, bounded, CLIENTS)
 
 
 @pytest.mark.parametrize("claimed", [1e30, 1e308, 11.5])
