@@ -17,7 +17,6 @@ from torch import Tensor
 
 from genfed.core.errors import GenfedError
 
-
 LARGEST_UPLOADED = 1e6
 """Largest absolute number with a point in an upload of a client that has not diverged: a weight, a feature, a logit."""
 

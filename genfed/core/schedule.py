@@ -87,5 +87,5 @@ class Schedule:
 
 
 def list_upload_phases(method: Method[Any]) -> list[Phase[Any]]:
-    """Returns the phases in which clients upload."""
-    return [phase for phase in flatten_phases(method.phases()) if phase.aggregate]
+    """Returns the phases in which clients upload, without those of 0 rounds."""
+    return [phase for phase in flatten_phases(method.phases()) if phase.aggregate and phase.rounds != 0]

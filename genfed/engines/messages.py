@@ -11,8 +11,8 @@ from genfed.core.errors import GenfedError
 from genfed.core.record import Packed
 
 LARGEST = 1e15
-"""Largest absolute value of a number of a client: a whole number in its upload, a metric, its seconds of work. For other
-numbers in an upload see `Phase.largest`."""
+"""Largest absolute value of a number of a client: a whole number in its upload, a metric, its seconds of work. For
+other numbers in an upload see `Phase.largest`."""
 
 
 @dataclass(frozen=True)

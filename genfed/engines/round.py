@@ -273,9 +273,7 @@ def check_quorum(step: RoundId, answered: int, selected: int, quorum: float, fai
         )
 
 
-def check_reduced(
-    step: RoundId, values: Mapping[str, Any], phase: Phase[Any], clients: Sequence[ClientInfo]
-) -> None:
+def check_reduced(step: RoundId, values: Mapping[str, Any], phase: Phase[Any], clients: Sequence[ClientInfo]) -> None:
     """Refuses reduced uploads that would spoil the state. Under masks no upload was seen before.
 
     Args:

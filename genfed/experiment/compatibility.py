@@ -1,5 +1,6 @@
 """Checks before training: settings of protection and attack that do not fit the methods or clients are refused."""
 
+import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -22,10 +23,12 @@ from genfed.privacy.accounting import warn_of_weak_privacy
 from genfed.privacy.compatibility import check_client_level, check_example_level
 from genfed.privacy.dp_sum import check_sum_level
 from genfed.privacy.plan import check_example_plan
-from genfed.robustness.robust_mean import AggregationRule
+from genfed.robustness.robust_mean import AggregationRule, describe_uncovered, list_uncovered
 from genfed.secure_aggregation.graph import check_neighbors
 from genfed.secure_aggregation.protocol import reason_to_refuse_secure
 from genfed.secure_aggregation.settings import SecureAggregation
+
+log = logging.getLogger(__name__)
 
 
 def check_compatibility(config: Config, shards: FederatedData, seed: int) -> None:
@@ -37,23 +40,19 @@ def check_compatibility(config: Config, shards: FederatedData, seed: int) -> Non
         seed: the seed.
 
     Raises:
-        GenfedError: an attack without a target, a rule for a method that averages no uploads, or a group that is too
-            small.
+        GenfedError: an attack without a target, a rule that would not protect a method, or a group that is too small.
     """
     federated = {label: method for label, method in config.method.items() if not method.pooled}
     if config.attack:
         _check_attack(config, shards, {label: list_upload_phases(method) for label, method in federated.items()})
     if config.aggregation:
+        kind = registry.name_of(registry.AGGREGATIONS, type(config.aggregation))
         for label, method in federated.items():
             phases = list_upload_phases(method)
-            if phases and not any(select_means(phase.aggregate) for phase in phases):
-                kind = registry.name_of(registry.AGGREGATIONS, type(config.aggregation))
-                fields = ", ".join(sorted({name for phase in phases for name in phase.aggregate}))
-                raise GenfedError(
-                    f"aggregation.kind = {kind!r}: the server of {label} averages no uploads of clients ({fields}), "
-                    "so the rule would protect nothing; remove the method or [aggregation]"
-                )
+            _check_covered(label, phases, kind)
             _check_groups(label, config, method, shards, seed)
+            if seed == config.seeds[-1] and (line := describe_uncovered(label, phases, kind)):  # once for all seeds
+                log.warning("aggregation.kind = %r: one client can still spoil what is not averaged; %s", kind, line)
     if config.secure_aggregation:
         _check_secure(config, config.secure_aggregation, federated, shards, seed)
 
@@ -103,6 +102,32 @@ def _check_attack(config: Config, shards: FederatedData, phases: Mapping[str, Se
         targets = [phase for phase in each if attack.targets_phase(phase)]
         if targets and (why := attack.reason_to_refuse(shards.task, targets)):
             raise GenfedError(f"attack.kind = {kind!r}: it cannot attack {label}: {why}")
+
+
+def _check_covered(label: str, phases: Sequence[Phase[Any]], kind: str) -> None:
+    """Refuses a method that a rule would only seem to protect.
+
+    Args:
+        label: label of the method.
+        phases: the phases in which clients upload.
+        kind: name of the rule.
+
+    Raises:
+        GenfedError: the server averages no upload, or in one phase some fields of an upload and not the others.
+    """
+    if phases and not any(select_means(phase.aggregate) for phase in phases):
+        raise GenfedError(
+            f"aggregation.kind = {kind!r}: the server of {label} averages no uploads of clients "
+            f"({', '.join(sorted(list_uncovered(phases)))}), so the rule would protect nothing; remove the method or "
+            "[aggregation]"
+        )
+    for phase in phases:
+        if (means := select_means(phase.aggregate)) and (others := list_uncovered([phase])):
+            raise GenfedError(
+                f"aggregation.kind = {kind!r}: in phase {phase.name} of {label} the rule would reduce "
+                f"{', '.join(means)}, and the server combines {', '.join(others)} in its own way, so the rule would "
+                "not protect the model; remove the method or [aggregation]"
+            )
 
 
 def _check_groups(label: str, config: Config, method: Method[Any], shards: FederatedData, seed: int) -> None:

@@ -3,16 +3,15 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
-from typing import Any
 
 from genfed.config import registry
 from genfed.config.settings import Config
-from genfed.core.aggregate import ClientInfo, list_groups, select_means
-from genfed.core.method import Method
+from genfed.core.aggregate import ClientInfo, list_groups
 from genfed.core.schedule import list_upload_phases
 from genfed.methods.bases.federated_generator import FederatedGenerator
 from genfed.report.generator_verdict import describe_ignored_labels, find_chance
 from genfed.report.results import TrialResult
+from genfed.robustness.robust_mean import describe_uncovered
 from genfed.secure_aggregation.graph import exposure
 from genfed.secure_aggregation.settings import SecureAggregation
 
@@ -46,7 +45,9 @@ def write_notes(
     if config.aggregation:
         kind = registry.name_of(registry.AGGREGATIONS, type(config.aggregation))
         lines.append(f"Uploads that a method would average are reduced by {kind} instead.")
-        lines += [line for label, method in config.method.items() for line in _other_uploads(label, method, kind)]
+        federated = {label: method for label, method in config.method.items() if not method.pooled}
+        uncovered = [describe_uncovered(label, list_upload_phases(each), kind) for label, each in federated.items()]
+        lines += filter(None, uncovered)
     if config.secure_aggregation:
         lines.append(_describe_masks(config, config.secure_aggregation, clients))
     for label in dict.fromkeys(trial.method for trial in trials):
@@ -96,15 +97,3 @@ def _describe_masks(config: Config, how: SecureAggregation, clients: Mapping[int
         text.partition("; one that lies")[0] + f". With {how.neighbors} neighbors, an upload could be read in a round "
         f"with a probability of at most {most:.1g}, if {how.corrupt_share:g} of the clients cooperate with that server."
     )
-
-
-def _other_uploads(label: str, method: Method[Any], kind: str) -> Iterator[str]:
-    """Yields a line on the uploads to which the rule does not apply, since the method does not average them."""
-    if method.pooled:
-        return
-    fields: dict[str, None] = {}
-    for phase in list_upload_phases(method):
-        means = select_means(phase.aggregate)
-        fields |= {name: None for name in phase.aggregate if name not in means}
-    if fields:
-        yield f"{label}: {', '.join(fields)} cannot be reduced by {kind}, and are used as clients upload them."

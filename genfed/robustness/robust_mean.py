@@ -130,6 +130,22 @@ def make_robust(phase: Phase[S], rule: AggregationRule | None) -> Phase[S]:
     return replace(phase, aggregate={**phase.aggregate, **robust})
 
 
+def list_uncovered(phases: Sequence[Phase[Any]]) -> list[str]:
+    """Returns the upload fields that no rule replaces, since they are no means."""
+    fields: dict[str, None] = {}
+    for phase in phases:
+        means = select_means(phase.aggregate)
+        fields |= {name: None for name in phase.aggregate if name not in means}
+    return list(fields)
+
+
+def describe_uncovered(label: str, phases: Sequence[Phase[Any]], kind: str) -> str:
+    """Returns a line on the uploads of a method that the rule `kind` does not replace. Empty: there are none."""
+    if not (fields := list_uncovered(phases)):
+        return ""
+    return f"{label}: {', '.join(fields)} cannot be reduced by {kind}, and are used as clients upload them."
+
+
 def _common_origin(sent: Sequence[Any]) -> Any:
     """Returns the value that all clients were sent. None: at least one was sent none."""
     if any(each is None for each in sent):

@@ -108,7 +108,9 @@ def _enlarge(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return torch.full_like(value, 1e15) if value.is_floating_point() else value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.replace(value, **{f.name: _enlarge(getattr(value, f.name)) for f in dataclasses.fields(value)})
+        return dataclasses.replace(
+            value, **{f.name: _enlarge(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        )
     if isinstance(value, dict):
         return {key: _enlarge(each) for key, each in value.items()}
     if isinstance(value, tuple):

@@ -88,14 +88,20 @@ def test_a_backdoor_is_learnt_and_told(tmp_path: Path) -> None:
     assert f"fedavg: with the trigger, {100 * rates['fedavg']:.1f} % of the examples" in " ".join(report.notes)
 
 
-def test_what_a_rule_does_not_cover_is_told(tmp_path: Path) -> None:
-    config = tiny("fedgen", aggregation={"kind": "median"})
-    config["defaults"] = config["defaults"] | {"rounds": 1}
+def test_what_a_rule_does_not_cover_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = tiny("fgl", aggregation={"kind": "median"})
     report = start(config, tmp_path / "run")
-    assert report.notes == (
-        "Uploads that a method would average are reduced by median instead.",
-        "fedgen: header, counts cannot be reduced by median, and are used as clients upload them.",
-    )
+    uncovered = "fgl: conditions, labels cannot be reduced by median, and are used as clients upload them."
+    assert report.notes == ("Uploads that a method would average are reduced by median instead.", uncovered)
+    before = "aggregation.kind = 'median': one client can still spoil what is not averaged; " + uncovered
+    assert [record.message for record in caplog.records].count(before) == 1
+
+
+def test_a_rule_that_has_no_effect_in_this_run_is_refused(tmp_path: Path) -> None:
+    config = tiny("fgl", aggregation={"kind": "median"})
+    config["method"]["fgl"] |= {"finetune_rounds": 0}
+    with pytest.raises(GenfedError, match=r"the server of fgl averages no uploads of clients \(conditions, labels\)"):
+        start(config, tmp_path / "run")
 
 
 def test_settings_are_written_out() -> None:
@@ -115,6 +121,11 @@ def test_settings_are_written_out() -> None:
         (["fedavg"], {"aggregation": {"kind": "krum", "share": 0.5}}, "aggregation.share = 0.5: input should be less"),
         (["fedavg"], {"aggregation": {"kind": "krum"}}, "linear: aggregation.share = 0.2: 1 of 2 uploads are assumed"),
         (["fedproto"], {"aggregation": {"kind": "median"}}, "the server of fedproto averages no uploads"),
+        (
+            ["fedgen"],
+            {"aggregation": {"kind": "median"}},
+            "would reduce extractor, and the server combines header, coun",
+        ),
         (["ensemble"], {"aggregation": {"kind": "median"}}, "(classifier), so the rule would protect nothing"),
         (["fedavg"], {"attack": {"kind": "sign_flip", "share": 0.0}}, "attack.share = 0.0: input should be greater"),
         (["fedavg"], {"attack": {"kind": "sign_flip", "phases": ["trian"]}}, "in such a phase: 'trian'; did you mean"),
