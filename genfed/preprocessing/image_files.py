@@ -3,17 +3,17 @@
 import functools
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from genfed.core.errors import GenfedError, first_line
 from genfed.preprocessing.arrays import Array
+from genfed.preprocessing.pixel_depth import DEEP, check_depth, find_maxval, read_deep
 from genfed.preprocessing.pixel_scale import Ground
 from genfed.preprocessing.source_summary import count_of, list_some, show
 
@@ -30,9 +30,6 @@ _BESIDE = tuple(_KNOWN.split())
 _READ_ANYWAY = "links to folders that are read anyway"
 _GRAY = ("1", "L", "LA")
 _COLOR = ("P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
-_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF 6.0
-_WHITE_IS_0, _UNSIGNED, _SIGNED = 0, 1, 2
-_DEEP = ("I;16", "I;16B", "I;16L", "I", "F")
 
 
 @dataclass
@@ -187,17 +184,8 @@ def decode_image(name: str, source: Path | bytes, ground: Ground, deep: bool = F
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of damaged metadata, and of images that are large but allowed
             with Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=_formats()) as image:
-                if image.mode in _DEEP and not deep:
-                    raise GenfedError(
-                        f"{name}: pixels of mode {image.mode}, of more than 8 bits; set pixels to the numbers of black "
-                        "and white, such as [0, 65535]"
-                    )
-                if image.mode not in _DEEP and _count_bits(image) > 8:
-                    raise GenfedError(
-                        f"{name}: more than 8 bits for each of several channels, of which the lower would be lost; "
-                        "allowed are grey images of more bits, or colours of 8"
-                    )
-                if image.mode not in _GRAY + _COLOR + _DEEP:
+                check_depth(image, name, deep)
+                if image.mode not in _GRAY + _COLOR + DEEP:
                     raise GenfedError(f"{name}: pixels of mode {image.mode}; grey and colour are allowed")
                 return _decode_upright(image, ground, name)
     except GenfedError:
@@ -207,28 +195,13 @@ def decode_image(name: str, source: Path | bytes, ground: Ground, deep: bool = F
         raise GenfedError(f"{name}: not a readable image ({about})") from None
 
 
-def _count_bits(image: Image.Image) -> int:
-    """Returns the bits per channel in a PNG or TIFF file, of which Pillow keeps 8 in colour; 8 for other files."""
-    if image.format == "TIFF":
-        bits: tuple[int, ...] = getattr(image, "tag_v2", {}).get(_BITS, (8,))
-        return max(bits)
-    raw = [
-        str(part)
-        for tile in getattr(image, "tile", ())
-        for part in (tile[3] if isinstance(tile[3], tuple) else (tile[3],))
-    ]
-    return 16 if image.format == "PNG" and any(";16" in part for part in raw) else 8
-
-
 def _decode_upright(stored: Image.Image, ground: Ground, name: str) -> DecodedImage:
     several = getattr(stored, "is_animated", False)
-    tags = getattr(stored, "tag_v2", {})
-    if stored.mode not in _DEEP and _SIGNED in tags.get(_SAMPLE_FORMAT, ()):
-        raise GenfedError(f"{name}: pixels of bytes with a sign; bytes from 0 to 255 are allowed")
+    tags, white = getattr(stored, "tag_v2", {}), find_maxval(stored)
     image = ImageOps.exif_transpose(stored)
     gray, transparent = image.mode in _GRAY, False
-    if image.mode in _DEEP:
-        pixels = _read_deep(np.array(image), tags, name)
+    if image.mode in DEEP:
+        pixels = read_deep(np.array(image), tags, white, name)
     else:
         if image.has_transparency_data:
             image = image.convert("RGBA")
@@ -238,22 +211,3 @@ def _decode_upright(stored: Image.Image, ground: Ground, name: str) -> DecodedIm
         pixels = np.array(image.convert("L" if gray else "RGB"))
     vanished = transparent and bool((pixels == pixels[0, 0]).all())
     return DecodedImage(pixels.reshape(*pixels.shape[:2], -1).transpose(2, 0, 1), transparent, vanished, several)
-
-
-def _read_deep(pixels: Array, tags: Mapping[int, Any], name: str) -> Array:
-    """Returns the pixels of more than 8 bits of a TIFF, as its tags say what they mean; Pillow passes over that white
-    is 0, and over the missing sign of 32 bits. Pixels of another format have no tags and stay as they are.
-
-    Raises:
-        GenfedError: white is 0 and no number is known for black.
-    """
-    bits, kind = tags.get(_BITS, (0,))[0], tags.get(_SAMPLE_FORMAT, (_UNSIGNED,))[0]
-    if kind == _UNSIGNED and bits == 32 and pixels.dtype == np.int32:
-        pixels = pixels.view(np.uint32)
-    if tags.get(_PHOTOMETRIC) != _WHITE_IS_0:
-        return pixels
-    if kind != _UNSIGNED:
-        raise GenfedError(f"{name}: white is 0 in numbers with a sign or a point; store black as the smaller number")
-    black = 2 ** int(bits) - 1
-    inverted: Array = (black - pixels.astype(np.int64)).astype(pixels.dtype)
-    return inverted
