@@ -4,7 +4,7 @@ import logging
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import pydantic
 import safetensors
@@ -34,7 +34,9 @@ Format = Literal["safetensors", "onnx"]
 class ModelCard:
     """What an exported model is, and its input and output: model.json."""
 
-    __pydantic_config__: ClassVar[pydantic.ConfigDict] = pydantic.ConfigDict(extra="forbid", strict=True)
+    __pydantic_config__: ClassVar[pydantic.ConfigDict] = pydantic.ConfigDict(
+        extra="forbid", strict=True, allow_inf_nan=False
+    )
 
     architecture: str | None
     """Architecture that builds the network for the task. None: no name does, the network is the method's own."""
@@ -45,7 +47,7 @@ class ModelCard:
     """Input of the network, in words."""
     output: str
     """Output of the network, in words."""
-    accuracy: float | None
+    accuracy: Annotated[float, pydantic.Field(ge=0, le=1)] | None
     """Accuracy of this client at the last evaluation, in [0, 1]. None: not evaluated, or trained since."""
     scored_on: str
     """Held-out examples of that evaluation: "test" or "validation"."""

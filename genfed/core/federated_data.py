@@ -38,3 +38,5 @@ class FederatedData:
     """The common examples on which classifiers are scored."""
     own: dict[int, tuple[PersonalTestSet, ...]] = field(default_factory=dict)
     """Personal test sets for each client's classifier, by client: its own, or those of its pool's members."""
+    held_out_counts: dict[int, int] = field(default_factory=dict)
+    """Number of held-out examples by client, where each has its own elsewhere."""

@@ -22,7 +22,7 @@ def settings(cls: type[T]) -> type[T]:
     >>> Decay(rate=0.9).rate
     0.9
     """
-    config = pydantic.ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
+    config = pydantic.ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True, allow_inf_nan=False)
     dataclass = pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=config)(cls)
     for name, field in dataclass.__pydantic_fields__.items():  # pydantic reads the strings of this class only
         inherited = (getattr(base, "__pydantic_fields__", {}).get(name) for base in dataclass.__mro__[1:])

@@ -14,7 +14,7 @@ from genfed.preprocessing.pixel_scale import PixelScale
 
 Encoder = Annotated[TableSchema | PixelScale, pydantic.Field(discriminator="kind")]
 """How raw examples become x. Each kind is a frozen dataclass whose field `kind` names it."""
-_ADAPTER: pydantic.TypeAdapter[Encoder] = pydantic.TypeAdapter(Encoder)
+_ADAPTER: pydantic.TypeAdapter[Encoder] = pydantic.TypeAdapter(Encoder, config=pydantic.ConfigDict(allow_inf_nan=False))
 
 
 def read_encoder(file: Path) -> Encoder:

@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor
 
 from genfed.core.errors import GenfedError
@@ -31,7 +32,7 @@ class NumberScaling:
     missing: float
     """Value that replaces a missing one: the median."""
     shift: float
-    scale: float
+    scale: Annotated[float, Field(gt=0)]
     notation: Notation = PLAIN
     """How the numbers are written in text files."""
 

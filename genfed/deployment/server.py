@@ -158,7 +158,7 @@ def _serve(grid: Any, wanted: ServeRequest) -> Outcome:
     for line in tight:
         say(line)
     names = [site.name for site in sites]
-    clients = _SiteClients(inputs, folder, grid, roster, names)
+    clients = _SiteClients(inputs, folder, grid, roster, sites)
     console = Console(file=_Said(), markup=False, emoji=False, highlight=False, soft_wrap=True)  # type: ignore[arg-type]
     with RunProgressBar(console, trials=len(config.labels) * len(config.seeds)) as bar:
         run_on(
@@ -278,15 +278,17 @@ class _SiteClients:
     """Clients at sites; a `FederationClients`, and the `NodeDirectory` of its engines."""
 
     def __init__(
-        self, inputs: RunInputs, folder: RunFolder, grid: Any, roster: SiteRoster, names: Sequence[str]
+        self, inputs: RunInputs, folder: RunFolder, grid: Any, roster: SiteRoster, sites: Sequence[SiteDescription]
     ) -> None:
-        """`names` are those of the sites, in the order of the clients."""
-        self._inputs, self._folder, self._roster, self._names = inputs, folder, roster, names
+        """`sites` are in the order of the clients."""
+        self._inputs, self._folder, self._roster = inputs, folder, roster
+        self._names = [site.name for site in sites]
+        self._held_out = {number: site.held_out for number, site in enumerate(sites)}
         self._link = MessageLink(grid, inputs.config.federation.timeout, pause=PAUSE)
 
     def shards(self, seed: int) -> FederatedData:
         """See `FederationClients`."""
-        return _without_examples(self._inputs.task, self._inputs.clients)
+        return replace(_without_examples(self._inputs.task, self._inputs.clients), held_out_counts=self._held_out)
 
     def engine(self, trial: Trial) -> Engine:
         """See `FederationClients`."""

@@ -34,12 +34,17 @@ class ClassifierScores(ClassCounts):
     """Accuracy on data like that of each client for which it is scored, by client; without clients that have none."""
 
 
-def check_scores(server: Server, info: ClientInfo, scores: ClassifierScores) -> None:
-    """Refuses scores that no classifier has; for `Phase.check`.
+def check_scores(server: Server, scores: ClassifierScores, held_out: int) -> None:
+    """Refuses scores that no classifier has.
+
+    Args:
+        server: the server.
+        scores: the scores that a client uploaded.
+        held_out: number of its held-out examples.
 
     Raises:
         GenfedError: counts have another type or shape, a class has more correct examples than examples, there are no
-            examples, or an accuracy is not in [0, 1].
+            examples or more than the held-out ones, or an accuracy is not in [0, 1].
     """
     classes = len(server.task.classes)
     check_form("correct", scores.correct, torch.int64, (classes,))
@@ -48,6 +53,8 @@ def check_scores(server: Server, info: ClientInfo, scores: ClassifierScores) -> 
         raise GenfedError("correct is below 0 or above total in a class")
     if not bool(scores.total.any()):
         raise GenfedError("total is 0 in every class: it was scored on no examples")
+    if (total := sum(scores.total.tolist())) > held_out:
+        raise GenfedError(f"total is {total:,} over all classes; there are {held_out:,} held-out examples")
     if invalid := [value for value in scores.own_accuracy.values() if not 0 <= value <= 1]:
         raise GenfedError(f"own_accuracy is {invalid[0]:g}; 0 to 1 is allowed")
 
@@ -145,6 +152,7 @@ def add_evaluation(
     own: Mapping[int, Sequence[PersonalTestSet]] | None = None,
     triggered: tuple[Data, int] | None = None,
     only_sent: bool = False,
+    elsewhere: Mapping[int, int] | None = None,
 ) -> dict[str, Phase[Any]]:
     """Returns a method's phases by name, with the phase that scores its classifiers.
 
@@ -161,10 +169,15 @@ def add_evaluation(
             of them that is classified as that class. None: there is no such metric.
         only_sent: whether a classifier may be built only from what the server sent. The evaluation of any other fails,
             since its scores would depend on the client's training examples.
+        elsewhere: number of held-out examples by client that has its own. None: all clients are scored on `held_out`.
 
     Raises:
         GenfedError: two different phases have one name, or a phase has a name that the run itself uses.
     """
+
+    def check(server: Server, info: ClientInfo, scores: ClassifierScores) -> None:
+        check_scores(server, scores, (elsewhere or {}).get(info.id, len(held_out)))
+
     phases: dict[str, Phase[Any]] = {}
     for phase in flatten_phases(method.phases()):
         same = replace(phase, rounds=1)  # a phase may come again with another number of rounds
@@ -180,6 +193,6 @@ def add_evaluation(
         aggregate={"correct": Collect(), "total": Collect(), "own_accuracy": Collect()},
         wire=Wire(typing.get_type_hints(method.classifier)["sent"], ClassifierScores),
         scores=True,
-        check=check_scores,
+        check=check,
     )
     return phases

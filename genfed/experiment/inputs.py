@@ -107,10 +107,14 @@ def _load(source: Source, root: str) -> Dataset:
     return source.load()
 
 
+_UNTRAINED = ("own", "held_out_counts")
+"""Fields of `FederatedData` that training does not use."""
+
+
 def data_fingerprint(shards: FederatedData, public: Tensor | None) -> str:
-    """Returns a fingerprint of the data of a seed. Personal test sets do not count: training does not use them."""
+    """Returns a fingerprint of the data of a seed. Fields that training does not use do not count."""
     packed = pack(replace(shards, own={}))
-    fields = {name: value for name, value in json.loads(packed.skeleton).items() if name != "own"}
+    fields = {name: value for name, value in json.loads(packed.skeleton).items() if name not in _UNTRAINED}
     fingerprint = digest(packed._replace(skeleton=json.dumps(fields)))
     return fingerprint + ("" if public is None else digest(pack(PublicExamples(public))))
 

@@ -58,7 +58,8 @@ class TrialLoop:
             with_client_noise(make_robust(phase, trial.aggregation), trial)
             for phase in flatten_phases(trial.method.phases())
         )
-        self._scoring = add_evaluation(trial.method, trial.shards.held_out)[EVALUATE]
+        shards = trial.shards
+        self._scoring = add_evaluation(trial.method, shards.held_out, elsewhere=shards.held_out_counts)[EVALUATE]
         self._uploads = uploads_by_phase(trial, (*self._plan, self._scoring))
         self._accuracy: float | None = None
         self._took: dict[str, list[float]] = {}

@@ -4,17 +4,28 @@ import functools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from pydantic import AfterValidator
 from torch import Tensor
 
 from genfed.core.errors import GenfedError
 from genfed.preprocessing.arrays import Array
 
 Ground = Literal["white", "black"]
-Range = tuple[float, float]
+
+
+def _check_order(ends: tuple[float, float]) -> tuple[float, float]:
+    low, high = ends
+    if not (low < high and math.isfinite(high - low)):
+        raise ValueError(f"black is {low:g} and white {high:g}; black is the smaller number")
+    return ends
+
+
+Range = Annotated[tuple[float, float], AfterValidator(_check_order)]
+"""Black and white. Where it is read from a file, black is the smaller one."""
 BYTES: Range = (0.0, 255.0)
 _UNIT: Range = (0.0, 1.0)
 _SIGNED: tuple[Range, ...] = ((-1.0, 1.0), (-0.5, 0.5))

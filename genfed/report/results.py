@@ -259,7 +259,9 @@ class Report:
     (0.0, True)
     """
 
-    __pydantic_config__: ClassVar[pydantic.ConfigDict] = pydantic.ConfigDict(extra="forbid", strict=True)
+    __pydantic_config__: ClassVar[pydantic.ConfigDict] = pydantic.ConfigDict(
+        extra="forbid", strict=True, allow_inf_nan=False
+    )
 
     name: str
     config: str

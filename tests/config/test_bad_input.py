@@ -106,7 +106,7 @@ def refused(config: dict[str, Any], out: Path, **options: Any) -> str:
             "it lacks classifier, init, phases, send_classifier",
         ),
         ({"federation": {"timeout": float("inf")}}, "federation.timeout = inf: input should be a finite number"),
-        ({"federation": {"architectures": {"linear": float("inf")}}}, "linear = inf: a weight is above 0 and finite"),
+        ({"federation": {"architectures": {"linear": float("inf")}}}, "linear = inf: input should be a finite number"),
         ({"federation": {"architectures": {"linear": 99.0, "mlp": 1.0}}}, "mlp = 1.0 comes to none of 4 clients"),
         ({"federation": {"architectures": [":Net"]}}, ":Net: cannot import '' (ValueError: "),
         ({"federation": {"architectures": [f"{TOYS}:TakesNothing"]}}, "cannot be made of the task alone (TypeError: "),

@@ -146,13 +146,15 @@ def test_a_classifier_that_is_asked_with_others(label: str) -> None:
         ([10**9, 0, 0], [1, 0, 0], {}, "correct is below 0 or above total in a class"),
         ([0, -1, 0], [1, 1, 1], {}, "correct is below 0 or above total in a class"),
         ([0, 0, 0], [5, 0, -4], {}, "correct is below 0 or above total in a class"),
+        ([0, 0, 0], [3, 2, 2], {}, "total is 7 over all classes; there are 6 held-out examples"),
+        ([0, 0, 0], [2**62, 2**62, 2**62], {}, "over all classes; there are 6 held-out examples"),
         ([0, 0, 0], [1, 1, 1], {0: 1e9}, r"own_accuracy is 1e\+09; 0 to 1 is allowed"),
         ([0, 0, 0], [1, 1, 1], {0: 0.5, 1: -0.1}, "own_accuracy is -0.1; 0 to 1 is allowed"),
     ],
 )
 def test_scores_that_no_classifier_has(correct: Any, total: Any, own: dict[int, float], says: str) -> None:
     with pytest.raises(GenfedError, match=says):
-        check_scores(server(), INFO, ClassifierScores(torch.tensor(correct), torch.tensor(total), own))
+        check_scores(server(), ClassifierScores(torch.tensor(correct), torch.tensor(total), own), 6)
 
 
 @pytest.mark.parametrize(
@@ -160,4 +162,4 @@ def test_scores_that_no_classifier_has(correct: Any, total: Any, own: dict[int, 
     [([0, 0, 0], [1, 0, 0], {}), ([4, 0, 2], [4, 0, 2], {0: 1.0}), ([2**62, 0, 0], [2**62, 2**62, 0], {0: 0.0})],
 )
 def test_scores_that_a_classifier_may_have(correct: list[int], total: list[int], own: dict[int, float]) -> None:
-    check_scores(server(), INFO, ClassifierScores(torch.tensor(correct), torch.tensor(total), own))
+    check_scores(server(), ClassifierScores(torch.tensor(correct), torch.tensor(total), own), sum(total))
