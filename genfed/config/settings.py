@@ -106,7 +106,7 @@ class Config:
     """Name of the run; its results go to runs/NAME. Unset: the name of the file."""
     methods: tuple[str, ...]
     """Methods to run. Each is the name of a method, or a label of your own whose table [method.LABEL] sets
-    `kind = "name"`."""
+    `kind = "name"`. The name of your own method is "package.module:Class"."""
     baselines: tuple[str, ...] = ("local", "centralised")
     """Baselines that are run as well, unless `methods` names them: by default the expected floor and ceiling."""
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
