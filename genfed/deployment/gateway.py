@@ -12,7 +12,6 @@ import binascii
 import collections
 import contextlib
 import functools
-import ipaddress
 import logging
 import ssl
 import time
@@ -27,13 +26,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
-from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from genfed._version import __version__
 from genfed.core.errors import GenfedError
 from genfed.deployment.certificate_check import read_public_key, read_public_keys
 from genfed.deployment.certificates import SERVER, SERVER_KEY
 from genfed.deployment.link_check import HELLO, KEY_HEADER
+from genfed.deployment.listener import IDLE_SECONDS, BoundedServer, Connection, count_connections
 from genfed.deployment.processes import Address
 from genfed.engines.flower.fleet import check_call, is_signed
 
@@ -63,14 +62,6 @@ HELD_BY_ONE = 2**27
 """Bytes of those of them that are under one key."""
 BODY_SECONDS = 300.0
 """How long a request may take to arrive, from its head on. A SuperLink calls older signatures too old."""
-AT_ONCE = 1024
-"""Connections at once."""
-AT_ADDRESS = 256
-"""Connections at once of one address, or of one network /64 of IPv6. Sites behind one router share an address."""
-HEAD_SECONDS = 10.0
-"""Seconds that a connection has to send the head of a request, from its begin or from the last answer."""
-IDLE_SECONDS = 5
-"""Seconds after an answer after which a connection that sends nothing is closed."""
 log = logging.getLogger(__name__)
 _FLOWER_KEY, _FLOWER_TIME, _FLOWER_SIGNATURE = "flwr-public-key", "flwr-timestamp", "flwr-signature"
 _NOT_FORWARDED = {"host", "connection", "transfer-encoding", "content-length", "keep-alive", "upgrade", "te", "trailer"}
@@ -185,58 +176,6 @@ def _list_versions(folder: Path) -> list[tuple[str, int, int, int]]:
     return found
 
 
-class _Connection(H11Protocol):
-    """One connection. It is closed where its address has too many, and where it does not send the whole head of a
-    request in time: half requests of one party would otherwise take all connections for ever. (h11 bounds the size of a
-    head; httptools, which uvicorn prefers, does not.)
-    """
-
-    _deadline: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        network = _network(self.client)
-        if sum(_network(getattr(other, "client", None)) == network for other in self.connections) > AT_ADDRESS:
-            transport.abort()
-        self._watch()
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        self._watch()
-
-    def on_response_complete(self) -> None:
-        super().on_response_complete()
-        self._watch()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        self._stop_watching()
-
-    def _watch(self) -> None:
-        """Starts the time for a head, unless it runs; stops it while a request is answered."""
-        cycle: RequestResponseCycle | None = self.cycle  # None before the first request
-        if cycle is not None and not cycle.response_complete:
-            self._stop_watching()
-        elif self._deadline is None and not self.transport.is_closing():
-            self._deadline = self.loop.call_later(HEAD_SECONDS, self.transport.abort)
-
-    def _stop_watching(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
-
-
-def _network(client: tuple[str, int] | None) -> str:
-    """Returns the network that counts as one party: an address of IPv4, or the first 64 bits of one of IPv6."""
-    try:
-        address = ipaddress.ip_address((client or ("", 0))[0].partition("%")[0])
-    except ValueError:
-        return ""
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is None:
-        return str(ipaddress.IPv6Network((address, 64), strict=False))
-    return str(getattr(address, "ipv4_mapped", None) or address)
-
-
 class _Gateway:
     """Answers the requests of sites."""
 
@@ -323,31 +262,28 @@ def run_gateway(address: Address, link: Address, keys: Path | None, authority: P
         authority: the certificate of the authority that signed the SuperLink's. None: it is reached without TLS.
 
     Raises:
-        GenfedError: a public key cannot be read.
+        GenfedError: a public key cannot be read, or the address cannot be used.
     """
     if keys is not None:
         read_public_keys(keys)
     verify = ssl.create_default_context(cafile=str(authority)) if authority else False
-    scheme = "https" if authority else "http"
-    limits = httpx.Limits(max_connections=AT_ONCE, max_keepalive_connections=64, keepalive_expiry=4.0)
+    scheme, at_once = "https" if authority else "http", count_connections()
+    limits = httpx.Limits(max_connections=at_once, max_keepalive_connections=64, keepalive_expiry=4.0)
     client = httpx.AsyncClient(verify=verify, timeout=httpx.Timeout(60.0), limits=limits)
     gateway = make_gateway(f"{scheme}://{link}", AdmittedKeys(keys), client)
     with contextlib.suppress(KeyboardInterrupt):
-        uvicorn.Server(configure_server(gateway, address, keys)).run()
+        BoundedServer(configure_server(gateway, keys), address, at_once).run()
 
 
-def configure_server(gateway: Starlette, address: Address, keys: Path | None) -> uvicorn.Config:
-    """Returns how connections are accepted: over TLS if there are keys, and within the bounds above."""
+def configure_server(gateway: Starlette, keys: Path | None) -> uvicorn.Config:
+    """Returns how connections are served: over TLS if there are keys."""
     return uvicorn.Config(
         gateway,
-        host=address.host.strip("[]"),
-        port=address.port,
-        http=_Connection,
+        http=Connection,
         ws="none",
         ssl_certfile=None if keys is None else str(keys / SERVER),
         ssl_keyfile=None if keys is None else str(keys / SERVER_KEY),
         log_level="warning",
         access_log=False,
-        limit_concurrency=AT_ONCE,
         timeout_keep_alive=IDLE_SECONDS,
     )

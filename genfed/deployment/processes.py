@@ -3,6 +3,7 @@
 import contextlib
 import ipaddress
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -90,6 +91,17 @@ def flower_environment(home: Path, extra: Mapping[str, str] | None = None) -> di
         "PATH": programs,
         **(extra or {}),
     }
+
+
+def allow_open_files(wanted: int) -> int:
+    """Lets this process, and those that it starts, open as many files at once as wanted, or as many as the system
+    allows. Returns how many of the wanted ones it may open.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return wanted if soft == resource.RLIM_INFINITY else min(wanted, soft)
 
 
 def end_with_parent() -> None:

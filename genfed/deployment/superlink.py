@@ -25,6 +25,7 @@ from genfed.deployment.processes import (
     APP,
     NAME,
     Address,
+    allow_open_files,
     end_process,
     end_with_parent,
     find_program,
@@ -38,6 +39,8 @@ from genfed.experiment.environment import python_command
 
 OPEN = "warning: without keys and TLS, anyone who reaches {} takes part as a site and reads all messages"
 """Warning for a server without keys that listens beyond this machine."""
+OPEN_FILES = 4096
+"""Open files of the programs that `serve` starts, where the system allows them."""
 SILENCE = 600.0
 """Seconds for which a SuperLink that was restarted may not answer before its run is given up."""
 
@@ -122,6 +125,7 @@ def _connect(address: Address, keys: Path | None, home: Path) -> Iterator[None]:
 def _open_server(address: Address, keys: Path | None, home: Path, folder: Path) -> Iterator[None]:
     """Runs a SuperLink that only this machine reaches, and the gateway by which sites reach it, for the block."""
     _check_free(address)
+    allow_open_files(OPEN_FILES)
     inside, own = Address("127.0.0.1", free_port()), None if keys is None else folder.absolute() / "loopback"
     if own is not None:
         shutil.rmtree(own, ignore_errors=True)

@@ -9,7 +9,9 @@ import http.server
 import json
 import os
 import re
+import resource
 import socket
+import ssl
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -28,14 +30,13 @@ pytest.importorskip(
     exc_type=GenfedError,  # type: ignore[arg-type]  # any exception will do
 )
 import httpx
-import uvicorn
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.proto.fleet_pb2 import PushMessagesRequest
 from flwr.proto.message_pb2 import Message, Metadata, ObjectTree, PushObjectRequest
 from flwr.proto.node_pb2 import Node
 
-from genfed.deployment import gateway, link_check
+from genfed.deployment import gateway, link_check, listener
 from genfed.deployment.certificate_check import read_private_key, read_public_keys
 from genfed.deployment.certificates import make_keys
 from genfed.deployment.processes import Address, free_port
@@ -347,14 +348,18 @@ def test_a_key_that_is_overwritten_in_place_counts_at_once(keys: Path, tmp_path:
 
 
 @contextlib.contextmanager
-def a_gateway(monkeypatch: pytest.MonkeyPatch, **bounds: float) -> Iterator[int]:
-    """A gateway without keys that listens at a port, with other bounds."""
+def a_gateway(
+    monkeypatch: pytest.MonkeyPatch, keys: Path | None = None, loop: str = "auto", **bounds: float
+) -> Iterator[int]:
+    """A gateway that listens at a port, with other bounds."""
     for name, value in bounds.items():
-        monkeypatch.setattr(gateway, name, value)
+        monkeypatch.setattr(gateway if hasattr(gateway, name) else listener, name, value)
     address = Address("127.0.0.1", free_port())
     client = httpx.AsyncClient(transport=httpx.MockTransport(Link()))
-    app = gateway.make_gateway("https://127.0.0.1:1", gateway.AdmittedKeys(None), client)
-    server = uvicorn.Server(gateway.configure_server(app, address, None))
+    app = gateway.make_gateway("https://127.0.0.1:1", gateway.AdmittedKeys(keys), client)
+    config = gateway.configure_server(app, keys)
+    config.loop = loop
+    server = listener.BoundedServer(config, address, listener.count_connections())
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
@@ -366,8 +371,8 @@ def a_gateway(monkeypatch: pytest.MonkeyPatch, **bounds: float) -> Iterator[int]
         thread.join()
 
 
-def connect(port: int) -> socket.socket:
-    link = socket.create_connection(("127.0.0.1", port), 5)
+def connect(port: int, source: str = "127.0.0.1") -> socket.socket:
+    link = socket.create_connection(("127.0.0.1", port), 5, (source, 0))
     link.settimeout(5)
     return link
 
@@ -384,14 +389,30 @@ def is_closed(link: socket.socket) -> bool:
     return True
 
 
-def hello_status(port: int) -> int:
-    link = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-    link.request("GET", link_check.HELLO)
-    status = link.getresponse().status
-    link.close()
-    return status
+def hello_status(port: int, keys: Path | None = None, source: str = "127.0.0.1") -> int:
+    about: dict[str, Any] = {"timeout": 5, "source_address": (source, 0)}
+    with contextlib.closing(
+        http.client.HTTPConnection("127.0.0.1", port, **about)
+        if keys is None
+        else http.client.HTTPSConnection(
+            "127.0.0.1", port, context=ssl.create_default_context(cafile=str(keys / "ca.crt")), **about
+        )
+    ) as link:
+        link.request("GET", link_check.HELLO)
+        return link.getresponse().status
 
 
+def until_admitted(port: int, keys: Path) -> None:
+    give_up = time.monotonic() + 5
+    while True:
+        with contextlib.suppress(OSError):
+            assert hello_status(port, keys) == 200
+            return
+        assert time.monotonic() < give_up
+        time.sleep(0.05)
+
+
+LOOPS = ["asyncio", "auto"]  # the second one is uvloop where it is installed
 WHOLE = f"GET {link_check.HELLO} HTTP/1.1\r\nhost: x\r\n\r\n".encode()
 HALF = WHOLE[:-2]
 REFUSED = b"POST /nowhere HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n"
@@ -432,7 +453,7 @@ def test_a_body_has_longer_than_a_head_and_not_for_ever(monkeypatch: pytest.Monk
 
 def test_half_requests_of_one_address_leave_room_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """All are of one address here, so the others come after these are closed."""
-    with a_gateway(monkeypatch, AT_ADDRESS=8, AT_ONCE=20, HEAD_SECONDS=1.0) as port, contextlib.ExitStack() as open_:
+    with a_gateway(monkeypatch, AT_ADDRESS=8, AT_ONCE=32, HEAD_SECONDS=1.0) as port, contextlib.ExitStack() as open_:
         links = [open_.enter_context(connect(port)) for _ in range(30)]
         for link in links[:8]:
             link.sendall(HALF)
@@ -441,9 +462,91 @@ def test_half_requests_of_one_address_leave_room_for_others(monkeypatch: pytest.
         assert hello_status(port) == 200
 
 
+@pytest.mark.parametrize("loop", LOOPS)
+def test_connections_count_before_their_handshake(loop: str, keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Silent connections of one address take its share, and no more; another address gets in meanwhile."""
+    bounds = {"AT_ADDRESS": 4, "AT_ONCE": 16, "HANDSHAKE_SECONDS": 300.0}
+    with a_gateway(monkeypatch, keys, loop, **bounds) as port, contextlib.ExitStack() as open_:
+        links = [open_.enter_context(connect(port)) for _ in range(20)]
+        assert all(map(is_closed, links[4:]))
+        assert hello_status(port, keys, "127.0.0.2") == 200
+        for link in links:
+            link.close()
+        until_admitted(port, keys)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_connections_of_all_addresses_are_bounded(loop: str, keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bounds = {"AT_ADDRESS": 4, "AT_ONCE": 16, "HANDSHAKE_SECONDS": 300.0}
+    with a_gateway(monkeypatch, keys, loop, **bounds) as port, contextlib.ExitStack() as open_:
+        sources = [f"127.0.0.{last}" for last in (2, 3, 4, 5) for _ in range(4)]
+        links = [open_.enter_context(connect(port, source)) for source in (*sources, "127.0.0.6")]
+        assert is_closed(links.pop())
+        with pytest.raises((ConnectionError, ssl.SSLError)):
+            hello_status(port, keys)
+        for link in links:
+            link.close()
+        until_admitted(port, keys)
+
+
+@pytest.mark.parametrize("sent", [b"", b"\x16\x03\x01\x02"], ids=range(2))
+def test_a_handshake_that_does_not_come_is_closed(sent: bytes, keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with a_gateway(monkeypatch, keys, HANDSHAKE_SECONDS=0.3) as port, connect(port) as link:
+        link.sendall(sent)
+        assert is_closed(link)
+        assert hello_status(port, keys) == 200
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_gateway_without_an_open_file_left_says_so_once_and_goes_on(
+    loop: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with a_gateway(monkeypatch, loop=loop) as port, contextlib.ExitStack() as open_:
+        assert hello_status(port) == 200
+        links = [open_.enter_context(socket.socket()) for _ in range(20)]
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        os.close(first_free := os.dup(0))
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (first_free, limits[1]))
+            for link in links:
+                link.connect(("127.0.0.1", port))
+            time.sleep(1.0)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for link in links:
+            link.settimeout(5)
+            link.sendall(WHOLE)
+            assert link.recv(4096).startswith(b"HTTP/1.1 200 ")
+    (line,) = [record.getMessage() for record in caplog.records if "cannot accept" in record.getMessage()]
+    assert "Too many open files" in line
+
+
+def test_as_many_connections_as_the_open_files_allow(monkeypatch: pytest.MonkeyPatch) -> None:
+    def counted(soft: int, hard: int) -> tuple[int, list[tuple[int, int]]]:
+        was_set = list[tuple[int, int]]()
+        monkeypatch.setattr(resource, "getrlimit", lambda kind: (soft, hard))
+        monkeypatch.setattr(resource, "setrlimit", lambda kind, limits: was_set.append(limits))
+        return listener.count_connections(), was_set
+
+    endless = resource.RLIM_INFINITY
+    assert counted(256, 1024) == (480, [(1024, 1024)])
+    assert counted(1024, 524288) == (1024, [(2112, 524288)])
+    assert counted(1024, endless) == (1024, [(2112, endless)])
+    assert counted(endless, endless) == (1024, [])
+    assert counted(65536, 65536) == (1024, [])
+    assert counted(20, 20)[0] == 1
+
+
+def test_an_address_in_use_is_one_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(GenfedError, match=rf"cannot listen at 127\.0\.0\.1:{port}: Address already in use"):
+            gateway.run_gateway(Address("127.0.0.1", port), Address("127.0.0.1", 1), None, None)
+
+
 def test_who_counts_as_one_party() -> None:
     def one(*hosts: str) -> bool:
-        return len({gateway._network((host, 1)) for host in hosts}) == 1
+        return len({listener.network_of(host) for host in hosts}) == 1
 
     assert one("10.0.0.1", "::ffff:10.0.0.1")
     assert one("2001:db8::1", "2001:db8::ffff:1")
