@@ -114,11 +114,17 @@ def read_site(path: str | Path) -> LocatedSite:
     """Reads a SITE.toml.
 
     Raises:
-        GenfedError: there is no such file, it is not TOML, or a setting is wrong.
+        GenfedError: there is no such file, it is not TOML, a setting is wrong, or a file has the name of the folder.
     """
     file = Path(path)
     table = read_toml(file, "a site's TOML file")
     try:
-        return LocatedSite(build_settings(SiteSettings, table, ""), file.resolve())
+        site = LocatedSite(build_settings(SiteSettings, table, ""), file.resolve())
     except GenfedError as error:
         raise GenfedError(f"{file}: {error}") from None
+    if site.folder.exists() and not site.folder.is_dir():
+        raise GenfedError(
+            f"{file}: folder = {site.config.folder!r}: the site stores what it needs in a folder {site.folder}, and a "
+            "file has that name: move the file (a key into a folder keys), or set folder"
+        )
+    return site

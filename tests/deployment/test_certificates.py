@@ -221,6 +221,19 @@ def test_the_public_key_of_a_site_is_that_of_its_file(keys: Path) -> None:
     assert read_private_key(keys / "north") == (keys / "north.pub").read_text().strip()
 
 
+def test_a_key_in_the_place_of_the_site_s_folder_is_refused_by_name(keys: Path, tmp_path: Path) -> None:
+    (tmp_path / "site").mkdir()
+    shutil.copy(keys / "north", tmp_path / "site" / "north")
+    link = {"address": "127.0.0.1:9", "certificate": "ca.crt", "key": "north"}
+    about = {"name": "north", "architecture": "linear", "data": {"kind": "digits"}, "link": link}
+    file = tmp_path / "site" / "north.toml"
+    file.write_text(tomli_w.dumps(about))
+    with pytest.raises(GenfedError, match=r"north\.toml: folder = '': .* a file has that name: move the file"):
+        read_site(file)
+    file.write_text(tomli_w.dumps({**about, "folder": "stored"}))
+    assert read_site(file).folder == tmp_path / "site" / "stored"
+
+
 def meet(keys: Path, tmp_path: Path, host: str = "127.0.0.1", authority: Path | None = None) -> str:
     """What a site says of a server with these keys that closes the connection after the handshake."""
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

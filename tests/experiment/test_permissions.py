@@ -66,5 +66,8 @@ def test_folders_above_a_folder_that_is_made(tmp_path: Path) -> None:
     make_folder(tmp_path / "a" / "b" / "c")
     assert not modes(tmp_path / "a")
     (tmp_path / "file").write_text("")
-    with pytest.raises(NotADirectoryError):
-        make_folder(tmp_path / "file" / "below")
+    for where in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(
+            NotADirectoryError, match=f"^{tmp_path}/file is a file, and a folder of that name is needed"
+        ):
+            make_folder(where)
