@@ -1,5 +1,6 @@
 """Messages and the loop that sends them, on a fake grid; Flower's simulation; no federation."""
 
+import os
 import subprocess
 import sys
 import time
@@ -26,6 +27,7 @@ flower = pytest.importorskip(
 )
 from flwr.app import Array, ConfigRecord, Message, RecordDict  # noqa: E402
 
+from genfed.engines.flower import simulation  # noqa: E402
 from genfed.engines.flower.client import answer_message  # noqa: E402
 from genfed.engines.flower.engine import LATE, PATIENCE, FlowerEngine, MessageLink  # noqa: E402
 from genfed.engines.flower.messages import ArrayCache, decode_message, encode_message  # noqa: E402
@@ -269,6 +271,22 @@ def test_without_flower_the_extra_is_named(tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert done.stderr == "genfed: Flower is not installed; install it with: pip install 'genfed[flower]'\n"
+
+
+def test_ray_takes_no_calls_without_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its processes listen on all networks of the machine."""
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
+        monkeypatch.setenv(name, "")  # so that it is as before after the test
+        monkeypatch.delenv(name)
+    monkeypatch.delitem(sys.modules, "ray", raising=False)
+    simulation._demand_token()
+    assert os.environ["RAY_AUTH_MODE"] == "token"
+    assert len(token := os.environ["RAY_AUTH_TOKEN"]) == 64
+    simulation._demand_token()
+    assert os.environ["RAY_AUTH_TOKEN"] == token, "a second simulation has the processes' first secret"
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    simulation._demand_token()
+    assert os.environ["RAY_AUTH_MODE"] == "disabled"
 
 
 @pytest.mark.timeout(600)

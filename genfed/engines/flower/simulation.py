@@ -3,7 +3,10 @@
 import contextlib
 import functools
 import logging
+import os
 import queue
+import secrets
+import sys
 import threading
 import time
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
@@ -58,6 +61,7 @@ def open_simulation(
     Raises:
         GenfedError: the extra is not installed, or Ray does not start.
     """
+    _demand_token()
     try:
         import ray  # noqa: F401
         from flwr.simulation import run_simulation
@@ -65,8 +69,7 @@ def open_simulation(
         raise GenfedError(f"Flower's simulation needs Ray; {EXTRA}") from None
     # Flower calls the server, and here the server calls Flower: its main lends the grid and waits until the end.
     lent: queue.Queue[Grid | BaseException] = queue.Queue()
-    done = threading.Event()
-    server = ServerApp()
+    done, server = threading.Event(), ServerApp()
 
     @server.main()  # type: ignore[untyped-decorator]
     def _(grid: Grid, context: Context) -> None:
@@ -93,6 +96,16 @@ def open_simulation(
     finally:
         done.set()
         thread.join(60)
+
+
+def _demand_token() -> None:
+    """Has Ray's processes refuse calls without a secret of this process. They listen on all networks of the machine,
+    and would otherwise run code for anyone who reaches them. What a user has set for Ray counts, and a Ray that was
+    imported before stays as it is: it reads its environment once.
+    """
+    if "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
 def _make_engine(
