@@ -282,6 +282,8 @@ class Unruly(Linear):
                 from genfed.engines.flower import messages
 
                 setattr(messages, "_array", lambda part: Array("uint8", (3,), "safetensors", b"abc"))  # noqa: B010
+            if self.mood == "sleep":
+                Path(f"{os.environ['GENFED_TEST_MOODS']}.asleep").touch()
             while self.mood == "sleep" and not Path(f"{os.environ['GENFED_TEST_MOODS']}.awake").exists():
                 time.sleep(0.2)
         return super().forward(x)

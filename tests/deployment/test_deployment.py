@@ -324,8 +324,8 @@ def test_neither_a_site_nor_the_server_runs_code_at_a_site(federation: Federatio
 @pytest.mark.federation
 def test_what_goes_wrong_at_sites_is_named_and_the_round_goes_on(federation: Federation) -> None:
     """Handlers that raise, answer with rubbish, wrong shapes or NaN, a process that dies, one that takes too long."""
-    patience = 60.0 if os.getloadavg()[0] < 4 else 300.0  # a site that is busy with other work is no straggler
-    few = {"architectures": ["linear", f"{TOYS}:Unruly", f"{TOYS}:Unruly"], "quorum": 0.3, "timeout": patience}
+    # An hour: a busy site is no straggler. It passes at once (deployment/quick) when only the sleeping one is left.
+    few = {"architectures": ["linear", f"{TOYS}:Unruly", f"{TOYS}:Unruly"], "quorum": 0.3, "timeout": 3600.0}
     federation.prepare(some("fedavg", federation=few, defaults={"rounds": 3}, evaluation={"every": 0}), "unruly")
     federation.join("a")
     federation.join("b", "raise shape kill")
@@ -333,7 +333,7 @@ def test_what_goes_wrong_at_sites_is_named_and_the_round_goes_on(federation: Fed
     federation.start("serve", [*GENFED, "serve", "unruly.toml", "--address", str(federation.link), "--keys", "keys",
                                "--running", "--out", "unruly"])  # fmt: skip
     report = federation.folder / "unruly" / "report.json"
-    late = f"took longer than {patience:g} s"
+    late = "took longer than 3600 s"
     until(lambda: late in text_of(federation.folder / "unruly" / "run.log"))
     (federation.folder / "c.moods.awake").touch()
     assert federation.running.pop("serve").wait(600) == 0, text_of(federation.folder / "serve.log")
