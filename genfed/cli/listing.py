@@ -86,14 +86,18 @@ def _build_inner(cls: type[Any]) -> list[Table]:
     hints = typing.get_type_hints(cls)
     for name, field in cls.__pydantic_fields__.items():
         value = field.get_default(call_default_factory=True)
-        parts = [part for part in typing.get_args(hints[name]) or (hints[name],) if dataclasses.is_dataclass(part)]
-        parts = [part for part in parts if not inspect.isabstract(part)]
-        if not parts and dataclasses.is_dataclass(value) and value != type(value)():  # other defaults than its kind's
-            parts = [type(value)]
+        named: list[Any] = list(typing.get_args(hints[name]) or (hints[name],))
+        parts = [part for part in named if _is_settings(part)]
+        if not parts and _is_settings(kind := type(value)) and value != kind():  # other defaults than its kind's
+            parts = [kind]
         for part in parts:
             default = value if type(value) is part else None
-            found.setdefault((typing.cast(type[Any], part), repr(default)), ([], default))[0].append(name)
+            found.setdefault((part, repr(default)), ([], default))[0].append(name)
     return [_build_settings(part, ", ".join(names), default) for (part, _), (names, default) in found.items()]
+
+
+def _is_settings(kind: Any) -> bool:
+    return dataclasses.is_dataclass(kind) and not inspect.isabstract(kind)
 
 
 def _build_architectures(name: str | None) -> RenderableType:

@@ -160,6 +160,7 @@ class Gaussian(StatisticsGenerator):
         level = covariance.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1 / STEPS**2)  # rounding has about this variance
         eye = torch.eye(covariance.shape[1], dtype=covariance.dtype)
         shrunk = (1 - self.shrinkage) * covariance + self.shrinkage * level[:, None, None] * eye
+        factors: Tensor
         factors, failed = torch.linalg.cholesky_ex(shrunk + level[:, None, None] * 1e-6 * eye)
         if bool(failed.any()):  # under masks nobody sees a single upload
             raise GenfedError("the sums of the clients are those of no examples: one of them uploaded something else")
