@@ -3,7 +3,7 @@
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -39,6 +39,9 @@ class Cells:
     """The place of each row's text among the distinct ones, [n]; −1: missing."""
     missing: tuple[str, ...] = ()
     """Words that mean that there is no value, for texts that are read as numbers later: -999,00 is the word -999."""
+    times: tuple[str, str] = ("", "")
+    """A time without and one with seconds, as they are written; empty: there is none. 08:00 may be 08:00:00, or minutes
+    beside 1:08:00."""
 
     def __len__(self) -> int:
         return len(self.index)
@@ -51,7 +54,7 @@ class Cells:
         there = np.unique(index[index >= 0])
         place = np.full(len(self.values) + 1, -1)
         place[there] = np.arange(len(there))
-        return Cells(None, tuple(self.values[i] for i in there), place[index], self.missing)
+        return replace(self, values=tuple(self.values[i] for i in there), index=place[index])
 
     def as_texts(self) -> "Cells":
         """Returns the column as texts; numbers are spelled as short as they can be, 1.0 as 1."""
@@ -86,7 +89,14 @@ def text_cells(texts: Iterable[str | None], missing: Sequence[str] = MISSING_WOR
             known = plain is None or plain in words or (_NUMBER.fullmatch(plain) and float(plain) in gaps)
             place = places[text] = -1 if known or plain is None else distinct.setdefault(_spell(plain), len(distinct))
         index.append(place)
-    return Cells(None, tuple(distinct), np.array(index, np.int64), tuple(missing))
+    forms = {bool(time[3]): text for text in places if text and ":" in text and (time := _TIME.fullmatch(_tidy(text)))}
+    return Cells(
+        None,
+        tuple(distinct),
+        np.array(index, np.int64),
+        tuple(missing),
+        (forms.get(False, "").strip(), forms.get(True, "").strip()),
+    )
 
 
 def missing_numbers(missing: Iterable[str]) -> set[float]:
@@ -95,7 +105,8 @@ def missing_numbers(missing: Iterable[str]) -> set[float]:
 
 
 def arrow_cells(column: Any, missing: Sequence[str] = MISSING_WORDS, as_text: bool = False) -> Cells | None:
-    """Returns a pyarrow column. None: it holds no numbers, truth values, times or texts, such as lists.
+    """Returns a pyarrow column. None: it holds no numbers, truth values, times or texts, such as lists, or bytes that
+    are no text in UTF-8.
 
     Args:
         column: The column, chunked.
@@ -119,12 +130,24 @@ def arrow_cells(column: Any, missing: Sequence[str] = MISSING_WORDS, as_text: bo
             # by its text: 0.1 of 32 bits is the number 0.1
             short = column if types.is_float64(kind) or types.is_integer(kind) else column.cast(pyarrow.string())
             return _text_column(column, missing) if as_text else _number_column(short, missing)
-        if types.is_timestamp(kind):
-            zoned = column.cast(pyarrow.timestamp(kind.unit, "UTC")) if kind.tz else column
-            column = zoned.cast(pyarrow.timestamp(kind.unit))
-        return _text_column(column, missing)
+        if types.is_timestamp(kind) and kind.tz:
+            column = column.cast(pyarrow.timestamp(kind.unit, "UTC"))
+        cells = _text_column(column, missing)
+        return None if _is_bytes(kind) and not all(map(_is_plain, cells.values)) else cells
     except pyarrow.ArrowException:
         return None
+
+
+def _is_bytes(kind: Any) -> bool:
+    from pyarrow import types
+
+    tests = (types.is_binary, types.is_large_binary, types.is_binary_view, types.is_fixed_size_binary)
+    return any(test(kind) for test in tests)
+
+
+def _is_plain(text: str) -> bool:
+    """Returns whether bytes that are UTF-8 were written as a text: numbers and keys hold control characters."""
+    return all(c.isprintable() or c in "\t\r\n" for c in text)
 
 
 def _simplify(column: Any) -> Any:
@@ -148,7 +171,7 @@ def _text_column(column: Any, missing: Sequence[str]) -> Cells:
         encoded = encoded.combine_chunks()
     distinct = text_cells(encoded.dictionary.to_pylist(), missing)
     index = encoded.indices.fill_null(len(distinct)).to_numpy(zero_copy_only=False)
-    return Cells(None, distinct.values, np.append(distinct.index, -1)[index], distinct.missing)
+    return replace(distinct, index=np.append(distinct.index, -1)[index])
 
 
 def _number_column(column: Any, missing: Sequence[str]) -> Cells:

@@ -2,25 +2,29 @@
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from genfed.core.errors import GenfedError
 from genfed.data.cells import Cells, ReadAs
-from genfed.data.decimal_style import SURE, find_style
+from genfed.data.decimal_style import find_style
 from genfed.data.features import Scale, TableSchema, fit_schema
 from genfed.data.numerals import (
+    MEND,
     NO_VALUE,
     PLAIN,
+    SURE,
     Finding,
     Mark,
     Notation,
+    find_duration,
     find_notation,
-    find_without_unit,
+    list_units,
     looks_like_a_day,
     read_numbers,
+    spell_value,
 )
 from genfed.data.sentinels import find_sentinels
 from genfed.preprocessing.source_summary import SourceSummary, count_of, list_some, show
@@ -31,6 +35,7 @@ _MANY = 20
 """Distinct numbers above which a column with a few other texts is one of numbers."""
 _FEW = (3, 10)
 """Distinct whole numbers that may be codes."""
+_SECONDS = "write durations as numbers of seconds"
 _ENOUGH = 10
 """Rows from which a column can be seen to name them."""
 UNNAMED = re.compile(r"Unnamed: [\d.]+|__index_level_\d+__")
@@ -51,6 +56,8 @@ class Choice:
     categorical: tuple[str, ...] | None = None
     decimal: Mark | None = None
     thousands: str | None = None
+    units: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """The factor of each unit, by column."""
     delimiter: str = ","
     """Character between the columns."""
     typed: bool = False
@@ -88,7 +95,7 @@ def choose_columns(
         GenfedError: a named column cannot be used as it is named, or no column is left.
     """
     found = _Columns({}, {}, [], [], {})
-    numeric, categorical = set(choice.numeric or ()), set(choice.categorical or ())
+    numeric, categorical = {*(choice.numeric or ()), *choice.units}, set(choice.categorical or ())
     cells = {
         name: read(name, "category" if name in categorical else "any")
         for name in dict.fromkeys((*choice.names, *(choice.numeric or ()), *(choice.categorical or ())))
@@ -135,9 +142,14 @@ def _take_as_numbers(
     """
     if column is None:
         raise GenfedError(f"{where}: column {name!r} is not of numbers")
+    units = choice.units.get(name)
     if column.numbers is not None or not column.present:
-        return column, PLAIN
-    finding = find_notation(column, choice.decimal, choice.thousands, european)
+        return column, PLAIN if units is None else replace(PLAIN, units=dict(units), given=True)
+    finding = find_notation(column, choice.decimal, choice.thousands, european, units)
+    if text := find_duration(column, finding):
+        raise GenfedError(f"{where}: column {name!r}: {text!r} is no time of day; {_SECONDS}")
+    if finding.others > 1 - SURE:
+        raise GenfedError(f"{where}: column {name!r}: several units: {list_units(column, finding.notation)}; {MEND}")
     if finding.share < 0.5:
         strange = read_numbers(column, finding.notation)[1]
         words = list_some((repr(show(text)) for text in sorted(strange)), 3)
@@ -171,6 +183,15 @@ def _take(name: str, column: Cells | None, choice: Choice, european: bool | None
 
 def _is_of_numbers(name: str, column: Cells, finding: Finding, choice: Choice, found: _Columns) -> bool:
     """Returns whether a column of texts is one of numbers, and warns of what is doubtful about that."""
+    sure = finding.share == 1 or (finding.share >= SURE and finding.distinct > _MANY)
+    if finding.others and not sure and finding.share + finding.others >= 0.5:
+        if len(column.values) > _FEW[1]:
+            units = list_units(column, finding.notation)
+            found.warn(f"{{}}: several units: {units}; taken as categories; {MEND}", name)
+        return False
+    if text := find_duration(column, finding):
+        found.warn(f"{{}}: {show(text)!r} is no time of day; taken as categories; {_SECONDS}", name)
+        return False
     if finding.share == 0 or set(column.values) <= {"true", "false"}:
         return False
     if choice.typed and finding.notation.kind == "number":
@@ -185,7 +206,7 @@ def _is_of_numbers(name: str, column: Cells, finding: Finding, choice: Choice, f
         )
         return False
     strange = read_numbers(column, finding.notation)[1]
-    if finding.share < 1 and (finding.share < SURE or finding.distinct <= _MANY):
+    if not sure:
         if finding.share >= 0.5:
             words = list_some((repr(show(text)) for text in sorted(strange)), 3)
             found.warn(
@@ -254,12 +275,6 @@ def _look_closer(found: _Columns, schema: TableSchema, labels: NDArray[np.int64]
         if len(distinct) < 2:
             found.warn("{}: one value only, which tells nothing; name it in data.drop", name)
             continue
-        if notation.unit and (others := find_without_unit(cells, notation)):
-            found.warn(
-                f"{{}}: {show(others[0])!r} has no {show(notation.unit)} and is read as {show(others[0])} "
-                f"{show(notation.unit)}; write the numbers alike",
-                name,
-            )
         _warn_of_groups(name, np.searchsorted(distinct, there), labels[~np.isnan(values)], whole, found)
         if whole and notation.kind == "number" and len(distinct) == len(values) >= _ENOUGH:
             if distinct[-1] - distinct[0] <= 1.5 * len(distinct) and (_ID.fullmatch(name) or _in_order(values)):
@@ -269,9 +284,8 @@ def _look_closer(found: _Columns, schema: TableSchema, labels: NDArray[np.int64]
         if whole and _FEW[0] <= len(distinct) <= _FEW[1] and len(there) >= 5 * len(distinct) and np.ptp(distinct) < 20:
             codes.append(name)
         for value in find_sentinels(there):
-            found.warn(
-                f"{{}}: {value:g} stands far from the other numbers; if it means missing, add it to data.missing", name
-            )
+            words = "stands far from the other numbers; if it means missing, add it to data.missing"
+            found.warn(f"{{}}: {spell_value(value, notation.kind)} {words}", name)
         _warn_of_leak(name, np.searchsorted(distinct, values) if len(there) == len(values) else None, labels, found)
     if codes:
         found.warnings["{}: few whole numbers; if they are codes, name it in data.categorical"] = codes
@@ -337,6 +351,6 @@ def _describe_number(name: str, cells: Cells, notation: Notation) -> str:
     there, gaps = values[~np.isnan(values)], int(np.isnan(values).sum())
     kind = "" if notation.kind == "number" else f" as {notation.kind}s"
     span = f"{there.min():.6g} to {there.max():.6g}" if len(there) else "empty"
-    return f"{show(name)}{kind} {span}{notation.unit and ' ' + notation.unit}" + (
+    return f"{show(name)}{kind} {span}{notation.unit and ' ' + show(notation.unit)}" + (
         f" ({gaps:,} missing)" if gaps and len(there) else ""
     )

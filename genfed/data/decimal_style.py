@@ -6,11 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genfed.data.cells import Cells
-from genfed.data.numerals import PLAIN, find_notation
+from genfed.data.numerals import SURE, find_notation
 from genfed.preprocessing.source_summary import show
-
-SURE = 0.9
-"""Share of a column's values above which the others are taken for mistakes."""
 
 
 def find_style(
@@ -43,8 +40,9 @@ def find_style(
             continue
         if finding.doubtful == ".":
             doubtful[name] = column.values
-        elif not finding.doubtful and (finding.notation != PLAIN or any("." in text for text in column.values)):
-            marks.add(finding.notation.decimal)
+        elif not finding.doubtful:
+            marked = bool(finding.notation.thousands) or finding.notation.decimal == ","
+            marks |= {finding.notation.decimal} if marked or any("." in text for text in column.values) else set()
     return ("," in marks, {}) if marks else _guess(doubtful, delimiter)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from genfed.core.errors import GenfedError
 from genfed.data.cells import Cells, plain_number, same_numbers
-from genfed.data.numerals import PLAIN, Notation, read_numbers
+from genfed.data.numerals import PLAIN, Notation, describe_units, read_numbers
 from genfed.preprocessing.source_summary import count_of, list_some, show
 
 MISSING = "(missing)"
@@ -75,14 +75,8 @@ class TableSchema:
         n = len(columns[next(iter((*self.numbers, *self.categories)))])
         x, misfits = torch.zeros(n, self.width), []
         for place, (name, about) in enumerate(self.numbers.items()):
-            values, strange = read_numbers(columns[name], about.notation)
-            if strange:
-                if np.isnan(values).all():
-                    raise GenfedError(f"{where}: column {name!r} is not of numbers ({_quote(strange)})")
-                count = count_of(sum(strange.values()), "value is no number", "values are no numbers")
-                misfits.append(
-                    f"{where}: column {show(name)!r}: of {n:,}, {count} ({_quote(strange)}) and taken as missing"
-                )
+            values, doubts = _read_column(name, columns[name], about.notation, where)
+            misfits += doubts
             x[:, place] = torch.from_numpy(scaled := _scale(name, values, about, where))
             misfits += self._compare(name, values, scaled, where)
         places = self.places
@@ -205,6 +199,26 @@ def fit_scalings(
             raise GenfedError(f"{where}: column {name!r} holds numbers that are too large to be scaled")
         fitted[name] = (median, float(shift), float(size))
     return fitted
+
+
+def _read_column(name: str, cells: Cells, notation: Notation, where: str) -> tuple[NDArray[np.float64], list[str]]:
+    """Returns the numbers [n] of a file's column, and a line for each kind of value that does not fit the notation.
+
+    Raises:
+        GenfedError: there are values, and none fits.
+    """
+    values, strange = read_numbers(cells, notation)
+    units = describe_units(cells, notation)
+    if (strange or units) and np.isnan(values).all():
+        words = f"is not of the training rows' numbers: {units}" if units else f"is not of numbers ({_quote(strange)})"
+        raise GenfedError(f"{where}: column {name!r} {words}")
+    lines = [f"{where}: column {show(name)!r}: {units}"] if units else []
+    if strange:
+        count = count_of(sum(strange.values()), "value is no number", "values are no numbers")
+        lines.append(
+            f"{where}: column {show(name)!r}: of {len(cells):,}, {count} ({_quote(strange)}) and taken as missing"
+        )
+    return values, lines
 
 
 def _scale(name: str, values: NDArray[np.float64], about: NumberScaling, where: str) -> NDArray[np.float32]:

@@ -30,6 +30,7 @@ from genfed.data.copies import describe_torn, digest_examples
 from genfed.data.dataset import Dataset, Examples
 from genfed.data.encoder import read_schema
 from genfed.data.features import TableSchema
+from genfed.data.numerals import read_unit_factors
 from genfed.data.split import SplitSource
 from genfed.preprocessing.checks import require_known
 from genfed.preprocessing.source_summary import SourceSummary
@@ -135,6 +136,11 @@ class TableSource(SplitSource):
         max_length=1,
         description="Mark between the thousands of numbers; None: found in each column.",
     )
+    units: dict[str, dict[str, float]] | None = Field(
+        default=None,
+        description='Factors of the units in columns of numbers, such as {height = {cm = 1, m = 100}}; "" is a number '
+        "without a unit. Numbers with another unit are missing. None: found in each column.",
+    )
     encoder: str | None = Field(
         default=None,
         description="File encoder.json of another run, whose columns, codes and scales are used; all sites of a "
@@ -188,12 +194,8 @@ class TableSource(SplitSource):
             def read(name: str, read_as: ReadAs) -> Cells | None:
                 return None if (cells := train.cells(name, read_as)) is None else cells.select(rows)
 
-            choice = Choice(
-                names, self.numeric, self.categorical, self.decimal, self.thousands, train.delimiter, train.typed
-            )
-            schema, about = choose_columns(
-                choice, read, y["train"][cut.rows["train"][1]].numpy(), self.scale, train.where
-            )
+            labels = y["train"][cut.rows["train"][1]].numpy()
+            schema, about = choose_columns(self._choice(names, train), read, labels, self.scale, train.where)
         else:
             schema, about = read_schema(self.encoder), SourceSummary((f"columns, codes and scales: {self.encoder}",))
         encoded = {part: schema.encode(read_columns(table, schema), table.where) for part, table in tables.items()}
@@ -204,6 +206,12 @@ class TableSource(SplitSource):
             "table", data, classes, natural["train"], schema, natural, said + about + misfits + torn, cut
         )
 
+    def _choice(self, names: tuple[str, ...], train: RawTable) -> Choice:
+        """Returns what the settings and the file's kind say of the columns `names`."""
+        units = read_unit_factors(self.units or {})
+        named = (self.numeric, self.categorical, self.decimal, self.thousands)
+        return Choice(names, *named, units, train.delimiter, train.typed)
+
     def _candidates(self, train: RawTable, label: str) -> tuple[str, ...]:
         """Returns the columns that may be features.
 
@@ -211,7 +219,8 @@ class TableSource(SplitSource):
             GenfedError: a named column is not there, or is named twice.
         """
         out = [label, *self.natural_names, *(self.drop or ())]
-        named = [*(self.numeric or ()), *(self.categorical or ())]
+        with_units = [name for name in self.units or () if name not in (self.numeric or ())]
+        named = [*(self.numeric or ()), *(self.categorical or ()), *with_units]
         count = Counter([*dict.fromkeys(out), *named])
         for name in (*out, *named):
             require_known(name, train.names, f"{train.where}: column")
