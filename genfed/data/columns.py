@@ -283,8 +283,8 @@ def _look_closer(found: _Columns, schema: TableSchema, labels: NDArray[np.int64]
                 found.warn("{}: another number in every row (an id?); name it in data.drop", name)
         if whole and _FEW[0] <= len(distinct) <= _FEW[1] and len(there) >= 5 * len(distinct) and np.ptp(distinct) < 20:
             codes.append(name)
-        for value in find_sentinels(there):
-            words = "stands far from the other numbers; if it means missing, add it to data.missing"
+        for value in find_sentinels(there, notation.kind):
+            words = f"stands far from the other {notation.kind}s; if it means missing, add it to data.missing"
             found.warn(f"{{}}: {spell_value(value, notation.kind)} {words}", name)
         _warn_of_leak(name, np.searchsorted(distinct, values) if len(there) == len(values) else None, labels, found)
     if codes:

@@ -11,7 +11,7 @@ from torch import Tensor
 from genfed.core.errors import GenfedError
 from genfed.core.settings import settings
 from genfed.core.task import Data, Task
-from genfed.data.cells import Cells, number_cells
+from genfed.data.cells import Cells, number_cells, spell_number
 from genfed.data.copies import describe_torn, digest_examples
 from genfed.data.dataset import Dataset, Examples
 from genfed.data.encoder import Encoder, read_schema
@@ -251,7 +251,7 @@ def _describe_matrix(path: str, given: NDArray[np.float64], train: NDArray[np.fl
     if n > 2 and len(running := np.flatnonzero((np.diff(given, axis=0) == 1).all(0)).tolist()):
         warnings.append(f"feature {list_some(map(str, running))} of x numbers the rows; leave it out of x")
     marks = {i: find_sentinels(train[:, i]) for i in range(width)}
-    if far := [f"{value:g} in feature {i}" for i, values in marks.items() for value in values]:
+    if far := [f"{spell_number(value)} in feature {i}" for i, values in marks.items() for value in values]:
         warnings.append(f"{list_some(far)} stands far from the other numbers; if it means missing, fill it in")
     side = round(float(np.sqrt(width)))
     if (

@@ -65,7 +65,7 @@ def test_groups_that_differ_in_capitals_are_told_of(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mark", "every", "far"), [(-999.0, 9, True), (-99.0, 9, True), (-9.0, 9, False), (999.0, 9, True)]
+    ("mark", "every", "far"), [(-999.0, 9, True), (-99.0, 9, True), (-9.0, 9, True), (-9.0, N, False), (999.0, 9, True)]
 )
 def test_marks_of_missing_values_are_told_of_among_numbers_of_both_signs(
     mark: float, every: int, far: bool, tmp_path: Path
