@@ -158,7 +158,7 @@ def _describe_type(hint: Any) -> str:
         return " or ".join(map(repr, parts))
     words = [_describe_type(part) for part in parts if part not in (type(None), ...)]
     if kind in (tuple, dict):
-        return ("list of " if kind is tuple else "table of ") + words[-1].replace("number", "numbers")
+        return ("list of " if kind is tuple else "table of ") + re.sub(r"\b(number|table)\b", r"\1s", words[-1])
     return " or ".join(words) if kind in (typing.Union, types.UnionType) else _TYPES.get(hint, "table")
 
 

@@ -242,6 +242,7 @@ def test_types_are_told_in_words(capsys: pytest.CaptureFixture[str]) -> None:
     assert "│ data │ table │ required │" in text
     for what, name in (("methods", "gefl"), ("data", "npz"), ("data", "table"), ("generators", "cvae")):
         text += said(capsys, "list", what, name)
+    assert "table of tables of numbers" in " ".join(text.split())
     for hint in ("Optional", "Union", "Literal", "tuple[", "dict[", "Any", " str ", " int ", " float "):
         assert hint not in text
 
