@@ -13,6 +13,7 @@ from genfed.core.errors import GenfedError
 from genfed.core.record import digest, pack
 from genfed.core.task import Data, Task
 from genfed.training.evaluation import predict
+from genfed.training.stored_features import StoredFeatures, recall_features
 from genfed.training.weights import Model, weights_of
 
 WIDEST = 2**16
@@ -41,17 +42,7 @@ class Encoder(ABC):
         """
 
 
-@dataclass(frozen=True)
-class EncodedExamples:
-    """The stored features of a client's examples."""
-
-    examples: Data
-    """Features float32 [n, d], and labels."""
-    encoder: str
-    """Digest of the encoder."""
-
-
-ENCODED = Slot("encoded", EncodedExamples)
+ENCODED = Slot("encoded", StoredFeatures)
 """Slot that a phase declares if it calls `encode_examples`."""
 
 
@@ -106,15 +97,14 @@ def encode_examples(client: Client, encoder: Encoder, agreed: str) -> Data:
     Raises:
         GenfedError: the client's encoder is another one than the server's.
     """
-    stored = client.storage.get(ENCODED)
-    if stored is None or stored.encoder != agreed:
+
+    def compute() -> Tensor:
         built = build_encoder(encoder, client)
         if built.digest != agreed:
             raise GenfedError(
                 f"its encoder ({built.digest[:8]}) is not the server's ({agreed[:8]}): both need the same files and "
                 "the same version of genfed"
             )
-        features = Data(built.encode(client.data.x).cpu(), client.data.y.cpu())
-        stored = EncodedExamples(features, built.digest)
-        client.storage.put(ENCODED, stored)
-    return stored.examples.to(client.device)
+        return built.encode(client.data.x)
+
+    return recall_features(client, ENCODED, agreed, compute)

@@ -11,13 +11,15 @@ from torch import Tensor, nn
 from genfed.core.client import Client, Server, Slot
 from genfed.core.errors import GenfedError
 from genfed.core.phase import Reply
+from genfed.core.record import digest, pack
 from genfed.core.task import Data, Task, Weights
 from genfed.training.classifier import Training, train
 from genfed.training.evaluation import predict
-from genfed.training.weights import build_classifier, initial_classifiers, weights_of
+from genfed.training.stored_features import StoredFeatures, recall_features
+from genfed.training.weights import Model, build_classifier, initial_classifiers, weights_of
 
-FEATURES = Slot("features", Data)
-"""A client's stored features of its examples, once the extractor no longer changes."""
+FEATURES = Slot("features", StoredFeatures)
+"""A client's stored features of its examples, by the last extractor for which it needed them."""
 
 
 @dataclass(frozen=True)
@@ -135,12 +137,10 @@ def find_feature_task(network: nn.Module, task: Task) -> Task:
 
 
 def load_features(client: Client, network: nn.Module) -> Data:
-    """Returns the features of the client's examples, float32 [n, *feature shape], computed once and then stored."""
-    features = client.storage.get(FEATURES)
-    if features is None:
-        features = Data(predict(network.get_submodule("extractor"), client.data.x).cpu(), client.data.y.cpu())
-        client.storage.put(FEATURES, features)
-    return features.to(client.device)
+    """Returns the features of the client's examples, float32 [n, *feature shape], computed once for each extractor."""
+    extractor = network.get_submodule("extractor")
+    of = digest(pack(Model(weights_of(extractor))), 32)  # a server could look for two extractors of one short digest
+    return recall_features(client, FEATURES, of, lambda: predict(extractor, client.data.x))
 
 
 def _strip_prefix(prefix: str, weights: Weights) -> Weights:

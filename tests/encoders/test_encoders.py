@@ -101,7 +101,7 @@ def test_features_are_computed_once() -> None:
     assert torch.equal(encode_examples(other, RandomConv(), agreed).x, first.x)
     stored = here.storage.get(ENCODED)
     assert stored is not None
-    assert stored.encoder == agreed
+    assert stored.digest == agreed
 
 
 def test_features_of_random_convolutions_by_hand() -> None:
