@@ -3,17 +3,18 @@ the phase's own record: every list that it is sent is checked before a secret le
 """
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
-from genfed.core.aggregate import ClientInfo, cap_weight, list_groups
+from genfed.core.aggregate import cap_weight, list_groups
 from genfed.core.client import Client
 from genfed.core.errors import GenfedError
 from genfed.core.phase import Empty, Phase, Reply
-from genfed.core.record import digest, pack
+from genfed.core.text import one_line
 from genfed.secure_aggregation.crypto import (
     SHARE_BYTES,
     Signer,
@@ -45,6 +46,7 @@ from genfed.secure_aggregation.messages import (
     SecureWork,
     Survivors,
 )
+from genfed.secure_aggregation.sent import SentFingerprints, fingerprint_sent
 from genfed.secure_aggregation.settings import SecureAggregation
 from genfed.secure_aggregation.statements import fingerprint, state_keys, state_survivors
 
@@ -71,10 +73,11 @@ class ClientExchanges:
         signer, groups = self.signer or signer_of(private), {}
         for group in list_groups(self.phase.aggregate, client.info):
             (sealing, public_sealing), (masking, public_masking) = new_key_pair(), new_key_pair()
-            offered = public_sealing.hex(), public_masking.hex()
-            signature = signer.sign(state_keys(self.phase.name, group, client.info.id, *offered, self.trial))
-            public = MaskKeys(*offered, signer.public, signature, self.trial)
-            groups[group] = GroupSecrets(sealing.hex(), masking.hex(), public)
+            public = MaskKeys(
+                public_sealing.hex(), public_masking.hex(), signer.public, self.trial, client.info.architecture
+            )
+            signature = signer.sign(state_keys(self.phase.name, group, client.info.id, public))
+            groups[group] = GroupSecrets(sealing.hex(), masking.hex(), replace(public, signature=signature))
         client.storage.put(SECRETS, ClientSecrets(groups, private))
         return Reply(OfferedKeys({group: secrets.public for group, secrets in groups.items()}))
 
@@ -91,8 +94,8 @@ class ClientExchanges:
         _check_groups(secrets, sent.neighbors)
         groups, sealed, digests = {}, {}, {}
         for group, neighbors in sent.neighbors.items():
-            own = secrets.groups[group]
-            self._check_neighbors(me, own.public, group, neighbors)
+            own = replace(secrets.groups[group], neighbors=neighbors)
+            self._check_neighbors(me, secrets, own, group)
             seed, needed = os.urandom(32), self.settings.needed(len(neighbors))
             holders = sorted([*neighbors, me])
             seed_shares = split_secret(seed, holders, needed)
@@ -102,25 +105,37 @@ class ClientExchanges:
                 for other, keys in neighbors.items()
             }
             digests[group] = {h: share_digest(seed_shares[h]) + share_digest(key_shares[h]) for h in holders}
-            groups[group] = replace(own, neighbors=neighbors, seed=seed.hex(), share=seed_shares[me].hex())
+            groups[group] = replace(own, seed=seed.hex(), share=seed_shares[me].hex())
         client.storage.put(SECRETS, replace(secrets, groups=groups))
         return Reply(SealedShares(sealed, digests))
 
-    def _check_neighbors(self, me: int, own: MaskKeys, group: str, neighbors: Mapping[int, MaskKeys]) -> None:
+    def _check_neighbors(self, me: int, secrets: ClientSecrets, own: GroupSecrets, group: str) -> None:
         """Refuses neighbors that could be the server itself, or one client under several names."""
+        neighbors = own.neighbors
         self._check_ids(me, neighbors)
-        require_clients(len(neighbors) + 1, self.settings.quorum(len(neighbors)), group)
-        everyone = [own, *neighbors.values()]
+        everyone = [own.public, *neighbors.values()]
         for kind in ("sealing", "masking", "signing"):
             if len({getattr(keys, kind) for keys in everyone}) < len(everyone):
                 raise GenfedError("two clients have one key")
         for other, keys in neighbors.items():
             if self.signer and self.signer.trusted is not None and keys.signing not in self.signer.trusted:
                 raise GenfedError(f"client {other} signs with a key that this site does not know")
-            if not is_signed(keys.signing, keys.signature, _key_statement(self.phase.name, group, other, keys)):
+            if not is_signed(keys.signing, keys.signature, state_keys(self.phase.name, group, other, keys)):
                 raise GenfedError(f"the keys of client {other} are not signed by it")
             if keys.trial != self.trial:
                 raise GenfedError(f"the server describes this trial otherwise to client {other}")
+        self._require_enough(secrets, own, group, neighbors)
+
+    def _require_enough(self, secrets: ClientSecrets, own: GroupSecrets, group: str, others: Iterable[int]) -> None:
+        """Refuses a sum of the client's own upload and those of others, if they are too few. If clients of one
+        architecture also have a group of their own, the server may send them what it sends no other. Then each
+        architecture needs `minimum_group` clients: else others could be sent what makes the sum say most about these.
+        """
+        clients = [own.public, *(own.neighbors[other] for other in others)]
+        require_clients(len(clients), self.settings.quorum(len(own.neighbors)), group)
+        if self.settings.agrees and secrets.groups.keys() - {"", group}:
+            for architecture, count in sorted(Counter(keys.architecture for keys in clients).items()):
+                require_clients(count, self.settings.minimum_group, one_line(architecture))
 
     def _check_ids(self, me: int, ids: Iterable[int]) -> None:
         """Refuses ids of no client, its own id, and ids that come twice. (A share at −1 would be the secret itself.)"""
@@ -147,7 +162,7 @@ class ClientExchanges:
             self._check_ids(me, inbox)
             if unknown := inbox.keys() - own.neighbors.keys():
                 raise GenfedError(f"shares of client {min(unknown)}, which is no neighbor")
-            require_clients(len(inbox) + 1, self.settings.quorum(len(own.neighbors)), group)
+            self._require_enough(secrets, own, group, inbox)
             if sent.members.get(group, 0) <= len(own.neighbors):
                 raise GenfedError("a sum is said to have fewer uploads than the client has neighbors")
             if sent.members[group] > self.clients:  # so that the server cannot make a number too large for the sum
@@ -210,7 +225,7 @@ class ClientExchanges:
             self._check_ids(me, (*ids, *dropped[group]))
             if {*ids, *dropped[group]} != {*own.inbox}:
                 raise GenfedError("the survivors and those that left are not the clients that shared secrets with it")
-            require_clients(len(ids) + 1, self.settings.quorum(len(own.neighbors)), group)
+            self._require_enough(secrets, own, group, ids)
         return dict(survivors)
 
     def reveal_shares(self, client: Client, sent: RevealRequest) -> Reply[RevealedShares]:
@@ -259,17 +274,6 @@ def require_clients(count: int, needed: int, group: str) -> None:
         raise GenfedError(f"secure aggregation: {count} clients{where} are left, and {needed} are needed for a sum")
 
 
-def fingerprint_sent(phase: Phase[Any], info: ClientInfo, group: str, sent: Any) -> str:
-    """Returns a fingerprint of what a phase sends to all clients of a group: of the whole record, without fields that
-    clients upload by architecture if the group is of all architectures. Empty: it depends on the client.
-    """
-    if not phase.sends_alike:
-        return ""
-    groups = {name: aggregate.group(info) for name, aggregate in phase.aggregate.items()}
-    apart = [each.name for each in fields(sent) if groups.get(each.name, "") not in ("", group)]
-    return digest(pack(replace(sent, **dict.fromkeys(apart))), 32)
-
-
 def pair_seed(private: str, public: str, group: str, sent: str) -> bytes:
     """Returns the seed of a pair's mask. It depends on what the two were sent: had a server sent them different models,
     their masks would not cancel, so it learns no sum that says most about one of them.
@@ -278,7 +282,7 @@ def pair_seed(private: str, public: str, group: str, sent: str) -> bytes:
         private: the private masking key of one of the pair.
         public: the public masking key of the other.
         group: the group.
-        sent: what the client was sent, as `fingerprint_sent` gives it.
+        sent: fingerprint of what the two were sent, as far as it is the same.
     """
     return agree_key(bytes.fromhex(private), bytes.fromhex(public), f"mask {sent} {group}")
 
@@ -287,10 +291,6 @@ def signed_mask(me: int, other: int, seed: bytes, size: int) -> Tensor:
     """Returns a pair's mask with the sign that `me` adds it with: the two of a pair cancel."""
     mask = expand_mask(seed, size)
     return mask if me < other else -mask
-
-
-def _key_statement(phase: str, group: str, client: int, keys: MaskKeys) -> bytes:
-    return state_keys(phase, group, client, keys.sealing, keys.masking, keys.trial)
 
 
 def _load_secrets(client: Client) -> ClientSecrets:
@@ -324,11 +324,12 @@ def _open_shares(own: GroupSecrets, group: str, me: int, inbox: Mapping[int, Sea
 
 
 def _add_masks(
-    own: GroupSecrets, group: str, sent: str, me: int, others: Iterable[int], vector: GroupVector
+    own: GroupSecrets, group: str, sent: SentFingerprints, me: int, others: Iterable[int], vector: GroupVector
 ) -> GroupVector:
     size = len(vector.numbers)
     numbers = vector.numbers + expand_mask(bytes.fromhex(own.seed), size)
     for other in others:
-        seed = pair_seed(own.masking, own.neighbors[other].masking, group, sent)
+        keys = own.neighbors[other]
+        seed = pair_seed(own.masking, keys.masking, group, sent.common_with(keys.architecture))
         numbers = numbers + signed_mask(me, other, seed, size)
     return GroupVector(numbers, vector.form)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+from genfed.core.aggregate import ClientInfo
 from genfed.core.client import Slot
 from genfed.secure_aggregation.fixed_point import GroupVector
 
@@ -19,10 +20,12 @@ class MaskKeys:
     """The key with which others agree on masks with it, 32 bytes."""
     signing: str
     """The key that its signatures are checked with."""
-    signature: str
-    """Its signature of the two keys and the trial."""
     trial: str
     """Fingerprint of the description of the trial by which the client acts. Empty: there is none."""
+    architecture: str
+    """The client's architecture."""
+    signature: str = ""
+    """Its signature of the others. Empty: it has not signed them yet."""
 
 
 @dataclass(frozen=True)
@@ -168,8 +171,8 @@ class SecureSession:
     """The method's state."""
     keys: dict[int, dict[str, MaskKeys]] = field(default_factory=dict)
     """Public keys by client and group."""
-    weights: dict[int, int] = field(default_factory=dict)
-    """Largest weight of an upload, by client."""
+    clients: dict[int, ClientInfo] = field(default_factory=dict)
+    """Clients that offered keys, by id."""
     neighbors: dict[str, dict[int, tuple[int, ...]]] = field(default_factory=dict)
     """Neighbors by group and client."""
     sealed: dict[int, SealedShares] = field(default_factory=dict)

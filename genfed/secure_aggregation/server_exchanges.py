@@ -14,7 +14,7 @@ from genfed.core.client import Server
 from genfed.core.errors import GenfedError
 from genfed.core.phase import Empty, Phase, Reduced
 from genfed.core.record import pack, unpack
-from genfed.secure_aggregation.client_exchanges import fingerprint_sent, pair_seed, require_clients, signed_mask
+from genfed.secure_aggregation.client_exchanges import pair_seed, require_clients, signed_mask
 from genfed.secure_aggregation.crypto import (
     SEALING_BYTES,
     SHARE_BYTES,
@@ -42,6 +42,7 @@ from genfed.secure_aggregation.messages import (
     SecureWork,
     Survivors,
 )
+from genfed.secure_aggregation.sent import SentFingerprints, fingerprint_sent
 from genfed.secure_aggregation.settings import SecureAggregation
 from genfed.secure_aggregation.statements import state_keys, state_survivors
 
@@ -77,9 +78,10 @@ class ServerExchanges:
         for group, keys in upload.keys.items():
             for key in (keys.sealing, keys.masking):
                 agree_key(probe, _read_hex(key, 32, "a public key"), "probe")  # refuses a key that is no secret
-            statement = state_keys(self.phase.name, group, info.id, keys.sealing, keys.masking, keys.trial)
-            if not is_signed(keys.signing, keys.signature, statement):
+            if not is_signed(keys.signing, keys.signature, state_keys(self.phase.name, group, info.id, keys)):
                 raise GenfedError("its keys are not signed by it")
+            if keys.architecture != info.architecture:
+                raise GenfedError("its keys are for another architecture than its own")
             offered = {f"{kind} {getattr(keys, kind)} {group}" for kind in ("sealing", "masking", "signing")}
             if offered & self._seen:
                 raise GenfedError("it offers the key of another client")
@@ -91,8 +93,8 @@ class ServerExchanges:
         for group, ids in members.items():
             require_clients(len(ids), self.settings.minimum_group, group)
         neighbors = {group: neighbor_graph(ids, self.settings.neighbors) for group, ids in members.items()}
-        weights = {info.id: int(cap_weight(math.inf, info)) for info in reduced.clients}
-        return SecureSession(session.state, dict(reduced["keys"]), weights, neighbors)
+        there = {info.id: info for info in reduced.clients}
+        return SecureSession(session.state, dict(reduced["keys"]), there, neighbors)
 
     # Exchange "shares".
 
@@ -219,31 +221,33 @@ class ServerExchanges:
 
     def keep_revealed(self, server: Server, session: SecureSession, reduced: Reduced) -> SecureSession:
         shares: dict[int, dict[str, dict[int, str]]] = reduced["shares"]
-        sums = {}
-        for group in session.sums:
-            there = [info for info in reduced.clients if info.id in session.survivors[group]]
-            known = self._fingerprint_sent(server, session, group, there[0]) if there else ""
-            sums[group] = self._unmask(session, group, shares, known)
+        sums = {group: self._unmask(server, session, group, shares) for group in session.sums}
         for group, total in sums.items():
             _check_weight(int(total.numbers[0]), session, group)
         return SecureSession(session.state, sums=sums, values=unpack_sums(sums, self.phase.aggregate))
 
-    def _fingerprint_sent(self, server: Server, session: SecureSession, group: str, info: ClientInfo) -> str:
-        """Returns what a client of the group was sent, as the client saw it."""
+    def _fingerprint_sent(
+        self, server: Server, session: SecureSession, group: str, info: ClientInfo
+    ) -> SentFingerprints:
+        """Returns fingerprints of what a client of the group was sent, as the client saw it."""
         assert self.phase.send is not None
         sent = unpack(self.phase.wire_types.sent, pack(self.phase.send(server, session.state, info)))
         return fingerprint_sent(self.phase, info, group, sent)
 
     def _unmask(
-        self, session: SecureSession, group: str, shares: Mapping[int, Mapping[str, Mapping[int, str]]], sent: str
+        self,
+        server: Server,
+        session: SecureSession,
+        group: str,
+        shares: Mapping[int, Mapping[str, Mapping[int, str]]],
     ) -> GroupVector:
         """Returns a group's sum without masks: the survivors' own ones, and those of their pairs with dropped clients.
 
         Args:
+            server: the server.
             session: the round, with the masked sum.
             group: the group.
             shares: by client that revealed them, group and owner.
-            sent: what its clients were sent, as `fingerprint_sent` gives it.
 
         Raises:
             UnusableSharesError: the shares of a client are of no secret of its own.
@@ -260,6 +264,7 @@ class ServerExchanges:
 
         for client in survivors:
             numbers = numbers - expand_mask(recover(client), size)
+        sent_to: dict[str, SentFingerprints] = {}  # by architecture
         for client in neighbors:
             near = [other for other in neighbors[client] if other in survivors]
             if client not in survivors and client in session.sealed and near:
@@ -267,6 +272,10 @@ class ServerExchanges:
                 if public_key_of(key).hex() != session.keys[client][group].masking:
                     raise UnusableSharesError({client: "the shares of its key are of another key"})
                 for other in near:
+                    info = session.clients[other]
+                    if info.architecture not in sent_to:
+                        sent_to[info.architecture] = self._fingerprint_sent(server, session, group, info)
+                    sent = sent_to[info.architecture].common_with(session.clients[client].architecture)
                     seed = pair_seed(key.hex(), session.keys[other][group].masking, group, sent)
                     numbers = numbers - signed_mask(other, client, seed, size)
         return GroupVector(numbers, total.form)
@@ -274,7 +283,7 @@ class ServerExchanges:
 
 def _check_weight(weight: int, session: SecureSession, group: str) -> None:
     """Refuses a sum of weights, in steps, that clients with the declared examples cannot have."""
-    most = sum(session.weights[client] for client in session.survivors[group])
+    most = sum(int(cap_weight(math.inf, session.clients[client])) for client in session.survivors[group])
     if not 0 < weight <= most * int(SCALE):
         where = f" of architecture {group}" if group else ""
         raise GenfedError(

@@ -9,18 +9,9 @@ from genfed.secure_aggregation.messages import MaskKeys
 _PURPOSE = "genfed secure aggregation"
 
 
-def state_keys(phase: str, group: str, client: int, sealing: str, masking: str, trial: str) -> bytes:
-    """Returns the statement that two public keys are those of a client, for a trial as it was described to it.
-
-    Args:
-        phase: the phase.
-        group: the group.
-        client: the client's id.
-        sealing: the key with which messages to it are sealed.
-        masking: the key with which others agree on masks with it.
-        trial: fingerprint of the description of the trial by which the client acts.
-    """
-    return json.dumps([_PURPOSE, "keys", phase, group, client, sealing, masking, trial]).encode()
+def state_keys(phase: str, group: str, client: int, keys: MaskKeys) -> bytes:
+    """Returns the statement that public keys are those of a client, and what it says of itself with them."""
+    return json.dumps([_PURPOSE, "keys", phase, group, client, *_list_fields(keys)]).encode()
 
 
 def state_survivors(
@@ -36,9 +27,13 @@ def state_survivors(
         senders: the clients whose shares were passed on.
         survivors: those of them whose upload is in the sum.
     """
-    roster = [[client, key.sealing, key.masking, key.signing, key.trial] for client, key in sorted(keys.items())]
+    roster = [[client, *_list_fields(key)] for client, key in sorted(keys.items())]
     whole = [_PURPOSE, "survivors", phase, group, roster, sorted(senders), sorted(survivors)]
     return json.dumps(["", hashlib.sha256(json.dumps(whole).encode()).hexdigest()]).encode()
+
+
+def _list_fields(keys: MaskKeys) -> list[str]:
+    return [keys.sealing, keys.masking, keys.signing, keys.trial, keys.architecture]
 
 
 def fingerprint(statement: bytes) -> str:

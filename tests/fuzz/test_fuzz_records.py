@@ -32,7 +32,7 @@ from genfed.training.weights import Model
 from tests.fuzz.hostile import JSON, bounded, changed, refused_in_short
 
 MODEL = Model({"0.weight": torch.ones(2, 3), "0.bias": torch.zeros(2)})
-KEYS = MaskKeys("aa" * 32, "bb" * 32, "cc" * 32, "dd" * 64, "ee" * 32)
+KEYS = MaskKeys("aa" * 32, "bb" * 32, "cc" * 32, "dd" * 32, "cnn1", "ee" * 64)
 VECTOR = GroupVector(torch.arange(3), '[["classifier", ["w"], "float32", [2]]]')
 VALID: list[tuple[Any, Any]] = [
     (Model, MODEL),

@@ -15,12 +15,7 @@ from genfed.core.client import Client, Server
 from genfed.core.errors import GenfedError
 from genfed.core.phase import Phase, Reduced, Reply
 from genfed.core.record import pack, unpack
-from genfed.secure_aggregation.client_exchanges import (
-    ClientExchanges,
-    fingerprint_sent,
-    pair_seed,
-    signed_mask,
-)
+from genfed.secure_aggregation.client_exchanges import ClientExchanges, pair_seed, signed_mask
 from genfed.secure_aggregation.crypto import (
     Signer,
     agree_key,
@@ -45,6 +40,7 @@ from genfed.secure_aggregation.messages import (
     Survivors,
 )
 from genfed.secure_aggregation.protocol import make_secure
+from genfed.secure_aggregation.sent import SentFingerprints, fingerprint_sent
 from genfed.secure_aggregation.settings import SecureAggregation
 from genfed.secure_aggregation.statements import state_keys
 from tests.secure_aggregation.federation import Federation, Seen, play_over
@@ -75,7 +71,7 @@ def send(server: Server, state: Any, info: ClientInfo) -> Sent:
 
 PHASE: Phase[Any] = Phase("extractor", keep, send, work, {"w": Mean(), "head": Mean(by="architecture")})
 HOW = SecureAggregation()
-TOLD = fingerprint_sent(PHASE, ClientInfo(0, "a", 10), "", Sent(1.0))
+TOLD = fingerprint_sent(PHASE, ClientInfo(0, "a", 10), "", Sent(1.0)).whole
 
 
 def clients(count: int, of_a: int) -> list[ClientInfo]:
@@ -272,9 +268,8 @@ def own_keys(client: int, group: str, signer: Signer | None = None) -> tuple[Mas
     """Keys that a server made for a client that it invents, and its private sealing key."""
     signer = signer or signer_of(new_signing_key())
     (sealing, public_sealing), (_, public_masking) = new_key_pair(), new_key_pair()
-    offered = public_sealing.hex(), public_masking.hex()
-    signature = signer.sign(state_keys("extractor", group, client, *offered, ""))
-    return MaskKeys(*offered, signer.public, signature, ""), sealing.hex()
+    keys = MaskKeys(public_sealing.hex(), public_masking.hex(), signer.public, "", "a")
+    return replace(keys, signature=signer.sign(state_keys("extractor", group, client, keys))), sealing.hex()
 
 
 @pytest.mark.parametrize("invented", [-1, -2, 4, 2**521 - 2, 2**32])
@@ -384,13 +379,15 @@ class Parts:
     step: int
 
 
-def test_what_all_of_a_group_are_sent_is_all_but_what_an_architecture_alone_uploads() -> None:
-    def told(of: str, group: str, *sent: Any) -> str:
+def test_clients_of_two_architectures_are_sent_the_same_but_what_is_uploaded_by_architecture() -> None:
+    def told(of: str, group: str, *sent: Any) -> SentFingerprints:
         return fingerprint_sent(PHASE, ClientInfo(0, of, 10), group, Parts(*sent))
 
-    assert told("a", "", 1.0, 2.0, 3) == told("b", "", 1.0, 4.0, 3)
-    assert len({told("a", "", 1.0, 2.0, 3), told("a", "", 1.5, 2.0, 3), told("a", "", 1.0, 2.0, 4)}) == 3
-    assert len({told("a", "a", *sent) for sent in ((1.0, 2.0, 3), (1.5, 2.0, 3), (1.0, 2.5, 3), (1.0, 2.0, 4))}) == 4
+    assert told("a", "", 1.0, 2.0, 3).common_with("b") == told("b", "", 1.0, 4.0, 3).common_with("a")
+    three = ((1.0, 2.0, 3), (1.5, 2.0, 3), (1.0, 2.0, 4))
+    assert len({told("a", "", *sent).common_with("b") for sent in three}) == 3
+    for group in ("", "a"):
+        assert len({told("a", group, *sent).common_with("a") for sent in (*three, (1.0, 2.5, 3))}) == 4
 
 
 def test_the_trial_of_which_another_was_told_cannot_be_forged() -> None:

@@ -21,11 +21,12 @@ from genfed.core.task import Data, Task
 from genfed.engines.client_runner import ClientRunner, ClientRuntime
 from genfed.engines.client_storage import DiskStorage
 from genfed.engines.messages import RoundId
-from genfed.secure_aggregation.client_exchanges import fingerprint_sent, pair_seed, signed_mask
+from genfed.secure_aggregation.client_exchanges import pair_seed, signed_mask
 from genfed.secure_aggregation.crypto import expand_mask, is_signed, recover_secret, signer_of
 from genfed.secure_aggregation.fixed_point import SCALE
 from genfed.secure_aggregation.messages import SECRETS, Neighbors, RevealRequest, SealedShare, SecureWork, Survivors
 from genfed.secure_aggregation.protocol import make_secure, name_exchanges
+from genfed.secure_aggregation.sent import fingerprint_sent
 from genfed.secure_aggregation.settings import SecureAggregation
 from genfed.secure_aggregation.statements import state_survivors
 
@@ -124,7 +125,7 @@ class LyingServer:
         numbers = self.masked[VICTIM] - expand_mask(recover_secret(dict(seed), NEEDED), 4)
         private = recover_secret(dict(key), NEEDED).hex()
         for other in OTHERS:
-            told = fingerprint_sent(self.summed[0], ClientInfo(VICTIM, "a", 1), "", Empty())
+            told = fingerprint_sent(self.summed[0], ClientInfo(VICTIM, "a", 1), "", Empty()).whole
             shared = pair_seed(private, self.keys[other][""].masking, "", told)
             numbers = numbers - signed_mask(VICTIM, other, shared, 4)
         values: list[float] = (numbers.double() / SCALE).tolist()
