@@ -33,19 +33,22 @@ class Slot(Generic[R]):
     'classifier'
     """
 
-    def __init__(self, name: str, kind: type[R]) -> None:
+    def __init__(self, name: str, kind: type[R], forget: Callable[[R], R] | None = None) -> None:
         """Names a place.
 
         Args:
             name: part of a file name: letters, digits, "-" and "_".
             kind: the type of the record.
+            forget: record → what stays of it without what only speeds learning up, such as an optimizer's state. Under
+                secure aggregation it is called where clients were not all sent the same before, since what a client was
+                sent then could decide how much it learns now. None: all stays.
 
         Raises:
             GenfedError: the name has other characters.
         """
         if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
             raise GenfedError(f"{name!r} cannot name a slot: it takes letters, digits, - and _")
-        self.name, self.kind = name, kind
+        self.name, self.kind, self.forget = name, kind, forget
 
 
 class ClientStorage(Protocol):

@@ -46,7 +46,13 @@ from genfed.secure_aggregation.messages import (
     SecureWork,
     Survivors,
 )
-from genfed.secure_aggregation.sent import SentFingerprints, fingerprint_sent
+from genfed.secure_aggregation.sent import (
+    HISTORY,
+    ForgetfulStorage,
+    SentFingerprints,
+    continue_history,
+    fingerprint_sent,
+)
 from genfed.secure_aggregation.settings import SecureAggregation
 from genfed.secure_aggregation.statements import fingerprint, state_keys, state_survivors
 
@@ -71,11 +77,12 @@ class ClientExchanges:
         """Makes new keys for every group."""
         private = "" if self.signer else new_signing_key()
         signer, groups = self.signer or signer_of(private), {}
+        history = client.storage.get(HISTORY) if self._remembers else None
+        before = history.sent if history else ""
         for group in list_groups(self.phase.aggregate, client.info):
             (sealing, public_sealing), (masking, public_masking) = new_key_pair(), new_key_pair()
-            public = MaskKeys(
-                public_sealing.hex(), public_masking.hex(), signer.public, self.trial, client.info.architecture
-            )
+            offered, architecture = (public_sealing.hex(), public_masking.hex()), client.info.architecture
+            public = MaskKeys(*offered, signer.public, self.trial, architecture, before)
             signature = signer.sign(state_keys(self.phase.name, group, client.info.id, public))
             groups[group] = GroupSecrets(sealing.hex(), masking.hex(), replace(public, signature=signature))
         client.storage.put(SECRETS, ClientSecrets(groups, private))
@@ -151,7 +158,6 @@ class ClientExchanges:
         Raises:
             GenfedError: too few neighbors shared their secrets: it could not be unmasked, or would have too few masks.
         """
-        assert self.phase.work is not None
         me, secrets = client.info.id, _load_secrets(client)
         _check_groups(secrets, sent.inbox)
         if secrets.masked or not all(group.seed for group in secrets.groups.values()):
@@ -169,7 +175,7 @@ class ClientExchanges:
                 raise GenfedError(f"a sum is said to have {sent.members[group]} uploads of {self.clients} clients")
             opened[group] = _open_shares(own, group, me, inbox)
             unopened[group] = tuple(sorted(inbox.keys() - opened[group].keys()))
-        reply = self.phase.work(client, sent.sent)
+        reply = self._work(client, secrets, sent.sent)
         weight = cap_weight(reply.weight, client.info)
         vectors = pack_vectors(reply.upload, weight, self.phase.aggregate, client.info, sent.members)
         known = {group: fingerprint_sent(self.phase, client.info, group, sent.sent) for group in vectors}
@@ -183,6 +189,26 @@ class ClientExchanges:
         }
         client.storage.put(SECRETS, replace(secrets, groups=groups, masked=True))
         return Reply(MaskedUpload(masked, unopened))  # without weight and metrics, which would reveal something
+
+    @property
+    def _remembers(self) -> bool:
+        """Whether a client learns from what it was sent before, in a way that it can forget."""
+        return self.settings.agrees and any(slot.forget for slot in self.phase.slots)
+
+    def _work(self, client: Client, secrets: ClientSecrets, sent: Any) -> Reply[Any]:
+        """Does the phase's own work. If another client of its groups was sent something else before, both forget: else
+        the server could have made all others unable to learn, and the sum would say most about one client.
+        """
+        assert self.phase.work is not None
+        if not self._remembers:
+            return self.phase.work(client, sent)
+        keys = [keys for own in secrets.groups.values() for keys in (own.public, *own.neighbors.values())]
+        before, storage = keys[0].before, client.storage
+        if any(each.before != before for each in keys):
+            before, storage = "", ForgetfulStorage(client.storage)
+        reply = self.phase.work(replace(client, storage=storage), sent)
+        client.storage.put(HISTORY, continue_history(before, sent))
+        return reply
 
     def agree(self, client: Client, sent: Survivors) -> Reply[Agreement]:
         """Signs what the server says of its groups: the keys, the senders of shares, and the survivors. It signs once

@@ -24,6 +24,9 @@ class MaskKeys:
     """Fingerprint of the description of the trial by which the client acts. Empty: there is none."""
     architecture: str
     """The client's architecture."""
+    before: str
+    """Fingerprint of all that the client was sent in the rounds that it remembers. Empty: there were none, or they do
+    not matter."""
     signature: str = ""
     """Its signature of the others. Empty: it has not signed them yet."""
 

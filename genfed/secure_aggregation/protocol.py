@@ -8,7 +8,8 @@ the protocol, without the consistency check.
 # differs from the paper: clients publish fingerprints of the shares, so that the server sees whose share is wrong. They
 # sign the keys and the senders of shares together with the list of survivors, since here the server says which clients
 # form a group. They sign the description of the trial with the keys: it too is the server's word. Masks depend on what
-# the phase sent, so that only uploads of clients that were sent the same add up.
+# the phase sent, so that only uploads of clients that were sent the same add up. What they were sent before is stated
+# with the keys, and forgotten where it differs.
 
 import functools
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from genfed.core.phase import Phase, Wire
 from genfed.secure_aggregation.client_exchanges import ClientExchanges
 from genfed.secure_aggregation.crypto import Signer
 from genfed.secure_aggregation.messages import SECRETS, MaskedUpload, SecureSession, SecureWork
+from genfed.secure_aggregation.sent import HISTORY
 from genfed.secure_aggregation.server_exchanges import ServerExchanges
 from genfed.secure_aggregation.settings import SecureAggregation
 
@@ -118,11 +120,11 @@ def _make_exchanges(
     wire, collect, name = Wire(generic[phase.wire_types.sent], MaskedUpload), Collect(), phase.name
     parts: list[tuple[Phase[Any], Check]] = [
         (Phase(f"{name}.keys", server.keep_keys, server.send_nothing, client.make_keys,
-               {"keys": collect}, slots=(SECRETS,)), server.check_keys),
+               {"keys": collect}, slots=(SECRETS, HISTORY)), server.check_keys),
         (Phase(f"{name}.shares", server.keep_shares, server.send_neighbors, client.share_secrets,
                {"sealed": collect, "digests": collect}, slots=(SECRETS,)), server.check_shares),
         (Phase(f"{name}.masked", server.keep_masked, server.send_work, client.mask_upload,
-               {"masked": WrappingSum(), "unopened": collect}, slots=(SECRETS, *phase.slots), wire=wire,
+               {"masked": WrappingSum(), "unopened": collect}, slots=(SECRETS, HISTORY, *phase.slots), wire=wire,
                draws_as=name), server.check_masked),
         (Phase(f"{name}.agree", server.keep_agreement, server.send_survivors, client.agree,
                {"signatures": collect}, slots=(SECRETS,)), server.check_agreement),

@@ -82,6 +82,8 @@ class ServerExchanges:
                 raise GenfedError("its keys are not signed by it")
             if keys.architecture != info.architecture:
                 raise GenfedError("its keys are for another architecture than its own")
+            if keys.before:
+                _read_hex(keys.before, 32, "a fingerprint of what it was sent before")
             offered = {f"{kind} {getattr(keys, kind)} {group}" for kind in ("sealing", "masking", "signing")}
             if offered & self._seen:
                 raise GenfedError("it offers the key of another client")

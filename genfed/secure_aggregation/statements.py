@@ -33,7 +33,7 @@ def state_survivors(
 
 
 def _list_fields(keys: MaskKeys) -> list[str]:
-    return [keys.sealing, keys.masking, keys.signing, keys.trial, keys.architecture]
+    return [keys.sealing, keys.masking, keys.signing, keys.trial, keys.architecture, keys.before]
 
 
 def fingerprint(statement: bytes) -> str:

@@ -32,13 +32,13 @@ from genfed.training.weights import Model
 from tests.fuzz.hostile import JSON, bounded, changed, refused_in_short
 
 MODEL = Model({"0.weight": torch.ones(2, 3), "0.bias": torch.zeros(2)})
-KEYS = MaskKeys("aa" * 32, "bb" * 32, "cc" * 32, "dd" * 32, "cnn1", "ee" * 64)
+KEYS = MaskKeys("aa" * 32, "bb" * 32, "cc" * 32, "dd" * 32, "cnn1", "ff" * 32, "ee" * 64)
 VECTOR = GroupVector(torch.arange(3), '[["classifier", ["w"], "float32", [2]]]')
 VALID: list[tuple[Any, Any]] = [
     (Model, MODEL),
     (MaskKeys, KEYS),
     (OfferedKeys, OfferedKeys({"": KEYS})),
-    (Neighbors, Neighbors({"": {1: KEYS, 2: MaskKeys("", "", "", "", "")}})),
+    (Neighbors, Neighbors({"": {1: KEYS, 2: MaskKeys("", "", "", "", "", "")}})),
     (SealedShares, SealedShares({"": {1: "aa", 2: "bb"}}, {"": {0: "cc", 1: "dd"}})),
     (SecureWork[Model], SecureWork(MODEL, {"": {1: SealedShare("aa", "cc")}}, {"": 3})),
     (MaskedUpload, MaskedUpload({"": VECTOR}, {"": (2,)})),

@@ -33,14 +33,18 @@ class Kept:
     """What one client keeps: what was put in an exchange is there in the next."""
 
     def __init__(self) -> None:
-        self.record: Any = None
+        self.records: dict[str, Any] = {}
+
+    @property
+    def record(self) -> Any:
+        """Its secrets."""
+        return self.records.get(SECRETS.name)
 
     def get(self, slot: Slot[Any]) -> Any:
-        assert slot is SECRETS
-        return self.record
+        return self.records.get(slot.name)
 
     def put(self, slot: Slot[Any], record: Any) -> None:
-        self.record = unpack(slot.kind, pack(record))
+        self.records[slot.name] = unpack(slot.kind, pack(record))
 
 
 class Federation:

@@ -268,7 +268,7 @@ def own_keys(client: int, group: str, signer: Signer | None = None) -> tuple[Mas
     """Keys that a server made for a client that it invents, and its private sealing key."""
     signer = signer or signer_of(new_signing_key())
     (sealing, public_sealing), (_, public_masking) = new_key_pair(), new_key_pair()
-    keys = MaskKeys(public_sealing.hex(), public_masking.hex(), signer.public, "", "a")
+    keys = MaskKeys(public_sealing.hex(), public_masking.hex(), signer.public, "", "a", "")
     return replace(keys, signature=signer.sign(state_keys("extractor", group, client, keys))), sealing.hex()
 
 

@@ -62,12 +62,13 @@ def test_it_ends_where_a_plain_run_does_and_repeats_to_the_bit(tmp_path: Path) -
     assert all(row["own"] is None for row in scored["hidden"]), "it is weighted by the classes that a client has"
 
 
-def test_it_goes_on_after_a_stop(tmp_path: Path) -> None:
-    class StoppedError(Exception):
-        pass
+class StoppedError(Exception):
+    pass
 
-    config = tiny("fedavg", **LINEAR, secure_aggregation={})
-    left = 8  # in the second round
+
+def start_and_stop(config: dict[str, Any], out: Path, rows: int) -> None:
+    """Starts a run, and stops it after `rows` calls of `notify`."""
+    left = rows
 
     def stop(progress: object) -> None:
         nonlocal left
@@ -76,9 +77,36 @@ def test_it_goes_on_after_a_stop(tmp_path: Path) -> None:
             raise StoppedError
 
     with pytest.raises(StoppedError):
-        start(config, tmp_path / "run", notify=stop)
+        start(config, out, notify=stop)
+
+
+def test_it_goes_on_after_a_stop(tmp_path: Path) -> None:
+    config = tiny("fedavg", **LINEAR, secure_aggregation={})
+    start_and_stop(config, tmp_path / "run", 8)  # in the second round
     again = final(config, tmp_path / "run", on_existing="resume")
     assert torch.equal(again, final(config, tmp_path / "whole"))
+
+
+def generator(out: Path, changes: dict[str, Any], **options: Any) -> torch.Tensor:
+    config = tiny("gefl", **({"federation": {"clients": 6, "max_examples": 120}} | changes))
+    start(config, out, **options)
+    at = read_checkpoint(read_config(config).method["gefl"], out / "trials" / "gefl" / "seed-0")
+    assert at is not None
+    weights: torch.Tensor = torch.cat([w.flatten() for _, w in sorted(at.state.generator.items())])
+    return weights
+
+
+def test_optimizers_go_on_as_without_masks_unless_a_client_misses_a_round(tmp_path: Path) -> None:
+    masks: dict[str, Any] = {"secure_aggregation": {}}
+    hidden = generator(tmp_path / "hidden", masks)
+    assert torch.allclose(hidden, generator(tmp_path / "plain", {}), atol=1e-6)
+    some = {"federation": {"clients": 6, "max_examples": 120, "client_fraction": 0.7, "architectures": ["cnn1"]}}
+    forgot, plain = generator(tmp_path / "forgot", some | masks), generator(tmp_path / "some", some)
+    assert torch.allclose(forgot, plain, atol=1e-2)
+    assert not torch.allclose(forgot, plain, atol=1e-5)
+    config = tiny("gefl", federation={"clients": 6, "max_examples": 120}, **masks)
+    start_and_stop(config, tmp_path / "stopped", 8)  # in the second generator round
+    assert torch.equal(generator(tmp_path / "stopped", masks, on_existing="resume"), hidden)
 
 
 @pytest.mark.parametrize(

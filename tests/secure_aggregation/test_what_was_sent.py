@@ -1,4 +1,6 @@
-"""Masks cancel only between clients that were sent the same, as far as clients of two architectures can be."""
+"""Masks cancel only between clients that were sent the same, as far as clients of two architectures can be. What they
+were sent before must have been the same too, or it is forgotten.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -9,15 +11,19 @@ import torch
 from torch import Tensor
 
 from genfed.core.aggregate import ClientInfo, Mean
-from genfed.core.client import Client
+from genfed.core.client import Client, Slot
 from genfed.core.errors import GenfedError
-from genfed.core.phase import Phase, Reply
+from genfed.core.phase import Phase, Reply, flatten_phases
+from genfed.methods.bases.federated_generator import GENERATOR_MEMORY, GeneratorMemory
+from genfed.methods.gefl import GeFL
 from genfed.secure_aggregation.crypto import new_signing_key, signer_of
 from genfed.secure_aggregation.fixed_point import SCALE
+from genfed.secure_aggregation.sent import ForgetfulStorage
 from genfed.secure_aggregation.server_exchanges import ServerExchanges
 from genfed.secure_aggregation.settings import SecureAggregation
 from genfed.secure_aggregation.statements import state_keys
-from tests.secure_aggregation.federation import Federation, play_over
+from genfed.training.optimizer_state import OptimizerState
+from tests.secure_aggregation.federation import Federation, Kept, play_over
 
 HOW = SecureAggregation()
 INFOS = [ClientInfo(i, "a" if i < 4 else "b", 10) for i in range(8)]
@@ -160,8 +166,7 @@ def test_where_all_are_sent_the_same_an_architecture_may_have_one_client() -> No
     assert found["extractor"].item() == pytest.approx(2.5)
 
 
-def test_a_client_says_its_own_architecture() -> None:
-    """A server that changes it breaks the signature, and one that a client invents is refused."""
+def test_a_server_cannot_say_of_what_architecture_a_client_is() -> None:
 
     def down(exchange: str, client: int, record: Any) -> Any:
         if not exchange.endswith(".shares"):
@@ -179,14 +184,134 @@ def test_a_client_says_its_own_architecture() -> None:
         play_over(federation, PHASE)
     assert federation.refusals["train.shares", 7] == "the keys of client 0 are not signed by it"
 
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"architecture": "b"}, "its keys are for another architecture than its own"),
+        ({"before": "x" * 99}, "a fingerprint of what it was sent before is not 32 bytes in hexadecimal"),
+    ],
+)
+def test_a_client_that_says_of_itself_what_cannot_be_is_excluded(change: dict[str, str], says: str) -> None:
     def up(exchange: str, client: int, record: Any) -> Any:
         if not exchange.endswith(".keys") or client != 3:
             return record
         signer, changed = signer_of(new_signing_key()), {}
         for group, keys in record.keys.items():
-            other = replace(keys, architecture="b", signing=signer.public)
+            other = replace(keys, signing=signer.public, **change)
             changed[group] = replace(other, signature=signer.sign(state_keys("train", group, 3, other)))
         return replace(record, keys=changed)
 
-    round_ = play_over(Federation(INFOS, HOW, PHASE, up=up), PHASE)
-    assert round_.failures == {3: "its keys are for another architecture than its own"}
+    assert play_over(Federation(INFOS, HOW, PHASE, up=up), PHASE).failures == {3: says}
+
+
+@dataclass(frozen=True)
+class Memory:
+    steps: float
+    """As Adam's second moment: the larger it is, the less is learned."""
+    personal: float
+    """Number of rounds, which is never forgotten."""
+
+
+MEMORY = Slot("memory", Memory, forget=lambda memory: replace(memory, steps=0.0))
+
+
+@dataclass(frozen=True)
+class Step:
+    size: float
+
+
+def learn_on(client: Client, sent: Step) -> Reply[Step]:
+    """Uploads a number of the client's own, which what it was sent before makes smaller."""
+    held = client.storage.get(MEMORY) or Memory(0.0, 0.0)
+    client.storage.put(MEMORY, Memory(held.steps + sent.size, held.personal + 1))
+    return Reply(Step(own(client.info.id) / (1 + held.steps)))
+
+
+STEPS: Phase[Any] = Phase("step", keep, lambda *_: Step(1.0), learn_on, {"size": Mean()}, slots=(MEMORY,))
+ALL = sum(own(i) for i in range(8))
+
+
+class Rounds:
+    """Rounds of one federation, of which the server may give up some."""
+
+    def __init__(self, opened: dict[str, list[float]], how: SecureAggregation = HOW) -> None:
+        self.opened, self.lies = opened, dict[int, float]()
+        self.federation = Federation(INFOS, how, STEPS, down=self.down)
+
+    def down(self, exchange: str, client: int, record: Any) -> Any:
+        return replace(record, sent=Step(self.lies[client])) if exchange == "step.masked" and self.lies else record
+
+    def play(self, size: float = 1.0, leave: tuple[int, ...] = ()) -> float:
+        """Plays a round, and returns the sum of its uploads."""
+        self.lies, self.federation.leaving = {}, {2: leave}
+        play_over(self.federation, replace(STEPS, send=lambda *_: Step(size)))
+        return self.opened[""][1]
+
+    def give_up(self) -> None:
+        """Spoils what all but client 0 remember, in a round whose sum does not open."""
+        self.lies = dict.fromkeys(range(8), 1e6) | {0: 1.0}
+        with pytest.raises(GenfedError, match="the weights"):
+            play_over(self.federation, STEPS)
+        self.lies = {}
+
+    def personal(self) -> list[float]:
+        return [self.federation.kept[i].records[MEMORY.name].personal for i in range(8)]
+
+
+def test_what_all_clients_were_sent_before_is_remembered(opened: dict[str, list[float]]) -> None:
+    rounds = Rounds(opened)
+    for number in range(3):
+        assert rounds.play() == pytest.approx(ALL / (1 + number), abs=1e-5)
+
+
+def test_a_round_that_is_given_up_makes_no_upload_stand_out(opened: dict[str, list[float]]) -> None:
+    """The server spoils what all but client 0 remember. Then all are sent the same, and all forget."""
+    rounds = Rounds(opened)
+    rounds.give_up()
+    assert rounds.play() == pytest.approx(ALL, abs=1e-5)
+    assert rounds.play() == pytest.approx(ALL / 2, abs=1e-5)
+    assert rounds.personal() == [3.0] * 8
+
+
+def test_a_client_that_is_left_out_of_a_round_does_not_stand_out_in_the_next(opened: dict[str, list[float]]) -> None:
+    rounds = Rounds(opened)
+    assert rounds.play(1e6, leave=(0,)) == pytest.approx(ALL - own(0), abs=1e-5)
+    assert rounds.play() == pytest.approx(ALL, abs=1e-5)
+    assert rounds.play() == pytest.approx(ALL / 2, abs=1e-5)
+    assert rounds.personal() == [2.0, *[3.0] * 7]
+
+
+def test_a_server_cannot_say_that_clients_were_sent_the_same_before(opened: dict[str, list[float]]) -> None:
+    rounds = Rounds(opened)
+    rounds.give_up()
+
+    def down(exchange: str, client: int, record: Any) -> Any:
+        if not exchange.endswith(".shares"):
+            return record
+        near, mine = record.neighbors[""], rounds.federation.kept[client].record.groups[""].public.before
+        return replace(record, neighbors={"": {o: replace(keys, before=mine) for o, keys in near.items()}})
+
+    rounds.federation.down = down
+    with pytest.raises(GenfedError):
+        play_over(rounds.federation, STEPS)
+    assert rounds.federation.refusals["step.shares", 0] == "the keys of client 1 are not signed by it"
+
+
+def test_with_few_neighbors_all_is_remembered(opened: dict[str, list[float]]) -> None:
+    """It withstands no server that lies, and which clients are neighbors must change no sum."""
+    rounds = Rounds(opened, SecureAggregation(neighbors=4, threshold=0.8, corrupt_share=0.2))
+    rounds.play(leave=(0,))
+    assert rounds.play() == pytest.approx(own(0) + (ALL - own(0)) / 2, abs=1e-5)
+
+
+def test_clients_of_gefl_forget_the_moments_of_adam_and_keep_what_they_do_not_upload() -> None:
+    weights = {"encoder": torch.ones(2)}
+    memory = GeneratorMemory((OptimizerState({0: {"exp_avg": torch.ones(2)}}),), weights)
+    storage = Kept()
+    storage.put(GENERATOR_MEMORY, memory)
+    held = ForgetfulStorage(storage).get(GENERATOR_MEMORY)
+    assert held is not None
+    assert held.moments == ()
+    assert torch.equal(held.weights["encoder"], weights["encoder"])
+    assert GENERATOR_MEMORY in next(iter(flatten_phases(GeFL().phases()))).slots

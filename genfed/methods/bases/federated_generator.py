@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, TypeVar
 
 import torch
@@ -68,7 +68,7 @@ class GeneratorStart:
     """Completed share of all generator rounds, in [0, 1)."""
 
 
-GENERATOR_MEMORY = Slot("generator", GeneratorMemory)
+GENERATOR_MEMORY = Slot("generator", GeneratorMemory, forget=lambda memory: replace(memory, moments=()))
 """Slot that a phase declares if it calls `train_local_generator`."""
 
 
