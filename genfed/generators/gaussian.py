@@ -67,7 +67,7 @@ class Gaussian(StatisticsGenerator):
         exact = {"counts": members.sum(0), "sums": members.T @ x, "products": products}
         return {name: value.long().cpu() for name, value in exact.items()}
 
-    def check(self, statistics: Weights, task: Task, examples: int, first: bool = True) -> None:
+    def check(self, statistics: Weights, task: Task, examples: int, done: int = 0) -> None:
         width, most = math.prod(task.shape), STEPS * LARGEST_FEATURE
         check_counts_and_forms(statistics, self.shapes(task), examples)
         impossible = GenfedError(f"its statistics are not those of {examples} examples within ±{LARGEST_FEATURE}")
@@ -79,16 +79,7 @@ class Gaussian(StatisticsGenerator):
             if bool((products < sums * means - 0.5).any() or (products > counts[:, None] * most**2).any()):
                 raise impossible
             return
-        if self.covariance == "tied":
-            counts, between = counts.sum(0, keepdim=True), (means.T @ sums)[None]
-        else:
-            between = means[:, :, None] * sums[:, None, :]
-        matrix = unfold_triangle(products, width)
-        if bool((matrix.diagonal(dim1=1, dim2=2) > counts[:, None] * most**2).any()):
-            raise impossible
-        # What varies within classes is a sum of squares: no direction has less than 0, but for rounding.
-        within = matrix - between + torch.eye(width) * (1 + 1e-9 * matrix.diagonal(dim1=1, dim2=2).amax())
-        if bool(torch.linalg.cholesky_ex(within).info.any()):
+        if not are_moments(counts, sums, unfold_triangle(products, width)):
             raise impossible
 
     def estimate(
@@ -128,7 +119,7 @@ class Gaussian(StatisticsGenerator):
     def estimate_noisy(self, task: Task, statistics: Weights, deviations: Weights) -> Weights:
         return self.estimate(task, self._denoise(statistics, deviations))
 
-    def shapes(self, task: Task, first: bool = True) -> dict[str, tuple[int, ...]]:
+    def shapes(self, task: Task, done: int = 0) -> dict[str, tuple[int, ...]]:
         classes, width = len(task.classes), math.prod(task.shape)
         triangle = width * (width + 1) // 2
         products = {"tied": (1, triangle), "full": (classes, triangle), "diagonal": (classes, width)}
@@ -219,6 +210,28 @@ class GaussianNetwork(GeneratorNetwork):
                 distance, volume = white.square().sum(0), factor.diagonal().log().sum()
             columns.append(-0.5 * distance - volume)
         return torch.stack(columns, 1) + log_prior(self.prior)
+
+
+def are_moments(counts: Tensor, sums: Tensor, products: Tensor) -> bool:
+    """Returns whether there can be examples with these moments, in whole steps.
+
+    Args:
+        counts: Numbers of examples of each group [g].
+        sums: Their sums [g, d].
+        products: Their Σ x xᵀ, of each group [g, d, d] or of all together [1, d, d].
+    """
+    most = STEPS * LARGEST_FEATURE
+    means = sums / counts.clamp_min(1)[:, None]
+    if len(products) < len(counts):
+        counts, between = counts.sum(0, keepdim=True), (means.T @ sums)[None]
+    else:
+        between = means[:, :, None] * sums[:, None, :]
+    squares = products.diagonal(dim1=1, dim2=2)
+    if bool((squares > counts[:, None] * most**2).any()):
+        return False
+    # What varies within groups is a sum of squares: no direction has less than 0, but for rounding.
+    within = products - between + torch.eye(products.shape[1]) * (1 + 1e-9 * squares.amax())
+    return not bool(torch.linalg.cholesky_ex(within).info.any())
 
 
 def find_covariances(counts: Tensor, mean: Tensor, second: Tensor, tying: float) -> Tensor:

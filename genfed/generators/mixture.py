@@ -77,13 +77,13 @@ class Mixture(StatisticsGenerator):
         exact = {"counts": counts, "shares": shares, "sums": sums, "squares": squares}
         return {name: value.long() for name, value in exact.items()}
 
-    def shapes(self, task: Task, first: bool = True) -> dict[str, tuple[int, ...]]:
-        classes, parts = len(task.classes), 1 if first else self.components
+    def shapes(self, task: Task, done: int = 0) -> dict[str, tuple[int, ...]]:
+        classes, parts = len(task.classes), self.components if done else 1
         whole = (classes, parts, math.prod(task.shape))
         return {"counts": (classes,), "shares": (classes, parts), "sums": whole, "squares": whole}
 
-    def check(self, statistics: Weights, task: Task, examples: int, first: bool = True) -> None:
-        check_counts_and_forms(statistics, self.shapes(task, first), examples)
+    def check(self, statistics: Weights, task: Task, examples: int, done: int = 0) -> None:
+        check_counts_and_forms(statistics, self.shapes(task, done), examples)
         shares, most = statistics["shares"].long(), (STEPS * LARGEST_FEATURE) ** 2
         if bool((shares < 0).any()) or not torch.equal(shares.sum(1), statistics["counts"].long() * SHARES):
             raise GenfedError(f"its shares do not add up to {SHARES} for each example")

@@ -59,16 +59,21 @@ class PPCA(StatisticsGenerator):
             )
         return replace(task, shape=(task.shape[0], self.size, self.size))
 
-    def measure(self, data: Data, task: Task, present: Weights | None = None) -> Weights:
-        reduced, x = self.reduced(task), data.x.double()
-        if self.size is not None:
-            x = F.adaptive_avg_pool2d(x.reshape(-1, *task.shape), self.size)
-        return _MOMENTS.measure(Data(x, data.y), reduced)
+    def reduce(self, data: Data, task: Task) -> Data:
+        """Returns the examples that are added up."""
+        if self.size is None:
+            return data
+        reduced = self.reduced(task)
+        x = F.adaptive_avg_pool2d(data.x.double().reshape(-1, *task.shape), reduced.shape[1:])
+        return Data(x, data.y)
 
-    def shapes(self, task: Task, first: bool = True) -> dict[str, tuple[int, ...]]:
+    def measure(self, data: Data, task: Task, present: Weights | None = None) -> Weights:
+        return _MOMENTS.measure(self.reduce(data, task), self.reduced(task))
+
+    def shapes(self, task: Task, done: int = 0) -> dict[str, tuple[int, ...]]:
         return _MOMENTS.shapes(self.reduced(task))
 
-    def check(self, statistics: Weights, task: Task, examples: int, first: bool = True) -> None:
+    def check(self, statistics: Weights, task: Task, examples: int, done: int = 0) -> None:
         _MOMENTS.check(statistics, self.reduced(task), examples)
 
     def estimate(
@@ -84,7 +89,14 @@ class PPCA(StatisticsGenerator):
         mean = statistics["sums"].double() / STEPS / counts.clamp_min(1)[:, None]
         second = unfold_triangle(statistics["products"].double() / STEPS**2, width)
         factor, rest = find_components(find_covariances(counts, mean, second, self.tying), self.rank)
-        found = {"prior": counts / counts.sum(), "mean": mean, "factor": factor, "rest": rest}
+        prior, weight = counts / counts.sum(), torch.ones(len(counts), 1)
+        found = {
+            "prior": prior,
+            "weight": weight,
+            "mean": mean[:, None],
+            "factor": factor[:, None],
+            "rest": rest[:, None],
+        }
         return {name: value.float() for name, value in found.items()}
 
 
@@ -104,34 +116,41 @@ def find_components(covariance: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 class PPCANetwork(GeneratorNetwork):
-    """A mean and a linear decoder for each class."""
+    """Means and linear decoders for each class; one of a class's parts is drawn for each example."""
 
     prior: Tensor
+    weight: Tensor
     mean: Tensor
     factor: Tensor
     rest: Tensor
 
-    def __init__(self, task: Task, reduced: Task, rank: int) -> None:
+    def __init__(self, task: Task, reduced: Task, rank: int, parts: int = 1) -> None:
         super().__init__()
         classes, width = len(task.classes), math.prod(reduced.shape)
         self.shape, self.inner, self.is_image = task.shape, reduced.shape, task.kind == "image"
         self.register_buffer("prior", torch.full((classes,), 1 / classes))
-        self.register_buffer("mean", torch.zeros(classes, width))
-        self.register_buffer("factor", torch.zeros(classes, width, rank))
-        self.register_buffer("rest", torch.ones(classes))
+        self.register_buffer("weight", torch.full((classes, parts), 1 / parts))
+        self.register_buffer("mean", torch.zeros(classes, parts, width))
+        self.register_buffer("factor", torch.zeros(classes, parts, width, rank))
+        self.register_buffer("rest", torch.ones(classes, parts))
 
     def objectives(self) -> Sequence[Objective]:
         """Returns none: the components are computed, not trained."""
         return []
 
     def sample(self, y: Tensor, rng: torch.Generator) -> Tensor:
-        return self.sample_from_noise(self.decode, self.factor.shape[2], y, rng)
+        return self.sample_from_noise(self.decode, 1 + self.factor.shape[3], y, rng)
 
     def decode(self, z: Tensor, y: Tensor) -> Tensor:
-        """Decodes amounts of the components [n, rank] and labels [n] to examples [n, …]; images are in [−1, 1]."""
-        x = self.mean[y]
-        for label in set(y.tolist()):
-            x[y == label] += z[y == label] @ self.factor[label].T
+        """Decodes noise and labels [n] to examples [n, …]; images are in [−1, 1]. Of the noise [n, 1 + rank], the first
+        number chooses the part, and the others are the amounts of its components.
+        """
+        chosen, bounds = torch.special.ndtr(z[:, :1]), self.weight.cumsum(1)[y]
+        part = (chosen * bounds[:, -1:] >= bounds).sum(1).clamp_max(bounds.shape[1] - 1)
+        x = self.mean[y, part]
+        for label, k in {*zip(y.tolist(), part.tolist(), strict=True)}:
+            rows = (y == label) & (part == k)
+            x[rows] += z[rows, 1:] @ self.factor[label, k].T
         if not self.is_image:
             return x.view(-1, *self.shape)
         x = x.view(-1, *self.inner)
@@ -144,11 +163,17 @@ class PPCANetwork(GeneratorNetwork):
         examples has a score below all others.
         """
         x, columns = x.flatten(1).double(), []
-        for mean, factor, variance in zip(self.mean.double(), self.factor.double(), self.rest.double(), strict=True):
-            rest = variance.clamp_min(1 / STEPS**2)  # rounding alone has about this variance
-            inner = torch.linalg.cholesky(rest * torch.eye(factor.shape[1], device=x.device) + factor.T @ factor)
-            centered = x - mean
-            explained = torch.linalg.solve_triangular(inner, (centered @ factor).T, upper=False).square().sum(0)
-            volume = inner.diagonal().log().sum() + (x.shape[1] - factor.shape[1]) / 2 * rest.log()
-            columns.append(-(centered.square().sum(1) - explained) / (2 * rest) - volume)
+        for weight, *parts in zip(self.weight, self.mean, self.factor, self.rest, strict=True):
+            scores = [_score(x, *(value.double() for value in part)) for part in zip(*parts, strict=True)]
+            columns.append((torch.stack(scores, 1) + weight.double().clamp_min(1e-30).log()).logsumexp(1))
         return torch.stack(columns, 1).float() + log_prior(self.prior)
+
+
+def _score(x: Tensor, mean: Tensor, factor: Tensor, rest: Tensor) -> Tensor:
+    """Returns the logarithm of the density of x [n, d] up to a constant, [n]."""
+    rest = rest.clamp_min(1 / STEPS**2)  # rounding alone has about this variance
+    inner = torch.linalg.cholesky(rest * torch.eye(factor.shape[1], device=x.device) + factor.T @ factor)
+    centered = x - mean
+    explained = torch.linalg.solve_triangular(inner, (centered @ factor).T, upper=False).square().sum(0)
+    volume = inner.diagonal().log().sum() + (x.shape[1] - factor.shape[1]) / 2 * rest.log()
+    return -(centered.square().sum(1) - explained) / (2 * rest) - volume

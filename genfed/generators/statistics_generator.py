@@ -51,8 +51,8 @@ class StatisticsGenerator(Generator):
         return 1
 
     @abstractmethod
-    def shapes(self, task: Task, first: bool = True) -> dict[str, tuple[int, ...]]:
-        """Returns the shape of each statistic by its name; `first`: in the first pass."""
+    def shapes(self, task: Task, done: int = 0) -> dict[str, tuple[int, ...]]:
+        """Returns the shape of each statistic by its name; `done`: the number of passes before."""
 
     @abstractmethod
     def measure(self, data: Data, task: Task, present: Weights | None = None) -> Weights:
@@ -66,14 +66,14 @@ class StatisticsGenerator(Generator):
         """
 
     @abstractmethod
-    def check(self, statistics: Weights, task: Task, examples: int, first: bool = True) -> None:
+    def check(self, statistics: Weights, task: Task, examples: int, done: int = 0) -> None:
         """Checks the statistics that a client uploaded.
 
         Args:
             statistics: The statistics.
             task: The task of the examples.
             examples: The client's number of examples.
-            first: Whether this is the first pass.
+            done: The number of passes before.
 
         Raises:
             GenfedError: no set of that many examples has these statistics.

@@ -224,9 +224,9 @@ def test_impossible_statistics_are_refused(first: bool, change: object, reason: 
     how, data = Mixture(components=2), draw(30)
     present = None if first else run_em(how, [draw()])[-1]
     statistics = how.measure(data, TASK, present)
-    how.check(statistics, TASK, 30, first)
+    how.check(statistics, TASK, 30, int(not first))
     with pytest.raises(GenfedError, match=reason):
-        how.check(change(statistics), TASK, 30, first)  # type: ignore[operator]
+        how.check(change(statistics), TASK, 30, int(not first))  # type: ignore[operator]
 
 
 def test_too_many_examples_of_one_client_are_refused() -> None:

@@ -41,7 +41,7 @@ def test_components_by_hand() -> None:
 
 def test_it_finds_the_planes_of_classes_and_draws_in_them() -> None:
     made = network(PPCA(rank=2), draw(), FEATURES)
-    assert made.rest.sqrt().tolist() == pytest.approx([0.1, 0.1], abs=0.01)
+    assert made.rest[:, 0].sqrt().tolist() == pytest.approx([0.1, 0.1], abs=0.01)
     drawn = made.sample(torch.zeros(4000, dtype=torch.long), torch.Generator().manual_seed(1))
     deviations: list[float] = drawn.std(0).tolist()
     assert deviations[:2] == pytest.approx([2.0, 1.0], rel=0.05)
@@ -52,8 +52,8 @@ def test_densities_are_those_of_the_gaussian() -> None:
     made, x = network(PPCA(rank=2), draw(), FEATURES), draw(40).x
 
     def density(label: int) -> Tensor:
-        factor, mean = made.factor[label].double(), made.mean[label].double()
-        covariance = factor @ factor.T + made.rest[label].double() * torch.eye(5)
+        factor, mean = made.factor[label, 0].double(), made.mean[label, 0].double()
+        covariance = factor @ factor.T + made.rest[label, 0].double() * torch.eye(5)
         return torch.distributions.MultivariateNormal(mean, covariance).log_prob(x.double())
 
     expected = torch.stack([density(0), density(1)], 1)

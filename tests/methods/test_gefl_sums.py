@@ -18,10 +18,14 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def test_gefl_has_the_same_generator_for_any_partition(tmp_path: Path) -> None:
+PARTS = SETTINGS["generator"] | {"kind": "local_pca", "parts": 2, "steps": 2}
+
+
+@pytest.mark.parametrize("generator", [SETTINGS["generator"], PARTS], ids=lambda each: str(each["kind"]))
+def test_gefl_has_the_same_generator_for_any_partition(generator: dict[str, Any], tmp_path: Path) -> None:
     generators = []
     for name in ("iid", "disjoint_labels"):
-        table = tiny("gefl", partition={"kind": name}, method={"gefl": SETTINGS})
+        table = tiny("gefl", partition={"kind": name}, method={"gefl": SETTINGS | {"generator": generator}})
         (trial,) = start(table, tmp_path / name).trials
         assert not trial.failures
         saved = read_checkpoint(read_config(table).method["gefl"], tmp_path / name / "trials" / "gefl" / "seed-0")

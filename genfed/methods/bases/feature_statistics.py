@@ -123,7 +123,7 @@ class FeatureStatistics(Method[StatisticsState]):
             GenfedError: see `StatisticsGenerator.check`.
         """
         task = build_encoder(self.encoder, server).task
-        self.generator.check(upload.statistics, task, info.examples, server.round == 0)
+        self.generator.check(upload.statistics, task, info.examples, server.round)
 
     def estimate(self, server: Server, state: StatisticsState, reduced: Reduced) -> StatisticsState:
         """Estimates the generator from the sums, and the head from the generator."""
@@ -211,5 +211,5 @@ def measure_features(
 def expect_statistics(server: Server, generator: StatisticsGenerator, task: Task) -> Statistics:
     """Returns statistics of the shapes and the type that every client uploads in round `server.round`, on "meta"."""
     kind = narrow_type(count_largest(server) * generator.shares)
-    shapes = generator.shapes(task, server.round == 0)
+    shapes = generator.shapes(task, server.round)
     return Statistics({name: torch.empty(shape, dtype=kind, device="meta") for name, shape in shapes.items()})

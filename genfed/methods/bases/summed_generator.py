@@ -53,7 +53,7 @@ def sums_phase(
         return Reply(Statistics(statistics), weight=len(client.data))
 
     def screen(server: Server, info: ClientInfo, upload: Statistics) -> None:
-        generator.check(upload.statistics, find_task(server), info.examples, server.round == 0)
+        generator.check(upload.statistics, find_task(server), info.examples, server.round)
 
     return Phase(
         name,
