@@ -63,9 +63,8 @@ class PPCA(StatisticsGenerator):
         """Returns the examples that are added up."""
         if self.size is None:
             return data
-        reduced = self.reduced(task)
-        x = F.adaptive_avg_pool2d(data.x.double().reshape(-1, *task.shape), reduced.shape[1:])
-        return Data(x, data.y)
+        self.reduced(task)  # refuses what cannot be reduced
+        return Data(F.adaptive_avg_pool2d(data.x.double().reshape(-1, *task.shape), self.size), data.y)
 
     def measure(self, data: Data, task: Task, present: Weights | None = None) -> Weights:
         return _MOMENTS.measure(self.reduce(data, task), self.reduced(task))
@@ -176,4 +175,5 @@ def _score(x: Tensor, mean: Tensor, factor: Tensor, rest: Tensor) -> Tensor:
     centered = x - mean
     explained = torch.linalg.solve_triangular(inner, (centered @ factor).T, upper=False).square().sum(0)
     volume = inner.diagonal().log().sum() + (x.shape[1] - factor.shape[1]) / 2 * rest.log()
-    return -(centered.square().sum(1) - explained) / (2 * rest) - volume
+    density: Tensor = -(centered.square().sum(1) - explained) / (2 * rest) - volume
+    return density
