@@ -2,13 +2,12 @@
 
 import functools
 import importlib
-import importlib.metadata
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
 
-from genfed.config.registry import explain_unknown, import_class, list_modules
+from genfed.config.registry import explain_unknown, import_class, list_entry_points, list_modules
 from genfed.core.errors import GenfedError, describe_error
 from genfed.core.files import keep_directory
 from genfed.core.rng import seeded
@@ -66,6 +65,6 @@ class Architectures:
         found: dict[str, Factory] = {}
         for info in list_modules(importlib.import_module(_PACKAGE)):
             found |= getattr(importlib.import_module(f"{_PACKAGE}.{info.name}"), "ARCHITECTURES", {})
-        for point in importlib.metadata.entry_points(group="genfed.architectures"):
+        for point in list_entry_points("genfed.architectures"):
             found[point.name] = point.load()
         return found

@@ -3,6 +3,7 @@ point or as "module:Class".
 """
 
 import difflib
+import functools
 import importlib
 import importlib.metadata
 import inspect
@@ -61,9 +62,17 @@ def list_classes(family: Family) -> dict[str, type[Any]]:
         found = {
             getattr(c, "kind", _snake(c.__name__)): c for c in _classes(package, family.base) if c is not family.base
         }
-    for point in importlib.metadata.entry_points(group=f"genfed.{family.plural}"):
+    for point in list_entry_points(f"genfed.{family.plural}"):
         found[point.name] = point.load()
     return found
+
+
+@functools.cache
+def list_entry_points(group: str) -> tuple[importlib.metadata.EntryPoint, ...]:
+    """Returns what the installed packages register in an entry-point group. It is read once: that reads a file of each
+    package, and a config asks for it a dozen times.
+    """
+    return tuple(importlib.metadata.entry_points(group=group))
 
 
 def find_class(family: Family, name: str) -> type[Any]:

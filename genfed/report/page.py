@@ -1,5 +1,6 @@
 """The page of a run: one HTML file that loads nothing from anywhere."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -158,6 +159,7 @@ def _show(value: Any) -> Any:
     return escape_controls(value) if type(value) is str else value
 
 
+@functools.cache
 def _load_templates() -> jinja2.Environment:
     return jinja2.Environment(
         loader=jinja2.PackageLoader("genfed.report"),
