@@ -26,6 +26,7 @@ from genfed.experiment import local_clients
 from genfed.experiment import run as runs
 from genfed.experiment.environment import count_workers, python_command
 from genfed.experiment.run_folder import RunFolder
+from genfed.report.page import build_page
 from genfed.report.results import Report
 
 hypothesis.settings.register_profile("untimed", deadline=None)  # a loaded machine is no failure
@@ -65,6 +66,30 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_page() -> Iterator[None]:
+    """A page takes three times as long as a tiny run: where no test asks for it, a run in this process leaves an empty
+    one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "build_page", lambda *given: "")
+        yield
+
+
+@contextlib.contextmanager
+def with_page() -> Iterator[None]:
+    """Runs write their page, as users' runs do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "build_page", build_page)
+        yield
+
+
+@pytest.fixture
+def page() -> Iterator[None]:
+    """Runs of this test write their page."""
+    with with_page():
+        yield
 
 
 @pytest.fixture(scope="session")

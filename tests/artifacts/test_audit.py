@@ -13,7 +13,7 @@ from genfed.core.errors import GenfedError
 from genfed.experiment.auditing import describe_exchanges
 from genfed.methods.centralised import Centralised
 from genfed.report.privacy_section import read_audits
-from tests.conftest import GENERATIVE, TINY_GENERATORS, left_by, start, tiny
+from tests.conftest import GENERATIVE, TINY_GENERATORS, left_by, start, tiny, with_page
 
 SMALL: dict[str, Any] = {"membership_samples": {"samples": 40, "components": 4, "members": 60}}
 
@@ -21,7 +21,8 @@ SMALL: dict[str, Any] = {"membership_samples": {"samples": 40, "components": 4, 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("audited") / "run"
-    start(tiny("gefl", "fedavg", audits=["membership_samples"], audit=SMALL), out)
+    with with_page():
+        start(tiny("gefl", "fedavg", audits=["membership_samples"], audit=SMALL), out)
     return out
 
 
@@ -46,6 +47,7 @@ def test_a_run_is_audited_at_its_end(run: Path) -> None:
     assert not (run / "shadows").exists()
 
 
+@pytest.mark.usefixtures("page")
 def test_every_report_says_what_was_shared(tmp_path: Path) -> None:
     start(tiny("gefl", "local"), tmp_path / "plain")
     text = re.sub(r"\s+", " ", (tmp_path / "plain" / "report.html").read_text())
@@ -65,6 +67,7 @@ def test_every_report_says_what_was_shared(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.usefixtures("page")
 def test_what_never_ran_was_not_shared(tmp_path: Path) -> None:
     """A phase of no rounds sends nothing."""
     config = tiny("fedlmg")

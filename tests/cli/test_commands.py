@@ -19,13 +19,14 @@ from genfed.cli import main as cli
 from genfed.cli.listing import describe_network
 from genfed.config.architectures import Architectures
 from genfed.core.errors import GenfedError
-from tests.conftest import left_by, start, tiny
+from tests.conftest import left_by, start, tiny, with_page
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "tiny"
-    start(tiny("gefl", "fedavg", baselines=["local", "centralised"], seeds=[0, 1]), out)
+    with with_page():
+        start(tiny("gefl", "fedavg", baselines=["local", "centralised"], seeds=[0, 1]), out)
     return out
 
 
@@ -88,7 +89,7 @@ def test_the_api_returns_a_typed_report(tmp_path: Path) -> None:
 def test_a_script_needs_no_main_guard(tmp_path: Path) -> None:
     """Workers are started as commands of their own, so they do not run the script again."""
     script = tmp_path / "script.py"
-    config = tiny("local", compute={"workers": 2})
+    config = tiny("local", compute={"workers": 1})
     script.write_text(f"import genfed\nprint('once')\ngenfed.run({config!r}, out={str(tmp_path / 'run')!r})\n")
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, "once\n"), done.stderr

@@ -17,7 +17,7 @@ from genfed.core.text import LINE
 from genfed.engines.in_process import InProcess
 from genfed.engines.round import Failure
 from genfed.report.formatting import TextTable, format_markdown
-from tests.conftest import start, tiny
+from tests.conftest import start, tiny, with_page
 
 ESCAPE = "\x1b[2K\x1b[1A"
 CLASSES = [
@@ -48,7 +48,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = {"kind": "npz", "path": str(folder / "d.npz"), "validation": 0.0}
     config = tiny("gefl", baselines=["local"], data=data)
     config["federation"].pop("max_examples", None)
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, with_page():
         patch.setattr("genfed.experiment.local_clients.InProcess", _Hostile)
         start(config, folder / "run")
     return folder / "run"

@@ -54,6 +54,7 @@ def test_the_audit(tmp_path: Path) -> None:
     assert result["readings"][0]["run"]["AUC"]["value"] >= 0
 
 
+@pytest.mark.usefixtures("page")
 def test_the_privacy_mechanism(tmp_path: Path) -> None:
     report = start(tiny("noisy", method={"noisy": {"kind": "my_privacy:NoisyUploads"}}), tmp_path / "run")
     assert "standard deviation 0.01" in (tmp_path / "run" / "report.html").read_text("utf-8")

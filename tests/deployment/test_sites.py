@@ -174,6 +174,7 @@ def rows_of(out: Path) -> list[Any]:
     return [{k: v for k, v in row.items() if k not in without.get(row["phase"], ("seconds", "lost"))} for row in rows]
 
 
+@pytest.mark.usefixtures("page")
 def test_sites_come_to_the_bits_of_the_embedded_engine(tmp_path: Path) -> None:
     config = some("gefl", "local")
     start(config, tmp_path / "embedded")

@@ -47,6 +47,7 @@ def test_a_scaled_upload_drowns_the_mean_and_not_the_rules(tmp_path: Path) -> No
         assert held.norm() < 2 * clean.norm()
 
 
+@pytest.mark.usefixtures("in_pool")
 def test_an_attacked_run_is_the_same_with_workers_and_when_repeated(tmp_path: Path) -> None:
     attack = {"kind": "free_rider", "noise": 0.1, "share": 0.4}
     config = tiny("fedavg", **LINEAR, attack=attack, aggregation={"kind": "centered_clipping"})
@@ -56,6 +57,7 @@ def test_an_attacked_run_is_the_same_with_workers_and_when_repeated(tmp_path: Pa
     assert left_by(tmp_path / "a") == left_by(tmp_path / "b") == left_by(tmp_path / "c")
 
 
+@pytest.mark.usefixtures("page")
 def test_only_bad_clients_reply_otherwise_and_only_in_the_named_phases(tmp_path: Path) -> None:
     losses = []
     for name, more in (("clean", {}), ("flipped", {"attack": {"kind": "label_flip", "share": 0.4}})):

@@ -170,6 +170,7 @@ def domains(**changes: Any) -> dict[str, Any]:
     return config | {"partition": {"kind": "by_column", "column": "domain"}}
 
 
+@pytest.mark.usefixtures("page")
 def test_a_run_reports_it_and_goes_on_where_it_was_not_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

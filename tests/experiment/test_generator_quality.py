@@ -38,11 +38,6 @@ from tests.conftest import left_by, start, tiny
 TOYS = "tests.toys"
 
 
-@pytest.fixture(autouse=True)
-def _no_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "build_page", lambda *given: "")
-
-
 def evaluated(*toys: str, **changes: Any) -> dict[str, Any]:
     """Generators of every kind, with a reference classifier of all digits of 8×8."""
     method = {toy: {"kind": f"{TOYS}:{toy}", "rounds": 0} for toy in toys}

@@ -155,6 +155,7 @@ def test_the_command_can_be_copied(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert "genfed run 'a b.toml' --set 'methods=[\"gefl\"]' --resume" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("page")
 def test_images_of_floats_are_shown_like_any(tmp_path: Path) -> None:
     x = np.random.default_rng(0).uniform(-1, 1, (200, 3, 8, 8)).astype(np.float32)
     np.savez(tmp_path / "f.npz", x=x, y=np.arange(200) % 2)

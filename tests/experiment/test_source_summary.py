@@ -25,7 +25,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Digits, "load", tell)
 
 
-@pytest.mark.usefixtures("told")
+@pytest.mark.usefixtures("told", "page")
 def test_reading_is_told_logged_and_reported(tmp_path: Path) -> None:
     heard: list[SourceSummary] = []
     report = genfed.run(tiny("fedavg"), out=tmp_path / "run", tell=heard.append)

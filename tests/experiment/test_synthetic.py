@@ -19,14 +19,13 @@ from genfed.config.architectures import Architectures
 from genfed.config.reader import read_config
 from genfed.core.errors import GenfedError
 from genfed.core.store import FolderStore
-from genfed.experiment import run as runs
 from genfed.experiment import sample_grids
 from genfed.experiment.checkpoint import read_checkpoint
 from genfed.experiment.progress import Progress, format_duration
 from genfed.experiment.trial import new_server
 from genfed.report.cost_tables import build_cost_table
 from genfed.training.synthetic_dataset import SyntheticBatch
-from tests.conftest import STORING, left_by, start, tiny
+from tests.conftest import STORING, left_by, start, tiny, with_page
 
 TRIAL = Path("trials") / STORING / "seed-0"
 
@@ -50,7 +49,8 @@ def stored(out: Path) -> SyntheticBatch:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("whole") / "run"
-    start(config(), out)
+    with with_page():
+        start(config(), out)
     return out
 
 
@@ -196,8 +196,7 @@ def test_an_empty_set_has_nothing_to_sample(tmp_path: Path) -> None:
         write_samples(tmp_path / "run", tmp_path / "png", 5)
 
 
-def test_a_kept_set_is_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "build_page", lambda *given: "")
+def test_a_kept_set_is_judged(tmp_path: Path) -> None:
     changed = config(each=5) | {
         "metrics": {"samples": 100, "epochs": 2},
         "federation": {"clients": 2, "max_examples": 400},

@@ -23,7 +23,6 @@ from genfed.core.client import Server
 from genfed.core.errors import GenfedError
 from genfed.core.store import FolderStore
 from genfed.core.task import Task
-from genfed.experiment import run as runs
 from genfed.experiment.checkpoint import read_checkpoint
 from genfed.experiment.trial import new_server
 from genfed.foundation.settings import Foundation
@@ -40,11 +39,6 @@ from tests.foundation import toys
 FEW: dict[str, Any] = SYNTHESIS | {"finetune_rounds": 0}
 TASK = Task("image", (3, 8, 8), ("a", "b", "c"))
 INFO = ClientInfo(0, "linear", 2)
-
-
-@pytest.fixture(autouse=True)
-def _no_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "build_page", lambda *given: "")
 
 
 def finished(out: Path, label: str) -> tuple[Any, SyntheticBatch]:

@@ -22,7 +22,6 @@ from genfed.core.errors import GenfedError
 from genfed.core.phase import Empty
 from genfed.core.rng import stream
 from genfed.core.task import Data, Task
-from genfed.experiment import run as runs
 from genfed.experiment.checkpoint import read_checkpoint
 from genfed.foundation import captioning, loading
 from genfed.foundation.captioning import Captioner, load_captioner, truncate_caption
@@ -38,11 +37,6 @@ from tests.foundation import toys
 CPU = torch.device("cpu")
 TASK = Task("image", (1, 8, 8), ("a", "b", "c"))
 DESCRIBED: dict[str, Any] = {"level": "instance", "templates": ("{class} {caption}",), "caption_tokens": 4}
-
-
-@pytest.fixture(autouse=True)
-def _no_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "build_page", lambda *given: "")
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,6 @@ from genfed.config.reader import read_config
 from genfed.core.client import Server
 from genfed.core.rng import stream
 from genfed.core.task import Task
-from genfed.experiment import run as runs
 from genfed.experiment.checkpoint import read_checkpoint
 from genfed.methods.bases.data_free import ReplayPool
 from genfed.methods.co_boosting import CoBoosting
@@ -22,11 +21,6 @@ from genfed.training.pixels import normalize_pixels
 from tests.conftest import TINY, start, tiny
 
 TASK = Task("image", (1, 8, 8), ("a", "b", "c"))
-
-
-@pytest.fixture(autouse=True)
-def _no_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "build_page", lambda *given: "")
 
 
 def server() -> Server:

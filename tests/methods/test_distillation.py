@@ -18,7 +18,6 @@ from genfed.core.phase import Reduced
 from genfed.core.record import load
 from genfed.core.rng import stream
 from genfed.core.task import Data, Task
-from genfed.experiment import run as runs
 from genfed.experiment.checkpoint import Checkpoint, read_checkpoint
 from genfed.methods import avgkd, fedkd
 from genfed.methods.bases.averaging import Classifiers
@@ -34,11 +33,6 @@ CPU = torch.device("cpu")
 TASK = Task("table", (2,), ("a", "b"))
 LOG3 = math.log(3)
 SKEWED = {"kind": "quantity_skew", "alpha": 0.5, "minimum": 5}
-
-
-@pytest.fixture(autouse=True)
-def _no_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "build_page", lambda *given: "")
 
 
 def state(out: Path, label: str) -> Any:

@@ -17,7 +17,6 @@ from genfed.core.errors import GenfedError
 from genfed.core.settings import settings
 from genfed.core.task import Data, Task
 from genfed.data.digits import Digits
-from genfed.experiment import run as runs
 from genfed.experiment.progress import Progress, RunProgressBar
 from genfed.generators.cvae import CVAE
 from genfed.generators.ddpm import DDPM
@@ -35,11 +34,6 @@ from tests.methods.test_reductions import state
 from tests.training.clients import client_of
 
 EXACT: dict[str, Any] = {"generator_steps": 1, "generator_learning_rate": 0.1}
-
-
-@pytest.fixture(autouse=True)
-def _no_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "build_page", lambda *given: "")
 
 
 class Prototypes(GeneratorNetwork):

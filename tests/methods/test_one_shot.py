@@ -20,7 +20,6 @@ from genfed.core.phase import Reduced
 from genfed.core.record import load
 from genfed.core.rng import stream
 from genfed.core.task import Task, Weights
-from genfed.experiment import run as runs
 from genfed.experiment.checkpoint import read_checkpoint
 from genfed.generators.cvae import CVAE
 from genfed.generators.noise_to_image import NoiseToImage
@@ -35,11 +34,6 @@ from tests.conftest import TINY, start, tiny
 
 TASK = Task("image", (1, 8, 8), ("a", "b", "c"))
 NOTHING = Reduced({}, ())
-
-
-@pytest.fixture(autouse=True)
-def _no_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "build_page", lambda *given: "")
 
 
 def server(number: int = 0, task: Task = TASK, names: tuple[str, ...] = ("linear",)) -> Server:

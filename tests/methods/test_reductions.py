@@ -11,7 +11,6 @@ from genfed.config.reader import read_config
 from genfed.core.client import Client
 from genfed.core.record import load
 from genfed.core.task import Data
-from genfed.experiment import run as runs
 from genfed.experiment.checkpoint import Checkpoint, read_checkpoint
 from genfed.generators.cvae import CVAENetwork
 from genfed.methods.bases import federated_generator
@@ -19,11 +18,6 @@ from genfed.methods.gefl import GeFL
 from genfed.training import classifier, fit
 from genfed.training.weights import Model
 from tests.conftest import TINY, TINY_GENERATORS, left_by, start, tiny
-
-
-@pytest.fixture(autouse=True)
-def _no_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "build_page", lambda *given: "")
 
 
 def state(out: Path, label: str, method: Any) -> Any:

@@ -17,7 +17,6 @@ from genfed.core.phase import Empty, Reduced, flatten_phases
 from genfed.core.rng import seeded, stream
 from genfed.core.task import Data, Task
 from genfed.engines.client_storage import DiskStorage
-from genfed.experiment import run as runs
 from genfed.generators.representation_generator import RepresentationGenerator, combine_headers, diversity_loss
 from genfed.methods.bases.representation import ClassStatistics, RepresentationMethod, RepresentationNetwork
 from genfed.methods.fedgen import FedGen, FedGenSent, FedGenState
@@ -33,11 +32,6 @@ CPU = torch.device("cpu")
 INFOS = (ClientInfo(0, "deep", 6), ClientInfo(1, "flat", 4), ClientInfo(2, "deep", 5))
 TRAINING = Training(epochs=2, batch_size=2, learning_rate=0.1)
 WHOLE = Training(epochs=1, batch_size=100, learning_rate=0.1)
-
-
-@pytest.fixture(autouse=True)
-def _no_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "build_page", lambda *given: "")
 
 
 def made(architecture: str, rng: torch.Generator) -> nn.Module:

@@ -21,7 +21,6 @@ from genfed.core.record import load, pack
 from genfed.core.rng import stream
 from genfed.core.store import FolderStore
 from genfed.core.task import Data, Task, Weights
-from genfed.experiment import run as runs
 from genfed.experiment.checkpoint import read_checkpoint
 from genfed.foundation import loading
 from genfed.foundation import settings as foundation_settings
@@ -40,11 +39,6 @@ from tests.foundation import toys
 TASK = Task("image", (1, 8, 8), ("a", "b", "c"))
 CPU = torch.device("cpu")
 ONE_SHOT = ["fedlmg", "fgl", "oscar", "feddeo", "prompts_only"]
-
-
-@pytest.fixture(autouse=True)
-def _no_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "build_page", lambda *given: "")
 
 
 def table(**changes: Any) -> dict[str, Any]:
@@ -123,9 +117,7 @@ def alike(tmp_path_factory: pytest.TempPathFactory) -> Path:
         label: table(images_per_condition=2) | {"foundation": sampled()} | FGL_ALIKE.get(label, {}) for label in labels
     } | {"prompts_only": table(images_per_condition=8) | {"foundation": sampled()}}
     out = tmp_path_factory.mktemp("alike") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs, "build_page", lambda *given: "")
-        start(tiny(*labels, method=methods, partition={"kind": "dirichlet", "alpha": 0.5}), out)
+    start(tiny(*labels, method=methods, partition={"kind": "dirichlet", "alpha": 0.5}), out)
     return out
 
 

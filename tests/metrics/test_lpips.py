@@ -87,6 +87,7 @@ def test_memorisation_is_a_ratio_of_distances(file: Path, weights: dict[str, Ten
     assert Lpips(file).memorization(train, fresh, train) == 1000
 
 
+@pytest.mark.usefixtures("page")
 def test_a_run_shows_it_beside_the_others(file: Path, tmp_path: Path) -> None:
     config: dict[str, Any] = tiny("gefl") | {"metrics": {"samples": 20, "epochs": 1, "lpips": str(file)}}
     start(config, tmp_path / "run")
