@@ -91,6 +91,7 @@ def test_a_huge_clip_without_noise_changes_nothing_and_protects_nothing(tmp_path
     assert "updates were clipped to 1e+09, but no noise was added: ε = ∞" in describe_guarantees(report)[0]
 
 
+@pytest.mark.usefixtures("in_pool")
 def test_the_seed_does_not_determine_the_noise_unless_it_is_reproducible(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -129,6 +130,7 @@ def secretly(sample: float = 0.4, rounds: int = 6, **how: Any) -> dict[str, Any]
     return private("fedavg", how=FIXED | {"secret_sampling": True} | how, federation=few, defaults=short)
 
 
+@pytest.mark.usefixtures("in_pool")
 def test_of_clients_drawn_in_secret_all_pay_less_for_every_round(tmp_path: Path) -> None:
     report = start(secretly(), tmp_path / "run")
     assert [r.clients for r in account(tmp_path / "run").releases] == [()] * 6
@@ -437,6 +439,7 @@ def read_checkpoint_before(tmp_path: Path) -> torch.Tensor:
 # Noise that clients add under masks.
 
 
+@pytest.mark.usefixtures("in_pool")
 def test_clients_own_noise_protects_against_the_server_too(tmp_path: Path) -> None:
     config = private("fedavg", how=FIXED, secure_aggregation={})
     report = start(config, tmp_path / "run")

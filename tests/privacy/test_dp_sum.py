@@ -184,6 +184,7 @@ def test_a_run_without_noise_says_so(tmp_path: Path) -> None:
     assert "what an example adds was clipped to a norm of 1, but no noise was added: ε = ∞" in line
 
 
+@pytest.mark.usefixtures("in_pool")
 def test_reproducible_noise_is_the_same_in_workers(tmp_path: Path) -> None:
     fixed = NOISY | {"reproducible_noise": True}
     one = state_of(private(fixed), tmp_path / "one")
