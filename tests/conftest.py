@@ -70,8 +70,9 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_page() -> Iterator[None]:
-    """A page takes three times as long as a tiny run: where no test asks for it, a run in this process leaves an empty
-    one."""
+    """Runs of the tests' own process leave an empty page, which takes three times as long as a tiny run. A test that
+    reads it uses `page`; a fixture of a module, `with_page`.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runs, "build_page", lambda *given: "")
         yield
