@@ -174,10 +174,12 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]
 
 @pytest.mark.federation
 def test_the_readme_s_section_ends_with_gefl_trained_over_tls(tmp_path: Path) -> None:
-    """Word for word, but for the installation and with fewer rounds and epochs."""
+    """Word for word, but for the installation and with fewer rounds and epochs, and no baseline."""
     (block,) = (b for b in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) if "genfed serve" in b)
     script = "\n".join(line for line in block.splitlines() if not line.startswith("pip install"))
-    few = "--set defaults.rounds=1 --set method.gefl.generator_rounds=1 --set defaults.training.epochs=1"
+    few = "--set baselines=[] --set defaults.rounds=1 --set defaults.training.epochs=1"
+    for setting in ("generator_rounds", "generator_epochs", "synthetic_epochs"):
+        few += f" --set method.gefl.{setting}=1"
     script = script.replace("digits.toml ", f"digits.toml {few} ").replace("127.0.0.1:9092", f"127.0.0.1:{free_port()}")
     port = re.search(r"127\.0\.0\.1:(\d+)", script)
     assert port
