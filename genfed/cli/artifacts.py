@@ -109,14 +109,15 @@ def forget(
     Methods whose clients upload once (fedcgs, fedcvae_ens) lose the client's part exactly, without training. The others
     are trained again without it. The old run stays: delete it, and what was exported from it.
     """
-    from genfed.artifacts.forget import forget as remove
-    from genfed.experiment.progress import RunProgressBar
-    from genfed.experiment.run_folder import RunFolder
-
     console = open_console(stderr=True)
-    config = RunFolder(run).read_config()
-    with search_code(trust_code), RunProgressBar(console, trials=len(config.labels) * len(config.seeds)) as watch:
-        done = remove(run, client, out, watch)
+    with search_code(trust_code):  # before the config is read: it may name code
+        from genfed.artifacts.forget import forget as remove
+        from genfed.experiment.progress import RunProgressBar
+        from genfed.experiment.run_folder import RunFolder
+
+        config = RunFolder(run).read_config()
+        with RunProgressBar(console, trials=len(config.labels) * len(config.seeds)) as watch:
+            done = remove(run, client, out, watch)
     print_report(done.report, out, console)
     console.print(describe_forgotten(client, done.removed, done.retrained), soft_wrap=True)
     console.print(f"{run} still holds what client {client} gave: delete it", soft_wrap=True)

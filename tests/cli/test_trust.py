@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import tomli_w
+import typer
 
 import genfed.experiment.run
 from genfed.cli import common
@@ -54,9 +55,16 @@ COMMANDS = (
     ["export", ".", "--out", "../out"],
     ["predict", ".", "new.npz", "--out", "../out.csv"],
     ["audit", "."],
+    ["forget", ".", "--client", "1", "--out", "../out"],
     ["run", "."],
     ["run", ".", "--resume"],
 )
+
+
+def test_every_command_that_may_trust_code_is_among_these() -> None:
+    known = typer.main.get_command(common.app).commands.items()  # type: ignore[attr-defined]
+    trusting = {name for name, command in known if any(each.name == "trust_code" for each in command.params)}
+    assert trusting == {words[0] for words in COMMANDS}
 
 
 @pytest.mark.parametrize("kind", ["architecture", "data", "method", "audit"])
