@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from genfed.artifacts.trained_model import SelectedTrial, select_trial
+from genfed.artifacts.trained_model import SelectedTrial, read_rows, select_trial
 from genfed.config.architectures import Architectures
 from genfed.config.reader import to_toml
 from genfed.config.settings import Config, Federation
@@ -30,8 +30,8 @@ from genfed.experiment.local_clients import new_runner
 from genfed.experiment.progress import Progress
 from genfed.experiment.run_folder import RunFolder
 from genfed.experiment.trial import Trial, new_trial, trial_server
-from genfed.report.metrics_log import digest_rows, read_metrics
-from genfed.report.results import Report
+from genfed.report.metrics_log import digest_rows
+from genfed.report.results import Report, Row
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def forget(
     _check(config, client)
     without = replace(config, federation=_exclude(config, client))
     new = RunFolder(out.absolute())
-    exact = tuple(label for label in config.labels if _is_exact(config, label))
+    exact = tuple(label for label in config.labels if _is_exact(old, config, label))
     if not new.config.exists():
         new.check_existing("resume")
         part = new.path.with_name(f".{new.path.name}.part")  # whole or not there, whenever this is killed
@@ -98,19 +98,40 @@ def _exclude(config: Config, client: int) -> Federation:
     return replace(config.federation, excluded=tuple(sorted({*(config.federation.excluded or ()), client})))
 
 
-def _is_exact(config: Config, label: str) -> bool:
-    """Returns whether a method removes a client exactly in this run: its uploads were reduced as it says."""
+def _is_exact(old: RunFolder, config: Config, label: str) -> bool:
+    """Returns whether a method removes a client exactly in this run: its uploads were reduced as it says, and those of
+    all clients are in what it has learned. A client that failed would have been there in a run without the other.
+    """
     changed = config.attack is not None or config.aggregation is not None or config.federation.client_fraction < 1
-    return config.method[label].forgets() and not changed
+    if changed or not config.method[label].forgets():
+        return False
+    kept = set(partitioning.list_kept(config.federation))
+    return all(_list_uploads(old, config, label, seed) == kept for seed in config.seeds)
+
+
+def _list_uploads(old: RunFolder, config: Config, label: str, seed: int) -> set[int]:
+    """Returns the clients whose uploads of the first phase were used."""
+    rows = _first_rows(select_trial(old, config, label, seed, config.labels))
+    return {row["client"] for row in rows if row["client"] is not None}
+
+
+def _first_rows(chosen: SelectedTrial) -> list[Row]:
+    """Returns the rows of metrics of a trial's first phase.
+
+    Raises:
+        GenfedError: the rows of the trial are not those that its checkpoint counts on.
+    """
+    first, *_ = flatten_phases(chosen.config.method[chosen.label].phases())
+    return [row for row in read_rows(chosen) if row["phase"] == first.name]
 
 
 def _remove(
     old: RunFolder, new: RunFolder, config: Config, without: Config, exact: tuple[str, ...], client: int, command: str
 ) -> None:
     """Writes the checkpoints, rows and config of the new run."""
+    dataset, rows = load_data(config), list[Row]()
     make_folder(new.path)
     new.begin(runs.describe_start(command or None))
-    dataset, rows = load_data(config), list[dict[str, Any]]()
     for label in exact:
         for seed in config.seeds:
             chosen = select_trial(old, config, label, seed, config.labels)
@@ -119,9 +140,7 @@ def _remove(
     write_file(new.config, to_toml(without), durable=True)
 
 
-def _remove_from(
-    chosen: SelectedTrial, new: RunFolder, without: Config, dataset: Dataset, client: int
-) -> list[dict[str, Any]]:
+def _remove_from(chosen: SelectedTrial, new: RunFolder, without: Config, dataset: Dataset, client: int) -> list[Row]:
     """Writes the checkpoint of a trial after its first phase, without the client; returns its rows of metrics."""
     before = _new_trial(
         chosen.config, chosen, chosen.run, partitioning.partition_data(chosen.config, dataset, chosen.seed)
@@ -134,12 +153,7 @@ def _remove_from(
     state = before.method.forget(
         trial_server(after, 0, first.name, 0, "update"), chosen.at.state, info, lambda: _upload(before, first, info)
     )
-    rows = [
-        row | {"failed": {}} if row["client"] is None else row
-        for row in read_metrics(chosen.run.metrics)
-        if (row["method"], row["seed"], row["phase"]) == (chosen.label, chosen.seed, first.name)
-        and row["client"] != client
-    ]
+    rows = [row for row in _first_rows(chosen) if row["client"] != client]
     make_folder(after.folder)
     at = Checkpoint(
         after.identity, after.shards.task, 1, (1,), 0, -1, state, rows=len(rows), rows_digest=digest_rows(rows)

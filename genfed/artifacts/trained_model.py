@@ -94,7 +94,7 @@ def load_trained(chosen: SelectedTrial, client: int) -> TrainedModel:
         GenfedError: there is no such client, files are damaged, or data that are needed cannot be read.
     """
     config, label, at = chosen.config, chosen.label, chosen.at
-    rows = _client_rows(chosen)
+    rows = [row for row in read_rows(chosen) if row["client"] is not None]
     clients = None if config.method[label].classifier_reads_data else _list_clients(chosen, rows)
     trial = _trial_with_data(chosen) if clients is None else _trial_without_data(chosen, clients)
     info = _find_client(trial, client)
@@ -122,16 +122,15 @@ def load_trained(chosen: SelectedTrial, client: int) -> TrainedModel:
         )
 
 
-def _client_rows(chosen: SelectedTrial) -> list[Row]:
-    """Returns the rows of the metrics that are of a client in this trial.
+def read_rows(chosen: SelectedTrial) -> list[Row]:
+    """Returns the rows of the metrics of a trial.
 
     Raises:
         GenfedError: they are not those that the checkpoint counts on.
     """
     file, folder = chosen.run.metrics, chosen.run.trial(chosen.label, chosen.seed)
     rows = read_metrics(file) if file.exists() else []
-    counted = counted_rows(rows, chosen.label, chosen.seed, chosen.at, file, folder)
-    return [row for row in counted if row["client"] is not None]
+    return list(counted_rows(rows, chosen.label, chosen.seed, chosen.at, file, folder))
 
 
 def _find_client(trial: Trial, client: int) -> ClientInfo:

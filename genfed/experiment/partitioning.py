@@ -31,7 +31,7 @@ def partition_data(config: Config, dataset: Dataset, seed: int) -> FederatedData
         columns = {name: tuple(values[i] for i in rows.tolist()) for name, values in columns.items()}
     parts = config.partition.split(y[rows], federation.clients, stream(seed, "partition"), columns)
     names = assign_architectures(federation.architectures, federation.clients)
-    kept = _list_kept(federation)
+    kept = list_kept(federation)
     clients = tuple(ClientInfo(i, names[i], len(parts[i])) for i in kept)
     stops = torch.tensor([len(parts[i]) for i in kept]).cumsum(0).tolist()
     tested = config.evaluation.split == "test"
@@ -49,7 +49,7 @@ def partition_data(config: Config, dataset: Dataset, seed: int) -> FederatedData
     )
 
 
-def _list_kept(federation: Federation) -> list[int]:
+def list_kept(federation: Federation) -> list[int]:
     """Returns the numbers of the clients that are not excluded.
 
     Raises:

@@ -1,5 +1,6 @@
 """`genfed forget`: what is left is what a run without the client has, to the bit."""
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,13 @@ import pytest
 from genfed.artifacts import forget as forgetting
 from genfed.artifacts.forget import forget
 from genfed.config.reader import read_config
+from genfed.core.client import Client
 from genfed.core.errors import GenfedError
 from genfed.core.record import digest, pack
 from genfed.experiment import run as runs
 from genfed.experiment.checkpoint import read_checkpoint
+from genfed.methods.fedcgs import FedCGS
+from genfed.methods.fedcvae_ens import FedCVAEEns
 from tests.conftest import start, tiny
 
 
@@ -86,6 +90,35 @@ def test_where_clients_were_drawn_all_is_done_again(tmp_path: Path) -> None:
     done = forget(tmp_path / "with", 1, tmp_path / "forgot")
     assert (done.removed, done.retrained) == ((), ("fedcgs",))
     start(tiny("fedcgs", federation={"client_fraction": 0.5, "excluded": [1]}), tmp_path / "without")
+    assert states(tmp_path / "forgot") == states(tmp_path / "without")
+
+
+def fail_once(monkeypatch: pytest.MonkeyPatch, method: type[Any], work: str, client: int) -> None:
+    """Has the first work of a client fail, as by a lack of memory."""
+    original: Any = getattr(method, work)
+    failed = list[int]()
+
+    @functools.wraps(original)
+    def flaky(self: Any, here: Client, sent: Any) -> Any:
+        if here.info.id == client and not failed:
+            failed.append(client)
+            raise MemoryError
+        return original(self, here, sent)
+
+    monkeypatch.setattr(method, work, flaky)
+
+
+@pytest.mark.parametrize("client", [1, 3])
+def test_where_a_client_had_failed_all_is_done_again(
+    client: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail_once(monkeypatch, FedCGS, "measure", 3)
+    fail_once(monkeypatch, FedCVAEEns, "train_decoder", 3)
+    start(tiny("fedcgs", "fedcvae_ens"), tmp_path / "with")
+    assert [len(trial.failures) for trial in json_report(tmp_path / "with")] == [1, 1]
+    done = forget(tmp_path / "with", client, tmp_path / "forgot")
+    assert (done.removed, done.retrained) == ((), ("fedcgs", "fedcvae_ens"))
+    start(tiny("fedcgs", "fedcvae_ens", federation={"excluded": [client]}), tmp_path / "without")
     assert states(tmp_path / "forgot") == states(tmp_path / "without")
 
 
