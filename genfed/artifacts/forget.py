@@ -25,6 +25,7 @@ from genfed.engines.messages import RoundId
 from genfed.experiment import partitioning
 from genfed.experiment import run as runs
 from genfed.experiment.checkpoint import STATE, Checkpoint
+from genfed.experiment.checks import check_excluded
 from genfed.experiment.inputs import data_fingerprint, load_data, load_public
 from genfed.experiment.local_clients import new_runner
 from genfed.experiment.progress import Progress
@@ -60,7 +61,8 @@ def forget(
         command: the command that was given.
 
     Raises:
-        GenfedError: the run is not finished, is one of sites or has privacy noise, or there is no such client.
+        GenfedError: the run is not finished, is one of sites or has privacy noise, there is no such client, or examples
+            are encoded by numbers that the client's are in.
     """
     old = RunFolder(run.absolute())
     old.read_report()  # of a finished run
@@ -130,6 +132,8 @@ def _remove(
 ) -> None:
     """Writes the checkpoints, rows and config of the new run."""
     dataset, rows = load_data(config), list[Row]()
+    for seed in config.seeds:
+        check_excluded(without, dataset, partitioning.partition_data(without, dataset, seed).train)
     make_folder(new.path)
     new.begin(runs.describe_start(command or None))
     for label in exact:

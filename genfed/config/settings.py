@@ -36,7 +36,8 @@ class Federation:
     train all clients in every round."""
     excluded: tuple[Annotated[int, Field(ge=0)], ...] | None = None
     """Numbers of the clients that are left out, with their examples: the others keep their numbers, examples and
-    architectures. `genfed forget` sets it. Unset: none is. Not for sites: one that leaves does not join."""
+    architectures. `genfed forget` sets it. Refused where examples are encoded by what was computed from theirs too
+    (`data.encoder` and `data.pixels` give it instead). Unset: none is. Not for sites: one that leaves does not join."""
     quorum: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Fraction of the selected clients that must answer. With fewer answers the run stops; it can be resumed from the
     last checkpoint. Not used under `privacy.secret_sampling`."""

@@ -15,6 +15,8 @@ from genfed.core.federated_data import FederatedData
 from genfed.core.files import keep_directory
 from genfed.core.method import Method
 from genfed.core.task import Data, Task
+from genfed.data.dataset import Dataset
+from genfed.data.fitted import describe_fitted_without
 from genfed.engines.client_runner import NewNetwork
 from genfed.experiment.partitioning import count_classes
 from genfed.training.classifier import Training
@@ -53,6 +55,23 @@ def check_clients(config: Config, shards: FederatedData, new_network: NewNetwork
                 f"{label} needs every class at every client, and client {client} has no example of "
                 f"{shards.task.classes[place]!r}: choose another partition or method"
             )
+
+
+def check_excluded(config: Config, dataset: Dataset, kept: Data) -> None:
+    """Refuses to exclude clients whose examples are in how all others are encoded.
+
+    Args:
+        config: the config of the run.
+        dataset: its data set.
+        kept: the training examples of the other clients.
+
+    Raises:
+        GenfedError: the encoding of the examples was computed from those of the excluded clients, too.
+    """
+    if config.federation.excluded and (fitted := describe_fitted_without(config.data, dataset, kept)):
+        raise GenfedError(
+            f"federation.excluded = {list(config.federation.excluded)}: the run would keep something of them: {fitted}"
+        )
 
 
 def check_augmentation(label: str, method: Method[Any], task: Task) -> None:

@@ -120,6 +120,7 @@ def _checked_inputs(config: Config, dataset: Dataset) -> RunInputs:
     for seed in config.seeds:
         shards = partitioning.partition_data(config, dataset, seed)
         unseen |= dict.fromkeys(coverage.describe_missing_classes(shards))
+        checks.check_excluded(config, dataset, shards.train)
         checks.check_clients(config, shards, architectures.new)
         generator_quality.check_generator_quality(config.metrics, config.method, shards, architectures.new)
         compatibility.check_compatibility(config, shards, seed)

@@ -27,7 +27,7 @@ def _check_order(ends: tuple[float, float]) -> tuple[float, float]:
 Range = Annotated[tuple[float, float], AfterValidator(_check_order)]
 """Black and white. Where it is read from a file, black is the smaller one."""
 BYTES: Range = (0.0, 255.0)
-_UNIT: Range = (0.0, 1.0)
+UNIT: Range = (0.0, 1.0)
 _SIGNED: tuple[Range, ...] = ((-1.0, 1.0), (-0.5, 0.5))
 _SLACK = 0.05
 """Share of a scale. Floats that were resized or filtered may exceed their scale by it."""
@@ -162,7 +162,7 @@ class PixelScale:
     def _choose(self, seen: PixelRange, where: str, file: bool) -> Range:
         """Returns black and white for these pixels."""
         if seen.stored == "bits":
-            return _UNIT if self.bytes is not None else self._check(seen, self.numbers, where)
+            return UNIT if self.bytes is not None else self._check(seen, self.numbers, where)
         if seen.stored != "bytes":
             if self.numbers == BYTES and not seen.whole and seen.high <= 1:
                 raise GenfedError(f"{where} holds {seen}; the training pixels are from 0 to 255: multiply by 255")
@@ -171,10 +171,10 @@ class PixelScale:
             if file:
                 raise GenfedError(f"{where} holds {seen}; the training pixels are {self._describe(self.numbers)}")
             return self._check(seen, self.numbers, where)
-        if self.bytes == _UNIT and seen.high > 1:
+        if self.bytes == UNIT and seen.high > 1:
             return BYTES  # black and white in a mask whose white is 255, not 1
-        if self.numbers == _UNIT and seen.high <= 1 and not file:
-            return _UNIT  # black and white as whole numbers beside floats
+        if self.numbers == UNIT and seen.high <= 1 and not file:
+            return UNIT  # black and white as whole numbers beside floats
         return self._check(seen, self.bytes, where)
 
     def _check(self, seen: PixelRange, scale: Range, where: str) -> Range:
@@ -226,7 +226,7 @@ def fit_pixel_scale(train: PixelRange, ground: Ground, where: str) -> PixelScale
             f"[{_format(min(low, 0))}, {_format(top)}]"
         )
     if train.stored == "bits" or (train.whole and low >= 0 and high == 1):
-        return PixelScale(numbers=_UNIT, bytes=_UNIT if train.stored == "bytes" else BYTES, ground=ground)
+        return PixelScale(numbers=UNIT, bytes=UNIT if train.stored == "bytes" else BYTES, ground=ground)
     if train.stored == "bytes":
         return PixelScale(ground=ground)
     if (known := _find_known(low, high)) is not None:
@@ -237,7 +237,7 @@ def fit_pixel_scale(train: PixelRange, ground: Ground, where: str) -> PixelScale
 def _find_known(low: float, high: float) -> Range | None:
     """Returns the common scale of floats that fits their range. None: none does."""
     if low >= -_SLACK and high <= 1 + _SLACK:
-        return _UNIT
+        return UNIT
     if -0.5 - _SLACK <= low <= -0.4 and 0.4 <= high <= 0.5 + _SLACK:
         return (-0.5, 0.5)
     if low >= -1 - 2 * _SLACK and high <= 1 + 2 * _SLACK:
@@ -262,7 +262,7 @@ def find_doubts(train: PixelRange, scale: PixelScale) -> Iterator[str]:
             f"pixels are {train}, on no known scale: scaled so that these become −1 and 1; set data.pixels to the "
             f"numbers of black and white, such as [{_format(low)}, {_format(high)}]"
         )
-    elif train.stored == "bytes" and (low, high) == _UNIT:
+    elif train.stored == "bytes" and (low, high) == UNIT:
         yield "pixels are 0 and 1 only, taken for black and white; set data.pixels = [0, 255] if both are dark greys"
     elif train.high - train.low < _NARROW * (high - low):
         likely = [min(0.0, math.floor(train.low)), math.ceil(train.high)]

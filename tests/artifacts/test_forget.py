@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from genfed.artifacts import forget as forgetting
@@ -93,6 +94,9 @@ def test_where_clients_were_drawn_all_is_done_again(tmp_path: Path) -> None:
     assert states(tmp_path / "forgot") == states(tmp_path / "without")
 
 
+PLAIN = {"fedcgs": {"encoder": {"kind": "identity"}}}
+
+
 def fail_once(monkeypatch: pytest.MonkeyPatch, method: type[Any], work: str, client: int) -> None:
     """Has the first work of a client fail, as by a lack of memory."""
     original: Any = getattr(method, work)
@@ -120,6 +124,36 @@ def test_where_a_client_had_failed_all_is_done_again(
     assert (done.removed, done.retrained) == ((), ("fedcgs", "fedcvae_ens"))
     start(tiny("fedcgs", "fedcvae_ens", federation={"excluded": [client]}), tmp_path / "without")
     assert states(tmp_path / "forgot") == states(tmp_path / "without")
+
+
+def test_what_a_client_wrote_into_the_encoding_is_not_left_in_silence(tmp_path: Path) -> None:
+    """A client that alone has a category of a table, or the largest of pixels on no known scale."""
+    rows = [f"{'ABCD'[i % 4]},{i % 7},{'odd' if i % 4 == 3 else 'usual'},{i // 4 % 2}" for i in range(160)]
+    (tmp_path / "table.csv").write_text("\n".join(["hospital,age,finding,label", *rows]))
+    x = np.random.default_rng(0).uniform(0, 40, (160, 1, 8, 8))
+    np.savez(tmp_path / "images.npz", x=x, y=np.arange(160) % 2)
+    table = {"kind": "table", "path": str(tmp_path / "table.csv"), "label": "label"}
+    images = {"kind": "npz", "path": str(tmp_path / "images.npz")}
+    for number, (data, remedy) in enumerate(((table, "set data.encoder"), (images, "set data.pixels"))):
+        config = tiny("fedcgs", method=PLAIN) | {"data": data}
+        start(config, out := tmp_path / f"with-{number}")
+        with pytest.raises(GenfedError, match=rf"excluded = \[3\]: the run would keep something of them.*{remedy}"):
+            forget(out, 3, tmp_path / f"forgot-{number}")
+        assert not (tmp_path / f"forgot-{number}").exists()
+        config["federation"] |= {"excluded": [3]}
+        with pytest.raises(GenfedError, match=remedy):
+            start(config, tmp_path / f"without-{number}")
+    given = table | {"encoder": str(tmp_path / "with-0" / "encoder.json")}
+    start(tiny("fedcgs", method=PLAIN) | {"data": given}, tmp_path / "given")
+    assert forget(tmp_path / "given", 3, tmp_path / "forgot").removed == ("fedcgs",)
+
+
+def test_a_common_scale_of_pixels_says_nothing_of_a_client(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).integers(0, 256, (160, 1, 8, 8), dtype=np.uint8)
+    for name, stored in (("bytes", x), ("floats", x / 255)):
+        np.savez(tmp_path / f"{name}.npz", x=stored, y=np.arange(160) % 2)
+        start(tiny("fedcgs") | {"data": {"kind": "npz", "path": str(tmp_path / f"{name}.npz")}}, tmp_path / name)
+        assert forget(tmp_path / name, 3, tmp_path / f"{name}-forgot").removed == ("fedcgs",)
 
 
 def test_goes_on_after_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
