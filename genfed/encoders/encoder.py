@@ -71,11 +71,17 @@ class BuiltEncoder:
         return features
 
 
-def build_encoder(encoder: Encoder, where: Client | Server) -> BuiltEncoder:
+def build_encoder(encoder: Encoder, where: Client | Server, agreed: str | None = None) -> BuiltEncoder:
     """Returns the encoder of the run's task, on the device of `where`: the same on the server and on all clients.
 
+    Args:
+        encoder: The encoder.
+        where: The client or server that needs it.
+        agreed: Digest of the encoder that a state was made with. None: any will do; no features are computed.
+
     Raises:
-        GenfedError: the encoder does not support the task, or gives no features or more than 65,536.
+        GenfedError: the encoder does not support the task, gives no features or more than 65,536, or is another one
+            than the agreed one.
     """
     network = encoder.new(where.task, where.common("encoder")).to(where.device).eval()
     with torch.no_grad():
@@ -83,7 +89,14 @@ def build_encoder(encoder: Encoder, where: Client | Server) -> BuiltEncoder:
     width = math.prod(features.shape[1:])
     if not 0 < width <= WIDEST:
         raise GenfedError(f"the encoder gives {width} features of an example; 1 to {WIDEST} are allowed")
-    return BuiltEncoder(network, Task("features", (width,), where.task.classes))
+    built = BuiltEncoder(network, Task("features", (width,), where.task.classes))
+    if agreed is not None and built.digest != agreed:
+        whose = "its" if isinstance(where, Client) else "the"
+        raise GenfedError(
+            f"{whose} encoder ({built.digest[:8]}) is not that of the run ({agreed[:8]}): it needs the same files and "
+            "the same version of genfed, wherever it is used"
+        )
+    return built
 
 
 def encode_examples(client: Client, encoder: Encoder, agreed: str) -> Data:
@@ -97,14 +110,6 @@ def encode_examples(client: Client, encoder: Encoder, agreed: str) -> Data:
     Raises:
         GenfedError: the client's encoder is another one than the server's.
     """
-
-    def compute() -> Tensor:
-        built = build_encoder(encoder, client)
-        if built.digest != agreed:
-            raise GenfedError(
-                f"its encoder ({built.digest[:8]}) is not the server's ({agreed[:8]}): both need the same files and "
-                "the same version of genfed"
-            )
-        return built.encode(client.data.x)
-
-    return recall_features(client, ENCODED, agreed, compute)
+    return recall_features(
+        client, ENCODED, agreed, lambda: build_encoder(encoder, client, agreed).encode(client.data.x)
+    )

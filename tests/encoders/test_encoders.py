@@ -89,7 +89,7 @@ def test_another_seed_draws_other_filters() -> None:
 def test_a_client_with_another_encoder_is_refused() -> None:
     data = examples(IMAGES)
     agreed = build_encoder(RandomConv(), server(IMAGES)).digest
-    with pytest.raises(GenfedError, match="is not the server's"):
+    with pytest.raises(GenfedError, match="is not that of the run"):
         encode_examples(client(IMAGES, data, seed=1), RandomConv(), agreed)
 
 

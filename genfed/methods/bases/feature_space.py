@@ -125,8 +125,7 @@ class FixedEncoder(FeatureSpace):
         return build_encoder(self.encoder, server).task
 
     def encode(self, client: Client, extractor: Weights) -> tuple[Task, Data]:
-        agreed = bytes(extractor["digest"].tolist()).hex()
-        features = encode_examples(client, self.encoder, agreed)
+        features = encode_examples(client, self.encoder, _read_digest(extractor))
         features = replace(features, x=whiten(features.x, extractor))
         return Task("features", tuple(features.x.shape[1:]), client.task.classes), features
 
@@ -136,10 +135,11 @@ class FixedEncoder(FeatureSpace):
         return OpenHeader(header, task, features)
 
     def represent(self, server: Server, extractor: Weights, x: Tensor) -> Tensor:
-        return whiten(build_encoder(self.encoder, server).encode(x.to(server.device)).cpu(), extractor)
+        built = build_encoder(self.encoder, server, _read_digest(extractor))
+        return whiten(built.encode(x.to(server.device)).cpu(), extractor)
 
     def join(self, client: Client, sent: SplitNetwork) -> nn.Module:
-        built = build_encoder(self.encoder, client)
+        built = build_encoder(self.encoder, client, _read_digest(sent.extractor))
         header = build_classifier(client, client.info.architecture, sent.header, task=built.task)
         between = [Whitening(sent.extractor).to(client.device)] if "mean" in sent.extractor else []
         return nn.Sequential(built.network, *between, header)
@@ -151,6 +151,11 @@ class FixedEncoder(FeatureSpace):
     def _headers(self, server: Server, task: Task) -> list[tuple[str, nn.Module]]:
         names = server.architectures
         return [(name, new_classifier(server, name, server.common("classifier", name), task)) for name in names]
+
+
+def _read_digest(extractor: Weights) -> str:
+    """Returns the digest of the encoder that is sent as the extractor."""
+    return bytes(extractor["digest"].tolist()).hex()
 
 
 Whiten = Literal["none", "diagonal", "full"]

@@ -21,7 +21,6 @@ from genfed.encoders.random_conv import RandomConv
 from genfed.generators.gaussian import Gaussian
 from genfed.generators.generator import GeneratorNetwork
 from genfed.generators.statistics_generator import StatisticsGenerator, bound_rows, narrow, narrow_type, subtract
-from genfed.training.weights import Model
 
 
 @dataclass(frozen=True)
@@ -48,6 +47,16 @@ class StatisticsRequest:
     """Number of examples of the largest client, which decides how many bits a sum needs."""
     present: Weights
     """The generator that was estimated in the pass before. Empty: this is the first pass."""
+
+
+@dataclass(frozen=True)
+class FeatureHead:
+    """What a client is sent to classify examples."""
+
+    encoder: str
+    """Digest of the server's encoder."""
+    head: Weights
+    """The head that classifies its features. Empty: there is none yet."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +141,7 @@ class FeatureStatistics(Method[StatisticsState]):
     def with_statistics(self, server: Server, state: StatisticsState, statistics: Weights) -> StatisticsState:
         """Returns the state after a pass with these sums, whichever clients they come from."""
         statistics = {name: value.long() for name, value in statistics.items()}
-        task, draws = build_encoder(self.encoder, server).task, server.common("generator")
+        task, draws = build_encoder(self.encoder, server, state.encoder).task, server.common("generator")
         present = state.generator if self.generator.passes > 1 else {}
         if server.sums is not None and server.sums.multiplier:
             scales = self.generator.noise_scales(statistics, server.sums.bounds)
@@ -158,14 +167,14 @@ class FeatureStatistics(Method[StatisticsState]):
     def new_head(self, features: int, classes: int) -> nn.Module:
         """Returns a head for features [n, d] that takes the weights of `make_head`."""
 
-    def send_classifier(self, server: Server, state: StatisticsState, info: ClientInfo) -> Model:
-        return Model(state.head)
+    def send_classifier(self, server: Server, state: StatisticsState, info: ClientInfo) -> FeatureHead:
+        return FeatureHead(state.encoder, state.head)
 
-    def classifier(self, client: Client, sent: Model) -> nn.Module:
-        built = build_encoder(self.encoder, client)
+    def classifier(self, client: Client, sent: FeatureHead) -> nn.Module:
+        built = build_encoder(self.encoder, client, sent.encoder)
         head = self.new_head(built.task.shape[0], len(built.task.classes)).to(client.device)
-        if sent.classifier:  # before the upload there is none
-            head.load_state_dict(sent.classifier)
+        if sent.head:  # before the upload there is none
+            head.load_state_dict(sent.head)
         return nn.Sequential(built.network, head)
 
     def load_generator(self, server: Server, weights: Weights) -> GeneratorNetwork:
@@ -180,7 +189,7 @@ class FeatureStatistics(Method[StatisticsState]):
         return self.load_generator(server, state.generator).sample(y.to(server.device), server.rng)
 
     def represent(self, server: Server, state: StatisticsState, x: Tensor) -> Tensor:
-        return build_encoder(self.encoder, server).encode(x.to(server.device)).cpu()
+        return build_encoder(self.encoder, server, state.encoder).encode(x.to(server.device)).cpu()
 
 
 def count_largest(server: Server) -> int:
