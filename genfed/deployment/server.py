@@ -208,6 +208,7 @@ def _checked_inputs(config: Config, roster: SiteRoster, sites: Sequence[SiteDesc
         checks.check_augmentation(label, method, task)
     architectures = {seed: ask_architectures(roster, sites, task, seed) for seed in config.seeds}
     compatibility.check_example_privacy(config, task, clients, architectures[config.seeds[-1]].new)
+    compatibility.check_private_encoders(config, task, clients, architectures[config.seeds[-1]].new)
     return RunInputs(config, task, clients, architectures, public)
 
 

@@ -44,7 +44,7 @@ from genfed.deployment.trial_description import (
 )
 from genfed.encoders.pretrained import Pretrained
 from genfed.engines.client_storage import lock_folder
-from genfed.experiment.compatibility import trained_classifier
+from genfed.experiment.compatibility import check_encoders, trained_classifier
 from genfed.experiment.local_clients import new_runner
 from genfed.experiment.trial import Trial, new_server
 from genfed.foundation.model import FoundationModel
@@ -435,13 +435,16 @@ def _check_sums(config: SiteSettings, trial: Trial, how: DPSum) -> None:
 
 def _check_networks(config: SiteSettings, trial: Trial) -> None:
     """Refuses a trial under [privacy] if a network that the site would train cannot be trained by DP-SGD: its
-    classifier, or one that the method brings. Each is checked again when it is trained.
+    classifier, or one that the method brings. Each is checked again when it is trained. Refuses an encoder that mixes
+    examples, under privacy of examples.
     """
+    task, own = trial.shards.task, [info for info in trial.shards.clients if info.architecture]
+    server = new_server(task, tuple(own), trial.compute, trial.new_network, trial.seed, 0, "check")
+    if trial.privacy is not None or trial.sum_privacy is not None:
+        check_encoders(trial.label, trial.method, server)
     if trial.privacy is not None:
-        task, own = trial.shards.task, [info for info in trial.shards.clients if info.architecture]
         sizes = list_batch_sizes([trial.method])
         check_network(trained_classifier(config.architecture, task, trial.new_network), batch_sizes=sizes)
-        server = new_server(task, tuple(own), trial.compute, trial.new_network, 0, 0, "check")
         for network in trial.method.trained_networks(server):
             check_network(network, batch_sizes=sizes)
 

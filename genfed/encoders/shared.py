@@ -1,5 +1,9 @@
 """The encoder that clients train together: the extractor of GeFL-F's architectures."""
 
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -17,3 +21,11 @@ class Shared(Encoder):
 
     def new(self, task: Task, rng: torch.Generator) -> nn.Module:
         raise GenfedError("encoder shared: only gefl_f trains one; the other encoders are fixed maps")
+
+
+def list_fixed_encoders(method: Any) -> Iterator[tuple[str, Encoder]]:
+    """Yields the encoders that are settings of a method, with their keys, but for those that clients train."""
+    for field in fields(method):
+        value = getattr(method, field.name)
+        if isinstance(value, Encoder) and not isinstance(value, Shared):
+            yield field.name, value

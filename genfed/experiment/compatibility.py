@@ -11,17 +11,21 @@ from genfed.config import registry
 from genfed.config.architectures import Architectures
 from genfed.config.settings import Config
 from genfed.core.aggregate import ClientInfo, list_groups, select_means
-from genfed.core.errors import GenfedError, require
+from genfed.core.client import Server
+from genfed.core.errors import GenfedError, first_line, require
 from genfed.core.federated_data import FederatedData
 from genfed.core.method import Method, TrainedNetwork
 from genfed.core.phase import Phase
 from genfed.core.schedule import Schedule, list_upload_phases
 from genfed.core.task import Task
+from genfed.encoders.encoder import build_encoder
+from genfed.encoders.shared import list_fixed_encoders
 from genfed.engines.client_runner import NewNetwork
 from genfed.experiment.trial import new_server
 from genfed.privacy.accounting import warn_of_weak_privacy
 from genfed.privacy.compatibility import check_client_level, check_example_level
 from genfed.privacy.dp_sum import check_sum_level
+from genfed.privacy.independence import check_features_independent
 from genfed.privacy.plan import check_example_plan
 from genfed.robustness.robust_mean import AggregationRule, describe_uncovered, list_uncovered
 from genfed.secure_aggregation.graph import check_neighbors
@@ -144,6 +148,45 @@ def _check_group(rule: AggregationRule, count: int, where: str) -> None:
         rule.check(count)
     except GenfedError as error:
         raise GenfedError(f"{where}: {error}") from None
+
+
+def check_encoders(label: str, method: Method[Any], server: Server) -> None:
+    """Refuses, under privacy of examples, an encoder that mixes them: one example would change the features of others.
+
+    Args:
+        label: the label of the method.
+        method: the method.
+        server: a server that knows the task.
+
+    Raises:
+        GenfedError: an encoder does so, or fails on a batch.
+    """
+    x = torch.rand(32, *server.task.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    for name, encoder in list_fixed_encoders(method):
+        network = build_encoder(encoder, server).network
+        try:
+            check_features_independent(network, x.to(server.device))
+        except Exception as error:  # a user's encoder can raise any error
+            kind = registry.name_of(registry.ENCODERS, type(encoder))
+            raise GenfedError(
+                f"method.{label}.{name}.kind = {kind!r} cannot be used under [privacy]: {first_line(error)}"
+            ) from None
+
+
+def check_private_encoders(config: Config, task: Task, clients: Sequence[ClientInfo], new_network: NewNetwork) -> None:
+    """Checks the encoders of all methods of a run by `check_encoders`, if it has privacy of examples.
+
+    Args:
+        config: the settings of the run.
+        task: the task of the clients' examples.
+        clients: the clients of one seed.
+        new_network: returns a new classifier.
+    """
+    if config.example_privacy is None and config.sum_privacy is None:
+        return
+    for label, method in config.method.items():
+        seed = config.seeds[-1]
+        check_encoders(label, method, new_server(task, tuple(clients), config.compute, new_network, seed, 0, "check"))
 
 
 def check_client_privacy(config: Config, clients: Sequence[ClientInfo], seed: int) -> None:

@@ -128,6 +128,7 @@ def _checked_inputs(config: Config, dataset: Dataset) -> RunInputs:
         compatibility.check_sum_privacy(config, shards.clients, seed)
     examples = normalize_pixels(shards.train.x[:2])
     compatibility.check_example_privacy(config, dataset.task, shards.clients, architectures.new, examples)
+    compatibility.check_private_encoders(config, dataset.task, shards.clients, architectures.new)
     fraction, first = config.federation.client_fraction, config.seeds[0]
     unseen |= dict.fromkeys(coverage.describe_clients_never_asked(config.method, shards, fraction, first))
     summary = dataset.summary + SourceSummary((), tuple(unseen))

@@ -1,4 +1,6 @@
-"""Checks before DP-SGD that no example of a batch changes the loss or the gradient of another."""
+"""Checks before training under privacy of examples that none of a batch changes what another becomes: its features, or
+its loss and gradient under DP-SGD.
+"""
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -53,6 +55,31 @@ def check_independent(objective: Objective, x: Tensor, y: Tensor, batch_sizes: I
     for name, buffer in objective.network.named_buffers():
         if not torch.equal(buffers[name], buffer):
             raise GenfedError(f"{name} stores statistics of examples, which get no noise")
+
+
+def check_features_independent(network: nn.Module, x: Tensor) -> None:
+    """Refuses a fixed map in which an example's features depend on the other examples of its batch, on their number, or
+    on examples seen before. Like `check_independent` it is no proof.
+
+    Args:
+        network: the map, in evaluation mode.
+        x: examples [m, *shape], m ≥ 5, as a network takes them. The first few and all together are tried.
+
+    Raises:
+        GenfedError: the reason.
+    """
+    with torch.no_grad(), torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False):
+        sizes = (*SIZES, len(x))
+        alone = {row: network(x[row : row + 1])[0] for size in sizes for row in (0, size - 1)}
+        for size in sizes:
+            together = network(x[:size])
+            if not all(_close(together[row], alone[row]) for row in (0, size - 1)):
+                raise GenfedError(
+                    f"its features of an example depend on the others of the batch (tried with {size} examples)"
+                )
+        network(x * 10 + 3)
+        if not all(_close(network(x[row : row + 1])[0], before) for row, before in alone.items()):
+            raise GenfedError("its features of an example depend on examples that it has seen before")
 
 
 def _try_all(tried: "_Tried", network: nn.Module, sizes: Sequence[int]) -> None:

@@ -390,6 +390,24 @@ def test_a_method_of_others_is_held_to_its_declaration(tmp_path: Path, kind: str
     assert not list((site_settings.read_site(file).folder).rglob("last.reply"))
 
 
+@pytest.mark.parametrize(
+    ("encoder", "says"),
+    [
+        ({"kind": "tests.privacy.test_dp_sum:Centered"}, "depend on the others of the batch"),
+    ],
+)
+def test_an_encoder_whose_sums_no_noise_covers_is_refused_at_the_site(
+    encoder: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("opacus")
+    noise = {"kind": "dp_sum", "noise_multiplier": 2.0, "delta": 1e-5}
+    config = some("fedcgs", method={"fedcgs": {"encoder": encoder}}, federation=ALIKE, privacy=noise)
+    (file, *_) = sites(config, tmp_path, a={"allow": [encoder["kind"]]})
+    head = letter(config, "fedcgs")
+    prepare = {"genfed": head["genfed"], "ask": "prepare", "open": [head["open"]], "client": 0}
+    refuses(file, prepare, says, EMPTY)
+
+
 # All that a server says.
 
 

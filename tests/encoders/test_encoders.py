@@ -14,6 +14,8 @@ from genfed.encoders.encoder import ENCODED, Encoder, build_encoder, encode_exam
 from genfed.encoders.identity import Identity
 from genfed.encoders.random_conv import RandomConv, draw_filters, weigh_cells
 from genfed.encoders.whitened import Whitened, load_public_images
+from genfed.experiment.compatibility import check_encoders
+from genfed.methods.fedcgs import FedCGS
 from tests.encoders.toys import vision_model
 
 IMAGES = Task("image", (3, 16, 16), ("cat", "dog"))
@@ -161,6 +163,11 @@ def test_public_images_are_white_on_black_with_a_margin(public: Any) -> None:
     edge = torch.cat([images[:, 0, 0], images[:, 0, -1], images[:, 0, :, 0], images[:, 0, :, -1]], 1)
     assert float(edge.mean()) < -0.9
     assert float(images[:, 0, 8:20, 8:20].mean()) > float(edge.mean()) + 0.3
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_no_encoder_mixes_examples(name: str) -> None:
+    check_encoders("fedcgs", FedCGS(encoder=own(name)), server(TASKS[name]))
 
 
 def test_public_features_are_white_after_whitening() -> None:

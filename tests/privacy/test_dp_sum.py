@@ -10,13 +10,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from genfed import Data, GenfedError, Task
+from genfed.config.architectures import Architectures
 from genfed.config.reader import read_config
 from genfed.core.privacy import SumBounds
+from genfed.core.settings import settings
 from genfed.core.task import Weights
+from genfed.encoders.encoder import Encoder
 from genfed.experiment.checkpoint import read_checkpoint
+from genfed.experiment.compatibility import check_private_encoders
 from genfed.experiment.run_folder import RunFolder
 from genfed.generators.gaussian import Gaussian
 from genfed.generators.statistics_generator import STEPS, bound_rows, merge
@@ -242,3 +246,53 @@ def test_an_estimate_with_hardly_any_noise_is_the_exact_one(kind: str) -> None:
     plain, noisy = how.estimate(task, exact), how.estimate_noisy(task, exact, deviations)
     for name, value in plain.items():
         torch.testing.assert_close(noisy[name], value, rtol=1e-5, atol=1e-6)
+
+
+@settings
+class Centered(Encoder):
+    """Features of which the mean of the batch is subtracted: an easy mistake."""
+
+    def new(self, task: Task, rng: torch.Generator) -> nn.Module:
+        return CenteredNetwork()
+
+
+class CenteredNetwork(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1)
+        return x - x.mean(0) if len(x) > 2 else x
+
+
+@settings
+class Counting(Encoder):
+    """Features that depend on whether bright examples were seen before."""
+
+    def new(self, task: Task, rng: torch.Generator) -> nn.Module:
+        return CountingNetwork()
+
+
+class CountingNetwork(nn.Module):
+    seen = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = x.flatten(1) + self.seen
+        self.seen += int((x > 1).any())
+        return features
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"), [("Centered", "depend on the others of the batch"), ("Counting", "that it has seen before")]
+)
+def test_an_encoder_that_mixes_examples_is_refused_before_training(kind: str, says: str, tmp_path: Path) -> None:
+    name = f"tests.privacy.test_dp_sum:{kind}"
+    with pytest.raises(GenfedError, match=rf"method.fedcgs.encoder.kind = '{name}' cannot be used under .*{says}"):
+        start(private(NOISY, method={"fedcgs": {"encoder": {"kind": name}}}), tmp_path / "run")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_headers_under_dp_sgd_learn_from_no_such_features() -> None:
+    settings = {"encoder": {"kind": "tests.privacy.test_dp_sum:Centered"}, "whitening": "none"}
+    noise = {"kind": "dp_sgd", "noise_multiplier": 1.0, "delta": 1e-3}
+    config = read_config(tiny("gefl_f", method={"gefl_f": settings}, privacy=noise))
+    task = Task("image", (1, 8, 8), ("a", "b"))
+    with pytest.raises(GenfedError, match="depend on the others of the batch"):
+        check_private_encoders(config, task, (), Architectures().new)
