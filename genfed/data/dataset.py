@@ -55,6 +55,11 @@ class Examples:
 class Source(ABC):
     """Settings of one kind of data source (one file each)."""
 
+    @property
+    def origin(self) -> str:
+        """What the examples are made of, where another source makes examples of the same. Empty: no other one does."""
+        return ""
+
     @abstractmethod
     def load(self) -> Dataset:
         """Reads the data set.

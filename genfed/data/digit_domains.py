@@ -11,6 +11,7 @@ from genfed.core.rng import stream
 from genfed.core.settings import settings
 from genfed.core.task import Data
 from genfed.data.dataset import Dataset
+from genfed.data.digits import DIGITS
 from genfed.data.images import ImageSource
 from genfed.data.split import split_stratified
 from genfed.data.styles import Style, describe_character, paint
@@ -53,6 +54,10 @@ class DigitDomains(ImageSource):
             raise GenfedError(f"domains is empty: name at least one of {', '.join(DOMAINS)}")
         if unknown := [name for name in self.domains if name not in DOMAINS]:
             raise GenfedError(f"domains: {unknown[0]!r} is not there; there are: {', '.join(DOMAINS)}")
+
+    @property
+    def origin(self) -> str:
+        return DIGITS
 
     def load(self) -> Dataset:
         from sklearn.datasets import load_digits  # seconds to import, in every worker that reads a config

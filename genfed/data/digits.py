@@ -9,6 +9,9 @@ from genfed.data.dataset import Dataset
 from genfed.data.images import ImageSource
 from genfed.preprocessing.pixel_scale import PixelScale
 
+DIGITS = "scikit-learn's digits"
+"""See `Source.origin`."""
+
 
 @settings
 class Digits(ImageSource):
@@ -16,6 +19,10 @@ class Digits(ImageSource):
 
     size: int = Field(default=32, ge=1, le=4096)
     """Height and width in pixels to which the images are resized (bilinear); the original digits have 8."""
+
+    @property
+    def origin(self) -> str:
+        return DIGITS
 
     def load(self) -> Dataset:
         from sklearn.datasets import load_digits  # seconds to import, in every worker that reads a config

@@ -69,6 +69,10 @@ class Glyphs(ImageSource):
         if len(set(self.colours)) < 2 or not self.effects:
             raise GenfedError("colours takes at least two and effects at least one: a shape needs another background")
 
+    @property
+    def origin(self) -> str:
+        return f"rendered {self.characters}"
+
     def load(self) -> Dataset:
         import matplotlib
 

@@ -44,7 +44,7 @@ from genfed.deployment.trial_description import (
 )
 from genfed.encoders.pretrained import Pretrained
 from genfed.engines.client_storage import lock_folder
-from genfed.experiment.compatibility import check_encoders, trained_classifier
+from genfed.experiment.compatibility import check_encoders, check_public_examples, trained_classifier
 from genfed.experiment.local_clients import new_runner
 from genfed.experiment.trial import Trial, new_server
 from genfed.foundation.model import FoundationModel
@@ -436,10 +436,11 @@ def _check_sums(config: SiteSettings, trial: Trial, how: DPSum) -> None:
 def _check_networks(config: SiteSettings, trial: Trial) -> None:
     """Refuses a trial under [privacy] if a network that the site would train cannot be trained by DP-SGD: its
     classifier, or one that the method brings. Each is checked again when it is trained. Refuses an encoder that mixes
-    examples, under privacy of examples.
+    examples, under privacy of examples, and one that is computed from the site's own as if they were public.
     """
     task, own = trial.shards.task, [info for info in trial.shards.clients if info.architecture]
     server = new_server(task, tuple(own), trial.compute, trial.new_network, trial.seed, 0, "check")
+    check_public_examples(trial.label, trial.method, config.data, (trial.shards.train, trial.shards.held_out))
     if trial.privacy is not None or trial.sum_privacy is not None:
         check_encoders(trial.label, trial.method, server)
     if trial.privacy is not None:

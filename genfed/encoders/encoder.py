@@ -12,6 +12,7 @@ from genfed.core.client import Client, Server, Slot
 from genfed.core.errors import GenfedError
 from genfed.core.record import digest, pack
 from genfed.core.task import Data, Task
+from genfed.data.dataset import Source
 from genfed.training.evaluation import predict
 from genfed.training.stored_features import StoredFeatures, recall_features
 from genfed.training.weights import Model, weights_of
@@ -40,6 +41,12 @@ class Encoder(ABC):
         Raises:
             GenfedError: the encoder does not support the kind or the size of the task's examples.
         """
+
+    def public_sources(self) -> tuple[Source, ...]:
+        """Returns the sources of public examples that the encoder is computed from, none by default. A run whose own
+        examples are among them is refused.
+        """
+        return ()
 
 
 ENCODED = Slot("encoded", StoredFeatures)

@@ -17,6 +17,9 @@ from torch import Tensor, nn
 from genfed.core.errors import GenfedError
 from genfed.core.settings import settings
 from genfed.core.task import Data, Task
+from genfed.data.dataset import Source
+from genfed.data.digits import Digits
+from genfed.data.glyphs import Glyphs
 from genfed.encoders.encoder import Encoder
 from genfed.encoders.random_conv import RandomConv
 from genfed.training.evaluation import predict
@@ -30,7 +33,8 @@ _STEP = 2.0**-12
 @settings
 class Whitened(Encoder):
     """Another encoder's features, whitened and projected by public images, in rows of mean square 1. The public images
-    come with genfed's dependencies. Fewer and more even features need less noise under privacy of sums.
+    come with genfed's dependencies; a run whose own examples are among them is refused. Fewer and more even features
+    need less noise under privacy of sums.
     """
 
     encoder: InstanceOf[Encoder] = Field(default_factory=lambda: RandomConv(filters=96))
@@ -55,6 +59,9 @@ class Whitened(Encoder):
         encoder = self.encoder.new(task, rng)
         mean, components = _fit(self, task, state)
         return WhitenedNetwork(encoder, mean, components)
+
+    def public_sources(self) -> tuple[Source, ...]:
+        return (_public_source(self.public), *self.encoder.public_sources())
 
 
 class WhitenedNetwork(nn.Module):
@@ -120,30 +127,35 @@ def load_public_images(public: Public, shape: tuple[int, ...]) -> Data:
     return replace(data, x=data.x.expand(-1, channels, -1, -1).contiguous())
 
 
-def _load_digits(height: int, width: int) -> Data:
-    from genfed.data.digits import Digits
+def _public_source(public: Public) -> Source:
+    if public == "digits":
+        return Digits(size=8)
+    grey = ("white", "black")
+    characters: Literal["digits", "letters"] = "letters" if public == "letters" else "digits"
+    return Glyphs(size=64, channels=1, examples=2600, colours=grey, effects=("plain",), characters=characters)
 
-    parts = Digits(size=8).load()
+
+def _load_whole(public: Public) -> Data:
+    """Returns all examples of a public source, and their classes."""
+    parts = _public_source(public).load()
     data = [parts.train, parts.validation, parts.test]
-    x, y = torch.cat([part.x for part in data]), torch.cat([part.y for part in data])
+    return Data(torch.cat([part.x for part in data]), torch.cat([part.y for part in data]))
+
+
+def _load_digits(height: int, width: int) -> Data:
+    data = _load_whole("digits")
     # The digits fill their 8×8 pixels; those of other data sets have a margin, as MNIST's of 4 in 28.
     rows, columns = height * 5 // 7, width * 5 // 7
-    x = F.interpolate(normalize_pixels(x), (rows, columns), mode="bilinear", antialias=True)
+    x = F.interpolate(normalize_pixels(data.x), (rows, columns), mode="bilinear", antialias=True)
     left, top = (width - columns) // 2, (height - rows) // 2
-    return Data(F.pad(x, (left, width - columns - left, top, height - rows - top), value=-1.0), y)
+    return Data(F.pad(x, (left, width - columns - left, top, height - rows - top), value=-1.0), data.y)
 
 
 def _load_glyphs(public: Public, height: int, width: int) -> Data:
-    from genfed.data.glyphs import Glyphs
-
-    characters: Literal["digits", "letters"] = "letters" if public == "letters" else "digits"
-    grey = ("white", "black")
-    source = Glyphs(size=64, channels=1, examples=2600, colours=grey, effects=("plain",), characters=characters)
-    parts = source.load()
-    data = [parts.train, parts.validation, parts.test]
-    x, y = normalize_pixels(torch.cat([part.x for part in data])), torch.cat([part.y for part in data])
+    data = _load_whole(public)
+    x = normalize_pixels(data.x)
     x = x * -x[:, :, :1, :1].sign()  # white on black
-    return Data(F.interpolate(x, (height, width), mode="bilinear", antialias=True), y)
+    return Data(F.interpolate(x, (height, width), mode="bilinear", antialias=True), data.y)
 
 
 def _round(x: Tensor) -> Tensor:

@@ -17,7 +17,8 @@ from genfed.core.federated_data import FederatedData
 from genfed.core.method import Method, TrainedNetwork
 from genfed.core.phase import Phase
 from genfed.core.schedule import Schedule, list_upload_phases
-from genfed.core.task import Task
+from genfed.core.task import Data, Task
+from genfed.data.dataset import Source
 from genfed.encoders.encoder import build_encoder
 from genfed.encoders.shared import list_fixed_encoders
 from genfed.engines.client_runner import NewNetwork
@@ -31,6 +32,7 @@ from genfed.robustness.robust_mean import AggregationRule, describe_uncovered, l
 from genfed.secure_aggregation.graph import check_neighbors
 from genfed.secure_aggregation.protocol import reason_to_refuse_secure
 from genfed.secure_aggregation.settings import SecureAggregation
+from genfed.training.pixels import normalize_pixels
 
 log = logging.getLogger(__name__)
 
@@ -187,6 +189,41 @@ def check_private_encoders(config: Config, task: Task, clients: Sequence[ClientI
     for label, method in config.method.items():
         seed = config.seeds[-1]
         check_encoders(label, method, new_server(task, tuple(clients), config.compute, new_network, seed, 0, "check"))
+
+
+def check_public_examples(label: str, method: Method[Any], source: Source, parts: Sequence[Data]) -> None:
+    """Refuses an encoder that is computed from public examples some of which are the run's own: neither ε nor an
+    accuracy would be what it seems. Copies in another size, or on another scale, are found by the source alone.
+
+    Args:
+        label: the label of the method.
+        method: the method.
+        source: where the run's examples come from.
+        parts: these examples.
+
+    Raises:
+        GenfedError: an encoder is.
+    """
+    for name, encoder in list_fixed_encoders(method):
+        for public in encoder.public_sources():
+            if public.origin == source.origin != "" or _share_examples(public, parts):
+                kind = registry.name_of(registry.ENCODERS, type(encoder))
+                raise GenfedError(
+                    f"method.{label}.{name}.kind = {kind!r}: it is computed from public examples with their classes "
+                    f"({public.origin or type(public).__name__}), and some of them are the run's own; choose others"
+                )
+
+
+def _share_examples(public: Source, parts: Sequence[Data]) -> bool:
+    given = public.load()
+    known = set().union(*(_row_bytes(part.x) for part in (given.train, given.validation, given.test)))
+    return any(part.x.shape[1:] == given.task.shape and not known.isdisjoint(_row_bytes(part.x)) for part in parts)
+
+
+def _row_bytes(x: torch.Tensor) -> Iterator[bytes]:
+    """Yields the pixels of each image, as bytes from 0, black, to 255, white."""
+    levels = (normalize_pixels(x) * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
+    return (row.tobytes() for row in levels.flatten(1).numpy())
 
 
 def check_client_privacy(config: Config, clients: Sequence[ClientInfo], seed: int) -> None:

@@ -129,6 +129,9 @@ def _checked_inputs(config: Config, dataset: Dataset) -> RunInputs:
     examples = normalize_pixels(shards.train.x[:2])
     compatibility.check_example_privacy(config, dataset.task, shards.clients, architectures.new, examples)
     compatibility.check_private_encoders(config, dataset.task, shards.clients, architectures.new)
+    parts = dataset.train, dataset.validation, dataset.test
+    for label, method in config.method.items():
+        compatibility.check_public_examples(label, method, config.data, parts)
     fraction, first = config.federation.client_fraction, config.seeds[0]
     unseen |= dict.fromkeys(coverage.describe_clients_never_asked(config.method, shards, fraction, first))
     summary = dataset.summary + SourceSummary((), tuple(unseen))

@@ -394,6 +394,7 @@ def test_a_method_of_others_is_held_to_its_declaration(tmp_path: Path, kind: str
     ("encoder", "says"),
     [
         ({"kind": "tests.privacy.test_dp_sum:Centered"}, "depend on the others of the batch"),
+        ({"kind": "whitened", "components": 20}, "some of them are the run's own"),
     ],
 )
 def test_an_encoder_whose_sums_no_noise_covers_is_refused_at_the_site(

@@ -2,20 +2,25 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from genfed import Client, ClientInfo, Data, GenfedError, Server, Slot, Task
 from genfed.config import registry
+from genfed.config.reader import read_source
+from genfed.data.digits import Digits
 from genfed.encoders.encoder import ENCODED, Encoder, build_encoder, encode_examples
 from genfed.encoders.identity import Identity
 from genfed.encoders.random_conv import RandomConv, draw_filters, weigh_cells
 from genfed.encoders.whitened import Whitened, load_public_images
-from genfed.experiment.compatibility import check_encoders
+from genfed.experiment.compatibility import check_encoders, check_public_examples
 from genfed.methods.fedcgs import FedCGS
+from tests.conftest import start, tiny
 from tests.encoders.toys import vision_model
 
 IMAGES = Task("image", (3, 16, 16), ("cat", "dog"))
@@ -163,6 +168,43 @@ def test_public_images_are_white_on_black_with_a_margin(public: Any) -> None:
     edge = torch.cat([images[:, 0, 0], images[:, 0, -1], images[:, 0, :, 0], images[:, 0, :, -1]], 1)
     assert float(edge.mean()) < -0.9
     assert float(images[:, 0, 8:20, 8:20].mean()) > float(edge.mean()) + 0.3
+
+
+SMALL = Whitened(encoder=RandomConv(filters=8, cells=2), components=6)
+
+
+@pytest.mark.parametrize(
+    ("data", "public", "refused"),
+    [
+        ({"kind": "digits", "size": 16}, "digits", True),
+        ({"kind": "digit_domains"}, "digits", True),
+        ({"kind": "glyphs", "examples": 100}, "glyphs", True),
+        ({"kind": "glyphs", "examples": 130, "characters": "letters"}, "letters", True),
+        ({"kind": "glyphs", "examples": 100}, "letters", False),
+        ({"kind": "digits"}, "glyphs", False),
+        ({"kind": "npz", "path": "digits.npz"}, "digits", True),
+        ({"kind": "npz", "path": "digits.npz"}, "glyphs", False),
+    ],
+)
+def test_public_images_are_not_those_of_the_run(
+    data: dict[str, Any], public: Any, refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    some = Digits(size=8).load().validation
+    np.savez("digits.npz", x=some.x.numpy(), y=some.y.numpy())
+    source = read_source(data)
+    parts = (source.load().test,)
+    for encoder in (replace(SMALL, public=public), replace(SMALL, public="letters", encoder=Whitened(public=public))):
+        if refused:
+            with pytest.raises(GenfedError, match=r"method.mine.encoder.kind = 'whitened': .* are the run's own"):
+                check_public_examples("mine", FedCGS(encoder=encoder), source, parts)
+        elif encoder.public == public:
+            check_public_examples("mine", FedCGS(encoder=encoder), source, parts)
+
+
+def test_a_run_on_public_images_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(GenfedError, match="some of them are the run's own"):
+        start(tiny("fedcgs", method={"fedcgs": {"encoder": {"kind": "whitened"}}}), tmp_path / "run")
 
 
 @pytest.mark.parametrize("name", ENCODERS)
