@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -261,4 +261,20 @@ def label_values(cells: Sequence[Cells]) -> list[NDArray[Any]]:
         whole = all(_INTEGER.fullmatch(text) for text in short)
         values = np.array([int(text) if whole else float(text) for text in short], object if whole else np.float64)
         found.append(values[column.index])
+    return found
+
+
+def spell_names(cells: Mapping[str, Cells]) -> dict[str, list[str]]:
+    """Returns the texts [n] of columns that name the same things in several files, such as patients, none missing.
+
+    1.0 in one file is 1 in the others, also beside names that are no numbers. If one file tells 1.10 from 1.1, each
+    name stays as it is written.
+    """
+    texts = {part: column.as_texts() for part, column in cells.items()}
+    numbers = (tuple(text for text in column.values if _NUMBER.fullmatch(text)) for column in texts.values())
+    alike = all(same_numbers(Cells(None, there, np.zeros(0, np.int64))) for there in numbers if there)
+    found = {}
+    for part, column in texts.items():
+        names = [plain_number(text) for text in column.values] if alike else column.values
+        found[part] = [names[i] for i in column.index.tolist()]
     return found

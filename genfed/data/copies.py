@@ -1,23 +1,33 @@
 """Exact copies of examples: found by a digest of each example, and described."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from genfed.preprocessing.pixel_scale import to_bytes
 from genfed.preprocessing.source_summary import SourceSummary, count_of
 
 _ORDER = ("test", "validation", "train")
 """The part that comes first keeps the example, the others have the copies."""
 
 
-def digest_examples(x: Tensor | NDArray[Any]) -> list[bytes]:
-    """Returns a digest of each example of x [n, …]; equal examples have equal ones."""
-    return [hashlib.blake2b(example.tobytes(), digest_size=16).digest() for example in np.asarray(x)]
+def digest_examples(x: Tensor | Iterable[NDArray[Any]]) -> list[bytes]:
+    """Returns a digest of each example of x [n, …]; equal examples of one type have equal ones."""
+    examples = x.numpy() if isinstance(x, Tensor) else x
+    return [hashlib.blake2b((example + 0).tobytes(), digest_size=16).digest() for example in examples]  # −0 is 0
+
+
+def digest_images(x: Tensor) -> list[bytes]:
+    """Returns a digest of each image of x [n, C, H, W]: pixels uint8, or float32 in [−1, 1]. An image of bytes has the
+    same one in a part of bytes, and in a part that is of floats because other images lie between bytes.
+    """
+    if x.dtype == torch.uint8:
+        return digest_examples(x)
+    return digest_examples(image if (same := to_bytes(image, -1, 1)) is None else same for image in x.numpy())
 
 
 def find_copies(y: Mapping[str, Tensor], keys: Mapping[str, Sequence[bytes]]) -> dict[str, Tensor]:

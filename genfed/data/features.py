@@ -1,7 +1,7 @@
 """The schema of a table: how its columns become float32 features, with statistics of the training rows only."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import numpy as np
@@ -110,12 +110,26 @@ class TableSchema:
     def _find_codes(self, name: str, cells: Cells, known: Sequence[str]) -> tuple[NDArray[np.int64], dict[str, int]]:
         """Returns the place of each row's category [n], −1 where it is unknown, and the unseen texts with counts."""
         place = {text: i for i, text in enumerate(known)}
-        texts = cells.as_texts()
-        plain = [plain_number(text) if name in self.as_numbers else text for text in texts.values]
-        codes = np.array([place.get(text, -1) for text in plain] + [place.get(MISSING, -1)], np.int64)
+        texts = self._spell(name, cells)
+        codes = np.array([place.get(text, -1) for text in texts.values] + [place.get(MISSING, -1)], np.int64)
         counts = texts.counts().tolist()
-        unseen = {text: n for text, n in zip(plain, counts, strict=True) if n and text not in place}
+        unseen = {text: n for text, n in zip(texts.values, counts, strict=True) if n and text not in place}
         return codes[texts.index], unseen
+
+    def _spell(self, name: str, cells: Cells) -> Cells:
+        """Returns a column of categories as texts that are compared; some of them may be equal."""
+        texts = cells.as_texts()
+        plain = map(plain_number, texts.values) if name in self.as_numbers else texts.values
+        return replace(texts, values=tuple(plain))
+
+    def read(self, columns: Mapping[str, Cells]) -> dict[str, Cells]:
+        """Returns the columns of a file as they are read before they are encoded, so that rows of several files can be
+        compared: numbers, NaN where one is missing, and the texts of categories.
+        """
+        found = {}
+        for name, about in self.numbers.items():
+            found[name] = replace(columns[name], numbers=read_numbers(columns[name], about.notation)[0])
+        return found | {name: self._spell(name, columns[name]) for name in self.categories}
 
 
 @dataclass(frozen=True)

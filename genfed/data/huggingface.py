@@ -18,7 +18,7 @@ from genfed.data.huggingface_paths import check_image_path, check_named_files, c
 from genfed.data.images import ImageFiles, ImageSource, Natural
 from genfed.data.labels import encode_labels
 from genfed.data.table import Table
-from genfed.data.table_source import RawTable, TableSource
+from genfed.data.table_source import RawTable, TableSource, read_natural
 from genfed.preprocessing.arrays import to_examples
 from genfed.preprocessing.checks import require_known
 from genfed.preprocessing.part_names import PARTS, find_parts
@@ -56,16 +56,15 @@ class HuggingFace(ImageSource, TableSource):
         if (names := _class_names(splits["train"], self.label)) is not None:
             classes = tuple(names[int(value)] for value in classes)
         splits = {part: splits[part] for part in labels}
-        natural = {
-            part: {name: _read_natural(split, name) for name in self.natural_names if name in split.column_names}
-            for part, split in splits.items()
-        }
-        if image := self._find_image_column(splits["train"]):
-            return self._build_images(splits, image, y, classes, natural, summary)
+        image = self._find_image_column(splits["train"])
+        needed = None if image is None else self.natural_names
         tables = {
-            part: RawTable(f"{self.path} ({part})", _read_columns(split), True, self.missing_words)
+            part: RawTable(f"{self.path} ({part})", _read_columns(split, needed), True, self.missing_words)
             for part, split in splits.items()
         }
+        natural = read_natural(tables, self.natural_names)
+        if image is not None:
+            return self._build_images(splits, image, y, classes, natural, summary)
         table = self.build_table(tables, y, classes, self.label, natural)
         return replace(table, summary=summary + table.summary)
 
@@ -209,11 +208,15 @@ class HuggingFace(ImageSource, TableSource):
             yield name, check_image_path(stored["path"] or "", self.path, name) if source is None else source
 
 
-def _read_columns(split: Any) -> Any:
-    """Returns a split as a pyarrow table, a ClassLabel by its names."""
+def _read_columns(split: Any, wanted: Sequence[str] | None) -> Any:
+    """Returns those of the columns that a split has as a pyarrow table, a ClassLabel by its names, which other splits
+    may number otherwise. None: all columns.
+    """
     import datasets
     import pyarrow
 
+    if wanted is not None:
+        split = split.select_columns([name for name in wanted if name in split.column_names])
     table = split.with_format("arrow")[:]
     for place, (name, feature) in enumerate(split.features.items()):
         if isinstance(feature, datasets.ClassLabel):
@@ -242,9 +245,3 @@ def _class_names(split: Any, column: str) -> list[str] | None:
     """Returns the names of a ClassLabel. None: the column is another kind."""
     names = getattr(split.features[column], "names", None)
     return None if names is None else list(names)
-
-
-def _read_natural(split: Any, column: str) -> list[str]:
-    """Returns a natural column as texts; a ClassLabel by its names, which other splits may number otherwise."""
-    names = _class_names(split, column)
-    return [str(value) if names is None or value is None else names[value] for value in split[column]]

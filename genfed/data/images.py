@@ -17,7 +17,7 @@ from torch import Tensor
 from genfed.core.errors import GenfedError
 from genfed.core.settings import settings
 from genfed.core.task import Data, Task
-from genfed.data.copies import describe_torn, digest_examples
+from genfed.data.copies import describe_torn, digest_examples, digest_images
 from genfed.data.dataset import Dataset, Examples
 from genfed.data.encoder import Encoder
 from genfed.data.split import SplitSource
@@ -175,7 +175,7 @@ class ImageSource(SplitSource):
         if self.pixels is not None:
             first = set_pixel_scale(self.pixels, None, self.background)
         found = {part: self.decode_all(images, len(y[part]), first) for part, images in files.items()}
-        keys = {part: digest_examples(decoded.x) for part, decoded in found.items()} if self.deduplicate else None
+        keys = {part: digest_images(decoded.x) for part, decoded in found.items()} if self.deduplicate else None
         rows = self.cut(y, classes, keys, natural).rows["train"][1]
         train = functools.reduce(PixelRange.__or__, (found["train"].ranges[row] for row in rows.tolist()))
         scale = first if self.pixels is not None else fit_pixel_scale(train, self.background, f"{where}: train")
@@ -194,7 +194,7 @@ class ImageSource(SplitSource):
         scale: PixelScale,
         summary: SourceSummary,
     ) -> Dataset:
-        keys = {part: digest_examples(given.x) for part, given in data.items()}
+        keys = {part: digest_images(given.x) for part, given in data.items()}
         y = {part: given.y for part, given in data.items()}
         summary += describe_torn(y, keys, "image", "pixels")
         cut = self.cut(y, classes, keys, natural)

@@ -11,7 +11,7 @@ from torch import Tensor
 from genfed.core.errors import GenfedError
 from genfed.core.settings import settings
 from genfed.core.task import Data, Task
-from genfed.data.cells import Cells, number_cells, spell_number
+from genfed.data.cells import MISSING_WORDS, Cells, number_cells, spell_names, spell_number, text_cells
 from genfed.data.copies import describe_torn, digest_examples
 from genfed.data.dataset import Dataset, Examples
 from genfed.data.encoder import Encoder, read_schema
@@ -63,7 +63,7 @@ class Npz(ImageSource):
         raw_labels = {part: self._read_labels(labels, part) for part, (_, labels) in given.items()}
         y, classes = encode_labels(raw_labels, self.classes, self.path)
         classes = self._name_classes(arrays, classes)
-        natural = {part: self._read_columns(arrays, part, len(labels)) for part, labels in y.items()}
+        natural = self._read_natural(arrays, {part: len(labels) for part, labels in y.items()})
         summary = self._describe_arrays(arrays, found)
         if given["train"][0].ndim == 2:
             return self._build_table({part: x for part, (x, _) in given.items()}, y, classes, natural, summary)
@@ -187,7 +187,20 @@ class Npz(ImageSource):
         texts = read_texts(names, self.encoding, f"{self.path}: classes")
         return tuple(str(texts[place]) for place in places) if len(set(texts.tolist())) == len(texts) else classes
 
-    def _read_columns(self, arrays: Mapping[str, Array], part: str, n: int) -> dict[str, list[str]]:
+    def _read_natural(self, arrays: Mapping[str, Array], sizes: Mapping[str, int]) -> dict[str, dict[str, list[str]]]:
+        """Returns the natural columns of each part as texts. `sizes`: the number of examples of each part.
+
+        Raises:
+            GenfedError: "train" lacks a column, or a column has another length or a missing value.
+        """
+        cells = {part: self._read_columns(arrays, part, n) for part, n in sizes.items()}
+        natural: dict[str, dict[str, list[str]]] = {part: {} for part in sizes}
+        for name in self.natural_names:
+            for part, texts in spell_names({part: c[name] for part, c in cells.items() if name in c}).items():
+                natural[part][name] = texts
+        return natural
+
+    def _read_columns(self, arrays: Mapping[str, Array], part: str, n: int) -> dict[str, Cells]:
         """Returns the natural columns of a part's n examples; only "train" must have all of them."""
         found = {}
         for name in self.natural_names:
@@ -201,7 +214,11 @@ class Npz(ImageSource):
                 values = values[self._name_parts(marks) == part]
             if values.shape != (n,):
                 raise GenfedError(f"{self.path}: {stored} has shape {values.shape}; the examples have ({n},)")
-            found[name] = read_texts(values, self.encoding, f"{self.path}: {stored}").tolist()
+            where = f"{self.path}: {stored}"
+            cells = text_cells(read_texts(values, self.encoding, where).tolist(), (*MISSING_WORDS, "NaT"))
+            if gaps := n - cells.present:
+                raise GenfedError(f"{where} lacks {gaps} values (NaN, None, NA and the like); each example needs one")
+            found[name] = cells
         return found
 
     def _describe_arrays(self, arrays: Mapping[str, Array], found: ExampleArrays) -> SourceSummary:

@@ -13,7 +13,7 @@ from genfed.core.errors import GenfedError
 from genfed.core.rng import stream
 from genfed.core.settings import settings
 from genfed.core.task import Data, Task
-from genfed.data.copies import describe_copies, digest_examples, find_copies
+from genfed.data.copies import describe_copies, digest_examples, digest_images, find_copies
 from genfed.data.dataset import Dataset, Source
 from genfed.data.encoder import Encoder
 from genfed.data.group_split import split_by_group
@@ -185,7 +185,7 @@ class SplitSource(Source):
             raise GenfedError(f"one example of train has shape {shapes['train']}, one of {other} {shapes[other]}")
         brought = {**(other_columns or {}), "train": columns}
         if cut is None:
-            keys = {part: digest_examples(data.x) for part, data in given.items()}
+            keys = {part: (digest_images if kind == "image" else digest_examples)(d.x) for part, d in given.items()}
             cut = self.cut({part: data.y for part, data in given.items()}, classes, keys, brought)
         parts = {part: given[source][chosen] for part, (source, chosen) in cut.rows.items()}
         natural = {

@@ -51,9 +51,7 @@ class Table(TableSource):
             for name in (self.label, *self.natural_names):
                 require_known(name, table.names, f"{table.where}: column")
         y, classes = encode_labels(read_label_column(tables, self.label), self.classes, self.path)
-        natural = {
-            part: {name: read_natural(table, name) for name in self.natural_names} for part, table in tables.items()
-        }
+        natural = read_natural(tables, self.natural_names)
         return self.build_table(tables, y, classes, self.label, natural)
 
     def read(self, path: str, task: Task, encoder: Encoder | None) -> Iterator[Examples]:

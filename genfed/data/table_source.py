@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
@@ -21,8 +22,7 @@ from genfed.data.cells import (
     ReadAs,
     arrow_cells,
     label_values,
-    plain_number,
-    same_numbers,
+    spell_names,
     written_numbers,
 )
 from genfed.data.columns import UNNAMED, Choice, choose_columns
@@ -74,6 +74,10 @@ class RawTable:
         if read_as == "any" and not self.typed and (numbers := written_numbers(column, self.missing)) is not None:
             return numbers
         return arrow_cells(column, self.missing, read_as == "category")
+
+    def all_cells(self, names: Sequence[str]) -> dict[str, Cells]:
+        """Returns those of the columns that hold values that can be used."""
+        return {name: cells for name in names if (cells := self.cells(name)) is not None}
 
     def texts(self, name: str) -> Cells:
         """Returns a column as texts.
@@ -182,29 +186,54 @@ class TableSource(SplitSource):
         """
         train = tables["train"]
         names = self._candidates(train, label)
-        keys = _digest_rows(tables, [name for name in names if not UNNAMED.fullmatch(name)])
+        # rows that are equal in all columns go before the columns are chosen: an id is then another text in every row
+        same = _digest_rows({"train": train.all_cells(names)}) if self.deduplicate else None
+        first = self.cut(y, classes, same, natural).rows["train"][1]
+        schema, about = self._choose_schema(train, names, y["train"], first)
+        columns = {part: read_columns(table, schema) for part, table in tables.items()}
+        keys = _digest_rows({part: schema.read(there) for part, there in columns.items()})
         cut = self.cut(y, classes, keys, natural)
-        rows = cut.rows["train"][1].numpy()
+        if not torch.equal(rows := cut.rows["train"][1], first):
+            schema, about = self._choose_schema(train, names, y["train"], rows)
+            columns = {part: read_columns(table, schema) for part, table in tables.items()}
         said = SourceSummary(
             tuple(_describe_file(table) for table in tables.values()),
             tuple(line for table in tables.values() for line in table.find_doubts()),
         )
-        if self.encoder is None:
-
-            def read(name: str, read_as: ReadAs) -> Cells | None:
-                return None if (cells := train.cells(name, read_as)) is None else cells.select(rows)
-
-            labels = y["train"][cut.rows["train"][1]].numpy()
-            schema, about = choose_columns(self._choice(names, train), read, labels, self.scale, train.where)
-        else:
-            schema, about = read_schema(self.encoder), SourceSummary((f"columns, codes and scales: {self.encoder}",))
-        encoded = {part: schema.encode(read_columns(table, schema), table.where) for part, table in tables.items()}
+        encoded = {part: schema.encode(columns[part], table.where) for part, table in tables.items()}
         misfits = SourceSummary((), tuple(line for found in encoded.values() for line in found.misfits))
         torn = describe_torn(y, keys, "row", "values")
         data = {part: Data(found.x, y[part]) for part, found in encoded.items()}
         return self.build_dataset(
             "table", data, classes, natural["train"], schema, natural, said + about + misfits + torn, cut
         )
+
+    def _choose_schema(
+        self, train: RawTable, names: tuple[str, ...], y: Tensor, chosen: Tensor
+    ) -> tuple[TableSchema, SourceSummary]:
+        """Returns the schema of a table, and what is said of its columns.
+
+        Args:
+            train: The given training part.
+            names: The columns that may be features.
+            y: The labels [n] of the given training part.
+            chosen: Its rows that are trained on [m].
+
+        Raises:
+            GenfedError: a column cannot be used as it is named, or none is left; or the file of another run's schema
+                cannot be read.
+        """
+        rows = chosen.numpy()
+        if self.encoder is None:
+
+            def read(name: str, read_as: ReadAs) -> Cells | None:
+                return None if (cells := train.cells(name, read_as)) is None else cells.select(rows)
+
+            labels = y[chosen].numpy()
+            schema, about = choose_columns(self._choice(names, train), read, labels, self.scale, train.where)
+        else:
+            schema, about = read_schema(self.encoder), SourceSummary((f"columns, codes and scales: {self.encoder}",))
+        return schema, about
 
     def _choice(self, names: tuple[str, ...], train: RawTable) -> Choice:
         """Returns what the settings and the file's kind say of the columns `names`."""
@@ -274,34 +303,37 @@ def read_label_column(tables: Mapping[str, RawTable], label: str) -> dict[str, N
     return dict(zip(tables, values, strict=True))
 
 
-def read_natural(table: RawTable, name: str) -> list[str]:
-    """Returns a natural column as n texts.
+def read_natural(tables: Mapping[str, RawTable], names: Sequence[str]) -> dict[str, dict[str, list[str]]]:
+    """Returns the natural columns of each part as n texts; a part may lack a column.
 
     Raises:
-        GenfedError: the column is not there, or a value is missing.
+        GenfedError: a value is missing.
     """
-    cells = table.whole(name)
-    texts = [plain_number(text) for text in cells.values] if same_numbers(cells) else cells.values
-    return [texts[i] for i in cells.index.tolist()]
+    natural: dict[str, dict[str, list[str]]] = {part: {} for part in tables}
+    for name in names:
+        cells = {part: table.whole(name) for part, table in tables.items() if name in table.names}
+        for part, texts in spell_names(cells).items():
+            natural[part][name] = texts
+    return natural
 
 
-def _digest_rows(tables: Mapping[str, RawTable], names: Sequence[str]) -> dict[str, list[bytes]]:
-    """Returns a digest of the raw values of each row, by part."""
+def _digest_rows(columns: Mapping[str, Mapping[str, Cells]]) -> dict[str, list[bytes]]:
+    """Returns a digest of each row's values in the columns of each part; columns without a name do not count, unless
+    all lack one. Empty: there are no columns.
+    """
     codes: dict[str, dict[str, int]] = {}
     keys = {}
-    for part, table in tables.items():
+    for part, there in columns.items():
         numbers = []
-        for name in names:
-            cells = table.cells(name)
-            if cells is None:
-                continue
+        for name, cells in ({n: c for n, c in there.items() if not UNNAMED.fullmatch(n)} or there).items():
             if cells.numbers is not None:
                 numbers.append(np.where(np.isnan(cells.numbers), np.nan, cells.numbers + 0.0).view(np.int64))
             else:
                 known = codes.setdefault(name, {})
                 places = [known.setdefault(text, len(known)) for text in cells.values]
                 numbers.append(np.array([*places, -1], np.int64)[cells.index])
-        keys[part] = digest_examples(np.stack(numbers, axis=1)) if numbers else [b""] * table.columns.num_rows
+        if numbers:
+            keys[part] = digest_examples(np.stack(numbers, axis=1))
     return keys
 
 

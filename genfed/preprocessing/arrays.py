@@ -71,7 +71,7 @@ def read_texts(values: Array, encoding: str, where: str) -> Array:
         GenfedError: the bytes are of another encoding.
     """
     if values.dtype.kind != "S":
-        return np.array([str(value) for value in values.tolist()], np.str_)
+        return values.astype(np.str_)
     try:
         return np.char.decode(values, encoding)
     except (UnicodeDecodeError, LookupError) as error:

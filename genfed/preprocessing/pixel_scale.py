@@ -137,7 +137,7 @@ class PixelScale:
         if not x.size:
             return torch.zeros(x.shape, dtype=torch.uint8)
         low, high = self._choose(self._measure(x), where, file)
-        if (pixels := _to_bytes(x, low, high)) is not None:
+        if (pixels := to_bytes(x, low, high)) is not None:
             return torch.from_numpy(pixels)
         out = np.empty(x.shape, np.float32)
         for part, target in zip(_chunks(x), _chunks(out), strict=True):
@@ -280,7 +280,7 @@ def find_unlike_parts(ranges: Mapping[str, PixelRange], train: PixelRange) -> It
             yield f"pixels of {part} are {seen}, of train {train}: are both on one scale?"
 
 
-def _to_bytes(x: Array, low: float, high: float) -> Array | None:
+def to_bytes(x: Array, low: float, high: float) -> Array | None:
     """Returns pixels as uint8, 0 black and 255 white. None: they lie between bytes, or beyond them."""
     if x.dtype == np.uint8 and (low, high) == BYTES:
         return np.ascontiguousarray(x)
