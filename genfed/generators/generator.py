@@ -94,14 +94,15 @@ class Generator(ABC):
 
 
 def check_size(generator: Generator, task: Task) -> None:
-    """Refuses a generator with too many parameters, before memory is allocated for them.
+    """Refuses a generator with too many parameters, buffers included, before memory is allocated for them.
 
     Raises:
         GenfedError: it has more than `LARGEST`.
     """
     try:
         with torch.device("meta"):
-            count = sum(p.numel() for p in generator.new(task, torch.Generator()).parameters())
+            network = generator.new(task, torch.Generator())
+            count = sum(value.numel() for value in (*network.parameters(), *network.buffers()))
     except GenfedError:
         raise
     except Exception:  # a user's own code may not work without numbers; it is built as it is then

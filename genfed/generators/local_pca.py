@@ -33,6 +33,9 @@ class LocalPCA(PPCA):
     """Number of parts of a class (k)."""
     steps: Annotated[int, Field(ge=1, le=1000)] = 10
     """Number of steps of k-means, each of which is a round."""
+    least: Annotated[int, Field(ge=1)] = 10
+    """Least number of examples of a part, over all clients. A smaller one is given up, and its examples go to other
+    parts in the next pass, so that the generator holds no mean of very few examples. A class keeps its largest part."""
     spread: Annotated[float, Field(gt=0, le=8)] = 1.0
     """Distance of the first means from that of their class, in standard deviations of each component."""
 
@@ -53,7 +56,7 @@ class LocalPCA(PPCA):
         products = torch.zeros(classes, self.parts, width * (width + 1) // 2 if last else 0).double()
         for label in set(data.y.tolist()):
             own = rows[data.y == label]
-            nearest = _find_nearest(own, present["mean"][label].to(own.device))
+            nearest = _find_nearest(own, *(present[name][label].to(own.device) for name in ("mean", "weight")))
             counts[label] = len(own)
             for part in set(nearest.tolist()):
                 x = own[nearest == part]
@@ -114,11 +117,14 @@ class LocalPCA(PPCA):
         return {"prior": whole["prior"], "weight": weight, "mean": mean, **repeated}
 
     def _go_on(self, statistics: Weights, present: Weights) -> Weights:
-        """Returns the parts after a pass. One without examples keeps its mean, with weight 0."""
+        """Returns the parts after a pass. One with too few examples keeps its mean, with weight 0."""
         counts, sizes = statistics["counts"].double(), statistics["sizes"].double()
         own = statistics["sums"].double() / STEPS / sizes.clamp_min(1)[..., None]
-        mean = torch.where((sizes > 0)[..., None], own, present["mean"].double())
-        weight = torch.where((counts > 0)[:, None], sizes / counts.clamp_min(1)[:, None], present["weight"].double())
+        largest = torch.arange(self.parts) == sizes.argmax(1, keepdim=True)
+        kept = (sizes > 0) & ((sizes >= self.least) | largest)
+        mean = torch.where(kept[..., None], own, present["mean"].double())
+        share = sizes * kept / (sizes * kept).sum(1, keepdim=True).clamp_min(1)
+        weight = torch.where((counts > 0)[:, None], share, present["weight"].double())
         found = dict(present) | {"prior": counts / counts.sum().clamp_min(1), "weight": weight, "mean": mean}
         if "products" not in statistics:
             return found
@@ -126,16 +132,19 @@ class LocalPCA(PPCA):
         for label in counts.nonzero()[:, 0].tolist():
             second = unfold_triangle(statistics["products"][label].double() / STEPS**2, mean.shape[2])
             covariances = find_covariances(sizes[label], mean[label], second, self.tying)
-            factor[label], rest[label] = (value.float() for value in find_components(covariances, self.rank))
+            found_factor, found_rest = (value.float() for value in find_components(covariances, self.rank))
+            factor[label] = torch.where(kept[label][:, None, None], found_factor, factor[label])
+            rest[label] = torch.where(kept[label], found_rest, rest[label])
         return found | {"factor": factor, "rest": rest}
 
 
-def _find_nearest(rows: Tensor, means: Tensor) -> Tensor:
-    """Returns the place of the nearest mean [k, d] for each row [n, d], given in whole steps. Means are rounded to
-    whole steps too, so all sums are exact, and batches and split do not change it.
+def _find_nearest(rows: Tensor, means: Tensor, weights: Tensor) -> Tensor:
+    """Returns the place of the nearest mean [k, d] with a weight [k] above 0 for each row [n, d], given in whole steps.
+    Means are rounded to whole steps too, so all sums are exact, and batches and split do not change it.
     """
     means = (means.double() * STEPS).round()
-    return (rows @ means.T - means.square().sum(1) / 2).argmax(1)
+    scores = rows @ means.T - means.square().sum(1) / 2
+    return scores.masked_fill(weights <= 0, -math.inf).argmax(1)
 
 
 class LocalPCANetwork(PPCANetwork):

@@ -60,13 +60,32 @@ def test_a_step_by_hand() -> None:
     """Rows in steps of 1/64; the means are at −1 and 1."""
     data = Data(torch.tensor([[-1.0], [-0.5], [2.0]]), torch.zeros(3, dtype=torch.int64))
     task = Task("features", (1,), ("a",))
-    present = {"mean": torch.tensor([[[-1.0], [1.0]]]), "done": torch.tensor(1)}
+    present = {"mean": torch.tensor([[[-1.0], [1.0]]]), "weight": torch.ones(1, 2), "done": torch.tensor(1)}
     statistics = LocalPCA(rank=1, parts=2, steps=1).measure(data, task, present)
     assert statistics["sizes"].tolist() == [[2, 1]]
     assert statistics["sums"].tolist() == [[[-96], [128]]]
     assert "products" not in statistics
     last = LocalPCA(rank=1, parts=2, steps=1).measure(data, task, present | {"done": torch.tensor(2)})
     assert last["products"].tolist() == [[[64**2 + 32**2], [128**2]]]
+
+
+def test_the_generator_holds_no_mean_of_a_few_examples() -> None:
+    """Three examples far from 40 others are a part of their own, and its mean would show them."""
+    noise = 0.1 * torch.randn(43, 2, generator=torch.Generator().manual_seed(0))
+    x = torch.cat([torch.zeros(40, 2), torch.full((3, 2), 5.0)]) + noise
+    data = Data(x, torch.zeros(43, dtype=torch.int64))
+    for least, parts in ((1, 2), (10, 1)):
+        found = estimate(LocalPCA(rank=1, parts=2, steps=5, least=least), [data[:20], data[20:]])
+        assert int((found["weight"][0] > 0).sum()) == parts
+        far = found["mean"][0][found["weight"][0] > 0].amax(1) > 4
+        assert int(far.sum()) == parts - 1
+
+
+def test_a_class_with_few_examples_keeps_one_part() -> None:
+    data = draw()
+    few = data[torch.cat([torch.arange(1, 101, 2), torch.tensor([0, 2, 4])])]
+    found = estimate(HOW, [few])
+    assert sorted(found["weight"][0].tolist()) == [0.0, 1.0]
 
 
 def test_any_split_gives_the_same_bits() -> None:
