@@ -128,13 +128,15 @@ ONE_SHOT: dict[str, Any] = {
     "samples": 24,
     "generator": {"kind": "cvae", "width": 4, "latent_dim": 4},
 }
+PLAIN_SGD: dict[str, Any] = {"optimizer": "sgd", "learning_rate": 0.1, "momentum": 0.0, "weight_decay": 0.0}
+"""Training of every method alike; some have other defaults."""
 SYNTHESIS: dict[str, Any] = {
     "foundation": {"steps": 2, "batch_size": 16, "resize": True},
     "images_per_condition": 1,
-    "student_training": {"epochs": 1, "batch_size": 8},
+    "student_training": PLAIN_SGD | {"epochs": 1, "batch_size": 8},
     "student_rounds": 1,
     "finetune_rounds": 2,
-    "client_training": {"epochs": 1, "batch_size": 8},
+    "client_training": PLAIN_SGD | {"epochs": 1, "batch_size": 8},
 }
 """Of methods whose server has a diffusion model."""
 STORING = "storing"
@@ -150,7 +152,7 @@ TINY: dict[str, dict[str, Any]] = {
     "fedpft": {
         "generator": {"kind": "mixture", "components": 2, "em_steps": 2},
         "samples": 100,
-        "head_training": {"epochs": 1},
+        "head_training": PLAIN_SGD | {"epochs": 1},
     },
     "fedlmg": SYNTHESIS
     | {"foundation": SYNTHESIS["foundation"] | {"scheduler": "ddpm"}, "classifier_guidance": {"noise_edits": 1}},
@@ -161,7 +163,7 @@ TINY: dict[str, dict[str, Any]] = {
     "gh_ofl": {
         "generator": {"kind": "mixture", "components": 2, "em_steps": 2},
         "samples": 100,
-        "head_training": {"epochs": 1},
+        "head_training": PLAIN_SGD | {"epochs": 1},
     },
     "oscar": SYNTHESIS
     | {
@@ -198,7 +200,7 @@ def tiny(*methods: str, **changes: Any) -> dict[str, Any]:
         "evaluation": {"every": 1},
         "compute": {"workers": 0},
         "metrics": {"samples": 0},
-        "defaults": {"rounds": 2, "training": {"epochs": 1, "batch_size": 8}},
+        "defaults": {"rounds": 2, "training": PLAIN_SGD | {"epochs": 1, "batch_size": 8}},
     }
     config["method"] = {name: copy.deepcopy(TINY[name]) for name in methods if name in TINY}  # a test may change it
     if SHARED_EXTRACTOR & set(methods):  # linear and mlp-small have none

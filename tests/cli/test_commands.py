@@ -339,7 +339,15 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_method_is_explained_with_the_tables_in_it(capsys: pytest.CaptureFixture[str]) -> None:
     text = said(capsys, "list", "methods", "fedlmg")
-    for word in ("foundation", "scheduler", "guidance", "statistics", "student_training, client_training", "momentum"):
+    for word in (
+        "foundation",
+        "scheduler",
+        "guidance",
+        "statistics",
+        "student_training",
+        "client_training",
+        "momentum",
+    ):
         assert word in text
     assert "the file's name" in said(capsys, "list", "settings")
 

@@ -405,7 +405,7 @@ def test_what_the_disk_refuses_is_one_line_too(tmp_path: Path, capsys: pytest.Ca
     report.write_bytes(b"\xff\xfe")
     for words, says in (
         (["run", str(config), "--out", str(file)], "file"),
-        (["run", str(config), "--out", str(file / "below")], "file/below"),
+        (["run", str(config), "--out", str(file / "below")], "file is a file, and a folder of that name is needed"),
         (["run", str(config), "--out", str(tmp_path / ("a" * 300))], "name too long"),
         (["run", "a" * 400], "name too long"),
         (["run", str(config), "--set", f'data={{kind="npz", path="{"a" * 300}"}}'], "name too long"),

@@ -17,7 +17,13 @@ NAMES = ("north", "south", "west")
 
 def site(folder: Path, name: str, **changes: Any) -> Path:
     link = {"key": name} | changes.pop("link", {})
-    about = {"name": name, "architecture": "linear", "data": {"kind": "npz", "path": "x.npz"}, "minimum_group": 3}
+    about: dict[str, Any] = {
+        "name": name,
+        "folder": f"{name}-site",
+        "architecture": "linear",
+        "data": {"kind": "npz", "path": "x.npz"},
+        "minimum_group": 3,
+    }
     (folder / f"{name}.toml").write_text(tomli_w.dumps(about | {"peer_keys": "peers", "link": link} | changes))
     return folder / f"{name}.toml"
 

@@ -33,7 +33,7 @@ from genfed.methods.oscar import OSCAR
 from genfed.training.classifier import Training, train
 from genfed.training.synthetic_dataset import NO_CLIENT, SyntheticBatch
 from genfed.training.weights import Model, weights_of
-from tests.conftest import SYNTHESIS, TINY, left_by, start, tiny, tiny_foundation
+from tests.conftest import PLAIN_SGD, SYNTHESIS, TINY, left_by, start, tiny, tiny_foundation
 from tests.foundation import toys
 
 TASK = Task("image", (1, 8, 8), ("a", "b", "c"))
@@ -200,7 +200,7 @@ def test_steering_changes_the_images(alike: Path, tmp_path: Path) -> None:
 
 def test_without_rounds_students_are_the_initial_ones_and_rounds_are_averaging(tmp_path: Path) -> None:
     """In whole batches, whose order does not matter: rounds are shuffled by the name of the phase."""
-    training = {"epochs": 2, "batch_size": 64}
+    training = PLAIN_SGD | {"epochs": 2, "batch_size": 64}
     begun: dict[str, Any] = {"prompts_only": table(), "fedavg": {"rounds": 0}}
     start(tiny(*begun, method=begun), tmp_path / "begun")
     ours, theirs = finished(tmp_path / "begun", "prompts_only"), finished(tmp_path / "begun", "fedavg").classifiers
