@@ -13,7 +13,7 @@ from genfed.core.errors import GenfedError, first_line
 from genfed.core.settings import settings
 from genfed.core.task import Task
 from genfed.encoders.encoder import Encoder
-from genfed.foundation.loading import explain_error, import_library, silence_libraries
+from genfed.foundation.loading import explain_error, import_library, refuse_kernels, silence_libraries
 
 _PICKLED = (".bin", ".ckpt", ".pt", ".pth")
 _OFFLINE = {"local_files_only": True, "trust_remote_code": False}
@@ -93,7 +93,7 @@ class PretrainedNetwork(nn.Module):
 @functools.lru_cache(maxsize=1)
 def _load_model(root: Path, stamp: tuple[tuple[str, int], ...]) -> Any:
     """Returns the model, frozen. A directory whose files have the same times as at the last call is not read again."""
-    _read_json(root, "config.json")
+    refuse_kernels(_read_json(root, "config.json"), f"{root}/config.json")
     files = sorted(file.name for file in root.iterdir())
     if not any(file.endswith(".safetensors") for file in files):
         pickled = [file for file in files if file.endswith(_PICKLED)]

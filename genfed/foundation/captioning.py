@@ -4,6 +4,7 @@ a VisionEncoderDecoderModel). They become part of prompts; only embeddings leave
 
 import contextlib
 import functools
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from genfed.core.errors import GenfedError
 from genfed.foundation.images import resize_to
-from genfed.foundation.loading import explain_error, import_library, silence_libraries
+from genfed.foundation.loading import explain_error, import_library, refuse_kernels, silence_libraries
 from genfed.foundation.model import FoundationModel, Prompts
 from genfed.training.fit import mixed_precision
 from genfed.training.pixels import denormalize_pixels
@@ -128,6 +129,7 @@ def _open_cached(name: str, stamp: int, tokens: int, device: torch.device) -> Ca
 
 def _read_captioner(root: Path, name: str, tokens: int, device: torch.device) -> Captioner:
     transformers = import_library("transformers")
+    refuse_kernels(json.loads((root / "config.json").read_text("utf-8")), f"captioner {name}: config.json")
     config = transformers.AutoConfig.from_pretrained(root, **_OFFLINE)
     if type(config) not in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         raise GenfedError(

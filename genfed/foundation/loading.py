@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +11,7 @@ from typing import Any, Literal
 import torch
 
 from genfed.core.errors import GenfedError, first_line
+from genfed.core.text import one_line
 from genfed.foundation.model import Classes, Conditions, FoundationModel, Kind, Latents, Pixels, Prompts, Space
 from genfed.foundation.schedulers import OWN
 
@@ -19,6 +21,8 @@ _TEXT = "StableDiffusionPipeline"
 _CLASS = ("DDPMPipeline", "DDIMPipeline", "PNDMPipeline")
 _PARTS = ("unet", "vae", "text_encoder")
 _PICKLED = (".bin", ".ckpt", ".pt", ".pth")
+_ATTENTION = ("eager", "sdpa")
+"""Implementations of attention that come with transformers."""
 
 
 def load_foundation(
@@ -53,6 +57,28 @@ def load_foundation(
     if pipeline in _CLASS:
         return _load_class_conditional(root, index, classes, place, precision)
     raise GenfedError(f"{root}: a {pipeline}; {_TEXT} (with or without a VAE), {' and '.join(_CLASS)} are allowed")
+
+
+def refuse_kernels(config: Any, where: str) -> None:
+    """Refuses a model's config.json, or a part of it, that names an attention of others: transformers would fetch its
+    code from the hub and run it.
+
+    Args:
+        config: What the file holds, or a part of it.
+        where: The file, for the message.
+
+    Raises:
+        GenfedError: it does.
+    """
+    for key, value in config.items() if isinstance(config, dict) else ():
+        if re.search("(attn|experts)_implementation$", key):
+            for name in value.values() if isinstance(value, dict) else [value]:
+                if name not in (None, *_ATTENTION):
+                    raise GenfedError(
+                        f"{where}: {key} = {one_line(name)} may run code of others; {', '.join(_ATTENTION)} are "
+                        "allowed, or leave it out"
+                    )
+        refuse_kernels(value, where)
 
 
 def _load_text_to_image(root: Path, index: dict[str, Any], device: torch.device, precision: Any) -> FoundationModel:
@@ -157,6 +183,7 @@ def _load_network(root: Path, part: str, owner: str, kind: str, device: torch.de
     """Loads a part that has weights, frozen."""
     folder = root / part
     config = _read_json(folder / "config.json", root)
+    refuse_kernels(config, f"{folder}/config.json")
     found = config.get("_class_name") or next(iter(config.get("architectures") or []), kind)
     if found != kind:
         raise GenfedError(f"{root}: {part} is a {found}; {kind} is allowed")

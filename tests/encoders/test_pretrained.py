@@ -98,6 +98,11 @@ def rewritten(name: str, **changes: object) -> Callable[[Path], object]:
         (lambda root: (root / "config.json").write_text("["), "config.json: not readable"),
         (lambda root: (root / "config.json").write_text("[]"), r"not readable \(no table\)"),
         (rewritten("config.json", model_type="none of these"), "cannot be read"),
+        (rewritten("config.json", attn_implementation="a/b"), r"attn_implementation = a/b may run .*; eager, sdpa are"),
+        (
+            rewritten("config.json", vision={"_attn_implementation": {"": "a/b@1:c"}}),
+            "= a/b@1:c may run code of others",
+        ),
         (rewritten("config.json", num_hidden_layers=2), "the weights lack .* and others"),
         (rewritten("config.json", hidden_size=32), "cannot be read"),
         (rewritten("preprocessor_config.json", size=9999), "a size of 8 to 1024"),

@@ -255,6 +255,10 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "weights that lack one": (lambda f: _drop(f / "model.safetensors"), "the weights lack text_decoder."),
     "no image processor": (lambda f: (f / "preprocessor_config.json").unlink(), "it lacks an image processor"),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "it lacks a tokenizer (tokenizer.json)"),
+    "a kernel of others": (
+        lambda f: toys.edit(f / "config.json", attn_implementation="a/b"),
+        "attn_implementation = a/b may run code of others",
+    ),
     "code of its own": (
         lambda f: toys.edit(f / "config.json", model_type="mine", auto_map={"AutoConfig": "mine.Mine"}),
         "it cannot be read (",

@@ -91,6 +91,10 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: toys.text_encoder(width=16).save_pretrained(f / "text_encoder"),
         "the unet takes embeddings of 8 numbers and text_encoder gives 16",
     ),
+    "a kernel of others": (
+        lambda f: toys.edit(f / "text_encoder" / "config.json", attn_implementation="a/b"),
+        "text_encoder/config.json: attn_implementation = a/b may run code of others; eager, sdpa are allowed",
+    ),
     "no size": (lambda f: toys.edit(f / "unet" / "config.json", sample_size=None), "does not say its sample_size"),
     "damaged tokenizer": (
         lambda f: [file.write_text("{") for file in (f / "tokenizer").iterdir()],
