@@ -41,3 +41,8 @@ class PrivacyGuarantee:
     """What is clipped to the norm, under "dp_sum". Empty: gradients or updates."""
     accountant_note: str = ""
     """Reason why ε does not come from the accountant of the settings. Empty: it does."""
+
+    @property
+    def is_void(self) -> bool:
+        """Whether it says nothing: only uploads get noise, and no client uploads anything."""
+        return not self.steps and (self.level == "client" or bool(self.clipped))

@@ -53,7 +53,7 @@ PRIVACY = (
         "ε",
         "Privacy budget spent under differential privacy, with its δ: that of the client that spent most, over all "
         "seeds. It bounds what any attacker can learn about one example (kinds dp_sgd and dp_sum) or one client "
-        "(dp_fedavg).",
+        "(dp_fedavg). A dash: no client uploads anything, so nothing gets noise, and nothing is protected.",
         "0 to ∞",
         "lower",
     ),

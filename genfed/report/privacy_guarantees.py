@@ -25,6 +25,11 @@ _LIMITS: dict[Level, Sequence[str]] = {
     ),
 }
 
+_VOID = (
+    "not protected. No client uploads anything, so nothing gets noise: its classifiers may reveal training examples to "
+    "those who are given them."
+)
+
 
 def describe_guarantees(report: Report) -> list[str]:
     """Returns a sentence or two per method on what differential privacy protects; empty: none was requested."""
@@ -33,6 +38,8 @@ def describe_guarantees(report: Report) -> list[str]:
         found = [trial.protection for trial in report.of(method) if trial.protection]
         if found:
             lines.append(f"{method}: {_describe_guarantee(found)}")
+        elif report.protected:
+            lines.append(f"{method}: {_VOID}")
     return lines
 
 
@@ -44,8 +51,8 @@ def describe_limits(report: Report) -> Sequence[str]:
 def _describe_guarantee(found: Sequence[PrivacyGuarantee]) -> str:
     first = found[0]
     spent = [each.epsilon for each in found if each.epsilon is not None]
-    if (first.level == "client" or first.clipped) and not first.steps:
-        return "no client uploads anything, so no data leave the clients."
+    if first.is_void:
+        return _VOID
     if len(spent) < len(found):
         return f"{_name_clipped(first)}, but no noise was added: ε = ∞, nothing is protected."
     budget = f"ε = {max(spent):.2f} at δ = {first.delta:g}"

@@ -73,9 +73,16 @@ def shows_epsilon(*reports: Report) -> bool:
     return any(report.protected for report in reports)
 
 
-def format_epsilon(trials: Sequence[TrialResult]) -> str:
-    """Returns the largest ε of a method's trials with its δ."""
+def format_epsilon(trials: Sequence[TrialResult], *, protected: bool) -> str:
+    """Returns the largest ε of a method's trials with its δ; a dash where nothing is uploaded, so nothing protected.
+
+    Args:
+        trials: The trials.
+        protected: Whether differential privacy was requested in their run.
+    """
     found = [trial.protection for trial in trials if trial.protection]
+    if protected and all(each.is_void for each in found):
+        return NONE
     if not found or any(each.epsilon is None for each in found):
         return "∞"
     if any(each.reproducible_noise for each in found):
@@ -124,7 +131,7 @@ def build_summary_table(report: Report) -> Table:
     own = "; own data: test examples like the client's own" if shows_personal(report) else ""
     legend = [f"over local: points above training alone{over}", f"up, down: bytes per client{own}"]
     if report.protected:
-        legend.append(f"ε: differential privacy of every {report.protected}, for the client that spent most")
+        legend.append(f"ε: differential privacy of every {report.protected} (the client that spent most); –: none")
     return build_rich_table(title, cells, "\n".join(legend))
 
 
@@ -175,7 +182,7 @@ def _build_row(report: Report, method: str, own: bool, private: bool) -> tuple[s
         method,
         str(len(trials)),
         format_percent(score.mean) + ("" if score.sd is None else f" ± {format_percent(score.sd)}"),
-        *((format_epsilon(trials),) if private else ()),
+        *((format_epsilon(trials, protected=report.protected is not None),) if private else ()),
         NONE if gain is None else format_points(gain.mean) + _format_range(gain),
         format_percent(fmean(trial.worst for trial in trials)),
         *((format_personal_accuracy(trials),) if own else ()),
