@@ -6,8 +6,10 @@ for every number of workers and after every resume.
 
 import contextlib
 import hashlib
+import random
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 
 Path = str | int
@@ -27,13 +29,18 @@ def stream(seed: int, *path: Path) -> torch.Generator:
 
 @contextlib.contextmanager
 def seeded(rng: torch.Generator) -> Iterator[None]:
-    """Seeds torch's global CPU stream (layer initialization, dropout) by one draw from `rng`, and restores it after
-    the block.
+    """Seeds torch's global CPU stream (layer initialization, dropout), and those of numpy and Python for networks of
+    one's own, by one draw from `rng`, and restores them after the block.
     """
-    state = torch.get_rng_state()
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    seed = int(torch.randint(2**62, (), generator=rng, device="cpu"))
     # Only the CPU stream: torch.manual_seed would also queue a call for every kind of GPU, with a stack trace.
-    torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=rng, device="cpu")))
+    torch.default_generator.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
     try:
         yield
     finally:
-        torch.set_rng_state(state)
+        torch.set_rng_state(states[0])
+        np.random.set_state(states[1])
+        random.setstate(states[2])

@@ -1,9 +1,11 @@
 import os
+import random
 import subprocess
 import sys
 from itertools import combinations
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -137,3 +139,19 @@ def test_seeded_restores_upon_an_exception_and_nests() -> None:
             torch.rand(7)
         assert torch.equal(torch.rand(1), expected)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_numpy_and_python_draw_from_the_stream_too_and_are_restored() -> None:
+    def draw() -> tuple[float, float, float]:
+        return float(torch.rand(())), float(np.random.rand()), random.random()
+
+    with seeded(stream(1)):
+        first = draw()
+    np.random.seed(5)
+    random.seed(5)
+    plain = draw()[1:]
+    np.random.seed(5)
+    random.seed(5)
+    with seeded(stream(1)):
+        assert draw() == first
+    assert draw()[1:] == plain
