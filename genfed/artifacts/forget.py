@@ -135,7 +135,7 @@ def _remove(
     for seed in config.seeds:
         check_excluded(without, dataset, partitioning.partition_data(without, dataset, seed).train)
     make_folder(new.path)
-    new.begin(runs.describe_start(command or None))
+    new.begin(runs.describe_start(command or None, without))
     for label in exact:
         for seed in config.seeds:
             chosen = select_trial(old, config, label, seed, config.labels)

@@ -33,7 +33,7 @@ from genfed.experiment.inputs import RunInputs, data_fingerprint, load_data, loa
 from genfed.experiment.local_clients import EngineName, choose_engine, open_local_clients
 from genfed.experiment.outcomes import TrialOutcomes, build_report
 from genfed.experiment.progress import Progress
-from genfed.experiment.run_folder import OnExisting, RunFolder, RunStart, default_folder
+from genfed.experiment.run_folder import OnExisting, RunFolder, RunStart, default_folder, digest_code
 from genfed.experiment.trial import Trial, new_trial
 from genfed.experiment.trial_loop import TrialLoop
 from genfed.methods.bases.federated_generator import FederatedGenerator
@@ -182,7 +182,7 @@ def run_on(
     config = inputs.config
     for method in config.method.values():  # a generator that does not fit, before an earlier method has run
         method.init(inputs.initial_server())
-    started = describe_start(command)
+    started = describe_start(command, config)
     with contextlib.ExitStack() as stack:
         stack.enter_context(folder.claim(config, on_existing))
         (tell or _log_warnings)(inputs.summary)
@@ -210,10 +210,10 @@ def _write_summary(summary: SourceSummary) -> None:
         log.warning("read: %s", line)
 
 
-def describe_start(command: str | None) -> RunStart:
+def describe_start(command: str | None, config: Config) -> RunStart:
     """Returns when and how a run is started, with a new number. `command`: None: the one of this process."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return RunStart(command or command_line(), now, secrets.token_hex(8))
+    return RunStart(command or command_line(), now, secrets.token_hex(8), digest_code(config))
 
 
 def _run_trials(

@@ -4,10 +4,12 @@ import contextlib
 import hashlib
 import logging
 import os
+import re
 import shutil
+import sys
 import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -34,6 +36,8 @@ from genfed.report.results import Report, from_json, to_json
 OnExisting = Literal["refuse", "resume", "replace"]
 """What to do where the folder holds a run already."""
 PUT_BACK = "put it back as it was, or start anew with --fresh"
+_MIXED = "its results come from both; start anew with --fresh if the change matters"
+_OWN_CLASS = re.compile(r'"([A-Za-z_][\w.]*):[A-Za-z_]\w*"')
 log = logging.getLogger(__name__)
 
 
@@ -46,6 +50,8 @@ class RunStart:
     """Time in ISO 8601, UTC."""
     id: str = ""
     """Random text that distinguishes this run from others with the same config. No random number depends on it."""
+    code: dict[str, str] = field(default_factory=dict)
+    """Digest of the file of each module of one's own that the config names."""
 
 
 @dataclass(frozen=True)
@@ -162,9 +168,13 @@ class RunFolder:
         """
         if self.started.exists():
             try:
-                return pydantic.TypeAdapter(RunStart).validate_json(self.started.read_bytes())
+                began = pydantic.TypeAdapter(RunStart).validate_json(self.started.read_bytes())
             except pydantic.ValidationError:
                 raise GenfedError(f"{self.started} is damaged; {PUT_BACK}") from None
+            for module, digest in now.code.items():
+                if began.code.get(module, digest) != digest:
+                    log.warning("the file of module %s has changed since the run began: %s", module, _MIXED)
+            return began
         if any(self.path.glob("trials/*/*/state.safetensors")):
             raise GenfedError(f"{self.started} is missing; {PUT_BACK}")
         write_file(self.started, pydantic.TypeAdapter(RunStart).dump_json(now) + b"\n", durable=True)
@@ -256,6 +266,17 @@ class RunFolder:
         for entry in sorted(self.path.iterdir(), key=lambda entry: entry == self.config):
             if entry.name != ".lock":
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+
+def digest_code(config: Config) -> dict[str, str]:
+    """Returns a digest of the file of each imported module that the config names as "package.module:Class"."""
+    modules = sorted(set(_OWN_CLASS.findall(to_toml(config))))
+    files = {module: getattr(sys.modules.get(module), "__file__", None) for module in modules}
+    return {
+        module: hashlib.blake2b(Path(file).read_bytes(), digest_size=16).hexdigest()
+        for module, file in files.items()
+        if file is not None and Path(file).is_file()
+    }
 
 
 def default_folder(source: object, name: str) -> RunFolder:

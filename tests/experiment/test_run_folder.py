@@ -1,5 +1,6 @@
 """The folder of a run."""
 
+import importlib
 import logging
 from pathlib import Path
 
@@ -7,7 +8,8 @@ import pytest
 
 from genfed.config.reader import read_config
 from genfed.core.errors import GenfedError
-from genfed.experiment.run_folder import RunFolder, RunStart, default_folder
+from genfed.experiment.run import describe_start
+from genfed.experiment.run_folder import RunFolder, RunStart, default_folder, digest_code
 from tests.conftest import tiny
 
 
@@ -48,6 +50,25 @@ def test_the_first_start_is_remembered(tmp_path: Path) -> None:
         folder.started.write_bytes(other)
         with pytest.raises(GenfedError, match=r"started.json is damaged; put it back as it was"):
             folder.begin(second)
+
+
+def test_a_module_that_changed_is_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    file, folder = tmp_path / "own_net_of_this_test.py", RunFolder(tmp_path / "run")
+    file.write_text("import torch\n\nclass Net(torch.nn.Linear):\n    pass\n")
+    folder.path.mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module(file.stem)
+    for named in ([f"{file.stem}:Net"], {f"{file.stem}:Net": 1.0}):
+        config = read_config(tiny("local", federation={"architectures": named}))
+        assert list(digest_code(config)) == [file.stem]
+    began = folder.begin(describe_start("first", config))
+    assert folder.begin(describe_start("second", config)) == began
+    assert not caplog.messages
+    file.write_text(file.read_text() + "# mended\n")
+    assert folder.begin(describe_start("third", config)) == began
+    assert caplog.messages[0].startswith("the file of module own_net_of_this_test has changed since the run began")
 
 
 def test_the_log_of_a_run_ends_with_its_block(tmp_path: Path) -> None:
