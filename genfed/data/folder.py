@@ -43,6 +43,12 @@ class Folder(ImageSource):
 
     path: str
     """The folder."""
+    exclude: tuple[str, ...] | None = None
+    """Names of image files to leave out, such as ["*_mask*"]; * stands for any characters. None: none."""
+
+    @property
+    def excluded_names(self) -> tuple[str, ...]:
+        return self.exclude or ()
 
     def load(self) -> Dataset:
         root = require_path(self.path)
@@ -53,7 +59,7 @@ class Folder(ImageSource):
         for part, places in layout.places.items():
             found[part], inner[part] = [], []
             for label, folder in places:
-                here = find_images(folder)
+                here = find_images(folder, self.excluded_names)
                 if not here.files:
                     raise GenfedError(f"{folder}: there are no images; {', '.join(SUFFIXES)} are allowed")
                 found[part] += [(label, file) for file in here.files]

@@ -99,6 +99,11 @@ class ImageSource(SplitSource):
     @abstractmethod
     def load(self) -> Dataset: ...
 
+    @property
+    def excluded_names(self) -> tuple[str, ...]:
+        """Patterns of the names of image files that are left out."""
+        return ()
+
     def read(self, path: str, task: Task, encoder: Encoder | None) -> Iterator[Examples]:
         """Reads the images in a folder and its sub-folders, one image file, or an array x of an .npz file."""
         scale = encoder if isinstance(encoder, PixelScale) else PixelScale(ground=self.background)
@@ -108,7 +113,7 @@ class ImageSource(SplitSource):
         root = require_path(path)
         if task.kind != "image":
             raise GenfedError(f"{path}: the run's examples are a table; an .npz with an array x is allowed")
-        files, top = (list_images(root), root) if root.is_dir() else ([root], root.parent)
+        files, top = (list_images(root, self.excluded_names), root) if root.is_dir() else ([root], root.parent)
         for start in range(0, len(files), _FILES_AT_ONCE):
             piece = files[start : start + _FILES_AT_ONCE]
             x = self.decode_all(functools.partial(_name_files, piece), len(piece), scale, task).x
@@ -281,13 +286,17 @@ def read_example_array(path: str) -> tuple[str, Array]:
     return name, arrays[name]
 
 
-def list_images(folder: Path) -> list[Path]:
+def list_images(folder: Path, exclude: Sequence[str] = ()) -> list[Path]:
     """Returns the image files in a folder and its sub-folders, sorted; hidden files and folders are ignored.
+
+    Args:
+        folder: The folder.
+        exclude: Patterns of the names of files that are left out.
 
     Raises:
         GenfedError: there are none.
     """
-    files = find_images(folder).files
+    files = find_images(folder, exclude).files
     if not files:
         raise GenfedError(f"{folder}: there are no images; {', '.join(SUFFIXES)} are allowed")
     return files

@@ -1,9 +1,11 @@
 """Image files: which of a folder are read, and how one is decoded."""
 
+import fnmatch
 import functools
+import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -27,6 +29,11 @@ _FORMATS = "PNG JPEG MPO BMP DIB GIF WEBP AVIF TIFF PPM JPEG2000 TGA PCX ICO QOI
 SUFFIXES = tuple(_READ.split())
 _BESIDE = tuple(_KNOWN.split())
 """Suffixes of files that are known to stand beside images."""
+_EXCLUDED = "excluded"
+_BEGINS = re.compile(r"(?=[ _.-]+[A-Za-z])|(?<=\d)(?=[A-Za-z])")
+"""Where what is added to the name of an image may begin: x_mask, 7mask."""
+_COMPANIONS = (5, 0.1)
+"""Fewest files that are named as another one with one addition, in number and as a share of all."""
 _READ_ANYWAY = "links to folders that are read anyway"
 _GRAY = ("1", "L", "LA")
 _COLOR = ("P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
@@ -60,15 +67,26 @@ class FolderContent:
 
     def find_doubts(self) -> Iterator[str]:
         """Yields what looks wrong in what was passed over."""
-        known = (*_BESIDE, "hidden", _READ_ANYWAY)
+        known = (*_BESIDE, "hidden", _READ_ANYWAY, _EXCLUDED)
         strange = {kind: n for kind, n in self.passed_over.most_common() if kind not in known}
         if strange:
             kinds = list_some(f"{show(kind)} {n:,}" for kind, n in strange.items())
             yield f"files that are no images for genfed are passed over: {kinds}; convert them to .png if they are"
+        for addition, files in find_companions(self.files).items():
+            if len(files) >= _COMPANIONS[0] and len(files) >= _COMPANIONS[1] * len(self.files):
+                yield (
+                    f"{len(files):,} images are named as another one with {show(addition)!r} after it, such as "
+                    f"{show(files[0].name)}: if they are masks or the like, set data.exclude = "
+                    f'["*{show(addition)}*"] to leave them out'
+                )
 
 
-def find_images(folder: Path) -> FolderContent:
+def find_images(folder: Path, exclude: Sequence[str] = ()) -> FolderContent:
     """Finds the image files in a folder and its sub-folders, sorted; see `walk_folder`.
+
+    Args:
+        folder: The folder.
+        exclude: Patterns of the names of files that are left out.
 
     Raises:
         GenfedError: a folder cannot be listed.
@@ -77,11 +95,28 @@ def find_images(folder: Path) -> FolderContent:
     for entry, kind in walk_folder(folder):
         if kind == "link":
             found.links += 1
+        elif kind == "image" and any(fnmatch.fnmatchcase(entry.name, pattern) for pattern in exclude):
+            found.passed_over[_EXCLUDED] += 1
         elif kind == "image":
             found.files.append(entry)
         else:
             found.passed_over[kind] += 1
     found.files.sort()
+    return found
+
+
+def find_companions(files: Sequence[Path]) -> dict[str, list[Path]]:
+    """Returns the files that are named as another one in their folder with an addition, as x_mask.png and x_mask_1.png
+    beside x.png, by that addition, without a number at its end.
+    """
+    stems = {(file.parent, file.stem) for file in files}
+    found = dict[str, list[Path]]()
+    for file in files:
+        for begin in (match.start() for match in _BEGINS.finditer(file.stem)):
+            if (file.parent, file.stem[:begin]) in stems:
+                addition = re.sub(r"[ _.-]*\d+$", "", file.stem[begin:])
+                found.setdefault(addition, []).append(file)
+                break
     return found
 
 

@@ -278,3 +278,26 @@ def test_classes_that_differ_in_capitals_are_told_of(tmp_path: Path) -> None:
     data = Folder(path=str(tmp_path)).load()
     assert data.task.classes == ("Cat", "cat")
     assert data.summary.warnings == ("classes differ only in capitals or spaces; write them alike",)
+
+
+def test_masks_beside_images_are_warned_of_and_left_out(tmp_path: Path) -> None:
+    for label in "ab":
+        write(tmp_path / "in" / label, range(12))
+        for file in sorted((tmp_path / "in" / label).iterdir()):
+            shutil.copy(file, file.with_stem(f"{file.stem}_mask"))
+        shutil.copy(file, file.with_stem(f"{file.stem}_mask_1"))
+    (line,) = [w for w in Folder(path=str(tmp_path / "in")).load().summary.warnings if "named as another" in w]
+    assert line.startswith("26 images are named as another one with '_mask' after it, such as ")
+    assert line.endswith('set data.exclude = ["*_mask*"] to leave them out')
+    source = Folder(path=str(tmp_path / "in"), exclude=("*_mask*",))
+    data = source.load()
+    assert sum(map(len, (data.train, data.validation, data.test))) == 24
+    assert not any("named as another" in line for line in data.summary.warnings)
+    assert "26 passed over: excluded 26" in data.summary.facts[0]
+    assert len(next(iter(source.read(str(tmp_path / "in"), data.task, data.encoder))).x) == 24
+
+
+def test_images_that_are_named_by_numbers_are_no_masks(tmp_path: Path) -> None:
+    for label in "ab":
+        write(tmp_path / label, range(120))
+    assert not any("named as another" in line for line in Folder(path=str(tmp_path)).load().summary.warnings)
