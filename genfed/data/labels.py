@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from genfed.core.errors import GenfedError
+from genfed.preprocessing.source_summary import SourceSummary, list_some, show
 
 Labels = NDArray[np.int64] | NDArray[np.str_] | NDArray[np.object_]
 
@@ -48,6 +49,23 @@ def encode_labels(
         return y, tuple(names)
     y = {part: torch.from_numpy(np.searchsorted(values, labels).astype(np.int64)) for part, labels in plain.items()}
     return y, tuple(names or map(str, values))
+
+
+def describe_names(
+    found: Mapping[str, NDArray[np.generic]], y: Mapping[str, Tensor], classes: Sequence[str]
+) -> SourceSummary:
+    """Says which label has which class name. Nothing: the labels are the names.
+
+    Args:
+        found: The raw labels [n] by part, as for `encode_labels`.
+        y: What it made of them.
+        classes: The names of the classes.
+    """
+    labels, places = _to_plain(found["train"], "labels"), y["train"].numpy()
+    pairs = [(str(labels[np.argmax(places == c)]), name) for c, name in enumerate(classes)]
+    if all(label == name for label, name in pairs):
+        return SourceSummary()
+    return SourceSummary((f"class names: {list_some((f'{show(a)} → {show(b)}' for a, b in pairs), 20)}",))
 
 
 def _to_plain(labels: NDArray[np.generic], where: str) -> Labels:

@@ -17,7 +17,7 @@ from genfed.data.dataset import Dataset, Examples
 from genfed.data.encoder import Encoder, read_schema
 from genfed.data.features import TableSchema, fit_schema
 from genfed.data.images import ImageSource, Natural, read_example_array
-from genfed.data.labels import encode_labels
+from genfed.data.labels import describe_names, encode_labels
 from genfed.data.numerals import PLAIN
 from genfed.data.sentinels import find_sentinels
 from genfed.preprocessing.array_names import ExampleArrays, find_arrays, is_like_examples
@@ -39,8 +39,8 @@ class Npz(ImageSource):
     path: str
     """The .npz file."""
     classes: tuple[str, ...] | None = None
-    """Names of the classes, in the order of their sorted labels; None: those of an array `classes` for labels from 0,
-    else the labels themselves."""
+    """Names of the classes, in the order of their sorted labels; None: those of an array `classes` that has one for
+    each label, from 0 or from 1, else the labels themselves."""
     columns: tuple[str, ...] | None = None
     """Arrays of natural columns to partition by, such as ["subject"]: NAME_train or NAME, and NAME_validation and
     NAME_test if they exist. None: none."""
@@ -64,7 +64,7 @@ class Npz(ImageSource):
         y, classes = encode_labels(raw_labels, self.classes, self.path)
         classes = self._name_classes(arrays, classes)
         natural = self._read_natural(arrays, {part: len(labels) for part, labels in y.items()})
-        summary = self._describe_arrays(arrays, found)
+        summary = self._describe_arrays(arrays, found) + describe_names(raw_labels, y, classes)
         if given["train"][0].ndim == 2:
             return self._build_table({part: x for part, (x, _) in given.items()}, y, classes, natural, summary)
         raw = {part: to_examples(x, self.layout, f"{self.path}: x of {part}") for part, (x, _) in given.items()}
@@ -177,15 +177,27 @@ class Npz(ImageSource):
         return read_texts(labels, self.encoding, f"{self.path}: labels of {part}")
 
     def _name_classes(self, arrays: Mapping[str, Array], classes: tuple[str, ...]) -> tuple[str, ...]:
-        """Returns the names of an array `classes`, if it has one for each label from 0; else `classes`."""
+        """Returns the names of an array `classes`, if it has one for each label, from 0 or from 1; else `classes`.
+
+        Raises:
+            GenfedError: the names can be counted from 0 and from 1.
+        """
         names = arrays.get("classes", np.empty(0))
         if self.classes is not None or names.ndim != 1 or names.dtype.kind not in "US":
             return classes
         places = [int(name) if name.isdecimal() else -1 for name in classes]
-        if min(places) < 0 or max(places) >= len(names):
-            return classes
         texts = read_texts(names, self.encoding, f"{self.path}: classes")
-        return tuple(str(texts[place]) for place in places) if len(set(texts.tolist())) == len(texts) else classes
+        if min(places) < 0 or max(places) > len(texts) or len(set(texts.tolist())) < len(texts):
+            return classes
+        if max(places) == len(texts):
+            return tuple(str(texts[place - 1]) for place in places) if 0 not in places else classes
+        if 0 not in places:
+            first, second = (show(str(texts[places[0] - start])) for start in (0, 1))
+            raise GenfedError(
+                f"{self.path}: no label is 0, so label {places[0]} may be {first!r} or {second!r} of the array "
+                f"classes; name the {len(places)} classes in data.classes"
+            )
+        return tuple(str(texts[place]) for place in places)
 
     def _read_natural(self, arrays: Mapping[str, Array], sizes: Mapping[str, int]) -> dict[str, dict[str, list[str]]]:
         """Returns the natural columns of each part as texts. `sizes`: the number of examples of each part.

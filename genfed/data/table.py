@@ -1,6 +1,7 @@
 """Tables in CSV or Parquet files."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from genfed.core.task import Task
 from genfed.data.dataset import Dataset, Examples
 from genfed.data.encoder import Encoder
 from genfed.data.features import TableSchema
-from genfed.data.labels import encode_labels
+from genfed.data.labels import describe_names, encode_labels
 from genfed.data.table_source import RawTable, TableSource, encode_rows, read_label_column, read_natural
 from genfed.data.text_file import read_text_file
 from genfed.preprocessing.checks import check_fit, require_distinct, require_known, require_path
@@ -50,9 +51,11 @@ class Table(TableSource):
         for table in tables.values():
             for name in (self.label, *self.natural_names):
                 require_known(name, table.names, f"{table.where}: column")
-        y, classes = encode_labels(read_label_column(tables, self.label), self.classes, self.path)
+        labels = read_label_column(tables, self.label)
+        y, classes = encode_labels(labels, self.classes, self.path)
         natural = read_natural(tables, self.natural_names)
-        return self.build_table(tables, y, classes, self.label, natural)
+        made = self.build_table(tables, y, classes, self.label, natural)
+        return replace(made, summary=made.summary + describe_names(labels, y, classes))
 
     def read(self, path: str, task: Task, encoder: Encoder | None) -> Iterator[Examples]:
         """Reads the rows of a file that has the feature columns; other columns, such as the label, are ignored."""

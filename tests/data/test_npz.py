@@ -331,3 +331,25 @@ def test_damaged_files_give_one_line(tmp_path: Path) -> None:
         except GenfedError as error:
             said = str(error)
         assert "\n" not in said
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "says"),
+    [
+        ((0, 1), "healthy flu cold", "0 → healthy, 1 → flu"),
+        ((1, 3), "healthy flu cold", "1 → healthy, 3 → cold"),
+        ((0, 2), "healthy flu", None),
+        ((1, 2), "healthy flu cold", "no label is 0, so label 1 may be 'flu' or 'healthy' of the array classes"),
+    ],
+)
+def test_names_of_classes_are_counted_from_0_or_from_1(
+    labels: tuple[int, int], names: str, says: str | None, tmp_path: Path
+) -> None:
+    y = np.array([labels[i % 2] for i in range(len(IMAGES))])
+    source = Npz(path=write(tmp_path, x=IMAGES, y=y, classes=np.array(names.split())))
+    if says is not None and "may be" in says:
+        with pytest.raises(GenfedError, match=says):
+            source.load()
+        return
+    lines = [line for line in source.load().summary.facts if line.startswith("class names: ")]
+    assert lines == ([] if says is None else [f"class names: {says}"])
