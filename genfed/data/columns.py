@@ -51,9 +51,11 @@ class Choice:
     """What the settings say of a table's columns."""
 
     names: tuple[str, ...]
-    """The columns that may be features."""
-    numeric: tuple[str, ...] | None = None
-    categorical: tuple[str, ...] | None = None
+    """The columns that may be features, in this order."""
+    numeric: tuple[str, ...] = ()
+    """Those that are numbers, whatever they look like."""
+    categorical: tuple[str, ...] = ()
+    """Those that are categories, whatever they look like."""
     decimal: Mark | None = None
     thousands: str | None = None
     units: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
@@ -95,16 +97,12 @@ def choose_columns(
         GenfedError: a named column cannot be used as it is named, or no column is left.
     """
     found = _Columns({}, {}, [], [], {})
-    numeric, categorical = {*(choice.numeric or ()), *choice.units}, set(choice.categorical or ())
-    cells = {
-        name: read(name, "category" if name in categorical else "any")
-        for name in dict.fromkeys((*choice.names, *(choice.numeric or ()), *(choice.categorical or ())))
-    }
+    numeric, categorical = {*choice.numeric, *choice.units}, set(choice.categorical)
+    cells = {name: read(name, "category" if name in categorical else "any") for name in choice.names}
     european = _find_style(choice, cells, read, found)
     if european:  # what looks like a decimal point may be one between thousands
         cells |= {name: read(name, "text") for name, column in cells.items() if column and column.numbers is not None}
-    for name in dict.fromkeys((*(choice.numeric or ()), *cells)):  # numbers in the order that the settings name
-        column = cells[name]
+    for name, column in cells.items():
         if name in numeric:
             found.numbers[name] = _take_as_numbers(name, column, choice, european, where)
         elif name in categorical:
@@ -113,8 +111,6 @@ def choose_columns(
             found.categories[name] = column
         else:
             _take(name, column, choice, european, found)
-    if choice.categorical is not None:
-        found.categories = {name: found.categories[name] for name in choice.categorical}
     schema = fit_schema(found.numbers, found.categories, scale, where)
     _look_closer(found, schema, labels)
     return schema, _describe(found, schema)
@@ -126,8 +122,7 @@ def _find_style(choice: Choice, cells: Mapping[str, Cells | None], read: Read, f
         return choice.decimal == "," or (choice.decimal is None and choice.thousands == ".")
     european, doubts = find_style(cells, lambda name: read(name, "text"), choice.delimiter, choice.typed)
     for name, words in doubts.items():
-        free = choice.numeric is None and not choice.typed and name not in (choice.categorical or ())
-        if free or name in (choice.numeric or ()):
+        if name in choice.numeric or (not choice.typed and name not in choice.categorical):
             found.warn(words, name)
     return european
 
@@ -166,18 +161,18 @@ def _take(name: str, column: Cells | None, choice: Choice, european: bool | None
     elif column.numbers is not None or not column.present:
         if UNNAMED.fullmatch(name) and column.numbers is not None and _numbers_rows(column.numbers):
             found.dropped.append(f"{show(name)} (numbers the rows)")
-        elif choice.numeric is None:
+        else:
             found.numbers[name] = (column, PLAIN)
     else:
         finding = find_notation(column, choice.decimal, choice.thousands, european)
         if _is_of_numbers(name, column, finding, choice, found):
             if UNNAMED.fullmatch(name) and _numbers_rows(read_numbers(column, finding.notation)[0]):
                 found.dropped.append(f"{show(name)} (numbers the rows)")
-            elif choice.numeric is None:
+            else:
                 found.numbers[name] = (column, finding.notation)
         elif UNNAMED.fullmatch(name) and _is_all_distinct(column):
             found.dropped.append(f"{show(name)} (names the rows)")
-        elif choice.categorical is None:
+        else:
             _take_as_category(name, column, found)
 
 

@@ -48,7 +48,7 @@ class HuggingFace(ImageSource, TableSource):
 
     def load(self) -> Dataset:
         splits, summary = self._choose_splits()
-        for name in (self.label, *self.natural_names, *(self.numeric or [])):
+        for name in (self.label, *self.natural_names, *(self.features or ()), *(self.numeric or ())):
             require_known(name, splits["train"].column_names, f"{self.path}: column")
         labels, said = self._read_labels(splits)
         summary += said
@@ -93,7 +93,8 @@ class HuggingFace(ImageSource, TableSource):
     def read(self, path: str, task: Task, encoder: Encoder | None) -> Iterator[Examples]:
         """Reads images like every source of images, or a table's rows from a CSV or Parquet file."""
         if task.kind == "table":
-            return Table(path=path, label=self.label, missing=self.missing).read(path, task, encoder)
+            table = Table(path=path, label=self.label, missing=self.missing, not_missing=self.not_missing)
+            return table.read(path, task, encoder)
         return super().read(path, task, encoder)
 
     def _choose_splits(self) -> tuple[dict[str, Any], SourceSummary]:
@@ -182,7 +183,8 @@ class HuggingFace(ImageSource, TableSource):
         found = files or [name for name in arrays if name not in self.natural_names]
         if len(found) > 1:
             raise GenfedError(f"{self.path}: there are several image columns, {', '.join(found)}; set image")
-        return found[0] if found and self.numeric is None and self.categorical is None else None
+        is_table = any(named is not None for named in (self.features, self.numeric, self.categorical))
+        return found[0] if found and not is_table else None
 
     def _read_arrays(self, split: Any, column: str, part: str) -> Any:
         """Returns a column of arrays as one [n, ...]."""

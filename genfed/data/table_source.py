@@ -110,11 +110,18 @@ class RawTable:
 class TableSource(SplitSource):
     """A source that can hold a table."""
 
+    features: tuple[str, ...] | None = Field(
+        default=None, description="The only columns that may be features, in this order; None: all that are left."
+    )
     numeric: tuple[str, ...] | None = Field(
-        default=None, description="Columns used as numbers; None: every column of numbers, days and times of day."
+        default=None,
+        description="Columns to use as numbers, whatever they look like; all others are decided by themselves. "
+        "None: none.",
     )
     categorical: tuple[str, ...] | None = Field(
-        default=None, description="Columns used as categories; None: every other column of texts or truth values."
+        default=None,
+        description="Columns to use as categories, whatever they look like; all others are decided by themselves. "
+        "None: none.",
     )
     columns: tuple[str, ...] | None = Field(
         default=None,
@@ -128,8 +135,11 @@ class TableSource(SplitSource):
     )
     missing: tuple[str, ...] | None = Field(
         default=None,
-        description="Texts that mark a missing value, beside the empty one; None: those of pandas (NA, N/A, n/a, NaN, "
-        "null, None and the like) and ?.",
+        description="Further texts that mark a missing value, beside the empty one, those of pandas (NA, N/A, n/a, "
+        "NaN, null, None and the like) and ?. None: none.",
+    )
+    not_missing: tuple[str, ...] | None = Field(
+        default=None, description='Of these texts, those that are values here, such as ["NA"]. None: none.'
     )
     decimal: Literal[".", ","] | None = Field(
         default=None, description="Mark before the decimals of numbers; None: found in each column."
@@ -157,7 +167,8 @@ class TableSource(SplitSource):
     @property
     def missing_words(self) -> tuple[str, ...]:
         """Texts that mean that there is no value."""
-        return MISSING_WORDS if self.missing is None else self.missing
+        values = self.not_missing or ()
+        return tuple(dict.fromkeys((*(word for word in MISSING_WORDS if word not in values), *(self.missing or ()))))
 
     @property
     def natural_names(self) -> tuple[str, ...]:
@@ -238,26 +249,33 @@ class TableSource(SplitSource):
     def _choice(self, names: tuple[str, ...], train: RawTable) -> Choice:
         """Returns what the settings and the file's kind say of the columns `names`."""
         units = read_unit_factors(self.units or {})
-        named = (self.numeric, self.categorical, self.decimal, self.thousands)
+        named = (self.numeric or (), self.categorical or (), self.decimal, self.thousands)
         return Choice(names, *named, units, train.delimiter, train.typed)
 
     def _candidates(self, train: RawTable, label: str) -> tuple[str, ...]:
         """Returns the columns that may be features.
 
         Raises:
-            GenfedError: a named column is not there, or is named twice.
+            GenfedError: a named column is not there, is named twice, or is not among the only features.
         """
         out = [label, *self.natural_names, *(self.drop or ())]
         with_units = [name for name in self.units or () if name not in (self.numeric or ())]
         named = [*(self.numeric or ()), *(self.categorical or ()), *with_units]
-        count = Counter([*dict.fromkeys(out), *named])
-        for name in (*out, *named):
+        only = self.features
+        for name in (*out, *named, *(only or ())):
             require_known(name, train.names, f"{train.where}: column")
-        for name in named:
-            if count[name] > 1:
-                raise GenfedError(f"column {name!r} is named twice: it can be label, natural, dropped or one feature")
-        if self.numeric is not None and self.categorical is not None:
-            return tuple(named)
+        for some in (named, only or ()):
+            count = Counter([*dict.fromkeys(out), *some])
+            for name in some:
+                if count[name] > 1:
+                    raise GenfedError(
+                        f"column {name!r} is named twice: it can be label, natural, dropped or one feature"
+                    )
+        if only is not None:
+            chosen = set(only)
+            if other := [name for name in named if name not in chosen]:
+                raise GenfedError(f"column {other[0]!r} is named, but data.features does not have it")
+            return only
         excluded = set(out)
         return tuple(name for name in train.names if name not in excluded)
 

@@ -43,8 +43,8 @@ UNUSED: list[tuple[dict[str, Sequence[object]], dict[str, Any]]] = [
     ({"token": TOKENS}, {}),  # another text in every row
     ({"token": TOKENS}, {"categorical": ("town",)}),
     ({"token": TOKENS}, {"drop": ("token",)}),
-    ({"weight": RNG.normal(size=2 * N).tolist()}, {"numeric": ("age",)}),
-    ({"weight": RNG.normal(size=2 * N).tolist()}, {"numeric": ("age",), "categorical": ("town",)}),
+    ({"weight": RNG.normal(size=2 * N).tolist()}, {"features": ("age", "town")}),
+    ({"weight": RNG.normal(size=2 * N).tolist()}, {"features": ("town", "age"), "numeric": ("age",)}),
     ({"id": [f"p{i % N}" for i in range(2 * N)]}, {}),  # another text in every row that is left
     ({"id": [f"p{i % N}" for i in range(2 * N)], "token": TOKENS}, {}),
 ]

@@ -71,7 +71,7 @@ def test_numbers_are_features_scaled_by_training_rows(datasets: Any, tmp_path: P
     tame = {"train": table(datasets), "test": table(datasets, 4)}
     datasets.DatasetDict(wild).save_to_disk(tmp_path / "wild")
     datasets.DatasetDict(tame).save_to_disk(tmp_path / "tame")
-    one, two = (HuggingFace(path=str(tmp_path / n), label="y", numeric=("a",)).load() for n in ("wild", "tame"))
+    one, two = (HuggingFace(path=str(tmp_path / n), label="y", features=("a",)).load() for n in ("wild", "tame"))
     assert torch.equal(one.train.x, two.train.x)
     assert float(one.test.x.min()) > 1000
 
@@ -92,7 +92,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"train_split": "tran"}, "split 'tran' is not there; did you mean 'train'"),
     ({"test_split": "tset"}, "split 'tset' is not there; did you mean 'test'"),
     ({"numeric": ("writer",)}, "column 'writer' is not of numbers"),
-    ({"label": "writer", "numeric": (), "categorical": ()}, "there are no feature columns"),
+    ({"label": "writer", "features": ()}, "there are no feature columns"),
 ]
 
 

@@ -40,7 +40,7 @@ def test_texts_times_and_class_labels_are_used_and_the_rest_is_told(tmp_path: Pa
 def test_columns_are_named_as_in_a_table(tmp_path: Path) -> None:
     path = saved(tmp_path)
     data = HuggingFace(path=path, label="label", drop=("vector", "seen"), categorical=("town",)).load()
-    assert data.task.shape == (1 + 3,)
+    assert data.task.shape == (1 + 3 + 2,)
     grouped = HuggingFace(path=path, label="label", drop=("vector",), group="seen").load()
     homes = [set(part["seen"]) for part in (grouped.columns, grouped.validation_columns, grouped.test_columns)]
     assert sum(map(len, homes)) == len(set.union(*homes)) == 14

@@ -120,12 +120,14 @@ def test_text_files_without_header_and_with_other_delimiters(tmp_path: Path) -> 
 
 def test_columns_can_be_chosen(tmp_path: Path) -> None:
     path = write(tmp_path)
-    assert Table(path=path, label="ill", numeric=("age",), categorical=()).load().task.shape == (1,)
-    assert Table(path=path, label="ill", numeric=(), categorical=("hospital",)).load().task.shape == (2,)
+    assert Table(path=path, label="ill", features=("age",)).load().task.shape == (1,)
+    assert Table(path=path, label="ill", features=("hospital",)).load().task.shape == (2,)
     assert Table(path=path, label="ill", drop=("income", "hospital")).load().task.shape == (3,)
     as_text = Table(path=path, label="ill", categorical=("colour", "hospital", "age")).load()
     assert as_text.task.shape == (1 + 28 + 2 + 2,)
-    assert Table(path=path, label="ill", classes=("well", "ill")).load().task.classes == ("well", "ill")
+    named = Table(path=path, label="ill", classes=("well", "ill")).load()
+    assert named.task.classes == ("well", "ill")
+    assert "class names: no → well, yes → ill" in named.summary.facts
 
 
 def test_a_column_without_any_value_becomes_zeros(tmp_path: Path) -> None:
@@ -149,7 +151,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"label": "ill", "numeric": ("ages",)}, "column 'ages' is not there; did you mean 'age'"),
     ({"label": "ill", "numeric": ("colour",)}, "column 'colour' is not of numbers"),
     ({"label": "ill", "numeric": ("ill",)}, "column 'ill' is named twice"),
-    ({"label": "ill", "numeric": (), "categorical": ()}, "there are no feature columns"),
+    ({"label": "ill", "features": ()}, "there are no feature columns"),
     ({"label": "income"}, "column 'income' lacks 4 values"),
     ({"label": "ill", "columns": ("income",)}, "column 'income' lacks 4 values"),
     ({"label": "age"}, "class '0' has 1 examples: too few"),
@@ -245,3 +247,37 @@ def test_where_a_column_of_categories_is() -> None:
         {"age": NumberScaling(0, 0, 1), "size": NumberScaling(0, 0, 1)}, {"blood": ("a", "b", "o"), "side": ("x",)}
     )
     assert encoder.places == {"blood": (2, 3, 4), "side": (5,)}
+
+
+def test_a_named_column_decides_for_itself_alone(tmp_path: Path) -> None:
+    rows = [f"{i},{i % 4},{'<0.5' if i % 6 == 0 else i / 7},{'yn'[i % 3 == 0]},{i % 2}" for i in range(60)]
+    path, every = write(tmp_path, rows, "age,grade,crp,smoker,y"), {"age", "grade", "crp", "smoker"}
+
+    def found(**named: Any) -> tuple[set[str], set[str]]:
+        schema = Table(path=path, label="y", **named).load().encoder
+        assert isinstance(schema, TableSchema)
+        return set(schema.numbers), set(schema.categories)
+
+    assert found() == ({"age", "grade"}, {"crp", "smoker"})
+    assert found(categorical=("grade",)) == ({"age"}, every - {"age"})
+    assert found(numeric=("crp",)) == ({"age", "grade", "crp"}, {"smoker"})
+    assert found(numeric=("crp",), categorical=("grade",)) == ({"age", "crp"}, {"grade", "smoker"})
+    assert found(features=("smoker", "grade"), categorical=("grade",)) == (set(), {"smoker", "grade"})
+    with pytest.raises(GenfedError, match=r"column 'crp' is named, but data\.features does not have it"):
+        found(features=("age",), numeric=("crp",))
+    with pytest.raises(GenfedError, match="column 'y' is named twice"):
+        found(features=("age", "y"))
+
+
+def test_words_for_missing_are_added_to_the_usual_ones(tmp_path: Path) -> None:
+    rows = [f"{-999 if i % 9 == 0 else 100 + i / 7},{['NA', 'a', 'b'][i % 3]},{i % 2}" for i in range(60)]
+    path = write(tmp_path, rows, "bp,land,y")
+
+    def codes(**words: Any) -> tuple[str, ...]:
+        data = Table(path=path, label="y", **words).load()
+        assert isinstance(data.encoder, TableSchema)
+        assert not any("stands far" in line for line in data.summary.warnings)
+        return data.encoder.categories["land"]
+
+    assert codes(missing=("-999",)) == ("(missing)", "a", "b")
+    assert codes(missing=("-999",), not_missing=("NA",)) == ("NA", "a", "b")

@@ -48,7 +48,7 @@ def test_all_columns_are_features_in_their_order(tmp_path: Path) -> None:
     again = Table(path=str(tmp_path / "a.parquet"), label="y").load()
     assert again.train.x.equal(data.train.x)
     named = tuple(f"g{i}" for i in reversed(range(WIDTH)))
-    turned = Table(path=str(tmp_path / "a.csv"), label="y", numeric=named).load()
+    turned = Table(path=str(tmp_path / "a.csv"), label="y", features=named).load()
     assert turned.train.x.equal(data.train.x.flip(1))
 
 
