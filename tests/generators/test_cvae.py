@@ -87,6 +87,33 @@ def test_loss_is_that_of_whole_kernels(sides: tuple[int, int]) -> None:
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize(("sides", "inner"), [((32, 32), (8, 8)), ((20, 40), (8, 16))])
+def test_a_size_of_its_own(sides: tuple[int, int], inner: tuple[int, int]) -> None:
+    """The network is that of small images; its images are enlarged, and compared with the whole ones pixel by pixel."""
+    within = small(1, *inner)
+    network = CVAE(width=4, latent_dim=3, size=8).new(task(1, *sides), rng())
+    network.load_state_dict(within.state_dict())
+    x, y, z = torch.rand(6, 1, *sides, generator=rng()) * 2 - 1, torch.arange(6), torch.randn(6, 3, generator=rng())
+    for got, expected in zip(network.encode(x, y), within.encode(resize(x, inner), y), strict=True):
+        torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(network.decode(z, y), resize(within.decode(z, y), sides))
+    mean, log_variance = network.encode(x, y)
+    code = mean + torch.randn(mean.shape, generator=rng(1)) * torch.exp(log_variance / 2)
+    error = (network.decode(code, y) - x).square().sum((1, 2, 3))
+    divergence = (mean.square() + log_variance.exp() - log_variance - 1).sum(1) / 2
+    share = inner[0] * inner[1] / (sides[0] * sides[1])
+    torch.testing.assert_close(network.loss(x, y, rng(1)), error * share + divergence)
+
+
+def resize(x: Tensor, sides: tuple[int, int]) -> Tensor:
+    return functional.interpolate(x, sides, mode="bilinear", antialias=True)
+
+
+def test_its_own_size_is_no_larger_than_the_images() -> None:
+    with pytest.raises(GenfedError, match=r"size = 16, but the images have 12×20; allowed is .* shorter side, 12"):
+        CVAE(size=16).new(task(1, 12, 20), rng())
+
+
 def test_paper_size() -> None:
     network = CVAE().new(task(1, 32, 32), rng())
     assert 9.7e6 < sum(p.numel() for p in network.parameters()) < 9.9e6  # 22.4M less the taps that never train
@@ -128,7 +155,7 @@ def test_tables_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", [{"width": 0}, {"latent_dim": 0}, {"learning_rate": 0.0}, {"weight_decay": -1.0}, {"beta": 1}]
+    "bad", [{"width": 0}, {"size": 7}, {"latent_dim": 0}, {"learning_rate": 0.0}, {"weight_decay": -1.0}, {"beta": 1}]
 )
 def test_settings_are_checked(bad: dict[str, float]) -> None:
     with pytest.raises(pydantic.ValidationError):
