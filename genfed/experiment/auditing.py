@@ -97,6 +97,11 @@ def _describe_guarantee(found: PrivacyGuarantee | None) -> str:
     """Returns a few words on the privacy guarantee, without ε, which is shown for all seeds. Empty: there is none."""
     if found is None or found.epsilon is None or found.reproducible_noise:
         return ""
+    if found.clipped:  # sums
+        who = "clients add" if found.distributed else "the server, which can read every upload, adds"
+        return f"{who} noise to the sums of clipped examples: ε protects every example" + (
+            ", also against the server" if found.distributed else " against others"
+        )
     if found.distributed:
         return "clients clip and add noise: ε protects every client, also against the server"
     if found.level == "client":

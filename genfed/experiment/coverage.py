@@ -1,4 +1,4 @@
-"""Warnings before training of classes and clients that the methods of a run never see."""
+"""Warnings before training of classes and clients that a run never sees, or does not protect."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -6,9 +6,11 @@ from typing import Any
 
 import torch
 
+from genfed.config.settings import Config
 from genfed.core.federated_data import FederatedData
 from genfed.core.method import Method
-from genfed.core.schedule import Schedule
+from genfed.core.phase import Phase
+from genfed.core.schedule import Schedule, list_upload_phases
 from genfed.preprocessing.source_summary import list_some, show
 
 
@@ -23,6 +25,27 @@ def describe_missing_classes(shards: FederatedData) -> Iterator[str]:
             f"no client has examples of class {list_some(missing)}: no method of the run can learn it, the ceiling "
             f"included, and {share:.0%} of the held-out examples are of it"
         )
+
+
+def describe_single_holders(config: Config, shards: FederatedData) -> Iterator[str]:
+    """Yields a line on the classes of which one client alone has examples, where masks should hide what single clients
+    add to sums by class.
+    """
+    sums = [label for label, method in config.method.items() if any(map(_is_by_class, list_upload_phases(method)))]
+    if config.secure_aggregation is None or not sums:
+        return
+    classes = shards.task.classes
+    counts = [torch.bincount(shards.train.y[a:b], minlength=len(classes)) for a, b in shards.ranges]
+    holders = (torch.stack(counts) > 0).sum(0)
+    if alone := [show(name) for name, n in zip(classes, holders.tolist(), strict=True) if n == 1]:
+        yield (
+            f"of class {list_some(alone)} one client has all examples: masks do not hide what it adds up of them in "
+            f"{', '.join(sums)}, since no other client adds to these sums"
+        )
+
+
+def _is_by_class(phase: Phase[Any]) -> bool:
+    return phase.expected is not None  # statistics of generators are the uploads whose form is known before
 
 
 def describe_clients_never_asked(

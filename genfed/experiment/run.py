@@ -116,10 +116,11 @@ def _checked_inputs(config: Config, dataset: Dataset) -> RunInputs:
     """
     digest = digest_encoder(dataset.encoder, dataset.task.kind)
     public, architectures = load_public(config, dataset.task, digest), Architectures()
-    unseen: dict[str, None] = {}
+    noticed: dict[str, None] = {}
     for seed in config.seeds:
         shards = partitioning.partition_data(config, dataset, seed)
-        unseen |= dict.fromkeys(coverage.describe_missing_classes(shards))
+        noticed |= dict.fromkeys(coverage.describe_missing_classes(shards))
+        noticed |= dict.fromkeys(coverage.describe_single_holders(config, shards))
         checks.check_excluded(config, dataset, shards.train)
         checks.check_clients(config, shards, architectures.new)
         generator_quality.check_generator_quality(config.metrics, config.method, shards, architectures.new)
@@ -133,8 +134,8 @@ def _checked_inputs(config: Config, dataset: Dataset) -> RunInputs:
     for label, method in config.method.items():
         compatibility.check_public_examples(label, method, config.data, parts)
     fraction, first = config.federation.client_fraction, config.seeds[0]
-    unseen |= dict.fromkeys(coverage.describe_clients_never_asked(config.method, shards, fraction, first))
-    summary = dataset.summary + SourceSummary((), tuple(unseen))
+    noticed |= dict.fromkeys(coverage.describe_clients_never_asked(config.method, shards, fraction, first))
+    summary = dataset.summary + SourceSummary((), tuple(noticed))
     if config.privacy and (fitted := describe_fitted(config.data, dataset)):
         summary += SourceSummary((), (f"ε does not cover how examples are encoded: {fitted}",))
     return RunInputs(config, dataset.task, shards.clients, dict.fromkeys(config.seeds, architectures), public, summary)

@@ -21,7 +21,7 @@ from genfed.encoders.encoder import ENCODED, build_encoder, encode_examples
 from genfed.generators.mixture import Mixture, MixtureNetwork
 from genfed.generators.statistics_generator import LARGEST_FEATURE, StatisticsGenerator, estimate_alone
 from genfed.methods.bases.drawn_head import draw_features, new_layers, train_head
-from genfed.methods.bases.feature_statistics import FeatureStatistics, StatisticsRequest, StatisticsState
+from genfed.methods.bases.feature_statistics import FeatureStatistics, StatisticsRequest, StatisticsState, check_range
 from genfed.training.classifier import Training
 from genfed.training.upload_checks import check_counts, check_form
 
@@ -74,6 +74,7 @@ class FedPFT(FeatureStatistics):
     def fit(self, client: Client, sent: StatisticsRequest) -> Reply[ClientMixtures]:
         """Fits a mixture to the client's features of each class."""
         features = encode_examples(client, self.encoder, sent.encoder)
+        check_range(features.x)
         task = Task("features", tuple(features.x.shape[1:]), client.task.classes)
         # All clients begin with the same directions, so one client alone has the mixture of federated EM.
         fitted = estimate_alone(self.generator, features, task, client.common("generator"))

@@ -96,4 +96,5 @@ def _scale_by_thousands(count: float, units: Sequence[str]) -> str:
 
 
 def _escape_cell(cell: str) -> str:
-    return one_line(cell.replace("\n", " ")).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+    line = one_line(cell.replace("\n", " ")).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+    return line.replace("](", "]\\(").replace("][", "]\\[")  # no links, and no pictures

@@ -30,3 +30,18 @@ def test_nothing_is_said_where_all_is_seen(tmp_path: Path) -> None:
     assert warnings_of(tmp_path, "local", "fedavg", "fedcgs", defaults={"rounds": 2}) == []
     half = {"client_fraction": 0.5}
     assert warnings_of(tmp_path / "half", "local", "fedavg", federation=half, defaults={"rounds": 2}) == []
+
+
+def test_classes_of_one_client_are_named_where_masks_should_hide_it(tmp_path: Path) -> None:
+    federation = {"clients": 5, "max_examples": 100, "architectures": ["linear"]}
+    changes: dict[str, Any] = {"federation": federation, "secure_aggregation": {}}
+    changes |= {"partition": {"kind": "disjoint_labels"}, "method": {"fedcgs": {"encoder": {"kind": "identity"}}}}
+    report = start(tiny("fedcgs", **changes), tmp_path / "run")
+    line = next(line for line in report.data_summary.warnings if "masks do not hide" in line)
+    assert line.startswith(
+        "of class 0, 1, 2, 3, 4, 5, 6, 7 … and 2 more one client has all examples: masks do not hide"
+    )
+    even = changes | {"partition": {"kind": "iid"}}
+    assert not any("masks" in line for line in start(tiny("fedcgs", **even), tmp_path / "even").data_summary.warnings)
+    averaged = start(tiny("fedavg", **changes | {"method": {}}), tmp_path / "averaged")
+    assert not any("masks" in line for line in averaged.data_summary.warnings)

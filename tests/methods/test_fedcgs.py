@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,7 +16,7 @@ from genfed.generators.gaussian import linear_discriminant
 from genfed.generators.statistics_generator import narrow
 from genfed.methods.bases.feature_statistics import Statistics, StatisticsState
 from genfed.methods.fedcgs import FedCGS
-from tests.conftest import start, tiny
+from tests.conftest import TINY, start, tiny
 
 
 def state_of(out: Path, config: dict[str, Any]) -> StatisticsState:
@@ -98,3 +99,30 @@ def test_what_no_honest_client_uploads_is_excluded() -> None:
         round_.add(info, Statistics({name: value.long() for name, value in honest.items()}), 8.0)
     round_.add(info, Statistics(honest), 8.0)
     assert same(round_.finish()["statistics"], honest)
+
+
+@pytest.mark.parametrize(("factor", "shift", "shown"), [(30.0, 100.0, "from "), (0.001, 0.0, "from "), (1.0, 0.0, "")])
+@pytest.mark.parametrize("method", ["fedcgs", "fedpft", "gefl_f"])
+def test_features_on_a_scale_of_their_own_are_refused(
+    method: str, factor: float, shift: float, shown: str, tmp_path: Path
+) -> None:
+    """They are clipped to ±8 and rounded to 1/64, so they would say nothing, without a word."""
+    rng = np.random.default_rng(0)
+    y = np.arange(200) % 2
+    x = (rng.normal(size=(200, 4)) + y[:, None] * 2) * factor + shift
+    np.savez(tmp_path / "a.npz", x=x.astype(np.float32), y=y)
+    data = {"kind": "npz", "path": str(tmp_path / "a.npz"), "scale": "none"}
+    own: dict[str, Any] = {"encoder": {"kind": "identity"}}
+    if method == "gefl_f":
+        own |= {"generator": {"kind": "gaussian"}, "whitening": "none"}
+    if method == "fedpft":
+        own |= TINY["fedpft"]
+    federation = {"clients": 4, "max_examples": 80, "architectures": ["linear", "mlp-small"]}
+    config = tiny(method, data=data, method={method: own}, federation=federation)
+    if not shown:
+        assert not start(config, tmp_path / "run").trials[0].failures
+        return
+    with pytest.raises(
+        GenfedError, match=r"its features are from .* added up within ±8 in steps of 1/64; scale the data"
+    ):
+        start(config, tmp_path / "run")

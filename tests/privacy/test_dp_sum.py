@@ -19,6 +19,7 @@ from genfed.core.privacy import SumBounds
 from genfed.core.settings import settings
 from genfed.core.task import Weights
 from genfed.encoders.encoder import Encoder
+from genfed.experiment.auditing import _describe_guarantee
 from genfed.experiment.checkpoint import read_checkpoint
 from genfed.experiment.compatibility import check_private_encoders
 from genfed.experiment.run_folder import RunFolder
@@ -27,6 +28,7 @@ from genfed.generators.statistics_generator import STEPS, bound_rows, merge
 from genfed.methods.bases.feature_statistics import StatisticsState
 from genfed.privacy.accounting import WITHIN, account, epsilon, gaussian_epsilon, noise_for
 from genfed.privacy.client_level import read_releases
+from genfed.privacy.guarantee import PrivacyGuarantee
 from genfed.privacy.settings import DPSum
 from genfed.report.page import build_page
 from genfed.report.privacy_guarantees import describe_guarantees
@@ -296,3 +298,13 @@ def test_headers_under_dp_sgd_learn_from_no_such_features() -> None:
     task = Task("image", (1, 8, 8), ("a", "b"))
     with pytest.raises(GenfedError, match="depend on the others of the batch"):
         check_private_encoders(config, task, (), Architectures().new)
+
+
+@pytest.mark.parametrize(("distributed", "says"), [(False, "can read every upload"), (True, "also against the server")])
+def test_what_protects_is_named_as_what_it_is(distributed: bool, says: str) -> None:
+    found = PrivacyGuarantee(1.0, None, 1e-5, "exact", (3.7, 3.7), 1.0, 1, distributed=distributed, clipped="features")
+    words = _describe_guarantee(found)
+    assert says in words
+    assert "every example" in words
+    assert "client:" not in words
+    assert "DP-SGD" not in words

@@ -66,6 +66,8 @@ def test_markdown_has_the_same_cells() -> None:
 
 def test_an_empty_table_is_still_markdown() -> None:
     assert format_markdown(TextTable(("a",), ())) == "| a |\n| --- |\n"
+    linked = format_markdown(TextTable(("a",), (("![x](http://a) [b][c]",),)))
+    assert linked.splitlines()[2] == "| ![x]\\(http://a) [b]\\[c] |"
 
 
 def test_runs_stand_side_by_side() -> None:

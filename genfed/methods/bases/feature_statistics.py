@@ -20,7 +20,20 @@ from genfed.encoders.encoder import ENCODED, Encoder, build_encoder, encode_exam
 from genfed.encoders.random_conv import RandomConv
 from genfed.generators.gaussian import Gaussian
 from genfed.generators.generator import GeneratorNetwork
-from genfed.generators.statistics_generator import StatisticsGenerator, bound_rows, narrow, narrow_type, subtract
+from genfed.generators.statistics_generator import (
+    LARGEST_FEATURE,
+    STEPS,
+    StatisticsGenerator,
+    bound_rows,
+    narrow,
+    narrow_type,
+    subtract,
+)
+
+_MOST_CLIPPED = 0.05
+"""Largest share of features that may be clipped."""
+_SMALLEST = 8 / STEPS
+"""Features that are all below this have lost most of their digits to rounding."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +123,8 @@ class FeatureStatistics(Method[StatisticsState]):
     def measure(self, client: Client, sent: StatisticsRequest) -> Reply[Statistics]:
         """Adds up the statistics of the client's features."""
         features = encode_examples(client, self.encoder, sent.encoder)
+        if client.sums is None:
+            check_range(features.x)
         task = Task("features", tuple(features.x.shape[1:]), client.task.classes)
         if client.sums is not None:
             norm = client.sums.bounds.norm(features.x.shape[1])
@@ -195,6 +210,20 @@ class FeatureStatistics(Method[StatisticsState]):
 def count_largest(server: Server) -> int:
     """Returns the number of examples of the largest client."""
     return max(client.examples for client in server.clients)
+
+
+def check_range(x: Tensor) -> None:
+    """Refuses features of which many are clipped to ±8, or all vanish in steps of 1/64.
+
+    Raises:
+        GenfedError: more than 5 % are beyond ±8, or all are below 1/8.
+    """
+    size = x.abs()
+    if float((size > LARGEST_FEATURE).double().mean()) > _MOST_CLIPPED or (len(x) and float(size.max()) < _SMALLEST):
+        raise GenfedError(
+            f"its features are from {float(x.min()):.3g} to {float(x.max()):.3g}: they are added up within "
+            f"±{LARGEST_FEATURE} in steps of 1/{STEPS}; scale the data (data.scale), or choose another encoder"
+        )
 
 
 def measure_features(

@@ -9,7 +9,7 @@ from genfed.core.client import Client, Server, Slot
 from genfed.core.phase import Phase, Reduced, Reply
 from genfed.core.task import Data, Task, Weights
 from genfed.generators.statistics_generator import StatisticsGenerator
-from genfed.methods.bases.feature_statistics import Statistics, expect_statistics, measure_features
+from genfed.methods.bases.feature_statistics import Statistics, check_range, expect_statistics, measure_features
 
 S = TypeVar("S")
 
@@ -49,6 +49,7 @@ def sums_phase(
 
     def measure(client: Client, sent: SumsRequest) -> Reply[Statistics]:
         task, examples = encode(client, sent.extractor)
+        check_range(examples.x)
         statistics = measure_features(generator, examples, task, sent.largest, sent.present)
         return Reply(Statistics(statistics), weight=len(client.data))
 
