@@ -43,7 +43,8 @@ def test_a_named_setting_is_set() -> None:
 
 def test_defaults_of_a_run_stand_on_those_of_the_method() -> None:
     table = tiny("fedcvae_kd", method={"fedcvae_kd": {}}, defaults={"training": {"epochs": 3}})
-    training = read_config(table).method["fedcvae_kd"].training
+    method: Any = read_config(table).method["fedcvae_kd"]
+    training = method.training
     assert (training.epochs, training.optimizer, training.learning_rate) == (3, "adam", 0.001)
 
 

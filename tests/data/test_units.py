@@ -186,8 +186,8 @@ def test_other_files_are_held_to_the_units_of_training(
                 read()
         return
     (rows,) = source.read(site.path, data.task, data.encoder)
-    for lines in (site.load().summary.warnings, with_test.load().summary.warnings, rows.warnings):
-        found = [line for line in lines if "data.units" in line]
+    for said in (site.load().summary.warnings, with_test.load().summary.warnings, rows.warnings):
+        found = [line for line in said if "data.units" in line]
         assert bool(found) == bool(warned)
         assert not warned or re.search(f"b.csv: column 'v': {warned}", found[0])
 

@@ -19,6 +19,7 @@ if any("flower-" in word or "flwr-" in word or "deployment.answer" in word for w
         import time
         from pathlib import Path
         from types import SimpleNamespace
+        from typing import Any
 
         import genfed.engines.flower.engine as engine
 
@@ -32,4 +33,5 @@ if any("flower-" in word or "flwr-" in word or "deployment.answer" in word for w
                 ahead = 3601.0
             time.sleep(seconds)
 
-        engine.time = SimpleNamespace(monotonic=lambda: time.monotonic() + ahead, sleep=sleep)
+        clock: Any = SimpleNamespace(monotonic=lambda: time.monotonic() + ahead, sleep=sleep)
+        vars(engine)["time"] = clock
