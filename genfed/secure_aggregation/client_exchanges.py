@@ -204,6 +204,9 @@ class ClientExchanges:
             return self.phase.work(client, sent)
         keys = [keys for own in secrets.groups.values() for keys in (own.public, *own.neighbors.values())]
         before, storage = keys[0].before, client.storage
+        remembered = storage.get(HISTORY)
+        if (remembered.sent if remembered else "") != before:  # a server that counts rounds otherwise could have it so
+            raise GenfedError("what it remembers is not what it signed in this round: it makes new keys first")
         if any(each.before != before for each in keys):
             before, storage = "", ForgetfulStorage(client.storage)
         reply = self.phase.work(replace(client, storage=storage), sent)

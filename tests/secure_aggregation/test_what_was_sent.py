@@ -18,7 +18,7 @@ from genfed.methods.bases.federated_generator import GENERATOR_MEMORY, Generator
 from genfed.methods.gefl import GeFL
 from genfed.secure_aggregation.crypto import new_signing_key, signer_of
 from genfed.secure_aggregation.fixed_point import SCALE
-from genfed.secure_aggregation.sent import ForgetfulStorage
+from genfed.secure_aggregation.sent import HISTORY, ForgetfulStorage
 from genfed.secure_aggregation.server_exchanges import ServerExchanges
 from genfed.secure_aggregation.settings import SecureAggregation
 from genfed.secure_aggregation.statements import state_keys
@@ -296,6 +296,29 @@ def test_a_server_cannot_say_that_clients_were_sent_the_same_before(opened: dict
     with pytest.raises(GenfedError):
         play_over(rounds.federation, STEPS)
     assert rounds.federation.refusals["step.shares", 0] == "the keys of client 1 are not signed by it"
+
+
+def test_a_client_works_only_with_the_memory_that_it_signed(opened: dict[str, list[float]]) -> None:
+    """A server that gives an exchange the number of one before has a client sign what it remembered then, and work with
+    what it was made to remember since.
+    """
+    rounds = Rounds(opened)
+    rounds.play()
+    signed = {i: dict(kept.records) for i, kept in rounds.federation.kept.items()}
+    rounds.give_up()
+    since = {i: dict(kept.records) for i, kept in rounds.federation.kept.items()}
+
+    def down(exchange: str, client: int, record: Any) -> Any:
+        kept = rounds.federation.kept[client]
+        shown = {"step.keys": signed, "step.masked": since}.get(exchange, {}).get(client, {})
+        kept.records |= {name: record for name, record in shown.items() if name in (HISTORY.name, MEMORY.name)}
+        return record
+
+    rounds.federation.down = down
+    with pytest.raises(GenfedError):
+        play_over(rounds.federation, STEPS)
+    said = rounds.federation.refusals["step.masked", 0]
+    assert said == "what it remembers is not what it signed in this round: it makes new keys first"
 
 
 def test_with_few_neighbors_all_is_remembered(opened: dict[str, list[float]]) -> None:
