@@ -1,7 +1,6 @@
 """Sources of images: [n, C, H, W], of one size, one number of channels and one scale of pixels."""
 
 import functools
-import logging
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -39,7 +38,6 @@ from genfed.preprocessing.pixel_scale import (
 )
 from genfed.preprocessing.source_summary import SourceSummary, count_of
 
-log = logging.getLogger(__name__)
 ImageFiles = Callable[[], Iterable[tuple[str, Path | bytes]]]
 """Returns images anew at each call: the name of each for messages, and its file or the content of one."""
 Natural = Mapping[str, Mapping[str, Sequence[str]]]
@@ -114,10 +112,13 @@ class ImageSource(SplitSource):
         if task.kind != "image":
             raise GenfedError(f"{path}: the run's examples are a table; an .npz with an array x is allowed")
         files, top = (list_images(root, self.excluded_names), root) if root.is_dir() else ([root], root.parent)
+        ranges = set[PixelRange]()
         for start in range(0, len(files), _FILES_AT_ONCE):
             piece = files[start : start + _FILES_AT_ONCE]
-            x = self.decode_all(functools.partial(_name_files, piece), len(piece), scale, task).x
-            yield Examples(tuple(file.relative_to(top).as_posix() for file in piece), "file", x)
+            found = self.decode_all(functools.partial(_name_files, piece), len(piece), scale, task)
+            ranges.update(found.ranges)
+            doubts = tuple(_find_dark(ranges, scale, path)) if start + len(piece) == len(files) else ()
+            yield Examples(tuple(file.relative_to(top).as_posix() for file in piece), "file", found.x, doubts)
 
     def _read_array(self, path: str, task: Task, scale: PixelScale) -> Examples:
         name, stored = read_example_array(path)
@@ -126,10 +127,9 @@ class ImageSource(SplitSource):
         if not len(raw):
             raise GenfedError(f"{where} holds no examples")
         x = self._encode(raw, scale, where)
-        if doubt := scale.doubt(measure_pixels(raw)):
-            log.warning("%s %s", where, doubt)
         check_fit(tuple(x.shape[1:]), task, where)
-        return Examples(tuple(map(str, range(len(x)))), "row", x)
+        doubt = scale.doubt(scale.measure(raw))
+        return Examples(tuple(map(str, range(len(x)))), "row", x, () if doubt is None else (f"{where} {doubt}",))
 
     def build_from_arrays(
         self,
@@ -161,8 +161,9 @@ class ImageSource(SplitSource):
             scale = fit_pixel_scale(train, self.background, f"{where}: x of train")
         else:
             scale = set_pixel_scale(self.pixels, arrays["train"].dtype, self.background)
+            train = scale.measure(arrays["train"], rows)
         data = {part: Data(self._encode(x, scale, f"{where}: x of {part}"), y[part]) for part, x in arrays.items()}
-        ranges = {part: measure_pixels(x) for part, x in arrays.items() if len(x)}
+        ranges = {part: scale.measure(x) for part, x in arrays.items() if len(x)}
         said = self._describe(data["train"].x, train, scale, ranges)
         return self._build(data, classes, natural, scale, summary + said)
 
@@ -212,7 +213,7 @@ class ImageSource(SplitSource):
         colors = {1: "grey", 3: "colour"}.get(x.shape[1], f"{x.shape[1]} channels")
         facts = (f"images: {_format_size(x[0])} pixels, {colors}", describe_pixels(train, scale))
         doubts = () if self.pixels is not None else tuple(find_doubts(train, scale))
-        return SourceSummary(facts, doubts + tuple(find_unlike_parts(ranges, train)))
+        return SourceSummary(facts, doubts + tuple(find_unlike_parts(ranges, train, scale)))
 
     def _encode(self, x: Array, scale: PixelScale, where: str) -> Tensor:
         """Returns images as they are used, [n, C, H, W]. With `pixels` set each image is encoded by itself, so that
@@ -261,7 +262,7 @@ class ImageSource(SplitSource):
         def decode() -> Iterator[tuple[str, Tensor]]:
             for name, source in images():
                 image = decode_image(name, source, self.background, deep=self.pixels is not None)
-                seen = measure_pixels(image.pixels)
+                seen = scale.measure(image.pixels)
                 found.ranges.append(known.setdefault(seen, seen))
                 found.transparent += image.transparent
                 found.vanished += image.vanished
@@ -304,6 +305,16 @@ def list_images(folder: Path, exclude: Sequence[str] = ()) -> list[Path]:
 
 def _name_files(files: Sequence[Path]) -> list[tuple[str, Path | bytes]]:
     return [(str(file), file) for file in files]
+
+
+def _find_dark(ranges: Iterable[PixelRange], scale: PixelScale, where: str) -> Iterator[str]:
+    """Yields what looks wrong in the pixels of image files. Files are compared with those that are stored like them."""
+    found: dict[str, PixelRange] = {}
+    for seen in ranges:
+        found[seen.stored] = found.get(seen.stored, seen) | seen
+    for _, seen in sorted(found.items()):
+        if doubt := scale.doubt(seen, file=True):
+            yield f"{where} {doubt}"
 
 
 def _stack(images: Iterable[tuple[str, Tensor]], n: int) -> Tensor:

@@ -136,7 +136,7 @@ class PixelScale:
         """
         if not x.size:
             return torch.zeros(x.shape, dtype=torch.uint8)
-        low, high = self._choose(self._measure(x), where, file)
+        low, high = self._choose(self.measure(x), where, file)
         if (pixels := to_bytes(x, low, high)) is not None:
             return torch.from_numpy(pixels)
         out = np.empty(x.shape, np.float32)
@@ -144,38 +144,40 @@ class PixelScale:
             target[:] = part if (low, high) == (-1, 1) else (part.astype(np.float64) - low) * (2 / (high - low)) - 1
         return torch.from_numpy(out)
 
-    def doubt(self, seen: PixelRange) -> str | None:
-        """Returns what looks wrong in new pixels. None: nothing does."""
-        low, high = self.bytes if seen.stored == "bytes" and self.bytes else self.numbers
+    def doubt(self, seen: PixelRange, file: bool = False) -> str | None:
+        """Returns what looks wrong in new pixels that were encoded, or in those of image files. None: nothing does."""
+        low, high = self._find_ends(seen, file)
         if seen.stored == "bits" or seen.high - seen.low >= _NARROW * (high - low):
             return None
         return f"holds {seen}; the training pixels are {self._describe((low, high))}"
 
-    def _measure(self, x: Array) -> PixelRange:
-        """Returns the range of pixels. On a scale beyond bytes, whole numbers of more than 8 bits are no bytes, however
-        small they are: dark images of 12 bits are among the others.
+    def measure(self, x: Array, rows: Tensor | None = None) -> PixelRange:
+        """Returns the range of pixels like `measure_pixels`. On a scale beyond bytes, whole numbers of more than 8 bits
+        are no bytes, however small they are: dark images of 12 bits are among the others.
         """
-        seen = measure_pixels(x)
+        seen = measure_pixels(x, rows)
         wide = seen.stored == "bytes" and x.dtype.itemsize > 1 and self.numbers[1] > BYTES[1]
         return replace(seen, stored="integers") if wide else seen
 
     def _choose(self, seen: PixelRange, where: str, file: bool) -> Range:
-        """Returns black and white for these pixels."""
-        if seen.stored == "bits":
-            return UNIT if self.bytes is not None else self._check(seen, self.numbers, where)
-        if seen.stored != "bytes":
-            if self.numbers == BYTES and not seen.whole and seen.high <= 1:
-                raise GenfedError(f"{where} holds {seen}; the training pixels are from 0 to 255: multiply by 255")
-            return self._check(seen, self.numbers, where)
-        if self.bytes is None:
-            if file:
-                raise GenfedError(f"{where} holds {seen}; the training pixels are {self._describe(self.numbers)}")
-            return self._check(seen, self.numbers, where)
+        """Returns black and white for these pixels, which must fit them."""
+        if seen.stored not in ("bits", "bytes") and self.numbers == BYTES and not seen.whole and seen.high <= 1:
+            raise GenfedError(f"{where} holds {seen}; the training pixels are from 0 to 255: multiply by 255")
+        if seen.stored == "bytes" and self.bytes is None and file:
+            raise GenfedError(f"{where} holds {seen}; the training pixels are {self._describe(self.numbers)}")
+        return self._check(seen, self._find_ends(seen, file), where)
+
+    def _find_ends(self, seen: PixelRange, file: bool) -> Range:
+        """Returns black and white of pixels that are stored like these."""
+        if seen.stored == "bits" and self.bytes is not None:
+            return UNIT
+        if seen.stored != "bytes" or self.bytes is None:
+            return self.numbers
         if self.bytes == UNIT and seen.high > 1:
             return BYTES  # black and white in a mask whose white is 255, not 1
         if self.numbers == UNIT and seen.high <= 1 and not file:
             return UNIT  # black and white as whole numbers beside floats
-        return self._check(seen, self.bytes, where)
+        return self.bytes
 
     def _check(self, seen: PixelRange, scale: Range, where: str) -> Range:
         low, high = scale
@@ -273,10 +275,15 @@ def find_doubts(train: PixelRange, scale: PixelScale) -> Iterator[str]:
         )
 
 
-def find_unlike_parts(ranges: Mapping[str, PixelRange], train: PixelRange) -> Iterator[str]:
-    """Yields what looks wrong in the pixels of the parts: a range that is much smaller than the training part's."""
+def find_unlike_parts(ranges: Mapping[str, PixelRange], train: PixelRange, scale: PixelScale) -> Iterator[str]:
+    """Yields what looks wrong in the pixels of the parts: a range that is much smaller than the training part's; if they
+    are stored in another way, one that fills little of the scale.
+    """
     for part, seen in ranges.items():
-        if seen.stored == train.stored and seen.high - seen.low < 0.6 * (train.high - train.low):
+        if seen.stored != train.stored:
+            if doubt := scale.doubt(seen):
+                yield f"{part} {doubt}"
+        elif seen.high - seen.low < 0.6 * (train.high - train.low):
             yield f"pixels of {part} are {seen}, of train {train}: are both on one scale?"
 
 

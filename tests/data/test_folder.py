@@ -1,6 +1,7 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -301,3 +302,25 @@ def test_images_that_are_named_by_numbers_are_no_masks(tmp_path: Path) -> None:
     for label in "ab":
         write(tmp_path / label, range(120))
     assert not any("named as another" in line for line in Folder(path=str(tmp_path)).load().summary.warnings)
+
+
+def test_new_files_that_are_darker_are_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("genfed.data.images._FILES_AT_ONCE", 7)
+    for name in ("own/a", "own/b", "masks"):
+        (tmp_path / name).mkdir(parents=True)
+        for i in range(10):
+            image = Image.new("L", (4, 4), i)
+            image.putpixel((0, 0), 1 if name == "masks" else 255)
+            image.point(lambda v, name=name: v > 0 if name == "masks" else v).save(tmp_path / name / f"{i}.png")
+    source = Folder(path=str(tmp_path / "own"))
+    data = source.load()
+
+    def warned(path: str) -> list[str]:
+        return [line for part in source.read(str(tmp_path / path), data.task, data.encoder) for line in part.warnings]
+
+    said = "holds bytes from 0 to 1; the training pixels are from 0 to 255"
+    assert warned("masks") == [f"{tmp_path / 'masks'} {said}"]  # once, whatever the number of pieces
+    assert warned("masks/0.png") == [f"{tmp_path / 'masks/0.png'} {said}"]
+    assert warned("own") == []
+    np.savez(tmp_path / "new.npz", x=np.eye(4, dtype=np.uint8)[None])
+    assert warned("new.npz") == [f"{tmp_path / 'new.npz'}: x {said}"]

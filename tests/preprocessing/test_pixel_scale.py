@@ -125,10 +125,25 @@ def test_dark_images_and_unlike_parts_are_warned_of() -> None:
     assert line.endswith("set data.pixels to the numbers of black and white, such as [0, 16]")
     assert fit(dark, (0, 16)).encode(dark, "x").flatten().tolist() == [0, 255]
     assert not list(find_doubts(measure_pixels(bright), fit(bright)))
-    (line,) = find_unlike_parts({"train": measure_pixels(bright), "test": measure_pixels(dark)}, measure_pixels(bright))
+    ranges = {"train": measure_pixels(bright), "test": measure_pixels(dark)}
+    (line,) = find_unlike_parts(ranges, ranges["train"], fit(bright))
     assert line == "pixels of test are bytes from 0 to 16, of train bytes from 0 to 255: are both on one scale?"
     assert "bytes from 0 to 16; the training pixels" in (fit(bright).doubt(measure_pixels(dark)) or "")
     assert fit(bright).doubt(measure_pixels(bright)) is None
+
+
+def test_pixels_are_compared_with_the_ends_that_they_are_encoded_by() -> None:
+    ink = np.array([0, 1]).reshape(2, 1, 1, 1)
+    floats, stored = fit(ink / 1.0), measure_pixels(ink)
+    assert floats.encode(ink, "x").flatten().tolist() == [0, 255]
+    assert floats.doubt(stored) is None
+    assert floats.doubt(stored, file=True) == "holds bytes from 0 to 1; the training pixels are from 0 to 255"
+    deep, dim = set_pixel_scale((0, 4095), np.dtype(np.uint16), "white"), (ink * 200).astype(np.uint16)
+    said = "holds whole numbers from 0 to 200; the training pixels are from 0 to 4095"
+    assert deep.doubt(deep.measure(dim)) == said
+    grey = np.array([0.0, 255.0]).reshape(2, 1, 1, 1)
+    (line,) = find_unlike_parts({"test": stored}, measure_pixels(grey), fit(grey))
+    assert line == "test holds bytes from 0 to 1; the training pixels are from 0 to 255"
 
 
 def test_whole_numbers_beyond_bytes_need_a_range() -> None:
