@@ -1,6 +1,6 @@
 """The schema of a table: how its columns become float32 features, with statistics of the training rows only."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from genfed.core.errors import GenfedError
 from genfed.data.cells import Cells, plain_number, same_numbers
 from genfed.data.numerals import PLAIN, Notation, describe_units, read_numbers
-from genfed.preprocessing.source_summary import count_of, list_some, show
+from genfed.preprocessing.source_summary import SourceSummary, count_of, list_some, show
 
 MISSING = "(missing)"
 """The category of a missing value."""
@@ -22,6 +22,8 @@ _ENOUGH = 10
 """Rows from which a column of a file is compared with that of training."""
 _FAR = 8
 """Scaled values above which most of a column are far from those of training."""
+_LINES = 20
+"""Lines about the misfits of one file; of more, the rest is counted."""
 Scale = Literal["standard", "range", "none"]
 
 
@@ -91,6 +93,8 @@ class TableSchema:
                 misfits.append(f"{where}: column {show(name)!r}: every value is missing; in training none was")
             rows = np.flatnonzero(codes >= 0)
             x[torch.from_numpy(rows), torch.from_numpy(codes[rows]) + places[name][0]] = 1
+        if len(misfits) > _LINES + 1:
+            misfits[_LINES:] = [f"{where}: … and {len(misfits) - _LINES:,} more values or columns that do not fit"]
         return EncodedRows(x, tuple(misfits))
 
     def _compare(self, name: str, values: NDArray[np.float64], scaled: NDArray[np.float32], where: str) -> list[str]:
@@ -139,7 +143,12 @@ class EncodedRows:
     x: Tensor
     """float32 [n, features]."""
     misfits: tuple[str, ...] = ()
-    """A line for each column with values that do not fit the schema."""
+    """A line for each column with values that do not fit the schema; of very many, the rest is counted."""
+
+
+def gather_misfits(encoded: Iterable[EncodedRows]) -> SourceSummary:
+    """Returns what is said of the rows of all files or parts."""
+    return SourceSummary((), tuple(line for rows in encoded for line in rows.misfits))
 
 
 def fit_schema(

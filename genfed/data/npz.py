@@ -15,7 +15,7 @@ from genfed.data.cells import MISSING_WORDS, Cells, number_cells, spell_names, s
 from genfed.data.copies import describe_torn, digest_examples
 from genfed.data.dataset import Dataset, Examples
 from genfed.data.encoder import Encoder, read_schema
-from genfed.data.features import TableSchema, fit_schema
+from genfed.data.features import TableSchema, fit_schema, gather_misfits
 from genfed.data.images import ImageSource, Natural, read_example_array
 from genfed.data.labels import describe_names, encode_labels
 from genfed.data.numerals import PLAIN
@@ -88,7 +88,8 @@ class Npz(ImageSource):
                 f"{path}: rows must be scaled like the training rows, but the run's folder has no encoder.json; "
                 "resuming the run (--resume) writes it"
             )
-        yield Examples(tuple(map(str, range(len(x)))), "row", encoder.encode(_name_columns(x), path).x)
+        found = encoder.encode(_name_columns(x), f"{path}: {name}")
+        yield Examples(tuple(map(str, range(len(x)))), "row", found.x, found.misfits)
 
     @property
     def natural_names(self) -> tuple[str, ...]:
@@ -117,12 +118,10 @@ class Npz(ImageSource):
             schema = read_schema(self.encoder)
             if list(schema.numbers) != [str(i) for i in range(train.shape[1])]:
                 raise GenfedError(f"{self.encoder}: it is not of an .npz with {train.shape[1]} features")
-        data = {
-            part: Data(schema.encode(_name_columns(x), f"{self.path}: x of {part}").x, y[part])
-            for part, x in matrices.items()
-        }
+        encoded = {part: schema.encode(_name_columns(x), f"{self.path}: x of {part}") for part, x in matrices.items()}
+        data = {part: Data(found.x, y[part]) for part, found in encoded.items()}
         summary = _describe_matrix(self.path, matrices["train"], train, self.encoder or self.scale) + summary
-        summary += describe_torn(y, keys, "row", "values")
+        summary += gather_misfits(encoded.values()) + describe_torn(y, keys, "row", "values")
         return self.build_dataset("table", data, classes, natural["train"], schema, natural, summary, cut)
 
     def _choose_arrays(self, names: Sequence[str]) -> set[str]:

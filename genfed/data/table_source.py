@@ -29,7 +29,7 @@ from genfed.data.columns import UNNAMED, Choice, choose_columns
 from genfed.data.copies import describe_torn, digest_examples
 from genfed.data.dataset import Dataset, Examples
 from genfed.data.encoder import read_schema
-from genfed.data.features import TableSchema
+from genfed.data.features import TableSchema, gather_misfits
 from genfed.data.numerals import read_unit_factors
 from genfed.data.split import SplitSource
 from genfed.preprocessing.checks import require_known
@@ -212,7 +212,7 @@ class TableSource(SplitSource):
             tuple(line for table in tables.values() for line in table.find_doubts()),
         )
         encoded = {part: schema.encode(columns[part], table.where) for part, table in tables.items()}
-        misfits = SourceSummary((), tuple(line for found in encoded.values() for line in found.misfits))
+        misfits = gather_misfits(encoded.values())
         torn = describe_torn(y, keys, "row", "values")
         data = {part: Data(found.x, y[part]) for part, found in encoded.items()}
         return self.build_dataset(

@@ -276,8 +276,8 @@ def find_doubts(train: PixelRange, scale: PixelScale) -> Iterator[str]:
 
 
 def find_unlike_parts(ranges: Mapping[str, PixelRange], train: PixelRange, scale: PixelScale) -> Iterator[str]:
-    """Yields what looks wrong in the pixels of the parts: a range that is much smaller than the training part's; if they
-    are stored in another way, one that fills little of the scale.
+    """Yields what looks wrong in the pixels of the parts: a range that is much smaller than the training part's. Pixels
+    that are stored in another way are compared with the scale.
     """
     for part, seen in ranges.items():
         if seen.stored != train.stored:

@@ -1,5 +1,6 @@
 """Arrays [n, features] are scaled like the numbers of a file, and so wherever they are read."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -96,3 +97,29 @@ def test_labels_keep_their_value_or_are_refused(tmp_path: Path) -> None:
         GenfedError, match=r"labels of train: texts are stored as bytes that are not utf-8 .*; set encoding"
     ):
         Npz(path=write(tmp_path, x=X, y=np.array(["süß".encode("latin-1"), b"yes"])[Y])).load()
+
+
+def test_features_in_another_unit_are_warned_of_wherever_they_are_read(tmp_path: Path) -> None:
+    other = X * [1, 1000, 1]
+    said = r"column '1': most values are far from those of training \(median .*is it in another unit\?"
+    source = Npz(path=write(tmp_path, x_train=X, y_train=Y, x_test=other, y_test=Y))
+    data = source.load()
+    (line,) = data.summary.warnings
+    assert re.search(rf"^{re.escape(source.path)}: x of test: {said}", line)
+    for path, wanted in ((write(tmp_path, "new.npz", x=other), 1), (write(tmp_path, "same.npz", x=X), 0)):
+        (found,) = source.read(path, data.task, data.encoder)
+        assert len(found.warnings) == wanted
+        assert all(re.search(rf"^{re.escape(path)}: x: {said}", line) for line in found.warnings)
+    assert isinstance(data.encoder, TableSchema)
+    write_encoder(data.encoder, tmp_path / "encoder.json")
+    site = Npz(path=write(tmp_path, "b.npz", x=other, y=Y), encoder=str(tmp_path / "encoder.json")).load()
+    assert re.search(said, " ".join(site.summary.warnings))
+
+
+def test_of_very_many_features_in_another_unit_the_rest_is_counted(tmp_path: Path) -> None:
+    wide = RNG.normal(0, 1, (80, 300))
+    source = Npz(path=write(tmp_path, x=wide, y=Y))
+    data = source.load()
+    (found,) = source.read(path := write(tmp_path, "new.npz", x=wide + 1000), data.task, data.encoder)
+    assert len(found.warnings) == 21
+    assert found.warnings[-1] == f"{path}: x: … and 280 more values or columns that do not fit"
