@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 
 from genfed.core.errors import GenfedError, first_line
 from genfed.preprocessing.arrays import Array
-from genfed.preprocessing.pixel_depth import DEEP, check_depth, find_maxval, read_deep
+from genfed.preprocessing.pixel_depth import DEEP, check_bands, check_depth, find_maxval, read_deep
 from genfed.preprocessing.pixel_scale import Ground
 from genfed.preprocessing.source_summary import count_of, list_some, show
 
@@ -219,6 +219,7 @@ def decode_image(name: str, source: Path | bytes, ground: Ground, deep: bool = F
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of damaged metadata, and of images that are large but allowed
             with Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=_formats()) as image:
+                check_bands(image, name)
                 check_depth(image, name, deep)
                 if image.mode not in _GRAY + _COLOR + DEEP:
                     raise GenfedError(f"{name}: pixels of mode {image.mode}; grey and colour are allowed")

@@ -1,4 +1,4 @@
-"""Bits per pixel of image files: what Pillow would scale, shift or cut without a word is read as stored, or refused."""
+"""Bits and bands of image files: what Pillow would scale, shift, cut or leave out is read as stored, or refused."""
 
 import struct
 from collections.abc import Mapping
@@ -12,9 +12,13 @@ from genfed.preprocessing.arrays import Array
 
 DEEP = ("I;16", "I;16B", "I;16L", "I", "F")
 """Pillow's modes of pixels of more than 8 bits, all of one channel."""
-_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF 6.0
+_BITS, _PHOTOMETRIC, _BANDS, _EXTRA, _SAMPLE_FORMAT = 258, 262, 277, 338, 339  # tags of TIFF 6.0
 _WHITE_IS_0, _UNSIGNED, _SIGNED = 0, 1, 2
+_ALPHA = (1, 2)  # kinds of an extra band, in TIFF 6.0 and in the channels of JPEG 2000: transparency
+_TRANSPARENT = ("LA", "PA", "RGBA", "RGBX")
+"""Pillow's modes whose last band is taken for transparency, or for nothing."""
 _CODESTREAM = b"\xff\x4f\xff\x51"  # of JPEG 2000: the markers SOC and SIZ, ISO/IEC 15444-1 A.5.1
+_CHANNELS = b"cdef"  # its box of channel definitions, I.5.3.6
 
 
 def check_depth(image: Image.Image, name: str, deep: bool) -> None:
@@ -56,6 +60,28 @@ def check_depth(image: Image.Image, name: str, deep: bool) -> None:
             )
 
 
+def check_bands(image: Image.Image, name: str) -> None:
+    """Refuses an image with bands that are neither colours nor transparency, such as near infrared: Pillow would leave
+    them out or take them for transparency. Nothing is decoded yet.
+
+    Raises:
+        GenfedError: there are such bands, or a band beside the colours is not said to be transparency.
+    """
+    if image.format == "TIFF":
+        tags = getattr(image, "tag_v2", {})
+        bands, extra = int(tags.get(_BANDS, 1)), tuple(tags.get(_EXTRA, ()))
+    elif image.format == "JPEG2000":
+        bands, extra = len(_find_components(image)), _find_channel_kinds(image)
+    else:
+        return
+    known = len(image.getbands())
+    if bands > known or (image.mode in _TRANSPARENT and not set(_ALPHA) & set(extra)):
+        raise GenfedError(
+            f"{name}: {bands} bands, of which one is neither colour nor transparency; put all bands into an array "
+            '[n, H, W, C] of an .npz with layout = "NHWC", or store the colours alone'
+        )
+
+
 def _count_bits(image: Image.Image) -> int:
     """Returns 16 if the file has more than 8 bits per channel, of which Pillow would keep 8; else at most 8."""
     if image.format == "TIFF":
@@ -83,15 +109,31 @@ def find_maxval(image: Image.Image) -> int | None:
 
 def _find_components(image: Image.Image) -> list[tuple[int, bool]]:
     """Returns the number of bits of each channel of a JPEG 2000 file and whether they have a sign. []: another file."""
-    file = getattr(image, "fp", None)
-    if image.format != "JPEG2000" or file is None:
+    _, _, size = _read_jpeg2000(image).partition(_CODESTREAM)
+    if not size:
         return []
-    place = file.tell()
-    file.seek(0)
-    _, _, size = file.read().partition(_CODESTREAM)
-    file.seek(place)
     (channels,) = struct.unpack_from(">H", size, 36)
     return [((size[38 + 3 * i] & 0x7F) + 1, bool(size[38 + 3 * i] & 0x80)) for i in range(channels)]
+
+
+def _find_channel_kinds(image: Image.Image) -> tuple[int, ...]:
+    """Returns the kinds of the channels that a JPEG 2000 file names: 0 is a colour, 1 and 2 are transparency."""
+    head, _, _ = _read_jpeg2000(image).partition(_CODESTREAM)
+    _, found, box = head.partition(_CHANNELS)
+    channels = struct.unpack_from(">H", box)[0] if found else 0
+    return tuple(struct.unpack_from(">H", box, 4 + 6 * i)[0] for i in range(channels))
+
+
+def _read_jpeg2000(image: Image.Image) -> bytes:
+    """Returns the content of an opened JPEG 2000 file. Empty: another file."""
+    file = getattr(image, "fp", None)
+    if image.format != "JPEG2000" or file is None:
+        return b""
+    place = file.tell()
+    file.seek(0)
+    content: bytes = file.read()
+    file.seek(place)
+    return content
 
 
 def read_deep(pixels: Array, tags: Mapping[int, Any], white: int | None, name: str) -> Array:
