@@ -537,3 +537,22 @@ def test_a_method_whose_code_fails_is_named(
     line = said(capsys, "export", tmp_path / "run", "--out", tmp_path / "x", code=2)
     says = "failing cannot make the classifier of client 0 (KeyError: 'where is it?'; toys.py, line "
     assert says in re.sub(r"\s+", " ", line)
+
+
+@pytest.mark.parametrize("method", ["fedcgs", "gh_ofl"])
+def test_onnx_of_a_head_on_features_takes_any_number_of_examples(
+    method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Such encoders work in chunks, of which the export once fixed the number, and with it that of the examples."""
+    import onnxruntime
+
+    own: dict[str, Any] = {"encoder": {"kind": "random_conv", "filters": 4}}
+    if method == "gh_ofl":
+        own |= {"head": "closed_form", "generator": {"kind": "gaussian"}}
+    start(tiny(method, method={method: own}), tmp_path / "run")
+    said(capsys, "export", tmp_path / "run", "--out", tmp_path / "onnx", "--format", "onnx")
+    session = onnxruntime.InferenceSession((tmp_path / "onnx" / "model.onnx").read_bytes())
+    whole = session.run(["scores"], {"x": normalize_pixels(held_out(tmp_path / "run").x)[:5].numpy()})[0]
+    one = session.run(["scores"], {"x": normalize_pixels(held_out(tmp_path / "run").x)[:1].numpy()})[0]
+    assert whole.shape == (5, 10)
+    assert abs(whole[:1] - one).max() < 1e-3
