@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 _NUMBERS = frozenset(
     {
-        *(-9.0, -99.0, -999.0, -9999.0, -99999.0, -999999.0, 999.0, 9999.0, 99999.0, 999999.0, 1e20, -1e20),
+        *(-1.0, -9.0, -99.0, -999.0, -9999.0, -99999.0, -999999.0, 999.0, 9999.0, 99999.0, 999999.0, 1e20, -1e20),
         *(-(2.0**15), 2.0**15 - 1, 2.0**16 - 1, -(2.0**31), 2.0**31 - 1, 2.0**32 - 1, -(2.0**63), 2.0**63),
     }
 )
@@ -49,4 +49,6 @@ def _is_mark(i: int, distinct: NDArray[np.float64], counts: NDArray[np.int64], k
         return bool(counts[i] >= _FEW and others.stop - others.start > 2 * _FEW and apart > _FAR * spread)
     if counts[i] >= max(_FEW, _OFTEN * counts[others].max()):
         return True
+    if value < 0 <= first and counts[i] >= _FEW and others.stop - others.start > 2 * _FEW:
+        return True  # −1 beside ages
     return bool(apart > spread * (2 if value > last else 1 if first >= 0 else _FAR))

@@ -67,3 +67,16 @@ def test_a_repeated_number_far_from_the_others_is_suspected(seed: int, far: floa
     assert find_sentinels(values) == [sign * far]
     once = np.append(rng.uniform(0, 1, 60), sign * (far + 0.5))
     assert find_sentinels(once[once != 99999]) == []
+
+
+@pytest.mark.parametrize("mark", [-1.0, -9.0, -99.0, -999.0])
+def test_a_negative_mark_beside_numbers_that_are_not_negative(mark: float) -> None:
+    """However near it is to them: −9 is closer to ages than these are to one another."""
+    rng = np.random.default_rng(0)
+    others = rng.integers(0, 3000, 200).astype(float)
+    assert find_sentinels(np.concatenate([others, np.full(16, mark)])) == [mark]
+    assert find_sentinels(np.concatenate([others, -others, np.full(4, mark)])) == []
+
+
+def test_a_few_levels_around_zero_are_numbers() -> None:
+    assert find_sentinels(np.repeat([-1.0, 0.0, 1.0, 2.0, 3.0], 20)) == []
