@@ -25,8 +25,7 @@ TRIALS: dict[str, list[Trial]] = {
     "local": TRAINING,
     "fedavg": TRAINING,
     "gefl": [  # its classifiers are trained as FedAvg's
-        {"generator.size": size, "generator.learning_rate": rate}
-        for size, rate in itertools.product((8, 16), (1e-3, 3e-3, 1e-2))
+        {"generator.size": size, "generator.rank": rank} for size, rank in itertools.product((8, 16), (5, 10, 20))
     ],
     "fedcgs": [
         {"encoder.filters": filters, "generator.shrinkage": shrinkage}
