@@ -49,7 +49,8 @@ def sums_phase(
 
     def measure(client: Client, sent: SumsRequest) -> Reply[Statistics]:
         task, examples = encode(client, sent.extractor)
-        check_range(examples.x)
+        if "factor" not in sent.extractor:  # whitened features of few examples are large, and clipped
+            check_range(examples.x)
         statistics = measure_features(generator, examples, task, sent.largest, sent.present)
         return Reply(Statistics(statistics), weight=len(client.data))
 
