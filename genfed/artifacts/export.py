@@ -258,7 +258,8 @@ def _onnx(model: TrainedModel) -> bytes:
                 verbose=False,
             )
             assert program is not None
-            if isinstance(count := program.model.graph.inputs[0].shape[0], int):  # else it has a name
+            shape = program.model.graph.inputs[0].shape
+            if shape and isinstance(count := shape[0], int):  # else it has a name
                 raise GenfedError(f"it would take exactly {count} examples at once")
             ClearMetadataAndDocStringPass()(program.model)  # they hold paths of this machine
             content: bytes = program.model_proto.SerializeToString()
