@@ -31,8 +31,10 @@ def describe_single_holders(config: Config, shards: FederatedData) -> Iterator[s
     """Yields a line on the classes of which one client alone has examples, where masks should hide what single clients
     add to sums by class.
     """
+    if config.secure_aggregation is None:
+        return
     sums = [label for label, method in config.method.items() if any(map(_is_by_class, list_upload_phases(method)))]
-    if config.secure_aggregation is None or not sums:
+    if not sums:
         return
     classes = shards.task.classes
     counts = [torch.bincount(shards.train.y[a:b], minlength=len(classes)) for a, b in shards.ranges]

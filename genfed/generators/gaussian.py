@@ -24,6 +24,7 @@ from genfed.generators.statistics_generator import (
     STEPS,
     StatisticsGenerator,
     check_counts_and_forms,
+    require_examples,
     round_features,
 )
 from genfed.training.fit import Objective
@@ -89,9 +90,7 @@ class Gaussian(StatisticsGenerator):
         present: Weights | None = None,
         rng: torch.Generator | None = None,
     ) -> Weights:
-        counts = statistics["counts"].double()
-        if not bool((counts >= 0).all()) or not bool((counts > 0).any()):
-            raise GenfedError("no client has an example: there is nothing to estimate a Gaussian from")
+        counts = require_examples(statistics, "estimate a Gaussian")
         sums, products = statistics["sums"].double() / STEPS, statistics["products"].double() / STEPS**2
         mean = sums / counts.clamp_min(1)[:, None]
         if self.covariance == "diagonal":

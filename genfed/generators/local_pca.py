@@ -48,7 +48,7 @@ class LocalPCA(PPCA):
 
     def measure(self, data: Data, task: Task, present: Weights | None = None) -> Weights:
         if present is None:
-            return PPCA.measure(self, data, task)
+            return super().measure(data, task)
         rows, classes, width = round_features(self.reduce(data, task).x), len(task.classes), present["mean"].shape[2]
         last = int(present["done"]) == self.steps + 1
         counts, sizes = torch.zeros(classes).double(), torch.zeros(classes, self.parts).double()
@@ -68,7 +68,7 @@ class LocalPCA(PPCA):
 
     def shapes(self, task: Task, done: int = 0) -> dict[str, tuple[int, ...]]:
         if not done:
-            return PPCA.shapes(self, task)
+            return super().shapes(task)
         classes, width = len(task.classes), math.prod(self.reduced(task).shape)
         parts = {"sizes": (classes, self.parts), "sums": (classes, self.parts, width)}
         products = {"products": (classes, self.parts, width * (width + 1) // 2)} if done > self.steps else {}
@@ -76,7 +76,7 @@ class LocalPCA(PPCA):
 
     def check(self, statistics: Weights, task: Task, examples: int, done: int = 0) -> None:
         if not done:
-            PPCA.check(self, statistics, task, examples)
+            super().check(statistics, task, examples)
             return
         check_counts_and_forms(statistics, self.shapes(task, done), examples)
         sizes, sums = statistics["sizes"].long(), statistics["sums"].double().flatten(0, 1)
@@ -98,7 +98,7 @@ class LocalPCA(PPCA):
         rng: torch.Generator | None = None,
     ) -> Weights:
         if present is None:
-            found = self._begin(PPCA.estimate(self, task, statistics), rng or torch.Generator())
+            found = self._begin(super().estimate(task, statistics), rng or torch.Generator())
         else:
             found = self._go_on(statistics, present)
         done = 0 if present is None else int(present["done"])

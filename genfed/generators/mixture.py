@@ -22,6 +22,7 @@ from genfed.generators.statistics_generator import (
     STEPS,
     StatisticsGenerator,
     check_counts_and_forms,
+    require_examples,
     round_features,
 )
 from genfed.training.fit import Objective
@@ -99,9 +100,7 @@ class Mixture(StatisticsGenerator):
         present: Weights | None = None,
         rng: torch.Generator | None = None,
     ) -> Weights:
-        counts, shares = statistics["counts"].double(), statistics["shares"].double()
-        if not bool((counts >= 0).all()) or not bool((counts > 0).any()):
-            raise GenfedError("no client has an example: there is nothing to estimate a mixture from")
+        counts, shares = require_examples(statistics, "estimate a mixture"), statistics["shares"].double()
         taken = shares.clamp_min(1)[..., None]
         mean = statistics["sums"].double() / STEPS / taken
         variance = statistics["squares"].double() / STEPS**2 / taken - mean.square()

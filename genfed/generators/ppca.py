@@ -18,7 +18,7 @@ from genfed.core.settings import settings
 from genfed.core.task import Data, Task, Weights
 from genfed.generators.gaussian import Gaussian, find_covariances, log_prior, unfold_triangle
 from genfed.generators.generator import GeneratorNetwork
-from genfed.generators.statistics_generator import STEPS, StatisticsGenerator
+from genfed.generators.statistics_generator import STEPS, StatisticsGenerator, require_examples
 from genfed.training.fit import Objective
 
 _MOMENTS = Gaussian(covariance="full")
@@ -63,11 +63,11 @@ class PPCA(StatisticsGenerator):
         """Returns the examples that are added up."""
         if self.size is None:
             return data
-        self.reduced(task)  # refuses what cannot be reduced
         return Data(F.adaptive_avg_pool2d(data.x.double().reshape(-1, *task.shape), self.size), data.y)
 
     def measure(self, data: Data, task: Task, present: Weights | None = None) -> Weights:
-        return _MOMENTS.measure(self.reduce(data, task), self.reduced(task))
+        reduced = self.reduced(task)
+        return _MOMENTS.measure(self.reduce(data, task), reduced)
 
     def shapes(self, task: Task, done: int = 0) -> dict[str, tuple[int, ...]]:
         return _MOMENTS.shapes(self.reduced(task))
@@ -82,9 +82,10 @@ class PPCA(StatisticsGenerator):
         present: Weights | None = None,
         rng: torch.Generator | None = None,
     ) -> Weights:
-        counts, width = statistics["counts"].double(), math.prod(self.reduced(task).shape)
-        if not bool((counts >= 0).all()) or not bool((counts > 0).any()):
-            raise GenfedError("no client has an example: there is nothing to compute principal components from")
+        counts, width = (
+            require_examples(statistics, "compute principal components"),
+            math.prod(self.reduced(task).shape),
+        )
         mean = statistics["sums"].double() / STEPS / counts.clamp_min(1)[:, None]
         second = unfold_triangle(statistics["products"].double() / STEPS**2, width)
         factor, rest = find_components(find_covariances(counts, mean, second, self.tying), self.rank)

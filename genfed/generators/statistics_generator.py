@@ -199,6 +199,22 @@ def round_features(x: Tensor, shares: int = 1) -> Tensor:
     return x.flatten(1).double().clamp(-LARGEST_FEATURE, LARGEST_FEATURE).mul(STEPS).round()
 
 
+def require_examples(statistics: Mapping[str, Tensor], purpose: str) -> Tensor:
+    """Returns the numbers of examples of each class, float64 [classes].
+
+    Args:
+        statistics: Statistics of all examples.
+        purpose: What they are for, for the error message, such as "estimate a Gaussian".
+
+    Raises:
+        GenfedError: there are no examples.
+    """
+    counts = statistics["counts"].double()
+    if not bool((counts >= 0).all()) or not bool((counts > 0).any()):
+        raise GenfedError(f"no client has an example: there is nothing to {purpose} from")
+    return counts
+
+
 def check_counts_and_forms(statistics: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], count: int) -> None:
     """Checks names, types and shapes of statistics, and the numbers of examples.
 

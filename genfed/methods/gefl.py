@@ -100,8 +100,7 @@ class GeFL(FederatedGenerator[GeFLState]):
 
     def init(self, server: Server) -> GeFLState:
         warm_start = None if self.warm_start is None else WarmStartState()
-        estimated = isinstance(self.generator, StatisticsGenerator)
-        generator = {} if estimated else self.initial_generator(server, server.task)
+        generator = self.initial_generator(server, server.task)
         return GeFLState(generator, initial_classifiers(server), warm_start=warm_start)
 
     def phases(self) -> list[Phase[GeFLState] | Repeat[GeFLState]]:
@@ -164,7 +163,7 @@ class GeFL(FederatedGenerator[GeFLState]):
         return replace(state, generator=generator, warm_start=None if last else rest)
 
     def private_trainings(self) -> dict[str, list[DeclaredTraining]] | None:
-        if not self.is_declared or self.warm_start is not None or isinstance(self.generator, StatisticsGenerator):
+        if not self.is_declared or self.warm_start is not None:
             return None
         return {"generator": [self.declare_generator()], "joint": [self.training.declare()]}
 

@@ -118,10 +118,7 @@ class GeFLF(FederatedGenerator[GeFLFState]):
 
     def init(self, server: Server) -> GeFLFState:
         extractor, headers = self.space.begin(server)
-        estimated = isinstance(self.generator, StatisticsGenerator)
-        return GeFLFState(
-            extractor, headers, {} if estimated else self.initial_generator(server, self.features(server))
-        )
+        return GeFLFState(extractor, headers, self.initial_generator(server, self.features(server)))
 
     @property
     def space(self) -> FeatureSpace:
@@ -170,7 +167,7 @@ class GeFLF(FederatedGenerator[GeFLFState]):
 
     def private_trainings(self) -> dict[str, list[DeclaredTraining]] | None:
         whitened = not isinstance(self.encoder, Shared) and self.whitening != "none"
-        if isinstance(self.generator, StatisticsGenerator) or whitened or not self.is_declared:
+        if whitened or not self.is_declared:
             return None  # of sums of features nothing is declared
         # The stored features of an example depend on no other example, since the extractor is fixed.
         shared = {"extractor": [self.training.declare(self.extractor_epochs)]}

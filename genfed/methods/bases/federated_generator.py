@@ -119,11 +119,14 @@ class FederatedGenerator(Method[S]):
         return TrainedNetwork("the generator", network, task, network.objectives(), 'set norm = "group" for it')
 
     def initial_generator(self, server: Server, task: Task) -> Weights:
-        """Returns the uploaded part of a new generator of `task`, the same in every method with this seed.
+        """Returns the uploaded part of a new generator of `task`, the same in every method with this seed. Empty: it is
+        estimated from sums, and there is none before.
 
         Raises:
             GenfedError: the generator is too large, or the pool that the server will draw; see `draw_pool`.
         """
+        if isinstance(self.generator, StatisticsGenerator):
+            return {}
         if self.pool == "server" and server.clients:
             self._pool_size(server, task)  # refused before training
         check_size(self.generator, maps_task(task))
@@ -151,8 +154,11 @@ class FederatedGenerator(Method[S]):
 
     @property
     def is_declared(self) -> bool:
-        """Whether clients train as `private_trainings` can declare: in epochs, and on real examples alone."""
-        return self.generator_steps is None and self.mix == "sequence"
+        """Whether clients train as `private_trainings` can declare: in epochs, and on real examples alone. Sums are not
+        declared.
+        """
+        estimated = isinstance(self.generator, StatisticsGenerator)
+        return not estimated and self.generator_steps is None and self.mix == "sequence"
 
     def declare_generator(self) -> DeclaredTraining:
         """Returns the declaration of `train_local_generator`, for training on examples or their features."""
