@@ -2,6 +2,7 @@
 
 import contextlib
 import resource
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,10 +16,15 @@ class MemoryShortageError(GenfedError):
         super().__init__("it needs more memory than is free")
 
 
+_lock = threading.Lock()
+_blocks = 0
+"""Number of blocks that run under the limit."""
+
+
 @contextlib.contextmanager
 def limit_memory(device: str, mapped: int = 0) -> Iterator[None]:
     """Lets the block allocate no more memory than is free when it begins. Not on a GPU, whose driver reserves far more
-    than it uses, nor where the free memory is unknown.
+    than it uses, nor where the free memory is unknown. Blocks in several threads share the limit of the first.
 
     Args:
         device: the device to compute on.
@@ -27,10 +33,7 @@ def limit_memory(device: str, mapped: int = 0) -> Iterator[None]:
     Raises:
         MemoryShortageError: the block needs more.
     """
-    free, before = free_memory(), resource.getrlimit(resource.RLIMIT_DATA)
-    used = _read_kilobytes("/proc/self/status", "VmData:")
-    if device == "cpu" and free and used and before[0] == resource.RLIM_INFINITY:
-        resource.setrlimit(resource.RLIMIT_DATA, (used + free + mapped, before[1]))
+    limited = device == "cpu" and _begin(mapped)
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -38,7 +41,33 @@ def limit_memory(device: str, mapped: int = 0) -> Iterator[None]:
             raise MemoryShortageError from None
         raise
     finally:
-        resource.setrlimit(resource.RLIMIT_DATA, before)
+        if limited:
+            _end()
+
+
+def _begin(mapped: int) -> bool:
+    """Sets the limit unless another thread's block has, and returns whether there is one to take away."""
+    global _blocks
+    with _lock:
+        soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        if not _blocks:
+            free, used = free_memory(), _read_kilobytes("/proc/self/status", "VmData:")
+            if not (free and used) or soft != resource.RLIM_INFINITY:
+                return False
+            resource.setrlimit(resource.RLIMIT_DATA, (used + free + mapped, hard))
+        _blocks += 1
+        return True
+
+
+def _end() -> None:
+    """Takes the limit away when the last block ends."""
+    global _blocks
+    with _lock:
+        _blocks -= 1
+        if not _blocks:
+            resource.setrlimit(
+                resource.RLIMIT_DATA, (resource.RLIM_INFINITY, resource.getrlimit(resource.RLIMIT_DATA)[1])
+            )
 
 
 def free_memory() -> int:

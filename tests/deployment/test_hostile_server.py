@@ -322,6 +322,18 @@ def test_more_memory_than_is_free_is_refused_whatever_asks_for_it(
         assert resource.getrlimit(resource.RLIMIT_DATA) == before
 
 
+def test_two_requests_at_once_leave_no_limit() -> None:
+    """The second one begins under the limit of the first, and ends after it."""
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    first, second = limit_memory("cpu"), limit_memory("cpu")
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert resource.getrlimit(resource.RLIMIT_DATA) != before
+    second.__exit__(None, None, None)
+    assert resource.getrlimit(resource.RLIMIT_DATA) == before
+
+
 # What DP-SGD covers is checked at the site.
 
 
