@@ -26,6 +26,7 @@ flower = pytest.importorskip(
     exc_type=GenfedError,  # type: ignore[arg-type]  # any exception will do
 )
 from flwr.app import Array, ConfigRecord, Message, RecordDict  # noqa: E402
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError  # noqa: E402
 
 from genfed.engines.flower import simulation  # noqa: E402
 from genfed.engines.flower.client import answer_message  # noqa: E402
@@ -234,6 +235,27 @@ def test_a_link_that_is_gone_is_one_line(monkeypatch: pytest.MonkeyPatch) -> Non
                 GenfedError, match=r"^the SuperLink does not answer \(ConnectionError: refused\); go on"
             ):
                 exchange(grid)
+
+
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_a_message_that_a_link_took_in_part_is_sent_again(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+    """A link that was started again no longer knows what it waits for, and refuses what the server still sends."""
+    grid, pushed = Grid(echo), list[str]()
+    push = grid.push_messages
+
+    def interrupted(messages: Any) -> Any:
+        pushed.extend(message.object_id for message in messages)
+        if len(pushed) <= times:
+            raise ObjectPushError("object", 1, "session")
+        return push(messages)
+
+    monkeypatch.setattr(grid, "push_messages", interrupted)
+    if times == 3:
+        with pytest.raises(GenfedError, match=r"^the SuperLink does not answer \(ObjectPushError"):
+            exchange(grid)
+    else:
+        assert exchange(grid)
+        assert len(set(pushed[: times + 1])) == 1, "the same message, which Flower keeps once"
 
 
 @pytest.mark.parametrize("error", [ValueError("no\nlines"), GenfedError("known"), SystemExit(3), MemoryError()])

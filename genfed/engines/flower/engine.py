@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from flwr.app import Context, Message
 from flwr.serverapp import Grid, ServerApp
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 
 from genfed.core.aggregate import ClientInfo
 from genfed.core.errors import GenfedError, first_line
@@ -31,6 +32,8 @@ LATE = 30.0
 """Seconds that Flower keeps a message longer than genfed waits: an expired message would look like a lost one."""
 METRICS = 100
 """Largest number of metrics in a reply."""
+PUSHES = 3
+"""Number of times that a message is pushed to a SuperLink that was restarted while it arrived."""
 IN_FLIGHT = 2**30
 """Bytes of messages in flight, of which Flower holds about three times as many. A larger message goes alone."""
 
@@ -63,7 +66,7 @@ class MessageLink:
     def post(self, kind: str, envelope: Envelope) -> None:
         """Sends one message without waiting for a reply, or for the message to arrive."""
         content = encode_message(envelope.head, envelope.body)
-        _call(self._grid.push_messages, [Message(content, envelope.to, kind, ttl=LATE)])
+        self._push(Message(content, envelope.to, kind, ttl=LATE))
 
     def send(
         self, kind: str, envelopes: Iterable[tuple[Any, Envelope]], group: str = "", timeout: float | None = None
@@ -84,7 +87,7 @@ class MessageLink:
                 key, envelope = ahead
                 content = encode_message(envelope.head, envelope.body, arrays)
                 message = Message(content, envelope.to, kind, ttl=timeout + LATE, group_id=group)
-                pushed = [name for name in _call(self._grid.push_messages, [message]) if name]
+                pushed = [name for name in self._push(message) if name]
                 if pushed:
                     in_flight[pushed[0]] = key, envelope.body.nbytes, time.monotonic() + timeout
                 else:
@@ -102,6 +105,16 @@ class MessageLink:
                 yield in_flight.pop(name)[0], Failure(f"took longer than {timeout:g} s", late=True)
             if not received and in_flight:
                 time.sleep(self._pause)
+
+    def _push(self, message: Message) -> list[str]:
+        """Pushes a message, again if the SuperLink ends within: Flower keeps a message once that arrives twice."""
+        for further in reversed(range(PUSHES)):
+            try:
+                return _call(self._grid.push_messages, [message])
+            except GenfedError as error:
+                if not further or not isinstance(error.__cause__, ObjectPushError):
+                    raise
+        raise AssertionError
 
     def _has_room(self, in_flight: Mapping[str, tuple[Any, int, float]], envelope: Envelope) -> bool:
         if not in_flight:
