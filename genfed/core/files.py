@@ -18,17 +18,22 @@ PRIVATE_FILE, PRIVATE_FOLDER = 0o600, 0o700
 
 def make_folder(folder: Path) -> None:
     """Makes a folder where it is missing, and those above it, for its owner alone. They are on the disk when this
-    returns. One that is there stays as it is.
+    returns. One that is there stays as it is, also if another process makes it at the same time.
 
     Raises:
         NotADirectoryError: a file has its name, or that of a folder above it.
     """
-    if not folder.is_dir():
-        if folder.exists():
-            raise NotADirectoryError(f"{folder} is a file, and a folder of that name is needed: move it, or delete it")
-        make_folder(folder.parent)
-        folder.mkdir(PRIVATE_FOLDER, exist_ok=True)
-        sync(folder.parent)
+    if folder.is_dir():
+        return
+    make_folder(folder.parent)
+    try:
+        folder.mkdir(PRIVATE_FOLDER)
+    except FileExistsError:
+        if not folder.is_dir():  # else another process has made it meanwhile
+            raise NotADirectoryError(
+                f"{folder} is a file, and a folder of that name is needed: move it, or delete it"
+            ) from None
+    sync(folder.parent)
 
 
 @overload

@@ -71,3 +71,22 @@ def test_folders_above_a_folder_that_is_made(tmp_path: Path) -> None:
             NotADirectoryError, match=f"^{tmp_path}/file is a file, and a folder of that name is needed"
         ):
             make_folder(where)
+
+
+def test_a_folder_that_another_process_makes_at_the_same_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers of one trial make the folder of its clients. It was missing when this one looked, and is there when this
+    one looks again.
+    """
+    folder, is_dir = tmp_path / "clients", Path.is_dir
+
+    def look(path: Path) -> bool:
+        found = is_dir(path)
+        if path == folder and not found:
+            path.mkdir()
+        return found
+
+    monkeypatch.setattr(Path, "is_dir", look)
+    make_folder(folder)
+    assert is_dir(folder)
