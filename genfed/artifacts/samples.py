@@ -50,10 +50,10 @@ def write_samples(
     go on.
 
     Classes take turns. PNG files go to one folder per class. An npz has x, y [n] and classes; x is uint8 [n, H, W, C]
-    (grey: [n, H, W]), or float32 where bytes cannot have the run's scale of pixels, or of a table [n, features]. Where
-    the server stores a synthetic set, the examples are chosen from it, with every class and client in turn, or all of
-    it where it has fewer: the name of a PNG has its row and client, grid.png shows the first image of each class (down)
-    and client (across), and an npz also has client (−1: none), condition and seed [n].
+    (grey: [n, H, W]), or float32 where bytes cannot have the run's scale of pixels. Where the server stores a synthetic
+    set, the examples are chosen from it, with every class and client in turn, or all of it where it has fewer: the name
+    of a PNG has its row and client, grid.png shows the first image of each class (down) and client (across), and an npz
+    also has client (−1: none), condition and seed [n].
 
     Args:
         run: the folder of a run.
@@ -66,11 +66,15 @@ def write_samples(
         notify: called with the number of examples written so far.
 
     Raises:
-        GenfedError: there is no such run or trial, the method has no examples or none that fit into a PNG, or `out`
-            exists.
+        GenfedError: there is no such run or trial, the method has no examples, or rows of a table or none that fit
+            into a PNG, or `out` exists.
     """
     chosen = _select_trial(RunFolder(run.absolute()), method, seed)
     task, out = chosen.at.task, out.absolute()  # a user's own code may change the working directory
+    if task.kind == "table":
+        raise GenfedError(
+            f"{run}: its examples are rows of a table; a generator's rows are not written in its columns yet"
+        )
     form = form or ("npz" if out.suffix == ".npz" else "png")
     if form == "png" and (task.kind != "image" or task.shape[0] not in (1, 3)):
         raise GenfedError(f"examples of shape {task.shape} are no PNG, which has 1 or 3 channels: use --format npz")

@@ -19,7 +19,11 @@ SIDE = 64
 
 
 def sample_picture(trial: Trial, state: Any) -> Grid | SetGrid | None:
-    """Returns samples of the trial's generator, or of the set that its server stores. None: it has neither."""
+    """Returns samples of the trial's generator, or of the set that its server stores. None: it has neither, or its
+    examples are no images.
+    """
+    if trial.shards.task.kind != "image":
+        return None
     if trial.method.generates:
         return generator_grid(trial, state)
     if keeps_synthetic_dataset(trial.method):

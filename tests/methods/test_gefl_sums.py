@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from genfed import GenfedError
+from genfed.artifacts.samples import write_samples
 from genfed.config.reader import read_config
 from genfed.experiment.checkpoint import read_checkpoint
 from tests.conftest import left_by, start, tiny
@@ -44,3 +45,26 @@ def test_gefl_with_sums_repeats_with_workers(tmp_path: Path) -> None:
 def test_a_generator_of_sums_is_not_interleaved() -> None:
     with pytest.raises(GenfedError, match="interleaved = 1: a PPCA is estimated once"):
         start(tiny("gefl", method={"gefl": SETTINGS | {"interleaved": 1}}), Path("unused"))
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> dict[str, Any]:
+    rows = "\n".join(f"{i % 7},{i * 3 % 11},{'yes' if i % 2 else 'no'}" for i in range(120))
+    (tmp_path / "rows.csv").write_text(f"age,visits,ill\n{rows}\n")
+    return {"kind": "table", "path": str(tmp_path / "rows.csv"), "label": "ill"}
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "ppca", "local_pca", "mixture"])
+def test_rows_of_a_table_are_refused_before_training(kind: str, table: dict[str, Any], tmp_path: Path) -> None:
+    config = tiny("gefl", method={"gefl": SETTINGS | {"generator": {"kind": kind}}}) | {"data": table}
+    with pytest.raises(GenfedError, match=r"examples of shape \(2,\), a table; allowed are images, or gefl_f"):
+        start(config, tmp_path / "run")
+
+
+def test_rows_that_a_method_of_ones_own_draws_are_no_pictures(table: dict[str, Any], tmp_path: Path) -> None:
+    """They are on the scale of networks, not in the columns of the table."""
+    config = tiny("mine", method={"mine": {"kind": "tests.toys:Noise"}}, evaluation={"every": 0}) | {"data": table}
+    start(config, tmp_path / "run")
+    assert (tmp_path / "run" / "report.html").exists()
+    with pytest.raises(GenfedError, match="its examples are rows of a table"):
+        write_samples(tmp_path / "run", tmp_path / "out.npz", 4)

@@ -123,9 +123,15 @@ class FederatedGenerator(Method[S]):
         estimated from sums, and there is none before.
 
         Raises:
-            GenfedError: the generator is too large, or the pool that the server will draw; see `draw_pool`.
+            GenfedError: the examples are a table; the generator is too large, or the pool that the server will draw;
+                see `draw_pool`.
         """
         if isinstance(self.generator, StatisticsGenerator):
+            if task.kind == "table":
+                raise GenfedError(
+                    f"generator {type(self.generator).__name__}: examples of shape {task.shape}, a table; allowed are "
+                    "images, or gefl_f for features"
+                )
             return {}
         if self.pool == "server" and server.clients:
             self._pool_size(server, task)  # refused before training
