@@ -6,7 +6,7 @@ as in Friedman ("Regularized Discriminant Analysis", JASA 1989).
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -26,10 +26,15 @@ from genfed.generators.statistics_generator import (
     check_counts_and_forms,
     require_examples,
     round_features,
+    subtract,
 )
 from genfed.training.fit import Objective
 
 Covariance = Literal["tied", "full", "diagonal"]
+CANDIDATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0)
+"""Shrinkages of which "held_out" chooses one."""
+HALF = "half_"
+"""Prefix of the names of statistics of half of the examples."""
 
 
 @settings
@@ -37,16 +42,19 @@ class Gaussian(StatisticsGenerator):
     """A Gaussian per class, estimated from sums of the clients' features; features are rounded to steps of 1/64 and
     clipped to ±8. Its statistics are: "counts" [classes]; "sums" of the features of each class [classes, d]; and
     "products", the upper triangle of Σ x xᵀ [1 or classes, d (d + 1) / 2], or Σ x² [classes, d].
-    """
 
-    bounded: ClassVar[bool] = True
+    >>> Gaussian(shrinkage=0.01).covariance, Gaussian(shrinkage="held_out").bounded
+    ('tied', False)
+    """
 
     covariance: Covariance = "tied"
     """Covariance: "tied", one for all classes; "full", one per class; "diagonal", variances of each class alone."""
     tying: Annotated[float, Field(ge=0, le=1)] = 0.8
     """Weight of the tied covariance in that of a class, for "full": 0 is each class's own, 1 is the tied one."""
-    shrinkage: Annotated[float, Field(ge=0, le=1)] = 1e-3
-    """Weight of a multiple of the identity, of equal trace, in every covariance."""
+    shrinkage: Annotated[float, Field(ge=0, le=1)] | Literal["held_out"] = 1e-3
+    """Weight of a multiple of the identity, of equal trace, in every covariance. "held_out": of nine weights from 1e-4
+    to 1, that by which covariances of half of the examples give the other half the highest likelihood. Clients upload
+    the sums of one half too, which doubles the upload: for few examples. Privacy of sums does not support it."""
     noise_floor: Annotated[float, Field(ge=0, le=2)] = 0.12
     """Under privacy of sums: eigenvalues of covariances within classes that are below this share of the noise's largest
     eigenvalue are raised to it, after they were denoised. Without noise it changes nothing."""
@@ -55,25 +63,41 @@ class Gaussian(StatisticsGenerator):
         """Returns a network whose Gaussians have mean 0 and variance 1."""
         return GaussianNetwork(task, self.covariance)
 
+    @property
+    def bounded(self) -> bool:
+        return self.shrinkage != "held_out"
+
     def measure(self, data: Data, task: Task, present: Weights | None = None) -> Weights:
         x, classes = round_features(data.x), len(task.classes)
-        members = F.one_hot(data.y, classes).double()
+        statistics = self._add_up(x, data.y, classes)
+        if self.shrinkage == "held_out":
+            half = x.sum(1).remainder(2) == 1  # by the features alone: the same for any split over clients
+            of_half = self._add_up(x[half], data.y[half], classes)
+            statistics |= {HALF + name: value for name, value in of_half.items()}
+        return statistics
+
+    def _add_up(self, x: Tensor, y: Tensor, classes: int) -> Weights:
+        """Returns the statistics of features x [n, d] in whole steps."""
+        members = F.one_hot(y, classes).double()
         if self.covariance == "diagonal":
             products = members.T @ x.square()
         elif self.covariance == "tied":
             products = fold_triangle((x.T @ x)[None])
         else:
-            of_class = (x[data.y == label] for label in range(classes))
-            products = fold_triangle(torch.stack([rows.T @ rows for rows in of_class]))
+            products = fold_triangle(torch.stack([(rows := x[y == label]).T @ rows for label in range(classes)]))
         exact = {"counts": members.sum(0), "sums": members.T @ x, "products": products}
         return {name: value.long().cpu() for name, value in exact.items()}
 
     def check(self, statistics: Weights, task: Task, examples: int, done: int = 0) -> None:
-        width, most = math.prod(task.shape), STEPS * LARGEST_FEATURE
         check_counts_and_forms(statistics, self.shapes(task), examples)
+        for part in _halves(statistics) if self.shrinkage == "held_out" else [statistics]:
+            self._check_moments(part, math.prod(task.shape), examples)
+
+    def _check_moments(self, statistics: Weights, width: int, examples: int) -> None:
+        most = STEPS * LARGEST_FEATURE
         impossible = GenfedError(f"its statistics are not those of {examples} examples within ±{LARGEST_FEATURE}")
         counts, sums, products = (statistics[name].double() for name in ("counts", "sums", "products"))
-        if bool((sums.abs() > counts[:, None] * most).any()):
+        if bool((counts < 0).any() or (sums.abs() > counts[:, None] * most).any()):
             raise impossible
         means = sums / counts.clamp_min(1)[:, None]
         if self.covariance == "diagonal":
@@ -91,15 +115,37 @@ class Gaussian(StatisticsGenerator):
         rng: torch.Generator | None = None,
     ) -> Weights:
         counts = require_examples(statistics, "estimate a Gaussian")
-        sums, products = statistics["sums"].double() / STEPS, statistics["products"].double() / STEPS**2
-        mean = sums / counts.clamp_min(1)[:, None]
-        if self.covariance == "diagonal":
-            variance = products / counts.clamp_min(1)[:, None] - mean.square()
-            factor = shrink_variances(variance, self.shrinkage).sqrt()
-        else:
-            factor = self._factors(counts, mean, unfold_triangle(products, math.prod(task.shape)))
+        width, shrinkage = math.prod(task.shape), self._choose_shrinkage(statistics, math.prod(task.shape))
+        mean = statistics["sums"].double() / STEPS / counts.clamp_min(1)[:, None]
+        factor = self._find_factors(statistics, width, shrinkage)
         prior = counts / counts.sum()
         return {"prior": prior.float(), "mean": mean.float(), "factor": factor.float()}
+
+    def _choose_shrinkage(self, statistics: Weights, width: int) -> float:
+        """Returns the shrinkage: the one that is set, or that of the highest likelihood of either half by the other."""
+        if self.shrinkage != "held_out":
+            return self.shrinkage
+        one, other = _halves(statistics)
+        if min(int(half["counts"].sum()) for half in (one, other)) < 2:
+            return max(CANDIDATES)  # too few examples to tell
+        pairs = ((one, other), (other, one))
+        return max(CANDIDATES, key=lambda value: sum(self._judge(*pair, width, value) for pair in pairs))
+
+    def _judge(self, fitted: Weights, held: Weights, width: int, shrinkage: float) -> float:
+        """Returns the log likelihood of how `held` varies within classes, by the covariances of `fitted`."""
+        factor = self._find_factors(fitted, width, shrinkage)
+        counts, sums, products = (held[name].double() for name in ("counts", "sums", "products"))
+        means = sums / counts.clamp_min(1)[:, None]
+        if self.covariance == "diagonal":
+            within = (products - sums * means) / STEPS**2
+            each = counts[:, None] * factor.log() + within / factor.square() / 2
+            return -float(each[fitted["counts"] > 1].sum())  # one example has no variance
+        between = means[:, :, None] * sums[:, None, :]
+        if len(factor) == 1:
+            counts, between = counts.sum(0, keepdim=True), between.sum(0, keepdim=True)
+        within = (unfold_triangle(products, width) - between) / STEPS**2
+        volume = factor.diagonal(dim1=1, dim2=2).log().sum(1)
+        return -float((counts * volume + (torch.cholesky_inverse(factor) * within).sum((1, 2)) / 2).sum())
 
     def noise_scales(self, statistics: Weights, bounds: SumBounds) -> Weights:
         width = statistics["sums"].shape[1]
@@ -122,7 +168,10 @@ class Gaussian(StatisticsGenerator):
         classes, width = len(task.classes), math.prod(task.shape)
         triangle = width * (width + 1) // 2
         products = {"tied": (1, triangle), "full": (classes, triangle), "diagonal": (classes, width)}
-        return {"counts": (classes,), "sums": (classes, width), "products": products[self.covariance]}
+        shapes = {"counts": (classes,), "sums": (classes, width), "products": products[self.covariance]}
+        if self.shrinkage == "held_out":
+            shapes |= {HALF + name: shape for name, shape in shapes.items()}
+        return shapes
 
     def _denoise(self, statistics: Weights, deviations: Weights) -> Weights:
         """Returns noisy statistics as some set of examples could have them: classes whose count could be noise are
@@ -144,17 +193,29 @@ class Gaussian(StatisticsGenerator):
         within = denoise(within, noise, self.noise_floor)
         return {"counts": counts, "sums": sums, "products": fold_triangle(within + between)}
 
-    def _factors(self, counts: Tensor, mean: Tensor, second: Tensor) -> Tensor:
-        """Returns the lower Cholesky factors [1 or classes, d, d] of the covariances."""
-        covariance = find_covariances(counts, mean, second, self.tying)
+    def _find_factors(self, statistics: Weights, width: int, shrinkage: float) -> Tensor:
+        """Returns the standard deviations [classes, d], or the lower Cholesky factors [1 or classes, d, d]."""
+        counts = statistics["counts"].double()
+        mean = statistics["sums"].double() / STEPS / counts.clamp_min(1)[:, None]
+        products = statistics["products"].double() / STEPS**2
+        if self.covariance == "diagonal":
+            variance = products / counts.clamp_min(1)[:, None] - mean.square()
+            return shrink_variances(variance, shrinkage).sqrt()
+        covariance = find_covariances(counts, mean, unfold_triangle(products, width), self.tying)
         level = covariance.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1 / STEPS**2)  # rounding has about this variance
-        eye = torch.eye(covariance.shape[1], dtype=covariance.dtype)
-        shrunk = (1 - self.shrinkage) * covariance + self.shrinkage * level[:, None, None] * eye
+        eye = torch.eye(width, dtype=covariance.dtype)
+        shrunk = (1 - shrinkage) * covariance + shrinkage * level[:, None, None] * eye
         factors: Tensor
         factors, failed = torch.linalg.cholesky_ex(shrunk + level[:, None, None] * 1e-6 * eye)
         if bool(failed.any()):  # under masks nobody sees a single upload
             raise GenfedError("the sums of the clients are those of no examples: one of them uploaded something else")
         return factors
+
+
+def _halves(statistics: Mapping[str, Tensor]) -> list[Weights]:
+    """Returns the statistics of one half of the examples, and of the other."""
+    half = {name.removeprefix(HALF): value for name, value in statistics.items() if name.startswith(HALF)}
+    return [half, subtract({name: statistics[name] for name in half}, half)]
 
 
 class GaussianNetwork(GeneratorNetwork):

@@ -40,10 +40,13 @@ class StatisticsGenerator(Generator):
     torch.Size([2, 2])
     """
 
-    bounded: ClassVar[bool] = False
-    """Whether `noise_scales` and `estimate_noisy` are there, so that privacy of sums supports the generator."""
     shares: ClassVar[int] = 1
     """Number of equal parts of an example that can be added to different sums."""
+
+    @property
+    def bounded(self) -> bool:
+        """Whether `noise_scales` and `estimate_noisy` are there, so that privacy of sums supports the generator."""
+        return False
 
     @property
     def passes(self) -> int:

@@ -53,7 +53,8 @@ def check_sum_level(how: DPSum, schedules: Mapping[str, Schedule]) -> None:
             if phase.noise_scales is None:
                 raise GenfedError(
                     f'{label} cannot be run under privacy.kind = "dp_sum": what clients upload in phase {phase.name} '
-                    "is no sum over their examples; sums have methods such as fedcgs"
+                    "is no sum over their examples with bounded parts; fedcgs uploads one, unless its shrinkage is "
+                    "held_out"
                 )
         try:
             check_client_plan(label, how, schedule)

@@ -1,15 +1,25 @@
 """The Gaussian of features: its statistics are sums, exact for any split, and its estimates are computed by hand."""
 
+import math
 from itertools import pairwise
 
 import pytest
+import scipy.stats
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from genfed import Data, GenfedError, Task
-from genfed.generators.gaussian import Gaussian, GaussianNetwork, linear_discriminant, unfold_triangle
+from genfed.core.task import Weights
+from genfed.generators.gaussian import (
+    CANDIDATES,
+    Covariance,
+    Gaussian,
+    GaussianNetwork,
+    linear_discriminant,
+    unfold_triangle,
+)
 from genfed.generators.statistics_generator import STEPS, merge, narrow, subtract
 
 TASK = Task("features", (3,), ("a", "b", "c"))
@@ -231,3 +241,75 @@ def test_sums_travel_in_32_bits_where_they_always_fit() -> None:
 def test_an_upper_triangle_unfolds_to_a_symmetric_matrix() -> None:
     matrix = unfold_triangle(torch.arange(6.0)[None], 3)[0]
     assert matrix.tolist() == [[0, 1, 2], [1, 3, 4], [2, 4, 5]]
+
+
+def few(count: int, width: int = 12) -> tuple[Data, Task]:
+    rng = torch.Generator().manual_seed(count)
+    y = torch.arange(count) % 3
+    x = torch.randn(count, width, generator=rng) * torch.linspace(0.3, 2.0, width) + y[:, None] * 0.5
+    return Data(x, y), Task("features", (width,), TASK.classes)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_shrinkage_chosen_by_held_out_likelihood_is_one_of_those_that_can_be_set(kind: Covariance) -> None:
+    """It decides the weight and nothing else; few examples need a larger one than many."""
+    chosen = []
+    for count in (18, 4000):
+        data, task = few(count)
+        held_out = Gaussian(covariance=kind, shrinkage="held_out")
+        found = held_out.estimate(task, held_out.measure(data, task))
+        same = [
+            weight
+            for weight in CANDIDATES
+            if (how := Gaussian(covariance=kind, shrinkage=weight))
+            and all(torch.equal(found[name], value) for name, value in estimated(how, data, task).items())
+        ]
+        chosen += same
+    few_examples, many = chosen
+    assert few_examples > many
+
+
+def estimated(how: Gaussian, data: Data, task: Task) -> Weights:
+    return how.estimate(task, how.measure(data, task))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_likelihood_of_a_half_is_that_of_scipy(kind: Covariance) -> None:
+    """That of the examples around their own class means, without the constant of the normal density."""
+    data, task = few(240, width=3)
+    x, y = (data.x.double() * STEPS).round() / STEPS, data.y
+    how = Gaussian(covariance=kind, tying=0.0)
+    fitted = estimated(how, data[:120], task)["factor"].double()
+    total = 0.0
+    for label in range(3):
+        rows = x[120:][y[120:] == label]
+        factor = fitted[label if len(fitted) > 1 else 0]
+        covariance = torch.diag(factor.square()) if factor.ndim == 1 else factor @ factor.T
+        density = scipy.stats.multivariate_normal(rows.mean(0), covariance)
+        total += density.logpdf(rows).sum() + len(rows) * 3 / 2 * math.log(2 * math.pi)
+    statistics = [how.measure(part, task) for part in (data[:120], data[120:])]
+    assert how._judge(*statistics, 3, 1e-3) == pytest.approx(total, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_halves_are_the_same_for_any_split_and_both_are_checked(kind: Covariance) -> None:
+    how, (data, task) = Gaussian(covariance=kind, shrinkage="held_out"), few(60, width=3)
+    whole = how.measure(data, task)
+    parts = merge(how.measure(data[:17], task), how.measure(data[17:], task))
+    assert whole.keys() == how.shapes(task).keys()
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    half = int(whole["half_counts"].sum())
+    assert 10 < half < 50
+    how.check(whole, task, 60)
+    too_many = whole | {"half_counts": whole["counts"] + 1}
+    with pytest.raises(GenfedError, match="its statistics are not those of 60 examples"):
+        how.check(too_many, task, 60)
+    impossible = whole | {"half_products": whole["half_products"] * 0}
+    with pytest.raises(GenfedError, match="its statistics are not those of 60 examples"):
+        how.check(impossible, task, 60)
+
+
+def test_without_two_examples_in_each_half_covariances_are_round() -> None:
+    how, (data, task) = Gaussian(shrinkage="held_out"), few(2, width=3)
+    factor = estimated(how, data, task)["factor"][0]
+    assert torch.equal(factor, torch.diag(factor.diagonal()))

@@ -212,6 +212,10 @@ def test_reproducible_noise_is_the_same_in_workers(tmp_path: Path) -> None:
         (private(NOISY | {"epsilon": 0.5}), r"privacy.epsilon = 0.5: with noise_multiplier = 2"),
         (private(NOISY | {"count_share": 0.6, "sum_share": 0.5}), r"count_share \+ privacy.sum_share = 1.1: below 1"),
         (private(NOISY, aggregation={"kind": "median"}), "aggregation"),
+        (
+            private(NOISY, method={"fedcgs": {"generator": {"kind": "gaussian", "shrinkage": "held_out"}}}),
+            "with bounded parts; fedcgs uploads one, unless its shrinkage is held_out",
+        ),
     ],
 )
 def test_refuses(config: dict[str, Any], reason: str, tmp_path: Path) -> None:
