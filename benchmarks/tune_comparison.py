@@ -20,10 +20,13 @@ GRID: dict[str, tuple[str, tuple[Any, Any]]] = {
     "fedgh": ("header_training.learning_rate", (0.01, 0.1)),
     "fedgen": ("generated_weight", (0.3, 1.0)),
     "fedcvae_ens": ("generator.learning_rate", (1e-3, 3e-3)),
+    "fedcvae_kd": ("distillation_epochs", (7, 30)),
     "dense": ("temperature", (1.0, 4.0)),
     "co_boosting": ("temperature", (1.0, 4.0)),
 }
-"""The setting of each method, and its values. FedCVAE-KD has the same upload as FedCVAE-Ens, and its rate."""
+"""The setting of each method, and its values. FedCVAE-KD has the same upload as FedCVAE-Ens, and its rate: set that
+first.
+"""
 
 
 def main(methods: list[str]) -> None:
