@@ -9,18 +9,18 @@ from numpy.typing import NDArray
 
 from genfed.core.errors import GenfedError
 from genfed.data.cells import Cells, ReadAs
-from genfed.data.decimal_style import find_style
+from genfed.data.decimal_style import find_style, note_form
 from genfed.data.features import Scale, TableSchema, fit_schema
 from genfed.data.numerals import (
     MEND,
     NO_VALUE,
-    PLAIN,
     SURE,
     Finding,
     Mark,
     Notation,
     find_duration,
     find_notation,
+    give_notation,
     list_units,
     looks_like_a_day,
     read_numbers,
@@ -111,6 +111,8 @@ def choose_columns(
             found.categories[name] = column
         else:
             _take(name, column, choice, european, found)
+    if choice.decimal is None and choice.thousands is None:
+        found.numbers = {name: (column, note_form(column, about)) for name, (column, about) in found.numbers.items()}
     schema = fit_schema(found.numbers, found.categories, scale, where)
     _look_closer(found, schema, labels)
     return schema, _describe(found, schema)
@@ -139,7 +141,8 @@ def _take_as_numbers(
         raise GenfedError(f"{where}: column {name!r} is not of numbers")
     units = choice.units.get(name)
     if column.numbers is not None or not column.present:
-        return column, PLAIN if units is None else replace(PLAIN, units=dict(units), given=True)
+        plain = give_notation(choice.decimal, choice.thousands)
+        return column, plain if units is None else replace(plain, units=dict(units), given=True)
     finding = find_notation(column, choice.decimal, choice.thousands, european, units)
     if text := find_duration(column, finding):
         raise GenfedError(f"{where}: column {name!r}: {text!r} is no time of day; {_SECONDS}")
@@ -162,7 +165,7 @@ def _take(name: str, column: Cells | None, choice: Choice, european: bool | None
         if UNNAMED.fullmatch(name) and column.numbers is not None and _numbers_rows(column.numbers):
             found.dropped.append(f"{show(name)} (numbers the rows)")
         else:
-            found.numbers[name] = (column, PLAIN)
+            found.numbers[name] = (column, give_notation(choice.decimal, choice.thousands))
     else:
         finding = find_notation(column, choice.decimal, choice.thousands, european)
         if _is_of_numbers(name, column, finding, choice, found):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from genfed.core.errors import GenfedError
 from genfed.data.cells import Cells, plain_number, same_numbers
+from genfed.data.decimal_style import describe_marks
 from genfed.data.numerals import PLAIN, Notation, describe_units, read_numbers
 from genfed.preprocessing.source_summary import SourceSummary, count_of, list_some, show
 
@@ -77,7 +78,7 @@ class TableSchema:
         n = len(columns[next(iter((*self.numbers, *self.categories)))])
         x, misfits = torch.zeros(n, self.width), []
         for place, (name, about) in enumerate(self.numbers.items()):
-            values, doubts = _read_column(name, columns[name], about.notation, where)
+            values, doubts = _read_column(name, columns[name], about, where)
             misfits += doubts
             x[:, place] = torch.from_numpy(scaled := _scale(name, values, about, where))
             misfits += self._compare(name, values, scaled, where)
@@ -224,18 +225,19 @@ def fit_scalings(
     return fitted
 
 
-def _read_column(name: str, cells: Cells, notation: Notation, where: str) -> tuple[NDArray[np.float64], list[str]]:
+def _read_column(name: str, cells: Cells, about: NumberScaling, where: str) -> tuple[NDArray[np.float64], list[str]]:
     """Returns the numbers [n] of a file's column, and a line for each kind of value that does not fit the notation.
 
     Raises:
         GenfedError: there are values, and none fits.
     """
-    values, strange = read_numbers(cells, notation)
-    units = describe_units(cells, notation)
+    values, strange = read_numbers(cells, about.notation)
+    units = describe_units(cells, about.notation)
     if (strange or units) and np.isnan(values).all():
         words = f"is not of the training rows' numbers: {units}" if units else f"is not of numbers ({_quote(strange)})"
         raise GenfedError(f"{where}: column {name!r} {words}")
-    lines = [f"{where}: column {show(name)!r}: {units}"] if units else []
+    marks = describe_marks(cells, values, about.notation, about.missing)
+    lines = [f"{where}: column {show(name)!r}: {words}" for words in (units, marks) if words]
     if strange:
         count = count_of(sum(strange.values()), "value is no number", "values are no numbers")
         lines.append(

@@ -16,8 +16,9 @@ from genfed.data.units import CURRENCIES, Quantity, choose_units, join_unit, nam
 from genfed.preprocessing.source_summary import list_some, show
 
 Mark = Literal[".", ","]
-Form = Literal["time zone", "no time zone", "seconds"]
-"""Something that a day or time has or lacks."""
+Form = Literal["time zone", "no time zone", "seconds", "whole", "decimals", "three decimals", "thousands"]
+"""Something that a day or time has or lacks, or how the numbers of a column use points and commas: none has decimals;
+some have; each of these has three, which may be thousands; whole numbers have a mark of thousands."""
 NO_VALUE = frozenset(
     {
         *("-", "--", "---", "–", "—", ".", "..", "...", "*", "**", "#", "x", "??", "na", "na.", "n.a", "n.a.", "n/a."),
@@ -62,7 +63,8 @@ class Notation:
     given: bool = False
     """Whether the settings give the units."""
     forms: tuple[Form, ...] = ()
-    """What some days and times of the training rows have or lack."""
+    """What some days and times of the training rows have or lack, or the form of their numbers; empty if that is not
+    known, or the settings give the marks."""
 
     @property
     def unit(self) -> str:
@@ -322,6 +324,12 @@ def find_notation(
     return replace(best, doubtful="," if open_question else "")
 
 
+def give_notation(decimal: Mark | None, thousands: str | None) -> Notation:
+    """Returns the notation of numbers by the marks that the settings give, if any."""
+    mark: Mark = decimal or ("," if thousands == "." else ".")
+    return Notation("number", mark, thousands if thousands is not None else ("." if mark == "," else ""))
+
+
 def find_duration(cells: Cells, finding: Finding) -> str:
     """Returns a text of a column of times that is like one and none of the day, such as 26:38, so that 12:30 may be
     minutes and seconds, too; empty: there is none, or a few that may be mistakes.
@@ -368,9 +376,7 @@ def _candidates(
     days, times = sum(bool(_DAY.fullmatch(t)) for t in some), sum(bool(_TIME.fullmatch(t)) for t in some)
     others: list[Notation] = [Notation("day")] * (days > 0) + [Notation("time")] * (times > 0)
     if decimal is not None or thousands is not None:
-        mark: Mark = decimal or ("," if thousands == "." else ".")
-        group = thousands if thousands is not None else ("." if mark == "," else "")
-        return [Notation("number", mark, group), *others]
+        return [give_notation(decimal, thousands), *others]
     american: list[Notation] = [Notation("number", ".", m) for m in (",", " ", "'")]
     comma: list[Notation] = [Notation("number", ",", m) for m in (".", " ", "'")]
     plain = Notation("number", ".", "")

@@ -96,3 +96,63 @@ def test_texts_of_a_typed_file_are_told_of_where_they_are_numbers(tmp_path: Path
     table = Table(path=str(tmp_path / "a.parquet"), label="y", numeric=("v", "w"))
     (doubt,) = table.load().summary.warnings
     assert doubt.endswith("is taken as one of decimals; set data.thousands or data.decimal")
+
+
+def _warn(tmp_path: Path, training: Sequence[str], other: Sequence[str], mark: str = ",", **set_to: Any) -> list[str]:
+    """Returns what is said of points and commas where a test file writes its numbers in another way."""
+    for name, cells in (("a.csv", training), ("b.csv", other)):
+        quote = '"' if mark == "," else ""
+        rows = [f"{quote}{cell}{quote}{mark}{20 + i % 50}{mark}{i % 2}" for i, cell in enumerate(cells)]
+        (tmp_path / name).write_text("\n".join([f"v{mark}w{mark}y", *rows]) + "\n", "utf-8")
+    said = Table(path=str(tmp_path / "a.csv"), test_path=str(tmp_path / "b.csv"), label="y", **set_to).load()
+    return [line for line in said.summary.warnings if "b.csv" in line and "is taken as one of" in line]
+
+
+LARGE = [4826, *(int(v) for v in np.random.default_rng(2).integers(1000, 9000, N - 1))]
+PLAIN = [str(v) for v in LARGE]
+COMMAS = [f"{v:,}" for v in LARGE]
+POINTS = [c.replace(",", ".") for c in COMMAS]
+HALVES = [f"{v}.5" for v in LARGE]
+DECIMALS = [f"{v / 1000:.2f}" for v in LARGE]
+
+
+@pytest.mark.parametrize(
+    ("training", "other", "mark", "read"),
+    [
+        (PLAIN, POINTS, ",", "decimals"),
+        (COMMAS, POINTS, ",", "decimals"),
+        (HALVES, POINTS, ",", "decimals"),
+        ([h.replace(".", ",") for h in HALVES], COMMAS, ";", "decimals"),  # read as 4.826
+        (PLAIN, POINTS[:1], ",", "decimals"),
+        ([f"-{p}" for p in PLAIN], [f"-{p}" for p in POINTS], ",", "decimals"),
+        ([d.replace(".", ",") for d in DECIMALS], POINTS, ";", "thousands"),  # read as 4826
+    ],
+)
+def test_another_file_in_the_other_style_is_told_of(
+    training: Sequence[str], other: Sequence[str], mark: str, read: str, tmp_path: Path
+) -> None:
+    (line,) = _warn(tmp_path, training, other, mark)
+    name = "comma" if mark == ";" and read == "decimals" else "point"
+    value = LARGE[0] / 1000 if read == "decimals" else LARGE[0]
+    sign = "-" if other[0].startswith("-") else ""
+    assert f"b.csv: column 'v': the {name} in {other[0]!r} is taken as one of {read} ({sign}{value:g})" in line
+    assert "data.thousands or data.decimal" in line
+
+
+@pytest.mark.parametrize(
+    ("training", "other", "mark", "set_to"),
+    [
+        (POINTS, POINTS[::-1], ",", {}),  # three decimals in both
+        (DECIMALS, POINTS, ",", {}),  # more decimals than in training, of the same size
+        (PLAIN, COMMAS, ";", {"thousands": ","}),
+        (PLAIN, DECIMALS, ",", {}),  # thousands have three digits
+        (PLAIN, [f"0.{v}" for v in LARGE], ",", {}),
+        (PLAIN, POINTS, ",", {"decimal": "."}),  # the settings say what it is
+        (POINTS, COMMAS, ";", {"thousands": ".", "decimal": ","}),
+        (MIXED, MIXED[::-1], ";", {}),
+    ],
+)
+def test_what_is_written_as_in_training_is_not_told_of(
+    training: Sequence[str], other: Sequence[str], mark: str, set_to: dict[str, str], tmp_path: Path
+) -> None:
+    assert _warn(tmp_path, training, other, mark, **set_to) == []
