@@ -1,6 +1,7 @@
 """Vision models of transformers, pretrained by others and frozen; needs the extra `foundation`."""
 
 import functools
+import hashlib
 import json
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +25,7 @@ class Pretrained(Encoder):
     """Features of images by a vision model of transformers in a directory of this machine (ViT, DINOv2, ResNet, the
     image part of CLIP saved as CLIPVisionModel): config.json, preprocessor_config.json and .safetensors. Images are
     resized and normalized as in the model's training, and features scaled to mean square 1 per example. All parties
-    need the same files.
+    need the same files, which the encoder's digest covers.
     """
 
     model: str
@@ -40,7 +41,7 @@ class Pretrained(Encoder):
             raise GenfedError(f"encoder pretrained takes images of 1 or 3 channels; they have {task.shape[0]}")
         root = Path(self.model)
         stamp = tuple(sorted((file.name, file.stat().st_mtime_ns) for file in root.iterdir())) if root.is_dir() else ()
-        network = PretrainedNetwork(_load_model(root, stamp), _read_preprocessing(root), self.pooling)
+        network = PretrainedNetwork(_load_model(root, stamp), _read_preprocessing(root), self.pooling, _digest(root))
         try:
             with torch.no_grad(), silence_libraries():
                 network(torch.zeros(1, *task.shape))
@@ -58,20 +59,21 @@ class PretrainedNetwork(nn.Module):
         model: A vision model of transformers.
         preprocessing: Mean, standard deviation (each one number per channel) and side of its images.
         pooling: See `Pretrained`.
+        files: 32 bytes that stand for the files that say how the model computes, for the encoder's digest.
     """
 
     mean: Tensor
     deviation: Tensor
-    side: Tensor
+    files: Tensor
     pooled: Tensor
 
-    def __init__(self, model: Any, preprocessing: tuple[Tensor, Tensor, int], pooling: str) -> None:
+    def __init__(self, model: Any, preprocessing: tuple[Tensor, Tensor, int], pooling: str, files: bytes) -> None:
         super().__init__()
         mean, deviation, side = preprocessing
         self.model, self.pooling, self.size = model, pooling, side
         self.register_buffer("mean", mean.view(3, 1, 1))
         self.register_buffer("deviation", deviation.view(3, 1, 1))
-        self.register_buffer("side", torch.tensor(side))  # this and the next are for the digest
+        self.register_buffer("files", torch.tensor(list(files)))  # this and the next are for the digest
         self.register_buffer("pooled", torch.tensor(pooling == "first"))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -136,6 +138,12 @@ def _read_preprocessing(root: Path) -> tuple[Tensor, Tensor, int]:
     if not bool((deviation > 0).all() & deviation.isfinite().all() & mean.isfinite().all()):
         raise GenfedError(f"{root / 'preprocessor_config.json'}: image_std is above 0")
     return mean, deviation, size
+
+
+def _digest(root: Path) -> bytes:
+    """Returns 32 bytes that are the same for directories whose JSON files hold equal values only."""
+    found = [_read_json(root, name) for name in ("config.json", "preprocessor_config.json")]
+    return hashlib.blake2b(json.dumps(found, sort_keys=True).encode(), digest_size=32).digest()
 
 
 def _read_json(root: Path, name: str) -> dict[str, Any]:

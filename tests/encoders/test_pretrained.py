@@ -10,7 +10,10 @@ import pytest
 import torch
 
 from genfed import GenfedError, Task
+from genfed.artifacts.trained_model import load_trained, select_trial
+from genfed.encoders.encoder import BuiltEncoder
 from genfed.encoders.pretrained import Pretrained
+from genfed.experiment.run_folder import RunFolder
 from tests.conftest import start, tiny
 from tests.encoders.toys import vision_model, write_resnet
 
@@ -68,6 +71,40 @@ def test_maps_are_averaged(tmp_path: Path) -> None:
     assert found(torch.rand(2, 3, 32, 32)).shape == (2, 8)
     with pytest.raises(GenfedError, match="the model gives maps, which have no first token"):
         network(tmp_path, pooling="first")
+
+
+def test_its_digest_covers_the_files_that_say_how_it_computes(tmp_path: Path) -> None:
+    def digest(root: Path) -> str:
+        return BuiltEncoder(network(root), IMAGES).digest
+
+    root = copy(tmp_path / "same")
+    for name in ("config.json", "preprocessor_config.json"):
+        found = json.loads((root / name).read_text())
+        (root / name).write_text(json.dumps(dict(reversed(found.items())), indent=7))
+    agreed = digest(vision_model())
+    assert digest(root) == agreed
+    changes: list[tuple[str, dict[str, object]]] = [
+        ("config.json", {"hidden_act": "relu"}),  # the weights are the same, and so is every shape
+        ("config.json", {"layer_norm_eps": 0.1}),
+        ("preprocessor_config.json", {"size": {"height": 24, "width": 16}, "crop_size": 16}),
+        ("preprocessor_config.json", {"image_std": [0.5, 0.5, 0.5]}),
+    ]
+    for i, (name, change) in enumerate(changes):
+        rewritten(name, **change)(root := copy(tmp_path / str(i)))
+        assert digest(root) != agreed, change
+
+
+def test_a_finished_run_refuses_another_config(tmp_path: Path) -> None:
+    root = copy(tmp_path / "model")
+    encoder = {"kind": "pretrained", "model": str(root)}
+    start(tiny("fedcgs", method={"fedcgs": {"encoder": encoder}}), tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
+    config = folder.read_config()
+    chosen = select_trial(folder, config, None, None, config.labels)
+    load_trained(chosen, 0)
+    rewritten("config.json", hidden_act="relu")(root)
+    with pytest.raises(GenfedError, match="is not that of the run"):
+        load_trained(chosen, 0)
 
 
 def test_a_run_with_it(tmp_path: Path) -> None:
