@@ -21,6 +21,10 @@ _TICKS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 """Ticks of a duration in a second."""
 _INTEGER = re.compile(r"-?(0|[1-9]\d*)")
 _NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][-+]?\d+)?")
+CODE = re.compile(r"\d+[eE]\d+")
+"""Digits, an E and digits, such as 36E3: a number, but programs write a point or a sign in it, so it may be a code."""
+WIDEST_EXACT = 2**53
+"""Size above which 64 bits do not hold every whole number."""
 _TIME = re.compile(r"(\d{1,2}):(\d{2})(?::(\d{2}(?:\.\d+)?))?")
 _MIDNIGHT = re.compile(r"(\d{4}-\d{2}-\d{2})[ T]00:00(:00(\.0+)?)?")
 
@@ -42,6 +46,8 @@ class Cells:
     times: tuple[str, str] = ("", "")
     """A time without and one with seconds, as they are written; empty: there is none. 08:00 may be 08:00:00, or minutes
     beside 1:08:00."""
+    rounded: str = ""
+    """A whole number of a typed file that is above `WIDEST_EXACT`, as it is written; empty: there is none."""
 
     def __len__(self) -> int:
         return len(self.index)
@@ -49,7 +55,7 @@ class Cells:
     def select(self, rows: NDArray[np.int64]) -> "Cells":
         """Returns the chosen rows [m]; of the distinct texts, those that stand in them."""
         if self.numbers is not None:
-            return Cells(self.numbers[rows], (), self.index[rows])
+            return replace(self, numbers=self.numbers[rows], index=self.index[rows])
         index = self.index[rows]
         there = np.unique(index[index >= 0])
         place = np.full(len(self.values) + 1, -1)
@@ -180,12 +186,13 @@ def _number_column(column: Any, missing: Sequence[str]) -> Cells:
 
     numbers = np.array(column.cast(pyarrow.float64(), safe=False).to_numpy(), np.float64)
     numbers[np.isin(numbers, list(missing_numbers(missing)))] = np.nan
-    return number_cells(numbers)
+    large = np.flatnonzero(np.abs(numbers) > WIDEST_EXACT) if pyarrow.types.is_integer(column.type) else ()
+    return replace(number_cells(numbers), rounded=str(column[int(large[0])]) if len(large) else "")
 
 
 def written_numbers(column: Any, missing: Sequence[str]) -> Cells | None:
-    """Returns a pyarrow column of texts as numbers, fast. None: a text is no plain number, or begins with a zero that
-    may be part of a code.
+    """Returns a pyarrow column of texts as numbers, fast. None: a text is no plain number, or may be a code: it begins
+    with a zero, is like 36E3, or has 16 digits or more.
     """
     import pyarrow
     from pyarrow import compute
@@ -197,7 +204,7 @@ def written_numbers(column: Any, missing: Sequence[str]) -> Cells | None:
         numbers = plain.cast(pyarrow.float64())
     except pyarrow.ArrowException:
         return None
-    if compute.any(compute.match_substring_regex(plain, r"^[+-]?0\d")).as_py():
+    if compute.any(compute.match_substring_regex(plain, r"^[+-]?(0\d|\d{16})|^\d+[eE]\d+$")).as_py():
         return None
     return _number_column(numbers, missing)
 
@@ -227,12 +234,12 @@ def spell_number(value: float) -> str:
 
 
 def same_numbers(cells: Cells) -> bool:
-    """Returns whether texts are compared as numbers, so that 1.0 is 1: all are plain numbers (1, not 01) that 64 bits
-    hold, if rounded, and no two of them would become one, but 1 and 1.0.
+    """Returns whether texts are compared as numbers, so that 1.0 is 1: all are plain numbers (1, not 01 or 36E3) that
+    64 bits hold, if rounded, and no two of them would become one, but 1 and 1.0.
     """
     found = dict[str, str]()
     for text in cells.values:
-        if not _NUMBER.fullmatch(text) or not np.isfinite(float(text)):
+        if not _NUMBER.fullmatch(text) or CODE.fullmatch(text) or not np.isfinite(float(text)):
             return False
         short = plain_number(text)
         if found.setdefault(short, text) != text and not {found[short], text} <= {short, f"{short}.0"}:

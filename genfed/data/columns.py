@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genfed.core.errors import GenfedError
-from genfed.data.cells import Cells, ReadAs
+from genfed.data.cells import CODE, WIDEST_EXACT, Cells, ReadAs
 from genfed.data.decimal_style import find_style, note_form
 from genfed.data.features import Scale, TableSchema, fit_schema
 from genfed.data.numerals import (
@@ -212,6 +212,18 @@ def _is_of_numbers(name: str, column: Cells, finding: Finding, choice: Choice, f
                 name,
             )
         return False
+    _warn_of_reading(name, column, finding, found)
+    return True
+
+
+def _warn_of_reading(name: str, column: Cells, finding: Finding, found: _Columns) -> None:
+    """Warns of texts of a column of numbers that may mean something else."""
+    if code := next((text for text in column.values if CODE.fullmatch(text)), ""):
+        found.warn(
+            f"{{}}: {show(code)!r} is read as the number {float(code):.15g}; if it is a code, name it in "
+            "data.categorical",
+            name,
+        )
     if finding.doubtful == ",":
         example = next((text for text in column.values if "," in text), column.values[0])
         found.warn(
@@ -224,7 +236,6 @@ def _is_of_numbers(name: str, column: Cells, finding: Finding, choice: Choice, f
             f"{{}}: {list_some((repr(show(text)) for text in sorted(gone)), 3)} among numbers is taken as missing",
             name,
         )
-    return True
 
 
 def _take_as_category(name: str, column: Cells, found: _Columns) -> None:
@@ -268,6 +279,12 @@ def _look_closer(found: _Columns, schema: TableSchema, labels: NDArray[np.int64]
     for name, (cells, notation) in found.numbers.items():
         values = read_numbers(cells, notation)[0]
         there = values[~np.isnan(values)]
+        if large := cells.rounded or _find_large(cells, notation):
+            found.warn(
+                f"{{}}: whole numbers as large as {show(large)} are rounded (ids?); name it in data.drop, or in "
+                "data.categorical",
+                name,
+            )
         distinct = np.unique(there)
         whole = bool(np.all(distinct == np.floor(distinct)))
         if len(distinct) < 2:
@@ -294,6 +311,14 @@ def _look_closer(found: _Columns, schema: TableSchema, labels: NDArray[np.int64]
             texts = column.as_texts()
             _warn_of_leak(name, texts.index if texts.present == len(texts) else None, labels, found)
             _warn_of_groups(name, texts.index[texts.index >= 0], labels[texts.index >= 0], True, found)
+
+
+def _find_large(cells: Cells, notation: Notation) -> str:
+    """Returns a text of digits that 64 bits may round; empty: there is none."""
+    if notation.kind != "number":
+        return ""
+    digits = (text for text in cells.values if re.fullmatch(r"[+-]?\d{16,}", text))
+    return next((text for text in digits if abs(float(text)) > WIDEST_EXACT), "")
 
 
 def _in_order(values: NDArray[np.float64]) -> bool:

@@ -4,7 +4,9 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from genfed.core.errors import GenfedError
 from genfed.data.npz import Npz
@@ -79,3 +81,41 @@ def test_marks_of_missing_values_are_told_of_among_numbers_of_both_signs(
     said = load(tmp_path, {"v": values[:, 1].tolist()}).summary.warnings
     line = f"column 'v': {mark:g} stands far from the other numbers; if it means missing, add it to data.missing"
     assert said == ((line,) if far else ())
+
+
+def test_codes_that_read_as_powers_of_ten_are_told_of(tmp_path: Path) -> None:
+    codes = [f"{v % 89 + 10}E{v % 7}" for v in NUMBERS]
+    line = f"column 'v': {codes[0]!r} is read as the number {float(codes[0]):.15g}; if it is a code, name it in "
+    for cells in (codes, [c if i % 5 else "" for i, c in enumerate(codes, 1)]):
+        said = load(tmp_path, {"v": cells}).summary.warnings
+        assert f"{line}data.categorical" in said
+    one = ["12E4", *(str(v) for v in NUMBERS[1:])]  # among codes of digits alone
+    assert any("'12E4' is read as the number 120000; if" in w for w in load(tmp_path, {"v": one}).summary.warnings)
+    for numbers in ([f"{v}e+3" for v in NUMBERS], [f"{v}.5E3" for v in NUMBERS]):  # as programs write them
+        assert load(tmp_path, {"v": numbers}).summary.warnings == ()
+    assert load(tmp_path, {"v": codes}, numeric=("v",)).summary.warnings == ()
+    few = [["36E3", "36A3", "12E4"][i % 3] for i in range(N)]
+    assert schema(load(tmp_path, {"v": few}, categorical=("v",))).categories["v"] == ("12E4", "36A3", "36E3")
+    few = [["36E3", "12E4"][i % 2] for i in range(N)]
+    assert schema(load(tmp_path, {"v": few}, categorical=("v",))).categories["v"] == ("12E4", "36E3")
+
+
+def test_a_class_may_be_called_like_a_power_of_ten(tmp_path: Path) -> None:
+    rows = "".join(f"{noise},{['36E3', '12E4'][i % 2]}\n" for i, noise in enumerate(NOISE))
+    (tmp_path / "a.csv").write_text("a,y\n" + rows)
+    assert Table(path=str(tmp_path / "a.csv"), label="y").load().task.classes == ("12E4", "36E3")
+
+
+@pytest.mark.parametrize("least", [2**53 + 1, 123_456_789_012_345_678_901])
+def test_whole_numbers_that_are_rounded_are_told_of(least: int, tmp_path: Path) -> None:
+    ids = [least + v for v in NUMBERS]
+    line = "column 'v': whole numbers as large as {} are rounded (ids?); name it in data.drop, or in data.categorical"
+    assert line.format(ids[0]) in load(tmp_path, {"v": ids}).summary.warnings
+    if least < 2**63:
+        columns = {"v": ids, "w": NOISE, "y": [i % 2 for i in range(N)]}
+        parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
+        said = Table(path=str(tmp_path / "a.parquet"), label="y").load().summary.warnings
+        assert any("whole numbers as large as 90071992547" in warning for warning in said)
+    large = [f"{v}.25e20" for v in NUMBERS]
+    exact = [10**15 + 7 * v for v in NUMBERS]
+    assert not any("rounded" in w for v in (large, exact) for w in load(tmp_path, {"v": v}).summary.warnings)
