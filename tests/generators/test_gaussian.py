@@ -258,13 +258,10 @@ def test_a_shrinkage_chosen_by_held_out_likelihood_is_one_of_those_that_can_be_s
         data, task = few(count)
         held_out = Gaussian(covariance=kind, shrinkage="held_out")
         found = held_out.estimate(task, held_out.measure(data, task))
-        same = [
-            weight
-            for weight in CANDIDATES
-            if (how := Gaussian(covariance=kind, shrinkage=weight))
-            and all(torch.equal(found[name], value) for name, value in estimated(how, data, task).items())
-        ]
-        chosen += same
+        for weight in CANDIDATES:
+            set_to = estimated(Gaussian(covariance=kind, shrinkage=weight), data, task)
+            if all(torch.equal(found[name], value) for name, value in set_to.items()):
+                chosen.append(weight)
     few_examples, many = chosen
     assert few_examples > many
 
@@ -287,8 +284,8 @@ def test_the_likelihood_of_a_half_is_that_of_scipy(kind: Covariance) -> None:
         covariance = torch.diag(factor.square()) if factor.ndim == 1 else factor @ factor.T
         density = scipy.stats.multivariate_normal(rows.mean(0), covariance)
         total += density.logpdf(rows).sum() + len(rows) * 3 / 2 * math.log(2 * math.pi)
-    statistics = [how.measure(part, task) for part in (data[:120], data[120:])]
-    assert how._judge(*statistics, 3, 1e-3) == pytest.approx(total, rel=1e-4)
+    one, other = how.measure(data[:120], task), how.measure(data[120:], task)
+    assert how._judge(one, other, 3, 1e-3) == pytest.approx(total, rel=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
