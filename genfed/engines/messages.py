@@ -30,7 +30,7 @@ class RoundId:
     has lost it refuses to work. None: there was none."""
 
     def __str__(self) -> str:
-        return f"{self.phase} round {self.round}"
+        return f"{self.phase} round {self.round + 1}"  # people count from 1, as the progress does
 
 
 @dataclass(frozen=True)

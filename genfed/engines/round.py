@@ -268,8 +268,7 @@ def check_quorum(step: RoundId, answered: int, selected: int, quorum: float, fai
     if answered < needed:
         client, reason = next(iter(sorted(failures.items())))
         raise GenfedError(
-            f"{step.phase} round {step.round}: {answered} of {selected} clients answered and the quorum is {needed}; "
-            f"client {client}: {reason}"
+            f"{step}: {answered} of {selected} clients answered and the quorum is {needed}; client {client}: {reason}"
         )
 
 

@@ -143,7 +143,7 @@ class ClientLevelPrivacy:
         how, ledger = self._how, self._read_releases()
         if not fits_budget(self._mechanisms(ledger.charged_rounds(how, clients)), how):
             raise GenfedError(
-                f"{step.phase} round {step.round} would exceed privacy.epsilon = {how.epsilon:g}: rounds that were "
+                f"{step} would exceed privacy.epsilon = {how.epsilon:g}: rounds that were "
                 "repeated after a stop are charged twice; what was saved before remains"
             )
         return ledger

@@ -168,7 +168,7 @@ def _describe_failures(rows: Sequence[Row]) -> tuple[str, ...]:
     lines = []
     for row in rows:
         if row["client"] is None:
-            where = f"{row['phase']} round {row['round']}"
+            where = f"{row['phase']} round {row['round'] + 1}"
             lines += [
                 f"{where}: client {client} excluded: {reason}" for client, reason in row.get("failed", {}).items()
             ]

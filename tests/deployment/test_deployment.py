@@ -342,17 +342,17 @@ def test_what_goes_wrong_at_sites_is_named_and_the_round_goes_on(federation: Fed
     (trial,) = from_json(report.read_text()).trials
     text = "\n".join(trial.failures)
     for says in (
-        "train round 0: client 1 excluded: site b: ValueError; its own log says more",
-        "train round 0: client 2 excluded: ",
-        "train round 1: client 1 excluded: ",
-        "train round 1: client 2 excluded: site c: it is no message of genfed (RecordError: not a packed record",
+        "train round 1: client 1 excluded: site b: ValueError; its own log says more",
+        "train round 1: client 2 excluded: ",
+        "train round 2: client 1 excluded: ",
+        "train round 2: client 2 excluded: site c: it is no message of genfed (RecordError: not a packed record",
         "client 1: site b: its process died; sent again",
-        f"train round 2: client 2 excluded: site c: {late}",
+        f"train round 3: client 2 excluded: site c: {late}",
     ):
         assert says in text
     assert "numbers that are not finite" in text
     assert "client 0" not in text
-    assert "train round 2: client 1 excluded" not in text, "it was sent again and answered"
+    assert "train round 3: client 1 excluded" not in text, "it was sent again and answered"
     assert "this network cannot be trained" in (federation.folder / "sites" / "b" / "site.log").read_text()
     federation.end(*NAMES)
 

@@ -682,7 +682,7 @@ def test_a_site_whose_name_changes_during_a_run_is_refused(tmp_path: Path) -> No
     assert not serve(config, Grid(files, renames), tmp_path / "run").error
     (trial,) = from_json((tmp_path / "run" / "report.json").read_text()).trials
     assert [line for line in trial.failures if line.startswith("train")] == [
-        "train round 1: client 1 excluded: site b: this message is for site 'b', and this is site z: a site keeps its "
+        "train round 2: client 1 excluded: site b: this message is for site 'b', and this is site z: a site keeps its "
         "name during a run"
     ]
     assert not (tmp_path / "sites" / "z" / "runs").exists()
@@ -696,7 +696,7 @@ def test_why_a_site_is_absent_is_said_with_its_name(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(SiteRoster, "_find", lambda self, name: {"a": 100, "c": 102}.get(name))
     assert not serve(config, Grid(files), tmp_path / "run").error
     (trial,) = from_json((tmp_path / "run" / "report.json").read_text()).trials
-    assert "train round 1: client 1 excluded: site b: it is not connected" in trial.failures
+    assert "train round 2: client 1 excluded: site b: it is not connected" in trial.failures
 
 
 def test_a_site_shows_what_the_server_says_on_one_bounded_line(tmp_path: Path) -> None:
@@ -829,7 +829,7 @@ def test_a_site_opens_no_model_that_it_has_not_allowed(tmp_path: Path) -> None:
     assert read_config(config).method["fgl"].foundation.model == tiny_foundation()  # type: ignore[attr-defined]
     files = sites(config, tmp_path / "sites", a={"allow": []})
     assert serve(config, Grid(files), tmp_path / "run").error == (
-        "tell round 0: 2 of 3 clients answered and the quorum is 3; client 0: site a opens no foundation.model but "
+        "tell round 1: 2 of 3 clients answered and the quorum is 3; client 0: site a opens no foundation.model but "
         '"shipped" and those that its SITE.toml names in allow'
     )
     left = audit_log.read_audit(site_settings.read_site(files[0]))
@@ -967,7 +967,7 @@ def test_a_reply_that_would_spoil_the_mean_is_left_out(tmp_path: Path, how: Spoi
     outcome = serve(config, Grid(sites(config, tmp_path / "sites"), _spoiled(how)), tmp_path / "run")
     assert not outcome.error
     (trial,) = from_json((tmp_path / "run" / "report.json").read_text()).trials
-    assert any(line.startswith("train round 0: client 1 excluded: ") and says in line for line in trial.failures)
+    assert any(line.startswith("train round 1: client 1 excluded: ") and says in line for line in trial.failures)
 
 
 NONE = torch.zeros(10, dtype=torch.int64)
@@ -992,7 +992,7 @@ def test_scores_that_no_classifier_has_are_left_out(tmp_path: Path, how: Spoil, 
     (trial,) = from_json((tmp_path / "run" / "report.json").read_text()).trials
     assert [score.client for score in trial.clients] == [0, 2]
     assert 0 <= trial.accuracy <= 1
-    assert any(line.startswith("evaluate round 0: client 1 excluded: ") and says in line for line in trial.failures)
+    assert any(line.startswith("evaluate round 1: client 1 excluded: ") and says in line for line in trial.failures)
 
 
 def test_a_metric_cannot_pass_for_a_score(tmp_path: Path) -> None:
@@ -1148,7 +1148,7 @@ def test_a_server_that_describes_the_trial_otherwise_to_some_sites_gets_no_sum(l
 
     demands = with_keys(tmp_path / "sites", "a", "b", "c")
     outcome = serve(config, Grid(sites(config, tmp_path / "sites", **demands), answer), tmp_path / "run")
-    assert "train.shares round 0: 0 of 3 clients answered" in outcome.error
+    assert "train.shares round 1: 0 of 3 clients answered" in outcome.error
     assert "site a: the server describes this trial otherwise to client 1" in outcome.error
 
 
@@ -1238,7 +1238,7 @@ def test_other_data_in_the_middle_of_a_run_are_refused_by_their_site(tmp_path: P
     arrays = dict(np.load(data))
     np.savez(data, **arrays | {"x_train": -arrays["x_train"]})
     assert serve(config, grid, out, on_existing="resume").error == (
-        "train round 1: 2 of 3 clients answered and the quorum is 3; client 1: the data of site b have changed since "
+        "train round 2: 2 of 3 clients answered and the quorum is 3; client 1: the data of site b have changed since "
         "the first round of this run: put them back as they were, or begin the run anew"
     )
     data.write_bytes(before)  # the same examples in a newer file
@@ -1272,7 +1272,7 @@ def test_a_site_that_has_lost_what_it_stored_says_so(tmp_path: Path) -> None:
     shutil.move(runs, tmp_path / "runs")
     outcome = serve(config, grid, out, on_existing="resume")
     assert outcome.error == (
-        "train round 1: 2 of 3 clients answered and the quorum is 3; client 1: site b: it could not read or write a "
+        "train round 2: 2 of 3 clients answered and the quorum is 3; client 1: site b: it could not read or write a "
         "file; its own log says more"
     )
     log = (runs.parent / "site.log").read_text()

@@ -320,5 +320,5 @@ def test_a_simulation_gives_the_bits_of_the_embedded_engine(tmp_path: Path) -> N
     start(config, tmp_path / "embedded")
     report = start(config, tmp_path / "flower", engine="flower")
     assert left_by(tmp_path / "flower") == left_by(tmp_path / "embedded")
-    excluded = "train round 0: client 3 excluded: ValueError: this network cannot be trained; toys.py, line "
+    excluded = "train round 1: client 3 excluded: ValueError: this network cannot be trained; toys.py, line "
     assert any(line.startswith(excluded) for line in report.trials[0].failures)

@@ -279,7 +279,7 @@ def test_a_mean_that_is_not_finite_never_becomes_state() -> None:
     fake = Fake(lambda info: PackedReply(pack(Halves(torch.full((1,), 6e4).half())), 1.0))
     asking = Round(request(fake, counting), 0.8)
     list(asking)
-    with pytest.raises(GenfedError, match=r"^train round 3: the reduced counts holds numbers that are not finite"):
+    with pytest.raises(GenfedError, match=r"^train round 4: the reduced counts holds numbers that are not finite"):
         _ = asking.reduced
 
 
@@ -333,7 +333,7 @@ def test_the_quorum(quorum: float, failing: int, enough: bool) -> None:
         assert len(asking.reduced.clients) == 5 - failing
     else:
         needed = max(1, math.ceil(quorum * 5))
-        message = f"^train round 3: {5 - failing} of 5 clients answered and the quorum is {needed}; client 0: lost$"
+        message = f"^train round 4: {5 - failing} of 5 clients answered and the quorum is {needed}; client 0: lost$"
         with pytest.raises(GenfedError, match=message):
             _ = asking.reduced
 

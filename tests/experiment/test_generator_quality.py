@@ -65,7 +65,7 @@ def test_a_leak_is_found_and_noise_is_silent(tmp_path: Path) -> None:
     for unfit in (burst, huge):
         assert unfit.quality is None
         assert unfit.failures == (
-            "quality round 0: the generator's samples hold numbers that are not finite, or too large for a classifier: "
+            "quality round 1: the generator's samples hold numbers that are not finite, or too large for a classifier: "
             "they are not evaluated",
         )
 

@@ -109,7 +109,7 @@ def test_a_client_that_takes_too_long_is_left_out(tmp_path: Path) -> None:
     changes = {"architectures": ["linear", "linear", "linear", f"{TOYS}:Sleeps"], "timeout": 12.0}
     config = tiny("fedavg", federation=changes, compute={"workers": 2}, defaults={"rounds": 1})
     report = start(config, tmp_path / "run")
-    assert "train round 0: client 3 excluded: took longer than 12 s" in report.trials[0].failures
+    assert "train round 1: client 3 excluded: took longer than 12 s" in report.trials[0].failures
 
 
 def test_clients_that_fail_are_named_and_left_out(tmp_path: Path) -> None:
@@ -120,8 +120,8 @@ def test_clients_that_fail_are_named_and_left_out(tmp_path: Path) -> None:
         changes = {"architectures": ["linear", "linear", "linear", f"{TOYS}:{toy}"]}
         report = start(tiny("fedavg", federation=changes), tmp_path / toy)
         assert report.trials[0].failures == (
-            f"train round 0: client 3 excluded: {says}",
             f"train round 1: client 3 excluded: {says}",
+            f"train round 2: client 3 excluded: {says}",
         )
         kept = tmp_path / toy / "trials" / "fedavg" / "seed-0" / "clients" / "3"
         assert not kept.exists(), "nothing is kept of a step whose reply cannot be used"

@@ -56,7 +56,7 @@ def test_a_client_of_unknown_classes_is_left_out_and_the_rest_goes_on(tmp_path: 
     method = {"astray": {"kind": "tests.foundation.toys:Astray"} | FEW}
     (trial,) = start(tiny("astray", method=method), tmp_path / "run").trials
     assert trial.failures == (
-        "tell round 0: client 1 excluded: class 10 is unknown to the server: it has 10, counted from 0",
+        "tell round 1: client 1 excluded: class 10 is unknown to the server: it has 10, counted from 0",
     )
     state, made = finished(tmp_path / "run", "astray")
     assert set(state.requested.clients.tolist()) == set(made.request.clients.tolist()) == {0, 2, 3}
@@ -152,7 +152,7 @@ RUNS: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
         "fedlmg",
         {"client_training": {"epochs": 2, "batch_size": 8, "learning_rate": 1e38}},
         {},
-        "train round 0: 0 of 4 clients answered and the quorum is 2; client 0: FedLMGUpload.classifier['",
+        "train round 1: 0 of 4 clients answered and the quorum is 2; client 0: FedLMGUpload.classifier['",
     ),
     "classifiers that are finite and too large to steer by": (
         "fedlmg",
@@ -170,7 +170,7 @@ RUNS: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
         "feddeo",
         {"description_learning_rate": 1e38, "description_epochs": 3},
         {},
-        "tell round 0: 0 of 4 clients answered and the quorum is 2; client 0: ",
+        "tell round 1: 0 of 4 clients answered and the quorum is 2; client 0: ",
     ),
     "images of another size": (
         "fgl",

@@ -286,7 +286,7 @@ def test_a_run_stops_before_its_budget_is_passed(
     config = private("fedavg", how={"epsilon": 5.0, "delta": 1e-3}, **others) | {"compute": {"workers": 0}}
     with pytest.raises(StoppedError):
         start(config, out, notify=stop)
-    with pytest.raises(GenfedError, match=r"train round 1 would exceed privacy.epsilon = 5: .* charged twice"):
+    with pytest.raises(GenfedError, match=r"train round 2 would exceed privacy.epsilon = 5: .* charged twice"):
         start(config, out, on_existing="resume")
     assert [r.step for r in account(out).releases] == [0, 0]
     assert set(worked) == {0}

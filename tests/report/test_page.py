@@ -110,7 +110,7 @@ def test_the_page_says_what_was_run(reader: Reader) -> None:
     report = fake_report()
     for text in (report.environment.command, report.config, "genfed 0.1.0, python 3.12.1, torch 2.6.0", "0, 1, 2"):
         assert " ".join(text.split()) in reader.text
-    assert "gefl, seed 1: generator round 3: client 5 excluded: its upload is not finite" in reader.text
+    assert "gefl, seed 1: generator round 4: client 5 excluded: its upload is not finite" in reader.text
 
 
 def test_whatever_a_user_names_is_escaped() -> None:

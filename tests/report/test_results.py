@@ -141,7 +141,7 @@ def test_a_generator_is_judged_in_a_row_of_its_own_that_costs_nothing() -> None:
 
 
 def test_a_client_left_out_is_named() -> None:
-    assert summarize_trial(ROWS, "m", 0).failures == ("train round 0: client 1 excluded: sent NaN",)
+    assert summarize_trial(ROWS, "m", 0).failures == ("train round 1: client 1 excluded: sent NaN",)
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])

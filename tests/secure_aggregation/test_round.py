@@ -296,4 +296,4 @@ def test_a_run_goes_on_and_names_the_client_of_a_bad_message(
     assert len(rounds) == 2
     assert all(row["failed"].keys() == {"3"} and row["failed"]["3"].startswith(says) for row in rounds)
     assert len([row for row in rows if row["phase"] == "train" and row["client"] is not None]) == 8
-    assert f"client 3 excluded from train round 0: {says}" in (tmp_path / "run" / "run.log").read_text()
+    assert f"client 3 excluded from train round 1: {says}" in (tmp_path / "run" / "run.log").read_text()

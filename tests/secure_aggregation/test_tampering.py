@@ -292,7 +292,7 @@ def test_a_mean_out_of_all_proportion_never_becomes_state() -> None:
         numbers[1:] += 2**62
         return replace(vector, numbers=numbers)
 
-    with pytest.raises(GenfedError, match="extractor round 0: the reduced w holds numbers that are not finite or far"):
+    with pytest.raises(GenfedError, match="extractor round 1: the reduced w holds numbers that are not finite or far"):
         play(INFOS, HOW, PHASE, up=at("masked", vectors(larger)))
 
 
