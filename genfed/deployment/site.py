@@ -241,7 +241,7 @@ def _work(site: LocatedSite, head: Mapping[str, Any], body: Packed) -> tuple[dic
     config, about = site.config, read_description(head.get("open"))
     _check_budgets(site)
     trial = _trial(site, describe_holdings(site), about, _client(head, about))
-    _check_unchanged(site, trial, head)
+    _check_unchanged(site, trial, _key(about), head)
     account = None
     if config.privacy is not None:
         account = site_budget.SiteBudget(site.folder, config.privacy, _key(about))
@@ -269,7 +269,7 @@ class OpenedTrial:
     """Names of the ledgers to which the trial is charged."""
 
 
-def _check_unchanged(site: LocatedSite, trial: Trial, head: Mapping[str, Any]) -> None:
+def _check_unchanged(site: LocatedSite, trial: Trial, key: site_budget.TrialKey, head: Mapping[str, Any]) -> None:
     """Refuses requests that describe a trial otherwise than the first one did, and any with other data than then. At
     the first one, checks the network.
 
@@ -281,6 +281,7 @@ def _check_unchanged(site: LocatedSite, trial: Trial, head: Mapping[str, Any]) -
     _check_demands(config, trial)  # they may have changed since
     with lock_folder(trial.folder):
         if not file.exists():
+            _check_new(site, key)
             _check_networks(config, trial)
             client_noise.check_plan(config, trial)
             if trial.privacy or trial.round_noise:
@@ -302,6 +303,18 @@ def _check_unchanged(site: LocatedSite, trial: Trial, head: Mapping[str, Any]) -
             )
 
 
+def _check_new(site: LocatedSite, key: site_budget.TrialKey) -> None:
+    """Refuses to begin a trial that was charged before: its folder was deleted, and with it what says which work the
+    charges pay for, so that the server could have it done again.
+    """
+    for budget in (site_budget.BUDGET, site_budget.CLIENT_BUDGET):
+        if site_budget.read_site_ledger(site.folder, budget).charges_of(key):
+            raise GenfedError(
+                f"site {site.config.name} has taken part in this run before, and what it stored then was deleted: "
+                "begin the run anew"
+            )
+
+
 def _budgets(config: SiteSettings) -> tuple[str, ...]:
     """Returns the names of the ledgers of the budgets that a site's file has."""
     limits = {site_budget.BUDGET: config.privacy, site_budget.CLIENT_BUDGET: config.client_privacy}
@@ -309,7 +322,14 @@ def _budgets(config: SiteSettings) -> tuple[str, ...]:
 
 
 def _check_budgets(site: LocatedSite) -> None:
-    """Refuses to take part if the ledger of a budget was deleted: the site would have a new, full budget."""
+    """Refuses to take part if the ledger of a budget was deleted, or an older one put back: the site would have a new
+    budget, or one that is charged less than it was.
+    """
+    for name in _budgets(site.config):
+        try:
+            site_budget.read_site_ledger(site.folder, name)
+        except GenfedError as error:
+            raise GenfedError(f"site {site.config.name}: {error}") from None
     missing = [name for name in _budgets(site.config) if not (site.folder / name).exists()]
     if not missing:
         return

@@ -1,10 +1,12 @@
 """The privacy budget of a site's examples over all runs in which the site takes part."""
 
+import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from genfed.core.errors import GenfedError, RecordError
+from genfed.core.files import write_file
 from genfed.core.record import load, save
 from genfed.engines.client_storage import lock_folder
 from genfed.privacy.accounting import Mechanism, PrivacyLimit, epsilon, fits_budget
@@ -14,6 +16,8 @@ BUDGET = "budget.safetensors"
 """Name of a file in the site's folder. It may not be deleted: a site that has lost it takes no part in runs."""
 CLIENT_BUDGET = "client-budget.safetensors"
 """The same for the site as a whole: the charges of its uploads with noise of its own."""
+COUNTS = "charges.json"
+"""Name of a file in the site's folder: the number of charges in each ledger, so that an older one is noticed."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,10 @@ class SiteLedger:
     def charges_of(self, trial: TrialKey) -> tuple[Charge, ...]:
         """Returns the charges of a trial, the oldest first."""
         return next((each.charges for each in self.trials if each.trial == trial), ())
+
+    def count(self) -> int:
+        """Returns the number of charges."""
+        return sum(len(each.charges) for each in self.trials)
 
     def mechanisms(self, without: Collection[TrialKey] = ()) -> list[Mechanism]:
         """Returns the mechanisms that were charged in all trials except those in `without`."""
@@ -105,18 +113,38 @@ class SiteBudget:
                 spent = _describe_spent(ledger, self._limit)
                 raise GenfedError(f"another round would exceed the site's privacy budget over all runs: {spent}")
             save(after, self._folder / self._file)
+            counts = _read_counts(self._folder) | {self._file: after.count()}
+            write_file(self._folder / COUNTS, json.dumps(counts) + "\n", durable=True)
 
 
 def begin_ledger(folder: Path, name: str) -> None:
-    """Writes an empty ledger if there is none yet, so that one that is deleted later is missed."""
+    """Writes an empty ledger if there is none yet, so that one that is deleted later is missed.
+
+    Raises:
+        GenfedError: there was one, which is missing or older than it was.
+    """
     with lock_folder(folder):
+        read_site_ledger(folder, name)
         if not (folder / name).exists():
             save(SiteLedger(), folder / name)
 
 
 def read_site_ledger(folder: Path, name: str = BUDGET) -> SiteLedger:
-    """Returns the ledger in a site's folder. A missing file is an empty ledger."""
-    file = folder / name
+    """Returns the ledger in a site's folder. A missing file is an empty ledger, if nothing was ever charged.
+
+    Raises:
+        GenfedError: charges are lost: the file is missing, damaged, or older than it was.
+    """
+    ledger, needed = _load_ledger(folder / name), _read_counts(folder).get(name, 0)
+    if (found := ledger.count()) < needed:
+        lost = f"is older than it was: it has {found} of {needed} charges" if (folder / name).exists() else "is lost"
+        raise GenfedError(
+            f"{name}, which says what the site's privacy budget was charged, {lost}; put the newest one back"
+        )
+    return ledger
+
+
+def _load_ledger(file: Path) -> SiteLedger:
     if not file.exists():
         return SiteLedger()
     try:
@@ -124,6 +152,21 @@ def read_site_ledger(folder: Path, name: str = BUDGET) -> SiteLedger:
     except RecordError:
         old = load(_OldSiteLedger, file)
     return SiteLedger(tuple(TrialCharges(each.bill, each.charges) for each in old.paid))
+
+
+def _read_counts(folder: Path) -> dict[str, int]:
+    """Returns the number of charges in each ledger when it was last written; empty: none was, or by genfed 0.1."""
+    try:
+        counts = json.loads((folder / COUNTS).read_bytes())
+    except FileNotFoundError:
+        return {}
+    except ValueError:
+        counts = None
+    if not (isinstance(counts, dict) and all(type(count) is int for count in counts.values())):
+        raise GenfedError(
+            f"{COUNTS}, the number of charges to the site's privacy budget, is damaged: put it back as it was"
+        )
+    return counts
 
 
 def check_ahead(

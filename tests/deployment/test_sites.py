@@ -39,7 +39,7 @@ from genfed.experiment.inputs import RunInputs, load_data
 from genfed.experiment.trial import new_server
 from genfed.preprocessing.pixel_scale import PixelScale
 from genfed.privacy.example_level import read_ledger
-from genfed.privacy.site_budget import BUDGET, read_site_ledger
+from genfed.privacy.site_budget import BUDGET, COUNTS, read_site_ledger
 from genfed.report.results import from_json
 from genfed.training.weights import Model, weights_of
 from tests import toys
@@ -1291,7 +1291,42 @@ def test_a_site_that_has_lost_its_budget_takes_no_part(tmp_path: Path) -> None:
     (site_settings.read_site(files[1]).folder / BUDGET).unlink()
     for out, options in (("run", {"on_existing": "resume"}), ("other", {})):
         outcome = serve(config, grid, tmp_path / out, **options)
-        assert outcome.error.startswith("site b has lost budget.safetensors, which says what its")
+        assert outcome.error.startswith("site b: budget.safetensors, which says what the site's privacy budget was ch")
+        assert outcome.error.endswith("is lost; put the newest one back")
+    shutil.rmtree(site_settings.read_site(files[1]).folder / "runs")
+    assert serve(config, grid, tmp_path / "third").error.endswith("is lost; put the newest one back")
+
+
+def test_an_older_budget_is_refused(tmp_path: Path) -> None:
+    """Otherwise the runs since last night's backup would be free."""
+    pytest.importorskip("opacus")
+    config = some("fedavg", federation=ALIKE, privacy=EXAMPLES | NOISY)
+    files = sites(config, tmp_path / "sites", b={"privacy": HERE | {"epsilon": 100.0}})
+    grid, folder = Grid(files), site_settings.read_site(files[1]).folder
+    serve(config, grid, tmp_path / "first")
+    backup = (folder / BUDGET).read_bytes()
+    serve(config, grid, tmp_path / "second")
+    newest = (folder / BUDGET).read_bytes()
+    (folder / BUDGET).write_bytes(backup)
+    for _ in range(2):
+        error = serve(config, grid, tmp_path / "third").error
+        assert "is older than it was: it has 2 of 4 charges; put the newest one back" in error
+        shutil.rmtree(folder / "runs", ignore_errors=True)
+    (folder / BUDGET).write_bytes(newest)
+    assert not serve(config, grid, tmp_path / "fourth").error
+    (folder / COUNTS).write_text("{")
+    assert "charges.json, the number of charges to the" in serve(config, grid, tmp_path / "fifth").error
+
+
+def test_a_run_whose_folder_was_deleted_is_not_gone_on_with(tmp_path: Path) -> None:
+    """The charges say that round 0 is paid for, and nothing says that its result has left the site."""
+    pytest.importorskip("opacus")
+    config = some("fedavg", federation=ALIKE, privacy=EXAMPLES | NOISY)
+    (file, *_) = sites(config, tmp_path / "sites", a={"privacy": HERE | {"epsilon": 100.0}})
+    asked(file, letter(config), initial(config))
+    shutil.rmtree(site_settings.read_site(file).folder / "runs")
+    with pytest.raises(GenfedError, match="site a has taken part in this run before, and what it stored then was del"):
+        asked(file, letter(config), initial(config))
 
 
 @pytest.mark.parametrize("lost", [LEDGER, BUDGET])
@@ -1330,7 +1365,9 @@ def test_a_site_killed_between_its_budget_and_its_ledger_is_charged_once(
     (client,) = folder.glob("runs/*/*/*/clients/0")
     assert [charge.step for charge in read_ledger(client).charges] == [0, 1, 2]
     old.write_bytes(before)
-    with pytest.raises(GenfedError, match=r"it could not read or write a file|lacks what this run was charged before"):
+    with pytest.raises(
+        GenfedError, match=r"it could not read or write a file|is older than it was: it has 1 of 3 charges"
+    ):
         asked(file, letter(config, number=3), sent)
 
 
