@@ -19,6 +19,7 @@ from genfed.core.files import make_folder, write_file
 from genfed.core.phase import Phase, flatten_phases
 from genfed.core.record import save
 from genfed.data.dataset import Dataset
+from genfed.data.encoder import digest_encoder
 from genfed.data.sites import Sites
 from genfed.engines.client_runner import use_threads
 from genfed.engines.messages import RoundId
@@ -135,7 +136,8 @@ def _remove(
     for seed in config.seeds:
         check_excluded(without, dataset, partitioning.partition_data(without, dataset, seed).train)
     make_folder(new.path)
-    new.begin(runs.describe_start(command or None, without))
+    digest = digest_encoder(dataset.encoder, dataset.task.kind)
+    new.begin(runs.describe_start(command or None, without, digest))
     for label in exact:
         for seed in config.seeds:
             chosen = select_trial(old, config, label, seed, config.labels)

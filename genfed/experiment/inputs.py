@@ -38,6 +38,8 @@ class RunInputs:
     """Unlabeled public examples, [n, *task.shape]. None: the run has none."""
     summary: SourceSummary = field(default_factory=SourceSummary)
     """What was read from the data sources."""
+    encoder: str = ""
+    """Digest of how raw examples become x. Empty: unknown, since sites read them."""
 
     def initial_server(self) -> Server:
         """Returns the server on which `Method.init` is tried before the first round."""

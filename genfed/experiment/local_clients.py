@@ -23,7 +23,6 @@ from genfed.core.files import open_file
 from genfed.core.phase import flatten_phases
 from genfed.core.record import load, save
 from genfed.data.dataset import Dataset
-from genfed.data.encoder import write_encoder
 from genfed.engines.client_runner import ClientRunner, ClientRuntime
 from genfed.engines.in_process import InProcess
 from genfed.engines.messages import RoundId
@@ -86,8 +85,8 @@ def open_local_clients(
     config: Config, dataset: Dataset, folder: RunFolder, open_engine: OpenEngine
 ) -> Iterator[LocalClients]:
     """Yields the clients of a run on this machine; their engine ends with the block."""
-    if dataset.encoder is not None:  # whatever uses the trained models later needs no training data
-        write_encoder(dataset.encoder, folder.encoder)
+    if dataset.encoder is not None:
+        folder.keep_encoder(dataset.encoder)
     with open_engine(config, folder) as workers:
         yield LocalClients(config, dataset, folder, workers)
 

@@ -138,7 +138,8 @@ def _checked_inputs(config: Config, dataset: Dataset) -> RunInputs:
     summary = dataset.summary + SourceSummary((), tuple(noticed))
     if config.privacy and (fitted := describe_fitted(config.data, dataset)):
         summary += SourceSummary((), (f"ε does not cover how examples are encoded: {fitted}",))
-    return RunInputs(config, dataset.task, shards.clients, dict.fromkeys(config.seeds, architectures), public, summary)
+    known = dict.fromkeys(config.seeds, architectures)
+    return RunInputs(config, dataset.task, shards.clients, known, public, summary, digest)
 
 
 class FederationClients(Protocol):
@@ -183,7 +184,7 @@ def run_on(
     config = inputs.config
     for method in config.method.values():  # a generator that does not fit, before an earlier method has run
         method.init(inputs.initial_server())
-    started = describe_start(command, config)
+    started = describe_start(command, config, inputs.encoder)
     with contextlib.ExitStack() as stack:
         stack.enter_context(folder.claim(config, on_existing))
         (tell or _log_warnings)(inputs.summary)
@@ -191,8 +192,9 @@ def run_on(
         stack.enter_context(use_threads(config.compute.threads))
         _write_summary(inputs.summary)
         try:
+            began = folder.begin(started)
             with open_clients() as clients:
-                return _run_trials(inputs, folder, clients, notify, folder.begin(started))
+                return _run_trials(inputs, folder, clients, notify, began)
         except (GenfedError, KeyboardInterrupt):
             raise
         except BaseException as error:  # a user's own code may fail in any way
@@ -211,10 +213,16 @@ def _write_summary(summary: SourceSummary) -> None:
         log.warning("read: %s", line)
 
 
-def describe_start(command: str | None, config: Config) -> RunStart:
-    """Returns when and how a run is started, with a new number. `command`: None: the one of this process."""
+def describe_start(command: str | None, config: Config, encoder: str = "") -> RunStart:
+    """Returns when and how a run is started, with a new number.
+
+    Args:
+        command: The command. None: the one of this process.
+        config: The settings.
+        encoder: Digest of how raw examples become x. Empty: unknown.
+    """
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return RunStart(command or command_line(), now, secrets.token_hex(8), digest_code(config))
+    return RunStart(command or command_line(), now, secrets.token_hex(8), digest_code(config), encoder)
 
 
 def _run_trials(

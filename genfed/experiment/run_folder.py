@@ -29,7 +29,7 @@ from genfed.core.files import (
     write_file,
 )
 from genfed.core.text import LogFormatter
-from genfed.data.encoder import Encoder, read_encoder
+from genfed.data.encoder import Encoder, digest_encoder, read_encoder, write_encoder
 from genfed.report.privacy_section import NOTHING, read_audits
 from genfed.report.results import Report, from_json, to_json
 
@@ -39,6 +39,10 @@ PUT_BACK = "put it back as it was, or start anew with --fresh"
 _MIXED = "its results come from both; start anew with --fresh if the change matters"
 _OWN_CLASS = re.compile(r'"([A-Za-z_][\w.]*):[A-Za-z_]\w*"')
 log = logging.getLogger(__name__)
+_ENCODED_OTHERWISE = (
+    "the data are encoded otherwise than when the run began, so their columns, categories or scales have changed; put "
+    "them back as they were, choose another --out, or --fresh"
+)
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,8 @@ class RunStart:
     """Random text that distinguishes this run from others with the same config. No random number depends on it."""
     code: dict[str, str] = field(default_factory=dict)
     """Digest of the file of each module of one's own that the config names."""
+    encoder: str = ""
+    """Digest of how raw examples become x. Empty: unknown."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +160,20 @@ class RunFolder:
         """Returns how raw examples become x. None: they are used as they are."""
         return read_encoder(self.encoder) if self.encoder.exists() else None
 
+    def keep_encoder(self, encoder: Encoder) -> None:
+        """Writes how raw examples become x: whatever uses the trained models later needs no training data.
+
+        Raises:
+            GenfedError: the run has another one.
+        """
+        try:
+            before = self.read_encoder()
+        except GenfedError:
+            before = None  # damaged: written anew, for `begin` knows its digest
+        if before is not None and digest_encoder(before) != digest_encoder(encoder):
+            raise GenfedError(f"{self}: {_ENCODED_OTHERWISE}")
+        write_encoder(encoder, self.encoder)
+
     def run_id(self) -> str:
         """Returns a name of the run; a later run with the same config has another one. "new": it has not begun."""
         if not self.started.exists():
@@ -164,7 +184,7 @@ class RunFolder:
         """Returns how the run began: as its file says, else `now`, which is then written there.
 
         Raises:
-            GenfedError: the file is damaged, or it is missing though rounds were done.
+            GenfedError: the file is damaged, or missing though rounds were done, or examples are encoded otherwise.
         """
         if self.started.exists():
             try:
@@ -174,6 +194,8 @@ class RunFolder:
             for module, digest in now.code.items():
                 if began.code.get(module, digest) != digest:
                     log.warning("the file of module %s has changed since the run began: %s", module, _MIXED)
+            if began.encoder and now.encoder not in ("", began.encoder):
+                raise GenfedError(f"{self}: {_ENCODED_OTHERWISE}")
             return began
         if any(self.path.glob("trials/*/*/state.safetensors")):
             raise GenfedError(f"{self.started} is missing; {PUT_BACK}")

@@ -1,6 +1,7 @@
 """The folder of a run."""
 
 import importlib
+import json
 import logging
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from genfed.config.reader import read_config
 from genfed.core.errors import GenfedError
 from genfed.experiment.run import describe_start
 from genfed.experiment.run_folder import RunFolder, RunStart, default_folder, digest_code
-from tests.conftest import tiny
+from tests.conftest import start, tiny
 
 
 def test_only_the_folder_of_a_run_is_refused_by_default(tmp_path: Path) -> None:
@@ -84,3 +85,32 @@ def test_the_log_of_a_run_ends_with_its_block(tmp_path: Path) -> None:
 def test_results_go_to_the_given_folder_or_below_runs(tmp_path: Path) -> None:
     assert default_folder(tmp_path, "name") == default_folder(str(tmp_path), "name") == RunFolder(tmp_path)
     assert default_folder(tmp_path / "config.toml", "name") == RunFolder(Path("runs/name"))
+
+
+@pytest.mark.parametrize("kept", ["as it was", "damaged", "started by an older version"])
+def test_other_data_change_nothing_of_a_finished_run(tmp_path: Path, kept: str) -> None:
+    """Neither new rows nor the same ones in another unit, whose standardized numbers are equal."""
+    file, out = tmp_path / "rows.csv", tmp_path / "run"
+    rows = [(i % 7, i * 3 % 11, "yes" if i % 2 else "no") for i in range(120)]
+
+    def write(factor: int, plus: int = 0) -> None:
+        lines = [f"{age * factor + (age * plus) % 5},{visits},{ill}" for age, visits, ill in rows]
+        file.write_text("\n".join(["age,visits,ill", *lines]) + "\n")
+
+    write(1)
+    config = tiny("local") | {"data": {"kind": "table", "path": str(file), "label": "ill"}}
+    start(config, out)
+    if kept == "damaged":
+        (out / "encoder.json").write_text("{")
+    elif kept != "as it was":
+        began = json.loads((out / "started.json").read_text())
+        (out / "started.json").write_text(json.dumps(began | {"encoder": ""}))
+    before = (out / "encoder.json").read_bytes()
+    for changed in ((1000, 0), (2, 3)):
+        write(*changed)
+        with pytest.raises(GenfedError, match="the data are encoded otherwise than when the run began, so their colu"):
+            start(config, out, on_existing="resume")
+        assert (out / "encoder.json").read_bytes() == before
+    write(1)
+    start(config, out, on_existing="resume")
+    assert RunFolder(out).read_encoder() is not None, "one that was damaged is written anew"
