@@ -1,4 +1,6 @@
-"""The notes of a report on attacks, robust aggregation, secure aggregation, and generators that ignore labels."""
+"""The notes of a report: on attacks, robust aggregation, secure aggregation, training that diverged, and generators
+that ignore labels.
+"""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,8 +24,8 @@ def write_notes(
     trials: Sequence[TrialResult],
     class_counts: Mapping[str, Sequence[Sequence[int]]],
 ) -> tuple[str, ...]:
-    """Returns the notes of a report, a line each. Empty: no attack, robust rule or secure aggregation, and no generator
-    that ignores labels.
+    """Returns the notes of a report, a line each. Empty: no attack, robust rule or secure aggregation, no training that
+    diverged, and no generator that ignores labels.
 
     Args:
         config: the settings of the run.
@@ -57,8 +59,19 @@ def write_notes(
                 f"{label}: with the trigger, {100 * fmean(rates):.1f} % of the examples of other classes are "
                 "classified as the attack's target class."
             )
+    lines += _describe_divergence(trials)
     lines += _judge_generators(config, trials, class_counts)
     return tuple(lines)
+
+
+def _describe_divergence(trials: Sequence[TrialResult]) -> Iterator[str]:
+    """Yields a line for each trial whose last loss is not finite at some client."""
+    for trial in trials:
+        if trial.losses and (last := trial.losses[-1]).value is None:
+            yield (
+                f"{trial.method}, seed {trial.seed}: training has diverged: in {last.phase} round {last.round + 1} the "
+                "loss is not finite. Examples without finite scores count as wrong. Lower the learning rate."
+            )
 
 
 def _judge_generators(

@@ -47,8 +47,11 @@ def evaluate(
 
 
 def correct_mask(network: nn.Module, data: Data, precision: str = "float32", batch_size: int = 500) -> Tensor:
-    """Returns which examples are classified correctly in eval mode, bool [n] on the CPU; arguments as for `predict`."""
-    return (predict(network, data.x, precision, batch_size).argmax(1) == data.y).cpu()
+    """Returns which examples are classified correctly in eval mode, bool [n] on the CPU; arguments as for `predict`. An
+    example whose scores are not all finite counts as wrong: the network has diverged.
+    """
+    scores = predict(network, data.x, precision, batch_size)
+    return ((scores.argmax(1) == data.y) & scores.isfinite().all(1)).cpu()
 
 
 def count_by_class(correct: Tensor, y: Tensor, classes: int) -> ClassCounts:

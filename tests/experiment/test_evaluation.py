@@ -230,3 +230,14 @@ def test_clients_of_one_classifier_have_it_scored_once(tmp_path: Path, monkeypat
         scored.clear()
         start(tiny(label) | {"evaluation": {"every": 0}, "baselines": []}, tmp_path / label)
         assert len(scored) == times
+
+
+def test_training_that_diverged_is_said_and_scores_nothing(tmp_path: Path) -> None:
+    """The greatest of nothing but NaN is the first: such a classifier would be right on every example of class 0."""
+    config = tiny("local", baselines=["centralised"], defaults={"training": {"epochs": 2, "learning_rate": 1e30}},
+                  federation={"clients": 3, "max_examples": 120, "architectures": ["cnn1"]})  # fmt: skip
+    report = start(config, tmp_path / "run")
+    assert [trial.accuracy for trial in report.trials] == [0.0, 0.0]
+    for label in ("local", "centralised"):
+        (note,) = (note for note in report.notes if note.startswith(f"{label}, seed 0: training has diverged"))
+        assert note.endswith("Examples without finite scores count as wrong. Lower the learning rate.")
