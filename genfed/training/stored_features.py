@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from genfed.core import record
 from genfed.core.client import Client, Slot
 from genfed.core.task import Data
 
@@ -16,12 +17,13 @@ class StoredFeatures:
     examples: Data
     """Features float32 [n, *feature shape], and labels."""
     digest: str
-    """Digest of the map."""
+    """Digests of the map and of the examples."""
 
 
 def recall_features(client: Client, slot: Slot[StoredFeatures], digest: str, compute: Callable[[], Tensor]) -> Data:
     """Returns the features of the client's examples by one map. Stored ones by another map are not used: a server may
-    have given up the round for which it sent that.
+    have given up the round for which it sent that. Nor are those of other examples or labels: a client that attacks has
+    them in some phases alone.
 
     Args:
         client: the client.
@@ -29,8 +31,8 @@ def recall_features(client: Client, slot: Slot[StoredFeatures], digest: str, com
         digest: digest of the map that is asked for.
         compute: computes the features of all its examples by this map.
     """
-    stored = client.storage.get(slot)
-    if stored is None or stored.digest != digest:
-        stored = StoredFeatures(Data(compute().cpu(), client.data.y.cpu()), digest)
+    stored, of = client.storage.get(slot), f"{digest} {record.digest(record.pack(client.data))}"
+    if stored is None or stored.digest != of:
+        stored = StoredFeatures(Data(compute().cpu(), client.data.y.cpu()), of)
         client.storage.put(slot, stored)
     return stored.examples.to(client.device)
