@@ -163,8 +163,9 @@ class GeneratorEvaluator:
             found["certainty"] = float(torch.cat(certainties).mean())
         if bool((clients != NO_CLIENT).any()) and len(self._shards.clients) > 1:
             network, found["clients_apart"] = self._client_classifier
-            own = batch[clients != NO_CLIENT]
-            found["client_match"] = self._accuracy(network, Data(own.images, own.request.clients))
+            own, ids = batch[clients != NO_CLIENT], torch.tensor([info.id for info in self._shards.clients])
+            places = torch.searchsorted(ids, own.request.clients)  # where a client is excluded, ids have gaps
+            found["client_match"] = self._accuracy(network, Data(own.images, places))
         return found
 
     @functools.cached_property

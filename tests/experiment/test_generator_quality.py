@@ -70,11 +70,14 @@ def test_a_leak_is_found_and_noise_is_silent(tmp_path: Path) -> None:
         )
 
 
-def test_images_for_clients_by_hand(tmp_path: Path) -> None:
-    """Client 0 has dark images, client 1 light ones, and nobody's image does not count."""
+@pytest.mark.parametrize(("one", "two"), [(0, 1), (2, 5)])
+def test_images_for_clients_by_hand(one: int, two: int, tmp_path: Path) -> None:
+    """Client `one` has dark images, client `two` light ones, and nobody's image does not count. Where clients are
+    excluded, their ids are not their places.
+    """
     x = torch.randint(100, (40, 1, 8, 8), dtype=torch.uint8, generator=stream(0))
     x[20:] += 150
-    infos = tuple(ClientInfo(i, "linear", 20) for i in range(2))
+    infos = tuple(ClientInfo(i, "linear", 20) for i in (one, two))
     task = Task("image", (1, 8, 8), ("a", "b"))
     data = Data(x, torch.arange(40) % 2)
     shards: Any = FederatedData(task, infos, ((0, 20), (20, 40)), data, data)
@@ -83,16 +86,16 @@ def test_images_for_clients_by_hand(tmp_path: Path) -> None:
     judge = GeneratorEvaluator(config.metrics, torch.device("cpu"), shards, 0, new_network)
     fields = {"seed": 0, "method": method, "shards": shards, "folder": tmp_path, "compute": config.compute}
     trial: Any = SimpleNamespace(**fields, public=None, new_network=Architectures().new)
-    labels, clients = torch.tensor([0, 1, 0, 1, 0]), torch.tensor([0, 0, 0, 1, NO_CLIENT])
+    labels, clients = torch.tensor([0, 1, 0, 1, 0]), torch.tensor([one, one, one, two, NO_CLIENT])
     made = SyntheticBatch(x[[1, 2, 30, 31, 3]], SampleRequest(labels, clients, labels), labels)
 
     def sure(odds: float) -> dict[str, torch.Tensor]:
         return {"header.weight": torch.zeros(2, 64), "header.bias": torch.tensor([math.log(odds), 0.0])}
 
-    told = judge._measure_clients(trial, SimpleNamespace(teachers={0: sure(3), 1: sure(1)}), made)
+    told = judge._measure_clients(trial, SimpleNamespace(teachers={one: sure(3), two: sure(1)}), made)
     assert told == {
         "certainty": pytest.approx((0.75 + 0.25 + 0.75 + 0.5) / 4),
-        "client_match": 3 / 4,  # the third of client 0 is light
+        "client_match": 3 / 4,  # the third of client `one` is light
         "clients_apart": 1.0,
     }
     assert judge._measure_clients(trial, SimpleNamespace(), made).keys() == {"client_match", "clients_apart"}
