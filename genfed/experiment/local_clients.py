@@ -154,7 +154,7 @@ def new_runner(
             if phase.aggregate and phase.name in phases:
                 del phases[phase.name]  # no request can get the upload without masks
                 charge = None if charge_upload is None else functools.partial(charge_upload, phase.name)
-                noisy, count = with_client_noise(phase, trial, charge), len(trial.shards.clients)
+                noisy, count = with_client_noise(phase, trial, charge), trial.federation.clients
                 secure = make_secure(noisy, trial.secure, count, trial.signer, trial.description)
                 phases |= {part.name: part for part in secure}
     attack = trial.attack

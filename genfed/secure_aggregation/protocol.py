@@ -80,7 +80,7 @@ def make_secure(
     Args:
         phase: the phase.
         settings: the settings of secure aggregation.
-        clients: the number of clients of the federation.
+        clients: the number of clients of the federation, with those that are excluded: ids are below it.
         signer: signs for the client of this process. None: clients sign with a new key in every round.
         trial: fingerprint of the description by which the client of this process acts. Empty: there is none.
 

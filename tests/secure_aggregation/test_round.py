@@ -297,3 +297,13 @@ def test_a_run_goes_on_and_names_the_client_of_a_bad_message(
     assert all(row["failed"].keys() == {"3"} and row["failed"]["3"].startswith(says) for row in rounds)
     assert len([row for row in rows if row["phase"] == "train" and row["client"] is not None]) == 8
     assert f"client 3 excluded from train round 1: {says}" in (tmp_path / "run" / "run.log").read_text()
+
+
+def test_masks_where_clients_are_excluded(tmp_path: Path) -> None:
+    """Ids have gaps then, and are not below the number of clients that take part."""
+    federation = LINEAR["federation"] | {"excluded": [0, 2]}
+    (masked, *_) = start(tiny("fedavg", federation=federation, secure_aggregation={}), tmp_path / "masked").trials
+    (plain, *_) = start(tiny("fedavg", federation=federation), tmp_path / "plain").trials
+    assert not masked.failures
+    assert [score.client for score in masked.clients] == [1, 3, 4]
+    assert masked.accuracy == pytest.approx(plain.accuracy, abs=0.02)
