@@ -1,6 +1,7 @@
 """The summary of a run: one row per method, for the terminal, for documents and for the page."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
@@ -142,27 +143,30 @@ def build_compare_table(reports: Sequence[tuple[str, Report]]) -> Table:
 
 def describe_differences(reports: Sequence[Report]) -> str | None:
     """Returns a sentence on why runs are not comparable; None where they are."""
-    facts = [
-        _read_facts(report, _shared_seeds(r.partition for r in reports), _shared_seeds(r.data_digest for r in reports))
-        for report in reports
-    ]
+    facts = [_read_facts(report) for report in reports]
     names = [name for name in (facts[0] if facts else {}) if any(f[name] != facts[0][name] for f in facts)]
+    names += [
+        name
+        for name, by_seed in (
+            ("partition", [report.partition for report in reports]),
+            ("examples", [report.data_digest for report in reports]),
+        )
+        if any(_differ(one, other) for one, other in itertools.combinations(by_seed, 2))
+    ]
     return f"These runs are not comparable: they differ in {', '.join(names)}." if names else None
 
 
-def _shared_seeds(by_seed: Iterable[Mapping[str, object]]) -> list[str]:
-    """Returns the seeds that all of the runs know; a run on sites, or of an older genfed, knows none."""
-    return sorted(set.intersection(*map(set, by_seed)))
+def _differ(one: Mapping[str, object], other: Mapping[str, object]) -> bool:
+    """Returns whether two runs differ in a seed that both know; one on sites, or of an older genfed, knows none."""
+    return any(one[seed] != other[seed] for seed in one.keys() & other.keys())
 
 
-def _read_facts(report: Report, partition_seeds: Sequence[str], data_seeds: Sequence[str]) -> dict[str, object]:
+def _read_facts(report: Report) -> dict[str, object]:
     return {
         "classes": report.classes,
         "shape of an example": report.shape,
         "evaluation split": report.scored_on,
         "seeds": sorted({trial.seed for trial in report.trials}),
-        "partition": [report.partition[seed] for seed in partition_seeds],
-        "examples": [report.data_digest[seed] for seed in data_seeds],
     }
 
 

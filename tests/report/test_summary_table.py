@@ -113,6 +113,7 @@ def test_runs_on_other_examples_do_not_compare() -> None:
     assert describe_differences([north, south]) == "These runs are not comparable: they differ in examples."
     assert describe_differences([north, same]) is None
     assert describe_differences([north, SMALL]) is None  # an older run does not know
+    assert describe_differences([north, SMALL, south]) == "These runs are not comparable: they differ in examples."
 
 
 @pytest.mark.parametrize(
