@@ -71,10 +71,6 @@ def write_samples(
     """
     chosen = _select_trial(RunFolder(run.absolute()), method, seed)
     task, out = chosen.at.task, out.absolute()  # a user's own code may change the working directory
-    if task.kind == "table":
-        raise GenfedError(
-            f"{run}: its examples are rows of a table; a generator's rows are not written in its columns yet"
-        )
     form = form or ("npz" if out.suffix == ".npz" else "png")
     if form == "png" and (task.kind != "image" or task.shape[0] not in (1, 3)):
         raise GenfedError(f"examples of shape {task.shape} are no PNG, which has 1 or 3 channels: use --format npz")
@@ -96,7 +92,7 @@ def _select_trial(folder: RunFolder, method: str | None, seed: int | None) -> Se
     """Returns the trial to take examples from.
 
     Raises:
-        GenfedError: there is no such trial, or its method has no examples.
+        GenfedError: there is no such trial, or its method has no examples, or rows of a table.
     """
     config = folder.read_config()
     able = [label for label in config.labels if generator_quality.has_samples(config.method[label])]
@@ -105,6 +101,8 @@ def _select_trial(folder: RunFolder, method: str | None, seed: int | None) -> Se
     chosen = select_trial(folder, config, method, seed, able, "methods with a generator or a synthetic set")
     if chosen.label not in able:
         raise GenfedError(f"{chosen.label} has no generator to sample from, and stores no synthetic set")
+    if chosen.at.task.kind == "table":
+        raise GenfedError(f"{folder}: its examples are rows of a table, which are not written in its columns yet")
     return chosen
 
 
