@@ -206,10 +206,19 @@ def _build_method(label: str, given: Table, defaults: Table) -> Method[Any]:
         method: Method[Any] = build_settings(cls, {k: v for k, v in merged.items() if k != "kind"}, f"method.{label}.")
         return method
     except GenfedError as error:
-        found = re.match(rf"method\.{re.escape(label)}\.(\w+)", line := str(error))
-        if found is None or found[1] in given:
+        found = re.match(rf"method\.{re.escape(label)}\.(\w+(?:\.\w+)*)", line := str(error))
+        if found is None or _names(given, found[1]) or not _names(defaults, found[1]):
             raise
         raise GenfedError(line.replace(found[0], f"defaults.{found[1]}", 1)) from None
+
+
+def _names(table: Any, key: str) -> bool:
+    """Returns whether a table, or one in it, names a setting by its dotted key."""
+    for part in key.split("."):
+        if not isinstance(table, dict) or part not in table:
+            return False
+        table = table[part]
+    return True
 
 
 def _field_names(settings: Any) -> set[str]:
@@ -368,11 +377,20 @@ def _table(value: Any, at: str) -> Table:
 
 
 def _merge(under: Table, over: Table) -> Table:
+    """Returns a table with the settings of both; where both name one, that of `over`. A table in it of another kind
+    replaces the one below it.
+    """
     merged = dict(under)
     for key, value in over.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict) and "kind" not in value
+        below = merged.get(key)
+        both = isinstance(value, dict) and isinstance(below, dict) and _are_of_one_kind(below, value)
         merged[key] = _merge(merged[key], value) if both else value
     return merged
+
+
+def _are_of_one_kind(under: Table, over: Table) -> bool:
+    """Returns whether two tables are of one kind, or one of them does not say its kind."""
+    return "kind" not in under or "kind" not in over or under["kind"] == over["kind"]
 
 
 def _flat(table: Table, at: str = "") -> Table:

@@ -7,6 +7,7 @@ import pytest
 
 from genfed.config import registry
 from genfed.config.reader import build_settings, read_config, settings_table
+from genfed.core.errors import GenfedError
 from tests.conftest import tiny
 
 
@@ -53,3 +54,50 @@ def test_another_kind_has_its_own_defaults() -> None:
     method: Any = read_config(table).method["gh_ofl"]
     cls: type[Any] = registry.find_class(registry.GENERATORS, "mixture")
     assert method.generator == cls(components=2)
+
+
+def generators(defaults: dict[str, Any], own: dict[str, Any]) -> Any:
+    """Returns the generator of `gefl`, whose own default is a CVAE."""
+    table = tiny("gefl", method={"gefl": {"generator": own} if own else {}}, defaults={"generator": defaults})
+    table["method"]["gefl"] = {"generator": own} if own else {}
+    method: Any = read_config(table).method["gefl"]
+    return method.generator
+
+
+@pytest.mark.parametrize(
+    ("defaults", "own"),
+    [
+        ({"kind": "cvae", "width": 16}, {}),
+        ({"kind": "cvae", "width": 16}, {"kind": "cvae", "latent_dim": 5}),
+        ({"kind": "cvae", "width": 16}, {"latent_dim": 5}),
+        ({"width": 16}, {"kind": "cvae", "latent_dim": 5}),
+        ({"kind": "cvae", "width": 99, "latent_dim": 5}, {"kind": "cvae", "width": 16}),
+    ],
+)
+def test_a_table_of_the_same_kind_keeps_what_the_defaults_of_the_run_say(
+    defaults: dict[str, Any], own: dict[str, Any]
+) -> None:
+    cls: type[Any] = registry.find_class(registry.GENERATORS, "cvae")
+    expected = {"width": 16} | ({"latent_dim": 5} if "latent_dim" in defaults | own else {})
+    assert generators(defaults, own) == cls(**expected)
+
+
+def test_a_table_of_another_kind_keeps_nothing_of_them() -> None:
+    cls: type[Any] = registry.find_class(registry.GENERATORS, "cvae")
+    assert generators({"kind": "ddpm", "width": 16}, {"kind": "cvae"}) == cls()
+
+
+def test_a_default_that_another_kind_has_not_is_refused_by_its_own_name() -> None:
+    with pytest.raises(GenfedError, match=r"^defaults\.generator\.no_such: no such setting"):
+        generators({"no_such": 1}, {"kind": "cvae"})
+    with pytest.raises(GenfedError, match=r"^method\.gefl\.generator\.no_such: no such setting"):
+        generators({"width": 1}, {"kind": "cvae", "no_such": 1})
+
+
+def test_a_default_of_the_kind_of_the_methods_own_keeps_its_other_settings() -> None:
+    cls: type[Any] = registry.find_class(registry.METHODS, "fedpft")
+    table = tiny("fedpft", defaults={"generator": {"kind": "mixture", "components": 2}})
+    table["method"]["fedpft"].pop("generator", None)
+    method: Any = read_config(table).method["fedpft"]
+    assert method.generator == dataclasses.replace(cls().generator, components=2)
+    assert method.generator != registry.find_class(registry.GENERATORS, "mixture")(components=2)
