@@ -239,7 +239,8 @@ def same_numbers(cells: Cells) -> bool:
     """
     found = dict[str, str]()
     for text in cells.values:
-        if not _NUMBER.fullmatch(text) or CODE.fullmatch(text) or not np.isfinite(float(text)):
+        code = "E" in text and CODE.fullmatch(text)  # 1e3 is a number that somebody wrote
+        if not _NUMBER.fullmatch(text) or code or not np.isfinite(float(text)):
             return False
         short = plain_number(text)
         if found.setdefault(short, text) != text and not {found[short], text} <= {short, f"{short}.0"}:

@@ -16,7 +16,7 @@ from genfed.data.dataset import Dataset, Examples
 from genfed.data.encoder import Encoder
 from genfed.data.huggingface_paths import check_image_path, check_named_files, check_resolved_files, is_saved
 from genfed.data.images import ImageFiles, ImageSource, Natural
-from genfed.data.labels import encode_labels
+from genfed.data.labels import doubt_classes, encode_labels
 from genfed.data.table import Table
 from genfed.data.table_source import RawTable, TableSource, read_natural
 from genfed.preprocessing.arrays import to_examples
@@ -55,6 +55,7 @@ class HuggingFace(ImageSource, TableSource):
         y, classes = encode_labels(labels, None, self.path)
         if (names := _class_names(splits["train"], self.label)) is not None:
             classes = tuple(names[int(value)] for value in classes)
+        summary += doubt_classes(classes, self.not_missing or (), "data.not_missing")
         splits = {part: splits[part] for part in labels}
         image = self._find_image_column(splits["train"])
         needed = None if image is None else self.natural_names

@@ -1,6 +1,6 @@
 """Conversion of raw labels to 0..k−1 and class names."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -8,8 +8,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from genfed.core.errors import GenfedError
+from genfed.data.cells import MISSING_WORDS
+from genfed.data.numerals import NO_VALUE
 from genfed.preprocessing.source_summary import SourceSummary, list_some, show
 
+_OFTEN_CLASSES = {"none", "nil", "null", "refused", "not done"}
+_NO_LABEL = {
+    word
+    for word in {*NO_VALUE, *map(str.casefold, MISSING_WORDS)} - _OFTEN_CLASSES
+    if sum(map(str.isalpha, word)) > 1 or word in MISSING_WORDS
+}
+"""Labels in small letters that may mean that there is none; - and x are often classes."""
 Labels = NDArray[np.int64] | NDArray[np.str_] | NDArray[np.object_]
 
 
@@ -66,6 +75,21 @@ def describe_names(
     if all(label == name for label, name in pairs):
         return SourceSummary()
     return SourceSummary((f"class names: {list_some((f'{show(a)} → {show(b)}' for a, b in pairs), 20)}",))
+
+
+def doubt_classes(classes: Sequence[str], named: Collection[str], setting: str) -> SourceSummary:
+    """Warns of classes that may be examples without a label, such as "unknown".
+
+    Args:
+        classes: The labels.
+        named: Those that the settings name, so that there is no doubt.
+        setting: The setting in which a class can be named.
+    """
+    doubtful = [show(name) for name in classes if name.casefold() in _NO_LABEL and name not in named]
+    if not doubtful:
+        return SourceSummary()
+    words = f"class {list_some(map(repr, doubtful))} is learned like the others; if it means that there is no label"
+    return SourceSummary((), (f"{words}, leave out its rows; if it is a class, name it in {setting}",))
 
 
 def _to_plain(labels: NDArray[np.generic], where: str) -> Labels:

@@ -17,7 +17,7 @@ from genfed.data.dataset import Dataset, Examples
 from genfed.data.encoder import Encoder, read_schema
 from genfed.data.features import TableSchema, fit_schema, gather_misfits
 from genfed.data.images import ImageSource, Natural, read_example_array
-from genfed.data.labels import describe_names, encode_labels
+from genfed.data.labels import describe_names, doubt_classes, encode_labels
 from genfed.data.numerals import PLAIN
 from genfed.data.sentinels import find_sentinels
 from genfed.preprocessing.array_names import ExampleArrays, find_arrays, is_like_examples
@@ -65,6 +65,7 @@ class Npz(ImageSource):
         classes = self._name_classes(arrays, classes)
         natural = self._read_natural(arrays, {part: len(labels) for part, labels in y.items()})
         summary = self._describe_arrays(arrays, found) + describe_names(raw_labels, y, classes)
+        summary += doubt_classes(classes, self.classes or (), "data.classes")
         if given["train"][0].ndim == 2:
             return self._build_table({part: x for part, (x, _) in given.items()}, y, classes, natural, summary)
         raw = {part: to_examples(x, self.layout, f"{self.path}: x of {part}") for part, (x, _) in given.items()}

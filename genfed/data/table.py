@@ -13,7 +13,7 @@ from genfed.core.task import Task
 from genfed.data.dataset import Dataset, Examples
 from genfed.data.encoder import Encoder
 from genfed.data.features import TableSchema
-from genfed.data.labels import describe_names, encode_labels
+from genfed.data.labels import describe_names, doubt_classes, encode_labels
 from genfed.data.table_source import RawTable, TableSource, encode_rows, read_label_column, read_natural
 from genfed.data.text_file import read_text_file
 from genfed.preprocessing.checks import check_fit, require_distinct, require_known, require_path
@@ -55,7 +55,8 @@ class Table(TableSource):
         y, classes = encode_labels(labels, self.classes, self.path)
         natural = read_natural(tables, self.natural_names)
         made = self.build_table(tables, y, classes, self.label, natural)
-        return replace(made, summary=made.summary + describe_names(labels, y, classes))
+        doubts = doubt_classes(classes, (*(self.classes or ()), *(self.not_missing or ())), "data.not_missing")
+        return replace(made, summary=made.summary + describe_names(labels, y, classes) + doubts)
 
     def read(self, path: str, task: Task, encoder: Encoder | None) -> Iterator[Examples]:
         """Reads the rows of a file that has the feature columns; other columns, such as the label, are ignored."""

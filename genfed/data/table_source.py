@@ -100,8 +100,8 @@ class RawTable:
         cells = self.texts(name)
         if gaps := len(cells) - cells.present:
             raise GenfedError(
-                f"{self.where}: column {name!r} lacks {gaps} values; each row needs one (data.missing names the texts "
-                "that mean that there is none)"
+                f"{self.where}: column {name!r} lacks {gaps} values; each row needs one (data.missing and "
+                "data.not_missing say which texts mean that there is none)"
             )
         return cells
 
