@@ -7,7 +7,7 @@ import json
 import logging
 import traceback
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import torch
@@ -43,6 +43,7 @@ from genfed.deployment.trial_description import (
     read_whole,
 )
 from genfed.encoders.pretrained import Pretrained
+from genfed.encoders.shared import list_fixed_encoders
 from genfed.engines.client_storage import lock_folder
 from genfed.experiment.compatibility import check_encoders, check_public_examples, trained_classifier
 from genfed.experiment.local_clients import new_runner
@@ -508,7 +509,8 @@ def _restrict_models(method: Method[Any], config: SiteSettings) -> Method[Any]:
     Raises:
         GenfedError: its clients open a captioner, or the model of an encoder, that the site does not allow.
     """
-    if not {each.model for each in _list_encoders(method)} <= {*config.allow}:
+    models = {encoder.model for _, encoder in list_fixed_encoders(method) if isinstance(encoder, Pretrained)}
+    if not models <= {*config.allow}:
         raise GenfedError(
             f"site {config.name} opens no model of an encoder but those that its SITE.toml names in allow"
         )
@@ -521,15 +523,6 @@ def _restrict_models(method: Method[Any], config: SiteSettings) -> Method[Any]:
         if isinstance(value, Foundation) and value.model not in ("shipped", *config.allow)
     }
     return replace(method, **closed) if closed else method  # type: ignore[type-var]
-
-
-def _list_encoders(settings: object) -> Iterator[Pretrained]:
-    """Yields the encoders in settings, at any depth, that open a model in a directory."""
-    if isinstance(settings, Pretrained):
-        yield settings
-    elif is_dataclass(settings):
-        for field in fields(settings):
-            yield from _list_encoders(getattr(settings, field.name))
 
 
 def _check_folder_name(name: Any) -> str:

@@ -1,8 +1,7 @@
 """The encoder that clients train together: the extractor of GeFL-F's architectures."""
 
 from collections.abc import Iterator
-from dataclasses import fields
-from typing import Any
+from dataclasses import fields, is_dataclass
 
 import torch
 from torch import nn
@@ -23,9 +22,13 @@ class Shared(Encoder):
         raise GenfedError("encoder shared: only gefl_f trains one; the other encoders are fixed maps")
 
 
-def list_fixed_encoders(method: Any) -> Iterator[tuple[str, Encoder]]:
-    """Yields the encoders that are settings of a method, with their keys, but for those that clients train."""
-    for field in fields(method):
-        value = getattr(method, field.name)
+def list_fixed_encoders(settings: object) -> Iterator[tuple[str, Encoder]]:
+    """Yields the encoders in settings, at any depth, with their dotted keys, but for those that clients train. One that
+    another encoder contains comes after it.
+    """
+    for field in fields(settings) if is_dataclass(settings) else ():
+        value = getattr(settings, field.name)
         if isinstance(value, Encoder) and not isinstance(value, Shared):
             yield field.name, value
+        for key, encoder in list_fixed_encoders(value):
+            yield f"{field.name}.{key}", encoder
