@@ -135,6 +135,9 @@ class Phase(Generic[S]):
     """server → a record that looks like every upload: names, shapes and types; its tensors may be on "meta". Then each
     upload is added up when it comes. None: unless a field was sent too, up to half of the uploads are held until it is
     known how most of them look."""
+    by_class: bool = False
+    """Whether uploads are added up class by class. Of a class that one client alone has, the sum is its own, also under
+    masks."""
     largest: Mapping[str, float] = field(default_factory=dict)
     """The largest absolute number with a point that a client may upload, by field; in a `Sum`, for each of its
     examples. A client beyond it is excluded. `LARGEST_UPLOADED` for a field that is not named."""

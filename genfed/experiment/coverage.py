@@ -9,7 +9,6 @@ import torch
 from genfed.config.settings import Config
 from genfed.core.federated_data import FederatedData
 from genfed.core.method import Method
-from genfed.core.phase import Phase
 from genfed.core.schedule import Schedule, list_upload_phases
 from genfed.preprocessing.source_summary import list_some, show
 
@@ -33,7 +32,7 @@ def describe_single_holders(config: Config, shards: FederatedData) -> Iterator[s
     """
     if config.secure_aggregation is None:
         return
-    sums = [label for label, method in config.method.items() if any(map(_is_by_class, list_upload_phases(method)))]
+    sums = [label for label, method in config.method.items() if any(p.by_class for p in list_upload_phases(method))]
     if not sums:
         return
     classes = shards.task.classes
@@ -44,10 +43,6 @@ def describe_single_holders(config: Config, shards: FederatedData) -> Iterator[s
             f"of class {list_some(alone)} one client has all examples: masks do not hide what it adds up of them in "
             f"{', '.join(sums)}, since no other client adds to these sums"
         )
-
-
-def _is_by_class(phase: Phase[Any]) -> bool:
-    return phase.expected is not None  # statistics of generators are the uploads whose form is known before
 
 
 def describe_clients_never_asked(

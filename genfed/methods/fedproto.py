@@ -71,7 +71,7 @@ class FedProto(RepresentationMethod[Prototypes]):
         return [
             Phase(
                 "train", self.keep, self.send, self.train,
-                aggregate=sums, rounds=self.rounds, slots=(MODEL,), screen=self.screen,
+                aggregate=sums, rounds=self.rounds, slots=(MODEL,), screen=self.screen, by_class=True,
             ),
         ]  # fmt: skip
 

@@ -43,5 +43,8 @@ def test_classes_of_one_client_are_named_where_masks_should_hide_it(tmp_path: Pa
     )
     even = changes | {"partition": {"kind": "iid"}}
     assert not any("masks" in line for line in start(tiny("fedcgs", **even), tmp_path / "even").data_summary.warnings)
+    prototypes = start(tiny("fedproto", **changes | {"method": {}}), tmp_path / "prototypes")
+    (line,) = [line for line in prototypes.data_summary.warnings if "masks do not hide" in line]
+    assert "what it adds up of them in fedproto, since" in line
     averaged = start(tiny("fedavg", **changes | {"method": {}}), tmp_path / "averaged")
     assert not any("masks" in line for line in averaged.data_summary.warnings)

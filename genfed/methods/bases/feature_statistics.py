@@ -111,6 +111,7 @@ class FeatureStatistics(Method[StatisticsState]):
                 slots=(ENCODED,),
                 screen=self.screen,
                 expected=self.expected,
+                by_class=True,
                 noise_scales=self.noise_scales if self.generator.bounded else None,
             )
         ]

@@ -67,5 +67,6 @@ def sums_phase(
         slots=slots,
         screen=screen,
         expected=lambda server: expect_statistics(server, generator, find_task(server)),
+        by_class=True,
         changes_classifier=False,
     )
