@@ -186,8 +186,9 @@ def _number_column(column: Any, missing: Sequence[str]) -> Cells:
 
     numbers = np.array(column.cast(pyarrow.float64(), safe=False).to_numpy(), np.float64)
     numbers[np.isin(numbers, list(missing_numbers(missing)))] = np.nan
-    large = np.flatnonzero(np.abs(numbers) > WIDEST_EXACT) if pyarrow.types.is_integer(column.type) else ()
-    return replace(number_cells(numbers), rounded=str(column[int(large[0])]) if len(large) else "")
+    large = np.flatnonzero(np.abs(numbers) > WIDEST_EXACT)
+    rounded = str(column[int(large[0])]) if len(large) and pyarrow.types.is_integer(column.type) else ""
+    return replace(number_cells(numbers), rounded=rounded)
 
 
 def written_numbers(column: Any, missing: Sequence[str]) -> Cells | None:

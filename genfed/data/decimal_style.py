@@ -100,6 +100,7 @@ def describe_marks(cells: Cells, values: NDArray[np.float64], notation: Notation
     before = notation.forms[0]
     if found.form == before or found.form not in ("three decimals", "thousands"):
         return ""
+    mark: str
     if found.form == "three decimals":
         read, other, mark = "decimals", "thousands", notation.decimal
         doubtful = before in ("whole", "thousands") or _is_nearer(found.size * 1000, found.size, usual)
@@ -159,7 +160,8 @@ def _find_third_decimals(values: NDArray[np.float64]) -> NDArray[np.bool_]:
     """
     hundreds = np.abs(values) * 100
     there = ~np.isclose(hundreds, np.round(hundreds), rtol=0, atol=1e-6)
-    return there & (_may_be_thousands(values) and bool((np.abs(values) >= 1).all()))
+    all_may = _may_be_thousands(values) and bool((np.abs(values) >= 1).all())
+    return there if all_may else np.zeros(len(values), np.bool_)
 
 
 def _is_nearer(one: float, other: float, to: float) -> bool:

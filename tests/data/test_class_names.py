@@ -1,6 +1,7 @@
 """Names of classes: in the order of sorted labels, or the labels themselves in another order."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,7 +39,7 @@ def test_a_class_that_may_mean_that_there_is_no_label_is_told_of(word: str, tmp_
         "a class, name it in data."
     )
     (tmp_path / "a.csv").write_text("a,y\n" + "".join(f"{i / 7},{label}\n" for i, label in enumerate(labels)))
-    table = {"path": str(tmp_path / "a.csv"), "label": "y"}
+    table: dict[str, Any] = {"path": str(tmp_path / "a.csv"), "label": "y"}
     assert f"{line}not_missing" in Table(**table).load().summary.warnings
     assert Table(**table, not_missing=(word,)).load().summary.warnings == ()
     assert Table(**table, classes=tuple(sorted({*labels}))).load().summary.warnings == ()
