@@ -279,12 +279,16 @@ class FoundationModel:
 
     @property
     def fingerprint(self) -> str:
-        """Digest of the first numbers of each weight and of the parts' settings; a retrained model has another one."""
+        """Digest of the first numbers of each weight, of the parts' settings and of the tokenizer's words; a retrained
+        model has another one.
+        """
         hashed = hashlib.blake2b(digest_size=16)
-        for part in (self.scheduler, getattr(self.space, "vae", None)):
-            config = {k: v for k, v in dict(part.config).items() if not k.startswith("_")} if part is not None else {}
-            hashed.update(json.dumps(config, sort_keys=True, default=str).encode())
-        for part in (self.network, getattr(self.space, "vae", None), getattr(self.conditions, "encoder", None)):
+        vae, encoder = getattr(self.space, "vae", None), getattr(self.conditions, "encoder", None)
+        said = [_read_config(part) for part in (self.scheduler, vae, self.network, encoder)]
+        tokenizer = getattr(self.conditions, "tokenizer", None)
+        said.append({} if tokenizer is None else tokenizer.get_vocab())
+        hashed.update(json.dumps(said, sort_keys=True, default=str).encode())
+        for part in (self.network, vae, encoder):
             for name, weight in part.state_dict().items() if part is not None else ():
                 first = weight.flatten()[:256].float().cpu()
                 hashed.update(f"{name} {tuple(weight.shape)} ".encode() + first.numpy().tobytes())
@@ -365,3 +369,10 @@ def new_generators(n: int, rng: torch.Generator) -> list[torch.Generator]:
     """Returns a generator for each of n images; draws n numbers from `rng`."""
     seeds = torch.randint(2**62, (n,), generator=rng).tolist()
     return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def _read_config(part: Any) -> dict[str, Any]:
+    """Returns the settings of a part of a model without what a library notes about itself; empty: it has none."""
+    config = getattr(part, "config", {})
+    values = config.to_diff_dict() if hasattr(config, "to_diff_dict") else dict(config)
+    return {key: value for key, value in values.items() if not key.startswith("_") and key != "transformers_version"}

@@ -227,3 +227,28 @@ def test_an_old_directory_is_mended_as_diffusers_does(copy: Path) -> None:
         pipeline = diffusers.DiffusionPipeline.from_pretrained(copy, local_files_only=True)
     pipeline.scheduler.set_timesteps(4)
     assert list(ours) == pipeline.scheduler.timesteps.tolist()
+
+
+def test_the_fingerprint_covers_what_decides_the_images(models: Path, tmp_path: Path) -> None:
+    """So that a run is not resumed with a model of the same weights that reads prompts or computes in another way."""
+
+    def fingerprint(root: Path) -> str:
+        return load_foundation(str(root)).fingerprint
+
+    known = fingerprint(models / "latent")
+    same = Path(shutil.copytree(models / "latent", tmp_path / "same"))
+    for part in ("text_encoder", "unet", "vae"):
+        file = same / part / "config.json"
+        file.write_text(json.dumps(dict(reversed(json.loads(file.read_text()).items())), indent=7))
+    assert fingerprint(same) == known
+    changes: dict[str, Callable[[Path], object]] = {
+        "activation": lambda f: toys.edit(f / "text_encoder" / "config.json", hidden_act="relu"),
+        "norm": lambda f: toys.edit(f / "unet" / "config.json", norm_eps=0.1),
+        "schedule": lambda f: toys.edit(f / "scheduler" / "scheduler_config.json", beta_end=0.5),
+    }
+    for name, change in changes.items():
+        change(root := Path(shutil.copytree(models / "latent", tmp_path / name)))
+        assert fingerprint(root) != known, name
+    model = load_foundation(str(same))
+    vars(model.conditions)["tokenizer"].add_tokens(["another"])
+    assert model.fingerprint != known
