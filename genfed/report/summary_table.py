@@ -145,14 +145,13 @@ def describe_differences(reports: Sequence[Report]) -> str | None:
     """Returns a sentence on why runs are not comparable; None where they are."""
     facts = [_read_facts(report) for report in reports]
     names = [name for name in (facts[0] if facts else {}) if any(f[name] != facts[0][name] for f in facts)]
-    names += [
-        name
-        for name, by_seed in (
-            ("partition", [report.partition for report in reports]),
-            ("examples", [report.data_digest for report in reports]),
-        )
-        if any(_differ(one, other) for one, other in itertools.combinations(by_seed, 2))
-    ]
+    by_seed: dict[str, list[Mapping[str, object]]] = {
+        "partition": [report.partition for report in reports],
+        "examples": [report.data_digest for report in reports],
+    }
+    for name, of_runs in by_seed.items():
+        if any(_differ(one, other) for one, other in itertools.combinations(of_runs, 2)):
+            names.append(name)
     return f"These runs are not comparable: they differ in {', '.join(names)}." if names else None
 
 
