@@ -76,6 +76,17 @@ class WatchedStorage:
         self._storage.put(slot, record)
 
 
+class WatchedData(Data):
+    """A client's examples, with a note of whether any was read."""
+
+    read = False
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in ("x", "y"):
+            object.__setattr__(self, "read", True)
+        return super().__getattribute__(name)
+
+
 class _NoStorage:
     """Private records that must not be read, where a score could reveal them."""
 
@@ -120,16 +131,18 @@ class _Evaluator:
 
     def _score_once(self, client: Client, sent: Any) -> tuple[Tensor, dict[str, float]]:
         """Returns `_score`, or the scores of an equal classifier: clients of one architecture (or all, where the
-        method says so) that were sent the same record have the same one, unless it was built from their storage.
+        method says so) that were sent the same record have the same one, unless it was built from their storage or
+        their examples.
         """
         if self._only_sent:
             client = replace(client, storage=_NoStorage(), data=client.data[:0])
         architecture = "" if self._method.ignores_architecture else client.info.architecture
         key = (architecture, digest(pack(sent)))
         if key not in self._scored:
-            storage = WatchedStorage(client.storage)
-            result = self._score(self._method.classifier(replace(client, storage=storage), sent), client)
-            if storage.read:
+            storage, data = WatchedStorage(client.storage), WatchedData(client.data.x, client.data.y)
+            network = self._method.classifier(replace(client, storage=storage, data=data), sent)
+            result = self._score(network, client)
+            if storage.read or data.read:
                 return result
             if len(self._scored) >= REMEMBERED:
                 self._scored.clear()

@@ -241,3 +241,16 @@ def test_training_that_diverged_is_said_and_scores_nothing(tmp_path: Path) -> No
     for label in ("local", "centralised"):
         (note,) = (note for note in report.notes if note.startswith(f"{label}, seed 0: training has diverged"))
         assert note.endswith("Examples without finite scores count as wrong. Lower the learning rate.")
+
+
+def test_a_classifier_that_reads_the_clients_data_is_scored_for_each(tmp_path: Path) -> None:
+    """Clients of one architecture are sent the same record, and have unlike classifiers all the same."""
+    scores = []
+    for workers in (0, 2):
+        config = tiny("mine", method={"mine": {"kind": "tests.toys:OwnPrior"}}, compute={"workers": workers},
+                      partition={"kind": "disjoint_labels"}, evaluation={"every": 0},
+                      federation={"clients": 4, "max_examples": 200, "architectures": ["linear"]})  # fmt: skip
+        (trial, *_) = start(config, tmp_path / str(workers)).trials
+        scores.append([score.accuracy for score in trial.clients])
+    assert scores[0] == scores[1]
+    assert len(set(scores[0])) > 1
