@@ -53,6 +53,8 @@ class TableSchema:
     """Categories by column, one feature for each, after the numbers; "(missing)" is a missing value."""
     as_numbers: tuple[str, ...] = ()
     """Columns of categories that are numbers: 1.0 is the category 1."""
+    missing: tuple[str, ...] | None = None
+    """Texts that mean that there is no value, in every file. None: the usual ones."""
     kind: Literal["table"] = "table"
 
     @property

@@ -60,7 +60,7 @@ class HuggingFace(ImageSource, TableSource):
         image = self._find_image_column(splits["train"])
         needed = None if image is None else self.natural_names
         tables = {
-            part: RawTable(f"{self.path} ({part})", _read_columns(split, needed), True, self.missing_words)
+            part: RawTable(f"{self.path} ({part})", _read_columns(split, needed), True, self.missing_words())
             for part, split in splits.items()
         }
         natural = read_natural(tables, self.natural_names)

@@ -65,18 +65,19 @@ class Table(TableSource):
                 f"{path}: rows must be encoded like the training rows, but the run's folder has no encoder.json; "
                 "resuming the run (--resume) writes it"
             )
-        found = encode_rows(self.read_table(path), encoder)
+        found = encode_rows(self.read_table(path, encoder), encoder)
         check_fit(tuple(found.x.shape[1:]), task, path)
         yield found
 
-    def read_table(self, path: str) -> RawTable:
-        """Reads a file.
+    def read_table(self, path: str, schema: TableSchema | None = None) -> RawTable:
+        """Reads a file, with the words for missing values of a given schema.
 
         Raises:
             GenfedError: it is missing, of another type, unreadable or empty.
         """
         require("pyarrow", extra="tables", what="a table")
         file, kind = require_path(path), Path(path).suffix.lower()
+        words = self.missing_words(schema)
         if kind not in _CSV + _PARQUET:
             raise GenfedError(f"{path}: unknown file type {kind!r}; {', '.join(_CSV + _PARQUET)} are allowed")
         if kind in _CSV:
@@ -84,9 +85,9 @@ class Table(TableSource):
                 text = read_text_file(file, self.encoding, self.delimiter, self.names)
             except (GenfedError, OSError) as error:
                 raise GenfedError(f"{path}: not a readable table: {first_line(error)}") from None
-            table = RawTable(path, text.table, False, self.missing_words, text.delimiter, text.notes, text.doubts)
+            table = RawTable(path, text.table, False, words, text.delimiter, text.notes, text.doubts)
         else:
-            table = RawTable(path, _read_parquet(path, file), True, self.missing_words)
+            table = RawTable(path, _read_parquet(path, file), True, words)
         require_distinct(table.columns.column_names, f"{path}: ")
         if not table.columns.num_rows:
             raise GenfedError(f"{path}: there are no rows")

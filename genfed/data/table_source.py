@@ -4,7 +4,7 @@ import functools
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -164,11 +164,15 @@ class TableSource(SplitSource):
     @abstractmethod
     def load(self) -> Dataset: ...
 
-    @property
-    def missing_words(self) -> tuple[str, ...]:
-        """Texts that mean that there is no value."""
+    def missing_words(self, schema: TableSchema | None = None) -> tuple[str, ...]:
+        """Returns the texts that mean that there is no value: those of a given schema, else the usual ones, and those
+        of the settings.
+        """
+        if schema is None and self.encoder is not None:
+            schema = read_schema(self.encoder)
+        known = MISSING_WORDS if schema is None or schema.missing is None else schema.missing
         values = self.not_missing or ()
-        return tuple(dict.fromkeys((*(word for word in MISSING_WORDS if word not in values), *(self.missing or ()))))
+        return tuple(dict.fromkeys((*(word for word in known if word not in values), *(self.missing or ()))))
 
     @property
     def natural_names(self) -> tuple[str, ...]:
@@ -242,6 +246,7 @@ class TableSource(SplitSource):
 
             labels = y[chosen].numpy()
             schema, about = choose_columns(self._choice(names, train), read, labels, self.scale, train.where)
+            schema = replace(schema, missing=self.missing_words())
         else:
             schema, about = read_schema(self.encoder), SourceSummary((f"columns, codes and scales: {self.encoder}",))
         return schema, about

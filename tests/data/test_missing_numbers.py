@@ -9,7 +9,10 @@ import pytest
 import torch
 from pyarrow import parquet
 
+from genfed.core.task import Task
+from genfed.data.encoder import write_encoder
 from genfed.data.features import TableSchema
+from genfed.data.sites import Sites
 from genfed.data.table import Table
 
 N = 60
@@ -59,3 +62,23 @@ def test_a_missing_number_is_found_among_codes_and_in_new_files(tmp_path: Path) 
     files = [tmp_path / name for name in ("a.csv", "new.csv", "new.parquet")]
     first, *others = [next(iter(numbers.read(str(file), data.task, data.encoder))).x for file in files]
     assert all(torch.equal(first, x) for x in others)
+
+
+def test_words_for_missing_values_go_with_the_schema(tmp_path: Path) -> None:
+    """Another site, a served run and a model know what the training file writes for a missing value."""
+    rows = [
+        f"{-999 if i % 9 == 0 else i % 7},{'NA' if i % 5 == 0 else 'b'},{'yes' if i % 2 else 'no'}" for i in range(90)
+    ]
+    (tmp_path / "a.csv").write_text("\n".join(["age,country,ill", *rows]) + "\n")
+    path = str(tmp_path / "a.csv")
+    first = Table(path=path, label="ill", missing=("-999",), not_missing=("NA",), validation=0.0).load()
+    assert isinstance(first.encoder, TableSchema)
+    write_encoder(first.encoder, tmp_path / "encoder.json")
+    other = Table(path=path, label="ill", encoder=str(tmp_path / "encoder.json"), validation=0.0).load()
+    assert torch.equal(first.train.x, other.train.x)
+    task = Task("table", tuple(first.train.x.shape[1:]), ("no", "yes"))
+    (served,) = Sites().read(path, task, first.encoder)
+    (alone,) = Table(path=path, label="").read(path, task, first.encoder)
+    assert torch.equal(served.x, alone.x)
+    assert float(served.x[:, 0].abs().max()) < 3, "-999 is the median"
+    assert served.x[::5, 1:].sum(1).eq(1).all(), "NA is a country"
