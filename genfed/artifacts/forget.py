@@ -19,7 +19,7 @@ from genfed.core.files import make_folder, write_file
 from genfed.core.phase import Phase, flatten_phases
 from genfed.core.record import save
 from genfed.data.dataset import Dataset
-from genfed.data.encoder import digest_encoder
+from genfed.data.encoder import fingerprint_encoder
 from genfed.data.sites import Sites
 from genfed.engines.client_runner import use_threads
 from genfed.engines.messages import RoundId
@@ -136,8 +136,7 @@ def _remove(
     for seed in config.seeds:
         check_excluded(without, dataset, partitioning.partition_data(without, dataset, seed).train)
     make_folder(new.path)
-    digest = digest_encoder(dataset.encoder, dataset.task.kind)
-    new.begin(runs.describe_start(command or None, without, digest))
+    new.begin(runs.describe_start(command or None, without, fingerprint_encoder(dataset.encoder)))
     for label in exact:
         for seed in config.seeds:
             chosen = select_trial(old, config, label, seed, config.labels)

@@ -46,7 +46,23 @@ def read_schema(path: str) -> TableSchema:
 
 def write_encoder(encoder: Encoder, file: Path) -> None:
     """Writes the encoder as JSON."""
-    write_file(file, _ADAPTER.dump_json(encoder, indent=1) + b"\n")
+    write_file(file, _dump(encoder))
+
+
+def fingerprint_encoder(encoder: Encoder | None) -> str:
+    """Returns the digest of the file that `write_encoder` writes; empty: there is none. Unlike `digest_encoder`, it
+    tells apart scales of pixels by which the same image is stored as other numbers.
+    """
+    return "" if encoder is None else fingerprint_content(_dump(encoder))
+
+
+def fingerprint_content(content: bytes) -> str:
+    """Returns 32 hexadecimal digits for the content of a file."""
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def _dump(encoder: Encoder) -> bytes:
+    return _ADAPTER.dump_json(encoder, indent=1) + b"\n"
 
 
 def digest_encoder(encoder: Encoder | None, kind: Literal["image", "table", "features"] = "table") -> str:
@@ -58,4 +74,4 @@ def digest_encoder(encoder: Encoder | None, kind: Literal["image", "table", "fea
     if encoder is None:
         return ""
     said = encoder.meaning.encode() if isinstance(encoder, PixelScale) else _ADAPTER.dump_json(encoder)
-    return hashlib.blake2b(said, digest_size=16).hexdigest()
+    return fingerprint_content(said)

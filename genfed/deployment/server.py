@@ -162,7 +162,12 @@ def _serve(grid: Any, wanted: ServeRequest) -> Outcome:
     console = Console(file=_Said(), markup=False, emoji=False, highlight=False, soft_wrap=True)  # type: ignore[arg-type]
     with RunProgressBar(console, trials=len(config.labels) * len(config.seeds)) as bar:
         run_on(
-            inputs, folder, lambda: _keep_names(folder, clients, names), wanted.on_existing, bar, wanted.command or None
+            inputs,
+            folder,
+            lambda began: _keep_names(folder, clients, names),
+            wanted.on_existing,
+            bar,
+            wanted.command or None,
         )
     return Outcome(folder=str(folder.path), sites=sites)
 

@@ -39,7 +39,7 @@ class RunInputs:
     summary: SourceSummary = field(default_factory=SourceSummary)
     """What was read from the data sources."""
     encoder: str = ""
-    """Digest of how raw examples become x. Empty: unknown, since sites read them."""
+    """Digest of the file that says how raw examples become x. Empty: there is none, or sites read them."""
 
     def initial_server(self) -> Server:
         """Returns the server on which `Method.init` is tried before the first round."""

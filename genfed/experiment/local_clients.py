@@ -32,7 +32,7 @@ from genfed.experiment import partitioning
 from genfed.experiment.checkpoint import Checkpoint
 from genfed.experiment.environment import count_workers, python_command
 from genfed.experiment.evaluation import add_evaluation
-from genfed.experiment.run_folder import RunFolder
+from genfed.experiment.run_folder import RunFolder, RunStart
 from genfed.experiment.trial import Trial, new_trial, trial_server
 from genfed.experiment.uploads import with_client_noise
 from genfed.privacy.accounting import Mechanism
@@ -82,11 +82,11 @@ class LocalClients:
 
 @contextlib.contextmanager
 def open_local_clients(
-    config: Config, dataset: Dataset, folder: RunFolder, open_engine: OpenEngine
+    config: Config, dataset: Dataset, folder: RunFolder, open_engine: OpenEngine, began: RunStart
 ) -> Iterator[LocalClients]:
     """Yields the clients of a run on this machine; their engine ends with the block."""
     if dataset.encoder is not None:
-        folder.keep_encoder(dataset.encoder)
+        folder.keep_encoder(dataset.encoder, began)
     with open_engine(config, folder) as workers:
         yield LocalClients(config, dataset, folder, workers)
 

@@ -21,7 +21,7 @@ from genfed.core.errors import GenfedError, contain_exit, describe_error, find_o
 from genfed.core.federated_data import FederatedData
 from genfed.core.files import make_folder
 from genfed.data.dataset import Dataset
-from genfed.data.encoder import digest_encoder
+from genfed.data.encoder import digest_encoder, fingerprint_encoder
 from genfed.data.fitted import describe_fitted
 from genfed.engines.client_runner import use_threads
 from genfed.engines.round import Engine
@@ -139,7 +139,7 @@ def _checked_inputs(config: Config, dataset: Dataset) -> RunInputs:
     if config.privacy and (fitted := describe_fitted(config.data, dataset)):
         summary += SourceSummary((), (f"ε does not cover how examples are encoded: {fitted}",))
     known = dict.fromkeys(config.seeds, architectures)
-    return RunInputs(config, dataset.task, shards.clients, known, public, summary, digest)
+    return RunInputs(config, dataset.task, shards.clients, known, public, summary, fingerprint_encoder(dataset.encoder))
 
 
 class FederationClients(Protocol):
@@ -161,7 +161,7 @@ class FederationClients(Protocol):
 def run_on(
     inputs: RunInputs,
     folder: RunFolder,
-    open_clients: Callable[[], AbstractContextManager[FederationClients]],
+    open_clients: Callable[[RunStart], AbstractContextManager[FederationClients]],
     on_existing: OnExisting,
     notify: Callable[[Progress], None],
     command: str | None,
@@ -172,7 +172,7 @@ def run_on(
     Args:
         inputs: what the run works on, checked already.
         folder: the folder for its results.
-        open_clients: connects to the clients for as long as the run goes on.
+        open_clients: connects to the clients for as long as the run goes on, given how it began.
         on_existing: see `run`.
         notify: see `run`.
         command: see `run`.
@@ -193,7 +193,7 @@ def run_on(
         _write_summary(inputs.summary)
         try:
             began = folder.begin(started)
-            with open_clients() as clients:
+            with open_clients(began) as clients:
                 return _run_trials(inputs, folder, clients, notify, began)
         except (GenfedError, KeyboardInterrupt):
             raise
@@ -219,7 +219,7 @@ def describe_start(command: str | None, config: Config, encoder: str = "") -> Ru
     Args:
         command: The command. None: the one of this process.
         config: The settings.
-        encoder: Digest of how raw examples become x. Empty: unknown.
+        encoder: See `RunStart`.
     """
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     return RunStart(command or command_line(), now, secrets.token_hex(8), digest_code(config), encoder)

@@ -29,7 +29,7 @@ from genfed.core.files import (
     write_file,
 )
 from genfed.core.text import LogFormatter
-from genfed.data.encoder import Encoder, digest_encoder, read_encoder, write_encoder
+from genfed.data.encoder import Encoder, fingerprint_content, fingerprint_encoder, read_encoder, write_encoder
 from genfed.report.privacy_section import NOTHING, read_audits
 from genfed.report.results import Report, from_json, to_json
 
@@ -57,7 +57,7 @@ class RunStart:
     code: dict[str, str] = field(default_factory=dict)
     """Digest of the file of each module of one's own that the config names."""
     encoder: str = ""
-    """Digest of how raw examples become x. Empty: unknown."""
+    """Digest of encoder.json. Empty: there is none, or it is unknown."""
 
 
 @dataclass(frozen=True)
@@ -157,22 +157,33 @@ class RunFolder:
         return read_audits(self.path) or NOTHING
 
     def read_encoder(self) -> Encoder | None:
-        """Returns how raw examples become x. None: they are used as they are."""
-        return read_encoder(self.encoder) if self.encoder.exists() else None
+        """Returns how raw examples become x. None: they are used as they are.
 
-    def keep_encoder(self, encoder: Encoder) -> None:
-        """Writes how raw examples become x: whatever uses the trained models later needs no training data.
+        Raises:
+            GenfedError: the file is damaged or missing, or another one than the run began with.
+        """
+        known = self._read_start().encoder if self.started.exists() else ""
+        found = read_encoder(self.encoder) if self.encoder.exists() else None
+        if known and (found is None or fingerprint_content(self.encoder.read_bytes()) != known):
+            what = "is missing" if found is None else "is not that of the run"
+            raise GenfedError(f"{self.encoder} {what}; put it back, or resume the run (--resume), which writes it anew")
+        return found
+
+    def keep_encoder(self, encoder: Encoder, began: RunStart) -> None:
+        """Writes how raw examples become x, unless it is there: whatever uses the trained models later needs no
+        training data.
 
         Raises:
             GenfedError: the run has another one.
         """
         try:
             before = self.read_encoder()
-        except GenfedError:
-            before = None  # damaged: written anew, for `begin` knows its digest
-        if before is not None and digest_encoder(before) != digest_encoder(encoder):
+        except GenfedError:  # missing, damaged or edited
+            before = None
+        if before is None and began.encoder in ("", fingerprint_encoder(encoder)):
+            write_encoder(encoder, self.encoder)
+        elif before != encoder:
             raise GenfedError(f"{self}: {_ENCODED_OTHERWISE}")
-        write_encoder(encoder, self.encoder)
 
     def run_id(self) -> str:
         """Returns a name of the run; a later run with the same config has another one. "new": it has not begun."""
@@ -180,22 +191,23 @@ class RunFolder:
             return "new"
         return hashlib.blake2b(self.started.read_bytes(), digest_size=8).hexdigest()
 
+    def _read_start(self) -> RunStart:
+        try:
+            return pydantic.TypeAdapter(RunStart).validate_json(self.started.read_bytes())
+        except pydantic.ValidationError:
+            raise GenfedError(f"{self.started} is damaged; {PUT_BACK}") from None
+
     def begin(self, now: RunStart) -> RunStart:
         """Returns how the run began: as its file says, else `now`, which is then written there.
 
         Raises:
-            GenfedError: the file is damaged, or missing though rounds were done, or examples are encoded otherwise.
+            GenfedError: the file is damaged, or it is missing though rounds were done.
         """
         if self.started.exists():
-            try:
-                began = pydantic.TypeAdapter(RunStart).validate_json(self.started.read_bytes())
-            except pydantic.ValidationError:
-                raise GenfedError(f"{self.started} is damaged; {PUT_BACK}") from None
+            began = self._read_start()
             for module, digest in now.code.items():
                 if began.code.get(module, digest) != digest:
                     log.warning("the file of module %s has changed since the run began: %s", module, _MIXED)
-            if began.encoder and now.encoder not in ("", began.encoder):
-                raise GenfedError(f"{self}: {_ENCODED_OTHERWISE}")
             return began
         if any(self.path.glob("trials/*/*/state.safetensors")):
             raise GenfedError(f"{self.started} is missing; {PUT_BACK}")

@@ -372,7 +372,7 @@ def test_tables_that_do_not_fit(table: Path, tmp_path: Path, capsys: pytest.Capt
     assert "encoder.json is damaged; resuming the run (--resume) writes it anew" in line
     encoder.unlink()
     line = said(capsys, "predict", tmp_path / "run", table / "d.csv", "--out", out, code=2)
-    assert "has no encoder.json; resuming the run (--resume) writes it" in line
+    assert "encoder.json is missing; put it back, or resume the run (--resume), which writes it anew" in line
     start_again = tiny("local") | {"data": {"kind": "table", "path": "d.csv", "label": "ill"}, "data_root": str(table)}
     start(start_again, tmp_path / "run", on_existing="resume")
     said(capsys, "predict", tmp_path / "run", table / "d.csv", "--out", out)

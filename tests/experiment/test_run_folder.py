@@ -5,6 +5,7 @@ import json
 import logging
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from genfed.config.reader import read_config
@@ -114,3 +115,24 @@ def test_other_data_change_nothing_of_a_finished_run(tmp_path: Path, kept: str) 
     write(1)
     start(config, out, on_existing="resume")
     assert RunFolder(out).read_encoder() is not None, "one that was damaged is written anew"
+
+
+def test_a_missing_or_edited_encoder_is_not_read_as_the_usual_one(tmp_path: Path) -> None:
+    """Pixels from 0 to 16 are not from 0 to 255."""
+    x = np.random.default_rng(0).integers(17, size=(120, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "d.npz", x=x, y=np.arange(120) % 2)
+    data = {"kind": "npz", "path": str(tmp_path / "d.npz"), "pixels": [0, 16]}
+    folder = RunFolder(tmp_path / "run")
+    config = tiny("local") | {"data": data, "federation": {"clients": 2, "architectures": ["linear"]}}
+    start(config, folder.path)
+    right = folder.read_encoder()
+    text = folder.encoder.read_text()
+    assert "16.0" in text
+    folder.encoder.write_text(text.replace("16.0", "255.0"))
+    with pytest.raises(GenfedError, match=r"encoder\.json is not that of the run; put it back, or resume the run"):
+        folder.read_encoder()
+    folder.encoder.unlink()
+    with pytest.raises(GenfedError, match=r"encoder\.json is missing; put it back, or resume the run"):
+        folder.read_encoder()
+    start(config, folder.path, on_existing="resume")
+    assert folder.read_encoder() == right
