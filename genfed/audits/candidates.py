@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from genfed.audits.audit import Case, ClientExamples, NotPossible
+from genfed.core.rng import seeded
 from genfed.core.task import Data
+from genfed.training.evaluation import predict
 from genfed.training.fit import Objective, cross_entropy, fit
 from genfed.training.pixels import normalize_pixels
 
@@ -142,7 +144,18 @@ def overfit_control(
     learning_rate: float = 1e-3,
     batch_size: int = 16,
 ) -> nn.Module:
-    """Trains a classifier in place on a few examples by Adam, which makes it leak them. Returns it in eval mode."""
+    """Trains a classifier in place on a few examples by Adam, which makes it leak them. Returns it in eval mode. In
+    place of one in closed form, which has nothing to train, it trains and returns a new network.
+    """
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        network = _new_network(data, predict(network, data.x[:1]).shape[1], rng)
     objective = Objective(cross_entropy(network.train()), torch.optim.Adam(network.parameters(), lr=learning_rate))
     fit([objective], data, epochs=epochs, batch_size=batch_size, rng=rng)
     return network.eval()
+
+
+def _new_network(data: Data, classes: int, rng: torch.Generator) -> nn.Module:
+    """Returns a new classifier of such examples that is wide enough to memorize some hundreds of them."""
+    with seeded(rng):
+        layers = nn.Linear(data.x[0].numel(), 256), nn.ReLU(), nn.Linear(256, classes)
+    return nn.Sequential(nn.Flatten(), *layers).to(data.x.device)

@@ -88,7 +88,7 @@ class MembershipClassifier(Audit):
             f"Each shadow is a run of the method on as many examples ({len(case.train):,}), as many of each class at "
             "each client; half of the members and non-members that are attacked are in it, at random.",
             f"Planted leak: classifiers, those of shadows too, trained for {self.planted_epochs} epochs more on the "
-            "attacked members alone.",
+            "attacked members alone; new networks in place of those in closed form, which have nothing to train.",
             "Nothing to find: the classifiers of a shadow, whose members were drawn anew.",
         )
         count = sum(len(each.members) for each in attacked)
@@ -122,10 +122,11 @@ class MembershipClassifier(Audit):
         }
 
     def _planted(self, case: Case, networks: Sequence[nn.Module], members: Sequence[Data]) -> Sequence[nn.Module]:
-        """Trains each of the networks further on these members, and returns them."""
-        for place, (network, data) in enumerate(zip(networks, members, strict=True)):
+        """Returns the networks, each trained further on these members. See `overfit_control`."""
+        return [
             overfit_control(network, data, self.planted_epochs, case.rng("membership_classifier", "planted", place))
-        return networks
+            for place, (network, data) in enumerate(zip(networks, members, strict=True))
+        ]
 
 
 def answer_all(

@@ -250,3 +250,26 @@ def test_columns_of_a_table_are_sought(tmp_path: Path) -> None:
     assert found
     (result,) = found.results
     assert [reading.attack for reading in result.readings] == ["value of side"], result.not_possible
+
+
+CLOSED_FORM: dict[str, dict[str, Any]] = {
+    "fedcgs": {},
+    "gh_ofl, quadratic": {"generator": {"kind": "gaussian", "covariance": "full"}},
+    "gh_ofl, mixture": {"generator": {"kind": "mixture", "components": 2, "em_steps": 1}},
+}
+
+
+@pytest.mark.parametrize("head", CLOSED_FORM)
+def test_a_leak_can_be_planted_in_heads_of_which_nothing_is_trained(head: str, tmp_path: Path) -> None:
+    method = head.split(",")[0]
+    own = {"encoder": {"kind": "identity"}} | CLOSED_FORM[head]
+    federation = {"clients": 2, "max_examples": 80, "architectures": ["linear"]}
+    start(tiny(method, method={method: own}, federation=federation), tmp_path / "run")
+    small = ["shadows=4", "references=2", "members=120"]
+    found = audits.audit_run(
+        tmp_path / "run", ["membership_classifier"], [f"audit.membership_classifier.{each}" for each in small]
+    )
+    (result,) = found.results
+    assert result.sizes["members"] >= 60
+    alone = next(reading for reading in result.readings if reading.attack == "confidence alone")
+    assert alone.control["AUC"].low > 0.5, alone
