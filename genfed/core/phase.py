@@ -145,6 +145,9 @@ class Phase(Generic[S]):
     """(bounds, sums or uploads by field) → a positive scale for every number of them. Divided by the scales, what one
     example adds to the sums has an L2 norm of at most 1, if `work` keeps to the bounds in `client.sums`. None: the
     uploads are no sums with this property."""
+    smallest_class: int = 0
+    """Least number of a client's examples of a class that its upload tells anything of; it leaves out smaller classes.
+    0: it leaves out none."""
     draws_as: str | None = None
     """The name under which clients draw random numbers, where this phase is part of another one (secure aggregation).
     None: its own name."""

@@ -187,7 +187,8 @@ def _describe(site: LocatedSite, head: Mapping[str, Any], body: Packed) -> tuple
 
 
 def _has_demand(config: SiteSettings) -> bool:
-    return any(demand is not None for demand in (config.privacy, config.client_privacy, config.minimum_group))
+    demands = (config.privacy, config.client_privacy, config.minimum_group, config.minimum_class_count)
+    return any(demand is not None for demand in demands)
 
 
 def _take_refusal(site: LocatedSite, head: Mapping[str, Any], body: Packed) -> tuple[dict[str, Any], Packed]:
@@ -415,6 +416,7 @@ def _check_demands(config: SiteSettings, trial: Trial) -> None:
         if trial.secure is not None or trial.client_privacy is not None:
             raise GenfedError("DP-SGD with [secure_aggregation] or DP-FedAvg is not implemented: remove one of them")
     client_noise.check_demands(config, trial)
+    _check_small_classes(config, trial)
     if trial.secure is not None and trial.secure.minimum_group > trial.federation.clients:
         raise GenfedError(
             f"secure_aggregation.minimum_group = {trial.secure.minimum_group}: there are {trial.federation.clients} "
@@ -439,6 +441,20 @@ def _check_demands(config: SiteSettings, trial: Trial) -> None:
             raise GenfedError(
                 f"secure_aggregation.corrupt_share = {trial.secure.corrupt_share:g}: it has peer_keys, and needs "
                 f"{least:g} or more to be withstood"
+            )
+
+
+def _check_small_classes(config: SiteSettings, trial: Trial) -> None:
+    """Refuses a trial in which the site would upload something of a class of fewer examples than its file demands."""
+    if (least := config.minimum_class_count) is None:
+        return
+    for phase in flatten_phases(trial.method.phases()):
+        if phase.aggregate and not phase.scores and phase.smallest_class < least:
+            found = phase.smallest_class
+            raise GenfedError(
+                f"minimum_class_count = {least} in its file: in phase {phase.name} of {trial.label} it would upload "
+                + (f"something of classes of {found} examples" if found else "something of every class that it has")
+                + "; a generator of sums with this minimum_class_count, or a larger one, is allowed"
             )
 
 

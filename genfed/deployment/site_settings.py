@@ -69,6 +69,9 @@ class SiteSettings:
     minimum_group: Annotated[int, Field(ge=2)] | None = None
     """Smallest number of uploads that the server may sum under secure aggregation; the site then refuses runs without
     it. Unset: no limit of its own."""
+    minimum_class_count: Annotated[int, Field(ge=2)] | None = None
+    """Smallest number of its examples of a class that an upload of the site may tell anything of; the site then refuses
+    runs in which it would upload anything but sums without smaller classes. Unset: no limit of its own."""
     peer_keys: str = ""
     """Folder with the public keys (NAME.pub) of the federation's sites, which this site got from them and not from the
     server; it then refuses a sum with any other client, and needs `minimum_group` and `link.key`. Empty: it trusts the

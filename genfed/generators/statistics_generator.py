@@ -7,13 +7,15 @@ also under masks, and a client's part can be subtracted again.
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from genfed.core.errors import GenfedError
 from genfed.core.privacy import SumBounds
+from genfed.core.settings import settings
 from genfed.core.task import Data, Task, Weights
 from genfed.generators.generator import Generator
 
@@ -24,6 +26,7 @@ LARGEST_FEATURE = 8
 _LARGEST_PRODUCT = (STEPS * LARGEST_FEATURE) ** 2
 
 
+@settings
 class StatisticsGenerator(Generator):
     """Settings of a generator that is estimated from sums over examples, rather than trained by gradients.
 
@@ -42,6 +45,18 @@ class StatisticsGenerator(Generator):
 
     shares: ClassVar[int] = 1
     """Number of equal parts of an example that can be added to different sums."""
+
+    minimum_class_count: Annotated[int, Field(ge=0)] = 0
+    """Least number of examples of a class that a client adds up: it leaves out every class of which it has fewer, since
+    the mean of very few examples shows them. 0: it leaves out none, so that the sums are the same for any split of the
+    examples over clients. For generators of one pass; in further ones parts of a class are added up."""
+
+    def __post_init__(self) -> None:
+        if self.minimum_class_count and self.passes > 1:
+            raise GenfedError(
+                f"minimum_class_count = {self.minimum_class_count}: clients add up parts of a class too, which may be "
+                "of one example; 0 is allowed, or another generator: gaussian, ppca"
+            )
 
     @property
     def bounded(self) -> bool:
@@ -172,6 +187,23 @@ def merge(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> Weights:
 def subtract(whole: Mapping[str, Tensor], part: Mapping[str, Tensor]) -> Weights:
     """Returns the statistics of the examples of `whole` without those of `part`."""
     return {name: whole[name].long() - part[name].long() for name in whole}
+
+
+def drop_small_classes(counts: Tensor, minimum: int) -> Tensor:
+    """Returns a client's numbers of examples of each class, with 0 for a class of fewer than `minimum`.
+
+    >>> drop_small_classes(torch.tensor([4, 1, 0, 3]), minimum=3)
+    tensor([4, 0, 0, 3])
+    """
+    return torch.where(counts >= minimum, counts, 0)
+
+
+def count_examples(statistics: Mapping[str, Tensor], examples: int, minimum: int) -> int:
+    """Returns the number of examples that uploaded counts must add up to: all of the client's, or as many as they say
+    and not more, if it leaves out classes of fewer than `minimum`.
+    """
+    counts = statistics.get("counts")
+    return examples if not minimum or counts is None else min(examples, int(counts.sum()))
 
 
 def narrow(statistics: Mapping[str, Tensor], examples: int) -> Weights:

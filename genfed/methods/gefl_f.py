@@ -161,6 +161,8 @@ class GeFLF(FederatedGenerator[GeFLFState]):
         if self.whitening == "none":
             return []
         statistics, space, slots = whitening_statistics(self.whitening), self.space, (self.space.slot,)
+        if isinstance(self.generator, StatisticsGenerator):
+            statistics = replace(statistics, minimum_class_count=self.generator.minimum_class_count)
         return [
             sums_phase("whiten", statistics, self.keep_whitening, self.send_encoder, space.encode, self.features, slots)
         ]

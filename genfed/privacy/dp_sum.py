@@ -50,6 +50,12 @@ def check_sum_level(how: DPSum, schedules: Mapping[str, Schedule]) -> None:
     require_privacy('[privacy] kind = "dp_sum"')
     for label, schedule in schedules.items():
         for phase in list_upload_phases(schedule.method):
+            if phase.smallest_class:
+                raise GenfedError(
+                    f'{label} cannot be run under privacy.kind = "dp_sum" with minimum_class_count = '
+                    f"{phase.smallest_class}: one example more can bring several into the sums, and ε covers one; set "
+                    "0, since noise hides each example in classes of any size"
+                )
             if phase.noise_scales is None:
                 raise GenfedError(
                     f'{label} cannot be run under privacy.kind = "dp_sum": what clients upload in phase {phase.name} '

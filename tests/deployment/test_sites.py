@@ -1075,6 +1075,12 @@ def test_what_protects_at_sites_comes_to_the_bits_of_the_embedded_engine(
             "site b: secure_aggregation.minimum_group = 3: it needs sums of 4 uploads or more",
         ),
         (
+            {"minimum_class_count": 3},
+            {},
+            "site b: minimum_class_count = 3 in its file: in phase train of fedavg it would upload something of every "
+            "class that it has",
+        ),
+        (
             {"architecture": "tests.toys:Normed"},
             {"privacy": EXAMPLES | NOISY},
             "site b: architecture tests.toys:Normed cannot be trained under [privacy]: ",
@@ -1091,6 +1097,20 @@ def test_a_site_s_demands_are_heard_before_training(
         outcome = serve(config, grid, tmp_path / "run", check=check)
         assert outcome.error.startswith(says)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_site_takes_part_where_small_classes_are_left_out(tmp_path: Path) -> None:
+    def outcome(minimum: int) -> str:
+        own = {"encoder": {"kind": "identity"}, "generator": {"kind": "gaussian", "minimum_class_count": minimum}}
+        config = some("fedcgs", method={"fedcgs": own}, federation=ALIKE)
+        folder = tmp_path / str(minimum)
+        return serve(config, Grid(sites(config, folder / "sites", b={"minimum_class_count": 4})), folder / "run").error
+
+    assert not outcome(4)
+    assert outcome(3).startswith(
+        "site b: minimum_class_count = 4 in its file: in phase statistics of fedcgs it would upload something of "
+        "classes of 3 examples; a generator of sums"
+    )
 
 
 def with_keys(folder: Path, *known: str) -> dict[str, dict[str, Any]]:

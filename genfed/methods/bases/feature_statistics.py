@@ -25,6 +25,8 @@ from genfed.generators.statistics_generator import (
     STEPS,
     StatisticsGenerator,
     bound_rows,
+    count_examples,
+    drop_small_classes,
     narrow,
     narrow_type,
     subtract,
@@ -100,6 +102,7 @@ class FeatureStatistics(Method[StatisticsState]):
         return StatisticsState(build_encoder(self.encoder, server).digest, {}, {}, {})
 
     def phases(self) -> list[Phase[StatisticsState]]:
+        smallest = self.generator.minimum_class_count
         return [
             Phase(
                 "statistics",
@@ -112,7 +115,9 @@ class FeatureStatistics(Method[StatisticsState]):
                 screen=self.screen,
                 expected=self.expected,
                 by_class=True,
-                noise_scales=self.noise_scales if self.generator.bounded else None,
+                # One example more can bring a class of several into the sums: they have no bound then.
+                noise_scales=self.noise_scales if self.generator.bounded and not smallest else None,
+                smallest_class=smallest,
             )
         ]
 
@@ -130,8 +135,7 @@ class FeatureStatistics(Method[StatisticsState]):
         if client.sums is not None:
             norm = client.sums.bounds.norm(features.x.shape[1])
             features = replace(features, x=bound_rows(features.x, norm))
-        statistics = measure_features(self.generator, features, task, sent.largest, sent.present)
-        return Reply(Statistics(statistics), weight=len(client.data))
+        return measure_features(self.generator, features, task, sent.largest, sent.present)
 
     def expected(self, server: Server) -> Statistics:
         """Returns statistics of the shapes and the type that every client uploads."""
@@ -147,8 +151,7 @@ class FeatureStatistics(Method[StatisticsState]):
         Raises:
             GenfedError: see `StatisticsGenerator.check`.
         """
-        task = build_encoder(self.encoder, server).task
-        self.generator.check(upload.statistics, task, info.examples, server.round)
+        screen_statistics(self.generator, upload, build_encoder(self.encoder, server).task, info, server.round)
 
     def estimate(self, server: Server, state: StatisticsState, reduced: Reduced) -> StatisticsState:
         """Estimates the generator from the sums, and the head from the generator."""
@@ -229,8 +232,9 @@ def check_range(x: Tensor) -> None:
 
 def measure_features(
     generator: StatisticsGenerator, features: Data, task: Task, largest: int, present: Weights
-) -> Weights:
-    """Returns the statistics of a client's features, int32 if their sum over all clients always fits, otherwise int64.
+) -> Reply[Statistics]:
+    """Returns a client's reply with the statistics of its features, int32 if their sum over all clients always fits,
+    otherwise int64. Classes of fewer examples than the generator adds up are left out; the log says how many examples.
 
     Args:
         generator: The generator.
@@ -244,7 +248,30 @@ def measure_features(
     """
     if len(features) > largest:
         raise GenfedError(f"it has {len(features)} examples; the server says that none has over {largest}")
-    return narrow(generator.measure(features, task, present or None), largest * generator.shares)
+    counts = torch.bincount(features.y, minlength=len(task.classes))
+    kept = features[drop_small_classes(counts, generator.minimum_class_count)[features.y] > 0]
+    statistics = narrow(generator.measure(kept, task, present or None), largest * generator.shares)
+    left_out = {"left_out": float(len(features) - len(kept))} if generator.minimum_class_count else {}
+    return Reply(Statistics(statistics), weight=len(features), metrics=left_out)
+
+
+def screen_statistics(
+    generator: StatisticsGenerator, upload: Statistics, task: Task, info: ClientInfo, done: int
+) -> None:
+    """Refuses statistics that the client's number of examples cannot have; for `Phase.screen`.
+
+    Args:
+        generator: The generator.
+        upload: What the client uploaded.
+        task: The task of its features.
+        info: The client.
+        done: The number of passes before.
+
+    Raises:
+        GenfedError: see `StatisticsGenerator.check`.
+    """
+    counted = count_examples(upload.statistics, info.examples, generator.minimum_class_count)
+    generator.check(upload.statistics, task, counted, done)
 
 
 def expect_statistics(server: Server, generator: StatisticsGenerator, task: Task) -> Statistics:

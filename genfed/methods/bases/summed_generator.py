@@ -9,7 +9,13 @@ from genfed.core.client import Client, Server, Slot
 from genfed.core.phase import Phase, Reduced, Reply
 from genfed.core.task import Data, Task, Weights
 from genfed.generators.statistics_generator import StatisticsGenerator
-from genfed.methods.bases.feature_statistics import Statistics, check_range, expect_statistics, measure_features
+from genfed.methods.bases.feature_statistics import (
+    Statistics,
+    check_range,
+    expect_statistics,
+    measure_features,
+    screen_statistics,
+)
 
 S = TypeVar("S")
 
@@ -51,11 +57,10 @@ def sums_phase(
         task, examples = encode(client, sent.extractor)
         if "factor" not in sent.extractor:  # whitened features of few examples are large, and clipped
             check_range(examples.x)
-        statistics = measure_features(generator, examples, task, sent.largest, sent.present)
-        return Reply(Statistics(statistics), weight=len(client.data))
+        return measure_features(generator, examples, task, sent.largest, sent.present)
 
     def screen(server: Server, info: ClientInfo, upload: Statistics) -> None:
-        generator.check(upload.statistics, find_task(server), info.examples, server.round)
+        screen_statistics(generator, upload, find_task(server), info, server.round)
 
     return Phase(
         name,
@@ -69,4 +74,5 @@ def sums_phase(
         expected=lambda server: expect_statistics(server, generator, find_task(server)),
         by_class=True,
         changes_classifier=False,
+        smallest_class=generator.minimum_class_count,
     )
