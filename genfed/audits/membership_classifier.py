@@ -22,6 +22,10 @@ from genfed.core.settings import settings
 from genfed.core.task import Data
 from genfed.training.evaluation import predict
 
+LARGEST_SCORE = 1e4
+"""Largest absolute score: a head in closed form has scores of hundreds, and of a million for a class without examples.
+"""
+
 
 @dataclass(frozen=True)
 class ShadowAnswers:
@@ -216,4 +220,4 @@ def _scores(network: nn.Module, data: Data) -> Tensor:
     scores = predict(network, data.x).double()
     own = scores.gather(1, data.y[:, None])
     others = scores.scatter(1, data.y[:, None], -torch.inf)
-    return (own[:, 0] - torch.logsumexp(others, 1)).clamp(-60, 60)
+    return (own[:, 0] - torch.logsumexp(others, 1)).clamp(-LARGEST_SCORE, LARGEST_SCORE)

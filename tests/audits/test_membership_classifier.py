@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from genfed.audits.audit import Case, ClientExamples, NotPossible
-from genfed.audits.candidates import pair_examples
+from genfed.audits.candidates import AttackedExamples, pair_examples
 from genfed.audits.membership_classifier import (
     MembershipClassifier,
     ShadowAnswers,
+    answer_all,
     draw_shadow_members,
     lira,
     rmia,
@@ -94,6 +95,18 @@ def test_clients_meet_held_out_examples_like_theirs() -> None:
     lost = replace(trial, holdings=(replace(trial.holdings[0], like=torch.tensor([], dtype=torch.int64)),))
     with pytest.raises(NotPossible, match="client 0 has no held-out examples"):
         pair_examples(lost, 100)
+
+
+def test_scores_of_hundreds_are_told_apart() -> None:
+    """A head in closed form is sure of all examples, and surer of members."""
+    logits = torch.tensor([[900.0, 0.0], [300.0, 0.0], [-300.0, 0.0], [-1e6, 0.0]])
+    network = nn.Sequential(nn.Flatten(), nn.Linear(1, 2, bias=False))
+    network[1].weight.data.copy_(torch.tensor([[1.0], [0.0]]))
+    data = Data(logits[:, :1].reshape(-1, 1, 1, 1), torch.zeros(4, dtype=torch.int64))
+    trial = replace(case(), train=data, held_out=data)
+    rows = torch.arange(4)
+    found = answer_all(trial, [network], [AttackedExamples(rows, rows, rows[:0])], rows)
+    assert found.scores[0].tolist() == [900, 300, -300, -1e4]
 
 
 def test_lira_and_rmia_by_hand() -> None:
