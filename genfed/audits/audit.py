@@ -88,7 +88,7 @@ class Case:
             state=self.state if {"state", "uploads"} & set(sees) else _Hidden("state"),
             samples=self.samples if {"state", "samples"} & set(sees) else _Hidden("samples"),
             classifier=self.classifier if "classifiers" in sees else _Hidden("classifier"),
-            features=self.features if {"state", "samples"} & set(sees) else None,
+            features=self.features if {"state", "samples", "uploads"} & set(sees) else None,
         )
 
 
