@@ -16,13 +16,12 @@ from torch import Tensor
 from genfed.audits.audit import Audit, Case, ClientExamples, NotPossible
 from genfed.audits.findings import Estimate, Findings, Picture, Reading
 from genfed.audits.membership_metrics import mean_with_interval
-from genfed.core.phase import flatten_phases
+from genfed.audits.uploaded_sums import describe_added, find_sums, mean_of_classes, read_added, vectors_as_uploaded
 from genfed.core.settings import settings
-from genfed.core.task import Data, Task, Weights
+from genfed.core.task import Data, Task
 from genfed.encoders.identity import Identity
-from genfed.generators.statistics_generator import STEPS, StatisticsGenerator
-from genfed.methods.bases.feature_statistics import Statistics, measure_features
-from genfed.training.pixels import denormalize_pixels, normalize_pixels
+from genfed.generators.statistics_generator import StatisticsGenerator
+from genfed.training.pixels import denormalize_pixels
 
 NEARER, RATIO, SAME = "nearer than a held-out one", "distance over that of a held-out one", "share that is one example"
 SHOWN = 10
@@ -69,10 +68,8 @@ class InversionSums(Audit):
 
     def examine(self, case: Case) -> Findings:
         generator, holdings = find_sums(case), case.holdings[: self.clients]
-        train, held_out = (_features(case, data) for data in (case.train, case.held_out))
-        task = case.task
-        if case.features is not None:
-            task = replace(task, kind="features", shape=tuple(train.x.shape[1:]))
+        train, held_out = (read_added(case, data) for data in (case.train, case.held_out))
+        task = describe_added(case, train)
         found = [each for holding in holdings for each in self._attack(case, holding, generator, task, train, held_out)]
         if not found:
             raise NotPossible(
@@ -158,37 +155,6 @@ class InversionSums(Audit):
         )
 
 
-def find_sums(case: Case) -> StatisticsGenerator:
-    """Returns the generator for which clients add up their examples.
-
-    Raises:
-        NotPossible: clients upload no such sums.
-    """
-    generator = getattr(case.method, "generator", None)
-    if isinstance(generator, StatisticsGenerator):
-        for phase in flatten_phases(case.method.phases()):
-            if phase.work is not None and phase.wire_types.uploaded is Statistics:
-                return generator
-    raise NotPossible(f"no client of {case.label} uploads sums over its examples")
-
-
-def mean_of_classes(generator: StatisticsGenerator, data: Data, task: Task) -> dict[int, tuple[int, Tensor]]:
-    """Returns the number of examples and the mean [d] of each class that a client with these examples uploads.
-
-    Raises:
-        NotPossible: a client with these examples refuses to upload.
-    """
-    statistics = measure_features(generator, data, task, len(data), {}).upload.statistics
-    means = _divide(statistics)
-    return {label: (count, means[label]) for label, count in enumerate(statistics["counts"].tolist()) if count}
-
-
-def vectors_as_uploaded(generator: StatisticsGenerator, data: Data, task: Task) -> Tensor:
-    """Returns examples as they are added up, float64 [n, d]: each in a sum by itself."""
-    parts = [Data(x, torch.arange(len(x))) for x in torch.split(data.x, len(task.classes))]
-    return torch.cat([_divide(generator.measure(part, task))[: len(part)] for part in parts])
-
-
 def picture_classes(case: Case, found: Sequence[SmallClass]) -> Picture | None:
     """Returns the picture for the report. None: what is added up are no pixels."""
     encoder = getattr(case.method, "encoder", None)
@@ -208,14 +174,3 @@ def picture_classes(case: Case, found: Sequence[SmallClass]) -> Picture | None:
         ("mean in the upload", "client's example", "held-out example"),
         denormalize_pixels(images.reshape(3, len(shown), *shape).clamp(-1, 1)),
     )
-
-
-def _divide(statistics: Weights) -> Tensor:
-    """Returns the means of the classes [classes, d] in a first pass; 0 without examples."""
-    weights = statistics.get("shares", statistics["counts"]).double().reshape(-1, 1)
-    return statistics["sums"].double().flatten(1) / weights.clamp_min(1) / STEPS
-
-
-def _features(case: Case, data: Data) -> Data:
-    """Returns what clients add up of these examples."""
-    return Data(normalize_pixels(data.x), data.y) if case.features is None else case.features(data)

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from genfed.audits.audit import Case, ClientExamples, NotPossible
-from genfed.audits.inversion_sums import NEARER, RATIO, SAME, InversionSums, vectors_as_uploaded
+from genfed.audits.inversion_sums import NEARER, RATIO, SAME, InversionSums
+from genfed.audits.uploaded_sums import vectors_as_uploaded
 from genfed.core.aggregate import ClientInfo
 from genfed.core.task import Data, Task
 from genfed.encoders.identity import Identity

@@ -1,0 +1,62 @@
+"""What clients of methods of sums upload, computed from the examples that the auditor chooses."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from genfed.audits.audit import Case, NotPossible
+from genfed.core.phase import flatten_phases
+from genfed.core.task import Data, Task, Weights
+from genfed.generators.statistics_generator import STEPS, StatisticsGenerator
+from genfed.methods.bases.feature_statistics import Statistics, measure_features
+from genfed.training.pixels import normalize_pixels
+
+
+def find_sums(case: Case) -> StatisticsGenerator:
+    """Returns the generator for which clients add up their examples.
+
+    Raises:
+        NotPossible: clients upload no such sums.
+    """
+    generator = getattr(case.method, "generator", None)
+    if isinstance(generator, StatisticsGenerator):
+        for phase in flatten_phases(case.method.phases()):
+            if phase.work is not None and phase.wire_types.uploaded is Statistics:
+                return generator
+    raise NotPossible(f"no client of {case.label} uploads sums over its examples")
+
+
+def mean_of_classes(generator: StatisticsGenerator, data: Data, task: Task) -> dict[int, tuple[int, Tensor]]:
+    """Returns the number of examples and the mean [d] of each class that a client with these examples uploads.
+
+    Raises:
+        NotPossible: a client with these examples refuses to upload.
+    """
+    statistics = measure_features(generator, data, task, len(data), {}).upload.statistics
+    means = _divide(statistics)
+    return {label: (count, means[label]) for label, count in enumerate(statistics["counts"].tolist()) if count}
+
+
+def vectors_as_uploaded(generator: StatisticsGenerator, data: Data, task: Task) -> Tensor:
+    """Returns examples as they are added up, float64 [n, d]: each in a sum by itself."""
+    parts = [Data(x, torch.arange(len(x))) for x in torch.split(data.x, len(task.classes))]
+    return torch.cat([_divide(generator.measure(part, task))[: len(part)] for part in parts])
+
+
+def describe_added(case: Case, added: Data) -> Task:
+    """Returns the task of what clients add up, given what `read_added` returns."""
+    if case.features is None:
+        return case.task
+    return replace(case.task, kind="features", shape=tuple(added.x.shape[1:]))
+
+
+def _divide(statistics: Weights) -> Tensor:
+    """Returns the means of the classes [classes, d] in a first pass; 0 without examples."""
+    weights = statistics.get("shares", statistics["counts"]).double().reshape(-1, 1)
+    return statistics["sums"].double().flatten(1) / weights.clamp_min(1) / STEPS
+
+
+def read_added(case: Case, data: Data) -> Data:
+    """Returns what clients add up of these examples."""
+    return Data(normalize_pixels(data.x), data.y) if case.features is None else case.features(data)
