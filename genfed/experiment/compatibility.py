@@ -10,7 +10,7 @@ import torch
 from genfed.config import registry
 from genfed.config.architectures import Architectures
 from genfed.config.settings import Config
-from genfed.core.aggregate import ClientInfo, list_groups, select_means
+from genfed.core.aggregate import ClientInfo, list_groups
 from genfed.core.client import Server
 from genfed.core.errors import GenfedError, first_line, require
 from genfed.core.federated_data import FederatedData
@@ -28,7 +28,13 @@ from genfed.privacy.compatibility import check_client_level, check_example_level
 from genfed.privacy.dp_sum import check_sum_level
 from genfed.privacy.independence import check_features_independent
 from genfed.privacy.plan import check_example_plan
-from genfed.robustness.robust_mean import AggregationRule, describe_uncovered, list_uncovered
+from genfed.robustness.robust_mean import (
+    AggregationRule,
+    GroupedRule,
+    describe_uncovered,
+    find_replaced,
+    list_uncovered,
+)
 from genfed.secure_aggregation.graph import check_neighbors
 from genfed.secure_aggregation.protocol import reason_to_refuse_secure
 from genfed.secure_aggregation.settings import SecureAggregation
@@ -55,9 +61,10 @@ def check_compatibility(config: Config, shards: FederatedData, seed: int) -> Non
         kind = registry.name_of(registry.AGGREGATIONS, type(config.aggregation))
         for label, method in federated.items():
             phases = list_upload_phases(method)
-            _check_covered(label, phases, kind)
+            _check_covered(label, phases, config.aggregation, kind)
             _check_groups(label, config, method, shards, seed)
-            if seed == config.seeds[-1] and (line := describe_uncovered(label, phases, kind)):  # once for all seeds
+            line = describe_uncovered(label, phases, config.aggregation, kind)
+            if line and seed == config.seeds[-1]:  # once for all seeds
                 log.warning("aggregation.kind = %r: one client can still spoil what is not averaged; %s", kind, line)
     if config.secure_aggregation:
         _check_secure(config, config.secure_aggregation, federated, shards, seed)
@@ -110,25 +117,29 @@ def _check_attack(config: Config, shards: FederatedData, phases: Mapping[str, Se
             raise GenfedError(f"attack.kind = {kind!r}: it cannot attack {label}: {why}")
 
 
-def _check_covered(label: str, phases: Sequence[Phase[Any]], kind: str) -> None:
+def _check_covered(label: str, phases: Sequence[Phase[Any]], rule: AggregationRule, kind: str) -> None:
     """Refuses a method that a rule would only seem to protect.
 
     Args:
         label: label of the method.
         phases: the phases in which clients upload.
+        rule: the rule.
         kind: name of the rule.
 
     Raises:
-        GenfedError: the server averages no upload, or in one phase some fields of an upload and not the others.
+        GenfedError: the rule replaces no upload, or in one phase some fields of an upload and not the others.
     """
-    if phases and not any(select_means(phase.aggregate) for phase in phases):
+    if phases and not any(find_replaced(phase, rule) for phase in phases):
+        how = "averages no uploads of clients"
+        if isinstance(rule, GroupedRule):
+            how = "adds up no uploads of clients that can be joined from groups"
+        fields = ", ".join(sorted(list_uncovered(phases, rule)))
         raise GenfedError(
-            f"aggregation.kind = {kind!r}: the server of {label} averages no uploads of clients "
-            f"({', '.join(sorted(list_uncovered(phases)))}), so the rule would protect nothing; remove the method or "
-            "[aggregation]"
+            f"aggregation.kind = {kind!r}: the server of {label} {how} ({fields}), so the rule would protect nothing; "
+            "remove the method or [aggregation]"
         )
     for phase in phases:
-        if (means := select_means(phase.aggregate)) and (others := list_uncovered([phase])):
+        if (means := find_replaced(phase, rule)) and (others := list_uncovered([phase], rule)):
             raise GenfedError(
                 f"aggregation.kind = {kind!r}: in phase {phase.name} of {label} the rule would reduce "
                 f"{', '.join(means)}, and the server combines {', '.join(others)} in its own way, so the rule would "
@@ -140,8 +151,8 @@ def _check_groups(label: str, config: Config, method: Method[Any], shards: Feder
     rule = config.aggregation
     assert rule is not None
     for phase, clients in Schedule(method, shards.clients, config.federation.client_fraction, seed).different_uploads():
-        for name, mean in select_means(phase.aggregate).items():
-            for group, count in Counter(mean.group(info) for info in clients).items():
+        for name, how in find_replaced(phase, rule).items():
+            for group, count in Counter(how.group(info) for info in clients).items():
                 _check_group(rule, count, f"{label}, phase {phase.name}, {name}{f' of {group}' if group else ''}")
 
 
@@ -270,7 +281,7 @@ def check_sum_privacy(config: Config, clients: Sequence[ClientInfo], seed: int) 
     if (how := config.sum_privacy) is None:
         return
     if config.aggregation is not None:
-        raise GenfedError('privacy.kind = "dp_sum" with [aggregation], which replaces no sums: remove one of them')
+        raise GenfedError('privacy.kind = "dp_sum" with [aggregation] is not implemented: remove one of them')
     if seed == config.seeds[0]:
         examples = sum(info.examples for info in clients)
         warn_of_weak_privacy(how, examples, f"there are {examples} examples", "an example")

@@ -13,7 +13,7 @@ from genfed.core.schedule import list_upload_phases
 from genfed.methods.bases.federated_generator import FederatedGenerator
 from genfed.report.generator_verdict import describe_ignored_labels, find_chance
 from genfed.report.results import TrialResult
-from genfed.robustness.robust_mean import describe_uncovered
+from genfed.robustness.robust_mean import GroupedRule, describe_uncovered
 from genfed.secure_aggregation.graph import exposure
 from genfed.secure_aggregation.settings import SecureAggregation
 
@@ -46,9 +46,13 @@ def write_notes(
         )
     if config.aggregation:
         kind = registry.name_of(registry.AGGREGATIONS, type(config.aggregation))
-        lines.append(f"Uploads that a method would average are reduced by {kind} instead.")
+        what = "add up" if isinstance(config.aggregation, GroupedRule) else "average"
+        lines.append(f"Uploads that a method would {what} are reduced by {kind} instead.")
         federated = {label: method for label, method in config.method.items() if not method.pooled}
-        uncovered = [describe_uncovered(label, list_upload_phases(each), kind) for label, each in federated.items()]
+        uncovered = [
+            describe_uncovered(label, list_upload_phases(each), config.aggregation, kind)
+            for label, each in federated.items()
+        ]
         lines += filter(None, uncovered)
     if config.secure_aggregation:
         lines.append(_describe_masks(config, config.secure_aggregation, clients))

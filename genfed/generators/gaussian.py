@@ -67,6 +67,10 @@ class Gaussian(StatisticsGenerator):
     def bounded(self) -> bool:
         return self.shrinkage != "held_out"
 
+    @property
+    def joins_groups(self) -> bool:
+        return self.shrinkage != "held_out"
+
     def measure(self, data: Data, task: Task, present: Weights | None = None) -> Weights:
         x, classes = round_features(data.x), len(task.classes)
         statistics = self._add_up(x, data.y, classes)
@@ -146,6 +150,37 @@ class Gaussian(StatisticsGenerator):
         within = (unfold_triangle(products, width) - between) / STEPS**2
         volume = factor.diagonal(dim1=1, dim2=2).log().sum(1)
         return -float((counts * volume + (torch.cholesky_inverse(factor) * within).sum((1, 2)) / 2).sum())
+
+    def join_groups(self, groups: Sequence[Weights]) -> Weights:
+        """Returns statistics with the median share and the median mean of each class, by coordinate, and the geometric
+        median of the second moments within classes: a mixture of those of the groups, so that they stay moments.
+        """
+        if len(groups) == 1:
+            return groups[0]
+        counts, sums, products = (
+            torch.stack([each[name].double() for each in groups]) for name in ("counts", "sums", "products")
+        )
+        size, means = counts.sum(1), sums / counts.clamp_min(1)[..., None]
+        absent = (counts == 0)[..., None]
+        total = ((counts / size.clamp_min(1)[:, None]).median(0).values * size.sum()).round()
+        mean = means.masked_fill(absent, math.nan).nanmedian(0).values.nan_to_num()
+        within = torch.stack([p - self._between(*of) for p, *of in zip(products, counts, means, strict=True)])
+        scale = (counts if len(within[0]) == counts.shape[1] else size[:, None]).clamp_min(1)[..., None]
+        weights = geometric_median((within / scale).flatten(1))
+        share = torch.einsum("g,gkt->kt", weights, within / scale)
+        joined = share * (total if len(share) == len(total) else total.sum()[None])[:, None]
+        rounded = (total[:, None] * mean).round()
+        between = self._between(total, rounded / total.clamp_min(1)[:, None])
+        found = {"counts": total, "sums": rounded, "products": joined + between}
+        return {name: value.round().long() for name, value in found.items()}
+
+    def _between(self, counts: Tensor, means: Tensor) -> Tensor:
+        """Returns the products of examples that are all at the mean [classes, d] of their class."""
+        if self.covariance == "diagonal":
+            return counts[:, None] * means.square()
+        if self.covariance == "tied":
+            return fold_triangle((means.T @ (counts[:, None] * means))[None])
+        return fold_triangle(counts[:, None, None] * means[:, :, None] * means[:, None, :])
 
     def noise_scales(self, statistics: Weights, bounds: SumBounds) -> Weights:
         width = statistics["sums"].shape[1]
@@ -270,6 +305,18 @@ class GaussianNetwork(GeneratorNetwork):
                 distance, volume = white.square().sum(0), factor.diagonal().log().sum()
             columns.append(-0.5 * distance - volume)
         return torch.stack(columns, 1) + log_prior(self.prior)
+
+
+def geometric_median(values: Tensor, steps: int = 50) -> Tensor:
+    """Returns the weights [g], with the sum 1, of rows [g, m] in the point with the least sum of distances to them, by
+    Weiszfeld's iteration.
+    """
+    weights = values.new_full((len(values),), 1 / len(values))
+    for _ in range(steps):
+        away = (values - weights @ values).norm(dim=1)
+        weights = 1 / away.clamp_min(1e-6 * float(away.mean()) + 1e-300)
+        weights = weights / weights.sum()
+    return weights
 
 
 def are_moments(counts: Tensor, sums: Tensor, products: Tensor) -> bool:

@@ -6,7 +6,7 @@ also under masks, and a client's part can be subtracted again.
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar
 
 import torch
@@ -64,6 +64,11 @@ class StatisticsGenerator(Generator):
         return False
 
     @property
+    def joins_groups(self) -> bool:
+        """Whether `join_groups` is there, so that robust rules for sums support the generator."""
+        return False
+
+    @property
     def passes(self) -> int:
         """Number of times that clients measure statistics, each time given the estimate of the time before."""
         return 1
@@ -116,6 +121,15 @@ class StatisticsGenerator(Generator):
         Raises:
             GenfedError: there are no examples.
         """
+
+    def join_groups(self, groups: Sequence[Weights]) -> Weights:
+        """Returns statistics as `measure` gives them, from those of groups of clients, such that a minority of the
+        groups cannot move far what is estimated from them. Of one group: its own.
+
+        Raises:
+            GenfedError: the generator cannot.
+        """
+        raise GenfedError(f"robust rules do not support {type(self).__name__}")
 
     def noise_scales(self, statistics: Weights, bounds: SumBounds) -> Weights:
         """Returns a positive scale for every number of these statistics. Divided by the scales, what one example adds

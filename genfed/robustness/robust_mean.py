@@ -1,19 +1,20 @@
-"""Robust aggregation: a rule that replaces the means which methods declare."""
+"""Robust aggregation: a rule that replaces the means, or the sums, which methods declare."""
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from genfed.core.aggregate import Aggregate, ClientInfo, Mean, map_tree, refuse_unequal, select_means
+from genfed.core.aggregate import Aggregate, ClientInfo, Mean, Sum, map_tree, refuse_unequal, select_means
 from genfed.core.errors import GenfedError
 from genfed.core.phase import Phase
 
 S = TypeVar("S")
+_SUM = Sum()
 _PIECE = 2**16  # coordinates that are reduced together, so that little memory is needed beside the uploads
 
 
@@ -52,6 +53,45 @@ class LinearCombination(AggregationRule, ABC):
             gram: the updates' inner products, float64 [n, n].
             weights: the weights that clients claim, float64 [n].
         """
+
+
+class GroupedRule(AggregationRule, ABC):
+    """A rule for sums: clients are divided into groups, and the sums of the groups are joined as the phase says."""
+
+    groups: int
+    """Number of groups."""
+
+
+@dataclass(frozen=True)
+class GroupedSum(Aggregate):
+    """Sums over groups of clients, joined when the last upload is there. Client i is in the group i modulo `groups`: f
+    malicious clients spoil at most f groups, whichever they are in, so the groups need no secret.
+    """
+
+    rule: GroupedRule
+    join: Callable[[Sequence[Any]], Any]
+    """The sums of the groups → what replaces the sum over all clients. See `Phase.join_sums`."""
+
+    def bound(self, largest: float, examples: int) -> float:
+        return _SUM.bound(largest, examples)
+
+    def describe(self) -> str:
+        return f"added up by group, joined by {self.rule.describe()}"
+
+    def read_layout(self, value: Any, info: ClientInfo) -> dict[str, Any]:
+        return _SUM.read_layout(value, info)
+
+    def lift(self, value: Any, weight: float, info: ClientInfo, sent: Any = None) -> Any:
+        return {info.id % self.rule.groups: _SUM.lift(value, weight, info, sent)}
+
+    def add(self, left: Any, right: Any) -> Any:
+        both = {group: _SUM.add(left[group], right[group]) for group in left.keys() & right.keys()}
+        return left | right | both
+
+    def finish(self, total: Any) -> Any:
+        if total is None:
+            return None
+        return self.join([_SUM.finish(part) for _, part in sorted(total.items())])
 
 
 @dataclass(frozen=True)
@@ -123,25 +163,33 @@ class RobustMean(Aggregate):
 
 
 def make_robust(phase: Phase[S], rule: AggregationRule | None) -> Phase[S]:
-    """Returns the phase with every declared mean replaced by the rule. None: returns the phase itself."""
+    """Returns the phase with all that the rule replaces. None: returns the phase itself."""
     if rule is None:
         return phase
-    robust = {name: RobustMean(mean, rule) for name, mean in select_means(phase.aggregate).items()}
-    return replace(phase, aggregate={**phase.aggregate, **robust})
+    return replace(phase, aggregate={**phase.aggregate, **find_replaced(phase, rule)})
 
 
-def list_uncovered(phases: Sequence[Phase[Any]]) -> list[str]:
-    """Returns the upload fields that no rule replaces, since they are no means."""
+def find_replaced(phase: Phase[Any], rule: AggregationRule) -> dict[str, Aggregate]:
+    """Returns what the rule puts in place of the phase's aggregates, by upload field: of every mean; of a rule for
+    sums, of every sum that the phase can join from groups.
+    """
+    if isinstance(rule, GroupedRule):
+        return {name: GroupedSum(rule, join) for name, join in phase.join_sums.items()}
+    return {name: RobustMean(mean, rule) for name, mean in select_means(phase.aggregate).items()}
+
+
+def list_uncovered(phases: Sequence[Phase[Any]], rule: AggregationRule) -> list[str]:
+    """Returns the upload fields that the rule does not replace."""
     fields: dict[str, None] = {}
     for phase in phases:
-        means = select_means(phase.aggregate)
-        fields |= {name: None for name in phase.aggregate if name not in means}
+        replaced = find_replaced(phase, rule)
+        fields |= {name: None for name in phase.aggregate if name not in replaced}
     return list(fields)
 
 
-def describe_uncovered(label: str, phases: Sequence[Phase[Any]], kind: str) -> str:
+def describe_uncovered(label: str, phases: Sequence[Phase[Any]], rule: AggregationRule, kind: str) -> str:
     """Returns a line on the uploads of a method that the rule `kind` does not replace. Empty: there are none."""
-    if not (fields := list_uncovered(phases)):
+    if not (fields := list_uncovered(phases, rule)):
         return ""
     return f"{label}: {', '.join(fields)} cannot be reduced by {kind}, and are used as clients upload them."
 

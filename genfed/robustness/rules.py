@@ -10,7 +10,7 @@ from torch import Tensor
 from genfed.core.errors import GenfedError
 from genfed.core.schedule import round_up_share
 from genfed.core.settings import settings
-from genfed.robustness.robust_mean import CoordinatewiseRule, LinearCombination
+from genfed.robustness.robust_mean import CoordinatewiseRule, GroupedRule, LinearCombination
 
 Share = Annotated[float, Field(ge=0, lt=0.5)]
 
@@ -32,6 +32,23 @@ class Median(CoordinatewiseRule):
         """Returns the median [m]; of an even number of values, the mean of the two in the middle."""
         ordered, n = values.sort(dim=0).values, len(values)
         return (ordered[(n - 1) // 2] + ordered[n // 2]) / 2
+
+
+@settings
+class MedianOfMeans(GroupedRule):
+    """Sums over groups of clients, and what most of the groups say: for methods of sums. Minsker, Geometric median and
+    robust estimation in Banach spaces, Bernoulli 2015; Chen, Su, Xu, Distributed Statistical Machine Learning in
+    Adversarial Settings, arXiv 1705.05491, Algorithm 2.
+    """
+
+    groups: Annotated[int, Field(ge=1, le=10_000)] = 5
+    """Number of groups of clients, of which fewer than half may have a malicious client. 1: the plain sum."""
+
+    def check(self, count: int) -> None:
+        if count < self.groups:
+            raise GenfedError(
+                f"aggregation.groups = {self.groups}: there are {count} uploads; 1 to {count} are allowed"
+            )
 
 
 @settings

@@ -118,6 +118,7 @@ class FeatureStatistics(Method[StatisticsState]):
                 # One example more can bring a class of several into the sums: they have no bound then.
                 noise_scales=self.noise_scales if self.generator.bounded and not smallest else None,
                 smallest_class=smallest,
+                join_sums={"statistics": self.generator.join_groups} if self.generator.joins_groups else {},
             )
         ]
 
