@@ -68,6 +68,10 @@ class Gaussian(StatisticsGenerator):
         return self.shrinkage != "held_out"
 
     @property
+    def divides_classes(self) -> bool:
+        return self.shrinkage == "held_out"
+
+    @property
     def joins_groups(self) -> bool:
         return self.shrinkage != "held_out"
 

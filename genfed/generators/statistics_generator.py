@@ -49,14 +49,19 @@ class StatisticsGenerator(Generator):
     minimum_class_count: Annotated[int, Field(ge=0)] = 0
     """Least number of examples of a class that a client adds up: it leaves out every class of which it has fewer, since
     the mean of very few examples shows them. 0: it leaves out none, so that the sums are the same for any split of the
-    examples over clients. For generators of one pass; in further ones parts of a class are added up."""
+    examples over clients. Refused where parts of a class are added up too (`divides_classes`)."""
 
     def __post_init__(self) -> None:
-        if self.minimum_class_count and self.passes > 1:
+        if self.minimum_class_count and self.divides_classes:
             raise GenfedError(
                 f"minimum_class_count = {self.minimum_class_count}: clients add up parts of a class too, which may be "
-                "of one example; 0 is allowed, or another generator: gaussian, ppca"
+                "of one example; 0 is allowed, or another generator: ppca, or a gaussian with a number as shrinkage"
             )
+
+    @property
+    def divides_classes(self) -> bool:
+        """Whether clients also add up parts of a class, which may be of one example."""
+        return self.passes > 1
 
     @property
     def bounded(self) -> bool:

@@ -61,7 +61,14 @@ def test_masks_and_a_client_that_withdraws_are_as_before(tmp_path: Path) -> None
     assert same(left.state.head, without.head)
 
 
-@pytest.mark.parametrize(("method", "own"), [("gh_ofl", {"kind": "mixture"}), ("gefl", {"kind": "local_pca"})])
+@pytest.mark.parametrize(
+    ("method", "own"),
+    [
+        ("gh_ofl", {"kind": "mixture"}),
+        ("gefl", {"kind": "local_pca"}),
+        ("fedcgs", {"kind": "gaussian", "shrinkage": "held_out"}),
+    ],
+)
 def test_generators_that_add_up_parts_of_a_class_are_refused(method: str, own: dict[str, Any]) -> None:
     with pytest.raises(GenfedError, match="minimum_class_count = 2: clients add up parts of a class too"):
         read_config(tiny(method, method={method: {"generator": own | {"minimum_class_count": 2}}}))

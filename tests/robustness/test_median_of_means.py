@@ -11,6 +11,7 @@ from genfed.core.aggregate import ClientInfo, Fold, Sum
 from genfed.generators.gaussian import Gaussian, geometric_median
 from genfed.generators.statistics_generator import merge
 from genfed.methods.bases.feature_statistics import Statistics
+from genfed.methods.fedcgs import FedCGS
 from genfed.robustness.robust_mean import GroupedSum
 from genfed.robustness.rules import MedianOfMeans
 from tests.conftest import start, tiny
@@ -80,6 +81,12 @@ def test_the_groups_of_a_class_that_most_lack_are_left_out_of_it() -> None:
     first = Data(first.x, torch.zeros_like(first.y))
     parts = [generator.measure(data, TASK) for data in (both, first, first)]
     assert generator.join_groups(parts)["counts"].tolist() == [120, 0]
+
+
+def test_sums_of_halves_are_not_joined() -> None:
+    phase = FedCGS(generator=Gaussian(shrinkage="held_out")).phases()[0]
+    assert not phase.join_sums
+    assert FedCGS().phases()[0].join_sums
 
 
 def test_a_geometric_median_by_hand() -> None:
