@@ -149,8 +149,8 @@ class Phase(Generic[S]):
     """Least number of a client's examples of a class that its upload tells anything of; it leaves out smaller classes.
     0: it leaves out none."""
     join_sums: Mapping[str, Callable[[Sequence[Any]], Any]] = field(default_factory=dict)
-    """By field that is added up: the sums over each of several groups of clients → a value in place of the sum over all
-    of them, which a minority of the groups cannot move far. A robust rule for sums calls it."""
+    """Functions by field that is added up: the sums over each of several groups of clients → a value in place of the
+    sum over all of them, which a minority of the groups cannot move far. A robust rule for sums calls them."""
     draws_as: str | None = None
     """The name under which clients draw random numbers, where this phase is part of another one (secure aggregation).
     None: its own name."""
