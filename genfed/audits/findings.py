@@ -106,6 +106,8 @@ class AuditResult:
     images: tuple[ReportImage, ...] = ()
     not_possible: str = ""
     """Reason why the audit could not be run; empty: it was run."""
+    state: str = ""
+    """Digest of the checkpoint that was attacked; empty: an older genfed wrote the result."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Audits of a finished trial: the case that an audit attacks, shadows of the trial, and the results."""
 
 import dataclasses
+import hashlib
 import json
 import shutil
 import time
@@ -26,7 +27,7 @@ from genfed.core.rng import derive, stream
 from genfed.core.task import Data
 from genfed.data.features import TableSchema
 from genfed.engines.in_process import InProcess
-from genfed.experiment.checkpoint import Checkpoint, read_checkpoint
+from genfed.experiment.checkpoint import STATE, Checkpoint, read_checkpoint
 from genfed.experiment.local_clients import load_classifier, new_runner
 from genfed.experiment.run_folder import RunFolder
 from genfed.experiment.trial import Trial, trial_server
@@ -47,11 +48,17 @@ OUTSIDE = (
 """Note on attacks on uploads under client-level privacy."""
 
 
+def _digest_state(folder: Path) -> str:
+    """Returns 32 hexadecimal digits of the checkpoint in a trial's folder."""
+    with (folder / STATE).open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
 def audit_trial(
     trial: Trial, audits: Mapping[str, Audit], folder: RunFolder, notify: Notify = lambda line: None
 ) -> None:
     """Audits a finished trial, and adds each result to the run's audits.json as soon as it is known. An audit is
-    skipped if the file already has its result with the same settings and number of rounds.
+    skipped if the file already has its result with the same settings, number of rounds and state.
 
     Args:
         trial: the trial.
@@ -65,11 +72,11 @@ def audit_trial(
     for label, audit in audits.items():
         mine = (label, trial.label, trial.seed)
         old = next((r for r in found.results if (r.audit, r.method, r.seed) == mine), None)
-        at = read_checkpoint(trial.method, trial.folder)
-        if old and at and (old.settings, old.step) == (_settings(audit), at.step):
+        at, state = read_checkpoint(trial.method, trial.folder), _digest_state(trial.folder)
+        if old and at and (old.settings, old.step) == (_settings(audit), at.step) and old.state in ("", state):
             continue
         notify(f"{label} on {trial.label}, seed {trial.seed}")
-        new = run_audit(trial, label, audit, folder, notify)
+        new = replace(run_audit(trial, label, audit, folder, notify), state=state)
         others = [r for r in found.results if (r.audit, r.method, r.seed) != mine]
         found = replace(found, results=(*others, new))
         write_audits(found, folder.path)

@@ -1,6 +1,7 @@
 """Audits of runs, at their end or later: the file, the page, and what is refused."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from genfed.config.reader import decisive_settings, read_config
 from genfed.core.errors import GenfedError
 from genfed.experiment.auditing import describe_exchanges
 from genfed.methods.centralised import Centralised
-from genfed.report.privacy_section import read_audits
+from genfed.report.privacy_section import read_audits, write_audits
 from tests.conftest import GENERATIVE, TINY_GENERATORS, left_by, start, tiny, with_page
 
 SMALL: dict[str, Any] = {"membership_samples": {"samples": 40, "components": 4, "members": 60}}
@@ -115,6 +116,11 @@ def test_what_was_done_is_not_done_again(run: Path) -> None:
     found = read_audits(run)
     assert found
     assert {r.sizes["samples"] for r in found.results if r.method == "gefl"} == {30}
+    # A trial that was deleted and done again can have other weights after as many rounds.
+    other = [replace(r, state="0" * 32) if r.audit == "membership_samples" else r for r in found.results]
+    write_audits(replace(found, results=tuple(other)), run)
+    audits.audit_run(run, ["membership_samples"], ["audit.membership_samples.samples=30"], "gefl", notify=said.append)
+    assert said == ["membership_samples on gefl, seed 0"] * 2
 
 
 def test_shadows_of_an_interrupted_audit_with_other_settings_are_not_used(
