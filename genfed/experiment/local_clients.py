@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import sys
+import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 
 from genfed.config.architectures import Architectures
-from genfed.config.reader import read_config
+from genfed.config.reader import read_config, to_toml
 from genfed.config.settings import Config
 from genfed.core.aggregate import ClientInfo
 from genfed.core.errors import GenfedError
@@ -67,8 +68,9 @@ class LocalClients:
         """See `FederationClients`."""
         if self._workers is None:
             return InProcess(new_runner(trial))
-        run = str(self._folder.path.resolve())
-        self._workers.open(json.dumps({"run": run, "label": trial.label, "seed": trial.seed}))
+        run = str(self._folder.path.resolve())  # its config.toml may be edited while the run goes on
+        about = {"run": run, "config": to_toml(self._config), "label": trial.label, "seed": trial.seed}
+        self._workers.open(json.dumps(about))
         return self._workers
 
     def spent(self, trial: Trial) -> Mapping[int, Sequence[Mechanism]]:
@@ -197,5 +199,5 @@ def open_runner(text: str) -> ClientRunner:
     folder, seed = RunFolder(Path(about["run"])), about["seed"]
     shards = load(FederatedData, folder.client_data(seed))
     new_network = Architectures().new
-    config = read_config(folder.config)
+    config = read_config(tomllib.loads(about["config"]))
     return new_runner(new_trial(config, about["label"], seed, folder=folder, shards=shards, new_network=new_network))

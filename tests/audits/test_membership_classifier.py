@@ -101,7 +101,7 @@ def test_scores_of_hundreds_are_told_apart() -> None:
     """A head in closed form is sure of all examples, and surer of members."""
     logits = torch.tensor([[900.0, 0.0], [300.0, 0.0], [-300.0, 0.0], [-1e6, 0.0]])
     network = nn.Sequential(nn.Flatten(), nn.Linear(1, 2, bias=False))
-    network[1].weight.data.copy_(torch.tensor([[1.0], [0.0]]))
+    next(network.parameters()).data.copy_(torch.tensor([[1.0], [0.0]]))
     data = Data(logits[:, :1].reshape(-1, 1, 1, 1), torch.zeros(4, dtype=torch.int64))
     trial = replace(case(), train=data, held_out=data)
     rows = torch.arange(4)

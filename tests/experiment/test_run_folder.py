@@ -3,6 +3,7 @@
 import importlib
 import json
 import logging
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,10 @@ import pytest
 
 from genfed.config.reader import read_config
 from genfed.core.errors import GenfedError
+from genfed.experiment.progress import Progress
 from genfed.experiment.run import describe_start
 from genfed.experiment.run_folder import RunFolder, RunStart, default_folder, digest_code
-from tests.conftest import start, tiny
+from tests.conftest import left_by, start, tiny
 
 
 def test_only_the_folder_of_a_run_is_refused_by_default(tmp_path: Path) -> None:
@@ -136,3 +138,16 @@ def test_a_missing_or_edited_encoder_is_not_read_as_the_usual_one(tmp_path: Path
         folder.read_encoder()
     start(config, folder.path, on_existing="resume")
     assert folder.read_encoder() == right
+
+
+def test_workers_train_by_the_settings_that_the_run_began_with(tmp_path: Path) -> None:
+    """Who edits config.toml while a run goes on, for the next run, does not change this one."""
+    config = tiny("fedavg", "fedprox", baselines=[], compute={"workers": 2}, evaluation={"every": 0})
+
+    def edit(progress: Progress) -> None:
+        file = tmp_path / "edited" / "config.toml"
+        file.write_text(re.sub(r"learning_rate = [\d.]+", "learning_rate = 0.0001", file.read_text()))
+
+    start(config, tmp_path / "plain")
+    start(config, tmp_path / "edited", notify=edit)
+    assert left_by(tmp_path / "plain") == left_by(tmp_path / "edited")
