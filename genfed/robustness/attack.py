@@ -67,6 +67,16 @@ def find_paired_fields(phase: "Phase[object]") -> set[str]:
     return sent & uploaded
 
 
+def find_exact_sum(phases: "Sequence[Phase[object]]") -> str | None:
+    """Returns why an attack on updates does nothing in one of these phases: its clients add up whole numbers, which
+    `replace_update` leaves as they are. None: it acts in all of them.
+    """
+    exact = next((phase.name for phase in phases if phase.expected is not None), None)
+    if exact is None:
+        return None
+    return f"in phase {exact} clients add up whole numbers, not updates; use label_flip, or set attack.phases to others"
+
+
 def replace_update(
     sent: Packed, upload: Packed, change: Callable[[Tensor, Tensor], Tensor], zero: bool = True
 ) -> Packed:

@@ -13,7 +13,7 @@ from genfed.core.phase import Phase
 from genfed.core.record import Packed
 from genfed.core.settings import settings
 from genfed.core.task import Data, Task
-from genfed.robustness.attack import Attack, find_paired_fields, replace_update
+from genfed.robustness.attack import Attack, find_exact_sum, find_paired_fields, replace_update
 
 
 @settings
@@ -26,6 +26,9 @@ class SignFlip(Attack):
 
     factor: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     """Factor of the reversed update."""
+
+    def reason_to_refuse(self, task: Task, phases: "Sequence[Phase[Any]]") -> str | None:
+        return find_exact_sum(phases)
 
     def upload(self, sent: Packed, upload: Packed, rng: torch.Generator) -> Packed:
         return replace_update(sent, upload, lambda before, update: -self.factor * update)
@@ -41,6 +44,9 @@ class Scaling(Attack):
 
     factor: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 10.0
     """Factor of the update."""
+
+    def reason_to_refuse(self, task: Task, phases: "Sequence[Phase[Any]]") -> str | None:
+        return find_exact_sum(phases)
 
     def upload(self, sent: Packed, upload: Packed, rng: torch.Generator) -> Packed:
         return replace_update(sent, upload, lambda before, update: self.factor * update)

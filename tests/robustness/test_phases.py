@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from genfed.config.reader import read_config
+from genfed.core.errors import GenfedError
 from genfed.core.record import digest, pack
 from genfed.experiment.checkpoint import read_checkpoint
 from genfed.training.weights import Model
@@ -53,3 +54,16 @@ def test_stored_features_do_not_carry_an_attack_to_another_phase(settings: dict[
     assert not same(honest, earlier, "generator")
     assert same(earlier, both, "generator")
     assert not same(earlier, both, "headers"), "honest headers would learn from false labels"
+
+
+@pytest.mark.parametrize("kind", ["sign_flip", "scaling"])
+def test_attacks_on_updates_are_refused_where_clients_add_up_whole_numbers(kind: str, tmp_path: Path) -> None:
+    """They would change nothing, and the method would look immune."""
+    for label, method in (("fedcgs", {}), ("gefl_f", ENCODED)):
+        config = tiny(label, method={label: method}) | {"attack": {"kind": kind}}
+        with pytest.raises(
+            GenfedError, match=r"in phase \w+ clients add up whole numbers, not updates; use label_flip"
+        ):
+            start(config, tmp_path / label)
+    config = tiny("gefl_f", method={"gefl_f": ENCODED}) | {"attack": {"kind": kind, "phases": ["joint"]}}
+    start(config, tmp_path / "joint")
