@@ -83,6 +83,7 @@ def replace_update(
     """Returns the upload with every floating-point tensor u, trained from s, replaced by s + change(s, u − s).
 
     It is computed in double precision. A tensor of variances stays at 0 or above: one that was so before, and not 0.
+    Of a product of two factors (`FactoredWeights`) the left one alone is replaced, and with it the product.
 
     Args:
         sent: the record that the client was sent.
@@ -102,8 +103,13 @@ def replace_update(
         positive = bool((s >= 0).all()) and bool((u >= 0).all()) and bool(s.any())
         return (new.clamp_min(0) if positive else new).to(u.dtype)
 
-    changed = {p: replace_tensor(p, u) if u.is_floating_point() else u for p, u in upload.tensors.items()}
+    kept = {p for p, u in upload.tensors.items() if not u.is_floating_point() or _is_right_factor(p, upload)}
+    changed = {p: u if p in kept else replace_tensor(p, u) for p, u in upload.tensors.items()}
     return Packed(changed, upload.skeleton)
+
+
+def _is_right_factor(path: str, upload: Packed) -> bool:
+    return ".right[" in path and path.replace(".right[", ".left[") in upload.tensors
 
 
 def _strip_record(path: str) -> str:

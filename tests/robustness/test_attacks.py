@@ -14,6 +14,7 @@ from genfed.core.record import pack, unpack
 from genfed.core.task import Data, Task
 from genfed.robustness.attack import Attack
 from genfed.robustness.attacks import Backdoor, FreeRider, LabelFlip, Scaling, SignFlip
+from genfed.training.low_rank import FactoredWeights
 from tests.training.clients import client_of
 
 
@@ -53,6 +54,21 @@ def test_a_longer_update() -> None:
     assert got.weights["w"].tolist() == [11.0, 18.0]
     assert got.extra.tolist() == [70.0]
     assert uploaded(Scaling(factor=1.0)).weights["w"].tolist() == OWN.weights["w"].tolist()
+
+
+@dataclass(frozen=True)
+class Factored:
+    update: FactoredWeights
+
+
+@pytest.mark.parametrize(("attack", "factor"), [(SignFlip(factor=2.0), -2.0), (Scaling(factor=10.0), 10.0)])
+def test_an_update_in_factors_is_changed_once(attack: Attack, factor: float) -> None:
+    """Two turned factors would have the product that they had."""
+    left, right = torch.tensor([[1.0], [3.0]]), torch.tensor([[2.0, 5.0]])
+    own = Factored(FactoredWeights({"b": torch.tensor([1.0])}, {"w": left}, {"w": right}))
+    got = unpack(Factored, attack.upload(pack(SENT), pack(own), torch.Generator())).update
+    assert got.whole["b"].tolist() == [factor]
+    assert torch.equal(got.left["w"] @ got.right["w"], factor * (left @ right))
 
 
 def test_a_free_rider_gives_back_what_it_was_sent() -> None:
