@@ -217,6 +217,8 @@ def _describe(model: TrainedModel) -> ModelCard:
     if task.kind == "image":
         pixels = encoder if isinstance(encoder, PixelScale) else PixelScale()
         scale = f"in [−1, 1]: {pixels.formula}"
+        if isinstance(chosen.config.data, Sites) and encoder is None:
+            scale += ", unless the sites set data.pixels, which this run does not know"
     return ModelCard(
         architecture=model.architecture,
         network=f"{kind.__module__}:{kind.__qualname__}",

@@ -253,6 +253,10 @@ def test_a_server_that_stopped_goes_on_with_the_same_sites(tmp_path: Path) -> No
         serve(config, Grid(files, stops), tmp_path / "stopped")
     assert not serve(config, Grid(files), tmp_path / "stopped", on_existing="resume").error
     assert state_of(tmp_path / "stopped", "gefl") == state_of(tmp_path / "whole", "gefl")
+    export.export(tmp_path / "whole", tmp_path / "model")
+    assert (
+        "unless the sites set data.pixels, which this run does not" in (tmp_path / "model" / "model.json").read_text()
+    )
 
 
 def test_a_run_goes_on_with_the_sites_that_it_began_with(tmp_path: Path) -> None:
