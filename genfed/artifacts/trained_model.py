@@ -14,6 +14,7 @@ from genfed.core.aggregate import ClientInfo
 from genfed.core.errors import GenfedError, describe_error
 from genfed.core.federated_data import FederatedData
 from genfed.core.task import Data, Task
+from genfed.data.sites import Sites
 from genfed.engines.client_runner import use_threads
 from genfed.experiment import partitioning
 from genfed.experiment.checkpoint import Checkpoint, counted_rows, read_checkpoint
@@ -94,6 +95,8 @@ def load_trained(chosen: SelectedTrial, client: int) -> TrainedModel:
         GenfedError: there is no such client, files are damaged, or data that are needed cannot be read.
     """
     config, label, at = chosen.config, chosen.label, chosen.at
+    if isinstance(config.data, Sites):
+        at = _without_storage(chosen, client)
     rows = [row for row in read_rows(chosen) if row["client"] is not None]
     clients = None if config.method[label].classifier_reads_data else _list_clients(chosen, rows)
     trial = _trial_with_data(chosen) if clients is None else _trial_without_data(chosen, clients)
@@ -120,6 +123,19 @@ def load_trained(chosen: SelectedTrial, client: int) -> TrainedModel:
             _find_architecture(network, list(names), at.task),
             _last_accuracy(rows, at, client),
         )
+
+
+def _without_storage(chosen: SelectedTrial, client: int) -> Checkpoint[Any]:
+    """Returns the checkpoint of a trial on sites, which keep what their clients stored.
+
+    Raises:
+        GenfedError: the classifier of the client is made of that.
+    """
+    if chosen.config.method[chosen.label].classifier_reads_storage:
+        raise GenfedError(
+            f"{chosen.label}: the site of client {client} keeps its classifier, and the server has no part"
+        )
+    return replace(chosen.at, stored={})
 
 
 def read_rows(chosen: SelectedTrial) -> list[Row]:

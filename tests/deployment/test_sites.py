@@ -257,6 +257,9 @@ def test_a_server_that_stopped_goes_on_with_the_same_sites(tmp_path: Path) -> No
     assert (
         "unless the sites set data.pixels, which this run does not" in (tmp_path / "model" / "model.json").read_text()
     )
+    serve(some("local"), Grid(files), tmp_path / "own")
+    with pytest.raises(GenfedError, match="local: the site of client 0 keeps its classifier"):
+        export.export(tmp_path / "own", tmp_path / "none")
 
 
 def test_a_run_goes_on_with_the_sites_that_it_began_with(tmp_path: Path) -> None:
