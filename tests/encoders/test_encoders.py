@@ -14,7 +14,7 @@ from genfed import Client, ClientInfo, Data, GenfedError, Server, Slot, Task
 from genfed.config import registry
 from genfed.config.reader import read_source
 from genfed.data.digits import Digits
-from genfed.encoders.encoder import ENCODED, Encoder, build_encoder, encode_examples
+from genfed.encoders.encoder import ENCODED, BuiltEncoder, Encoder, build_encoder, encode_examples
 from genfed.encoders.identity import Identity
 from genfed.encoders.random_conv import RandomConv, draw_filters, weigh_cells
 from genfed.encoders.whitened import Whitened, load_public_images
@@ -100,15 +100,21 @@ def test_a_client_with_another_encoder_is_refused() -> None:
         encode_examples(client(IMAGES, data, seed=1), RandomConv(), agreed)
 
 
-def test_features_are_computed_once() -> None:
+def test_features_are_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the same encoder, examples and labels; an attack has others in some phases."""
     data, agreed = examples(IMAGES), build_encoder(RandomConv(), server(IMAGES)).digest
     here = client(IMAGES, data)
     first = encode_examples(here, RandomConv(), agreed)
+    with monkeypatch.context() as once:
+        once.setattr(BuiltEncoder, "encode", lambda *given: pytest.fail("computed again"))
+        assert torch.equal(encode_examples(here, RandomConv(), agreed).x, first.x)
     other = replace(here, data=Data(torch.zeros_like(data.x), data.y))
-    assert torch.equal(encode_examples(other, RandomConv(), agreed).x, first.x)
+    assert not torch.equal(encode_examples(other, RandomConv(), agreed).x, first.x)
+    turned = replace(here, data=Data(data.x, 1 - data.y))
+    assert torch.equal(encode_examples(turned, RandomConv(), agreed).y, 1 - data.y)
     stored = here.storage.get(ENCODED)
     assert stored is not None
-    assert stored.digest == agreed
+    assert stored.digest.startswith(agreed)
 
 
 def test_features_of_random_convolutions_by_hand() -> None:

@@ -59,7 +59,9 @@ def test_features_of_one_extractor_are_computed_once() -> None:
     one, storage = client(), Records()
     one = replace(one, storage=storage)
     first = load_features(one, Doubles(2.0))
-    changed = replace(one, data=replace(EXAMPLES, x=torch.zeros(3, 1, 2, 2)))
-    assert torch.equal(load_features(changed, Doubles(2.0)).x, first.x)
+    assert torch.equal(load_features(one, Doubles(2.0)).x, first.x)
     assert storage.puts == 1
+    changed = replace(one, data=replace(EXAMPLES, x=torch.zeros(3, 1, 2, 2)))
+    assert not load_features(changed, Doubles(2.0)).x.any(), "those of other examples"
+    assert storage.puts == 2
     assert storage.kept.keys() == {FEATURES.name}
