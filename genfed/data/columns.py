@@ -159,9 +159,11 @@ def _take(name: str, column: Cells | None, choice: Choice, european: bool | None
     """Decides what a column is that the settings do not name."""
     if column is None:
         found.unused.append(name)
-    elif UNNAMED.fullmatch(name) and not column.present:
+    elif not column.present:
         found.dropped.append(f"{show(name)} (empty)")
-    elif column.numbers is not None or not column.present:
+        if not UNNAMED.fullmatch(name):
+            found.warn("{}: no value in the training rows, so it is not used", name)
+    elif column.numbers is not None:
         if UNNAMED.fullmatch(name) and column.numbers is not None and _numbers_rows(column.numbers):
             found.dropped.append(f"{show(name)} (numbers the rows)")
         else:

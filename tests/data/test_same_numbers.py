@@ -102,6 +102,15 @@ def test_a_table_reads_alike_as_csv_and_as_parquet(table: tuple[list[str], list[
             assert len(one) == len(rows_of(data))
 
 
+def test_a_word_in_a_column_that_training_has_not() -> None:
+    """One row has a value, and it is a test row."""
+    truth: list[Any] = [None] * 11 + [False]
+    test_a_table_reads_alike_as_csv_and_as_parquet.hypothesis.inner_test((["truth"], [truth]))  # type: ignore[attr-defined]
+    test_a_table_reads_alike_as_csv_and_as_parquet.hypothesis.inner_test(  # type: ignore[attr-defined]
+        (["truth", "integer"], [truth, list(range(12))])
+    )
+
+
 @pytest.mark.parametrize("kind", ["csv", "parquet", "huggingface"])
 def test_predict_on_the_training_file_gives_the_training_features(kind: str, tmp_path: Path) -> None:
     """Every kind of column at once; the order of the rows is that of an id that is no feature."""

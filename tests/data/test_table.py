@@ -130,12 +130,16 @@ def test_columns_can_be_chosen(tmp_path: Path) -> None:
     assert "class names: no → well, yes → ill" in named.summary.facts
 
 
-def test_a_column_without_any_value_becomes_zeros(tmp_path: Path) -> None:
+def test_a_column_without_any_value_is_not_used(tmp_path: Path) -> None:
+    """Unless it is named. Nothing shows whether it has numbers or words, which other rows may have."""
     rows = [f"{i},,{i % 2}" for i in range(20)]
-    data = Table(path=write(tmp_path, rows, "a,b,y"), label="y").load()
-    assert data.task.shape == (2,)
-    assert not data.train.x[:, 1].any()
+    path = write(tmp_path, rows, "a,b,y")
+    data = Table(path=path, label="y").load()
+    assert data.task.shape == (1,)
     assert data.task.classes == ("0", "1")
+    named = Table(path=path, label="y", numeric=("b",)).load()
+    assert named.task.shape == (2,)
+    assert (named.train.x == 0).all(0).any()
 
 
 def test_markers_of_missing_values_can_be_set(tmp_path: Path) -> None:

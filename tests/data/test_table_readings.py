@@ -129,7 +129,7 @@ WARNED: list[tuple[str, Sequence[object], str]] = [
     ("subject_id", [v % 30 for v in range(N)], "set data.group to keep them in one part"),
     ("c", ["same"] * N, "column 'c': one value only, which tells nothing; name it in data.drop"),
     ("c", [5] * N, "column 'c': one value only"),
-    ("c", [""] * N, "column 'c': one value only"),
+    ("c", [""] * N, "column 'c': no value in the training rows, so it is not used"),
     (
         "seen",
         [f"{v % 28 + 1}.{v % 12 + 1}.2020" for v in range(N)],
