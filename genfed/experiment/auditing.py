@@ -69,10 +69,10 @@ def audit_trial(
     before = folder.read_audits()
     rest = [s for s in before.shared if s.method != trial.label]
     found = Audits((*rest, *describe_trial_exchanges(trial, trial.guarantee())), before.results)
+    at, state = (read_checkpoint(trial.method, trial.folder), _digest_state(trial.folder)) if audits else (None, "")
     for label, audit in audits.items():
         mine = (label, trial.label, trial.seed)
         old = next((r for r in found.results if (r.audit, r.method, r.seed) == mine), None)
-        at, state = read_checkpoint(trial.method, trial.folder), _digest_state(trial.folder)
         if old and at and (old.settings, old.step) == (_settings(audit), at.step) and old.state in ("", state):
             continue
         notify(f"{label} on {trial.label}, seed {trial.seed}")
