@@ -164,7 +164,7 @@ def _take(name: str, column: Cells | None, choice: Choice, european: bool | None
         if not UNNAMED.fullmatch(name):
             found.warn("{}: no value in the training rows, so it is not used", name)
     elif column.numbers is not None:
-        if UNNAMED.fullmatch(name) and column.numbers is not None and _numbers_rows(column.numbers):
+        if UNNAMED.fullmatch(name) and _numbers_rows(column.numbers):
             found.dropped.append(f"{show(name)} (numbers the rows)")
         else:
             found.numbers[name] = (column, give_notation(choice.decimal, choice.thousands))
