@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from genfed.core.errors import GenfedError
 from genfed.core.privacy import SumBounds
@@ -364,11 +364,27 @@ def find_covariances(counts: Tensor, mean: Tensor, second: Tensor, tying: float)
 
 
 def linear_discriminant(gaussian: Mapping[str, Tensor]) -> Weights:
-    """Returns the weights of the linear layer with the same decisions as Gaussians with a tied covariance."""
+    """Returns the weights of the linear layer with the same decisions as Gaussians with a tied covariance, for a
+    `LinearDiscriminant`.
+    """
     mean, factor = gaussian["mean"].double(), gaussian["factor"][0].double()
     weight = torch.cholesky_solve(mean.T, factor).T
     bias = log_prior(gaussian["prior"]).double() - 0.5 * (weight * mean).sum(1)
+    # What is common to all classes decides nothing, and is so large that single precision would lose the rest.
+    there = gaussian["prior"] > 0
+    weight, bias = weight - weight[there].mean(0), bias - bias[there].mean()
     return {"weight": weight.float(), "bias": bias.float()}
+
+
+class LinearDiscriminant(nn.Linear):
+    """A linear layer that adds up in double precision: with a covariance near to a singular one, logits are small
+    differences of large numbers.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns the logits [n, classes] of features x [n, d]."""
+        logits = F.linear(x.double(), self.weight.double(), self.bias.double())
+        return logits.to(self.weight.dtype)
 
 
 def log_prior(prior: Tensor) -> Tensor:

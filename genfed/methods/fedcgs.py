@@ -9,7 +9,7 @@ from genfed.core.client import Server
 from genfed.core.errors import GenfedError
 from genfed.core.settings import settings
 from genfed.core.task import Weights
-from genfed.generators.gaussian import Gaussian, linear_discriminant
+from genfed.generators.gaussian import Gaussian, LinearDiscriminant, linear_discriminant
 from genfed.generators.statistics_generator import StatisticsGenerator
 from genfed.methods.bases.feature_statistics import FeatureStatistics
 
@@ -37,4 +37,4 @@ class FedCGS(FeatureStatistics):
         return linear_discriminant(generator)
 
     def new_head(self, features: int, classes: int) -> nn.Module:
-        return nn.Linear(features, classes)
+        return LinearDiscriminant(features, classes)

@@ -15,7 +15,7 @@ from genfed.core.client import Server
 from genfed.core.errors import GenfedError
 from genfed.core.settings import settings
 from genfed.core.task import Task, Weights
-from genfed.generators.gaussian import Gaussian, GaussianNetwork, linear_discriminant
+from genfed.generators.gaussian import Gaussian, GaussianNetwork, LinearDiscriminant, linear_discriminant
 from genfed.generators.mixture import Mixture, MixtureNetwork
 from genfed.methods.bases.drawn_head import draw_features, train_head
 from genfed.methods.bases.feature_statistics import FeatureStatistics
@@ -85,7 +85,7 @@ class GHOFL(FeatureStatistics):
         if self.head == "proto_hyper":
             return ResidualHead(features, classes, self.rank, torch.Generator())
         if self._is_linear:
-            return nn.Linear(features, classes)
+            return LinearDiscriminant(features, classes)
         densities = self.generator.new(
             Task("features", (features,), tuple(map(str, range(classes)))), torch.Generator()
         )

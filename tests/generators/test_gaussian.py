@@ -17,6 +17,7 @@ from genfed.generators.gaussian import (
     Covariance,
     Gaussian,
     GaussianNetwork,
+    LinearDiscriminant,
     linear_discriminant,
     unfold_triangle,
 )
@@ -310,3 +311,19 @@ def test_without_two_examples_in_each_half_covariances_are_round() -> None:
     how, (data, task) = Gaussian(shrinkage="held_out"), few(2, width=3)
     factor = estimated(how, data, task)["factor"][0]
     assert torch.equal(factor, torch.diag(factor.diagonal()))
+
+
+@pytest.mark.parametrize("shrinkage", [1e-3, 1e-5, 0.0])
+def test_the_linear_head_keeps_its_digits_where_the_covariance_is_nearly_singular(shrinkage: float) -> None:
+    """Features that hardly vary within classes, and have a large common part: logits are small differences."""
+    rng = torch.Generator().manual_seed(4)
+    y = torch.arange(600) % 3
+    x = 0.3 * torch.randn(600, 40, generator=rng) @ torch.randn(40, 40, generator=rng) / 6 + torch.eye(40)[y] / 2 - 1
+    x[:, 20:] = -1.0  # constant pixels
+    task, how = Task("features", (40,), ("a", "b", "c")), Gaussian(shrinkage=shrinkage)
+    found = how.estimate(task, how.measure(Data(x, y), task))
+    head = LinearDiscriminant(40, 3)
+    head.load_state_dict(linear_discriminant(found))
+    weight = torch.cholesky_solve(found["mean"].double().T, found["factor"][0].double()).T
+    exact = x.double() @ weight.T - 0.5 * (weight * found["mean"].double()).sum(1) + found["prior"].double().log()
+    torch.testing.assert_close(head(x).double().softmax(1).detach(), exact.softmax(1), atol=2e-3, rtol=0)

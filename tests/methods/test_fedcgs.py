@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+import genfed
 from genfed import ClientInfo, Data, GenfedError, Server, Task
 from genfed.config.reader import read_config
 from genfed.core.aggregate import Fold
@@ -126,3 +127,15 @@ def test_features_on_a_scale_of_their_own_are_refused(
         GenfedError, match=r"its features are from .* added up within ±8 in steps of 1/64; scale the data"
     ):
         start(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize("label", ["fedcgs", "gh_ofl"])
+def test_a_head_in_closed_form_is_the_same_in_a_run_of_less_precision(label: str, tmp_path: Path) -> None:
+    found = [
+        genfed.run(
+            tiny(label, evaluation={"every": 0}, metrics={"samples": 0}, compute={"precision": precision}),
+            out=tmp_path / precision,
+        ).trials[0]
+        for precision in ("float32", "bfloat16")
+    ]
+    assert found[0].accuracy == found[1].accuracy

@@ -31,6 +31,7 @@ from genfed.generators.statistics_generator import (
     narrow_type,
     subtract,
 )
+from genfed.training.precision import FullPrecision
 
 _MOST_CLIPPED = 0.05
 """Largest share of features that may be clipped."""
@@ -195,7 +196,7 @@ class FeatureStatistics(Method[StatisticsState]):
         head = self.new_head(built.task.shape[0], len(built.task.classes)).to(client.device)
         if sent.head:  # before the upload there is none
             head.load_state_dict(sent.head)
-        return nn.Sequential(built.network, head)
+        return FullPrecision(built.network, head)
 
     def load_generator(self, server: Server, weights: Weights) -> GeneratorNetwork:
         """Returns the generator of features with these weights, on the server's device."""
