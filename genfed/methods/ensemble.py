@@ -2,6 +2,7 @@
 worth its cost if it gives more than this. The cost of a prediction grows with the number of clients.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -36,7 +37,8 @@ class ProbabilityMean(nn.Module):
         self.models = nn.ModuleList(models)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.stack([model(x).float().softmax(1) for model in self.models]).mean(0).log()
+        scores = torch.stack([model(x).float().log_softmax(1) for model in self.models])
+        return scores.logsumexp(0) - math.log(len(self.models))  # finite also where every probability is 0
 
 
 @settings

@@ -213,3 +213,13 @@ def test_features_are_whitened_alike_for_any_split(tmp_path: Path) -> None:
 def test_unwhitened_features_are_those_of_the_encoder(tmp_path: Path) -> None:
     state = state_of(tmp_path / "run", config(shared=False, generator=GAUSSIAN, settings={"whitening": "none"}))
     assert state.extractor.keys() == {"digest"}
+
+
+def test_features_are_whitened_in_single_precision_whatever_the_run_asks_for(tmp_path: Path) -> None:
+    table = config(shared=False, generator=GAUSSIAN, settings={"whitening": "full"}, compute={"precision": "bfloat16"})
+    assert state_of(tmp_path / "run", table).headers
+    statistics = Gaussian(covariance="tied").measure(Data(torch.randn(40, 3), torch.arange(40) % 2), TASK)
+    how = estimate_whitening("full", TASK, statistics)
+    x = torch.randn(5, 3).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(Whitening(how)(x), whiten(x.float(), how))

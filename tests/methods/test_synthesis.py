@@ -371,6 +371,15 @@ def test_the_mean_of_probabilities_by_hand() -> None:
     torch.testing.assert_close(answers.exp(), torch.tensor([[0.7, 0.3], [0.7, 0.3]]))
 
 
+def test_the_mean_of_probabilities_is_finite_where_every_model_gives_none() -> None:
+    class Certain(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.tensor([[0.0, -200.0, -300.0]]).expand(len(x), -1)
+
+    answers = Answers([Certain(), Certain()])(torch.zeros(2, 1))
+    torch.testing.assert_close(answers, torch.tensor([[0.0, -200.0, -300.0]]).expand(2, -1))
+
+
 def test_an_ensemble_of_one_is_local_training(tmp_path: Path) -> None:
     config = tiny("ensemble", "local", federation={"clients": 1, "architectures": ["mlp-small"]})
     config["method"] = {"local": {"rounds": 1}}

@@ -195,11 +195,13 @@ def whiten(x: Tensor, how: Mapping[str, Tensor]) -> Tensor:
     """
     if "mean" not in how:
         return x
-    factor, centered = how["factor"].to(x), x.flatten(1) - how["mean"].to(x)
-    if factor.ndim == 1:
-        return (centered / factor).reshape(x.shape)
-    white: Tensor = torch.linalg.solve_triangular(factor, centered.T, upper=False).T
-    return white.reshape(x.shape)
+    x = x.to(how["mean"].dtype)  # features of an autocast have fewer digits than these steps need
+    with torch.autocast(x.device.type, enabled=False):
+        factor, centered = how["factor"].to(x), x.flatten(1) - how["mean"].to(x)
+        if factor.ndim == 1:
+            return (centered / factor).reshape(x.shape)
+        white: Tensor = torch.linalg.solve_triangular(factor, centered.T, upper=False).T
+        return white.reshape(x.shape)
 
 
 class Whitening(nn.Module):
