@@ -18,6 +18,7 @@ from genfed.data.sites import Sites
 from genfed.engines.client_runner import use_threads
 from genfed.experiment import partitioning
 from genfed.experiment.checkpoint import Checkpoint, counted_rows, read_checkpoint
+from genfed.experiment.evaluation import NoStorage
 from genfed.experiment.inputs import data_fingerprint, load_data, load_public
 from genfed.experiment.local_clients import load_classifier
 from genfed.experiment.run_folder import RunFolder
@@ -92,15 +93,14 @@ def load_trained(chosen: SelectedTrial, client: int) -> TrainedModel:
     list all clients yet.
 
     Raises:
-        GenfedError: there is no such client, files are damaged, or data that are needed cannot be read.
+        GenfedError: there is no such client, files are damaged, data that are needed cannot be read, or the client's
+            site keeps what the classifier is made of.
     """
     config, label, at = chosen.config, chosen.label, chosen.at
-    if isinstance(config.data, Sites):
-        at = _without_storage(chosen, client)
     rows = [row for row in read_rows(chosen) if row["client"] is not None]
     clients = None if config.method[label].classifier_reads_data else _list_clients(chosen, rows)
     trial = _trial_with_data(chosen) if clients is None else _trial_without_data(chosen, clients)
-    info = _find_client(trial, client)
+    info, storage = _find_client(trial, client), _storage_at_site(chosen, client)
     names = {info.architecture: None}
 
     def new_network(architecture: str, task: Task, rng: torch.Generator) -> nn.Module:
@@ -109,7 +109,7 @@ def load_trained(chosen: SelectedTrial, client: int) -> TrainedModel:
 
     with use_threads(config.compute.threads):
         try:
-            network = load_classifier(replace(trial, new_network=new_network), at, info).eval()
+            network = load_classifier(replace(trial, new_network=new_network), at, info, storage).eval()
         except (GenfedError, KeyboardInterrupt):
             raise
         except BaseException as error:  # a method's own code may fail in any way
@@ -125,17 +125,11 @@ def load_trained(chosen: SelectedTrial, client: int) -> TrainedModel:
         )
 
 
-def _without_storage(chosen: SelectedTrial, client: int) -> Checkpoint[Any]:
-    """Returns the checkpoint of a trial on sites, which keep what their clients stored.
-
-    Raises:
-        GenfedError: the classifier of the client is made of that.
-    """
-    if chosen.config.method[chosen.label].classifier_reads_storage:
-        raise GenfedError(
-            f"{chosen.label}: the site of client {client} keeps its classifier, and the server has no part"
-        )
-    return replace(chosen.at, stored={})
+def _storage_at_site(chosen: SelectedTrial, client: int) -> NoStorage | None:
+    """Returns what refuses to be read in the place of a client's records that its site keeps. None: they are here."""
+    if not isinstance(chosen.config.data, Sites):
+        return None
+    return NoStorage(f"{chosen.label}: the site of client {client} keeps its classifier, and the server has no part")
 
 
 def read_rows(chosen: SelectedTrial) -> list[Row]:

@@ -87,8 +87,12 @@ class WatchedData(Data):
         return super().__getattribute__(name)
 
 
-class _NoStorage:
-    """Private records that must not be read, where a score could reveal them."""
+@dataclass(frozen=True)
+class NoStorage:
+    """Private records that must not be read, or that are elsewhere."""
+
+    reason: str
+    """The message of the error with which every read is refused."""
 
     def get(self, slot: Slot[R]) -> R | None:
         """See `ClientStorage`.
@@ -96,7 +100,7 @@ class _NoStorage:
         Raises:
             GenfedError: always.
         """
-        raise GenfedError("its classifier is built from what it trained itself, and its scores get no noise")
+        raise GenfedError(self.reason)
 
     def put(self, slot: Slot[R], record: R) -> None:
         """See `ClientStorage`."""
@@ -135,7 +139,8 @@ class _Evaluator:
         their examples.
         """
         if self._only_sent:
-            client = replace(client, storage=_NoStorage(), data=client.data[:0])
+            own = NoStorage("its classifier is built from what it trained itself, and its scores get no noise")
+            client = replace(client, storage=own, data=client.data[:0])
         architecture = "" if self._method.ignores_architecture else client.info.architecture
         key = (architecture, digest(pack(sent)))
         if key not in self._scored:

@@ -8,6 +8,7 @@ import sys
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,6 +19,7 @@ from genfed.config.architectures import Architectures
 from genfed.config.reader import read_config, to_toml
 from genfed.config.settings import Config
 from genfed.core.aggregate import ClientInfo
+from genfed.core.client import ClientStorage
 from genfed.core.errors import GenfedError
 from genfed.core.federated_data import FederatedData
 from genfed.core.files import open_file
@@ -183,14 +185,18 @@ def new_budget(trial: Trial, site: SiteAccount | None) -> TrialBudget | None:
     return TrialBudget(trial.privacy, trial.settle_plan(), declared, trial.seed, examples, site)
 
 
-def load_classifier(trial: Trial, at: Checkpoint[Any], info: ClientInfo) -> nn.Module:
-    """Returns a client's classifier as the last evaluation made it."""
+def load_classifier(
+    trial: Trial, at: Checkpoint[Any], info: ClientInfo, storage: ClientStorage | None = None
+) -> nn.Module:
+    """Returns a client's classifier as the last evaluation made it. `storage`: what takes the place of the client's
+    records. None: they lie in the trial's folder.
+    """
     number = at.evaluations - 1 if at.scored == at.step else at.evaluations
     server = trial_server(trial, number, EVALUATE, number, "send")
     sent = trial.method.send_classifier(server, at.state, info)
-    step = RoundId(EVALUATE, number, trial.place(at.step), at.stored.get(info.id))
-    client = new_runner(trial).make_scored_client(step, info.id)
-    return trial.method.classifier(client, sent)
+    since = at.stored.get(info.id) if storage is None else None
+    client = new_runner(trial).make_scored_client(RoundId(EVALUATE, number, trial.place(at.step), since), info.id)
+    return trial.method.classifier(client if storage is None else replace(client, storage=storage), sent)
 
 
 def open_runner(text: str) -> ClientRunner:

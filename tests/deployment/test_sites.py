@@ -351,6 +351,9 @@ def test_a_site_learns_from_the_images_what_a_student_would(tmp_path: Path) -> N
     assert torch.equal(sent.x, made.images)
     scores = [sum(row["correct"]) for row in rows if row["phase"] == "evaluate" and row["client"] == 1]
     assert len(set(scores)) > 1, "its own model is what is scored"
+    with pytest.raises(GenfedError, match="fgl: the site of client 1 keeps its classifier, and the server has no part"):
+        export.find_trained(tmp_path / "run", None, None, 1)
+    assert export.find_trained(tmp_path / "run", None, None, 0).accuracy is not None
 
 
 @pytest.mark.parametrize("method", REFUSE_IT)
