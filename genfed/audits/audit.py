@@ -1,6 +1,7 @@
 """The interface of an audit: it attacks one finished trial and reports what it found."""
 
 import dataclasses
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -39,6 +40,8 @@ class ClientExamples:
     """Rows of `Case.train`, int64."""
     like: Tensor | None
     """Held-out rows that resemble this client's examples. None: all do."""
+    rounds: Mapping[str, int] = field(default_factory=dict)
+    """The last round of each phase in which the client took part, by phase; without phases in which it never did."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +56,11 @@ class Case:
     seed: int
     device: torch.device
     train: Data
-    """All clients' training examples, on the CPU."""
+    """Training examples of the clients that took part in the trial, on the CPU. Those of others are in none of it."""
     held_out: Data
     """Examples on which no client trained, on the CPU."""
     holdings: tuple[ClientExamples, ...]
+    """The clients that took part, by id."""
     server: Callable[..., Server]
     """(path that names the draws) → a server on which server functions run."""
     state: Any
@@ -68,7 +72,8 @@ class Case:
     classifier: "Callable[[ClientInfo], nn.Module]"
     """(client) → its classifier as evaluated after the last round, in eval mode on the CPU."""
     retrained: "Callable[[int, Sequence[Data]], Case]"
-    """(number, examples by holding) → the same method trained on these, with another seed: a shadow of this trial."""
+    """(number, examples by holding) → the same method trained on these, with another seed: a shadow of this trial. The
+    same clients take part."""
     features: Callable[[Data], Data] | None = None
     """Real examples → their features by the extractor that all clients share, if samples are such features. None:
     samples are examples."""
@@ -80,6 +85,17 @@ class Case:
     def rng(self, *path: str | int) -> torch.Generator:
         """Returns a stream of the audit's own random numbers."""
         return stream(self.seed, "audit", *path)
+
+    def limit_to(self, holdings: Sequence[ClientExamples]) -> "Case":
+        """Returns the case with only these clients and rows. It has no shadows."""
+        ends = torch.tensor([0, *(len(each.rows) for each in holdings)]).cumsum(0).tolist()
+        places = [torch.arange(*place) for place in itertools.pairwise(ends)]
+        return dataclasses.replace(
+            self,
+            train=self.train[torch.cat([each.rows for each in holdings])],
+            holdings=tuple(dataclasses.replace(h, rows=rows) for h, rows in zip(holdings, places, strict=True)),
+            retrained=_Hidden("retrained"),
+        )
 
     def as_seen(self, sees: Sequence[Sees]) -> "Case":
         """Returns the case with only what an attacker of this kind has."""

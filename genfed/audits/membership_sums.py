@@ -15,7 +15,7 @@ from genfed.audits.audit import Audit, Case, NotPossible
 from genfed.audits.candidates import FEWEST, select_candidates
 from genfed.audits.findings import Findings, Reading
 from genfed.audits.membership_metrics import AUC, membership_numbers
-from genfed.audits.uploaded_sums import describe_added, find_sums, read_added, vectors_as_uploaded
+from genfed.audits.uploaded_sums import describe_added, find_sums, limit_to_added, read_added, vectors_as_uploaded
 from genfed.core.settings import settings
 from genfed.core.task import Weights
 from genfed.generators.gaussian import unfold_triangle
@@ -44,9 +44,11 @@ class MembershipSums(Audit):
     """Members over which the planted leak sums; only these are attacked there."""
 
     def examine(self, case: Case) -> Findings:
-        generator = find_sums(case)
+        sums = find_sums(case)
+        generator = sums.generator
         if not isinstance(case.state, StatisticsState) or "products" not in case.state.statistics:
             raise NotPossible(f"the server of {case.label} keeps no second moments of all clients")
+        case = limit_to_added(case, sums)
         train, held_out = read_added(case, case.train), read_added(case, case.held_out)
         task = describe_added(case, train)
         if case.state.statistics["products"].shape[1] == task.shape[0]:
@@ -57,12 +59,12 @@ class MembershipSums(Audit):
         others = vectors_as_uploaded(generator, held_out[attacked.others], task)
         few = slice(min(self.planted, len(members)))
         numbers = []
-        for name, sums, some in (
+        for name, statistics, some in (
             ("this run", case.state.statistics, slice(None)),
             ("planted leak", generator.measure(train[attacked.members[few]], task), few),
             ("nothing to find", generator.measure(train[attacked.apart], task), slice(None)),
         ):
-            inside, outside = (-find_leverage(sums, vectors[some], y[some]) for vectors in (members, others))
+            inside, outside = (-find_leverage(statistics, vectors[some], y[some]) for vectors in (members, others))
             numbers.append(membership_numbers(inside, outside, case.rng("membership_sums", "bootstrap", name)))
         features = members.shape[1]
         notes = (

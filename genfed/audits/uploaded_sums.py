@@ -1,6 +1,6 @@
 """What clients of methods of sums upload, computed from the examples that the auditor chooses."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -8,13 +8,23 @@ from torch import Tensor
 from genfed.audits.audit import Case, NotPossible
 from genfed.core.phase import flatten_phases
 from genfed.core.task import Data, Task, Weights
-from genfed.generators.statistics_generator import STEPS, StatisticsGenerator
+from genfed.generators.statistics_generator import STEPS, StatisticsGenerator, drop_small_classes
 from genfed.methods.bases.feature_statistics import Statistics, measure_features
 from genfed.training.pixels import normalize_pixels
 
 
-def find_sums(case: Case) -> StatisticsGenerator:
-    """Returns the generator for which clients add up their examples.
+@dataclass(frozen=True)
+class UploadedSums:
+    """What clients add up."""
+
+    phase: str
+    """The phase in which they upload it."""
+    generator: StatisticsGenerator
+    """The generator for which they add up."""
+
+
+def find_sums(case: Case) -> UploadedSums:
+    """Returns what clients add up of their examples.
 
     Raises:
         NotPossible: clients upload no such sums.
@@ -23,8 +33,22 @@ def find_sums(case: Case) -> StatisticsGenerator:
     if isinstance(generator, StatisticsGenerator):
         for phase in flatten_phases(case.method.phases()):
             if phase.work is not None and phase.wire_types.uploaded is Statistics:
-                return generator
+                return UploadedSums(phase.name, generator)
     raise NotPossible(f"no client of {case.label} uploads sums over its examples")
+
+
+def limit_to_added(case: Case, sums: UploadedSums) -> Case:
+    """Returns the case with only the examples that are in the sums that the server has: those of clients that took part
+    in the last pass, without classes that a client leaves out.
+    """
+    last = max((each.rounds.get(sums.phase, -1) for each in case.holdings), default=-1)
+    holdings = []
+    for each in case.holdings:
+        if each.rounds.get(sums.phase) == last:
+            y = case.train.y[each.rows]
+            counts = drop_small_classes(torch.bincount(y), sums.generator.minimum_class_count)
+            holdings.append(replace(each, rows=each.rows[counts[y] > 0]))
+    return case.limit_to(holdings)
 
 
 def mean_of_classes(generator: StatisticsGenerator, data: Data, task: Task) -> dict[int, tuple[int, Tensor]]:

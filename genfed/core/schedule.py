@@ -53,11 +53,14 @@ class Schedule:
     """Share of the clients that take part in a round, in (0, 1]. In a reference or a pooled method, all clients do."""
     seed: int
     """The trial's seed."""
+    selected_by: int | None = None
+    """Seed from which the clients of a round are drawn. None: the trial's."""
 
     def participants(self, phase: str, round_: int) -> list[ClientInfo]:
         """Returns the clients of one round, by id. Rounds are counted per phase name over the whole method."""
         fraction = 1.0 if self.method.reference or self.method.pooled else self.fraction
-        return draw_participants(self.clients, fraction, stream(self.seed, phase, round_, "sample"))
+        seed = self.seed if self.selected_by is None else self.selected_by
+        return draw_participants(self.clients, fraction, stream(seed, phase, round_, "sample"))
 
     def rounds(self) -> Iterator[tuple[Phase[Any], list[ClientInfo]]]:
         """Yields the phase and the clients of every round, in order. A phase that decides its number of rounds only

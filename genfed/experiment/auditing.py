@@ -5,7 +5,8 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
@@ -27,14 +28,16 @@ from genfed.core.rng import derive, stream
 from genfed.core.task import Data
 from genfed.data.features import TableSchema
 from genfed.engines.in_process import InProcess
-from genfed.experiment.checkpoint import STATE, Checkpoint, read_checkpoint
+from genfed.experiment.checkpoint import STATE, Checkpoint, counted_rows, read_checkpoint
 from genfed.experiment.local_clients import load_classifier, new_runner
 from genfed.experiment.run_folder import RunFolder
 from genfed.experiment.trial import Trial, trial_server
 from genfed.experiment.trial_loop import TrialLoop
 from genfed.privacy.guarantee import PrivacyGuarantee
 from genfed.report.images import encode_png
+from genfed.report.metrics_log import read_metrics
 from genfed.report.privacy_section import write_audits
+from genfed.report.results import EVALUATE, Row
 from genfed.robustness.robust_mean import AggregationRule, make_robust
 from genfed.training.synthetic_dataset import choose_as_many, keeps_synthetic_dataset
 
@@ -146,7 +149,10 @@ def run_audit(
     try:
         encoder = folder.read_encoder()
         categories = encoder.places if isinstance(encoder, TableSchema) else {}
-        case = replace(audit_case(trial, at, folder.shadows, notify), categories=categories)
+        rows = read_metrics(folder.metrics)
+        counted = counted_rows(rows, trial.label, trial.seed, at, folder.metrics, trial.folder)
+        case = audit_case(trial, at, find_last_rounds(counted), folder.shadows, notify)
+        case = replace(case, categories=categories)
         found = audit.examine(case.as_seen(audit.sees))
     except NotPossible as why:
         return replace(about, not_possible=str(why))
@@ -161,9 +167,39 @@ def run_audit(
     )
 
 
-def audit_case(trial: Trial, at: Checkpoint[Any], folder: Path, notify: Notify = lambda line: None) -> Case:
-    """Returns the case that an audit attacks; shadows are trained in `folder`."""
+def find_last_rounds(rows: Iterable[Row]) -> dict[int, dict[str, int]]:
+    """Returns for each client the last round of each phase in which it took part and was not excluded, given the rows
+    of a trial. The evaluation is no such phase.
+    """
+    found = defaultdict[int, dict[str, int]](dict)
+    for row in rows:
+        if row["client"] is not None and row["phase"] != EVALUATE:
+            found[row["client"]][row["phase"]] = row["round"]
+    return dict(found)
+
+
+def audit_case(
+    trial: Trial,
+    at: Checkpoint[Any],
+    rounds: Mapping[int, Mapping[str, int]],
+    folder: Path,
+    notify: Notify = lambda line: None,
+) -> Case:
+    """Returns the case that an audit attacks.
+
+    Args:
+        trial: the trial.
+        at: its checkpoint.
+        rounds: as `find_last_rounds` returns them. The other clients are not attacked.
+        folder: where shadows are trained.
+        notify: called with a line of text for each shadow.
+
+    Raises:
+        NotPossible: no client took part.
+    """
     shards = trial.shards
+    if not rounds:
+        raise NotPossible(f"no client took part in a round of {trial.label}")
 
     def samples(y: Tensor, purpose: str) -> Data:
         return _sample(trial, at.state, y, purpose)
@@ -176,16 +212,17 @@ def audit_case(trial: Trial, at: Checkpoint[Any], folder: Path, notify: Notify =
 
     def retrained(number: int, examples: Sequence[Data]) -> Case:
         notify(f"shadow {number + 1}")
-        shadow = _shadow(trial, number, examples, folder)
+        own = zip((info.id for info in shards.clients if info.id in rounds), examples, strict=True)
+        shadow = _shadow(trial, number, dict(own), folder)
         before = read_checkpoint(shadow.method, shadow.folder)
         if before and before.trial != shadow.identity:  # of an interrupted audit with other settings
             shutil.rmtree(shadow.folder)
         TrialLoop(shadow, InProcess(new_runner(shadow)), lambda rows: None, lambda progress: None).finish()
         done = read_checkpoint(shadow.method, shadow.folder)
         assert done is not None
-        return audit_case(shadow, done, folder)
+        return audit_case(shadow, done, rounds, folder)
 
-    return Case(
+    whole = Case(
         label=trial.label,
         method=trial.method,
         task=shards.task,
@@ -194,7 +231,9 @@ def audit_case(trial: Trial, at: Checkpoint[Any], folder: Path, notify: Notify =
         train=shards.train,
         held_out=shards.held_out,
         holdings=tuple(
-            ClientExamples(info, torch.arange(*place), _personal_rows(shards.own.get(info.id, ())))
+            ClientExamples(
+                info, torch.arange(*place), _personal_rows(shards.own.get(info.id, ())), rounds.get(info.id, {})
+            )
             for info, place in zip(shards.clients, shards.ranges, strict=True)
         ),
         server=lambda *path: trial_server(trial, 0, "audit", *path),
@@ -205,6 +244,7 @@ def audit_case(trial: Trial, at: Checkpoint[Any], folder: Path, notify: Notify =
         features=features if trial.method.of_features else None,
         notify=notify,
     )
+    return replace(whole.limit_to([each for each in whole.holdings if each.rounds]), retrained=retrained)
 
 
 def _personal_rows(own: Sequence[PersonalTestSet]) -> Tensor | None:
@@ -233,22 +273,33 @@ def _sample(trial: Trial, state: Any, y: Tensor, purpose: str) -> Data:
     return stored
 
 
-def _shadow(trial: Trial, number: int, examples: Sequence[Data], folder: Path) -> Trial:
-    """Returns the trial with other examples and other random numbers; its checkpoint is written to `folder`."""
-    stops = torch.tensor([len(data) for data in examples]).cumsum(0).tolist()
+def _shadow(trial: Trial, number: int, examples: Mapping[int, Data], folder: Path) -> Trial:
+    """Returns the trial with other random numbers and, of some clients, other examples.
+
+    Args:
+        trial: the trial.
+        number: number of the shadow.
+        examples: the other examples, by client.
+        folder: where its checkpoint is written.
+    """
+    before = trial.shards
+    parts = [
+        examples.get(info.id, before.train[slice(*place)])
+        for info, place in zip(before.clients, before.ranges, strict=True)
+    ]
+    stops = torch.tensor([len(data) for data in parts]).cumsum(0).tolist()
     shards = replace(
-        trial.shards,
-        clients=tuple(
-            replace(info, examples=len(data)) for info, data in zip(trial.shards.clients, examples, strict=True)
-        ),
+        before,
+        clients=tuple(replace(info, examples=len(data)) for info, data in zip(before.clients, parts, strict=True)),
         ranges=tuple(zip([0, *stops[:-1]], stops, strict=True)),
-        train=Data(torch.cat([data.x for data in examples]), torch.cat([data.y for data in examples])),
+        train=Data(torch.cat([data.x for data in parts]), torch.cat([data.y for data in parts])),
         own={},
     )
     identity = f"{trial.identity}-shadow-{number}-{digest(pack(shards.train))}"
     return replace(
         trial,
         seed=derive(trial.seed, "audit", "shadow", number),
+        selected_by=trial.seed,
         shards=shards,
         folder=folder / f"{trial.label}-{trial.seed}-{number}",
         identity=identity,

@@ -84,6 +84,8 @@ class Trial:
     """Differential privacy that protects every example in sums of uploads. None: no such protection."""
     at_site: bool = False
     """Whether this is a site's part of the trial. The server is then another machine, with another disk."""
+    selected_by: int | None = None
+    """As in `Schedule`: a shadow asks the clients that its trial asked."""
 
     @property
     def durable(self) -> bool:
@@ -95,7 +97,8 @@ class Trial:
     @property
     def schedule(self) -> Schedule:
         """The participating clients of every round."""
-        return Schedule(self.method, self.shards.clients, self.federation.client_fraction, self.seed)
+        fraction = self.federation.client_fraction
+        return Schedule(self.method, self.shards.clients, fraction, self.seed, self.selected_by)
 
     @property
     def round_noise(self) -> RoundNoise | None:

@@ -8,15 +8,22 @@ from typing import Any
 import pytest
 
 from genfed.artifacts import audit as audits
+from genfed.audits.audit import Case
+from genfed.audits.membership_classifier import MembershipClassifier
 from genfed.cli import main as cli
 from genfed.config.reader import decisive_settings, read_config
+from genfed.core.aggregate import ClientInfo
 from genfed.core.errors import GenfedError
+from genfed.core.schedule import Schedule
 from genfed.experiment.auditing import describe_exchanges
 from genfed.methods.centralised import Centralised
+from genfed.methods.fedavg import FedAvg
+from genfed.report.metrics_log import read_metrics
 from genfed.report.privacy_section import read_audits, write_audits
 from tests.conftest import GENERATIVE, TINY_GENERATORS, left_by, start, tiny, with_page
 
 SMALL: dict[str, Any] = {"membership_samples": {"samples": 40, "components": 4, "members": 60}}
+FOUR = tuple(ClientInfo(client, "linear", 20) for client in range(4))
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +149,36 @@ def test_shadows_of_an_interrupted_audit_with_other_settings_are_not_used(
     assert len(list((run / "shadows").rglob("state.safetensors"))) == 4
     audit(22)
     assert not (run / "shadows").exists()
+
+
+def test_clients_that_were_not_asked_are_not_attacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not in the run, nor in its shadows, which ask the clients that the run asked."""
+    half = {"client_fraction": 0.5, "max_examples": 400}
+    start(tiny("fedcgs", "fedavg", federation=half, defaults={"rounds": 1}), tmp_path / "run")
+    asked: dict[str, set[int]] = {"fedcgs": set(), "fedavg": set()}
+    for row in read_metrics(tmp_path / "run" / "metrics.jsonl"):
+        if row["client"] is not None and row["phase"] != "evaluate":
+            asked[row["method"]].add(row["client"])
+    seen: list[Case] = []
+
+    def hold(audit: Any, case: Case) -> Any:
+        seen.append(case)
+        return examine(audit, case)
+
+    examine = MembershipClassifier.examine
+    monkeypatch.setattr(MembershipClassifier, "examine", hold)
+    found = audits.audit_run(
+        tmp_path / "run",
+        ["membership_sums", "membership_classifier"],
+        [f"audit.membership_classifier.{change}" for change in ("shadows=4", "planted_epochs=1", "members=40")],
+    )
+    said = {(each.audit, each.method): " ".join(each.notes) for each in found.results}
+    assert "The run adds up 200 examples" in said["membership_sums", "fedcgs"]
+    for case in seen:
+        assert {each.client.id for each in case.holdings} == asked[case.label]
+        assert len(case.train) == 200
+    _, clients = next(Schedule(FedAvg(rounds=1), FOUR, 0.5, seed=7, selected_by=0).rounds())
+    assert {info.id for info in clients} == asked["fedavg"]
 
 
 def test_a_ceiling_is_said_to_have_all_data() -> None:

@@ -13,6 +13,8 @@ from genfed.core.rng import stream
 from genfed.core.task import Data, Task
 
 CLASSES = 3
+ROUNDS = {"statistics": 0, "generator": 0}
+"""All clients took part in these phases."""
 
 
 def task(side: int = 8) -> Task:
@@ -44,7 +46,9 @@ def case(*, train: int = 240, held_out: int = 480, clients: int = 2, **changes: 
     fields: dict[str, Any] = {
         "label": "toy", "method": None, "task": task(), "seed": 0, "device": torch.device("cpu"),
         "train": drawn(train, "train"), "held_out": drawn(held_out, "held out"),
-        "holdings": tuple(ClientExamples(info, torch.arange(i, train, clients), None) for i, info in enumerate(infos)),
+        "holdings": tuple(
+            ClientExamples(info, torch.arange(i, train, clients), None, ROUNDS) for i, info in enumerate(infos)
+        ),
         "server": server, "state": None, "samples": unused, "classifier": unused, "retrained": unused,
     }  # fmt: skip
     return Case(**fields | changes)

@@ -22,7 +22,7 @@ from genfed.methods.fedpft import FedPFT
 from genfed.methods.gefl import GeFL
 from genfed.methods.gh_ofl import GHOFL
 from genfed.training.pixels import normalize_pixels
-from tests.audits.cases import CLASSES, case, drawn
+from tests.audits.cases import CLASSES, ROUNDS, case, drawn
 
 
 def toy(method: Any, *sizes: int) -> Case:
@@ -32,7 +32,7 @@ def toy(method: Any, *sizes: int) -> Case:
     holdings, used = [], 0
     for client, size in enumerate(sizes):
         rows = torch.cat([rows[used : used + size] for rows in of_class])
-        holdings.append(ClientExamples(ClientInfo(client, "linear", len(rows)), rows, None))
+        holdings.append(ClientExamples(ClientInfo(client, "linear", len(rows)), rows, None, ROUNDS))
         used += size
 
     def pixels(data: Data) -> Data:
@@ -88,6 +88,14 @@ def test_what_is_left_out_of_a_sum_is_not_found() -> None:
     assert found.readings[0].control[SAME].value == 1
     with pytest.raises(NotPossible, match="no client of toy uploads the sum of a class of 1 to 5 examples"):
         InversionSums().examine(toy(least, 1, 2))
+
+
+def test_a_client_that_was_not_asked_is_not_attacked() -> None:
+    there = toy(FedCGS(encoder=Identity()), 1, 1, 20)
+    first, *rest = there.holdings
+    found = InversionSums().examine(dataclasses.replace(there, holdings=(dataclasses.replace(first, rounds={}), *rest)))
+    assert found.sizes == {"clients": 2, "small classes": 3}
+    assert "client 0" not in found.notes[1]
 
 
 def test_features_that_are_no_pixels_have_no_picture() -> None:

@@ -1,5 +1,6 @@
 """Second moments of few examples tell who they are of; those of very many, and of others, do not."""
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -54,6 +55,25 @@ def test_the_more_examples_the_less_is_found() -> None:
     few, many = (MembershipSums().examine(toy(method, n)).readings[0].run[AUC].value for n in (120, 3000))
     assert few > 0.9
     assert many < 0.6
+
+
+def test_only_examples_in_the_sums_are_attacked() -> None:
+    """Of four clients one took part in the last pass, and it left out a class; the others' examples are no members."""
+    generator = Gaussian(minimum_class_count=30)
+    there = toy(FedCGS(encoder=Identity(), generator=generator), 400)
+    asked = there.holdings[1].rows
+    kept = asked[there.train.y[asked] < 2][:-30]
+    few = asked[there.train.y[asked] == 2][:20]
+    holdings = (
+        dataclasses.replace(there.holdings[0], rounds={"statistics": 0}),
+        dataclasses.replace(there.holdings[1], rows=torch.cat([kept, few]), rounds={"statistics": 1}),
+    )
+    sums = generator.measure(pixels(there.train[kept]), TASK)
+    there = dataclasses.replace(there, holdings=holdings, state=StatisticsState("", sums, {}, {}))
+    found = MembershipSums().examine(there)
+    assert f"The run adds up {len(kept)} examples" in found.notes[0]
+    assert found.sizes["members"] <= len(kept) / 2
+    assert found.readings[0].run[AUC].value > 0.99
 
 
 @pytest.mark.parametrize(
