@@ -73,5 +73,5 @@ def digest_encoder(encoder: Encoder | None, kind: Literal["image", "table", "fea
         encoder = PixelScale()
     if encoder is None:
         return ""
-    said = encoder.meaning.encode() if isinstance(encoder, PixelScale) else _ADAPTER.dump_json(encoder)
+    said = encoder.identity.encode() if isinstance(encoder, PixelScale) else _ADAPTER.dump_json(encoder)
     return fingerprint_content(said)

@@ -29,6 +29,8 @@ Range = Annotated[tuple[float, float], AfterValidator(_check_order)]
 BYTES: Range = (0.0, 255.0)
 UNIT: Range = (0.0, 1.0)
 _SIGNED: tuple[Range, ...] = ((-1.0, 1.0), (-0.5, 0.5))
+_USUAL = (BYTES, UNIT, *_SIGNED)
+"""Scales that are recognized by the pixels themselves."""
 _SLACK = 0.05
 """Share of a scale. Floats that were resized or filtered may exceed their scale by it."""
 _NARROW = 0.25
@@ -101,10 +103,19 @@ class PixelScale:
 
     @property
     def meaning(self) -> str:
-        """What −1 and 1 mean. Two scales of the same meaning give the same numbers for the same image."""
+        """What −1 and 1 mean, in words."""
         if self.bytes is not None:
             return f"−1 is black and 1 is white, transparent pixels lie on {self.ground}"
         return f"−1 is {_format(self.numbers[0])} and 1 is {_format(self.numbers[1])} of the data's own numbers"
+
+    @property
+    def identity(self) -> str:
+        """A text that is the same for two scales only if they give the same numbers for the same image, however it is
+        stored. The usual scales all do.
+        """
+        ranges = {"bytes": self.bytes, "other numbers": self.numbers}
+        unusual = [f"{kind} {r[0]:.17g} {r[1]:.17g}" for kind, r in ranges.items() if r and r not in _USUAL]
+        return " ".join([self.meaning, *unusual])
 
     @property
     def formula(self) -> str:

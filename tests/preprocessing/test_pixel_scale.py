@@ -199,6 +199,15 @@ def test_sites_agree_where_one_image_gives_the_same_numbers() -> None:
     assert len({digest_encoder(scale) for scale in other}) == 4
 
 
+def test_sites_that_set_other_numbers_do_not_agree() -> None:
+    """Of image files, of arrays of bytes, and of arrays of wider numbers."""
+    for stored in (None, np.dtype(np.uint8), np.dtype(np.uint16), np.dtype(np.float32)):
+        asked: list[tuple[float, float]] = [(0, 100), (0, 255), (0, 4095), (0, 65535), (0, 65535.5)]
+        scales = [set_pixel_scale(numbers, stored, "white") for numbers in asked]
+        assert len({digest_encoder(scale) for scale in scales}) == 5
+        assert digest_encoder(scales[0]) == digest_encoder(set_pixel_scale((0, 100), stored, "white"))
+
+
 def test_a_scale_is_described_in_words() -> None:
     x = np.array([[0.0, 1.0]]).reshape(2, 1, 1, 1)
     assert describe_pixels(measure_pixels(x), fit(x)) == "pixels: floats from 0 to 1; black is 0, white is 1"
