@@ -185,6 +185,11 @@ def served_config(config: Config) -> Config:
         )
     if config.audits:
         raise GenfedError("audits need clients' examples, which sites keep: remove them, or run without serve")
+    if config.federation.excluded:
+        raise GenfedError(
+            f"federation.excluded = {config.federation.excluded} leaves out no site: one that is to be left out does "
+            "not join; set federation.clients to the number of the others"
+        )
     if pooled := [label for label, method in config.method.items() if method.pooled]:
         raise GenfedError(f'{pooled[0]} pools all data, which sites keep: remove it, e.g. baselines = ["local"]')
     return replace(

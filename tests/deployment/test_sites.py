@@ -893,6 +893,11 @@ def test_pooled_methods_are_refused(tmp_path: Path) -> None:
         start(config | {"data": {"kind": "sites"}}, tmp_path / "here")
 
 
+def test_a_site_is_not_left_out_by_its_number(tmp_path: Path) -> None:
+    outcome = serve(some("fedcgs", federation={"excluded": [1]}), Grid([]), tmp_path / "run")
+    assert outcome.error.startswith("federation.excluded = (1,) leaves out no site: one that is to be left out does")
+
+
 def test_a_check_says_what_there_is_and_trains_nothing(tmp_path: Path) -> None:
     config = some("fedavg")
     outcome = serve(config, Grid(sites(config, tmp_path / "sites")), tmp_path / "run", check=True)
