@@ -39,6 +39,12 @@ def find_disagreements(config: Config, sites: Sequence[SiteDescription]) -> list
         )
     elif unlike := _describe_encoders(sites):
         lines.append(unlike)
+    split = config.evaluation.split
+    if other := [site.name for site in sites if site.part != split]:
+        lines.append(
+            f'evaluation.split = "{split}", and {", ".join(other)} would be evaluated on another part: set `part` of '
+            f'SITE.toml to "{split}", or the other in the run'
+        )
     few = min(sites, key=lambda site: site.examples)
     for label, method in config.method.items():
         if few.examples < method.minimum_examples:

@@ -58,6 +58,8 @@ class SiteDescription:
     """Clock of the server when the description came."""
     encoder: Annotated[str, Field(max_length=64)] = ""
     """Digest of how the site's raw examples become x. Empty: they are used as they are."""
+    part: Literal["test", "validation"] = "test"
+    """The part of its data that the site evaluates classifiers on."""
 
     def info(self, number: int) -> ClientInfo:
         """Returns the site as client `number`."""

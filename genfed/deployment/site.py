@@ -177,6 +177,7 @@ def _describe(site: LocatedSite, head: Mapping[str, Any], body: Packed) -> tuple
         "classes": list(holding.task.classes),
         "examples": len(holding.train),
         "held_out": len(holding.held_out),
+        "part": site.config.part,
         "encoder": holding.encoder,
         "torch": torch.__version__,
         "device": config.device,

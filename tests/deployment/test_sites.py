@@ -400,6 +400,21 @@ def test_the_first_architecture_by_name_may_be_a_site_s_own(tmp_path: Path, monk
     assert state_of(tmp_path / "sited", "gefl_f") == state_of(tmp_path / "embedded", "gefl_f")
 
 
+def test_sites_evaluate_on_the_part_that_the_report_names() -> None:
+    hello = SiteDescription("a", "linear", "image", (1, 8, 8), ("x", "y"), 10, 5, "", "cpu", 0, 0.0, False, 1, 0.0)
+    both = [hello, SiteDescription(**vars(hello) | {"name": "b", "part": "validation"})]
+
+    def said(split: str) -> list[str]:
+        return agreement.find_disagreements(
+            read_config(some("fedcgs", federation={"clients": 2}, evaluation={"split": split})), both
+        )
+
+    (line,) = said("test")
+    assert line.startswith('evaluation.split = "test", and b would be evaluated on another part: set `part`')
+    (line,) = said("validation")
+    assert line.startswith('evaluation.split = "validation", and a would be')
+
+
 def test_label_sets_that_differ_are_reported_before_training(tmp_path: Path) -> None:
     hello = SiteDescription("", "linear", "image", (1, 8, 8), (), 10, 5, "", "cpu", 0, 0.0, False, 1, 0.0)
 
