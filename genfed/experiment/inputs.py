@@ -62,6 +62,15 @@ def load_data(config: Config) -> Dataset:
     return load_source(config.data, config.data_root)
 
 
+_OTHER_SCALE = {
+    "image": "its pixels are on another scale than the clients', so one image would give different numbers; set pixels "
+    "and background of both to the same values",
+    "table": "its columns are encoded differently than the clients', so one row would give different numbers; set "
+    "encoder of both to the same encoder.json (`genfed run` on a table writes it into the run's folder)",
+}
+"""What is wrong where public examples are not encoded as the clients' are, by kind."""
+
+
 def load_public(config: Config, task: Task, encoder: str = "") -> Tensor | None:
     """Reads the training part of the public data set, without labels. None: the config has none.
 
@@ -71,7 +80,7 @@ def load_public(config: Config, task: Task, encoder: str = "") -> Tensor | None:
         encoder: Digest of how the clients' raw examples become x. Empty: unknown.
 
     Raises:
-        GenfedError: its examples are of another kind or shape than the clients', or its pixels on another scale.
+        GenfedError: its examples are of another kind or shape than the clients', or are encoded in another way.
     """
     if config.public is None:
         return None
@@ -81,11 +90,8 @@ def load_public(config: Config, task: Task, encoder: str = "") -> Tensor | None:
             f"public: {public.task.kind} examples of shape {public.task.shape}, where the clients' are {task.kind} "
             f"examples of shape {task.shape}; set its size and channels, or choose another source"
         )
-    if task.kind == "image" and encoder and digest_encoder(public.encoder, task.kind) != encoder:
-        raise GenfedError(
-            "public: its pixels are on another scale than the clients', so one image would give different numbers; set "
-            "pixels and background of both to the same values"
-        )
+    if task.kind in _OTHER_SCALE and encoder and digest_encoder(public.encoder, task.kind) != encoder:
+        raise GenfedError(f"public: {_OTHER_SCALE[task.kind]}")
     return public.train.x
 
 

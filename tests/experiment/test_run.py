@@ -15,8 +15,9 @@ import torch
 from genfed.cli import common
 from genfed.cli import main as cli
 from genfed.config.reader import read_config, to_toml
-from genfed.config.settings import Compute
+from genfed.config.settings import Compute, Config
 from genfed.core.errors import GenfedError
+from genfed.data.encoder import digest_encoder, write_encoder
 from genfed.experiment.environment import command_line, count_workers
 from genfed.experiment.inputs import load_data, load_public
 from genfed.experiment.partitioning import assign_architectures, count_classes, partition_data, pool_clients
@@ -182,3 +183,26 @@ def test_public_examples_are_read_and_must_be_like_the_clients(tmp_path: Path) -
     np.savez(tmp_path / "z.npz", x=z, y=np.arange(40) % 2)
     with pytest.raises(GenfedError, match="public: its pixels are on another scale than the clients'"):
         start(tiny("fedavg") | {"public": {"kind": "npz", "path": str(tmp_path / "z.npz")}}, tmp_path / "run")
+
+
+def test_public_rows_that_are_encoded_in_another_way_are_refused(tmp_path: Path) -> None:
+    """A table has scales of its own, and the same columns in another order have the same width."""
+    draw = np.random.default_rng(0).normal(size=(200, 2)).round(2)
+    for name, columns in (("own", ("a", "b")), ("swapped", ("b", "a"))):
+        rows = [f"{one},{other},{'yes' if one > 0 else 'no'}" for one, other in draw]
+        (tmp_path / f"{name}.csv").write_text("\n".join([",".join((*columns, "ill")), *rows]) + "\n")
+
+    def config(**public: str) -> Config:
+        tables = {"kind": "table", "path": str(tmp_path / "own.csv"), "label": "ill"}
+        return read_config(tiny("fedavg") | {"data": tables, "public": tables | public})
+
+    data = load_data(config())
+    digest = digest_encoder(data.encoder)
+    assert load_public(config(), data.task, digest) is not None
+    swapped = {"path": str(tmp_path / "swapped.csv")}
+    with pytest.raises(GenfedError, match="public: its columns are encoded differently than the clients'"):
+        load_public(config(**swapped), data.task, digest)
+    assert data.encoder is not None
+    write_encoder(data.encoder, tmp_path / "encoder.json")
+    same = load_public(config(**swapped, encoder=str(tmp_path / "encoder.json")), data.task, digest)
+    assert same is not None
