@@ -65,6 +65,10 @@ class HuggingFace(ImageSource, TableSource):
         }
         natural = read_natural(tables, self.natural_names)
         if image is not None:
+            if self.encoder is not None:
+                raise GenfedError(
+                    f"encoder = {self.encoder!r}: {self.path} holds images, whose scale is set by pixels and background"
+                )
             return self._build_images(splits, image, y, classes, natural, summary)
         table = self.build_table(tables, y, classes, self.label, natural)
         return replace(table, summary=summary + table.summary)

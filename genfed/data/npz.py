@@ -68,6 +68,10 @@ class Npz(ImageSource):
         summary += doubt_classes(classes, self.classes or (), "data.classes")
         if given["train"][0].ndim == 2:
             return self._build_table({part: x for part, (x, _) in given.items()}, y, classes, natural, summary)
+        if self.encoder is not None:
+            raise GenfedError(
+                f"encoder = {self.encoder!r}: {self.path} holds images, whose scale is set by pixels and background"
+            )
         raw = {part: to_examples(x, self.layout, f"{self.path}: x of {part}") for part, (x, _) in given.items()}
         return self.build_from_arrays(raw, y, classes, natural, self.path, summary)
 
@@ -117,6 +121,10 @@ class Npz(ImageSource):
             schema = fit_schema(numbers, {}, self.scale, self.path)
         else:
             schema = read_schema(self.encoder)
+            if self.scale != "standard":
+                raise GenfedError(
+                    f"scale = {self.scale!r}: {self.encoder} has the scales; remove one of them from [data]"
+                )
             if list(schema.numbers) != [str(i) for i in range(train.shape[1])]:
                 raise GenfedError(f"{self.encoder}: it is not of an .npz with {train.shape[1]} features")
         encoded = {part: schema.encode(_name_columns(x), f"{self.path}: x of {part}") for part, x in matrices.items()}

@@ -204,12 +204,12 @@ class TableSource(SplitSource):
         # rows that are equal in all columns go before the columns are chosen: an id is then another text in every row
         same = _digest_rows({"train": train.all_cells(names)}) if self.deduplicate else None
         first = self.cut(y, classes, same, natural).rows["train"][1]
-        schema, about = self._choose_schema(train, names, y["train"], first)
+        schema, about = self._choose_schema(train, label, names, y["train"], first)
         columns = {part: read_columns(table, schema) for part, table in tables.items()}
         keys = _digest_rows({part: schema.read(there) for part, there in columns.items()})
         cut = self.cut(y, classes, keys, natural)
         if not torch.equal(rows := cut.rows["train"][1], first):
-            schema, about = self._choose_schema(train, names, y["train"], rows)
+            schema, about = self._choose_schema(train, label, names, y["train"], rows)
             columns = {part: read_columns(table, schema) for part, table in tables.items()}
         said = SourceSummary(
             tuple(_describe_file(table) for table in tables.values()),
@@ -224,12 +224,13 @@ class TableSource(SplitSource):
         )
 
     def _choose_schema(
-        self, train: RawTable, names: tuple[str, ...], y: Tensor, chosen: Tensor
+        self, train: RawTable, label: str, names: tuple[str, ...], y: Tensor, chosen: Tensor
     ) -> tuple[TableSchema, SourceSummary]:
         """Returns the schema of a table, and what is said of its columns.
 
         Args:
             train: The given training part.
+            label: The column of labels.
             names: The columns that may be features.
             y: The labels [n] of the given training part.
             chosen: Its rows that are trained on [m].
@@ -248,8 +249,31 @@ class TableSource(SplitSource):
             schema, about = choose_columns(self._choice(names, train), read, labels, self.scale, train.where)
             schema = replace(schema, missing=self.missing_words())
         else:
-            schema, about = read_schema(self.encoder), SourceSummary((f"columns, codes and scales: {self.encoder}",))
+            schema = read_schema(self.encoder)
+            self._check_given(schema, label)
+            about = SourceSummary((f"columns, codes and scales: {self.encoder}",))
         return schema, about
+
+    def _check_given(self, schema: TableSchema, label: str) -> None:
+        """Refuses settings that a given schema has decided otherwise.
+
+        Raises:
+            GenfedError: a setting says how columns are read, or the schema has a feature that is to be none.
+        """
+        for name in ("features", "numeric", "categorical", "decimal", "thousands", "units"):
+            if (value := getattr(self, name)) is not None:
+                raise GenfedError(
+                    f"{name} = {value!r}: {self.encoder} decides how columns are read; remove one of them from [data]"
+                )
+        if self.scale != "standard":
+            raise GenfedError(f"scale = {self.scale!r}: {self.encoder} has the scales; remove one of them from [data]")
+        columns = {label: "the label"} | dict.fromkeys(self.natural_names, "no feature")
+        for name, what in (dict.fromkeys(self.drop or (), "dropped") | columns).items():
+            if name in schema.numbers or name in schema.categories:
+                raise GenfedError(
+                    f"column {name!r} is {what}, and a feature in {self.encoder}: name the encoder.json of a run in "
+                    "which it is none"
+                )
 
     def _choice(self, names: tuple[str, ...], train: RawTable) -> Choice:
         """Returns what the settings and the file's kind say of the columns `names`."""

@@ -5,6 +5,7 @@ import datetime
 import re
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from genfed.data.dataset import Dataset
 from genfed.data.encoder import read_encoder, write_encoder
 from genfed.data.features import TableSchema
 from genfed.data.huggingface import HuggingFace
+from genfed.data.npz import Npz
 from genfed.data.table import Table
 
 TEXTS = st.text("abcéÅ ß-'\"\n,;", min_size=1, max_size=6).filter(lambda text: text.strip(" \n\"'-").isalnum())
@@ -268,3 +270,48 @@ def test_a_file_in_another_unit_or_without_values_is_told(tmp_path: Path) -> Non
     data = towns.load()
     (found,) = towns.read(csv_file(tmp_path, [""] * 20, "b.csv"), data.task, data.encoder)
     assert "every value is missing; in training none was" in found.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"units": {"weight": {"": 0.45359237}}}, "units = {'weight': {'': 0.45359237}}: .* decides how columns"),
+        ({"features": ("weight",)}, "features = .*: .* decides how columns are read; remove one of them"),
+        ({"categorical": ("age",)}, "categorical = "),
+        ({"numeric": ("age",)}, "numeric = "),
+        ({"decimal": ","}, "decimal = "),
+        ({"thousands": "."}, "thousands = "),
+        ({"scale": "range"}, "scale = 'range': .* has the scales"),
+        ({"drop": ("age",)}, "column 'age' is dropped, and a feature in "),
+        ({"label": "age"}, "column 'age' is the label, and a feature in "),
+        ({"group": "age"}, "column 'age' is no feature, and a feature in "),
+        ({"columns": ("age",)}, "column 'age' is no feature, and a feature in "),
+    ],
+)
+def test_a_setting_that_a_given_schema_decides_otherwise_is_refused(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    rows = [f"{60 + i},{20 + i % 7},{i % 2},{i}" for i in range(60)]
+    (tmp_path / "a.csv").write_text("\n".join(["weight,age,ill,note", *rows]) + "\n")
+    there: dict[str, Any] = {"path": str(tmp_path / "a.csv"), "label": "ill", "validation": 0.0}
+    fitted = Table(**there, drop=("note",)).load().encoder
+    assert fitted is not None
+    write_encoder(fitted, tmp_path / "encoder.json")
+    there |= {"encoder": str(tmp_path / "encoder.json")}
+    assert Table(**there, drop=("note",)).load().encoder == fitted
+    with pytest.raises(GenfedError, match=message):
+        Table(**there | changes).load()
+
+
+def test_a_schema_beside_an_array_that_it_does_not_decide_is_refused(tmp_path: Path) -> None:
+    x, y = np.arange(80.0).reshape(40, 2), np.arange(40) % 2
+    np.savez(tmp_path / "rows.npz", x=x, y=y)
+    np.savez(tmp_path / "images.npz", x=np.zeros((40, 4, 4), np.uint8), y=y)
+    rows = Npz(path=str(tmp_path / "rows.npz"))
+    fitted = rows.load().encoder
+    assert fitted is not None
+    write_encoder(fitted, file := tmp_path / "encoder.json")
+    with pytest.raises(GenfedError, match=r"scale = 'none': .* has the scales"):
+        replace(rows, encoder=str(file), scale="none").load()
+    with pytest.raises(GenfedError, match=r"encoder = .* holds images, whose scale is set by pixels and background"):
+        Npz(path=str(tmp_path / "images.npz"), encoder=str(file)).load()
