@@ -1,5 +1,6 @@
 """Checks before training: settings of protection and attack that do not fit the methods or clients are refused."""
 
+import contextlib
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -153,12 +154,18 @@ def _check_groups(label: str, config: Config, method: Method[Any], shards: Feder
     for phase, clients in Schedule(method, shards.clients, config.federation.client_fraction, seed).different_uploads():
         for name, how in find_replaced(phase, rule).items():
             for group, count in Counter(how.group(info) for info in clients).items():
-                _check_group(rule, count, f"{label}, phase {phase.name}, {name}{f' of {group}' if group else ''}")
+                with _named(f"{label}, phase {phase.name}, {name}{f' of {group}' if group else ''}"):
+                    rule.check(count)
+            if isinstance(rule, GroupedRule):
+                with _named(f"{label}, phase {phase.name}, {name}"):
+                    rule.check_groups(info.id for info in clients)
 
 
-def _check_group(rule: AggregationRule, count: int, where: str) -> None:
+@contextlib.contextmanager
+def _named(where: str) -> Iterator[None]:
+    """Puts the place before errors in the block."""
     try:
-        rule.check(count)
+        yield
     except GenfedError as error:
         raise GenfedError(f"{where}: {error}") from None
 

@@ -2,7 +2,7 @@
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -61,6 +61,21 @@ class GroupedRule(AggregationRule, ABC):
     groups: int
     """Number of groups."""
 
+    def check_groups(self, ids: Iterable[int]) -> None:
+        """Refuses clients that leave a group empty: fewer malicious ones than are said would then spoil the sum.
+
+        Args:
+            ids: ids of the clients, or numbers of their groups.
+
+        Raises:
+            GenfedError: a group has no client.
+        """
+        if (filled := len({client % self.groups for client in ids})) < self.groups:
+            raise GenfedError(
+                f"aggregation.groups = {self.groups}: client i is in the group i modulo {self.groups}, and the uploads "
+                f"lie in {filled} of them; fewer groups, or more clients in a round, are allowed"
+            )
+
 
 @dataclass(frozen=True)
 class GroupedSum(Aggregate):
@@ -91,6 +106,7 @@ class GroupedSum(Aggregate):
     def finish(self, total: Any) -> Any:
         if total is None:
             return None
+        self.rule.check_groups(total)
         return self.join([_SUM.finish(part) for _, part in sorted(total.items())])
 
 

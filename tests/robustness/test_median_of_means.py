@@ -109,3 +109,19 @@ def test_refuses(method: str, rule: dict[str, Any], reason: str, tmp_path: Path)
     """tiny gh_ofl has a mixture."""
     with pytest.raises(GenfedError, match=reason):
         start(tiny(method, aggregation={"kind": "median_of_means"} | rule), tmp_path / "run")
+
+
+def test_clients_that_leave_a_group_empty_are_refused(tmp_path: Path) -> None:
+    """Five uploads of one group are one sum, which one malicious client spoils."""
+    rule, ones = MedianOfMeans(groups=5), {"a": torch.ones(1, dtype=torch.int64)}
+    infos = [ClientInfo(client, "linear", 10) for client in (0, 5, 10, 15, 20)]
+    fold = Fold({"statistics": GroupedSum(rule, lambda parts: parts[0])}, infos)
+    for info in infos:
+        fold.add(info, Statistics(ones), 10)
+    with pytest.raises(
+        GenfedError, match=r"aggregation\.groups = 5: .* and the uploads lie in 1 of them; fewer groups"
+    ):
+        fold.finish()
+    few = {"clients": 8, "client_fraction": 0.5}
+    with pytest.raises(GenfedError, match=r"fedcgs, phase statistics, .*: aggregation\.groups = 4: client i is in"):
+        start(tiny("fedcgs", federation=few, aggregation={"kind": "median_of_means", "groups": 4}), tmp_path / "run")
