@@ -1,6 +1,6 @@
 """Warnings before training of classes and clients that a run never sees, or does not protect."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 from genfed.config.settings import Config
 from genfed.core.federated_data import FederatedData
 from genfed.core.method import Method
-from genfed.core.schedule import Schedule, list_upload_phases
+from genfed.core.schedule import Schedule
 from genfed.preprocessing.source_summary import list_some, show
 
 
@@ -26,23 +26,39 @@ def describe_missing_classes(shards: FederatedData) -> Iterator[str]:
         )
 
 
-def describe_single_holders(config: Config, shards: FederatedData) -> Iterator[str]:
-    """Yields a line on the classes of which one client alone has examples, where masks should hide what single clients
-    add to sums by class.
+def describe_single_holders(config: Config, shards: FederatedData, seed: int) -> Iterator[str]:
+    """Yields lines on the classes of which one client alone has examples, among those that are selected together, where
+    masks should hide what single clients add to sums by class.
     """
     if config.secure_aggregation is None:
         return
-    sums = [label for label, method in config.method.items() if any(p.by_class for p in list_upload_phases(method))]
-    if not sums:
-        return
-    classes = shards.task.classes
-    counts = [torch.bincount(shards.train.y[a:b], minlength=len(classes)) for a, b in shards.ranges]
-    holders = (torch.stack(counts) > 0).sum(0)
-    if alone := [show(name) for name, n in zip(classes, holders.tolist(), strict=True) if n == 1]:
+    methods = defaultdict[tuple[int, ...], list[str]](list)
+    for label, method in config.method.items():
+        schedule = Schedule(method, shards.clients, config.federation.client_fraction, seed)
+        if alone := _find_single_holders(schedule, shards):
+            methods[tuple(sorted(alone))].append(label)
+    selected = "" if config.federation.client_fraction == 1 else ", of those that are selected for a round,"
+    for classes, labels in methods.items():
+        names = list_some([show(shards.task.classes[c]) for c in classes])
         yield (
-            f"of class {list_some(alone)} one client has all examples: masks do not hide what it adds up of them in "
-            f"{', '.join(sums)}, since no other client adds to these sums"
+            f"of class {names} one client{selected} has all examples: masks do not hide what it adds up of them in "
+            f"{', '.join(labels)}, since no other client adds to these sums"
         )
+
+
+def _find_single_holders(schedule: Schedule, shards: FederatedData) -> set[int]:
+    """Returns the classes of which, in a round of sums by class, one selected client alone has examples."""
+    classes = len(shards.task.classes)
+    has = {
+        info.id: torch.bincount(shards.train.y[start:stop], minlength=classes) > 0
+        for info, (start, stop) in zip(shards.clients, shards.ranges, strict=True)
+    }
+    found: set[int] = set()
+    for phase, clients in schedule.different_uploads():
+        if phase.by_class:
+            holders = torch.stack([has[info.id] for info in clients]).sum(0)
+            found |= set((holders == 1).nonzero()[:, 0].tolist())
+    return found
 
 
 def describe_clients_never_asked(

@@ -120,7 +120,7 @@ def _checked_inputs(config: Config, dataset: Dataset) -> RunInputs:
     for seed in config.seeds:
         shards = partitioning.partition_data(config, dataset, seed)
         noticed |= dict.fromkeys(coverage.describe_missing_classes(shards))
-        noticed |= dict.fromkeys(coverage.describe_single_holders(config, shards))
+        noticed |= dict.fromkeys(coverage.describe_single_holders(config, shards, seed))
         checks.check_excluded(config, dataset, shards.train)
         checks.check_clients(config, shards, architectures.new)
         generator_quality.check_generator_quality(config.metrics, config.method, shards, architectures.new)

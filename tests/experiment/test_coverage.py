@@ -1,8 +1,17 @@
 """Classes and clients that a run never sees are named before it trains."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from genfed.config.reader import read_config
+from genfed.core.aggregate import ClientInfo
+from genfed.core.federated_data import FederatedData
+from genfed.core.schedule import Schedule
+from genfed.core.task import Data, Task
+from genfed.experiment.coverage import describe_single_holders
 from tests.conftest import start, tiny
 
 
@@ -48,3 +57,23 @@ def test_classes_of_one_client_are_named_where_masks_should_hide_it(tmp_path: Pa
     assert "what it adds up of them in fedproto, since" in line
     averaged = start(tiny("fedavg", **changes | {"method": {}}), tmp_path / "averaged")
     assert not any("masks" in line for line in averaged.data_summary.warnings)
+
+
+def test_classes_of_one_selected_client_are_named(tmp_path: Path) -> None:
+    """Of two clients with class a and two with class b, a round may have one of each."""
+    config = read_config(
+        tiny("fedcgs", "fedavg", federation={"client_fraction": 0.5}, secure_aggregation={"minimum_group": 2})
+    )
+    infos = tuple(ClientInfo(client, "linear", 1) for client in range(4))
+    data = Data(torch.zeros(4, 1), torch.tensor([0, 0, 1, 1]))
+    places = tuple((i, i + 1) for i in range(4))
+    shards = FederatedData(Task("table", (1,), ("a", "b")), infos, places, data, data)
+    whole = replace(config, federation=replace(config.federation, client_fraction=1.0))
+    said = {seed: list(describe_single_holders(config, shards, seed)) for seed in range(8)}
+    for seed, lines in said.items():
+        asked = Schedule(config.method["fedcgs"], infos, 0.5, seed).participants("statistics", 0)
+        assert len(lines) == (len({int(data.y[info.id]) for info in asked}) == 2)
+        assert list(describe_single_holders(whole, shards, seed)) == []
+    (line,) = next(lines for lines in said.values() if lines)
+    assert line.startswith("of class a, b one client, of those that are selected for a round, has all examples: masks")
+    assert "in fedcgs, since" in line
