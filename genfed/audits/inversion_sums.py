@@ -70,7 +70,7 @@ class InversionSums(Audit):
         sums = find_sums(case)
         generator = sums.generator
         holdings = [holding for holding in case.holdings if sums.phase in holding.rounds][: self.clients]
-        train, held_out = (read_added(case, data) for data in (case.train, case.held_out))
+        train, held_out = (read_added(case, data, sums) for data in (case.train, case.held_out))
         task = describe_added(case, train)
         found = [each for holding in holdings for each in self._attack(case, holding, generator, task, train, held_out)]
         if not found:

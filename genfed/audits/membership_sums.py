@@ -49,7 +49,7 @@ class MembershipSums(Audit):
         if not isinstance(case.state, StatisticsState) or "products" not in case.state.statistics:
             raise NotPossible(f"the server of {case.label} keeps no second moments of all clients")
         case = limit_to_added(case, sums)
-        train, held_out = read_added(case, case.train), read_added(case, case.held_out)
+        train, held_out = read_added(case, case.train, sums), read_added(case, case.held_out, sums)
         task = describe_added(case, train)
         if case.state.statistics["products"].shape[1] == task.shape[0]:
             raise NotPossible("the second moments are those of single features: they have no directions")

@@ -9,7 +9,9 @@ from genfed.audits.audit import Case, NotPossible
 from genfed.core.phase import flatten_phases
 from genfed.core.task import Data, Task, Weights
 from genfed.generators.statistics_generator import STEPS, StatisticsGenerator, drop_small_classes
+from genfed.methods.bases.feature_space import whitening_statistics
 from genfed.methods.bases.feature_statistics import Statistics, measure_features
+from genfed.methods.gefl_f import GeFLF
 from genfed.training.pixels import normalize_pixels
 
 
@@ -21,6 +23,8 @@ class UploadedSums:
     """The phase in which they upload it."""
     generator: StatisticsGenerator
     """The generator for which they add up."""
+    whitened: bool = True
+    """Whether they add up features as the method has them in the end. False: as its encoder gives them."""
 
 
 def find_sums(case: Case) -> UploadedSums:
@@ -34,6 +38,9 @@ def find_sums(case: Case) -> UploadedSums:
         for phase in flatten_phases(case.method.phases()):
             if phase.work is not None and phase.wire_types.uploaded is Statistics:
                 return UploadedSums(phase.name, generator)
+    method = case.method
+    if isinstance(method, GeFLF) and any(phase.name == "whiten" for phase in flatten_phases(method.phases())):
+        return UploadedSums("whiten", whitening_statistics(method.whitening), whitened=False)
     raise NotPossible(f"no client of {case.label} uploads sums over its examples")
 
 
@@ -81,6 +88,9 @@ def _divide(statistics: Weights) -> Tensor:
     return statistics["sums"].double().flatten(1) / weights.clamp_min(1) / STEPS
 
 
-def read_added(case: Case, data: Data) -> Data:
+def read_added(case: Case, data: Data, sums: UploadedSums) -> Data:
     """Returns what clients add up of these examples."""
+    if not sums.whitened:
+        encoder = {"digest": case.state.extractor["digest"]}
+        return Data(case.method.space.represent(case.server("features"), encoder, data.x), data.y)
     return Data(normalize_pixels(data.x), data.y) if case.features is None else case.features(data)

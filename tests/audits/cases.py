@@ -13,7 +13,7 @@ from genfed.core.rng import stream
 from genfed.core.task import Data, Task
 
 CLASSES = 3
-ROUNDS = {"statistics": 0, "generator": 0}
+ROUNDS = {"statistics": 0, "generator": 0, "whiten": 0}
 """All clients took part in these phases."""
 
 

@@ -20,9 +20,10 @@ from genfed.methods.fedavg import FedAvg
 from genfed.methods.fedcgs import FedCGS
 from genfed.methods.fedpft import FedPFT
 from genfed.methods.gefl import GeFL
+from genfed.methods.gefl_f import GeFLF, GeFLFState
 from genfed.methods.gh_ofl import GHOFL
 from genfed.training.pixels import normalize_pixels
-from tests.audits.cases import CLASSES, ROUNDS, case, drawn
+from tests.audits.cases import CLASSES, ROUNDS, case, drawn, server
 
 
 def toy(method: Any, *sizes: int) -> Case:
@@ -109,6 +110,20 @@ def test_features_that_are_no_pixels_have_no_picture() -> None:
 def test_methods_without_sums_are_not_attacked(method: Any) -> None:
     with pytest.raises(NotPossible, match="no client of toy uploads sums"):
         InversionSums().examine(toy(method, 1, 2))
+
+
+@pytest.mark.parametrize("whitening", ["diagonal", "full"])
+def test_sums_by_which_features_are_whitened_are_attacked(whitening: Any) -> None:
+    """A trained generator uploads no sums, and the phase before it does."""
+    method = GeFLF(encoder=Identity(), whitening=whitening)
+    extractor, _ = method.space.begin(server())
+    state = GeFLFState(extractor | {"mean": torch.ones(64), "factor": torch.ones(64)}, {}, {})
+    there = dataclasses.replace(toy(method, 1, 1, 20), state=state)
+    found = InversionSums().examine(there)
+    assert found.sizes == {"clients": 3, "small classes": 6}
+    assert found.readings[0].run[SAME].value == 1
+    with pytest.raises(NotPossible, match="no client of toy uploads sums"):
+        InversionSums().examine(toy(dataclasses.replace(method, whitening="none"), 1, 2))
 
 
 def test_vectors_are_what_is_added_up() -> None:
