@@ -26,6 +26,8 @@ from genfed.training.evaluation import predict
 from genfed.training.pixels import normalize_pixels
 
 Public = Literal["digits", "glyphs", "letters"]
+_FEATURE_STEP = 2.0**-16
+"""Rounding of the features that are whitened; those of an encoder have a mean square of about 1."""
 _STEP = 2.0**-12
 """Rounding of means and components, so that machines that compute them a little otherwise mostly have the same ones."""
 
@@ -78,10 +80,13 @@ class WhitenedNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the features [n, d] of examples [n, …]."""
-        projected = (self.encoder(x).flatten(1) - self.mean) @ self.components
+        # Multiples of a step times multiples of a step, in double precision: sums without an error are the same in any
+        # order, which a product of matrices chooses by the number of rows.
+        features = (self.encoder(x).flatten(1).double() / _FEATURE_STEP).round() * _FEATURE_STEP
+        projected = (features - self.mean.double()) @ self.components.double()
         # 1e-6: an example at the mean has no direction, and keeps features of about 0.
         rows: Tensor = projected * projected.square().mean(1, keepdim=True).clamp_min(1e-6).rsqrt()
-        return rows
+        return rows.float()
 
 
 @functools.lru_cache(maxsize=4)

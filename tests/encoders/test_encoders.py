@@ -15,11 +15,13 @@ from genfed.config import registry
 from genfed.config.reader import read_source
 from genfed.data.digits import Digits
 from genfed.encoders.encoder import ENCODED, BuiltEncoder, Encoder, build_encoder, encode_examples
+from genfed.encoders.hog import HOG
 from genfed.encoders.identity import Identity
 from genfed.encoders.random_conv import RandomConv, draw_filters, weigh_cells
 from genfed.encoders.whitened import Whitened, load_public_images
 from genfed.experiment.compatibility import check_encoders, check_public_examples
 from genfed.methods.fedcgs import FedCGS
+from genfed.training.evaluation import predict
 from tests.conftest import start, tiny
 from tests.encoders.toys import vision_model
 
@@ -275,3 +277,15 @@ def test_refuses(make: object, task: Task, reason: str) -> None:
 def test_refuses_features_that_are_not_finite() -> None:
     with pytest.raises(GenfedError, match="not finite"):
         build_encoder(Identity(), server(TABLE)).encode(torch.full((1, 5), float("nan")))
+
+
+@pytest.mark.parametrize("encoder", [RandomConv(), HOG(), Whitened(), Whitened(public="glyphs", covariance="total")])
+def test_the_bits_of_features_do_not_depend_on_the_other_examples(encoder: Encoder) -> None:
+    """Else the sums of features would not be the same for any split of the examples over clients."""
+    task = Task("image", (1, 28, 28), tuple("0123456789"))
+    network = encoder.new(task, torch.Generator().manual_seed(0)).eval()
+    x = load_public_images("letters", task.shape).x[:600]
+    whole, start = predict(network, x), 0
+    for count in (1, 2, 3, 5, 17, 64, 129, 379):
+        assert torch.equal(predict(network, x[start : start + count]), whole[start : start + count])
+        start += count
