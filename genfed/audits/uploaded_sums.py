@@ -91,6 +91,7 @@ def _divide(statistics: Weights) -> Tensor:
 def read_added(case: Case, data: Data, sums: UploadedSums) -> Data:
     """Returns what clients add up of these examples."""
     if not sums.whitened:
+        assert isinstance(case.method, GeFLF)
         encoder = {"digest": case.state.extractor["digest"]}
         return Data(case.method.space.represent(case.server("features"), encoder, data.x), data.y)
     return Data(normalize_pixels(data.x), data.y) if case.features is None else case.features(data)

@@ -20,7 +20,7 @@ from genfed.audits.findings import AuditResult, Audits, Exchanged, Picture, Repo
 from genfed.config.reader import flatten_settings
 from genfed.core.aggregate import ClientInfo
 from genfed.core.errors import GenfedError
-from genfed.core.federated_data import PersonalTestSet
+from genfed.core.federated_data import FederatedData, PersonalTestSet
 from genfed.core.method import Method
 from genfed.core.phase import flatten_phases
 from genfed.core.record import digest, pack
@@ -214,13 +214,7 @@ def audit_case(
         notify(f"shadow {number + 1}")
         own = zip((info.id for info in shards.clients if info.id in rounds), examples, strict=True)
         shadow = _shadow(trial, number, dict(own), folder)
-        before = read_checkpoint(shadow.method, shadow.folder)
-        if before and before.trial != shadow.identity:  # of an interrupted audit with other settings
-            shutil.rmtree(shadow.folder)
-        TrialLoop(shadow, InProcess(new_runner(shadow)), lambda rows: None, lambda progress: None).finish()
-        done = read_checkpoint(shadow.method, shadow.folder)
-        assert done is not None
-        return audit_case(shadow, done, rounds, folder)
+        return audit_case(shadow, _train(shadow), rounds, folder)
 
     whole = Case(
         label=trial.label,
@@ -230,12 +224,7 @@ def audit_case(
         device=torch.device(trial.compute.device),
         train=shards.train,
         held_out=shards.held_out,
-        holdings=tuple(
-            ClientExamples(
-                info, torch.arange(*place), _personal_rows(shards.own.get(info.id, ())), rounds.get(info.id, {})
-            )
-            for info, place in zip(shards.clients, shards.ranges, strict=True)
-        ),
+        holdings=_list_holdings(shards, rounds),
         server=lambda *path: trial_server(trial, 0, "audit", *path),
         state=at.state,
         samples=samples,
@@ -245,6 +234,25 @@ def audit_case(
         notify=notify,
     )
     return replace(whole.limit_to([each for each in whole.holdings if each.rounds]), retrained=retrained)
+
+
+def _train(shadow: Trial) -> Checkpoint[Any]:
+    """Trains a shadow to its end, from its last checkpoint if it has one, and returns the last."""
+    before = read_checkpoint(shadow.method, shadow.folder)
+    if before and before.trial != shadow.identity:  # of an interrupted audit with other settings
+        shutil.rmtree(shadow.folder)
+    TrialLoop(shadow, InProcess(new_runner(shadow)), lambda rows: None, lambda progress: None).finish()
+    done = read_checkpoint(shadow.method, shadow.folder)
+    assert done is not None
+    return done
+
+
+def _list_holdings(shards: FederatedData, rounds: Mapping[int, Mapping[str, int]]) -> tuple[ClientExamples, ...]:
+    """Returns the examples of all clients; `rounds` as in `audit_case`."""
+    return tuple(
+        ClientExamples(info, torch.arange(*place), _personal_rows(shards.own.get(info.id, ())), rounds.get(info.id, {}))
+        for info, place in zip(shards.clients, shards.ranges, strict=True)
+    )
 
 
 def _personal_rows(own: Sequence[PersonalTestSet]) -> Tensor | None:
