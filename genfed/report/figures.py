@@ -1,16 +1,12 @@
 """The figures of a report, as SVG that takes its text color and font from the page around it."""
 
-import io
 import math
-import re
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
-from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from markupsafe import Markup, escape
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
@@ -18,21 +14,10 @@ from matplotlib.lines import Line2D
 from matplotlib.projections.polar import PolarAxes
 from matplotlib.ticker import MaxNLocator
 
-from genfed.core.text import one_line
 from genfed.report.results import Point, Report, TrialResult
 from genfed.report.summary_table import CENTRALISED, LOCAL
+from genfed.report.svg import COLORS, INK, render_svg, shorten
 
-_INK = "#010203"  # stands for the page's text color until the SVG is written
-_COLORS = ("#3b82d6", "#e07b1a", "#2a9d6e", "#9b6bd3", "#d64550", "#2a9fb0", "#a87544", "#d667a8")  # on light and dark
-_SETTINGS: Any = {
-    "svg.fonttype": "none",  # text stays text: it is read aloud, found and scaled
-    "text.parse_math": False,  # a label may hold a $
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK),
-}
 _DOTS = 60  # more clients than this are drawn as a heat map
 
 
@@ -53,7 +38,7 @@ def draw_accuracy(report: Report) -> Markup:
         axes.set_ylabel(f"accuracy on the {report.scored_on} part, %")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
-    return _render_svg(paint, "Accuracy of every method by finished rounds", marks)
+    return render_svg(paint, "Accuracy of every method by finished rounds", marks)
 
 
 def draw_losses(report: Report) -> dict[str, Markup]:
@@ -80,19 +65,19 @@ def _draw_loss(report: Report, phase: str) -> Markup:
         axes.set_ylabel("training loss")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
-    return _render_svg(paint, f"Training loss in the phase {phase}, by round", marks)
+    return render_svg(paint, f"Training loss in the phase {phase}, by round", marks)
 
 
 def draw_partition(report: Report, seed: str) -> Markup:
     """Draws the number of examples of each class at each client: areas of dots, or a heat map for many clients."""
     counts = np.array(report.partition[seed]).T  # [classes, clients]
-    shades = LinearSegmentedColormap.from_list("", [(*mpl.colors.to_rgb(_COLORS[0]), alpha) for alpha in (0, 1)])
+    shades = LinearSegmentedColormap.from_list("", [(*mpl.colors.to_rgb(COLORS[0]), alpha) for alpha in (0, 1)])
 
     def paint(axes: Axes) -> None:
         if counts.shape[1] <= _DOTS:
             y, x = np.nonzero(counts)
             largest = min(90.0, (230 / counts.shape[1]) ** 2)  # points²: neighbors just touch
-            axes.scatter(x, y, largest * counts[y, x] / max(1, counts.max()), color=_COLORS[0], linewidths=0)
+            axes.scatter(x, y, largest * counts[y, x] / max(1, counts.max()), color=COLORS[0], linewidths=0)
             axes.set_ylim(-0.7, len(counts) - 0.3)
             axes.invert_yaxis()
         else:
@@ -101,13 +86,13 @@ def draw_partition(report: Report, seed: str) -> Markup:
             assert isinstance(figure, Figure)
             figure.colorbar(image, label="examples", fraction=0.05, pad=0.02)
         if len(report.classes) <= 20:
-            axes.set_yticks(range(len(report.classes)), [_shorten(name) for name in report.classes])
+            axes.set_yticks(range(len(report.classes)), [shorten(name) for name in report.classes])
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.set_xlabel("client")
         axes.set_ylabel("class")
 
     height = min(6.0, max(2.0, 0.9 + 0.2 * len(report.classes)))
-    return _render_svg(paint, f"Examples of each class at each client, seed {seed}", {}, height)
+    return render_svg(paint, f"Examples of each class at each client, seed {seed}", {}, height)
 
 
 def draw_megabytes(report: Report) -> Markup:
@@ -127,9 +112,7 @@ def draw_seconds(report: Report) -> Markup:
 def _draw_costs(report: Report, unit: str, read: Callable[[TrialResult], Mapping[str, float]]) -> Markup:
     totals = {method: [read(trial) for trial in report.of(method)] for method in report.methods}
     phases = dict.fromkeys(phase for each in totals.values() for trial in each for phase in trial)
-    marks = {
-        phase: Line2D([], [], color=_COLORS[i % len(_COLORS)], marker="s", ls="") for i, phase in enumerate(phases)
-    }
+    marks = {phase: Line2D([], [], color=COLORS[i % len(COLORS)], marker="s", ls="") for i, phase in enumerate(phases)}
     shown = {p for each in totals.values() for trial in each for p, value in trial.items() if value}
 
     def paint(axes: Axes) -> None:
@@ -138,13 +121,13 @@ def _draw_costs(report: Report, unit: str, read: Callable[[TrialResult], Mapping
             width = np.array([fmean(trial.get(phase, 0.0) for trial in each) for each in totals.values()])
             axes.barh(range(len(totals)), width, 0.6, left, color=marks[phase].get_color())
             left += width
-        axes.set_yticks(range(len(totals)), [_shorten(method) for method in totals])
+        axes.set_yticks(range(len(totals)), [shorten(method) for method in totals])
         axes.set_ylim(len(totals) - 0.5, -0.5)
         axes.set_xlim(0, left.max() * 1.02 or 1)
         axes.set_xlabel(unit)
 
     legend = {phase: mark for phase, mark in marks.items() if phase in shown}
-    return _render_svg(paint, f"{unit[:1].upper()}{unit[1:]}, by method and phase", legend, 1.1 + 0.3 * len(totals))
+    return render_svg(paint, f"{unit[:1].upper()}{unit[1:]}, by method and phase", legend, 1.1 + 0.3 * len(totals))
 
 
 def draw_radar(report: Report, costs: Mapping[str, Mapping[str, float]]) -> Markup | None:
@@ -176,10 +159,10 @@ def draw_radar(report: Report, costs: Mapping[str, Mapping[str, float]]) -> Mark
         axes.set_rlabel_position(90 - 180 / len(known))  # between two axes
         axes.tick_params(axis="x", pad=12)
         axes.tick_params(axis="y", labelsize=7)
-        axes.grid(color=_INK, alpha=0.25, linewidth=0.6)
+        axes.grid(color=INK, alpha=0.25, linewidth=0.6)
         axes.spines[:].set_visible(False)
 
-    return _render_svg(paint, "Costs of every method as shares of the largest", marks, 4.2, "polar")
+    return render_svg(paint, "Costs of every method as shares of the largest", marks, 4.2, "polar")
 
 
 def draw_comparison(reports: Sequence[tuple[str, Report]]) -> Markup:
@@ -189,21 +172,21 @@ def draw_comparison(reports: Sequence[tuple[str, Report]]) -> Markup:
     def paint(axes: Axes) -> None:
         for y, (_, trials) in enumerate(rows):
             values = [100 * trial.accuracy for trial in trials]
-            axes.plot(values, [y] * len(values), "o", color=_COLORS[0], markersize=5, alpha=0.8, markeredgewidth=0)
-            axes.plot([fmean(values)], [y], "|", color=_INK, markersize=14)
-        axes.set_yticks(range(len(rows)), [_shorten(label, 32) for label, _ in rows])
+            axes.plot(values, [y] * len(values), "o", color=COLORS[0], markersize=5, alpha=0.8, markeredgewidth=0)
+            axes.plot([fmean(values)], [y], "|", color=INK, markersize=14)
+        axes.set_yticks(range(len(rows)), [shorten(label, 32) for label, _ in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlabel("accuracy, %")
         axes.grid(axis="y", alpha=0.2)
 
-    return _render_svg(paint, "Accuracy of every run and method, a dot per seed", {}, 0.7 + 0.22 * len(rows))
+    return render_svg(paint, "Accuracy of every run and method, a dot per seed", {}, 0.7 + 0.22 * len(rows))
 
 
 def _choose_marks(methods: Sequence[str]) -> dict[str, Line2D]:
     """Returns the color and line style of each method, the same in every figure."""
-    marks = {LOCAL: Line2D([], [], color="#8a8a8a", ls="--"), CENTRALISED: Line2D([], [], color=_INK, ls=":")}
+    marks = {LOCAL: Line2D([], [], color="#8a8a8a", ls="--"), CENTRALISED: Line2D([], [], color=INK, ls=":")}
     others = [method for method in methods if method not in marks]
-    marks |= {method: Line2D([], [], color=_COLORS[i % len(_COLORS)]) for i, method in enumerate(others)}
+    marks |= {method: Line2D([], [], color=COLORS[i % len(COLORS)]) for i, method in enumerate(others)}
     return {method: marks[method] for method in methods}
 
 
@@ -220,37 +203,3 @@ def _draw_line(axes: Axes, curves: Sequence[Mapping[int, float]], mark: Line2D) 
     axes.plot(x, mean, color=mark.get_color(), linestyle=mark.get_linestyle(), marker=single, markersize=4)
     axes.fill_between(x, y.min(0), y.max(0), color=mark.get_color(), alpha=0.2, linewidth=0)
     return x, list(mean)
-
-
-def _shorten(text: str, most: int = 18) -> str:
-    return one_line(text, most)
-
-
-def _render_svg(
-    paint: Callable[[Axes], None],
-    alt: str,
-    legend: Mapping[str, Line2D],
-    height: float = 3.2,
-    projection: str | None = None,
-) -> Markup:
-    with mpl.rc_context({**_SETTINGS, "svg.hashsalt": alt}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # the browser has the font that we lack
-        figure = Figure(figsize=(5.2, height), layout="constrained")
-        paint(figure.add_subplot(projection=projection))
-        if legend:
-            handles, labels = list(legend.values()), [_shorten(label, 24) for label in legend]
-            figure.legend(handles, labels, loc="outside lower center", ncols=3)
-        text = _save_svg(figure)
-    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-    text = re.sub(r' id="[A-Za-z]+[\w.]*_\d+"', "", text)  # names of groups, which would stand twice in the page
-    box = re.search(r'viewBox="[^"]*"', text)
-    assert box
-    body = text[text.index(">") + 1 :].replace(_INK, "currentColor")
-    # matplotlib escapes the texts of the figure
-    return Markup(f'<svg {box[0]} role="img" aria-label="{escape(alt)}">{body}')  # nosec B704
-
-
-def _save_svg(figure: Figure) -> str:
-    file = io.StringIO()
-    figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
-    return file.getvalue()

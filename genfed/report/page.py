@@ -1,14 +1,9 @@
 """The page of a run: one HTML file that loads nothing from anywhere."""
 
-import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-import jinja2
 
 from genfed.audits.findings import Audits
 from genfed.core.errors import GenfedError
-from genfed.core.text import escape_controls
 from genfed.report import accuracy_tables, cost_tables, figures
 from genfed.report.formatting import TextTable, format_count, format_percent, format_points
 from genfed.report.generator_table import build_generator_table
@@ -26,6 +21,7 @@ from genfed.report.summary_table import (
     gain_over,
     join_summaries,
 )
+from genfed.report.templating import load_templates
 
 VALUES = 50
 """Largest number of values of a natural column that are shown."""
@@ -46,7 +42,7 @@ def build_page(report: Report, grids: Mapping[str, Grid | SetGrid], audits: Audi
     _refuse_empty([(report.name, report)])
     seed = next(iter(report.partition), None)
     failures = [f"{t.method}, seed {t.seed}: {line}" for t in report.trials for line in t.failures]
-    return _load_templates().get_template("report.html.j2").render(
+    return load_templates().get_template("report.html.j2").render(
         report=report,
         headlines=write_headlines(report),
         setting=_describe_setting(report),
@@ -92,7 +88,7 @@ def build_compare_page(reports: Sequence[tuple[str, Report]]) -> str:
     """
     _refuse_empty(reports)
     return (
-        _load_templates()
+        load_templates()
         .get_template("compare.html.j2")
         .render(
             names=[name for name, _ in reports],
@@ -152,20 +148,3 @@ def _build_environment_table(report: Report) -> TextTable:
         ("versions", ", ".join(f"{name} {version}" for name, version in at.versions.items())),
     ]
     return TextTable((), rows)
-
-
-def _show(value: Any) -> Any:
-    """Returns a value of a template, whose text is escaped where it has characters that a page does not show."""
-    return escape_controls(value) if type(value) is str else value
-
-
-@functools.cache
-def _load_templates() -> jinja2.Environment:
-    return jinja2.Environment(
-        loader=jinja2.PackageLoader("genfed.report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        finalize=_show,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
