@@ -1,11 +1,14 @@
 """All measures of a synthetic table in one result, and of which site is served worst."""
 
+import doctest
 import warnings
+from types import ModuleType
 
 import numpy as np
 import pytest
 
 from genfed.core.errors import GenfedError
+from genfed.metrics import table_fidelity, table_privacy
 from genfed.metrics.table_fidelity import shuffle_columns
 from genfed.metrics.table_utility import BOOSTING, LOGISTIC
 from genfed.metrics.tables import SiteRows, TableQuality, measure_table
@@ -109,3 +112,10 @@ def test_awkward_tables_are_measured() -> None:
         found = measure_table(real, synthetic, test, "ill", sites=SiteRows(["a", "b"] * 30))
     numbers = [*found.shapes.values(), *np.ravel(found.pairs), found.c2st.synthetic, found.nearness.ratio, found.shape]
     assert np.isfinite(numbers).all()
+
+
+@pytest.mark.parametrize("module", [table_fidelity, table_privacy])
+def test_examples_run(module: ModuleType) -> None:
+    found = doctest.testmod(module)
+    assert found.attempted > 0
+    assert found.failed == 0
