@@ -21,10 +21,12 @@ from genfed.experiment.evaluation import add_evaluation
 from genfed.experiment.progress import Progress
 from genfed.experiment.trial import Trial, trial_server
 from genfed.experiment.uploads import uploads_by_phase, with_client_noise
+from genfed.metrics.classification import balanced_accuracy, macro_f1
 from genfed.privacy.client_level import read_releases
 from genfed.report.metrics_log import digest_rows
 from genfed.report.results import EVALUATE, TRIGGERED, Row
 from genfed.robustness.robust_mean import make_robust
+from genfed.training.evaluation import ClassCounts
 
 log = logging.getLogger(__name__)
 
@@ -178,10 +180,9 @@ class TrialLoop:
         )
         rows = self._client_rows(phase, round_id, at, round_, len(clients))
         reduced = round_.reduced
-        if phase.scores:
-            self._add_scores(rows, reduced)
+        scored = self._add_scores(rows, reduced) if phase.scores else {}
         failed = {str(client): reason for client, reason in sorted(round_.failures.items())}
-        whole = self._head(round_id) | {"client": None, "seconds": round(round_.seconds, 6), "failed": failed}
+        whole = self._head(round_id) | {"client": None, "seconds": round(round_.seconds, 6), "failed": failed} | scored
         if lost := self._engine.lost():
             whole["lost"] = lost
         return phase.update(server, at.state, reduced), [*rows, whole]
@@ -215,13 +216,26 @@ class TrialLoop:
             )
         return sorted((row for row in rows if row["client"] not in round_.failures), key=lambda row: int(row["client"]))
 
-    def _add_scores(self, rows: Sequence[dict[str, Any]], reduced: Reduced) -> None:
+    def _add_scores(self, rows: Sequence[dict[str, Any]], reduced: Reduced) -> dict[str, Any]:
+        """Adds the clients' scores to their rows. Returns the columns of the round: the confusion matrix over all
+        clients, without zeros. {}: the task has too many classes for one.
+        """
         for row in rows:
-            row |= {name: reduced[name][row["client"]].tolist() for name in ("correct", "total")}
-            own = reduced["own_accuracy"][row["client"]]
+            client = row["client"]
+            counts = ClassCounts(reduced["correct"][client], reduced["total"][client])
+            row |= {"correct": counts.correct.tolist(), "total": counts.total.tolist()}
+            row |= {
+                "balanced_accuracy": balanced_accuracy(counts),
+                "f1": macro_f1(counts, reduced["predicted"][client]),
+            }
+            row |= {name: reduced[name][client] for name in ("auroc", "ece")}
+            own = reduced["own_accuracy"][client]
             row["own"] = fmean(own.values()) if own else None
             if self._trial.method.pooled:
                 row["own_of"] = own  # by client of the federation
+        matrix = reduced["confusion"].tolist()
+        by_true = {true: {said: n for said, n in enumerate(counts) if n} for true, counts in enumerate(matrix)}
+        return {"confusion": by_true} if matrix else {}
 
     def _head(self, round_id: RoundId) -> dict[str, Any]:
         head = {"method": self._trial.label, "seed": self._trial.seed}

@@ -1,1 +1,1 @@
-"""Metrics of generated examples."""
+"""Metrics of generated examples, and of classifiers."""

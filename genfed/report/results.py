@@ -23,6 +23,8 @@ TRIGGERED = "triggered"
 QUALITY = "quality"
 """The phase of the row that holds a generator's metrics, after the last round."""
 
+Share = Annotated[float, Field(ge=0, le=1)]
+
 
 @settings
 class Published:
@@ -38,6 +40,31 @@ class Published:
 
 
 @dataclass(frozen=True)
+class Measures:
+    """Measures of classifiers beside accuracy, after the final round; each is in [0, 1]. See docs/measures.md."""
+
+    balanced_accuracy: Share
+    """Mean recall of the classes."""
+    f1: Share
+    """Mean F1 score of the classes."""
+    auroc: Share | None
+    """Mean area under the ROC curve of one class against the others; with two classes that of the second. None: the
+    held-out examples are of one class."""
+    ece: Share
+    """Expected calibration error. Lower is better; of the others, higher."""
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """One class after the final round, counted over the held-out examples of all clients together."""
+
+    sensitivity: Share | None
+    """Share of its examples that are classified as the class, its recall, in [0, 1]. None: it has no example."""
+    specificity: Share | None
+    """Share of the other examples that are not classified as the class, in [0, 1]. None: there is no other example."""
+
+
+@dataclass(frozen=True)
 class ClientScore:
     """The accuracy of one client's classifier on the test part, after the final round."""
 
@@ -48,6 +75,8 @@ class ClientScore:
     """Accuracy in [0, 1]."""
     recall: tuple[float | None, ...]
     """Recall of each class, in [0, 1]; None: the test part lacks the class."""
+    measures: Measures | None = None
+    """None: not measured, by an older version."""
 
 
 @dataclass(frozen=True)
@@ -166,6 +195,15 @@ class TrialResult:
     triggered: float | None = None
     """Success of a simulated backdoor after the final round: share of held-out examples of other classes with the
     trigger that are classified as the attacker's class, averaged over clients. None: no backdoor was simulated."""
+    measures: Measures | None = None
+    """The clients' measures, averaged as `accuracy` is over those that have one. None: not measured."""
+    worst_measures: Measures | None = None
+    """Each measure of the client where it is worst. None: not measured."""
+    by_class: tuple[ClassScore, ...] = ()
+    """Scores of each class. Empty: not measured, or there is no confusion matrix."""
+    confusion: tuple[tuple[int, ...], ...] = ()
+    """Number of held-out examples by true and by predicted class, added up over clients; without those whose scores
+    were not finite. Empty: not measured, or there are too many classes."""
 
     @property
     def personal_accuracy(self) -> float | None:

@@ -1,7 +1,7 @@
 """Summarises the rows of metrics.jsonl into a report."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from statistics import fmean
 from typing import Any
@@ -12,8 +12,10 @@ from genfed.report.results import (
     EVALUATE,
     QUALITY,
     TRIGGERED,
+    ClassScore,
     ClientScore,
     GeneratorQuality,
+    Measures,
     PersonalScore,
     PhaseCost,
     Point,
@@ -37,15 +39,19 @@ def summarize_trial(rows: Iterable[Row], method: str, seed: int) -> TrialResult:
     last = curve[-1]
     clients = tuple(
         sorted(
-            (_read_score(row) for row in own if _is_client(row, EVALUATE) and row["round"] == last.round),
+            (read_score(row) for row in own if _is_client(row, EVALUATE) and row["round"] == last.round),
             key=lambda score: score.client,
         )
     )
     assert last.value is not None
+    confusion = _read_confusion(own, last.round)
     return TrialResult(
         method, seed, last.value, clients, curve, read_losses(own), _sum_costs(own), _describe_failures(every),
         best=_read_best(own), parameters=_count_parameters(own), quality=_read_quality(every),
         own=_read_personal_scores(own, last.round), triggered=_read_backdoor_success(own, last.round),
+        measures=_join_measures(clients, average_architectures, average_architectures),
+        worst_measures=_join_measures(clients, _lowest, _highest),
+        by_class=_score_classes(confusion, own, last.round), confusion=confusion,
     )  # fmt: skip
 
 
@@ -53,15 +59,67 @@ def read_accuracies(rows: Sequence[Row]) -> tuple[Point, ...]:
     """Returns the accuracy of one trial at every evaluation, averaged over clients and then over architectures."""
     points = []
     for (phase, round_, step), members in _group_by_round(row for row in rows if _is_client(row, EVALUATE)).items():
-        scores = map(_read_score, members)
+        scores = map(read_score, members)
         points.append(Point(phase, round_, step, average_architectures((s.architecture, s.accuracy) for s in scores)))
     return tuple(sorted(points, key=lambda point: point.round))
 
 
 def _read_best(rows: Sequence[Row]) -> float:
-    scores = [_read_score(row) for row in rows if _is_client(row, EVALUATE)]
+    scores = [read_score(row) for row in rows if _is_client(row, EVALUATE)]
     best = {s.client: s for s in sorted(scores, key=lambda s: s.accuracy)}  # the last of a client is its best
     return average_architectures((s.architecture, s.accuracy) for s in best.values())
+
+
+_Join = Callable[[Iterable[tuple[str, float]]], float]
+"""Pairs of an architecture and a score of a client → one number."""
+
+
+def _join_measures(clients: Sequence[ClientScore], higher: _Join, lower: _Join) -> Measures | None:
+    """Returns the measures joined over the clients that have them. None: no client has any.
+
+    Args:
+        clients: the clients.
+        higher: joins the scores of a measure of which higher is better.
+        lower: joins those of the others.
+    """
+    known = [(client.architecture, client.measures) for client in clients if client.measures]
+    if not known:
+        return None
+    areas = [(architecture, each.auroc) for architecture, each in known if each.auroc is not None]
+    return Measures(
+        balanced_accuracy=higher((architecture, each.balanced_accuracy) for architecture, each in known),
+        f1=higher((architecture, each.f1) for architecture, each in known),
+        auroc=higher(areas) if areas else None,
+        ece=lower((architecture, each.ece) for architecture, each in known),
+    )
+
+
+def _lowest(scores: Iterable[tuple[str, float]]) -> float:
+    return min(score for _, score in scores)
+
+
+def _highest(scores: Iterable[tuple[str, float]]) -> float:
+    return max(score for _, score in scores)
+
+
+def _read_confusion(rows: Sequence[Row], round_: int) -> tuple[tuple[int, ...], ...]:
+    """Returns the confusion matrix of one evaluation; rows of older versions, and of many classes, have none."""
+    scored = [row for row in rows if row["phase"] == EVALUATE and row["round"] == round_]
+    counts: Mapping[Any, Any] = next((row["confusion"] for row in scored if "confusion" in row), {})
+    by_true = {int(true): {int(said): n for said, n in found.items()} for true, found in counts.items()}
+    return tuple(tuple(by_true[true].get(said, 0) for said in sorted(by_true)) for true in sorted(by_true))
+
+
+def _score_classes(confusion: Sequence[Sequence[int]], rows: Sequence[Row], round_: int) -> tuple[ClassScore, ...]:
+    """Returns the scores of each class in one evaluation; () without a confusion matrix."""
+    scored = [row["total"] for row in rows if _is_client(row, EVALUATE) and row["round"] == round_]
+    totals = [sum(counts) for counts in zip(*scored, strict=True)]  # also examples of no predicted class
+    found = []
+    for label, row in enumerate(confusion):
+        own, wrong = totals[label], sum(counts[label] for counts in confusion) - row[label]
+        others = sum(totals) - own
+        found.append(ClassScore(row[label] / own if own else None, 1 - wrong / others if others else None))
+    return tuple(found)
 
 
 def _read_personal_scores(rows: Sequence[Row], round_: int) -> tuple[PersonalScore, ...]:
@@ -131,12 +189,21 @@ def _group_by_round(rows: Iterable[Row]) -> dict[tuple[str, int, int], list[Row]
     return rounds
 
 
-def _read_score(row: Row) -> ClientScore:
+def read_score(row: Row) -> ClientScore:
+    """Returns what a client scored in one evaluation, from its row.
+
+    Raises:
+        GenfedError: it was evaluated on no examples.
+    """
     correct, total = row["correct"], row["total"]
     if not sum(total):
         raise GenfedError(f"{row['method']}, seed {row['seed']}: client {row['client']} was evaluated on no examples")
     recall = tuple(c / t if t else None for c, t in zip(correct, total, strict=True))
-    return ClientScore(row["client"], row["architecture"], row["examples"], sum(correct) / sum(total), recall)
+    measures = None
+    if "ece" in row:
+        measures = Measures(row["balanced_accuracy"], row["f1"], row["auroc"], row["ece"])
+    accuracy = sum(correct) / sum(total)
+    return ClientScore(row["client"], row["architecture"], row["examples"], accuracy, recall, measures)
 
 
 def _sum_costs(rows: Sequence[Row]) -> tuple[PhaseCost, ...]:

@@ -47,11 +47,15 @@ def evaluate(
 
 
 def correct_mask(network: nn.Module, data: Data, precision: str = "float32", batch_size: int = 500) -> Tensor:
-    """Returns which examples are classified correctly in eval mode, bool [n] on the CPU; arguments as for `predict`. An
-    example whose scores are not all finite counts as wrong: the network has diverged.
+    """Returns which examples are classified correctly in eval mode, bool [n] on the CPU; arguments as for `predict`."""
+    return choose_classes(predict(network, data.x, precision, batch_size)).cpu() == data.y.cpu()
+
+
+def choose_classes(scores: Tensor) -> Tensor:
+    """Returns the class with the largest score of each example, int64 [n], from scores [n, classes]. −1, so that it
+    counts as wrong: its scores are not all finite, the network has diverged.
     """
-    scores = predict(network, data.x, precision, batch_size)
-    return ((scores.argmax(1) == data.y) & scores.isfinite().all(1)).cpu()
+    return torch.where(scores.isfinite().all(1), scores.argmax(1), -1)
 
 
 def count_by_class(correct: Tensor, y: Tensor, classes: int) -> ClassCounts:

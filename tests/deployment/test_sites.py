@@ -200,6 +200,7 @@ def test_what_left_a_site_is_in_its_log(tmp_path: Path) -> None:
     left = audit_log.read_audit(site_settings.read_site(files[0]))
     assert [line.phase for line in left] == ["hello", "train", "evaluate", "train", "evaluate"]
     assert left[1].fields == ("classifier",)
+    assert left[2].fields == ("auroc", "confusion", "correct", "ece", "own_accuracy", "predicted", "total")
     assert left[1].method == "fedavg"
     rows = [row for row in rows_of(tmp_path / "run") if row["phase"] == "train" and row["client"] == 0]
     assert left[1].bytes >= rows[0]["up_bytes"]
@@ -207,7 +208,7 @@ def test_what_left_a_site_is_in_its_log(tmp_path: Path) -> None:
 
 
 def test_what_a_site_says_when_it_is_scored(tmp_path: Path) -> None:
-    """Of each class how many held-out examples it has, and how many were classified right; nothing of the others."""
+    """How many held-out examples of each class were given each class, and two rounded scores; nothing of the others."""
     said: list[tuple[Any, ClassifierScores]] = []
 
     def answer(handle: Any, message: Any, context: Any) -> Any:
@@ -224,12 +225,15 @@ def test_what_a_site_says_when_it_is_scored(tmp_path: Path) -> None:
     for head, scores in said:
         assert head.keys() == {"weight", "metrics", "seconds"}
         assert (head["weight"], head["metrics"]) == (1.0, {})
-        assert vars(scores).keys() == {"correct", "total", "own_accuracy"}
+        assert vars(scores).keys() == {"correct", "total", "own_accuracy", "predicted", "confusion", "auroc", "ece"}
         assert scores.own_accuracy == {}, "several would tell its share of each class in training"
     held_out = np.load(files[0].with_suffix(".npz"))["y_test"]
     assert said[0][1].total.tolist() == [(held_out == name).sum() for name in "0123456789"]
-    rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    assert all(json.loads(row).get("own") is None for row in rows)
+    rows = [json.loads(row) for row in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert all(row.get("own") is None for row in rows)
+    (trial,) = from_json((tmp_path / "run" / "report.json").read_text()).trials
+    assert [each.measures and each.measures.auroc for each in trial.clients] == [scores.auroc for _, scores in said]
+    assert torch.equal(torch.tensor(trial.confusion), torch.stack([scores.confusion for _, scores in said]).sum(0))
 
 
 def test_a_server_that_stopped_goes_on_with_the_same_sites(tmp_path: Path) -> None:
@@ -1011,6 +1015,10 @@ NONE = torch.zeros(10, dtype=torch.int64)
         (_scored(correct=NONE + 10**9, total=NONE + 1), "correct is below 0 or above total in a class"),
         (_scored(total=NONE + 10**15), "total is 10,000,000,000,000,000 over all classes; there are "),
         (_scored(own_accuracy={1: 2.0}), "own_accuracy is 2; 0 to 1 is allowed"),
+        (_scored(auroc=2.0), "auroc is 2; 0 to 1 is allowed"),
+        (_scored(ece=float("nan")), "ece holds numbers that are not finite"),
+        (_scored(confusion=torch.full((10, 10), 2**62)), "confusion holds numbers beyond"),
+        (_scored(confusion=NONE[:, None] + 10**9 + NONE), "confusion has more examples of a class than total"),
         (_with(lambda head, t: head.update(seconds=10**400)), "lacks a weight, metrics or seconds"),
         (_deep, "it is no message of genfed"),
     ],

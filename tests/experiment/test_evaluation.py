@@ -25,7 +25,7 @@ from genfed.experiment.inputs import data_fingerprint, load_data
 from genfed.experiment.partitioning import count_classes, partition_data, pool_clients
 from genfed.report.metrics_log import read_metrics as read_metrics
 from genfed.report.results import from_json
-from genfed.training.evaluation import correct_mask
+from genfed.training.evaluation import predict
 from tests.conftest import start, tiny
 
 
@@ -223,9 +223,9 @@ def test_clients_of_one_classifier_have_it_scored_once(tmp_path: Path, monkeypat
 
     def watched(*given: Any) -> Tensor:
         scored.append(given)
-        return correct_mask(*given)
+        return predict(*given)
 
-    monkeypatch.setattr(evaluation, "correct_mask", watched)
+    monkeypatch.setattr(evaluation, "predict", watched)
     for label, times in (("fedavg", 2), ("local", 4)):
         scored.clear()
         start(tiny(label) | {"evaluation": {"every": 0}, "baselines": []}, tmp_path / label)

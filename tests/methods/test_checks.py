@@ -15,12 +15,13 @@ from genfed.core.errors import GenfedError
 from genfed.core.phase import Phase, flatten_phases
 from genfed.core.rng import stream
 from genfed.core.task import Task
-from genfed.experiment.evaluation import ClassifierScores, check_scores
+from genfed.experiment.evaluation import ClassifierScores, check_scores, score_outputs
 from genfed.methods.bases.decoder_upload import Decoder, DecoderUpload, build_decoder
 from genfed.methods.bases.representation import ClassStatistics
 from genfed.methods.fedgen import FedGenUpload
 from genfed.methods.fedgh import Representations
 from genfed.methods.fedkd import FedKDUpdate
+from genfed.metrics.classification import LARGEST_MATRIX
 from genfed.training.low_rank import FactoredWeights, factorize
 from genfed.training.upload_checks import check_counts
 from genfed.training.weights import Model, weights_of
@@ -135,6 +136,17 @@ def test_a_classifier_that_is_asked_with_others(label: str) -> None:
     refused(collecting(label), Model(weights), wrong)
 
 
+def scored(correct: Any, total: Any, own: dict[int, float] | None = None, **changes: Any) -> ClassifierScores:
+    """The scores of a classifier that takes every example which it gets wrong for one of the next class."""
+    correct, total = torch.tensor(correct), torch.tensor(total)
+    confusion = torch.zeros(3, 3, dtype=torch.int64)
+    if correct.shape == total.shape == (3,):
+        confusion = torch.diag(correct.long()) + torch.diag(total - correct.long()).roll(1, 1)
+    auroc = 0.5 if int((total > 0).sum()) > 1 else None
+    scores = ClassifierScores(correct, total, own or {}, confusion.sum(0), confusion, auroc, ece=0.25)
+    return replace(scores, **changes)
+
+
 @pytest.mark.parametrize(
     ("correct", "total", "own", "says"),
     [
@@ -154,12 +166,58 @@ def test_a_classifier_that_is_asked_with_others(label: str) -> None:
 )
 def test_scores_that_no_classifier_has(correct: Any, total: Any, own: dict[int, float], says: str) -> None:
     with pytest.raises(GenfedError, match=says):
-        check_scores(server(), ClassifierScores(torch.tensor(correct), torch.tensor(total), own), 6)
+        check_scores(server(), scored(correct, total, own), 6)
+
+
+MATRIX = torch.tensor([[1, 1, 0], [0, 2, 0], [0, 0, 2]])
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"predicted": torch.tensor([1, 3])}, r"predicted is torch.int64 \(2,\); torch.int64 \(3,\) is allowed"),
+        ({"predicted": torch.tensor([1.0, 3, 2])}, "predicted is torch.float32"),
+        ({"predicted": torch.tensor([0, 3, 3])}, "predicted is below correct in a class"),
+        ({"predicted": torch.tensor([1, 3, 3])}, "predicted is more than the 6 examples over all classes"),
+        ({"predicted": torch.tensor([2, 2, 2])}, "confusion has other counts than predicted or correct"),
+        ({"confusion": MATRIX[:2]}, r"confusion is torch.int64 \(2, 3\); torch.int64 \(3, 3\) is allowed"),
+        ({"confusion": MATRIX[:0, :0]}, r"confusion is torch.int64 \(0, 0\)"),
+        ({"confusion": MATRIX + torch.tensor([[0, 0, 0], [0, 0, 0], [-1, 1, 0]])}, "confusion is below 0"),
+        ({"confusion": MATRIX + torch.tensor([[0, -1, 0], [0, 1, 0], [0, 0, 0]])}, "more examples of a class than tot"),
+        ({"confusion": MATRIX + torch.tensor([[0, -1, 1], [0, 0, 0], [0, 0, 0]])}, "other counts than predicted"),
+        ({"confusion": MATRIX + torch.tensor([[0, 0, 0], [0, -1, 0], [0, 1, -1]])}, "other counts than predicted"),
+        ({"auroc": None}, "auroc is None; a number is allowed where two classes have examples, else None"),
+        ({"auroc": float("nan")}, "auroc is nan; 0 to 1 is allowed"),
+        ({"auroc": 1.01}, "auroc is 1.01; 0 to 1 is allowed"),
+        ({"ece": -1e-3}, "ece is -0.001; 0 to 1 is allowed"),
+        ({"ece": float("inf")}, "ece is inf; 0 to 1 is allowed"),
+    ],
+)
+def test_scores_that_contradict_each_other(changes: dict[str, Any], says: str) -> None:
+    good = scored([1, 2, 2], [2, 2, 2], confusion=MATRIX, predicted=MATRIX.sum(0))
+    check_scores(server(), good, 6)
+    with pytest.raises(GenfedError, match=says):
+        check_scores(server(), replace(good, **changes), 6)
+
+
+def test_examples_without_finite_scores_are_of_no_predicted_class() -> None:
+    less = torch.diag(torch.tensor([1, 0, 2]))
+    check_scores(server(), scored([1, 0, 2], [2, 2, 2], confusion=less, predicted=less.sum(0)), 6)
+
+
+def test_many_classes_have_no_confusion_matrix() -> None:
+    many, counts = LARGEST_MATRIX + 1, torch.ones(LARGEST_MATRIX + 1, dtype=torch.int64)
+    where = replace(server(), task=replace(TASK, classes=tuple(map(str, range(many)))))
+    _, scores = score_outputs(torch.eye(many), torch.arange(many))
+    assert (scores.confusion.shape, scores.predicted.tolist()) == ((0, 0), counts.tolist())
+    check_scores(where, scores, many)
+    with pytest.raises(GenfedError, match=r"confusion is torch.int64 \(101, 101\); torch.int64 \(0, 0\) is allowed"):
+        check_scores(where, replace(scores, confusion=torch.diag(counts)), many)
 
 
 @pytest.mark.parametrize(
     ("correct", "total", "own"),
-    [([0, 0, 0], [1, 0, 0], {}), ([4, 0, 2], [4, 0, 2], {0: 1.0}), ([2**62, 0, 0], [2**62, 2**62, 0], {0: 0.0})],
+    [([0, 0, 0], [1, 0, 0], {}), ([4, 0, 2], [4, 0, 2], {0: 1.0}), ([2**62, 0, 0], [2**62, 2**61, 0], {0: 0.0})],
 )
 def test_scores_that_a_classifier_may_have(correct: list[int], total: list[int], own: dict[int, float]) -> None:
-    check_scores(server(), ClassifierScores(torch.tensor(correct), torch.tensor(total), own), sum(total))
+    check_scores(server(), scored(correct, total, own), sum(total))

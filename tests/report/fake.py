@@ -71,13 +71,24 @@ def _rows(method: str, seed: int, clients: int, draw: random.Random) -> list[dic
             step += 1
             if step % 5 == 0 or step == total_rounds:
                 share = CEILING[method] * (1 - 0.8 * math.exp(-4 * step / total_rounds))
+                confusion = {str(k): {str(k): 0} for k in range(len(CLASSES))}
                 for client in members:
                     right = [min(30, max(0, round(30 * share + draw.gauss(0, 2) - client % 10 / 3))) for _ in CLASSES]
+                    measures = {
+                        "balanced_accuracy": sum(right) / 300,
+                        "f1": share,
+                        "auroc": (1 + share) / 2,
+                        "ece": 0.1,
+                    }
                     at(
                         "evaluate", evaluation, client,
-                        up_bytes=80, down_bytes=up, seconds=0.02, correct=right, total=[30] * len(CLASSES),
+                        up_bytes=80, down_bytes=up, seconds=0.02, correct=right, total=[30] * len(CLASSES), **measures,
                     )  # fmt: skip
-                at("evaluate", evaluation, None, seconds=0.2, failed={})
+                    for k, count in enumerate(right):  # an example that is not right is taken for one of the next class
+                        confusion[str(k)][str(k)] += count
+                        after = confusion[str(k)].setdefault(str((k + 1) % 10), 0)
+                        confusion[str(k)][str((k + 1) % 10)] = after + 30 - count
+                at("evaluate", evaluation, None, seconds=0.2, failed={}, confusion=confusion)
                 evaluation += 1
     if method.startswith("gefl"):
         rows.append(quality_row(method, seed, draw))

@@ -7,7 +7,16 @@ from typing import Any
 import pytest
 
 from genfed.core.errors import GenfedError
-from genfed.report.results import ClientScore, PersonalScore, PhaseCost, Point, Row, from_json, to_json
+from genfed.report.results import (
+    ClientScore,
+    Measures,
+    PersonalScore,
+    PhaseCost,
+    Point,
+    Row,
+    from_json,
+    to_json,
+)
 from genfed.report.summarize import summarize_trial
 from tests.report.fake import fake_report, quality_row
 
@@ -95,6 +104,62 @@ def test_a_pool_is_scored_for_its_clients() -> None:
         PersonalScore(2, "mlp", 0.25),
         PersonalScore(3, "cnn", 1.0),
     )
+
+
+def measured(*auroc: float | None) -> list[Row]:
+    """ROWS with measures in the last evaluation."""
+    scored = {c: {"balanced_accuracy": 0.1 * c, "f1": 0.5, "auroc": auroc[c], "ece": 0.3 - 0.1 * c} for c in range(3)}
+    found = []
+    for each in ROWS:
+        if (each["phase"], each["round"]) != ("evaluate", 1):
+            found.append(each)
+        elif each["client"] is None:
+            found.append({**each, "confusion": {"0": {"0": 5, "2": 1}, "1": {"0": 2, "1": 3}, "2": {}}})
+        else:
+            found.append({**each, **scored[each["client"]]})
+    return found
+
+
+def test_measures_are_of_the_last_evaluation_averaged_as_accuracy_is() -> None:
+    trial = summarize_trial(measured(0.75, 1.0, 0.5), "m", 0)
+    assert trial.clients[1].measures == Measures(0.1, 0.5, 1.0, 0.3 - 0.1)
+    assert trial.measures is not None
+    assert trial.worst_measures is not None
+    # cnn: clients 0 and 1; mlp: client 2
+    assert dataclasses.astuple(trial.measures) == pytest.approx((0.125, 0.5, 0.6875, 0.175))
+    assert trial.worst_measures == Measures(0.0, 0.5, 0.5, 0.3), "a high calibration error is worse"
+
+
+def test_a_client_without_auroc_is_left_out_of_its_mean() -> None:
+    trial = summarize_trial(measured(0.75, None, None), "m", 0)
+    assert (trial.measures and trial.measures.auroc, trial.worst_measures and trial.worst_measures.auroc) == (0.75,) * 2
+    none = summarize_trial(measured(None, None, None), "m", 0).measures
+    assert none is not None
+    assert none.auroc is None
+
+
+def test_classes_are_scored_over_all_clients() -> None:
+    """Each of three clients has two examples of the classes 0 and 1; one example of class 1 has no predicted class."""
+    trial = summarize_trial(measured(None, None, None), "m", 0)
+    assert trial.confusion == ((5, 0, 1), (2, 3, 0), (0, 0, 0))
+    assert [each.sensitivity for each in trial.by_class] == [5 / 6, 3 / 6, None]
+    assert [each.specificity for each in trial.by_class] == pytest.approx([4 / 6, 1.0, 11 / 12])
+
+
+def test_rows_and_reports_of_older_versions_have_no_measures() -> None:
+    trial = summarize_trial(ROWS, "m", 0)
+    assert (trial.measures, trial.worst_measures, trial.by_class, trial.confusion) == (None, None, (), ())
+    now = fake_report(2, 1)
+    assert from_json(to_json(now)) == now
+    older = json.loads(to_json(now))
+    for each in older["trials"]:
+        for name in ("measures", "worst_measures", "by_class", "confusion"):
+            del each[name]
+        for client in each["clients"]:
+            del client["measures"]
+    found = from_json(json.dumps(older))
+    assert [t.accuracy for t in found.trials] == [t.accuracy for t in now.trials]
+    assert not any(t.measures or c.measures for t in found.trials for c in t.clients)
 
 
 def test_the_best_round_is_each_clients_own() -> None:
