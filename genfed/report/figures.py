@@ -19,6 +19,8 @@ from genfed.report.summary_table import CENTRALISED, LOCAL
 from genfed.report.svg import COLORS, INK, render_svg, shorten
 
 _DOTS = 60  # more clients than this are drawn as a heat map
+_NAMED = 20  # more classes than this have numbers at an axis
+_WRITTEN = 12  # more classes than this have no numbers in the cells of a confusion matrix
 
 
 def draw_accuracy(report: Report) -> Markup:
@@ -71,7 +73,6 @@ def _draw_loss(report: Report, phase: str) -> Markup:
 def draw_partition(report: Report, seed: str) -> Markup:
     """Draws the number of examples of each class at each client: areas of dots, or a heat map for many clients."""
     counts = np.array(report.partition[seed]).T  # [classes, clients]
-    shades = LinearSegmentedColormap.from_list("", [(*mpl.colors.to_rgb(COLORS[0]), alpha) for alpha in (0, 1)])
 
     def paint(axes: Axes) -> None:
         if counts.shape[1] <= _DOTS:
@@ -81,11 +82,11 @@ def draw_partition(report: Report, seed: str) -> Markup:
             axes.set_ylim(-0.7, len(counts) - 0.3)
             axes.invert_yaxis()
         else:
-            image = axes.imshow(counts, shades, aspect="auto", interpolation="none")
+            image = axes.imshow(counts, _shades(1), aspect="auto", interpolation="none")
             figure = axes.get_figure()
             assert isinstance(figure, Figure)
             figure.colorbar(image, label="examples", fraction=0.05, pad=0.02)
-        if len(report.classes) <= 20:
+        if len(report.classes) <= _NAMED:
             axes.set_yticks(range(len(report.classes)), [shorten(name) for name in report.classes])
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.set_xlabel("client")
@@ -93,6 +94,29 @@ def draw_partition(report: Report, seed: str) -> Markup:
 
     height = min(6.0, max(2.0, 0.9 + 0.2 * len(report.classes)))
     return render_svg(paint, f"Examples of each class at each client, seed {seed}", {}, height)
+
+
+def draw_confusion(report: Report, method: str) -> Markup:
+    """Draws how the examples of each class were classified, over all clients and seeds."""
+    counts = np.sum([trial.confusion for trial in report.of(method) if trial.confusion], 0)  # [true, predicted]
+    shares = 100 * counts / np.maximum(1, counts.sum(1, keepdims=True))
+
+    def paint(axes: Axes) -> None:
+        axes.imshow(shares, _shades(0.75), vmin=0, vmax=100, aspect="auto", interpolation="none")
+        if len(shares) <= _WRITTEN:
+            for true, said in np.argwhere(shares >= 0.5):
+                axes.text(said, true, f"{shares[true, said]:.0f}", ha="center", va="center", fontsize=8)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        if len(shares) <= _NAMED:
+            names = [shorten(name, 12) for name in report.classes]
+            axes.set_yticks(range(len(names)), names)
+            axes.set_xticks(range(len(names)), names, rotation=0 if len("".join(names)) < 50 else 45, ha="center")
+        axes.set_xlabel("predicted class")
+        axes.set_ylabel("true class")
+
+    height = min(5.2, max(2.2, 1.0 + 0.25 * len(shares)))
+    return render_svg(paint, f"Confusion matrix of {method}, in percent of each true class", {}, height)
 
 
 def draw_megabytes(report: Report) -> Markup:
@@ -180,6 +204,11 @@ def draw_comparison(reports: Sequence[tuple[str, Report]]) -> Markup:
         axes.grid(axis="y", alpha=0.2)
 
     return render_svg(paint, "Accuracy of every run and method, a dot per seed", {}, 0.7 + 0.22 * len(rows))
+
+
+def _shades(most: float) -> LinearSegmentedColormap:
+    """Returns the colors of a heat map, from transparent up to this opacity."""
+    return LinearSegmentedColormap.from_list("", [(*mpl.colors.to_rgb(COLORS[0]), alpha) for alpha in (0, most)])
 
 
 def _choose_marks(methods: Sequence[str]) -> dict[str, Line2D]:

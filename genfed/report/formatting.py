@@ -12,7 +12,7 @@ from genfed.core.text import escape_controls, one_line
 
 NONE = "–"
 """The cell of a number that does not exist."""
-_UNBROKEN = ("run", "method", "accuracy %", "up", "down")
+_UNBROKEN = ("run", "method", "accuracy %", "AUROC", "up", "down")
 """Headings of the columns whose cells stay on one line in a narrow terminal."""
 
 
@@ -63,6 +63,11 @@ def _find_numeric_columns(cells: TextTable) -> list[bool]:
 def format_percent(value: float) -> str:
     """Returns a share in [0, 1] in percent: 81.2."""
     return f"{100 * value:.1f}"
+
+
+def format_score(value: float) -> str:
+    """Returns a score in [0, 1] that is no share: 0.912."""
+    return f"{value:.3f}"
 
 
 def format_points(value: float) -> str:

@@ -48,6 +48,47 @@ ACCURACY = (
         "lower",
     ),
 )
+MEASURES = (
+    MetricDescription(
+        "balanced accuracy %",
+        "Mean recall of the classes: a rare class counts as much as a frequent one. Averaged as accuracy is.",
+        _SHARE,
+        "higher",
+    ),
+    MetricDescription(
+        "macro F1 %",
+        "Mean over classes of the F1 score, the harmonic mean of precision and recall. Averaged as accuracy is.",
+        _SHARE,
+        "higher",
+    ),
+    MetricDescription(
+        "AUROC",
+        "Area under the ROC curve: the chance that an example of a class gets a higher probability of it than another "
+        "example. With two classes that of the second, else the mean over classes. 0.5: the classifier guesses. "
+        "Averaged as accuracy is.",
+        _UNIT,
+        "higher",
+    ),
+    MetricDescription(
+        "ECE",
+        "Expected calibration error: how far the probability of the predicted class lies from the share of correct "
+        "predictions, in 15 bins. Averaged as accuracy is.",
+        _UNIT,
+        "lower",
+    ),
+    MetricDescription(
+        "sensitivity %",
+        "Share of the examples of a class that are classified as it (its recall), over all clients.",
+        _SHARE,
+        "higher",
+    ),
+    MetricDescription(
+        "specificity %",
+        "Share of the examples of other classes that are not classified as it, over all clients.",
+        _SHARE,
+        "higher",
+    ),
+)
 PRIVACY = (
     MetricDescription(
         "ε",
@@ -167,7 +208,7 @@ GENERATORS = (
     ),
     MetricDescription("real client match %", "Accuracy of that network on the clients' real examples.", _SHARE, "–"),
 )
-METRICS = (ACCURACY, GENERATORS, COSTS, PRIVACY)
+METRICS = (ACCURACY, MEASURES, GENERATORS, COSTS, PRIVACY)
 
 
 def describe_metrics(names: Iterable[str]) -> list[MetricDescription]:

@@ -9,6 +9,7 @@ from genfed.report.formatting import TextTable, format_count, format_percent, fo
 from genfed.report.generator_table import build_generator_table
 from genfed.report.glossary import describe_metrics
 from genfed.report.images import CLASSES, Grid, SetGrid, build_set_rows, build_strips, name_client
+from genfed.report.measures_section import build_measures_section, join_measures_tables
 from genfed.report.privacy_guarantees import describe_guarantees, describe_limits
 from genfed.report.privacy_section import NOTHING, SEES, build_privacy_section
 from genfed.report.results import Report
@@ -48,6 +49,7 @@ def build_page(report: Report, grids: Mapping[str, Grid | SetGrid], audits: Audi
         setting=_describe_setting(report),
         describe_metrics=describe_metrics,
         summary=build_summary(report),
+        measures=build_measures_section(report),
         curve=figures.draw_accuracy(report),
         architectures=accuracy_tables.build_architecture_table(report),
         over_clients=accuracy_tables.build_client_spread_table(report),
@@ -67,7 +69,6 @@ def build_page(report: Report, grids: Mapping[str, Grid | SetGrid], audits: Audi
         seen_by=SEES,
         guarantees=describe_guarantees(report),
         limits=describe_limits(report),
-        level=report.protected,
         losses=figures.draw_losses(report),
         costs=cost_tables.build_cost_table(report),
         radar=figures.draw_radar(report, cost_tables.collect_costs(report)),
@@ -95,6 +96,7 @@ def build_compare_page(reports: Sequence[tuple[str, Report]]) -> str:
             differences=describe_differences([report for _, report in reports]),
             describe_metrics=describe_metrics,
             summary=join_summaries(reports),
+            measures=join_measures_tables(reports),
             picture=figures.draw_comparison(reports),
         )
     )

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
+from typing import NamedTuple
 
 from rich.table import Table
 
@@ -15,6 +16,7 @@ from genfed.report.formatting import (
     format_count,
     format_percent,
     format_points,
+    format_score,
     format_seconds,
 )
 from genfed.report.results import Report, TrialResult
@@ -24,6 +26,8 @@ LOCAL = "local"
 CENTRALISED = "centralised"
 """The label of the upper baseline: all clients' data in one place."""
 HEADINGS = ("method", "seeds", "accuracy %", "over local", "worst client %", "up", "down", "seconds")
+AUROC = "AUROC"
+"""The column after the accuracy, where there are two classes: of these, one is often rare."""
 EPSILON = "ε"
 """The column after the accuracy, where differential privacy was requested."""
 OWN = "own data %"
@@ -69,6 +73,11 @@ def shows_personal(*reports: Report) -> bool:
     return any(report.skewed and any(trial.own for trial in report.trials) for report in reports)
 
 
+def shows_auroc(*reports: Report) -> bool:
+    """Returns whether AUROC is shown: where there are two classes, and it was measured."""
+    return any(len(report.classes) == 2 and any(trial.measures for trial in report.trials) for report in reports)
+
+
 def shows_epsilon(*reports: Report) -> bool:
     """Returns whether ε is shown: where differential privacy was requested."""
     return any(report.protected for report in reports)
@@ -107,30 +116,28 @@ def format_personal_accuracy(
 
 def build_summary(report: Report) -> TextTable:
     """Returns a table with a row for every method."""
-    own, private = shows_personal(report), shows_epsilon(report)
-    return TextTable(_choose_headings(own, private), _build_rows(report, own, private))
+    shown = _choose_columns(report)
+    return TextTable(_choose_headings(shown), _build_rows(report, shown))
 
 
 def join_summaries(reports: Sequence[tuple[str, Report]]) -> TextTable:
     """Returns a table with a row for every method of every named run."""
     every = [report for _, report in reports]
-    own, private = shows_personal(*every), shows_epsilon(*every)
-    rows = [(name, *row) for name, report in reports for row in _build_rows(report, own, private)]
-    return TextTable(("run", *_choose_headings(own, private)), rows)
+    shown = _choose_columns(*every)
+    rows = [(name, *row) for name, report in reports for row in _build_rows(report, shown)]
+    return TextTable(("run", *_choose_headings(shown)), rows)
 
 
 def build_summary_table(report: Report) -> Table:
-    """Returns the summary for a terminal, with a legend of at most three lines of 80 characters."""
-    seeds = sorted({len(report.of(method)) for method in report.methods})
-    cells = build_summary(report)
-    title = f"{report.name}: accuracy on the {report.scored_on} part after the final round"
-    if len(seeds) == 1:
-        title += f", {format_count(seeds[0], 'seed')}"
-        head, *rows = [[row[0], *row[2:]] for row in (cells.head, *cells.rows)]  # without the column of seeds
-        cells = TextTable(head, rows)
-    over = "; ± and [lowest, highest]: over seeds" if seeds[-1] > 1 else ""
+    """Returns the summary for a terminal, with a legend of at most four lines of 80 characters."""
+    cells, seeds = _shorten_seeds(build_summary(report))
+    title = f"{report.name}: accuracy on the {report.scored_on} part after the final round{seeds}"
+    several = any(len(report.of(method)) > 1 for method in report.methods)
+    over = "; ± and [lowest, highest]: over seeds" if several else ""
     own = "; own data: test examples like the client's own" if shows_personal(report) else ""
     legend = [f"over local: points above training alone{over}", f"up, down: bytes per client{own}"]
+    if shows_auroc(report):
+        legend.append("AUROC: area under the ROC curve, averaged as accuracy is; 0.5: it guesses")
     if report.protected:
         legend.append(f"ε: differential privacy of every {report.protected} (the client that spent most); –: none")
     return build_rich_table(title, cells, "\n".join(legend))
@@ -138,7 +145,17 @@ def build_summary_table(report: Report) -> Table:
 
 def build_compare_table(reports: Sequence[tuple[str, Report]]) -> Table:
     """Returns named runs side by side for a terminal; the caption warns where they are not comparable."""
-    return build_rich_table("Runs side by side", join_summaries(reports), describe_differences([r for _, r in reports]))
+    cells, seeds = _shorten_seeds(join_summaries(reports))
+    return build_rich_table(f"Runs side by side{seeds}", cells, describe_differences([r for _, r in reports]))
+
+
+def _shorten_seeds(cells: TextTable) -> tuple[TextTable, str]:
+    """Returns a summary without its column of seeds, and words for the title, if all rows have the same number."""
+    place = list(cells.head).index("seeds")
+    if len(counts := {row[place] for row in cells.rows}) != 1:
+        return cells, ""
+    head, *rows = [[*row[:place], *row[place + 1 :]] for row in (cells.head, *cells.rows)]
+    return TextTable(head, rows), f", {format_count(int(counts.pop()), 'seed')}"
 
 
 def describe_differences(reports: Sequence[Report]) -> str | None:
@@ -169,30 +186,51 @@ def _read_facts(report: Report) -> dict[str, object]:
     }
 
 
-def _choose_headings(own: bool, private: bool) -> tuple[str, ...]:
-    after = {"accuracy %": (EPSILON,) * private, "worst client %": (OWN,) * own}
+class _ExtraColumns(NamedTuple):
+    """Which columns a summary has beside `HEADINGS`."""
+
+    auroc: bool
+    private: bool
+    own: bool
+
+
+def _choose_columns(*reports: Report) -> _ExtraColumns:
+    return _ExtraColumns(shows_auroc(*reports), shows_epsilon(*reports), shows_personal(*reports))
+
+
+def _choose_headings(shown: _ExtraColumns) -> tuple[str, ...]:
+    after = {
+        "accuracy %": (AUROC,) * shown.auroc + (EPSILON,) * shown.private,
+        "worst client %": (OWN,) * shown.own,
+    }
     return tuple(name for heading in HEADINGS for name in (heading, *after.get(heading, ())))
 
 
-def _build_rows(report: Report, own: bool, private: bool) -> list[tuple[str, ...]]:
-    return [_build_row(report, method, own, private) for method in report.methods]
+def _build_rows(report: Report, shown: _ExtraColumns) -> list[tuple[str, ...]]:
+    return [_build_row(report, method, shown) for method in report.methods]
 
 
-def _build_row(report: Report, method: str, own: bool, private: bool) -> tuple[str, ...]:
+def _build_row(report: Report, method: str, shown: _ExtraColumns) -> tuple[str, ...]:
     trials, gain = report.of(method), gain_over(report, method)
     score = accuracy_spread(trials)
     return (
         method,
         str(len(trials)),
         format_percent(score.mean) + ("" if score.sd is None else f" ± {format_percent(score.sd)}"),
-        *((format_epsilon(trials, protected=report.protected is not None),) if private else ()),
+        *((_format_auroc(trials),) if shown.auroc else ()),
+        *((format_epsilon(trials, protected=report.protected is not None),) if shown.private else ()),
         NONE if gain is None else format_points(gain.mean) + _format_range(gain),
         format_percent(fmean(trial.worst for trial in trials)),
-        *((format_personal_accuracy(trials),) if own else ()),
+        *((format_personal_accuracy(trials),) if shown.own else ()),
         format_bytes(fmean(trial.up_bytes for trial in trials)),
         format_bytes(fmean(trial.down_bytes for trial in trials)),
         format_seconds(fmean(trial.seconds for trial in trials)),
     )
+
+
+def _format_auroc(trials: Sequence[TrialResult]) -> str:
+    value = average_trials(trials, lambda trial: trial.measures.auroc if trial.measures else None)
+    return NONE if value is None else format_score(value)
 
 
 def _format_range(spread: Spread) -> str:

@@ -24,7 +24,7 @@ from genfed.experiment.evaluation import ClassifierScores, add_evaluation
 from genfed.experiment.inputs import data_fingerprint, load_data
 from genfed.experiment.partitioning import count_classes, partition_data, pool_clients
 from genfed.report.metrics_log import read_metrics as read_metrics
-from genfed.report.results import from_json
+from genfed.report.results import Measures, from_json
 from genfed.training.evaluation import predict
 from tests.conftest import start, tiny
 
@@ -254,3 +254,30 @@ def test_a_classifier_that_reads_the_clients_data_is_scored_for_each(tmp_path: P
         scores.append([score.accuracy for score in trial.clients])
     assert scores[0] == scores[1]
     assert len(set(scores[0])) > 1
+
+
+@pytest.mark.usefixtures("page")
+def test_a_run_reports_more_than_accuracy_and_goes_on_where_it_was_not_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, config = tmp_path / "run", tiny("local", baselines=[])
+    (trial,) = start(config, run).trials
+    rows = [row for row in read_metrics(run / "metrics.jsonl") if row["phase"] == "evaluate" and row["round"] == 1]
+    clients = [row for row in rows if row["client"] is not None]
+    for row, score in zip(clients, trial.clients, strict=True):
+        known = [recall for recall in score.recall if recall is not None]
+        assert score.measures is not None
+        assert score.measures.balanced_accuracy == pytest.approx(sum(known) / len(known))
+        assert score.measures == Measures(row["balanced_accuracy"], row["f1"], row["auroc"], row["ece"])
+    assert sum(map(sum, trial.confusion)) == sum(sum(row["total"]) for row in clients)
+    assert [trial.confusion[k][k] for k in range(10)] == [sum(row["correct"][k] for row in clients) for k in range(10)]
+    assert "Balanced accuracy, F1, AUROC and calibration" in (run / "report.html").read_text("utf-8")
+
+    def without(path: Path) -> list[dict[str, Any]]:
+        new = ("balanced_accuracy", "f1", "auroc", "ece", "confusion")
+        return [{k: v for k, v in row.items() if k not in new} for row in read_metrics(path)]
+
+    monkeypatch.setattr(runs, "read_metrics", without)
+    (again,) = start(config, run, on_existing="resume").trials
+    assert (again.accuracy, again.measures, again.by_class, again.confusion) == (trial.accuracy, None, (), ())
+    assert "Balanced accuracy" not in (run / "report.html").read_text("utf-8")

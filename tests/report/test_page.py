@@ -100,7 +100,7 @@ def test_the_page_loads_nothing(html: str, reader: Reader) -> None:
 
 
 def test_pictures_are_described_and_ids_unique(reader: Reader) -> None:
-    assert reader.tags.count("svg") == len(reader.values("aria-label", "svg")) == 1 + 1 + 5 + 3
+    assert reader.tags.count("svg") == len(reader.values("aria-label", "svg")) == 4 + 1 + 1 + 5 + 3
     assert reader.tags.count("img") == len(reader.values("alt", "img")) == 30
     ids = reader.values("id")
     assert len(set(ids)) == len(ids)
@@ -264,7 +264,7 @@ def test_a_browser_reads_it(html: str, tmp_path: Path) -> None:
     (tmp_path / "page.html").write_text(html)
     dom = Reader(_chromium(tmp_path, "--dump-dom"))
     assert dom.values("id", "section") == SECTIONS
-    assert dom.tags.count("svg") == 10
+    assert dom.tags.count("svg") == 14
 
 
 def _chromium(folder: Path, *flags: str) -> str:

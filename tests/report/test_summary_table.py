@@ -4,7 +4,7 @@ import pytest
 from rich.console import Console
 
 from genfed.report.formatting import TextTable, format_bytes, format_markdown, format_seconds
-from genfed.report.results import ClientScore, PersonalScore, PhaseCost, Point, Report, TrialResult
+from genfed.report.results import ClientScore, Measures, PersonalScore, PhaseCost, Point, Report, TrialResult
 from genfed.report.summary_table import (
     build_summary,
     build_summary_table,
@@ -91,6 +91,27 @@ def test_accuracy_on_data_like_ones_own_has_a_column_where_clients_are_not_alike
     lines = format_markdown(join_summaries([("before", SMALL), ("now", skewed)])).splitlines()
     assert {len(line.split(" | ")) for line in lines} == {10}
     assert [line.split(" | ")[6] for line in lines[2:]] == ["–", "–", "–", "50.0", "–", "–"]
+
+
+def test_auroc_has_a_column_where_there_are_two_classes() -> None:
+    """Accuracy alone says little where one of two classes is rare."""
+    areas = {("local", 0): 0.75, ("local", 1): 0.8, ("a|[b]", 0): None}
+    measured = tuple(
+        dataclasses.replace(t, measures=Measures(0.5, 0.5, areas[t.method, t.seed], 0.1))
+        if (t.method, t.seed) in areas
+        else t
+        for t in SMALL.trials
+    )
+    two = dataclasses.replace(SMALL, trials=measured, classes=("no", "yes"))
+    assert build_summary(dataclasses.replace(two, classes=("a", "b", "c"))) == build_summary(SMALL)
+    assert build_summary(dataclasses.replace(two, trials=SMALL.trials)) == build_summary(SMALL), "none was measured"
+    head, rows = build_summary(two)
+    assert head[:4] == ("method", "seeds", "accuracy %", "AUROC")
+    assert [row[3] for row in rows] == ["0.775", "–", "–"]
+    assert [(*row[:3], *row[4:]) for row in rows] == build_summary(SMALL).rows
+    assert "AUROC: area under the ROC curve" in str(build_summary_table(two).caption)
+    lines = format_markdown(join_summaries([("before", SMALL), ("now", two)])).splitlines()
+    assert [line.split(" | ")[4] for line in lines[2:]] == ["–", "–", "–", "0.775", "–", "–"]
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,15 @@ from genfed.report.accuracy_tables import (
     build_published_table,
 )
 from genfed.report.cost_tables import build_cost_table, collect_costs
-from genfed.report.figures import draw_radar
+from genfed.report.figures import draw_confusion, draw_radar
 from genfed.report.generator_table import build_generator_table
 from genfed.report.glossary import describe_metrics
+from genfed.report.measures_section import build_measures_section, join_measures_tables
 from genfed.report.results import (
+    ClassScore,
     ClientScore,
     GeneratorQuality,
+    Measures,
     PersonalScore,
     PhaseCost,
     Point,
@@ -22,7 +25,7 @@ from genfed.report.results import (
     Report,
     TrialResult,
 )
-from genfed.report.summary_table import EPSILON, HEADINGS, OWN
+from genfed.report.summary_table import AUROC, EPSILON, HEADINGS, OWN
 from tests.report.fake import fake_report
 
 JUDGED = GeneratorQuality(
@@ -168,6 +171,57 @@ def test_costs_are_of_one_client_in_training() -> None:
     assert collect_costs(SMALL)["sampling"] == {"a": 0.5, "b": 0.0}
 
 
+def with_measures(of: TrialResult, *auroc: float | None) -> TrialResult:
+    mean, worst = (Measures(0.5, 0.25, area, 0.125) for area in auroc)
+    by_class = (ClassScore(0.5, 0.75), ClassScore(None, 1.0))
+    return dataclasses.replace(of, measures=mean, worst_measures=worst, by_class=by_class, confusion=((1, 1), (0, 0)))
+
+
+def test_measures_are_averaged_over_seeds() -> None:
+    trials = with_measures(trial("a", 0, 0.5), 0.75, 0.5), with_measures(trial("a", 1, 0.5), 0.85, None)
+    section = build_measures_section(
+        dataclasses.replace(SMALL, classes=("x", "y"), trials=(*trials, trial("b", 0, 1.0)))
+    )
+    assert section is not None
+    worst = (
+        "worst client: balanced accuracy %",
+        "worst client: macro F1 %",
+        "worst client: AUROC",
+        "worst client: ECE",
+    )
+    assert section.by_method.head == ("method", "balanced accuracy %", "macro F1 %", "AUROC", "ECE", *worst)
+    common = "50.0 ± 0.0", "25.0 ± 0.0", "0.125 ± 0.000"
+    assert section.by_method.rows == [
+        ("a", *common[:2], "0.800 ± 0.071", common[2], "50.0", "25.0", "0.500", "0.125"),
+        ("b", *["–"] * 8),
+    ]
+    joined = join_measures_tables([("old", SMALL), ("new", fake_report(2, 1)), ("newer", fake_report(2, 1))])
+    assert joined is not None
+    assert joined.head == ("run", *section.by_method.head)
+    assert [row[0] for row in joined.rows] == ["new"] * 4 + ["newer"] * 4
+    assert list(section.by_class) == ["a"]
+    assert section.by_class["a"].table.head == ("class", "sensitivity %", "specificity %")
+    assert section.by_class["a"].table.rows == [("x", "50.0", "75.0"), ("y", "–", "100.0")]
+    picture = section.by_class["a"].picture
+    assert picture.count(">50</text>") == 2, "2 of 4 examples over both seeds"
+
+
+def test_runs_of_older_versions_have_no_section_of_measures() -> None:
+    assert build_measures_section(SMALL) is None
+    assert join_measures_tables([("one", SMALL), ("two", SMALL)]) is None
+
+
+def test_a_matrix_of_many_classes_is_drawn_without_numbers() -> None:
+    many = tuple(f"class {i}" for i in range(100))
+    confusion = tuple(tuple(2 * int(i == j) for j in range(100)) for i in range(100))
+    by_class = (ClassScore(1.0, 1.0),) * 100
+    measured = dataclasses.replace(trial("a", 0, 1.0), by_class=by_class, confusion=confusion)
+    picture = draw_confusion(dataclasses.replace(SMALL, classes=many, trials=(measured,)), "a")
+    assert "<image" in picture
+    assert ">100</text>" not in picture
+    assert len(picture) < 30_000
+
+
 def test_the_radar_needs_three_costs() -> None:
     assert draw_radar(SMALL, {"x": {"a": 1.0, "b": 0.0}, "y": {"a": 1.0, "b": 2.0}, "z": {"a": 0.0, "b": 0.0}}) is None
     picture = draw_radar(SMALL, collect_costs(SMALL))
@@ -180,6 +234,9 @@ def test_every_number_of_the_summary_generators_and_costs_is_explained() -> None
     report = dataclasses.replace(with_own(), trials=(trial("a", 0, 0.2, quality=some),))
     generators = build_generator_table(report)
     assert generators is not None
-    heads = (*generators.head, *build_cost_table(report).head, *HEADINGS, EPSILON, OWN)
+    measures = build_measures_section(fake_report(2, 1))
+    assert measures is not None
+    shown = (*measures.by_method.head[:5], *measures.by_class["local"].table.head[1:])
+    heads = (*generators.head, *build_cost_table(report).head, *HEADINGS, EPSILON, OWN, AUROC, *shown)
     names = set(heads) - {"method", "seeds"}
     assert {metric.name for metric in describe_metrics(names)} == names
