@@ -24,6 +24,7 @@ from genfed.data.encoder import Encoder
 from genfed.data.sites import Sites
 from genfed.experiment.run_folder import RunFolder
 from genfed.preprocessing.pixel_scale import PixelScale
+from genfed.report.results import Measures
 from genfed.training.weights import weights_of
 
 # No .pt2: torch.export.save puts a pickle of the example inputs into it, and nothing here is pickled.
@@ -69,6 +70,8 @@ class ModelCard:
     """Data source of the run; `genfed predict` reads new examples in the same way."""
     encoder: Encoder | None
     """How raw examples become x. None: they are used as they are."""
+    measures: Measures | None = None
+    """Measures beside accuracy at that evaluation. None: not evaluated, trained since, or not measured."""
 
 
 def export(
@@ -225,7 +228,8 @@ def _describe(model: TrainedModel) -> ModelCard:
         task=task,
         input=f"x float32 [n, {sides}], {scale}",
         output=f"scores float32 [n, {len(task.classes)}]: the largest names the class, softmax gives probabilities",
-        accuracy=model.accuracy,
+        accuracy=model.score.accuracy if model.score else None,
+        measures=model.score.measures if model.score else None,
         scored_on=chosen.config.evaluation.split,
         precision=chosen.config.compute.precision,
         genfed=__version__,

@@ -24,7 +24,8 @@ from genfed.experiment.local_clients import load_classifier
 from genfed.experiment.run_folder import RunFolder
 from genfed.experiment.trial import Trial, new_trial
 from genfed.report.metrics_log import read_metrics as read_metrics
-from genfed.report.results import EVALUATE, Row
+from genfed.report.results import EVALUATE, ClientScore, Row
+from genfed.report.summarize import read_score
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,8 @@ class TrainedModel:
     """On the CPU, in eval mode; [n, *task.shape] on the scale of `normalize_pixels` → scores [n, classes]."""
     architecture: str | None
     """Name of an architecture that builds such a network. None: no name does, the network is the method's own."""
-    accuracy: float | None
-    """Accuracy at the last evaluation. None: the classifier has been trained since, or never evaluated."""
+    score: ClientScore | None
+    """What it scored at the last evaluation. None: the classifier has been trained since, or never evaluated."""
 
     def __str__(self) -> str:
         return f"{self.chosen.label}, seed {self.chosen.seed}, client {self.info.id} ({self.info.architecture})"
@@ -121,7 +122,7 @@ def load_trained(chosen: SelectedTrial, client: int) -> TrainedModel:
             len(trial.shards.clients),
             network,
             _find_architecture(network, list(names), at.task),
-            _last_accuracy(rows, at, client),
+            _last_score(rows, at, client),
         )
 
 
@@ -235,13 +236,13 @@ def _list_clients(chosen: SelectedTrial, rows: Sequence[Row]) -> tuple[ClientInf
     return tuple(found[i] for i in range(count)) if found.keys() == set(range(count)) else None
 
 
-def _last_accuracy(rows: Sequence[Row], at: Checkpoint[Any], client: int) -> float | None:
-    """Returns the client's accuracy at the last evaluation. None: it has been trained since, or never evaluated."""
+def _last_score(rows: Sequence[Row], at: Checkpoint[Any], client: int) -> ClientScore | None:
+    """Returns what the client scored at the last evaluation. None: it has been trained since, or never evaluated."""
     if at.scored != at.step:
         return None
     own = (r for r in rows if (r["phase"], r["round"], r["client"]) == (EVALUATE, at.evaluations - 1, client))
     row = next(own, None)
-    return None if row is None else sum(row["correct"]) / sum(row["total"])
+    return None if row is None else read_score(row)
 
 
 @torch.no_grad()

@@ -186,7 +186,7 @@ def export(
 
         model = write(run, out, method, seed, 0 if client is None else client, form)
     console = open_output()
-    score = "not evaluated" if model.accuracy is None else f"accuracy {100 * model.accuracy:.1f} %"
+    score = f"accuracy {100 * model.score.accuracy:.1f} %" if model.score else "not evaluated"
     console.print(f"{model}, {score}: {out}", soft_wrap=True)
     _print_default_client(console, client, model.clients)
     if model.architecture is None and form == "safetensors":

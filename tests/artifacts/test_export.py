@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from genfed.config.reader import read_config
 from genfed.core.task import Data
 from genfed.data.digits import Digits
 from genfed.experiment.inputs import load_data
+from genfed.metrics.classification import balanced_accuracy
 from genfed.report.results import from_json
 from genfed.training.evaluation import evaluate
 from genfed.training.pixels import normalize_pixels
@@ -87,6 +89,8 @@ def test_a_loaded_model_scores_what_the_evaluation_counted(
             assert recall == score.recall
             about = json.loads((out / "model.json").read_text())
             assert about["accuracy"] == score.accuracy
+            assert about["measures"] == (score.measures and asdict(score.measures))
+            assert about["measures"]["balanced_accuracy"] == balanced_accuracy(counts)
             assert (about["architecture"], about["client"]) == (score.architecture, score.client)
             assert (about["task"]["shape"], about["task"]["classes"]) == ([1, 8, 8], list("0123456789"))
 

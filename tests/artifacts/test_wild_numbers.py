@@ -22,6 +22,7 @@ TABLE = {
     "numbers": {"age": {"missing": 41.5, "shift": 40.5, "scale": 12.5}},
     "categories": {},
 }
+MEASURES = {"balanced_accuracy": 0.5, "f1": 0.5, "auroc": 0.5, "ece": 0.5}
 TEXTS = dict.fromkeys(("network", "input", "output", "scored_on", "genfed", "run", "method", "kind"), "a")
 CARD: dict[str, Any] = TEXTS | {
     "architecture": None,
@@ -51,7 +52,7 @@ def spoiled(value: Any, wrong: float) -> Iterator[Any]:
 @pytest.mark.parametrize(
     ("about", "read"),
     [
-        (CARD | {"encoder": PIXELS}, lambda file: read_model_card(file.parent)),
+        (CARD | {"encoder": PIXELS, "measures": MEASURES}, lambda file: read_model_card(file.parent)),
         (CARD | {"encoder": TABLE}, lambda file: read_model_card(file.parent)),
         (PIXELS, read_encoder),
         (TABLE, read_encoder),
@@ -77,6 +78,8 @@ def test_numbers_of_others_are_finite(
     ("change", "says"),
     [
         ({"accuracy": 1.5}, "accuracy: Input should be less than or equal to 1"),
+        ({"measures": MEASURES | {"ece": -0.5}}, "measures.ece: Input should be greater than or equal to 0"),
+        ({"measures": MEASURES | {"auroc": 1.5}}, "measures.auroc: Input should be less than or equal to 1"),
         ({"encoder": PIXELS | {"numbers": [255.0, 255.0]}}, "black is 255 and white 255; black is the smaller number"),
         ({"encoder": PIXELS | {"bytes": [255.0, 0.0]}}, "black is 255 and white 0; black is the smaller number"),
         ({"encoder": PIXELS | {"numbers": [-1.7e308, 1.7e308]}}, "black is the smaller number"),

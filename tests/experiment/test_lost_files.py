@@ -211,19 +211,19 @@ def test_an_export_without_what_a_client_stored_is_refused(whole: Path, tmp_path
     out = tmp_path / "run"
     shutil.copytree(whole, out)
     client = RunFolder(out).trial("local", 0) / "clients" / "0"
-    assert find_trained(out, None, None, 0).accuracy is not None
+    assert find_trained(out, None, None, 0).score is not None
     for file in client.glob("model.[012].*"):
         file.unlink()
     (client / "model.3.safetensors").rename(newest(client))  # the last file has the name that `LOSSES` know
     index = load(ClientIndex, client / INDEX)
     last = StoredFile(1, index.slots["model"][-1].checksum)
     save(ClientIndex(3, {"model": (last,)}, index.first), client / INDEX)
-    assert find_trained(out, None, None, 0).accuracy is not None
+    assert find_trained(out, None, None, 0).score is not None
     LOSSES[loss](client)
     with pytest.raises(GenfedError, match=r"put .*clients/0 back as it was"):
         export(out, tmp_path / "model", client=0)
     assert not (tmp_path / "model").exists()
-    assert find_trained(out, None, None, 1).accuracy is not None
+    assert find_trained(out, None, None, 1).score is not None
 
 
 PRIVATE: dict[str, tuple[str, Callable[[Path], object], str]] = {
