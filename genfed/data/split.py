@@ -66,10 +66,30 @@ class SplitSource(Source):
         description="Natural column whose values stay together, such as "
         '"patient": no value has examples in two parts. None: examples are split one by one.',
     )
+    validation_groups: tuple[str, ...] | None = Field(
+        default=None,
+        description="Values of `group` whose examples are the validation part, if the data have none, in place of "
+        "`validation`. None: groups are drawn.",
+    )
+    test_groups: tuple[str, ...] | None = Field(
+        default=None,
+        description="Values of `group` whose examples are the test part, if the data have none, in place of `test`. "
+        "None: groups are drawn.",
+    )
 
     def __post_init__(self) -> None:
         if self.validation + self.test >= 1:
             raise GenfedError(f"validation + test is {self.validation + self.test:g}; below 1 is allowed")
+        named = self._named_groups()
+        if named and self.group is None:
+            raise GenfedError(f"{min(named)}_groups: set group, the natural column that they are values of")
+        if both := set.intersection(*map(set, named.values())) if len(named) > 1 else ():
+            raise GenfedError(f"validation_groups and test_groups both name {min(both)!r}; one part each is allowed")
+
+    def _named_groups(self) -> dict[str, tuple[str, ...]]:
+        """Returns the groups of each part that has a list of them."""
+        named = {"validation": self.validation_groups, "test": self.test_groups}
+        return {part: groups for part, groups in named.items() if groups is not None}
 
     @abstractmethod
     def load(self) -> Dataset: ...
@@ -97,20 +117,66 @@ class SplitSource(Source):
         kept = {part: torch.arange(len(labels)) for part, labels in y.items()}
         if self.deduplicate:
             kept |= {part: (~copy).nonzero()[:, 0] for part, copy in copies.items()}
-        missing = [part for part in PARTS if part not in y]
-        fractions = [self.validation if part == "validation" else self.test for part in missing]
-        labels = y["train"][kept["train"]]
-        if groups is None:
-            cuts = split_stratified(labels, fractions, self.split_seed, classes)
-        else:
-            own = [groups["train"][row] for row in kept["train"].tolist()]
-            cuts = split_by_group(labels, own, fractions, self.split_seed, classes)
-        off = {part: kept["train"][rows] for part, rows in zip(("train", *missing), cuts, strict=True)}
+        own = None if groups is None else groups["train"]
+        named = self._take_groups(own or (), kept["train"], y)
+        missing = {part: self._fraction(part) for part in PARTS if part not in y and part not in named}
+        off = named | self._split_off(y["train"], kept["train"], own, classes, named, missing)
         rows = {part: ("train", off[part]) if part in off else (part, kept[part]) for part in PARTS}
         count = sum(int(copy.sum()) for copy in copies.values())
-        summary = self._describe_parts(y, classes, rows, missing, groups)
-        split_off = tuple(part for part, fraction in zip(missing, fractions, strict=True) if fraction)
+        summary = self._describe_parts(y, classes, rows, [*missing], groups)
+        split_off = tuple(part for part, fraction in missing.items() if fraction)
         return Cut(rows, summary + describe_copies(count, self.deduplicate, y, keys or {}, rows), split_off)
+
+    def _fraction(self, part: str) -> float:
+        return self.validation if part == "validation" else self.test
+
+    def _take_groups(self, own: Sequence[str], rows: Tensor, y: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Returns the rows of the parts whose groups are named.
+
+        Args:
+            own: The group of each row of "train".
+            rows: The rows of "train" that are not removed.
+            y: The labels of each given part.
+
+        Raises:
+            GenfedError: the data have such a part already, or no such group.
+        """
+        found = {}
+        for part, names in self._named_groups().items():
+            if part in y:
+                raise GenfedError(f"{part}_groups: the data have a {part} part already; leave it unset")
+            for name in names:
+                require_known(name, set(own), f"{part}_groups: {self.group}")
+            found[part] = rows[torch.tensor([own[row] in names for row in rows.tolist()])]
+        return found
+
+    def _split_off(
+        self,
+        y: Tensor,
+        rows: Tensor,
+        own: Sequence[str] | None,
+        classes: Sequence[str],
+        named: Mapping[str, Tensor],
+        missing: Mapping[str, float],
+    ) -> dict[str, Tensor]:
+        """Splits parts off from "train", at random. Returns the rows of the rest, as "train", and of each of them.
+
+        Args:
+            y: The labels of "train".
+            rows: Its rows that are not removed.
+            own: The group of each of its rows. None: rows are split one by one.
+            classes: The names of the classes.
+            named: The rows of parts whose groups are named; these are left out.
+            missing: The share of each part to split off.
+        """
+        rest = rows[~torch.isin(rows, torch.cat([rows[:0], *named.values()]))]
+        shares = [*missing.values()]
+        if own is None:
+            cuts = split_stratified(y[rest], shares, self.split_seed, classes)
+        else:
+            groups = [own[row] for row in rest.tolist()]
+            cuts = split_by_group(y[rest], groups, shares, self.split_seed, classes)
+        return {part: rest[cut] for part, cut in zip(("train", *missing), cuts, strict=True)}
 
     def _describe_parts(
         self,
@@ -156,7 +222,7 @@ class SplitSource(Source):
 
     def build_dataset(
         self,
-        kind: Literal["image", "table"],
+        kind: Literal["image", "table", "series"],
         given: Mapping[str, Data],
         classes: tuple[str, ...],
         columns: Mapping[str, Sequence[str]],
