@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import hypothesis
+import numpy as np
 import pytest
 import torch
 
@@ -118,6 +119,11 @@ TINY_GENERATORS: dict[str, dict[str, Any]] = {
     "ddpm": {"kind": "ddpm", "width": 4, "levels": 2, "steps": 4},
 }
 """Settings that make a generator small."""
+SERIES_GENERATORS: dict[str, dict[str, Any]] = {
+    "series_vae": {"kind": "series_vae", "width": 4, "halvings": 2, "latent_dim": 4},
+    "series_ddpm": {"kind": "series_ddpm", "levels": 1, "steps": 4},
+}
+"""Settings that make a generator of series small."""
 GENERATIVE: dict[str, Any] = {
     "generator_rounds": 2,
     "generator_epochs": 1,
@@ -218,6 +224,28 @@ def tiny(*methods: str, **changes: Any) -> dict[str, Any]:
             model = {"model": tiny_foundation()} | settings["foundation"]
             config["method"][name] = settings | {"foundation": model}
     return config
+
+
+@functools.cache
+def tiny_waves() -> str:
+    """An .npz with 120 windows of two channels and 32 steps, of three classes by their frequency and two sensors
+    ("who"), there until the tests end.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="genfed-tests-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    rng, y = np.random.default_rng(0), np.arange(120) % 3
+    start = rng.uniform(0, 2 * np.pi, (120, 2, 1))
+    waves = np.sin(2 * np.pi * (1 + 2 * y[:, None, None]) * np.arange(32) / 32 + start)
+    x = 5 + 3 * (waves + rng.normal(0, 0.2, waves.shape))
+    np.savez(folder / "waves.npz", x=x.astype(np.float32), y=y, who=np.arange(120) // 3 % 8)
+    return str(folder / "waves.npz")
+
+
+def tiny_series(*methods: str, **changes: Any) -> dict[str, Any]:
+    """`tiny` with windows of series in place of digits."""
+    data = {"kind": "series", "path": tiny_waves(), "columns": ["who"]}
+    clients = {"clients": 4, "max_examples": 80, "architectures": ["cnn1d-small", "transformer"]}
+    return tiny(*methods, **changes) | {"data": data, "federation": clients | changes.get("federation", {})}
 
 
 def fields_of(config: dict[str, Any], label: str) -> set[str]:

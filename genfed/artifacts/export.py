@@ -23,6 +23,7 @@ from genfed.core.task import Task
 from genfed.data.encoder import Encoder
 from genfed.data.sites import Sites
 from genfed.experiment.run_folder import RunFolder
+from genfed.preprocessing.channel_scale import ChannelScale
 from genfed.preprocessing.pixel_scale import PixelScale
 from genfed.report.results import Measures
 from genfed.training.weights import weights_of
@@ -217,6 +218,8 @@ def _describe(model: TrainedModel) -> ModelCard:
     scale = "encoded as `encoder` says" if encoder else "as the data source gives them"
     if isinstance(chosen.config.data, Sites) and encoder is None:
         scale = "encoded by the encoder.json that the sites share, which this run does not hold"
+    if isinstance(encoder, ChannelScale):
+        scale = "each channel as (value − mean) / deviation, by `encoder`"
     if task.kind == "image":
         pixels = encoder if isinstance(encoder, PixelScale) else PixelScale()
         scale = f"in [−1, 1]: {pixels.formula}"

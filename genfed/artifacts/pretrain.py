@@ -204,7 +204,7 @@ def read_examples(config: PretrainingSettings) -> PromptedImages:
     first = next(iter(shapes))
     for word, dataset in loaded.items():
         if dataset.task.kind != "image":
-            raise GenfedError(f"public.{word}: a {dataset.task.kind}; images are allowed")
+            raise GenfedError(f"public.{word}: {dataset.task.noun}; images are allowed")
         if shapes[word] != shapes[first]:
             raise GenfedError(
                 f"public.{word}: images of shape {shapes[word]}, where public.{first} has {shapes[first]}; "

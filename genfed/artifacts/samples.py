@@ -26,6 +26,7 @@ from genfed.experiment import generator_quality, sample_grids
 from genfed.experiment.checks import has_device
 from genfed.experiment.run_folder import RunFolder
 from genfed.experiment.trial import new_server
+from genfed.preprocessing.channel_scale import ChannelScale
 from genfed.preprocessing.pixel_scale import PixelScale
 from genfed.training.pixels import denormalize_pixels, normalize_pixels
 from genfed.training.synthetic_dataset import SyntheticDataset, choose_in_turn
@@ -50,10 +51,10 @@ def write_samples(
     go on.
 
     Classes take turns. PNG files go to one folder per class. An npz has x, y [n] and classes; x is uint8 [n, H, W, C]
-    (grey: [n, H, W]), or float32 where bytes cannot have the run's scale of pixels. Where the server stores a synthetic
-    set, the examples are chosen from it, with every class and client in turn, or all of it where it has fewer: the name
-    of a PNG has its row and client, grid.png shows the first image of each class (down) and client (across), and an npz
-    also has client (−1: none), condition and seed [n].
+    (grey: [n, H, W]), or float32: where bytes cannot have the run's scale of pixels, and of series [n, C, T], in the
+    units of the data. Where the server stores a synthetic set, the examples are chosen from it, with every class and
+    client in turn, or all of it where it has fewer: the name of a PNG has its row and client, grid.png shows the first
+    image of each class (down) and client (across), and an npz also has client (−1: none), condition and seed [n].
 
     Args:
         run: the folder of a run.
@@ -158,6 +159,8 @@ def _server(chosen: SelectedTrial, *path: str | int) -> Server:
 def _saver(chosen: SelectedTrial, form: Literal["png", "npz"]) -> Callable[[Tensor], NDArray[Any]]:
     """Returns what makes the numbers of a file from examples as a generator returns them."""
     scale = chosen.run.read_encoder()
+    if isinstance(scale, ChannelScale):
+        return lambda x: scale.decode(x).numpy()
     if chosen.at.task.kind != "image":
         return lambda x: x.float().cpu().numpy()
     if form == "npz" and isinstance(scale, PixelScale) and scale.bytes is None:

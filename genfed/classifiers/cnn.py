@@ -42,7 +42,7 @@ class CNN(nn.Module):
         normalized: The normalization after all convolutions; None: BatchNorm, but none in the header for grey images.
 
     Raises:
-        GenfedError: the task is a table, or its images are too small for this number of halvings.
+        GenfedError: the examples are no images, or its images are too small for this number of halvings.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class CNN(nn.Module):
             self.extractor, self.header = nn.Flatten(), _build_layers(task, widths)
             return
         if task.kind != "image":
-            raise GenfedError(f"architecture {name}: examples of shape {task.shape}, a table; allowed are images")
+            raise GenfedError(f"architecture {name}: examples of shape {task.shape}, {task.noun}; allowed are images")
         channels, height, width = task.shape
         halvings = 1 + len(widths)
         least = 2**halvings

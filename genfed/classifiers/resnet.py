@@ -17,13 +17,13 @@ class ResNet8(nn.Module):
     of 16, 32 and 64 channels and a linear layer.
 
     Raises:
-        GenfedError: the task is a table.
+        GenfedError: the examples are no images.
     """
 
     def __init__(self, task: Task, name: str, norm: Norm) -> None:
         super().__init__()
         if task.kind != "image":
-            raise GenfedError(f"architecture {name}: examples of shape {task.shape}, a table; allowed are images")
+            raise GenfedError(f"architecture {name}: examples of shape {task.shape}, {task.noun}; allowed are images")
         self.extractor = nn.Sequential(
             nn.Conv2d(task.shape[0], 16, 3, padding=1, bias=False),
             norm(16),

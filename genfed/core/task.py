@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 Weights = dict[str, Tensor]
+Kind = Literal["image", "table", "series", "features"]
 
 
 @dataclass(frozen=True)
@@ -19,12 +20,17 @@ class Task:
     2
     """
 
-    kind: Literal["image", "table", "features"]
-    """Kind of the examples: images, encoded rows of a table, or features that have no structure."""
+    kind: Kind
+    """Kind of the examples: images, encoded rows of a table, windows of series, or features that have no structure."""
     shape: tuple[int, ...]
-    """Shape of one example: (C, H, W) or (features,)."""
+    """Shape of one example: (C, H, W), (features,), or (channels, steps) of a series."""
     classes: tuple[str, ...]
     """Names of the classes; label i is the ith."""
+
+    @property
+    def noun(self) -> str:
+        """What the examples are, for messages."""
+        return {"image": "images", "table": "a table", "series": "series", "features": "features"}[self.kind]
 
 
 @dataclass(frozen=True)

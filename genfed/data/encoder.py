@@ -1,20 +1,25 @@
 """How raw examples become x: stored with a run and with every exported model, and applied to new examples."""
 
+import contextlib
 import hashlib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, TypeVar
 
 import pydantic
 
 from genfed.core.errors import GenfedError
 from genfed.core.files import write_file
+from genfed.core.task import Kind
 from genfed.data.features import TableSchema
+from genfed.preprocessing.channel_scale import ChannelScale
 from genfed.preprocessing.checks import require_path
 from genfed.preprocessing.pixel_scale import PixelScale
 
-Encoder = Annotated[TableSchema | PixelScale, pydantic.Field(discriminator="kind")]
+Encoder = Annotated[TableSchema | PixelScale | ChannelScale, pydantic.Field(discriminator="kind")]
 """How raw examples become x. Each kind is a frozen dataclass whose field `kind` names it."""
 _ADAPTER: pydantic.TypeAdapter[Encoder] = pydantic.TypeAdapter(Encoder, config=pydantic.ConfigDict(allow_inf_nan=False))
+
+E = TypeVar("E")
 
 
 def read_encoder(file: Path) -> Encoder:
@@ -35,13 +40,24 @@ def read_schema(path: str) -> TableSchema:
     Raises:
         GenfedError: there is no such file, or it holds something else.
     """
-    try:
-        found = _ADAPTER.validate_json(require_path(path).read_bytes())
-    except (OSError, pydantic.ValidationError):
-        raise GenfedError(f"{path}: not the encoder.json of a run on a table") from None
-    if not isinstance(found, TableSchema):
-        raise GenfedError(f"{path}: not the encoder.json of a run on a table")
-    return found
+    return _read_given(path, TableSchema, "a table")
+
+
+def read_channel_scale(path: str) -> ChannelScale:
+    """Reads the scale of the channels of series from a file that a user names.
+
+    Raises:
+        GenfedError: there is no such file, or it holds something else.
+    """
+    return _read_given(path, ChannelScale, "series")
+
+
+def _read_given(path: str, kind: type[E], what: str) -> E:
+    file = require_path(path)
+    with contextlib.suppress(OSError, pydantic.ValidationError):
+        if isinstance(found := _ADAPTER.validate_json(file.read_bytes()), kind):
+            return found
+    raise GenfedError(f"{path}: not the encoder.json of a run on {what}")
 
 
 def write_encoder(encoder: Encoder, file: Path) -> None:
@@ -65,7 +81,7 @@ def _dump(encoder: Encoder) -> bytes:
     return _ADAPTER.dump_json(encoder, indent=1) + b"\n"
 
 
-def digest_encoder(encoder: Encoder | None, kind: Literal["image", "table", "features"] = "table") -> str:
+def digest_encoder(encoder: Encoder | None, kind: Kind = "table") -> str:
     """Returns 32 hexadecimal digits that are the same for encoders that give equal numbers for equal examples only;
     empty: there is none. Images without an encoder are on the usual scale of pixels.
     """

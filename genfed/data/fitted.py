@@ -5,6 +5,7 @@ import torch
 from genfed.core.task import Data
 from genfed.data.dataset import Dataset, Source
 from genfed.data.features import TableSchema
+from genfed.preprocessing.channel_scale import ChannelScale
 from genfed.preprocessing.pixel_scale import BYTES, UNIT, PixelScale
 
 
@@ -13,7 +14,13 @@ def describe_fitted(source: Source, dataset: Dataset) -> str:
     it instead, as a line of text. Empty: nothing. It follows from the settings: whether something is computed must not
     depend on an example either.
     """
-    if isinstance(dataset.encoder, TableSchema) and getattr(source, "encoder", None) is None:
+    own = getattr(source, "encoder", None) is None
+    if isinstance(dataset.encoder, ChannelScale) and own:
+        return (
+            "the mean and the deviation of each channel are computed from all training windows; set data.encoder to "
+            "the encoder.json of a run on public windows"
+        )
+    if isinstance(dataset.encoder, TableSchema) and own:
         return (  # without scaling too: a digest of the medians leaves a site
             "the medians, scales and categories of the columns are computed from all training rows; set data.encoder "
             "to the encoder.json of a run on public rows"

@@ -144,6 +144,12 @@ def _describe_encoders(sites: Sequence[SiteDescription]) -> str | None:
             "feature would mean different things; make one encoder.json (`genfed run` on a table writes it into the "
             "run's folder), and name it in data.encoder of every SITE.toml"
         )
+    if sites[0].kind == "series":
+        return (
+            f"channels are scaled differently at {who}: each fits means and deviations to its own windows, so one "
+            "window would give different numbers; make one encoder.json (`genfed run` on series writes it into the "
+            "run's folder), and name it in data.encoder of every SITE.toml"
+        )
     return (
         f"pixels are scaled differently at {who}: one image would give different numbers; store the images of all "
         "sites in one type and range, or set data.pixels and data.background to the same values in every SITE.toml"

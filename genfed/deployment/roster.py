@@ -8,7 +8,7 @@ connected.
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
@@ -16,6 +16,7 @@ from genfed._version import __version__
 from genfed.core.aggregate import ClientInfo
 from genfed.core.errors import GenfedError
 from genfed.core.record import Packed
+from genfed.core.task import Kind
 from genfed.core.text import one_line
 from genfed.deployment.site_settings import SITE_NAME
 from genfed.engines.flower.engine import LOST, MessageLink
@@ -40,7 +41,7 @@ class SiteDescription:
 
     name: Annotated[str, Field(pattern=SITE_NAME)]
     architecture: Word
-    kind: Literal["image", "table", "features"]
+    kind: Kind
     shape: Annotated[tuple[Annotated[int, Field(ge=1, lt=2**24)], ...], Field(min_length=1, max_length=4)]
     classes: Annotated[tuple[Annotated[str, Field(max_length=200)], ...], Field(min_length=1, max_length=100_000)]
     examples: Many

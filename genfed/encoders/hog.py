@@ -34,7 +34,7 @@ class HOG(Encoder):
 
     def new(self, task: Task, rng: torch.Generator) -> nn.Module:
         if task.kind != "image":
-            raise GenfedError(f"encoder hog takes images; the examples are a {task.kind}")
+            raise GenfedError(f"encoder hog takes images; the examples are {task.noun}")
         if min(task.shape[1:]) < self.cell * self.block:
             raise GenfedError(
                 f"cell = {self.cell}, block = {self.block}: images of {task.shape[1]}×{task.shape[2]} have no block"

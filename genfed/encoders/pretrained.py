@@ -36,7 +36,7 @@ class Pretrained(Encoder):
 
     def new(self, task: Task, rng: torch.Generator) -> nn.Module:
         if task.kind != "image":
-            raise GenfedError(f"encoder pretrained takes images; the examples are a {task.kind}")
+            raise GenfedError(f"encoder pretrained takes images; the examples are {task.noun}")
         if task.shape[0] not in (1, 3):
             raise GenfedError(f"encoder pretrained takes images of 1 or 3 channels; they have {task.shape[0]}")
         root = Path(self.model)

@@ -46,7 +46,7 @@ class RandomConv(Encoder):
 
     def new(self, task: Task, rng: torch.Generator) -> nn.Module:
         if task.kind != "image":
-            raise GenfedError(f"encoder random_conv takes images; the examples are a {task.kind}")
+            raise GenfedError(f"encoder random_conv takes images; the examples are {task.noun}")
         if min(task.shape[1:]) < self.cells:
             raise GenfedError(f"cells = {self.cells}: images of {task.shape[1]}×{task.shape[2]} have no such grid")
         return RandomConvNetwork(self, task.shape[0], rng)

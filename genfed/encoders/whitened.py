@@ -56,7 +56,7 @@ class Whitened(Encoder):
 
     def new(self, task: Task, rng: torch.Generator) -> nn.Module:
         if task.kind != "image":
-            raise GenfedError(f"encoder whitened takes images; the examples are a {task.kind}")
+            raise GenfedError(f"encoder whitened takes images; the examples are {task.noun}")
         state = bytes(rng.get_state().tolist())
         encoder = self.encoder.new(task, rng)
         mean, components = _fit(self, task, state)

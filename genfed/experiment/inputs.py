@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -65,6 +66,8 @@ def load_data(config: Config) -> Dataset:
 _OTHER_SCALE = {
     "image": "its pixels are on another scale than the clients', so one image would give different numbers; set pixels "
     "and background of both to the same values",
+    "series": "its channels are on another scale than the clients', so one window would give different numbers; set "
+    "encoder of both to the same encoder.json",
     "table": "its columns are encoded differently than the clients', so one row would give different numbers; set "
     "encoder of both to the same encoder.json (`genfed run` on a table writes it into the run's folder)",
 }
@@ -95,6 +98,7 @@ def load_public(config: Config, task: Task, encoder: str = "") -> Tensor | None:
     return public.train.x
 
 
+S = TypeVar("S", bound=Source)
 PATHS = ("path", "validation_path", "test_path", "encoder")
 """Settings of data sources that name files or folders."""
 
@@ -106,13 +110,22 @@ def load_source(source: Source, root: str) -> Dataset:
 
 
 def _load(source: Source, root: str) -> Dataset:
+    return locate_source(source, root).load()
+
+
+def locate_source(source: S, root: str) -> S:
+    """Returns a data source whose relative paths start from `root`; empty: from the working directory."""
     if root:
         given = {name: getattr(source, name, None) for name in PATHS}
-        paths = {name: str(Path(root) / path) for name, path in given.items() if isinstance(path, str)}
-        if isinstance(source, HuggingFace) and not Path(paths["path"]).exists():
+        paths: dict[str, str | tuple[str, ...]] = {
+            name: str(Path(root) / path) for name, path in given.items() if isinstance(path, str)
+        }
+        several = {name: path for name, path in given.items() if isinstance(path, tuple)}
+        paths |= {name: tuple(str(Path(root) / each) for each in path) for name, path in several.items()}
+        if isinstance(source, HuggingFace) and not Path(str(paths["path"])).exists():
             del paths["path"]  # a hub's name is no path
-        source = replace(source, **paths)  # type: ignore[type-var]
-    return source.load()
+        return replace(source, **paths)  # type: ignore[type-var]
+    return source
 
 
 _UNTRAINED = ("own", "held_out_counts")

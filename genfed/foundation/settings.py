@@ -59,7 +59,7 @@ class Foundation:
         """
         model = _open_cached(self.model, _stamp_directory(self.model), task.classes, device, precision)
         if task.kind != "image":
-            raise GenfedError(f"foundation {self.model}: it makes images; the task's examples are of kind {task.kind}")
+            raise GenfedError(f"foundation {self.model}: it makes images; the task's examples are {task.noun}")
         shapes = model.image_shape, task.shape
         own, needed = map(_format_shape, shapes)
         if shapes[0] != shapes[1] and not self.resize:

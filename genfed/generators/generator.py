@@ -130,11 +130,11 @@ def check_maps(name: str, task: Task, least: int) -> None:
         least: The least height and width.
 
     Raises:
-        GenfedError: the task is a table, or its maps are not of least×least to 64×64.
+        GenfedError: the examples are no maps, or these are not of least×least to 64×64.
     """
-    if task.kind == "table" or len(task.shape) != 3:
-        what = "a table" if task.kind == "table" else "no maps"
+    if task.kind not in ("image", "features") or len(task.shape) != 3:
+        what = "no maps" if task.kind == "features" else task.noun
         raise GenfedError(f"generator {name}: examples of shape {task.shape}, {what}; allowed are images")
-    what, (_, height, width) = ("images" if task.kind == "image" else "features"), task.shape
+    _, height, width = task.shape
     if not (least <= height <= 64 and least <= width <= 64):
-        raise GenfedError(f"generator {name}: {what} of {height}×{width}; allowed are {least}×{least} to 64×64")
+        raise GenfedError(f"generator {name}: {task.noun} of {height}×{width}; allowed are {least}×{least} to 64×64")

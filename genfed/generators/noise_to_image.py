@@ -26,7 +26,7 @@ class NoiseToImage(nn.Module):
         super().__init__()
         if task.kind != "image" or not all(8 <= side <= 64 for side in task.shape[1:]):
             raise GenfedError(
-                f"a generator from noise cannot make {task.kind} examples of shape {task.shape}: allowed are images "
+                f"a generator from noise cannot make {task.noun} of shape {task.shape}: allowed are images "
                 "of 8×8 to 64×64"
             )
         channels, self.height, self.width = task.shape

@@ -57,7 +57,9 @@ def table(tmp_path: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("kind", ["gaussian", "ppca", "local_pca", "mixture"])
 def test_rows_of_a_table_are_refused_before_training(kind: str, table: dict[str, Any], tmp_path: Path) -> None:
     config = tiny("gefl", method={"gefl": SETTINGS | {"generator": {"kind": kind}}}) | {"data": table}
-    with pytest.raises(GenfedError, match=r"examples of shape \(2,\), a table; allowed are images, or gefl_f"):
+    with pytest.raises(
+        GenfedError, match=r"examples of shape \(2,\), a table; allowed are images and series, or gefl_f"
+    ):
         start(config, tmp_path / "run")
 
 

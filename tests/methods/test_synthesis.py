@@ -515,7 +515,7 @@ def test_a_missing_extra_is_said_before_training(label: str, tmp_path: Path, mon
 
 
 def test_a_table_is_no_image(tmp_path: Path) -> None:
-    with pytest.raises(GenfedError, match="it makes images; the task's examples are of kind table"):
+    with pytest.raises(GenfedError, match="it makes images; the task's examples are a table"):
         settings(FGL).init(server(Task("table", (4,), ("a", "b"))))
 
 

@@ -130,7 +130,7 @@ class FederatedGenerator(Method[S]):
             if task.kind == "table":
                 raise GenfedError(
                     f"generator {type(self.generator).__name__}: examples of shape {task.shape}, a table; allowed are "
-                    "images, or gefl_f for features"
+                    "images and series, or gefl_f for features"
                 )
             return {}
         if self.pool == "server" and server.clients:
