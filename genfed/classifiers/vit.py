@@ -18,17 +18,16 @@ class ViT(nn.Module):
     to whole patches), four pre-norm layers of width 64, the mean over patches and a linear layer; no dropout.
 
     Raises:
-        GenfedError: the task is a table.
+        GenfedError: the examples are no images.
     """
 
     def __init__(self, task: Task) -> None:
         super().__init__()
         if task.kind != "image":
-            raise GenfedError(f"architecture vit-tiny: examples of shape {task.shape}, a table; allowed are images")
+            raise GenfedError(f"architecture vit-tiny: examples of shape {task.shape}, {task.noun}; allowed are images")
         self.extractor = nn.Sequential(
             Patches(task.shape),
-            # One by one: torch's nn.TransformerEncoder copies one layer, so all would have the same initial weights.
-            *(nn.TransformerEncoderLayer(WIDTH, HEADS, 2 * WIDTH, 0.0, F.gelu, 1e-5, True, True) for _ in range(DEPTH)),
+            *new_layers(DEPTH),
             NormalizedMean(),
         )
         self.header = nn.Linear(WIDTH, len(task.classes))
@@ -36,6 +35,12 @@ class ViT(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.header(self.extractor(x))
         return logits
+
+
+def new_layers(depth: int) -> list[nn.Module]:
+    """Returns pre-norm transformer layers: [n, patches, 64] → [n, patches, 64]."""
+    # One by one: torch's nn.TransformerEncoder copies one layer, so all would have the same initial weights.
+    return [nn.TransformerEncoderLayer(WIDTH, HEADS, 2 * WIDTH, 0.0, F.gelu, 1e-5, True, True) for _ in range(depth)]
 
 
 class Patches(nn.Module):

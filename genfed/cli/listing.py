@@ -101,14 +101,17 @@ def _is_settings(kind: Any) -> bool:
 
 
 def _build_architectures(name: str | None) -> RenderableType:
-    table = Table(Column("name", no_wrap=True), "what it is", "parameters\n(1×32×32)", "parameters\n(16 features)")
+    shown = {
+        "1×32×32": Task("image", (1, 32, 32), tuple("0123456789")),
+        "16 features": Task("table", (16,), ("no", "yes")),
+        "series 9×128": Task("series", (9, 128), tuple("012345")),
+    }
+    table = Table(Column("name", no_wrap=True), "what it is", *(f"parameters\n({form})" for form in shown))
     known = Architectures()
     if name is not None and name not in known.names():
         raise GenfedError(registry.explain_unknown(name, known.names(), "no such architecture"))
-    image = Task("image", (1, 32, 32), tuple("0123456789"))
-    features = Task("table", (16,), ("no", "yes"))
     for key in known.names() if name is None else [name]:
-        counts = (_count_parameters(known, key, task) for task in (image, features))
+        counts = (_count_parameters(known, key, task) for task in shown.values())
         table.add_row(key, describe_network(known.factory(key)), *counts)
     return Group(table, 'Your own is named "package.module:Class". It is called with the task (kind, shape, classes).')
 

@@ -1,12 +1,15 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
-from genfed.classifiers import cnn, mlp, resnet, vit
+from genfed.classifiers import cnn, cnn1d, gru, mlp, resnet, transformer, vit
 from genfed.core.errors import GenfedError
 from genfed.core.task import Task
 
 EVERY = cnn.ARCHITECTURES | resnet.ARCHITECTURES | vit.ARCHITECTURES | mlp.ARCHITECTURES
+SERIES = cnn1d.ARCHITECTURES | gru.ARCHITECTURES | transformer.ARCHITECTURES
 IMAGES_ONLY = sorted(EVERY.keys() - mlp.ARCHITECTURES.keys())
 
 
@@ -96,3 +99,33 @@ def test_transformer_layers_start_different() -> None:
     assert isinstance(extractor, nn.Sequential)
     first, second = (extractor[i].state_dict()["linear1.weight"] for i in (1, 2))
     assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("name", sorted(SERIES))
+@pytest.mark.parametrize("shape", [(9, 128), (1, 8), (3, 50), (2, 1)])
+def test_series_of_any_length_and_channels(name: str, shape: tuple[int, int]) -> None:
+    network = SERIES[name](Task("series", shape, ("a", "b", "c"))).eval()
+    x = torch.randn(4, *shape)
+    logits = network(x)
+    assert logits.shape == (4, 3)
+    assert {child for child, _ in network.named_children()} == {"extractor", "header"}
+    torch.testing.assert_close(network.get_submodule("header")(network.get_submodule("extractor")(x)), logits)
+    torch.testing.assert_close(network(x[:1]), logits[:1])
+
+
+@pytest.mark.parametrize("name", sorted(SERIES))
+@pytest.mark.parametrize("kind", ["image", "table", "features"])
+def test_networks_for_series_refuse_others(name: str, kind: Any) -> None:
+    with pytest.raises(GenfedError, match=f"architecture {name}: .*allowed are series"):
+        SERIES[name](Task(kind, (3, 8, 8) if kind == "image" else (5,), ("a", "b")))
+
+
+@pytest.mark.parametrize("name", IMAGES_ONLY)
+def test_networks_for_images_refuse_series(name: str) -> None:
+    with pytest.raises(GenfedError, match=f"architecture {name}: .*, series; allowed are images"):
+        EVERY[name](Task("series", (3, 32), ("a", "b")))
+
+
+@pytest.mark.parametrize("name", sorted(mlp.ARCHITECTURES))
+def test_fully_connected_networks_take_series(name: str) -> None:
+    assert EVERY[name](Task("series", (3, 32), ("a", "b")))(torch.randn(5, 3, 32)).shape == (5, 2)
