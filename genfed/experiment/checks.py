@@ -19,8 +19,10 @@ from genfed.data.dataset import Dataset
 from genfed.data.fitted import describe_fitted_without
 from genfed.engines.client_runner import NewNetwork
 from genfed.experiment.partitioning import count_classes
+from genfed.training.augmentation import KINDS
 from genfed.training.classifier import Training
 from genfed.training.pixels import normalize_pixels
+from genfed.training.series_augmentation import AXES
 
 CHECK_SECONDS = 120.0
 """Seconds in which an architecture makes a network and scores two examples."""
@@ -75,7 +77,7 @@ def check_excluded(config: Config, dataset: Dataset, kept: Data) -> None:
 
 
 def check_augmentation(label: str, method: Method[Any], task: Task) -> None:
-    """Refuses augmentation of examples that are no images, and augmentation that a method does not do.
+    """Refuses augmentation that is for another kind of examples, and augmentation that a method does not do.
 
     Raises:
         GenfedError: the method's settings ask for it.
@@ -87,9 +89,11 @@ def check_augmentation(label: str, method: Method[Any], task: Task) -> None:
         what = f'method.{label}.{field.name}.augmentation = "{training.augmentation}"'
         if field.name in method.unaugmented:
             raise GenfedError(f'{what}: this method does not augment there; only "none" is allowed')
-        if task.kind != "image":
-            examples = "a table" if task.kind == "table" else "features"
-            raise GenfedError(f'{what}: the examples are {examples}, where only "none" is allowed')
+        if task.kind not in KINDS[training.augmentation]:
+            able = ", ".join(f'"{name}"' for name in ("none", *(n for n, kinds in KINDS.items() if task.kind in kinds)))
+            raise GenfedError(f"{what}: the examples are {task.noun}, where only {able} is allowed")
+        if training.augmentation == "rotate" and task.shape[0] % AXES:
+            raise GenfedError(f"{what}: {task.shape[0]} channels; a multiple of {AXES} (x, y, z) is allowed")
 
 
 def has_device(device: str) -> bool:

@@ -1,10 +1,12 @@
-"""Augmentations of a classifier's training batches, with their authors' settings for CIFAR10.
+"""Augmentations of a classifier's training batches; those of images have their authors' settings for CIFAR10.
 
 MixUp: Zhang, Cisse, Dauphin, Lopez-Paz, arXiv 1710.09412. CutMix: Yun et al., arXiv 1905.04899. AugMix: Hendrycks et
 al., arXiv 1912.02781. AutoAugment: Cubuk et al., arXiv 1805.09501. Images are [n, C, H, W] in [−1, 1], with any number
 of channels. Draws are made on the CPU; an operation is applied at once to all images of a batch that it is drawn for.
+Those of series are in `series_augmentation.py`.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple
@@ -13,9 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genfed.core.task import Kind
 from genfed.training.fit import Loss
+from genfed.training.series_augmentation import SERIES
 
-Augmentation = Literal["none", "mixup", "cutmix", "augmix", "autoaugment"]
+Augmentation = Literal["none", "mixup", "cutmix", "augmix", "autoaugment", "jitter", "scale", "rotate"]
 
 
 class MixedBatch(NamedTuple):
@@ -110,12 +114,19 @@ def _mix_nothing(x: Tensor) -> MixedBatch:
     return MixedBatch(x, torch.arange(len(x), device=x.device), 1.0)
 
 
+def _apply_alone(change: Callable[[Tensor, torch.Generator], Tensor], x: Tensor, rng: torch.Generator) -> MixedBatch:
+    return _mix_nothing(change(x, rng))
+
+
 AUGMENTATIONS: Mapping[str, Callable[[Tensor, torch.Generator], MixedBatch]] = {
     "mixup": mixup,
     "cutmix": cutmix,
     "augmix": augmix,
     "autoaugment": autoaugment,
+    **{name: functools.partial(_apply_alone, change) for name, change in SERIES.items()},
 }
+KINDS: Mapping[str, tuple[Kind, ...]] = {name: ("series",) if name in SERIES else ("image",) for name in AUGMENTATIONS}
+"""Kinds of examples that each augmentation is for."""
 
 
 # Operations: images [m, C, H, W] and an amount for each [m] → images.

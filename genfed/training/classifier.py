@@ -37,7 +37,8 @@ class Training:
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """L2 penalty, added to the gradient."""
     augmentation: Augmentation = "none"
-    """Augmentation of the training images, real and generated, new in every epoch; features and tables have none."""
+    """Augmentation of the training examples, real and generated, new in every epoch: "mixup" to "autoaugment" of
+    images; "jitter", "scale" and "rotate" of series. Features and tables have none."""
 
     def declare(self, epochs: int | None = None) -> DeclaredTraining:
         """Returns the declaration of this training on a client's examples, for `epochs` (None: the setting's)."""
