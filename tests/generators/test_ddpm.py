@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from genfed.core.errors import GenfedError
 from genfed.core.rng import stream
 from genfed.core.task import Data, Task
-from genfed.generators import ddpm
+from genfed.generators import diffusion
 from genfed.generators.ddpm import DDPM, DDPMNetwork
 from genfed.generators.generator import uploaded_weights
 from genfed.training.fit import fit, train_step
@@ -179,7 +179,7 @@ def test_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(torch.equal(value, before[name]) for name, value in uploaded_weights(model).items())
     assert torch.equal(samples, model.sample(y, stream(5)))
     assert not torch.equal(samples, model.sample(y, stream(6)))
-    monkeypatch.setattr(ddpm, "CHUNK", 7)
+    monkeypatch.setattr(diffusion, "CHUNK", 7)
     torch.testing.assert_close(samples, model.sample(y, stream(5)))
     assert not samples.requires_grad
     assert model.sample(y[:0], stream(0)).shape == (0, 1, 8, 8)
