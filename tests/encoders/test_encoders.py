@@ -18,6 +18,7 @@ from genfed.encoders.encoder import ENCODED, BuiltEncoder, Encoder, build_encode
 from genfed.encoders.hog import HOG
 from genfed.encoders.identity import Identity
 from genfed.encoders.random_conv import RandomConv, draw_filters, weigh_cells
+from genfed.encoders.rocket import Rocket, draw_kernels
 from genfed.encoders.whitened import Whitened, load_public_images
 from genfed.experiment.compatibility import check_encoders, check_public_examples
 from genfed.methods.fedcgs import FedCGS
@@ -27,7 +28,15 @@ from tests.encoders.toys import vision_model
 
 IMAGES = Task("image", (3, 16, 16), ("cat", "dog"))
 TABLE = Task("table", (5,), ("no", "yes"))
-TASKS = {"random_conv": IMAGES, "identity": TABLE, "hog": IMAGES, "pretrained": IMAGES, "whitened": IMAGES}
+SERIES = Task("series", (2, 40), ("no", "yes"))
+TASKS = {
+    "random_conv": IMAGES,
+    "identity": TABLE,
+    "hog": IMAGES,
+    "pretrained": IMAGES,
+    "whitened": IMAGES,
+    "rocket": SERIES,
+}
 ENCODERS = sorted(registry.list_classes(registry.ENCODERS).keys() - {"shared"})  # that one is no fixed map
 
 
@@ -258,6 +267,8 @@ def test_bytes_are_scaled_as_for_networks() -> None:
     ("make", "task", "reason"),
     [
         (lambda: RandomConv(kernel=4), IMAGES, "kernel = 4: an odd number"),
+        (lambda: Rocket(), TABLE, "encoder rocket takes series; the examples are a table"),
+        (lambda: RandomConv(), SERIES, "random_conv takes images; the examples are series"),
         (lambda: RandomConv(), TABLE, "random_conv takes images; the examples are a table"),
         (lambda: RandomConv(cells=17), IMAGES, "cells = 17: images of 16×16"),
         (lambda: RandomConv(filters=4096, cells=5), IMAGES, "gives 102400 features"),
@@ -289,3 +300,27 @@ def test_the_bits_of_features_do_not_depend_on_the_other_examples(encoder: Encod
     for count in (1, 2, 3, 5, 17, 64, 129, 379):
         assert torch.equal(predict(network, x[start : start + count]), whole[start : start + count])
         start += count
+
+
+def test_features_of_random_kernels_by_hand() -> None:
+    """Dilations 1, 2 and 4 fit into 40 steps. A kernel has 4 · its share of positive responses − 2; its largest / 5."""
+    built, x = build_encoder(Rocket(kernels=12), server(SERIES)), examples(SERIES, 2).x
+    shares, largest = [], []
+    for place, dilation in enumerate((1, 2, 4)):
+        padded = nn.functional.pad(x, (4 * dilation, 4 * dilation))
+        kernels, biases = (built.network.get_buffer(f"{name}{place}") for name in ("kernel", "bias"))
+        for kernel, bias in zip(kernels, biases, strict=True):
+            response = torch.stack(
+                [(padded[:, :, at : at + 9 * dilation : dilation] * kernel).sum((1, 2)) + bias for at in range(40)], 1
+            )
+            shares.append(4 * (response > 0).float().mean(1) - 2)
+            largest.append(response.amax(1) / 5)
+    torch.testing.assert_close(built.encode(x), torch.stack([*shares, *largest], 1), rtol=1e-4, atol=1e-4)
+
+
+def test_kernels_use_some_channels_and_have_mean_0() -> None:
+    kernels = draw_kernels(500, 9, torch.Generator().manual_seed(0))
+    used = (kernels != 0).any(2).sum(1)
+    assert int(used.min()) == 1
+    assert int(used.max()) == 9
+    assert float(kernels.mean(2).abs().max()) < 1e-6
