@@ -20,6 +20,7 @@ from genfed.experiment.checks import check_architecture
 from genfed.experiment.trial import Trial, trial_server
 from genfed.metrics.generator_metrics import frechet_distance, memorization, network_features, precision_recall
 from genfed.metrics.lpips import Lpips
+from genfed.metrics.series_metrics import autocorrelation_distance, spectrum_distance
 from genfed.report.generator_verdict import describe_ignored_labels, find_chance
 from genfed.report.results import QUALITY
 from genfed.training.evaluation import evaluate, predict
@@ -141,7 +142,22 @@ class GeneratorEvaluator:
             "train_on_real": reference.accuracy,
             "memorisation": memorization(*(z.flatten(1) for z in pictures)),
             **by_lpips,
+            **self._measure_series(data),
             "memorisation_features": memorization(trained_features, reference.held_out[fresh], features[generated]),
+        }
+
+    def _measure_series(self, data: Data) -> dict[str, float]:
+        """Returns the distances of generated series to held-out ones, and those of as many real ones; empty: the
+        examples are no series.
+        """
+        if self._shards.task.kind != "series":
+            return {}
+        held_out = self._shards.held_out
+        rows = _choose_rows(len(self._shards.train), len(data), self._stream("as-many"))
+        return {
+            f"{name}{suffix}": distance(held_out, some)
+            for name, distance in (("spectra", spectrum_distance), ("autocorrelation", autocorrelation_distance))
+            for suffix, some in (("", data), ("_real", self._shards.train[rows]))
         }
 
     def _measure_clients(self, trial: Trial, state: Any, batch: SyntheticBatch) -> dict[str, float]:
@@ -231,6 +247,8 @@ def reference_architecture(metrics: Metrics, task: Task) -> str:
         return "mlp"
     if metrics.architecture is not None:
         return metrics.architecture
+    if task.kind == "series":
+        return "cnn1d"
     return "cnn7-bn" if task.kind == "image" and min(task.shape[1:]) >= 16 else "mlp"
 
 

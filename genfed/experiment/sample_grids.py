@@ -1,4 +1,4 @@
-"""Small pictures of the images that a trial generates or stores, for its report and for `genfed sample`."""
+"""Small pictures of the images or series that a trial generates or stores, for its report and for `genfed sample`."""
 
 from collections import defaultdict
 from typing import Any
@@ -9,8 +9,10 @@ from torch import Tensor
 
 from genfed.core.client import Server
 from genfed.core.federated_data import FederatedData
+from genfed.core.task import Task
 from genfed.experiment.trial import Trial, trial_server
 from genfed.report.images import CLASSES, CLIENTS, Grid, SetGrid
+from genfed.report.series_pictures import draw_windows
 from genfed.training.pixels import denormalize_pixels, normalize_pixels
 from genfed.training.synthetic_dataset import SyntheticDataset, keeps_synthetic_dataset
 
@@ -20,13 +22,12 @@ SIDE = 64
 
 def sample_picture(trial: Trial, state: Any) -> Grid | SetGrid | None:
     """Returns samples of the trial's generator, or of the set that its server stores. None: it has neither, or its
-    examples are no images.
+    examples are neither images nor series.
     """
-    if trial.shards.task.kind != "image":
-        return None
-    if trial.method.generates:
+    kind = trial.shards.task.kind
+    if trial.method.generates and kind in ("image", "series"):
         return generator_grid(trial, state)
-    if keeps_synthetic_dataset(trial.method):
+    if keeps_synthetic_dataset(trial.method) and kind == "image":
         return synthetic_grid(trial.label, state.synthetic, trial_server(trial, 0, "grid"), trial.shards)
     return None
 
@@ -37,7 +38,8 @@ def generator_grid(trial: Trial, state: Any, each: int = 10) -> Grid:
     y = torch.arange(classes).repeat_interleave(each)
     made = trial.method.generate(trial_server(trial, 0, "grid"), state, y)
     real = _held_out_images(trial.shards, each)
-    return Grid(trial.label, denormalize_pixels(made).cpu().reshape(classes, each, *made.shape[1:]), real)
+    images = _draw(trial.shards.task, made)
+    return Grid(trial.label, images.reshape(classes, each, *images.shape[1:]), real)
 
 
 def synthetic_grid(
@@ -84,7 +86,12 @@ def _held_out_images(shards: FederatedData, each: int) -> Tensor | None:
     held_out = shards.held_out
     rows = [torch.nonzero(held_out.y == c).flatten()[:each] for c in range(len(shards.task.classes))]
     enough = all(len(r) == each for r in rows)
-    return torch.stack([denormalize_pixels(normalize_pixels(held_out.x[r])) for r in rows]) if enough else None
+    return torch.stack([_draw(shards.task, held_out.x[r]) for r in rows]) if enough else None
+
+
+def _draw(task: Task, x: Tensor) -> Tensor:
+    """Returns examples as images, uint8 [n, C, H, W] on the CPU."""
+    return draw_windows(x) if task.kind == "series" else denormalize_pixels(normalize_pixels(x)).cpu()
 
 
 def _shrink(images: Tensor) -> Tensor:

@@ -21,6 +21,10 @@ _COLUMNS: dict[str, Callable[[GeneratorQuality], float | None]] = {
 }
 _OPTIONAL: dict[str, Callable[[GeneratorQuality], float | None]] = {
     "MND LPIPS": lambda q: q.memorisation_lpips,
+    "spectra dB": lambda q: q.spectra,
+    "spectra dB of real": lambda q: q.spectra_real,
+    "autocorrelation": lambda q: q.autocorrelation,
+    "autocorrelation of real": lambda q: q.autocorrelation_real,
     "teacher confidence %": lambda q: None if q.certainty is None else 100 * q.certainty,
     "client match %": lambda q: None if q.client_match is None else 100 * q.client_match,
     "real client match %": lambda q: None if q.clients_apart is None else 100 * q.clients_apart,

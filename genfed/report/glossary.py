@@ -194,6 +194,22 @@ GENERATORS = (
     MetricDescription("MND features", "MND by the reference classifier's features.", "0 to 1,000", "lower"),
     MetricDescription("MND LPIPS", "MND by LPIPS, a perceptual distance. Needs its weights.", "0 to 1,000", "lower"),
     MetricDescription(
+        "spectra dB",
+        "Distance of the spectra of generated series to those of held-out ones of the same class: mean difference of "
+        "the power in octave bands, in decibels.",
+        "0 to ∞",
+        "lower",
+    ),
+    MetricDescription("spectra dB of real", "The same distance for as many real training series.", "0 to ∞", "–"),
+    MetricDescription(
+        "autocorrelation",
+        "Distance of the autocorrelations of generated series to those of held-out ones of the same class: mean "
+        "difference over lags up to half a window.",
+        "0 to 2",
+        "lower",
+    ),
+    MetricDescription("autocorrelation of real", "The same distance for as many real training series.", "0 to 2", "–"),
+    MetricDescription(
         "teacher confidence %",
         "Mean probability that a client's uploaded classifier gives the requested class of the images generated for "
         "that client.",

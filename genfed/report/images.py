@@ -18,13 +18,13 @@ CLASSES, CLIENTS = 20, 10
 
 @dataclass(frozen=True)
 class Grid:
-    """Images that a generator drew, by class."""
+    """Images that a generator drew, or pictures of series, by class."""
 
     method: str
     images: Tensor
     """uint8 [classes, per_class, C, H, W]; three channels are a color image, any other number is averaged to gray."""
     real: Tensor | None = None
-    """Real training images to show beside them, of the same shape; None: none."""
+    """Real held-out ones to show beside them, of the same shape; None: none."""
 
 
 @dataclass(frozen=True)

@@ -150,6 +150,14 @@ class GeneratorQuality:
     """The same ratio in the reference classifier's features."""
     memorisation_lpips: float | None = None
     """The same ratio with LPIPS as the distance. None: the run has no weights for it."""
+    spectra: float | None = None
+    """Distance of the spectra to those of held-out series, in decibels. None: the examples are no series."""
+    spectra_real: float | None = None
+    """The same distance for as many real training series, to compare with."""
+    autocorrelation: float | None = None
+    """Distance of the autocorrelations to those of held-out series. None: the examples are no series."""
+    autocorrelation_real: float | None = None
+    """The same distance for as many real training series, to compare with."""
     stored: bool = False
     """Whether the samples come from a set that the server stores; then `seconds` is the time of reading them."""
     certainty: float | None = None

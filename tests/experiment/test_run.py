@@ -162,7 +162,7 @@ def test_images_of_floats_are_shown_like_any(tmp_path: Path) -> None:
     np.savez(tmp_path / "f.npz", x=x, y=np.arange(200) % 2)
     config = tiny("gefl") | {"data": {"kind": "npz", "path": str(tmp_path / "f.npz")}}
     start(config, tmp_path / "run")
-    assert "Real images of class 1" in (tmp_path / "run" / "report.html").read_text("utf-8")
+    assert "Real examples of class 1" in (tmp_path / "run" / "report.html").read_text("utf-8")
 
 
 def test_importing_genfed_imports_nothing_heavy() -> None:
