@@ -23,6 +23,10 @@ STEPS = 64
 """Steps per unit, to which features are rounded."""
 LARGEST_FEATURE = 8
 """Largest absolute value of a feature; larger ones are clipped. Encoders give features of mean square about 1."""
+_MOST_CLIPPED = 0.05
+"""Largest share of clipped features with which examples are still added up."""
+_SMALLEST = 8 / STEPS
+"""Smallest size that the largest feature may have: smaller ones keep too little of what tells examples apart."""
 _LARGEST_PRODUCT = (STEPS * LARGEST_FEATURE) ** 2
 
 
@@ -45,6 +49,8 @@ class StatisticsGenerator(Generator):
 
     shares: ClassVar[int] = 1
     """Number of equal parts of an example that can be added to different sums."""
+    largest: ClassVar[int] = _LARGEST_PRODUCT
+    """Largest number that a part of an example adds to a sum."""
 
     minimum_class_count: Annotated[int, Field(ge=0)] = 0
     """Least number of examples of a class that a client adds up: it leaves out every class of which it has fewer, since
@@ -77,6 +83,21 @@ class StatisticsGenerator(Generator):
     def passes(self) -> int:
         """Number of times that clients measure statistics, each time given the estimate of the time before."""
         return 1
+
+    def check_examples(self, x: Tensor) -> None:
+        """Checks examples before they are measured.
+
+        Raises:
+            GenfedError: more than 5 % of the features are beyond ±8 and would be clipped, or all are below 1/8 and
+                would vanish in steps of 1/64.
+        """
+        size = x.abs()
+        clipped = float((size > LARGEST_FEATURE).double().mean()) > _MOST_CLIPPED
+        if clipped or (len(x) and float(size.max()) < _SMALLEST):
+            raise GenfedError(
+                f"its features are from {float(x.min()):.3g} to {float(x.max()):.3g}: they are added up within "
+                f"±{LARGEST_FEATURE} in steps of 1/{STEPS}; scale the data (data.scale), or choose another encoder"
+            )
 
     @abstractmethod
     def shapes(self, task: Task, done: int = 0) -> dict[str, tuple[int, ...]]:
@@ -225,16 +246,14 @@ def count_examples(statistics: Mapping[str, Tensor], examples: int, minimum: int
     return examples if not minimum or counts is None else min(examples, int(counts.sum()))
 
 
-def narrow(statistics: Mapping[str, Tensor], examples: int) -> Weights:
-    """Returns the statistics as int32 if sums over this number of examples always fit, otherwise as they are. Examples
-    that are added in shares count as many times as they have shares.
-    """
-    return {name: value.to(narrow_type(examples)) for name, value in statistics.items()}
+def narrow(statistics: Mapping[str, Tensor], largest: int) -> Weights:
+    """Returns the statistics as int32 if that holds sums of this size, otherwise as they are."""
+    return {name: value.to(narrow_type(largest)) for name, value in statistics.items()}
 
 
-def narrow_type(examples: int) -> torch.dtype:
-    """Returns the type that `narrow` gives for this number of examples."""
-    return torch.int32 if examples * _LARGEST_PRODUCT < 2**31 else torch.int64
+def narrow_type(largest: int) -> torch.dtype:
+    """Returns the type that `narrow` gives for sums of this size."""
+    return torch.int32 if largest < 2**31 else torch.int64
 
 
 def round_features(x: Tensor, shares: int = 1) -> Tensor:

@@ -18,10 +18,10 @@ from genfed.core.phase import Phase, Reduced, Reply
 from genfed.core.settings import settings
 from genfed.core.task import Task, Weights
 from genfed.encoders.encoder import ENCODED, build_encoder, encode_examples
-from genfed.generators.mixture import Mixture, MixtureNetwork
+from genfed.generators.gaussian_mixture import GaussianMixture, GaussianMixtureNetwork
 from genfed.generators.statistics_generator import LARGEST_FEATURE, StatisticsGenerator, estimate_alone
 from genfed.methods.bases.drawn_head import draw_features, new_layers, train_head
-from genfed.methods.bases.feature_statistics import FeatureStatistics, StatisticsRequest, StatisticsState, check_range
+from genfed.methods.bases.feature_statistics import FeatureStatistics, StatisticsRequest, StatisticsState
 from genfed.training.classifier import Training
 from genfed.training.upload_checks import check_counts, check_form
 
@@ -52,7 +52,7 @@ class FedPFT(FeatureStatistics):
     unaugmented = ("head_training",)  # heads learn from features
 
     # differs from the paper: covariances are diagonal; it has full and spherical ones too.
-    generator: InstanceOf[StatisticsGenerator] = Field(default_factory=lambda: Mixture(em_steps=50))
+    generator: InstanceOf[StatisticsGenerator] = Field(default_factory=lambda: GaussianMixture(em_steps=50))
     """Mixture that a client fits to the features of each class; its EM steps are the client's own, no rounds."""
     samples: Annotated[int, Field(ge=2)] = 10_000
     """Features that the server draws."""
@@ -64,7 +64,7 @@ class FedPFT(FeatureStatistics):
     """Training of the head on the drawn features."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.generator, Mixture):
+        if not isinstance(self.generator, GaussianMixture):
             raise GenfedError(f"generator = {type(self.generator).__name__}: clients fit mixtures, its kind is mixture")
 
     def phases(self) -> list[Phase[StatisticsState]]:
@@ -74,7 +74,7 @@ class FedPFT(FeatureStatistics):
     def fit(self, client: Client, sent: StatisticsRequest) -> Reply[ClientMixtures]:
         """Fits a mixture to the client's features of each class."""
         features = encode_examples(client, self.encoder, sent.encoder)
-        check_range(features.x)
+        self.generator.check_examples(features.x)
         task = Task("features", tuple(features.x.shape[1:]), client.task.classes)
         # All clients begin with the same directions, so one client alone has the mixture of federated EM.
         fitted = estimate_alone(self.generator, features, task, client.common("generator"))
@@ -89,7 +89,7 @@ class FedPFT(FeatureStatistics):
             GenfedError: the counts are not the client's; or the mixtures have other names or shapes, weights that do
                 not add up to 1, or means or deviations out of bounds.
         """
-        assert isinstance(self.generator, Mixture)
+        assert isinstance(self.generator, GaussianMixture)
         check_counts(server, info, upload.counts)
         present, parts = int((upload.counts > 0).sum()), self.generator.components
         whole = (present, parts, build_encoder(self.encoder, server).task.shape[0])
@@ -113,8 +113,8 @@ class FedPFT(FeatureStatistics):
     def forgets(self) -> bool:
         return False  # the joined mixture does not say which parts are whose
 
-    def load_generator(self, server: Server, weights: Weights) -> MixtureNetwork:
-        network = MixtureNetwork(build_encoder(self.encoder, server).task, weights["weight"].shape[1])
+    def load_generator(self, server: Server, weights: Weights) -> GaussianMixtureNetwork:
+        network = GaussianMixtureNetwork(build_encoder(self.encoder, server).task, weights["weight"].shape[1])
         network.load_state_dict(weights)
         return network.to(server.device)
 

@@ -233,10 +233,10 @@ def test_sums_of_no_examples_end_in_one_line() -> None:
 
 def test_sums_travel_in_32_bits_where_they_always_fit() -> None:
     statistics = Gaussian().measure(Data(torch.full((8191, 3), 8.0), torch.zeros(8191, dtype=torch.int64)), TASK)
-    small = narrow(statistics, 8191)
+    small = narrow(statistics, 8191 * Gaussian.largest)
     assert small["products"].dtype == torch.int32
     assert all(torch.equal(small[name].long(), statistics[name]) for name in statistics)
-    assert narrow(statistics, 8192)["products"].dtype == torch.int64
+    assert narrow(statistics, 8192 * Gaussian.largest)["products"].dtype == torch.int64
 
 
 def test_an_upper_triangle_unfolds_to_a_symmetric_matrix() -> None:

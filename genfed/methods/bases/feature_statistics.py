@@ -21,8 +21,6 @@ from genfed.encoders.random_conv import RandomConv
 from genfed.generators.gaussian import Gaussian
 from genfed.generators.generator import GeneratorNetwork
 from genfed.generators.statistics_generator import (
-    LARGEST_FEATURE,
-    STEPS,
     StatisticsGenerator,
     bound_rows,
     count_examples,
@@ -32,11 +30,6 @@ from genfed.generators.statistics_generator import (
     subtract,
 )
 from genfed.training.precision import FullPrecision
-
-_MOST_CLIPPED = 0.05
-"""Largest share of features that may be clipped."""
-_SMALLEST = 8 / STEPS
-"""Features that are all below this have lost most of their digits to rounding."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +125,7 @@ class FeatureStatistics(Method[StatisticsState]):
         """Adds up the statistics of the client's features."""
         features = encode_examples(client, self.encoder, sent.encoder)
         if client.sums is None:
-            check_range(features.x)
+            self.generator.check_examples(features.x)
         task = Task("features", tuple(features.x.shape[1:]), client.task.classes)
         if client.sums is not None:
             norm = client.sums.bounds.norm(features.x.shape[1])
@@ -218,20 +211,6 @@ def count_largest(server: Server) -> int:
     return max(client.examples for client in server.clients)
 
 
-def check_range(x: Tensor) -> None:
-    """Refuses features of which many are clipped to ±8, or all vanish in steps of 1/64.
-
-    Raises:
-        GenfedError: more than 5 % are beyond ±8, or all are below 1/8.
-    """
-    size = x.abs()
-    if float((size > LARGEST_FEATURE).double().mean()) > _MOST_CLIPPED or (len(x) and float(size.max()) < _SMALLEST):
-        raise GenfedError(
-            f"its features are from {float(x.min()):.3g} to {float(x.max()):.3g}: they are added up within "
-            f"±{LARGEST_FEATURE} in steps of 1/{STEPS}; scale the data (data.scale), or choose another encoder"
-        )
-
-
 def measure_features(
     generator: StatisticsGenerator, features: Data, task: Task, largest: int, present: Weights
 ) -> Reply[Statistics]:
@@ -252,7 +231,7 @@ def measure_features(
         raise GenfedError(f"it has {len(features)} examples; the server says that none has over {largest}")
     counts = torch.bincount(features.y, minlength=len(task.classes))
     kept = features[drop_small_classes(counts, generator.minimum_class_count)[features.y] > 0]
-    statistics = narrow(generator.measure(kept, task, present or None), largest * generator.shares)
+    statistics = narrow(generator.measure(kept, task, present or None), largest * generator.shares * generator.largest)
     left_out = {"left_out": float(len(features) - len(kept))} if generator.minimum_class_count else {}
     return Reply(Statistics(statistics), weight=len(features), metrics=left_out)
 
@@ -278,6 +257,6 @@ def screen_statistics(
 
 def expect_statistics(server: Server, generator: StatisticsGenerator, task: Task) -> Statistics:
     """Returns statistics of the shapes and the type that every client uploads in round `server.round`, on "meta"."""
-    kind = narrow_type(count_largest(server) * generator.shares)
+    kind = narrow_type(count_largest(server) * generator.shares * generator.largest)
     shapes = generator.shapes(task, server.round)
     return Statistics({name: torch.empty(shape, dtype=kind, device="meta") for name, shape in shapes.items()})

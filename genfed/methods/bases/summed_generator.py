@@ -11,7 +11,6 @@ from genfed.core.task import Data, Task, Weights
 from genfed.generators.statistics_generator import StatisticsGenerator
 from genfed.methods.bases.feature_statistics import (
     Statistics,
-    check_range,
     expect_statistics,
     measure_features,
     screen_statistics,
@@ -56,7 +55,7 @@ def sums_phase(
     def measure(client: Client, sent: SumsRequest) -> Reply[Statistics]:
         task, examples = encode(client, sent.extractor)
         if "factor" not in sent.extractor:  # whitened features of few examples are large, and clipped
-            check_range(examples.x)
+            generator.check_examples(examples.x)
         return measure_features(generator, examples, task, sent.largest, sent.present)
 
     def screen(server: Server, info: ClientInfo, upload: Statistics) -> None:
