@@ -156,7 +156,7 @@ TINY: dict[str, dict[str, Any]] = {
     "feddeo": SYNTHESIS | {"description_batch_size": 8},
     "feddf": {"distillation_steps": 3, "distillation_batch_size": 8},
     "fedpft": {
-        "generator": {"kind": "mixture", "components": 2, "em_steps": 2},
+        "generator": {"kind": "gaussian_mixture", "components": 2, "em_steps": 2},
         "samples": 100,
         "head_training": PLAIN_SGD | {"epochs": 1},
     },
@@ -167,7 +167,7 @@ TINY: dict[str, dict[str, Any]] = {
     "gefl": GENERATIVE,
     "gefl_f": GENERATIVE | {"extractor_rounds": 2, "extractor_epochs": 1},
     "gh_ofl": {
-        "generator": {"kind": "mixture", "components": 2, "em_steps": 2},
+        "generator": {"kind": "gaussian_mixture", "components": 2, "em_steps": 2},
         "samples": 100,
         "head_training": PLAIN_SGD | {"epochs": 1},
     },

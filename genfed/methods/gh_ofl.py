@@ -16,13 +16,13 @@ from genfed.core.errors import GenfedError
 from genfed.core.settings import settings
 from genfed.core.task import Task, Weights
 from genfed.generators.gaussian import Gaussian, GaussianNetwork, LinearDiscriminant, linear_discriminant
-from genfed.generators.mixture import Mixture, MixtureNetwork
+from genfed.generators.gaussian_mixture import GaussianMixture, GaussianMixtureNetwork
 from genfed.methods.bases.drawn_head import draw_features, train_head
 from genfed.methods.bases.feature_statistics import FeatureStatistics
 from genfed.training.classifier import Training
 from genfed.training.fit import Loss
 
-Densities = GaussianNetwork | MixtureNetwork
+Densities = GaussianNetwork | GaussianMixtureNetwork
 
 
 @settings
@@ -59,7 +59,7 @@ class GHOFL(FeatureStatistics):
     """Training of the head on the drawn features."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.generator, Gaussian | Mixture):
+        if not isinstance(self.generator, Gaussian | GaussianMixture):
             raise GenfedError(f"generator = {type(self.generator).__name__}: a gaussian or a mixture is allowed")
         if self.head != "closed_form" and not isinstance(self.generator, Gaussian):
             raise GenfedError(f'head = "{self.head}": its generator is a gaussian; a mixture has "closed_form"')
@@ -89,7 +89,7 @@ class GHOFL(FeatureStatistics):
         densities = self.generator.new(
             Task("features", (features,), tuple(map(str, range(classes)))), torch.Generator()
         )
-        assert isinstance(densities, GaussianNetwork | MixtureNetwork)
+        assert isinstance(densities, GaussianNetwork | GaussianMixtureNetwork)
         return BayesHead(densities)
 
     @property

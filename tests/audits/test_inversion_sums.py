@@ -14,7 +14,7 @@ from genfed.core.task import Data, Task
 from genfed.encoders.identity import Identity
 from genfed.encoders.random_conv import RandomConv
 from genfed.generators.gaussian import Gaussian
-from genfed.generators.mixture import Mixture
+from genfed.generators.gaussian_mixture import GaussianMixture
 from genfed.generators.ppca import PPCA
 from genfed.methods.fedavg import FedAvg
 from genfed.methods.fedcgs import FedCGS
@@ -49,7 +49,7 @@ def toy(method: Any, *sizes: int) -> Case:
     [
         FedCGS(encoder=Identity()),
         GHOFL(encoder=Identity(), generator=Gaussian(covariance="diagonal")),
-        GHOFL(encoder=Identity(), generator=Mixture()),
+        GHOFL(encoder=Identity(), generator=GaussianMixture()),
         GeFL(generator=PPCA()),
         GeFL(generator=PPCA(size=4)),
     ],

@@ -50,9 +50,9 @@ def test_defaults_of_a_run_stand_on_those_of_the_method() -> None:
 
 
 def test_another_kind_has_its_own_defaults() -> None:
-    table = tiny("gh_ofl", method={"gh_ofl": {"generator": {"kind": "mixture", "components": 2}}})
+    table = tiny("gh_ofl", method={"gh_ofl": {"generator": {"kind": "gaussian_mixture", "components": 2}}})
     method: Any = read_config(table).method["gh_ofl"]
-    cls: type[Any] = registry.find_class(registry.GENERATORS, "mixture")
+    cls: type[Any] = registry.find_class(registry.GENERATORS, "gaussian_mixture")
     assert method.generator == cls(components=2)
 
 
@@ -96,8 +96,8 @@ def test_a_default_that_another_kind_has_not_is_refused_by_its_own_name() -> Non
 
 def test_a_default_of_the_kind_of_the_methods_own_keeps_its_other_settings() -> None:
     cls: type[Any] = registry.find_class(registry.METHODS, "fedpft")
-    table = tiny("fedpft", defaults={"generator": {"kind": "mixture", "components": 2}})
+    table = tiny("fedpft", defaults={"generator": {"kind": "gaussian_mixture", "components": 2}})
     table["method"]["fedpft"].pop("generator", None)
     method: Any = read_config(table).method["fedpft"]
     assert method.generator == dataclasses.replace(cls().generator, components=2)
-    assert method.generator != registry.find_class(registry.GENERATORS, "mixture")(components=2)
+    assert method.generator != registry.find_class(registry.GENERATORS, "gaussian_mixture")(components=2)

@@ -19,7 +19,7 @@ from tests.conftest import TINY, TINY_GENERATORS, left_by, start, tiny
 
 TASK = Task("features", (3,), ("a", "b"))
 GAUSSIAN: dict[str, Any] = {"kind": "gaussian"}
-MIXTURE: dict[str, Any] = {"kind": "mixture", "components": 2, "em_steps": 2}
+MIXTURE: dict[str, Any] = {"kind": "gaussian_mixture", "components": 2, "em_steps": 2}
 RANDOM: dict[str, Any] = {"kind": "random_conv", "filters": 8}
 
 
@@ -44,7 +44,7 @@ def test_any_encoder_goes_with_any_generator(shared: bool, generator: dict[str, 
     state = state_of(tmp_path / "run", table)
     rows = left_by(tmp_path / "run")["metrics"]
     rounds = {phase: len({r["round"] for r in rows if r["phase"] == phase}) for phase in {r["phase"] for r in rows}}
-    passes = {"gaussian": 1, "mixture": 3}.get(generator["kind"], 2)
+    passes = {"gaussian": 1, "gaussian_mixture": 3}.get(generator["kind"], 2)
     assert (rounds.get("extractor", 0), rounds["generator"], rounds["joint"]) == (2 * shared, passes, 2)
     assert set(state.headers) == {"cnn1", "cnn2"}
     assert shared or state.extractor.keys() == {"digest", "mean", "factor"}

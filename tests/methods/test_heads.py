@@ -13,7 +13,7 @@ from genfed.core.task import Weights
 from genfed.encoders.identity import Identity
 from genfed.experiment.checkpoint import read_checkpoint
 from genfed.generators.gaussian import Gaussian, GaussianNetwork, linear_discriminant
-from genfed.generators.mixture import Mixture
+from genfed.generators.gaussian_mixture import GaussianMixture
 from genfed.methods.bases.feature_statistics import StatisticsState
 from genfed.methods.fedpft import ClientMixtures, FedPFT, join_mixtures
 from genfed.methods.gh_ofl import GHOFL, CosineHead, ResidualHead, find_fisher_subspace
@@ -68,7 +68,7 @@ def logits(method: GHOFL, head: Weights, x: Tensor) -> Tensor:
 
 def test_one_client_of_fedpft_has_the_mixture_of_federated_em(tmp_path: Path) -> None:
     """EM on a client is EM in rounds: with one client the two methods have the same mixture."""
-    mixture = {"kind": "mixture", "components": 2, "em_steps": 3}
+    mixture = {"kind": "gaussian_mixture", "components": 2, "em_steps": 3}
     one: dict[str, Any] = {"clients": 1, "architectures": ["linear"]}
     local = state_of(tmp_path / "local", "fedpft", {"generator": mixture}, federation=one)
     rounds = state_of(tmp_path / "rounds", "gh_ofl", {"generator": mixture}, federation=one)
@@ -117,7 +117,7 @@ def test_fedpft_learns_digits_of_one_class_a_client(tmp_path: Path) -> None:
     ],
 )
 def test_mixtures_that_cannot_be_drawn_from_are_refused(change: Weights, reason: str) -> None:
-    method, server = FedPFT(encoder=Identity(), generator=Mixture(components=2)), a_server(examples=8)
+    method, server = FedPFT(encoder=Identity(), generator=GaussianMixture(components=2)), a_server(examples=8)
     honest = {
         "weight": torch.full((2, 2), 0.5),
         "mean": torch.zeros(2, 2, 3),
@@ -162,7 +162,7 @@ def test_naive_bayes_and_qda_are_those_of_scikit_learn(covariance: str) -> None:
 
 
 def test_a_mixture_is_a_head_too(tmp_path: Path) -> None:
-    mixture = {"kind": "mixture", "components": 2, "em_steps": 2}
+    mixture = {"kind": "gaussian_mixture", "components": 2, "em_steps": 2}
     partitions: list[dict[str, Any]] = [{"kind": "iid"}, {"kind": "disjoint_labels"}]
     one, other = (
         state_of(
@@ -269,7 +269,7 @@ def test_a_class_without_examples_is_never_predicted() -> None:
 
 def test_what_a_head_needs_is_said() -> None:
     with pytest.raises(GenfedError, match='its generator is a gaussian; a mixture has "closed_form"'):
-        GHOFL(generator=Mixture(), head="fisher_mix")
+        GHOFL(generator=GaussianMixture(), head="fisher_mix")
 
 
 def test_the_linear_head_stays_small(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_masks_and_a_client_that_withdraws_are_as_before(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("method", "own"),
     [
-        ("gh_ofl", {"kind": "mixture"}),
+        ("gh_ofl", {"kind": "gaussian_mixture"}),
         ("gefl", {"kind": "local_pca"}),
         ("fedcgs", {"kind": "gaussian", "shrinkage": "held_out"}),
     ],

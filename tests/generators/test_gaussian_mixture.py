@@ -14,7 +14,7 @@ from torch import Tensor
 from genfed import Data, GenfedError, Task
 from genfed.core.task import Weights
 from genfed.generators.gaussian import Gaussian, GaussianNetwork
-from genfed.generators.mixture import SHARES, Mixture, MixtureNetwork, divide
+from genfed.generators.gaussian_mixture import SHARES, GaussianMixture, GaussianMixtureNetwork, divide
 from genfed.generators.statistics_generator import STEPS, estimate_alone, merge, subtract
 
 TASK = Task("features", (3,), ("a", "b", "c"))
@@ -28,7 +28,7 @@ def draw(count: int = 240, seed: int = 0, width: int = 3) -> Data:
     return Data(x, y)
 
 
-def run_em(how: Mixture, parts: Sequence[Data], seed: int = 1) -> list[Weights]:
+def run_em(how: GaussianMixture, parts: Sequence[Data], seed: int = 1) -> list[Weights]:
     """The estimates after each pass over these clients."""
     estimates: list[Weights] = []
     for _ in range(how.passes):
@@ -40,8 +40,8 @@ def run_em(how: Mixture, parts: Sequence[Data], seed: int = 1) -> list[Weights]:
     return estimates
 
 
-def network(weights: Weights) -> MixtureNetwork:
-    made = MixtureNetwork(TASK, weights["weight"].shape[1])
+def network(weights: Weights) -> GaussianMixtureNetwork:
+    made = GaussianMixtureNetwork(TASK, weights["weight"].shape[1])
     made.load_state_dict(weights)
     return made
 
@@ -57,7 +57,7 @@ def likelihood(weights: Weights, data: Data) -> float:
 @hypothesis_settings(max_examples=20)
 @given(cuts=st.lists(st.integers(0, 240), max_size=4), order=st.permutations(range(240)))
 def test_federated_is_centralised_to_the_bit(cuts: list[int], order: list[int]) -> None:
-    how, data = Mixture(components=3, em_steps=4), draw()
+    how, data = GaussianMixture(components=3, em_steps=4), draw()
     shuffled, bounds = data[torch.tensor(order)], [0, *sorted(cuts), 240]
     parts = [shuffled[a:b] for a, b in itertools.pairwise(bounds)]
     many, one = run_em(how, parts)[-1], estimate_alone(how, data, TASK, torch.Generator().manual_seed(1))
@@ -67,7 +67,7 @@ def test_federated_is_centralised_to_the_bit(cuts: list[int], order: list[int]) 
 def test_wide_features_are_exact_too() -> None:
     rng = torch.Generator().manual_seed(3)
     data = Data(torch.randn(90, 500, generator=rng).abs() * 4, torch.zeros(90, dtype=torch.int64))
-    task, how = Task("features", (500,), ("a",)), Mixture(components=3)
+    task, how = Task("features", (500,), ("a",)), GaussianMixture(components=3)
     present = how.estimate(task, how.measure(data, task), None, rng)
     whole = how.measure(data, task, present)
     single = [how.measure(data[i : i + 1], task, present) for i in range(90)]
@@ -82,13 +82,14 @@ def test_wide_features_are_exact_too() -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_likelihood_never_falls(seed: int) -> None:
     data = draw(400, seed)
-    values = [likelihood(each, data) for each in run_em(Mixture(components=3, em_steps=25, shrinkage=0.0), [data])]
+    how = GaussianMixture(components=3, em_steps=25, shrinkage=0.0)
+    values = [likelihood(each, data) for each in run_em(how, [data])]
     assert all(after >= before - 1e-4 for before, after in itertools.pairwise(values))  # shares are rounded
     assert values[-1] > values[0] + 0.1
 
 
 def test_two_clusters_are_found() -> None:
-    found = run_em(Mixture(components=2, em_steps=40), [draw(3000)])[-1]
+    found = run_em(GaussianMixture(components=2, em_steps=40), [draw(3000)])[-1]
     for label in range(3):
         means = found["mean"][label][found["mean"][label][:, 0].argsort()]
         expected = torch.tensor([[0.0, 0, 0], [2.0, 0, -1]]) + 0.7 * label
@@ -97,12 +98,12 @@ def test_two_clusters_are_found() -> None:
 
 
 def test_a_step_is_that_of_scikit_learn() -> None:
-    from sklearn.mixture import GaussianMixture
+    from sklearn.mixture import GaussianMixture as Theirs
 
     data = draw(400)
     x = rounded(data)[data.y == 1].numpy()
-    first, *_, last = run_em(Mixture(components=3, em_steps=8, shrinkage=0.0), [data])
-    theirs = GaussianMixture(
+    first, *_, last = run_em(GaussianMixture(components=3, em_steps=8, shrinkage=0.0), [data])
+    theirs = Theirs(
         3,
         covariance_type="diag",
         reg_covar=0.0,
@@ -120,7 +121,7 @@ def test_a_step_is_that_of_scikit_learn() -> None:
 
 
 def test_one_component_is_the_diagonal_gaussian() -> None:
-    data, how, one = draw(), Gaussian(covariance="diagonal"), Mixture(components=1)
+    data, how, one = draw(), Gaussian(covariance="diagonal"), GaussianMixture(components=1)
     assert one.passes == 1
     found, gaussian = run_em(one, [data])[-1], how.estimate(TASK, how.measure(data, TASK))
     assert torch.equal(found["prior"], gaussian["prior"])
@@ -132,7 +133,7 @@ def test_one_component_is_the_diagonal_gaussian() -> None:
 
 
 def test_statistics_by_hand() -> None:
-    task, how = Task("features", (1,), ("a", "b")), Mixture(components=2)
+    task, how = Task("features", (1,), ("a", "b")), GaussianMixture(components=2)
     data = Data(torch.tensor([[0.5], [-0.5], [9.0]]), torch.tensor([0, 0, 1]))
     first = how.measure(data, task)
     assert first["counts"].tolist() == [2, 1]
@@ -162,7 +163,7 @@ def test_shares_are_whole_and_complete() -> None:
 
 
 def test_draws_have_the_moments_of_their_class() -> None:
-    found = network(run_em(Mixture(components=2, em_steps=20), [draw(600)])[-1])
+    found = network(run_em(GaussianMixture(components=2, em_steps=20), [draw(600)])[-1])
     y = torch.arange(3).repeat_interleave(20_000)
     x = found.sample(y, torch.Generator().manual_seed(0)).view(3, 20_000, 3)
     weight, mean = found.weight[..., None], found.mean
@@ -176,12 +177,12 @@ def test_draws_have_the_moments_of_their_class() -> None:
 
 
 def test_scores_are_the_densities_of_scikit_learn() -> None:
-    from sklearn.mixture import GaussianMixture
+    from sklearn.mixture import GaussianMixture as Theirs
 
-    found, x = network(run_em(Mixture(components=2), [draw()])[-1]), draw(7, seed=5).x
+    found, x = network(run_em(GaussianMixture(components=2), [draw()])[-1]), draw(7, seed=5).x
     scores = found.log_joint(x)
     for label in range(3):
-        theirs = GaussianMixture(2, covariance_type="diag")
+        theirs = Theirs(2, covariance_type="diag")
         theirs.weights_, theirs.means_ = found.weight[label].numpy(), found.mean[label].numpy()
         theirs.covariances_ = found.deviation[label].square().numpy()
         theirs.precisions_cholesky_ = 1 / found.deviation[label].numpy()
@@ -192,17 +193,17 @@ def test_scores_are_the_densities_of_scikit_learn() -> None:
 
 def test_a_class_without_examples_is_never_predicted() -> None:
     data = draw()
-    found = network(run_em(Mixture(components=3), [data[data.y != 1]])[-1])
+    found = network(run_em(GaussianMixture(components=3), [data[data.y != 1]])[-1])
     assert not (found.log_joint(torch.randn(200, 3) * 50).argmax(1) == 1).any()
 
 
 def test_another_seed_begins_elsewhere() -> None:
-    how, data = Mixture(em_steps=1), draw()
+    how, data = GaussianMixture(em_steps=1), draw()
     assert not torch.equal(run_em(how, [data], 1)[-1]["mean"], run_em(how, [data], 2)[-1]["mean"])
 
 
 def test_nothing_cannot_be_estimated() -> None:
-    how = Mixture()
+    how = GaussianMixture()
     with pytest.raises(GenfedError, match="no client has an example"):
         how.estimate(TASK, how.measure(draw(0), TASK))
 
@@ -221,7 +222,7 @@ def test_nothing_cannot_be_estimated() -> None:
     ],
 )
 def test_impossible_statistics_are_refused(first: bool, change: object, reason: str) -> None:
-    how, data = Mixture(components=2), draw(30)
+    how, data = GaussianMixture(components=2), draw(30)
     present = None if first else run_em(how, [draw()])[-1]
     statistics = how.measure(data, TASK, present)
     how.check(statistics, TASK, 30, int(not first))
@@ -232,4 +233,4 @@ def test_impossible_statistics_are_refused(first: bool, change: object, reason: 
 def test_too_many_examples_of_one_client_are_refused() -> None:
     many = torch.zeros(1).expand(2**23, 1)
     with pytest.raises(GenfedError, match="at most 8388607 have exact sums"):
-        Mixture().measure(Data(many, torch.zeros(1, dtype=torch.int64).expand(2**23)), TASK)
+        GaussianMixture().measure(Data(many, torch.zeros(1, dtype=torch.int64).expand(2**23)), TASK)
