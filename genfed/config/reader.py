@@ -315,7 +315,12 @@ def _value(hint: Any, value: Any, at: str, default: Any = None) -> Any:
             return build_settings(hint, value, f"{at}.", default if type(default) is hint else None)
     if typing.get_origin(hint) is dict and isinstance(value, dict):
         return {key: _value(typing.get_args(hint)[1], item, f"{at}.{key}") for key, item in value.items()}
-    return tuple(value) if isinstance(value, list) else value
+    return _freeze(value)
+
+
+def _freeze(value: Any) -> Any:
+    """Returns a list as a tuple, and so the lists in it."""
+    return tuple(map(_freeze, value)) if isinstance(value, list) else value
 
 
 _EXPECTED = {

@@ -11,6 +11,32 @@ Kind = Literal["image", "table", "series", "features"]
 
 
 @dataclass(frozen=True)
+class Column:
+    """A column of a table, and the features that it is in the examples."""
+
+    name: str
+    first: int
+    """Index of its first feature."""
+    width: int
+    """Number of its features: 1 for numbers, one per category otherwise."""
+    cells: tuple[tuple[float, float], ...] = ()
+    """Smallest and largest number of each cell into which they are divided, ascending, as features are scaled. Equal:
+    the cell is one value. Empty: a column of categories."""
+    shares: tuple[float, ...] = ()
+    """Share of the training rows in each cell, of those that have a number. Empty: a column of categories."""
+    gap: int | None = None
+    """Index of the feature that is 1 where a number is missing. None: none was missing in the training rows."""
+
+    fill: float = 0.0
+    """The feature of a missing number."""
+
+    @property
+    def codes(self) -> int:
+        """Number of codes: cells, and one for a missing number, or categories."""
+        return (len(self.cells) + (self.gap is not None)) if self.cells else self.width
+
+
+@dataclass(frozen=True)
 class Task:
     """A classification task, known to the server and to every client.
 
@@ -26,6 +52,9 @@ class Task:
     """Shape of one example: (C, H, W), (features,), or (channels, steps) of a series."""
     classes: tuple[str, ...]
     """Names of the classes; label i is the ith."""
+    columns: tuple[Column, ...] = ()
+    """The columns of a table, in the order of their features. Empty: the examples are no rows, or their columns are not
+    known."""
 
     @property
     def noun(self) -> str:

@@ -85,6 +85,11 @@ def number_cells(numbers: NDArray[np.float64]) -> Cells:
     return Cells(numbers, (), np.zeros(len(numbers), np.int64))
 
 
+def empty_cells(rows: int, of_numbers: bool) -> Cells:
+    """Returns a column in which every value is missing."""
+    return number_cells(np.full(rows, np.nan)) if of_numbers else Cells(None, (), np.full(rows, -1, np.int64))
+
+
 def text_cells(texts: Iterable[str | None], missing: Sequence[str] = MISSING_WORDS) -> Cells:
     """Returns a column of n texts. None, and a text that is one of `missing` or empty: missing."""
     words, gaps = {"", *missing}, missing_numbers(missing)

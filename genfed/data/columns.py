@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from genfed.core.errors import GenfedError
 from genfed.data.cells import CODE, WIDEST_EXACT, Cells, ReadAs
+from genfed.data.column_summary import CategorySummary
 from genfed.data.decimal_style import find_style, note_form
-from genfed.data.features import Scale, TableSchema, fit_schema
+from genfed.data.features import Scale, TableSchema, TableSummary, build_schema, summarize_table
 from genfed.data.numerals import (
     MEND,
     NO_VALUE,
@@ -96,6 +97,41 @@ def choose_columns(
     Raises:
         GenfedError: a named column cannot be used as it is named, or no column is left.
     """
+    found = _choose(choice, read, where)
+    summary = summarize_table(found.numbers, found.categories, where)
+    schema = build_schema(summary, scale, where)
+    _look_closer(found, summary, labels)
+    return schema, _describe(found, summary)
+
+
+def summarize_columns(
+    choice: Choice, read: Read, labels: NDArray[np.int64], where: str, least: int
+) -> tuple[TableSummary, SourceSummary]:
+    """Chooses the features of a site by its training rows. Returns what the site says of them to agree on a schema with
+    others, and what is to be said of the columns to its own people.
+
+    Args:
+        choice: The settings.
+        read: Reads a column of the training rows.
+        labels: The labels of the training rows [n].
+        where: The file, for messages.
+        least: Least number of rows of what is said to others, see `summarize_table`.
+
+    Raises:
+        GenfedError: see `choose_columns`.
+    """
+    found = _choose(choice, read, where)
+    summary = summarize_table(found.numbers, found.categories, where, least)
+    _look_closer(found, summary, labels)
+    return summary, _describe(found, summary)
+
+
+def _choose(choice: Choice, read: Read, where: str) -> _Columns:
+    """Chooses the features.
+
+    Raises:
+        GenfedError: a named column cannot be used as it is named.
+    """
     found = _Columns({}, {}, [], [], {})
     numeric, categorical = {*choice.numeric, *choice.units}, set(choice.categorical)
     cells = {name: read(name, "category" if name in categorical else "any") for name in choice.names}
@@ -113,9 +149,7 @@ def choose_columns(
             _take(name, column, choice, european, found)
     if choice.decimal is None and choice.thousands is None:
         found.numbers = {name: (column, note_form(column, about)) for name, (column, about) in found.numbers.items()}
-    schema = fit_schema(found.numbers, found.categories, scale, where)
-    _look_closer(found, schema, labels)
-    return schema, _describe(found, schema)
+    return found
 
 
 def _find_style(choice: Choice, cells: Mapping[str, Cells | None], read: Read, found: _Columns) -> bool | None:
@@ -275,7 +309,7 @@ def _is_all_distinct(column: Cells) -> bool:
     return len(column.values) == len(column)
 
 
-def _look_closer(found: _Columns, schema: TableSchema, labels: NDArray[np.int64]) -> None:
+def _look_closer(found: _Columns, summary: TableSummary, labels: NDArray[np.int64]) -> None:
     """Warns of columns that are used and should not be."""
     codes = []
     for name, (cells, notation) in found.numbers.items():
@@ -307,7 +341,7 @@ def _look_closer(found: _Columns, schema: TableSchema, labels: NDArray[np.int64]
     if codes:
         found.warnings["{}: few whole numbers; if they are codes, name it in data.categorical"] = codes
     for name, column in found.categories.items():
-        if len(schema.categories[name]) < 2:
+        if _count_codes(summary.categories[name]) < 2:
             found.warn("{}: one value only, which tells nothing; name it in data.drop", name)
         else:
             texts = column.as_texts()
@@ -351,12 +385,16 @@ def _warn_of_groups(
         found.warn("{}: if a value is one patient with several rows, set data.group to keep them in one part", name)
 
 
-def _describe(found: _Columns, schema: TableSchema) -> SourceSummary:
+def _count_codes(about: CategorySummary) -> int:
+    return len(about.counts) + bool(about.gaps) + bool(about.rare)
+
+
+def _describe(found: _Columns, summary: TableSummary) -> SourceSummary:
     facts = []
     if found.numbers:
         facts.append(f"numbers: {list_some(_describe_number(name, *about) for name, about in found.numbers.items())}")
-    if schema.categories:
-        codes = (f"{show(name)} {count_of(len(texts), 'code')}" for name, texts in schema.categories.items())
+    if summary.categories:
+        codes = (f"{show(name)} {count_of(_count_codes(each), 'code')}" for name, each in summary.categories.items())
         facts.append(f"categories: {list_some(codes)}")
     if found.dropped:
         facts.append(f"columns not used: {list_some(found.dropped)}")

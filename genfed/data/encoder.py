@@ -60,6 +60,26 @@ def _read_given(path: str, kind: type[E], what: str) -> E:
     raise GenfedError(f"{path}: not the encoder.json of a run on {what}")
 
 
+def dump_schema(schema: TableSchema) -> str:
+    """Returns a schema as JSON, for `parse_schema`."""
+    return _dump(schema).decode()
+
+
+def parse_schema(text: str, where: str) -> TableSchema:
+    """Returns the schema that `dump_schema` wrote; `where` names its file in messages.
+
+    Raises:
+        GenfedError: it is something else.
+    """
+    try:
+        found = _ADAPTER.validate_json(text)
+    except pydantic.ValidationError:
+        raise GenfedError(f"{where}: it holds no schema of a table") from None
+    if not isinstance(found, TableSchema):
+        raise GenfedError(f"{where}: it holds no schema of a table")
+    return found
+
+
 def write_encoder(encoder: Encoder, file: Path) -> None:
     """Writes the encoder as JSON."""
     write_file(file, _dump(encoder))

@@ -11,13 +11,25 @@ from pydantic import Field
 from torch import Tensor
 
 from genfed.core.errors import GenfedError
-from genfed.data.cells import Cells, plain_number, same_numbers
+from genfed.core.task import Column
+from genfed.data.cells import Cells, plain_number
+from genfed.data.column_summary import (
+    CategorySummary,
+    Cell,
+    NumberSummary,
+    divide_into_cells,
+    find_median,
+    summarize_categories,
+    summarize_numbers,
+)
 from genfed.data.decimal_style import describe_marks
-from genfed.data.numerals import PLAIN, Notation, describe_units, read_numbers
+from genfed.data.numerals import PLAIN, Notation, describe_units, read_numbers, spell_value
 from genfed.preprocessing.source_summary import SourceSummary, count_of, list_some, show
 
 MISSING = "(missing)"
 """The category of a missing value."""
+RARE = "(rare)"
+"""The category of the values of which sites had too few rows to name them."""
 _CATEGORIES = 1000
 _ENOUGH = 10
 """Rows from which a column of a file is compared with that of training."""
@@ -38,19 +50,27 @@ class NumberScaling:
     scale: Annotated[float, Field(gt=0)]
     notation: Notation = PLAIN
     """How the numbers are written in text files."""
+    cells: tuple[Cell, ...] = ()
+    """The cells into which the numbers are divided, from which rows are generated."""
+    decimals: int | None = None
+    """Decimals of generated numbers. None: as many as a float holds."""
+    gaps: bool = False
+    """Whether a number was missing in the training rows: then one more feature is 1 where it is."""
 
 
 @dataclass(frozen=True)
 class TableSchema:
-    """How the columns of a table become features, fitted to the training rows. A missing number becomes the median,
-    then numbers are scaled. A category becomes a one-hot code; a missing value is a category of its own, and a category
-    unseen in training is all zeros.
+    """How the columns of a table become features, fitted to the training rows. Numbers are scaled; a missing one
+    becomes the median, and where training rows lacked one, a further feature says so. A category becomes a one-hot
+    code; a missing value is a category of its own, and a category unseen in training is "(rare)", where there is such a
+    category, or all zeros.
     """
 
     numbers: dict[str, NumberScaling]
     """Scaling by column, in the order of the features."""
     categories: dict[str, tuple[str, ...]]
-    """Categories by column, one feature for each, after the numbers; "(missing)" is a missing value."""
+    """Categories by column, one feature for each, after the numbers and what says that one is missing; "(missing)" is a
+    missing value, "(rare)" any that too few rows have."""
     as_numbers: tuple[str, ...] = ()
     """Columns of categories that are numbers: 1.0 is the category 1."""
     missing: tuple[str, ...] | None = None
@@ -58,9 +78,14 @@ class TableSchema:
     kind: Literal["table"] = "table"
 
     @property
+    def gaps(self) -> dict[str, int]:
+        """Indices of the features that say that a number is missing, by column of numbers that have one."""
+        return {name: len(self.numbers) + i for i, name in enumerate(n for n in self.numbers if self.numbers[n].gaps)}
+
+    @property
     def places(self) -> dict[str, tuple[int, ...]]:
         """Indices of the features that are a column's one-hot code, by column of categories."""
-        start, found = len(self.numbers), {}
+        start, found = len(self.numbers) + len(self.gaps), {}
         for name, texts in self.categories.items():
             found[name] = tuple(range(start, start + len(texts)))
             start += len(texts)
@@ -69,7 +94,22 @@ class TableSchema:
     @property
     def width(self) -> int:
         """Number of features."""
-        return len(self.numbers) + sum(map(len, self.categories.values()))
+        return len(self.numbers) + len(self.gaps) + sum(map(len, self.categories.values()))
+
+    def columns(self) -> tuple[Column, ...]:
+        """Returns the columns as generators of rows know them."""
+        gaps, found = self.gaps, []
+        for i, (name, about) in enumerate(self.numbers.items()):
+            ends = np.array([(cell.low, cell.high) for cell in about.cells] or [(about.shift, about.shift)])
+            scaled = ((ends - about.shift) / about.scale).astype(np.float32).astype(float)
+            rows = sum(cell.rows for cell in about.cells)
+            shares = tuple(cell.rows / rows for cell in about.cells) or (1.0,)
+            fill = float(np.float32((about.missing - about.shift) / about.scale))
+            cells = tuple((low, high) for low, high in scaled.tolist())
+            found.append(Column(name, i, 1, cells, shares, gaps.get(name), fill))
+        for name, places in self.places.items():
+            found.append(Column(name, places[0], len(places)))
+        return tuple(found)
 
     def encode(self, columns: Mapping[str, Cells], where: str) -> "EncodedRows":
         """Encodes the columns of a file; `where` names it in messages.
@@ -83,6 +123,8 @@ class TableSchema:
             values, doubts = _read_column(name, columns[name], about, where)
             misfits += doubts
             x[:, place] = torch.from_numpy(scaled := _scale(name, values, about, where))
+            if about.gaps:
+                x[:, self.gaps[name]] = torch.from_numpy(np.isnan(values)).float()
             misfits += self._compare(name, values, scaled, where)
         places = self.places
         for name, known in self.categories.items():
@@ -90,7 +132,8 @@ class TableSchema:
             if unseen:
                 count = count_of(sum(unseen.values()), "value was", "values were")
                 misfits.append(
-                    f"{where}: column {show(name)!r}: of {n:,}, {count} not in the training rows; the code is all zeros"
+                    f"{where}: column {show(name)!r}: of {n:,}, {count} not in the training rows; the code is "
+                    + ("that of rare ones" if RARE in known else "all zeros")
                 )
             if n >= _ENOUGH and not columns[name].present and MISSING not in known:
                 misfits.append(f"{where}: column {show(name)!r}: every value is missing; in training none was")
@@ -99,6 +142,27 @@ class TableSchema:
         if len(misfits) > _LINES + 1:
             misfits[_LINES:] = [f"{where}: … and {len(misfits) - _LINES:,} more values or columns that do not fit"]
         return EncodedRows(x, tuple(misfits))
+
+    def decode(self, x: Tensor) -> dict[str, list[float | str | None]]:
+        """Returns the columns that rows x [n, features] stand for; None: missing. Numbers have the decimals of the
+        training rows, and are int where they have none; days are texts such as 2020-01-31.
+        """
+        found: dict[str, list[float | str | None]] = {}
+        for place, (name, about) in enumerate(self.numbers.items()):
+            numbers = x[:, place].double().numpy() * about.scale + about.shift
+            if about.decimals is not None:
+                numbers = np.round(numbers, about.decimals) + 0.0
+            gone = np.zeros(len(x), bool) if not about.gaps else (x[:, self.gaps[name]] > 0.5).numpy()
+            values: list[float | str] = numbers.tolist()
+            if about.notation.kind == "day":
+                values = [spell_value(value, "day") for value in numbers.tolist()]
+            elif about.decimals == 0 and bool((np.abs(numbers) < 2**63).all()):
+                values = [int(value) for value in numbers.tolist()]
+            found[name] = [None if gap else value for value, gap in zip(values, gone.tolist(), strict=True)]
+        for name, places in self.places.items():
+            texts = [None if text == MISSING else text for text in self.categories[name]]
+            found[name] = [texts[i] for i in x[:, places[0] : places[-1] + 1].argmax(1).tolist()]
+        return found
 
     def _compare(self, name: str, values: NDArray[np.float64], scaled: NDArray[np.float32], where: str) -> list[str]:
         """Returns a line if a column of a file is empty, or unlike that of training."""
@@ -118,7 +182,8 @@ class TableSchema:
         """Returns the place of each row's category [n], −1 where it is unknown, and the unseen texts with counts."""
         place = {text: i for i, text in enumerate(known)}
         texts = self._spell(name, cells)
-        codes = np.array([place.get(text, -1) for text in texts.values] + [place.get(MISSING, -1)], np.int64)
+        rare = place.get(RARE, -1)
+        codes = np.array([place.get(text, rare) for text in texts.values] + [place.get(MISSING, -1)], np.int64)
         counts = texts.counts().tolist()
         unseen = {text: n for text, n in zip(texts.values, counts, strict=True) if n and text not in place}
         return codes[texts.index], unseen
@@ -168,63 +233,96 @@ def fit_schema(
     Raises:
         GenfedError: there are no features, a number is infinite, or a column has more than 1,000 categories.
     """
-    if not numbers and not categories:
-        raise GenfedError(f"{where}: there are no feature columns")
-    found, as_numbers = {}, []
-    for name, cells in categories.items():
-        texts = cells.as_texts()
-        if same_numbers(texts):
-            as_numbers.append(name)
-        plain = {plain_number(text) if name in as_numbers else text for text in texts.values}
-        if len(plain) > _CATEGORIES:
-            raise GenfedError(
-                f"{where}: column {name!r} has {len(plain)} categories; {_CATEGORIES} are allowed; name it in drop, or "
-                "in numeric if it is of numbers"
-            )
-        found[name] = tuple(sorted(plain | ({MISSING} if texts.present < len(texts) else set())))
-    values = {name: read_numbers(cells, notation)[0] for name, (cells, notation) in numbers.items()}
-    scalings = fit_scalings(values, scale, where)
-    written = {name: NumberScaling(*scalings[name], notation) for name, (_, notation) in numbers.items()}
-    return TableSchema(written, found, tuple(as_numbers))
+    return build_schema(summarize_table(numbers, categories, where), scale, where)
 
 
-def fit_scalings(
-    numbers: Mapping[str, NDArray[np.float64]], scale: Scale, where: str
-) -> dict[str, tuple[float, float, float]]:
-    """Returns, for each column of numbers [n] (NaN: missing), its median, the shift and the scale.
+@dataclass(frozen=True)
+class TableSummary:
+    """What a site says of the columns of its rows."""
+
+    numbers: dict[str, NumberSummary]
+    notations: dict[str, Notation]
+    """How the numbers of each column are written."""
+    categories: dict[str, CategorySummary]
+    rows: int
+    """Number of rows."""
+    missing: tuple[str, ...] = ()
+    """Texts that mean that there is no value; empty: the usual ones."""
+
+
+def summarize_table(
+    numbers: Mapping[str, tuple[Cells, Notation]], categories: Mapping[str, Cells], where: str, least: int = 1
+) -> TableSummary:
+    """Returns the summary of a site's rows.
+
+    Args:
+        numbers: The columns used as numbers, and how each is written.
+        categories: The columns used as categories.
+        where: Text that begins an error message.
+        least: Least number of rows of what is said: of a group of numbers, and of a category that is named.
 
     Raises:
         GenfedError: a number is infinite, or too large for its square to be computed.
     """
-    # Takes seconds to import, and every worker that reads a config imports this file.
-    from sklearn.preprocessing import StandardScaler
-
-    filled, medians = [], []
-    for name, values in numbers.items():
+    found = {}
+    for name, (cells, notation) in numbers.items():
+        values = read_numbers(cells, notation)[0]
         _refuse_infinite(name, values, where)
-        gaps = np.isnan(values)
-        # a column without any number in training becomes zeros, so that no feature is dropped
-        medians.append(0.0 if gaps.all() else float(np.median(values[~gaps])))
-        filled.append(np.where(gaps, medians[-1], values))
-    if not filled:
-        return {}
-    shifts: Sequence[float]
-    scales: Sequence[float]
-    if scale == "none":
-        shifts, scales = [0.0] * len(filled), [1.0] * len(filled)
-    elif scale == "standard":
         with np.errstate(over="ignore", invalid="ignore"):
-            fit = StandardScaler().fit(np.stack(filled, axis=1))
-        shifts, scales = fit.mean_, fit.scale_
-    else:
-        scales = [(values.max() - values.min()) / 2 or 0.5 for values in filled]  # a constant column becomes −1
-        shifts = [values.min() + half for values, half in zip(filled, scales, strict=True)]
-    fitted = {}
-    for name, median, shift, size in zip(numbers, medians, shifts, scales, strict=True):
-        if not (np.isfinite(shift) and np.isfinite(size)):
+            found[name] = summarize_numbers(values, least)
+        if not np.isfinite((found[name].mean, found[name].spread)).all():
             raise GenfedError(f"{where}: column {name!r} holds numbers that are too large to be scaled")
-        fitted[name] = (median, float(shift), float(size))
-    return fitted
+    notations = {name: notation for name, (_, notation) in numbers.items()}
+    codes = {name: summarize_categories(cells, least) for name, cells in categories.items()}
+    rows = next((len(cells) for cells in (*(c for c, _ in numbers.values()), *categories.values())), 0)
+    return TableSummary(found, notations, codes, rows)
+
+
+def build_schema(summary: TableSummary, scale: Scale, where: str) -> TableSchema:
+    """Returns the schema of the rows that a summary is of.
+
+    Args:
+        summary: The summary of the rows of all sites.
+        scale: See `fit_schema`.
+        where: Text that begins an error message.
+
+    Raises:
+        GenfedError: there are no features, or a column has more than 1,000 categories.
+    """
+    if not summary.numbers and not summary.categories:
+        raise GenfedError(f"{where}: there are no feature columns")
+    categories = {}
+    for name, about in summary.categories.items():
+        if len(about.counts) > _CATEGORIES:
+            raise GenfedError(
+                f"{where}: column {name!r} has {len(about.counts)} categories; {_CATEGORIES} are allowed; name it in "
+                "drop, or in numeric if it is of numbers"
+            )
+        marks = {MISSING: about.gaps, RARE: about.rare}
+        categories[name] = tuple(sorted({*about.counts, *(mark for mark, rows in marks.items() if rows)}))
+    scaled = {name: _scale_numbers(each, summary.notations[name], scale) for name, each in summary.numbers.items()}
+    as_numbers = tuple(name for name, about in summary.categories.items() if about.as_numbers)
+    return TableSchema(scaled, categories, as_numbers)
+
+
+def _scale_numbers(about: NumberSummary, notation: Notation, scale: Scale) -> NumberScaling:
+    """Returns the scaling of a column of numbers. A column without any number becomes zeros, so that no feature is
+    dropped.
+    """
+    median, rows = find_median(about), about.present + about.gaps
+    shift, size = 0.0, 1.0
+    if scale == "standard" and about.present:
+        away = median - about.mean  # missing numbers become the median
+        shift = about.mean + away * about.gaps / rows
+        variance = (about.spread + away**2 * about.gaps * about.present / rows) / rows
+        size = float(np.sqrt(variance))
+        if size <= 10 * np.finfo(np.float64).eps * max(1.0, abs(shift)):  # a constant column
+            size = 1.0
+    elif scale == "range":
+        size = (about.high - about.low) / 2 or 0.5  # a constant column becomes −1
+        shift = about.low + size
+    cells = divide_into_cells(about)
+    return NumberScaling(median, shift, size, notation, cells, about.decimals, bool(about.gaps and about.present))
 
 
 def _read_column(name: str, cells: Cells, about: NumberScaling, where: str) -> tuple[NDArray[np.float64], list[str]]:

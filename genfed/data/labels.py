@@ -1,5 +1,6 @@
 """Conversion of raw labels to 0..k−1 and class names."""
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
@@ -12,6 +13,7 @@ from genfed.data.cells import MISSING_WORDS
 from genfed.data.numerals import NO_VALUE
 from genfed.preprocessing.source_summary import SourceSummary, list_some, show
 
+_WIDEST = 10_000
 _OFTEN_CLASSES = {"none", "nil", "null", "refused", "not done"}
 _NO_LABEL = {
     word
@@ -58,6 +60,38 @@ def encode_labels(
         return y, tuple(names)
     y = {part: torch.from_numpy(np.searchsorted(values, labels).astype(np.int64)) for part, labels in plain.items()}
     return y, tuple(names or map(str, values))
+
+
+def name_labels(found: Mapping[str, NDArray[np.generic]], names: Mapping[str, str]) -> dict[str, NDArray[np.generic]]:
+    """Returns labels with the classes that they are given, as texts.
+
+    Args:
+        found: The raw labels [n] by part.
+        names: The class of some labels; "1-4" stands for the whole numbers from 1 to 4.
+
+    Raises:
+        GenfedError: no label is one that is named, or a range is empty.
+
+    >>> name_labels({"train": np.array([0, 1, 4, 9])}, {"0": "well", "1-4": "ill"})["train"].tolist()
+    ['well', 'ill', 'ill', '9']
+    """
+    known = dict(names)
+    for text, name in names.items():
+        if (span := re.fullmatch(r"(-?\d+)-(-?\d+)", text)) is not None:
+            low, high = int(span[1]), int(span[2])
+            if low > high or high - low > _WIDEST:
+                raise GenfedError(f"data.labels: {text!r} is no range; one such as '1-4' is allowed")
+            known |= {str(value): name for value in range(low, high + 1)}
+    there = {str(value) for labels in found.values() for value in np.unique(labels)}
+    for text in names:
+        span = re.fullmatch(r"(-?\d+)-(-?\d+)", text)
+        some = {str(value) for value in range(int(span[1]), int(span[2]) + 1)} if span else set()
+        if text not in there and not some & there:
+            raise GenfedError(f"data.labels: no row has the label {text!r}; labels are {list_some(sorted(there), 8)}")
+    return {
+        part: np.array([known.get(text, text) for text in map(str, labels.tolist())], dtype=np.str_)
+        for part, labels in found.items()
+    }
 
 
 def describe_names(

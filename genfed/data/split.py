@@ -16,6 +16,7 @@ from genfed.core.task import Data, Task
 from genfed.data.copies import describe_copies, digest_examples, digest_images, find_copies
 from genfed.data.dataset import Dataset, Source
 from genfed.data.encoder import Encoder
+from genfed.data.features import TableSchema
 from genfed.data.group_split import split_by_group
 from genfed.preprocessing.checks import require_known
 from genfed.preprocessing.part_names import PARTS
@@ -259,7 +260,7 @@ class SplitSource(Source):
             for part, (source, chosen) in cut.rows.items()
         }
         return Dataset(
-            Task(kind, shapes["train"], classes),
+            Task(kind, shapes["train"], classes, encoder.columns() if isinstance(encoder, TableSchema) else ()),
             parts["train"],
             parts["validation"],
             parts["test"],

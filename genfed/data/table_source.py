@@ -21,19 +21,20 @@ from genfed.data.cells import (
     Cells,
     ReadAs,
     arrow_cells,
+    empty_cells,
     label_values,
     spell_names,
     written_numbers,
 )
-from genfed.data.columns import UNNAMED, Choice, choose_columns
+from genfed.data.columns import UNNAMED, Choice, Read, choose_columns, summarize_columns
 from genfed.data.copies import describe_torn, digest_examples
 from genfed.data.dataset import Dataset, Examples
 from genfed.data.encoder import read_schema
-from genfed.data.features import TableSchema, gather_misfits
+from genfed.data.features import TableSchema, TableSummary, gather_misfits
 from genfed.data.numerals import read_unit_factors
 from genfed.data.split import SplitSource
 from genfed.preprocessing.checks import require_known
-from genfed.preprocessing.source_summary import SourceSummary
+from genfed.preprocessing.source_summary import SourceSummary, show
 
 
 @dataclass(frozen=True)
@@ -186,6 +187,7 @@ class TableSource(SplitSource):
         classes: tuple[str, ...],
         label: str,
         natural: Mapping[str, Mapping[str, Sequence[str]]],
+        agreed: TableSchema | None = None,
     ) -> Dataset:
         """Builds the data set from the tables of the given parts.
 
@@ -195,36 +197,89 @@ class TableSource(SplitSource):
             classes: The names of the classes.
             label: The column of labels.
             natural: The natural columns of each given part.
+            agreed: The schema that several sites agreed on. Numbers are read as this site's settings and training rows
+                say; a column that this site does not use is missing in all of its rows. None: the schema of the
+                settings, or of the training rows.
 
         Raises:
             GenfedError: a column is not there or cannot be used, or a class has too few examples.
         """
         train = tables["train"]
         names = self._candidates(train, label)
-        # rows that are equal in all columns go before the columns are chosen: an id is then another text in every row
-        same = _digest_rows({"train": train.all_cells(names)}) if self.deduplicate else None
-        first = self.cut(y, classes, same, natural).rows["train"][1]
-        schema, about = self._choose_schema(train, label, names, y["train"], first)
-        columns = {part: read_columns(table, schema) for part, table in tables.items()}
+        first = self._cut_before(train, names, y, classes, natural)
+        lacking: Collection[str] = ()
+        shared = agreed  # what all sites have in common; each reads its own numbers
+        if agreed is not None:
+            own = self.summarize_table(train, y, classes, label, natural, 1)
+            agreed, lacking = _read_as(agreed, own), find_lacking(agreed, own)
+        schema, about = self._choose_schema(train, label, names, y["train"], first, agreed)
+        columns = {part: read_columns(table, schema, lacking) for part, table in tables.items()}
         keys = _digest_rows({part: schema.read(there) for part, there in columns.items()})
         cut = self.cut(y, classes, keys, natural)
         if not torch.equal(rows := cut.rows["train"][1], first):
-            schema, about = self._choose_schema(train, label, names, y["train"], rows)
-            columns = {part: read_columns(table, schema) for part, table in tables.items()}
+            schema, about = self._choose_schema(train, label, names, y["train"], rows, agreed)
+            columns = {part: read_columns(table, schema, lacking) for part, table in tables.items()}
         said = SourceSummary(
             tuple(_describe_file(table) for table in tables.values()),
             tuple(line for table in tables.values() for line in table.find_doubts()),
         )
         encoded = {part: schema.encode(columns[part], table.where) for part, table in tables.items()}
         misfits = gather_misfits(encoded.values())
-        torn = describe_torn(y, keys, "row", "values")
+        about += describe_torn(y, keys, "row", "values")
         data = {part: Data(found.x, y[part]) for part, found in encoded.items()}
         return self.build_dataset(
-            "table", data, classes, natural["train"], schema, natural, said + about + misfits + torn, cut
+            "table", data, classes, natural["train"], shared or schema, natural, said + about + misfits, cut
         )
 
+    def _cut_before(
+        self,
+        train: RawTable,
+        names: tuple[str, ...],
+        y: Mapping[str, Tensor],
+        classes: tuple[str, ...],
+        natural: Mapping[str, Mapping[str, Sequence[str]]],
+    ) -> Tensor:
+        """Returns the rows that are trained on, before the columns are chosen; see `build_table`."""
+        # rows that are equal in all columns go before the columns are chosen: an id is then another text in every row
+        same = _digest_rows({"train": train.all_cells(names)}) if self.deduplicate else None
+        return self.cut(y, classes, same, natural).rows["train"][1]
+
+    def summarize_table(
+        self,
+        train: RawTable,
+        y: Mapping[str, Tensor],
+        classes: tuple[str, ...],
+        label: str,
+        natural: Mapping[str, Mapping[str, Sequence[str]]],
+        least: int,
+    ) -> TableSummary:
+        """Returns what a site says of its columns to agree on a schema with others.
+
+        Args:
+            train: The given training part.
+            y: The labels of each given part.
+            classes: The names of the classes.
+            label: The column of labels.
+            natural: The natural columns of each given part.
+            least: Least number of rows of what is said, see `summarize_table` in `genfed.data.features`.
+
+        Raises:
+            GenfedError: a column is not there or cannot be used.
+        """
+        names = self._candidates(train, label)
+        rows = self._cut_before(train, names, y, classes, natural)
+        read, labels = _reader(train, rows), y["train"][rows].numpy()
+        found = summarize_columns(self._choice(names, train), read, labels, train.where, least)[0]
+        return replace(found, missing=self.missing_words())
+
     def _choose_schema(
-        self, train: RawTable, label: str, names: tuple[str, ...], y: Tensor, chosen: Tensor
+        self,
+        train: RawTable,
+        label: str,
+        names: tuple[str, ...],
+        y: Tensor,
+        chosen: Tensor,
+        agreed: TableSchema | None,
     ) -> tuple[TableSchema, SourceSummary]:
         """Returns the schema of a table, and what is said of its columns.
 
@@ -234,18 +289,16 @@ class TableSource(SplitSource):
             names: The columns that may be features.
             y: The labels [n] of the given training part.
             chosen: Its rows that are trained on [m].
+            agreed: See `build_table`.
 
         Raises:
             GenfedError: a column cannot be used as it is named, or none is left; or the file of another run's schema
                 cannot be read.
         """
-        rows = chosen.numpy()
+        if agreed is not None:
+            return agreed, SourceSummary(("columns, codes and scales: those that the sites agreed on",))
         if self.encoder is None:
-
-            def read(name: str, read_as: ReadAs) -> Cells | None:
-                return None if (cells := train.cells(name, read_as)) is None else cells.select(rows)
-
-            labels = y[chosen].numpy()
+            read, labels = _reader(train, chosen), y[chosen].numpy()
             schema, about = choose_columns(self._choice(names, train), read, labels, self.scale, train.where)
             schema = replace(schema, missing=self.missing_words())
         else:
@@ -309,18 +362,60 @@ class TableSource(SplitSource):
         return tuple(name for name in train.names if name not in excluded)
 
 
-def read_columns(table: RawTable, schema: TableSchema) -> dict[str, Cells]:
+def _reader(table: RawTable, rows: Tensor) -> Read:
+    """Returns what reads a column of some rows of a table."""
+    chosen = rows.numpy()
+
+    def read(name: str, read_as: ReadAs) -> Cells | None:
+        return None if (cells := table.cells(name, read_as)) is None else cells.select(chosen)
+
+    return read
+
+
+def find_lacking(schema: TableSchema, own: TableSummary) -> set[str]:
+    """Returns the columns of an agreed schema that a site does not use.
+
+    Raises:
+        GenfedError: it uses a column in another way.
+    """
+    for name in schema.numbers.keys() & own.categories.keys() | schema.categories.keys() & own.numbers.keys():
+        kinds = ("numbers", "categories") if name in schema.numbers else ("categories", "numbers")
+        raise GenfedError(
+            f"the agreed schema has column {show(name)!r} as one of {kinds[0]}, and here it is of {kinds[1]}"
+        )
+    return {*schema.numbers, *schema.categories} - {*own.numbers, *own.categories}
+
+
+def _read_as(schema: TableSchema, own: TableSummary) -> TableSchema:
+    """Returns the schema with the ways in which this site writes its numbers."""
+    written = own.notations
+    numbers = {
+        name: replace(about, notation=written[name]) if name in written else about
+        for name, about in schema.numbers.items()
+    }
+    return replace(schema, numbers=numbers)
+
+
+def read_columns(table: RawTable, schema: TableSchema, lacking: Collection[str] = ()) -> dict[str, Cells]:
     """Returns the columns of a table that a schema needs.
+
+    Args:
+        table: The table.
+        schema: The schema.
+        lacking: Columns that are missing in all rows, whatever the table has.
 
     Raises:
         GenfedError: a column is not there, or of another type.
     """
     found: dict[str, Cells | None] = {}
+    found |= {name: empty_cells(table.columns.num_rows, name in schema.numbers) for name in lacking}
     for name, about in schema.numbers.items():
+        if name in lacking:
+            continue
         notation = about.notation
         plain = notation.kind == "number" and notation.decimal == "." and notation.thousands in ("", ",")
         found[name] = table.cells(name, "any" if plain else "text")
-    found |= {name: table.cells(name, "category") for name in schema.categories}
+    found |= {name: table.cells(name, "category") for name in schema.categories if name not in lacking}
     for name, cells in found.items():
         if cells is None:
             kind = "numbers" if name in schema.numbers else "categories"

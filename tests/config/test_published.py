@@ -55,7 +55,7 @@ def test_runs_in_miniature(config: Path, tmp_path: Path) -> None:
     whole = read_config(config)
     for source in (whole.data, whole.public):
         if isinstance(source, Table):
-            write_rows(tmp_path / source.path, source)
+            write_rows(tmp_path / str(source.path), source)
         elif path := getattr(source, "path", None):
             write_images(tmp_path / path)
     small = [f"data_root='{tmp_path}'", "seeds=[0]", "compute.workers=0", "compute.threads=1", "evaluation.every=0"]

@@ -81,4 +81,5 @@ def test_words_for_missing_values_go_with_the_schema(tmp_path: Path) -> None:
     (alone,) = Table(path=path, label="").read(path, task, first.encoder)
     assert torch.equal(served.x, alone.x)
     assert float(served.x[:, 0].abs().max()) < 3, "-999 is the median"
-    assert served.x[::5, 1:].sum(1).eq(1).all(), "NA is a country"
+    assert torch.equal(served.x[:, 1], torch.tensor([float(i % 9 == 0) for i in range(90)])), "it says what is missing"
+    assert served.x[::5, 2:].sum(1).eq(1).all(), "NA is a country"

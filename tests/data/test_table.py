@@ -31,13 +31,14 @@ def write(folder: Path, rows: list[str] = ROWS, header: str = HEADER, name: str 
 
 def test_numbers_are_scaled_and_categories_coded(tmp_path: Path) -> None:
     data = Table(path=write(tmp_path), label="ill", columns=("hospital",)).load()
-    assert (data.task.kind, data.task.shape, data.task.classes) == ("table", (4,), ("no", "yes"))
+    assert (data.task.kind, data.task.shape, data.task.classes) == ("table", (5,), ("no", "yes"))
     assert [len(part) for part in (data.train, data.validation, data.test)] == [28, 4, 8]
     x = data.train.x
     assert x.dtype == torch.float32
     assert torch.allclose(x[:, :2].mean(0), torch.zeros(2), atol=1e-6)
     assert torch.allclose(x[:, :2].var(0, correction=0), torch.ones(2), atol=1e-5)
-    assert x[:, 2:].sum(1).unique().tolist() == [1.0]  # type: ignore[no-untyped-call]
+    assert len(x[x[:, 2] == 1][:, 1].unique()) == 1, "a missing income is the median"  # type: ignore[no-untyped-call]
+    assert x[:, 3:].sum(1).unique().tolist() == [1.0]  # type: ignore[no-untyped-call]
     assert set(data.columns) == {"hospital"}
     assert set(data.columns["hospital"]) == {"A", "B"}
     assert len(data.columns["hospital"]) == 28
@@ -64,10 +65,11 @@ def test_by_hand(tmp_path: Path) -> None:
     train = write(tmp_path, ["1,u,0", "2,u,0", ",v,1", "6,,1"], "a,b,y")
     test = write(tmp_path, ["2,w,0", "9,,1"], "a,b,y", "test.csv")
     data = Table(path=train, test_path=test, label="y", validation=0.0, scale="range").load()
-    # the median of 1, 2, 6 stands for what is missing; [1, 6] becomes [−1, 1]; the categories are (missing), u, v
-    expected = [[-1.0, 0, 1, 0], [-0.6, 0, 1, 0], [-0.6, 0, 0, 1], [1.0, 1, 0, 0]]
+    # the median of 1, 2, 6 stands for what is missing, and the second feature says so; [1, 6] becomes [−1, 1]; the
+    # categories are (missing), u, v
+    expected = [[-1.0, 0, 0, 1, 0], [-0.6, 0, 0, 1, 0], [-0.6, 1, 0, 0, 1], [1.0, 0, 1, 0, 0]]
     assert torch.allclose(data.train.x, torch.tensor(expected))
-    assert torch.allclose(data.test.x, torch.tensor([[-0.6, 0, 0, 0], [2.2, 1, 0, 0]]))
+    assert torch.allclose(data.test.x, torch.tensor([[-0.6, 0, 0, 0, 0], [2.2, 0, 1, 0, 0]]))
 
 
 def test_statistics_are_those_of_the_training_rows(tmp_path: Path) -> None:
@@ -124,7 +126,7 @@ def test_columns_can_be_chosen(tmp_path: Path) -> None:
     assert Table(path=path, label="ill", features=("hospital",)).load().task.shape == (2,)
     assert Table(path=path, label="ill", drop=("income", "hospital")).load().task.shape == (3,)
     as_text = Table(path=path, label="ill", categorical=("colour", "hospital", "age")).load()
-    assert as_text.task.shape == (1 + 28 + 2 + 2,)
+    assert as_text.task.shape == (2 + 28 + 2 + 2,)
     named = Table(path=path, label="ill", classes=("well", "ill")).load()
     assert named.task.classes == ("well", "ill")
     assert "class names: no → well, yes → ill" in named.summary.facts
@@ -144,7 +146,7 @@ def test_a_column_without_any_value_is_not_used(tmp_path: Path) -> None:
 
 def test_markers_of_missing_values_can_be_set(tmp_path: Path) -> None:
     rows = [f"{'-' if i % 5 == 0 else i},{i % 2}" for i in range(20)]
-    assert Table(path=write(tmp_path, rows, "a,y"), label="y", missing=("-",)).load().task.shape == (1,)
+    assert Table(path=write(tmp_path, rows, "a,y"), label="y", missing=("-",)).load().task.shape == (2,)
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [

@@ -33,7 +33,7 @@ def test_durations_are_seconds(unit: str, tmp_path: Path) -> None:
     assert data.summary.warnings == ()
     for other in TICKS:
         table = write(tmp_path / "new.parquet", durations(other))
-        (rows,) = table.read(table.path, data.task, data.encoder)
+        (rows,) = table.read(str(table.path), data.task, data.encoder)
         assert rows.x[1:, 0].tolist() == SECONDS[1:].tolist()
         assert rows.warnings == ()
 

@@ -181,11 +181,11 @@ def test_other_files_are_held_to_the_units_of_training(
     site = Table(path=str(tmp_path / "b.csv"), label="y", encoder=str(tmp_path / "encoder.json"), test=0.2)
     with_test = Table(path=str(tmp_path / "a.csv"), test_path=str(tmp_path / "b.csv"), label="y")
     if warned is None:
-        for read in (site.load, with_test.load, lambda: list(source.read(site.path, data.task, data.encoder))):
+        for read in (site.load, with_test.load, lambda: list(source.read(str(site.path), data.task, data.encoder))):
             with pytest.raises(GenfedError, match=f"b.csv: column 'v' .*{refused}"):
                 read()
         return
-    (rows,) = source.read(site.path, data.task, data.encoder)
+    (rows,) = source.read(str(site.path), data.task, data.encoder)
     for said in (site.load().summary.warnings, with_test.load().summary.warnings, rows.warnings):
         found = [line for line in said if "data.units" in line]
         assert bool(found) == bool(warned)
