@@ -1,97 +1,96 @@
-"""A mixture of Gaussians of features for each class, by federated expectation–maximization. Dempster, Laird, Rubin,
-Maximum Likelihood from Incomplete Data via the EM Algorithm, JRSS B 1977; as a classifier it is mixture discriminant
-analysis (Hastie, Tibshirani, Discriminant Analysis by Gaussian Mixtures, JRSS B 1996). A step needs sums over examples
-alone.
+"""A mixture of latent classes for the rows of a table, by federated expectation–maximization. Lazarsfeld, Henry, Latent
+Structure Analysis, 1968; Dempster, Laird, Rubin, Maximum Likelihood from Incomplete Data via the EM Algorithm, JRSS B
+1977. Within a component the columns are independent. A step needs counts over rows alone.
 """
 
 import math
-from collections.abc import Sequence
 from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
+from torch.nn import functional
 
 from genfed.core.errors import GenfedError
 from genfed.core.settings import settings
 from genfed.core.task import Data, Task, Weights
-from genfed.generators.gaussian import log_prior, shrink_variances
-from genfed.generators.generator import CHUNK, GeneratorNetwork
-from genfed.generators.statistics_generator import (
-    LARGEST_FEATURE,
-    STEPS,
-    StatisticsGenerator,
-    check_counts_and_forms,
-    require_examples,
-    round_features,
-)
-from genfed.training.fit import Objective
+from genfed.generators.gaussian import log_prior
+from genfed.generators.gaussian_mixture import SHARES, divide
+from genfed.generators.row_generator import ROWS, Binned, RowNetwork, SummedRowGenerator, draw
+from genfed.generators.statistics_generator import check_counts_and_forms, require_examples
 
-SHARES = 2**12
-"""Number of equal parts of an example that the components of its class divide among themselves."""
-_NARROWEST = 1 / STEPS**2
-"""Smallest variance of a feature: a component that shrinks to one example keeps the width of a step."""
+_LEAST = 1e-7
+"""Smallest probability of a value, so that the sum of logarithms has a bound."""
 
 
 @settings
-class Mixture(StatisticsGenerator):
-    """Several Gaussians per class with diagonal covariances, by EM. In the first pass clients add up what the Gaussian
-    of each class is estimated from. From it the components begin, moved apart by draws from the run's seed, so nobody
-    looks at single examples. In each further pass clients divide every example among the components of its class, in
-    4,096 equal shares, and add up: "counts" [classes]; "shares" [classes, k]; "sums" of the features and "squares" of
-    them, each as often as there are shares [classes, k, d]. In the first pass k is 1.
+class Mixture(SummedRowGenerator):
+    """Components per class within which the columns are independent, by EM. In the first pass clients count the values
+    of each column by class. The components begin at these counts, moved apart by draws from the run's seed, so nobody
+    looks at single rows. In each further pass clients divide every row among the components of its class, in 4,096
+    equal shares, and add up: "counts" [classes]; "shares" [classes, k]; "values", the shares of the rows with each
+    value of each column [classes, k, values]. In the first pass k is 1.
+
+    >>> from genfed.core.task import Column
+    >>> task = Task("table", (2,), ("no", "yes"), (Column("sex", 0, 2),))
+    >>> data = Data(torch.eye(2)[[0, 0, 1, 1]], torch.tensor([0, 0, 0, 1]))
+    >>> Mixture().measure(data, task)["values"][:, 0].tolist()
+    [[8192, 4096], [0, 4096]]
     """
 
     shares: ClassVar[int] = SHARES
 
-    components: Annotated[int, Field(ge=1, le=1024)] = 4
-    """Number of Gaussians per class (k)."""
-    em_steps: Annotated[int, Field(ge=0, le=10_000)] = 10
-    """Number of EM steps, each of which is a round; one Gaussian per class needs none."""
+    components: Annotated[int, Field(ge=1, le=10_000)] = 100
+    """Number of components per class (k)."""
+    em_steps: Annotated[int, Field(ge=0, le=10_000)] = 20
+    """Number of EM steps, each of which is a round; one component per class needs none."""
+    smoothing: Annotated[float, Field(gt=0)] = 1.0
+    """Weight in rows of the values of all rows of a class in each of its components. More: less like the rows, and
+    farther from copies of them."""
     spread: Annotated[float, Field(gt=0, le=8)] = 0.3
-    """Distance of the components from the mean of their class at the beginning, in standard deviations of each feature
-    (the deviation of normal draws)."""
-    shrinkage: Annotated[float, Field(ge=0, le=1)] = 1e-3
-    """Weight of the mean variance of a component's features in each of its variances."""
+    """How unlike the components are at the beginning: standard deviation of the logarithms of their probabilities."""
 
     @property
     def passes(self) -> int:
         return 1 if self.components == 1 else 1 + self.em_steps
 
     def new(self, task: Task, rng: torch.Generator) -> "MixtureNetwork":
-        """Returns a network whose Gaussians have mean 0 and variance 1."""
-        return MixtureNetwork(task, self.components)
+        """Returns a network in which all values are equally frequent."""
+        return MixtureNetwork(task, self.components, self.binned(task))
 
     def measure(self, data: Data, task: Task, present: Weights | None = None) -> Weights:
-        x, classes, parts = round_features(data.x, SHARES), len(task.classes), 1 if present is None else self.components
-        counts = torch.zeros(classes, dtype=torch.int64)
+        binned, classes = self.binned(task), len(task.classes)
+        places, values, parts = binned.read(data.x), binned.values, 1 if present is None else self.components
         shares = torch.zeros(classes, parts, dtype=torch.float64)
-        sums = torch.zeros(classes, parts, x.shape[1], dtype=torch.float64)
-        squares = torch.zeros_like(sums)
+        found = torch.zeros(classes, parts, values + 1, dtype=torch.float64)
         for label in set(data.y.tolist()):
-            rows = x[data.y == label]
-            divided = torch.full((len(rows), 1), float(SHARES), dtype=torch.float64, device=x.device)
-            if present is not None:
-                divided = divide(_score(rows, *(present[name][label].to(x.device) for name in _PARTS)))
-            counts[label], shares[label] = len(rows), divided.sum(0)
-            sums[label], squares[label] = divided.T @ rows, divided.T @ rows.square()
-        exact = {"counts": counts, "shares": shares, "sums": sums, "squares": squares}
-        return {name: value.long() for name, value in exact.items()}
+            rows = places[data.y == label]
+            table = (
+                None
+                if present is None
+                else _Scores(present["weight"][label], present["table"][label], len(binned.sizes))
+            )
+            for some in torch.split(rows, ROWS):
+                divided = torch.full((len(some), 1), float(SHARES)) if table is None else divide(table.score(some))
+                shares[label] += divided.sum(0, dtype=torch.float64)
+                _add(found[label], divided, some)
+        counts = torch.bincount(data.y, minlength=classes)
+        return {"counts": counts, "shares": shares.long(), "values": found[:, :, :-1].long()}
 
     def shapes(self, task: Task, done: int = 0) -> dict[str, tuple[int, ...]]:
         classes, parts = len(task.classes), self.components if done else 1
-        whole = (classes, parts, math.prod(task.shape))
-        return {"counts": (classes,), "shares": (classes, parts), "sums": whole, "squares": whole}
+        return {"counts": (classes,), "shares": (classes, parts), "values": (classes, parts, self.binned(task).values)}
 
     def check(self, statistics: Weights, task: Task, examples: int, done: int = 0) -> None:
         check_counts_and_forms(statistics, self.shapes(task, done), examples)
-        shares, most = statistics["shares"].long(), (STEPS * LARGEST_FEATURE) ** 2
+        shares, values = statistics["shares"].long(), statistics["values"].long()
         if bool((shares < 0).any()) or not torch.equal(shares.sum(1), statistics["counts"].long() * SHARES):
-            raise GenfedError(f"its shares do not add up to {SHARES} for each example")
-        weight, sums, squares = (statistics[name].double() for name in ("shares", "sums", "squares"))
-        # Cauchy–Schwarz, as for one Gaussian.
-        if bool((sums.square() > weight[..., None] * squares).any() or (squares > weight[..., None] * most).any()):
-            raise GenfedError(f"its statistics are not those of {examples} examples within ±{LARGEST_FEATURE}")
+            raise GenfedError(f"its shares do not add up to {SHARES} for each row")
+        sizes = self.binned(task).sizes
+        if bool((values < 0).any()) or any(
+            bool((part.sum(2) > shares).any()) for part in torch.split(values, sizes, dim=2)
+        ):
+            raise GenfedError(f"its values are not those of {examples} rows")
 
     def estimate(
         self,
@@ -100,105 +99,110 @@ class Mixture(StatisticsGenerator):
         present: Weights | None = None,
         rng: torch.Generator | None = None,
     ) -> Weights:
-        counts, shares = require_examples(statistics, "estimate a mixture"), statistics["shares"].double()
-        taken = shares.clamp_min(1)[..., None]
-        mean = statistics["sums"].double() / STEPS / taken
-        variance = statistics["squares"].double() / STEPS**2 / taken - mean.square()
-        deviation = shrink_variances(variance, self.shrinkage).clamp_min(_NARROWEST).sqrt()
-        weight = shares / (counts.clamp_min(1)[:, None] * SHARES)
+        counts = require_examples(statistics, "estimate a mixture")
+        shares, values = statistics["shares"].double() / SHARES, statistics["values"].double() / SHARES
+        binned = self.binned(task)
+        sizes, everything = binned.sizes, values.sum((0, 1))
+        everywhere = _normalize(everything + binned.may_occur(everything) / SHARES, sizes)
+        marginal = _normalize(values.sum(1) + everywhere, sizes)
+        table = _normalize(values + self.smoothing * marginal[:, None], sizes)
+        weight = shares / counts.clamp_min(1)[:, None]
         if present is None:
-            mean, deviation, weight = self._begin(mean, deviation, rng or torch.Generator())
+            table, weight = self._begin(marginal, sizes, rng or torch.Generator())
         else:
-            alive = (shares > 0)[..., None]  # a component without a share stays where it is, with weight 0
-            mean = torch.where(alive, mean, present["mean"].double())
-            deviation = torch.where(alive, deviation, present["deviation"].double())
             weight = torch.where((counts > 0)[:, None], weight, present["weight"].double())
-        found = {"prior": counts / counts.sum(), "weight": weight, "mean": mean, "deviation": deviation}
+        found = {"prior": counts / counts.sum(), "weight": weight, "table": table}
         return {name: value.float() for name, value in found.items()}
 
-    def _begin(self, mean: Tensor, deviation: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns means, deviations [classes, k, d] and weights [classes, k] around the Gaussian of each class."""
-        classes, _, width = mean.shape
-        deviation = deviation.repeat(1, self.components, 1)
+    def _begin(self, marginal: Tensor, sizes: list[int], rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Returns values [classes, k, values] and weights [classes, k] around the values of each class."""
+        table = marginal[:, None].repeat(1, self.components, 1)
         if self.components > 1:
-            draws = torch.randn(classes, self.components, width, generator=rng, dtype=torch.float64)
-            mean = (mean + self.spread * deviation * draws).clamp(-LARGEST_FEATURE, LARGEST_FEATURE)
-        return mean, deviation, torch.full((classes, self.components), 1 / self.components, dtype=torch.float64)
+            draws = torch.randn(table.shape, generator=rng, dtype=torch.float64)
+            table = _normalize(table * (self.spread * draws).exp(), sizes)
+        return table, torch.full((len(marginal), self.components), 1 / self.components, dtype=torch.float64)
 
 
-_PARTS = ("weight", "mean", "deviation")
-
-
-def _score(x: Tensor, weight: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
-    """Returns log(weight · density) up to a constant for each component, float64 [n, k]. Batches and split do not
-    change a bit: x are whole steps and the coefficients are rounded, so the sums over features are exact.
-
-    Args:
-        x: Features in whole steps, [n, d].
-        weight: Weights of the components [k].
-        mean: Their means [k, d].
-        deviation: Their standard deviations [k, d].
+def _add(found: Tensor, divided: Tensor, places: Tensor) -> None:
+    """Adds shares [n, k] of at most 4,096 rows to found [k, values + 1] at the places [n, variables] of their values.
+    Sums of whole numbers up to 2²⁴, they have the same bits in any order.
     """
-    variance, mean = deviation.double().square().clamp_min(_NARROWEST) * STEPS**2, mean.double() * STEPS
-    # Σ over d of |x · mean / variance| ≤ d · 2⁹ · 2⁹ must stay below 2⁵² when it is multiplied by `scale`.
-    scale = 2.0 ** (34 - math.ceil(math.log2(x.shape[1])))
-    quadratic, linear = (0.5 / variance * scale).round(), (mean / variance * scale).round()
-    exact = (x @ linear.T - x.square() @ quadratic.T) / scale
-    constant = -0.5 * (mean.square() / variance + variance.log()).sum(1)
-    return exact + constant + weight.double().clamp_min(1e-30).log()
+    sums = torch.zeros(found.shape[1], found.shape[0])
+    for column in places.T:
+        sums.index_add_(0, column, divided.float())
+    found += sums.T
 
 
-def divide(scores: Tensor) -> Tensor:
-    """Returns the shares of the components in each example, in proportion to exp(score): whole numbers as float64
-    [n, k] whose sum over k is 4,096. The largest share takes what rounding leaves over.
+def _normalize(values: Tensor, sizes: list[int]) -> Tensor:
+    """Returns numbers ≥ 0 [..., values] in proportion, such that those of each column add up to 1."""
+    return torch.cat([part / part.sum(-1, keepdim=True) for part in torch.split(values, sizes, dim=-1)], dim=-1)
+
+
+class _Scores:
+    """Logarithms of a class's probabilities in whole steps, so that sums over columns are exact in single precision:
+    batches and the split of the rows do not change a bit.
     """
-    shares = (scores.softmax(1) * SHARES).round()
-    largest = shares.argmax(1, keepdim=True)
-    return shares.scatter_add(1, largest, SHARES - shares.sum(1, keepdim=True))
+
+    def __init__(self, weight: Tensor, table: Tensor, columns: int) -> None:
+        steps = 2.0 ** (20 - math.ceil(math.log2(columns + 1)))  # 2⁴ · columns · steps ≤ 2²⁴
+        rounded = (table.double().clamp_min(_LEAST).log() * steps).round() / steps
+        self._table = functional.pad(rounded.T, (0, 0, 0, 1)).float().contiguous()  # an unknown value counts 0
+        self._weight = (weight.double().clamp_min(_LEAST).log() * steps).round().div(steps).float()
+
+    def score(self, places: Tensor) -> Tensor:
+        """Returns log(weight · probability) of rows with values at places [n, columns]: float32 [n, k]."""
+        return functional.embedding_bag(places, self._table, mode="sum") + self._weight
 
 
-class MixtureNetwork(GeneratorNetwork):
-    """Several Gaussians of features for each class."""
+class MixtureNetwork(RowNetwork):
+    """Components per class within which the columns are independent."""
 
-    prior: Tensor
     weight: Tensor
-    mean: Tensor
-    deviation: Tensor
+    table: Tensor
 
-    def __init__(self, task: Task, components: int) -> None:
-        super().__init__()
-        classes, width = len(task.classes), math.prod(task.shape)
-        self.shape = task.shape
-        self.register_buffer("prior", torch.full((classes,), 1 / classes))
+    def __init__(self, task: Task, components: int, binned: Binned) -> None:
+        super().__init__(task, binned)
+        classes = len(task.classes)
+        even = torch.cat([torch.full((size,), 1 / size) for size in self.binned.sizes])
         self.register_buffer("weight", torch.full((classes, components), 1 / components))
-        self.register_buffer("mean", torch.zeros(classes, components, width))
-        self.register_buffer("deviation", torch.ones(classes, components, width))
-
-    def objectives(self) -> Sequence[Objective]:
-        """Returns none: the Gaussians are estimated, not trained."""
-        return []
+        self.register_buffer("table", even.repeat(classes, components, 1))
 
     @torch.no_grad()
-    def sample(self, y: Tensor, rng: torch.Generator) -> Tensor:
-        chosen = torch.rand(len(y), 1, generator=rng).to(y.device)
-        z = torch.randn(len(y), self.mean.shape[2], generator=rng).to(y.device)
-        bounds = self.weight.cumsum(1)[y]
-        part = (chosen * bounds[:, -1:] >= bounds).sum(1).clamp_max(bounds.shape[1] - 1)
-        chunks = zip(*(torch.split(each, CHUNK) for each in (z, y, part)), strict=True)
-        drawn = torch.cat([self.mean[c, k] + self.deviation[c, k] * each for each, c, k in chunks])
-        return drawn.view(-1, *self.shape)
+    def draw_bins(self, y: Tensor, rng: torch.Generator, allowed: Tensor | None) -> Tensor:
+        weight, table = self.weight.double(), self.table.double()
+        if allowed is not None:
+            table = table * allowed
+            weight = (weight.clamp_min(1e-300).log() + self._log_shares(table)).softmax(1)
+        y = y.cpu()
+        parts = torch.cat([draw(weight[some], rng) for some in torch.split(y, ROWS)])
+        chunks = zip(torch.split(y, ROWS), torch.split(parts, ROWS), strict=True)
+        return torch.cat([self._draw_values(table[some, part], rng) for some, part in chunks])
+
+    def _draw_values(self, chosen: Tensor, rng: torch.Generator) -> Tensor:
+        """Draws the bins of rows whose values have probabilities in proportion to chosen [n, values]."""
+        return torch.stack([draw(part, rng) for part in torch.split(chosen, self.binned.sizes, dim=1)], dim=1)
+
+    def _log_shares(self, table: Tensor) -> Tensor:
+        """Returns the logarithm of the product over columns of the sums of table [classes, k, values]."""
+        sums = torch.stack([part.sum(2) for part in torch.split(table, self.binned.sizes, dim=2)], dim=2)
+        return sums.clamp_min(1e-300).log().sum(2)
+
+    def log_allowed(self, allowed: Tensor) -> Tensor:
+        within = self._log_shares(self.table.double() * allowed)
+        return (self.weight.double().clamp_min(1e-300).log() + within).logsumexp(1) + self.prior.double().log()
 
     def log_joint(self, x: Tensor) -> Tensor:
-        """Returns log p(x, y) up to a constant, for features x [n, …] and each class y: [n, classes]. A class without
-        examples has a score below all others.
-        """
-        # In double precision, since x² / variance − 2 x · mean / variance + mean² / variance is a small difference of
-        # large numbers.
-        wide, mean, variance = x.flatten(1).double(), self.mean.double(), self.deviation.double().square()
-        linear, quadratic = (mean / variance).flatten(0, 1), (0.5 / variance).flatten(0, 1)
-        constant = self.weight.double().clamp_min(1e-30).log() - 0.5 * (mean.square() / variance + variance.log()).sum(
-            2
-        )
-        scores = wide @ linear.T - wide.square() @ quadratic.T
-        joint = (scores.view(len(x), *constant.shape) + constant).logsumexp(2)
-        return joint.to(x.dtype) + log_prior(self.prior).to(x.dtype)
+        places = self.binned.read(x)
+        weight = self.weight.double().clamp_min(1e-30).log()
+        table = functional.pad(self.table.double().clamp_min(_LEAST).log(), (0, 1))
+        scores = [
+            torch.stack(
+                [
+                    (functional.embedding_bag(some, each.T.contiguous(), mode="sum") + of_class).logsumexp(1)
+                    for each, of_class in zip(table, weight, strict=True)
+                ],
+                dim=1,
+            )
+            for some in torch.split(places, ROWS)
+        ]
+        return torch.cat(scores) + log_prior(self.prior).double()

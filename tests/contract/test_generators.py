@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from genfed.config import registry
+from genfed.generators.row_generator import RowGenerator
 from genfed.generators.statistics_generator import StatisticsGenerator
 from genfed.methods.bases.federated_generator import FederatedGenerator
 from tests.conftest import SERIES_GENERATORS, TINY, TINY_GENERATORS, left_by, start, tiny, tiny_series
@@ -12,7 +13,7 @@ from tests.conftest import SERIES_GENERATORS, TINY, TINY_GENERATORS, left_by, st
 GENERATORS = sorted(
     name
     for name, cls in registry.list_classes(registry.GENERATORS).items()
-    if not issubclass(cls, StatisticsGenerator)  # these are estimated, not trained
+    if not issubclass(cls, StatisticsGenerator | RowGenerator)  # estimated, not trained; or for tables alone
 )
 METHODS = sorted(n for n, c in registry.list_classes(registry.METHODS).items() if issubclass(c, FederatedGenerator))
 

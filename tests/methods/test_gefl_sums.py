@@ -54,12 +54,10 @@ def table(tmp_path: Path) -> dict[str, Any]:
     return {"kind": "table", "path": str(tmp_path / "rows.csv"), "label": "ill"}
 
 
-@pytest.mark.parametrize("kind", ["gaussian", "ppca", "local_pca", "mixture"])
+@pytest.mark.parametrize("kind", ["gaussian", "ppca", "local_pca", "gaussian_mixture"])
 def test_rows_of_a_table_are_refused_before_training(kind: str, table: dict[str, Any], tmp_path: Path) -> None:
     config = tiny("gefl", method={"gefl": SETTINGS | {"generator": {"kind": kind}}}) | {"data": table}
-    with pytest.raises(
-        GenfedError, match=r"examples of shape \(2,\), a table; allowed are images and series, or gefl_f"
-    ):
+    with pytest.raises(GenfedError, match=r"examples of shape \(2,\), a table; allowed are images and series, gefl_f"):
         start(config, tmp_path / "run")
 
 
@@ -68,5 +66,7 @@ def test_rows_that_a_method_of_ones_own_draws_are_no_pictures(table: dict[str, A
     config = tiny("mine", method={"mine": {"kind": "tests.toys:Noise"}}, evaluation={"every": 0}) | {"data": table}
     start(config, tmp_path / "run")
     assert (tmp_path / "run" / "report.html").exists()
-    with pytest.raises(GenfedError, match="its examples are rows of a table"):
+    with pytest.raises(GenfedError, match="--format npz: examples are of kind table, for which csv and parquet are"):
         write_samples(tmp_path / "run", tmp_path / "out.npz", 4)
+    write_samples(tmp_path / "run", tmp_path / "out.csv", 4)
+    assert (tmp_path / "out.csv").read_text().splitlines()[0] == "age,visits,ill"

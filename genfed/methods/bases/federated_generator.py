@@ -19,6 +19,7 @@ from genfed.core.settings import settings
 from genfed.core.task import Data, Task, Weights
 from genfed.generators.cvae import CVAE
 from genfed.generators.generator import Generator, GeneratorNetwork, check_size, kept_weights, uploaded_weights
+from genfed.generators.row_generator import LocalRowGenerator, RowGenerator
 from genfed.generators.statistics_generator import StatisticsGenerator
 from genfed.methods.bases.generator_building import SkipInitialization, build_generator, maps_task
 from genfed.training.balanced_mix import draw_rows, mix_balanced
@@ -126,12 +127,18 @@ class FederatedGenerator(Method[S]):
             GenfedError: the examples are a table; the generator is too large, or the pool that the server will draw;
                 see `draw_pool`.
         """
+        if isinstance(self.generator, LocalRowGenerator):
+            raise GenfedError(
+                f"generator {type(self.generator).__name__}: what sites fit alone has no mean; allowed is another "
+                "generator of rows: mixture, tan or any_order"
+            )
         if isinstance(self.generator, StatisticsGenerator):
-            if task.kind == "table":
+            if task.kind == "table" and not isinstance(self.generator, RowGenerator):
                 raise GenfedError(
                     f"generator {type(self.generator).__name__}: examples of shape {task.shape}, a table; allowed are "
-                    "images and series, or gefl_f for features"
+                    "images and series, gefl_f for features, or a generator of rows: mixture, tan or any_order"
                 )
+            self.generator.shapes(task)  # refused before training
             return {}
         if self.pool == "server" and server.clients:
             self._pool_size(server, task)  # refused before training
