@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: help demo demo-oneshot test fuzz check audit format bench chaos clean
+.PHONY: help demo demo-oneshot demo-tables test fuzz check audit format bench chaos clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -13,6 +13,9 @@ demo: $(VENV)/.installed  ## install and run GeFL and its baselines on real digi
 
 demo-oneshot: $(VENV)/.installed-foundation  ## install with diffusers and run FedLMG and FGL on digits in four styles (minutes)
 	$(BIN)/genfed run configs/oneshot-demo.toml --fresh
+
+demo-tables: $(VENV)/.installed-tables  ## install with pandas and pyarrow, and make synthetic rows of three hospitals (a minute)
+	$(BIN)/python -m benchmarks.demo_tables
 
 test: $(VENV)/.installed-dev  ## install with every extra and run all tests
 	$(BIN)/python -m pytest $(TESTS)
@@ -59,7 +62,12 @@ $(VENV)/.installed-foundation: $(VENV)/bin/python pyproject.toml
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[foundation]'
 	@touch $@ $(VENV)/.installed
 
+$(VENV)/.installed-tables: $(VENV)/bin/python pyproject.toml
+	@echo "installing genfed with pandas and pyarrow into $(VENV): some minutes, mostly for PyTorch"
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[tables]'
+	@touch $@ $(VENV)/.installed
+
 $(VENV)/.installed-dev: $(VENV)/bin/python pyproject.toml
 	@echo "installing genfed with every extra into $(VENV): some minutes, mostly for PyTorch"
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[dev]'
-	@touch $@ $(VENV)/.installed $(VENV)/.installed-foundation
+	@touch $@ $(VENV)/.installed $(VENV)/.installed-foundation $(VENV)/.installed-tables

@@ -19,6 +19,7 @@ The public names:
 - How uploads are reduced: `Mean`, `Sum`, `Collect`.
 - What server and clients work with: `Server`, `Client`, `ClientInfo`, `Slot`, `Shard`, `Task`, `Data`.
 - Training: `Training`, `train`, `Objective`, `fit`, `normalize_pixels`.
+- Tables: `Synthesizer` (fit to the rows of silos, then draw rows).
 - Weights: `Model`, `initial_weights`, `load_weights`, `weights_of`.
 - Generators and synthetic data: `Generator`, `GeneratorNetwork`, `SampleRequest`, `SyntheticDataset`, `synthesis`,
   `train_student`.
@@ -33,6 +34,7 @@ from genfed._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from genfed.artifacts.export import load_model
+    from genfed.artifacts.synthesizer import Synthesizer
     from genfed.config.settings import Config
     from genfed.core.aggregate import ClientInfo, Collect, Mean, Sum
     from genfed.core.client import Client, Server, Slot
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "genfed.artifacts.export": ("load_model",),
+    "genfed.artifacts.synthesizer": ("Synthesizer",),
     "genfed.config.settings": ("Config",),
     "genfed.core.aggregate": ("ClientInfo", "Collect", "Mean", "Sum"),
     "genfed.core.client": ("Client", "Server", "Slot"),
@@ -99,6 +102,7 @@ __all__ = [
     "Shard",
     "Slot",
     "Sum",
+    "Synthesizer",
     "SyntheticDataset",
     "Task",
     "Training",

@@ -166,6 +166,7 @@ def load_model(folder: str | Path, *, trust_code: bool = False) -> tuple[nn.Modu
     about, file = read_model_card(Path(folder)), Path(folder) / "model.safetensors"
     if not file.is_file():  # a pipe or a device has no end
         raise GenfedError(f"{folder} has no model.safetensors: export it with --format safetensors")
+    _check_size(about, folder, file, trust_code)
     network = _new_network(about, folder, trust_code)
     try:
         network.load_state_dict(safetensors.torch.load_file(file))
@@ -174,6 +175,27 @@ def load_model(folder: str | Path, *, trust_code: bool = False) -> tuple[nn.Modu
             f"{file} is damaged, or not of architecture {about.architecture} ({first_line(error)})"
         ) from None
     return network.eval(), about.task
+
+
+def _check_size(about: ModelCard, folder: str | Path, file: Path, trust_code: bool) -> None:
+    """Refuses a network that has more weights than the file, before memory is allocated for it.
+
+    Raises:
+        GenfedError: it has.
+    """
+    try:
+        with torch.device("meta"):
+            network = _new_network(about, folder, trust_code)
+            count = sum(value.numel() for value in network.state_dict().values())
+    except GenfedError:
+        raise
+    except Exception:  # a class of the user's own may not work without numbers; it is built as it is then
+        return
+    if count > file.stat().st_size:  # a number has at least one byte
+        raise GenfedError(
+            f"{file} is damaged, or not of architecture {about.architecture}: examples of {about.task.shape} need "
+            f"{count:.3g} weights, and it has {file.stat().st_size:,} bytes"
+        )
 
 
 def _new_network(about: ModelCard, folder: str | Path, trust_code: bool) -> nn.Module:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from genfed.artifacts.table_files import write_columns
 from genfed.artifacts.trained_model import SelectedTrial, select_trial
 from genfed.config.architectures import Architectures
 from genfed.core.client import Server
@@ -22,6 +23,7 @@ from genfed.core.rng import stream
 from genfed.core.store import FolderStore
 from genfed.core.task import Task
 from genfed.core.text import file_name
+from genfed.data.features import TableSchema
 from genfed.experiment import generator_quality, sample_grids
 from genfed.experiment.checks import has_device
 from genfed.experiment.run_folder import RunFolder
@@ -33,6 +35,8 @@ from genfed.training.synthetic_dataset import SyntheticDataset, choose_in_turn
 
 GRID = "grid.png"
 """Name of the picture that shows the first images of a stored set."""
+Form = Literal["png", "npz", "csv", "parquet"]
+_FORMS: dict[str, Form] = {".npz": "npz", ".csv": "csv", ".parquet": "parquet"}
 AT_ONCE = 1000
 """Number of examples that are generated or read at once."""
 
@@ -44,21 +48,21 @@ def write_samples(
     method: str | None = None,
     seed: int | None = None,
     draw: int = 0,
-    form: Literal["png", "npz"] | None = None,
+    form: Form | None = None,
     notify: Callable[[int], None] = lambda done: None,
 ) -> int:
-    """Writes labeled synthetic examples and returns their number. Uses the last checkpoint of the run, which may still
-    go on.
+    """Writes labeled synthetic examples of the last checkpoint of a run, and returns their number.
 
-    Classes take turns. PNG files go to one folder per class. An npz has x, y [n] and classes; x is uint8 [n, H, W, C]
-    (grey: [n, H, W]), or float32: where bytes cannot have the run's scale of pixels, and of series [n, C, T], in the
-    units of the data. Where the server stores a synthetic set, the examples are chosen from it, with every class and
-    client in turn, or all of it where it has fewer: the name of a PNG has its row and client, grid.png shows the first
-    image of each class (down) and client (across), and an npz also has client (−1: none), condition and seed [n].
+    Rows of a table go to a CSV or Parquet file with its columns, in the clients' mix of classes; else classes take
+    turns. PNG files go to one folder per class. An npz has x, y [n] and classes; x is uint8 [n, H, W, C] (grey:
+    [n, H, W]), or float32: where bytes cannot have the run's scale of pixels, and of series [n, C, T], in the units of
+    the data. Where the server stores a synthetic set, the examples are chosen from it, with every class and client in
+    turn, or all of it where it has fewer: the name of a PNG has its row and client, grid.png shows the first image of
+    each class (down) and client (across), and an npz also has client (−1: none), condition and seed [n].
 
     Args:
         run: the folder of a run.
-        out: the folder or the npz to write.
+        out: the folder or the file to write.
         n: number of examples.
         method: label of the method. None: the only one that has examples.
         seed: seed of the trial. None: the first.
@@ -67,16 +71,16 @@ def write_samples(
         notify: called with the number of examples written so far.
 
     Raises:
-        GenfedError: there is no such run or trial, the method has no examples, or rows of a table or none that fit
-            into a PNG, or `out` exists.
+        GenfedError: there is no such run or trial, the method has no examples, or none that fit into the
+            format, or `out` exists.
     """
     chosen = _select_trial(RunFolder(run.absolute()), method, seed)
     task, out = chosen.at.task, out.absolute()  # a user's own code may change the working directory
-    form = form or ("npz" if out.suffix == ".npz" else "png")
-    if form == "png" and (task.kind != "image" or task.shape[0] not in (1, 3)):
-        raise GenfedError(f"examples of shape {task.shape} are no PNG, which has 1 or 3 channels: use --format npz")
+    form = _choose_form(form, out, task)
     if out.is_file() or not holds_nothing(out):
         raise GenfedError(f"{out} exists already; give another --out")
+    if task.kind == "table":
+        return _write_rows(chosen, n, draw, out, notify)
     if chosen.config.method[chosen.label].generates:
         return _write(_generate(chosen, n, draw), _saver(chosen, form), task, out, form, notify)
     server, synthetic = _server(chosen, "sample"), chosen.at.state.synthetic
@@ -89,11 +93,26 @@ def write_samples(
     return count
 
 
+def _choose_form(form: Form | None, out: Path, task: Task) -> Form:
+    """Returns the format of the examples; see `write_samples`.
+
+    Raises:
+        GenfedError: examples of the task do not have it.
+    """
+    form = form or _FORMS.get(out.suffix.lower(), "csv" if task.kind == "table" else "png")
+    if (task.kind == "table") != (form in ("csv", "parquet")):
+        allowed = "csv and parquet" if task.kind == "table" else "png and npz"
+        raise GenfedError(f"--format {form}: examples are of kind {task.kind}, for which {allowed} are allowed")
+    if form == "png" and (task.kind != "image" or task.shape[0] not in (1, 3)):
+        raise GenfedError(f"examples of shape {task.shape} are no PNG, which has 1 or 3 channels: use --format npz")
+    return form
+
+
 def _select_trial(folder: RunFolder, method: str | None, seed: int | None) -> SelectedTrial:
     """Returns the trial to take examples from.
 
     Raises:
-        GenfedError: there is no such trial, or its method has no examples, or rows of a table.
+        GenfedError: there is no such trial, or its method has no examples.
     """
     config = folder.read_config()
     able = [label for label in config.labels if generator_quality.has_samples(config.method[label])]
@@ -102,9 +121,25 @@ def _select_trial(folder: RunFolder, method: str | None, seed: int | None) -> Se
     chosen = select_trial(folder, config, method, seed, able, "methods with a generator or a synthetic set")
     if chosen.label not in able:
         raise GenfedError(f"{chosen.label} has no generator to sample from, and stores no synthetic set")
-    if chosen.at.task.kind == "table":
-        raise GenfedError(f"{folder}: its examples are rows of a table, which are not written in its columns yet")
     return chosen
+
+
+def _write_rows(chosen: SelectedTrial, n: int, draw: int, out: Path, notify: Callable[[int], None]) -> int:
+    """Writes drawn rows with the columns of the table."""
+    schema, task = chosen.run.read_encoder(), chosen.at.task
+    if not isinstance(schema, TableSchema):
+        raise GenfedError(f"{chosen.run}: there is no encoder.json, which says what the columns are")
+    shares = getattr(chosen.at.state, "generator", {}).get("prior", torch.full((len(task.classes),), 1.0))
+    y = torch.multinomial(shares.double(), n, replacement=True, generator=stream(chosen.seed, "labels", draw))
+    columns: dict[str, list[Any]] = defaultdict(list)
+    for chunk in _generate(chosen, n, draw, y):
+        for name, values in schema.decode(chunk.x.float().cpu()).items():
+            columns[name] += values
+        notify(len(next(iter(columns.values()))))
+    table = chosen.config.data
+    columns[str(getattr(table, "label", "label"))] = [task.classes[i] for i in y.tolist()]
+    write_columns(columns, out)
+    return n
 
 
 @dataclass(frozen=True)
@@ -120,10 +155,11 @@ class SampleChunk:
     """Further arrays for an npz, with a value per example."""
 
 
-def _generate(chosen: SelectedTrial, n: int, draw: int) -> Iterator[SampleChunk]:
-    """Yields new examples of the generator, classes in turn."""
+def _generate(chosen: SelectedTrial, n: int, draw: int, labels: Tensor | None = None) -> Iterator[SampleChunk]:
+    """Yields new examples of the generator with these labels [n]; None: classes in turn."""
     for start in range(0, n, AT_ONCE):
         y = torch.arange(start, min(start + AT_ONCE, n)) % len(chosen.at.task.classes)
+        y = y if labels is None else labels[start : start + AT_ONCE]
         server = _server(chosen, *(("sample", draw) if start == 0 else ("sample", draw, start)))
         with torch.inference_mode():
             x = chosen.config.method[chosen.label].generate(server, chosen.at.state, y)
@@ -156,7 +192,7 @@ def _server(chosen: SelectedTrial, *path: str | int) -> Server:
     return new_server(chosen.at.task, (), compute, Architectures().new, chosen.seed, 0, *path, store=store)
 
 
-def _saver(chosen: SelectedTrial, form: Literal["png", "npz"]) -> Callable[[Tensor], NDArray[Any]]:
+def _saver(chosen: SelectedTrial, form: Form) -> Callable[[Tensor], NDArray[Any]]:
     """Returns what makes the numbers of a file from examples as a generator returns them."""
     scale = chosen.run.read_encoder()
     if isinstance(scale, ChannelScale):
@@ -173,7 +209,7 @@ def _write(
     save: Callable[[Tensor], NDArray[Any]],
     task: Task,
     out: Path,
-    form: Literal["png", "npz"],
+    form: Form,
     notify: Callable[[int], None],
 ) -> int:
     make_folder(out.parent)

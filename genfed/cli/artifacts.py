@@ -133,21 +133,23 @@ def describe_forgotten(client: int, removed: Sequence[str], retrained: Sequence[
 @app.command(rich_help_panel=RUNS)
 def sample(
     run: RunPath,
-    out: Annotated[Path, typer.Option(help="Folder (png) or file (npz) to write.", show_default=False)],
-    n: Annotated[int, typer.Option("-n", min=1, help="Number of images; all classes in turn.")] = 100,
+    out: Annotated[Path, typer.Option(help="Folder (png) or file (npz, csv, parquet) to write.", show_default=False)],
+    n: Annotated[
+        int, typer.Option("-n", min=1, help="Number of examples; all classes in turn, rows in the clients' mix.")
+    ] = 100,
     method: MethodLabel = None,
     seed: TrialSeed = None,
     draw: Annotated[int, typer.Option(help="Another number gives other images.")] = 0,
     form: Annotated[
-        Literal["png", "npz"] | None,
+        Literal["png", "npz", "csv", "parquet"] | None,
         typer.Option("--format", help="File format.", show_default="from --out"),
     ] = None,
     trust_code: TrustCode = False,
 ) -> None:
-    """Write labeled synthetic images from the generator of a run, or from the images that its server stores.
+    """Write labeled synthetic examples from the generator of a run, or from the images that its server stores.
 
     RUN is the folder of a run. Example: `genfed sample runs/demo -n 100 --out samples`. The folder samples then holds a
-    folder of PNGs for each class.
+    folder of PNGs for each class. Rows of a table go to one file: `--out rows.csv`.
 
     The same run, -n and --draw give the same images.
     """
@@ -160,7 +162,7 @@ def sample(
 
         task = bar.add_task("generating", total=n)
         count = write_samples(run, out, n, method, seed, draw, form, lambda done: bar.update(task, completed=done))
-    open_output().print(f"{count} images: {out}", soft_wrap=True)
+    open_output().print(f"{count} examples: {out}", soft_wrap=True)
 
 
 @app.command(rich_help_panel=RUNS)

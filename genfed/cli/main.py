@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, NoReturn
 import typer
 
 from genfed.cli import artifacts as artifacts
+from genfed.cli import synth as synth
 from genfed.cli.common import (
     Overrides,
     TrustCode,

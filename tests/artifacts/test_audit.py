@@ -298,7 +298,7 @@ def test_columns_of_a_table_are_sought(tmp_path: Path) -> None:
 CLOSED_FORM: dict[str, dict[str, Any]] = {
     "fedcgs": {},
     "gh_ofl, quadratic": {"generator": {"kind": "gaussian", "covariance": "full"}},
-    "gh_ofl, mixture": {"generator": {"kind": "mixture", "components": 2, "em_steps": 1}},
+    "gh_ofl, mixture": {"generator": {"kind": "gaussian_mixture", "components": 2, "em_steps": 1}},
 }
 
 

@@ -347,7 +347,10 @@ def test_rows_of_a_table_are_encoded_as_in_training(table: Path, capsys: pytest.
                 (table / "p.csv").unlink(missing_ok=True)
                 said(capsys, "predict", model, table / "one.csv", "--out", table / "p.csv", *words)
                 (row,) = rows_of(table / "p.csv")
-                assert {**row, "row": str(i)} == first[i]
+                assert {name: float(row[name]) for name in ("p_no", "p_yes")} == pytest.approx(
+                    {name: float(first[i][name]) for name in ("p_no", "p_yes")}, abs=2e-6
+                )
+                assert row["label"] == first[i]["label"]
             (table / "one.csv").write_text("ward,visits,age\nZ,1,3\n")
             (table / "p.csv").unlink()
             said(capsys, "predict", model, table / "one.csv", "--out", table / "p.csv", *words)
@@ -471,6 +474,10 @@ def test_folders_that_are_no_runs_or_no_models(run: Path, tmp_path: Path, capsys
     for change, says in (
         ({"architecture": "mlp"}, "is damaged, or not of architecture mlp"),
         ({"architecture": "mlpp"}, "no such architecture: 'mlpp'"),
+        (
+            {"task": about["task"] | {"shape": [1, 40_000, 40_000]}},
+            r"not of architecture \S+: .* need 1.6e\+10 weights",
+        ),
         ({"seed": "one"}, "is not one that `genfed export` wrote: seed: "),
     ):
         (out / "model.json").write_text(json.dumps(about | change))
