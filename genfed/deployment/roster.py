@@ -8,7 +8,7 @@ connected.
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
@@ -59,6 +59,8 @@ class SiteDescription:
     """Clock of the server when the description came."""
     encoder: Annotated[str, Field(max_length=64)] = ""
     """Digest of how the site's raw examples become x. Empty: they are used as they are."""
+    open: bool = False
+    """Whether the site has a table and takes part in an agreement on its schema."""
     part: Literal["test", "validation"] = "test"
     """The part of its data that the site evaluates classifiers on."""
 
@@ -214,6 +216,19 @@ class SiteRoster:
 
     def _find(self, name: str) -> int | None:
         return next((node for node, site in self._known.items() if site.name == name), None)
+
+    def describe_again(self, name: str) -> None:
+        """Asks a site for its description anew.
+
+        Raises:
+            GenfedError: it does not answer, or its description is wrong.
+        """
+        node = self.node_of(name)
+        if node is not None:
+            del self._known[node]
+        self.look(wanted=name)
+        if self._find(name) is None:
+            raise GenfedError(name_site(name, self.why_absent(name)))
 
     def ask(self, name: str, head: dict[str, Any]) -> tuple[dict[str, Any], Packed]:
         """Returns the answer of a site to a query.

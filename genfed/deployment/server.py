@@ -24,10 +24,13 @@ from genfed.core.errors import GenfedError, describe_error, first_line
 from genfed.core.federated_data import FederatedData
 from genfed.core.files import write_file
 from genfed.core.task import Data, Task
+from genfed.data.encoder import fingerprint_encoder
+from genfed.data.features import TableSchema
 from genfed.data.sites import Sites
 from genfed.deployment import agreement
 from genfed.deployment.opaque_network import ask_architectures
 from genfed.deployment.roster import SiteDescription, SiteRoster, name_site
+from genfed.deployment.schema_query import SharedSchema, share_schema
 from genfed.engines.flower.engine import FlowerEngine, MessageLink
 from genfed.engines.flower.messages import MessageHeader
 from genfed.engines.round import Engine
@@ -35,7 +38,7 @@ from genfed.experiment import checks, compatibility
 from genfed.experiment.inputs import RunInputs, load_public
 from genfed.experiment.progress import RunProgressBar
 from genfed.experiment.run import run_on
-from genfed.experiment.run_folder import OnExisting, RunFolder, default_folder
+from genfed.experiment.run_folder import OnExisting, RunFolder, RunStart, default_folder
 from genfed.experiment.trial import Trial
 from genfed.privacy.accounting import LEAST_RATE, Mechanism
 from genfed.privacy.plan import check_reported, limit_cost
@@ -137,6 +140,11 @@ def _serve(grid: Any, wanted: ServeRequest) -> Outcome:
     say(f"waiting for {config.federation.clients} sites")
     began_with = _read_names(folder) if wanted.on_existing == "resume" else []
     sites = roster.call(config.federation.clients, wanted.wait, strict=not wanted.check, only=began_with)
+    before = _read_schema(folder) if wanted.on_existing == "resume" else None
+    shared = share_schema(roster, sites, before) if len(sites) == config.federation.clients else SharedSchema(sites)
+    sites = shared.sites
+    for line in (*shared.summary.facts, *shared.summary.warnings):
+        say(line)
     problems = agreement.find_disagreements(config, sites)
     if wanted.check and (refusals := [*roster.refused.values(), *problems]):
         return Outcome(sites=sites, problems=tuple(refusals))
@@ -149,7 +157,7 @@ def _serve(grid: Any, wanted: ServeRequest) -> Outcome:
         raise GenfedError("; ".join([few, *roster.refused.values()]))
     if problems:
         raise GenfedError("; ".join(problems))
-    inputs = _checked_inputs(config, roster, sites)
+    inputs = _checked_inputs(config, roster, sites, shared.schema)
     run_id = folder.run_id() if wanted.on_existing == "resume" else "new"
     _ask_consent(roster, inputs, sites, run_id)
     tight = agreement.warn_of_memory(inputs, sites)
@@ -164,7 +172,7 @@ def _serve(grid: Any, wanted: ServeRequest) -> Outcome:
         run_on(
             inputs,
             folder,
-            lambda began: _keep_names(folder, clients, names),
+            lambda began: _keep_agreed(folder, clients, names, shared.schema, began),
             wanted.on_existing,
             bar,
             wanted.command or None,
@@ -201,13 +209,17 @@ def served_config(config: Config) -> Config:
     )
 
 
-def _checked_inputs(config: Config, roster: SiteRoster, sites: Sequence[SiteDescription]) -> RunInputs:
+def _checked_inputs(
+    config: Config, roster: SiteRoster, sites: Sequence[SiteDescription], schema: TableSchema | None
+) -> RunInputs:
     """Returns what the run works on.
 
     Raises:
         GenfedError: something in the config would fail in training, or does not go with the sites.
     """
     task, clients = agreement.agreed_task(sites), agreement.number_sites(sites)
+    if schema is not None:
+        task = replace(task, columns=schema.columns())
     public = load_public(config, task, sites[0].encoder)
     compatibility.check_compatibility(config, _without_examples(task, clients), config.seeds[-1])
     for seed in config.seeds:
@@ -219,7 +231,7 @@ def _checked_inputs(config: Config, roster: SiteRoster, sites: Sequence[SiteDesc
     architectures = {seed: ask_architectures(roster, sites, task, seed) for seed in config.seeds}
     compatibility.check_example_privacy(config, task, clients, architectures[config.seeds[-1]].new)
     compatibility.check_private_encoders(config, task, clients, architectures[config.seeds[-1]].new)
-    return RunInputs(config, task, clients, architectures, public)
+    return RunInputs(config, task, clients, architectures, public, encoder=fingerprint_encoder(schema))
 
 
 def _ask_consent(roster: SiteRoster, inputs: RunInputs, sites: Sequence[SiteDescription], run_id: str) -> None:
@@ -278,10 +290,27 @@ def _read_names(folder: RunFolder) -> list[str]:
         raise GenfedError(f"{file} is damaged: it has the names of the run's sites, in their order") from None
 
 
+def _read_schema(folder: RunFolder) -> TableSchema | None:
+    """Returns the schema on which the sites of a run agreed. None: they did not, or it is not known, so that they agree
+    again: the run goes on with the same one alone.
+    """
+    try:
+        found = folder.read_encoder()
+    except GenfedError:
+        return None
+    return found if isinstance(found, TableSchema) else None
+
+
 @contextlib.contextmanager
-def _keep_names(folder: RunFolder, clients: "_SiteClients", names: Sequence[str]) -> Iterator["_SiteClients"]:
-    """Yields the clients; the run's folder has the names of their sites, so that a resumed run takes no others."""
+def _keep_agreed(
+    folder: RunFolder, clients: "_SiteClients", names: Sequence[str], schema: TableSchema | None, began: RunStart
+) -> Iterator["_SiteClients"]:
+    """Yields the clients; the run's folder has the names of their sites, so that a resumed run takes no others, and the
+    schema on which they agreed.
+    """
     write_file(folder.path / SITES, json.dumps(names) + "\n", durable=True)
+    if schema is not None:
+        folder.keep_encoder(schema, began)
     yield clients
 
 

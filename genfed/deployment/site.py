@@ -29,7 +29,7 @@ from genfed.core.rng import stream
 from genfed.core.settings import settings
 from genfed.core.task import Task
 from genfed.core.text import file_name, indent_lines, one_line
-from genfed.deployment import audit_log, client_noise, notices
+from genfed.deployment import audit_log, client_noise, notices, site_schema
 from genfed.deployment.memory_limit import MemoryShortageError, free_memory, limit_memory
 from genfed.deployment.peer_keys import load_signer
 from genfed.deployment.site_data import SiteHoldings, UnreadableDataError, describe_holdings, size_of_data
@@ -96,6 +96,8 @@ def handle(head: Mapping[str, Any], body: Packed, node: Mapping[str, Any]) -> tu
             )
         answers = {
             "hello": _describe,
+            "summary": _summarize,
+            "schema": _take_schema,
             "initial": _initial,
             "prepare": _prepare,
             "work": _work,
@@ -183,13 +185,21 @@ def _describe(site: LocatedSite, head: Mapping[str, Any], body: Packed) -> tuple
         "device": config.device,
         "memory": free_memory(),
         "clock": datetime.datetime.now(datetime.UTC).timestamp(),
-        "demands": _has_demand(config),
+        "demands": config.has_demand,
+        "open": site_schema.is_open(site),
     }, Packed({}, "{}")
 
 
-def _has_demand(config: SiteSettings) -> bool:
-    demands = (config.privacy, config.client_privacy, config.minimum_group, config.minimum_class_count)
-    return any(demand is not None for demand in demands)
+def _summarize(site: LocatedSite, head: Mapping[str, Any], body: Packed) -> tuple[dict[str, Any], Packed]:
+    """Answers with what the site says of the columns of its table, so that a schema can be agreed on."""
+    return {"summary": site_schema.summarize_site(site)}, Packed({}, "{}")
+
+
+def _take_schema(site: LocatedSite, head: Mapping[str, Any], body: Packed) -> tuple[dict[str, Any], Packed]:
+    """Encodes the site's rows by the schema that the sites agreed on."""
+    site_schema.take_schema(site, head.get("schema"))
+    describe_holdings(site)
+    return {}, Packed({}, "{}")
 
 
 def _take_refusal(site: LocatedSite, head: Mapping[str, Any], body: Packed) -> tuple[dict[str, Any], Packed]:
@@ -251,7 +261,7 @@ def _work(site: LocatedSite, head: Mapping[str, Any], body: Packed) -> tuple[dic
     charge_upload = client_noise.charge_upload(site, trial, _key(about))
     runner = new_runner(trial, account, charge_upload, scores_only_sent=config.client_privacy is not None)
     answer, upload = handle_work(runner, dict(head), body)
-    if _has_demand(config) and head["step"]["phase"] != EVALUATE:
+    if config.has_demand and head["step"]["phase"] != EVALUATE:
         answer["metrics"] = {}  # losses and the like depend on the examples, and have neither noise nor masks
     return answer, upload
 

@@ -15,12 +15,15 @@ from genfed.core.errors import GenfedError, RecordError
 from genfed.core.files import make_folder, remove_parts
 from genfed.core.record import digest, load, pack, save
 from genfed.core.task import Data, Task
+from genfed.data.dataset import Dataset
 from genfed.data.encoder import digest_encoder
 from genfed.data.fitted import describe_fitted
+from genfed.data.table import Table
+from genfed.deployment.site_schema import agreed_schema
 from genfed.deployment.site_settings import LocatedSite
 from genfed.engines.client_storage import lock_folder
 from genfed.experiment import checks
-from genfed.experiment.inputs import PATHS, load_source
+from genfed.experiment.inputs import PATHS, load_source, locate_source
 from genfed.preprocessing.image_files import walk_folder
 from genfed.preprocessing.source_summary import SourceSummary
 
@@ -65,7 +68,7 @@ def load_site_data(site: LocatedSite, tell: Callable[[SourceSummary], None] = la
     checks.check_device(config.device)
     source = fingerprint_source(site)  # before it is read: a change while it is read is seen the next time
     try:
-        dataset = load_source(config.data, str(site.root))
+        dataset = _load(site)
     except GenfedError as error:
         raise UnreadableDataError(str(error)) from error
     task, train = dataset.task, dataset.train
@@ -89,6 +92,14 @@ def load_site_data(site: LocatedSite, tell: Callable[[SourceSummary], None] = la
         remove_parts(site.folder, f"{DATA}.*")
         save(holding, site.folder / DATA)
     return holding
+
+
+def _load(site: LocatedSite) -> Dataset:
+    """Reads the site's data by the schema that the sites agreed on, if there is one."""
+    data, agreed = site.config.data, agreed_schema(site)
+    if agreed is None or not isinstance(data, Table):
+        return load_source(data, str(site.root))
+    return locate_source(data, str(site.root)).load_by(agreed)
 
 
 def describe_holdings(site: LocatedSite) -> SiteHoldings:
@@ -146,8 +157,11 @@ def fingerprint_source(site: LocatedSite) -> str:
     """
     config, hashed = site.config, hashlib.blake2b(digest_size=16)
     hashed.update(f"{__version__} {config.data!r} {config.classes!r} {config.part}".encode())
+    if (agreed := agreed_schema(site)) is not None:
+        hashed.update(digest_encoder(agreed).encode())
     for name in PATHS:
-        if isinstance(path := getattr(config.data, name, None), str):
+        given = getattr(config.data, name, None)
+        for path in given if isinstance(given, tuple) else (given,) if isinstance(given, str) else ():
             root = site.root / path
             for file in _list_files(root, site.folder.resolve()) if root.is_dir() else [root]:
                 if file.is_file():

@@ -36,8 +36,8 @@ class Link:
 @settings
 class SiteSettings:
     """A site: its data, its model and its machine. The server learns only the site's name, the name of its
-    architecture, its number of examples, the names of its classes and, in evaluations, its number of held-out examples
-    per class.
+    architecture, its number of examples, the names of its classes, a summary of the columns of a table whose schema is
+    agreed on and, in evaluations, its number of held-out examples per class.
     """
 
     name: Annotated[str, Field(pattern=SITE_NAME)]
@@ -72,6 +72,9 @@ class SiteSettings:
     minimum_class_count: Annotated[int, Field(ge=2)] | None = None
     """Smallest number of its examples of a class that an upload of the site may tell anything of; the site then refuses
     runs in which it would upload anything but sums without smaller classes. Unset: no limit of its own."""
+    least_rows: Annotated[int, Field(ge=1)] = 5
+    """Smallest number of its rows that the site tells of when sites with tables agree on a schema: categories of fewer
+    rows are not named, and numbers are given by the means of groups of as many."""
     peer_keys: str = ""
     """Folder with the public keys (NAME.pub) of the federation's sites, which this site got from them and not from the
     server; it then refuses a sum with any other client, and needs `minimum_group` and `link.key`. Empty: it trusts the
@@ -93,6 +96,12 @@ class SiteSettings:
             raise GenfedError(
                 f"[privacy] with {other}: no run has DP-SGD and [secure_aggregation] both; remove one of them"
             )
+
+    @property
+    def has_demand(self) -> bool:
+        """Whether the site demands any protection of its examples."""
+        demands = (self.privacy, self.client_privacy, self.minimum_group, self.minimum_class_count)
+        return any(demand is not None for demand in demands)
 
 
 @dataclass(frozen=True)
