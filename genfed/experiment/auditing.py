@@ -1,6 +1,7 @@
 """Audits of a finished trial: the case that an audit attacks, shadows of the trial, and the results."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import shutil
@@ -201,15 +202,6 @@ def audit_case(
     if not rounds:
         raise NotPossible(f"no client took part in a round of {trial.label}")
 
-    def samples(y: Tensor, purpose: str) -> Data:
-        return _sample(trial, at.state, y, purpose)
-
-    def features(data: Data) -> Data:
-        return Data(trial.method.represent(trial_server(trial, 0, "audit", "features"), at.state, data.x), data.y)
-
-    def network(info: ClientInfo) -> nn.Module:
-        return load_classifier(trial, at, info).cpu().eval()
-
     def retrained(number: int, examples: Sequence[Data]) -> Case:
         notify(f"shadow {number + 1}")
         own = zip((info.id for info in shards.clients if info.id in rounds), examples, strict=True)
@@ -227,13 +219,23 @@ def audit_case(
         holdings=_list_holdings(shards, rounds),
         server=lambda *path: trial_server(trial, 0, "audit", *path),
         state=at.state,
-        samples=samples,
-        classifier=network,
+        samples=functools.partial(_sample, trial, at.state),
+        classifier=functools.partial(_load_network, trial, at),
         retrained=retrained,
-        features=features if trial.method.of_features else None,
+        features=functools.partial(_represent, trial, at.state) if trial.method.of_features else None,
         notify=notify,
     )
     return replace(whole.limit_to([each for each in whole.holdings if each.rounds]), retrained=retrained)
+
+
+def _represent(trial: Trial, state: Any, data: Data) -> Data:
+    """Returns the features of examples by which the method classifies them."""
+    return Data(trial.method.represent(trial_server(trial, 0, "audit", "features"), state, data.x), data.y)
+
+
+def _load_network(trial: Trial, at: Checkpoint[Any], info: ClientInfo) -> nn.Module:
+    """Returns the classifier of a client."""
+    return load_classifier(trial, at, info).cpu().eval()
 
 
 def _train(shadow: Trial) -> Checkpoint[Any]:
