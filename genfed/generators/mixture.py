@@ -16,7 +16,7 @@ from genfed.core.settings import settings
 from genfed.core.task import Data, Task, Weights
 from genfed.generators.gaussian import log_prior
 from genfed.generators.gaussian_mixture import SHARES, divide
-from genfed.generators.row_generator import ROWS, Binned, RowNetwork, SummedRowGenerator, draw
+from genfed.generators.row_generator import ROWS, Binned, RowNetwork, SummedRowGenerator, draw, refuse_large
 from genfed.generators.statistics_generator import check_counts_and_forms, require_examples
 
 _LEAST = 1e-7
@@ -55,7 +55,12 @@ class Mixture(SummedRowGenerator):
         return 1 if self.components == 1 else 1 + self.em_steps
 
     def new(self, task: Task, rng: torch.Generator) -> "MixtureNetwork":
-        """Returns a network in which all values are equally frequent."""
+        """Returns a network in which all values are equally frequent.
+
+        Raises:
+            GenfedError: see `RowGenerator.new`; or it would have too many numbers.
+        """
+        refuse_large(len(task.classes) * self.components * self.binned(task).values)
         return MixtureNetwork(task, self.components, self.binned(task))
 
     def measure(self, data: Data, task: Task, present: Weights | None = None) -> Weights:

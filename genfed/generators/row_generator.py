@@ -14,7 +14,7 @@ from torch import Tensor
 from genfed.core.errors import GenfedError
 from genfed.core.settings import settings
 from genfed.core.task import Column, Data, Task, Weights
-from genfed.generators.generator import Generator, GeneratorNetwork
+from genfed.generators.generator import LARGEST, Generator, GeneratorNetwork
 from genfed.generators.statistics_generator import StatisticsGenerator
 from genfed.training.fit import Objective
 
@@ -295,6 +295,19 @@ class RowNetwork(GeneratorNetwork):
 
 _NEVER = -600.0
 """Logarithm of the probability below which a row does not occur."""
+
+
+def refuse_large(numbers: int) -> None:
+    """Refuses a distribution of too many numbers before memory is allocated for it.
+
+    Raises:
+        GenfedError: they are more than a generator may have.
+    """
+    if numbers > LARGEST:
+        raise GenfedError(
+            f"the generator would have {numbers:.3g} numbers; at most {LARGEST:.3g} are allowed: set fewer components "
+            "or bins, or drop columns of many categories"
+        )
 
 
 def require_columns(task: Task) -> tuple[Column, ...]:

@@ -14,7 +14,7 @@ from genfed.core.errors import GenfedError
 from genfed.core.settings import settings
 from genfed.core.task import Data, Task, Weights
 from genfed.generators.gaussian import log_prior
-from genfed.generators.row_generator import ROWS, Binned, RowNetwork, SummedRowGenerator, draw
+from genfed.generators.row_generator import ROWS, Binned, RowNetwork, SummedRowGenerator, draw, refuse_large
 from genfed.generators.statistics_generator import check_counts_and_forms, require_examples
 
 _MOST_PAIRS = 2**27
@@ -38,8 +38,14 @@ class TAN(SummedRowGenerator):
     """Weight in rows of the values of all rows of a class where a column's values depend on another column."""
 
     def new(self, task: Task, rng: torch.Generator) -> "TANNetwork":
-        """Returns a network of independent columns in which all values are equally frequent."""
-        return TANNetwork(task, self.binned(task))
+        """Returns a network of independent columns in which all values are equally frequent.
+
+        Raises:
+            GenfedError: see `RowGenerator.new`; or it would have too many numbers.
+        """
+        binned = self.binned(task)
+        refuse_large(len(task.classes) * binned.values * (max(binned.sizes) + 1))
+        return TANNetwork(task, binned)
 
     def measure(self, data: Data, task: Task, present: Weights | None = None) -> Weights:
         binned, classes = self.binned(task), len(task.classes)

@@ -1,5 +1,7 @@
 """Synthetic tables as users make them."""
 
+import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,9 @@ from sklearn.base import clone
 
 import genfed
 from genfed import GenfedError, Synthesizer
+from genfed.artifacts.synthesizer import _Saved
 from genfed.cli.main import main
+from genfed.core.record import load, save
 
 MIXTURE: dict[str, Any] = {"components": 4, "em_steps": 3}
 
@@ -207,3 +211,17 @@ def test_lists_of_lists_are_settings() -> None:
     made = Synthesizer("tan", label="ill", settings={"together": [["sex", "code"]]}).fit(rows)
     drawn = made.sample(200)
     assert (drawn["code"] == drawn["sex"].astype(str) + "1").all()
+
+
+def test_a_file_that_says_more_than_it_holds_allocates_nothing(fitted: Synthesizer, tmp_path: Path) -> None:
+    large = Synthesizer(**{**fitted.get_params(), "settings": {"components": 10_000_000}})
+    with pytest.raises(GenfedError, match=r"settings\.components = 10000000"):
+        large.fit(people(30))
+    fitted.save(tmp_path / "a.synth")
+    saved = load(_Saved, tmp_path / "a.synth")
+    settings = json.loads(saved.settings) | {"settings": {"components": 10_000, "bins": 20_000}}
+    wide = json.loads(saved.schema)
+    wide["categories"]["sex"] = [f"s{i}" for i in range(100_000)]
+    save(dataclasses.replace(saved, settings=json.dumps(settings), schema=json.dumps(wide)), tmp_path / "b.synth")
+    with pytest.raises(GenfedError, match=r"the generator would have \S+ numbers; at most"):
+        Synthesizer.load(tmp_path / "b.synth")
