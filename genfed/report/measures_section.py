@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
+from genfed.core.text import NAME, one_line
 from genfed.report.figures import draw_confusion
 from genfed.report.formatting import NONE, TextTable, format_percent, format_score
 from genfed.report.results import Measures, Report
@@ -87,7 +88,7 @@ def build_class_table(report: Report, method: str) -> TextTable:
     trials = [trial for trial in report.of(method) if trial.by_class]
     rows = [
         (
-            name,
+            one_line(name, NAME),
             _average_shares([trial.by_class[label].sensitivity for trial in trials]),
             _average_shares([trial.by_class[label].specificity for trial in trials]),
         )

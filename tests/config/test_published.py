@@ -8,6 +8,8 @@ import pytest
 
 from genfed.config.reader import read_config
 from genfed.core.method import Method
+from genfed.data.partition import ByColumn
+from genfed.data.series import Series
 from genfed.data.table import Table
 from genfed.experiment import run as runs
 
@@ -55,13 +57,20 @@ def test_runs_in_miniature(config: Path, tmp_path: Path) -> None:
     whole = read_config(config)
     for source in (whole.data, whole.public):
         if isinstance(source, Table):
-            write_rows(tmp_path / str(source.path), source)
+            write_tables(tmp_path / str(source.path), source)
+        elif isinstance(source, Series):
+            write_series(tmp_path / source.path, source)
         elif path := getattr(source, "path", None):
             write_images(tmp_path / path)
     small = [f"data_root='{tmp_path}'", "seeds=[0]", "compute.workers=0", "compute.threads=1", "evaluation.every=0"]
     small += ["metrics.samples=0", "metrics.flops=false", "audits=[]"]
-    clients = min(whole.federation.clients, 10)
-    small += [f"federation.clients={clients}", "federation.client_fraction=1.0", "federation.max_examples=100"]
+    natural = isinstance(whole.partition, ByColumn)  # as many clients as the column has values
+    clients = whole.federation.clients if natural else min(whole.federation.clients, 10)
+    small += [
+        f"federation.clients={clients}",
+        "federation.client_fraction=1.0",
+        f"federation.max_examples={10 * clients if natural else 100}",
+    ]
     for label, method in whole.method.items():
         small += [f"method.{label}.{key}={value}" for key, value in lower(method).items()]
         if hasattr(method, "foundation"):
@@ -96,6 +105,27 @@ def write_images(path: Path) -> None:
     parts |= {"x_test": rng.integers(0, 256, (20, *shape), np.uint8), "y_test": np.arange(20) % 10}
     parts |= {"domain_train": np.tile(domains, 50), "domain_test": np.tile(domains, 5)}
     np.savez(path, **parts)
+
+
+def write_series(path: Path, source: Series) -> None:
+    """Noise of 30 subjects, with every class in each."""
+    rng, classes = np.random.default_rng(0), len(source.classes or "ab")
+    subject = np.repeat(np.arange(30), 2 * classes)
+    x = rng.normal(size=(len(subject), 9, 128)).astype(np.float32)
+    np.savez(path, x=x, y=np.arange(len(subject)) % classes, subject=subject)
+
+
+def write_tables(path: Path, table: Table) -> None:
+    """A text file, or a folder of four if the path has no ending, whose labels are those that are named."""
+    if path.suffix:
+        write_rows(path, table)
+        return
+    path.mkdir()
+    draw, numbers = np.random.default_rng(0), list(table.categorical or ())
+    for file in "abcd":
+        rows = draw.integers(0, 4, (80, len(numbers) + 2))
+        lines = [",".join([*numbers, "age", table.label]), *(",".join(map(str, row)) for row in rows)]
+        (path / f"{file}.data").write_text("\n".join(lines) + "\n")
 
 
 def write_rows(path: Path, table: Table) -> None:

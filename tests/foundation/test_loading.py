@@ -192,7 +192,7 @@ def test_a_model_must_suit_the_task(models: Path) -> None:
     assert resized.load(task(1, 12, 10), CPU, "float32").image_shape == (3, 8, 8)
     with pytest.raises(GenfedError, match="3 channels cannot be made 4"):
         resized.load(task(4, 8, 8), CPU, "float32")
-    with pytest.raises(GenfedError, match="of kind table"):
+    with pytest.raises(GenfedError, match="the task's examples are a table"):
         foundation.load(Task("table", (4,), ("a", "b")), CPU, "float32")
     with pytest.raises(GenfedError, match="steps = 2000"):
         Foundation(model=name, steps=2000).load(task(3, 8, 8), CPU, "float32")

@@ -142,8 +142,8 @@ def test_images_from_noise(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize(
     ("task", "says"),
     [
-        (Task("table", (7,), ("a",)), "table examples of shape (7,)"),
-        (Task("features", (3, 16, 16), ("a",)), "features examples"),
+        (Task("table", (7,), ("a",)), "cannot make a table of shape (7,)"),
+        (Task("features", (3, 16, 16), ("a",)), "cannot make features of shape (3, 16, 16)"),
         (Task("image", (1, 7, 8), ("a",)), "(1, 7, 8): allowed are images of 8×8 to 64×64"),
     ],
 )
