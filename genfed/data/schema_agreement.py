@@ -61,7 +61,8 @@ def agree(sites: Mapping[str, TableSummary], scale: Scale = "standard", least_si
     for name in categories:
         there = [site for site in ordered.values() if name in site.categories]
         codes[name] = merge_categories([site.categories[name] for site in there], least_sites, MOST_CATEGORIES)
-        warnings += _describe_categories(name, codes[name], ordered)
+        every = merge_categories([site.categories[name] for site in there])  # those of one site too
+        warnings += _describe_categories(name, codes[name], every.counts, ordered)
         codes[name] = _lack(codes[name], name, ordered)
     rows = sum(site.rows for site in ordered.values())
     schema = build_schema(TableSummary(merged, notations, codes, rows), scale, "the sites' tables")
@@ -119,9 +120,11 @@ def _describe_absent(sites: Mapping[str, TableSummary], names: tuple[str, ...]) 
     return lines
 
 
-def _describe_categories(name: str, merged: CategorySummary, sites: Mapping[str, TableSummary]) -> list[str]:
+def _describe_categories(
+    name: str, merged: CategorySummary, every: Mapping[str, int], sites: Mapping[str, TableSummary]
+) -> list[str]:
     lines = []
-    for one, other in find_near_misses(merged.counts)[:3]:
+    for one, other in find_near_misses(every)[:3]:
         who = [
             next((show(site) for site, about in sites.items() if text in _counts(about, name)), "")
             for text in (one, other)

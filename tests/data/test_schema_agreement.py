@@ -64,9 +64,13 @@ def test_a_column_that_a_site_lacks_is_missing_in_its_rows() -> None:
 
 
 def test_what_may_mean_the_same_is_said_and_not_merged() -> None:
-    found = agree({"a": site(sex=["female", "male", "male"]), "b": site(sex=["F", "Male", "F"])})
+    sites = {"a": site(sex=["female", "male", "male"]), "b": site(sex=["F", "Male", "F"])}
+    found = agree(sites)
     assert found.schema.categories == {"sex": ("F", "Male", "female", "male")}
     lines = [line for line in found.summary.warnings if "are two categories" in line]
+    rare = agree(sites, least_sites=2)
+    assert rare.schema.categories == {"sex": (RARE,)}
+    assert [line for line in rare.summary.warnings if "are two categories" in line] == lines
     assert any("'Male' (b) and 'male' (a)" in line for line in lines)
     assert any("'F' (b) and 'female' (a)" in line for line in lines)
 
