@@ -11,12 +11,12 @@ import torch
 
 from genfed.core.errors import GenfedError, first_line, require
 from genfed.core.task import Data
-from genfed.data.cells import MISSING_WORDS, Cells, ReadAs, empty_cells, label_values, plain_number
+from genfed.data.cells import MISSING_WORDS, Cells, ReadAs, label_values
 from genfed.data.columns import Choice, summarize_columns
 from genfed.data.features import TableSchema, TableSummary
-from genfed.data.numerals import read_numbers
+from genfed.data.numerals import SURE, find_notation
 from genfed.data.table import Table
-from genfed.data.table_source import RawTable
+from genfed.data.table_source import RawTable, localize, read_columns
 from genfed.preprocessing.source_summary import SourceSummary
 
 if TYPE_CHECKING:
@@ -57,6 +57,8 @@ class Silo:
     """Columns that name the rows."""
     said: SourceSummary = field(default_factory=SourceSummary)
     """What looks wrong in the rows."""
+    own: TableSummary | None = None
+    """What it has said of its columns. None: it has not taken part in an agreement."""
 
     def read(self, name: str, read_as: ReadAs) -> Cells | None:
         """Returns a column. None: it has no values that can be used."""
@@ -73,7 +75,20 @@ class Silo:
         labels = np.zeros(self.table.columns.num_rows, np.int64)
         found, said = summarize_columns(choice, self.read, labels, self.table.where, least)
         self.said = SourceSummary((), tuple(line.replace("data.", "") for line in said.warnings))
+        self.own = found
         return found
+
+    def read_by(self, schema: TableSchema) -> tuple[dict[str, Cells], TableSchema]:
+        """Returns the columns that an agreed schema needs, and the schema as this silo writes its numbers.
+
+        Raises:
+            GenfedError: a column is of another type.
+        """
+        if self.own is None:
+            lacking = {name for name in (*schema.numbers, *schema.categories) if name not in self.table.names}
+        else:
+            schema, lacking = localize(schema, self.own)
+        return read_columns(self.table, schema, lacking), schema
 
 
 def open_silo(name: str, rows: "DataFrame | str | Path", label: str | None, kinds: ColumnKinds = ColumnKinds()) -> Silo:
@@ -150,8 +165,8 @@ def _names_rows(silo: Silo, name: str) -> bool:
     cells = silo.table.cells(name)
     if cells is None or cells.present < _ENOUGH or cells.present < len(cells):
         return False
-    if cells.numbers is None:
-        return len(cells.values) == len(cells)
+    if cells.numbers is None:  # numbers in another style than 1234.5 are texts here
+        return len(cells.values) == len(cells) and find_notation(cells, None, None, None).share < SURE
     whole = bool((cells.numbers == np.floor(cells.numbers)).all())
     return whole and len(np.unique(cells.numbers)) == len(cells) and _ID.fullmatch(name) is not None
 
@@ -180,15 +195,10 @@ def encode_silo(silo: Silo, schema: TableSchema, classes: tuple[str, ...]) -> Da
     Raises:
         GenfedError: values do not fit the schema, or a class is not known.
     """
-    rows = silo.table.columns.num_rows
-    columns = {}
-    for name in (*schema.numbers, *schema.categories):
-        kind: ReadAs = "category" if name in schema.categories else "any"
-        cells = silo.table.cells(name, kind) if name in silo.table.names else None
-        columns[name] = cells if cells is not None else empty_cells(rows, name in schema.numbers)
-    x = schema.encode(columns, silo.table.where).x
+    columns, local = silo.read_by(schema)
+    x = local.encode(columns, silo.table.where).x
     if silo.label is None:
-        return Data(x, torch.zeros(rows, dtype=torch.int64))
+        return Data(x, torch.zeros(len(x), dtype=torch.int64))
     places = {name: place for place, name in enumerate(classes)}
     texts = [str(value) for value in label_values([silo.table.whole(silo.label)])[0].tolist()]
     if strange := next((text for text in texts if text not in places), None):
@@ -229,18 +239,16 @@ def read_frame(silo: Silo, schema: TableSchema, columns: Sequence[str]) -> "Data
     """
     import pandas as pd
 
-    known = {name: silo.table for name in columns if name in silo.table.names}
-    found: dict[str, Any] = {name: [None] * silo.table.columns.num_rows for name in columns}
-    for name in known:
-        kind: ReadAs = "any" if name in schema.numbers else "category"
-        if (cells := silo.table.cells(name, kind)) is None:
-            continue
-        if name in schema.numbers:
-            found[name] = read_numbers(cells, schema.numbers[name].notation)[0]
+    there, local = silo.read_by(schema)
+    cells = local.read(there)
+    if silo.label is not None:
+        cells[silo.label] = silo.table.texts(silo.label)
+    found: dict[str, Any] = {}
+    for name in columns:
+        if (column := cells[name]).numbers is not None:
+            found[name] = column.numbers
         else:
-            texts = cells.as_texts()
-            plain = map(plain_number, texts.values) if name in schema.as_numbers else texts.values
-            found[name] = np.array([*plain, None], dtype=object)[texts.index]
+            found[name] = np.array([*column.values, None], dtype=object)[column.index]
     return pd.DataFrame(found)
 
 

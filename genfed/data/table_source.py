@@ -210,8 +210,8 @@ class TableSource(SplitSource):
         lacking: Collection[str] = ()
         shared = agreed  # what all sites have in common; each reads its own numbers
         if agreed is not None:
-            own = self.summarize_table(train, y, classes, label, natural, 1)
-            agreed, lacking = _read_as(agreed, own), find_lacking(agreed, own)
+            own = self._summarize(train, names, y["train"], first, 1)
+            agreed, lacking = localize(agreed, own)
         schema, about = self._choose_schema(train, label, names, y["train"], first, agreed)
         columns = {part: read_columns(table, schema, lacking) for part, table in tables.items()}
         keys = _digest_rows({part: schema.read(there) for part, there in columns.items()})
@@ -267,8 +267,13 @@ class TableSource(SplitSource):
             GenfedError: a column is not there or cannot be used.
         """
         names = self._candidates(train, label)
-        rows = self._cut_before(train, names, y, classes, natural)
-        read, labels = _reader(train, rows), y["train"][rows].numpy()
+        return self._summarize(train, names, y["train"], self._cut_before(train, names, y, classes, natural), least)
+
+    def _summarize(
+        self, train: RawTable, names: tuple[str, ...], y: Tensor, chosen: Tensor, least: int
+    ) -> TableSummary:
+        """Returns what `summarize_table` does, for columns and rows as in `_choose_schema`."""
+        read, labels = _reader(train, chosen), y[chosen].numpy()
         found = summarize_columns(self._choice(names, train), read, labels, train.where, least)[0]
         return replace(found, missing=self.missing_words())
 
@@ -386,14 +391,19 @@ def find_lacking(schema: TableSchema, own: TableSummary) -> set[str]:
     return {*schema.numbers, *schema.categories} - {*own.numbers, *own.categories}
 
 
-def _read_as(schema: TableSchema, own: TableSummary) -> TableSchema:
-    """Returns the schema with the ways in which this site writes its numbers."""
+def localize(schema: TableSchema, own: TableSummary) -> tuple[TableSchema, set[str]]:
+    """Returns an agreed schema with the ways in which one site writes its numbers, and the columns that the site does
+    not use.
+
+    Raises:
+        GenfedError: see `find_lacking`.
+    """
     written = own.notations
     numbers = {
         name: replace(about, notation=written[name]) if name in written else about
         for name, about in schema.numbers.items()
     }
-    return replace(schema, numbers=numbers)
+    return replace(schema, numbers=numbers), find_lacking(schema, own)
 
 
 def read_columns(table: RawTable, schema: TableSchema, lacking: Collection[str] = ()) -> dict[str, Cells]:

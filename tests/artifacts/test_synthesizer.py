@@ -13,6 +13,7 @@ from sklearn.base import clone
 
 import genfed
 from genfed import GenfedError, Synthesizer
+from genfed.artifacts.silos import encode_silo, read_frame
 from genfed.artifacts.synthesizer import _Saved
 from genfed.cli.main import main
 from genfed.core.record import load, save
@@ -225,3 +226,19 @@ def test_a_file_that_says_more_than_it_holds_allocates_nothing(fitted: Synthesiz
     save(dataclasses.replace(saved, settings=json.dumps(settings), schema=json.dumps(wide)), tmp_path / "b.synth")
     with pytest.raises(GenfedError, match=r"the generator would have \S+ numbers; at most"):
         Synthesizer.load(tmp_path / "b.synth")
+
+
+def test_each_silo_writes_numbers_in_its_own_way(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    silos = {}
+    for name, swap in (("north", str.maketrans(",.", ".,")), ("south", {})):
+        weights = rng.uniform(5000, 9000, 80)
+        rows = [f'"{weight:,.2f}";{"yn"[i % 2]}'.translate(swap) for i, weight in enumerate(weights)]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["weight;ill", *rows]))
+        silos[name] = tmp_path / f"{name}.csv"
+    made = Synthesizer("tan", label="ill").fit(silos)
+    assert made.sample(400)["weight"].between(5000, 9000).all()
+    for silo in made._silos.values():
+        x = encode_silo(silo, made.schema_, made.task_.classes).x[:, 0]
+        assert x.abs().max() < 3, "all lie within the scale of all"
+        assert read_frame(silo, made.schema_, ["weight"])["weight"].between(5000, 9000).all()
