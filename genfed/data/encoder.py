@@ -65,7 +65,7 @@ def dump_schema(schema: TableSchema) -> str:
     return _dump(schema).decode()
 
 
-def parse_schema(text: str, where: str) -> TableSchema:
+def parse_schema(text: str | bytes, where: str) -> TableSchema:
     """Returns the schema that `dump_schema` wrote; `where` names its file in messages.
 
     Raises:

@@ -249,6 +249,10 @@ class TableSummary:
     missing: tuple[str, ...] = ()
     """Texts that mean that there is no value; empty: the usual ones."""
 
+    def has(self, name: str) -> bool:
+        """Returns whether the site uses a column."""
+        return name in self.numbers or name in self.categories
+
 
 def summarize_table(
     numbers: Mapping[str, tuple[Cells, Notation]], categories: Mapping[str, Cells], where: str, least: int = 1

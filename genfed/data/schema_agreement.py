@@ -74,7 +74,7 @@ def agree(sites: Mapping[str, TableSummary], scale: Scale = "standard", least_si
 
 def _lack(about: T, name: str, sites: Mapping[str, TableSummary]) -> T:
     """Returns the summary with the rows of the sites that lack the column."""
-    rows = sum(site.rows for site in sites.values() if name not in site.numbers and name not in site.categories)
+    rows = sum(site.rows for site in sites.values() if not site.has(name))
     return replace(about, gaps=about.gaps + rows)
 
 
@@ -114,7 +114,7 @@ def _check_units(name: str, sites: Mapping[str, TableSummary]) -> None:
 def _describe_absent(sites: Mapping[str, TableSummary], names: tuple[str, ...]) -> list[str]:
     lines = []
     for name in names:
-        lack = [show(site) for site, about in sites.items() if name not in about.numbers | about.categories]
+        lack = [show(site) for site, about in sites.items() if not about.has(name)]
         if lack:
             lines.append(f"column {show(name)!r} is not at {list_some(lack)}: it is missing in all their rows")
     return lines

@@ -1,7 +1,7 @@
 """The server has sites with tables agree on one schema before training."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from genfed.core.errors import GenfedError
 from genfed.data.encoder import dump_schema
@@ -23,7 +23,7 @@ class SharedSchema:
     """The sites as they describe themselves with the schema."""
     schema: TableSchema | None = None
     """None: their examples are no tables, or every site's file names a schema."""
-    summary: SourceSummary = SourceSummary()  # noqa: RUF009
+    summary: SourceSummary = field(default_factory=SourceSummary)
     """What is to be said of it."""
 
 

@@ -19,7 +19,7 @@ from genfed.data.dataset import Dataset
 from genfed.data.encoder import digest_encoder
 from genfed.data.fitted import describe_fitted
 from genfed.data.table import Table
-from genfed.deployment.site_schema import agreed_schema
+from genfed.deployment.site_schema import agreed_content, agreed_schema
 from genfed.deployment.site_settings import LocatedSite
 from genfed.engines.client_storage import lock_folder
 from genfed.experiment import checks
@@ -157,8 +157,7 @@ def fingerprint_source(site: LocatedSite) -> str:
     """
     config, hashed = site.config, hashlib.blake2b(digest_size=16)
     hashed.update(f"{__version__} {config.data!r} {config.classes!r} {config.part}".encode())
-    if (agreed := agreed_schema(site)) is not None:
-        hashed.update(digest_encoder(agreed).encode())
+    hashed.update(agreed_content(site))
     for name in PATHS:
         given = getattr(config.data, name, None)
         for path in given if isinstance(given, tuple) else (given,) if isinstance(given, str) else ():

@@ -37,10 +37,16 @@ def agreed_schema(site: LocatedSite) -> TableSchema | None:
     Raises:
         GenfedError: its file is damaged.
     """
+    content = agreed_content(site)
+    return parse_schema(content, str(_file(site))) if content else None
+
+
+def agreed_content(site: LocatedSite) -> bytes:
+    """Returns the file of the schema that was agreed on last. Empty: there is none, or the site takes part in no
+    agreement.
+    """
     file = _file(site)
-    if not is_open(site) or not file.exists():
-        return None
-    return parse_schema(file.read_text("utf-8"), str(file))
+    return file.read_bytes() if is_open(site) and file.exists() else b""
 
 
 def summarize_site(site: LocatedSite) -> str:

@@ -16,19 +16,25 @@ from genfed.core.settings import settings
 from genfed.core.task import Data, Task, Weights
 from genfed.generators.gaussian import log_prior
 from genfed.generators.gaussian_mixture import SHARES, divide
-from genfed.generators.row_generator import ROWS, Binned, RowNetwork, SummedRowGenerator, draw, refuse_large
+from genfed.generators.row_generator import (
+    LEAST_PROBABILITY,
+    ROWS,
+    Binned,
+    RowNetwork,
+    SummedRowGenerator,
+    draw,
+    normalize,
+    refuse_large,
+)
 from genfed.generators.statistics_generator import check_counts_and_forms, require_examples
-
-_LEAST = 1e-7
-"""Smallest probability of a value, so that the sum of logarithms has a bound."""
 
 
 @settings
 class Mixture(SummedRowGenerator):
     """Components per class within which the columns are independent, by EM. In the first pass clients count the values
-    of each column by class. The components begin at these counts, moved apart by draws from the run's seed, so nobody
-    looks at single rows. In each further pass clients divide every row among the components of its class, in 4,096
-    equal shares, and add up: "counts" [classes]; "shares" [classes, k]; "values", the shares of the rows with each
+    of each column by class. The components begin at these counts, moved apart by draws from the seed: no party looks at
+    single rows. In each further pass clients divide every row among the components of its class, in 4,096 equal shares,
+    and add up: "counts" [classes]; "shares" [classes, k]; "values", the shares of the rows with each
     value of each column [classes, k, values]. In the first pass k is 1.
 
     >>> from genfed.core.task import Column
@@ -60,8 +66,9 @@ class Mixture(SummedRowGenerator):
         Raises:
             GenfedError: see `RowGenerator.new`; or it would have too many numbers.
         """
-        refuse_large(len(task.classes) * self.components * self.binned(task).values)
-        return MixtureNetwork(task, self.components, self.binned(task))
+        binned = self.binned(task)
+        refuse_large(len(task.classes) * self.components * binned.values)
+        return MixtureNetwork(task, self.components, binned)
 
     def measure(self, data: Data, task: Task, present: Weights | None = None) -> Weights:
         binned, classes = self.binned(task), len(task.classes)
@@ -108,9 +115,9 @@ class Mixture(SummedRowGenerator):
         shares, values = statistics["shares"].double() / SHARES, statistics["values"].double() / SHARES
         binned = self.binned(task)
         sizes, everything = binned.sizes, values.sum((0, 1))
-        everywhere = _normalize(everything + binned.may_occur(everything) / SHARES, sizes)
-        marginal = _normalize(values.sum(1) + everywhere, sizes)
-        table = _normalize(values + self.smoothing * marginal[:, None], sizes)
+        everywhere = normalize(everything + binned.may_occur(everything) / SHARES, sizes)
+        marginal = normalize(values.sum(1) + everywhere, sizes)
+        table = normalize(values + self.smoothing * marginal[:, None], sizes)
         weight = shares / counts.clamp_min(1)[:, None]
         if present is None:
             table, weight = self._begin(marginal, sizes, rng or torch.Generator())
@@ -124,7 +131,7 @@ class Mixture(SummedRowGenerator):
         table = marginal[:, None].repeat(1, self.components, 1)
         if self.components > 1:
             draws = torch.randn(table.shape, generator=rng, dtype=torch.float64)
-            table = _normalize(table * (self.spread * draws).exp(), sizes)
+            table = normalize(table * (self.spread * draws).exp(), sizes)
         return table, torch.full((len(marginal), self.components), 1 / self.components, dtype=torch.float64)
 
 
@@ -138,11 +145,6 @@ def _add(found: Tensor, divided: Tensor, places: Tensor) -> None:
     found += sums.T
 
 
-def _normalize(values: Tensor, sizes: list[int]) -> Tensor:
-    """Returns numbers ≥ 0 [..., values] in proportion, such that those of each column add up to 1."""
-    return torch.cat([part / part.sum(-1, keepdim=True) for part in torch.split(values, sizes, dim=-1)], dim=-1)
-
-
 class _Scores:
     """Logarithms of a class's probabilities in whole steps, so that sums over columns are exact in single precision:
     batches and the split of the rows do not change a bit.
@@ -150,9 +152,9 @@ class _Scores:
 
     def __init__(self, weight: Tensor, table: Tensor, columns: int) -> None:
         steps = 2.0 ** (20 - math.ceil(math.log2(columns + 1)))  # 2⁴ · columns · steps ≤ 2²⁴
-        rounded = (table.double().clamp_min(_LEAST).log() * steps).round() / steps
+        rounded = (table.double().clamp_min(LEAST_PROBABILITY).log() * steps).round() / steps
         self._table = functional.pad(rounded.T, (0, 0, 0, 1)).float().contiguous()  # an unknown value counts 0
-        self._weight = (weight.double().clamp_min(_LEAST).log() * steps).round().div(steps).float()
+        self._weight = (weight.double().clamp_min(LEAST_PROBABILITY).log() * steps).round().div(steps).float()
 
     def score(self, places: Tensor) -> Tensor:
         """Returns log(weight · probability) of rows with values at places [n, columns]: float32 [n, k]."""
@@ -199,7 +201,7 @@ class MixtureNetwork(RowNetwork):
     def log_joint(self, x: Tensor) -> Tensor:
         places = self.binned.read(x)
         weight = self.weight.double().clamp_min(1e-30).log()
-        table = functional.pad(self.table.double().clamp_min(_LEAST).log(), (0, 1))
+        table = functional.pad(self.table.double().clamp_min(LEAST_PROBABILITY).log(), (0, 1))
         scores = [
             torch.stack(
                 [

@@ -22,9 +22,14 @@ def pool(parts: Sequence[Weights], rows: Sequence[int]) -> Weights:
         rows: The number of its rows.
     """
     shares = torch.tensor(rows) / sum(rows)
-    prior = (shares[:, None] * torch.stack([part["prior"] for part in parts])).sum(0)
+    prior = _join(shares, [part["prior"] for part in parts])
     named = {f"{place}.{name}": value for place, part in enumerate(parts) for name, value in part.items()}
     return {"shares": shares, "prior": prior, **named}
+
+
+def _join(shares: Tensor, priors: Sequence[Tensor]) -> Tensor:
+    """Returns the shares of classes over all silos, from those of the silos' rows and of classes within each."""
+    return (shares[:, None] * torch.stack(list(priors))).sum(0)
 
 
 def build_pooled(generator: RowGenerator, task: Task, weights: Weights) -> "PooledRowNetwork":
@@ -56,7 +61,7 @@ class PooledRowNetwork(RowNetwork):
         super().__init__(task, binned)
         self.parts = nn.ModuleList(parts)
         self.register_buffer("shares", shares)
-        self.prior = (shares[:, None] * torch.stack([part.prior for part in parts])).sum(0)
+        self.prior = _join(shares, [part.prior for part in parts])
 
     def _add(self, joints: Sequence[Tensor]) -> Tensor:
         """Returns what logarithms of probabilities within each silo are over all: a tensor for each silo."""

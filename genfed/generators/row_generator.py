@@ -22,6 +22,8 @@ ROWS = 4096
 """Rows that are worked on at once."""
 MOST_COMBINATIONS = 10_000
 """Largest number of combinations of columns that belong together."""
+LEAST_PROBABILITY = 1e-7
+"""Smallest probability of a value, so that every row has a finite logarithm."""
 UNKNOWN = -1
 """Code of a value that is not known: a category that training did not have."""
 
@@ -406,6 +408,15 @@ def write_features(
         if column.gap is not None:
             x[:, column.gap] = (code == len(column.cells)).float()
     return x
+
+
+def normalize(values: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Returns numbers ≥ 0 [..., values] in proportion, such that those of each variable add up to 1.
+
+    >>> normalize(torch.tensor([1.0, 3.0, 5.0]), [2, 1])
+    tensor([0.2500, 0.7500, 1.0000])
+    """
+    return torch.cat([part / part.sum(-1, keepdim=True) for part in torch.split(values, list(sizes), dim=-1)], dim=-1)
 
 
 def draw(weights: Tensor, rng: torch.Generator) -> Tensor:

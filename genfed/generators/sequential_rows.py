@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from genfed.core.rng import stream
-from genfed.generators.row_generator import ROWS, UNKNOWN, RowNetwork, draw
+from genfed.generators.row_generator import LEAST_PROBABILITY, ROWS, UNKNOWN, RowNetwork, draw
 
 
 class SequentialRowNetwork(RowNetwork):
@@ -107,10 +107,6 @@ class SequentialRowNetwork(RowNetwork):
         for variable in order:
             own = known[:, variable]
             chosen = self.predict(variable, y, codes).gather(1, own.clamp_min(0)[:, None])[:, 0]
-            total += torch.where(own == UNKNOWN, 0.0, chosen.clamp_min(_LEAST).log())
+            total += torch.where(own == UNKNOWN, 0.0, chosen.clamp_min(LEAST_PROBABILITY).log())
             codes[:, variable] = own
         return total
-
-
-_LEAST = 1e-7
-"""Smallest probability of a value, so that every row has a finite logarithm."""

@@ -14,7 +14,7 @@ from genfed.core.errors import GenfedError
 from genfed.core.settings import settings
 from genfed.core.task import Data, Task, Weights
 from genfed.generators.gaussian import log_prior
-from genfed.generators.row_generator import ROWS, Binned, RowNetwork, SummedRowGenerator, draw, refuse_large
+from genfed.generators.row_generator import ROWS, Binned, RowNetwork, SummedRowGenerator, draw, normalize, refuse_large
 from genfed.generators.statistics_generator import check_counts_and_forms, require_examples
 
 _MOST_PAIRS = 2**27
@@ -102,8 +102,8 @@ def estimate_tree(binned: Binned, counts: Tensor, pairs: Tensor, smoothing: floa
     """
     alone = pairs.diagonal(dim1=1, dim2=2)
     everything = alone.sum(0)
-    everywhere = _normalize(everything + 1e-3 * binned.may_occur(everything), binned.sizes)
-    marginal = _normalize(alone + everywhere, binned.sizes)
+    everywhere = normalize(everything + 1e-3 * binned.may_occur(everything), binned.sizes)
+    marginal = normalize(alone + everywhere, binned.sizes)
     parents = find_tree(binned, pairs, counts)
     table = torch.zeros(len(counts), binned.values, max(binned.sizes) + 1, dtype=torch.float64)
     table[:, :, -1] = marginal  # given a parent that is not known, or none
@@ -120,10 +120,6 @@ def estimate_tree(binned: Binned, counts: Tensor, pairs: Tensor, smoothing: floa
 def _place(binned: Binned, column: int) -> slice:
     """Returns the places of a column's values."""
     return slice(binned.starts[column], binned.starts[column] + binned.sizes[column])
-
-
-def _normalize(values: Tensor, sizes: list[int]) -> Tensor:
-    return torch.cat([part / part.sum(-1, keepdim=True) for part in torch.split(values, sizes, dim=-1)], dim=-1)
 
 
 def find_tree(binned: Binned, pairs: Tensor, counts: Tensor) -> Tensor:
